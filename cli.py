@@ -1,0 +1,107 @@
+"""Sightline's command line. Each command is a thin face of one function in ``realtime``, ``calib`` or ``engines``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from engines.base import SightlineError
+from engines.choose import Choice, open_localizer
+from engines.localizer import Localizer
+from realtime import batch as batches
+from realtime import live
+from realtime.latency import latency_table
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
+)  # fmt: skip
+console = Console(stderr=True)
+
+Model = Annotated[str, typer.Option(help="compact, vgg16, squeezenet, or a classifier FILE.onnx.")]
+Weights = Annotated[str | None, typer.Option(help="FILE (.safetensors, .pth, .npz, .net), a NAME to download, or random.")]
+Method = Annotated[str, typer.Option(help="sensitivity (gradient of the class score) or gestalt (of the last feature maps).")]
+HeadFile = Annotated[str | None, typer.Option("--head", help="FILE of a fitted head, or none for the heat map alone.")]
+Backend = Annotated[str, typer.Option(help="auto, openvino or torch.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Size = Annotated[int | None, typer.Option(help="Input side in pixels.", min=16)]
+Wanted = Annotated[str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+
+
+@app.command(epilog="Example:  sightline demo --out out")
+def demo(
+    out: Out = Path("out"), frames: Annotated[int, typer.Option(help="Length of the clip.", min=1)] = 300,
+    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
+    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Localize a cat in a clip whose true boxes are known, and show what comes out."""
+    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
+    summary = batches.process(f"demo:{frames}", out, localizer, console)
+    _report([summary], as_json)
+
+
+@app.command(epilog="Example:  sightline batch holiday.mp4 photos/ --out out")
+def batch(
+    sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
+    out: Out = Path("out"),
+    video: Annotated[bool, typer.Option(help="Write the annotated video, or only the data.")] = True,
+    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
+    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
+    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
+    _report([batches.process(source, out, localizer, console, video) for source in sources], as_json)
+
+
+@app.command(epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --log cam.jsonl")
+def stream(
+    source: Annotated[str, typer.Argument(help="Camera number, rtsp:// or http(s):// address, file, folder or demo:")],
+    window: Annotated[bool, typer.Option(help="Open a window where there is a display.")] = True,
+    record: Annotated[Path | None, typer.Option(help="Annotated MP4 to write.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Per-frame JSONL to write.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop after this long.", min=0.1)] = None,
+    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
+    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are dropped and counted."""
+    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
+    _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
+
+
+def _open(choice: Choice) -> Localizer:
+    with console.status(f"building {choice.model} ..."):
+        localizer = open_localizer(choice)
+    engine = localizer.engine
+    console.print(f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision}, {engine.device}", style="dim")
+    if "box_xyxy" not in [spec.name for spec in engine.outputs]:
+        console.print("no box head fits this network: heat maps only", style="yellow")
+    return localizer
+
+
+def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:
+    for summary in summaries:
+        console.print(latency_table(summary["source"], summary))
+        for kind, path in summary.get("files", {}).items():
+            console.print(f"  {kind.replace('_', ' '):13} {path}")
+    if as_json:
+        print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
+    if any(summary["interrupted"] for summary in summaries):
+        raise typer.Exit(130)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and status 2."""
+    try:
+        app()
+    except SightlineError as error:
+        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""PyTorch autograd on an independent module: the reference that compiled graphs are held against, slow and plain."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.backends.torch_networks import SqueezeNet, Vgg16
+from engines.base import Array, EngineError, TensorSpec, check_feeds
+from engines.build import WANTED_CLASS, check_head, stamp
+from engines.classifiers import Classifier
+from engines.head import Feature, Head, area_matrix
+from engines.maps import PIXELS, MapSpec
+from engines.preprocess import IMAGE
+
+LAST = {"compact": "conv5_3", "vgg16": "conv5_3", "squeezenet": "conv_final"}
+
+
+def torch_network(classifier: Classifier) -> Vgg16 | SqueezeNet:
+    """The classifier as a module of its own, with the same weights, without gradients for them.
+
+    Raises:
+        EngineError: the classifier came from an ONNX file, for which there is no module.
+    """
+    weights = {name: torch.from_numpy(np.array(value)) for name, value in classifier.weights.items()}
+    network: Vgg16 | SqueezeNet
+    if classifier.name == "squeezenet":
+        network = SqueezeNet(classes=len(weights["conv_final.bias"]))
+        weights = {f"fires.{k}" if k.startswith("fire") else k: v for k, v in weights.items()}
+    elif classifier.name in LAST:
+        channels = [len(weights[f"features.{i}.bias"]) for i in (0, 5, 10, 17, 24)]
+        whole = "classifier.6.bias" in weights
+        last, hidden = ("classifier.6.bias", len(weights["classifier.0.bias"])) if whole else ("classifier.bias", 0)
+        network = Vgg16(channels, len(weights[last]), hidden)
+    else:
+        raise EngineError(f"the torch backend runs {', '.join(LAST)}, not {classifier.name}: use --backend openvino")
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
+
+
+class TorchEngine:
+    """See ``engines.base.Engine``; the same inputs and outputs as ``engines.build.build_graph``."""
+
+    backend, precision = "torch", "fp32"
+
+    def __init__(
+        self, classifier: Classifier, spec: MapSpec | None = None, head: Head | None = None, batch: int = 1
+    ) -> None:
+        self._spec = spec or (head.spec if head else MapSpec())
+        if head is not None:
+            check_head(head, classifier, self._spec)
+        self._head, self._preprocessing, self._last = head, classifier.preprocessing, LAST.get(classifier.name, "")
+        self._network = torch_network(classifier)
+        side = classifier.size_px
+        self.device = f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
+        self.inputs = (
+            TensorSpec(IMAGE, np.dtype(np.uint8), (batch, side, side, 3)),
+            TensorSpec(WANTED_CLASS, np.dtype(np.int64), (batch,)),
+        )
+        blank = self._run(np.zeros(self.inputs[0].shape, np.uint8), np.zeros(batch, np.int64))
+        self.outputs = tuple(TensorSpec(name, value.dtype, value.shape) for name, value in blank.items())
+        self.metadata: Mapping[str, str] = stamp(classifier, self._spec, head, self._classes)
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See ``engines.base.Engine.infer``."""
+        check_feeds(self.inputs, feeds)
+        return self._run(feeds[IMAGE], feeds[WANTED_CLASS])
+
+    def close(self) -> None:
+        """Nothing is held that Python does not free."""
+
+    def _run(self, image_nhwc_bgr: Array, wanted_class: Array) -> dict[str, Array]:
+        pixels = torch.from_numpy(np.ascontiguousarray(image_nhwc_bgr)).permute(0, 3, 1, 2).float()
+        if self._preprocessing.order == "rgb":
+            pixels = pixels.flip(1)
+        pixels = pixels.contiguous().requires_grad_(True)
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self._preprocessing.mean, self._preprocessing.std))
+        scores, layers = self._network.activations((pixels - mean) / std)
+        self._classes = scores.shape[1]
+        wanted = torch.from_numpy(np.asarray(wanted_class))
+        chosen = torch.where(wanted < 0, scores.argmax(1), wanted)
+        maps = self._maps(scores, chosen, {PIXELS: pixels, **layers})
+        result: dict[str, Array] = {
+            "class_index": chosen.numpy(),
+            "score": scores.softmax(1).gather(1, chosen[:, None])[:, 0].detach().numpy(),
+            "map": maps["gradient", self._spec.layer].numpy(),
+        }
+        if self._head is not None:
+            parts = [features_of(maps[f.signal, f.layer], f) for f in self._head.features]
+            box = torch.cat(parts, 1) @ torch.from_numpy(self._head.weight).T + torch.from_numpy(self._head.bias)
+            box = box.clamp(0, 1)
+            low, high = torch.minimum(box[:, :2], box[:, 2:]), torch.maximum(box[:, :2], box[:, 2:])
+            result["box_xyxy"] = torch.cat([low, high], 1).numpy()
+        return result
+
+    def _maps(self, scores: Tensor, chosen: Tensor, tensors: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+        """(signal, layer) to maps, by autograd."""
+        if self._spec.objective == "gestalt":
+            objective = tensors[self._last].mean(dim=(1, 2, 3)).sum()
+        else:
+            objective = scores.gather(1, chosen[:, None]).sum()
+        features = self._head.features if self._head else ()
+        layers = list(dict.fromkeys([self._spec.layer, *(f.layer for f in features if f.signal == "gradient")]))
+        gradients = torch.autograd.grad(objective, [tensors[layer] for layer in layers])
+        maps = {}
+        for layer, gradient in zip(layers, gradients, strict=True):
+            absolute = gradient.abs()
+            maps["gradient", layer] = absolute.amax(1) if self._spec.aggregation == "max" else absolute.mean(1)
+        for feature in features:
+            if feature.signal == "activation":
+                maps["activation", feature.layer] = tensors[feature.layer].detach().mean(1)
+        return maps
+
+
+def features_of(map_nhw: Tensor, feature: Feature) -> Tensor:
+    """The head's inputs from one map, ``[N, D]``, written apart from ``engines.head`` (quantiles by interpolation)."""
+    scaled = map_nhw**feature.power
+    scaled = scaled / scaled.mean(dim=(1, 2), keepdim=True).clamp_min(1e-30)
+    if feature.kind == "grid":
+        rows, columns = (torch.from_numpy(area_matrix(n, feature.size)) for n in scaled.shape[1:])
+        return torch.einsum("ih,nhw,jw->nij", rows, scaled, columns).flatten(1)
+    levels = (np.arange(feature.size) + 0.5) / feature.size
+    return torch.stack([_marginal_quantiles(image.double().numpy(), levels) for image in scaled])
+
+
+def _marginal_quantiles(image: Array, levels: Array) -> Tensor:
+    positions = []
+    for axis in (0, 1):
+        mass = image.sum(axis=axis)
+        if mass.sum() == 0:
+            positions.append(np.ones(len(levels)))
+            continue
+        edges = np.concatenate([[0], np.cumsum(mass)]) / mass.sum()
+        positions.append(np.interp(levels, edges, np.linspace(0, 1, len(edges))))
+    return torch.from_numpy(np.concatenate(positions).astype(np.float32))

@@ -1,0 +1,130 @@
+"""The classifiers as plain ``torch.nn`` modules: the reference that the graph is held against, and what training trains.
+
+They share nothing with the ONNX builder in ``engines.vgg`` but the names of the weights, so that agreement between the
+two is evidence rather than a tautology.
+
+Sources: VGG16, configuration D (Simonyan & Zisserman 2015, table 1); SqueezeNet v1.0 (Iandola et al. 2016, table 1).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CONVOLUTIONS_PER_BLOCK = (2, 2, 3, 3, 3)
+
+
+class Vgg16(nn.Module):
+    """VGG16 with any number of channels per block.
+
+    Args:
+        channels: output channels of the five blocks, ``(64, 128, 256, 512, 512)`` for the published network.
+        classes: number of class scores.
+        hidden: width of the two hidden fully connected layers; 0 for global average pooling and one linear layer.
+        grid: side of the square grid that the fully connected layers read (7 as published); unused when ``hidden`` is 0.
+        batch_norm: put a batch norm after each convolution (training only: it is folded at export).
+
+    Shapes: float32 ``[N, 3, H, W]``, normalised, to ``[N, classes]``.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128, 256, 512, 512),
+        classes: int = 1000,
+        hidden: int = 4096,
+        grid: int = 7,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width_in = 3
+        for width, repeats in zip(channels, CONVOLUTIONS_PER_BLOCK, strict=True):
+            for _ in range(repeats):
+                layers.append(nn.Conv2d(width_in, width, 3, padding=1, bias=not batch_norm))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.ReLU(inplace=batch_norm))
+                width_in = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.hidden, self.grid = hidden, grid
+        if hidden:
+            self.classifier: nn.Module = nn.Sequential(
+                nn.Linear(width_in * grid * grid, hidden), nn.ReLU(), nn.Dropout(),
+                nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, classes),
+            )  # fmt: skip
+        else:
+            self.classifier = nn.Linear(width_in, classes)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """Class scores before any softmax."""
+        return self._classify(self.features(x_nchw))
+
+    def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(class scores, what each layer wrote: ``conv1_1`` ... ``pool5``), for a network without batch norm."""
+        kept: dict[str, Tensor] = {}
+        block, number = 1, 0
+        for layer in self.features:
+            x_nchw = layer(x_nchw)
+            if isinstance(layer, nn.ReLU):
+                number += 1
+                kept[f"conv{block}_{number}"] = x_nchw
+            elif isinstance(layer, nn.MaxPool2d):
+                kept[f"pool{block}"] = x_nchw
+                block, number = block + 1, 0
+        return self._classify(x_nchw), kept
+
+    def _classify(self, features_nchw: Tensor) -> Tensor:
+        if self.hidden:
+            flat = functional.adaptive_avg_pool2d(features_nchw, self.grid).flatten(1)
+        else:
+            flat = features_nchw.mean(dim=(2, 3))
+        scores: Tensor = self.classifier(flat)
+        return scores
+
+
+class Fire(nn.Module):
+    """Squeeze to few channels by 1x1, expand by 1x1 and 3x3 side by side (Iandola et al. 2016, section 3.2)."""
+
+    def __init__(self, width_in: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(width_in, squeeze, 1)
+        self.expand1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, width_in, H, W]`` to ``[N, 2 * expand, H, W]``."""
+        x = functional.relu(self.squeeze(x))
+        return torch.cat([functional.relu(self.expand1(x)), functional.relu(self.expand3(x))], dim=1)
+
+
+class SqueezeNet(nn.Module):
+    """SqueezeNet v1.0 in its Caffe form: no padding in the first layer, pools that round up, padding 1 in the last."""
+
+    FIRES = {
+        "fire2": (96, 16, 64), "fire3": (128, 16, 64), "fire4": (128, 32, 128), "fire5": (256, 32, 128),
+        "fire6": (256, 48, 192), "fire7": (384, 48, 192), "fire8": (384, 64, 256), "fire9": (512, 64, 256),
+    }  # fmt: skip
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 96, 7, stride=2)
+        self.fires = nn.ModuleDict({name: Fire(*sizes) for name, sizes in self.FIRES.items()})
+        self.conv_final = nn.Conv2d(512, classes, 1, padding=1)
+        self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` (BGR 0..255 less the channel means) to class scores ``[N, classes]`` before any softmax."""
+        return self.activations(x_nchw)[0]
+
+    def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(class scores, what each layer wrote: ``conv1``, ``pool1``, ``fire2`` ... ``conv_final``)."""
+        kept = {"conv1": functional.relu(self.conv1(x_nchw))}
+        x = kept["pool1"] = self.pool(kept["conv1"])
+        for name, fire in self.fires.items():
+            x = kept[name] = fire(x)
+            if name in ("fire4", "fire8"):
+                x = kept[f"pool{name[4:]}"] = self.pool(x)
+        kept["conv_final"] = functional.relu(self.conv_final(x))
+        return kept["conv_final"].mean(dim=(2, 3)), kept

@@ -1,0 +1,109 @@
+"""What every engine looks like from outside, and every error that Sightline raises on purpose.
+
+The error tree (each is one clear line: what, where, what to do; the command line ends with status 2)::
+
+    SightlineError
+    ├── ModelError    a network, its weights or a head cannot be used
+    ├── InputError    a tensor given to an engine does not fit
+    ├── EngineError   a backend is missing or failed
+    ├── SourceError   a camera, video, folder or data set cannot be read
+    └── OutputError   a result cannot be written
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class SightlineError(Exception):
+    """Base of every error that is the user's to mend; its text is one line."""
+
+
+class ModelError(SightlineError):
+    """A network, its weights or a head cannot be used."""
+
+
+class InputError(SightlineError):
+    """A tensor given to an engine does not fit."""
+
+
+class EngineError(SightlineError):
+    """A backend is missing or failed."""
+
+
+class SourceError(SightlineError):
+    """A camera, video, folder or data set cannot be read."""
+
+
+class OutputError(SightlineError):
+    """A result cannot be written."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and static shape of an engine's input or output."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}[{', '.join(map(str, self.shape))}]"
+
+
+class Engine(Protocol):
+    """A compiled graph. Not thread-safe: one thread owns it.
+
+    Attributes:
+        backend: ``openvino``, ``torch``, ``mock`` ...
+        precision: ``fp32``, ``bf16`` ...
+        device: the processor in words.
+        inputs, outputs: in the graph's order.
+        metadata: what ``engines.build`` stamped on the graph.
+    """
+
+    backend: str
+    precision: str
+    device: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once and wait.
+
+        Args:
+            feeds: one array per input, of exactly the specified type and shape.
+
+        Returns:
+            One array per output, the caller's to keep.
+
+        Raises:
+            InputError: a feed is missing, unknown, or of the wrong type or shape.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds. Calling it twice is fine."""
+        ...
+
+
+def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
+    """Raise InputError, naming tensor, what came, what was expected and what to do, unless the feeds fit the specs."""
+    expected = {spec.name: spec for spec in specs}
+    for name in feeds:
+        if name not in expected:
+            raise InputError(f"unknown input '{name}': this engine takes {', '.join(expected)}; leave it out")
+    for name, spec in expected.items():
+        if name not in feeds:
+            raise InputError(f"input '{name}' is missing: pass an array {spec}")
+        came = feeds[name]
+        if came.dtype != spec.dtype or came.shape != spec.shape:
+            got = TensorSpec(name, came.dtype, came.shape)
+            todo = "convert it with .astype" if came.shape == spec.shape else "resize it or build for that shape"
+            raise InputError(f"input '{name}': got {got}, expected {spec}; {todo}")

@@ -1,0 +1,124 @@
+"""From a classifier to one checked, stamped ONNX graph: pixels in; box, class, score and map out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import onnx
+
+from engines.base import ModelError
+from engines.classifiers import Classifier, class_names
+from engines.graph import INT64, Graph
+from engines.head import Feature, Head, append_box, append_features
+from engines.maps import MapSpec, append_maps
+from engines.preprocess import append_preprocessing
+
+WANTED_CLASS = "wanted_class"
+FORMAT = 1
+
+
+def build_graph(
+    classifier: Classifier,
+    spec: MapSpec | None = None,
+    head: Head | None = None,
+    *,
+    batch: int = 1,
+    features: Sequence[Feature] = (),
+    expose: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Assemble the localization graph.
+
+    Inputs: ``image_nhwc_bgr`` uint8 ``[N, S, S, 3]``; ``wanted_class`` int64 ``[N]``, -1 for the best-scoring class.
+    Outputs: ``class_index`` int64 ``[N]``; ``score`` float32 ``[N]`` (softmax probability of that class); ``map`` float32
+    ``[N, h, w]`` at ``spec.layer``; with a head ``box_xyxy`` float32 ``[N, 4]`` in 0..1 of width and height; with
+    ``features`` their values ``[N, D]``.
+
+    Args:
+        classifier: the network.
+        spec: which map; the head's own when None, which is also the only one a head takes.
+        head: reads the box; None for the map alone.
+        batch: images per call.
+        features: head inputs to publish, for fitting.
+        expose: layers whose scores or activations to publish too (``scores`` or a layer's name), for checks.
+
+    Raises:
+        ModelError: the head belongs to another network, size or objective, or the graph cannot be built.
+    """
+    spec = spec or (head.spec if head else MapSpec())
+    if head is not None:
+        check_head(head, classifier, spec)
+    graph = Graph()
+    pixels, normalised = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
+    wanted = graph.input(WANTED_CLASS, INT64, (batch,))
+    forward = classifier.append(graph, normalised)
+    class_index, score = _chosen_class(graph, forward.scores, wanted)
+    wanted_features = tuple(head.features if head else ()) + tuple(features)
+    layers = list(dict.fromkeys([spec.layer, *(f.layer for f in wanted_features if f.signal == "gradient")]))
+    maps = {("gradient", k): v for k, v in append_maps(graph, forward, pixels, class_index, spec, layers).items()}
+    for feature in wanted_features:
+        if feature.signal == "activation" and (feature.signal, feature.layer) not in maps:
+            maps[feature.signal, feature.layer] = _activation_map(graph, forward.layers, feature.layer)
+    graph.output(class_index, "class_index")
+    graph.output(score, "score")
+    graph.output(maps["gradient", spec.layer], "map")
+    if head is not None:
+        graph.output(append_box(graph, append_features(graph, maps, head.features), head), "box_xyxy")
+    if features:
+        graph.output(append_features(graph, maps, features), "features")
+    for name in expose:
+        graph.output(forward.scores if name == "scores" else forward.layers[name], name + "_out")
+    return graph.model(stamp(classifier, spec, head, graph.shape(forward.scores)[1]))
+
+
+def check_head(head: Head, classifier: Classifier, spec: MapSpec) -> None:
+    """Raise ModelError unless the head was fitted on exactly this network, size and map."""
+    remedy = "fit one for it with 'fit', or pass --head none"
+    if head.network != classifier.digest:
+        raise ModelError(f"the head was fitted on another network than these '{classifier.name}' weights; {remedy}")
+    if head.size_px != classifier.size_px:
+        raise ModelError(f"the head was fitted at {head.size_px} px, not {classifier.size_px}; {remedy}")
+    if head.spec != spec:
+        raise ModelError(f"the head reads the map {head.spec}, not {spec}; {remedy}")
+
+
+def stamp(classifier: Classifier, spec: MapSpec, head: Head | None, classes: int) -> dict[str, str]:
+    """Metadata that lets an engine be trusted and its results be read."""
+    description: dict[str, Any] = {
+        "format": FORMAT, "model": classifier.name, "network": classifier.digest, "size_px": classifier.size_px,
+        "spec": asdict(spec), "head": head.digest if head else None,
+    }  # fmt: skip
+    return {"sightline": json.dumps(description), "class_names": json.dumps(class_names(classes))}
+
+
+def stamped(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The description that ``stamp`` wrote.
+
+    Raises:
+        ModelError: the file is not one of ours, or of another format.
+    """
+    try:
+        description: dict[str, Any] = json.loads(metadata["sightline"])
+    except (KeyError, ValueError) as error:
+        raise ModelError("this ONNX file was not built by Sightline: build it with 'build'") from error
+    if description.get("format") != FORMAT:
+        raise ModelError("this graph was built by another version of Sightline: build it again with 'build'")
+    return description
+
+
+def _chosen_class(graph: Graph, scores: str, wanted: str) -> tuple[str, str]:
+    """(class index, softmax probability): the wanted class, or the arg-max where it is negative."""
+    best = graph.add("ArgMax", scores, axis=1, keepdims=0, hint="best_class")
+    automatic = graph.add("Less", wanted, graph.constant(0, np.int64), hint="automatic")
+    chosen = graph.add("Where", automatic, best, wanted, hint="chosen_class")
+    column = graph.add("Unsqueeze", chosen, graph.constant([1], np.int64), hint="chosen_column")
+    probability = graph.add("Softmax", scores, axis=1, hint="probability")
+    picked = graph.add("GatherElements", probability, column, axis=1, hint="chosen_probability")
+    return chosen, graph.add("Squeeze", picked, graph.constant([1], np.int64), hint="chosen_score")
+
+
+def _activation_map(graph: Graph, layers: Mapping[str, str], layer: str) -> str:
+    if layer not in layers:
+        raise ModelError(f"the network has no layer '{layer}': choose one of {', '.join(layers)}")
+    return graph.add("ReduceMean", layers[layer], graph.constant([1], np.int64), keepdims=0, hint=f"activation_{layer}")

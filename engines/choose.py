@@ -1,0 +1,109 @@
+"""From what a user typed to a running engine: model, weights, method, head, backend, precision."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.base import Engine, EngineError, ModelError
+from engines.build import build_graph
+from engines.classifiers import Classifier, load_classifier
+from engines.head import Head, load_head
+from engines.localizer import Localizer
+from engines.maps import MapSpec
+from engines.weights import ASSETS
+
+METHODS = {"sensitivity": "class", "gestalt": "gestalt"}
+BACKENDS = ("auto", "openvino", "torch")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The common options of every command; None means the best default for the rest.
+
+    Attributes:
+        model: see ``engines.classifiers.load_classifier``.
+        weights: a file, a name to download, ``random``, or None.
+        method: ``sensitivity`` (class score) or ``gestalt``.
+        head: a head file, ``none``, or None for the shipped one where it fits.
+        backend: ``auto``, ``openvino`` or ``torch``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        size_px: input side.
+        wanted_class: name or index of the class to look for.
+    """
+
+    model: str = "compact"
+    weights: str | None = None
+    method: str = "sensitivity"
+    head: str | None = None
+    backend: str = "auto"
+    precision: str = "auto"
+    size_px: int | None = None
+    wanted_class: str | None = None
+
+
+def open_localizer(choice: Choice) -> Localizer:
+    """Load, build and compile what was chosen.
+
+    Raises:
+        ModelError: the model, weights or head cannot be used.
+        EngineError: the backend cannot run them.
+    """
+    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    head = choose_head(choice, classifier)
+    engine = open_engine(choice, classifier, head)
+    localizer = Localizer(engine)
+    if choice.wanted_class is not None:
+        localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
+    return localizer
+
+
+def choose_head(choice: Choice, classifier: Classifier) -> Head | None:
+    """The named head, or the shipped one of the default network and method, or none."""
+    if choice.head == "none":
+        return None
+    if choice.head is not None:
+        return load_head(Path(choice.head))
+    shipped = ASSETS / f"{classifier.name}_{choice.method}_head.safetensors"
+    if not shipped.exists():
+        return None
+    head = load_head(shipped)
+    return head if head.network == classifier.digest and head.size_px == classifier.size_px else None
+
+
+def open_engine(choice: Choice, classifier: Classifier, head: Head | None) -> Engine:
+    """Compile the graph on the chosen backend."""
+    if choice.method not in METHODS:
+        raise ModelError(f"unknown method '{choice.method}': use {', '.join(METHODS)}")
+    spec = head.spec if head else MapSpec(METHODS[choice.method])
+    if spec.objective != METHODS[choice.method]:
+        raise ModelError(f"the head reads the {spec.objective} objective, not method {choice.method}; drop one of the two")
+    if choice.backend in ("auto", "openvino"):
+        from engines.backends.openvino import OpenVinoEngine  # only the chosen backend is imported
+
+        return OpenVinoEngine(build_graph(classifier, spec, head), choice.precision)
+    if choice.backend == "torch":
+        if choice.precision not in ("auto", "fp32"):
+            raise EngineError(f"the torch backend is the fp32 reference, not {choice.precision}: use --backend openvino")
+        try:
+            from engines.backends.torch import TorchEngine
+        except ImportError as error:
+            raise EngineError("--backend torch needs PyTorch: pip install 'sightline[torch]', or use openvino") from error
+        return TorchEngine(classifier, spec, head)
+    raise EngineError(f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}")
+
+
+def class_index(wanted: str, names: tuple[str, ...]) -> int:
+    """Index of a class given by index, exact name, or a part of a name that only one class has.
+
+    Raises:
+        ModelError: no class or several classes fit.
+    """
+    if wanted.isdigit() and int(wanted) < len(names):
+        return int(wanted)
+    lower = [name.lower() for name in names]
+    if wanted.lower() in lower:
+        return lower.index(wanted.lower())
+    found = [i for i, name in enumerate(lower) if wanted.lower() in name]
+    if len(found) == 1:
+        return found[0]
+    some = ", ".join(names[i] for i in found[:6])
+    raise ModelError(f"class '{wanted}' " + (f"could be {some}: write one of them" if found else "is unknown to this network"))

@@ -1,0 +1,319 @@
+"""Reverse-mode differentiation of an ONNX graph, written as ONNX: a table of vector-Jacobian rules and one reverse walk.
+
+Each rule gets the cotangent of a node's output (the gradient of the objective with respect to it) and appends the nodes
+that compute the cotangent of its data input. Weights are constants and get none. The formulas are those of Griewank &
+Walther (2008, chapter 3), in the forms that OpenVINO and TensorRT compile well: no ConvTranspose, no scatter.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from engines.base import ModelError
+from engines.graph import Graph, attributes_of
+from engines.windows import convolution_adjoint, spread_windows, windows_of
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node on the way back: the graph, the node, the cotangent of its output and the ReLU rule in force."""
+
+    graph: Graph
+    node: onnx.NodeProto
+    cotangent: str
+    guided: bool
+
+    @property
+    def attributes(self) -> dict[str, object]:
+        return attributes_of(self.node)
+
+    @property
+    def x(self) -> str:
+        """The data input."""
+        return self.node.input[0]
+
+    @property
+    def y(self) -> str:
+        return self.node.output[0]
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        return self.graph.shape(tensor)
+
+    def add(self, op: str, *inputs: str, **attributes: object) -> str:
+        return self.graph.add(op, *inputs, hint=f"grad_{self.y}", **attributes)
+
+    def constant(self, index: int) -> np.ndarray:
+        """The value of input ``index``, which must be a constant.
+
+        Raises:
+            ModelError: it is computed from the image.
+        """
+        name = self.node.input[index]
+        if name not in self.graph.constants:
+            raise ModelError(
+                f"node '{self.node.name or self.y}' ({self.node.op_type}): input '{name}' must be a constant "
+                "for the gradient graph"
+            )
+        return self.graph.constants[name]
+
+
+Rule = Callable[[Step, int], str]
+"""(step, which input) -> cotangent of that input."""
+
+
+def conv(step: Step, _: int) -> str:
+    """Correlation with the flipped kernel, channels swapped; strides by sub-pixel phases."""
+    return convolution_adjoint(step.graph, step.node, step.constant(1), step.cotangent)
+
+
+def relu(step: Step, _: int) -> str:
+    """Passes where the unit is active; guided backpropagation (Springenberg et al. 2015) also needs a positive cotangent."""
+    zero = step.graph.constant(0.0)
+    active = step.add("Greater", step.y, zero)
+    passed = step.add("Relu", step.cotangent) if step.guided else step.cotangent
+    return step.add("Where", active, passed, zero)
+
+
+def clip(step: Step, _: int) -> str:
+    """Passes where the value lies strictly inside the limits."""
+    zero, limits = step.graph.constant(0.0), [*step.node.input[1:], "", ""]
+    result = step.cotangent
+    for bound, side in ((limits[0], "Greater"), (limits[1], "Less")):
+        if bound:
+            result = step.add("Where", step.add(side, step.x, bound), result, zero)
+    return result
+
+
+def max_pool(step: Step, _: int) -> str:
+    """To the largest element of each window; equal maxima of a window share its gradient evenly."""
+    return spread_windows(step.graph, windows_of(step.graph, step.node), step.cotangent, (step.x, step.y))
+
+
+def average_pool(step: Step, _: int) -> str:
+    """Evenly to each window's elements (only those inside the image, unless ``count_include_pad``)."""
+    windows = windows_of(step.graph, step.node)
+    weights = step.graph.constant(1.0 / windows.counts(bool(step.attributes.get("count_include_pad", 0))))
+    return spread_windows(step.graph, windows, step.add("Mul", step.cotangent, weights), None)
+
+
+def global_average_pool(step: Step, _: int) -> str:
+    return _expand_mean(step, step.cotangent)
+
+
+def reduce_mean(step: Step, _: int) -> str:
+    """Mean over constant axes."""
+    rank = len(step.shape(step.x))
+    axes = range(rank)
+    if len(step.node.input) > 1 and step.node.input[1]:
+        axes = [int(a) % rank for a in step.constant(1)]
+    kept = [1 if i in axes else n for i, n in enumerate(step.shape(step.x))]
+    return _expand_mean(step, _reshape(step, step.cotangent, kept))
+
+
+def _expand_mean(step: Step, cotangent: str) -> str:
+    """Spread a mean's cotangent (same rank as x) back over what it was the mean of."""
+    shape = step.shape(step.x)
+    share = np.prod(step.shape(cotangent)) / np.prod(shape)
+    scaled = step.add("Mul", cotangent, step.graph.constant(share))
+    return step.add("Expand", scaled, step.graph.constant(shape, np.int64))
+
+
+def matmul(step: Step, _: int) -> str:
+    """x @ W: g @ W^T."""
+    return step.add("MatMul", step.cotangent, step.graph.constant(step.constant(1).swapaxes(-1, -2)))
+
+
+def gemm(step: Step, _: int) -> str:
+    """alpha * x @ op(W) + beta * c: alpha * g @ op(W)^T, reading the same stored weight."""
+    at = step.attributes
+    step.constant(1)
+    if at.get("transA", 0):
+        raise ModelError(f"node '{step.node.name or step.y}' (Gemm): a transposed data input is not supported")
+    alpha = float(at.get("alpha", 1.0))  # type: ignore[arg-type]
+    return step.add("Gemm", step.cotangent, step.node.input[1], transB=1 - int(bool(at.get("transB", 0))), alpha=alpha)
+
+
+def add(step: Step, index: int) -> str:
+    return _unbroadcast(step, step.cotangent, step.node.input[index])
+
+
+def sub(step: Step, index: int) -> str:
+    signed = step.add("Neg", step.cotangent) if index == 1 else step.cotangent
+    return _unbroadcast(step, signed, step.node.input[index])
+
+
+def mul(step: Step, index: int) -> str:
+    """Product with a constant."""
+    step.constant(1 - index)
+    return _unbroadcast(
+        step, step.add("Mul", step.cotangent, step.node.input[1 - index]), step.node.input[index]
+    )
+
+
+def div(step: Step, _: int) -> str:
+    """Quotient by a constant."""
+    step.constant(1)
+    return _unbroadcast(step, step.add("Div", step.cotangent, step.node.input[1]), step.x)
+
+
+def concat(step: Step, index: int) -> str:
+    axis = int(step.attributes["axis"]) % len(step.shape(step.y))  # type: ignore[call-overload]
+    sizes = [step.shape(name)[axis] for name in step.node.input]
+    start = sum(sizes[:index])
+    ends = [np.array([value]) for value in (start, start + sizes[index], axis)]
+    return step.add("Slice", step.cotangent, *(step.graph.constant(e, np.int64) for e in ends))
+
+
+def reshape(step: Step, _: int) -> str:
+    return _reshape(step, step.cotangent, step.shape(step.x))
+
+
+def transpose(step: Step, _: int) -> str:
+    rank = len(step.shape(step.x))
+    perm = step.attributes.get("perm", list(range(rank))[::-1])
+    return step.add("Transpose", step.cotangent, perm=[int(i) for i in np.argsort(perm)])  # type: ignore[arg-type]
+
+
+def identity(step: Step, _: int) -> str:
+    return step.cotangent
+
+
+def batch_normalization(step: Step, _: int) -> str:
+    """A fixed scale per channel, as at inference: gamma / sqrt(variance + epsilon)."""
+    epsilon = float(step.attributes.get("epsilon", 1e-5))  # type: ignore[arg-type]
+    scale = step.constant(1) / np.sqrt(step.constant(4) + epsilon)
+    shape = [1, -1] + [1] * (len(step.shape(step.x)) - 2)
+    return step.add("Mul", step.cotangent, step.graph.constant(scale.reshape(shape)))
+
+
+def lrn(step: Step, _: int) -> str:
+    """Local response normalization (Krizhevsky et al. 2012, section 3.3).
+
+    With s = bias + alpha / n * sum over the window of x^2 and y = x * s^-beta:
+    dx = g * s^-beta - (2 * alpha * beta / n) * x * sum over the reversed window of (g * y / s).
+    """
+    at = step.attributes
+    size, n = int(at["size"]), step.shape(step.x)  # type: ignore[call-overload]
+    alpha, beta = float(at.get("alpha", 1e-4)), float(at.get("beta", 0.75))  # type: ignore[arg-type]
+    before, after = (size - 1) // 2, size // 2
+
+    def window_sum(x: str, pads: tuple[int, int]) -> str:
+        rows = _reshape(step, x, (n[0], 1, n[1], int(np.prod(n[2:]))))
+        mean = step.add(
+            "AveragePool", rows, kernel_shape=[size, 1], pads=[pads[0], 0, pads[1], 0], count_include_pad=1
+        )
+        return step.add("Mul", _reshape(step, mean, n), step.graph.constant(float(size)))
+
+    squares = window_sum(step.add("Mul", step.x, step.x), (before, after))
+    scaled = step.add("Mul", squares, step.graph.constant(alpha / size))
+    s = step.add("Add", scaled, step.graph.constant(float(at.get("bias", 1.0))))  # type: ignore[arg-type]
+    direct = step.add("Mul", step.cotangent, step.add("Pow", s, step.graph.constant(-beta)))
+    inner = step.add("Div", step.add("Mul", step.cotangent, step.y), s)
+    across = step.add("Mul", step.x, window_sum(inner, (after, before)))
+    return step.add("Sub", direct, step.add("Mul", across, step.graph.constant(2 * alpha * beta / size)))
+
+
+def _reshape(step: Step, tensor: str, shape: Sequence[int]) -> str:
+    return step.add("Reshape", tensor, step.graph.constant(list(shape), np.int64))
+
+
+def _unbroadcast(step: Step, cotangent: str, target: str) -> str:
+    """Sum the cotangent over the axes along which ``target`` was broadcast."""
+    have, want = step.shape(cotangent), step.shape(target)
+    if have == want:
+        return cotangent
+    lead = len(have) - len(want)
+    axes = [i for i in range(len(have)) if i < lead or want[i - lead] != have[i]]
+    summed = step.add("ReduceSum", cotangent, step.graph.constant(axes, np.int64), keepdims=1)
+    return _reshape(step, summed, want)
+
+
+RULES: Mapping[str, Rule] = {
+    "Conv": conv, "Relu": relu, "Clip": clip, "MaxPool": max_pool, "AveragePool": average_pool,
+    "GlobalAveragePool": global_average_pool, "ReduceMean": reduce_mean, "MatMul": matmul, "Gemm": gemm,
+    "Add": add, "Sub": sub, "Mul": mul, "Div": div, "Concat": concat, "Reshape": reshape, "Flatten": reshape,
+    "Squeeze": reshape, "Unsqueeze": reshape, "Transpose": transpose, "Identity": identity, "Dropout": identity,
+    "BatchNormalization": batch_normalization, "LRN": lrn,
+}  # fmt: skip
+
+
+def attach_gradient(
+    graph: Graph, cotangents: Mapping[str, str], wrt: Sequence[str], relu_rule: str = "plain"
+) -> dict[str, str]:
+    """Append the gradient of an objective to the forward graph it depends on.
+
+    Args:
+        graph: the forward graph; the gradient nodes are appended to it.
+        cotangents: for each tensor that the objective reads directly, the name of the objective's gradient with respect
+            to it (same shape).
+        wrt: the tensors to differentiate by: the pixels, inner activations, several at once. The walk stops at the last
+            of them, so that an inner layer is cheaper than the pixels.
+        relu_rule: ``plain``, or ``guided`` for guided backpropagation.
+
+    Returns:
+        For each tensor in ``wrt``, the name of its gradient.
+
+    Raises:
+        ModelError: an operator on the way has no rule, or a tensor in ``wrt`` does not influence the objective.
+    """
+    if relu_rule not in ("plain", "guided"):
+        raise ModelError(f"unknown ReLU rule '{relu_rule}': use plain or guided")
+    nodes = list(graph.nodes)
+    reached = _influenced(nodes, wrt)
+    found: dict[str, list[str]] = {name: [value] for name, value in cotangents.items()}
+    totals: dict[str, str] = {}
+    for node in reversed(nodes):
+        output = node.output[0]
+        if output not in reached or output not in found:
+            continue
+        cotangent = totals[output] = _sum(graph, found.pop(output))
+        if not any(name in reached for name in node.input):
+            continue
+        rule = RULES.get(node.op_type)
+        if rule is None:
+            raise ModelError(
+                f"operator {node.op_type} (node '{node.name or output}') has no gradient rule; "
+                f"known operators: {', '.join(sorted(RULES))}"
+            )
+        step = Step(graph, node, cotangent, relu_rule == "guided")
+        for index, name in enumerate(node.input):
+            if name in reached:
+                found.setdefault(name, []).append(rule(step, index))
+    totals.update({name: _sum(graph, parts) for name, parts in found.items() if name in wrt})
+    for name in wrt:
+        if name not in totals:
+            raise ModelError(f"the objective does not depend on tensor '{name}': choose a layer before it")
+    return {name: totals[name] for name in wrt}
+
+
+def _influenced(nodes: Sequence[onnx.NodeProto], wrt: Sequence[str]) -> set[str]:
+    """Every float tensor that depends on one of ``wrt``, those included."""
+    reached = set(wrt)
+    for node in nodes:
+        if reached.intersection(node.input):
+            reached.update(node.output)
+    return reached
+
+
+def _sum(graph: Graph, parts: list[str]) -> str:
+    total = parts[0]
+    for part in parts[1:]:
+        total = graph.add("Add", total, part, hint="grad_sum")
+    return total
+
+
+def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> str:
+    """Gradient of the score of class ``class_index`` (int64 ``[N]``) with respect to ``scores`` (``[N, classes]``)."""
+    depth = graph.constant(graph.shape(scores)[1], np.int64)
+    return graph.add("OneHot", class_index, depth, graph.constant([0.0, 1.0]), axis=1, hint="one_hot")
+
+
+def gestalt_cotangent(graph: Graph, activations: str) -> str:
+    """Gradient of the Gestalt Total, the mean of the last feature maps, with respect to those maps.
+
+    ``GT = mean(A_last)`` (Ebrahimpour & Noelle, "Fast Object Localization via Sensitivity Analysis", section 3), per image.
+    """
+    shape = graph.shape(activations)
+    return graph.constant(np.full(shape, 1.0 / np.prod(shape[1:])), hint="gestalt_cotangent")

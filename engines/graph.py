@@ -1,0 +1,196 @@
+"""A small append-only writer of ONNX graphs that knows every tensor's shape and every constant's value.
+
+A node can only read what is already written, so the node list is always in topological order and the gradient graph can
+be appended behind the forward graph it reads. Shapes are static: each node's output is inferred as it is appended, and a
+mistake is an error at the line that made it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.shape_inference import InferenceError, infer_node_outputs
+
+from engines.base import ModelError
+
+OPSET = 20
+IR_VERSION = 10
+Array = NDArray[Any]
+SHARED_UP_TO = 4096  # elements: comparing larger constants costs more than it saves
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """ONNX element type (``TensorProto.FLOAT`` ...) and static shape of one tensor."""
+
+    elem: int
+    shape: tuple[int, ...]
+
+    def proto(self) -> onnx.TypeProto:
+        return helper.make_tensor_type_proto(self.elem, self.shape)
+
+
+class Graph:
+    """The graph under construction. Tensors are named by strings, as in ONNX."""
+
+    def __init__(self, name: str = "sightline") -> None:
+        self.name = name
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[str] = []
+        self.outputs: list[str] = []
+        self.constants: dict[str, Array] = {}
+        self.types: dict[str, TensorType] = {}
+        self._constant_names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._counts: dict[str, int] = {}
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Static shape of a tensor that is already in the graph."""
+        return self.types[tensor].shape
+
+    def fresh(self, hint: str) -> str:
+        """A tensor name that is not taken: ``hint``, then ``hint_1``, ``hint_2`` ..."""
+        while True:
+            count = self._counts.get(hint, 0)
+            self._counts[hint] = count + 1
+            name = f"{hint}_{count}" if count else hint
+            if name not in self.types:
+                return name
+
+    def input(self, name: str, elem: int, shape: Sequence[int]) -> str:
+        """Declare a graph input."""
+        self.types[name] = TensorType(elem, tuple(shape))
+        self.inputs.append(name)
+        return name
+
+    def constant(self, value: Any, dtype: Any = np.float32, hint: str = "const") -> str:
+        """A constant tensor; small equal values (shape, type and bytes) share one name."""
+        array = np.ascontiguousarray(np.asarray(value, dtype=dtype)).reshape(np.shape(value))
+        if array.size > SHARED_UP_TO:
+            name = self.fresh(hint)
+            self._store_constant(name, array)
+            return name
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constant_names:
+            name = self.fresh(hint)
+            self._store_constant(name, array)
+            self._constant_names[key] = name
+        return self._constant_names[key]
+
+    def _store_constant(self, name: str, array: Array) -> None:
+        self.constants[name] = array
+        self.types[name] = TensorType(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+
+    def add(self, op: str, *inputs: str, hint: str = "", **attributes: Any) -> str:
+        """Append a node with one output and return the output's name. Empty strings are omitted optional inputs."""
+        output = self.fresh(hint or op.lower())
+        self.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def append(self, node: onnx.NodeProto) -> None:
+        """Append a ready node, keeping its names; nodes whose inputs are all constant become constants.
+
+        Raises:
+            ModelError: the node is invalid, or its output shape cannot be known.
+        """
+        if self._folded(node):
+            return
+        self._infer(node)
+        self.nodes.append(node)
+
+    def _folded(self, node: onnx.NodeProto) -> bool:
+        if node.op_type == "Shape" and not node.attribute:
+            self._store_constant(node.output[0], np.asarray(self.shape(node.input[0]), np.int64))
+            return True
+        foldable = all(name in self.constants for name in node.input if name)
+        if not foldable or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            return False
+        feeds = {name: self.constants[name] for name in node.input if name}
+        types = [helper.make_value_info(name, self.types[name].proto()) for name in feeds]
+        outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+        graph = helper.make_graph([node], "fold", types, outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        for name, value in zip([o.name for o in outputs], ReferenceEvaluator(model).run(None, feeds), strict=True):
+            self._store_constant(name, np.asarray(value))
+        return True
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        where = f"node '{node.name or node.output[0]}' ({node.op_type})"
+        missing = [name for name in node.input if name and name not in self.types]
+        if missing:
+            raise ModelError(f"{where} reads '{missing[0]}', which nothing before it writes: sort the model's nodes")
+        try:
+            schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
+            types = {name: self.types[name].proto() for name in node.input if name}
+            data = {
+                name: numpy_helper.from_array(self.constants[name], name)
+                for name in node.input
+                if name in self.constants and self.constants[name].size <= 64
+            }
+            found = infer_node_outputs(schema, node, types, data, opset_imports=[helper.make_opsetid("", OPSET)])
+        except (onnx.defs.SchemaError, InferenceError) as error:
+            raise ModelError(f"{where} is not valid ONNX: {str(error).splitlines()[0]}") from error
+        for name in node.output:
+            if not name:
+                continue
+            tensor = found[name].tensor_type if name in found else None
+            if tensor is None or not all(d.HasField("dim_value") for d in tensor.shape.dim):
+                raise ModelError(f"{where}: the shape of '{name}' is not known before running; export static shapes")
+            self.types[name] = TensorType(tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim))
+
+    def producer(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that writes ``tensor``; None for inputs and constants."""
+        return next((node for node in reversed(self.nodes) if tensor in node.output), None)
+
+    def output(self, tensor: str, name: str) -> str:
+        """Publish a tensor as the graph output ``name``."""
+        self.append(helper.make_node("Identity", [tensor], [name], name=name))
+        self.outputs.append(name)
+        return name
+
+    def model(self, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+        """The checked model, holding only the nodes and constants that its outputs need.
+
+        Raises:
+            ModelError: the ONNX checker refuses it.
+        """
+        nodes = needed(self.nodes, self.outputs)
+        read = {name for node in nodes for name in node.input} | set(self.outputs)
+        graph = helper.make_graph(
+            nodes,
+            self.name,
+            [helper.make_value_info(name, self.types[name].proto()) for name in self.inputs],
+            [helper.make_value_info(name, self.types[name].proto()) for name in self.outputs],
+            [numpy_helper.from_array(value, name) for name, value in self.constants.items() if name in read],
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="sightline"
+        )
+        helper.set_model_props(model, metadata or {})
+        try:
+            onnx.checker.check_model(model)
+        except onnx.checker.ValidationError as error:
+            raise ModelError(f"the built graph is not valid ONNX: {str(error).splitlines()[0]}") from error
+        return model
+
+
+def needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that ``outputs`` depend on, in their order."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """The node's attributes as Python values."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+FLOAT, UINT8, INT64 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64

@@ -1,0 +1,99 @@
+"""An engine with what surrounds it: any BGR image in, a box in that image's pixels out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.base import Array, Engine, InputError
+from engines.build import WANTED_CLASS
+from engines.preprocess import IMAGE
+
+ImageBgr = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What was found in one image.
+
+    Attributes:
+        box_xyxy_px: continuous pixel edges x0, y0, x1, y1 in the image; None without a head.
+        class_index, class_name: the class whose score was differentiated.
+        score: softmax probability of that class.
+        map_hw: the sensitivity map, float32, stretched over the whole image, not normalised.
+    """
+
+    box_xyxy_px: tuple[float, float, float, float] | None
+    class_index: int
+    class_name: str
+    score: float
+    map_hw: NDArray[np.float32]
+
+
+class Localizer:
+    """Prepares images for an engine and reads its outputs.
+
+    Args:
+        engine: of any backend; its batch size is how many images one call takes.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.class_names: tuple[str, ...] = tuple(json.loads(engine.metadata["class_names"]))
+        self.batch, self.size_px = engine.inputs[0].shape[0], engine.inputs[0].shape[1]
+        self._wanted = np.full(self.batch, -1, np.int64)
+
+    def look_for(self, class_index: int | None) -> None:
+        """Differentiate the score of this class from the next image on; None for whichever scores best.
+
+        Raises:
+            InputError: there is no such class.
+        """
+        if class_index is not None and not 0 <= class_index < len(self.class_names):
+            raise InputError(f"class index {class_index} is outside 0..{len(self.class_names) - 1}")
+        self._wanted[:] = -1 if class_index is None else class_index
+
+    def prepare(self, image_bgr: ImageBgr) -> ImageBgr:
+        """Squash an image of any size to the engine's square.
+
+        Raises:
+            InputError: it is not a uint8 BGR image with at least one pixel.
+        """
+        if image_bgr.dtype != np.uint8 or image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or not image_bgr.size:
+            raise InputError(f"an image is uint8 [height, width, 3] in BGR, got {image_bgr.dtype}{list(image_bgr.shape)}")
+        shrinks = min(image_bgr.shape[:2]) > self.size_px
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(image_bgr, (self.size_px, self.size_px), interpolation=method), np.uint8)
+
+    def infer(self, prepared: Sequence[ImageBgr]) -> dict[str, Array]:
+        """Run the engine on at most ``batch`` prepared images; missing ones are filled up with black."""
+        feed = np.zeros(self.engine.inputs[0].shape, np.uint8)
+        for place, image in enumerate(prepared):
+            feed[place] = image
+        return self.engine.infer({IMAGE: feed, WANTED_CLASS: self._wanted})
+
+    def read(self, outputs: dict[str, Array], place: int, width_px: int, height_px: int) -> Localization:
+        """The localization of image ``place`` of the batch, in an image of the given size."""
+        box = None
+        if "box_xyxy" in outputs:
+            x0, y0, x1, y1 = (float(v) for v in outputs["box_xyxy"][place])
+            box = (x0 * width_px, y0 * height_px, x1 * width_px, y1 * height_px)
+        index = int(outputs["class_index"][place])
+        score, map_hw = float(outputs["score"][place]), outputs["map"][place]
+        return Localization(box, index, self.class_names[index], score, map_hw)
+
+    def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:
+        """Localize the main object of each image.
+
+        Raises:
+            InputError: see ``prepare``.
+        """
+        found: list[Localization] = []
+        for start in range(0, len(images_bgr), self.batch):
+            chunk = images_bgr[start : start + self.batch]
+            outputs = self.infer([self.prepare(image) for image in chunk])
+            found += [self.read(outputs, i, image.shape[1], image.shape[0]) for i, image in enumerate(chunk)]
+        return found

@@ -1,0 +1,43 @@
+"""What the rest of Sightline needs to know of a classifier's forward graph, whichever network it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels 0..255 become the network's input: ``(pixel - mean) / std`` per channel, in ``order``."""
+
+    order: str = "rgb"
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+
+CAFFE = Preprocessing("bgr", (104.0, 117.0, 123.0), (1.0, 1.0, 1.0))
+"""The preprocessing of Caffe's networks: BGR less the channel means, not scaled."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The forward graph's landmarks, by tensor name.
+
+    Attributes:
+        scores: class scores before any softmax, ``[N, classes]``.
+        last: activations of the last convolution (after its ReLU), ``[N, C, h, w]``.
+        layers: inner activations that a map can be taken at, from the image to the scores.
+    """
+
+    scores: str
+    last: str
+    layers: Mapping[str, str] = field(default_factory=dict)
+
+
+def float32(weights: Weights) -> dict[str, NDArray[np.float32]]:
+    """The same weights as float32 (they may be stored as float16 or bfloat16)."""
+    return {name: np.asarray(value, dtype=np.float32) for name, value in weights.items()}

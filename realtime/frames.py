@@ -1,0 +1,67 @@
+"""What travels through the frame loop: a frame, and the record of what became of it."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from engines.localizer import ImageBgr, Localization
+
+BoxPx = tuple[float, float, float, float]
+NO_IMAGE: ImageBgr = np.empty((0, 0, 3), np.uint8)
+NO_MAP = np.empty((0, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a source.
+
+    Attributes:
+        image_bgr: uint8 ``[height, width, 3]``.
+        source: the source's name.
+        index: number of the frame in its source, from 0.
+        pts_s: presentation time in seconds since the source's first frame.
+        captured_ns: ``time.monotonic_ns()`` when it was complete.
+        read_ms: what decoding it took.
+        truth_xyxy_px: the true box where it is known (``demo:``).
+    """
+
+    image_bgr: ImageBgr
+    source: str
+    index: int
+    pts_s: float
+    captured_ns: int
+    read_ms: float
+    truth_xyxy_px: BoxPx | None = None
+
+
+@dataclass
+class FrameRecord:
+    """The ledger's row of one captured frame: what became of it, when, and what each stage took."""
+
+    frame: Frame
+    outcome: str = "shown"
+    cause: str = ""
+    found: Localization | None = None
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    total_ms: float = 0.0
+
+    def release(self) -> None:
+        """Let go of the image and the map, so that records can be kept."""
+        self.frame = replace(self.frame, image_bgr=NO_IMAGE)
+        if self.found is not None:
+            self.found = replace(self.found, map_hw=NO_MAP)
+
+    def row(self) -> dict[str, Any]:
+        """One flat row of the per-frame log."""
+        found = self.found
+        corners = found.box_xyxy_px if found and found.box_xyxy_px else (None,) * 4
+        return {
+            "source": self.frame.source, "frame": self.frame.index, "pts_s": round(self.frame.pts_s, 6),
+            "captured_ns": self.frame.captured_ns, "outcome": self.outcome, "cause": self.cause,
+            "class_id": found.class_index if found else None, "class_name": found.class_name if found else None,
+            "score": round(found.score, 6) if found else None,
+            **{k: v if v is None else round(v, 3) for k, v in zip(("x0", "y0", "x1", "y1"), corners, strict=True)},
+            **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
+            "total_ms": round(self.total_ms, 4),
+        }  # fmt: skip

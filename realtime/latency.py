@@ -1,0 +1,127 @@
+"""What a run took: every stage of every frame, as percentiles, a table and a plot. No outlier is removed."""
+
+import time
+from array import array
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from engines.boxes import iou
+from engines.files import whole_file
+from realtime.frames import FrameRecord
+
+STAGES = ("read", "prepare", "engine", "draw", "write")
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
+CORLOC_IOU = 0.5
+
+
+class Run:
+    """The measurements of a run, as far as it got; a few numbers a frame, so that hours fit."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.total_ms = array("d")
+        self.stages_ms: dict[str, array[float]] = {}
+        self.truth_ious = array("d")
+        self.scores = array("d")
+        self._started_ns = self._ended_ns = 0
+
+    def start(self) -> None:
+        """The clock of ``fps`` starts here."""
+        self._started_ns = self._ended_ns = time.monotonic_ns()
+
+    def add(self, record: FrameRecord) -> None:
+        """Count a finished frame; it becomes the newest."""
+        self._ended_ns = time.monotonic_ns()
+        self.outcomes[record.outcome] += 1
+        if record.outcome != "shown" or record.found is None:
+            return
+        self.total_ms.append(record.total_ms)
+        self.scores.append(record.found.score)
+        for stage, value in record.stages_ms.items():
+            self.stages_ms.setdefault(stage, array("d")).append(value)
+        if record.frame.truth_xyxy_px and record.found.box_xyxy_px:
+            self.truth_ious.append(float(iou(record.found.box_xyxy_px, record.frame.truth_xyxy_px)))
+
+    @property
+    def fps(self) -> float:
+        """Frames shown per second of the whole run."""
+        elapsed_s = (self._ended_ns - self._started_ns) / 1e9
+        return self.outcomes["shown"] / elapsed_s if elapsed_s > 0 else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """The run in numbers: fps, frames, dropped, latency and stages in milliseconds, CorLoc where truth is known."""
+        result: dict[str, Any] = {
+            "fps": round(self.fps, 2), "frames": self.outcomes["shown"], "dropped": self.outcomes["dropped"],
+            "failed": self.outcomes["failed"], "latency_ms": percentiles(self.total_ms),
+            "stages_ms": {stage: percentiles(self.stages_ms[stage]) for stage in STAGES if stage in self.stages_ms},
+        }  # fmt: skip
+        if self.truth_ious:
+            ious = np.asarray(self.truth_ious)
+            result["corloc"] = round(float(np.mean(ious > CORLOC_IOU)), 4)
+            result["mean_iou"] = round(float(ious.mean()), 4)
+        return result
+
+
+def percentiles(values_ms: "array[float]") -> dict[str, float]:
+    """p50 to p99.9 and the maximum, by linear interpolation between order statistics."""
+    if not values_ms:
+        return {}
+    found = np.percentile(np.asarray(values_ms), list(PERCENTILES.values()))
+    return {name: round(float(value), 3) for name, value in zip(PERCENTILES, found, strict=True)}
+
+
+def latency_table(title: str, summary: dict[str, Any]) -> Table:
+    """The run as a table for the terminal."""
+    table = Table(title=title, title_justify="left", caption=_caption(summary), caption_justify="left")
+    table.add_column("stage")
+    shown = ("p50", "p90", "p99", "max")
+    for name in shown:
+        table.add_column(f"{name} ms", justify="right")
+    for stage, values in {**summary["stages_ms"], "total": summary["latency_ms"]}.items():
+        if values:
+            table.add_row(stage, *(f"{values[name]:.2f}" for name in shown), style="bold" if stage == "total" else "")
+    return table
+
+
+def _caption(summary: dict[str, Any]) -> str:
+    parts = [f"{summary['frames']} frames", f"{summary['fps']:.1f} fps end to end"]
+    if summary["dropped"]:
+        parts.append(f"{summary['dropped']} dropped")
+    if "corloc" in summary:
+        parts.append(f"CorLoc {100 * summary['corloc']:.1f} %, mean IoU {summary['mean_iou']:.2f}")
+    return "  ·  ".join(parts)
+
+
+def plot_latency(run: Run, path: Path, title: str) -> None:
+    """Two panels: each frame's stages stacked over time, and the distribution of each stage.
+
+    Raises:
+        OutputError: the picture cannot be written.
+    """
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+
+    stages = [stage for stage in STAGES if stage in run.stages_ms]
+    colours = dict(zip(STAGES, ("#4C78A8", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True))
+    figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    frames = np.arange(len(run.total_ms))
+    stacked = np.array([run.stages_ms[stage] for stage in stages])
+    left.stackplot(frames, stacked, labels=stages, colors=[colours[s] for s in stages], linewidth=0)
+    left.set(xlabel="frame", ylabel="milliseconds", xlim=(0, max(1, len(frames) - 1)), title=title)
+    left.set_ylim(0, 1.25 * float(np.percentile(run.total_ms, 99)))
+    handles, labels = left.get_legend_handles_labels()
+    left.legend(handles[::-1], labels[::-1], loc="upper right", frameon=False, ncols=len(stages), fontsize=8)
+    for stage in stages:
+        values = np.sort(np.asarray(run.stages_ms[stage]))
+        share = np.arange(1, len(values) + 1) / len(values)
+        right.step(values, 100 * share, color=colours[stage], label=stage, linewidth=1.6)
+    right.set(xscale="log", xlabel="milliseconds", ylabel="% of frames at or below", ylim=(0, 101), title="per stage")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png")

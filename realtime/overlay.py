@@ -1,0 +1,83 @@
+"""What is drawn on a frame: boxes, a label, the heat map as an inset; sizes follow the frame, so 240p and 4K both read."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.localizer import ImageBgr, Localization
+from realtime.frames import BoxPx
+
+PREDICTED_BGR, TRUTH_BGR, TEXT_BGR, SHADE_BGR = (60, 60, 255), (90, 220, 90), (255, 255, 255), (24, 24, 24)
+INSET_SHARE = 0.26  # of the frame's height
+FONT = cv2.FONT_HERSHEY_DUPLEX
+
+
+def draw(
+    image_bgr: ImageBgr, found: Localization, truth_xyxy_px: BoxPx | None = None, status: str = "", inset: bool = True
+) -> ImageBgr:
+    """A copy of the frame with everything drawn on it.
+
+    Args:
+        image_bgr: the frame.
+        found: its box (red), class and score, and map.
+        truth_xyxy_px: the true box (green), where it is known.
+        status: a line for the lower left corner, such as the latency.
+        inset: show the heat map in the lower right corner.
+    """
+    canvas = image_bgr.copy()
+    unit = max(1, round(min(canvas.shape[:2]) / 240))
+    if inset and min(canvas.shape[:2]) >= 32:
+        _draw_inset(canvas, found.map_hw, unit)
+    if truth_xyxy_px is not None:
+        _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
+    label = f"{found.class_name} {found.score:.2f}"
+    corner = (0.0, 0.0)
+    if found.box_xyxy_px is not None:
+        _rectangle(canvas, found.box_xyxy_px, PREDICTED_BGR, 2 * unit)
+        corner = found.box_xyxy_px[:2]
+    _text(canvas, label, corner, unit, PREDICTED_BGR)
+    if status:
+        _text(canvas, status, (0.0, float(canvas.shape[0])), unit, SHADE_BGR)
+    return canvas
+
+
+def heat_map(map_hw: NDArray[np.float32], width_px: int, height_px: int) -> ImageBgr:
+    """The map as colours, smoothed over a fiftieth of its side and scaled to its 99.5th percentile, at a given size.
+
+    A sensitivity map is spiky: without smoothing, single pixels hide where its mass lies.
+    """
+    smooth = cv2.GaussianBlur(map_hw.astype(np.float32), (0, 0), max(map_hw.shape) / 50)
+    top = max(float(np.percentile(smooth, 99.5)), 1e-30)
+    gray = np.clip(smooth * (255 / top), 0, 255).astype(np.uint8)
+    resized = cv2.resize(gray, (width_px, height_px), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.applyColorMap(resized, cv2.COLORMAP_INFERNO), np.uint8)
+
+
+def _draw_inset(canvas: ImageBgr, map_hw: NDArray[np.float32], unit: int) -> None:
+    height = round(canvas.shape[0] * INSET_SHARE)
+    width = round(canvas.shape[1] * INSET_SHARE)
+    margin = 3 * unit
+    y, x = canvas.shape[0] - height - margin, canvas.shape[1] - width - margin
+    canvas[y : y + height, x : x + width] = heat_map(map_hw, width, height)
+    cv2.rectangle(canvas, (x - 1, y - 1), (x + width, y + height), TEXT_BGR, unit, cv2.LINE_AA)
+
+
+def _rectangle(canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int], thickness: int) -> None:
+    """An outline drawn inside the box, so that a box at the frame's edge stays visible."""
+    height, width = canvas.shape[:2]
+    half = thickness // 2
+    x0, y0 = round(box_xyxy_px[0]) + half, round(box_xyxy_px[1]) + half
+    x1, y1 = round(box_xyxy_px[2]) - 1 - half, round(box_xyxy_px[3]) - 1 - half
+    first, second = (min(x0, width - 1), min(y0, height - 1)), (max(x1, 0), max(y1, 0))
+    cv2.rectangle(canvas, first, second, colour, thickness, cv2.LINE_AA)
+
+
+def _text(canvas: ImageBgr, text: str, corner: tuple[float, float], unit: int, back: tuple[int, int, int]) -> None:
+    """White on a plate above the given corner, moved into the frame where it would leave it."""
+    scale, thickness, pad = 0.42 * unit, max(1, round(0.8 * unit)), 2 * unit
+    (width, height), base = cv2.getTextSize(text, FONT, scale, thickness)
+    plate_h = height + base + pad
+    x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - width - 2 * pad)))
+    y = int(np.clip(corner[1] - plate_h, 0, max(0, canvas.shape[0] - plate_h)))
+    cv2.rectangle(canvas, (x, y), (x + width + 2 * pad, y + plate_h), back, cv2.FILLED)
+    cv2.putText(canvas, text, (x + pad, y + height + pad // 2), FONT, scale, TEXT_BGR, thickness, cv2.LINE_AA)
