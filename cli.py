@@ -77,7 +77,9 @@ def _open(choice: Choice) -> Localizer:
     with console.status(f"building {choice.model} ..."):
         localizer = open_localizer(choice)
     engine = localizer.engine
-    console.print(f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision}, {engine.device}", style="dim")
+    console.print(
+        f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision}, {engine.device}", style="dim"
+    )
     if "box_xyxy" not in [spec.name for spec in engine.outputs]:
         console.print("no box head fits this network: heat maps only", style="yellow")
     return localizer

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from rich.progress import track
 
-from calib.train import Images, Soft, random_crop
+from calib.optimise import Images, Soft, random_crop, resized
 from engines.backends.openvino import OpenVinoEngine
 from engines.classifiers import Classifier
 from engines.graph import Graph
@@ -46,10 +45,10 @@ def scored_crops(
         for place, (index, number) in enumerate(chunk):
             rng = np.random.default_rng((seed, index, number))
             if number:
-                large = random_crop(photos[index], teacher.size_px, smallest, rng)
+                large: Images = random_crop(photos[index], teacher.size_px, smallest, rng)
             else:
-                large = cv2.resize(photos[index], (teacher.size_px, teacher.size_px), interpolation=cv2.INTER_AREA)
+                large = resized(photos[index], teacher.size_px)
             feed[place] = large
-            crops[start + place] = cv2.resize(large, (side_px, side_px), interpolation=cv2.INTER_AREA)
+            crops[start + place] = resized(large, side_px)
         scores[start : start + len(chunk)] = engine.infer({IMAGE: feed})["scores"][: len(chunk)]
     return Soft(crops, scores)

@@ -17,7 +17,6 @@ from engines.networks import CAFFE, Forward, Preprocessing, Weights
 from engines.weights import ASSETS, load_weights
 
 
-
 @dataclass(frozen=True)
 class Classifier:
     """A classifier that can be put into a graph.

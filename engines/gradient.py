@@ -32,11 +32,11 @@ class Step:
     @property
     def x(self) -> str:
         """The data input."""
-        return self.node.input[0]
+        return str(self.node.input[0])
 
     @property
     def y(self) -> str:
-        return self.node.output[0]
+        return str(self.node.output[0])
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         return self.graph.shape(tensor)
@@ -105,7 +105,7 @@ def global_average_pool(step: Step, _: int) -> str:
 def reduce_mean(step: Step, _: int) -> str:
     """Mean over constant axes."""
     rank = len(step.shape(step.x))
-    axes = range(rank)
+    axes = list(range(rank))
     if len(step.node.input) > 1 and step.node.input[1]:
         axes = [int(a) % rank for a in step.constant(1)]
     kept = [1 if i in axes else n for i, n in enumerate(step.shape(step.x))]
@@ -121,12 +121,12 @@ def _expand_mean(step: Step, cotangent: str) -> str:
 
 
 def matmul(step: Step, _: int) -> str:
-    """x @ W: g @ W^T."""
+    """X @ W: g @ W^T."""
     return step.add("MatMul", step.cotangent, step.graph.constant(step.constant(1).swapaxes(-1, -2)))
 
 
 def gemm(step: Step, _: int) -> str:
-    """alpha * x @ op(W) + beta * c: alpha * g @ op(W)^T, reading the same stored weight."""
+    """Alpha * x @ op(W) + beta * c: alpha * g @ op(W)^T, reading the same stored weight."""
     at = step.attributes
     step.constant(1)
     if at.get("transA", 0):
@@ -147,9 +147,7 @@ def sub(step: Step, index: int) -> str:
 def mul(step: Step, index: int) -> str:
     """Product with a constant."""
     step.constant(1 - index)
-    return _unbroadcast(
-        step, step.add("Mul", step.cotangent, step.node.input[1 - index]), step.node.input[index]
-    )
+    return _unbroadcast(step, step.add("Mul", step.cotangent, step.node.input[1 - index]), step.node.input[index])
 
 
 def div(step: Step, _: int) -> str:
@@ -201,9 +199,7 @@ def lrn(step: Step, _: int) -> str:
 
     def window_sum(x: str, pads: tuple[int, int]) -> str:
         rows = _reshape(step, x, (n[0], 1, n[1], int(np.prod(n[2:]))))
-        mean = step.add(
-            "AveragePool", rows, kernel_shape=[size, 1], pads=[pads[0], 0, pads[1], 0], count_include_pad=1
-        )
+        mean = step.add("AveragePool", rows, kernel_shape=[size, 1], pads=[pads[0], 0, pads[1], 0], count_include_pad=1)
         return step.add("Mul", _reshape(step, mean, n), step.graph.constant(float(size)))
 
     squares = window_sum(step.add("Mul", step.x, step.x), (before, after))

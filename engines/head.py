@@ -185,7 +185,8 @@ def area_matrix(length: int, cells: int) -> Array32:
     low, high = edges[:-1, None], edges[1:, None]
     pixels = np.arange(length)
     overlap = np.clip(np.minimum(high, pixels + 1) - np.maximum(low, pixels), 0, None)
-    return (overlap / (high - low)).astype(np.float32)
+    matrix: Array32 = (overlap / (high - low)).astype(np.float32)
+    return matrix
 
 
 def _quantiles(graph: Graph, tensor: str, count: int) -> str:

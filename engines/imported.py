@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from engines.base import ModelError
-from engines.graph import OPSET, Graph
+from engines.graph import OPSET, Array, Graph, attributes_of
 from engines.networks import Forward
 
 
@@ -44,7 +44,7 @@ def forward_of_file(path: Path) -> tuple[Callable[[Graph, str], Forward], int | 
     return append, dims[2].dim_value or None, hashlib.sha256(content).hexdigest()
 
 
-def _replay(graph: Graph, model: onnx.ModelProto, constants: dict, input_name: str, x_nchw: str) -> Forward:
+def _replay(graph: Graph, model: onnx.ModelProto, constants: dict[str, Array], input_name: str, x_nchw: str) -> Forward:
     """Append the file's nodes under names of our own, so that they cannot clash with ours."""
     names = {"": "", input_name: x_nchw}
     names.update({name: graph.constant(value, value.dtype, hint=name) for name, value in constants.items()})
@@ -56,7 +56,10 @@ def _replay(graph: Graph, model: onnx.ModelProto, constants: dict, input_name: s
             node.input[i] = names.get(name, name)
         for i, name in enumerate(original.output):
             names[name] = node.output[i] = graph.fresh(name) if name else ""
-        graph.append(node)
+        if node.op_type == "LRN":
+            _append_lrn(graph, node)
+        else:
+            graph.append(node)
         layers[original.output[0]] = node.output[0]
     scores = _before_softmax(graph, names[model.graph.output[0].name])
     shape = graph.shape(scores)
@@ -66,10 +69,25 @@ def _replay(graph: Graph, model: onnx.ModelProto, constants: dict, input_name: s
     return Forward(scores, _last_activations(graph, scores), layers)
 
 
+def _append_lrn(graph: Graph, node: onnx.NodeProto) -> None:
+    """LRN with a bias of 1 and a factor: ``(b + a s)^-beta = b^-beta (1 + a/b s)^-beta``.
+
+    OpenVINO's CPU plugin computes with bias 1 whatever the node says (2026.4; ONNX Runtime and float64 agree with each other).
+    """
+    at = attributes_of(node)
+    size, bias, beta = int(at["size"]), float(at.get("bias", 1.0)), float(at.get("beta", 0.75))
+    if size % 2 == 0:
+        raise ModelError(f"node '{node.name or node.output[0]}' (LRN): an even window of {size} channels is not supported")
+    alpha = float(at.get("alpha", 1e-4)) / bias
+    scaled = graph.add("LRN", node.input[0], size=size, alpha=alpha, beta=beta, bias=1.0, hint="lrn_scaled")
+    factor = graph.constant(bias**-beta)
+    graph.append(onnx.helper.make_node("Mul", [scaled, factor], list(node.output), name=node.name))
+
+
 def _before_softmax(graph: Graph, scores: str) -> str:
     """The raw scores: a final softmax would flatten the gradient of a confident class."""
     node = graph.producer(scores)
-    return node.input[0] if node is not None and node.op_type in ("Softmax", "LogSoftmax") else scores
+    return str(node.input[0]) if node is not None and node.op_type in ("Softmax", "LogSoftmax") else scores
 
 
 def _last_activations(graph: Graph, scores: str) -> str:
@@ -79,7 +97,7 @@ def _last_activations(graph: Graph, scores: str) -> str:
         raise ModelError("the model has no convolution: a sensitivity map needs one")
     last = convolutions[-1].output[0]
     readers = [node for node in graph.nodes if last in node.input]
-    return readers[0].output[0] if len(readers) == 1 and readers[0].op_type == "Relu" else last
+    return str(readers[0].output[0] if len(readers) == 1 and readers[0].op_type == "Relu" else last)
 
 
 def _first_line(error: Exception) -> str:

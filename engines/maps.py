@@ -73,7 +73,7 @@ def append_maps(
 
 
 def aggregated(graph: Graph, gradient_nchw: str, aggregation: str, layer: str) -> str:
-    """max or mean over channels of the absolute gradient: ``[N, C, h, w]`` to ``[N, h, w]``."""
+    """Max or mean over channels of the absolute gradient: ``[N, C, h, w]`` to ``[N, h, w]``."""
     absolute = graph.add("Abs", gradient_nchw, hint=f"sensitivity_{layer}")
     op = {"max": "ReduceMax", "mean": "ReduceMean"}[aggregation]
     return graph.add(op, absolute, graph.constant([1], np.int64), keepdims=0, hint=f"map_{layer}")

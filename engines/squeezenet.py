@@ -23,8 +23,10 @@ def renamed(weights: Weights) -> dict[str, np.ndarray]:
         parts = name.split("__")
         if len(parts) > 1:
             layer = ".".join(_CAFFE_NAMES.get(part, part) for part in parts[:-1])
-            name = f"{layer}.{'weight' if parts[-1] == 'w' else 'bias'}"
-        result[name] = np.asarray(value, np.float32)
+            renamed_to = f"{layer}.{'weight' if parts[-1] == 'w' else 'bias'}"
+        else:
+            renamed_to = name
+        result[renamed_to] = np.asarray(value, np.float32)
     return result
 
 

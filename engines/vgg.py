@@ -84,7 +84,7 @@ def _linear(graph: Graph, x: str, weights: Weights, prefix: str, width: int) -> 
 
 
 def _adaptive_matrix(size: int) -> np.ndarray:
-    """torch's AdaptiveAvgPool to 7 cells as a matrix ``[7, size]``: cell i averages floor(i*n/7) .. ceil((i+1)*n/7)."""
+    """Torch's AdaptiveAvgPool to 7 cells as a matrix ``[7, size]``: cell i averages floor(i*n/7) .. ceil((i+1)*n/7)."""
     matrix = np.zeros((GRID, size), np.float32)
     for i in range(GRID):
         start, stop = i * size // GRID, -(-(i + 1) * size // GRID)

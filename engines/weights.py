@@ -84,7 +84,7 @@ _TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "he
 
 
 def _torchvision_name(name: str) -> str:
-    """timm's VGG16 keeps the hidden layers as convolutions under other names; the order of values is the same."""
+    """Timm's VGG16 keeps the hidden layers as convolutions under other names; the order of values is the same."""
     prefix, _, kind = name.rpartition(".")
     return f"{_TIMM[prefix]}.{kind}" if prefix in _TIMM else name
 
@@ -106,7 +106,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip, runtime and end-of-file errors for damaged files
-        raise ModelError(f"cannot read weights {path}: {str(error).splitlines()[0] if str(error) else 'damaged file'}") from error
+        raise ModelError(
+            f"cannot read weights {path}: {str(error).splitlines()[0] if str(error) else 'damaged file'}"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"weights {path} are not a state dictionary of tensors")
     return {name: value.float().numpy() for name, value in state.items()}

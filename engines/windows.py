@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import onnx
@@ -81,7 +82,7 @@ def windows_of(graph: Graph, node: onnx.NodeProto) -> Windows:
 
 
 def _pads(
-    at: dict, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
+    at: dict[str, Any], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
     size_in: Sequence[int], size_out: Sequence[int],
 ) -> tuple[tuple[int, int], tuple[int, int]]:  # fmt: skip
     """(begin, end) padding, resolving ``auto_pad``."""
@@ -100,9 +101,7 @@ def _pads(
     return (begin[0], begin[1]), (end[0], end[1])
 
 
-def shifted(
-    graph: Graph, tensor: str, begin: Sequence[int], end: Sequence[int], value: float = 0.0
-) -> str:
+def shifted(graph: Graph, tensor: str, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> str:
     """Pad (positive) or crop (negative) the two last axes of ``[N, C, H, W]``."""
     crop_begin, crop_end = [max(0, -b) for b in begin], [max(0, -e) for e in end]
     if any(crop_begin + crop_end):

@@ -61,8 +61,8 @@ def process(spec: str, out: Path, localizer: Localizer, console: Console, video:
 
 
 def _run_with_progress(source: Source, localizer: Localizer, sinks: Sequence[Sink], run: Run, console: Console) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console) as bar:
+    counts = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), BarColumn(), *counts, console=console) as bar:
         task = bar.add_task(source.name, total=source.frames, fps="")
         for _ in run_frames(every_frame(source), localizer, sinks, run):
             bar.update(task, advance=1, fps=f"{run.fps:.0f} fps")
@@ -70,4 +70,9 @@ def _run_with_progress(source: Source, localizer: Localizer, sinks: Sequence[Sin
 
 def _engine_facts(localizer: Localizer) -> dict[str, Any]:
     engine = localizer.engine
-    return {"backend": engine.backend, "precision": engine.precision, "device": engine.device, "size_px": localizer.size_px}
+    return {
+        "backend": engine.backend,
+        "precision": engine.precision,
+        "device": engine.device,
+        "size_px": localizer.size_px,
+    }

@@ -23,7 +23,7 @@ class DemoCamera:
 
     def __init__(self, frames: int) -> None:
         self._frames = frames
-        photo = cv2.imread(str(PHOTO), cv2.IMREAD_COLOR_BGR)
+        photo = np.asarray(cv2.imread(str(PHOTO), cv2.IMREAD_COLOR_BGR), np.uint8)
         height, width = photo.shape[:2]
         self._wall = _wall()
         self._left, self._top = (WALL_W_PX - width) // 2, (WALL_H_PX - height) // 2
@@ -39,7 +39,9 @@ class DemoCamera:
         centre_y = WALL_H_PX / 2 + 75 / zoom * math.sin(2 * phase + 0.7)
         shift_x, shift_y = FRAME_W_PX / 2 - zoom * centre_x, FRAME_H_PX / 2 - zoom * centre_y
         view = np.array([[zoom, 0, shift_x], [0, zoom, shift_y]])
-        frame = cv2.warpAffine(self._wall, view, (FRAME_W_PX, FRAME_H_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        frame = cv2.warpAffine(
+            self._wall, view, (FRAME_W_PX, FRAME_H_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
         x0, y0, x1, y1 = CAT_XYXY_PX
         left, right = (zoom * (self._left + x) + shift_x for x in (x0, x1))
         top, bottom = (zoom * (self._top + y) + shift_y for y in (y0, y1))

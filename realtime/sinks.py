@@ -48,9 +48,7 @@ class _WholeFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         keep = kind is None or issubclass(kind, KeyboardInterrupt)
         try:
             self._finish()

@@ -7,11 +7,10 @@ import glob
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import av
 import av.error
@@ -28,8 +27,8 @@ ARCHIVE_SUFFIXES = frozenset({".zip", ".tar"})
 IMAGES_PER_SECOND = 24.0
 
 
-class Source(Protocol):
-    """An open source.
+class Source:
+    """An open source: iterate it once, inside its ``with`` block.
 
     Attributes:
         name: for logs and file names.
@@ -40,29 +39,25 @@ class Source(Protocol):
     """
 
     name: str
-    live: bool
-    frames: int | None
-    rate_fps: float
-    time_base: Fraction
+    live: bool = False
+    frames: int | None = None
+    rate_fps: float = 25.0
+    time_base: Fraction = Fraction(1, 90000)
 
-    def __iter__(self) -> Iterator[Frame]: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> None: ...
+    def __iter__(self) -> Iterator[Frame]:
+        raise NotImplementedError
 
-
-class _Closing:
-    """``with`` for sources that have a ``close``."""
-
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release what is open."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close()
 
 
-class VideoFile(_Closing):
+class VideoFile(Source):
     """A video file or network stream, with its own timestamps and rotation.
 
     Raises:
@@ -100,7 +95,8 @@ class VideoFile(_Closing):
                 break
             pts = picture.pts if picture.pts is not None else index
             first_pts = pts if first_pts is None else first_pts
-            image = np.ascontiguousarray(np.rot90(picture.to_ndarray(format="bgr24"), picture.rotation // 90))
+            pixels = np.asarray(picture.to_ndarray(format="bgr24"), np.uint8)
+            image = np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
             now_ns = time.monotonic_ns()
             pts_s = float((pts - first_pts) * self.time_base)
             yield Frame(image, self.name, index, pts_s, now_ns, (now_ns - start_ns) / 1e6)
@@ -115,14 +111,13 @@ class VideoFile(_Closing):
         self._container.close()
 
 
-class Images(_Closing):
+class Images(Source):
     """Images of a folder, a glob, a zip or a tar, in natural order of their names, at a fixed rate.
 
     Raises:
         SourceError: there is none, or one cannot be decoded.
     """
 
-    live = False
     time_base = Fraction(1, 24000)
 
     def __init__(self, name: str, members: list[tuple[str, Callable[[], bytes]]], rate_fps: float = IMAGES_PER_SECOND) -> None:
@@ -139,14 +134,14 @@ class Images(_Closing):
             yield Frame(image, self.name, index, index / self.rate_fps, now_ns, (now_ns - start_ns) / 1e6)
 
 
-class Camera(_Closing):
+class Camera(Source):
     """A camera by number, through OpenCV.
 
     Raises:
         SourceError: it cannot be opened, or stops giving frames.
     """
 
-    live, frames = True, None
+    live = True
     time_base = Fraction(1, 1000000)
 
     def __init__(self, index: int) -> None:
@@ -174,18 +169,18 @@ class Camera(_Closing):
         self._capture.release()
 
 
-class Demo(_Closing):
+class Demo(Source):
     """The virtual camera over a cat's photo: every frame's true box is known."""
 
-    name, live, rate_fps = "demo", False, 30.0
+    name, rate_fps = "demo", 30.0
     time_base = Fraction(1, 30000)
 
     def __init__(self, frames: int = 300) -> None:
-        self.frames = frames
+        self.frames = self._count = frames
         self._camera = DemoCamera(frames)
 
     def __iter__(self) -> Iterator[Frame]:
-        for index in range(self.frames):
+        for index in range(self._count):
             start_ns = time.monotonic_ns()
             image, truth = self._camera.shoot(index)
             now_ns = time.monotonic_ns()
@@ -236,7 +231,7 @@ def archive_members(path: Path) -> list[tuple[str, Callable[[], bytes]]]:
             archive = zipfile.ZipFile(path)
             names = natural_order(n for n in archive.namelist() if _is_image(n))
             return [(name, lambda name=name: archive.read(name)) for name in names]  # type: ignore[misc]
-        tar = tarfile.open(path)
+        tar = tarfile.open(path)  # noqa: SIM115 - members are read later, one at a time
         members = {m.name: m for m in tar.getmembers() if m.isfile() and _is_image(m.name)}
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise SourceError(f"cannot read archive {path}: {_reason(error)}") from error
@@ -264,7 +259,7 @@ def decode_image(name: str, content: bytes) -> ImageBgr:
     return np.asarray(image, np.uint8)
 
 
-def natural_order(names: "Iterator[str] | list[str] | dict[str, object]") -> list[str]:
+def natural_order(names: Iterable[str]) -> list[str]:
     """Names sorted with their numbers as numbers: 2 before 10."""
 
     def key(name: str) -> list[tuple[int, int | str]]:

@@ -16,14 +16,16 @@ class MockEngine:
     wanted one or 0; the score is the mean brightness. ``calls`` counts what it was asked.
     """
 
-    backend, precision, device = "mock", "fp32", "no device"
+    backend: str = "mock"
+    precision: str = "fp32"
+    device: str = "no device"
 
     def __init__(self, size_px: int = 32, batch: int = 1) -> None:
-        self.inputs = (
+        self.inputs: tuple[TensorSpec, ...] = (
             TensorSpec(IMAGE, np.dtype(np.uint8), (batch, size_px, size_px, 3)),
             TensorSpec(WANTED_CLASS, np.dtype(np.int64), (batch,)),
         )
-        self.outputs = (
+        self.outputs: tuple[TensorSpec, ...] = (
             TensorSpec("class_index", np.dtype(np.int64), (batch,)),
             TensorSpec("score", np.dtype(np.float32), (batch,)),
             TensorSpec("map", np.dtype(np.float32), (batch, size_px, size_px)),

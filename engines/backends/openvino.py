@@ -33,7 +33,10 @@ class OpenVinoEngine:
             raise EngineError(f"OpenVINO engines run in {' or '.join(PRECISIONS)}, not {precision}")
         if self.precision == "bf16" and best_precision(core) != "bf16":
             raise EngineError("this processor does not compute in bf16: use --precision fp32")
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision]}
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
+        }
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
@@ -41,9 +44,10 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO refuses the graph: {str(error).strip().splitlines()[-1]}") from error
         self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
-        # OpenVINO merges tensors that are equal and keeps any of their names: the order is what can be relied on.
-        self.inputs = tuple(map(_spec, compiled.inputs, [value.name for value in model.graph.input]))
-        self.outputs = tuple(map(_spec, compiled.outputs, [value.name for value in model.graph.output]))
+        self.inputs = tuple(_spec(value) for value in model.graph.input)
+        self.outputs = tuple(_spec(value) for value in model.graph.output)
+        # Inputs keep their names, but one that nothing reads is gone. Equal outputs may swap names, but keep their order.
+        self._ports = {name: index for index, port in enumerate(compiled.inputs) for name in port.names}
         self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
         self._request: ov.InferRequest | None = compiled.create_infer_request()
 
@@ -52,8 +56,8 @@ class OpenVinoEngine:
         check_feeds(self.inputs, feeds)
         if self._request is None:
             raise EngineError("this engine is closed: build it again")
-        ordered = {i: np.ascontiguousarray(feeds[spec.name]) for i, spec in enumerate(self.inputs)}
-        results = self._request.infer(ordered, share_inputs=True)
+        ports = {self._ports[name]: np.ascontiguousarray(v) for name, v in feeds.items() if name in self._ports}
+        results = self._request.infer(ports, share_inputs=True)
         return {spec.name: results[i] for i, spec in enumerate(self.outputs)}
 
     def close(self) -> None:
@@ -67,5 +71,7 @@ def best_precision(core: ov.Core | None = None) -> str:
     return "bf16" if "BF16" in capabilities else "fp32"
 
 
-def _spec(port: Any, name: str) -> TensorSpec:
-    return TensorSpec(name, np.dtype(port.get_element_type().to_dtype()), tuple(port.shape))
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)

@@ -42,11 +42,10 @@ def torch_network(classifier: Classifier) -> Vgg16 | SqueezeNet:
 class TorchEngine:
     """See ``engines.base.Engine``; the same inputs and outputs as ``engines.build.build_graph``."""
 
-    backend, precision = "torch", "fp32"
+    backend: str = "torch"
+    precision: str = "fp32"
 
-    def __init__(
-        self, classifier: Classifier, spec: MapSpec | None = None, head: Head | None = None, batch: int = 1
-    ) -> None:
+    def __init__(self, classifier: Classifier, spec: MapSpec | None = None, head: Head | None = None, batch: int = 1) -> None:
         self._spec = spec or (head.spec if head else MapSpec())
         if head is not None:
             check_head(head, classifier, self._spec)
@@ -54,7 +53,7 @@ class TorchEngine:
         self._network = torch_network(classifier)
         side = classifier.size_px
         self.device = f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
-        self.inputs = (
+        self.inputs: tuple[TensorSpec, ...] = (
             TensorSpec(IMAGE, np.dtype(np.uint8), (batch, side, side, 3)),
             TensorSpec(WANTED_CLASS, np.dtype(np.int64), (batch,)),
         )

@@ -7,6 +7,7 @@ Sources: VGG16, configuration D (Simonyan & Zisserman 2015, table 1); SqueezeNet
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class Fire(nn.Module):
 class SqueezeNet(nn.Module):
     """SqueezeNet v1.0 in its Caffe form: no padding in the first layer, pools that round up, padding 1 in the last."""
 
-    FIRES = {
+    FIRES: ClassVar[dict[str, tuple[int, int, int]]] = {
         "fire2": (96, 16, 64), "fire3": (128, 16, 64), "fire4": (128, 32, 128), "fire5": (256, 32, 128),
         "fire6": (256, 48, 192), "fire7": (384, 48, 192), "fire8": (384, 64, 256), "fire9": (512, 64, 256),
     }  # fmt: skip

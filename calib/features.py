@@ -1,0 +1,80 @@
+"""Map features of a labelled set, computed once by the engine and cached by content."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from calib.datasets import Sample
+from engines.backends.openvino import OpenVinoEngine
+from engines.build import build_graph
+from engines.classifiers import Classifier
+from engines.files import whole_file
+from engines.head import Feature
+from engines.localizer import ImageBgr, Localizer
+from engines.maps import MapSpec
+from engines.weights import cache_dir
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features and boxes of N single-object images.
+
+    Attributes:
+        values: float32 ``[N, D]``.
+        mirrored: the same of the mirrored images.
+        boxes_xyxy: float64 ``[N, 4]``, fractions of width and height.
+        aspects: width / height of each image.
+        class_names: of each object.
+    """
+
+    values: NDArray[np.float32]
+    mirrored: NDArray[np.float32]
+    boxes_xyxy: NDArray[np.float64]
+    aspects: NDArray[np.float64]
+    class_names: tuple[str, ...]
+
+
+def feature_table(
+    samples: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console
+) -> FeatureTable:
+    """Compute (or fetch) the features of every image with exactly one object, in fp32."""
+    singles = [sample for sample in samples if sample.single]
+    images = [sample.read() for sample in singles]
+    sizes = np.array([[image.shape[1], image.shape[0]] * 2 for image in images], np.float64)
+    boxes = np.array([sample.truths[0].box_xyxy_px for sample in singles]) / sizes
+    path = cache_dir() / "features" / f"{_key(images, classifier, spec, features)}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            values, mirrored = stored["values"], stored["mirrored"]
+    else:
+        values, mirrored = _computed(images, classifier, spec, features, console)
+        with whole_file(path) as part, part.open("wb") as file:
+            np.savez(file, values=values, mirrored=mirrored)
+    names = tuple(sample.truths[0].class_name for sample in singles)
+    return FeatureTable(values, mirrored, np.clip(boxes, 0, 1), sizes[:, 0] / sizes[:, 1], names)
+
+
+def _computed(
+    images: Sequence[ImageBgr], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    localizer = Localizer(OpenVinoEngine(build_graph(classifier, spec, features=features), "fp32"))
+    rows: list[list[NDArray[np.float32]]] = [[], []]
+    for image in track(images, "computing maps", console=console):
+        prepared = localizer.prepare(image)
+        rows[0].append(localizer.infer([prepared])["features"][0].copy())
+        rows[1].append(localizer.infer([prepared[:, ::-1]])["features"][0].copy())
+    return np.stack(rows[0]), np.stack(rows[1])
+
+
+def _key(images: Sequence[ImageBgr], classifier: Classifier, spec: MapSpec, features: Sequence[Feature]) -> str:
+    settings = [classifier.digest, classifier.size_px, asdict(spec), [asdict(f) for f in features]]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for image in images:
+        digest.update(repr(image.shape).encode() + image.tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,127 @@
+"""Fitting the box head: ridge regression on map features, its strength chosen by cross-validation."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from calib.datasets import Sample
+from calib.features import FeatureTable, feature_table
+from calib.metrics import constant_boxes, corloc
+from engines.base import SourceError
+from engines.boxes import iou
+from engines.classifiers import Classifier
+from engines.head import Feature, Head
+from engines.maps import MapSpec
+
+Array64 = NDArray[np.float64]
+FOLDS = 5
+STRENGTHS = tuple(float(10.0**e) for e in np.arange(-1, 5.01, 0.5))
+MIRROR = (2, 1, 0, 3)  # x0 and x1 change places
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted head and how it was chosen.
+
+    Attributes:
+        head: ready to save.
+        strength: the ridge penalty that cross-validation chose.
+        cv_mean_iou, cv_corloc: out-of-fold, on the training images.
+    """
+
+    head: Head
+    strength: float
+    cv_mean_iou: float
+    cv_corloc: float
+
+
+def fit_head(
+    samples: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console, name: str
+) -> Fit:
+    """Fit a class-agnostic head on every image that has exactly one object, and on its mirror image.
+
+    Args:
+        samples: the training set.
+        classifier: the network that the head will be tied to.
+        spec: the maps it reads.
+        features: of those maps, in order.
+        console: for progress.
+        name: of the data set, for the card.
+
+    Raises:
+        SourceError: fewer than 10 images have exactly one object.
+    """
+    if sum(sample.single for sample in samples) < 2 * FOLDS:
+        raise SourceError(f"{name}: a head needs at least {2 * FOLDS} images with exactly one box each")
+    table = feature_table(samples, classifier, spec, features, console)
+    strength, cv_mean_iou, cv_corloc = choose_strength(table)
+    weight, bias = Ridge(*mirrored_pairs(table)).solve(strength)
+    card = {
+        "data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names)),
+        "strength": strength, "cv_mean_iou": round(cv_mean_iou, 4), "cv_corloc": round(cv_corloc, 4),
+        "constant_boxes": asdict(constant_boxes(table.boxes_xyxy)),
+    }  # fmt: skip
+    head = Head(
+        spec, tuple(features), weight.astype(np.float32), bias.astype(np.float32),
+        classifier.digest, classifier.size_px, card,
+    )  # fmt: skip
+    return Fit(head, strength, cv_mean_iou, cv_corloc)
+
+
+def mirrored_pairs(table: FeatureTable, rows: NDArray[np.int64] | None = None) -> tuple[Array64, Array64]:
+    """Features and boxes of the images and their mirror images: ``[2 N, D]`` and ``[2 N, 4]``."""
+    rows = np.arange(len(table.values)) if rows is None else rows
+    boxes = table.boxes_xyxy[rows]
+    flipped = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
+    values = np.concatenate([table.values[rows], table.mirrored[rows]]).astype(np.float64)
+    return values, np.concatenate([boxes, flipped])
+
+
+class Ridge:
+    """Ridge regression of boxes on standardized features (Hoerl & Kennard 1970), in closed form for any penalty.
+
+    The Gram matrix, in the smaller of the primal and the dual space, is decomposed once.
+
+    Args:
+        values: ``[N, D]``.
+        boxes: ``[N, 4]``.
+    """
+
+    def __init__(self, values: Array64, boxes: Array64) -> None:
+        self._centre, self._scale = values.mean(axis=0), values.std(axis=0) + 1e-6
+        self._mean_box = boxes.mean(axis=0)
+        x = (values - self._centre) / self._scale
+        self._primal = x.shape[1] <= x.shape[0]
+        self._powers, self._axes = np.linalg.eigh(x.T @ x if self._primal else x @ x.T)
+        target = boxes - self._mean_box
+        self._projected = self._axes.T @ (x.T @ target if self._primal else target)
+        self._back = self._axes if self._primal else x.T @ self._axes
+
+    def solve(self, strength: float) -> tuple[Array64, Array64]:
+        """(weight ``[4, D]``, bias ``[4]``) for features as they come."""
+        solution = self._back @ (self._projected / (np.maximum(self._powers, 0) + strength)[:, None])
+        weight = (solution / self._scale[:, None]).T
+        return weight, self._mean_box - weight @ self._centre
+
+
+def predict(values: NDArray[np.float32], weight: Array64, bias: Array64) -> Array64:
+    """Boxes ``[N, 4]`` as the graph gives them: clipped to the image, corners in order."""
+    raw = np.clip(values @ weight.T + bias, 0, 1)
+    return np.concatenate([np.minimum(raw[:, :2], raw[:, 2:]), np.maximum(raw[:, :2], raw[:, 2:])], axis=1)
+
+
+def choose_strength(table: FeatureTable, strengths: Sequence[float] = STRENGTHS) -> tuple[float, float, float]:
+    """(penalty, mean IoU, CorLoc) with the best out-of-fold mean IoU; an image and its mirror stay in one fold."""
+    fold = np.random.default_rng(0).permutation(len(table.values)) % FOLDS
+    ious = np.zeros((len(strengths), len(table.values)))
+    for held in range(FOLDS):
+        model = Ridge(*mirrored_pairs(table, np.flatnonzero(fold != held)))
+        rows = np.flatnonzero(fold == held)
+        for place, strength in enumerate(strengths):
+            found = predict(table.values[rows], *model.solve(strength))
+            ious[place, rows] = iou(found, table.boxes_xyxy[rows])
+    best = int(np.argmax(ious.mean(axis=1)))
+    return strengths[best], float(ious[best].mean()), corloc(ious[best])

@@ -1,0 +1,63 @@
+"""How good boxes are, and how good they would be without looking: the constant boxes that every result is held against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.boxes import iou
+
+Boxes = NDArray[np.float64]
+CORLOC_IOU = 0.5
+MARGINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def corloc(ious: NDArray[np.float64]) -> float:
+    """Share of images with IoU over 0.5 (Deselaers et al. 2012, section 6): the paper's measure."""
+    return float(np.mean(ious > CORLOC_IOU)) if len(ious) else 0.0
+
+
+def centre_correct(found_xyxy: Boxes, true_xyxy: Boxes, margin: float) -> NDArray[np.bool_]:
+    """Whether the found box's centre lies inside the true box shrunk by ``margin`` of its size in all (half at each side).
+
+    Margin 0 is the whole true box, 0.5 its middle half. ``[N, 4]`` and ``[N, 4]`` to ``[N]``.
+    """
+    centre = (found_xyxy[:, :2] + found_xyxy[:, 2:]) / 2
+    inset = (true_xyxy[:, 2:] - true_xyxy[:, :2]) * margin / 2
+    inside: NDArray[np.bool_] = np.all((centre >= true_xyxy[:, :2] + inset) & (centre <= true_xyxy[:, 2:] - inset), axis=1)
+    return inside
+
+
+@dataclass(frozen=True)
+class ConstantBoxes:
+    """Boxes that need no image, as fractions of width and height, from a training set.
+
+    Attributes:
+        mean_box: the mean of each edge.
+        best_constant: of the training boxes and their quantile boxes, the one with the highest CorLoc on that set.
+    """
+
+    mean_box: tuple[float, ...]
+    best_constant: tuple[float, ...]
+
+
+WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
+
+
+def constant_boxes(boxes_xyxy: Boxes) -> ConstantBoxes:
+    """Fit the constant boxes to a training set ``[N, 4]`` of fractions."""
+    low, high = np.meshgrid(np.linspace(0.02, 0.5, 13), np.linspace(0.5, 0.98, 13))
+    quantile_boxes = [
+        np.concatenate([np.quantile(boxes_xyxy[:, :2], a, axis=0), np.quantile(boxes_xyxy[:, 2:], b, axis=0)])
+        for a, b in zip(low.ravel(), high.ravel(), strict=True)
+    ]
+    candidates = np.concatenate([boxes_xyxy[:4000], np.array(quantile_boxes), boxes_xyxy.mean(axis=0)[None]])
+    scores = [corloc(iou(candidate, boxes_xyxy)) for candidate in candidates]
+    best = candidates[int(np.argmax(scores))]
+    return ConstantBoxes(tuple(boxes_xyxy.mean(axis=0).tolist()), tuple(best.tolist()))
+
+
+def best_iou(found_xyxy: Sequence[float], truths_xyxy: Sequence[Sequence[float]]) -> float:
+    """IoU with the true box that fits best."""
+    return float(np.max(iou(np.asarray(found_xyxy), np.asarray(truths_xyxy))))
