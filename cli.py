@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from calib import bench as benches
 from engines.base import SightlineError
 from engines.choose import Choice, open_localizer
 from engines.localizer import Localizer
@@ -71,6 +72,26 @@ def stream(
     """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are dropped and counted."""
     localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
+
+
+@app.command(epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models compact --seconds 30 --json")
+def bench(
+    source: Annotated[str, typer.Argument(help="What to run end to end: any source that ends.")] = "demo:300",
+    models: Annotated[str, typer.Option(help="Comma-separated networks to time.")] = "compact,vgg16",
+    seconds: Annotated[float, typer.Option(help="How long to time each model against its peers.", min=1)] = 20.0,
+    weights: Weights = "random", size: Size = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Measure fps end to end, and the engine against PyTorch and ONNX Runtime in the same run. No outlier is removed."""
+    whole = benches.bench_end_to_end(Choice(), source)
+    console.print(latency_table(f"{source}, {whole['engine']}, {whole['verdict']}", whole))
+    engines = []
+    for model in models.split(","):
+        chosen = Choice(model, None if model == "compact" else weights, size_px=size)
+        engines.append(benches.bench_engine(chosen, seconds, console))
+        console.print(benches.peers_table(engines[-1]))
+    console.print(whole["machine"], style="dim")
+    if as_json:
+        print(json.dumps({**whole, "peers": engines[0]["peers"], "engines": engines}))
 
 
 def _open(choice: Choice) -> Localizer:

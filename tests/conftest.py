@@ -1,0 +1,51 @@
+"""What tests share: where the real data lies, small real videos, a compiled engine."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.backends.openvino import OpenVinoEngine
+from engines.build import build_graph
+from engines.classifiers import load_classifier
+from engines.localizer import Localizer
+from engines.weights import cache_dir
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("SIGHTLINE_DATA") or ROOT.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real photos, videos and weights that tests may use."""
+    if not DATA.is_dir():
+        pytest.skip(f"real data is absent: put it at {DATA} or point SIGHTLINE_DATA at it")
+    return DATA
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither read nor fill the user's cache."""
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    assert "cache" in str(cache_dir())
+
+
+@pytest.fixture(scope="session")
+def photos(data: Path) -> list[np.ndarray]:
+    """Twelve real photos of the training split, flat and busy ones among them."""
+    from calib.datasets import load_dataset
+
+    return [sample.read() for sample in load_dataset(data / "animal_pose_voc" / "train.csv")[:12]]
+
+
+@pytest.fixture(scope="session")
+def squeezenet(data: Path) -> str:
+    """The path of trained SqueezeNet weights."""
+    return str(data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net")
+
+
+@pytest.fixture(scope="session")
+def tiny_localizer() -> Localizer:
+    """The compact network with random weights at 64 px: fast, and no shipped file is needed."""
+    return Localizer(OpenVinoEngine(build_graph(load_classifier("compact", "random", 64)), "fp32"))

@@ -1,0 +1,155 @@
+"""Whole networks: the compiled graph against PyTorch autograd on an independent module."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from engines.backends.openvino import OpenVinoEngine, best_precision
+from engines.backends.torch import TorchEngine
+from engines.build import WANTED_CLASS, build_graph
+from engines.classifiers import load_classifier
+from engines.localizer import Localizer
+from engines.maps import MapSpec
+from engines.preprocess import IMAGE
+
+BF16 = pytest.mark.skipif(best_precision() != "bf16", reason="this processor does not compute in bf16")
+
+
+def feeds(image, wanted=-1):
+    return {IMAGE: image[None], WANTED_CLASS: np.array([wanted])}
+
+
+def relative_error(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def load(model, squeezenet, size_px=None):
+    return load_classifier(model, {"squeezenet": squeezenet, "vgg16": "random"}.get(model), size_px)
+
+
+@pytest.mark.parametrize(
+    ("model", "spec"),
+    [
+        ("compact", MapSpec()),
+        ("compact", MapSpec(aggregation="mean")),
+        ("compact", MapSpec(objective="gestalt")),
+        ("compact", MapSpec(layer="conv3_3")),
+        ("compact", MapSpec(layer="pool4", objective="gestalt", aggregation="mean")),
+        ("squeezenet", MapSpec()),
+        ("squeezenet", MapSpec(objective="gestalt")),
+        ("squeezenet", MapSpec(layer="fire5")),
+    ],
+    ids=str,
+)
+def test_map_class_and_score_are_autograds(model, spec, photos, squeezenet):
+    classifier = load(model, squeezenet)
+    engine = OpenVinoEngine(build_graph(classifier, spec), "fp32")
+    reference, localizer = TorchEngine(classifier, spec), Localizer(engine)
+    maps = []
+    for photo in photos[:6]:
+        prepared = localizer.prepare(photo)
+        found, expected = engine.infer(feeds(prepared)), reference.infer(feeds(prepared))
+        assert relative_error(found["map"], expected["map"]) < 1e-4
+        assert found["class_index"] == expected["class_index"]
+        np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-4)
+        maps.append(found["map"])
+    for first, second in pairwise(maps):
+        assert first.max() > 0
+        assert relative_error(first, second) > 0.1, "two photos gave the same map"
+
+
+def test_vgg16_at_full_width_is_autograds(photos):
+    """Width 1, 224 px, untrained weights.
+
+    Where a unit's input is within rounding of zero, two correct implementations may disagree whether it is on, and random
+    weights have thousands of such units among 15 million; so the photo with the median error is what counts, and float64
+    (below) shows that the formula itself is exact.
+    """
+    classifier = load_classifier("vgg16", "random")
+    engine, reference = OpenVinoEngine(build_graph(classifier), "fp32"), TorchEngine(classifier)
+    prepared = [Localizer(engine).prepare(photo) for photo in photos[:3]]
+    errors = [relative_error(engine.infer(feeds(p))["map"], reference.infer(feeds(p))["map"]) for p in prepared]
+    assert np.median(errors) < 1e-4, errors
+
+
+def test_a_named_class_changes_the_map_without_a_rebuild(photos, squeezenet):
+    classifier = load("squeezenet", squeezenet)
+    engine, reference = OpenVinoEngine(build_graph(classifier), "fp32"), TorchEngine(classifier)
+    prepared = Localizer(engine).prepare(photos[0])
+    best, other = engine.infer(feeds(prepared)), engine.infer(feeds(prepared, 340))
+    assert other["class_index"] == [340]
+    assert relative_error(best["map"], other["map"]) > 0.1
+    assert relative_error(other["map"], reference.infer(feeds(prepared, 340))["map"]) < 1e-4
+
+
+def test_a_batch_gives_what_single_images_give(photos):
+    classifier = load_classifier("compact", "random")
+    single = OpenVinoEngine(build_graph(classifier), "fp32")
+    triple = OpenVinoEngine(build_graph(classifier, batch=3), "fp32")
+    images = np.stack([Localizer(single).prepare(photo) for photo in photos[:3]])
+    wanted = np.array([-1, 7, -1])
+    together = triple.infer({IMAGE: images, WANTED_CLASS: wanted})
+    for i in range(3):
+        alone = single.infer(feeds(images[i], wanted[i]))
+        assert relative_error(together["map"][i], alone["map"][0]) < 1e-4
+        assert together["class_index"][i] == alone["class_index"][0]
+
+
+@BF16
+@pytest.mark.parametrize("model", ["compact", "squeezenet"])
+def test_bf16_maps_correlate_with_the_reference(model, photos, squeezenet):
+    """At the 8 x 8 cells that heads read; single pixels flip with rounding (see docs/benchmarks.md for both figures)."""
+    classifier = load(model, squeezenet)
+    engine, reference = OpenVinoEngine(build_graph(classifier), "bf16"), TorchEngine(classifier)
+    correlations = []
+    for photo in photos:
+        prepared = Localizer(engine).prepare(photo)
+        pair = [cells(e.infer(feeds(prepared))["map"][0]) for e in (engine, reference)]
+        correlations.append(np.corrcoef(pair[0].ravel(), pair[1].ravel())[0, 1])
+    assert np.median(correlations) > 0.99, correlations
+
+
+def cells(map_hw, count=8):
+    rows = np.array_split(map_hw, count, axis=0)
+    return np.array([[cell.mean() for cell in np.array_split(row, count, axis=1)] for row in rows])
+
+
+@pytest.mark.parametrize("size_px", [64, 96, 160, 256])
+def test_vgg16_with_hidden_layers_at_other_sizes_pools_as_torchvision_does(size_px, photos):
+    import torch
+
+    from engines import vgg
+    from engines.backends.torch_networks import Vgg16
+    from engines.graph import FLOAT, Graph
+
+    weights = vgg.random_weights((4, 4, 8, 8, 8), classes=11, hidden=12)
+    module = Vgg16((4, 4, 8, 8, 8), classes=11, hidden=12).eval()
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    graph = Graph()
+    x = graph.input("x", FLOAT, (1, 3, size_px, size_px))
+    graph.output(vgg.forward(graph, x, weights).scores, "scores")
+    image = np.random.default_rng(1).standard_normal((1, 3, size_px, size_px)).astype(np.float32)
+    found = OpenVinoEngine(graph.model(), "fp32").infer({"x": image})["scores"]
+    np.testing.assert_allclose(found, module(torch.from_numpy(image)).detach().numpy(), atol=1e-4)
+
+
+def test_squeezenet_names_half_of_the_sample_photos_right(data, squeezenet):
+    """One photo for every tenth class: 59 of 100 were right for an independent NumPy implementation (data card)."""
+    import csv
+
+    import cv2
+
+    from realtime.sources import archive_members, decode_image
+
+    engine = OpenVinoEngine(build_graph(load_classifier("squeezenet", squeezenet)), "fp32")
+    readers = dict(archive_members(data / "imagenet_sample" / "images_256.zip"))
+    rows = list(csv.DictReader((data / "imagenet_sample" / "index.csv").open(encoding="utf-8")))[::5]
+    right = 0
+    for row in rows:
+        image = decode_image(row["file"], readers[row["file"]]())
+        scale = 256 / min(image.shape[:2])
+        image = cv2.resize(image, None, fx=scale, fy=scale)
+        y, x = (image.shape[0] - 227) // 2, (image.shape[1] - 227) // 2
+        right += int(engine.infer(feeds(image[y : y + 227, x : x + 227]))["class_index"][0]) == int(row["class_index"])
+    assert 55 <= right <= 63

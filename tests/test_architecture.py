@@ -1,0 +1,73 @@
+"""The rules of the house: who imports whom, how long files get, what a CPU user needs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("engines", "realtime", "calib")
+ALLOWED = {"engines": {"engines"}, "realtime": {"engines", "realtime"}, "calib": {"engines", "realtime", "calib"}}
+TORCH_FILES = {
+    "engines/backends/torch.py", "engines/backends/torch_networks.py", "engines/weights.py",
+    "calib/optimise.py", "calib/train.py", "calib/bench_peers.py",
+}  # fmt: skip
+FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way_and_heavy_libraries_stay_in_their_files(path):
+    name = str(path.relative_to(ROOT))
+    modules = imported(path)
+    ours = {module.split(".")[0] for module in modules} & {*PACKAGES, "cli", "tests"}
+    assert ours <= ALLOWED[path.relative_to(ROOT).parts[0]]
+    roots = {module.split(".")[0] for module in modules}
+    if name != "engines/backends/tensorrt.py":
+        assert not roots & {"tensorrt", "tensorrt_rtx", "pycuda"}
+    if name not in TORCH_FILES:
+        assert "torch" not in roots
+
+
+@pytest.mark.parametrize("path", [*FILES, ROOT / "cli.py"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_at_most_300_lines_and_functions_60(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long"
+
+
+def test_only_one_frame_loop_exists():
+    loops = [p for p in FILES if "localizer.infer(" in p.read_text(encoding="utf-8") and p.parent.name == "realtime"]
+    assert [p.name for p in loops] == ["pipeline.py"]
+
+
+def test_running_needs_neither_torch_nor_gpu_libraries():
+    """A run in a fresh interpreter in which importing any of them fails."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'onnxruntime'): sys.modules[name] = None\n"
+        "import cli\n"
+        "from engines.choose import Choice, open_localizer\n"
+        "import numpy as np\n"
+        "found = open_localizer(Choice()).localize([np.zeros((48, 64, 3), np.uint8)])\n"
+        "assert found[0].box_xyxy_px is not None\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_no_copyleft_package_is_required():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert "ultralytics" not in text
