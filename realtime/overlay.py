@@ -59,7 +59,7 @@ def _draw_inset(canvas: ImageBgr, map_hw: NDArray[np.float32], unit: int) -> Non
     margin = 3 * unit
     y, x = canvas.shape[0] - height - margin, canvas.shape[1] - width - margin
     canvas[y : y + height, x : x + width] = heat_map(map_hw, width, height)
-    cv2.rectangle(canvas, (x - 1, y - 1), (x + width, y + height), TEXT_BGR, unit, cv2.LINE_AA)
+    cv2.rectangle(canvas, (x - 1, y - 1), (x + width, y + height), TEXT_BGR, unit)
 
 
 def _rectangle(canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int], thickness: int) -> None:
@@ -69,7 +69,7 @@ def _rectangle(canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int
     x0, y0 = round(box_xyxy_px[0]) + half, round(box_xyxy_px[1]) + half
     x1, y1 = round(box_xyxy_px[2]) - 1 - half, round(box_xyxy_px[3]) - 1 - half
     first, second = (min(x0, width - 1), min(y0, height - 1)), (max(x1, 0), max(y1, 0))
-    cv2.rectangle(canvas, first, second, colour, thickness, cv2.LINE_AA)
+    cv2.rectangle(canvas, first, second, colour, thickness)
 
 
 def _text(canvas: ImageBgr, text: str, corner: tuple[float, float], unit: int, back: tuple[int, int, int]) -> None:

@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -221,7 +222,7 @@ def open_source(spec: str) -> Source:
 
 
 def archive_members(path: Path) -> list[tuple[str, Callable[[], bytes]]]:
-    """(name, reader) of every image in a zip or tar, in natural order.
+    """(name, reader) of every image in a zip or an uncompressed tar, in natural order.
 
     Raises:
         SourceError: the archive is damaged.
@@ -229,18 +230,19 @@ def archive_members(path: Path) -> list[tuple[str, Callable[[], bytes]]]:
     try:
         if path.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(path)
-            names = natural_order(n for n in archive.namelist() if _is_image(n))
-            return [(name, lambda name=name: archive.read(name)) for name in names]  # type: ignore[misc]
-        tar = tarfile.open(path)  # noqa: SIM115 - members are read later, one at a time
-        members = {m.name: m for m in tar.getmembers() if m.isfile() and _is_image(m.name)}
+            names = natural_order(name for name in archive.namelist() if _is_image(name))
+            return [(name, partial(archive.read, name)) for name in names]
+        with tarfile.open(path, "r:") as tar:
+            places = {m.name: (m.offset_data, m.size) for m in tar.getmembers() if m.isfile() and _is_image(m.name)}
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise SourceError(f"cannot read archive {path}: {_reason(error)}") from error
-    return [(name, lambda m=members[name]: _tar_bytes(tar, m)) for name in natural_order(members)]  # type: ignore[misc]
+    return [(name, partial(_bytes_at, path, *places[name])) for name in natural_order(places)]
 
 
-def _tar_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return file.read() if file else b""
+def _bytes_at(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def _file_member(path: Path) -> tuple[str, Callable[[], bytes]]:
