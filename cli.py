@@ -9,8 +9,12 @@ import typer
 from rich.console import Console
 
 from calib import bench as benches
+from calib import evaluate as evaluation
+from calib.datasets import load_dataset
+from calib.fit import baselines, default_features, fit_head
 from engines.base import SightlineError
 from engines.choose import Choice, open_localizer
+from engines.classifiers import load_classifier
 from engines.localizer import Localizer
 from realtime import batch as batches
 from realtime import live
@@ -42,8 +46,7 @@ def demo(
 ) -> None:  # fmt: skip
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
     localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
-    summary = batches.process(f"demo:{frames}", out, localizer, console)
-    _report([summary], as_json)
+    _report(batches.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
 @app.command(epilog="Example:  sightline batch holiday.mp4 photos/ --out out")
@@ -56,7 +59,7 @@ def batch(
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
     localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
-    _report([batches.process(source, out, localizer, console, video) for source in sources], as_json)
+    _report(batches.process_all(sources, out, localizer, console, video), as_json)
 
 
 @app.command(epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --log cam.jsonl")
@@ -69,9 +72,55 @@ def stream(
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are dropped and counted."""
+    """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are counted as dropped."""
     localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
+
+
+Data = Annotated[Path, typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text.")]
+Images = Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")]
+Single = Annotated[bool, typer.Option("--single", help="Only images with exactly one object.")]
+
+
+@app.command(epilog="Example:  sightline fit photos.csv --out photos_head.safetensors")
+def fit(
+    data: Data, out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")], images: Images = None,
+    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Fit a box head to a few labelled images: a linear layer on the maps, its strength chosen by cross-validation."""
+    classifier = load_classifier(model, weights, size)
+    spec, features = default_features(classifier, method)
+    fitted = fit_head(load_dataset(data, images), classifier, spec, features, console, data.stem)
+    fitted.head.save(out)
+    console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
+    if as_json:
+        print(json.dumps({**fitted.head.card, "head": str(out)}))
+
+
+@app.command(epilog="Example:  sightline evaluate photos.csv --single --json")
+def evaluate(
+    data: Data, images: Images = None, single: Single = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
+    train: Annotated[Path | None, typer.Option(help="Where constant boxes come from; the head's own data if not given.")] = None,
+    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
+    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Measure boxes against the truth, beside constant boxes that need no image."""
+    choice = Choice(model, weights, method, head, backend, precision, size)
+    localizer = _open(choice)
+    report, _ = evaluation.evaluate(load_dataset(data, images)[:limit], localizer, console, baselines(choice, train), single)
+    console.print(evaluation.report_table(report))
+    engine = localizer.engine
+    facts = {
+        "method": method,
+        "model": model,
+        "head": head or "shipped",
+        "backend": engine.backend,
+        "precision": engine.precision,
+    }
+    if as_json:
+        print(json.dumps({**report, **facts}))
 
 
 @app.command(epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models compact --seconds 30 --json")

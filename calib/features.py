@@ -29,14 +29,12 @@ class FeatureTable:
         values: float32 ``[N, D]``.
         mirrored: the same of the mirrored images.
         boxes_xyxy: float64 ``[N, 4]``, fractions of width and height.
-        aspects: width / height of each image.
         class_names: of each object.
     """
 
     values: NDArray[np.float32]
     mirrored: NDArray[np.float32]
     boxes_xyxy: NDArray[np.float64]
-    aspects: NDArray[np.float64]
     class_names: tuple[str, ...]
 
 
@@ -46,8 +44,6 @@ def feature_table(
     """Compute (or fetch) the features of every image with exactly one object, in fp32."""
     singles = [sample for sample in samples if sample.single]
     images = [sample.read() for sample in singles]
-    sizes = np.array([[image.shape[1], image.shape[0]] * 2 for image in images], np.float64)
-    boxes = np.array([sample.truths[0].box_xyxy_px for sample in singles]) / sizes
     path = cache_dir() / "features" / f"{_key(images, classifier, spec, features)}.npz"
     if path.exists():
         with np.load(path) as stored:
@@ -57,7 +53,14 @@ def feature_table(
         with whole_file(path) as part, part.open("wb") as file:
             np.savez(file, values=values, mirrored=mirrored)
     names = tuple(sample.truths[0].class_name for sample in singles)
-    return FeatureTable(values, mirrored, np.clip(boxes, 0, 1), sizes[:, 0] / sizes[:, 1], names)
+    return FeatureTable(values, mirrored, relative_boxes(singles, images), names)
+
+
+def relative_boxes(singles: Sequence[Sample], images: Sequence[ImageBgr]) -> NDArray[np.float64]:
+    """The one box of each sample as fractions of its image's width and height, clipped to it: ``[N, 4]``."""
+    sizes = np.array([[image.shape[1], image.shape[0]] * 2 for image in images], np.float64)
+    boxes = np.array([sample.truths[0].box_xyxy_px for sample in singles])
+    return np.asarray(np.clip(boxes / sizes, 0, 1))
 
 
 def _computed(

@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from calib.datasets import Sample
-from calib.features import FeatureTable, feature_table
-from calib.metrics import constant_boxes, corloc
+from calib.datasets import Sample, load_dataset
+from calib.features import FeatureTable, feature_table, relative_boxes
+from calib.metrics import ConstantBoxes, constant_boxes, corloc
 from engines.base import SourceError
 from engines.boxes import iou
-from engines.classifiers import Classifier
+from engines.choose import Choice, choose_head, objective_of
+from engines.classifiers import Classifier, load_classifier
 from engines.head import Feature, Head
-from engines.maps import MapSpec
+from engines.maps import PIXELS, MapSpec
 
 Array64 = NDArray[np.float64]
 FOLDS = 5
@@ -36,6 +38,42 @@ class Fit:
     strength: float
     cv_mean_iou: float
     cv_corloc: float
+
+
+def default_features(classifier: Classifier, method: str) -> tuple[MapSpec, tuple[Feature, ...]]:
+    """The maps and features that ``fit`` uses unless told otherwise: quantiles and coarse grids at several depths.
+
+    Raises:
+        ModelError: the method is unknown.
+    """
+    layers = LAYERS.get(classifier.name, ())
+    features = [Feature("quantiles", layer, 15, power) for layer in (PIXELS, *layers) for power in (0.5, 1.0, 2.0)]
+    features += [Feature("grid", layer, 8, 0.5) for layer in (PIXELS, *layers)]
+    features += [Feature("quantiles", layer, 15, 1.0, "activation") for layer in layers[-2:]]
+    features += [Feature("grid", layer, 8, 1.0, "activation") for layer in layers[-1:]]
+    return MapSpec(objective_of(method)), tuple(features)
+
+
+LAYERS = {
+    "compact": ("conv2_2", "conv3_3", "conv4_3", "conv5_3"),
+    "vgg16": ("conv2_2", "conv3_3", "conv4_3", "conv5_3"),
+    "squeezenet": ("pool1", "fire3", "fire5", "fire7", "fire9"),
+}
+"""Inner layers whose maps heads read, from the image to the scores; an imported network is read at the pixels only."""
+
+
+def baselines(choice: Choice, train: Path | None) -> ConstantBoxes | None:
+    """Constant boxes of ``train`` where it is given, else those kept with the head that ``choice`` means.
+
+    Raises:
+        SightlineError: ``train`` cannot be read, or the head is damaged.
+    """
+    if train is not None:
+        singles = [sample for sample in load_dataset(train) if sample.single]
+        return constant_boxes(relative_boxes(singles, [sample.read() for sample in singles]))
+    head = choose_head(choice, load_classifier(choice.model, choice.weights, choice.size_px))
+    kept = head.card.get("constant_boxes") if head else None
+    return ConstantBoxes(**kept) if isinstance(kept, dict) else None
 
 
 def fit_head(

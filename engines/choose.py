@@ -71,10 +71,9 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | None:
 
 def open_engine(choice: Choice, classifier: Classifier, head: Head | None) -> Engine:
     """Compile the graph on the chosen backend."""
-    if choice.method not in METHODS:
-        raise ModelError(f"unknown method '{choice.method}': use {', '.join(METHODS)}")
-    spec = head.spec if head else MapSpec(METHODS[choice.method])
-    if spec.objective != METHODS[choice.method]:
+    objective = objective_of(choice.method)
+    spec = head.spec if head else MapSpec(objective)
+    if spec.objective != objective:
         raise ModelError(f"the head reads the {spec.objective} objective, not method {choice.method}; drop one of the two")
     if choice.backend in ("auto", "openvino"):
         from engines.backends.openvino import OpenVinoEngine  # only the chosen backend is imported
@@ -89,6 +88,17 @@ def open_engine(choice: Choice, classifier: Classifier, head: Head | None) -> En
             raise EngineError("--backend torch needs PyTorch: pip install 'sightline[torch]', or use openvino") from error
         return TorchEngine(classifier, spec, head)
     raise EngineError(f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}")
+
+
+def objective_of(method: str) -> str:
+    """The objective that ``--method`` differentiates.
+
+    Raises:
+        ModelError: the method is unknown.
+    """
+    if method not in METHODS:
+        raise ModelError(f"unknown method '{method}': use {', '.join(METHODS)}")
+    return METHODS[method]
 
 
 def class_index(wanted: str, names: tuple[str, ...]) -> int:

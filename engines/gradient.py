@@ -298,18 +298,3 @@ def _sum(graph: Graph, parts: list[str]) -> str:
     for part in parts[1:]:
         total = graph.add("Add", total, part, hint="grad_sum")
     return total
-
-
-def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> str:
-    """Gradient of the score of class ``class_index`` (int64 ``[N]``) with respect to ``scores`` (``[N, classes]``)."""
-    depth = graph.constant(graph.shape(scores)[1], np.int64)
-    return graph.add("OneHot", class_index, depth, graph.constant([0.0, 1.0]), axis=1, hint="one_hot")
-
-
-def gestalt_cotangent(graph: Graph, activations: str) -> str:
-    """Gradient of the Gestalt Total, the mean of the last feature maps, with respect to those maps.
-
-    ``GT = mean(A_last)`` (Ebrahimpour & Noelle, "Fast Object Localization via Sensitivity Analysis", section 3), per image.
-    """
-    shape = graph.shape(activations)
-    return graph.constant(np.full(shape, 1.0 / np.prod(shape[1:])), hint="gestalt_cotangent")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.base import ModelError
-from engines.gradient import attach_gradient, class_score_cotangent, gestalt_cotangent
+from engines.gradient import attach_gradient
 from engines.graph import Graph
 from engines.networks import Forward
 
@@ -77,3 +77,18 @@ def aggregated(graph: Graph, gradient_nchw: str, aggregation: str, layer: str) -
     absolute = graph.add("Abs", gradient_nchw, hint=f"sensitivity_{layer}")
     op = {"max": "ReduceMax", "mean": "ReduceMean"}[aggregation]
     return graph.add(op, absolute, graph.constant([1], np.int64), keepdims=0, hint=f"map_{layer}")
+
+
+def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> str:
+    """Gradient of the score of class ``class_index`` (int64 ``[N]``) with respect to ``scores`` (``[N, classes]``)."""
+    depth = graph.constant(graph.shape(scores)[1], np.int64)
+    return graph.add("OneHot", class_index, depth, graph.constant([0.0, 1.0]), axis=1, hint="one_hot")
+
+
+def gestalt_cotangent(graph: Graph, activations: str) -> str:
+    """Gradient of the Gestalt Total, the mean of the last feature maps, with respect to those maps.
+
+    ``GT = mean(A_last)`` (Ebrahimpour & Noelle, "Fast Object Localization via Sensitivity Analysis", section 3), per image.
+    """
+    shape = graph.shape(activations)
+    return graph.constant(np.full(shape, 1.0 / np.prod(shape[1:])), hint="gestalt_cotangent")

@@ -1,6 +1,7 @@
 """Whole files: every frame of a source into an annotated video, a log, a latency plot and a summary."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,48 +17,72 @@ from realtime.pipeline import every_frame, run_frames
 from realtime.sinks import JsonlSink, Sink, VideoSink
 from realtime.sources import Source, open_source
 
+Summary = dict[str, Any]
 
-def process(spec: str, out: Path, localizer: Localizer, console: Console, video: bool = True) -> dict[str, Any]:
-    """Localize every frame of one source.
 
-    Writes ``<stem>.mp4`` (unless ``video`` is False), ``<stem>.jsonl``, ``<stem>.latency.png`` and ``<stem>.summary.json``.
+def process_all(specs: Sequence[str], out: Path, localizer: Localizer, console: Console, video: bool = True) -> list[Summary]:
+    """Localize every frame of each source in turn; see ``process``.
 
     Args:
-        spec: see ``realtime.sources.open_source``.
+        specs: see ``realtime.sources.open_source``. Sources of one name get ``_2``, ``_3`` ... behind it.
         out: folder for the results.
         localizer: the engine.
-        console: for the progress bar.
+        console: for progress bars.
         video: draw and encode, or only log.
 
     Returns:
-        The summary, with ``files`` by kind. On Ctrl-C that of the frames so far, with ``interrupted`` true.
+        A summary of each; on Ctrl-C the last is that of the frames so far, with ``interrupted`` true.
 
     Raises:
-        SightlineError: the source cannot be read to its end or a result cannot be written; then nothing is left behind.
+        SightlineError: a source cannot be read to its end or a result cannot be written; nothing of that source is left.
+    """
+    taken: Counter[str] = Counter()
+    summaries: list[Summary] = []
+    for spec in specs:
+        with open_source(spec) as source:
+            taken[source.name] += 1
+            count = taken[source.name]
+            stem = out / (source.name if count == 1 else f"{source.name}_{count}")
+            summaries.append({"source": spec, **process(source, stem, localizer, console, video)})
+        if summaries[-1]["interrupted"]:
+            break
+    return summaries
+
+
+def process(source: Source, stem: Path, localizer: Localizer, console: Console, video: bool) -> Summary:
+    """Localize every frame of an open source.
+
+    Writes ``<stem>.mp4`` (with ``video``), ``<stem>.jsonl``, ``<stem>.latency.png`` and ``<stem>.summary.json``; the summary,
+    with the ``files`` by kind, is also returned.
     """
     run, interrupted = Run(), False
-    with open_source(spec) as source:
-        files = {"log": out / f"{source.name}.jsonl"}
-        if video:
-            files = {"video": out / f"{source.name}.mp4", **files}
-        try:
-            with ExitStack() as stack:
-                sinks: list[Sink] = [stack.enter_context(JsonlSink(files["log"]))]
-                if video:
-                    sinks.append(stack.enter_context(VideoSink(files["video"], source.time_base, source.rate_fps)))
-                _run_with_progress(source, localizer, sinks, run, console)
-        except KeyboardInterrupt:
-            interrupted = True
-        name = source.name
-    summary: dict[str, Any] = {"source": spec, **run.summary(), "interrupted": interrupted, **_engine_facts(localizer)}
+    files = {"video": with_ending(stem, ".mp4")} if video else {}
+    files["log"] = with_ending(stem, ".jsonl")
+    try:
+        with ExitStack() as stack:
+            sinks: list[Sink] = [stack.enter_context(JsonlSink(files["log"]))]
+            if video:
+                sinks.append(stack.enter_context(VideoSink(files["video"], source.time_base, source.rate_fps)))
+            _run_with_progress(source, localizer, sinks, run, console)
+    except KeyboardInterrupt:
+        interrupted = True
     if run.total_ms:
-        files["latency_plot"] = out / f"{name}.latency.png"
-        plot_latency(run, files["latency_plot"], f"{name}: time per frame")
-    files["summary"] = out / f"{name}.summary.json"
-    summary["files"] = {kind: str(path) for kind, path in files.items()}
+        files["latency_plot"] = with_ending(stem, ".latency.png")
+        plot_latency(run, files["latency_plot"], f"{stem.name}: time per frame")
+    files["summary"] = with_ending(stem, ".summary.json")
+    engine = localizer.engine
+    summary: Summary = {
+        **run.summary(), "interrupted": interrupted, "backend": engine.backend, "precision": engine.precision,
+        "device": engine.device, "size_px": localizer.size_px, "files": {kind: str(path) for kind, path in files.items()},
+    }  # fmt: skip
     with whole_file(files["summary"]) as part:
         part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
+
+
+def with_ending(stem: Path, ending: str) -> Path:
+    """``stem`` with an ending behind it, dots in the stem left alone."""
+    return stem.with_name(stem.name + ending)
 
 
 def _run_with_progress(source: Source, localizer: Localizer, sinks: Sequence[Sink], run: Run, console: Console) -> None:
@@ -66,13 +91,3 @@ def _run_with_progress(source: Source, localizer: Localizer, sinks: Sequence[Sin
         task = bar.add_task(source.name, total=source.frames, fps="")
         for _ in run_frames(every_frame(source), localizer, sinks, run):
             bar.update(task, advance=1, fps=f"{run.fps:.0f} fps")
-
-
-def _engine_facts(localizer: Localizer) -> dict[str, Any]:
-    engine = localizer.engine
-    return {
-        "backend": engine.backend,
-        "precision": engine.precision,
-        "device": engine.device,
-        "size_px": localizer.size_px,
-    }

@@ -108,11 +108,10 @@ def test_a_paced_file_takes_as_long_as_it_lasts(localizer):
 
 def test_an_error_of_the_source_comes_after_its_frames(localizer):
     source = Scripted(3, error=SourceError("the cable is out"))
-    seen = []
+    run = Run()
     with pytest.raises(SourceError, match="the cable is out"):
-        for record in run_frames(latest_frames(source, paced=False), localizer, [], Run()):
-            seen.append(record)
-    assert seen
+        list(run_frames(latest_frames(source, paced=False), localizer, [Collector()], run))
+    assert run.outcomes["shown"] + run.outcomes["dropped"] == 3
 
 
 def test_leaving_early_ends_the_reader(localizer):

@@ -1,0 +1,208 @@
+"""The command line as a user meets it: whole processes, their exit codes, their one line of error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.realtime.media import timestamps_s, write_images, write_video
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*arguments, timeout=120, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
+        capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )  # fmt: skip
+
+
+def refused(*arguments, **environment):
+    """The one line that a user's mistake gives."""
+    result = command(*arguments, **environment)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_demo_writes_video_log_plot_and_summary(tmp_path):
+    result = command("demo", "--frames", 40, "--out", tmp_path, "--json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "demo.jsonl", "demo.latency.png", "demo.mp4", "demo.summary.json",
+    ]  # fmt: skip
+    assert summary["frames"] == 40
+    assert timestamps_s(tmp_path / "demo.mp4") == pytest.approx([i / 30 for i in range(40)], abs=1e-4)
+    assert len((tmp_path / "demo.jsonl").read_text().splitlines()) == 40
+    assert json.loads((tmp_path / "demo.summary.json").read_text())["frames"] == 40
+    assert cv2.imread(str(tmp_path / "demo.latency.png")).shape[1] > 1000
+    for stage in ("read", "prepare", "engine", "draw", "write"):
+        assert summary["stages_ms"][stage]["p50"] > 0
+    assert 0 <= summary["corloc"] <= 1
+
+
+def test_batch_takes_videos_and_folders(tmp_path):
+    video, folder = write_video(tmp_path / "clip.mp4"), write_images(tmp_path / "shots")
+    result = command("batch", video, folder, "--out", tmp_path / "out", "--json")
+    assert result.returncode == 0, result.stderr
+    assert [s["frames"] for s in json.loads(result.stdout)] == [12, 5]
+    assert timestamps_s(tmp_path / "out" / "clip.mp4") == pytest.approx(timestamps_s(video), abs=1e-4)
+    assert len(timestamps_s(tmp_path / "out" / "shots.mp4")) == 5
+
+
+def test_sources_of_the_same_name_do_not_overwrite_each_other(tmp_path):
+    first, second = (
+        write_video(tmp_path / d / "clip.mp4", n) for d, n in (("a", 3), ("b", 4)) if (tmp_path / d).mkdir() is None
+    )
+    result = command("batch", first, second, "--out", tmp_path / "out", "--no-video", "--json")
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "out" / "clip.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "out" / "clip_2.jsonl").read_text().splitlines()) == 4
+
+
+def test_stream_plays_a_file_at_its_own_pace_and_logs_every_frame(tmp_path):
+    video = write_video(tmp_path / "clip.mp4", 25)
+    start = time.monotonic()
+    result = command("stream", video, "--no-window", "--log", tmp_path / "log.jsonl", "--record", tmp_path / "r.mp4", "--json")
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - start > 0.96
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sorted(row["frame"] for row in rows) == list(range(25))
+    summary = json.loads(result.stdout)
+    assert summary["frames"] + summary["dropped"] == 25
+    assert len(timestamps_s(tmp_path / "r.mp4")) == summary["frames"]
+
+
+def test_ctrl_c_ends_with_130_and_playable_files(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "cli.py", "demo", "--frames", "100000", "--out", str(tmp_path)],
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = tmp_path / ".demo.jsonl.part"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 20):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    rows = (tmp_path / "demo.jsonl").read_text().splitlines()
+    assert len(rows) > 20
+    assert abs(len(timestamps_s(tmp_path / "demo.mp4")) - len(rows)) <= 1
+    assert json.loads((tmp_path / "demo.summary.json").read_text())["interrupted"] is True
+
+
+def bad_onnx(path, operator):
+    from onnx import TensorProto, helper, save
+
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])
+    kernel = helper.make_tensor("w", TensorProto.FLOAT, [3, 3, 32, 32], np.zeros(3 * 3 * 32 * 32))
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="first"),
+        helper.make_node(operator, ["c"], ["e"], name="odd"),
+        helper.make_node("Flatten", ["e"], ["y"], name="flat"),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], [kernel])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_missing_file(tmp_path):
+    assert "no.mp4 does not exist" in refused("batch", tmp_path / "no.mp4", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "no frames"])
+def test_a_broken_video_leaves_nothing_behind(tmp_path, kind):
+    path = tmp_path / "in" / "bad.mp4"
+    path.parent.mkdir()
+    write_video(path, 0 if kind == "no frames" else 200)
+    if kind == "text":
+        path.write_text("no video")
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:3000])
+    assert str(path) in refused("batch", path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_one_pixel_image_is_localized(tmp_path):
+    cv2.imwrite(str(tmp_path / "dot.png"), np.full((1, 1, 3), 90, np.uint8))
+    result = command("batch", tmp_path / "dot.png", "--out", tmp_path / "out", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["frames"] == 1
+
+
+def test_weights_of_the_wrong_shape(tmp_path):
+    from safetensors.numpy import save_file
+
+    from engines import vgg
+
+    weights = vgg.random_weights((4, 4, 4, 4, 4), hidden=0)
+    weights["features.5.weight"] = weights["features.5.weight"][:, :2].copy()
+    save_file(weights, tmp_path / "bad.safetensors")
+    line = refused("demo", "--weights", tmp_path / "bad.safetensors", "--out", tmp_path / "out")
+    assert "'features.5.weight' has shape [4, 2, 3, 3]" in line
+    assert "[any, 4, 3, 3]" in line.replace("'", "")
+
+
+def test_an_unknown_operator_is_named(tmp_path):
+    model = bad_onnx(tmp_path / "m.onnx", "Erf")
+    line = refused("demo", "--model", model, "--out", tmp_path / "out")
+    assert "operator Erf" in line
+    assert "known operators" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "resnet"], "unknown model 'resnet'"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors do not exist"),
+        (["--method", "magic"], "unknown method 'magic'"),
+        (["--backend", "tea"], "unknown backend 'tea'"),
+        (["--precision", "int3"], "not int3"),
+        (["--size", "100"], "not a multiple of 32"),
+        (["--class", "unicorn"], "'unicorn' is unknown"),
+        (["--class", "terrier"], "could be"),
+        (["--head", "nowhere.safetensors"], "cannot read head"),
+    ],
+)
+def test_mistakes_in_options(arguments, words, tmp_path):
+    assert words in refused("demo", *arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unwritable_output(tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot write" in refused("demo", "--frames", 3, "--out", tmp_path / "file")
+
+
+def test_offline_the_error_says_what_to_put_where(tmp_path):
+    line = refused("demo", "--model", "vgg16", SIGHTLINE_CACHE=str(tmp_path), https_proxy="http://127.0.0.1:9")
+    assert "vgg16-397923af.pth" in line
+    assert str(tmp_path / "weights") in line
+    assert not list((tmp_path / "weights").iterdir())
+
+
+def test_without_arguments_help_shows_every_command():
+    result = command("--help")
+    for name in ("demo", "batch", "stream", "bench"):
+        assert name in result.stdout
+
+
+def test_a_class_by_name_is_looked_for(tmp_path):
+    result = command("demo", "--frames", 2, "--class", "tabby", "--out", tmp_path, "--json")
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "demo.jsonl").read_text().splitlines()]
+    assert {row["class_name"] for row in rows} == {"tabby"}
