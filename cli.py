@@ -102,7 +102,7 @@ def fit(
 def evaluate(
     data: Data, images: Images = None, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
-    train: Annotated[Path | None, typer.Option(help="Where constant boxes come from; the head's own data if not given.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     backend: Backend = "auto", precision: Precision = "auto", size: Size = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip

@@ -178,7 +178,7 @@ def optimise(network: Vgg16, recipe: Recipe, labelled: Labelled, soft: Soft | No
             optimizer.zero_grad(set_to_none=True)
             (hard + recipe.distil_weight * softened).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            bar.update(task, advance=1, losses=f"labels {float(hard):.2f}, teacher {float(softened):.2f}")
+            bar.update(task, advance=1, losses=f"labels {hard.detach():.2f}, teacher {softened.detach():.2f}")
             if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 with whole_file(checkpoint) as part:

@@ -87,6 +87,8 @@ def _append_lrn(graph: Graph, node: onnx.NodeProto) -> None:
 def _before_softmax(graph: Graph, scores: str) -> str:
     """The raw scores: a final softmax would flatten the gradient of a confident class."""
     node = graph.producer(scores)
+    while node is not None and node.op_type in ("Reshape", "Flatten", "Squeeze", "Identity"):
+        node = graph.producer(node.input[0])
     return str(node.input[0]) if node is not None and node.op_type in ("Softmax", "LogSoftmax") else scores
 
 
@@ -101,4 +103,5 @@ def _last_activations(graph: Graph, scores: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "its bytes cannot be parsed" if "Assertion" in text else text[:200]

@@ -60,7 +60,7 @@ def append_maps(
     Raises:
         ModelError: a layer does not exist or the graph cannot be differentiated.
     """
-    known = {PIXELS: pixels, **forward.layers}
+    known = {**forward.layers, PIXELS: pixels}
     for layer in layers:
         if layer not in known:
             raise ModelError(f"the network has no layer '{layer}': choose one of {', '.join(known)}")

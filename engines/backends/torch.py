@@ -79,7 +79,7 @@ class TorchEngine:
         self._classes = scores.shape[1]
         wanted = torch.from_numpy(np.asarray(wanted_class))
         chosen = torch.where(wanted < 0, scores.argmax(1), wanted)
-        maps = self._maps(scores, chosen, {PIXELS: pixels, **layers})
+        maps = self._maps(scores, chosen, {**layers, PIXELS: pixels})
         result: dict[str, Array] = {
             "class_index": chosen.numpy(),
             "score": scores.softmax(1).gather(1, chosen[:, None])[:, 0].detach().numpy(),
