@@ -1,17 +1,23 @@
-# Everything a newcomer needs: `make run` localizes a cat in a video, `make test` proves the parts. Both set up what is missing.
+# Two commands for a newcomer: `make run` localizes a cat in a video, `make test` proves the parts. Both set up what is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 .PHONY: setup run test test-long lint bench clean
 
-setup: .venv/ready
+setup: .venv/tested-with
 
-.venv/ready: pyproject.toml constraints.txt
+# What running needs: no PyTorch.
+.venv/runs-with: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch .venv/ready
+	$(PIP) --editable .
+	touch $@
 
-run: setup
+# What testing needs besides.
+.venv/tested-with: .venv/runs-with
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+run: .venv/runs-with
 	$(BIN)/sightline demo --out out
 
 test: setup

@@ -4,14 +4,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from engines.backends.openvino import OpenVinoEngine, best_precision
-from engines.backends.torch import TorchEngine
+from engines.backends.torch import TorchEngine, torch_network
 from engines.build import WANTED_CLASS, build_graph
 from engines.classifiers import load_classifier
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.preprocess import IMAGE
+from tests.engines.double import run_in_float64
 
 BF16 = pytest.mark.skipif(best_precision() != "bf16", reason="this processor does not compute in bf16")
 
@@ -28,59 +30,86 @@ def load(model, squeezenet, size_px=None):
     return load_classifier(model, {"squeezenet": squeezenet, "vgg16": "random"}.get(model), size_px)
 
 
-@pytest.mark.parametrize(
-    ("model", "spec"),
-    [
-        ("compact", MapSpec()),
-        ("compact", MapSpec(aggregation="mean")),
-        ("compact", MapSpec(objective="gestalt")),
-        ("compact", MapSpec(layer="conv3_3")),
-        ("compact", MapSpec(layer="pool4", objective="gestalt", aggregation="mean")),
-        ("squeezenet", MapSpec()),
-        ("squeezenet", MapSpec(objective="gestalt")),
-        ("squeezenet", MapSpec(layer="fire5")),
-    ],
-    ids=str,
-)
+SPECS = [
+    ("compact", MapSpec()),
+    ("compact", MapSpec(aggregation="mean")),
+    ("compact", MapSpec(objective="gestalt")),
+    ("compact", MapSpec(layer="conv3_3")),
+    ("compact", MapSpec(layer="pool4", objective="gestalt", aggregation="mean")),
+    ("squeezenet", MapSpec()),
+    ("squeezenet", MapSpec(objective="gestalt")),
+    ("squeezenet", MapSpec(layer="fire5")),
+]
+
+
+@pytest.mark.parametrize(("model", "size_px"), [("compact", 64), ("squeezenet", 95), ("vgg16", 64)])
+def test_in_float64_the_whole_graph_is_autograds(model, size_px, squeezenet):
+    """The formula itself: what is left is the rounding of constants that the file keeps as float32."""
+    classifier = load(model, squeezenet, size_px)
+    image = np.random.default_rng(0).integers(0, 256, (1, size_px, size_px, 3)).astype(np.uint8)
+    found = run_in_float64(build_graph(classifier), {IMAGE: image, WANTED_CLASS: np.array([-1])})["map"]
+    order = classifier.preprocessing.order
+    pixels = torch.from_numpy(image[..., ::-1].copy() if order == "rgb" else image).permute(0, 3, 1, 2).double()
+    pixels = pixels.contiguous().requires_grad_(True)
+    mean, std = (torch.tensor(np.float32(v), dtype=torch.float64).view(1, 3, 1, 1) for v in (PREPROCESSING[order]))
+    torch_network(classifier).double()((pixels - mean) / std).max().backward()
+    assert relative_error(found, pixels.grad.abs().amax(1).numpy()) < 1e-6
+
+
+PREPROCESSING = {"rgb": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), "bgr": ((104, 117, 123), (1, 1, 1))}
+
+
+@pytest.mark.parametrize(("model", "spec"), SPECS, ids=str)
 def test_map_class_and_score_are_autograds(model, spec, photos, squeezenet):
+    """In float32, on real photos.
+
+    Two correct implementations round differently. A unit whose input lies within rounding of zero may then be on in one and
+    off in the other, which costs that photo about 1e-3; it happens on the odd photo, so the median is what counts.
+    """
     classifier = load(model, squeezenet)
     engine = OpenVinoEngine(build_graph(classifier, spec), "fp32")
     reference, localizer = TorchEngine(classifier, spec), Localizer(engine)
-    maps = []
-    for photo in photos[:6]:
+    maps, errors = [], []
+    for photo in photos[:7]:
         prepared = localizer.prepare(photo)
         found, expected = engine.infer(feeds(prepared)), reference.infer(feeds(prepared))
-        assert relative_error(found["map"], expected["map"]) < 1e-4
+        errors.append(relative_error(found["map"], expected["map"]))
         assert found["class_index"] == expected["class_index"]
         np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-4)
         maps.append(found["map"])
+    assert np.median(errors) < 1e-4, errors
+    assert max(errors) < 1e-2, errors
     for first, second in pairwise(maps):
         assert first.max() > 0
         assert relative_error(first, second) > 0.1, "two photos gave the same map"
 
 
 def test_vgg16_at_full_width_is_autograds(photos):
-    """Width 1, 224 px, untrained weights.
+    """Width 1 at 224 px with untrained weights, in float32.
 
-    Where a unit's input is within rounding of zero, two correct implementations may disagree whether it is on, and random
-    weights have thousands of such units among 15 million; so the photo with the median error is what counts, and float64
-    (below) shows that the formula itself is exact.
+    Of its 13 layers' units and pools, a share p of about 1e-6 lies within rounding of the other side, so the expected error
+    is sqrt(2 * 13 * p), 5e-3, whoever computes it: the bound here catches wrong formulas, float64 above proves the right one.
     """
     classifier = load_classifier("vgg16", "random")
     engine, reference = OpenVinoEngine(build_graph(classifier), "fp32"), TorchEngine(classifier)
-    prepared = [Localizer(engine).prepare(photo) for photo in photos[:3]]
-    errors = [relative_error(engine.infer(feeds(p))["map"], reference.infer(feeds(p))["map"]) for p in prepared]
-    assert np.median(errors) < 1e-4, errors
+    for photo in photos[:3]:
+        prepared = Localizer(engine).prepare(photo)
+        found, expected = engine.infer(feeds(prepared))["map"], reference.infer(feeds(prepared))["map"]
+        assert relative_error(found, expected) < 2e-2
+        assert np.median(np.abs(found - expected) / expected.max()) < 1e-4
 
 
 def test_a_named_class_changes_the_map_without_a_rebuild(photos, squeezenet):
     classifier = load("squeezenet", squeezenet)
     engine, reference = OpenVinoEngine(build_graph(classifier), "fp32"), TorchEngine(classifier)
-    prepared = Localizer(engine).prepare(photos[0])
-    best, other = engine.infer(feeds(prepared)), engine.infer(feeds(prepared, 340))
-    assert other["class_index"] == [340]
-    assert relative_error(best["map"], other["map"]) > 0.1
-    assert relative_error(other["map"], reference.infer(feeds(prepared, 340))["map"]) < 1e-4
+    errors = []
+    for photo in photos[:5]:
+        prepared = Localizer(engine).prepare(photo)
+        best, other = engine.infer(feeds(prepared)), engine.infer(feeds(prepared, 340))
+        assert other["class_index"] == [340]
+        assert relative_error(best["map"], other["map"]) > 0.1
+        errors.append(relative_error(other["map"], reference.infer(feeds(prepared, 340))["map"]))
+    assert np.median(errors) < 1e-4
 
 
 def test_a_batch_gives_what_single_images_give(photos):
@@ -117,8 +146,6 @@ def cells(map_hw, count=8):
 
 @pytest.mark.parametrize("size_px", [64, 96, 160, 256])
 def test_vgg16_with_hidden_layers_at_other_sizes_pools_as_torchvision_does(size_px, photos):
-    import torch
-
     from engines import vgg
     from engines.backends.torch_networks import Vgg16
     from engines.graph import FLOAT, Graph
@@ -144,7 +171,8 @@ def test_squeezenet_names_half_of_the_sample_photos_right(data, squeezenet):
 
     engine = OpenVinoEngine(build_graph(load_classifier("squeezenet", squeezenet)), "fp32")
     readers = dict(archive_members(data / "imagenet_sample" / "images_256.zip"))
-    rows = list(csv.DictReader((data / "imagenet_sample" / "index.csv").open(encoding="utf-8")))[::5]
+    with (data / "imagenet_sample" / "index.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[::5]
     right = 0
     for row in rows:
         image = decode_image(row["file"], readers[row["file"]]())
