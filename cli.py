@@ -13,8 +13,9 @@ from calib import evaluate as evaluation
 from calib.datasets import load_dataset
 from calib.fit import baselines, default_features, fit_head
 from engines.base import SightlineError
-from engines.choose import Choice, open_localizer
+from engines.choose import Choice, build_chosen, open_localizer
 from engines.classifiers import load_classifier
+from engines.files import whole_file
 from engines.localizer import Localizer
 from realtime import batch as batches
 from realtime import live
@@ -121,6 +122,20 @@ def evaluate(
     }
     if as_json:
         print(json.dumps({**report, **facts}))
+
+
+@app.command(epilog="Example:  sightline build --model squeezenet --weights squeezenet.net --out squeezenet_map.onnx")
+def build(
+    out: Annotated[Path, typer.Option(help="The ONNX file to write: uint8 BGR image in; box, class, score and map out.")],
+    batch: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
+    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
+    size: Size = None,
+) -> None:  # fmt: skip
+    """Write the whole localization graph as one checked, stamped ONNX file, for any runtime."""
+    graph = build_chosen(Choice(model, weights, method, head, size_px=size), batch)
+    with whole_file(out) as part:
+        part.write_bytes(graph.SerializeToString())
+    console.print(f"wrote {out}: {len(graph.graph.node)} nodes, {out.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command(epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models compact --seconds 30 --json")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
+
 from engines.base import Engine, EngineError, ModelError
 from engines.build import build_graph
 from engines.classifiers import Classifier, load_classifier
@@ -71,10 +73,7 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | None:
 
 def open_engine(choice: Choice, classifier: Classifier, head: Head | None) -> Engine:
     """Compile the graph on the chosen backend."""
-    objective = objective_of(choice.method)
-    spec = head.spec if head else MapSpec(objective)
-    if spec.objective != objective:
-        raise ModelError(f"the head reads the {spec.objective} objective, not method {choice.method}; drop one of the two")
+    spec = chosen_spec(choice, head)
     if choice.backend in ("auto", "openvino"):
         from engines.backends.openvino import OpenVinoEngine  # only the chosen backend is imported
 
@@ -88,6 +87,30 @@ def open_engine(choice: Choice, classifier: Classifier, head: Head | None) -> En
             raise EngineError("--backend torch needs PyTorch: pip install 'sightline[torch]', or use openvino") from error
         return TorchEngine(classifier, spec, head)
     raise EngineError(f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}")
+
+
+def build_chosen(choice: Choice, batch: int = 1) -> onnx.ModelProto:
+    """The graph of what was chosen, for ``batch`` images a call, not compiled.
+
+    Raises:
+        ModelError: see ``open_localizer``.
+    """
+    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    head = choose_head(choice, classifier)
+    return build_graph(classifier, chosen_spec(choice, head), head, batch=batch)
+
+
+def chosen_spec(choice: Choice, head: Head | None) -> MapSpec:
+    """The map that method and head agree on.
+
+    Raises:
+        ModelError: they do not.
+    """
+    objective = objective_of(choice.method)
+    spec = head.spec if head else MapSpec(objective)
+    if spec.objective != objective:
+        raise ModelError(f"the head reads the {spec.objective} objective, not method {choice.method}; drop one of the two")
+    return spec
 
 
 def objective_of(method: str) -> str:

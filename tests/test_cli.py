@@ -201,6 +201,26 @@ def test_without_arguments_help_shows_every_command():
         assert name in result.stdout
 
 
+def test_the_built_file_gives_elsewhere_what_it_gives_here(tmp_path):
+    """Our graph in ONNX Runtime, a batch of two."""
+    import onnxruntime
+
+    from engines.choose import Choice, open_localizer
+
+    result = command("build", "--out", tmp_path / "deep" / "net.onnx", "--batch", 2)
+    assert result.returncode == 0, result.stderr
+    images = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3)).astype(np.uint8)
+    feeds = {"image_nhwc_bgr": images, "wanted_class": np.array([-1, 3])}
+    session = onnxruntime.InferenceSession(tmp_path / "deep" / "net.onnx", providers=["CPUExecutionProvider"])
+    found = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+    here = open_localizer(Choice(precision="fp32"))
+    for place, wanted in enumerate((None, 3)):
+        here.look_for(wanted)
+        expected = here.localize([images[place]])[0]
+        assert found["class_index"][place] == expected.class_index
+        np.testing.assert_allclose(found["box_xyxy"][place] * 128, expected.box_xyxy_px, atol=0.1)
+
+
 def test_a_class_by_name_is_looked_for(tmp_path):
     result = command("demo", "--frames", 2, "--class", "tabby", "--out", tmp_path, "--json")
     assert result.returncode == 0, result.stderr

@@ -1,0 +1,46 @@
+"""Every command that the README shows can be parsed as written, and every file it names exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+import cli
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [block for path in TEXTS for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)]
+LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+EPILOGS = [part.strip() for command in cli.app.registered_commands for part in re.split(r"Examples?:|·", command.epilog or "")]
+COMMANDS = [line for line in (*LINES, *EPILOGS) if line.startswith("sightline ")]
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 12
+
+
+@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
+def test_commands_parse(line):
+    name, *arguments = shlex.split(line)[1:]
+    command = typer.main.get_command(cli.app).commands[name]
+    command.make_context(name, arguments)
+
+
+def test_every_command_has_an_example():
+    assert all("Example" in (command.epilog or "") for command in cli.app.registered_commands)
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for line in LINES:
+        if line.startswith("make "):
+            assert line.split()[1] in targets
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
