@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
 
 from engines.boxes import iou
@@ -74,9 +75,9 @@ def percentiles(values_ms: "array[float]") -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in zip(PERCENTILES, found, strict=True)}
 
 
-def latency_table(title: str, summary: dict[str, Any]) -> Table:
+def latency_table(title: str, summary: dict[str, Any]) -> Group:
     """The run as a table for the terminal."""
-    table = Table(title=title, title_justify="left", caption=_caption(summary), caption_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("stage")
     shown = ("p50", "p90", "p99", "max")
     for name in shown:
@@ -84,7 +85,7 @@ def latency_table(title: str, summary: dict[str, Any]) -> Table:
     for stage, values in {**summary["stages_ms"], "total": summary["latency_ms"]}.items():
         if values:
             table.add_row(stage, *(f"{values[name]:.2f}" for name in shown), style="bold" if stage == "total" else "")
-    return table
+    return Group(table, _caption(summary))
 
 
 def _caption(summary: dict[str, Any]) -> str:

@@ -154,15 +154,19 @@ class WindowSink:
     needs_picture = True
 
     def __init__(self, title: str) -> None:
-        self._title = title
+        self._title, self._sized = title, False
 
     def __enter__(self) -> Self:
-        cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt misses fonts that OpenCV does not ship
+        cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         return self
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``."""
         if picture is not None:
+            if not self._sized:
+                cv2.resizeWindow(self._title, picture.shape[1], picture.shape[0])
+                self._sized = True
             cv2.imshow(self._title, picture)
         if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
             raise KeyboardInterrupt
