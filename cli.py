@@ -80,19 +80,20 @@ def stream(
 
 Data = Annotated[Path, typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text.")]
 Images = Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")]
+Ids = Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")]
 Single = Annotated[bool, typer.Option("--single", help="Only images with exactly one object.")]
 
 
 @app.command(epilog="Example:  sightline fit photos.csv --out photos_head.safetensors")
 def fit(
-    data: Data, out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")], images: Images = None,
+    data: Data, out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")], images: Images = None, ids: Ids = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fit a box head to a few labelled images: a linear layer on the maps, its strength chosen by cross-validation."""
     classifier = load_classifier(model, weights, size)
     spec, features = default_features(classifier, method)
-    fitted = fit_head(load_dataset(data, images), classifier, spec, features, console, data.stem)
+    fitted = fit_head(load_dataset(data, images, ids), classifier, spec, features, console, data.stem)
     fitted.head.save(out)
     console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
     if as_json:
@@ -101,7 +102,7 @@ def fit(
 
 @app.command(epilog="Example:  sightline evaluate photos.csv --single --json")
 def evaluate(
-    data: Data, images: Images = None, single: Single = False,
+    data: Data, images: Images = None, ids: Ids = None, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
@@ -110,7 +111,9 @@ def evaluate(
     """Measure boxes against the truth, beside constant boxes that need no image."""
     choice = Choice(model, weights, method, head, backend, precision, size)
     localizer = _open(choice)
-    report, _ = evaluation.evaluate(load_dataset(data, images)[:limit], localizer, console, baselines(choice, train), single)
+    report, _ = evaluation.evaluate(
+        load_dataset(data, images, ids)[:limit], localizer, console, baselines(choice, train), single
+    )
     console.print(evaluation.report_table(report))
     engine = localizer.engine
     facts = {
@@ -142,7 +145,7 @@ def build(
 def bench(
     source: Annotated[str, typer.Argument(help="What to run end to end: any source that ends.")] = "demo:300",
     models: Annotated[str, typer.Option(help="Comma-separated networks to time.")] = "compact,vgg16",
-    seconds: Annotated[float, typer.Option(help="How long to time each model against its peers.", min=1)] = 20.0,
+    seconds: Annotated[float, typer.Option(help="How long to time each model against its peers.", min=1)] = 30.0,
     weights: Weights = "random", size: Size = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure fps end to end, and the engine against PyTorch and ONNX Runtime in the same run. No outlier is removed."""

@@ -28,6 +28,7 @@ from realtime.sinks import JsonlSink, Sink
 from realtime.sources import open_source
 
 WARM_UP_CALLS = 5
+REST_S = 0.1
 
 
 def bench_engine(choice: Choice, seconds: float, console: Console) -> dict[str, Any]:
@@ -65,17 +66,22 @@ def bench_engine(choice: Choice, seconds: float, console: Console) -> dict[str, 
 
 
 def take_turns(calls: dict[str, Call], seconds: float, console: Console, title: str) -> "dict[str, array[float]]":
-    """Milliseconds of every call, A B C A B C ..., so that a change of the machine's pace meets all alike."""
+    """Milliseconds of every call, A B C A B C ..., so that a change of the machine's pace meets all alike.
+
+    Between calls the machine rests: the thread pools of PyTorch and ONNX Runtime spin for a while after their work, and
+    would otherwise take processor time from whichever peer comes next.
+    """
     for call in calls.values():
         for _ in range(WARM_UP_CALLS):
             call()
     start = time.perf_counter()
     for call in calls.values():
         call()
-    rounds = max(7, int(seconds / (time.perf_counter() - start)))
+    rounds = max(7, int(seconds / (time.perf_counter() - start + REST_S * len(calls))))
     times_ms = {name: array("d") for name in calls}
     for _ in track(range(rounds), title, console=console):
         for name, call in calls.items():
+            time.sleep(REST_S)
             before = time.perf_counter()
             call()
             times_ms[name].append((time.perf_counter() - before) * 1e3)
@@ -125,7 +131,7 @@ def machine() -> str:
 
 def peers_table(result: dict[str, Any]) -> Table:
     """The engine's bench as a table for the terminal."""
-    table = Table(title=f"{result['engine']}, one image, {result['calls']} interleaved calls each", title_justify="left")
+    table = Table(title=f"{result['engine']}, one image, {result['calls']} calls each, in turns", title_justify="left")
     for column in ("", "p50 ms", "p90 ms", "times ours"):
         table.add_column(column, justify="left" if not column else "right")
     for row in result["peers"]:

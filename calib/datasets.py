@@ -49,13 +49,14 @@ class Sample:
         return len(self.truths) == 1
 
 
-def load_dataset(path: Path, images: Path | None = None) -> list[Sample]:
+def load_dataset(path: Path, images: Path | None = None, ids: Path | None = None) -> list[Sample]:
     """Read labels and find their images.
 
     Args:
         path: a CSV ``file,class,x0,y0,x1,y1``; ``NAME_boxes.csv`` with ``frame,x0,y0,x1,y1``; a folder or tar of VOC or
             ImageNet-LOC XML; a COCO json; OTB's ``x,y,w,h`` or VOT's four corners a line (``.txt``).
         images: folder, zip, tar or video; found beside the labels, by their stem, when None.
+        ids: a text file that names, by file stem at the start of each line, the images to keep (as VOC's image sets do).
 
     Raises:
         SourceError: something is missing, empty, damaged, or a box lies outside its image's plane.
@@ -72,10 +73,20 @@ def load_dataset(path: Path, images: Path | None = None) -> list[Sample]:
         labels = _csv(path)
     else:
         raise SourceError(f"data set {path}: give a .csv, .json, .txt, or a folder or tar of .xml files")
+    if ids is not None:
+        labels = _only(labels, ids)
     if not labels:
-        raise SourceError(f"data set {path} holds no labelled image")
+        raise SourceError(f"data set {path} holds no labelled image" + (f" that {ids} names" if ids else ""))
     readers = image_readers(images or _beside(path))
     return [_sample(name, truths, readers, path) for name, truths in labels]
+
+
+def _only(labels: list[tuple[str, list[Truth]]], ids: Path) -> list[tuple[str, list[Truth]]]:
+    try:
+        kept = {line.split()[0] for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()}
+    except OSError as error:
+        raise SourceError(f"cannot read {ids}: {error.strerror}") from error
+    return [(name, truths) for name, truths in labels if Path(name).stem in kept]
 
 
 def _sample(name: str, truths: Sequence[Truth], readers: Readers, path: Path) -> Sample:

@@ -152,7 +152,11 @@ def predict(values: NDArray[np.float32], weight: Array64, bias: Array64) -> Arra
 
 
 def choose_strength(table: FeatureTable, strengths: Sequence[float] = STRENGTHS) -> tuple[float, float, float]:
-    """(penalty, mean IoU, CorLoc) with the best out-of-fold mean IoU; an image and its mirror stay in one fold."""
+    """(penalty, mean IoU, CorLoc), out of fold; an image and its mirror stay in one fold.
+
+    The strongest penalty whose mean IoU is within one standard error of the best (Hastie et al. 2009, section 7.10): the
+    network may have seen the photos that heads are fitted on, and then a penalty that is best for them is too weak for others.
+    """
     fold = np.random.default_rng(0).permutation(len(table.values)) % FOLDS
     ious = np.zeros((len(strengths), len(table.values)))
     for held in range(FOLDS):
@@ -161,5 +165,8 @@ def choose_strength(table: FeatureTable, strengths: Sequence[float] = STRENGTHS)
         for place, strength in enumerate(strengths):
             found = predict(table.values[rows], *model.solve(strength))
             ious[place, rows] = iou(found, table.boxes_xyxy[rows])
-    best = int(np.argmax(ious.mean(axis=1)))
-    return strengths[best], float(ious[best].mean()), corloc(ious[best])
+    means = ious.mean(axis=1)
+    best = int(np.argmax(means))
+    close = means >= means[best] - ious[best].std() / np.sqrt(ious.shape[1])
+    chosen = max((place for place in range(len(strengths)) if close[place]), key=lambda place: strengths[place])
+    return strengths[chosen], float(means[chosen]), corloc(ious[chosen])

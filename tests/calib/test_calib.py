@@ -108,6 +108,17 @@ def test_mistakes_in_data_sets_are_named(tmp_path):
         load_dataset(tmp_path / "nothing.csv")
 
 
+def test_an_image_set_names_the_images_to_keep(tmp_path):
+    labels = make("csv", tmp_path)
+    (tmp_path / "ids.txt").write_text("b  1\n\nunknown\n")
+    assert [s.name for s in load_dataset(labels, ids=tmp_path / "ids.txt")] == ["b.png"]
+    (tmp_path / "ids.txt").write_text("c\n")
+    with pytest.raises(SourceError, match=r"that .*ids\.txt names"):
+        load_dataset(labels, ids=tmp_path / "ids.txt")
+    with pytest.raises(SourceError, match="cannot read"):
+        load_dataset(labels, ids=tmp_path / "nothing.txt")
+
+
 def test_a_frame_without_the_object_has_no_truth(tmp_path):
     images(tmp_path / "s", ["0.png", "1.png"])
     (tmp_path / "s_boxes.csv").write_text("frame,x0,y0,x1,y1\n0.png,1,2,3,4\n1.png,,,,\n")
