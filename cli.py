@@ -86,7 +86,8 @@ Single = Annotated[bool, typer.Option("--single", help="Only images with exactly
 
 @app.command(epilog="Example:  sightline fit photos.csv --out photos_head.safetensors")
 def fit(
-    data: Data, out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")], images: Images = None, ids: Ids = None,
+    data: Data, out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
+    images: Images = None, ids: Ids = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
