@@ -30,7 +30,7 @@ from engines.files import whole_file
 from realtime.sources import archive_members, decode_image, open_source
 
 CLASSIFY = Recipe("classify", side_px=64, steps=5600, batch_labelled=128, batch_distilled=0, peak_rate=0.1)
-DISTIL = Recipe("distil", side_px=128, steps=2600, batch_labelled=48, batch_distilled=64, peak_rate=0.04)
+DISTIL = Recipe("distil", side_px=128, steps=2600, batch_labelled=48, batch_distilled=64, peak_rate=0.04, smallest_crop=0.5)
 CROPS_PER_PHOTO = 16
 PHOTOS = ("animal_pose_voc/train.zip", "imagenet_sample/images_256.zip", "coco128/train2017.tar")
 CLIPS = ("davis/camel.tar", "davis/dog.tar", "davis/car-roundabout.tar")

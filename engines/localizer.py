@@ -13,6 +13,7 @@ from engines.build import WANTED_CLASS
 from engines.preprocess import IMAGE
 
 ImageBgr = NDArray[np.uint8]
+SMALLEST_PX = 8
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,13 @@ class Localizer:
         """Squash an image of any size to the engine's square.
 
         Raises:
-            InputError: it is not a uint8 BGR image with at least one pixel.
+            InputError: it is not a uint8 BGR image, or smaller than ``SMALLEST_PX`` along a side.
         """
         if image_bgr.dtype != np.uint8 or image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or not image_bgr.size:
             raise InputError(f"an image is uint8 [height, width, 3] in BGR, got {image_bgr.dtype}{list(image_bgr.shape)}")
+        height, width = image_bgr.shape[:2]
+        if min(height, width) < SMALLEST_PX:
+            raise InputError(f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to find anything")
         shrinks = min(image_bgr.shape[:2]) > self.size_px
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return np.asarray(cv2.resize(image_bgr, (self.size_px, self.size_px), interpolation=method), np.uint8)

@@ -137,11 +137,10 @@ def test_a_broken_video_leaves_nothing_behind(tmp_path, kind):
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_a_one_pixel_image_is_localized(tmp_path):
+def test_a_one_pixel_image_is_refused_and_leaves_nothing_behind(tmp_path):
     cv2.imwrite(str(tmp_path / "dot.png"), np.full((1, 1, 3), 90, np.uint8))
-    result = command("batch", tmp_path / "dot.png", "--out", tmp_path / "out", "--json")
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["frames"] == 1
+    assert "1x1 pixels" in refused("batch", tmp_path / "dot.png", "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_weights_of_the_wrong_shape(tmp_path):

@@ -81,21 +81,26 @@ def test_a_specs_words():
     assert str(TensorSpec("x", np.dtype(np.uint8), (1, 2))) == "uint8[1, 2]"
 
 
-@pytest.mark.parametrize("shape", [(480, 640), (1, 1), (3, 500), (64, 64)])
+@pytest.mark.parametrize("shape", [(480, 640), (8, 8), (9, 500), (64, 64)])
 def test_the_localizer_takes_any_image_and_answers_in_its_pixels(shape):
     localizer = Localizer(MockEngine(SIZE))
     image = np.zeros((*shape, 3), np.uint8)
     image[shape[0] // 2 :, shape[1] // 2 :] = 255
     box = localizer.localize([image])[0].box_xyxy_px
     assert box[2:] == (shape[1], shape[0])
-    if min(shape) > 1:
-        assert box[0] == pytest.approx(shape[1] // 2, abs=shape[1] / SIZE)
+    assert box[0] == pytest.approx(shape[1] // 2, abs=max(1, shape[1] / SIZE))
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
 def test_the_localizer_refuses_what_is_no_bgr_image(image):
     with pytest.raises(InputError, match="an image is uint8"):
         Localizer(MockEngine(SIZE)).localize([image])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300)])
+def test_the_localizer_refuses_images_in_which_nothing_can_be_found(shape):
+    with pytest.raises(InputError, match=f"the image is {shape[1]}x{shape[0]} pixels: at least 8"):
+        Localizer(MockEngine(SIZE)).localize([np.zeros((*shape, 3), np.uint8)])
 
 
 def test_more_images_than_a_batch():
@@ -107,7 +112,7 @@ def test_more_images_than_a_batch():
 
 def test_looking_for_a_class():
     localizer = Localizer(MockEngine(SIZE))
-    image = np.zeros((8, 8, 3), np.uint8)
+    image = np.zeros((9, 9, 3), np.uint8)
     localizer.look_for(1)
     assert localizer.localize([image])[0].class_name == "other"
     localizer.look_for(None)
