@@ -37,6 +37,10 @@ Size = Annotated[int | None, typer.Option(help="Input side in pixels.", min=16)]
 Wanted = Annotated[str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Data = Annotated[Path, typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text.")]
+Images = Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")]
+Ids = Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")]
+Single = Annotated[bool, typer.Option("--single", help="Only images with exactly one object.")]
 
 
 @app.command(epilog="Example:  sightline demo --out out")
@@ -76,12 +80,6 @@ def stream(
     """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are counted as dropped."""
     localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
-
-
-Data = Annotated[Path, typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text.")]
-Images = Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")]
-Ids = Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")]
-Single = Annotated[bool, typer.Option("--single", help="Only images with exactly one object.")]
 
 
 @app.command(epilog="Example:  sightline fit photos.csv --out photos_head.safetensors")
