@@ -34,7 +34,7 @@ def stream(
         The summary of the run, with ``interrupted``.
 
     Raises:
-        SightlineError: the source or a result fails.
+        SightlineError: the source or a result fails; what was recorded until then is kept.
     """
     run, interrupted = Run(), False
     with open_source(spec) as source:
@@ -44,9 +44,9 @@ def stream(
                 if window and has_display():
                     sinks.append(stack.enter_context(WindowSink(f"Sightline - {source.name}")))
                 if record is not None:
-                    sinks.append(stack.enter_context(VideoSink(record, source.time_base, source.rate_fps)))
+                    sinks.append(stack.enter_context(VideoSink(record, source.time_base, source.rate_fps, keep_partial=True)))
                 if log is not None:
-                    sinks.append(stack.enter_context(JsonlSink(log)))
+                    sinks.append(stack.enter_context(JsonlSink(log, keep_partial=True)))
                 records = latest_frames(source, paced=not source.live)
                 stop_at = time.monotonic() + seconds if seconds is not None else float("inf")
                 table = stack.enter_context(Live(console=console, refresh_per_second=4, transient=True))

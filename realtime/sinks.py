@@ -32,10 +32,13 @@ class Sink(AbstractContextManager["Sink"], Protocol):
 
 
 class _WholeFile:
-    """A file written beside its place and moved there on success or Ctrl-C; on any other error it is removed."""
+    """A file written beside its place and moved there on success or Ctrl-C; on any other error it is removed.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.part = path, path.with_name(f".{path.name}.part")
+    With ``keep_partial`` it is moved there on errors too: what a camera recorded before its cable came loose is worth keeping.
+    """
+
+    def __init__(self, path: Path, keep_partial: bool = False) -> None:
+        self.path, self.part, self._keep_partial = path, path.with_name(f".{path.name}.part"), keep_partial
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.part.touch()
@@ -49,7 +52,7 @@ class _WholeFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        keep = kind is None or issubclass(kind, KeyboardInterrupt)
+        keep = self._keep_partial or kind is None or issubclass(kind, KeyboardInterrupt)
         try:
             self._finish()
             if keep:
@@ -70,12 +73,13 @@ class VideoSink(_WholeFile):
         path: ends in ``.mp4``.
         time_base: unit of the timestamps, in seconds.
         rate_fps: nominal rate (for the encoder's rate control only).
+        keep_partial: keep what was written when the run fails.
     """
 
     needs_picture = True
 
-    def __init__(self, path: Path, time_base: Fraction, rate_fps: float) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, time_base: Fraction, rate_fps: float, keep_partial: bool = False) -> None:
+        super().__init__(path, keep_partial)
         self._time_base, self._rate = time_base, Fraction(rate_fps).limit_denominator(1001)
         self._container = av.open(str(self.part), "w", format="mp4", options={"movflags": "hybrid_fragmented+frag_keyframe"})
         self._stream: av.VideoStream | None = None
@@ -133,8 +137,8 @@ class JsonlSink(_WholeFile):
 
     needs_picture = False
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, keep_partial: bool = False) -> None:
+        super().__init__(path, keep_partial)
         self._file: IO[str] = self.part.open("w", encoding="utf-8", buffering=1)
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:

@@ -67,11 +67,10 @@ class VideoFile(Source):
 
     def __init__(self, url: str) -> None:
         self.name = Path(url).stem or url
-        self.live = "://" in url
         self._url = url
         options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
         try:
-            self._container = av.open(url, options=options, timeout=10.0 if self.live else None)
+            self._container = av.open(url, options=options, timeout=10.0 if "://" in url else None)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise SourceError(f"cannot open {url}: {_reason(error)}") from error
         if not self._container.streams.video:
@@ -79,6 +78,7 @@ class VideoFile(Source):
             raise SourceError(f"{url} holds no video: give a video file, a folder of images or a camera number")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        self.live = "://" in url and not self._container.duration  # a file on a web server can wait
         self.frames = self._stream.frames or None
         self.rate_fps = float(self._stream.average_rate or 25)
         self.time_base = self._stream.time_base or Fraction(1, 90000)
@@ -147,7 +147,9 @@ class Camera(Source):
 
     def __init__(self, index: int) -> None:
         self.name = f"camera{index}"
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it lists every driver that it tries
         self._capture = cv2.VideoCapture(index)
+        cv2.utils.logging.setLogLevel(level)
         if not self._capture.isOpened():
             raise SourceError(f"camera {index} cannot be opened: check that it is plugged in and not in use")
         self.rate_fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 30.0

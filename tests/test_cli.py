@@ -194,6 +194,13 @@ def test_offline_the_error_says_what_to_put_where(tmp_path):
     assert not list((tmp_path / "weights").iterdir())
 
 
+def test_a_camera_that_is_not_there_is_one_line():
+    result = command("stream", "97")
+    assert result.returncode == 2
+    assert [line for line in result.stderr.splitlines() if "camera 97 cannot be opened" in line]
+    assert len(result.stderr.splitlines()) == 2, result.stderr  # the engine's line, and the error
+
+
 def test_without_arguments_help_shows_every_command():
     result = command("--help")
     for name in ("demo", "batch", "stream", "bench"):

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from engines.base import OutputError
+from engines.base import OutputError, SourceError
 from engines.localizer import Localization
 from realtime.frames import Frame, FrameRecord
 from realtime.overlay import PREDICTED_BGR, TRUTH_BGR, draw, heat_map
@@ -45,6 +45,17 @@ def test_an_error_leaves_nothing_and_an_earlier_file_stays(tmp_path, kind):
         broken()
     assert path.read_text() == "earlier"
     assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_what_a_camera_recorded_before_it_failed_is_kept(tmp_path):
+    def failing():
+        with VideoSink(tmp_path / "out.mp4", Fraction(1, 25), 25, keep_partial=True) as sink:
+            sink.write(record(0, 0.0), picture(0))
+            raise SourceError("the cable came loose")
+
+    with pytest.raises(SourceError, match="cable"):
+        failing()
+    assert timestamps_s(tmp_path / "out.mp4") == [0.0]
 
 
 def test_ctrl_c_keeps_what_was_written(tmp_path):
