@@ -21,7 +21,6 @@ from engines.maps import PIXELS, MapSpec
 Array64 = NDArray[np.float64]
 FOLDS = 5
 STRENGTHS = tuple(float(10.0**e) for e in np.arange(-1, 5.01, 0.5))
-MIRROR = (2, 1, 0, 3)  # x0 and x1 change places
 
 
 @dataclass(frozen=True)

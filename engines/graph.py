@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-from engines.base import ModelError
+from engines.base import Array, ModelError
 
 OPSET = 20
 IR_VERSION = 10
-Array = NDArray[Any]
 SHARED_UP_TO = 4096  # elements: comparing larger constants costs more than it saves
 
 

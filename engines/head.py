@@ -22,7 +22,6 @@ from engines.graph import Graph
 from engines.maps import MapSpec
 
 Array32 = NDArray[np.float32]
-CORNERS = ("x0", "y0", "x1", "y1")
 
 
 @dataclass(frozen=True)

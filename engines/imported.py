@@ -8,8 +8,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
-from engines.base import ModelError
-from engines.graph import OPSET, Array, Graph, attributes_of
+from engines.base import Array, ModelError
+from engines.graph import OPSET, Graph, attributes_of
 from engines.networks import Forward
 
 

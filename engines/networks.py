@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 Weights = Mapping[str, NDArray[Any]]
@@ -36,8 +35,3 @@ class Forward:
     scores: str
     last: str
     layers: Mapping[str, str] = field(default_factory=dict)
-
-
-def float32(weights: Weights) -> dict[str, NDArray[np.float32]]:
-    """The same weights as float32 (they may be stored as float16 or bfloat16)."""
-    return {name: np.asarray(value, dtype=np.float32) for name, value in weights.items()}

@@ -1,8 +1,6 @@
 """Weight files of every kind, and what a user is told when one does not fit."""
 
 import hashlib
-import http.server
-import threading
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from safetensors.numpy import save_file
 from engines import squeezenet, vgg, weights
 from engines.base import ModelError
 from engines.weights import Download, cache_dir, downloaded, load_weights
+from tests.realtime.media import web_server
 
 SMALL = vgg.random_weights((4, 4, 4, 4, 4), classes=5, hidden=6)
 TIMM = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
@@ -111,17 +110,8 @@ def server(tmp_path):
     folder.mkdir()
     (folder / "w.bin").write_bytes(b"weights" * 1000)
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_address[1]}/w.bin"
-        running.shutdown()
+    with web_server(folder) as address:
+        yield f"{address}/w.bin"
 
 
 def test_a_download_is_checked_and_kept(server):

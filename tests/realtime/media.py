@@ -1,6 +1,10 @@
 """Small real media files, made on the spot."""
 
+import http.server
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -61,3 +65,20 @@ def timestamps_s(path: Path) -> list[float]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return [float(frame.pts * stream.time_base) for frame in container.decode(stream)]
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    """The address of a real web server on loopback that serves a folder."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()

@@ -1,9 +1,7 @@
 """Every kind of source, from real files."""
 
-import http.server
 import shutil
 import tarfile
-import threading
 import zipfile
 from fractions import Fraction
 
@@ -13,7 +11,7 @@ import pytest
 
 from engines.base import SourceError
 from realtime.sources import natural_order, open_source
-from tests.realtime.media import picture, write_images, write_video
+from tests.realtime.media import picture, web_server, write_images, write_video
 
 
 def frames_of(spec):
@@ -132,22 +130,12 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
 
 def test_a_video_on_a_web_server_is_a_source(tmp_path):
     path = write_video(tmp_path / "clip.mp4")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(tmp_path))
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with open_source(f"http://127.0.0.1:{server.server_address[1]}/{path.name}") as source:
+    with web_server(tmp_path) as address:
+        with open_source(f"{address}/{path.name}") as source:
             assert not source.live
             assert [frame.index for frame in source] == list(range(12))
         with pytest.raises(SourceError, match="cannot open http"):
-            open_source(f"http://127.0.0.1:{server.server_address[1]}/nothing.mp4")
-        server.shutdown()
+            open_source(f"{address}/nothing.mp4")
 
 
 @pytest.mark.parametrize(("name", "frames"), [("car-detection.mp4", 377), ("bag.avi", 196)])
