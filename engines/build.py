@@ -12,6 +12,7 @@ from engines.base import ModelError
 from engines.classifiers import Classifier, class_names
 from engines.graph import INT64, Graph
 from engines.head import Feature, Head, append_box, append_features
+from engines.heuristic import Heuristic, append_heuristic_box
 from engines.maps import MapSpec, append_maps
 from engines.preprocess import append_preprocessing
 
@@ -22,7 +23,7 @@ FORMAT = 1
 def build_graph(
     classifier: Classifier,
     spec: MapSpec | None = None,
-    head: Head | None = None,
+    head: Head | Heuristic | None = None,
     *,
     batch: int = 1,
     features: Sequence[Feature] = (),
@@ -38,7 +39,7 @@ def build_graph(
     Args:
         classifier: the network.
         spec: which map; the head's own when None, which is also the only one a head takes.
-        head: reads the box; None for the map alone.
+        head: fitted or training-free, reads the box; None for the map alone.
         batch: images per call.
         features: head inputs to publish, for fitting.
         expose: layers whose scores or activations to publish too (``scores`` or a layer's name), for checks.
@@ -54,13 +55,16 @@ def build_graph(
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
     forward = classifier.append(graph, normalised)
     class_index, score = _chosen_class(graph, forward.scores, wanted)
-    read = [(f.signal, f.layer) for f in (*(head.features if head else ()), *features)]
+    head_features = head.features if isinstance(head, Head) else ()
+    read = [(f.signal, f.layer) for f in (*head_features, *features)]
     maps = append_maps(graph, forward, pixels, class_index, spec, [(spec.signal, spec.layer), *read])
     graph.output(class_index, "class_index")
     graph.output(score, "score")
     graph.output(maps[spec.signal, spec.layer], "map")
-    if head is not None:
+    if isinstance(head, Head):
         graph.output(append_box(graph, append_features(graph, maps, head.features), head), "box_xyxy")
+    elif head is not None:
+        graph.output(append_heuristic_box(graph, maps[spec.signal, spec.layer], head), "box_xyxy")
     if features:
         graph.output(append_features(graph, maps, features), "features")
     for name in expose:
@@ -68,18 +72,18 @@ def build_graph(
     return graph.model(stamp(classifier, spec, head, graph.shape(forward.scores)[1]))
 
 
-def check_head(head: Head, classifier: Classifier, spec: MapSpec) -> None:
+def check_head(head: Head | Heuristic, classifier: Classifier, spec: MapSpec) -> None:
     """Raise ModelError unless the head was fitted on exactly this network, size and map."""
     remedy = "fit one for it with 'fit', or pass --head none"
-    if head.network != classifier.digest:
+    if isinstance(head, Head) and head.network != classifier.digest:
         raise ModelError(f"the head was fitted on another network than these '{classifier.name}' weights; {remedy}")
-    if head.size_px != classifier.size_px:
+    if isinstance(head, Head) and head.size_px != classifier.size_px:
         raise ModelError(f"the head was fitted at {head.size_px} px, not {classifier.size_px}; {remedy}")
     if head.spec != spec:
         raise ModelError(f"the head reads the map {head.spec}, not {spec}; {remedy}")
 
 
-def stamp(classifier: Classifier, spec: MapSpec, head: Head | None, classes: int) -> dict[str, str]:
+def stamp(classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, classes: int) -> dict[str, str]:
     """Metadata that lets an engine be trusted and its results be read."""
     description: dict[str, Any] = {
         "format": FORMAT, "model": classifier.name, "network": classifier.digest, "size_px": classifier.size_px,

@@ -9,11 +9,13 @@ from engines.base import Engine, EngineError, ModelError
 from engines.build import build_graph
 from engines.classifiers import Classifier, load_classifier
 from engines.head import Head, load_head
+from engines.heuristic import Heuristic, default_heuristic
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.weights import ASSETS
 
-METHODS = {"sensitivity": "class", "gestalt": "gestalt"}
+METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class"}
+"""What each method differentiates."""
 BACKENDS = ("auto", "openvino", "torch")
 
 
@@ -24,7 +26,7 @@ class Choice:
     Attributes:
         model: see ``engines.classifiers.load_classifier``.
         weights: a file, a name to download, ``random``, or None.
-        method: ``sensitivity`` (class score) or ``gestalt``.
+        method: ``sensitivity`` (class score), ``gestalt``, or ``heuristic`` (class score, no fitted head).
         head: a head file, ``none``, or None for the shipped one where it fits.
         backend: ``auto``, ``openvino`` or ``torch``.
         precision: ``auto``, ``fp32`` or ``bf16``.
@@ -58,20 +60,27 @@ def open_localizer(choice: Choice) -> Localizer:
     return localizer
 
 
-def choose_head(choice: Choice, classifier: Classifier) -> Head | None:
-    """The named head, or the shipped one of the default network and method, or none."""
+def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | None:
+    """The named head, or the shipped one where it fits, or the training-free one; None where none is wanted.
+
+    Raises:
+        ModelError: the head cannot be read, or both a head file and the heuristic were asked for.
+    """
     if choice.head == "none":
         return None
     if choice.head is not None:
+        if choice.method == "heuristic":
+            raise ModelError(f"--method heuristic reads the box without a fitted head: drop it, or drop --head {choice.head}")
         return load_head(Path(choice.head))
     shipped = ASSETS / f"{classifier.name}_{choice.method}_head.safetensors"
-    if not shipped.exists():
-        return None
-    head = load_head(shipped)
-    return head if head.network == classifier.digest and head.size_px == classifier.size_px else None
+    if shipped.exists():
+        head = load_head(shipped)
+        if head.network == classifier.digest and head.size_px == classifier.size_px:
+            return head
+    return default_heuristic(classifier.name, objective_of(choice.method))
 
 
-def open_engine(choice: Choice, classifier: Classifier, head: Head | None) -> Engine:
+def open_engine(choice: Choice, classifier: Classifier, head: Head | Heuristic | None) -> Engine:
     """Compile the graph on the chosen backend."""
     spec = chosen_spec(choice, head)
     if choice.backend in ("auto", "openvino"):
@@ -100,7 +109,7 @@ def build_chosen(choice: Choice, batch: int = 1) -> onnx.ModelProto:
     return build_graph(classifier, chosen_spec(choice, head), head, batch=batch)
 
 
-def chosen_spec(choice: Choice, head: Head | None) -> MapSpec:
+def chosen_spec(choice: Choice, head: Head | Heuristic | None) -> MapSpec:
     """The map that method and head agree on.
 
     Raises:

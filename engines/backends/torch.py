@@ -11,6 +11,7 @@ from engines.base import Array, EngineError, TensorSpec, check_feeds
 from engines.build import WANTED_CLASS, check_head, stamp
 from engines.classifiers import Classifier
 from engines.head import Feature, Head, area_matrix
+from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
 from engines.preprocess import IMAGE
 
@@ -45,7 +46,7 @@ class TorchEngine:
     backend: str = "torch"
     precision: str = "fp32"
 
-    def __init__(self, classifier: Classifier, spec: MapSpec | None = None, head: Head | None = None, batch: int = 1) -> None:
+    def __init__(self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1) -> None:
         self._spec = spec or (head.spec if head else MapSpec())
         if head is not None:
             check_head(head, classifier, self._spec)
@@ -85,7 +86,9 @@ class TorchEngine:
             "score": scores.softmax(1).gather(1, chosen[:, None])[:, 0].detach().numpy(),
             "map": maps[self._spec.signal, self._spec.layer].numpy(),
         }
-        if self._head is not None:
+        if isinstance(self._head, Heuristic):
+            result["box_xyxy"] = _heuristic_boxes(result["map"], self._head)
+        elif self._head is not None:
             parts = [features_of(maps[f.signal, f.layer], f) for f in self._head.features]
             box = torch.cat(parts, 1) @ torch.from_numpy(self._head.weight).T + torch.from_numpy(self._head.bias)
             box = box.clamp(0, 1)
@@ -99,7 +102,7 @@ class TorchEngine:
             objective = tensors[self._last].mean(dim=(1, 2, 3)).sum()
         else:
             objective = scores.gather(1, chosen[:, None]).sum()
-        features = self._head.features if self._head else ()
+        features = self._head.features if isinstance(self._head, Head) else ()
         wanted = dict.fromkeys([(self._spec.signal, self._spec.layer), *((f.signal, f.layer) for f in features)])
         layers = list(dict.fromkeys(layer for signal, layer in wanted if signal != "activation"))
         found = torch.autograd.grad(objective, [tensors[layer] for layer in layers]) if layers else ()
@@ -107,7 +110,7 @@ class TorchEngine:
         return {(signal, layer): self._map(signal, tensors[layer].detach(), gradients.get(layer)) for signal, layer in wanted}
 
     def _map(self, signal: str, x: Tensor, gradient: Tensor | None) -> Tensor:
-        if gradient is None:
+        if signal == "activation" or gradient is None:
             return x.mean(1)
         if signal == "gradcam":
             return (gradient.mean(dim=(2, 3), keepdim=True) * x).mean(1).relu()
@@ -137,3 +140,20 @@ def _marginal_quantiles(image: Array, levels: Array) -> Tensor:
         edges = np.concatenate([[0], np.cumsum(mass)]) / mass.sum()
         positions.append(np.interp(levels, edges, np.linspace(0, 1, len(edges))))
     return torch.from_numpy(np.concatenate(positions).astype(np.float32))
+
+
+def _heuristic_boxes(maps_nhw: Array, heuristic: Heuristic) -> Array:
+    """The training-free boxes ``[N, 4]``, written apart from ``engines.heuristic``: pixel by pixel."""
+    boxes = []
+    for image in maps_nhw.astype(np.float64):
+        height, width = image.shape
+        blurred = image
+        if heuristic.sigma:
+            for axis, length in ((0, height), (1, width)):
+                distance = np.subtract.outer(np.arange(length), np.arange(length)) / (heuristic.sigma * length)
+                weights = np.exp(-(distance**2) / 2)
+                blurred = np.moveaxis(np.tensordot(weights / weights.sum(1, keepdims=True), blurred, (1, axis)), 0, axis)
+        kept = max(1, round(heuristic.share * image.size))
+        ys, xs = np.nonzero(blurred >= np.sort(blurred, axis=None)[-kept])
+        boxes.append([xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height])
+    return np.array(boxes, np.float32)
