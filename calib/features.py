@@ -20,6 +20,8 @@ from engines.localizer import ImageBgr, Localizer
 from engines.maps import MapSpec
 from engines.weights import cache_dir
 
+TABLE_FORMAT = 2
+
 
 @dataclass(frozen=True)
 class FeatureTable:
@@ -30,12 +32,14 @@ class FeatureTable:
         mirrored: the same of the mirrored images.
         boxes_xyxy: float64 ``[N, 4]``, fractions of width and height.
         class_names: of each object.
+        class_indices: the network's own best class of each image, int64 ``[N]``.
     """
 
     values: NDArray[np.float32]
     mirrored: NDArray[np.float32]
     boxes_xyxy: NDArray[np.float64]
     class_names: tuple[str, ...]
+    class_indices: NDArray[np.int64]
 
 
 def feature_table(
@@ -47,13 +51,13 @@ def feature_table(
     path = cache_dir() / "features" / f"{_key(images, classifier, spec, features)}.npz"
     if path.exists():
         with np.load(path) as stored:
-            values, mirrored = stored["values"], stored["mirrored"]
+            values, mirrored, indices = stored["values"], stored["mirrored"], stored["class_indices"]
     else:
-        values, mirrored = _computed(images, classifier, spec, features, console)
+        values, mirrored, indices = _computed(images, classifier, spec, features, console)
         with whole_file(path) as part, part.open("wb") as file:
-            np.savez(file, values=values, mirrored=mirrored)
+            np.savez(file, values=values, mirrored=mirrored, class_indices=indices)
     names = tuple(sample.truths[0].class_name for sample in singles)
-    return FeatureTable(values, mirrored, relative_boxes(singles, images), names)
+    return FeatureTable(values, mirrored, relative_boxes(singles, images), names, indices)
 
 
 def relative_boxes(singles: Sequence[Sample], images: Sequence[ImageBgr]) -> NDArray[np.float64]:
@@ -65,19 +69,22 @@ def relative_boxes(singles: Sequence[Sample], images: Sequence[ImageBgr]) -> NDA
 
 def _computed(
     images: Sequence[ImageBgr], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     localizer = Localizer(OpenVinoEngine(build_graph(classifier, spec, features=features), "fp32"))
     rows: list[list[NDArray[np.float32]]] = [[], []]
+    indices: list[int] = []
     for image in track(images, "computing maps", console=console):
         prepared = localizer.prepare(image)
-        rows[0].append(localizer.infer([prepared])["features"][0].copy())
+        outputs = localizer.infer([prepared])
+        indices.append(int(outputs["class_index"][0]))
+        rows[0].append(outputs["features"][0].copy())
         rows[1].append(localizer.infer([prepared[:, ::-1]])["features"][0].copy())
-    return np.stack(rows[0]), np.stack(rows[1])
+    return np.stack(rows[0]), np.stack(rows[1]), np.array(indices, np.int64)
 
 
 def _key(images: Sequence[ImageBgr], classifier: Classifier, spec: MapSpec, features: Sequence[Feature]) -> str:
     settings = [classifier.digest, classifier.size_px, asdict(spec), [asdict(f) for f in features]]
-    digest = hashlib.sha256(json.dumps(settings).encode())
+    digest = hashlib.sha256(json.dumps([TABLE_FORMAT, *settings]).encode())
     for image in images:
         digest.update(repr(image.shape).encode() + image.tobytes())
     return digest.hexdigest()[:32]

@@ -62,7 +62,7 @@ def build_graph(
     graph.output(score, "score")
     graph.output(maps[spec.signal, spec.layer], "map")
     if isinstance(head, Head):
-        graph.output(append_box(graph, append_features(graph, maps, head.features), head), "box_xyxy")
+        graph.output(append_box(graph, append_features(graph, maps, head.features), class_index, head), "box_xyxy")
     elif head is not None:
         graph.output(append_heuristic_box(graph, maps[spec.signal, spec.layer], head), "box_xyxy")
     if features:

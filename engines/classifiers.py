@@ -11,7 +11,7 @@ import numpy as np
 
 from engines import squeezenet, vgg
 from engines.base import ModelError
-from engines.graph import Graph
+from engines.graph import FLOAT, Graph
 from engines.imported import forward_of_file
 from engines.networks import CAFFE, Forward, Preprocessing, Weights
 from engines.weights import ASSETS, load_weights
@@ -93,3 +93,10 @@ def class_names(count: int) -> tuple[str, ...]:
     if count == 1000:
         return tuple(name for _, name in imagenet_classes())
     return tuple(f"class {i}" for i in range(count))
+
+
+def class_count(classifier: Classifier) -> int:
+    """How many classes the network scores."""
+    graph = Graph()
+    x = graph.input("x", FLOAT, (1, 3, classifier.size_px, classifier.size_px))
+    return graph.shape(classifier.append(graph, x).scores)[1]

@@ -52,16 +52,17 @@ class Feature:
 
 @dataclass(frozen=True)
 class Head:
-    """A fitted linear layer from map features to the box, tied to the network it was fitted on.
+    """A fitted linear layer from map features to the box, or one for each of K kinds, tied to the network it was fitted on.
 
     Attributes:
         spec: the maps it reads.
         features: its inputs, in order.
-        weight: float32 ``[4, D]``, to x0, y0, x1, y1 as fractions of width and height.
-        bias: float32 ``[4]``.
+        weight: float32 ``[K, 4, D]``, to x0, y0, x1, y1 as fractions of width and height.
+        bias: float32 ``[K, 4]``.
         network: sha256 of the classifier (``Classifier.digest``).
         size_px: input side at which it was fitted.
         card: what it was fitted on, and the constant boxes of that data (the honest baselines).
+        routes: int64 ``[classes]``: which of the K layers serves each class of the network; empty where there is one.
     """
 
     spec: MapSpec
@@ -71,12 +72,13 @@ class Head:
     network: str
     size_px: int
     card: Mapping[str, object] = field(default_factory=dict)
+    routes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def digest(self) -> str:
         """sha256 of everything that decides its boxes."""
         parts = json.dumps([asdict(self.spec), [asdict(f) for f in self.features], self.network, self.size_px])
-        return hashlib.sha256(parts.encode() + self.weight.tobytes() + self.bias.tobytes()).hexdigest()
+        return hashlib.sha256(parts.encode() + self.weight.tobytes() + self.bias.tobytes() + self.routes.tobytes()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Write it as safetensors, whole or not at all.
@@ -88,7 +90,8 @@ class Head:
             "spec": asdict(self.spec), "features": [asdict(f) for f in self.features],
             "network": self.network, "size_px": self.size_px, "card": dict(self.card),
         }  # fmt: skip
-        tensors = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
+        arrays = {"weight": self.weight, "bias": self.bias, "routes": self.routes}
+        tensors = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
         with whole_file(path) as part:
             part.write_bytes(save(tensors, {"sightline_head": json.dumps(description)}))
 
@@ -102,15 +105,17 @@ def load_head(path: Path) -> Head:
     try:
         with safe_open(path, framework="numpy") as file:
             description = json.loads((file.metadata() or {})["sightline_head"])
-            weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+            weight, bias, routes = (file.get_tensor(name) for name in ("weight", "bias", "routes"))
         features = tuple(Feature(**f) for f in description["features"])
         head = Head(
             MapSpec(**description["spec"]), features, weight, bias,
-            description["network"], description["size_px"], description["card"],
+            description["network"], description["size_px"], description["card"], routes,
         )  # fmt: skip
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"cannot read head {path}: {error or type(error).__name__}; fit one with 'fit'") from error
-    if weight.shape != (4, sum(f.width for f in features)) or bias.shape != (4,):
+    kinds, width = len(weight), sum(f.width for f in features)
+    routed = routes.max(initial=0) < kinds and routes.min(initial=0) >= 0 and (len(routes) > 0 or kinds == 1)
+    if weight.shape != (kinds, 4, width) or bias.shape != (kinds, 4) or not routed:
         raise ModelError(f"head {path} is damaged: weight {list(weight.shape)} does not fit its features")
     return head
 
@@ -133,16 +138,22 @@ def append_features(graph: Graph, maps: Mapping[tuple[str, str], str], features:
     return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1, hint="features_joined")
 
 
-def append_box(graph: Graph, features: str, head: Head) -> str:
+def append_box(graph: Graph, features: str, class_index: str, head: Head) -> str:
     """Append the linear layer: ``[N, 4]``, corners in order and inside 0..1.
+
+    Where the head has several, ``class_index`` (int64 ``[N]``) decides which.
 
     Written as a product and a sum, not as a matrix product: engines that compute matrix products in bf16 keep what follows
     the last of them in fp32, and the box deserves it.
     """
     rows = graph.add("Unsqueeze", features, graph.constant([1], np.int64), hint="features_rows")
-    products = graph.add("Mul", rows, graph.constant(head.weight[None], hint="head_weight"), hint="box_products")
+    weight, bias = graph.constant(head.weight, hint="head_weight"), graph.constant(head.bias, hint="head_bias")
+    if len(head.weight) > 1:
+        kind = graph.add("Gather", graph.constant(head.routes, np.int64, hint="routes"), class_index, hint="kind")
+        weight, bias = (graph.add("Gather", each, kind, hint="routed") for each in (weight, bias))
+    products = graph.add("Mul", rows, weight, hint="box_products")
     summed = graph.add("ReduceSum", products, graph.constant([2], np.int64), keepdims=0, hint="box_sum")
-    linear = graph.add("Add", summed, graph.constant(head.bias[None]), hint="box_linear")
+    linear = graph.add("Add", summed, bias, hint="box_linear")
     inside = graph.add("Clip", linear, graph.constant(0.0), graph.constant(1.0), hint="box_inside")
     swapped = graph.add("Gather", inside, graph.constant([2, 3, 0, 1], np.int64), axis=1, hint="box_swapped")
     first = graph.constant([[True, True, False, False]], np.bool_)

@@ -7,8 +7,8 @@ labelled box, so it is what a network without a fitted head falls back on.
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import helper
 from numpy.typing import NDArray
+from onnx import helper
 
 from engines.base import ModelError
 from engines.graph import Graph

@@ -46,7 +46,9 @@ class TorchEngine:
     backend: str = "torch"
     precision: str = "fp32"
 
-    def __init__(self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1) -> None:
+    def __init__(
+        self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1
+    ) -> None:
         self._spec = spec or (head.spec if head else MapSpec())
         if head is not None:
             check_head(head, classifier, self._spec)
@@ -90,7 +92,9 @@ class TorchEngine:
             result["box_xyxy"] = _heuristic_boxes(result["map"], self._head)
         elif self._head is not None:
             parts = [features_of(maps[f.signal, f.layer], f) for f in self._head.features]
-            box = torch.cat(parts, 1) @ torch.from_numpy(self._head.weight).T + torch.from_numpy(self._head.bias)
+            kinds = torch.from_numpy(self._head.routes)[chosen] if len(self._head.routes) else torch.zeros_like(chosen)
+            weight, bias = torch.from_numpy(self._head.weight)[kinds], torch.from_numpy(self._head.bias)[kinds]
+            box = torch.einsum("nd,nkd->nk", torch.cat(parts, 1), weight) + bias
             box = box.clamp(0, 1)
             low, high = torch.minimum(box[:, :2], box[:, 2:]), torch.maximum(box[:, :2], box[:, 2:])
             result["box_xyxy"] = torch.cat([low, high], 1).numpy()

@@ -13,7 +13,8 @@ from calib import bench
 from calib.datasets import load_dataset
 from calib.evaluate import evaluate
 from calib.features import FeatureTable
-from calib.fit import Ridge, choose_strength, fit_head, held_out_ious
+from calib.fit import fit_head
+from calib.linear import Ridge, choose_strength, held_out_ious
 from calib.metrics import centre_correct, constant_boxes, corloc
 from engines.backends.mock import MockEngine
 from engines.backends.openvino import OpenVinoEngine
@@ -135,7 +136,7 @@ def test_cross_validation_finds_that_noise_wants_a_strong_penalty():
     rng = np.random.default_rng(2)
     boxes = np.clip(np.array([0.2, 0.2, 0.8, 0.8]) + 0.02 * rng.standard_normal((60, 4)), 0, 1)
     noise = rng.standard_normal((60, 50)).astype(np.float32)
-    table, rows = FeatureTable(noise, noise, boxes, ("x",) * 60), np.arange(60)
+    table, rows = FeatureTable(noise, noise, boxes, ("x",) * 60, np.zeros(60, np.int64)), np.arange(60)
     assert choose_strength(table, rows, (0.01, 1e5)) == 1e5
     ious = held_out_ious(table, rows, 1e5)
     assert ious.mean() > 0.85

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from calib.fit import Ridge, predict
+from calib.linear import Ridge, predict
 from calib.refine import Refinement, iou_and_gradient, refined
 from engines.boxes import iou
 

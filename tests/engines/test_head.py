@@ -10,7 +10,7 @@ from engines.backends.torch import TorchEngine
 from engines.base import ModelError
 from engines.build import WANTED_CLASS, build_graph, stamped
 from engines.classifiers import load_classifier
-from engines.graph import FLOAT, Graph
+from engines.graph import FLOAT, INT64, Graph
 from engines.head import Feature, Head, append_box, append_features, area_matrix, load_head
 from engines.maps import MapSpec
 from engines.preprocess import IMAGE
@@ -85,8 +85,8 @@ def test_area_matrix_rows_average():
 
 def head_for(classifier, features, spec=None):
     width = sum(feature.width for feature in features)
-    weight = RNG.standard_normal((4, width)).astype(np.float32) * 0.02
-    bias = np.array([0.2, 0.3, 0.7, 0.8], np.float32)
+    weight = RNG.standard_normal((1, 4, width)).astype(np.float32) * 0.02
+    bias = np.array([[0.2, 0.3, 0.7, 0.8]], np.float32)
     return Head(spec or MapSpec(), tuple(features), weight, bias, classifier.digest, classifier.size_px, {"data": "made up"})
 
 
@@ -114,14 +114,35 @@ def test_the_box_of_the_graph_is_the_references(photos, precision):
 
 def test_boxes_lie_inside_the_image_with_corners_in_order():
     classifier = load_classifier("compact", "random", 64)
-    head = replace(head_for(classifier, MANY[:1]), bias=np.array([1.5, 0.9, -0.5, 0.1], np.float32))
+    head = replace(head_for(classifier, MANY[:1]), bias=np.array([[1.5, 0.9, -0.5, 0.1]], np.float32))
     head = replace(head, weight=np.zeros_like(head.weight))
     feed = {IMAGE: np.zeros((1, 64, 64, 3), np.uint8), WANTED_CLASS: np.array([-1])}
     found = OpenVinoEngine(build_graph(classifier, head=head), "fp32").infer(feed)["box_xyxy"]
     np.testing.assert_allclose(found, [[0, 0.1, 1, 0.9]], atol=1e-6)
     graph = Graph()
-    x = graph.input("f", FLOAT, (3, head.weight.shape[1]))
-    assert graph.shape(append_box(graph, x, head)) == (3, 4)
+    x, classes = graph.input("f", FLOAT, (3, head.weight.shape[2])), graph.input("c", INT64, (3,))
+    assert graph.shape(append_box(graph, x, classes, head)) == (3, 4)
+
+
+def test_the_networks_class_decides_which_layer_reads_the_box():
+    classifier = load_classifier("compact", "random", 64)
+    one = head_for(classifier, MANY[:1])
+    biases = np.array([[0.1] * 4, [0.4] * 4, [0.8] * 4], np.float32)
+    routes = np.zeros(1000, np.int64)
+    routes[5], routes[9] = 1, 2
+    head = replace(one, weight=np.zeros((3, *one.weight.shape[1:]), np.float32), bias=biases, routes=routes)
+    engine, reference = OpenVinoEngine(build_graph(classifier, head=head), "fp32"), TorchEngine(classifier, head=head)
+    for wanted, expected in ((5, 0.4), (9, 0.8), (6, 0.1)):
+        feed = {IMAGE: np.zeros((1, 64, 64, 3), np.uint8), WANTED_CLASS: np.array([wanted])}
+        np.testing.assert_allclose(engine.infer(feed)["box_xyxy"], [[expected] * 4], atol=1e-6)
+        np.testing.assert_allclose(reference.infer(feed)["box_xyxy"], [[expected] * 4], atol=1e-6)
+
+
+def test_routes_must_lead_somewhere(tmp_path):
+    head = head_for(load_classifier("compact", "random", 64), MANY[:1])
+    replace(head, routes=np.full(1000, 3)).save(tmp_path / "h.safetensors")
+    with pytest.raises(ModelError, match="damaged"):
+        load_head(tmp_path / "h.safetensors")
 
 
 def test_a_head_survives_its_file(tmp_path):
