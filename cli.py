@@ -12,10 +12,11 @@ from calib import bench as benches
 from calib import evaluate as evaluation
 from calib.datasets import load_dataset
 from calib.fit import baselines, default_features, fit_head
+from calib.report import SUFFIXES, write_report
 from engines.base import SightlineError
 from engines.choose import Choice, build_chosen, open_localizer
 from engines.classifiers import load_classifier
-from engines.files import whole_file
+from engines.files import checked_suffix, whole_file
 from engines.localizer import Localizer
 from realtime import batch as batches
 from realtime import live
@@ -99,31 +100,37 @@ def fit(
         print(json.dumps({**fitted.head.card, "head": str(out)}))
 
 
-@app.command(epilog="Example:  sightline evaluate photos.csv --single --json")
+@app.command(
+    epilog="Examples:  sightline evaluate photos.csv --single --json   ·   sightline evaluate photos.csv --report photos.html"
+)
 def evaluate(
     data: Data, images: Images = None, ids: Ids = None, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     backend: Backend = "auto", precision: Precision = "auto", size: Size = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure boxes against the truth, beside constant boxes that need no image."""
+    if report:
+        checked_suffix(report, SUFFIXES, "report")
     choice = Choice(model, weights, method, head, backend, precision, size)
     localizer = _open(choice)
-    report, _ = evaluation.evaluate(
+    found, cases = evaluation.evaluate(
         load_dataset(data, images, ids)[:limit], localizer, console, baselines(choice, train), single
     )
-    console.print(evaluation.report_table(report))
+    console.print(evaluation.report_table(found))
     engine = localizer.engine
     facts = {
-        "method": method,
-        "model": model,
-        "head": head or "shipped",
-        "backend": engine.backend,
-        "precision": engine.precision,
-    }
+        "model": model, "method": method, "head": head or "shipped", "backend": engine.backend, "precision": engine.precision,
+        "machine": benches.machine(),
+    }  # fmt: skip
+    if report:
+        title = f"Localization on {data.resolve().parent.name}/{data.stem}"
+        write_report(report, title, found, cases, localizer, facts)
+        console.print(f"wrote {report}")
     if as_json:
-        print(json.dumps({**report, **facts}))
+        print(json.dumps({**found, **facts}))
 
 
 @app.command(epilog="Example:  sightline build --model squeezenet --weights squeezenet.net --out squeezenet_map.onnx")
