@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +10,12 @@ import typer
 from rich.console import Console
 
 from calib import bench as benches
+from calib import curve as curves
 from calib import evaluate as evaluation
 from calib.datasets import load_dataset
 from calib.fit import baselines, default_features, fit_head
 from calib.report import SUFFIXES, write_report
-from engines.base import SightlineError
+from engines.base import OutputError, SightlineError
 from engines.choose import Choice, build_chosen, open_localizer
 from engines.classifiers import load_classifier
 from engines.files import checked_suffix, whole_file
@@ -83,21 +85,37 @@ def stream(
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
 
 
-@app.command(epilog="Example:  sightline fit photos.csv --out photos_head.safetensors")
+@app.command(
+    epilog="Examples:  sightline fit photos.csv --out photos_head.safetensors"
+    "   ·   sightline fit photos.csv --out photos_head.safetensors --curve photos.png"
+)
 def fit(
     data: Data, out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
     images: Images = None, ids: Ids = None,
+    curve: Annotated[Path | None, typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png.")] = None,
+    curve_on: Annotated[Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fit a box head to a few labelled images: a linear layer on the maps, its strength chosen by cross-validation."""
-    classifier = load_classifier(model, weights, size)
+    if curve:
+        checked_suffix(curve, curves.SUFFIXES, "picture")
+    elif curve_on:
+        raise OutputError("--curve-on says what a learning curve is measured on: name its picture with --curve FILE.png")
+    held_out = load_dataset(curve_on) if curve_on else None
+    samples, classifier = load_dataset(data, images, ids), load_classifier(model, weights, size)
     spec, features = default_features(classifier, method)
-    fitted = fit_head(load_dataset(data, images, ids), classifier, spec, features, console, data.stem)
+    fitted = fit_head(samples, classifier, spec, features, console, data.stem)
     fitted.head.save(out)
     console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
+    result = {**fitted.head.card, "head": str(out)}
+    if curve:
+        learned = curves.curve_of(samples, held_out, classifier, spec, features, console)
+        curves.plot_curve(learned, curve, f"Heads fitted on {data.resolve().parent.name}/{data.stem}")
+        console.print(curves.curve_table(learned), f"wrote {curve}")
+        result["curve"] = asdict(learned)
     if as_json:
-        print(json.dumps({**fitted.head.card, "head": str(out)}))
+        print(json.dumps(result))
 
 
 @app.command(

@@ -37,6 +37,11 @@ class FeatureTable:
     boxes_xyxy: NDArray[np.float64]
     class_names: tuple[str, ...]
 
+    def take(self, rows: NDArray[np.int64]) -> "FeatureTable":
+        """The table of some of its images."""
+        names = tuple(self.class_names[row] for row in rows)
+        return FeatureTable(self.values[rows], self.mirrored[rows], self.boxes_xyxy[rows], names)
+
 
 def feature_table(
     samples: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console

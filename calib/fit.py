@@ -95,7 +95,7 @@ def fit_head(
         raise SourceError(f"{name}: a head needs at least {2 * FOLDS} images with exactly one box each")
     table = feature_table(samples, classifier, spec, features, console)
     strength, cv_mean_iou, cv_corloc = choose_strength(table)
-    weight, bias = Ridge(*mirrored_pairs(table)).solve(strength)
+    weight, bias = fit_rows(table, np.arange(len(table.values)), strength)
     card = {
         "data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names)),
         "strength": strength, "cv_mean_iou": round(cv_mean_iou, 4), "cv_corloc": round(cv_corloc, 4),
@@ -106,6 +106,22 @@ def fit_head(
         classifier.digest, classifier.size_px, card,
     )  # fmt: skip
     return Fit(head, strength, cv_mean_iou, cv_corloc)
+
+
+def fit_rows(table: FeatureTable, rows: NDArray[np.int64], strength: float | None = None) -> tuple[Array64, Array64]:
+    """Fit on some images of a table and their mirror images, and on nothing else.
+
+    Args:
+        table: features and boxes.
+        rows: of the images; at least ``FOLDS``.
+        strength: the ridge penalty; by default chosen by cross-validation among these images.
+
+    Returns:
+        (weight ``[4, D]``, bias ``[4]``).
+    """
+    if strength is None:
+        strength = choose_strength(table.take(rows))[0]
+    return Ridge(*mirrored_pairs(table, rows)).solve(strength)
 
 
 def mirrored_pairs(table: FeatureTable, rows: NDArray[np.int64] | None = None) -> tuple[Array64, Array64]:

@@ -76,7 +76,7 @@ def class_bars(cases: Sequence[Case]) -> Picture:
         groups.setdefault(case.class_name, []).append(case)
     kept = sorted(groups.items(), key=lambda item: -len(item[1]))[:MOST_CLASSES]
     rows = sorted(((_percent([c.iou for c in group]), name, group) for name, group in kept), key=lambda row: row[:2])
-    figure = Figure(figsize=(8, 0.9 + 0.32 * len(rows)), dpi=160, layout="constrained")
+    figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(rows)), dpi=200, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))
     values = [value for value, _, _ in rows]
@@ -85,7 +85,7 @@ def class_bars(cases: Sequence[Case]) -> Picture:
         axes.text(108, place, f"{value:.0f}", ha="right", va="center", fontsize=9)
     if "best_constant" in cases[0].constant_ious:
         marks = [_percent([c.constant_ious["best_constant"] for c in group]) for _, _, group in rows]
-        axes.plot(marks, places, "|", color="#222222", markersize=17, markeredgewidth=1.6, label="best constant box")
+        axes.plot(marks, places, "|", color="#222222", markersize=16, markeredgewidth=1.6, label="best constant box")
     axes.set_yticks(places, [f"{name}  ({len(group)})" for _, name, group in rows])
     axes.set(xlabel="CorLoc, %  (number of images in brackets)", xlim=(0, 108), ylim=(-0.6, len(rows) - 0.4))
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -134,3 +134,16 @@ def test_the_command_writes_a_report(labels, tmp_path):
     for words in ("compact", "sensitivity", "openvino", "cores", "best constant box", f"{tmp_path.name}/d"):
         assert words in text
     assert "r.txt: the name must end in .html or .md" in refused("evaluate", labels, "--report", tmp_path / "r.txt")
+
+
+def test_real_photos_of_one_class_need_no_bars(data, tmp_path):
+    raccoon = data / "raccoon"
+    result = command(
+        "evaluate", raccoon / "annotations.tar", "--ids", raccoon / "test.txt", "--images", raccoon / "images.tar",
+        "--method", "gestalt", "--report", tmp_path / "r.md",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "r_files").iterdir())) == 12
+    text = (tmp_path / "r.md").read_text()
+    assert "40 images" in text
+    assert "By class" not in text
