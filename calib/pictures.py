@@ -87,7 +87,8 @@ def class_bars(cases: Sequence[Case]) -> Picture:
         marks = [_percent([c.constant_ious["best_constant"] for c in group]) for _, _, group in rows]
         axes.plot(marks, places, "|", color="#222222", markersize=16, markeredgewidth=1.6, label="best constant box")
     axes.set_yticks(places, [f"{name}  ({len(group)})" for _, name, group in rows])
-    axes.set(xlabel="CorLoc, %  (number of images in brackets)", xlim=(0, 108), ylim=(-0.6, len(rows) - 0.4))
+    cut = f"\nthe {len(rows)} of {len(groups)} classes with the most images" if len(rows) < len(groups) else ""
+    axes.set(xlabel=f"CorLoc, %  (number of images in brackets){cut}", xlim=(0, 108), ylim=(-0.6, len(rows) - 0.4))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_axisbelow(True)
