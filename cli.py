@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,13 +10,15 @@ import typer
 from rich.console import Console
 
 from calib import bench as benches
+from calib import curve as curves
 from calib import evaluate as evaluation
 from calib.datasets import load_dataset
 from calib.fit import baselines, default_features, fit_head
-from engines.base import SightlineError
+from calib.report import SUFFIXES, write_report
+from engines.base import OutputError, SightlineError
 from engines.choose import Choice, build_chosen, open_localizer
 from engines.classifiers import load_classifier
-from engines.files import whole_file
+from engines.files import checked_suffix, whole_file
 from engines.localizer import Localizer
 from realtime import batch as batches
 from realtime import live
@@ -82,48 +85,70 @@ def stream(
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
 
 
-@app.command(epilog="Example:  sightline fit photos.csv --out photos_head.safetensors")
+@app.command(
+    epilog="Examples:  sightline fit photos.csv --out photos_head.safetensors"
+    "   ·   sightline fit photos.csv --out photos_head.safetensors --curve photos.png"
+)
 def fit(
     data: Data, out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
     images: Images = None, ids: Ids = None,
+    curve: Annotated[Path | None, typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png.")] = None,
+    curve_on: Annotated[Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fit a box head to a few labelled images: a linear layer on the maps, its strength chosen by cross-validation."""
-    classifier = load_classifier(model, weights, size)
+    if curve:
+        checked_suffix(curve, curves.SUFFIXES, "picture")
+    elif curve_on:
+        raise OutputError("--curve-on says what a learning curve is measured on: name its picture with --curve FILE.png")
+    held_out = load_dataset(curve_on) if curve_on else None
+    samples, classifier = load_dataset(data, images, ids), load_classifier(model, weights, size)
     spec, features = default_features(classifier, method)
-    fitted = fit_head(load_dataset(data, images, ids), classifier, spec, features, console, data.stem)
+    fitted = fit_head(samples, classifier, spec, features, console, data.stem)
     fitted.head.save(out)
     console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
+    result = {**fitted.head.card, "head": str(out)}
+    if curve:
+        learned = curves.curve_of(samples, held_out, classifier, spec, features, console)
+        curves.plot_curve(learned, curve, f"Heads fitted on {data.resolve().parent.name}/{data.stem}")
+        console.print(curves.curve_table(learned), f"wrote {curve}")
+        result["curve"] = asdict(learned)
     if as_json:
-        print(json.dumps({**fitted.head.card, "head": str(out)}))
+        print(json.dumps(result))
 
 
-@app.command(epilog="Example:  sightline evaluate photos.csv --single --json")
+@app.command(
+    epilog="Examples:  sightline evaluate photos.csv --single --json   ·   sightline evaluate photos.csv --report photos.html"
+)
 def evaluate(
     data: Data, images: Images = None, ids: Ids = None, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     backend: Backend = "auto", precision: Precision = "auto", size: Size = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure boxes against the truth, beside constant boxes that need no image."""
+    if report:
+        checked_suffix(report, SUFFIXES, "report")
     choice = Choice(model, weights, method, head, backend, precision, size)
     localizer = _open(choice)
-    report, _ = evaluation.evaluate(
+    found, cases = evaluation.evaluate(
         load_dataset(data, images, ids)[:limit], localizer, console, baselines(choice, train), single
     )
-    console.print(evaluation.report_table(report))
+    console.print(evaluation.report_table(found))
     engine = localizer.engine
     facts = {
-        "method": method,
-        "model": model,
-        "head": head or "shipped",
-        "backend": engine.backend,
-        "precision": engine.precision,
-    }
+        "model": model, "method": method, "head": head or "shipped", "backend": engine.backend, "precision": engine.precision,
+        "machine": benches.machine(),
+    }  # fmt: skip
+    if report:
+        title = f"Localization on {data.resolve().parent.name}/{data.stem}"
+        write_report(report, title, found, cases, localizer, facts)
+        console.print(f"wrote {report}")
     if as_json:
-        print(json.dumps({**report, **facts}))
+        print(json.dumps({**found, **facts}))
 
 
 @app.command(epilog="Example:  sightline build --model squeezenet --weights squeezenet.net --out squeezenet_map.onnx")

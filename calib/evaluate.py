@@ -1,8 +1,7 @@
 """Accuracy on a labelled set, beside constant boxes that never saw it."""
 
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +11,29 @@ from rich.progress import track
 from rich.table import Table
 
 from calib.datasets import Sample
-from calib.metrics import CORLOC_IOU, MARGINS, WHOLE_IMAGE, ConstantBoxes, best_iou, centre_correct, corloc
+from calib.metrics import CORLOC_IOU, MARGINS, WHOLE_IMAGE, ConstantBoxes, best_iou, box_acc_v2, centre_correct, corloc
 from engines.base import ModelError, SourceError
 from engines.localizer import Localizer
+from realtime.frames import BoxPx
 
 
 @dataclass(frozen=True)
 class Case:
-    """One prediction beside its truth: the true box of the image's class that fits best."""
+    """One prediction beside its truth, for one image and one class in it.
 
-    name: str
+    Attributes:
+        sample: the image.
+        class_name: whose boxes count.
+        iou: of the found box with the true box that fits it best.
+        constant_ious: the same of each constant box, by its name.
+        found_xyxy, true_xyxy: the two boxes of ``iou``, as pixel edges of the image.
+        engine_ms: what localizing took.
+    """
+
+    sample: Sample
     class_name: str
     iou: float
+    constant_ious: Mapping[str, float]
     found_xyxy: tuple[float, ...]
     true_xyxy: tuple[float, ...]
     engine_ms: float
@@ -57,42 +67,57 @@ def evaluate(
     constants: dict[str, tuple[float, ...]] = {"whole_image": WHOLE_IMAGE}
     if baselines is not None:
         constants |= {"mean_box": baselines.mean_box, "best_constant": baselines.best_constant}
-    constant_ious: dict[str, list[float]] = defaultdict(list)
     for sample in track(samples, "evaluating", console=console):
         if not sample.truths or (single and not sample.single):
             continue
         image = sample.read()
-        height, width = image.shape[:2]
         before = time.perf_counter()
         found = localizer.localize([image])[0]
         elapsed_ms = (time.perf_counter() - before) * 1e3
         assert found.box_xyxy_px is not None
-        for name in dict.fromkeys(truth.class_name for truth in sample.truths):
-            boxes = [truth.box_xyxy_px for truth in sample.truths if truth.class_name == name]
-            nearest = max(boxes, key=lambda box: best_iou(found.box_xyxy_px, [box]))  # type: ignore[arg-type]
-            cases.append(Case(sample.name, name, best_iou(found.box_xyxy_px, boxes), found.box_xyxy_px, nearest, elapsed_ms))
-            for kind, fractions in constants.items():
-                constant = np.asarray(fractions) * (width, height, width, height)
-                constant_ious[kind].append(best_iou(constant.tolist(), boxes))
+        size = np.array([image.shape[1], image.shape[0]] * 2)
+        constants_px = {kind: tuple((size * fractions).tolist()) for kind, fractions in constants.items()}
+        cases += [
+            _case(sample, name, found.box_xyxy_px, constants_px, elapsed_ms)
+            for name in dict.fromkeys(truth.class_name for truth in sample.truths)
+        ]
     if not cases:
         raise SourceError("no image with " + ("exactly one object" if single else "a labelled object") + " in this data set")
-    return _report(cases, constant_ious), cases
+    return _report(cases), cases
 
 
-def _report(cases: Sequence[Case], constant_ious: dict[str, list[float]]) -> dict[str, Any]:
+def _case(
+    sample: Sample, class_name: str, found_xyxy: BoxPx, constants_xyxy: Mapping[str, tuple[float, ...]], engine_ms: float
+) -> Case:
+    boxes = [truth.box_xyxy_px for truth in sample.truths if truth.class_name == class_name]
+    nearest = max(boxes, key=lambda box: best_iou(found_xyxy, [box]))
+    constant_ious = {kind: best_iou(box, boxes) for kind, box in constants_xyxy.items()}
+    return Case(sample, class_name, best_iou(found_xyxy, boxes), constant_ious, found_xyxy, nearest, engine_ms)
+
+
+def _report(cases: Sequence[Case]) -> dict[str, Any]:
     ious = np.array([case.iou for case in cases])
+    constant_ious = {kind: np.array([case.constant_ious[kind] for case in cases]) for kind in cases[0].constant_ious}
     found, true = np.array([c.found_xyxy for c in cases]), np.array([c.true_xyxy for c in cases])
-    classes = sorted({case.class_name for case in cases})
-    per_class = {name: corloc(np.array([c.iou for c in cases if c.class_name == name])) for name in classes}
+    names = np.array([case.class_name for case in cases])
+    per_class = {str(name): corloc(ious[names == name]) for name in np.unique(names)}
     return {
-        "images": len({case.name for case in cases}),
+        "images": len({case.sample.name for case in cases}),
         "corloc": round(corloc(ious), 4),
-        "corloc_per_class": {name: round(value, 4) for name, value in per_class.items()},
+        "corloc_class_mean": round(float(np.mean(list(per_class.values()))), 4),
+        "corloc_per_class": _rounded(per_class),
         "mean_iou": round(float(ious.mean()), 4),
-        "center_correctness": {f"{m:.1f}": round(float(centre_correct(found, true, m).mean()), 4) for m in MARGINS},
+        "box_acc_v2": _rounded(box_acc_v2(ious)),
+        "center_correctness": _rounded({f"{m:.1f}": float(centre_correct(found, true, m).mean()) for m in MARGINS}),
         "ms_per_image": round(float(np.median([case.engine_ms for case in cases])), 3),
-        "baselines": {kind: round(corloc(np.array(values)), 4) for kind, values in constant_ious.items()},
+        "baselines": _rounded({kind: corloc(values) for kind, values in constant_ious.items()}),
+        "baselines_mean_iou": _rounded({kind: float(values.mean()) for kind, values in constant_ious.items()}),
+        "baselines_box_acc_v2": {kind: _rounded(box_acc_v2(values)) for kind, values in constant_ious.items()},
     }
+
+
+def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(share, 4) for name, share in shares.items()}
 
 
 def report_table(report: dict[str, Any]) -> Table:
@@ -101,7 +126,9 @@ def report_table(report: dict[str, Any]) -> Table:
     table = Table("", "CorLoc", "mean IoU", title=title, title_justify="left")
     table.add_row("this head", f"{100 * report['corloc']:.1f} %", f"{report['mean_iou']:.3f}", style="bold")
     for name, value in report["baselines"].items():
-        table.add_row(name.replace("_", " "), f"{100 * value:.1f} %", "", style="dim")
+        mean_iou = report["baselines_mean_iou"][name]
+        table.add_row(name.replace("_", " "), f"{100 * value:.1f} %", f"{mean_iou:.3f}", style="dim")
+    table.add_row("mean over classes", f"{100 * report['corloc_class_mean']:.1f} %", "")
     for name, value in report["corloc_per_class"].items():
         table.add_row(f"  {name}", f"{100 * value:.1f} %", "")
     return table

@@ -41,6 +41,11 @@ class FeatureTable:
     class_names: tuple[str, ...]
     class_indices: NDArray[np.int64]
 
+    def take(self, rows: NDArray[np.int64]) -> "FeatureTable":
+        """The table of some of its images."""
+        names = tuple(self.class_names[row] for row in rows)
+        return FeatureTable(self.values[rows], self.mirrored[rows], self.boxes_xyxy[rows], names, self.class_indices[rows])
+
 
 def feature_table(
     samples: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console

@@ -18,7 +18,7 @@ from engines.boxes import iou
 
 FEWEST_IMAGES = 20
 FEWEST_ROUTED = 3
-STRENGTHS = (1e3, 1e4, 1e5, 1e6)
+STRENGTHS = (1e2, 1e3, 1e4, 1e5, 1e6)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Writing files whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,3 +25,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def checked_suffix(path: Path, allowed: Sequence[str], what: str) -> None:
+    """Refuse a name whose ending no writer knows; asked before long work, not after it.
+
+    Raises:
+        OutputError: the ending is not one of ``allowed`` (with their dots).
+    """
+    if path.suffix.lower() not in allowed:
+        raise OutputError(f"{what} {path}: the name must end in {' or '.join(allowed)}; rename it")

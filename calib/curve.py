@@ -1,0 +1,163 @@
+"""The learning curve: how good heads get with how many labelled boxes, beside a box that needs no image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from calib.datasets import Sample
+from calib.features import FeatureTable, feature_table
+from calib.linear import FOLDS, fit_rows, predict
+from calib.metrics import constant_boxes, corloc
+from engines.base import SourceError
+from engines.boxes import iou
+from engines.classifiers import Classifier
+from engines.files import checked_suffix, whole_file
+from engines.head import Feature
+from engines.maps import MapSpec
+
+COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+SUBSETS = 5
+HELD_OUT = 5  # one image in so many, where no other set is given
+NEAREST = 2 / 3  # of all boxes: a larger subset would be nearly all of them
+SUFFIXES = (".png",)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Heads that were fitted on equally many boxes.
+
+    Attributes:
+        boxes: how many.
+        corloc, mean_iou: of each head on the held-out images.
+    """
+
+    boxes: int
+    corloc: tuple[float, ...]
+    mean_iou: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What more boxes give.
+
+    Attributes:
+        points: the fewest boxes first; the last is all of them.
+        constant_corloc, constant_mean_iou: of the best constant box of all training boxes, on the same held-out images.
+        held_out: number of these images.
+    """
+
+    points: tuple[Point, ...]
+    constant_corloc: float
+    constant_mean_iou: float
+    held_out: int
+
+
+def curve_of(
+    samples: Sequence[Sample], held_out: Sequence[Sample] | None, classifier: Classifier, spec: MapSpec,
+    features: Sequence[Feature], console: Console,
+) -> Curve:  # fmt: skip
+    """The learning curve of a data set; images with exactly one object count.
+
+    Args:
+        samples: the training set.
+        held_out: images to measure on; by default a random fifth of ``samples``, on which then no head is fitted.
+        classifier: the network.
+        spec: the maps that heads read.
+        features: of those maps, in order.
+        console: for progress.
+
+    Raises:
+        SourceError: fewer than 10 images are left to fit on, or none to measure on.
+    """
+    singles = sum(sample.single for sample in samples)
+    fifth = singles // HELD_OUT if held_out is None else 0
+    if singles - fifth < 2 * FOLDS:
+        raise SourceError(f"a learning curve needs {2 * FOLDS} images with one box each beside the held-out ones: label more")
+    if held_out is not None and not any(sample.single for sample in held_out):
+        raise SourceError("none of the images to measure the learning curve on has exactly one box: give others")
+    table = feature_table(samples, classifier, spec, features, console)
+    if held_out is not None:
+        return learning_curve(table, feature_table(held_out, classifier, spec, features, console), console)
+    rows = np.random.default_rng(0).permutation(singles)
+    return learning_curve(table.take(rows[fifth:]), table.take(rows[:fifth]), console)
+
+
+def learning_curve(
+    train: FeatureTable, held_out: FeatureTable, console: Console, counts: Sequence[int] = COUNTS, subsets: int = SUBSETS
+) -> Curve:
+    """Fit a head on each of several random subsets of each size, and measure it on images that none of them saw.
+
+    Args:
+        train: subsets are drawn from it, without replacement; at least 10 images.
+        held_out: the images to measure on.
+        console: for progress.
+        counts: sizes of subsets; those near the whole (``NEAREST``) are left out, and the whole comes last.
+        subsets: how many of each size. They depend on the size alone: more sizes change no point.
+    """
+    total = len(train.values)
+    sizes = [*(count for count in counts if count <= NEAREST * total), total]
+    results: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
+    runs = [(size, number) for size in sizes for number in range(subsets if size < total else 1)]
+    for size, number in track(runs, "fitting subsets", console=console):
+        rows = np.random.default_rng([size, number]).choice(total, size, replace=False)
+        ious = iou(predict(held_out.values, *fit_rows(train, rows)), held_out.boxes_xyxy)
+        results[size].append((corloc(ious), float(ious.mean())))
+    points = tuple(Point(size, *(tuple(values) for values in zip(*found, strict=True))) for size, found in results.items())
+    constant = iou(constant_boxes(train.boxes_xyxy).best_constant, held_out.boxes_xyxy)
+    return Curve(points, corloc(constant), float(constant.mean()), len(held_out.values))
+
+
+def curve_table(curve: Curve) -> Table:
+    """Medians and ranges as a table for the terminal."""
+    table = Table(title=f"learning curve, {curve.held_out} held-out images: median (range)", title_justify="left")
+    for column in ("boxes", "CorLoc", "mean IoU"):
+        table.add_column(column, justify="right")
+    for point in curve.points:
+        shares, ious = 100 * np.array(point.corloc), np.array(point.mean_iou)
+        table.add_row(str(point.boxes), _spread(shares, ".1f", " %"), _spread(ious, ".3f"))
+    constant = f"{100 * curve.constant_corloc:.1f} %", f"{curve.constant_mean_iou:.3f}"
+    table.add_row("best constant box", *constant, style="dim")
+    return table
+
+
+def _spread(values: NDArray[np.float64], form: str, unit: str = "") -> str:
+    median = f"{np.median(values):{form}}{unit}"
+    return median if len(values) == 1 else f"{median} ({values.min():{form}} - {values.max():{form}})"
+
+
+def plot_curve(curve: Curve, path: Path, title: str) -> None:
+    """Two panels, CorLoc and mean IoU over the number of boxes: median, range, and the best constant box dashed.
+
+    Raises:
+        OutputError: the name does not end in ``.png``, or the picture cannot be written.
+    """
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+
+    checked_suffix(path, SUFFIXES, "picture")
+    boxes = [point.boxes for point in curve.points]
+    panels = (
+        ("CorLoc, %", [100 * np.array(p.corloc) for p in curve.points], 100 * curve.constant_corloc),
+        ("mean IoU", [np.array(p.mean_iou) for p in curve.points], curve.constant_mean_iou),
+    )
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    figure.suptitle(f"{title}, measured on {curve.held_out} held-out images", fontsize=12)
+    for axes, (name, values, constant) in zip(figure.subplots(1, 2), panels, strict=True):
+        low, high = [v.min() for v in values], [v.max() for v in values]
+        axes.fill_between(boxes, low, high, color="#4C78A8", alpha=0.2, linewidth=0, label="range of subsets")
+        axes.plot(boxes, [np.median(v) for v in values], "o-", color="#4C78A8", markersize=5, label="head, median")
+        axes.axhline(constant, color="#222222", linestyle=(0, (5, 3)), linewidth=1.4, label="best constant box")
+        axes.set(xscale="log", xlabel="labelled boxes", ylabel=name)
+        axes.set_xticks(boxes, [str(count) for count in boxes], fontsize=9)
+        axes.minorticks_off()
+        axes.margins(y=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.axes[0].legend(loc="lower right", frameon=False, fontsize=9)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png")
