@@ -1,4 +1,4 @@
-"""Fitting the box head: ridge regression on map features, its strength chosen by cross-validation."""
+"""Fitting the box head: ridge regression on map features, its strength chosen by cross-validation, then refined."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +11,7 @@ from rich.console import Console
 from calib.datasets import Sample, load_dataset
 from calib.features import FeatureTable, feature_table, relative_boxes
 from calib.metrics import ConstantBoxes, constant_boxes, corloc
+from calib.refine import refined
 from engines.base import SourceError
 from engines.boxes import iou
 from engines.choose import Choice, choose_head, objective_of
@@ -19,6 +20,7 @@ from engines.head import Feature, Head
 from engines.maps import PIXELS, MapSpec
 
 Array64 = NDArray[np.float64]
+Rows = NDArray[np.int64]
 FOLDS = 5
 STRENGTHS = tuple(float(10.0**e) for e in np.arange(-1, 5.01, 0.5))
 
@@ -94,23 +96,35 @@ def fit_head(
     if sum(sample.single for sample in samples) < 2 * FOLDS:
         raise SourceError(f"{name}: a head needs at least {2 * FOLDS} images with exactly one box each")
     table = feature_table(samples, classifier, spec, features, console)
-    strength, cv_mean_iou, cv_corloc = choose_strength(table)
-    weight, bias = Ridge(*mirrored_pairs(table)).solve(strength)
+    rows = np.arange(len(table.values))
+    strength = choose_strength(table, rows)
+    ious = held_out_ious(table, rows, strength)
+    weight, bias = solve(table, rows, strength)
     card = {
         "data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names)),
-        "strength": strength, "cv_mean_iou": round(cv_mean_iou, 4), "cv_corloc": round(cv_corloc, 4),
+        "strength": strength, "cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4),
         "constant_boxes": asdict(constant_boxes(table.boxes_xyxy)),
     }  # fmt: skip
     head = Head(
         spec, tuple(features), weight.astype(np.float32), bias.astype(np.float32),
         classifier.digest, classifier.size_px, card,
     )  # fmt: skip
-    return Fit(head, strength, cv_mean_iou, cv_corloc)
+    return Fit(head, strength, float(ious.mean()), corloc(ious))
 
 
-def mirrored_pairs(table: FeatureTable, rows: NDArray[np.int64] | None = None) -> tuple[Array64, Array64]:
+def fit_rows(table: FeatureTable, rows: Rows) -> tuple[Array64, Array64]:
+    """(weight ``[4, D]``, bias ``[4]``) fitted on some rows of the table alone, strength included."""
+    return solve(table, rows, choose_strength(table, rows))
+
+
+def solve(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Array64]:
+    """Ridge regression on some rows and their mirror images, then the refinement on their overlap."""
+    values, boxes = mirrored_pairs(table, rows)
+    return refined(values, boxes, *Ridge(values, boxes).solve(strength))
+
+
+def mirrored_pairs(table: FeatureTable, rows: Rows) -> tuple[Array64, Array64]:
     """Features and boxes of the images and their mirror images: ``[2 N, D]`` and ``[2 N, 4]``."""
-    rows = np.arange(len(table.values)) if rows is None else rows
     boxes = table.boxes_xyxy[rows]
     flipped = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
     values = np.concatenate([table.values[rows], table.mirrored[rows]]).astype(np.float64)
@@ -120,7 +134,7 @@ def mirrored_pairs(table: FeatureTable, rows: NDArray[np.int64] | None = None) -
 class Ridge:
     """Ridge regression of boxes on standardized features (Hoerl & Kennard 1970), in closed form for any penalty.
 
-    The Gram matrix, in the smaller of the primal and the dual space, is decomposed once.
+    Works in the smaller of the primal and the dual space.
 
     Args:
         values: ``[N, D]``.
@@ -131,15 +145,15 @@ class Ridge:
         self._centre, self._scale = values.mean(axis=0), values.std(axis=0) + 1e-6
         self._mean_box = boxes.mean(axis=0)
         x = (values - self._centre) / self._scale
-        self._primal = x.shape[1] <= x.shape[0]
-        self._powers, self._axes = np.linalg.eigh(x.T @ x if self._primal else x @ x.T)
-        target = boxes - self._mean_box
-        self._projected = self._axes.T @ (x.T @ target if self._primal else target)
-        self._back = self._axes if self._primal else x.T @ self._axes
+        self._back = None if x.shape[1] <= x.shape[0] else x.T
+        self._gram = x.T @ x if self._back is None else x @ x.T
+        self._target = x.T @ (boxes - self._mean_box) if self._back is None else boxes - self._mean_box
 
     def solve(self, strength: float) -> tuple[Array64, Array64]:
         """(weight ``[4, D]``, bias ``[4]``) for features as they come."""
-        solution = self._back @ (self._projected / (np.maximum(self._powers, 0) + strength)[:, None])
+        solution = np.linalg.solve(self._gram + strength * np.eye(len(self._gram)), self._target)
+        if self._back is not None:
+            solution = self._back @ solution
         weight = (solution / self._scale[:, None]).T
         return weight, self._mean_box - weight @ self._centre
 
@@ -150,22 +164,33 @@ def predict(values: NDArray[np.float32], weight: Array64, bias: Array64) -> Arra
     return np.concatenate([np.minimum(raw[:, :2], raw[:, 2:]), np.maximum(raw[:, :2], raw[:, 2:])], axis=1)
 
 
-def choose_strength(table: FeatureTable, strengths: Sequence[float] = STRENGTHS) -> tuple[float, float, float]:
-    """(penalty, mean IoU, CorLoc), out of fold; an image and its mirror stay in one fold.
+def folds(rows: Rows) -> list[tuple[Rows, Rows]]:
+    """(training rows, held-out rows) of each fold; an image and its mirror stay in one."""
+    fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
+    return [(rows[fold != held], rows[fold == held]) for held in range(FOLDS)]
 
-    The strongest penalty whose mean IoU is within one standard error of the best (Hastie et al. 2009, section 7.10): the
-    network may have seen the photos that heads are fitted on, and then a penalty that is best for them is too weak for others.
+
+def choose_strength(table: FeatureTable, rows: Rows, strengths: Sequence[float] = STRENGTHS) -> float:
+    """The strongest ridge penalty whose out-of-fold mean IoU is within one standard error of the best.
+
+    (Hastie et al. 2009, section 7.10.) The network may have seen the photos that heads are fitted on, and then a penalty
+    that is best for them is too weak for others.
     """
-    fold = np.random.default_rng(0).permutation(len(table.values)) % FOLDS
-    ious = np.zeros((len(strengths), len(table.values)))
-    for held in range(FOLDS):
-        model = Ridge(*mirrored_pairs(table, np.flatnonzero(fold != held)))
-        rows = np.flatnonzero(fold == held)
-        for place, strength in enumerate(strengths):
-            found = predict(table.values[rows], *model.solve(strength))
-            ious[place, rows] = iou(found, table.boxes_xyxy[rows])
-    means = ious.mean(axis=1)
+    ious: list[Array64] = []
+    for kept, held in folds(rows):
+        model = Ridge(*mirrored_pairs(table, kept))
+        found = [predict(table.values[held], *model.solve(strength)) for strength in strengths]
+        ious.append(np.stack([iou(boxes, table.boxes_xyxy[held]) for boxes in found]))
+    joined = np.concatenate(ious, axis=1)
+    means = joined.mean(axis=1)
     best = int(np.argmax(means))
-    close = means >= means[best] - ious[best].std() / np.sqrt(ious.shape[1])
-    chosen = max((place for place in range(len(strengths)) if close[place]), key=lambda place: strengths[place])
-    return strengths[chosen], float(means[chosen]), corloc(ious[chosen])
+    close = means >= means[best] - joined[best].std() / np.sqrt(joined.shape[1])
+    return max(strength for strength, near in zip(strengths, close, strict=True) if near)
+
+
+def held_out_ious(table: FeatureTable, rows: Rows, strength: float) -> Array64:
+    """IoU of each row's box by a head that did not see it, ``[N]``, fold after fold."""
+    found = [
+        iou(predict(table.values[held], *solve(table, kept, strength)), table.boxes_xyxy[held]) for kept, held in folds(rows)
+    ]
+    return np.concatenate(found)

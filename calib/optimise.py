@@ -6,7 +6,7 @@ Every batch is a function of (seed, stage, step) alone, so a run that was stoppe
 import math
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,57 +25,73 @@ from engines.files import whole_file
 Images = NDArray[np.uint8]
 MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PHASES = {"classify": 0, "distil": 1}
+UNKNOWN = -1
+ATTENTIVE_LAYERS = ("conv4_3", "conv5_3")
+"""The student's layers whose attention maps follow the teacher's, at strides 8 and 16."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result of a stage, written on the card of the weights."""
+    """Everything that decides the result of a stage, written on the card of the weights.
+
+    ``batch`` is how many images of each set of examples make a batch.
+    """
 
     stage: str
     side_px: int
     steps: int
-    batch_labelled: int
-    batch_distilled: int
+    batch: tuple[int, ...]
     peak_rate: float
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     temperature: float = 2.0
-    distil_weight: float = 1.0
+    label_weight: float = 1.0
+    attention_weight: float = 4.0
     smallest_crop: float = 0.35
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Square BGR images ``[N, S, S, 3]``; ``labels`` are positions among ``class_indices`` (of ImageNet-1k)."""
+class Lessons:
+    """What a teacher says of N images.
 
-    images: Images
-    labels: NDArray[np.int64]
-    class_indices: NDArray[np.int64]
+    Attributes:
+        scores: its class scores before any softmax, float16 ``[N, 1000]``.
+        attention: its attention map for each of ``ATTENTIVE_LAYERS``, float16 ``[N, s, s]`` of that layer's side.
+    """
+
+    scores: NDArray[np.float16]
+    attention: tuple[NDArray[np.float16], ...]
+
+    def of(self, rows: NDArray[np.int64], mirrored: NDArray[np.bool_]) -> "Lessons":
+        """The lessons of some images, their maps mirrored where the image is."""
+        maps = [each[rows] for each in self.attention]
+        flipped = tuple(np.where(mirrored[:, None, None], each[:, :, ::-1], each) for each in maps)
+        return Lessons(self.scores[rows], flipped)
 
 
 @dataclass(frozen=True)
-class Soft:
-    """Square BGR crops ``[M, S, S, 3]`` with the teacher's 1,000 scores each, float16."""
+class Examples:
+    """Square BGR images ``[N, S, S, 3]`` with labels (of ImageNet-1k, or ``UNKNOWN``) and, to distil, a teacher's lessons."""
 
-    crops: Images
-    scores: NDArray[np.float16]
+    images: Images
+    labels: NDArray[np.int64]
+    lessons: Lessons | None = None
 
 
-Batch = tuple[Images, NDArray[np.int64], NDArray[np.float16] | None]
+Batch = tuple[Images, NDArray[np.int64], Lessons | None]
 
 
 def random_crop(image: Images, side_px: int, smallest: float, rng: np.random.Generator) -> Images:
-    """A random crop resized to a square and mirrored half the time: at least ``smallest`` of the area, aspect 3/4 to 4/3."""
+    """A random crop resized to a square: at least ``smallest`` of the area, aspect 3/4 to 4/3."""
     height, width = image.shape[:2]
     area = rng.uniform(smallest, 1.0) * height * width
     aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     crop_w = min(width, round(math.sqrt(area * aspect)))
     crop_h = min(height, round(math.sqrt(area / aspect)))
     x0, y0 = int(rng.integers(0, width - crop_w + 1)), int(rng.integers(0, height - crop_h + 1))
-    square = resized(image[y0 : y0 + crop_h, x0 : x0 + crop_w], side_px)
-    return square[:, ::-1] if rng.random() < 0.5 else square
+    return resized(image[y0 : y0 + crop_h, x0 : x0 + crop_w], side_px)
 
 
 def resized(image: Images, side_px: int) -> Images:
@@ -85,21 +101,48 @@ def resized(image: Images, side_px: int) -> Images:
     return np.asarray(cv2.resize(image, (side_px, side_px), interpolation=method), np.uint8)
 
 
-def batches(recipe: Recipe, labelled: Labelled, soft: Soft | None, start: int) -> Iterator[Batch]:
-    """Batches from step ``start`` on: images (labelled first, then distilled), labels, teacher scores."""
-    per_epoch = len(labelled.images) // recipe.batch_labelled
+def recoloured(image: Images, rng: np.random.Generator) -> Images:
+    """Random brightness, contrast and tint, as cameras differ in."""
+    gains = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)
+    table = np.clip(128 + (np.arange(256)[:, None] - 128) * gains + rng.uniform(-25, 25), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(np.ascontiguousarray(image), table[None]), np.uint8)
+
+
+def batches(recipe: Recipe, sets: Sequence[Examples], start: int) -> Iterator[Batch]:
+    """Batches from step ``start`` on, set after set: images, labels, lessons.
+
+    Every image of a set comes once per epoch. Taught images keep the crop that the teacher saw; others are cropped anew.
+    """
     for step in range(start, recipe.steps):
-        epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng((recipe.seed, PHASES[recipe.stage], epoch)).permutation(len(labelled.images))
         rng = np.random.default_rng((recipe.seed, PHASES[recipe.stage], 1 << 20, step))
-        chosen = order[place * recipe.batch_labelled : (place + 1) * recipe.batch_labelled]
-        images = [random_crop(labelled.images[i], recipe.side_px, recipe.smallest_crop, rng) for i in chosen]
-        scores = None
-        if soft is not None and recipe.batch_distilled:
-            drawn = rng.integers(0, len(soft.crops), recipe.batch_distilled)
-            images += [soft.crops[i][:, ::-1] if rng.random() < 0.5 else soft.crops[i] for i in drawn]
-            scores = soft.scores[drawn]
-        yield np.stack(images), labelled.labels[chosen], scores
+        images, labels, lessons = [], [], []
+        for place, (examples, count) in enumerate(zip(sets, recipe.batch, strict=True)):
+            rows = _rows(recipe, place, len(examples.images), count, step)
+            mirrored = rng.random(count) < 0.5
+            for row, mirror in zip(rows, mirrored, strict=True):
+                image = examples.images[row]
+                if examples.lessons is None:
+                    image = random_crop(image, recipe.side_px, recipe.smallest_crop, rng)
+                else:
+                    image = recoloured(resized(image, recipe.side_px), rng)
+                images.append(image[:, ::-1] if mirror else image)
+            labels.append(examples.labels[rows])
+            if examples.lessons is not None:
+                lessons.append(examples.lessons.of(rows, mirrored))
+        yield np.stack(images), np.concatenate(labels), joined(lessons) if lessons else None
+
+
+def _rows(recipe: Recipe, place: int, size: int, count: int, step: int) -> NDArray[np.int64]:
+    """Which images of a set are due at a step: a new order every epoch."""
+    epoch, turn = divmod(step, max(1, size // count))
+    order = np.random.default_rng((recipe.seed, PHASES[recipe.stage], place, epoch)).permutation(size)
+    return order[turn * count : (turn + 1) * count]
+
+
+def joined(lessons: Sequence[Lessons]) -> Lessons:
+    """Several sets' lessons as one."""
+    maps = zip(*(each.attention for each in lessons), strict=True)
+    return Lessons(np.concatenate([each.scores for each in lessons]), tuple(np.concatenate(m) for m in maps))
 
 
 def prefetched(items: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
@@ -123,18 +166,28 @@ def normalised(images_nhwc_bgr: Images) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def loss_of(
-    scores: Tensor, labels: Tensor, teacher: Tensor | None, class_indices: Tensor, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the labelled classes only, and the teacher's KL divergence over all 1,000 (0 without one)."""
-    known = scores[: len(labels)].index_select(1, class_indices)
-    hard = functional.cross_entropy(known, labels, label_smoothing=recipe.label_smoothing)
-    if teacher is None:
-        return hard, torch.zeros(())
-    heat = recipe.temperature
-    student_log = functional.log_softmax(scores[len(labels) :] / heat, dim=1)
-    soft = functional.kl_div(student_log, functional.softmax(teacher / heat, dim=1), reduction="batchmean") * heat**2
-    return hard, soft
+def losses_of(network: Vgg16, batch: Batch, classes: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
+    """(labels, teacher, attention): cross-entropy over the labelled ``classes`` alone, the teacher's KL divergence over all
+    1,000 (Hinton et al. 2015, equation 1), and how far the attention maps point from the teacher's, as 1 - cosine
+    (Zagoruyko & Komodakis 2017, equation 2, up to a factor). 0 without a teacher.
+    """
+    images, labels_array, lessons = batch
+    with torch.autocast("cpu", torch.bfloat16):
+        scores, layers = network.activations(normalised(images))
+    scores, labels = scores.float(), torch.from_numpy(labels_array)
+    known = labels != UNKNOWN
+    positions = torch.searchsorted(classes, labels[known])
+    hard = functional.cross_entropy(scores[known][:, classes], positions, label_smoothing=recipe.label_smoothing)
+    if lessons is None:
+        return hard, torch.zeros(()), torch.zeros(())
+    taught, heat = torch.from_numpy(lessons.scores).float(), recipe.temperature
+    student_log = functional.log_softmax(scores / heat, dim=1)
+    soft = functional.kl_div(student_log, functional.softmax(taught / heat, dim=1), reduction="batchmean") * heat**2
+    looks = torch.zeros(())
+    for name, wanted in zip(ATTENTIVE_LAYERS, lessons.attention, strict=True):
+        attention = layers[name].float().square().mean(dim=1).flatten(1)
+        looks = looks + 1 - functional.cosine_similarity(attention, torch.from_numpy(wanted).float().flatten(1)).mean()
+    return hard, soft, looks
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
@@ -145,40 +198,39 @@ def rate_at(step: int, recipe: Recipe) -> float:
     return recipe.peak_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
 
 
-def top1(network: nn.Module, labelled: Labelled, side_px: int, batch: int = 250) -> float:
+def top1(network: nn.Module, labelled: Examples, side_px: int, batch: int = 250) -> float:
     """Share of images whose best score among the labelled classes is right, at ``side_px`` pixels."""
     network.eval()
-    indices = torch.from_numpy(labelled.class_indices)
+    classes = np.unique(labelled.labels)
     right = 0
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for i in range(0, len(labelled.images), batch):
             images = np.stack([resized(image, side_px) for image in labelled.images[i : i + batch]])
-            best = network(normalised(images)).index_select(1, indices).argmax(1).numpy()
-            right += int((best == labelled.labels[i : i + batch]).sum())
+            best = network(normalised(images))[:, torch.from_numpy(classes)].argmax(1).numpy()
+            right += int((classes[best] == labelled.labels[i : i + batch]).sum())
     network.train()
     return right / len(labelled.images)
 
 
-def optimise(network: Vgg16, recipe: Recipe, labelled: Labelled, soft: Soft | None, checkpoint: Path, console: Console) -> None:
+def optimise(network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoint: Path, console: Console) -> None:
     """Train in place, with a progress bar. Saves ``checkpoint`` every 200 steps and goes on from it where it exists."""
     network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
     start = _resume(checkpoint, network, optimizer)
-    class_indices = torch.from_numpy(labelled.class_indices)
+    known = np.unique(np.concatenate([examples.labels for examples in sets]))
+    classes = torch.from_numpy(known[known != UNKNOWN])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"), TimeRemainingColumn())  # fmt: skip  # noqa: E501
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(recipe.stage, total=recipe.steps, completed=start, losses="")
-        for step, (images, labels, teacher) in enumerate(prefetched(batches(recipe, labelled, soft, start)), start=start):
+        for step, batch in enumerate(prefetched(batches(recipe, sets, start)), start=start):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, recipe)
-            with torch.autocast("cpu", torch.bfloat16):
-                scores = network(normalised(images))
-            soft_scores = None if teacher is None else torch.from_numpy(teacher).float()
-            hard, softened = loss_of(scores.float(), torch.from_numpy(labels), soft_scores, class_indices, recipe)
+            hard, soft, looks = losses_of(network, batch, classes, recipe)
             optimizer.zero_grad(set_to_none=True)
-            (hard + recipe.distil_weight * softened).backward()  # type: ignore[no-untyped-call]
+            (recipe.label_weight * hard + soft + recipe.attention_weight * looks).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            bar.update(task, advance=1, losses=f"labels {hard.detach():.2f}, teacher {softened.detach():.2f}")
+            said = f"labels {hard.detach():.2f}, teacher {soft.detach():.2f}, attention {looks.detach():.3f}"
+            bar.update(task, advance=1, losses=said)
             if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 with whole_file(checkpoint) as part:

@@ -9,6 +9,7 @@ Two stages, one network of 1,000 ImageNet-1k scores:
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,16 +22,17 @@ from rich.progress import track
 from safetensors.numpy import save
 from torch import nn
 
-from calib.optimise import Images, Labelled, Recipe, Soft, optimise, top1
-from calib.teacher import scored_crops
+from calib.datasets import load_dataset
+from calib.optimise import Examples, Images, Lessons, Recipe, optimise, top1
+from calib.teacher import taught_crops
 from engines.backends.torch_networks import Vgg16
 from engines.base import SourceError
 from engines.classifiers import imagenet_classes, load_classifier
 from engines.files import whole_file
 from realtime.sources import archive_members, decode_image, open_source
 
-CLASSIFY = Recipe("classify", side_px=64, steps=5600, batch_labelled=128, batch_distilled=0, peak_rate=0.1)
-DISTIL = Recipe("distil", side_px=128, steps=2600, batch_labelled=48, batch_distilled=64, peak_rate=0.04, smallest_crop=0.5)
+CLASSIFY = Recipe("classify", side_px=64, steps=5600, batch=(128,), peak_rate=0.1)
+DISTIL = Recipe("distil", side_px=128, steps=4500, batch=(48, 64), peak_rate=0.04)
 CROPS_PER_PHOTO = 16
 PHOTOS = ("animal_pose_voc/train.zip", "imagenet_sample/images_256.zip", "coco128/train2017.tar")
 CLIPS = ("davis/camel.tar", "davis/dog.tar", "davis/car-roundabout.tar")
@@ -46,21 +48,19 @@ def train(
     torch.manual_seed(0)
     network = Vgg16(CLASSIFY.channels, len(imagenet_classes()), hidden=0, batch_norm=True)
     labelled, validation = (tiny_imagenet(data / "tiny_imagenet_200", split) for split in ("train", "val"))
-    optimise(network, CLASSIFY, labelled, None, out / "classify.pt", console)
-    optimise(network, DISTIL, labelled, soft_targets(data, out / "teacher.npz", console), out / "distil.pt", console)
+    optimise(network, CLASSIFY, [labelled], out / "classify.pt", console)
+    optimise(network, DISTIL, taught_examples(data, labelled, out, console), out / "distil.pt", console)
     accuracy = top1(network, validation, DISTIL.side_px)
     console.print(f"Tiny ImageNet top-1 at {DISTIL.side_px} px: {100 * accuracy:.1f} %")
     export(network, out / "compact.safetensors", accuracy)
 
 
-def tiny_imagenet(folder: Path, split: str) -> Labelled:
+def tiny_imagenet(folder: Path, split: str) -> Examples:
     """The ``train`` or ``val`` split, whole.
 
     Raises:
         SourceError: an image is missing.
     """
-    wnids = (folder / "wnids.txt").read_text(encoding="utf-8").split()
-    order = {wnid: place for place, wnid in enumerate(wnids)}
     position = {wnid: index for index, (wnid, _) in enumerate(imagenet_classes())}
     readers = {Path(name).name: read for name, read in archive_members(folder / f"{split}.zip")}
     with (folder / f"{split}.csv").open(encoding="utf-8", newline="") as file:
@@ -69,24 +69,47 @@ def tiny_imagenet(folder: Path, split: str) -> Labelled:
     if missing:
         raise SourceError(f"{folder / split}.zip lacks {missing[0]} and {len(missing) - 1} more")
     images = np.stack([decode_image(row["file"], readers[row["file"]]()) for row in rows])
-    labels = np.array([order[row["wnid"]] for row in rows], np.int64)
-    return Labelled(images, labels, np.array([position[wnid] for wnid in wnids], np.int64))
+    return Examples(images, np.array([position[row["wnid"]] for row in rows], np.int64))
 
 
-def soft_targets(data: Path, cached: Path, console: Console) -> Soft:
-    """The teacher's scores of random crops of every training photo; computed once, then read from ``cached``."""
-    if not cached.exists():
-        photos: list[Images] = []
-        for name in (*PHOTOS, *CLIPS):
-            with open_source(str(data / name)) as source:
-                stride = EVERY_NTH_CLIP_FRAME if name in CLIPS else 1
-                photos += [frame.image_bgr for frame in track(source, name, source.frames, console=console)][::stride]
-        weights = data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net"
-        soft = scored_crops(photos, load_classifier("squeezenet", str(weights)), CROPS_PER_PHOTO, DISTIL.side_px)
-        with whole_file(cached) as part, part.open("wb") as file:
-            np.savez(file, crops=soft.crops, scores=soft.scores)
-    with np.load(cached) as archive:
-        return Soft(archive["crops"], archive["scores"])
+def taught_examples(data: Path, labelled: Examples, out: Path, console: Console) -> list[Examples]:
+    """What the teacher says of Tiny ImageNet and of crops of every training photo; computed once, then kept in ``out``."""
+    teacher = load_classifier("squeezenet", str(data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net"))
+    sides = (DISTIL.side_px // 8, DISTIL.side_px // 16)
+
+    def tiny() -> Examples:
+        return taught_crops(list(labelled.images), teacher, 1, CLASSIFY.side_px, sides, console, labelled.labels)
+
+    def photos() -> Examples:
+        return taught_crops(training_photos(data, console), teacher, CROPS_PER_PHOTO, DISTIL.side_px, sides, console)
+
+    return [kept(out / "lessons_tiny_imagenet.npz", tiny), kept(out / "lessons_photos.npz", photos)]
+
+
+def training_photos(data: Path, console: Console) -> list[Images]:
+    """Every real photo that may be learned from."""
+    photos: list[Images] = []
+    for name in (*PHOTOS, *CLIPS):
+        with open_source(str(data / name)) as source:
+            stride = EVERY_NTH_CLIP_FRAME if name in CLIPS else 1
+            photos += [frame.image_bgr for frame in track(source, name, source.frames, console=console)][::stride]
+    raccoon = data / "raccoon"  # its boxes are not used: only which photos belong to the training split
+    raccoons = load_dataset(raccoon / "annotations.tar", raccoon / "images.tar", raccoon / "train.txt")
+    photos += [sample.read() for sample in raccoons]
+    return photos
+
+
+def kept(path: Path, make: Callable[[], Examples]) -> Examples:
+    """The examples stored at ``path``, made first where it does not exist."""
+    if not path.exists():
+        made = make()
+        assert made.lessons is not None
+        first, second = made.lessons.attention
+        with whole_file(path) as part, part.open("wb") as file:
+            np.savez(file, images=made.images, labels=made.labels, scores=made.lessons.scores, first=first, second=second)
+    with np.load(path) as stored:
+        lessons = Lessons(stored["scores"], (stored["first"], stored["second"]))
+        return Examples(stored["images"], stored["labels"], lessons)
 
 
 def export(network: Vgg16, path: Path, accuracy: float) -> None:

@@ -54,15 +54,11 @@ def build_graph(
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
     forward = classifier.append(graph, normalised)
     class_index, score = _chosen_class(graph, forward.scores, wanted)
-    wanted_features = tuple(head.features if head else ()) + tuple(features)
-    layers = list(dict.fromkeys([spec.layer, *(f.layer for f in wanted_features if f.signal == "gradient")]))
-    maps = {("gradient", k): v for k, v in append_maps(graph, forward, pixels, class_index, spec, layers).items()}
-    for feature in wanted_features:
-        if feature.signal == "activation" and (feature.signal, feature.layer) not in maps:
-            maps[feature.signal, feature.layer] = _activation_map(graph, forward.layers, feature.layer)
+    read = [(f.signal, f.layer) for f in (*(head.features if head else ()), *features)]
+    maps = append_maps(graph, forward, pixels, class_index, spec, [(spec.signal, spec.layer), *read])
     graph.output(class_index, "class_index")
     graph.output(score, "score")
-    graph.output(maps["gradient", spec.layer], "map")
+    graph.output(maps[spec.signal, spec.layer], "map")
     if head is not None:
         graph.output(append_box(graph, append_features(graph, maps, head.features), head), "box_xyxy")
     if features:
@@ -116,9 +112,3 @@ def _chosen_class(graph: Graph, scores: str, wanted: str) -> tuple[str, str]:
     probability = graph.add("Softmax", scores, axis=1, hint="probability")
     picked = graph.add("GatherElements", probability, column, axis=1, hint="chosen_probability")
     return chosen, graph.add("Squeeze", picked, graph.constant([1], np.int64), hint="chosen_score")
-
-
-def _activation_map(graph: Graph, layers: Mapping[str, str], layer: str) -> str:
-    if layer not in layers:
-        raise ModelError(f"the network has no layer '{layer}': choose one of {', '.join(layers)}")
-    return graph.add("ReduceMean", layers[layer], graph.constant([1], np.int64), keepdims=0, hint=f"activation_{layer}")

@@ -34,7 +34,8 @@ class Feature:
         layer: where the map is taken: ``pixels`` or an inner layer.
         size: cells per side, or number of quantiles per axis.
         power: exponent on the map before it is normalised to a mean of 1; below 1 it tames single hot pixels.
-        signal: ``gradient`` (the sensitivity map), or ``activation`` (the layer's mean activation: no backward pass).
+        signal: ``gradient`` (the sensitivity map), ``activation`` (the layer's mean activation: no backward pass),
+            ``gradcam`` or ``layercam``: see ``engines.maps.SIGNALS``.
     """
 
     kind: str

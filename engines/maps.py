@@ -25,51 +25,64 @@ class MapSpec:
         aggregation: ``max`` or ``mean`` of the absolute gradient over channels.
         layer: ``pixels``, or an inner layer, where the backward pass stops and is cheaper for it.
         relu_rule: ``plain``, or ``guided`` for guided backpropagation.
+        signal: what is shown of that layer: its ``gradient``, or one of ``SIGNALS``.
     """
 
     objective: str = "class"
     aggregation: str = "max"
     layer: str = PIXELS
     relu_rule: str = "plain"
+    signal: str = "gradient"
 
     def __post_init__(self) -> None:
         for value, known, what in (
             (self.objective, OBJECTIVES, "objective"),
             (self.aggregation, AGGREGATIONS, "aggregation"),
+            (self.signal, ("gradient", *SIGNALS), "signal"),
         ):
             if value not in known:
                 raise ModelError(f"unknown {what} '{value}': use {' or '.join(known)}")
 
 
 def append_maps(
-    graph: Graph, forward: Forward, pixels: str, class_index: str, spec: MapSpec, layers: Sequence[str]
-) -> dict[str, str]:
-    """Append the backward pass and one map per layer.
+    graph: Graph, forward: Forward, pixels: str, class_index: str, spec: MapSpec, wanted: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], str]:
+    """Append the backward pass, as deep as it is needed, and the maps.
 
     Args:
         graph: appended to.
         forward: the forward graph's landmarks.
-        pixels: the tensor that ``layers`` calls ``pixels``.
+        pixels: the tensor that is called ``pixels``.
         class_index: int64 ``[N]``, the class whose score is the objective (unused by ``gestalt``).
         spec: objective, aggregation and ReLU rule.
-        layers: where maps are wanted; one backward pass serves them all.
+        wanted: (signal, layer) of each map, see ``SIGNALS``; one backward pass serves them all.
 
     Returns:
-        For each layer its map, float32 ``[N, h, w]``, not normalised.
+        For each of them its map, float32 ``[N, h, w]``, not normalised.
 
     Raises:
         ModelError: a layer does not exist or the graph cannot be differentiated.
     """
     known = {**forward.layers, PIXELS: pixels}
-    for layer in layers:
+    for _, layer in wanted:
         if layer not in known:
             raise ModelError(f"the network has no layer '{layer}': choose one of {', '.join(known)}")
-    if spec.objective == "gestalt":
-        cotangents = {forward.last: gestalt_cotangent(graph, forward.last)}
-    else:
-        cotangents = {forward.scores: class_score_cotangent(graph, forward.scores, class_index)}
-    gradients = attach_gradient(graph, cotangents, [known[layer] for layer in layers], spec.relu_rule)
-    return {layer: aggregated(graph, gradients[known[layer]], spec.aggregation, layer) for layer in layers}
+    differentiated = list(dict.fromkeys(known[layer] for signal, layer in wanted if signal != "activation"))
+    gradients = {}
+    if differentiated:
+        if spec.objective == "gestalt":
+            cotangents = {forward.last: gestalt_cotangent(graph, forward.last)}
+        else:
+            cotangents = {forward.scores: class_score_cotangent(graph, forward.scores, class_index)}
+        gradients = attach_gradient(graph, cotangents, differentiated, spec.relu_rule)
+    maps = {}
+    for signal, layer in dict.fromkeys(wanted):
+        gradient = gradients.get(known[layer], "")
+        if signal == "gradient":
+            maps[signal, layer] = aggregated(graph, gradient, spec.aggregation, layer)
+        else:
+            maps[signal, layer] = SIGNALS[signal](graph, known[layer], gradient, layer)
+    return maps
 
 
 def aggregated(graph: Graph, gradient_nchw: str, aggregation: str, layer: str) -> str:
@@ -77,6 +90,36 @@ def aggregated(graph: Graph, gradient_nchw: str, aggregation: str, layer: str) -
     absolute = graph.add("Abs", gradient_nchw, hint=f"sensitivity_{layer}")
     op = {"max": "ReduceMax", "mean": "ReduceMean"}[aggregation]
     return graph.add(op, absolute, graph.constant([1], np.int64), keepdims=0, hint=f"map_{layer}")
+
+
+def _channel_mean(graph: Graph, x_nchw: str, hint: str) -> str:
+    return graph.add("ReduceMean", x_nchw, graph.constant([1], np.int64), keepdims=0, hint=hint)
+
+
+def _activation(graph: Graph, x_nchw: str, _: str, layer: str) -> str:
+    """Mean activation over channels: what the network saw, with no backward pass."""
+    return _channel_mean(graph, x_nchw, f"activation_{layer}")
+
+
+def _gradcam(graph: Graph, x_nchw: str, gradient_nchw: str, layer: str) -> str:
+    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2), with a mean over channels for their sum.
+
+    Where global average pooling follows, this is CAM (Zhou et al. 2016) without its negative part.
+    """
+    weights = graph.add("ReduceMean", gradient_nchw, graph.constant([2, 3], np.int64), keepdims=1, hint="channel_weights")
+    weighted = _channel_mean(graph, graph.add("Mul", weights, x_nchw, hint="weighted"), f"weighted_mean_{layer}")
+    return graph.add("Relu", weighted, hint=f"gradcam_{layer}")
+
+
+def _layercam(graph: Graph, x_nchw: str, gradient_nchw: str, layer: str) -> str:
+    """LayerCAM (Jiang et al. 2021, equations 5 and 6), with a mean over channels for their sum."""
+    positive = graph.add("Relu", gradient_nchw, hint="positive_gradient")
+    weighted = _channel_mean(graph, graph.add("Mul", positive, x_nchw, hint="weighted"), f"weighted_mean_{layer}")
+    return graph.add("Relu", weighted, hint=f"layercam_{layer}")
+
+
+SIGNALS = {"activation": _activation, "gradcam": _gradcam, "layercam": _layercam}
+"""What a map may show besides the ``gradient``, each from (graph, activations, gradient, layer name)."""
 
 
 def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> str:

@@ -83,7 +83,7 @@ class TorchEngine:
         result: dict[str, Array] = {
             "class_index": chosen.numpy(),
             "score": scores.softmax(1).gather(1, chosen[:, None])[:, 0].detach().numpy(),
-            "map": maps["gradient", self._spec.layer].numpy(),
+            "map": maps[self._spec.signal, self._spec.layer].numpy(),
         }
         if self._head is not None:
             parts = [features_of(maps[f.signal, f.layer], f) for f in self._head.features]
@@ -100,16 +100,20 @@ class TorchEngine:
         else:
             objective = scores.gather(1, chosen[:, None]).sum()
         features = self._head.features if self._head else ()
-        layers = list(dict.fromkeys([self._spec.layer, *(f.layer for f in features if f.signal == "gradient")]))
-        gradients = torch.autograd.grad(objective, [tensors[layer] for layer in layers])
-        maps = {}
-        for layer, gradient in zip(layers, gradients, strict=True):
-            absolute = gradient.abs()
-            maps["gradient", layer] = absolute.amax(1) if self._spec.aggregation == "max" else absolute.mean(1)
-        for feature in features:
-            if feature.signal == "activation":
-                maps["activation", feature.layer] = tensors[feature.layer].detach().mean(1)
-        return maps
+        wanted = dict.fromkeys([(self._spec.signal, self._spec.layer), *((f.signal, f.layer) for f in features)])
+        layers = list(dict.fromkeys(layer for signal, layer in wanted if signal != "activation"))
+        found = torch.autograd.grad(objective, [tensors[layer] for layer in layers]) if layers else ()
+        gradients = dict(zip(layers, found, strict=True))
+        return {(signal, layer): self._map(signal, tensors[layer].detach(), gradients.get(layer)) for signal, layer in wanted}
+
+    def _map(self, signal: str, x: Tensor, gradient: Tensor | None) -> Tensor:
+        if gradient is None:
+            return x.mean(1)
+        if signal == "gradcam":
+            return (gradient.mean(dim=(2, 3), keepdim=True) * x).mean(1).relu()
+        if signal == "layercam":
+            return (gradient.relu() * x).mean(1).relu()
+        return gradient.abs().amax(1) if self._spec.aggregation == "max" else gradient.abs().mean(1)
 
 
 def features_of(map_nhw: Tensor, feature: Feature) -> Tensor:

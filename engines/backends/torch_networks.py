@@ -63,7 +63,7 @@ class Vgg16(nn.Module):
         return self._classify(self.features(x_nchw))
 
     def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(class scores, what each layer wrote: ``conv1_1`` ... ``pool5``), for a network without batch norm."""
+        """(class scores, what each layer wrote: ``conv1_1`` (after batch norm, if any, and ReLU) ... ``pool5``)."""
         kept: dict[str, Tensor] = {}
         block, number = 1, 0
         for layer in self.features:

@@ -39,6 +39,10 @@ SPECS = [
     ("squeezenet", MapSpec()),
     ("squeezenet", MapSpec(objective="gestalt")),
     ("squeezenet", MapSpec(layer="fire5")),
+    ("compact", MapSpec(layer="conv4_3", signal="activation")),
+    ("compact", MapSpec(layer="conv5_3", signal="gradcam")),
+    ("squeezenet", MapSpec(layer="fire9", signal="layercam")),
+    ("squeezenet", MapSpec(layer="fire7", signal="layercam", objective="gestalt")),
 ]
 
 
