@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,8 @@ from rich.console import Console
 
 from calib import bench as benches
 from calib import evaluate as evaluation
-from calib.datasets import load_dataset
-from calib.fit import baselines, default_features, fit_head
+from calib.choose import DataChoice, load_chosen
+from calib.fit import baselines, default_features, fit_head, kept_baselines
 from engines.base import SightlineError
 from engines.choose import Choice, build_chosen, open_localizer
 from engines.classifiers import load_classifier
@@ -37,7 +38,12 @@ Size = Annotated[int | None, typer.Option(help="Input side in pixels.", min=16)]
 Wanted = Annotated[str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
-Data = Annotated[Path, typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text.")]
+Data = Annotated[Path | None, typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text.")]
+Dataset = Annotated[
+    str | None, typer.Option(help="A published set in place of DATA, downloaded when it is not there: voc2007.")
+]
+DatasetDir = Annotated[Path | None, typer.Option(help="Where its archives lie, or are to be kept.")]
+Classes = Annotated[str | None, typer.Option(help="Only objects of these classes: dog,cat.")]
 Images = Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")]
 Ids = Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")]
 Single = Annotated[bool, typer.Option("--single", help="Only images with exactly one object.")]
@@ -82,38 +88,52 @@ def stream(
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
 
 
-@app.command(epilog="Example:  sightline fit photos.csv --out photos_head.safetensors")
+@app.command(
+    epilog="Examples:  sightline fit photos.csv --out photos_head.safetensors   ·   "
+    "sightline fit --dataset voc2007 --model vgg16 --weights vgg16.pth --out voc_head.safetensors"
+)
 def fit(
-    data: Data, out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
-    images: Images = None, ids: Ids = None,
+    out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
+    data: Data = None, images: Images = None, ids: Ids = None,
+    dataset: Dataset = None, dataset_dir: DatasetDir = None, classes: Classes = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Fit a box head to a few labelled images: a linear layer on the maps, its strength chosen by cross-validation."""
+    """Fit a box head to labelled images with one object each, by cross-validation; a published set's test half measures it."""
+    chosen = DataChoice(data, images, ids, dataset, dataset_dir, classes)
+    training, test = load_chosen(chosen, "trainval"), load_chosen(chosen, "test") if dataset else []
     classifier = load_classifier(model, weights, size)
     spec, features = default_features(classifier, method)
-    fitted = fit_head(load_dataset(data, images, ids), classifier, spec, features, console, data.stem)
+    fitted = fit_head(training, classifier, spec, features, console, chosen.name)
     fitted.head.save(out)
     console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
+    card = {**fitted.head.card, "head": str(out)}
+    if test:
+        choice = Choice(model, weights, method, str(out), size_px=size)
+        found = evaluation.evaluate(test, _open(choice), console, kept_baselines(fitted.head))
+        card["test"] = _measured(*found, published=True)
     if as_json:
-        print(json.dumps({**fitted.head.card, "head": str(out)}))
+        print(json.dumps(card))
 
 
-@app.command(epilog="Example:  sightline evaluate photos.csv --single --json")
+@app.command(
+    epilog="Examples:  sightline evaluate photos.csv --single --json   ·   "
+    "sightline evaluate --dataset voc2007 --head voc_head.safetensors --classes dog,cat"
+)
 def evaluate(
-    data: Data, images: Images = None, ids: Ids = None, single: Single = False,
+    data: Data = None, images: Images = None, ids: Ids = None, single: Single = False,
+    dataset: Dataset = None, dataset_dir: DatasetDir = None, classes: Classes = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     backend: Backend = "auto", precision: Precision = "auto", size: Size = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Measure boxes against the truth, beside constant boxes that need no image."""
+    """Measure boxes against the truth, beside constant boxes that need no image; of a published set, its test half."""
+    samples = load_chosen(DataChoice(data, images, ids, dataset, dataset_dir, classes), "test")[:limit]
     choice = Choice(model, weights, method, head, backend, precision, size)
     localizer = _open(choice)
-    report, _ = evaluation.evaluate(
-        load_dataset(data, images, ids)[:limit], localizer, console, baselines(choice, train), single
-    )
-    console.print(evaluation.report_table(report))
+    found = evaluation.evaluate(samples, localizer, console, baselines(choice, train), single)
+    report = _measured(*found, published=dataset is not None)
     engine = localizer.engine
     facts = {
         "method": method,
@@ -170,6 +190,17 @@ def _open(choice: Choice) -> Localizer:
     if "box_xyxy" not in [spec.name for spec in engine.outputs]:
         console.print("no box head fits this network: heat maps only", style="yellow")
     return localizer
+
+
+def _measured(report: dict[str, Any], cases: Sequence[evaluation.Case], published: bool) -> dict[str, Any]:
+    """Print the report; of a published set, as papers do, also that of its images with one object."""
+    console.print(evaluation.report_table(report))
+    singles = [case for case in cases if case.sample.single] if published else []
+    if not singles:
+        return report
+    report = {**report, "single_object": evaluation.report_of(singles)}
+    console.print(evaluation.report_table(report["single_object"], " with exactly one object"))
+    return report
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:

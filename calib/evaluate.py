@@ -122,9 +122,9 @@ def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in shares.items()}
 
 
-def report_table(report: dict[str, Any]) -> Table:
-    """The report as a table for the terminal."""
-    title = f"{report['images']} images, IoU over {CORLOC_IOU}"
+def report_table(report: dict[str, Any], kind: str = "") -> Table:
+    """The report as a table for the terminal; ``kind`` says which images."""
+    title = f"{report['images']} images{kind}, IoU over {CORLOC_IOU}"
     table = Table("", "CorLoc", "mean IoU", title=title, title_justify="left")
     table.add_row("this head", f"{100 * report['corloc']:.1f} %", f"{report['mean_iou']:.3f}", style="bold")
     for name, value in report["baselines"].items():
