@@ -12,7 +12,7 @@ from rich.console import Console
 from calib import bench as benches
 from calib import evaluate as evaluation
 from calib.choose import DataChoice, load_chosen
-from calib.fit import baselines, default_features, fit_head, kept_baselines
+from calib.fit import baselines, default_features, fit_head
 from engines.base import SightlineError
 from engines.choose import Choice, build_chosen, open_localizer
 from engines.classifiers import load_classifier
@@ -110,7 +110,7 @@ def fit(
     card = {**fitted.head.card, "head": str(out)}
     if test:
         choice = Choice(model, weights, method, str(out), size_px=size)
-        found = evaluation.evaluate(test, _open(choice), console, kept_baselines(fitted.head))
+        found = evaluation.evaluate(test, _open(choice), console, baselines(choice, None))
         card["test"] = _measured(*found, published=True)
     if as_json:
         print(json.dumps(card))

@@ -75,12 +75,7 @@ def baselines(choice: Choice, train: Path | None) -> ConstantBoxes | None:
             raise SourceError(f"{train} has no image with exactly one object: constant boxes need some")
         return constant_boxes(relative_boxes(singles, [sample.read() for sample in singles]))
     head = choose_head(choice, load_classifier(choice.model, choice.weights, choice.size_px))
-    return kept_baselines(head) if head else None
-
-
-def kept_baselines(head: Head) -> ConstantBoxes | None:
-    """The constant boxes of the images that a head was fitted on; None where it keeps none."""
-    kept = head.card.get("constant_boxes")
+    kept = head.card.get("constant_boxes") if head else None
     return ConstantBoxes(**kept) if isinstance(kept, dict) else None
 
 
