@@ -3,30 +3,22 @@
 Images lie in a folder, zip or tar; nothing is unpacked. Boxes become continuous pixel edges x0, y0, x1, y1 of the image.
 """
 
-import csv
-import json
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from xml.etree import ElementTree
 
-import numpy as np
-
+from calib.labels import Label, SizePx, Truth, check_truth, is_sequence, read_labels
+from calib.tracks import track_boxes
 from engines.base import SourceError
 from engines.localizer import ImageBgr
 from realtime.frames import BoxPx
-from realtime.sources import ARCHIVE_SUFFIXES, archive_members, decode_image, natural_order, open_source
+from realtime.sources import ARCHIVE_SUFFIXES, archive_members, decode_image, has_suffix, open_source
 
-Readers = Mapping[str, Callable[[], bytes]]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """A true box and its class."""
-
-    class_name: str
-    box_xyxy_px: BoxPx
+SIZE_SLACK = 0.02
+"""How far a declared image size may be off: labelling tools round it; beyond, the labels were made for another image."""
+MOST_LISTED = 40
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class Sample:
 
     Attributes:
         name: of the image, as in the labels.
-        read: decodes it to uint8 BGR.
+        read: decodes it to uint8 BGR; raises SourceError where image and labels cannot belong together.
         truths: its boxes; none where a sequence has no object in the frame.
     """
 
@@ -48,69 +40,147 @@ class Sample:
         """Exactly one object is labelled."""
         return len(self.truths) == 1
 
+    def clipped(self, image_bgr: ImageBgr) -> "Sample":
+        """The same with its boxes cut to its image: they may reach ``calib.labels.TOLERANCE_PX`` beyond it."""
+        return replace(self, truths=tuple(truth.clipped(size_of(image_bgr)) for truth in self.truths))
 
-def load_dataset(path: Path, images: Path | None = None, ids: Path | None = None) -> list[Sample]:
+
+def load_dataset(path: Path, images: Path | None = None, ids: Path | None = None, classes: Sequence[str] = ()) -> list[Sample]:
     """Read labels and find their images.
 
     Args:
-        path: a CSV ``file,class,x0,y0,x1,y1``; ``NAME_boxes.csv`` with ``frame,x0,y0,x1,y1``; a folder or tar of VOC or
+        path: a CSV ``file,class,x0,y0,x1,y1``; ``NAME_boxes.csv`` with ``frame,x0,y0,x1,y1``; a folder, zip or tar of VOC or
             ImageNet-LOC XML; a COCO json; OTB's ``x,y,w,h`` or VOT's four corners a line (``.txt``).
         images: folder, zip, tar or video; found beside the labels, by their stem, when None.
         ids: a text file that names, by file stem at the start of each line, the images to keep (as VOC's image sets do).
+        classes: to keep, see ``of_classes``; all when empty.
 
     Raises:
-        SourceError: something is missing, empty, damaged, or a box lies outside its image's plane.
+        SourceError: something is missing, empty, damaged, or a box cannot be. Boxes and the images themselves are compared
+            when an image is read.
     """
     if not path.exists():
         raise SourceError(f"data set {path} does not exist")
-    if path.is_dir() or path.suffix == ".tar":
-        labels = list(_voc(path))
-    elif path.suffix == ".json":
-        labels = _coco(path)
-    elif path.suffix == ".txt":
-        return _track(path, images)
-    elif path.suffix == ".csv":
-        labels = _csv(path)
+    kept = _named_in(ids) if ids else None
+    if path.suffix == ".txt":
+        samples = [sample for sample in _track(path, images) if kept is None or Path(sample.name).stem in kept]
     else:
-        raise SourceError(f"data set {path}: give a .csv, .json, .txt, or a folder or tar of .xml files")
-    if ids is not None:
-        labels = _only(labels, ids)
-    if not labels:
+        samples = _labelled_images(path, images, kept)
+    if not any(sample.truths for sample in samples):
         raise SourceError(f"data set {path} holds no labelled image" + (f" that {ids} names" if ids else ""))
-    readers = image_readers(images or _beside(path))
-    return [_sample(name, truths, readers, path) for name, truths in labels]
+    return of_classes(samples, classes, str(path))
 
 
-def _only(labels: list[tuple[str, list[Truth]]], ids: Path) -> list[tuple[str, list[Truth]]]:
+def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> list[Sample]:
+    """Only objects of these classes, as if no other were labelled, and only images that have one; all when none is named.
+
+    Raises:
+        SourceError: the set ``name`` has no such class; the message lists those it has.
+    """
+    if not classes:
+        return list(samples)
+    known = sorted({truth.class_name for sample in samples for truth in sample.truths})
+    if unknown := [wanted for wanted in classes if wanted not in known]:
+        more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
+        raise SourceError(f"{name} has no class '{unknown[0]}': it has {', '.join(known[:MOST_LISTED])}{more}")
+    kept = [replace(s, truths=tuple(truth for truth in s.truths if truth.class_name in classes)) for s in samples]
+    return [sample for sample in kept if sample.truths]
+
+
+def _named_in(ids: Path) -> set[str]:
     try:
-        kept = {line.split()[0] for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()}
-    except OSError as error:
-        raise SourceError(f"cannot read {ids}: {error.strerror}") from error
-    return [(name, truths) for name, truths in labels if Path(name).stem in kept]
+        return {line.split()[0] for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read {ids}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _sample(name: str, truths: Sequence[Truth], readers: Readers, path: Path) -> Sample:
-    read = readers.get(name) or readers.get(Path(name).name)
-    if read is None:
-        raise SourceError(f"{path} names image {name}, which is not among its images")
-    for truth in truths:
-        x0, y0, x1, y1 = truth.box_xyxy_px
-        if not (np.isfinite(truth.box_xyxy_px).all() and x0 < x1 and y0 < y1 and x1 > 0 and y1 > 0):
-            raise SourceError(f"{path}: image {name} has an impossible box {truth.box_xyxy_px}; edges are x0,y0,x1,y1")
-    return Sample(name, lambda: decode_image(name, read()), tuple(truths))
+def _labelled_images(path: Path, images: Path | None, kept: set[str] | None) -> list[Sample]:
+    labels = read_labels(path)
+    place = images or _beside(path)
+    files = ImageFiles(place)
+    if is_sequence(path) and len(labels) != len(files):
+        raise SourceError(f"{path} has boxes for {len(labels)} frames, {place} has {len(files)} frames; they must be the same")
+    wanted = [label for label in labels if kept is None or Path(label.image).stem in kept]
+    return [labelled(label, files.reader(label.image, path), f"{path}: image {label.image}") for label in wanted]
 
 
-def image_readers(place: Path) -> Readers:
-    """Name (with and without its folder) to reader of every image in a folder, zip or tar."""
-    if not place.exists():
-        raise SourceError(f"images {place} do not exist: say where they are with --images")
-    if place.is_dir():
-        files = [p for p in place.rglob("*") if p.is_file()]
-        return {str(p.relative_to(place)): p.read_bytes for p in files} | {p.name: p.read_bytes for p in files}
-    if place.suffix.lower() in ARCHIVE_SUFFIXES:
-        members = archive_members(place)
-        return {Path(name).name: read for name, read in members} | dict(members)
-    raise SourceError(f"images {place} are neither a folder nor a zip nor a tar")
+def labelled(label: Label, read: Callable[[], bytes], where: str) -> Sample:
+    """A sample whose boxes are checked: now as far as the label goes, against the image itself when it is read.
+
+    Args:
+        label: of the image.
+        read: the image file's bytes.
+        where: label file and image, for messages.
+
+    Raises:
+        SourceError: see ``calib.labels.check_truth``.
+    """
+    for truth in label.truths:
+        check_truth(truth, where, label.size_px)
+
+    def read_checked() -> ImageBgr:
+        try:
+            image = decode_image(where, read())
+        except (OSError, zipfile.BadZipFile) as error:
+            raise SourceError(f"{where} cannot be read: {error}") from error
+        _check_size(label.size_px, size_of(image), where)
+        for truth in label.truths:
+            check_truth(truth, where, size_of(image))
+        return image
+
+    return Sample(label.image, read_checked, label.truths)
+
+
+def size_of(image_bgr: ImageBgr) -> SizePx:
+    """(width, height) in pixels."""
+    return image_bgr.shape[1], image_bgr.shape[0]
+
+
+def _check_size(declared_px: SizePx | None, size_px: SizePx, where: str) -> None:
+    if declared_px and any(abs(said - real) > SIZE_SLACK * real for said, real in zip(declared_px, size_px, strict=True)):
+        said, real = ("x".join(map(str, size)) for size in (declared_px, size_px))
+        raise SourceError(f"{where} has {real} px, its label says {said}: give the images that the labels were made for")
+
+
+class ImageFiles:
+    """The images of a folder, zip or tar, found by path, by name without folder, or by name without ending.
+
+    Raises:
+        SourceError: the place does not exist or is something else.
+    """
+
+    def __init__(self, place: Path) -> None:
+        if not place.exists():
+            raise SourceError(f"images {place} do not exist: say where they are with --images")
+        if place.is_dir():
+            files = [p for p in place.rglob("*") if has_suffix(p.name) and p.is_file()]
+            self._readers: dict[str, Callable[[], bytes]] = {p.relative_to(place).as_posix(): p.read_bytes for p in files}
+        elif place.suffix.lower() in ARCHIVE_SUFFIXES:
+            self._readers = dict(archive_members(place))
+        else:
+            raise SourceError(f"images {place} are neither a folder nor a zip nor a tar: say where they are with --images")
+        self._place, self._paths = place, defaultdict[str, list[str]](list)
+        for path in self._readers:
+            self._paths[Path(path).name].append(path)
+            self._paths[Path(path).stem].append(path)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def reader(self, name: str, labels: Path) -> Callable[[], bytes]:
+        """What reads the image that the file ``labels`` calls ``name``.
+
+        Raises:
+            SourceError: there is none, or several in different folders.
+        """
+        paths = [name] if name in self._readers else self._paths.get(Path(name).name, [])
+        if not paths:
+            raise SourceError(f"{labels} names image {name}, which is not in {self._place}: say where it is with --images")
+        if len(paths) > 1:
+            raise SourceError(
+                f"{labels} names image {name}, which {self._place} has as {paths[0]} and {paths[1]}: name the folder"
+            )
+        return self._readers[paths[0]]
 
 
 def _beside(path: Path) -> Path:
@@ -127,99 +197,13 @@ def _beside(path: Path) -> Path:
     return path.parent
 
 
-def _csv(path: Path) -> list[tuple[str, list[Truth]]]:
-    rows: dict[str, list[Truth]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        fields = set(table.fieldnames or ())
-        name_field = next((f for f in ("file", "frame", "filename") if f in fields), None)
-        class_field = next((f for f in ("class", "wnid", "label") if f in fields), None)
-        edges = ("x0", "y0", "x1", "y1")
-        if name_field is None or not fields.issuperset(edges):
-            raise SourceError(f"{path}: the first line must name file,class,x0,y0,x1,y1 (it names {','.join(fields)})")
-        for line, row in enumerate(table, start=2):
-            truths = rows.setdefault(row[name_field], [])
-            if not any(row[edge] for edge in edges):
-                continue  # a frame without the object
-            try:
-                x0, y0, x1, y1 = (float(row[edge]) for edge in edges)
-            except (TypeError, ValueError) as error:
-                raise SourceError(f"{path} line {line}: the box is not four numbers") from error
-            truths.append(Truth(row[class_field] if class_field else "object", (x0, y0, x1, y1)))
-    return list(rows.items())
-
-
-def _voc(path: Path) -> Iterator[tuple[str, list[Truth]]]:
-    """PASCAL VOC and ImageNet-LOC: inclusive corners counted from 1, so edges are ``xmin - 1`` and ``xmax``."""
-    for name, content in _xml_files(path):
-        try:
-            root = ElementTree.fromstring(content)
-            stem = root.findtext("filename") or Path(name).stem
-            file = stem if Path(stem).suffix else f"{stem}.JPEG"
-            truths = []
-            for item in root.iter("object"):
-                box = [float(item.findtext(f"bndbox/{k}") or "nan") for k in ("xmin", "ymin", "xmax", "ymax")]
-                truths.append(Truth(item.findtext("name") or "object", (box[0] - 1, box[1] - 1, box[2], box[3])))
-        except (ElementTree.ParseError, ValueError) as error:
-            raise SourceError(f"{path}: {name} is not VOC XML: {error}") from error
-        yield file, truths
-
-
-def _xml_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    if path.is_dir():
-        for file in sorted(path.rglob("*.xml")):
-            yield str(file.relative_to(path)), file.read_bytes()
-        return
-    try:
-        with tarfile.open(path) as tar:
-            members = {m.name: m for m in tar.getmembers() if m.isfile() and m.name.endswith(".xml")}
-            for name in natural_order(members):
-                opened = tar.extractfile(members[name])
-                yield name, opened.read() if opened else b""
-    except tarfile.TarError as error:
-        raise SourceError(f"cannot read archive {path}: {error}") from error
-
-
-def _coco(path: Path) -> list[tuple[str, list[Truth]]]:
-    """COCO instances: ``bbox`` is x, y, width, height in continuous pixels; crowds are left out."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        files = {image["id"]: image["file_name"] for image in data["images"]}
-        names = {category["id"]: category["name"] for category in data["categories"]}
-        labels: dict[str, list[Truth]] = {name: [] for name in files.values()}
-        for item in data["annotations"]:
-            if not item.get("iscrowd"):
-                x, y, width, height = (float(v) for v in item["bbox"])
-                truth = Truth(names[item["category_id"]], (x, y, x + width, y + height))
-                labels[files[item["image_id"]]].append(truth)
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} is not COCO json: {type(error).__name__} {error}") from error
-    return list(labels.items())
-
-
 def _track(path: Path, images: Path | None) -> list[Sample]:
-    """One line a frame: OTB's ``x,y,w,h`` counted from 1, or VOT's four corners, whose bounding box is taken."""
-    boxes: list[BoxPx | None] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = [float(v) for v in line.replace("\t", ",").replace(" ", ",").split(",") if v]
-        except ValueError as error:
-            raise SourceError(f"{path} line {number}: '{line}' is not a list of numbers") from error
-        if len(values) == 4:
-            x, y, width, height = values
-            boxes.append((x - 1, y - 1, x - 1 + width, y - 1 + height) if width > 0 and height > 0 else None)
-        elif len(values) == 8:
-            boxes.append((min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])))
-        else:
-            raise SourceError(f"{path} line {number}: {len(values)} numbers; a box has 4 (OTB) or 8 (VOT)")
-    place = images or _track_images(path)
+    boxes, place = track_boxes(path), images or _track_images(path)
     with open_source(str(place)) as source:
         frames = [frame.image_bgr for frame in source]
     if len(frames) != len(boxes):
-        raise SourceError(f"{path} has {len(boxes)} boxes, {place} has {len(frames)} frames")
-    return [_frame_sample(path.stem, i, frames[i], boxes[i]) for i in range(len(frames))]
+        raise SourceError(f"{path} has boxes for {len(boxes)} frames, {place} has {len(frames)} frames; they must be the same")
+    return [_frame_sample(path, index, frames[index], box) for index, box in enumerate(boxes)]
 
 
 def _track_images(path: Path) -> Path:
@@ -230,10 +214,16 @@ def _track_images(path: Path) -> Path:
     raise SourceError(f"no frames beside {path}: say where they are with --images")
 
 
-def _frame_sample(name: str, index: int, image: ImageBgr, box: BoxPx | None) -> Sample:
-    height, width = image.shape[:2]
-    truths = []
+def _frame_sample(path: Path, index: int, image: ImageBgr, box: BoxPx | None) -> Sample:
+    """Tracked objects may leave the frame in part: what is seen of them is the truth."""
+    truths: tuple[Truth, ...] = ()
     if box is not None:
-        x0, y0, x1, y1 = max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3])
-        truths = [Truth("object", (x0, y0, x1, y1))] if x0 < x1 and y0 < y1 else []
-    return Sample(f"{name}/{index:05d}", lambda: image, tuple(truths))
+        truths = (Truth("object", box).clipped(size_of(image)),)
+        x0, y0, x1, y1 = truths[0].box_xyxy_px
+        if x0 >= x1 or y0 >= y1:
+            size, edges = "x".join(map(str, size_of(image))), ",".join(f"{edge:g}" for edge in box)
+            raise SourceError(
+                f"{path} line {index + 1}: of box {edges} nothing lies in the frame of {size} px: correct it, write nan for an "
+                "absent object, or give the frames that the boxes were made for"
+            )
+    return Sample(f"{path.stem}/{index:05d}", lambda: image, truths)

@@ -71,6 +71,7 @@ def evaluate(
         if not sample.truths or (single and not sample.single):
             continue
         image = sample.read()
+        clipped = sample.clipped(image)
         before = time.perf_counter()
         found = localizer.localize([image])[0]
         elapsed_ms = (time.perf_counter() - before) * 1e3
@@ -78,12 +79,12 @@ def evaluate(
         size = np.array([image.shape[1], image.shape[0]] * 2)
         constants_px = {kind: tuple((size * fractions).tolist()) for kind, fractions in constants.items()}
         cases += [
-            _case(sample, name, found.box_xyxy_px, constants_px, elapsed_ms)
+            _case(clipped, name, found.box_xyxy_px, constants_px, elapsed_ms)
             for name in dict.fromkeys(truth.class_name for truth in sample.truths)
         ]
     if not cases:
         raise SourceError("no image with " + ("exactly one object" if single else "a labelled object") + " in this data set")
-    return _report(cases), cases
+    return report_of(cases), cases
 
 
 def _case(
@@ -95,7 +96,8 @@ def _case(
     return Case(sample, class_name, best_iou(found_xyxy, boxes), constant_ious, found_xyxy, nearest, engine_ms)
 
 
-def _report(cases: Sequence[Case]) -> dict[str, Any]:
+def report_of(cases: Sequence[Case]) -> dict[str, Any]:
+    """The report of some cases, in the design's terms; at least one."""
     ious = np.array([case.iou for case in cases])
     constant_ious = {kind: np.array([case.constant_ious[kind] for case in cases]) for kind in cases[0].constant_ious}
     found, true = np.array([c.found_xyxy for c in cases]), np.array([c.true_xyxy for c in cases])
@@ -120,9 +122,9 @@ def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in shares.items()}
 
 
-def report_table(report: dict[str, Any]) -> Table:
-    """The report as a table for the terminal."""
-    title = f"{report['images']} images, IoU over {CORLOC_IOU}"
+def report_table(report: dict[str, Any], kind: str = "") -> Table:
+    """The report as a table for the terminal; ``kind`` says which images."""
+    title = f"{report['images']} images{kind}, IoU over {CORLOC_IOU}"
     table = Table("", "CorLoc", "mean IoU", title=title, title_justify="left")
     table.add_row("this head", f"{100 * report['corloc']:.1f} %", f"{report['mean_iou']:.3f}", style="bold")
     for name, value in report["baselines"].items():

@@ -14,11 +14,11 @@ from calib.datasets import Sample
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.classifiers import Classifier
+from engines.downloads import cache_dir
 from engines.files import whole_file
 from engines.head import Feature
 from engines.localizer import ImageBgr, Localizer
 from engines.maps import MapSpec
-from engines.weights import cache_dir
 
 TABLE_FORMAT = 2
 

@@ -65,6 +65,8 @@ def baselines(choice: Choice, train: Path | None) -> ConstantBoxes | None:
     """
     if train is not None:
         singles = [sample for sample in load_dataset(train) if sample.single]
+        if not singles:
+            raise SourceError(f"{train} has no image with exactly one object: constant boxes need some")
         return constant_boxes(relative_boxes(singles, [sample.read() for sample in singles]))
     head = choose_head(choice, load_classifier(choice.model, choice.weights, choice.size_px))
     kept = head.card.get("constant_boxes") if isinstance(head, Head) else None
@@ -94,8 +96,11 @@ def fit_head(
     Raises:
         SourceError: fewer than 10 images have exactly one object.
     """
-    if sum(sample.single for sample in samples) < 2 * FOLDS:
-        raise SourceError(f"{name}: a head needs at least {2 * FOLDS} images with exactly one box each")
+    if (singles := sum(sample.single for sample in samples)) < 2 * FOLDS:
+        raise SourceError(
+            f"{name}: {singles} images have exactly one box, a head needs at least {2 * FOLDS}: label more, or keep only some "
+            "kinds of objects with --classes"
+        )
     table = feature_table(samples, classifier, spec, features, console)
     rows = np.arange(len(table.values))
     strength = choose_strength(table, rows)

@@ -7,6 +7,7 @@ The error tree (each is one clear line: what, where, what to do; the command lin
     ├── InputError    a tensor given to an engine does not fit
     ├── EngineError   a backend is missing or failed
     ├── SourceError   a camera, video, folder or data set cannot be read
+    ├── DownloadError a file on the web cannot be fetched
     └── OutputError   a result cannot be written
 """
 
@@ -38,6 +39,10 @@ class EngineError(SightlineError):
 
 class SourceError(SightlineError):
     """A camera, video, folder or data set cannot be read."""
+
+
+class DownloadError(SightlineError):
+    """A file on the web cannot be fetched."""
 
 
 class OutputError(SightlineError):

@@ -47,6 +47,14 @@ class Localizer:
         self.batch, self.size_px = engine.inputs[0].shape[0], engine.inputs[0].shape[1]
         self._wanted = np.full(self.batch, -1, np.int64)
 
+    @property
+    def box_reader(self) -> str:
+        """What reads the box off the map, in words: ``none``, ``fitted head``, or the settings of the training-free one."""
+        head = json.loads(self.engine.metadata.get("sightline", "{}")).get("head")
+        if head is None:
+            return "none"
+        return str(head) if str(head).startswith("heuristic") else "fitted head"
+
     def look_for(self, class_index: int | None) -> None:
         """Differentiate the score of this class from the next image on; None for whichever scores best.
 

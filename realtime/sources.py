@@ -7,7 +7,7 @@ import glob
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -210,21 +210,23 @@ def open_source(spec: str) -> Source:
         return VideoFile(spec)
     path = Path(spec)
     if any(character in spec for character in "*?[") and not path.exists():
-        return Images(spec, [_file_member(Path(p)) for p in natural_order(glob.glob(spec)) if _is_image(p)])
+        return Images(spec, [_file_member(Path(p)) for p in natural_order(glob.glob(spec)) if has_suffix(p)])
     if not path.exists():
         raise SourceError(f"{spec} does not exist")
     if path.is_dir():
-        files = natural_order(str(p) for p in path.iterdir() if _is_image(p.name))
+        files = natural_order(str(p) for p in path.iterdir() if has_suffix(p.name))
         return Images(str(path.resolve()), [_file_member(Path(p)) for p in files])
     if path.suffix.lower() in ARCHIVE_SUFFIXES:
         return Images(spec, archive_members(path))
-    if _is_image(spec):
+    if has_suffix(spec):
         return Images(spec, [_file_member(path)])
     return VideoFile(spec)
 
 
-def archive_members(path: Path) -> list[tuple[str, Callable[[], bytes]]]:
-    """(name, reader) of every image in a zip or an uncompressed tar, in natural order.
+def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[tuple[str, Callable[[], bytes]]]:
+    """(name, reader) of every image (or other kind of file) in a zip or an uncompressed tar, in natural order.
+
+    The archive is scanned once; a reader goes straight to its member.
 
     Raises:
         SourceError: the archive is damaged.
@@ -232,10 +234,11 @@ def archive_members(path: Path) -> list[tuple[str, Callable[[], bytes]]]:
     try:
         if path.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(path)
-            names = natural_order(name for name in archive.namelist() if _is_image(name))
+            names = natural_order(name for name in archive.namelist() if has_suffix(name, suffixes))
             return [(name, partial(archive.read, name)) for name in names]
         with tarfile.open(path, "r:") as tar:
-            places = {m.name: (m.offset_data, m.size) for m in tar.getmembers() if m.isfile() and _is_image(m.name)}
+            files = [member for member in tar.getmembers() if member.isfile() and has_suffix(member.name, suffixes)]
+            places = {member.name: (member.offset_data, member.size) for member in files}
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise SourceError(f"cannot read archive {path}: {_reason(error)}") from error
     return [(name, partial(_bytes_at, path, *places[name])) for name in natural_order(places)]
@@ -273,8 +276,9 @@ def natural_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=key)
 
 
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not Path(name).name.startswith(".")
+def has_suffix(name: str, suffixes: Set[str] = IMAGE_SUFFIXES) -> bool:
+    """Whether a visible file's name ends like an image's (or another kind's), in any case."""
+    return Path(name).suffix.lower() in suffixes and not Path(name).name.startswith(".")
 
 
 def _reason(error: BaseException) -> str:

@@ -9,8 +9,8 @@ import pytest
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.classifiers import load_classifier
+from engines.downloads import cache_dir
 from engines.localizer import Localizer
-from engines.weights import cache_dir
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SIGHTLINE_DATA") or ROOT.parent / "shared" / "data")

@@ -194,6 +194,49 @@ def test_offline_the_error_says_what_to_put_where(tmp_path):
     assert not list((tmp_path / "weights").iterdir())
 
 
+def test_offline_a_published_set_names_both_ways_out(tmp_path):
+    out = tmp_path / "head.safetensors"
+    line = refused("fit", "--dataset", "voc2007", "--out", out, SIGHTLINE_CACHE=str(tmp_path), http_proxy="http://127.0.0.1:9")
+    assert "cannot download http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtrainval_06-Nov-2007.tar" in line
+    assert f"put it at {tmp_path / 'datasets' / 'VOCtrainval_06-Nov-2007.tar'}" in line
+    assert not out.exists()
+
+
+@pytest.fixture
+def labelled_photo(tmp_path):
+    write_images(tmp_path / "photos", 1)
+    (tmp_path / "photos.csv").write_text("file,class,x0,y0,x1,y1\nshot 8.png,cat,4,30,28,54\n")
+    return tmp_path / "photos.csv"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give either a label file or --dataset voc2007: neither is given"),
+        (["DATA", "--dataset", "voc2007"], "both are given"),
+        (["--dataset", "voc1912"], "unknown data set 'voc1912'"),
+        (["DATA", "--classes", "dog"], "photos.csv has no class 'dog': it has cat"),
+    ],
+)
+def test_mistakes_in_naming_a_data_set(labelled_photo, tmp_path, arguments, words):
+    arguments = [str(labelled_photo) if a == "DATA" else a for a in arguments]
+    assert words in refused("evaluate", *arguments)
+    assert words in refused("fit", *arguments, "--out", tmp_path / "head.safetensors")
+
+
+def test_a_box_beyond_its_image_names_file_image_box_and_size(labelled_photo):
+    labelled_photo.write_text(labelled_photo.read_text().replace("28,54", "28,99"))
+    line = refused("evaluate", labelled_photo)
+    assert f"{labelled_photo}: image shot 8.png: box 4,30,28,99 of 'cat' reaches 3 px beyond the image of 128x96 px" in line
+
+
+def test_evaluate_keeps_the_classes_asked_for(labelled_photo):
+    labelled_photo.write_text(labelled_photo.read_text() + "shot 8.png,dog,0,0,9,9\n")
+    result = command("evaluate", labelled_photo, "--classes", "cat", "--single", "--json")
+    assert result.returncode == 0, result.stderr
+    assert list(json.loads(result.stdout)["corloc_per_class"]) == ["cat"]
+
+
 def test_a_camera_that_is_not_there_is_one_line():
     result = command("stream", "97")
     assert result.returncode == 2

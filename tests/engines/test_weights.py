@@ -9,8 +9,9 @@ from safetensors.numpy import save_file
 
 from engines import squeezenet, vgg, weights
 from engines.base import ModelError
-from engines.weights import Download, cache_dir, downloaded, load_weights
-from tests.realtime.media import web_server
+from engines.downloads import Download, cache_dir
+from engines.weights import load_weights
+from tests.web import FileServer
 
 SMALL = vgg.random_weights((4, 4, 4, 4, 4), classes=5, hidden=6)
 TIMM = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
@@ -103,37 +104,21 @@ def test_unknown_endings_and_missing_layers(tmp_path):
         squeezenet.forward(graph, x, {})
 
 
-@pytest.fixture
-def server(tmp_path):
-    """A real web server on loopback that serves one file."""
-    folder = tmp_path / "www"
-    folder.mkdir()
-    (folder / "w.bin").write_bytes(b"weights" * 1000)
-
-    with web_server(folder) as address:
-        yield f"{address}/w.bin"
-
-
-def test_a_download_is_checked_and_kept(server):
-    digest = hashlib.sha256(b"weights" * 1000).hexdigest()
-    path = downloaded(Download(server, digest[:8], "w.bin"))
-    assert path == cache_dir() / "weights" / "w.bin"
-    assert path.read_bytes() == b"weights" * 1000
-    assert downloaded(Download("http://127.0.0.1:9/gone", digest, "w.bin")) == path, "the second time no network is needed"
-
-
-def test_a_download_with_a_wrong_checksum_is_thrown_away(server):
-    with pytest.raises(ModelError, match="checksum"):
-        downloaded(Download(server, "00000000", "wrong.bin"))
-    assert not list((cache_dir() / "weights").glob("*wrong*"))
-
-
-def test_offline_says_what_to_put_where():
-    with pytest.raises(ModelError, match=r"cannot download .* put it at .*gone\.bin, or pass --weights FILE"):
-        downloaded(Download("http://127.0.0.1:9/gone.bin", "00", "gone.bin"))
+def test_a_name_is_downloaded_into_the_cache_once(tmp_path, monkeypatch):
+    save_file(SMALL, tmp_path / "small.safetensors")
+    digest = hashlib.sha256((tmp_path / "small.safetensors").read_bytes()).hexdigest()
+    with FileServer(tmp_path) as server:
+        source = Download(f"{server.address}/small.safetensors", f"sha256:{digest[:8]}", "small.safetensors")
+        monkeypatch.setitem(weights.DOWNLOADS, "vgg16", source)
+        same(load_weights("vgg16"), SMALL)
+        same(load_weights("vgg16", "vgg16"), SMALL)
+        assert len(server.asked) == 1
+    assert (cache_dir() / "weights" / "small.safetensors").is_file()
 
 
 def test_every_known_download_has_a_checksum():
     for source in weights.DOWNLOADS.values():
         assert source.url.startswith("https://")
-        assert len(source.sha256) >= 8
+        algorithm, _, digits = source.checksum.partition(":")
+        assert algorithm == "sha256"
+        assert len(digits) >= 8

@@ -1,0 +1,59 @@
+"""From what a user typed to labelled images: a label file, or a published set by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from calib.datasets import Sample, load_dataset, of_classes
+from calib.voc import load_voc2007
+from engines.base import SourceError
+from engines.downloads import cache_dir
+
+PUBLISHED: Mapping[str, Callable[[str, Path], list[Sample]]] = {"voc2007": load_voc2007}
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """The options of commands that read labelled images; see ``calib.datasets.load_dataset`` for the first three.
+
+    Attributes:
+        data, images, ids: labels of the user's own; None with ``dataset``.
+        dataset: a name in ``PUBLISHED``, in place of ``data``.
+        dataset_dir: where its archives lie or are to be kept; None for the cache.
+        classes: names between commas of the classes to keep; None for all.
+    """
+
+    data: Path | None = None
+    images: Path | None = None
+    ids: Path | None = None
+    dataset: str | None = None
+    dataset_dir: Path | None = None
+    classes: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the set, for titles and cards."""
+        return self.dataset or (self.data.stem if self.data else "")
+
+
+def load_chosen(choice: DataChoice, split: str) -> list[Sample]:
+    """The labelled images of what was chosen: all of a user's own, ``trainval`` or ``test`` of a published set.
+
+    Raises:
+        SourceError: not exactly one set is named, options contradict each other, or the set cannot be read.
+        DownloadError: a published set cannot be fetched.
+    """
+    classes = [name.strip() for name in (choice.classes or "").split(",") if name.strip()]
+    if choice.data is not None and choice.dataset is None:
+        if choice.dataset_dir is not None:
+            raise SourceError("--dataset-dir is where the archives of --dataset lie: with a label file, say --images")
+        return load_dataset(choice.data, choice.images, choice.ids, classes)
+    if choice.data is None and choice.dataset is not None:
+        if choice.dataset not in PUBLISHED:
+            raise SourceError(f"unknown data set '{choice.dataset}': --dataset takes {', '.join(PUBLISHED)}")
+        if choice.images or choice.ids:
+            raise SourceError(f"--images and --ids go with a label file: {choice.dataset} names its own images")
+        samples = PUBLISHED[choice.dataset](split, choice.dataset_dir or cache_dir() / "datasets")
+        return of_classes(samples, classes, f"{choice.dataset} {split}")
+    given = "both are given" if choice.data else "neither is given"
+    raise SourceError(f"give either a label file or --dataset {'|'.join(PUBLISHED)}: {given}")

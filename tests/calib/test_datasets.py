@@ -1,0 +1,395 @@
+"""Data sets in every layout, right and wrong: the same boxes come out, the same mistakes are refused in one line."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from calib.datasets import load_dataset
+from calib.evaluate import evaluate
+from calib.fit import baselines, default_features, fit_head
+from calib.labels import xml_label
+from engines.backends.mock import MockEngine
+from engines.base import SourceError
+from engines.choose import Choice
+from engines.classifiers import load_classifier
+from engines.localizer import Localizer
+from tests.realtime.media import picture, write_video
+
+QUIET = Console(quiet=True)
+BOX = (10.0, 20.0, 40.0, 60.0)
+NAMES = ("a.png", "b.png")
+SIZE = "<size><width>128</width><height>96</height></size>"
+
+
+def voc_xml(name, box=BOX, extra="", size=SIZE):
+    """VOC's corners are pixels counted from 1."""
+    corners = zip(("xmin", "ymin", "xmax", "ymax"), (box[0] + 1, box[1] + 1, box[2], box[3]), strict=True)
+    edges = "".join(f"<{key}>{value:g}</{key}>" for key, value in corners)
+    item = f"<object><name>cat</name>{extra}<bndbox>{edges}</bndbox></object>"
+    return f"<annotation><filename>{name}</filename>{size}{item}</annotation>"
+
+
+def images(folder, names=NAMES):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(names):
+        cv2.imwrite(str(folder / name), picture(index))
+    return folder
+
+
+def tar_of(folder):
+    with tarfile.open(folder.with_suffix(".tar"), "w") as tar:
+        tar.add(folder, folder.name)
+    shutil.rmtree(folder)
+
+
+def csv(folder, box=BOX):
+    images(folder / "set")
+    rows = "".join(f"{name},w,cat,{','.join(map(str, box))}\n" for name in NAMES)
+    (folder / "set.csv").write_text("file,source,class,x0,y0,x1,y1\n" + rows)
+    return folder / "set.csv"
+
+
+def tensorflow_csv(folder, box=BOX):
+    images(folder / "images")
+    x0, y0, x1, y1 = box
+    rows = "".join(f"{name},128,96,cat,{x0 + 1},{y0 + 1},{x1},{y1}\n" for name in NAMES)
+    (folder / "cats_labels.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax\n" + rows)
+    return folder / "cats_labels.csv"
+
+
+def frames_csv(folder, box=BOX):
+    tar_of(images(folder / "more"))
+    rows = "".join(f"more/{name},{','.join(map(str, box))}\n" for name in NAMES)
+    (folder / "more_boxes.csv").write_text("\ufeffframe,x0,y0,x1,y1\n" + rows, encoding="utf-8")
+    return folder / "more_boxes.csv"
+
+
+def voc(folder, box=BOX):
+    images(folder / "JPEGImages")
+    (folder / "Annotations").mkdir()
+    for name in NAMES:
+        (folder / "Annotations" / f"{name[0]}.xml").write_text(voc_xml(name, box))
+    return folder / "Annotations"
+
+
+def imagenet_loc(folder, box=BOX):
+    """Annotations in a tar, which name images without their ending."""
+    images(folder / "images" / "n1")
+    (folder / "boxes" / "n1").mkdir(parents=True)
+    for name in NAMES:
+        (folder / "boxes" / "n1" / f"{name[0]}.xml").write_text(voc_xml(name[0], box))
+    tar_of(folder / "boxes")
+    return folder / "boxes.tar"
+
+
+def coco(folder, box=BOX):
+    images(folder / "set")
+    x0, y0, x1, y1 = box
+    (folder / "set.json").write_text(json.dumps({
+        "images": [{"id": i, "file_name": name, "width": 128, "height": 96} for i, name in enumerate(NAMES)],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [{"image_id": i, "category_id": 7, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0} for i in (0, 1)],
+    }))  # fmt: skip
+    return folder / "set.json"
+
+
+def otb(folder, box=BOX):
+    images(folder / "set")
+    x0, y0, x1, y1 = box
+    line = f"{x0 + 1},{y0 + 1},{x1 - x0},{y1 - y0}\n"
+    (folder / "set_groundtruth_rect.txt").write_text(line + line.replace(",", "\t"))
+    return folder / "set_groundtruth_rect.txt"
+
+
+def vot(folder, box=BOX):
+    write_video(folder / "clip.mp4", 2)
+    x0, y0, x1, y1 = box
+    (folder / "clip_groundtruth.txt").write_text(f"{x0},{y0},{x1},{y0},{x1},{y1},{x0},{y1}\n" * 2)
+    return folder / "clip_groundtruth.txt"
+
+
+LABELLED = (csv, tensorflow_csv, frames_csv, voc, imagenet_loc, coco)
+LAYOUTS = (*LABELLED, otb, vot)
+
+
+def refused(words, path, **options):
+    """Loading or reading every image is one line that names the file."""
+    with pytest.raises(SourceError, match=words) as error:
+        [sample.read() for sample in load_dataset(path, **options)]
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_labels(tmp_path, layout):
+    samples = load_dataset(layout(tmp_path))
+    assert len(samples) == 2
+    for index, sample in enumerate(samples):
+        assert sample.single
+        assert sample.truths[0].box_xyxy_px == BOX
+        assert sample.clipped(sample.read()).truths == sample.truths
+        assert np.abs(sample.read().astype(int) - picture(index)).mean() < 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_box_may_reach_one_pixel_beyond_its_image_and_is_cut_there(tmp_path, layout):
+    sample = load_dataset(layout(tmp_path, (-1.0, 20.0, 129.0, 96.75)))[1]
+    assert sample.clipped(sample.read()).truths[0].box_xyxy_px == (0, 20, 128, 96)
+
+
+@pytest.mark.parametrize("layout", LABELLED)
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ((-1.5, 20, 40, 60), r"a\b.*box -1\.5,20,40,60 of '(cat|object)' reaches 1\.5 px beyond the image"),
+        ((10, 20, 130, 60), "box 10,20,130,60 .* reaches 2 px beyond the image of 128x96 px: correct it, or give the images"),
+        ((10, 20, 40, 97.25), r"reaches 1\.25 px beyond the image of 128x96"),
+        ((200, 20, 240, 60), "box 200,20,240,60 .* lies outside the image of 128x96 px"),
+        ((128, 20, 129, 60), "lies outside the image"),
+        ((40, 20, 10, 60), "box 40,20,10,60 .* is empty or reversed: edges are x0,y0,x1,y1"),
+        ((10, float("nan"), 40, 60), "box .*nan.* has an edge that is not a finite number"),
+        ((10, 20, float("inf"), 60), "box .*(inf|nan).* has an edge that is not a finite number"),
+    ],
+)
+def test_boxes_that_cannot_be_are_refused(tmp_path, layout, box, words):
+    refused(words, layout(tmp_path, box))
+
+
+@pytest.mark.parametrize("layout", LABELLED)
+def test_a_missing_image_is_named(tmp_path, layout):
+    labels = layout(tmp_path)
+    images(tmp_path / "others", ["a.png"])
+    refused(r"names image (more/)?b(\.png)?, which is not in .*others: say where it is with --images|2 frames, .*others has 1",
+            labels, images=tmp_path / "others")  # fmt: skip
+    with pytest.raises(SourceError, match=r"images .*nowhere do not exist: say where they are with --images"):
+        load_dataset(labels, images=tmp_path / "nowhere")
+
+
+def test_the_same_name_in_two_folders_is_not_guessed(tmp_path):
+    labels = csv(tmp_path)
+    images(tmp_path / "set" / "small")
+    (tmp_path / "set" / "a.png").rename(tmp_path / "set" / "small" / "c.png")
+    assert len(load_dataset(labels)) == 2, "b.png is at the top, a.png in one folder only"
+    images(tmp_path / "set" / "large", ["a.png"])
+    refused("image a.png, which .*set has as (large|small)/a.png and (large|small)/a.png: name the folder", labels)
+
+
+@pytest.mark.parametrize("size", ["<size><width>64</width><height>96</height></size>", SIZE.replace("96", "90")])
+def test_labels_made_for_an_image_of_another_size_are_refused(tmp_path, size):
+    labels = voc(tmp_path)
+    (labels / "b.xml").write_text(voc_xml("b.png", (10, 20, 40, 60), size=size))
+    refused(r"image b\.png has 128x96 px, its label says (64x96|128x90): give the images that the labels were made for", labels)
+
+
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>", SIZE.replace("96", "95")])
+def test_sizes_that_tools_leave_out_or_round_are_no_mistake(tmp_path, size):
+    labels = voc(tmp_path)
+    (labels / "b.xml").write_text(voc_xml("b.png", size=size))
+    assert load_dataset(labels)[1].read().shape == (96, 128, 3)
+
+
+def test_difficult_objects_are_neither_truth_nor_mistake():
+    easy, difficult = (voc_xml("a.png", extra=f"<difficult>{flag}</difficult>") for flag in (0, 1))
+    assert len(xml_label(easy.encode(), "a.xml").truths) == 1
+    assert xml_label(difficult.encode(), "a.xml").truths == ()
+
+
+def test_boxes_of_no_height_and_crowds_are_left_out_of_coco(tmp_path):
+    """COCO train2017 has two boxes of no height among 860,001."""
+    labels = coco(tmp_path)
+    content = json.loads(labels.read_text())
+    content["annotations"][0]["bbox"][3] = 0.0
+    content["annotations"] += [{**content["annotations"][1], "iscrowd": 1, "bbox": [0, 0, 500, 500]}]
+    labels.write_text(json.dumps(content))
+    assert [len(sample.truths) for sample in load_dataset(labels)] == [0, 1]
+
+
+HEAD = "file,class,x0,y0,x1,y1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the first line must name file,class,x0,y0,x1,y1"),
+        ("name,x\n", r"the first line must name file,class,x0,y0,x1,y1 \(it names name,x\)"),
+        (HEAD, "no labelled image"),
+        (HEAD + "a.png,,,,,\n", "no labelled image"),
+        (HEAD + "z.png,cat,0,0,5,5\n", r"names image z\.png"),
+        (HEAD + "a.png,cat,0,0,five,5\n", "line 2: the box 0,0,five,5 is not four numbers"),
+        (HEAD + "b.png,cat,0,0,9,9\na.png,cat,,0,5,5\n", "line 3: the box ,0,5,5 is not four numbers"),
+        (HEAD + "a.png,cat,0,0,5\n", "line 2: the first line has 6 values, this one has not"),
+        (HEAD + "a.png,big, cat,0,0,5,5\n", "line 2: the first line has 6 values, this one has not"),
+        (HEAD + "a.png,,0,0,5,5\n", "line 2: the box has no class"),
+        (HEAD + '"a.png,cat,0,0,5,5\n', "is not a CSV file in UTF-8"),
+        (b"\xff\xfe\x00", "is not a CSV file in UTF-8"),
+    ],
+)
+def test_malformed_csv(tmp_path, text, words):
+    labels = csv(tmp_path)
+    labels.write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(words, labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<annotation>", r"b\.xml is not VOC XML: no element found"),
+        ("<html></html>", r"b\.xml is not VOC XML: its root is <html>"),
+        (voc_xml("b.png").replace("<ymax>60</ymax>", ""), r"b\.xml is not VOC XML: object 'cat' has no ymax"),
+        (voc_xml("b.png").replace("60", "sixty"), r"b\.xml is not VOC XML: could not convert string to float: 'sixty'"),
+        (voc_xml("b.png").replace("cat", ""), r"b\.xml is not VOC XML: object '' has no name"),
+    ],
+)
+def test_malformed_xml(tmp_path, text, words):
+    labels = voc(tmp_path)
+    (labels / "b.xml").write_text(text)
+    refused(words, labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[:-9], r"set\.json is not COCO json: Unterminated string"),
+        (lambda _: "[]", r"set\.json is not COCO json: "),
+        (lambda _: "{}", r"set\.json is not COCO json: it has no 'categories'"),
+        (lambda text: text.replace('"bbox": [10.0, ', '"bbox": ['), "annotation 1 is not COCO json: not enough values"),
+        (lambda text: text.replace('"bbox"', '"box"'), "annotation 1 is not COCO json: it has no 'bbox'"),
+        (lambda text: text.replace('"image_id": 1', '"image_id": 5'), "annotation 2 .*: its image_id is 5, which the file"),
+        (lambda text: text.replace('"id": 7', '"id": 8'), "annotation 1 .*: its category_id is 7, which the file"),
+    ],
+)
+def test_malformed_coco(tmp_path, change, words):
+    labels = coco(tmp_path)
+    labels.write_text(change(labels.read_text()))
+    refused(words, labels)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("11,21,30\n", "line 2: 3 numbers; a box has 4 .* or 8"),
+        ("11,21,30,forty\n", "line 2: '11,21,30,forty' is not a list of numbers"),
+        ("11,nan,30,40\n", "line 2: '11,nan,30,40' holds a number that is not finite"),
+        ("11,21,-30,40\n", "line 2: '11,21,-30,40' has a negative size"),
+        ("500,21,30,40\n", "line 2: of box 499,20,529,60 nothing lies in the frame of 128x96 px"),
+        ("11,21,30,40\n" * 2, "has boxes for 3 frames, .*set has 2 frames"),
+        ("", "has boxes for 1 frames, .*set has 2 frames"),
+        ("\n11,21,30,40\n", "line 2: 0 numbers"),
+    ],
+)
+def test_malformed_tracks(tmp_path, line, words):
+    labels = otb(tmp_path)
+    labels.write_text("11,21,30,40\n" + line)
+    refused(words, labels)
+
+
+def test_tracked_objects_may_be_absent_or_leave_the_frame_in_part(tmp_path):
+    labels = otb(tmp_path)
+    for absent in ("0,0,0,0", "nan,nan,nan,nan"):
+        labels.write_text(f"{absent}\n-9,81,50,50\n")
+        first, second = load_dataset(labels)
+        assert first.truths == ()
+        assert second.truths[0].box_xyxy_px == (0, 80, 40, 96)
+
+
+def test_a_sequence_needs_a_row_for_every_frame(tmp_path):
+    labels = frames_csv(tmp_path)
+    labels.write_text("frame,x0,y0,x1,y1\nmore/a.png,10,20,40,60\n")
+    refused(r"has boxes for 1 frames, .*more\.tar has 2 frames", labels)
+    labels.write_text("frame,x0,y0,x1,y1\nmore/a.png,10,20,40,60\nmore/b.png,,,,\n")
+    assert [len(sample.truths) for sample in load_dataset(labels)] == [1, 0]
+
+
+def test_damaged_images_and_archives_are_named(tmp_path):
+    labels = csv(tmp_path)
+    (tmp_path / "set" / "b.png").write_bytes(b"no image")
+    refused(r"set\.csv: image b\.png is not a readable image", labels)
+    (tmp_path / "set" / "b.png").unlink()
+    samples = load_dataset(labels, images=images(tmp_path / "set"))
+    (tmp_path / "set" / "b.png").unlink()
+    with pytest.raises(SourceError, match=r"image b\.png cannot be read"):
+        samples[1].read()
+    labels = frames_csv(tmp_path)
+    (tmp_path / "more.tar").write_bytes((tmp_path / "more.tar").read_bytes()[:700])
+    with pytest.raises(SourceError, match=r"cannot read archive .*more\.tar"):
+        load_dataset(labels)
+
+
+def test_what_is_no_data_set_at_all(tmp_path):
+    refused("does not exist", tmp_path / "nothing.csv")
+    (tmp_path / "set.xlsx").touch()
+    refused("give a .csv, .json, .txt, or a folder, zip or tar of .xml files", tmp_path / "set.xlsx")
+    (tmp_path / "empty").mkdir()
+    refused("holds no labelled image", tmp_path / "empty")
+
+
+def test_an_image_set_names_the_images_to_keep(tmp_path):
+    labels = csv(tmp_path)
+    (tmp_path / "ids.txt").write_text("b  1\n\nunknown\n")
+    assert [s.name for s in load_dataset(labels, ids=tmp_path / "ids.txt")] == ["b.png"]
+    (tmp_path / "ids.txt").write_text("c\n")
+    with pytest.raises(SourceError, match=r"that .*ids\.txt names"):
+        load_dataset(labels, ids=tmp_path / "ids.txt")
+    with pytest.raises(SourceError, match="cannot read"):
+        load_dataset(labels, ids=tmp_path / "nothing.txt")
+
+
+def zoo(folder, rows):
+    images(folder / "zoo")
+    (folder / "zoo.csv").write_text(HEAD + "".join(f"{row},10,20,40,60\n" for row in rows))
+    return folder / "zoo.csv"
+
+
+def test_only_the_classes_asked_for_are_kept(tmp_path):
+    labels = zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,cow"])
+    kept = load_dataset(labels, classes=["dog", "cat"])
+    assert [(sample.name, [truth.class_name for truth in sample.truths]) for sample in kept] == [("a.png", ["cat", "dog"])]
+    assert load_dataset(labels, classes=["dog"])[0].single, "other objects count as not labelled"
+    refused(r"zoo\.csv has no class 'horse': it has cat, cow, dog$", labels, classes=["dog", "horse"])
+
+
+def test_a_long_list_of_classes_is_cut(tmp_path):
+    labels = zoo(tmp_path, [f"a.png,n{number:03}" for number in range(100)])
+    refused("it has n000, n001, .*, n039 and 60 more$", labels, classes=["cat"])
+
+
+def test_a_set_without_an_image_of_one_object(tmp_path):
+    labels = zoo(tmp_path, ["a.png,cat", "a.png,cat"])
+    samples, classifier = load_dataset(labels), load_classifier("compact", "random", 64)
+    with pytest.raises(SourceError, match=r"zoo: 0 images have exactly one box, a head needs at least 10: .*--classes"):
+        fit_head(samples, classifier, *default_features(classifier, "sensitivity"), QUIET, "zoo")
+    with pytest.raises(SourceError, match="no image with exactly one object"):
+        evaluate(samples, Localizer(MockEngine(96)), QUIET, None, single=True)
+    with pytest.raises(SourceError, match=r"zoo\.csv has no image with exactly one object"):
+        baselines(Choice(), labels)
+
+
+def boxes_of(path: Path, **options):
+    return {Path(sample.name).stem: sample.truths for sample in load_dataset(path, **options)}
+
+
+def test_the_raccoon_table_and_its_xml_agree(data):
+    table, xml = (boxes_of(data / "raccoon" / name) for name in ("raccoon_labels.csv", "annotations.tar"))
+    assert table == xml
+    assert len(xml) == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "boxes"),
+    [
+        ("tiny_imagenet_200/val.csv", 10_000), ("animal_pose_voc/test.csv", 789), ("raccoon/annotations.tar", 217),
+        ("coco128/train2017_boxes.csv", 929), ("davis/dog_boxes.csv", 60), ("otb/MotorRolling_groundtruth_rect.txt", 164),
+        ("videos/bag_groundtruth.txt", 196),
+    ],
+)  # fmt: skip
+def test_no_box_of_a_real_set_is_refused(data, name, boxes):
+    samples = load_dataset(data / name)
+    for sample in samples[:: max(1, len(samples) // 200)]:
+        assert sample.clipped(sample.read()).truths == sample.truths
+    assert sum(len(sample.truths) for sample in samples) == boxes
