@@ -14,6 +14,7 @@ from calib import bench as benches
 from calib import curve as curves
 from calib import evaluate as evaluation
 from calib.choose import DataChoice, load_chosen
+from calib.datasets import load_dataset
 from calib.fit import baselines, default_features, fit_head
 from calib.report import SUFFIXES, write_report
 from engines.base import OutputError, SightlineError
@@ -33,7 +34,12 @@ console = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="compact, vgg16, squeezenet, or a classifier FILE.onnx.")]
 Weights = Annotated[str | None, typer.Option(help="FILE (.safetensors, .pth, .npz, .net), a NAME to download, or random.")]
-Method = Annotated[str, typer.Option(help="sensitivity (gradient of the class score) or gestalt (of the last feature maps).")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="sensitivity (gradient of the class score), gestalt (of the last feature maps), heuristic (no fitted head)."
+    ),
+]
 HeadFile = Annotated[str | None, typer.Option("--head", help="FILE of a fitted head, or none for the heat map alone.")]
 Backend = Annotated[str, typer.Option(help="auto, openvino or torch.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
@@ -110,10 +116,8 @@ def fit(
         checked_suffix(curve, curves.SUFFIXES, "picture")
     elif curve_on:
         raise OutputError("--curve-on says what a learning curve is measured on: name its picture with --curve FILE.png")
-    chosen, held_out = (
-        DataChoice(data, images, ids, dataset, dataset_dir, classes),
-        load_dataset(curve_on) if curve_on else None,
-    )
+    chosen = DataChoice(data, images, ids, dataset, dataset_dir, classes)
+    held_out = load_dataset(curve_on) if curve_on else None
     training, test = load_chosen(chosen, "trainval"), load_chosen(chosen, "test") if dataset else []
     classifier = load_classifier(model, weights, size)
     spec, features = default_features(classifier, method)

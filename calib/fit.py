@@ -12,7 +12,7 @@ from calib.features import feature_table, relative_boxes
 from calib.linear import FOLDS, choose_strength, held_out_ious, solve
 from calib.metrics import ConstantBoxes, constant_boxes, corloc
 from calib.per_class import fit_kinds, shared_kind
-from engines.base import SourceError
+from engines.base import ModelError, SourceError
 from engines.choose import Choice, choose_head, objective_of
 from engines.classifiers import Classifier, class_count, load_classifier
 from engines.head import Feature, Head
@@ -39,22 +39,28 @@ def default_features(classifier: Classifier, method: str) -> tuple[MapSpec, tupl
     """The maps and features that ``fit`` uses unless told otherwise: quantiles and coarse grids at several depths.
 
     Raises:
-        ModelError: the method is unknown.
+        ModelError: the method is unknown, or reads boxes without a fitted head.
     """
-    layers = LAYERS.get(classifier.name, ())
-    features = [Feature("quantiles", layer, 15, power) for layer in (PIXELS, *layers) for power in (0.5, 1.0, 2.0)]
+    if method == "heuristic":
+        raise ModelError("--method heuristic reads boxes without a fitted head: fit with sensitivity or gestalt")
+    layers, cam_layers = LAYERS.get(classifier.name, ((), ()))
+    powers = (0.5, 1.0, 2.0)
+    features = [Feature("quantiles", layer, 15, power) for layer in (PIXELS, *layers) for power in powers]
     features += [Feature("grid", layer, 8, 0.5) for layer in (PIXELS, *layers)]
     features += [Feature("quantiles", layer, 15, 1.0, "activation") for layer in layers[-2:]]
     features += [Feature("grid", layer, 8, 1.0, "activation") for layer in layers[-1:]]
+    features += [Feature("quantiles", layer, 15, power, "layercam") for layer in cam_layers for power in powers]
     return MapSpec(objective_of(method)), tuple(features)
 
 
+_VGG = (("conv2_2", "conv3_3", "conv4_3", "conv5_3"), ("conv3_3", "conv4_3", "conv5_3"))
 LAYERS = {
-    "compact": ("conv2_2", "conv3_3", "conv4_3", "conv5_3"),
-    "vgg16": ("conv2_2", "conv3_3", "conv4_3", "conv5_3"),
-    "squeezenet": ("pool1", "fire3", "fire5", "fire7", "fire9"),
+    "compact": _VGG,
+    "vgg16": _VGG,
+    "squeezenet": (("pool1", "fire3", "fire5", "fire7", "fire9"), ("fire5", "fire7", "fire9", "conv_final")),
 }
-"""Inner layers whose maps heads read, from the image to the scores; an imported network is read at the pixels only."""
+"""Layers whose gradients heads read, from the image to the scores, and those whose LayerCAM; an imported network is read
+at the pixels only."""
 
 
 def baselines(choice: Choice, train: Path | None) -> ConstantBoxes | None:

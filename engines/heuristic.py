@@ -12,7 +12,7 @@ from onnx import helper
 
 from engines.base import ModelError
 from engines.graph import Graph
-from engines.maps import MapSpec
+from engines.maps import PIXELS, MapSpec
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Heuristic:
     """
 
     spec: MapSpec = field(default_factory=MapSpec)
-    sigma: float = 0.06
+    sigma: float = 0.02
     share: float = 0.2
 
     def __post_init__(self) -> None:
@@ -87,8 +87,9 @@ def gaussian_matrix(length: int, sigma_px: float) -> NDArray[np.float32]:
 
 def default_heuristic(network: str, objective: str) -> Heuristic:
     """The training-free head of a network, known (see ``DEFAULTS``) or imported, which is read at its pixels."""
-    layer, signal, sigma, share = DEFAULTS.get(network, ("pixels", "gradient", 0.06, 0.2))
+    layer, signal, sigma, share = DEFAULTS.get(network, (PIXELS, "gradient", 0.02, 0.2))
     return Heuristic(MapSpec(objective, layer=layer, signal=signal), sigma, share)
 
 
-DEFAULTS: dict[str, tuple[str, str, float, float]] = {}
+DEFAULTS = {"squeezenet": ("fire5", "layercam", 0.02, 0.2), "vgg16": ("conv4_3", "layercam", 0.02, 0.2)}
+"""network: (layer, signal, sigma, share) that are best on the training split of animal_pose_voc; VGG16's by analogy."""
