@@ -3,8 +3,9 @@
 Two stages, one network of 1,000 ImageNet-1k scores:
 
 1. ``classify``: cross-entropy on Tiny ImageNet at its native 64 px, over the 200 classes that it has.
-2. ``distil``: the same, enlarged to the shipped input size, together with the softened scores of a teacher, SqueezeNet, on
-   random crops of real photos (Hinton et al. 2015, equation 1), which is where it learns what photos look like.
+2. ``distil``: at the shipped input size, from a teacher, SqueezeNet: its softened scores (Hinton et al. 2015, equation 1)
+   and where it looks (Zagoruyko & Komodakis 2017) on Tiny ImageNet and on random crops of real photos, which is where the
+   student learns what photos look like.
 """
 
 import csv
@@ -32,7 +33,7 @@ from engines.files import whole_file
 from realtime.sources import archive_members, decode_image, open_source
 
 CLASSIFY = Recipe("classify", side_px=64, steps=5600, batch=(128,), peak_rate=0.1)
-DISTIL = Recipe("distil", side_px=128, steps=4500, batch=(48, 64), peak_rate=0.04)
+DISTIL = Recipe("distil", side_px=128, steps=2600, batch=(48, 64), peak_rate=0.04)
 CROPS_PER_PHOTO = 16
 PHOTOS = ("animal_pose_voc/train.zip", "imagenet_sample/images_256.zip", "coco128/train2017.tar")
 CLIPS = ("davis/camel.tar", "davis/dog.tar", "davis/car-roundabout.tar")
@@ -118,8 +119,8 @@ def export(network: Vgg16, path: Path, accuracy: float) -> None:
         "network": "VGG16 (configuration D), channels 16 32 64 128 256, global average pooling, 1,000 ImageNet-1k scores",
         "trained_on": {
             "classify": "Tiny ImageNet 200, train split (60,000 images)",
-            "distil": "Tiny ImageNet 200 train, and SqueezeNet v1.0's scores on crops of animal_pose_voc train, "
-            "imagenet_sample, coco128, and every fifth frame of DAVIS camel, dog, car-roundabout",
+            "distil": "SqueezeNet v1.0's scores and attention on Tiny ImageNet 200 train and on crops of animal_pose_voc train, "
+            "imagenet_sample, coco128, raccoon train, and every fifth frame of DAVIS camel, dog, car-roundabout",
         },
         "recipes": [asdict(CLASSIFY), asdict(DISTIL)],
         "tiny_imagenet_val_top1": round(accuracy, 4),
