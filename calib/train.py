@@ -119,7 +119,7 @@ def export(network: Vgg16, path: Path, accuracy: float) -> None:
         "network": "VGG16 (configuration D), channels 16 32 64 128 256, global average pooling, 1,000 ImageNet-1k scores",
         "trained_on": {
             "classify": "Tiny ImageNet 200, train split (60,000 images)",
-            "distil": "SqueezeNet v1.0's scores and attention on Tiny ImageNet 200 train and on crops of animal_pose_voc train, "
+            "distil": "SqueezeNet v1.0's scores and attention on Tiny ImageNet 200 train and crops of animal_pose_voc train, "
             "imagenet_sample, coco128, raccoon train, and every fifth frame of DAVIS camel, dog, car-roundabout",
         },
         "recipes": [asdict(CLASSIFY), asdict(DISTIL)],
