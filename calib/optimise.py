@@ -24,7 +24,7 @@ from engines.files import whole_file
 
 Images = NDArray[np.uint8]
 MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PHASES = {"classify": 0, "distil": 1}
+PHASES = {"classify": 0, "distil": 1, "settle": 2}
 UNKNOWN = -1
 ATTENTIVE_LAYERS = ("conv4_3", "conv5_3")
 """The student's layers whose attention maps follow the teacher's, at strides 8 and 16."""
@@ -34,7 +34,8 @@ ATTENTIVE_LAYERS = ("conv4_3", "conv5_3")
 class Recipe:
     """Everything that decides the result of a stage, written on the card of the weights.
 
-    ``batch`` is how many images of each set of examples make a batch.
+    ``batch`` is how many images of each set of examples make a batch. Where ``scores_of_labelled`` is off, labelled images
+    learn their label and the teacher's attention, but not its scores: it is often wrong about them.
     """
 
     stage: str
@@ -46,7 +47,7 @@ class Recipe:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     temperature: float = 2.0
-    label_weight: float = 1.0
+    scores_of_labelled: bool = True
     attention_weight: float = 4.0
     smallest_crop: float = 0.35
     seed: int = 0
@@ -180,8 +181,9 @@ def losses_of(network: Vgg16, batch: Batch, classes: Tensor, recipe: Recipe) -> 
     hard = functional.cross_entropy(scores[known][:, classes], positions, label_smoothing=recipe.label_smoothing)
     if lessons is None:
         return hard, torch.zeros(()), torch.zeros(())
-    taught, heat = torch.from_numpy(lessons.scores).float(), recipe.temperature
-    student_log = functional.log_softmax(scores / heat, dim=1)
+    listens = torch.ones_like(known) if recipe.scores_of_labelled else ~known
+    taught, heat = torch.from_numpy(lessons.scores).float()[listens], recipe.temperature
+    student_log = functional.log_softmax(scores[listens] / heat, dim=1)
     soft = functional.kl_div(student_log, functional.softmax(taught / heat, dim=1), reduction="batchmean") * heat**2
     looks = torch.zeros(())
     for name, wanted in zip(ATTENTIVE_LAYERS, lessons.attention, strict=True):
@@ -227,7 +229,7 @@ def optimise(network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoin
                 group["lr"] = rate_at(step, recipe)
             hard, soft, looks = losses_of(network, batch, classes, recipe)
             optimizer.zero_grad(set_to_none=True)
-            (recipe.label_weight * hard + soft + recipe.attention_weight * looks).backward()  # type: ignore[no-untyped-call]
+            (hard + soft + recipe.attention_weight * looks).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             said = f"labels {hard.detach():.2f}, teacher {soft.detach():.2f}, attention {looks.detach():.3f}"
             bar.update(task, advance=1, losses=said)

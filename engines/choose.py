@@ -27,7 +27,7 @@ class Choice:
         model: see ``engines.classifiers.load_classifier``.
         weights: a file, a name to download, ``random``, or None.
         method: ``sensitivity`` (class score), ``gestalt``, or ``heuristic`` (class score, no fitted head).
-        head: a head file, ``none``, or None for the shipped one where it fits.
+        head: a head file, the name of a shipped one (``compact_gestalt``), ``none``, or None for the shipped one where it fits.
         backend: ``auto``, ``openvino`` or ``torch``.
         precision: ``auto``, ``fp32`` or ``bf16``.
         size_px: input side.
@@ -71,7 +71,8 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     if choice.head is not None:
         if choice.method == "heuristic":
             raise ModelError(f"--method heuristic reads the box without a fitted head: drop it, or drop --head {choice.head}")
-        return load_head(Path(choice.head))
+        named = ASSETS / f"{choice.head}_head.safetensors"
+        return load_head(named if named.exists() else Path(choice.head))
     shipped = ASSETS / f"{classifier.name}_{choice.method}_head.safetensors"
     if shipped.exists():
         head = load_head(shipped)
