@@ -40,9 +40,7 @@ Method = Annotated[
         help="sensitivity (gradient of the class score), gestalt (of the last feature maps), heuristic (no fitted head)."
     ),
 ]
-HeadFile = Annotated[
-    str | None, typer.Option("--head", help="FILE of a fitted head, NAME of a shipped one, or none: heat map alone.")
-]
+HeadFile = Annotated[str | None, typer.Option("--head", help="FILE of a fitted head, NAME of a shipped one, or none.")]
 Backend = Annotated[str, typer.Option(help="auto, openvino or torch.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Size = Annotated[int | None, typer.Option(help="Input side in pixels.", min=16)]

@@ -275,3 +275,36 @@ def test_a_class_by_name_is_looked_for(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "demo.jsonl").read_text().splitlines()]
     assert {row["class_name"] for row in rows} == {"tabby"}
+
+
+def test_a_network_without_a_fitted_head_gets_training_free_boxes_and_is_told_so(labelled_photo):
+    result = command("evaluate", labelled_photo, "--weights", "random", "--json")
+    assert result.returncode == 0, result.stderr
+    assert "no fitted head for this network yet ('fit' makes one)" in result.stderr
+    assert "top 20 % of the pixels" in json.loads(result.stdout)["head"]
+    asked_for = command("evaluate", labelled_photo, "--method", "heuristic", "--json")
+    assert asked_for.returncode == 0, asked_for.stderr
+    assert "no fitted head" not in asked_for.stderr
+
+
+def test_a_shipped_head_by_name(labelled_photo):
+    named = command("evaluate", labelled_photo, "--method", "gestalt", "--head", "compact_gestalt", "--json")
+    default = command("evaluate", labelled_photo, "--method", "gestalt", "--json")
+    assert named.returncode == default.returncode == 0, named.stderr
+    assert json.loads(named.stdout)["mean_iou"] == json.loads(default.stdout)["mean_iou"]
+    assert "--method heuristic reads the box without a fitted head" in refused(
+        "evaluate", labelled_photo, "--method", "heuristic", "--head", "compact_gestalt"
+    )
+
+
+def test_fit_makes_a_head_per_class_that_evaluate_takes(tmp_path):
+    write_images(tmp_path / "photos", 44)
+    lines = ["file,class,x0,y0,x1,y1"]
+    for place, path in enumerate(sorted((tmp_path / "photos").iterdir())):
+        lines.append(f"{path.name},{'cat' if place % 2 else 'dog'},{4 + place},10,{40 + place},60")
+    (tmp_path / "photos.csv").write_text("\n".join(lines))
+    head = tmp_path / "head.safetensors"
+    fitted = command("fit", tmp_path / "photos.csv", "--out", head, "--per-class", "--json")
+    assert fitted.returncode == 0, fitted.stderr
+    assert json.loads(fitted.stdout)["layers"] == ["any", "cat", "dog"]
+    assert command("evaluate", tmp_path / "photos.csv", "--head", head).returncode == 0
