@@ -13,9 +13,9 @@ from rich.console import Console
 from calib import bench as benches
 from calib import curve as curves
 from calib import evaluate as evaluation
+from calib.baselines import baselines, check_disjoint
 from calib.choose import DataChoice, load_chosen
-from calib.datasets import load_dataset
-from calib.fit import baselines, default_features, fit_head
+from calib.fit import default_features, fit_head
 from calib.report import SUFFIXES, write_report
 from engines.base import OutputError, SightlineError
 from engines.choose import Choice, build_chosen, open_localizer
@@ -105,29 +105,35 @@ def fit(
     out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
     data: Data = None, images: Images = None, ids: Ids = None,
     dataset: Dataset = None, dataset_dir: DatasetDir = None, classes: Classes = None,
+    kind: Annotated[str, typer.Option(help="best; paper or paper-sgd: the papers' linear layer on the whole map.")] = "best",
     per_class: Annotated[bool, typer.Option("--per-class", help="A layer per class besides the one for everything.")] = False,
     curve: Annotated[Path | None, typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png.")] = None,
     curve_on: Annotated[Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")] = None,
+    curve_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --curve-on to keep.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fit a box head to labelled images with one object each, by cross-validation; a published set's test half measures it."""
+    checked_suffix(out, (".safetensors",), "head")
     if curve:
         checked_suffix(curve, curves.SUFFIXES, "picture")
     elif curve_on:
         raise OutputError("--curve-on says what a learning curve is measured on: name its picture with --curve FILE.png")
     chosen = DataChoice(data, images, ids, dataset, dataset_dir, classes)
-    held_out = load_dataset(curve_on) if curve_on else None
     training, test = load_chosen(chosen, "trainval"), load_chosen(chosen, "test") if dataset else []
+    held_out = load_chosen(DataChoice(curve_on, images, curve_ids, classes=classes), "") if curve_on else None
+    if curve:
+        curves.check_enough(training, held_out)
     classifier = load_classifier(model, weights, size)
-    spec, features = default_features(classifier, method)
-    fitted = fit_head(training, classifier, spec, features, console, chosen.name, per_class)
+    spec, features = default_features(classifier, method, kind)
+    fitted = fit_head(training, classifier, spec, features, console, chosen.name, kind, per_class)
     fitted.head.save(out)
     console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
     result = {**fitted.head.card, "head": str(out)}
     if test:
         choice = Choice(model, weights, method, str(out), size_px=size)
-        found = evaluation.evaluate(test, _open(choice), console, baselines(choice, None))
+        localizer = _open(choice)
+        found = evaluation.evaluate(test, localizer, console, baselines(localizer, None))
         result["test"] = _measured(*found, published=True)
     if curve:
         learned = curves.curve_of(training, held_out, classifier, spec, features, console)
@@ -147,6 +153,7 @@ def evaluate(
     dataset: Dataset = None, dataset_dir: DatasetDir = None, classes: Classes = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
+    train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     backend: Backend = "auto", precision: Precision = "auto", size: Size = None, as_json: AsJson = False,
@@ -156,8 +163,11 @@ def evaluate(
         checked_suffix(report, SUFFIXES, "report")
     chosen = DataChoice(data, images, ids, dataset, dataset_dir, classes)
     samples, choice = load_chosen(chosen, "test")[:limit], Choice(model, weights, method, head, backend, precision, size)
+    training = load_chosen(DataChoice(train, images, train_ids, classes=classes), "") if train else None
+    if training:
+        check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
     localizer = _open(choice)
-    found, cases = evaluation.evaluate(samples, localizer, console, baselines(choice, train), single)
+    found, cases = evaluation.evaluate(samples, localizer, console, baselines(localizer, training), single)
     measured, engine = _measured(found, cases, published=dataset is not None), localizer.engine
     facts = {
         "model": model, "method": method, "head": head or localizer.box_reader,

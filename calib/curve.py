@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from calib.baselines import check_disjoint
 from calib.datasets import Sample
 from calib.features import FeatureTable, feature_table
 from calib.linear import FOLDS, fit_rows, predict
 from calib.metrics import constant_boxes, corloc
+from calib.pictures import plain
 from engines.base import SourceError
 from engines.boxes import iou
 from engines.classifiers import Classifier
@@ -75,17 +77,29 @@ def curve_of(
     Raises:
         SourceError: fewer than 10 images are left to fit on, or none to measure on.
     """
+    fifth = check_enough(samples, held_out)
+    table = feature_table(samples, classifier, spec, features, console)
+    if held_out is not None:
+        return learning_curve(table, feature_table(held_out, classifier, spec, features, console), console)
+    rows = np.random.default_rng(0).permutation(len(table.values))
+    return learning_curve(table.take(rows[fifth:]), table.take(rows[:fifth]), console)
+
+
+def check_enough(samples: Sequence[Sample], held_out: Sequence[Sample] | None) -> int:
+    """How many images of ``samples`` are to be held out: a fifth, or none where another set is given.
+
+    Raises:
+        SourceError: fewer than 10 images are left to fit on, or none to measure on, or some are in both sets.
+    """
     singles = sum(sample.single for sample in samples)
     fifth = singles // HELD_OUT if held_out is None else 0
     if singles - fifth < 2 * FOLDS:
         raise SourceError(f"a learning curve needs {2 * FOLDS} images with one box each beside the held-out ones: label more")
-    if held_out is not None and not any(sample.single for sample in held_out):
-        raise SourceError("none of the images to measure the learning curve on has exactly one box: give others")
-    table = feature_table(samples, classifier, spec, features, console)
     if held_out is not None:
-        return learning_curve(table, feature_table(held_out, classifier, spec, features, console), console)
-    rows = np.random.default_rng(0).permutation(singles)
-    return learning_curve(table.take(rows[fifth:]), table.take(rows[:fifth]), console)
+        if not any(sample.single for sample in held_out):
+            raise SourceError("none of the images to measure the learning curve on has exactly one box: give others")
+        check_disjoint(samples, held_out, "name those of --curve-on to keep with --curve-ids FILE")
+    return fifth
 
 
 def learning_curve(
@@ -146,7 +160,7 @@ def plot_curve(curve: Curve, path: Path, title: str) -> None:
         ("mean IoU", [np.array(p.mean_iou) for p in curve.points], curve.constant_mean_iou),
     )
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
-    figure.suptitle(f"{title}, measured on {curve.held_out} held-out images", fontsize=12)
+    figure.suptitle(f"{plain(title)}, measured on {curve.held_out} held-out images", fontsize=12)
     for axes, (name, values, constant) in zip(figure.subplots(1, 2), panels, strict=True):
         low, high = [v.min() for v in values], [v.max() for v in values]
         axes.fill_between(boxes, low, high, color="#4C78A8", alpha=0.2, linewidth=0, label="range of subsets")

@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from calib.datasets import Sample, load_dataset
-from calib.features import feature_table, relative_boxes
-from calib.linear import FOLDS, choose_strength, held_out_ious, solve
-from calib.metrics import ConstantBoxes, constant_boxes, corloc
+from calib.datasets import Sample
+from calib.features import FeatureTable, feature_table
+from calib.linear import FOLDS, Array64, Fitter, Ridge, Rows, choose_strength, held_out_ious, mirrored_pairs, solve
+from calib.metrics import constant_boxes, corloc
+from calib.paper import fit_by_sgd
 from calib.per_class import fit_kinds, shared_kind
 from engines.base import ModelError, SourceError
-from engines.choose import Choice, choose_head, objective_of
-from engines.classifiers import Classifier, class_count, load_classifier
+from engines.choose import objective_of
+from engines.classifiers import Classifier, class_count
 from engines.head import Feature, Head
 from engines.maps import PIXELS, MapSpec
 
@@ -35,14 +35,23 @@ class Fit:
     cv_corloc: float
 
 
-def default_features(classifier: Classifier, method: str) -> tuple[MapSpec, tuple[Feature, ...]]:
-    """The maps and features that ``fit`` uses unless told otherwise: quantiles and coarse grids at several depths.
+KINDS = ("best", "paper", "paper-sgd")
+"""What ``fit`` makes: the best head at the cost of one backward pass, or the papers' own: a linear layer on the whole map, in
+closed form or by their descent."""
+
+
+def default_features(classifier: Classifier, method: str, kind: str = "best") -> tuple[MapSpec, tuple[Feature, ...]]:
+    """The maps and features that a ``kind`` of head reads: quantiles and coarse grids at several depths, or the whole map.
 
     Raises:
-        ModelError: the method is unknown, or reads boxes without a fitted head.
+        ModelError: the method or kind is unknown, or the method reads boxes without a fitted head.
     """
+    if kind not in KINDS:
+        raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}")
     if method == "heuristic":
         raise ModelError("--method heuristic reads boxes without a fitted head: fit with sensitivity or gestalt")
+    if kind != "best":
+        return MapSpec(objective_of(method)), (Feature("grid", PIXELS, classifier.size_px),)
     layers, cam_layers = LAYERS.get(classifier.name, ((), ()))
     powers = (0.5, 1.0, 2.0)
     features = [Feature("quantiles", layer, 15, power) for layer in (PIXELS, *layers) for power in powers]
@@ -63,22 +72,6 @@ LAYERS = {
 at the pixels only."""
 
 
-def baselines(choice: Choice, train: Path | None) -> ConstantBoxes | None:
-    """Constant boxes of ``train`` where it is given, else those kept with the head that ``choice`` means.
-
-    Raises:
-        SightlineError: ``train`` cannot be read, or the head is damaged.
-    """
-    if train is not None:
-        singles = [sample for sample in load_dataset(train) if sample.single]
-        if not singles:
-            raise SourceError(f"{train} has no image with exactly one object: constant boxes need some")
-        return constant_boxes(relative_boxes(singles, [sample.read() for sample in singles]))
-    head = choose_head(choice, load_classifier(choice.model, choice.weights, choice.size_px))
-    kept = head.card.get("constant_boxes") if isinstance(head, Head) else None
-    return ConstantBoxes(**kept) if isinstance(kept, dict) else None
-
-
 def fit_head(
     samples: Sequence[Sample],
     classifier: Classifier,
@@ -86,6 +79,7 @@ def fit_head(
     features: Sequence[Feature],
     console: Console,
     name: str,
+    kind: str = "best",
     per_class: bool = False,
 ) -> Fit:
     """Fit a head on every image that has exactly one object, and on its mirror image.
@@ -97,6 +91,7 @@ def fit_head(
         features: of those maps, in order.
         console: for progress.
         name: of the data set, for the card.
+        kind: see ``KINDS``.
         per_class: a layer for each class of the data set besides the one for everything (see ``calib.per_class``).
 
     Raises:
@@ -111,12 +106,16 @@ def fit_head(
     rows = np.arange(len(table.values))
     strength = choose_strength(table, rows)
     if per_class:
+        if kind != "best":
+            raise ModelError(f"--per-class corrects the best head, not the {kind} one: drop one of the two")
         kinds, ious = fit_kinds(table, rows, strength, class_count(classifier))
     else:
-        kinds, ious = shared_kind(*solve(table, rows, strength)), held_out_ious(table, rows, strength)
+        fitter = FITTERS[kind]
+        kinds, ious = shared_kind(*fitter(table, rows, strength)), held_out_ious(table, rows, strength, fitter)
     card = {
-        "data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names)), "layers": kinds.names,
-        "strength": strength, "cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4),
+        "data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names)),
+        "kind": kind, "layers": kinds.names, "strength": strength,
+        "cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4),
         "constant_boxes": asdict(constant_boxes(table.boxes_xyxy)),
     }  # fmt: skip
     head = Head(
@@ -124,3 +123,14 @@ def fit_head(
         classifier.digest, classifier.size_px, card, kinds.routes,
     )  # fmt: skip
     return Fit(head, strength, float(ious.mean()), corloc(ious))
+
+
+def _by_ridge(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Array64]:
+    return Ridge(*mirrored_pairs(table, rows)).solve(strength)
+
+
+def _by_sgd(table: FeatureTable, rows: Rows, _: float) -> tuple[Array64, Array64]:
+    return fit_by_sgd(*mirrored_pairs(table, rows))
+
+
+FITTERS: dict[str, Fitter] = {"best": solve, "paper": _by_ridge, "paper-sgd": _by_sgd}

@@ -1,6 +1,6 @@
 """The linear layer from map features to boxes: ridge regression, its strength by cross-validation, then refined."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from engines.boxes import iou
 
 Array64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
+Fitter = Callable[[FeatureTable, Rows, float], tuple[Array64, Array64]]
+"""(table, rows to fit on, ridge penalty) to (weight ``[4, D]``, bias ``[4]``)."""
 FOLDS = 5
 STRENGTHS = tuple(float(10.0**e) for e in np.arange(-1, 5.01, 0.5))
 
@@ -91,9 +93,9 @@ def choose_strength(table: FeatureTable, rows: Rows, strengths: Sequence[float] 
     return max(strength for strength, near in zip(strengths, close, strict=True) if near)
 
 
-def held_out_ious(table: FeatureTable, rows: Rows, strength: float) -> Array64:
+def held_out_ious(table: FeatureTable, rows: Rows, strength: float, fitter: Fitter = solve) -> Array64:
     """IoU of each row's box by a head that did not see it, ``[N]``, fold after fold."""
     found = [
-        iou(predict(table.values[held], *solve(table, kept, strength)), table.boxes_xyxy[held]) for kept, held in folds(rows)
+        iou(predict(table.values[held], *fitter(table, kept, strength)), table.boxes_xyxy[held]) for kept, held in folds(rows)
     ]
     return np.concatenate(found)

@@ -3,11 +3,12 @@
 Every batch is a function of (seed, stage, step) alone, so a run that was stopped goes on exactly as it would have.
 """
 
+import json
 import math
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engines.backends.torch_networks import Vgg16
+from engines.base import ModelError
 from engines.files import whole_file
 
 Images = NDArray[np.uint8]
 MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PHASES = {"classify": 0, "distil": 1, "settle": 2}
 UNKNOWN = -1
+SAVED_EVERY = 200
 ATTENTIVE_LAYERS = ("conv4_3", "conv5_3")
 """The student's layers whose attention maps follow the teacher's, at strides 8 and 16."""
 
@@ -148,15 +151,20 @@ def joined(lessons: Sequence[Lessons]) -> Lessons:
 
 def prefetched(items: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
     """The same items, made in a thread ahead of time (OpenCV releases the interpreter lock)."""
-    ready: queue.Queue[Batch | None] = queue.Queue(depth)
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
 
     def produce() -> None:
-        for item in items:
-            ready.put(item)
-        ready.put(None)
+        try:
+            for item in items:
+                ready.put(item)
+            ready.put(None)
+        except BaseException as error:  # raised again where the items are awaited
+            ready.put(error)
 
     threading.Thread(target=produce, daemon=True).start()
     while (item := ready.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
         yield item
 
 
@@ -215,10 +223,10 @@ def top1(network: nn.Module, labelled: Examples, side_px: int, batch: int = 250)
 
 
 def optimise(network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoint: Path, console: Console) -> None:
-    """Train in place, with a progress bar. Saves ``checkpoint`` every 200 steps and goes on from it where it exists."""
+    """Train in place, with a progress bar. Saves ``checkpoint`` now and then, and goes on from it."""
     network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
-    start = _resume(checkpoint, network, optimizer)
+    start = _resume(checkpoint, recipe, network, optimizer)
     known = np.unique(np.concatenate([examples.labels for examples in sets]))
     classes = torch.from_numpy(known[known != UNKNOWN])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"), TimeRemainingColumn())  # fmt: skip  # noqa: E501
@@ -233,17 +241,26 @@ def optimise(network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoin
             optimizer.step()
             said = f"labels {hard.detach():.2f}, teacher {soft.detach():.2f}, attention {looks.detach():.3f}"
             bar.update(task, advance=1, losses=said)
-            if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
-                state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            if (step + 1) % SAVED_EVERY == 0 or step + 1 == recipe.steps:
+                state = {
+                    "network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
+                    "recipe": json.dumps(asdict(recipe)),
+                }  # fmt: skip
                 with whole_file(checkpoint) as part:
                     torch.save(state, part)
 
 
-def _resume(checkpoint: Path, network: Vgg16, optimizer: torch.optim.Optimizer) -> int:
-    """The step to go on from: 0, or the checkpoint's, whose state is loaded."""
+def _resume(checkpoint: Path, recipe: Recipe, network: Vgg16, optimizer: torch.optim.Optimizer) -> int:
+    """The step to go on from: 0, or the checkpoint's, whose state is loaded.
+
+    Raises:
+        ModelError: the checkpoint is of another recipe, which the card would hide.
+    """
     if not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, weights_only=True)
+    if state["recipe"] != json.dumps(asdict(recipe)):
+        raise ModelError(f"checkpoint {checkpoint} was trained by another recipe: move it away, or train in another --out")
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

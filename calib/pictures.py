@@ -86,7 +86,7 @@ def class_bars(cases: Sequence[Case]) -> Picture:
     if "best_constant" in cases[0].constant_ious:
         marks = [_percent([c.constant_ious["best_constant"] for c in group]) for _, _, group in rows]
         axes.plot(marks, places, "|", color="#222222", markersize=16, markeredgewidth=1.6, label="best constant box")
-    axes.set_yticks(places, [f"{name}  ({len(group)})" for _, name, group in rows])
+    axes.set_yticks(places, [f"{plain(name)}  ({len(group)})" for _, name, group in rows])
     cut = f"\nthe {len(rows)} of {len(groups)} classes with the most images" if len(rows) < len(groups) else ""
     axes.set(xlabel=f"CorLoc, %  (number of images in brackets){cut}", xlim=(0, 108), ylim=(-0.6, len(rows) - 0.4))
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -101,3 +101,8 @@ def class_bars(cases: Sequence[Case]) -> Picture:
 
 def _percent(ious: Sequence[float]) -> float:
     return 100 * corloc(np.array(ious))
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")

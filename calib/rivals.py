@@ -9,9 +9,9 @@ from rich.progress import track
 
 from calib.datasets import Sample
 from calib.features import FeatureTable
-from calib.linear import Array64, Ridge, choose_strength, mirrored_pairs, predict
+from calib.fit import FITTERS
+from calib.linear import Array64, choose_strength, predict
 from calib.metrics import corloc
-from calib.paper import fit_by_sgd
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
 from engines.build import WANTED_CLASS, build_graph
@@ -32,11 +32,11 @@ PAIRS = 200
 def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
     """The papers' head on whole maps, fitted on the first table and measured on the others: in closed form, and by SGD."""
     train, *others = tables
-    rows = np.arange(len(train.values))
-    values, boxes = mirrored_pairs(train, rows)
-    heads = {"papers' linear head, closed form": Ridge(values, boxes).solve(choose_strength(train, rows))}
+    rows, names = np.arange(len(train.values)), {"paper": "papers' linear head, closed form"}
     if with_sgd:
-        heads["papers' linear head, SGD"] = fit_by_sgd(values, boxes)
+        names["paper-sgd"] = "papers' linear head, SGD"
+    strength = choose_strength(train, rows)
+    heads = {name: FITTERS[kind](train, rows, strength) for kind, name in names.items()}
     return {
         (name, WHOLE_BACKWARD): [_scored(predict(other.values, *head), other) for other in others]
         for name, head in heads.items()
@@ -70,9 +70,9 @@ def _scored(found: Array64, table: FeatureTable) -> tuple[float, float]:
 def named_class_rows(classifier: Classifier, tests: dict[str, list[Sample]], console: Console) -> dict[str, float]:
     """Of two photos side by side, how often the map of a named class lies mostly on the photo that shows it.
 
-    The class that is asked for is the network's own answer to the one photo alone; pairs whose answers agree are left out.
-    Half is what a map scores that does not know what it is asked for (the energy-based pointing game, Wang et al. 2020,
-    section 4.2, on halves instead of boxes).
+    The class that is asked for is the network's own answer to the one photo alone; pairs of one kind of animal, or of one
+    answer, are left out. Half is what a map scores that does not know what it is asked for (the energy-based pointing game,
+    Wang et al. 2020, section 4.2, on halves instead of boxes).
     """
     photos = [sample for sample in tests["animals"] if sample.single]
     chosen = np.random.default_rng(0).permutation(len(photos))[: 2 * PAIRS].reshape(-1, 2)
@@ -87,6 +87,8 @@ def named_class_rows(classifier: Classifier, tests: dict[str, list[Sample]], con
     localizer = Localizer(next(iter(engines.values())))
     right: dict[str, list[bool]] = {name: [] for name in specs}
     for pair in track(chosen, "two at once", console=console):
+        if photos[pair[0]].truths[0].class_name == photos[pair[1]].truths[0].class_name:
+            continue
         images = [photos[i].read() for i in pair]
         classes = [localizer.localize([image])[0].class_index for image in images]
         if classes[0] == classes[1]:

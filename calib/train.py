@@ -88,7 +88,10 @@ def taught_examples(data: Path, labelled: Examples, out: Path, console: Console)
     def photos() -> Examples:
         return taught_crops(training_photos(data, console), teacher, CROPS_PER_PHOTO, DISTIL.side_px, sides, console)
 
-    return [kept(out / "lessons_tiny_imagenet.npz", tiny), kept(out / "lessons_photos.npz", photos)]
+    return [
+        kept(out / f"lessons_tiny_imagenet_{sides[0]}.npz", tiny),
+        kept(out / f"lessons_photos_{sides[0]}_{CROPS_PER_PHOTO}.npz", photos),
+    ]
 
 
 def training_photos(data: Path, console: Console) -> list[Images]:

@@ -88,6 +88,7 @@ def stamp(classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, 
     description: dict[str, Any] = {
         "format": FORMAT, "model": classifier.name, "network": classifier.digest, "size_px": classifier.size_px,
         "spec": asdict(spec), "head": head.digest if head else None,
+        "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
     }  # fmt: skip
     return {"sightline": json.dumps(description), "class_names": json.dumps(class_names(classes))}
 

@@ -71,8 +71,9 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     if choice.head is not None:
         if choice.method == "heuristic":
             raise ModelError(f"--method heuristic reads the box without a fitted head: drop it, or drop --head {choice.head}")
-        named = ASSETS / f"{choice.head}_head.safetensors"
-        return load_head(named if named.exists() else Path(choice.head))
+        path, named = Path(choice.head), ASSETS / f"{Path(choice.head).name}_head.safetensors"
+        is_name = not path.exists() and path.name == choice.head and named.exists()
+        return load_head(named if is_name else path)
     shipped = ASSETS / f"{classifier.name}_{choice.method}_head.safetensors"
     if shipped.exists():
         head = load_head(shipped)

@@ -36,7 +36,8 @@ class Heuristic:
     @property
     def digest(self) -> str:
         """What decides its boxes, in words."""
-        return f"heuristic: blur {self.sigma:g} of the side, top {100 * self.share:g} % of the pixels, bounding box"
+        what = f"{self.spec.signal} at {self.spec.layer}, {self.spec.aggregation}"
+        return f"heuristic: {what}, blur {self.sigma:g} of the side, top {100 * self.share:g} % of the pixels, bounding box"
 
 
 def append_heuristic_box(graph: Graph, map_nhw: str, heuristic: Heuristic) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -48,9 +49,15 @@ class Localizer:
         self._wanted = np.full(self.batch, -1, np.int64)
 
     @property
+    def description(self) -> dict[str, Any]:
+        """What ``engines.build.stamp`` wrote of the graph; empty for engines that were not built by it."""
+        found: dict[str, Any] = json.loads(self.engine.metadata.get("sightline", "{}"))
+        return found
+
+    @property
     def box_reader(self) -> str:
         """What reads the box off the map, in words: ``none``, ``fitted head``, or the settings of the training-free one."""
-        head = json.loads(self.engine.metadata.get("sightline", "{}")).get("head")
+        head = self.description.get("head")
         if head is None:
             return "none"
         return str(head) if str(head).startswith("heuristic") else "fitted head"

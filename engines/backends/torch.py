@@ -52,6 +52,10 @@ class TorchEngine:
         self._spec = spec or (head.spec if head else MapSpec())
         if head is not None:
             check_head(head, classifier, self._spec)
+        if self._spec.relu_rule != "plain":
+            raise EngineError(
+                f"the torch backend knows the plain ReLU rule, not {self._spec.relu_rule}: use --backend openvino"
+            )
         self._head, self._preprocessing, self._last = head, classifier.preprocessing, LAST.get(classifier.name, "")
         self._network = torch_network(classifier)
         side = classifier.size_px

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from calib.baselines import baselines
 from calib.datasets import load_dataset
 from calib.evaluate import evaluate
-from calib.fit import baselines, default_features, fit_head
+from calib.fit import default_features, fit_head
 from calib.labels import xml_label
 from engines.backends.mock import MockEngine
 from engines.base import SourceError
-from engines.choose import Choice
 from engines.classifiers import load_classifier
 from engines.localizer import Localizer
 from tests.realtime.media import picture, write_video
@@ -366,8 +366,8 @@ def test_a_set_without_an_image_of_one_object(tmp_path):
         fit_head(samples, classifier, *default_features(classifier, "sensitivity"), QUIET, "zoo")
     with pytest.raises(SourceError, match="no image with exactly one object"):
         evaluate(samples, Localizer(MockEngine(96)), QUIET, None, single=True)
-    with pytest.raises(SourceError, match=r"zoo\.csv has no image with exactly one object"):
-        baselines(Choice(), labels)
+    with pytest.raises(SourceError, match="--train has no image with exactly one object"):
+        baselines(Localizer(MockEngine(96)), samples)
 
 
 def boxes_of(path: Path, **options):

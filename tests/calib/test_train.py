@@ -13,6 +13,7 @@ from calib.optimise import UNKNOWN, Examples, Lessons, Recipe, batches, losses_o
 from calib.teacher import taught_crops
 from calib.train import folded_weights, kept
 from engines.backends.torch_networks import Vgg16
+from engines.base import ModelError
 from engines.classifiers import load_classifier
 
 QUIET = Console(quiet=True)
@@ -42,14 +43,48 @@ def test_a_stopped_training_goes_on_exactly_as_it_would_have(tmp_path, monkeypat
     straight = new_network()
     optimise(straight, recipe, sets, tmp_path / "a.pt", QUIET)
 
-    rates = module.rate_at  # the same schedule for the first half
-    monkeypatch.setattr(module, "rate_at", lambda step, r: rates(step, recipe))
-    stopped = new_network()
-    optimise(stopped, replace(recipe, steps=2), sets, tmp_path / "b.pt", QUIET)
+    monkeypatch.setattr(module, "SAVED_EVERY", 2)
+    stopped, whole = new_network(), module.losses_of
+
+    def dies_at_the_third(network, batch, classes, recipe):
+        if (tmp_path / "b.pt").exists():
+            raise KeyboardInterrupt
+        return whole(network, batch, classes, recipe)
+
+    monkeypatch.setattr(module, "losses_of", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        optimise(stopped, recipe, sets, tmp_path / "b.pt", QUIET)
+    monkeypatch.setattr(module, "losses_of", whole)
     resumed = new_network()
     optimise(resumed, recipe, sets, tmp_path / "b.pt", QUIET)
     for name, value in straight.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    sets, recipe = tiny_task()
+    optimise(new_network(), recipe, sets, tmp_path / "a.pt", QUIET)
+    with pytest.raises(ModelError, match="another recipe"):
+        optimise(new_network(), replace(recipe, peak_rate=0.2), sets, tmp_path / "a.pt", QUIET)
+
+
+def test_what_goes_wrong_while_batches_are_made_is_raised(tmp_path):
+    sets, recipe = tiny_task()
+    with pytest.raises(ValueError, match="zip"):
+        optimise(new_network(), recipe, sets[:1], tmp_path / "a.pt", QUIET)
+
+
+def test_labelled_images_may_ignore_the_teachers_scores():
+    sets, recipe = tiny_task()
+    network, classes = new_network(), torch.tensor([2, 5, 7])
+    images, labels, lessons = next(batches(recipe, sets, 0))
+    changed = lessons.scores.copy()
+    changed[labels != UNKNOWN] += np.arange(10, dtype=np.float16)
+    other = (images, labels, replace(lessons, scores=changed))
+    for listens, same in ((True, False), (False, True)):
+        told = replace(recipe, scores_of_labelled=listens)
+        found = [losses_of(network, batch, classes, told)[1].item() for batch in ((images, labels, lessons), other)]
+        assert (abs(found[0] - found[1]) < 1e-6) == same
 
 
 def test_labels_alone_train_too(tmp_path):
