@@ -69,11 +69,11 @@ def taught_crops(
         for place, (index, number) in enumerate(chunk):
             rng = np.random.default_rng((seed, index, number))
             if number:
-                large: Images = random_crop(photos[index], teacher.size_px, smallest, rng)
-            else:
-                large = resized(photos[index], teacher.size_px)
-            feed[place] = large
-            crops[start + place] = resized(large, side_px)
+                feed[place] = random_crop(photos[index], teacher.size_px, smallest, rng)
+                crops[start + place] = resized(feed[place], side_px)
+            else:  # the student's copy from the photo itself: a detour over the teacher's size would blur small images
+                feed[place] = resized(photos[index], teacher.size_px)
+                crops[start + place] = resized(photos[index], side_px)
         said, rows = engine.infer({IMAGE: feed}), slice(start, start + len(chunk))
         scores[rows] = said["scores"][: len(chunk)]
         for kept, layer in zip(attention, ATTENTIVE_LAYERS, strict=True):

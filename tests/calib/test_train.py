@@ -162,8 +162,9 @@ def test_lessons_are_deterministic_kept_and_the_first_crop_is_the_whole_photo(tm
     assert first.images.shape == (6, 32, 32, 3)
     assert first.labels.tolist() == [7, 7, 8, 8, 9, 9]
     assert [each.shape for each in first.lessons.attention] == [(6, 4, 4), (6, 2, 2)]
-    whole = cv2.resize(photos[1], (32, 32), interpolation=cv2.INTER_AREA)
-    assert np.abs(first.images[2].astype(int) - whole).mean() < 6
+    np.testing.assert_array_equal(first.images[2], cv2.resize(photos[1], (32, 32), interpolation=cv2.INTER_AREA))
+    small = [np.ascontiguousarray(photo[:32, :32]) for photo in photos]  # as large as they are kept: not resampled at all
+    np.testing.assert_array_equal(taught_crops(small, teacher, 1, 32, (4, 2), QUIET).images, np.stack(small))
 
     kept(tmp_path / "lessons.npz", lambda: first)
     stored = kept(tmp_path / "lessons.npz", lambda: pytest.fail("it was stored"))
