@@ -3,7 +3,6 @@
 Images lie in a folder, zip or tar; nothing is unpacked. Boxes become continuous pixel edges x0, y0, x1, y1 of the image.
 """
 
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -121,7 +120,7 @@ def labelled(label: Label, read: Callable[[], bytes], where: str) -> Sample:
     def read_checked() -> ImageBgr:
         try:
             image = decode_image(where, read())
-        except (OSError, zipfile.BadZipFile) as error:
+        except OSError as error:
             raise SourceError(f"{where} cannot be read: {error}") from error
         _check_size(label.size_px, size_of(image), where)
         for truth in label.truths:

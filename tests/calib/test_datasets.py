@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -393,3 +394,12 @@ def test_no_box_of_a_real_set_is_refused(data, name, boxes):
     for sample in samples[:: max(1, len(samples) // 200)]:
         assert sample.clipped(sample.read()).truths == sample.truths
     assert sum(len(sample.truths) for sample in samples) == boxes
+
+
+def test_a_damaged_annotation_in_a_zip_is_named(tmp_path):
+    voc(tmp_path)
+    with zipfile.ZipFile(tmp_path / "boxes.zip", "w") as archive:
+        archive.writestr("a.xml", voc_xml("a.png"))
+    content = (tmp_path / "boxes.zip").read_bytes()
+    (tmp_path / "boxes.zip").write_bytes(content.replace(b"<annotation>", b"<annotations", 1))
+    refused(r"boxes\.zip: a\.xml: Bad CRC-32", tmp_path / "boxes.zip")
