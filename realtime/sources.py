@@ -117,7 +117,7 @@ class VideoFile(Source):
 
 
 class Images(Source):
-    """Images of a folder, a glob, a zip or a tar, in natural order of their names, at a fixed rate.
+    """Images of a folder, a glob, a zip or a tar, in natural order, at a fixed rate; ``members`` reads the files singly.
 
     Raises:
         SourceError: there is none, or one cannot be decoded.
@@ -129,10 +129,10 @@ class Images(Source):
         if not members:
             raise SourceError(f"{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.name, self.frames, self.rate_fps = Path(name).stem or name, len(members), rate_fps
-        self._members = members
+        self.members = members
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, (name, read) in enumerate(self._members):
+        for index, (name, read) in enumerate(self.members):
             start_ns = time.monotonic_ns()
             image = decode_image(name, read())
             now_ns = time.monotonic_ns()

@@ -115,8 +115,29 @@ def vot(folder, box=BOX):
     return folder / "clip_groundtruth.txt"
 
 
+def otb_native(folder, box=BOX):
+    """As OTB is published; of two objects in one sequence the second."""
+    images(folder / "Jogging" / "img")
+    (folder / "Jogging" / "groundtruth_rect.1.txt").write_text("1,1,5,5\n" * 2)
+    path = folder / "Jogging" / "groundtruth_rect.2.txt"
+    otb(folder, box).rename(path)
+    shutil.rmtree(folder / "set")
+    return path
+
+
+def vot_native(folder, box=BOX, images_in="color"):
+    """As VOT has been published since 2017."""
+    images(folder / "bag" / images_in)
+    vot(folder, box).rename(folder / "bag" / "groundtruth.txt")
+    return folder / "bag" / "groundtruth.txt"
+
+
+def vot_old(folder, box=BOX):
+    return vot_native(folder, box, images_in=".")
+
+
 LABELLED = (csv, tensorflow_csv, frames_csv, voc, imagenet_loc, coco)
-LAYOUTS = (*LABELLED, otb, vot)
+LAYOUTS = (*LABELLED, otb, vot, otb_native, vot_native, vot_old)
 
 
 def refused(words, path, **options):
@@ -179,6 +200,51 @@ def test_the_same_name_in_two_folders_is_not_guessed(tmp_path):
     assert len(load_dataset(labels)) == 2, "b.png is at the top, a.png in one folder only"
     images(tmp_path / "set" / "large", ["a.png"])
     refused("image a.png, which .*set has as (large|small)/a.png and (large|small)/a.png: name the folder", labels)
+
+
+def test_a_folder_that_the_label_names_must_be_the_image_s_own(tmp_path):
+    """Splits often number their images alike: another split's image would be taken without a word."""
+    labels = zoo(tmp_path, ["train/a.png,cat"])
+    shutil.rmtree(tmp_path / "zoo")
+    images(tmp_path / "zoo" / "val")
+    refused(r"names image train/a\.png, which is not in .*zoo, only val/a\.png is: say where it is with --images", labels)
+    refused("which is not in .*val, only a.png is", labels, images=tmp_path / "zoo" / "val")
+    refused("which is not in .*strain, only a.png is", labels, images=images(tmp_path / "strain"))
+    for place in (tmp_path / "train", tmp_path / "zoo" / "deep" / "train"):
+        images(place)
+        assert len(load_dataset(labels, images=place)) == 1, "the folder itself may be what the label names"
+    assert len(load_dataset(labels)) == 1
+    images(tmp_path / "zoo" / "other" / "train")
+    refused("has as .*/train/a.png and .*/train/a.png: name the folder", labels)
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.write(tmp_path / "train" / "a.png", "a.png")
+    assert load_dataset(labels, images=tmp_path / "train.zip")[0].read().shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ""])
+def test_dots_in_a_name_are_part_of_it(tmp_path, suffix):
+    labels = csv(tmp_path).rename(tmp_path / "holiday.2024.csv")
+    place = tmp_path / "holiday.2024"
+    (tmp_path / "set").rename(place)
+    images(tmp_path / "holiday", ["c.png"])  # of another year
+    if suffix:
+        shutil.make_archive(str(place), suffix[1:], place)
+        shutil.rmtree(place)
+    assert len(load_dataset(labels)) == 2
+
+
+def test_a_track_without_frames_beside_it(tmp_path):
+    labels = otb(tmp_path)
+    shutil.rmtree(tmp_path / "set")
+    refused("no frames beside .*: say where they are with --images", labels)
+
+
+@pytest.mark.parametrize("layout", [otb, vot])
+def test_frames_of_a_sequence_are_read_in_any_order_and_none_is_held(tmp_path, layout):
+    samples = load_dataset(layout(tmp_path))
+    for index in (1, 0, 0, 1, 1):
+        assert np.abs(samples[index].read().astype(int) - picture(index)).mean() < 3
+    assert samples[0].read() is not samples[0].read()
 
 
 @pytest.mark.parametrize("size", ["<size><width>64</width><height>96</height></size>", SIZE.replace("96", "90")])
