@@ -9,6 +9,7 @@ from rich.console import Console
 
 from calib.datasets import Sample, load_dataset
 from calib.features import feature_table, relative_boxes
+from calib.images import size_of
 from calib.linear import FOLDS, choose_strength, held_out_ious, solve
 from calib.metrics import ConstantBoxes, constant_boxes, corloc
 from calib.per_class import fit_kinds, shared_kind
@@ -73,7 +74,7 @@ def baselines(choice: Choice, train: Path | None) -> ConstantBoxes | None:
         singles = [sample for sample in load_dataset(train) if sample.single]
         if not singles:
             raise SourceError(f"{train} has no image with exactly one object: constant boxes need some")
-        return constant_boxes(relative_boxes(singles, [sample.read() for sample in singles]))
+        return constant_boxes(relative_boxes(singles, [size_of(sample.read()) for sample in singles]))
     head = choose_head(choice, load_classifier(choice.model, choice.weights, choice.size_px))
     kept = head.card.get("constant_boxes") if isinstance(head, Head) else None
     return ConstantBoxes(**kept) if isinstance(kept, dict) else None
