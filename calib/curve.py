@@ -12,7 +12,7 @@ from rich.table import Table
 
 from calib.datasets import Sample
 from calib.features import FeatureTable, feature_table
-from calib.linear import FOLDS, fit_rows, predict
+from calib.linear import FOLDS, Rows, fit_rows, group_numbers, predict
 from calib.metrics import constant_boxes, corloc
 from engines.base import SourceError
 from engines.boxes import iou
@@ -23,7 +23,7 @@ from engines.maps import MapSpec
 
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SUBSETS = 5
-HELD_OUT = 5  # one image in so many, where no other set is given
+HELD_OUT = 5  # one image (of sequences, one sequence) in so many, where no other set is given
 NEAREST = 2 / 3  # of all boxes: a larger subset would be nearly all of them
 SUFFIXES = (".png",)
 
@@ -66,7 +66,7 @@ def curve_of(
 
     Args:
         samples: the training set.
-        held_out: images to measure on; by default a random fifth of ``samples``, on which then no head is fitted.
+        held_out: images to measure on; by default a fifth of ``samples``, see ``split_fifth``, on which then no head is fitted.
         classifier: the network.
         spec: the maps that heads read.
         features: of those maps, in order.
@@ -75,17 +75,29 @@ def curve_of(
     Raises:
         SourceError: fewer than 10 images are left to fit on, or none to measure on.
     """
-    singles = sum(sample.single for sample in samples)
-    fifth = singles // HELD_OUT if held_out is None else 0
-    if singles - fifth < 2 * FOLDS:
+    groups = [sample.group for sample in samples if sample.single]
+    fitted, measured = split_fifth(groups)
+    if len(groups if held_out is not None else fitted) < 2 * FOLDS:
         raise SourceError(f"a learning curve needs {2 * FOLDS} images with one box each beside the held-out ones: label more")
     if held_out is not None and not any(sample.single for sample in held_out):
         raise SourceError("none of the images to measure the learning curve on has exactly one box: give others")
     table = feature_table(samples, classifier, spec, features, console)
     if held_out is not None:
         return learning_curve(table, feature_table(held_out, classifier, spec, features, console), console)
-    rows = np.random.default_rng(0).permutation(singles)
-    return learning_curve(table.take(rows[fifth:]), table.take(rows[:fifth]), console)
+    return learning_curve(table.take(fitted), table.take(measured), console)
+
+
+def split_fifth(groups: Sequence[str]) -> tuple[Rows, Rows]:
+    """(rows to fit on, rows to measure on), in random order: whole groups, a fifth of them to measure on.
+
+    Args:
+        groups: of each image, see ``calib.datasets.Sample.group``.
+    """
+    numbers = group_numbers(groups, np.arange(len(groups)))
+    count = numbers.max(initial=-1) + 1
+    rank = np.argsort(np.random.default_rng(0).permutation(count))[numbers]
+    rows, fifth = np.argsort(rank, kind="stable"), int((rank < count // HELD_OUT).sum())
+    return rows[fifth:], rows[:fifth]
 
 
 def learning_curve(

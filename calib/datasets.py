@@ -28,11 +28,18 @@ class Sample:
         name: of the image, as in the labels.
         read: decodes it to uint8 BGR; raises SourceError where image and labels cannot belong together.
         truths: its boxes; none where a sequence has no object in the frame.
+        sequence: whose frame it is; empty for a photo.
     """
 
     name: str
     read: Callable[[], ImageBgr]
     truths: tuple[Truth, ...]
+    sequence: str = ""
+
+    @property
+    def group(self) -> str:
+        """What must not lie on both sides of a split: the sequence of a frame, whose neighbours are nearly the same image."""
+        return self.sequence or self.name
 
     @property
     def single(self) -> bool:
@@ -97,10 +104,12 @@ def _labelled_images(path: Path, images: Path | None, kept: set[str] | None) -> 
     labels = read_labels(path)
     place = images or images_beside(path)
     files = ImageFiles(place)
-    if is_sequence(path):
+    sequence = sequence_name(path) if is_sequence(path) else ""
+    if sequence:
         _check_count(path, len(labels), place, len(files))
     wanted = [label for label in labels if kept is None or Path(label.image).stem in kept]
-    return [labelled(label, files.reader(label.image, path), f"{path}: image {label.image}") for label in wanted]
+    samples = [labelled(label, files.reader(label.image, path), f"{path}: image {label.image}") for label in wanted]
+    return [replace(sample, sequence=sequence) for sample in samples]
 
 
 def labelled(label: Label, read: Callable[[], bytes], where: str) -> Sample:
@@ -162,4 +171,5 @@ def _frame_sample(path: Path, index: int, box: BoxPx | None, size_px: SizePx, re
                 f"{path} line {index + 1}: of box {edges} nothing lies in the frame of {size} px: correct it, write nan for an "
                 "absent object, or give the frames that the boxes were made for"
             )
-    return Sample(f"{sequence_name(path)}/{index:05d}", read, truths)
+    name = sequence_name(path)
+    return Sample(f"{name}/{index:05d}", read, truths, name)

@@ -35,6 +35,7 @@ class FeatureTable:
         boxes_xyxy: float64 ``[N, 4]``, fractions of width and height.
         class_names: of each object.
         class_indices: the network's own best class of each image, int64 ``[N]``.
+        groups: of each image, see ``calib.datasets.Sample.group``.
     """
 
     values: NDArray[np.float32]
@@ -42,11 +43,13 @@ class FeatureTable:
     boxes_xyxy: NDArray[np.float64]
     class_names: tuple[str, ...]
     class_indices: NDArray[np.int64]
+    groups: tuple[str, ...]
 
     def take(self, rows: NDArray[np.int64]) -> "FeatureTable":
         """The table of some of its images."""
-        names = tuple(self.class_names[row] for row in rows)
-        return FeatureTable(self.values[rows], self.mirrored[rows], self.boxes_xyxy[rows], names, self.class_indices[rows])
+        names, groups = (tuple(texts[row] for row in rows) for texts in (self.class_names, self.groups))
+        arrays = self.values[rows], self.mirrored[rows], self.boxes_xyxy[rows]
+        return FeatureTable(*arrays, names, self.class_indices[rows], groups)
 
 
 def feature_table(
@@ -64,7 +67,8 @@ def feature_table(
         with whole_file(path) as part, part.open("wb") as file:
             np.savez(file, values=values, mirrored=mirrored, class_indices=indices)
     names = tuple(sample.truths[0].class_name for sample in singles)
-    return FeatureTable(values, mirrored, relative_boxes(singles, sizes_px), names, indices)
+    groups = tuple(sample.group for sample in singles)
+    return FeatureTable(values, mirrored, relative_boxes(singles, sizes_px), names, indices, groups)
 
 
 def relative_boxes(singles: Sequence[Sample], sizes_px: Sequence[SizePx]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ computed once and cached by content, so a second run takes seconds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,9 +152,7 @@ def columns(features: Sequence[Feature], kept: Sequence[Feature]) -> Rows:
 
 def restricted(table: FeatureTable, kept: Rows) -> FeatureTable:
     """The table with some of its columns."""
-    return FeatureTable(
-        table.values[:, kept], table.mirrored[:, kept], table.boxes_xyxy, table.class_names, table.class_indices
-    )
+    return replace(table, values=table.values[:, kept], mirrored=table.mirrored[:, kept])
 
 
 def fitted_scores(tables: Sequence[FeatureTable], kept: Rows) -> list[tuple[float, float]]:

@@ -239,6 +239,17 @@ def test_a_track_without_frames_beside_it(tmp_path):
     refused("no frames beside .*: say where they are with --images", labels)
 
 
+@pytest.mark.parametrize(
+    ("layout", "groups"),
+    [
+        (csv, {"a.png", "b.png"}), (voc, {"a.png", "b.png"}), (frames_csv, {"more"}), (otb, {"set"}), (vot, {"clip"}),
+        (otb_native, {"Jogging"}), (vot_native, {"bag"}),
+    ],
+)  # fmt: skip
+def test_frames_of_a_sequence_are_one_group_and_photos_their_own(tmp_path, layout, groups):
+    assert {sample.group for sample in load_dataset(layout(tmp_path))} == groups
+
+
 @pytest.mark.parametrize("layout", [otb, vot])
 def test_frames_of_a_sequence_are_read_in_any_order_and_none_is_held(tmp_path, layout):
     samples = load_dataset(layout(tmp_path))
