@@ -62,7 +62,7 @@ def curve_of(
     samples: Sequence[Sample], held_out: Sequence[Sample] | None, classifier: Classifier, spec: MapSpec,
     features: Sequence[Feature], console: Console,
 ) -> Curve:  # fmt: skip
-    """The learning curve of a data set; images with exactly one object count.
+    """The learning curve of a data set; images with exactly one box count.
 
     Args:
         samples: the training set.
@@ -75,11 +75,11 @@ def curve_of(
     Raises:
         SourceError: fewer than 10 images are left to fit on, or none to measure on.
     """
-    groups = [sample.group for sample in samples if sample.single]
+    groups = [sample.group for sample in samples if sample.one_box]
     fitted, measured = split_fifth(groups)
     if len(groups if held_out is not None else fitted) < 2 * FOLDS:
         raise SourceError(f"a learning curve needs {2 * FOLDS} images with one box each beside the held-out ones: label more")
-    if held_out is not None and not any(sample.single for sample in held_out):
+    if held_out is not None and not any(sample.one_box for sample in held_out):
         raise SourceError("none of the images to measure the learning curve on has exactly one box: give others")
     table = feature_table(samples, classifier, spec, features, console)
     if held_out is not None:

@@ -29,12 +29,14 @@ class Sample:
         read: decodes it to uint8 BGR; raises SourceError where image and labels cannot belong together.
         truths: its boxes; none where a sequence has no object in the frame.
         sequence: whose frame it is; empty for a photo.
+        others: how many more objects are labelled, of classes that were not asked for.
     """
 
     name: str
     read: Callable[[], ImageBgr]
     truths: tuple[Truth, ...]
     sequence: str = ""
+    others: int = 0
 
     @property
     def group(self) -> str:
@@ -43,7 +45,12 @@ class Sample:
 
     @property
     def single(self) -> bool:
-        """Exactly one object is labelled."""
+        """Exactly one object is labelled, of whatever class: nothing else competes for being the main one."""
+        return len(self.truths) == 1 and not self.others
+
+    @property
+    def one_box(self) -> bool:
+        """Exactly one object is of the classes that were asked for: what a head can be fitted to."""
         return len(self.truths) == 1
 
     def clipped(self, image_bgr: ImageBgr) -> "Sample":
@@ -78,7 +85,7 @@ def load_dataset(path: Path, images: Path | None = None, ids: Path | None = None
 
 
 def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> list[Sample]:
-    """Only objects of these classes, as if no other were labelled, and only images that have one; all when none is named.
+    """Only objects of these classes, and only images that have one; all when none is named. Of others the number is kept.
 
     Raises:
         SourceError: the set ``name`` has no such class; the message lists those it has.
@@ -89,8 +96,8 @@ def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> 
     if unknown := [wanted for wanted in classes if wanted not in known]:
         more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
         raise SourceError(f"{name} has no class '{unknown[0]}': it has {', '.join(known[:MOST_LISTED])}{more}")
-    kept = [replace(s, truths=tuple(truth for truth in s.truths if truth.class_name in classes)) for s in samples]
-    return [sample for sample in kept if sample.truths]
+    kept = [(s, tuple(truth for truth in s.truths if truth.class_name in classes)) for s in samples]
+    return [replace(s, truths=truths, others=s.others + len(s.truths) - len(truths)) for s, truths in kept if truths]
 
 
 def _named_in(ids: Path) -> set[str]:

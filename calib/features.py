@@ -27,7 +27,7 @@ TABLE_FORMAT = 2
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features and boxes of N single-object images.
+    """Features and boxes of N images with one box each.
 
     Attributes:
         values: float32 ``[N, D]``.
@@ -55,8 +55,8 @@ class FeatureTable:
 def feature_table(
     samples: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console
 ) -> FeatureTable:
-    """Compute (or fetch) the features of every image with exactly one object, in fp32."""
-    singles = [sample for sample in samples if sample.single]
+    """Compute (or fetch) the features of every image with exactly one box, in fp32."""
+    singles = [sample for sample in samples if sample.one_box]
     key, sizes_px = _key(singles, classifier, spec, features)
     path = cache_dir() / "features" / f"{key}.npz"
     if path.exists():

@@ -428,8 +428,20 @@ def test_only_the_classes_asked_for_are_kept(tmp_path):
     labels = zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,cow"])
     kept = load_dataset(labels, classes=["dog", "cat"])
     assert [(sample.name, [truth.class_name for truth in sample.truths]) for sample in kept] == [("a.png", ["cat", "dog"])]
-    assert load_dataset(labels, classes=["dog"])[0].single, "other objects count as not labelled"
+    (dog,), (cow,) = (load_dataset(labels, classes=[name]) for name in ("dog", "cow"))
+    assert (dog.one_box, dog.single) == (True, False), "a head may be fitted to the dog, but the image shows a cat too"
+    assert (cow.one_box, cow.single) == (True, True)
     refused(r"zoo\.csv has no class 'horse': it has cat, cow, dog$", labels, classes=["dog", "horse"])
+
+
+def test_an_image_with_one_dog_and_a_cat_is_no_single_object_image(tmp_path):
+    labels, localizer = zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,dog"]), Localizer(MockEngine(96))
+    dogs = load_dataset(labels, classes=["dog"])
+    assert evaluate(dogs, localizer, QUIET, None)[0]["images"] == 2
+    _, cases = evaluate(dogs, localizer, QUIET, None, single=True)
+    assert [case.sample.name for case in cases] == ["b.png"]
+    with pytest.raises(SourceError, match="no image with exactly one object"):
+        evaluate(load_dataset(labels, classes=["cat"]), localizer, QUIET, None, single=True)
 
 
 def test_a_long_list_of_classes_is_cut(tmp_path):
