@@ -52,10 +52,14 @@ Dataset = Annotated[
     str | None, typer.Option(help="A published set in place of DATA, downloaded when it is not there: voc2007.")
 ]
 DatasetDir = Annotated[Path | None, typer.Option(help="Where its archives lie, or are to be kept.")]
-Classes = Annotated[str | None, typer.Option(help="Only objects of these classes: dog,cat.")]
+Classes = Annotated[
+    str | None, typer.Option(help="Only objects of these classes: dog,cat. Heads are fitted where there is one of them.")
+]
 Images = Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")]
 Ids = Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")]
-Single = Annotated[bool, typer.Option("--single", help="Only images with exactly one object.")]
+Single = Annotated[
+    bool, typer.Option("--single", help="Only images with exactly one labelled object, of whatever class (--classes or not).")
+]
 
 
 @app.command(epilog="Example:  sightline demo --out out")

@@ -22,7 +22,7 @@ def baselines(localizer: Localizer, training: Sequence[Sample] | None) -> Consta
         return ConstantBoxes(**kept) if kept else None
     boxes = []
     for sample in training:
-        if sample.single:
+        if sample.one_box:
             image = sample.read()
             box = np.array(sample.clipped(image).truths[0].box_xyxy_px)
             boxes.append(box / (image.shape[1], image.shape[0], image.shape[1], image.shape[0]))

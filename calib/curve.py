@@ -13,7 +13,7 @@ from rich.table import Table
 from calib.baselines import check_disjoint
 from calib.datasets import Sample
 from calib.features import FeatureTable, feature_table
-from calib.linear import FOLDS, fit_rows, predict
+from calib.linear import FOLDS, Rows, fit_rows, group_numbers, predict
 from calib.metrics import constant_boxes, corloc
 from calib.pictures import plain
 from engines.base import SourceError
@@ -25,7 +25,7 @@ from engines.maps import MapSpec
 
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SUBSETS = 5
-HELD_OUT = 5  # one image in so many, where no other set is given
+HELD_OUT = 5  # one image (of sequences, one sequence) in so many, where no other set is given
 NEAREST = 2 / 3  # of all boxes: a larger subset would be nearly all of them
 SUFFIXES = (".png",)
 
@@ -64,11 +64,11 @@ def curve_of(
     samples: Sequence[Sample], held_out: Sequence[Sample] | None, classifier: Classifier, spec: MapSpec,
     features: Sequence[Feature], console: Console,
 ) -> Curve:  # fmt: skip
-    """The learning curve of a data set; images with exactly one object count.
+    """The learning curve of a data set; images with exactly one box count.
 
     Args:
         samples: the training set.
-        held_out: images to measure on; by default a random fifth of ``samples``, on which then no head is fitted.
+        held_out: images to measure on; by default a fifth of ``samples``, see ``split_fifth``, on which then no head is fitted.
         classifier: the network.
         spec: the maps that heads read.
         features: of those maps, in order.
@@ -77,29 +77,41 @@ def curve_of(
     Raises:
         SourceError: fewer than 10 images are left to fit on, or none to measure on.
     """
-    fifth = check_enough(samples, held_out)
+    check_enough(samples, held_out)
     table = feature_table(samples, classifier, spec, features, console)
     if held_out is not None:
         return learning_curve(table, feature_table(held_out, classifier, spec, features, console), console)
-    rows = np.random.default_rng(0).permutation(len(table.values))
-    return learning_curve(table.take(rows[fifth:]), table.take(rows[:fifth]), console)
+    fitted, measured = split_fifth([sample.group for sample in samples if sample.one_box])
+    return learning_curve(table.take(fitted), table.take(measured), console)
 
 
-def check_enough(samples: Sequence[Sample], held_out: Sequence[Sample] | None) -> int:
-    """How many images of ``samples`` are to be held out: a fifth, or none where another set is given.
+def check_enough(samples: Sequence[Sample], held_out: Sequence[Sample] | None) -> None:
+    """Refuse what no learning curve can be drawn of, before anything is computed.
 
     Raises:
         SourceError: fewer than 10 images are left to fit on, or none to measure on, or some are in both sets.
     """
-    singles = sum(sample.single for sample in samples)
-    fifth = singles // HELD_OUT if held_out is None else 0
-    if singles - fifth < 2 * FOLDS:
+    groups = [sample.group for sample in samples if sample.one_box]
+    fitted, _ = split_fifth(groups)
+    if len(groups if held_out is not None else fitted) < 2 * FOLDS:
         raise SourceError(f"a learning curve needs {2 * FOLDS} images with one box each beside the held-out ones: label more")
     if held_out is not None:
-        if not any(sample.single for sample in held_out):
+        if not any(sample.one_box for sample in held_out):
             raise SourceError("none of the images to measure the learning curve on has exactly one box: give others")
         check_disjoint(samples, held_out, "name those of --curve-on to keep with --curve-ids FILE")
-    return fifth
+
+
+def split_fifth(groups: Sequence[str]) -> tuple[Rows, Rows]:
+    """(rows to fit on, rows to measure on), in random order: whole groups, a fifth of them to measure on.
+
+    Args:
+        groups: of each image, see ``calib.datasets.Sample.group``.
+    """
+    numbers = group_numbers(groups, np.arange(len(groups)))
+    count = numbers.max(initial=-1) + 1
+    rank = np.argsort(np.random.default_rng(0).permutation(count))[numbers]
+    rows, fifth = np.argsort(rank, kind="stable"), int((rank < count // HELD_OUT).sum())
+    return rows[fifth:], rows[:fifth]
 
 
 def learning_curve(

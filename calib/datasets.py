@@ -3,18 +3,17 @@
 Images lie in a folder, zip or tar; nothing is unpacked. Boxes become continuous pixel edges x0, y0, x1, y1 of the image.
 """
 
-import zipfile
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from calib.images import VIDEOS, ImageFiles, frame_readers, images_beside, sequence_name, size_of
 from calib.labels import Label, SizePx, Truth, check_truth, is_sequence, read_labels
 from calib.tracks import track_boxes
 from engines.base import SourceError
 from engines.localizer import ImageBgr
 from realtime.frames import BoxPx
-from realtime.sources import ARCHIVE_SUFFIXES, archive_members, decode_image, has_suffix, open_source
+from realtime.sources import decode_image, has_suffix
 
 SIZE_SLACK = 0.02
 """How far a declared image size may be off: labelling tools round it; beyond, the labels were made for another image."""
@@ -29,15 +28,29 @@ class Sample:
         name: of the image, as in the labels.
         read: decodes it to uint8 BGR; raises SourceError where image and labels cannot belong together.
         truths: its boxes; none where a sequence has no object in the frame.
+        sequence: whose frame it is; empty for a photo.
+        others: how many more objects are labelled, of classes that were not asked for.
     """
 
     name: str
     read: Callable[[], ImageBgr]
     truths: tuple[Truth, ...]
+    sequence: str = ""
+    others: int = 0
+
+    @property
+    def group(self) -> str:
+        """What must not lie on both sides of a split: the sequence of a frame, whose neighbours are nearly the same image."""
+        return self.sequence or self.name
 
     @property
     def single(self) -> bool:
-        """Exactly one object is labelled."""
+        """Exactly one object is labelled, of whatever class: nothing else competes for being the main one."""
+        return len(self.truths) == 1 and not self.others
+
+    @property
+    def one_box(self) -> bool:
+        """Exactly one object is of the classes that were asked for: what a head can be fitted to."""
         return len(self.truths) == 1
 
     def clipped(self, image_bgr: ImageBgr) -> "Sample":
@@ -51,7 +64,7 @@ def load_dataset(path: Path, images: Path | None = None, ids: Path | None = None
     Args:
         path: a CSV ``file,class,x0,y0,x1,y1``; ``NAME_boxes.csv`` with ``frame,x0,y0,x1,y1``; a folder, zip or tar of VOC or
             ImageNet-LOC XML; a COCO json; OTB's ``x,y,w,h`` or VOT's four corners a line (``.txt``).
-        images: folder, zip, tar or video; found beside the labels, by their stem, when None.
+        images: folder, zip, tar or video; found beside the labels when None, see ``calib.images.images_beside``.
         ids: a text file that names, by file stem at the start of each line, the images to keep (as VOC's image sets do).
         classes: to keep, see ``of_classes``; all when empty.
 
@@ -72,7 +85,7 @@ def load_dataset(path: Path, images: Path | None = None, ids: Path | None = None
 
 
 def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> list[Sample]:
-    """Only objects of these classes, as if no other were labelled, and only images that have one; all when none is named.
+    """Only objects of these classes, and only images that have one; all when none is named. Of others the number is kept.
 
     Raises:
         SourceError: the set ``name`` has no such class; the message lists those it has.
@@ -83,8 +96,8 @@ def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> 
     if unknown := [wanted for wanted in classes if wanted not in known]:
         more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
         raise SourceError(f"{name} has no class '{unknown[0]}': it has {', '.join(known[:MOST_LISTED])}{more}")
-    kept = [replace(s, truths=tuple(truth for truth in s.truths if truth.class_name in classes)) for s in samples]
-    return [sample for sample in kept if sample.truths]
+    kept = [(s, tuple(truth for truth in s.truths if truth.class_name in classes)) for s in samples]
+    return [replace(s, truths=truths, others=s.others + len(s.truths) - len(truths)) for s, truths in kept if truths]
 
 
 def _named_in(ids: Path) -> set[str]:
@@ -96,12 +109,14 @@ def _named_in(ids: Path) -> set[str]:
 
 def _labelled_images(path: Path, images: Path | None, kept: set[str] | None) -> list[Sample]:
     labels = read_labels(path)
-    place = images or _beside(path)
+    place = images or images_beside(path)
     files = ImageFiles(place)
-    if is_sequence(path) and len(labels) != len(files):
-        raise SourceError(f"{path} has boxes for {len(labels)} frames, {place} has {len(files)} frames; they must be the same")
+    sequence = sequence_name(path) if is_sequence(path) else ""
+    if sequence:
+        _check_count(path, len(labels), place, len(files))
     wanted = [label for label in labels if kept is None or Path(label.image).stem in kept]
-    return [labelled(label, files.reader(label.image, path), f"{path}: image {label.image}") for label in wanted]
+    samples = [labelled(label, files.reader(label.image, path), f"{path}: image {label.image}") for label in wanted]
+    return [replace(sample, sequence=sequence) for sample in samples]
 
 
 def labelled(label: Label, read: Callable[[], bytes], where: str) -> Sample:
@@ -121,7 +136,7 @@ def labelled(label: Label, read: Callable[[], bytes], where: str) -> Sample:
     def read_checked() -> ImageBgr:
         try:
             image = decode_image(where, read())
-        except (OSError, zipfile.BadZipFile) as error:
+        except OSError as error:
             raise SourceError(f"{where} cannot be read: {error}") from error
         _check_size(label.size_px, size_of(image), where)
         for truth in label.truths:
@@ -131,99 +146,37 @@ def labelled(label: Label, read: Callable[[], bytes], where: str) -> Sample:
     return Sample(label.image, read_checked, label.truths)
 
 
-def size_of(image_bgr: ImageBgr) -> SizePx:
-    """(width, height) in pixels."""
-    return image_bgr.shape[1], image_bgr.shape[0]
-
-
 def _check_size(declared_px: SizePx | None, size_px: SizePx, where: str) -> None:
     if declared_px and any(abs(said - real) > SIZE_SLACK * real for said, real in zip(declared_px, size_px, strict=True)):
         said, real = ("x".join(map(str, size)) for size in (declared_px, size_px))
         raise SourceError(f"{where} has {real} px, its label says {said}: give the images that the labels were made for")
 
 
-class ImageFiles:
-    """The images of a folder, zip or tar, found by path, by name without folder, or by name without ending.
-
-    Raises:
-        SourceError: the place does not exist or is something else.
-    """
-
-    def __init__(self, place: Path) -> None:
-        if not place.exists():
-            raise SourceError(f"images {place} do not exist: say where they are with --images")
-        if place.is_dir():
-            files = [p for p in place.rglob("*") if has_suffix(p.name) and p.is_file()]
-            self._readers: dict[str, Callable[[], bytes]] = {p.relative_to(place).as_posix(): p.read_bytes for p in files}
-        elif place.suffix.lower() in ARCHIVE_SUFFIXES:
-            self._readers = dict(archive_members(place))
-        else:
-            raise SourceError(f"images {place} are neither a folder nor a zip nor a tar: say where they are with --images")
-        self._place, self._paths = place, defaultdict[str, list[str]](list)
-        for path in self._readers:
-            self._paths[Path(path).name].append(path)
-            self._paths[Path(path).stem].append(path)
-
-    def __len__(self) -> int:
-        return len(self._readers)
-
-    def reader(self, name: str, labels: Path) -> Callable[[], bytes]:
-        """What reads the image that the file ``labels`` calls ``name``.
-
-        Raises:
-            SourceError: there is none, or several in different folders.
-        """
-        paths = [name] if name in self._readers else self._paths.get(Path(name).name, [])
-        if not paths:
-            raise SourceError(f"{labels} names image {name}, which is not in {self._place}: say where it is with --images")
-        if len(paths) > 1:
-            raise SourceError(
-                f"{labels} names image {name}, which {self._place} has as {paths[0]} and {paths[1]}: name the folder"
-            )
-        return self._readers[paths[0]]
-
-
-def _beside(path: Path) -> Path:
-    """The folder, zip or tar that belongs to a label file: same stem, less a known ending; else the folder it lies in."""
-    stem = path.stem if not path.is_dir() else path.name
-    for ending in ("", "_boxes", "_labels", "_annotations", "_groundtruth_rect", "_groundtruth"):
-        base = path.with_name(stem.removesuffix(ending) if ending else stem)
-        for candidate in (base.with_suffix(".zip"), base.with_suffix(".tar"), base):
-            if candidate.exists() and candidate != path:
-                return candidate
-    for name in ("images.tar", "images.zip", "images", "JPEGImages"):
-        if path.with_name(name).exists():
-            return path.with_name(name)
-    return path.parent
-
-
 def _track(path: Path, images: Path | None) -> list[Sample]:
-    boxes, place = track_boxes(path), images or _track_images(path)
-    with open_source(str(place)) as source:
-        frames = [frame.image_bgr for frame in source]
-    if len(frames) != len(boxes):
-        raise SourceError(f"{path} has boxes for {len(boxes)} frames, {place} has {len(frames)} frames; they must be the same")
-    return [_frame_sample(path, index, frames[index], box) for index, box in enumerate(boxes)]
+    boxes, place = track_boxes(path), images or images_beside(path, VIDEOS)
+    if place == path.parent and not any(has_suffix(file.name) for file in place.iterdir()):
+        raise SourceError(f"no frames beside {path}: say where they are with --images")
+    frames = frame_readers(place)
+    _check_count(path, len(boxes), place, len(frames))
+    return [_frame_sample(path, index, box, *frames[index]) for index, box in enumerate(boxes)]
 
 
-def _track_images(path: Path) -> Path:
-    stem = path.stem.removesuffix("_rect").removesuffix("_groundtruth")
-    for suffix in (".tar", ".zip", "", ".mp4", ".avi"):
-        if (candidate := path.with_name(stem + suffix)).exists() and candidate != path:
-            return candidate
-    raise SourceError(f"no frames beside {path}: say where they are with --images")
+def _check_count(path: Path, boxes: int, place: Path, frames: int) -> None:
+    if boxes != frames:
+        raise SourceError(f"{path} has boxes for {boxes} frames, {place} has {frames} frames; they must be the same")
 
 
-def _frame_sample(path: Path, index: int, image: ImageBgr, box: BoxPx | None) -> Sample:
+def _frame_sample(path: Path, index: int, box: BoxPx | None, size_px: SizePx, read: Callable[[], ImageBgr]) -> Sample:
     """Tracked objects may leave the frame in part: what is seen of them is the truth."""
     truths: tuple[Truth, ...] = ()
     if box is not None:
-        truths = (Truth("object", box).clipped(size_of(image)),)
+        truths = (Truth("object", box).clipped(size_px),)
         x0, y0, x1, y1 = truths[0].box_xyxy_px
         if x0 >= x1 or y0 >= y1:
-            size, edges = "x".join(map(str, size_of(image))), ",".join(f"{edge:g}" for edge in box)
+            size, edges = "x".join(map(str, size_px)), ",".join(f"{edge:g}" for edge in box)
             raise SourceError(
                 f"{path} line {index + 1}: of box {edges} nothing lies in the frame of {size} px: correct it, write nan for an "
                 "absent object, or give the frames that the boxes were made for"
             )
-    return Sample(f"{path.stem}/{index:05d}", lambda: image, truths)
+    name = sequence_name(path)
+    return Sample(f"{name}/{index:05d}", read, truths, name)

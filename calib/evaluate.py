@@ -52,7 +52,7 @@ def evaluate(
         localizer: an engine with a head.
         console: for progress.
         baselines: constant boxes of the head's own training set; None to leave them out.
-        single: only images with exactly one object.
+        single: only images with exactly one object of whatever class.
 
     Returns:
         (the report in the design's terms, one case per image and class).

@@ -82,7 +82,7 @@ def fit_head(
     kind: str = "best",
     per_class: bool = False,
 ) -> Fit:
-    """Fit a head on every image that has exactly one object, and on its mirror image.
+    """Fit a head on every image that has exactly one box, and on its mirror image.
 
     Args:
         samples: the training set.
@@ -95,9 +95,9 @@ def fit_head(
         per_class: a layer for each class of the data set besides the one for everything (see ``calib.per_class``).
 
     Raises:
-        SourceError: fewer than 10 images have exactly one object.
+        SourceError: fewer than 10 images have exactly one box.
     """
-    if (singles := sum(sample.single for sample in samples)) < 2 * FOLDS:
+    if (singles := sum(sample.one_box for sample in samples)) < 2 * FOLDS:
         raise SourceError(
             f"{name}: {singles} images have exactly one box, a head needs at least {2 * FOLDS}: label more, or keep only some "
             "kinds of objects with --classes"

@@ -69,9 +69,23 @@ def predict(values: NDArray[np.float32], weight: Array64, bias: Array64) -> Arra
     return np.concatenate([np.minimum(raw[:, :2], raw[:, 2:]), np.maximum(raw[:, :2], raw[:, 2:])], axis=1)
 
 
-def folds(rows: Rows) -> list[tuple[Rows, Rows]]:
-    """(training rows, held-out rows) of each fold; an image and its mirror stay in one."""
-    fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
+def group_numbers(groups: Sequence[str], rows: Rows) -> Rows:
+    """Which group each of some rows belongs to, counted from 0 as they come.
+
+    Where there are fewer groups than folds, as in a single sequence, the rows in their order make ``FOLDS`` blocks instead: of
+    neighbouring frames, few then lie on both sides of a split.
+    """
+    names = [groups[row] for row in rows]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    if len(numbers) < FOLDS:
+        return np.argsort(np.argsort(rows)) * FOLDS // max(1, len(rows))
+    return np.array([numbers[name] for name in names])
+
+
+def folds(table: FeatureTable, rows: Rows) -> list[tuple[Rows, Rows]]:
+    """(training rows, held-out rows) of each fold; a group, and an image with its mirror, stay in one."""
+    numbers = group_numbers(table.groups, rows)
+    fold = (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
     return [(rows[fold != held], rows[fold == held]) for held in range(FOLDS)]
 
 
@@ -82,7 +96,7 @@ def choose_strength(table: FeatureTable, rows: Rows, strengths: Sequence[float] 
     that is best for them is too weak for others. ``splits`` says how many of the folds are tried.
     """
     ious: list[Array64] = []
-    for kept, held in folds(rows)[:splits]:
+    for kept, held in folds(table, rows)[:splits]:
         model = Ridge(*mirrored_pairs(table, kept))
         found = [predict(table.values[held], *model.solve(strength)) for strength in strengths]
         ious.append(np.stack([iou(boxes, table.boxes_xyxy[held]) for boxes in found]))
@@ -96,6 +110,7 @@ def choose_strength(table: FeatureTable, rows: Rows, strengths: Sequence[float] 
 def held_out_ious(table: FeatureTable, rows: Rows, strength: float, fitter: Fitter = solve) -> Array64:
     """IoU of each row's box by a head that did not see it, ``[N]``, fold after fold."""
     found = [
-        iou(predict(table.values[held], *fitter(table, kept, strength)), table.boxes_xyxy[held]) for kept, held in folds(rows)
+        iou(predict(table.values[held], *fitter(table, kept, strength)), table.boxes_xyxy[held])
+        for kept, held in folds(table, rows)
     ]
     return np.concatenate(found)

@@ -55,7 +55,7 @@ def fit_kinds(table: FeatureTable, rows: Rows, strength: float, classes: int) ->
     """
     ious = np.zeros((len(STRENGTHS), len(rows)))
     done = 0
-    for kept, held in folds(rows):
+    for kept, held in folds(table, rows):
         fitted = _solutions(table, kept, strength, STRENGTHS, classes)
         for place, kinds in enumerate(fitted):
             found = kinds.boxes(table.values[held], table.class_indices[held])

@@ -7,7 +7,7 @@ computed once and cached by content; fitting some 60 heads again takes minutes.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,9 +157,7 @@ def columns(features: Sequence[Feature], kept: Sequence[Feature]) -> Rows:
 
 def restricted(table: FeatureTable, kept: Rows) -> FeatureTable:
     """The table with some of its columns."""
-    return FeatureTable(
-        table.values[:, kept], table.mirrored[:, kept], table.boxes_xyxy, table.class_names, table.class_indices
-    )
+    return replace(table, values=table.values[:, kept], mirrored=table.mirrored[:, kept])
 
 
 def fitted_scores(tables: Sequence[FeatureTable], kept: Rows) -> list[tuple[float, float]]:

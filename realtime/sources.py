@@ -4,10 +4,14 @@ A source is opened by ``open_source``, iterated once, and closed by its ``with``
 """
 
 import glob
+import lzma
+import struct
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -113,7 +117,7 @@ class VideoFile(Source):
 
 
 class Images(Source):
-    """Images of a folder, a glob, a zip or a tar, in natural order of their names, at a fixed rate.
+    """Images of a folder, a glob, a zip or a tar, in natural order, at a fixed rate; ``members`` reads the files singly.
 
     Raises:
         SourceError: there is none, or one cannot be decoded.
@@ -125,10 +129,10 @@ class Images(Source):
         if not members:
             raise SourceError(f"{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.name, self.frames, self.rate_fps = Path(name).stem or name, len(members), rate_fps
-        self._members = members
+        self.members = members
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, (name, read) in enumerate(self._members):
+        for index, (name, read) in enumerate(self.members):
             start_ns = time.monotonic_ns()
             image = decode_image(name, read())
             now_ns = time.monotonic_ns()
@@ -229,19 +233,27 @@ def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[tup
     The archive is scanned once; a reader goes straight to its member.
 
     Raises:
-        SourceError: the archive is damaged.
+        SourceError: the archive cannot be read or is damaged; a reader raises it of its member (encrypted ones too).
     """
-    try:
+    with _archive_errors(str(path)):
         if path.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(path)
-            names = natural_order(name for name in archive.namelist() if has_suffix(name, suffixes))
-            return [(name, partial(archive.read, name)) for name in names]
-        with tarfile.open(path, "r:") as tar:
-            files = [member for member in tar.getmembers() if member.isfile() and has_suffix(member.name, suffixes)]
-            places = {member.name: (member.offset_data, member.size) for member in files}
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise SourceError(f"cannot read archive {path}: {_reason(error)}") from error
-    return [(name, partial(_bytes_at, path, *places[name])) for name in natural_order(places)]
+            readers = {name: partial(archive.read, name) for name in archive.namelist() if has_suffix(name, suffixes)}
+        else:
+            with tarfile.open(path, "r:") as tar:
+                files = [member for member in tar.getmembers() if member.isfile() and has_suffix(member.name, suffixes)]
+            readers = {member.name: partial(_bytes_at, path, member.offset_data, member.size) for member in files}
+    return [(name, _archive_errors(f"{path}: {name}")(readers[name])) for name in natural_order(readers)]
+
+
+@contextmanager
+def _archive_errors(where: str) -> Iterator[None]:
+    """All that Python's readers raise: RuntimeError for encryption and unknown compression, the rest for damage."""
+    damage = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
+    try:
+        yield
+    except (OSError, RuntimeError, *damage) as error:
+        raise SourceError(f"cannot read archive {where}: {_reason(error)}") from error
 
 
 def _bytes_at(path: Path, offset: int, size: int) -> bytes:

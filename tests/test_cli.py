@@ -232,9 +232,11 @@ def test_a_box_beyond_its_image_names_file_image_box_and_size(labelled_photo):
 
 def test_evaluate_keeps_the_classes_asked_for(labelled_photo):
     labelled_photo.write_text(labelled_photo.read_text() + "shot 8.png,dog,0,0,9,9\n")
-    result = command("evaluate", labelled_photo, "--classes", "cat", "--single", "--json")
+    result = command("evaluate", labelled_photo, "--classes", "cat", "--json")
     assert result.returncode == 0, result.stderr
     assert list(json.loads(result.stdout)["corloc_per_class"]) == ["cat"]
+    line = refused("evaluate", labelled_photo, "--classes", "cat", "--single")
+    assert "no image with exactly one object in this data set" in line, "the dog beside the cat counts"
 
 
 def test_a_camera_that_is_not_there_is_one_line():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib.curve import Curve, Point, curve_of, curve_table, learning_curve, plot_curve
+from calib.curve import Curve, Point, curve_of, curve_table, learning_curve, plot_curve, split_fifth
 from calib.datasets import load_dataset
 from calib.features import FeatureTable, feature_table
 from calib.fit import default_features, fit_head
@@ -31,7 +31,8 @@ def table(count, seed=0, shift=0.0):
     noise = rng.standard_normal((2, count, 28))
     values = np.concatenate([centres, noise[0]], axis=1).astype(np.float32)
     mirrored = np.concatenate([np.array([1, 0]) + centres * np.array([-1, 1]), noise[1]], axis=1).astype(np.float32)
-    return FeatureTable(values, mirrored, boxes, tuple(f"{i}" for i in range(count)), np.zeros(count, np.int64))
+    names = tuple(f"{i}" for i in range(count))
+    return FeatureTable(values, mirrored, boxes, names, np.zeros(count, np.int64), names)
 
 
 @pytest.fixture
@@ -102,6 +103,22 @@ def test_without_another_set_a_fifth_is_held_out(squares):
         curve_of(samples[:13], None, classifier, MapSpec(), FEATURES, QUIET)
     with pytest.raises(SourceError, match="none of the images"):
         curve_of(samples, samples[:2], classifier, MapSpec(), FEATURES, QUIET)
+
+
+def test_of_sequences_whole_ones_are_held_out_and_of_one_a_block_of_frames():
+    photos = tuple(map(str, range(53)))
+    order = np.random.default_rng(0).permutation(53)
+    fitted, measured = split_fifth(photos)
+    assert (measured.tolist(), fitted.tolist()) == (order[:10].tolist(), order[10:].tolist()), "photos as they always were"
+    videos = np.array([f"v{number // 9}" for number in range(90)])
+    fitted, measured = split_fifth(videos)
+    assert sorted([*fitted, *measured]) == list(range(90))
+    assert not set(videos[fitted]) & set(videos[measured])
+    assert len(set(videos[measured])) == 2
+    fitted, measured = split_fifth(("clip",) * 52)
+    assert sorted([*fitted, *measured]) == list(range(52))
+    assert len(measured) in (10, 11)
+    assert np.ptp(measured) == len(measured) - 1
 
 
 def test_the_picture_and_the_table_show_the_curve(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -114,8 +115,29 @@ def vot(folder, box=BOX):
     return folder / "clip_groundtruth.txt"
 
 
+def otb_native(folder, box=BOX):
+    """As OTB is published; of two objects in one sequence the second."""
+    images(folder / "Jogging" / "img")
+    (folder / "Jogging" / "groundtruth_rect.1.txt").write_text("1,1,5,5\n" * 2)
+    path = folder / "Jogging" / "groundtruth_rect.2.txt"
+    otb(folder, box).rename(path)
+    shutil.rmtree(folder / "set")
+    return path
+
+
+def vot_native(folder, box=BOX, images_in="color"):
+    """As VOT has been published since 2017."""
+    images(folder / "bag" / images_in)
+    vot(folder, box).rename(folder / "bag" / "groundtruth.txt")
+    return folder / "bag" / "groundtruth.txt"
+
+
+def vot_old(folder, box=BOX):
+    return vot_native(folder, box, images_in=".")
+
+
 LABELLED = (csv, tensorflow_csv, frames_csv, voc, imagenet_loc, coco)
-LAYOUTS = (*LABELLED, otb, vot)
+LAYOUTS = (*LABELLED, otb, vot, otb_native, vot_native, vot_old)
 
 
 def refused(words, path, **options):
@@ -178,6 +200,62 @@ def test_the_same_name_in_two_folders_is_not_guessed(tmp_path):
     assert len(load_dataset(labels)) == 2, "b.png is at the top, a.png in one folder only"
     images(tmp_path / "set" / "large", ["a.png"])
     refused("image a.png, which .*set has as (large|small)/a.png and (large|small)/a.png: name the folder", labels)
+
+
+def test_a_folder_that_the_label_names_must_be_the_image_s_own(tmp_path):
+    """Splits often number their images alike: another split's image would be taken without a word."""
+    labels = zoo(tmp_path, ["train/a.png,cat"])
+    shutil.rmtree(tmp_path / "zoo")
+    images(tmp_path / "zoo" / "val")
+    refused(r"names image train/a\.png, which is not in .*zoo, only val/a\.png is: say where it is with --images", labels)
+    refused("which is not in .*val, only a.png is", labels, images=tmp_path / "zoo" / "val")
+    refused("which is not in .*strain, only a.png is", labels, images=images(tmp_path / "strain"))
+    for place in (tmp_path / "train", tmp_path / "zoo" / "deep" / "train"):
+        images(place)
+        assert len(load_dataset(labels, images=place)) == 1, "the folder itself may be what the label names"
+    assert len(load_dataset(labels)) == 1
+    images(tmp_path / "zoo" / "other" / "train")
+    refused("has as .*/train/a.png and .*/train/a.png: name the folder", labels)
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.write(tmp_path / "train" / "a.png", "a.png")
+    assert load_dataset(labels, images=tmp_path / "train.zip")[0].read().shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ""])
+def test_dots_in_a_name_are_part_of_it(tmp_path, suffix):
+    labels = csv(tmp_path).rename(tmp_path / "holiday.2024.csv")
+    place = tmp_path / "holiday.2024"
+    (tmp_path / "set").rename(place)
+    images(tmp_path / "holiday", ["c.png"])  # of another year
+    if suffix:
+        shutil.make_archive(str(place), suffix[1:], place)
+        shutil.rmtree(place)
+    assert len(load_dataset(labels)) == 2
+
+
+def test_a_track_without_frames_beside_it(tmp_path):
+    labels = otb(tmp_path)
+    shutil.rmtree(tmp_path / "set")
+    refused("no frames beside .*: say where they are with --images", labels)
+
+
+@pytest.mark.parametrize(
+    ("layout", "groups"),
+    [
+        (csv, {"a.png", "b.png"}), (voc, {"a.png", "b.png"}), (frames_csv, {"more"}), (otb, {"set"}), (vot, {"clip"}),
+        (otb_native, {"Jogging"}), (vot_native, {"bag"}),
+    ],
+)  # fmt: skip
+def test_frames_of_a_sequence_are_one_group_and_photos_their_own(tmp_path, layout, groups):
+    assert {sample.group for sample in load_dataset(layout(tmp_path))} == groups
+
+
+@pytest.mark.parametrize("layout", [otb, vot])
+def test_frames_of_a_sequence_are_read_in_any_order_and_none_is_held(tmp_path, layout):
+    samples = load_dataset(layout(tmp_path))
+    for index in (1, 0, 0, 1, 1):
+        assert np.abs(samples[index].read().astype(int) - picture(index)).mean() < 3
+    assert samples[0].read() is not samples[0].read()
 
 
 @pytest.mark.parametrize("size", ["<size><width>64</width><height>96</height></size>", SIZE.replace("96", "90")])
@@ -350,8 +428,20 @@ def test_only_the_classes_asked_for_are_kept(tmp_path):
     labels = zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,cow"])
     kept = load_dataset(labels, classes=["dog", "cat"])
     assert [(sample.name, [truth.class_name for truth in sample.truths]) for sample in kept] == [("a.png", ["cat", "dog"])]
-    assert load_dataset(labels, classes=["dog"])[0].single, "other objects count as not labelled"
+    (dog,), (cow,) = (load_dataset(labels, classes=[name]) for name in ("dog", "cow"))
+    assert (dog.one_box, dog.single) == (True, False), "a head may be fitted to the dog, but the image shows a cat too"
+    assert (cow.one_box, cow.single) == (True, True)
     refused(r"zoo\.csv has no class 'horse': it has cat, cow, dog$", labels, classes=["dog", "horse"])
+
+
+def test_an_image_with_one_dog_and_a_cat_is_no_single_object_image(tmp_path):
+    labels, localizer = zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,dog"]), Localizer(MockEngine(96))
+    dogs = load_dataset(labels, classes=["dog"])
+    assert evaluate(dogs, localizer, QUIET, None)[0]["images"] == 2
+    _, cases = evaluate(dogs, localizer, QUIET, None, single=True)
+    assert [case.sample.name for case in cases] == ["b.png"]
+    with pytest.raises(SourceError, match="no image with exactly one object"):
+        evaluate(load_dataset(labels, classes=["cat"]), localizer, QUIET, None, single=True)
 
 
 def test_a_long_list_of_classes_is_cut(tmp_path):
@@ -393,3 +483,12 @@ def test_no_box_of_a_real_set_is_refused(data, name, boxes):
     for sample in samples[:: max(1, len(samples) // 200)]:
         assert sample.clipped(sample.read()).truths == sample.truths
     assert sum(len(sample.truths) for sample in samples) == boxes
+
+
+def test_a_damaged_annotation_in_a_zip_is_named(tmp_path):
+    voc(tmp_path)
+    with zipfile.ZipFile(tmp_path / "boxes.zip", "w") as archive:
+        archive.writestr("a.xml", voc_xml("a.png"))
+    content = (tmp_path / "boxes.zip").read_bytes()
+    (tmp_path / "boxes.zip").write_bytes(content.replace(b"<annotation>", b"<annotations", 1))
+    refused(r"boxes\.zip: a\.xml: Bad CRC-32", tmp_path / "boxes.zip")

@@ -128,6 +128,40 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
         frames_of(folder)
 
 
+def damaged_zip(path, kind):
+    """A zip whose second image cannot be read; the directory at its end is whole."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in (0, 1):
+            content = cv2.imencode(".bmp", picture(index))[1].tobytes()
+            archive.writestr(f"{index}.bmp", content, zipfile.ZIP_STORED if kind == "crc" else zipfile.ZIP_DEFLATED)
+        member = archive.infolist()[1]
+    content = bytearray(path.read_bytes())
+    data, entry = member.header_offset + 30 + len(member.filename), content.rindex(b"PK\x01\x02")
+    if kind in ("crc", "deflate"):
+        content[data] = 0xFF  # no block of deflated data begins so
+    for header, flags in ((member.header_offset, 6), (entry, 8)):
+        if kind == "encrypted":
+            content[header + flags] |= 1
+        elif kind == "deflate64":
+            content[header + flags + 2] = 9
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("crc", "Bad CRC-32"), ("deflate", "Error -3"), ("encrypted", "is encrypted"), ("deflate64", "compression")],
+)
+def test_a_member_that_cannot_be_read_is_named_with_its_archive(tmp_path, kind, words):
+    path = damaged_zip(tmp_path / "shots.zip", kind)
+    with open_source(str(path)) as source:
+        frames = iter(source)
+        assert next(frames).index == 0
+        with pytest.raises(SourceError, match=rf"cannot read archive .*shots\.zip: 1\.bmp: .*{words}") as error:
+            next(frames)
+    assert "\n" not in str(error.value)
+
+
 def test_a_video_on_a_web_server_is_a_source(tmp_path):
     path = write_video(tmp_path / "clip.mp4")
     with web_server(tmp_path) as address:
