@@ -104,7 +104,7 @@ def fit_head(
         )
     table = feature_table(samples, classifier, spec, features, console)
     rows = np.arange(len(table.values))
-    strength = choose_strength(table, rows)
+    strength = choose_strength(table, rows, refine=kind == "best")
     if per_class:
         if kind != "best":
             raise ModelError(f"--per-class corrects the best head, not the {kind} one: drop one of the two")

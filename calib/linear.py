@@ -14,7 +14,7 @@ Rows = NDArray[np.int64]
 Fitter = Callable[[FeatureTable, Rows, float], tuple[Array64, Array64]]
 """(table, rows to fit on, ridge penalty) to (weight ``[4, D]``, bias ``[4]``)."""
 FOLDS = 5
-STRENGTHS = tuple(float(10.0**e) for e in np.arange(-1, 5.01, 0.5))
+STRENGTHS = (1e1, 1e2, 1e3, 1e4, 1e5)
 
 
 def fit_rows(table: FeatureTable, rows: Rows) -> tuple[Array64, Array64]:
@@ -89,17 +89,24 @@ def folds(table: FeatureTable, rows: Rows) -> list[tuple[Rows, Rows]]:
     return [(rows[fold != held], rows[fold == held]) for held in range(FOLDS)]
 
 
-def choose_strength(table: FeatureTable, rows: Rows, strengths: Sequence[float] = STRENGTHS, splits: int = FOLDS) -> float:
+def choose_strength(
+    table: FeatureTable, rows: Rows, strengths: Sequence[float] = STRENGTHS, refine: bool = True, splits: int = FOLDS
+) -> float:
     """The strongest ridge penalty whose out-of-fold mean IoU is within one standard error of the best.
 
     (Hastie et al. 2009, section 7.10.) The network may have seen the photos that heads are fitted on, and then a penalty
-    that is best for them is too weak for others. ``splits`` says how many of the folds are tried.
+    that is best for them is too weak for others. Judged after the refinement, if there is to be one, and on the first
+    ``splits`` folds.
     """
     ious: list[Array64] = []
     for kept, held in folds(table, rows)[:splits]:
-        model = Ridge(*mirrored_pairs(table, kept))
-        found = [predict(table.values[held], *model.solve(strength)) for strength in strengths]
-        ious.append(np.stack([iou(boxes, table.boxes_xyxy[held]) for boxes in found]))
+        values, boxes = mirrored_pairs(table, kept)
+        model = Ridge(values, boxes)
+        heads = [model.solve(strength) for strength in strengths]
+        if refine:
+            heads = [refined(values, boxes, *head) for head in heads]
+        found = [predict(table.values[held], *head) for head in heads]
+        ious.append(np.stack([iou(each, table.boxes_xyxy[held]) for each in found]))
     joined = np.concatenate(ious, axis=1)
     means = joined.mean(axis=1)
     best = int(np.argmax(means))

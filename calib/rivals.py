@@ -35,7 +35,7 @@ def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
     rows, names = np.arange(len(train.values)), {"paper": "papers' linear head, closed form"}
     if with_sgd:
         names["paper-sgd"] = "papers' linear head, SGD"
-    strength = choose_strength(train, rows, splits=1)  # whole maps are wide: a fold takes most of a minute
+    strength = choose_strength(train, rows, refine=False, splits=1)  # whole maps are wide: a fold takes most of a minute
     heads = {name: FITTERS[kind](train, rows, strength) for kind, name in names.items()}
     return {
         (name, WHOLE_BACKWARD): [_scored(predict(other.values, *head), other) for other in others]
