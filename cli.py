@@ -141,7 +141,7 @@ def fit(
         result["test"] = _measured(*found, published=True)
     if curve:
         learned = curves.curve_of(training, held_out, classifier, spec, features, console)
-        curves.plot_curve(learned, curve, f"Heads fitted on {chosen.name}")
+        curves.plot_curve(learned, curve, f"Heads fitted on {chosen.title}")
         console.print(curves.curve_table(learned), f"wrote {curve}")
         result["curve"] = asdict(learned)
     if as_json:
@@ -178,7 +178,7 @@ def evaluate(
         "backend": engine.backend, "precision": engine.precision, "machine": benches.machine(),
     }  # fmt: skip
     if report:
-        write_report(report, f"Localization on {chosen.name}", found, cases, localizer, facts)
+        write_report(report, f"Localization on {chosen.title}", found, cases, localizer, facts)
         console.print(f"wrote {report}")
     if as_json:
         print(json.dumps({**measured, **facts}))

@@ -32,8 +32,13 @@ class DataChoice:
 
     @property
     def name(self) -> str:
-        """Of the set, for titles and cards."""
+        """Of the set, for cards."""
         return self.dataset or (self.data.stem if self.data else "")
+
+    @property
+    def title(self) -> str:
+        """Of the set, with its folder, for pages and pictures."""
+        return self.dataset or (f"{self.data.resolve().parent.name}/{self.data.stem}" if self.data else "")
 
 
 def load_chosen(choice: DataChoice, split: str) -> list[Sample]:

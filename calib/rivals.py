@@ -100,7 +100,7 @@ def named_class_rows(classifier: Classifier, tests: dict[str, list[Sample]], con
                 columns = found.sum(axis=0)
                 left = columns[: len(columns) // 2].sum() > columns[(len(columns) + 1) // 2 :].sum()
                 right[name].append(bool(left) == (place == 0))
-    return {name: float(np.mean(values)) for name, values in right.items()}
+    return {name: float(np.mean(values)) for name, values in right.items() if values}
 
 
 def side_by_side(left: ImageBgr, right: ImageBgr, side_px: int = 448) -> ImageBgr:

@@ -138,11 +138,15 @@ def test_the_picture_and_the_table_show_the_curve(tmp_path):
 
 def test_the_command_draws_it(squares, tmp_path):
     arguments = ("fit", squares, "--out", tmp_path / "h.safetensors", "--weights", "random", "--size", 64)
-    result = command(*arguments, "--curve", tmp_path / "c.png", "--curve-on", squares, "--json")
+    for name, kept in (("fitted.txt", range(20)), ("measured.txt", range(20, 30))):
+        (tmp_path / name).write_text("\n".join(map(str, kept)))
+    drawn = (*arguments, "--ids", tmp_path / "fitted.txt", "--curve", tmp_path / "c.png", "--curve-on", squares)
+    assert "both fitted on and measured" in refused(*drawn)
+    result = command(*drawn, "--curve-ids", tmp_path / "measured.txt", "--json")
     assert result.returncode == 0, result.stderr
     curve = json.loads(result.stdout)["curve"]
-    assert [point["boxes"] for point in curve["points"]] == [10, 20, 30]
-    assert curve["held_out"] == 30
+    assert [point["boxes"] for point in curve["points"]] == [10, 20]
+    assert curve["held_out"] == 10
     assert (tmp_path / "c.png").exists()
     assert "c.jpg: the name must end in .png" in refused(*arguments, "--curve", tmp_path / "c.jpg")
     assert "with --curve FILE.png" in refused(*arguments, "--curve-on", squares)

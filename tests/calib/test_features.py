@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib import fit
+from calib.baselines import baselines
 from calib.datasets import load_dataset
 from calib.features import TABLE_FORMAT, feature_table
-from engines.choose import Choice
+from engines.backends.mock import MockEngine
 from engines.classifiers import load_classifier
 from engines.downloads import cache_dir
 from engines.head import Feature
+from engines.localizer import Localizer
 from engines.maps import MapSpec
 from tests.realtime.media import picture
 
@@ -71,10 +72,9 @@ def test_images_are_decoded_one_at_a_time_and_once_when_the_features_are_kept(la
     assert max(first.most, again.most) <= 2
 
 
-def test_constant_boxes_hold_no_image_either(labels, monkeypatch):
+def test_constant_boxes_hold_no_image_either(labels):
     watch = Watch(load_dataset(labels))
-    monkeypatch.setattr(fit, "load_dataset", lambda _: watch.samples)
-    assert fit.baselines(Choice(), labels) is not None
+    assert baselines(Localizer(MockEngine(96)), watch.samples) is not None
     assert watch.most <= 2
 
 

@@ -1,11 +1,12 @@
 """The page of results on small made sets: every head on every set, columns that belong, a table that a reader can read."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from rich.console import Console
 
-from calib import rivals
 from calib.datasets import load_dataset
 from calib.results import all_features, columns, constant_rows, network_rows, rendered, selections
 from calib.rivals import named_class_rows, side_by_side
@@ -13,6 +14,7 @@ from engines.classifiers import load_classifier
 from engines.head import Feature
 
 QUIET = Console(quiet=True)
+DEMO_PHOTO = Path(__file__).parents[2] / "realtime" / "assets" / "chelsea.jpg"
 
 
 def squares(folder, count, seed):
@@ -25,7 +27,7 @@ def squares(folder, count, seed):
         x, y, side = rng.integers(4, 30), rng.integers(4, 20), rng.integers(12, 24)
         image[y : y + side, x : x + side] += 150
         cv2.imwrite(str(folder / "s" / f"{index}.png"), image)
-        lines.append(f"{index}.png,square,{x},{y},{x + side},{y + side}")
+        lines.append(f"{index}.png,{'square' if index % 2 else 'box'},{x},{y},{x + side},{y + side}")
     (folder / "s.csv").write_text("\n".join(lines))
     return load_dataset(folder / "s.csv")
 
@@ -90,8 +92,16 @@ def test_halves_lie_side_by_side():
     assert (both[:, 32:] == 200).all()
 
 
-def test_a_map_that_knows_no_class_scores_one_half(sets, monkeypatch):
-    """Asked twice of the same image, it gives the same side twice, and is right once."""
-    monkeypatch.setattr(rivals, "PAIRS", 6)
-    found = named_class_rows(load_classifier("compact", None, 64), sets[1], QUIET)
+def test_a_map_that_knows_no_class_scores_one_half(tmp_path):
+    """Asked twice of the same image, it gives the same side twice, and is right once; a gradient is asked something else."""
+    (tmp_path / "s").mkdir()
+    cat, lines = cv2.imread(str(DEMO_PHOTO)), ["file,class,x0,y0,x1,y1"]
+    stripes = np.tile(np.repeat([[0, 255]], 16, axis=1), (300, 14)).astype(np.uint8)
+    for index in range(8):
+        photo = cat[20 * index :, :] if index % 2 else cv2.merge([np.roll(stripes, index, axis=1)] * 3)
+        cv2.imwrite(str(tmp_path / "s" / f"{index}.png"), photo)
+        lines.append(f"{index}.png,{'cat' if index % 2 else 'stripes'},0,0,100,100")
+    (tmp_path / "s.csv").write_text("\n".join(lines))
+    found = named_class_rows(load_classifier(), {"animals": load_dataset(tmp_path / "s.csv")}, QUIET)
     assert next(share for name, share in found.items() if "forward only" in name) == 0.5
+    assert any(share != 0.5 for share in found.values())
