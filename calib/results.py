@@ -20,7 +20,7 @@ from calib.bench import machine
 from calib.datasets import Sample, load_dataset
 from calib.features import FeatureTable, feature_table
 from calib.fit import LAYERS, default_features
-from calib.linear import Array64, Rows, choose_strength, predict, solve
+from calib.linear import FOLDS, Array64, Rows, choose_strength, predict, solve
 from calib.metrics import WHOLE_IMAGE, constant_boxes, corloc
 from calib.rivals import heuristic_rows, named_class_rows, paper_rows
 from engines.base import SightlineError
@@ -34,6 +34,7 @@ REPORT_SEQUENCES = ("blackswan", "dance-twirl", "horsejump-high", "kite-surf", "
 OBJECTIVES = {"class score": "sensitivity", "Gestalt Total": "gestalt"}
 LAST = {"compact": "pool5", "squeezenet": "conv_final"}
 """The layer whose mean is scored, at which Grad-CAM is CAM."""
+RIVAL_FOLDS = 2
 BEST, FORWARD, BOTH = "**all depths, as `fit` makes it**", "forward", "forward + backward"
 
 
@@ -104,7 +105,10 @@ def network_rows(
             console.print(f"{classifier.name}, {objective}, {aggregation}")
             tables = [feature_table(samples, classifier, spec, features, console) for samples in (train, *tests.values())]
             wanted = selections(classifier) if first else [(BEST, BOTH, features[:-1])]
-            found = {(head, cost): fitted_scores(tables, columns(features, kept)) for head, cost, kept in wanted}
+            found = {
+                (head, cost): fitted_scores(tables, columns(features, kept), FOLDS if head == BEST else RIVAL_FOLDS)
+                for head, cost, kept in wanted
+            }
             whole = columns(features, features[-1:])
             found |= paper_rows([restricted(table, whole) for table in tables], with_sgd=first and sgd)
             if first:
@@ -161,11 +165,11 @@ def restricted(table: FeatureTable, kept: Rows) -> FeatureTable:
     return replace(table, values=table.values[:, kept], mirrored=table.mirrored[:, kept])
 
 
-def fitted_scores(tables: Sequence[FeatureTable], kept: Rows) -> list[tuple[float, float]]:
-    """(CorLoc, mean IoU) on each table but the first, of a head fitted on the first as ``fit`` does it."""
+def fitted_scores(tables: Sequence[FeatureTable], kept: Rows, splits: int) -> list[tuple[float, float]]:
+    """(CorLoc, mean IoU) on each table but the first, of a head fitted on the first with ``splits`` of ``fit``'s folds."""
     train, *others = (restricted(table, kept) for table in tables)
     rows = np.arange(len(train.values))
-    head = solve(train, rows, choose_strength(train, rows))
+    head = solve(train, rows, choose_strength(train, rows, splits=splits))
     return [scored(predict(other.values, *head), other.boxes_xyxy) for other in others]
 
 
