@@ -15,13 +15,17 @@ from calib.metrics import CORLOC_IOU
 Array64 = NDArray[np.float64]
 
 
+MANY = 2000
+
+
 @dataclass(frozen=True)
 class Refinement:
     """How the refinement goes.
 
     Attributes:
         softness: width, in IoU, of the sigmoid that stands in for "IoU > 0.5"; large values climb the plain mean IoU.
-        hold: penalty on the squared distance from the ridge weights, of standardized features.
+        hold: penalty on the squared distance from the ridge weights, of standardized features; with fewer than ``MANY``
+            boxes it grows as they get fewer, so that a few boxes do not carry the head away.
         steps: of full-batch Adam (Kingma & Ba 2015) with a rate that falls linearly to 0.
         rate: the first step's size.
     """
@@ -45,6 +49,7 @@ def refined(
         how: see ``Refinement``.
     """
     how = how or Refinement()
+    hold = how.hold * max(1.0, MANY / len(boxes))
     centre, scale = values.mean(axis=0), values.std(axis=0) + 1e-6
     x = ((values - centre) / scale).astype(np.float32)
     start = np.concatenate([weight * scale, (bias + weight @ centre)[:, None]], axis=1)  # [4, D + 1]
@@ -53,7 +58,7 @@ def refined(
         found = x @ now[:, :-1].T.astype(np.float32) + now[:, -1]
         per_box = -_gradient(found, boxes, how.softness) / len(boxes)
         gradient = np.concatenate([per_box.T.astype(np.float32) @ x, per_box.sum(axis=0)[:, None]], axis=1)
-        gradient[:, :-1] += 2 * how.hold * (now - start)[:, :-1]
+        gradient[:, :-1] += 2 * hold * (now - start)[:, :-1]
         moment = 0.9 * moment + 0.1 * gradient
         power = 0.999 * power + 0.001 * gradient**2
         unbiased = moment / (1 - 0.9 ** (step + 1)), power / (1 - 0.999 ** (step + 1))

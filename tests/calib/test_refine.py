@@ -55,3 +55,12 @@ def test_it_stays_where_it_is_held():
     held, _ = refined(x, boxes, weight, bias, Refinement(hold=1e6))
     free, _ = refined(x, boxes, weight, bias, Refinement(hold=0.0))
     assert np.abs(held - weight).max() < np.abs(free - weight).max() / 10
+
+
+def test_few_boxes_are_held_back_more_than_many():
+    """The same 40 pairs, and the same 40 fifty times over: only their number differs."""
+    x, boxes = np.random.default_rng(5).random((40, 8)), made_boxes(40, 6)
+    weight, bias = Ridge(x, boxes).solve(1.0)
+    few, _ = refined(x, boxes, weight, bias)
+    many, _ = refined(np.tile(x, (50, 1)), np.tile(boxes, (50, 1)), weight, bias)
+    assert np.abs(few - weight).sum() < 0.7 * np.abs(many - weight).sum()
