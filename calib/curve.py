@@ -184,6 +184,6 @@ def plot_curve(curve: Curve, path: Path, title: str) -> None:
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    figure.axes[0].legend(loc="lower right", frameon=False, fontsize=9)
+    figure.axes[0].legend(loc="upper left", frameon=False, fontsize=9)
     with whole_file(path) as part:
         figure.savefig(part, format="png")
