@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from calib.datasets import Sample
+from calib.features import relative_boxes
+from calib.images import size_of
 from calib.metrics import ConstantBoxes, constant_boxes
 from engines.base import SourceError
 from engines.localizer import Localizer
@@ -20,15 +20,10 @@ def baselines(localizer: Localizer, training: Sequence[Sample] | None) -> Consta
     if training is None:
         kept = localizer.description.get("constant_boxes")
         return ConstantBoxes(**kept) if kept else None
-    boxes = []
-    for sample in training:
-        if sample.one_box:
-            image = sample.read()
-            box = np.array(sample.clipped(image).truths[0].box_xyxy_px)
-            boxes.append(box / (image.shape[1], image.shape[0], image.shape[1], image.shape[0]))
-    if not boxes:
+    singles = [sample for sample in training if sample.one_box]
+    if not singles:
         raise SourceError("--train has no image with exactly one object: constant boxes need some")
-    return constant_boxes(np.array(boxes))
+    return constant_boxes(relative_boxes(singles, [size_of(sample.read()) for sample in singles]))
 
 
 def check_disjoint(training: Sequence[Sample], measured: Sequence[Sample], remedy: str) -> None:

@@ -33,6 +33,12 @@ def box_acc_v2(ious: NDArray[np.float64]) -> dict[str, float]:
     return {**shares, "mean": float(np.mean(list(shares.values())))}
 
 
+def scored(found_xyxy: Boxes, true_xyxy: Boxes) -> tuple[float, float]:
+    """(CorLoc, mean IoU) of boxes ``[N, 4]`` or one for all, against ``[N, 4]``."""
+    ious = iou(found_xyxy, true_xyxy)
+    return corloc(ious), float(ious.mean())
+
+
 def centre_correct(found_xyxy: Boxes, true_xyxy: Boxes, margin: float) -> NDArray[np.bool_]:
     """Whether the found box's centre lies inside the true box shrunk by ``margin`` of its size in all (half at each side).
 

@@ -20,11 +20,10 @@ from calib.bench import machine
 from calib.datasets import Sample, load_dataset
 from calib.features import FeatureTable, feature_table
 from calib.fit import LAYERS, default_features
-from calib.linear import FOLDS, Array64, Rows, choose_strength, predict, solve
-from calib.metrics import WHOLE_IMAGE, constant_boxes, corloc
+from calib.linear import FOLDS, Rows, choose_strength, predict, solve
+from calib.metrics import WHOLE_IMAGE, constant_boxes, scored
 from calib.rivals import heuristic_rows, named_class_rows, paper_rows
 from engines.base import SightlineError
-from engines.boxes import iou
 from engines.classifiers import Classifier, load_classifier
 from engines.files import whole_file
 from engines.head import Feature
@@ -171,12 +170,6 @@ def fitted_scores(tables: Sequence[FeatureTable], kept: Rows, splits: int) -> li
     rows = np.arange(len(train.values))
     head = solve(train, rows, choose_strength(train, rows, splits=splits))
     return [scored(predict(other.values, *head), other.boxes_xyxy) for other in others]
-
-
-def scored(found: Array64, true: Array64) -> tuple[float, float]:
-    """(CorLoc, mean IoU) of boxes."""
-    ious = iou(found, true)
-    return corloc(ious), float(ious.mean())
 
 
 def constant_rows(

@@ -11,9 +11,8 @@ from calib.datasets import Sample
 from calib.features import FeatureTable
 from calib.fit import FITTERS
 from calib.linear import Array64, choose_strength, predict
-from calib.metrics import corloc
+from calib.metrics import scored
 from engines.backends.openvino import OpenVinoEngine
-from engines.boxes import iou
 from engines.build import WANTED_CLASS, build_graph
 from engines.classifiers import Classifier
 from engines.graph import FLOAT, Graph
@@ -38,7 +37,7 @@ def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
     strength = choose_strength(train, rows, refine=False, splits=1)  # whole maps are wide: a fold takes most of a minute
     heads = {name: FITTERS[kind](train, rows, strength) for kind, name in names.items()}
     return {
-        (name, WHOLE_BACKWARD): [_scored(predict(other.values, *head), other) for other in others]
+        (name, WHOLE_BACKWARD): [scored(predict(other.values, *head), other.boxes_xyxy) for other in others]
         for name, head in heads.items()
     }
 
@@ -46,10 +45,10 @@ def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
 def heuristic_rows(tables: Sequence[FeatureTable], side_px: int) -> Scores:
     """The papers' heuristic on whole maps, its blur chosen on the first table."""
     train, *others = tables
-    scores = {sigma: _scored(heuristic_boxes(train, side_px, sigma), train) for sigma in SIGMAS}
+    scores = {sigma: scored(heuristic_boxes(train, side_px, sigma), train.boxes_xyxy) for sigma in SIGMAS}
     best = max(SIGMAS, key=lambda sigma: scores[sigma])
     name = f"papers' heuristic, blur {100 * best:g} % of the side, top 20 %"
-    return {(name, WHOLE_BACKWARD): [_scored(heuristic_boxes(other, side_px, best), other) for other in others]}
+    return {(name, WHOLE_BACKWARD): [scored(heuristic_boxes(other, side_px, best), other.boxes_xyxy) for other in others]}
 
 
 def heuristic_boxes(table: FeatureTable, side_px: int, sigma: float) -> Array64:
@@ -60,11 +59,6 @@ def heuristic_boxes(table: FeatureTable, side_px: int, sigma: float) -> Array64:
     engine = OpenVinoEngine(graph.model(), "fp32")
     maps = table.values.reshape(-1, 1, side_px, side_px)
     return np.stack([engine.infer({"map": each})["box_xyxy"][0] for each in maps]).astype(np.float64)
-
-
-def _scored(found: Array64, table: FeatureTable) -> tuple[float, float]:
-    ious = iou(found, table.boxes_xyxy)
-    return corloc(ious), float(ious.mean())
 
 
 def named_class_rows(classifier: Classifier, tests: dict[str, list[Sample]], console: Console) -> dict[str, float]:
