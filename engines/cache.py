@@ -52,7 +52,8 @@ class EngineKey:
     @property
     def path(self) -> Path:
         """Where the engine is kept, whether it is there or not."""
-        return engines_dir() / f"{Path(self.model).stem}-{self.precision}-b{self.batch}-{self.digest[:16]}{SUFFIX}"
+        name = f"{Path(self.model).stem}-{self.library}-{self.precision}-b{self.batch}-{self.digest[:16]}"
+        return engines_dir() / f"{name}{SUFFIX}"
 
 
 class CorruptEngineError(EngineError):

@@ -7,6 +7,7 @@ So a certificate holds boxes, maps and classes of a candidate against those of a
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def certify(
         raise InputError(f"{len(frames)} different frames are too few to certify an engine: give at least {FEWEST_FRAMES}")
     true, found = reference.localize(frames), candidate.localize(frames)
     if true[0].map_hw.shape != found[0].map_hw.shape:
-        raise EngineError(f"maps of {found[0].map_hw.shape} cannot be held against {true[0].map_hw.shape}: build the same graph")
+        raise EngineError(f"maps of {found[0].map_hw.shape} cannot be held against {true[0].map_hw.shape}")
     limits = thresholds or Thresholds()
     result = Certificate(
         {}, _words(reference), _words(candidate), len(frames), _box_iou_p5(true, found),
@@ -125,7 +126,7 @@ def certify(
         _change(found), _change(true), limits,
     )  # fmt: skip
     if result.reference_map_change < LEAST_CHANGE:
-        raise InputError("these frames are all alike, so a frozen map would not show: certify on a clip in which something moves")
+        raise InputError("these frames are all alike, a frozen map would not show: certify on a clip in which something moves")
     return replace(result, failures=tuple(_failures(result, [f.map_hw for f in found])))
 
 
@@ -179,7 +180,7 @@ def _change(found: Sequence[Localization]) -> float:
     maps = [f.map_hw for f in found]
     if not all(np.isfinite(m).all() and np.ptp(m) > 0 for m in maps):
         return 0.0
-    return float(np.mean([1 - _correlation(a, b) for a, b in zip(maps, maps[1:], strict=False)]))
+    return float(np.mean([1 - _correlation(a, b) for a, b in pairwise(maps)]))
 
 
 def certificate_path(engine: Path) -> Path:
@@ -233,10 +234,11 @@ def require(path: Path, subject: Mapping[str, str], command: str) -> None:
     found = status(path, subject)
     if found == "passed":
         return
-    instead = "or run with --backend openvino"
     if found == "missing":
-        raise EngineError(f"this engine has no certificate yet: run '{command}', {instead}")
-    if found == "stale":
-        raise EngineError(f"this engine's certificate is stale, it is of another graph or build: run '{command} --rebuild', {instead}")
-    reasons = "; ".join(load_certificate(path).failures)
-    raise EngineError(f"this engine failed its certificate ({reasons}): run '{command} --rebuild', {instead}")
+        reason, remedy = "has no certificate yet", command
+    elif found == "stale":
+        reason, remedy = "has a stale certificate, of another graph or build", f"{command} --rebuild"
+    else:
+        failures = "; ".join(load_certificate(path).failures)
+        reason, remedy = f"failed its certificate ({failures})", f"{command} --rebuild"
+    raise EngineError(f"this engine {reason}: run '{remedy}', or use --backend openvino")

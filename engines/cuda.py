@@ -56,7 +56,7 @@ def probe_gpu(index: int = 0, load: Load = ctypes.CDLL) -> Gpu:
     count, version = ctypes.c_int(), ctypes.c_int()
     _check(driver.cuDeviceGetCount(ctypes.byref(count)), "cuDeviceGetCount")
     if count.value <= index:
-        raise EngineError(f"the NVIDIA driver sees {count.value} GPUs" if count.value else "no NVIDIA GPU is visible to the driver")
+        raise EngineError("no NVIDIA GPU is visible to the driver" if not count.value else f"there is no NVIDIA GPU {index}")
     name, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
     _check(driver.cuDriverGetVersion(ctypes.byref(version)), "cuDriverGetVersion")
     _check(driver.cuDeviceGetName(name, len(name), index), "cuDeviceGetName")

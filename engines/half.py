@@ -49,7 +49,7 @@ def to_half(model: onnx.ModelProto, gradient_scale: float = GRADIENT_SCALE) -> o
     for node in model.graph.node:
         writer.write(node)
     result = onnx.ModelProto()
-    result.CopyFrom(_without_initializers(model))
+    result.CopyFrom(without_initializers(model))
     del result.graph.node[:]
     result.graph.node.extend(writer.nodes)
     read = {name for node in writer.nodes for name in node.input}
@@ -63,7 +63,7 @@ class _Writer:
 
     def __init__(self, model: onnx.ModelProto, gradient_scale: float) -> None:
         self._scale = gradient_scale
-        self._floats = _float_tensors(model)
+        self._floats = set(float_ranks(model))
         self._weights = {t.name: t for t in model.graph.initializer}
         self._half_nodes = _half_nodes(model, self._floats)
         if not self._half_nodes:
@@ -183,16 +183,21 @@ def _takes_half(node: onnx.NodeProto, place: int) -> bool:
     return "tensor(float16)" in formal.types
 
 
-def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Names of the float32 tensors. Weights stand in as inputs, so that no gigabyte is copied to learn their types."""
-    bare = _without_initializers(model)
+def float_ranks(model: onnx.ModelProto) -> dict[str, int | None]:
+    """The float32 tensors by name, with their number of axes where it is known.
+
+    Weights stand in as inputs, so that no gigabyte is copied to learn their types; axes and shapes are needed as they are.
+    """
+    bare = without_initializers(model)
     bare.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer)
+    bare.graph.initializer.extend(t for t in model.graph.initializer if t.data_type == TensorProto.INT64)
     graph = onnx.shape_inference.infer_shapes(bare).graph
-    values = (*graph.input, *graph.output, *graph.value_info)
-    return {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    values = [v for v in (*graph.input, *graph.output, *graph.value_info) if v.type.tensor_type.elem_type == TensorProto.FLOAT]
+    return {v.name: len(v.type.tensor_type.shape.dim) if v.type.tensor_type.HasField("shape") else None for v in values}
 
 
-def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Everything else of it, metadata included."""
     graph = helper.make_graph(model.graph.node, model.graph.name, model.graph.input, model.graph.output)
     bare = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     bare.producer_name = model.producer_name

@@ -106,7 +106,8 @@ def check_tensors(
 
     Args:
         found: name to (``input`` or ``output``, shape) as the engine says.
-        inputs, outputs: of the graph. An input that nothing reads may be gone from the engine.
+        inputs: of the graph; one that nothing reads may be gone from the engine.
+        outputs: of the graph.
 
     Raises:
         EngineError: it is another graph's engine.
@@ -116,4 +117,4 @@ def check_tensors(
     wrong = [name for name, value in found.items() if sides.get(name) != value]
     if missing or wrong:
         name = (missing or wrong)[0]
-        raise EngineError(f"this engine is of another graph (tensor '{name}' does not fit): build it again with 'build --rebuild'")
+        raise EngineError(f"this engine is of another graph (tensor '{name}' does not fit): run 'build --rebuild'")

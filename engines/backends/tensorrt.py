@@ -47,11 +47,11 @@ def load_tensorrt(ahead: bool = False) -> Any:
             continue
         if hasattr(trt, "Builder"):  # a folder of that name imports as well
             return trt
-    raise EngineError("TensorRT is not installed: pip install 'sightline[rtx]' (GeForce, RTX) or 'sightline[tensorrt]' (others)")
+    raise EngineError("TensorRT is not installed: pip install 'sightline[rtx]' (GeForce, RTX) or 'sightline[tensorrt]'")
 
 
 def load_pycuda() -> Any:
-    """pycuda's driver interface, initialised.
+    """The driver interface of pycuda, initialised.
 
     Raises:
         EngineError: it is not installed or finds no driver.
@@ -60,7 +60,7 @@ def load_pycuda() -> Any:
         import pycuda.driver as cuda
     except (ImportError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown"
-        raise EngineError(f"pycuda cannot be loaded ({reason}): pip install 'sightline[tensorrt]' on a machine with a GPU") from error
+        raise EngineError(f"pycuda cannot be loaded ({reason}): pip install pycuda, where there is a GPU") from error
     cuda.init()
     return cuda
 
@@ -218,7 +218,7 @@ class _Session:
             views = tuple(layout.views(block) for layout, block in zip(self._layouts, host, strict=True))
             execution = self._engine.create_execution_context()
             if execution is None:
-                raise EngineError(f"{self._gpu.name} has no memory left for another slot: close other programs, or ask for fewer")
+                raise EngineError(f"{self._gpu.name} has no memory left for another slot: close other programs")
             slot = _Slot(host, device, views, execution, cuda.Event(flags))  # type: ignore[arg-type]
             self._slots.append(slot)
             for layout, block in zip(self._layouts, device, strict=True):
