@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-.PHONY: setup run test test-long lint bench clean
+.PHONY: setup run test test-long test-gpu lint bench clean
 
 setup: .venv/tested-with
 
@@ -25,6 +25,9 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -rs
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import onnx
 from engines.base import Engine, EngineError
 from engines.build import stamped
 from engines.cache import EngineKey, engines_dir, find_engine, graph_digest
-from engines.certificate import certificate_path, require, status
+from engines.certificate import certificate_path, load_certificate, require, status
 from engines.cuda import probe_gpu
 from engines.half import to_half
 from engines.turing import products_as_convolutions
@@ -100,7 +100,7 @@ def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto"
     # Built here, or ahead of time for GPUs of this kind and copied into the cache.
     found = find_engine([key_of(model, typed, library, target, precision) for target in (str(gpu), gpu.sm)])
     if found is None:
-        raise EngineError(f"no TensorRT engine of this graph is built for {gpu}: run '{command}', or use --backend openvino")
+        raise EngineError(f"no TensorRT engine of this graph is built for {gpu}: run '{command}' with the same model and head")
     key, plan = found
     require(certificate_path(key.path), subject_of(key, plan), command)
     return TensorRtEngine(plan, model, precision)
@@ -126,7 +126,8 @@ def refuse_failed(model: onnx.ModelProto, engine: Engine) -> None:
     key = openvino_key(model, engine)
     path = certificate_path(key.path)
     if status(path, openvino_subject(key)) == "failed":
-        require(path, openvino_subject(key), f"sightline build --backend openvino --precision {engine.precision}")
+        reasons = "; ".join(load_certificate(path).failures)
+        raise EngineError(f"OpenVINO in {engine.precision} failed its certificate ({reasons}): use --precision fp32")
 
 
 def openvino_subject(key: EngineKey) -> Mapping[str, str]:

@@ -98,7 +98,7 @@ def open_engine(
             return open_certified(lambda: build_graph(classifier, spec, head), choice.precision)
         except EngineError as error:
             if choice.backend == "tensorrt":
-                raise
+                raise EngineError(f"{error}; --backend openvino needs no GPU") from error
             if told:
                 told(f"not TensorRT: {error}")
     if choice.backend in ("auto", "openvino"):

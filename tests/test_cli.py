@@ -310,3 +310,49 @@ def test_fit_makes_a_head_per_class_that_evaluate_takes(tmp_path):
     assert fitted.returncode == 0, fitted.stderr
     assert json.loads(fitted.stdout)["layers"] == ["any", "cat", "dog"]
     assert command("evaluate", tmp_path / "photos.csv", "--head", head).returncode == 0
+
+
+def has_driver():
+    from engines.base import EngineError
+    from engines.cuda import probe_gpu
+
+    try:
+        return probe_gpu()
+    except EngineError:
+        return None
+
+
+@pytest.mark.skipif(has_driver() is not None, reason="there is an NVIDIA GPU here")
+def test_without_a_gpu_tensorrt_is_one_line_and_auto_says_why_it_is_openvino(tmp_path):
+    line = refused("demo", "--frames", 2, "--out", tmp_path, "--backend", "tensorrt")
+    assert line.startswith("error: no NVIDIA")
+    assert line.endswith("; --backend openvino needs no GPU")
+    assert "no NVIDIA" in refused("build", "--backend", "tensorrt")
+    automatic = command("demo", "--frames", 2, "--out", tmp_path)
+    assert automatic.returncode == 0, automatic.stderr
+    assert "on openvino" in automatic.stderr.splitlines()[0]
+    assert "; not TensorRT: no NVIDIA" in automatic.stderr.splitlines()[0]
+    named = command("demo", "--frames", 2, "--out", tmp_path, "--backend", "openvino")
+    assert "TensorRT" not in named.stderr
+
+
+def test_build_proves_an_openvino_engine(tmp_path):
+    result = command("build", "--backend", "openvino", "--precision", "fp32", "--out", tmp_path / "net.onnx",
+                     SIGHTLINE_CACHE=str(tmp_path / "cache"))  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "certificate passed" in result.stderr
+    assert json.loads((tmp_path / "net.certificate.json").read_text())["passed"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say where the ONNX file goes"),
+        (["--for", "sm89", "--out", "x.onnx"], "add --backend tensorrt"),
+        (["--backend", "tensorrt", "--precision", "bf16"], "TensorRT engines run in fp32, fp16, int8, not bf16"),
+        (["--backend", "tensorrt", "--for", "sm89", "--precision", "int8"], "8-bit scales"),
+    ],
+)
+def test_builds_that_make_no_sense(arguments, words):
+    pytest.importorskip("tensorrt_rtx")
+    assert words in refused("build", *arguments)

@@ -130,6 +130,7 @@ class TensorRtEngine:
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See ``engines.base.Engine.infer``."""
+        self._check_usable()
         if self._ring.waiting:
             raise EngineError("a submitted call is not collected yet: collect it before 'infer'")
         return self.collect(self.submit(feeds))

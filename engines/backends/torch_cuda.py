@@ -110,6 +110,7 @@ class TorchStreamEngine(TorchEngine):
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See ``engines.base.Engine.infer``."""
+        self._check_open()
         if self._ring.waiting:
             raise EngineError("a submitted call is not collected yet: collect it before 'infer'")
         return self.collect(self.submit(feeds))

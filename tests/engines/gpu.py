@@ -6,6 +6,7 @@ ONNX graph itself, run by OpenVINO. Whatever is alive is counted, and every call
 
 import ctypes
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,12 @@ class Driver:
     event_flags = SimpleNamespace(DEFAULT=0, BLOCKING_SYNC=1, DISABLE_TIMING=2)
 
     def __init__(self):
-        self.log, self.stack, self.alive, self.streams = [], [], {"context": 0, "stream": 0, "event": 0, "device": 0}, {}
+        self.log, self.stack, self.alive, self.streams = (
+            [],
+            [],
+            {"context": 0, "stream": 0, "event": 0, "device": 0},
+            weakref.WeakValueDictionary(),
+        )
         self.handles = itertools.count(0x100)
         driver = self
 
@@ -65,10 +71,6 @@ class Driver:
                 driver.log.append(f"stream {flags}")
                 self.handle, self.queue = next(driver.handles), []
                 driver.streams[self.handle] = self
-
-            def __del__(self):
-                super().__del__()
-                driver.streams.pop(self.handle, None)
 
             def synchronize(self):
                 driver.current()

@@ -1,0 +1,85 @@
+"""On a real GPU (``make test-gpu``): build, certify and run, through the real driver, pycuda and TensorRT.
+
+None of this has run yet: see docs/tensorrt.md.
+"""
+
+import gc
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from calib.certified import BuildChoice, build_chosen_engine
+from engines.backends.openvino import OpenVinoEngine
+from engines.backends.tensorrt import TensorRtEngine, load_pycuda, load_tensorrt
+from engines.base import EngineError
+from engines.cache import cached_engines, read_engine
+from engines.choose import Choice, build_chosen, open_localizer
+from engines.cuda import probe_gpu
+from engines.localizer import Localizer
+from realtime.demo import DemoCamera
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def device(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path))
+    try:
+        gpu = probe_gpu()
+        load_tensorrt()
+        load_pycuda()
+    except EngineError as error:
+        pytest.skip(str(error))
+    return gpu
+
+
+def certified_engine(precision, batch=1):
+    model = build_chosen(Choice(), batch)
+    console = Console(file=io.StringIO(), width=300)
+    assert build_chosen_engine(model, BuildChoice(backend="tensorrt", precision=precision), console).passed
+    return model, read_engine(cached_engines()[0])[1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_an_engine_is_built_certified_and_chosen(precision, batch):
+    certified_engine(precision, batch)
+    if batch == 1:
+        localizer = open_localizer(Choice(precision=precision), pytest.fail)
+        assert localizer.engine.backend == "tensorrt"
+        assert localizer.localize([DemoCamera(300).shoot(0)[0]])[0].box_xyxy_px is not None
+        localizer.engine.close()
+
+
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("spin", [True, False])
+def test_calls_under_way_keep_apart(capture, spin):
+    model, plan = certified_engine("fp32")
+    engine, reference = TensorRtEngine(plan, model, "fp32", 3, spin, capture), OpenVinoEngine(model, "fp32")
+    camera, prepare = DemoCamera(300), Localizer(reference).prepare
+    feeds = [{"image_nhwc_bgr": prepare(camera.shoot(50 * i)[0])[None], "wanted_class": np.array([-1])} for i in range(3)]
+    tickets = [engine.submit(fed) for fed in feeds]
+    for fed, ticket in zip(feeds, tickets, strict=True):
+        found, exact = engine.collect(ticket), reference.infer(fed)
+        assert np.corrcoef(found["map"].ravel(), exact["map"].ravel())[0, 1] > 0.999
+        np.testing.assert_allclose(found["box_xyxy"], exact["box_xyxy"], atol=0.01)
+    engine.close()
+
+
+def test_it_shares_the_gpu_with_pytorch_in_any_order_of_closing():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no NVIDIA GPU")
+    model, plan = certified_engine("fp16")
+    feeds = {"image_nhwc_bgr": np.zeros((1, 128, 128, 3), np.uint8), "wanted_class": np.array([-1])}
+    first, second = TensorRtEngine(plan, model, "fp16"), TensorRtEngine(plan, model, "fp16")
+    values = torch.ones(1000, device="cuda")
+    first.infer(feeds)
+    first.close()
+    assert float(values.sum()) == 1000
+    second.infer(feeds)
+    del second
+    gc.collect()
+    assert float((values + torch.ones(1000, device="cuda")).sum()) == 2000

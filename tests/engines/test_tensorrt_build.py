@@ -1,0 +1,219 @@
+"""TensorRT for RTX compiles our graphs with no GPU: every precision, batch and kind of GPU, and every way to fail.
+
+The library comes from PyPI (``sightline[rtx]`` or the tests' own extra); without it these tests skip.
+"""
+
+import io
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+
+from calib.certified import BuildChoice, build_chosen_engine
+from engines.backends.tensorrt import load_tensorrt
+from engines.backends.tensorrt_build import Build, build_plan, network_flags, quiet_logger, targets
+from engines.base import EngineError, ModelError
+from engines.build import build_graph
+from engines.cache import engines_dir, read_engine
+from engines.certified import typed_graph
+from engines.choose import Choice, build_chosen
+from engines.classifiers import load_classifier
+from engines.half import to_half
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sightline[rtx]'")
+TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
+
+
+def built(model, target="sm89", console=None):
+    return build_plan(model, Build(trt, target, console=console))
+
+
+def typed(model, precision, target):
+    return typed_graph(model, precision, "tensorrt_rtx", target)
+
+
+def quantized(batch=1):
+    """A small network, forward and backward, with a pair behind each ReLU that both directions read, as int8 wants it.
+
+    Symmetric, without zero points; weights per output channel; biases and what lies between in float32.
+    """
+    rng = np.random.default_rng(0)
+    nodes, constants = [], {"zero": np.zeros((), np.int8), "nothing": np.zeros((), np.float32)}
+
+    def weight(name, *shape):
+        values = rng.integers(-127, 128, shape).astype(np.int8)
+        constants.update(
+            {f"{name}8": values, f"{name}_s": np.full(shape[0], 0.002, np.float32), f"{name}_z": np.zeros(shape[0], np.int8)}
+        )
+        nodes.append(helper.make_node("DequantizeLinear", [f"{name}8", f"{name}_s", f"{name}_z"], [name], axis=0))
+
+    def pair(x, scale):
+        constants[f"{x}_s"] = np.array(scale, np.float32)
+        nodes.append(helper.make_node("QuantizeLinear", [x, f"{x}_s", "zero"], [f"{x}8"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{x}8", f"{x}_s", "zero"], [f"{x}_r"]))
+        return f"{x}_r"
+
+    def add(op, inputs, output, **attributes):
+        nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    x = add("Transpose", [add("Cast", ["image"], "floats", to=TensorProto.FLOAT)], "pixels", perm=[0, 3, 1, 2])
+    weight("w1", 16, 3, 3, 3)
+    weight("w2", 32, 16, 3, 3)
+    weight("b2", 16, 32, 3, 3)
+    weight("b1", 3, 16, 3, 3)
+    y1 = pair(add("Relu", [add("Conv", [pair(x, 2.0), "w1"], "c1", pads=[1] * 4)], "r1"), 0.5)
+    y2 = pair(add("Relu", [add("Conv", [y1, "w2"], "c2", pads=[1] * 4)], "r2"), 0.5)
+    g2 = pair(add("Where", [add("Greater", [y2, "nothing"], "on2"), y2, "nothing"], "g2"), 0.5)
+    back = add("Conv", [g2, "b2"], "d2", pads=[1] * 4)
+    g1 = pair(add("Where", [add("Greater", [y1, "nothing"], "on1"), back, "nothing"], "g1"), 1.0)
+    constants["axes"] = np.array([1], np.int64)
+    gradient = add("Abs", [add("Conv", [g1, "b1"], "d1", pads=[1] * 4)], "sensitivity")
+    add("ReduceMax", [gradient, "axes"], "map", keepdims=0)
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, [batch, 32, 32, 3])
+    output = helper.make_tensor_value_info("map", TensorProto.FLOAT, [batch, 32, 32])
+    graph = helper.make_graph(nodes, "q", [image], [output], [numpy_helper.from_array(v, k) for k, v in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_shipped_network_without_a_gpu(target, precision):
+    model = build_chosen(Choice(head="none"))
+    assert len(built(typed(model, precision, target), target)) > 1e6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("method", ["sensitivity", "gestalt", "heuristic"])
+def test_every_method_with_its_head_and_a_batch(method, batch, precision):
+    model = build_chosen(Choice(method=method), batch)
+    assert len(built(typed(model, precision, "sm89"))) > 1e6
+
+
+def test_squeezenet(squeezenet):
+    model = build_chosen(Choice("squeezenet", weights=squeezenet))
+    for target in ("sm75", "sm120"):
+        assert len(built(typed(model, "fp16", target), target)) > 1e6
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("batch", [1, 8])
+def test_int8_forward_and_backward(target, batch):
+    model = typed(quantized(batch), "int8", target)
+    assert built(model, target)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("batch", [1, 8])
+def test_vgg16_at_full_width(batch):
+    model = build_graph(load_classifier("vgg16", "random"), batch=batch)
+    for precision in ("fp32", "fp16"):
+        for target in TARGETS:
+            assert len(built(typed(model, precision, target), target)) > 2e8
+
+
+def test_half_precision_halves_the_plan():
+    model = build_graph(load_classifier("compact", "random", 64))
+    assert len(built(to_half(model))) < 0.75 * len(built(model))
+
+
+def test_progress_is_shown_phase_by_phase():
+    text = io.StringIO()
+    built(build_graph(load_classifier("compact", "random", 64)), console=Console(file=text, force_terminal=True, width=100))
+    assert "Building engine" in text.getvalue()
+
+
+def test_ctrl_c_ends_a_build(monkeypatch):
+    from rich.progress import Progress
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        built(build_graph(load_classifier("compact", "random", 64)), console=Console(file=io.StringIO()))
+
+
+def test_a_node_that_it_cannot_read_is_named():
+    x, y = helper.make_tensor_value_info("x", 1, [1, 3, 8, 8]), helper.make_tensor_value_info("y", 7, [4, None])
+    graph = helper.make_graph([helper.make_node("NonZero", ["x"], ["y"], name="odd")], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(ModelError, match=r"tensorrt_rtx cannot read the graph: node 'odd' \(NonZero\): ") as caught:
+        built(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_without_outputs_is_refused():
+    with pytest.raises(ModelError, match="it has no output"):
+        built(onnx.ModelProto())
+
+
+def test_what_it_cannot_compile_is_one_line():
+    """Its own reason for Turing, which ``engines.turing`` is there for."""
+    with pytest.raises(EngineError, match=r"tensorrt_rtx cannot build for sm75: .*FP32 GEMM is not supported") as caught:
+        built(build_graph(load_classifier("compact", "random", 64)), "sm75")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_gpu_it_cannot_build_for_this_one():
+    try:
+        from engines.cuda import probe_gpu
+
+        probe_gpu()
+    except EngineError:
+        with pytest.raises(EngineError, match="cannot build for sm90 ahead of time: it can for sm75, sm80"):
+            built(build_graph(load_classifier("compact", "random", 64)), "sm90")
+    else:
+        pytest.skip("there is a GPU here")
+
+
+def test_the_library_is_found_and_its_targets_known():
+    assert load_tensorrt(ahead=True) is trt
+    assert set(TARGETS) <= set(targets(trt))
+    assert network_flags(trt) == 0
+
+
+@pytest.mark.parametrize(("version", "flags"), [("10.16.1", 1), ("11.4.0", 0)])
+def test_strong_typing_is_asked_for_only_where_it_is_a_choice(version, flags):
+    class Library:
+        __name__, __version__ = "tensorrt", version
+
+        class NetworkDefinitionCreationFlag:
+            STRONGLY_TYPED = 0
+
+    assert network_flags(Library()) == flags
+
+
+def test_errors_are_kept_and_nothing_is_printed(capfd):
+    logger, messages = quiet_logger(trt)
+    logger.log(trt.ILogger.ERROR, "bad\n  thing")
+    logger.log(trt.ILogger.WARNING, "never mind")
+    assert messages == ["bad thing"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_build_keeps_the_engine_and_says_that_it_is_not_certified(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path))
+    text = io.StringIO()
+    console = Console(file=text, width=300)
+    model = build_graph(load_classifier("compact", "random", 64), batch=2)
+    choice = BuildChoice(tmp_path / "net.engine", "tensorrt", "fp16", "sm89")
+    assert build_chosen_engine(model, choice, console) is None
+    (path,) = engines_dir().iterdir()
+    key, plan = read_engine(path)
+    assert (key.model, key.library, key.target, key.precision, key.batch) == ("compact", "tensorrt_rtx", "sm89", "fp16", 2)
+    assert (tmp_path / "net.engine").read_bytes() == path.read_bytes()
+    assert "not certified, there is no sm89 here" in text.getvalue()
+    monkeypatch.setattr("engines.backends.tensorrt_build.build_plan", lambda *_: pytest.fail("built twice"))
+    build_chosen_engine(model, choice, console)
+    path.write_bytes(path.read_bytes()[:-5])
+    monkeypatch.undo()
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path))
+    build_chosen_engine(model, choice, console)
+    assert "cut off or damaged; building it again" in text.getvalue()
+    assert len(read_engine(path)[1]) == pytest.approx(len(plan), rel=0.01)
