@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from engines.base import Array
-from engines.graph import attributes_of
+from engines.graph import attributes_of, needed
 from engines.half import float_ranks, without_initializers
 
 
@@ -22,8 +22,13 @@ def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     ranks = float_ranks(model)
     weights = {t.name: t for t in model.graph.initializer}
+    rounded = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
     writer = _Writer({})
     for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] in rounded and ranks.get(node.input[0]) == 2:
+            source = rounded[node.input[1]]
+            _rounded_gemm(writer, node, source, numpy_helper.to_array(weights[source.input[0]]))
+            continue
         places = [place for place, name in enumerate(node.input[:2]) if name in weights and ranks.get(name) == 2]
         rewrite = _REWRITES.get(node.op_type)
         rank = ranks.get(node.input[1 - places[0]]) if len(places) == 1 else None
@@ -33,9 +38,10 @@ def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         matrix: Array = numpy_helper.to_array(weights[node.input[places[0]]])
         rewrite(writer, node, matrix, places[0], rank)
     result = without_initializers(model)
+    nodes = needed(writer.nodes, [output.name for output in model.graph.output])
     del result.graph.node[:]
-    result.graph.node.extend(writer.nodes)
-    read = {name for node in writer.nodes for name in node.input}
+    result.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
     result.graph.initializer.extend(t for t in (*model.graph.initializer, *writer.constants.values()) if t.name in read)
     onnx.checker.check_model(result)
     return result
@@ -56,7 +62,10 @@ class _Writer:
 
     def product(self, x: str, kernel_mk: Array, bias: list[str], y: str, axes: list[int]) -> None:
         """``y = x @ kernel^T + bias`` over axis 1 of ``x``, which lacks ``axes`` to be an image."""
-        kernel = self.constant(f"{y}_kernel", kernel_mk[:, :, None, None])
+        self.convolution(x, self.constant(f"{y}_kernel", kernel_mk[:, :, None, None]), bias, y, axes)
+
+    def convolution(self, x: str, kernel: str, bias: list[str], y: str, axes: list[int]) -> None:
+        """The same with a kernel that is written already."""
         missing = self.constant(f"axes_{'_'.join(map(str, axes))}", np.array(axes, np.int64))
         image = self.add("Unsqueeze", [x, missing], f"{y}_image")
         self.add("Squeeze", [self.add("Conv", [image, kernel, *bias], f"{y}_conv", kernel_shape=[1, 1]), missing], y)
@@ -70,6 +79,19 @@ def _gemm(writer: _Writer, node: onnx.NodeProto, matrix: Array, place: int, _: i
         return
     kernel = (matrix if at.get("transB", 0) else matrix.T) * np.float32(at.get("alpha", 1.0))
     writer.product(node.input[0], kernel, list(node.input[2:]), node.output[0], [2, 3])
+
+
+def _rounded_gemm(writer: _Writer, node: onnx.NodeProto, source: onnx.NodeProto, integers: Array) -> None:
+    """A Gemm whose weight is 8-bit, rounded per output: the convolution reads the same integers, with the same scales."""
+    at = attributes_of(node)
+    plain = at.get("transB", 0) and not at.get("transA", 0) and at.get("alpha", 1.0) == at.get("beta", 1.0) == 1.0
+    if not plain or integers.ndim != 2 or attributes_of(source).get("axis", 1) != 0:
+        writer.nodes.append(node)
+        return
+    y = str(node.output[0])
+    kernel = writer.constant(f"{y}_kernel8", integers[:, :, None, None])
+    wide = writer.add("DequantizeLinear", [kernel, *source.input[1:]], f"{y}_kernel", axis=0)
+    writer.convolution(node.input[0], wide, list(node.input[2:]), y, [2, 3])
 
 
 def _matmul(writer: _Writer, node: onnx.NodeProto, matrix: Array, place: int, rank: int | None) -> None:

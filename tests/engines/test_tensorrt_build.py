@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from rich.console import Console
 
 from calib.certified import BuildChoice, build_chosen_engine
@@ -70,11 +71,16 @@ def quantized(batch=1):
     back = add("Conv", [g2, "b2"], "d2", pads=[1] * 4)
     g1 = pair(add("Where", [add("Greater", [y1, "nothing"], "on1"), back, "nothing"], "g1"), 1.0)
     constants["axes"] = np.array([1], np.int64)
+    weight("w3", 8, 32)
+    constants["bias"] = rng.standard_normal(8).astype(np.float32)
+    pooled = pair(add("Flatten", [add("GlobalAveragePool", [y2], "average")], "pooled"), 0.1)
+    add("Gemm", [pooled, "w3", "bias"], "scores", transB=1)
     gradient = add("Abs", [add("Conv", [g1, "b1"], "d1", pads=[1] * 4)], "sensitivity")
     add("ReduceMax", [gradient, "axes"], "map", keepdims=0)
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, [batch, 32, 32, 3])
     output = helper.make_tensor_value_info("map", TensorProto.FLOAT, [batch, 32, 32])
-    graph = helper.make_graph(nodes, "q", [image], [output], [numpy_helper.from_array(v, k) for k, v in constants.items()])
+    outputs = [output, helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 8])]
+    graph = helper.make_graph(nodes, "q", [image], outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -106,6 +112,20 @@ def test_squeezenet(squeezenet):
 def test_int8_forward_and_backward(target, batch):
     model = typed(quantized(batch), "int8", target)
     assert built(model, target)
+
+
+def test_an_8_bit_product_as_a_convolution_gives_the_same():
+    """For Turing, whose other products in float32 are refused."""
+    feeds = {"image": np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)}
+    model = quantized()
+    turned = typed(model, "int8", "sm75")
+    assert "Gemm" in {node.op_type for node in model.graph.node}
+    assert "Gemm" not in {node.op_type for node in turned.graph.node}
+    for expected, found in zip(
+        ReferenceEvaluator(model).run(None, feeds), ReferenceEvaluator(turned).run(None, feeds), strict=True
+    ):
+        assert expected.any()
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.long
