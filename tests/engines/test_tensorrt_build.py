@@ -129,12 +129,12 @@ def test_an_8_bit_product_as_a_convolution_gives_the_same():
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("batch", [1, 8])
-def test_vgg16_at_full_width(batch):
+def test_vgg16_at_full_width(batch, precision):
     model = build_graph(load_classifier("vgg16", "random"), batch=batch)
-    for precision in ("fp32", "fp16"):
-        for target in TARGETS:
-            assert len(built(typed(model, precision, target), target)) > 2e8
+    for target in TARGETS:
+        assert len(built(typed(model, precision, target), target)) > 2e8
 
 
 def test_half_precision_halves_the_plan():
