@@ -15,7 +15,8 @@ from calib.per_class import fit_kinds, shared_kind
 from engines.base import ModelError, SourceError
 from engines.choose import objective_of
 from engines.classifiers import Classifier, class_count
-from engines.head import Feature, Head
+from engines.features import Feature
+from engines.head import Head
 from engines.maps import PIXELS, MapSpec
 
 

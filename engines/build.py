@@ -10,8 +10,9 @@ import onnx
 
 from engines.base import ModelError
 from engines.classifiers import Classifier, class_names
+from engines.features import Feature, append_features
 from engines.graph import INT64, Graph
-from engines.head import Feature, Head, append_box, append_features
+from engines.head import Head, append_box
 from engines.heuristic import Heuristic, append_heuristic_box
 from engines.maps import MapSpec, append_maps
 from engines.preprocess import append_preprocessing

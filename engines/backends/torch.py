@@ -10,7 +10,8 @@ from engines.backends.torch_networks import SqueezeNet, Vgg16
 from engines.base import Array, EngineError, TensorSpec, check_feeds
 from engines.build import WANTED_CLASS, check_head, stamp
 from engines.classifiers import Classifier
-from engines.head import Feature, Head, area_matrix
+from engines.features import Feature, area_matrix
+from engines.head import Head
 from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
 from engines.preprocess import IMAGE
