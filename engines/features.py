@@ -139,7 +139,7 @@ def area_matrix(length: int, cells: int) -> Array32:
 
 
 def _quantiles(graph: Graph, stack: str, count: int) -> str:
-    """Positions of the quantiles (i + 1/2) / count of the marginals along x, then y: ``[N, M, h, w]`` to ``[N, M * 2 * count]``.
+    """``[N, M, h, w]`` to ``[N, M * 2 * count]``: positions of the quantiles (i + 1/2) / count of both marginals, x then y.
 
     A position is the share of the axis below the quantile: bin j, of mass p_j between C_j and C_j + p_j, counts by the
     part of it that lies below q, ``clip((q - C_j) / p_j, 0, 1)``.
