@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from calib import bench as benches
+from calib import certified
 from calib import curve as curves
 from calib import evaluate as evaluation
 from calib.baselines import baselines, check_disjoint
@@ -20,7 +21,7 @@ from calib.report import SUFFIXES, write_report
 from engines.base import OutputError, SightlineError
 from engines.choose import Choice, build_chosen, open_localizer
 from engines.classifiers import load_classifier
-from engines.files import checked_suffix, whole_file
+from engines.files import checked_suffix
 from engines.localizer import Localizer
 from realtime import batch as batches
 from realtime import live
@@ -41,8 +42,10 @@ Method = Annotated[
     ),
 ]
 HeadFile = Annotated[str | None, typer.Option("--head", help="FILE of a fitted head, NAME of a shipped one, or none.")]
-Backend = Annotated[str, typer.Option(help="auto, openvino or torch.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Backend = Annotated[
+    str, typer.Option(help="auto (TensorRT where it is built and certified, else OpenVINO), openvino, tensorrt or torch.")
+]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 (openvino), fp16 (tensorrt, torch on a GPU) or int8.")]
 Size = Annotated[int | None, typer.Option(help="Input side in pixels.", min=16)]
 Wanted = Annotated[str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
@@ -184,18 +187,25 @@ def evaluate(
         print(json.dumps({**measured, **facts}))
 
 
-@app.command(epilog="Example:  sightline build --model squeezenet --weights squeezenet.net --out squeezenet_map.onnx")
+@app.command(
+    epilog="Examples:  sightline build --model squeezenet --weights squeezenet.net --out squeezenet_map.onnx"
+    "   ·   sightline build --backend tensorrt --precision fp16   ·   sightline build --backend tensorrt --for sm89"
+)
 def build(
-    out: Annotated[Path, typer.Option(help="The ONNX file to write: uint8 BGR image in; box, class, score and map out.")],
+    out: Annotated[Path | None, typer.Option(help="ONNX file to write: image in; box, class, score and map out.")] = None,
     batch: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
+    backend: Annotated[str, typer.Option(help="auto: the ONNX file alone; openvino or tensorrt: certified for it.")] = "auto",
+    precision: Precision = "auto",
+    target: Annotated[str | None, typer.Option("--for", help="A GPU that is not here: sm75, sm80, sm86, sm89, sm120.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build even where the engine is in the cache.")] = False,
+    on: Annotated[str | None, typer.Option(help="Clip or folder whose frames certify the engine; else the demo's.")] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     size: Size = None,
 ) -> None:  # fmt: skip
-    """Write the whole localization graph as one checked, stamped ONNX file, for any runtime."""
-    graph = build_chosen(Choice(model, weights, method, head, size_px=size), batch)
-    with whole_file(out) as part:
-        part.write_bytes(graph.SerializeToString())
-    console.print(f"wrote {out}: {len(graph.graph.node)} nodes, {out.stat().st_size / 1e6:.1f} MB")
+    """Write the whole localization graph as one ONNX file, or build an engine of it, proved against the reference."""
+    choice = certified.BuildChoice(out, backend, precision, target, rebuild, on)
+    certified.check_options(choice)
+    certified.build_chosen_engine(build_chosen(Choice(model, weights, method, head, size_px=size), batch), choice, console)
 
 
 @app.command(epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models compact --seconds 30 --json")
@@ -219,12 +229,12 @@ def bench(
 
 
 def _open(choice: Choice) -> Localizer:
+    reasons: list[str] = []
     with console.status(f"building {choice.model} ..."):
-        localizer = open_localizer(choice)
+        localizer = open_localizer(choice, reasons.append)
     engine = localizer.engine
-    console.print(
-        f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision}, {engine.device}", style="dim"
-    )
+    what = f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision}, {engine.device}"
+    console.print("; ".join([what, *reasons]), style="dim", soft_wrap=True)
     if localizer.box_reader.startswith("heuristic") and choice.method != "heuristic":
         console.print(f"no fitted head for this network yet ('fit' makes one); {localizer.box_reader}", style="yellow")
     return localizer

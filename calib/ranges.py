@@ -31,7 +31,7 @@ class Histogram:
     largest: float
 
     @property
-    def centres(self) -> NDArray[np.float64]:
+    def centres(self) -> Array:
         return (np.arange(BINS) + 0.5) * (self.largest / BINS)
 
 

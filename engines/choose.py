@@ -1,5 +1,6 @@
 """From what a user typed to a running engine: model, weights, method, head, backend, precision."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import onnx
 
 from engines.base import Engine, EngineError, ModelError
 from engines.build import build_graph
+from engines.certified import open_certified, refuse_failed
 from engines.classifiers import Classifier, load_classifier
 from engines.head import Head, load_head
 from engines.heuristic import Heuristic, default_heuristic
@@ -16,7 +18,7 @@ from engines.weights import ASSETS
 
 METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class"}
 """What each method differentiates."""
-BACKENDS = ("auto", "openvino", "torch")
+BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Choice:
         weights: a file, a name to download, ``random``, or None.
         method: ``sensitivity`` (class score), ``gestalt``, or ``heuristic`` (class score, no fitted head).
         head: a head file, the name of a shipped one (``compact_gestalt``), ``none``, or None for the shipped one where it fits.
-        backend: ``auto``, ``openvino`` or ``torch``.
-        precision: ``auto``, ``fp32`` or ``bf16``.
+        backend: ``auto`` (TensorRT where all of it is there and certified, else OpenVINO), or one of ``BACKENDS``.
+        precision: ``auto``, or what the backend can: ``fp32``, ``bf16``, ``fp16``, ``int8``.
         size_px: input side.
         wanted_class: name or index of the class to look for.
     """
@@ -44,8 +46,12 @@ class Choice:
     wanted_class: str | None = None
 
 
-def open_localizer(choice: Choice) -> Localizer:
+def open_localizer(choice: Choice, told: Callable[[str], None] | None = None) -> Localizer:
     """Load, build and compile what was chosen.
+
+    Args:
+        choice: the common options.
+        told: gets the reason, where ``auto`` does not take TensorRT.
 
     Raises:
         ModelError: the model, weights or head cannot be used.
@@ -53,7 +59,7 @@ def open_localizer(choice: Choice) -> Localizer:
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
-    engine = open_engine(choice, classifier, head)
+    engine = open_engine(choice, classifier, head, told)
     localizer = Localizer(engine)
     if choice.wanted_class is not None:
         localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
@@ -82,21 +88,32 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     return default_heuristic(classifier.name, objective_of(choice.method))
 
 
-def open_engine(choice: Choice, classifier: Classifier, head: Head | Heuristic | None) -> Engine:
-    """Compile the graph on the chosen backend."""
+def open_engine(
+    choice: Choice, classifier: Classifier, head: Head | Heuristic | None, told: Callable[[str], None] | None = None
+) -> Engine:
+    """Compile the graph on the chosen backend, or find it compiled and certified; ``told`` as for ``open_localizer``."""
     spec = chosen_spec(choice, head)
+    if choice.backend in ("auto", "tensorrt"):
+        try:
+            return open_certified(lambda: build_graph(classifier, spec, head), choice.precision)
+        except EngineError as error:
+            if choice.backend == "tensorrt":
+                raise
+            if told:
+                told(f"not TensorRT: {error}")
     if choice.backend in ("auto", "openvino"):
         from engines.backends.openvino import OpenVinoEngine  # only the chosen backend is imported
 
-        return OpenVinoEngine(build_graph(classifier, spec, head), choice.precision)
+        graph = build_graph(classifier, spec, head)
+        engine = OpenVinoEngine(graph, choice.precision)
+        refuse_failed(graph, engine)
+        return engine
     if choice.backend == "torch":
-        if choice.precision not in ("auto", "fp32"):
-            raise EngineError(f"the torch backend is the fp32 reference, not {choice.precision}: use --backend openvino")
         try:
-            from engines.backends.torch import TorchEngine
+            from engines.backends.torch_cuda import open_torch
         except ImportError as error:
             raise EngineError("--backend torch needs PyTorch: pip install 'sightline[torch]', or use openvino") from error
-        return TorchEngine(classifier, spec, head)
+        return open_torch(classifier, spec, head, choice.precision)
     raise EngineError(f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}")
 
 

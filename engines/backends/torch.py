@@ -1,4 +1,7 @@
-"""PyTorch autograd on an independent module: the reference that compiled graphs are held against, slow and plain."""
+"""PyTorch autograd on an independent module: the reference that compiled graphs are held against, slow and plain.
+
+``engines.backends.torch_cuda`` runs the same maths on a GPU.
+"""
 
 from collections.abc import Mapping
 
@@ -11,6 +14,7 @@ from engines.base import Array, EngineError, TensorSpec, check_feeds
 from engines.build import WANTED_CLASS, check_head, stamp
 from engines.classifiers import Classifier
 from engines.features import Feature, area_matrix
+from engines.half import GRADIENT_SCALE
 from engines.head import Head
 from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
@@ -41,15 +45,24 @@ def torch_network(classifier: Classifier) -> Vgg16 | SqueezeNet:
     return network.eval().requires_grad_(False)
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 class TorchEngine:
-    """See ``engines.base.Engine``; the same inputs and outputs as ``engines.build.build_graph``."""
+    """See ``engines.base.Engine``; the same inputs and outputs as ``engines.build.build_graph``.
+
+    Args:
+        classifier, spec, head, batch: as for ``build_graph``.
+        device: PyTorch's name of it.
+        precision: of the network; what comes before and behind it is computed in fp32.
+    """
 
     backend: str = "torch"
-    precision: str = "fp32"
 
     def __init__(
-        self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1
-    ) -> None:
+        self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1,
+        *, device: str = "cpu", precision: str = "fp32",
+    ) -> None:  # fmt: skip
         self._spec = spec or (head.spec if head else MapSpec())
         if head is not None:
             check_head(head, classifier, self._spec)
@@ -58,7 +71,11 @@ class TorchEngine:
                 f"the torch backend knows the plain ReLU rule, not {self._spec.relu_rule}: use --backend openvino"
             )
         self._head, self._preprocessing, self._last = head, classifier.preprocessing, LAST.get(classifier.name, "")
-        self._network = torch_network(classifier)
+        self.precision, self._place, self._dtype = precision, torch.device(device), DTYPES[precision]
+        self._network = torch_network(classifier).to(self._place, self._dtype)
+        levels = (classifier.preprocessing.mean, classifier.preprocessing.std)
+        self._mean, self._std = (torch.tensor(v, device=self._place).view(1, 3, 1, 1) for v in levels)
+        self._scale = GRADIENT_SCALE if precision == "fp16" else 1.0
         side = classifier.size_px
         self.device = f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
         self.inputs: tuple[TensorSpec, ...] = (
@@ -78,25 +95,37 @@ class TorchEngine:
         """Nothing is held that Python does not free."""
 
     def _run(self, image_nhwc_bgr: Array, wanted_class: Array) -> dict[str, Array]:
-        pixels = torch.from_numpy(np.ascontiguousarray(image_nhwc_bgr)).permute(0, 3, 1, 2).float()
+        image = torch.from_numpy(np.ascontiguousarray(image_nhwc_bgr)).to(self._place)
+        computed = self.compute(image, torch.from_numpy(np.asarray(wanted_class)).to(self._place))
+        return self.finish({name: tensor.cpu().numpy() for name, tensor in computed.items()})
+
+    def compute(self, image_nhwc_bgr: Tensor, wanted_class: Tensor) -> dict[str, Tensor]:
+        """All that is done on the device: ``class_index``, ``score``, and every map under ``signal:layer``."""
+        pixels = image_nhwc_bgr.permute(0, 3, 1, 2).float()
         if self._preprocessing.order == "rgb":
             pixels = pixels.flip(1)
         pixels = pixels.contiguous().requires_grad_(True)
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self._preprocessing.mean, self._preprocessing.std))
-        scores, layers = self._network.activations((pixels - mean) / std)
+        scores, layers = self._network.activations(((pixels - self._mean) / self._std).to(self._dtype))
+        scores = scores.float()
         self._classes = scores.shape[1]
-        wanted = torch.from_numpy(np.asarray(wanted_class))
-        chosen = torch.where(wanted < 0, scores.argmax(1), wanted)
+        chosen = torch.where(wanted_class < 0, scores.argmax(1), wanted_class)
         maps = self._maps(scores, chosen, {**layers, PIXELS: pixels})
+        score = scores.softmax(1).gather(1, chosen[:, None])[:, 0].detach()
+        return {"class_index": chosen, "score": score, **{f"{s}:{layer}": values for (s, layer), values in maps.items()}}
+
+    def finish(self, computed: dict[str, Array]) -> dict[str, Array]:
+        """The outputs, from what ``compute`` gave; the head is small, and read on the processor."""
         result: dict[str, Array] = {
-            "class_index": chosen.numpy(),
-            "score": scores.softmax(1).gather(1, chosen[:, None])[:, 0].detach().numpy(),
-            "map": maps[self._spec.signal, self._spec.layer].numpy(),
+            "class_index": computed["class_index"],
+            "score": computed["score"],
+            "map": computed[f"{self._spec.signal}:{self._spec.layer}"],
         }
         if isinstance(self._head, Heuristic):
             result["box_xyxy"] = _heuristic_boxes(result["map"], self._head)
         elif self._head is not None:
-            parts = [features_of(maps[f.signal, f.layer], f) for f in self._head.features]
+            maps = [torch.from_numpy(computed[f"{f.signal}:{f.layer}"]) for f in self._head.features]
+            parts = [features_of(values, f) for values, f in zip(maps, self._head.features, strict=True)]
+            chosen = torch.from_numpy(computed["class_index"])
             kinds = torch.from_numpy(self._head.routes)[chosen] if len(self._head.routes) else torch.zeros_like(chosen)
             weight, bias = torch.from_numpy(self._head.weight)[kinds], torch.from_numpy(self._head.bias)[kinds]
             box = torch.einsum("nd,nkd->nk", torch.cat(parts, 1), weight) + bias
@@ -108,15 +137,16 @@ class TorchEngine:
     def _maps(self, scores: Tensor, chosen: Tensor, tensors: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
         """(signal, layer) to maps, by autograd."""
         if self._spec.objective == "gestalt":
-            objective = tensors[self._last].mean(dim=(1, 2, 3)).sum()
+            objective = tensors[self._last].float().mean(dim=(1, 2, 3)).sum()
         else:
             objective = scores.gather(1, chosen[:, None]).sum()
         features = self._head.features if isinstance(self._head, Head) else ()
         wanted = dict.fromkeys([(self._spec.signal, self._spec.layer), *((f.signal, f.layer) for f in features)])
         layers = list(dict.fromkeys(layer for signal, layer in wanted if signal != "activation"))
-        found = torch.autograd.grad(objective, [tensors[layer] for layer in layers]) if layers else ()
-        gradients = dict(zip(layers, found, strict=True))
-        return {(signal, layer): self._map(signal, tensors[layer].detach(), gradients.get(layer)) for signal, layer in wanted}
+        found = torch.autograd.grad(objective * self._scale, [tensors[layer] for layer in layers]) if layers else ()
+        gradients = {layer: gradient.float() / self._scale for layer, gradient in zip(layers, found, strict=True)}
+        floats = {layer: tensor.detach().float() for layer, tensor in tensors.items()}
+        return {(signal, layer): self._map(signal, floats[layer], gradients.get(layer)) for signal, layer in wanted}
 
     def _map(self, signal: str, x: Tensor, gradient: Tensor | None) -> Tensor:
         if signal == "activation" or gradient is None:

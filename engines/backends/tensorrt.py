@@ -1,0 +1,297 @@
+"""TensorRT on NVIDIA GPUs: one stream, slots of pinned and device memory, and a captured graph for each slot.
+
+The only file that imports TensorRT or pycuda, and only when an engine is asked for. ``tensorrt`` 10 and 11 and ``tensorrt_rtx``
+go by the same code.
+
+::
+
+    submit:   feeds ─► pinned ─► device ─► execution (captured) ─► pinned ─► event      all on one stream, nothing waits
+    collect:  wait for the event of that slot, copy its outputs out
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from engines.backends.tensorrt_build import quiet_logger
+from engines.base import Array, EngineError, TensorSpec, check_feeds
+from engines.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
+from engines.slots import Layout, Ring, check_tensors
+
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which other libraries use
+
+
+def load_tensorrt(ahead: bool = False) -> Any:
+    """The library: ``tensorrt`` where it is installed, else ``tensorrt_rtx``.
+
+    Args:
+        ahead: for a GPU that is not here, which only ``tensorrt_rtx`` builds for: it comes first.
+
+    Raises:
+        EngineError: neither is installed, or neither starts.
+    """
+    for name in ("tensorrt_rtx", "tensorrt") if ahead else ("tensorrt", "tensorrt_rtx"):
+        try:
+            if name == "tensorrt":
+                import tensorrt as trt
+            else:
+                import tensorrt_rtx as trt
+        except (ImportError, OSError, RuntimeError):
+            continue
+        if hasattr(trt, "Builder"):  # a folder of that name imports as well
+            return trt
+    raise EngineError("TensorRT is not installed: pip install 'sightline[rtx]' (GeForce, RTX) or 'sightline[tensorrt]'")
+
+
+def load_pycuda() -> Any:
+    """The driver interface of pycuda, initialised.
+
+    Raises:
+        EngineError: it is not installed or finds no driver.
+    """
+    try:
+        import pycuda.driver as cuda
+    except (ImportError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "unknown"
+        raise EngineError(f"pycuda cannot be loaded ({reason}): pip install pycuda, where there is a GPU") from error
+    cuda.init()
+    return cuda
+
+
+class TensorRtEngine:
+    """A plan on a GPU. See ``engines.base.Engine``. Only the thread that made it may use it.
+
+    Args:
+        plan: what ``build_plan`` made.
+        model: the graph that it was made of, for names, types, shapes and metadata.
+        precision: in words.
+        slots: how many calls may be under way, 2 or 3: while the GPU works on one, the next is filled and the last is read.
+        spin: wait by asking again and again, which reacts soonest and takes a processor core; else sleep.
+        capture: record each slot's execution as a CUDA graph and launch that.
+
+    Raises:
+        EngineError: no driver, no library, or the plan is another build's, another GPU's, or another graph's.
+    """
+
+    backend: str = "tensorrt"
+
+    def __init__(
+        self, plan: bytes, model: onnx.ModelProto, precision: str, slots: int = 2, spin: bool = False, capture: bool = True
+    ) -> None:
+        gpu = probe_gpu()  # before any runtime object: without a driver it would end the process
+        trt, cuda = load_tensorrt(), load_pycuda()
+        self.precision = precision
+        self.device = f"{gpu}, {trt.__name__} {trt.__version__}"
+        self.inputs, self.outputs = (tuple(map(_spec, values)) for values in (model.graph.input, model.graph.output))
+        self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
+        self.slots = slots
+        self._ring = Ring(slots)
+        self._owner = threading.get_ident()
+        self._spin = spin
+        self._session = _Session(trt, cuda, gpu)
+        # Also at the end of the process, before modules are taken apart; whichever of the two comes first.
+        self._close = weakref.finalize(self, self._session.close)
+        try:
+            self._session.load(plan, self.inputs, self.outputs)
+            for _ in range(slots):
+                self._session.add_slot(spin, capture)
+        except BaseException:
+            self._close()
+            raise
+
+    def submit(self, feeds: Mapping[str, Array]) -> int:
+        """Start a call. See ``engines.base.Engine.submit``."""
+        check_feeds(self.inputs, feeds)
+        self._check_usable()
+        place = self._ring.take()
+        try:
+            self._session.start(place, feeds)
+        except BaseException:
+            self._ring.undo()
+            raise
+        return place
+
+    def collect(self, ticket: int) -> dict[str, Array]:
+        """Wait for a call. See ``engines.base.Engine.collect``."""
+        self._check_usable()
+        if ticket != self._ring.oldest():
+            raise EngineError("results are collected in the order in which they were submitted: collect the older one first")
+        try:
+            return self._session.finish(ticket, self._spin)
+        finally:
+            self._ring.release()
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See ``engines.base.Engine.infer``."""
+        if self._ring.waiting:
+            raise EngineError("a submitted call is not collected yet: collect it before 'infer'")
+        return self.collect(self.submit(feeds))
+
+    def close(self) -> None:
+        """Free everything on the GPU, once what is under way has ended. Calling it twice is fine."""
+        if self._close.alive:
+            self._check_usable()
+            self._close()
+
+    def _check_usable(self) -> None:
+        if not self._close.alive:
+            raise EngineError("this engine is closed: build it again")
+        if threading.get_ident() != self._owner:
+            raise EngineError("a TensorRT engine belongs to the thread that opened it: submit, collect and close there")
+
+
+@dataclass
+class _Slot:
+    """The memory and the execution of one call.
+
+    ``host`` and ``device`` hold (inputs, outputs); ``views`` are the tensors inside ``host``.
+    """
+
+    host: tuple[Array, Array]
+    device: tuple[Any, Any]
+    views: tuple[dict[str, Array], dict[str, Array]]
+    execution: Any
+    done: Any
+    graph: CapturedGraph | None = None
+
+
+class _Session:
+    """Everything that lives on the GPU, and the one place that frees it, in the reverse of the order it was made in.
+
+    The primary context, which PyTorch and the CUDA runtime share, is retained once, and made current only inside calls: so
+    nothing depends on who used the GPU before, or leaves first.
+    """
+
+    def __init__(self, trt: Any, cuda: Any, gpu: Gpu) -> None:
+        self._trt, self._cuda, self._gpu = trt, cuda, gpu
+        self._process, self._thread = os.getpid(), threading.get_ident()
+        self._context = cuda.Device(0).retain_primary_context()
+        self._slots: list[_Slot] = []
+        self._stream: Any = None
+        self._runtime: Any = None
+        self._engine: Any = None
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        self._context.push()
+        try:
+            yield
+        except self._cuda.Error as error:
+            raise EngineError(f"{self._gpu.name} failed: {str(error).splitlines()[0]}") from error
+        finally:
+            self._cuda.Context.pop()
+
+    def load(self, plan: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        """Deserialize the plan and check that it is the graph's."""
+        trt = self._trt
+        with self._current():
+            self._logger, messages = quiet_logger(trt)
+            self._runtime = trt.Runtime(self._logger)
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+            if self._engine is None:
+                reason = messages[-1] if messages else "it is damaged, or another build's or GPU's"
+                raise EngineError(f"{trt.__name__} {trt.__version__} refuses the engine ({reason}): run 'build --rebuild'")
+            names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+            sides = {trt.TensorIOMode.INPUT: "input", trt.TensorIOMode.OUTPUT: "output"}
+            found = {
+                name: (sides[self._engine.get_tensor_mode(name)], tuple(self._engine.get_tensor_shape(name))) for name in names
+            }
+            check_tensors(found, inputs, outputs)
+            self._layouts = Layout.of(inputs), Layout.of(outputs)
+            self._names = set(names)
+            self._stream = self._cuda.Stream(NON_BLOCKING)
+
+    def add_slot(self, spin: bool, capture: bool) -> None:
+        """Memory, an execution context of its own (a captured graph wants one), and a first run of it."""
+        cuda, trt = self._cuda, self._trt
+        flags = cuda.event_flags.DISABLE_TIMING | (0 if spin else cuda.event_flags.BLOCKING_SYNC)
+        with self._current():
+            host = tuple(cuda.pagelocked_empty(layout.size, np.uint8) for layout in self._layouts)
+            device = tuple(cuda.mem_alloc(layout.size) for layout in self._layouts)
+            views = tuple(layout.views(block) for layout, block in zip(self._layouts, host, strict=True))
+            execution = self._engine.create_execution_context()
+            if execution is None:
+                raise EngineError(f"{self._gpu.name} has no memory left for another slot: close other programs")
+            slot = _Slot(host, device, views, execution, cuda.Event(flags))  # type: ignore[arg-type]
+            self._slots.append(slot)
+            for layout, block in zip(self._layouts, device, strict=True):
+                for name, address in layout.addresses(int(block)).items():
+                    if name in self._names and not execution.set_tensor_address(name, address):
+                        raise EngineError(f"{trt.__name__} refuses the memory of tensor '{name}'")
+            host[0][:] = 0
+            cuda.memcpy_htod_async(device[0], host[0], self._stream)
+            self._execute(slot)  # libraries set themselves up at first use, which must not be captured
+            self._stream.synchronize()
+            if capture:
+                slot.graph = self._captured(slot)
+
+    def _captured(self, slot: _Slot) -> CapturedGraph | None:
+        """None where this engine cannot be captured; it then runs as it did."""
+        try:
+            return CapturedGraph(int(self._stream.handle), lambda: self._execute(slot))
+        except EngineError:
+            self._stream.synchronize()
+            return None
+
+    def _execute(self, slot: _Slot) -> None:
+        if not slot.execution.execute_async_v3(int(self._stream.handle)):
+            raise EngineError(f"{self._trt.__name__} failed to run the engine: build it again with 'build --rebuild'")
+
+    def start(self, place: int, feeds: Mapping[str, Array]) -> None:
+        """Put one call on the stream."""
+        slot = self._slots[place]
+        for name, value in feeds.items():
+            slot.views[0][name][...] = value
+        with self._current():
+            self._cuda.memcpy_htod_async(slot.device[0], slot.host[0], self._stream)
+            if slot.graph is not None:
+                slot.graph.launch()
+            else:
+                self._execute(slot)
+            self._cuda.memcpy_dtoh_async(slot.host[1], slot.device[1], self._stream)
+            slot.done.record(self._stream)
+
+    def finish(self, place: int, spin: bool) -> dict[str, Array]:
+        """Wait for one call, and copy its outputs: the slot's memory is written again by the next."""
+        slot = self._slots[place]
+        with self._current():
+            if spin:
+                while not slot.done.query():
+                    pass
+            else:
+                slot.done.synchronize()
+        return {name: view.copy() for name, view in slot.views[1].items()}
+
+    def close(self) -> None:
+        """Free it all; in a forked child, where the GPU is not ours, nothing."""
+        if self._context is None or os.getpid() != self._process:
+            return
+        context, self._context = self._context, None
+        context.push()
+        try:
+            if self._stream is not None:
+                self._stream.synchronize()
+            while self._slots:
+                slot = self._slots.pop()
+                if slot.graph is not None:
+                    slot.graph.close()
+                del slot  # execution context, event, device memory, pinned memory
+            self._engine = self._runtime = self._stream = None
+        finally:
+            self._cuda.Context.pop()
+            if threading.get_ident() == self._thread:  # pycuda releases a context only there
+                context.detach()
+                leave_context()
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)

@@ -1,0 +1,163 @@
+"""PyTorch on an NVIDIA GPU: the reference's maths in half precision, with static memory, slots and replayed CUDA graphs.
+
+For machines without TensorRT. What only a GPU has (pinned memory, streams, events, graphs) is left out on the processor, where
+the same class runs in the tests.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.backends.torch import DTYPES, TorchEngine
+from engines.base import Array, EngineError, check_feeds
+from engines.build import WANTED_CLASS
+from engines.classifiers import Classifier
+from engines.head import Head
+from engines.heuristic import Heuristic
+from engines.maps import MapSpec
+from engines.preprocess import IMAGE
+from engines.slots import Ring
+
+WARM_UP_RUNS = 3  # before a capture, as PyTorch's notes on CUDA graphs ask for
+
+
+def open_torch(classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, precision: str) -> TorchEngine:
+    """On a GPU where PyTorch sees one (fp16 unless told otherwise), else the fp32 reference on the processor.
+
+    Raises:
+        EngineError: the precision cannot be had.
+    """
+    on_gpu = torch.cuda.is_available()
+    if precision == "auto":
+        precision = "fp16" if on_gpu else "fp32"
+    if precision not in DTYPES:
+        raise EngineError(f"PyTorch engines run in {', '.join(DTYPES)}, not {precision}")
+    if on_gpu:
+        return TorchStreamEngine(classifier, spec, head, device="cuda", precision=precision)
+    if precision != "fp32":
+        raise EngineError(
+            f"the torch backend is the fp32 reference where PyTorch sees no GPU, not {precision}: use --backend openvino"
+        )
+    return TorchEngine(classifier, spec, head)
+
+
+@dataclass
+class _Slot:
+    """Static memory of one call: inputs and outputs on the host (pinned on a GPU machine) and on the device."""
+
+    host: dict[str, Tensor]
+    device: dict[str, Tensor]
+    computed: dict[str, Tensor] = field(default_factory=dict)
+    results: dict[str, Tensor] = field(default_factory=dict)
+    done: Any = None
+    graph: Any = None
+
+
+class TorchStreamEngine(TorchEngine):
+    """See ``engines.base.Engine``.
+
+    Args:
+        classifier, spec, head, batch: as for ``TorchEngine``.
+        device: ``cuda``, or ``cpu`` for tests.
+        precision: ``fp16``, ``bf16`` or ``fp32``.
+        slots: how many calls may be under way.
+    """
+
+    def __init__(
+        self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1,
+        *, device: str = "cuda", precision: str = "fp16", slots: int = 2,
+    ) -> None:  # fmt: skip
+        self._ring = Ring(slots)
+        self.slots = slots
+        super().__init__(classifier, spec, head, batch, device=device, precision=precision)
+        self._gpu = self._place.type == "cuda"
+        if self._gpu:
+            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.device = f"{torch.cuda.get_device_name(self._place)}, PyTorch {torch.__version__}"
+        self._stream: Any = torch.cuda.Stream(self._place) if self._gpu else None  # type: ignore[no-untyped-call]
+        self._slots = [self._new_slot() for _ in range(slots)]
+        self._closed = False
+
+    def submit(self, feeds: Mapping[str, Array]) -> int:
+        """Start a call. See ``engines.base.Engine.submit``."""
+        check_feeds(self.inputs, feeds)
+        self._check_open()
+        place = self._ring.take()
+        try:
+            self._start(self._slots[place], feeds)
+        except BaseException:
+            self._ring.undo()
+            raise
+        return place
+
+    def collect(self, ticket: int) -> dict[str, Array]:
+        """Wait for a call. See ``engines.base.Engine.collect``."""
+        self._check_open()
+        if ticket != self._ring.oldest():
+            raise EngineError("results are collected in the order in which they were submitted: collect the older one first")
+        slot = self._slots[ticket]
+        try:
+            if slot.done is not None:
+                slot.done.synchronize()
+            return self.finish({name: tensor.numpy().copy() for name, tensor in slot.results.items()})
+        finally:
+            self._ring.release()
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See ``engines.base.Engine.infer``."""
+        if self._ring.waiting:
+            raise EngineError("a submitted call is not collected yet: collect it before 'infer'")
+        return self.collect(self.submit(feeds))
+
+    def close(self) -> None:
+        """Free the slots, once what is under way has ended. Calling it twice is fine."""
+        if self._stream is not None and not self._closed:
+            self._stream.synchronize()
+        self._slots, self._closed = [], True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("this engine is closed: build it again")
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._stream) if self._gpu else nullcontext()
+
+    def _new_slot(self) -> _Slot:
+        host = {s.name: torch.from_numpy(np.zeros(s.shape, s.dtype)) for s in self.inputs}
+        host = {name: tensor.pin_memory() for name, tensor in host.items()} if self._gpu else host
+        slot = _Slot(host, {name: tensor.to(self._place, copy=True) for name, tensor in host.items()})
+        with self._on_stream():
+            for _ in range(WARM_UP_RUNS if self._gpu else 1):
+                slot.computed = self._compute(slot)
+        if self._stream is not None:
+            self._stream.synchronize()
+            slot.graph, slot.done = torch.cuda.CUDAGraph(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(slot.graph, stream=self._stream):
+                slot.computed = self._compute(slot)
+        slot.results = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._gpu) for name, tensor in slot.computed.items()
+        }
+        return slot
+
+    def _compute(self, slot: _Slot) -> dict[str, Tensor]:
+        return self.compute(slot.device[IMAGE], slot.device[WANTED_CLASS])
+
+    def _start(self, slot: _Slot, feeds: Mapping[str, Array]) -> None:
+        for name, value in feeds.items():
+            slot.host[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+        with self._on_stream():
+            for name, tensor in slot.host.items():
+                slot.device[name].copy_(tensor, non_blocking=True)
+            if slot.graph is not None:
+                slot.graph.replay()
+            else:
+                slot.computed = self._compute(slot)
+            for name, tensor in slot.computed.items():
+                slot.results[name].copy_(tensor, non_blocking=True)
+            if slot.done is not None:
+                slot.done.record()

@@ -1,0 +1,244 @@
+"""Proof that an engine gives what its reference gives, on real frames, kept beside the engine.
+
+A compiled engine can be wrong in silence: the class stays right while the map is zero everywhere, or the same for every image.
+So a certificate holds boxes, maps and classes of a candidate against those of a reference, frame by frame.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.base import Array, EngineError, InputError
+from engines.boxes import iou
+from engines.files import whole_file
+from engines.localizer import ImageBgr, Localization, Localizer
+
+FEWEST_FRAMES = 8
+LEAST_CHANGE = 1e-3
+"""Frames whose reference maps change less than this from one to the next cannot show that a map is not frozen."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What an engine must reach.
+
+    Attributes:
+        box_iou_p5: 5th percentile over the frames of the overlap of its box with the reference's.
+        map_correlation_p5: 5th percentile of Pearson's correlation of its map with the reference's.
+        class_agreement: share of the frames in which both name the same class.
+        change_ratio: how much its maps change from frame to frame, over how much the reference's do.
+
+    The defaults let bf16 through, which loses no accuracy that our test sets show: on the demo's frames it has a box IoU of
+    0.91 (training-free boxes, which hang on single pixels) to 0.98, map correlation 0.967 to 0.995, and agrees on every class.
+    """
+
+    box_iou_p5: float = 0.85
+    map_correlation_p5: float = 0.90
+    class_agreement: float = 0.9
+    change_ratio: float = 0.5
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a comparison found.
+
+    Attributes:
+        subject: what was compared, by which a stale certificate is told (graph and engine digests, library, precision).
+        reference, candidate: the engines in words.
+        frames: how many different ones.
+        box_iou_p5: None where there is no head.
+        map_correlation_p5, class_agreement: see ``Thresholds``.
+        map_change, reference_map_change: 1 less the correlation of each map with the next frame's, mean.
+        thresholds: that were in force.
+        failures: a few words for each that was not met; empty for an engine that passed.
+    """
+
+    subject: Mapping[str, str]
+    reference: str
+    candidate: str
+    frames: int
+    box_iou_p5: float | None
+    map_correlation_p5: float
+    class_agreement: float
+    map_change: float
+    reference_map_change: float
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    failures: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold was met."""
+        return not self.failures
+
+    def of(self, subject: Mapping[str, str]) -> "Certificate":
+        """The same findings, tied to what they are about."""
+        return replace(self, subject=dict(subject))
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON.
+
+        Raises:
+            OutputError: the place cannot be written.
+        """
+        with whole_file(path) as part:
+            part.write_text(json.dumps({"passed": self.passed, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        box = "no box" if self.box_iou_p5 is None else f"box IoU {self.box_iou_p5:.3f}"
+        verdict = "passed" if self.passed else f"FAILED ({'; '.join(self.failures)})"
+        return (
+            f"certificate {verdict}: {box} and map correlation {self.map_correlation_p5:.4f} (5th percentiles), "
+            f"class agreement {100 * self.class_agreement:.0f} %, on {self.frames} frames against {self.reference}"
+        )
+
+
+def certify(
+    reference: Localizer, candidate: Localizer, images_bgr: Sequence[ImageBgr], thresholds: Thresholds | None = None
+) -> Certificate:
+    """Compare two engines on the same frames.
+
+    Args:
+        reference: trusted, of the same network, map and head.
+        candidate: to be certified.
+        images_bgr: at least ``FEWEST_FRAMES`` different ones, in order of time.
+        thresholds: None for the usual ones.
+
+    Raises:
+        InputError: there are too few different frames, or they are so alike that a frozen map would not show.
+        EngineError: the two do not have maps of one shape.
+    """
+    frames = _different(images_bgr)
+    if len(frames) < FEWEST_FRAMES:
+        raise InputError(f"{len(frames)} different frames are too few to certify an engine: give at least {FEWEST_FRAMES}")
+    true, found = reference.localize(frames), candidate.localize(frames)
+    if true[0].map_hw.shape != found[0].map_hw.shape:
+        raise EngineError(f"maps of {found[0].map_hw.shape} cannot be held against {true[0].map_hw.shape}")
+    limits = thresholds or Thresholds()
+    result = Certificate(
+        {}, _words(reference), _words(candidate), len(frames), _box_iou_p5(true, found),
+        _p5([_correlation(t.map_hw, f.map_hw) for t, f in zip(true, found, strict=True)]),
+        float(np.mean([t.class_index == f.class_index for t, f in zip(true, found, strict=True)])),
+        _change(found), _change(true), limits,
+    )  # fmt: skip
+    if result.reference_map_change < LEAST_CHANGE:
+        raise InputError("these frames are all alike, a frozen map would not show: certify on a clip in which something moves")
+    return replace(result, failures=tuple(_failures(result, [f.map_hw for f in found])))
+
+
+def _failures(result: Certificate, maps: Sequence[Array]) -> list[str]:
+    limits = result.thresholds
+    if not all(np.isfinite(m).all() for m in maps):
+        return ["a map holds values that are not finite"]
+    if not all(m.any() for m in maps):
+        return ["a map is zero everywhere"]
+    failures = []
+    if result.map_change < limits.change_ratio * result.reference_map_change:
+        failures.append("the map hardly changes with the image")
+    for name, value, least in (
+        ("box IoU", result.box_iou_p5, limits.box_iou_p5),
+        ("map correlation", result.map_correlation_p5, limits.map_correlation_p5),
+        ("class agreement", result.class_agreement, limits.class_agreement),
+    ):
+        if value is not None and not value >= least:
+            failures.append(f"{name} {value:.3f} is below {least}")
+    return failures
+
+
+def _different(images_bgr: Sequence[ImageBgr]) -> list[ImageBgr]:
+    return list({(image.shape, image.tobytes()): image for image in images_bgr}.values())
+
+
+def _words(localizer: Localizer) -> str:
+    engine = localizer.engine
+    return f"{engine.backend} {engine.precision}, {engine.device}"
+
+
+def _box_iou_p5(true: Sequence[Localization], found: Sequence[Localization]) -> float | None:
+    boxes = [(t.box_xyxy_px, f.box_xyxy_px) for t, f in zip(true, found, strict=True)]
+    overlaps = [float(iou(np.array(t), np.array(f))) for t, f in boxes if t is not None and f is not None]
+    return _p5(overlaps) if overlaps else None
+
+
+def _p5(values: Sequence[float]) -> float:
+    return float(np.percentile(np.nan_to_num(values), 5))
+
+
+def _correlation(a_hw: Array, b_hw: Array) -> float:
+    """Pearson's correlation of two maps; 0 where one has no contrast or is not finite."""
+    a, b = (x.astype(np.float64).ravel() - x.astype(np.float64).mean() for x in (a_hw, b_hw))
+    norm = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / norm) if norm > 0 and np.isfinite(norm) else 0.0
+
+
+def _change(found: Sequence[Localization]) -> float:
+    """Of finite maps that have contrast; 0 where none has."""
+    maps = [f.map_hw for f in found]
+    if not all(np.isfinite(m).all() and np.ptp(m) > 0 for m in maps):
+        return 0.0
+    return float(np.mean([1 - _correlation(a, b) for a, b in pairwise(maps)]))
+
+
+def certificate_path(engine: Path) -> Path:
+    """Where the certificate of an engine (or ONNX) file lies: beside it."""
+    return engine.with_suffix(".certificate.json")
+
+
+def load_certificate(path: Path) -> Certificate:
+    """Read a certificate.
+
+    Raises:
+        EngineError: it is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        passed = content.pop("passed")
+        content["failures"], content["thresholds"] = tuple(content["failures"]), Thresholds(**content["thresholds"])
+        certificate = Certificate(**content)
+        if passed is not certificate.passed:
+            raise ValueError("it contradicts itself")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"cannot read certificate {path}: {error}; make it again with 'build --rebuild'") from error
+    return certificate
+
+
+def status(path: Path, subject: Mapping[str, str]) -> str:
+    """``passed``, ``failed``, ``stale`` (it is about something else), or ``missing``.
+
+    Raises:
+        EngineError: the certificate is damaged.
+    """
+    if not path.exists():
+        return "missing"
+    certificate = load_certificate(path)
+    if dict(certificate.subject) != dict(subject):
+        return "stale"
+    return "passed" if certificate.passed else "failed"
+
+
+def require(path: Path, subject: Mapping[str, str], command: str) -> None:
+    """Let only a certified engine through.
+
+    Args:
+        path: of the certificate.
+        subject: what is about to run.
+        command: that makes the certificate, for the message.
+
+    Raises:
+        EngineError: the certificate is missing, failed, stale or damaged; the message says what to do.
+    """
+    found = status(path, subject)
+    if found == "passed":
+        return
+    if found == "missing":
+        reason, remedy = "has no certificate yet", command
+    elif found == "stale":
+        reason, remedy = "has a stale certificate, of another graph or build", f"{command} --rebuild"
+    else:
+        failures = "; ".join(load_certificate(path).failures)
+        reason, remedy = f"failed its certificate ({failures})", f"{command} --rebuild"
+    raise EngineError(f"this engine {reason}: run '{remedy}', or use --backend openvino")
