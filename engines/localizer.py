@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engines.base import Array, Engine, InputError
 from engines.build import WANTED_CLASS
 from engines.preprocess import IMAGE
+from engines.shrink import shrunk
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
@@ -83,9 +84,9 @@ class Localizer:
         height, width = image_bgr.shape[:2]
         if min(height, width) < SMALLEST_PX:
             raise InputError(f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to find anything")
-        shrinks = min(image_bgr.shape[:2]) > self.size_px
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(image_bgr, (self.size_px, self.size_px), interpolation=method), np.uint8)
+        if min(height, width) > self.size_px:
+            return shrunk(image_bgr, self.size_px)
+        return np.asarray(cv2.resize(image_bgr, (self.size_px, self.size_px), interpolation=cv2.INTER_LINEAR), np.uint8)
 
     def infer(self, prepared: Sequence[ImageBgr]) -> dict[str, Array]:
         """Run the engine on at most ``batch`` prepared images; missing ones are filled up with black."""
