@@ -32,6 +32,7 @@ class Choice:
         precision: ``auto``, ``fp32`` or ``bf16``.
         size_px: input side.
         wanted_class: name or index of the class to look for.
+        threads: processor threads; 0 for all.
     """
 
     model: str = "compact"
@@ -42,10 +43,15 @@ class Choice:
     precision: str = "auto"
     size_px: int | None = None
     wanted_class: str | None = None
+    threads: int = 0
 
 
-def open_localizer(choice: Choice) -> Localizer:
+def open_localizer(choice: Choice, streams: int = 1) -> Localizer:
     """Load, build and compile what was chosen.
+
+    Args:
+        choice: what was chosen.
+        streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see ``OpenVinoEngine``.
 
     Raises:
         ModelError: the model, weights or head cannot be used.
@@ -53,7 +59,7 @@ def open_localizer(choice: Choice) -> Localizer:
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
-    engine = open_engine(choice, classifier, head)
+    engine = open_engine(choice, classifier, head, streams)
     localizer = Localizer(engine)
     if choice.wanted_class is not None:
         localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
@@ -82,13 +88,13 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     return default_heuristic(classifier.name, objective_of(choice.method))
 
 
-def open_engine(choice: Choice, classifier: Classifier, head: Head | Heuristic | None) -> Engine:
-    """Compile the graph on the chosen backend."""
+def open_engine(choice: Choice, classifier: Classifier, head: Head | Heuristic | None, streams: int = 1) -> Engine:
+    """Compile the graph on the chosen backend; ``streams`` as for ``open_localizer``."""
     spec = chosen_spec(choice, head)
     if choice.backend in ("auto", "openvino"):
         from engines.backends.openvino import OpenVinoEngine  # only the chosen backend is imported
 
-        return OpenVinoEngine(build_graph(classifier, spec, head), choice.precision)
+        return OpenVinoEngine(build_graph(classifier, spec, head), choice.precision, choice.threads, streams)
     if choice.backend == "torch":
         if choice.precision not in ("auto", "fp32"):
             raise EngineError(f"the torch backend is the fp32 reference, not {choice.precision}: use --backend openvino")
