@@ -131,8 +131,8 @@ def _build_tensorrt(
         console.print(f"wrote {choice.out}")
     if gpu is None:
         told(
-            f"not certified, there is no {key.target} here: on such a machine put the file into {cache.engines_dir()} under the "
-            "same name, and run this command there without --for"
+            f"not certified, there is no {key.target} here: on such a machine put the file into {cache.engines_dir()} under "
+            "the same name, and run this command there without --for"
         )
         return None
     certificate = _certify_plan(model, reference, key, plan, choice, console)
