@@ -48,6 +48,7 @@ Backend = Annotated[
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 (openvino), fp16 (tensorrt, torch on a GPU) or int8.")]
 Size = Annotated[int | None, typer.Option(help="Input side in pixels.", min=16)]
 Threads = Annotated[int, typer.Option(help="Processor threads for the engine; 0 for all.", min=0)]
+Layer = Annotated[str | None, typer.Option(help="Where the backward pass stops: pixels, or an inner layer, which is cheaper.")]
 Wanted = Annotated[str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
@@ -121,6 +122,7 @@ def fit(
     curve: Annotated[Path | None, typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png.")] = None,
     curve_on: Annotated[Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")] = None,
     curve_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --curve-on to keep.")] = None,
+    layer: Layer = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -136,7 +138,7 @@ def fit(
     if curve:
         curves.check_enough(training, held_out)
     classifier = load_classifier(model, weights, size)
-    spec, features = default_features(classifier, method, kind)
+    spec, features = default_features(classifier, method, kind, layer)
     fitted = fit_head(training, classifier, spec, features, console, chosen.name, kind, per_class)
     fitted.head.save(out)
     console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,36 @@ def build_graph(
     spec = spec or (head.spec if head else MapSpec())
     if head is not None:
         check_head(head, classifier, spec)
+    assembled = assemble(classifier, spec, head, batch=batch, features=features, expose=expose)
+    graph = assembled.graph
+    if quantization is not None:
+        check_quantization(quantization, classifier, spec)
+        quantize(graph, quantization)
+    for name, tensor in assembled.outputs.items():
+        graph.output(tensor, name)
+    return graph.model(stamp(classifier, spec, head, quantization, assembled.classes))
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A graph whose outputs are not declared yet.
+
+    Attributes:
+        graph: the nodes.
+        outputs: tensor by the name it is to be published under.
+        classes: how many the network has.
+    """
+
+    graph: Graph
+    outputs: dict[str, str]
+    classes: int
+
+
+def assemble(
+    classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None = None, *, batch: int = 1,
+    features: Sequence[Feature] = (), expose: Sequence[str] = (),
+) -> Assembled:  # fmt: skip
+    """Preprocessing, forward pass, backward pass, maps and head, in fp32; the arguments are those of ``build_graph``."""
     graph = Graph()
     pixels, normalised = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
@@ -71,12 +101,7 @@ def build_graph(
         outputs["features"] = append_features(graph, maps, features)
     for name in expose:
         outputs[f"{name}_out"] = {**forward.layers, "scores": forward.scores}.get(name, name)
-    if quantization is not None:
-        check_quantization(quantization, classifier, spec)
-        quantize(graph, quantization)
-    for name, tensor in outputs.items():
-        graph.output(tensor, name)
-    return graph.model(stamp(classifier, spec, head, quantization, graph.shape(forward.scores)[1]))
+    return Assembled(graph, outputs, graph.shape(forward.scores)[1])
 
 
 def check_head(head: Head | Heuristic, classifier: Classifier, spec: MapSpec) -> None:
