@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +47,8 @@ Backend = Annotated[
 ]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 (openvino), fp16 (tensorrt, torch on a GPU) or int8.")]
 Size = Annotated[int | None, typer.Option(help="Input side in pixels.", min=16)]
+Threads = Annotated[int, typer.Option(help="Processor threads for the engine; 0 for all.", min=0)]
+Layer = Annotated[str | None, typer.Option(help="Where the backward pass stops: pixels, or an inner layer, which is cheaper.")]
 Wanted = Annotated[str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
@@ -69,10 +71,11 @@ Single = Annotated[
 def demo(
     out: Out = Path("out"), frames: Annotated[int, typer.Option(help="Length of the clip.", min=1)] = 300,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
-    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, as_json: AsJson = False,
+    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, threads: Threads = 0,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
-    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
+    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted, threads), streams=0)
     _report(batches.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
@@ -82,10 +85,11 @@ def batch(
     out: Out = Path("out"),
     video: Annotated[bool, typer.Option(help="Write the annotated video, or only the data.")] = True,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
-    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, as_json: AsJson = False,
+    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, threads: Threads = 0,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
-    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
+    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted, threads), streams=0)
     _report(batches.process_all(sources, out, localizer, console, video), as_json)
 
 
@@ -97,10 +101,11 @@ def stream(
     log: Annotated[Path | None, typer.Option(help="Per-frame JSONL to write.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Stop after this long.", min=0.1)] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
-    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, as_json: AsJson = False,
+    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, threads: Threads = 0,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are counted as dropped."""
-    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted))
+    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted, threads))
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
 
 
@@ -117,6 +122,7 @@ def fit(
     curve: Annotated[Path | None, typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png.")] = None,
     curve_on: Annotated[Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")] = None,
     curve_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --curve-on to keep.")] = None,
+    layer: Layer = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -132,7 +138,7 @@ def fit(
     if curve:
         curves.check_enough(training, held_out)
     classifier = load_classifier(model, weights, size)
-    spec, features = default_features(classifier, method, kind)
+    spec, features = default_features(classifier, method, kind, layer)
     fitted = fit_head(training, classifier, spec, features, console, chosen.name, kind, per_class)
     fitted.head.save(out)
     console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
@@ -205,7 +211,10 @@ def build(
     """Write the whole localization graph as one ONNX file, or build an engine of it, proved against the reference."""
     choice = certified.BuildChoice(out, backend, precision, target, rebuild, on)
     certified.check_options(choice)
-    certified.build_chosen_engine(build_chosen(Choice(model, weights, method, head, size_px=size), batch), choice, console)
+    network = Choice(model, weights, method, head, size_px=size)
+    reference = build_chosen(network, batch)
+    graph = build_chosen(replace(network, precision=precision), batch) if precision == "int8" else reference
+    certified.build_chosen_engine(graph, choice, console, reference)
 
 
 @app.command(epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models compact --seconds 30 --json")
@@ -228,10 +237,10 @@ def bench(
         print(json.dumps({**whole, "peers": engines[0]["peers"], "engines": engines}))
 
 
-def _open(choice: Choice) -> Localizer:
+def _open(choice: Choice, streams: int = 1) -> Localizer:
     reasons: list[str] = []
     with console.status(f"building {choice.model} ..."):
-        localizer = open_localizer(choice, reasons.append)
+        localizer = open_localizer(choice, reasons.append, streams)
     engine = localizer.engine
     what = f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision}, {engine.device}"
     console.print("; ".join([what, *reasons]), style="dim", soft_wrap=True)

@@ -19,8 +19,8 @@ from calib.pictures import plain
 from engines.base import SourceError
 from engines.boxes import iou
 from engines.classifiers import Classifier
+from engines.features import Feature
 from engines.files import checked_suffix, whole_file
-from engines.head import Feature
 from engines.maps import MapSpec
 
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)

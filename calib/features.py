@@ -17,8 +17,8 @@ from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.classifiers import Classifier
 from engines.downloads import cache_dir
+from engines.features import Feature
 from engines.files import whole_file
-from engines.head import Feature
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 

@@ -15,7 +15,8 @@ from calib.per_class import fit_kinds, shared_kind
 from engines.base import ModelError, SourceError
 from engines.choose import objective_of
 from engines.classifiers import Classifier, class_count
-from engines.head import Feature, Head
+from engines.features import Feature
+from engines.head import Head
 from engines.maps import PIXELS, MapSpec
 
 
@@ -40,26 +41,40 @@ KINDS = ("best", "paper", "paper-sgd")
 closed form or by their descent."""
 
 
-def default_features(classifier: Classifier, method: str, kind: str = "best") -> tuple[MapSpec, tuple[Feature, ...]]:
+def default_features(
+    classifier: Classifier, method: str, kind: str = "best", layer: str | None = None
+) -> tuple[MapSpec, tuple[Feature, ...]]:
     """The maps and features that a ``kind`` of head reads: quantiles and coarse grids at several depths, or the whole map.
 
+    Args:
+        classifier: the network.
+        method: whose objective is differentiated.
+        kind: see ``KINDS``.
+        layer: where the backward pass stops and the map is taken; a head then reads nothing nearer to the image.
+
     Raises:
-        ModelError: the method or kind is unknown, or the method reads boxes without a fitted head.
+        ModelError: the method, kind or layer is unknown, or the method reads boxes without a fitted head.
     """
     if kind not in KINDS:
         raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}")
     if method == "heuristic":
         raise ModelError("--method heuristic reads boxes without a fitted head: fit with sensitivity or gestalt")
+    objective, layer = objective_of(method), layer or PIXELS
     if kind != "best":
-        return MapSpec(objective_of(method)), (Feature("grid", PIXELS, classifier.size_px),)
+        return MapSpec(objective, layer=layer), (Feature("grid", layer, classifier.size_px),)
     layers, cam_layers = LAYERS.get(classifier.name, ((), ()))
+    depths = (PIXELS, *layers)
+    if layer not in depths:
+        raise ModelError(f"heads for {classifier.name} are read at {', '.join(depths)}, not at '{layer}'")
+    depths = depths[depths.index(layer) :]
     powers = (0.5, 1.0, 2.0)
-    features = [Feature("quantiles", layer, 15, power) for layer in (PIXELS, *layers) for power in powers]
-    features += [Feature("grid", layer, 8, 0.5) for layer in (PIXELS, *layers)]
-    features += [Feature("quantiles", layer, 15, 1.0, "activation") for layer in layers[-2:]]
-    features += [Feature("grid", layer, 8, 1.0, "activation") for layer in layers[-1:]]
-    features += [Feature("quantiles", layer, 15, power, "layercam") for layer in cam_layers for power in powers]
-    return MapSpec(objective_of(method)), tuple(features)
+    features = [Feature("quantiles", each, 15, power) for each in depths for power in powers]
+    features += [Feature("grid", each, 8, 0.5) for each in depths]
+    features += [Feature("quantiles", each, 15, 1.0, "activation") for each in layers[-2:] if each in depths]
+    features += [Feature("grid", each, 8, 1.0, "activation") for each in layers[-1:]]
+    deep = [each for each in cam_layers if each in depths or each not in layers]
+    features += [Feature("quantiles", each, 15, power, "layercam") for each in deep for power in powers]
+    return MapSpec(objective, layer=layer), tuple(features)
 
 
 _VGG = (("conv2_2", "conv3_3", "conv4_3", "conv5_3"), ("conv3_3", "conv4_3", "conv5_3"))

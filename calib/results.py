@@ -25,8 +25,8 @@ from calib.metrics import WHOLE_IMAGE, constant_boxes, scored
 from calib.rivals import heuristic_rows, named_class_rows, paper_rows
 from engines.base import SightlineError
 from engines.classifiers import Classifier, load_classifier
+from engines.features import Feature
 from engines.files import whole_file
-from engines.head import Feature
 from engines.maps import PIXELS, MapSpec
 
 REPORT_SEQUENCES = ("blackswan", "dance-twirl", "horsejump-high", "kite-surf", "motocross-jump", "scooter-black")

@@ -10,8 +10,8 @@ from rich.progress import track
 from calib.optimise import UNKNOWN, Examples, Images, Lessons, random_crop, resized
 from engines.backends.openvino import OpenVinoEngine
 from engines.classifiers import Classifier
+from engines.features import area_matrix
 from engines.graph import Graph
-from engines.head import area_matrix
 from engines.preprocess import IMAGE, append_preprocessing
 
 BATCH = 16

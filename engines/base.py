@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Ticket = Any
+"""What ``Engine.submit`` gives for a call that is under way: each backend's own affair."""
 
 
 class SightlineError(Exception):
@@ -64,12 +66,16 @@ class TensorSpec:
 class Engine(Protocol):
     """A compiled graph. Not thread-safe: one thread owns it.
 
+    ``infer`` runs and waits. ``submit`` and ``collect`` are its two halves, so that a caller can do other things meanwhile and
+    keep several calls under way.
+
     Attributes:
         backend: ``openvino``, ``torch``, ``mock`` ...
         precision: ``fp32``, ``bf16`` ...
         device: the processor in words.
         inputs, outputs: in the graph's order.
         metadata: what ``engines.build`` stamped on the graph.
+        slots: how many calls may be under way at once; with that many the processor never waits for the caller.
     """
 
     backend: str
@@ -78,6 +84,30 @@ class Engine(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str]
+    slots: int
+
+    def submit(self, feeds: Mapping[str, Array]) -> Ticket:
+        """Start a call and come back at once, where the backend can.
+
+        Args:
+            feeds: as for ``infer``; left alone by the caller until the call is collected.
+
+        Returns:
+            The ticket to ``collect``.
+
+        Raises:
+            InputError: see ``infer``.
+            EngineError: the engine is closed, or ``slots`` calls are under way.
+        """
+        ...
+
+    def collect(self, ticket: Ticket) -> dict[str, Array]:
+        """Wait for a call and take its outputs, as ``infer`` returns them. Once for each ticket, in the order of submission.
+
+        Raises:
+            EngineError: the call failed.
+        """
+        ...
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once and wait.
@@ -90,11 +120,12 @@ class Engine(Protocol):
 
         Raises:
             InputError: a feed is missing, unknown, or of the wrong type or shape.
+            EngineError: the engine is closed, or the call failed.
         """
         ...
 
     def close(self) -> None:
-        """Free what the engine holds. Calling it twice is fine."""
+        """Free what the engine holds, once the calls under way have ended. Calling it twice is fine."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,13 @@ import onnx
 
 from engines.base import ModelError
 from engines.classifiers import Classifier, class_names
+from engines.features import Feature, append_features
 from engines.graph import INT64, Graph
-from engines.head import Feature, Head, append_box, append_features
+from engines.head import Head, append_box
 from engines.heuristic import Heuristic, append_heuristic_box
 from engines.maps import MapSpec, append_maps
 from engines.preprocess import append_preprocessing
+from engines.quantize import Quantization, quantize
 
 WANTED_CLASS = "wanted_class"
 FORMAT = 1
@@ -28,6 +30,7 @@ def build_graph(
     batch: int = 1,
     features: Sequence[Feature] = (),
     expose: Sequence[str] = (),
+    quantization: Quantization | None = None,
 ) -> onnx.ModelProto:
     """Assemble the localization graph.
 
@@ -42,14 +45,45 @@ def build_graph(
         head: fitted or training-free, reads the box; None for the map alone.
         batch: images per call.
         features: head inputs to publish, for fitting.
-        expose: layers whose scores or activations to publish too (``scores`` or a layer's name), for checks.
+        expose: tensors to publish too, as ``NAME_out``: ``scores``, a layer's activations, any tensor of the graph.
+        quantization: run in 8 bits what it says, see ``engines.quantize``.
 
     Raises:
-        ModelError: the head belongs to another network, size or objective, or the graph cannot be built.
+        ModelError: the head or the quantization belongs to another network, size or objective, or the graph cannot be built.
     """
     spec = spec or (head.spec if head else MapSpec())
     if head is not None:
         check_head(head, classifier, spec)
+    assembled = assemble(classifier, spec, head, batch=batch, features=features, expose=expose)
+    graph = assembled.graph
+    if quantization is not None:
+        check_quantization(quantization, classifier, spec)
+        quantize(graph, quantization)
+    for name, tensor in assembled.outputs.items():
+        graph.output(tensor, name)
+    return graph.model(stamp(classifier, spec, head, quantization, assembled.classes))
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A graph whose outputs are not declared yet.
+
+    Attributes:
+        graph: the nodes.
+        outputs: tensor by the name it is to be published under.
+        classes: how many the network has.
+    """
+
+    graph: Graph
+    outputs: dict[str, str]
+    classes: int
+
+
+def assemble(
+    classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None = None, *, batch: int = 1,
+    features: Sequence[Feature] = (), expose: Sequence[str] = (),
+) -> Assembled:  # fmt: skip
+    """Preprocessing, forward pass, backward pass, maps and head, in fp32; the arguments are those of ``build_graph``."""
     graph = Graph()
     pixels, normalised = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
@@ -58,18 +92,16 @@ def build_graph(
     head_features = head.features if isinstance(head, Head) else ()
     read = [(f.signal, f.layer) for f in (*head_features, *features)]
     maps = append_maps(graph, forward, pixels, class_index, spec, [(spec.signal, spec.layer), *read])
-    graph.output(class_index, "class_index")
-    graph.output(score, "score")
-    graph.output(maps[spec.signal, spec.layer], "map")
+    outputs = {"class_index": class_index, "score": score, "map": maps[spec.signal, spec.layer]}
     if isinstance(head, Head):
-        graph.output(append_box(graph, append_features(graph, maps, head.features), class_index, head), "box_xyxy")
+        outputs["box_xyxy"] = append_box(graph, append_features(graph, maps, head.features), class_index, head)
     elif head is not None:
-        graph.output(append_heuristic_box(graph, maps[spec.signal, spec.layer], head), "box_xyxy")
+        outputs["box_xyxy"] = append_heuristic_box(graph, maps[spec.signal, spec.layer], head)
     if features:
-        graph.output(append_features(graph, maps, features), "features")
+        outputs["features"] = append_features(graph, maps, features)
     for name in expose:
-        graph.output(forward.scores if name == "scores" else forward.layers[name], name + "_out")
-    return graph.model(stamp(classifier, spec, head, graph.shape(forward.scores)[1]))
+        outputs[f"{name}_out"] = {**forward.layers, "scores": forward.scores}.get(name, name)
+    return Assembled(graph, outputs, graph.shape(forward.scores)[1])
 
 
 def check_head(head: Head | Heuristic, classifier: Classifier, spec: MapSpec) -> None:
@@ -83,11 +115,24 @@ def check_head(head: Head | Heuristic, classifier: Classifier, spec: MapSpec) ->
         raise ModelError(f"the head reads the map {head.spec}, not {spec}; {remedy}")
 
 
-def stamp(classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, classes: int) -> dict[str, str]:
+def check_quantization(quantization: Quantization, classifier: Classifier, spec: MapSpec) -> None:
+    """Raise ModelError unless the ranges were measured on exactly this network, size and objective."""
+    have = (quantization.network, quantization.size_px, quantization.objective)
+    if have != (classifier.digest, classifier.size_px, spec.objective):
+        raise ModelError(
+            f"the int8 calibration is of another network, size or objective ({quantization.size_px} px, "
+            f"{quantization.objective}) than this ({classifier.size_px} px, {spec.objective}): run 'calibrate' for it"
+        )
+
+
+def stamp(
+    classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, quantization: Quantization | None, classes: int
+) -> dict[str, str]:
     """Metadata that lets an engine be trusted and its results be read."""
     description: dict[str, Any] = {
         "format": FORMAT, "model": classifier.name, "network": classifier.digest, "size_px": classifier.size_px,
         "spec": asdict(spec), "head": head.digest if head else None,
+        "quantization": quantization.digest if quantization else None,
         "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
     }  # fmt: skip
     return {"sightline": json.dumps(description), "class_names": json.dumps(class_names(classes))}

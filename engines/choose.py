@@ -1,7 +1,7 @@
 """From what a user typed to a running engine: model, weights, method, head, backend, precision."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -10,10 +10,12 @@ from engines.base import Engine, EngineError, ModelError
 from engines.build import build_graph
 from engines.certified import open_certified, refuse_failed
 from engines.classifiers import Classifier, load_classifier
+from engines.downloads import cache_dir
 from engines.head import Head, load_head
 from engines.heuristic import Heuristic, default_heuristic
 from engines.localizer import Localizer
-from engines.maps import MapSpec
+from engines.maps import PIXELS, MapSpec
+from engines.quantize import Quantization, load_quantization
 from engines.weights import ASSETS
 
 METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class"}
@@ -33,7 +35,10 @@ class Choice:
         backend: ``auto`` (TensorRT where all of it is there and certified, else OpenVINO), or one of ``BACKENDS``.
         precision: ``auto``, or what the backend can: ``fp32``, ``bf16``, ``fp16``, ``int8``.
         size_px: input side.
+        layer: where the backward pass stops: ``pixels``, or an inner layer, which is cheaper; None for the head's.
+        calibration: file for ``int8``; None for the shipped one or the one that ``calibrate`` made.
         wanted_class: name or index of the class to look for.
+        threads: processor threads; 0 for all.
     """
 
     model: str = "compact"
@@ -44,14 +49,18 @@ class Choice:
     precision: str = "auto"
     size_px: int | None = None
     wanted_class: str | None = None
+    threads: int = 0
+    layer: str | None = None
+    calibration: str | None = None
 
 
-def open_localizer(choice: Choice, told: Callable[[str], None] | None = None) -> Localizer:
+def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, streams: int = 1) -> Localizer:
     """Load, build and compile what was chosen.
 
     Args:
         choice: the common options.
-        told: gets the reason, where ``auto`` does not take TensorRT.
+        told: gets what a user should know of it, such as why ``auto`` does not take TensorRT.
+        streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see ``OpenVinoEngine``.
 
     Raises:
         ModelError: the model, weights or head cannot be used.
@@ -59,7 +68,7 @@ def open_localizer(choice: Choice, told: Callable[[str], None] | None = None) ->
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
-    engine = open_engine(choice, classifier, head, told)
+    engine = open_engine(choice, classifier, head, told, streams)
     localizer = Localizer(engine)
     if choice.wanted_class is not None:
         localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
@@ -67,11 +76,12 @@ def open_localizer(choice: Choice, told: Callable[[str], None] | None = None) ->
 
 
 def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | None:
-    """The named head, or the shipped one where it fits, or the training-free one; None where none is wanted.
+    """The named head, or the shipped one that fits, or the training-free one; None where none is wanted.
 
     Raises:
-        ModelError: the head cannot be read, or both a head file and the heuristic were asked for.
+        ModelError: the head cannot be read, or the options contradict each other.
     """
+    objective = objective_of(choice.method)
     if choice.head == "none":
         return None
     if choice.head is not None:
@@ -80,33 +90,69 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
         path, named = Path(choice.head), ASSETS / f"{Path(choice.head).name}_head.safetensors"
         is_name = not path.exists() and path.name == choice.head and named.exists()
         return load_head(named if is_name else path)
-    shipped = ASSETS / f"{classifier.name}_{choice.method}_head.safetensors"
-    if shipped.exists():
-        head = load_head(shipped)
-        if head.network == classifier.digest and head.size_px == classifier.size_px:
+    for head in shipped_heads(classifier, choice.method):
+        if choice.layer in (None, head.spec.layer):
             return head
-    return default_heuristic(classifier.name, objective_of(choice.method))
+    heuristic = default_heuristic(classifier.name, objective)
+    return replace(heuristic, spec=replace(heuristic.spec, layer=choice.layer)) if choice.layer else heuristic
+
+
+def shipped_heads(classifier: Classifier, method: str) -> list[Head]:
+    """The heads that come with Sightline for this network at this size, the usual one first."""
+    files = sorted(ASSETS.glob(f"{classifier.name}_{method}*_head.safetensors"), key=lambda path: (len(path.name), path.name))
+    heads = [load_head(path) for path in files]
+    return [head for head in heads if head.network == classifier.digest and head.size_px == classifier.size_px]
+
+
+def choose_quantization(choice: Choice, classifier: Classifier, spec: MapSpec) -> Quantization | None:
+    """The named calibration, or the one that fits: shipped, or made by ``calibrate`` before; None for other precisions.
+
+    Raises:
+        ModelError: int8 is asked for, and there is none, or the named one cannot be read.
+    """
+    if choice.precision not in ("auto", "int8") or spec.relu_rule != "plain":
+        return None
+    if choice.calibration is not None:
+        return load_quantization(Path(choice.calibration))
+    for path in calibration_paths(classifier, spec.objective):
+        if path.exists():
+            return load_quantization(path)
+    if choice.precision == "auto":
+        return None
+    raise ModelError(
+        f"no int8 calibration of these {classifier.name} weights at {classifier.size_px} px: make one with "
+        "'sightline calibrate', or name its file with --calibration"
+    )
+
+
+def calibration_paths(classifier: Classifier, objective: str) -> tuple[Path, Path]:
+    """Where a calibration of this network is: among the shipped files, and in the user's cache, where ``calibrate`` puts it."""
+    name = f"{classifier.name}_{objective}_{classifier.size_px}_{classifier.digest[:12]}.int8.json"
+    return ASSETS / name, cache_dir() / "calibrations" / name
 
 
 def open_engine(
-    choice: Choice, classifier: Classifier, head: Head | Heuristic | None, told: Callable[[str], None] | None = None
-) -> Engine:
-    """Compile the graph on the chosen backend, or find it compiled and certified; ``told`` as for ``open_localizer``."""
-    spec = chosen_spec(choice, head)
+    choice: Choice, classifier: Classifier, head: Head | Heuristic | None, told: Callable[[str], None] | None = None,
+    streams: int = 1,
+) -> Engine:  # fmt: skip
+    """Compile the graph on the chosen backend, or find it compiled and certified; the arguments as for ``open_localizer``."""
+    spec, told = chosen_spec(choice, head), told or (lambda _: None)
     if choice.backend in ("auto", "tensorrt"):
         try:
-            return open_certified(lambda: build_graph(classifier, spec, head), choice.precision)
+            quantization = choose_quantization(choice, classifier, spec) if choice.precision == "int8" else None
+            return open_certified(lambda: build_graph(classifier, spec, head, quantization=quantization), choice.precision)
         except EngineError as error:
             if choice.backend == "tensorrt":
                 raise EngineError(f"{error}; --backend openvino needs no GPU") from error
-            if told:
-                told(f"not TensorRT: {error}")
+            told(f"not TensorRT: {error}")
     if choice.backend in ("auto", "openvino"):
         from engines.backends.openvino import OpenVinoEngine  # only the chosen backend is imported
 
-        graph = build_graph(classifier, spec, head)
-        engine = OpenVinoEngine(graph, choice.precision)
+        graph = build_graph(classifier, spec, head, quantization=choose_quantization(choice, classifier, spec))
+        engine = OpenVinoEngine(graph, choice.precision, choice.threads, streams)
         refuse_failed(graph, engine)
+        for loss in engine.losses:
+            told(loss)
         return engine
     if choice.backend == "torch":
         try:
@@ -125,7 +171,9 @@ def build_chosen(choice: Choice, batch: int = 1) -> onnx.ModelProto:
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
-    return build_graph(classifier, chosen_spec(choice, head), head, batch=batch)
+    spec = chosen_spec(choice, head)
+    quantization = choose_quantization(choice, classifier, spec) if choice.precision == "int8" else None
+    return build_graph(classifier, spec, head, batch=batch, quantization=quantization)
 
 
 def chosen_spec(choice: Choice, head: Head | Heuristic | None) -> MapSpec:
@@ -135,7 +183,9 @@ def chosen_spec(choice: Choice, head: Head | Heuristic | None) -> MapSpec:
         ModelError: they do not.
     """
     objective = objective_of(choice.method)
-    spec = head.spec if head else MapSpec(objective)
+    spec = head.spec if head else MapSpec(objective, layer=choice.layer or PIXELS)
+    if choice.layer not in (None, spec.layer):
+        raise ModelError(f"the head reads the map at {spec.layer}, not at {choice.layer}: drop --layer, or --head")
     if spec.objective != objective:
         raise ModelError(f"the head reads the {spec.objective} objective, not method {choice.method}; drop one of the two")
     return spec

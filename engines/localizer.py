@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import Array, Engine, InputError
+from engines.base import Array, Engine, InputError, Ticket
 from engines.build import WANTED_CLASS
 from engines.preprocess import IMAGE
+from engines.shrink import shrunk
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
@@ -83,16 +84,28 @@ class Localizer:
         height, width = image_bgr.shape[:2]
         if min(height, width) < SMALLEST_PX:
             raise InputError(f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to find anything")
-        shrinks = min(image_bgr.shape[:2]) > self.size_px
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(image_bgr, (self.size_px, self.size_px), interpolation=method), np.uint8)
+        if min(height, width) > self.size_px:
+            return shrunk(image_bgr, self.size_px)
+        return np.asarray(cv2.resize(image_bgr, (self.size_px, self.size_px), interpolation=cv2.INTER_LINEAR), np.uint8)
 
-    def infer(self, prepared: Sequence[ImageBgr]) -> dict[str, Array]:
-        """Run the engine on at most ``batch`` prepared images; missing ones are filled up with black."""
+    def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
+        """Start the engine on at most ``batch`` prepared images; missing ones are filled up with black.
+
+        Returns:
+            The ticket to ``collect``; at most ``engine.slots`` may be out.
+        """
         feed = np.zeros(self.engine.inputs[0].shape, np.uint8)
         for place, image in enumerate(prepared):
             feed[place] = image
-        return self.engine.infer({IMAGE: feed, WANTED_CLASS: self._wanted})
+        return self.engine.submit({IMAGE: feed, WANTED_CLASS: self._wanted.copy()})
+
+    def collect(self, ticket: Ticket) -> dict[str, Array]:
+        """Wait for what was submitted first, and take its outputs."""
+        return self.engine.collect(ticket)
+
+    def infer(self, prepared: Sequence[ImageBgr]) -> dict[str, Array]:
+        """Run the engine on at most ``batch`` prepared images, and wait."""
+        return self.collect(self.submit(prepared))
 
     def read(self, outputs: dict[str, Array], place: int, width_px: int, height_px: int) -> Localization:
         """The localization of image ``place`` of the batch, in an image of the given size."""

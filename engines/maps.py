@@ -7,7 +7,7 @@ import numpy as np
 
 from engines.base import ModelError
 from engines.gradient import attach_gradient
-from engines.graph import Graph
+from engines.graph import Graph, attributes_of
 from engines.networks import Forward
 
 PIXELS = "pixels"
@@ -73,7 +73,7 @@ def append_maps(
         if spec.objective == "gestalt":
             cotangents = {forward.last: gestalt_cotangent(graph, forward.last)}
         else:
-            cotangents = {forward.scores: class_score_cotangent(graph, forward.scores, class_index)}
+            cotangents = class_score_cotangent(graph, forward.scores, class_index)
         gradients = attach_gradient(graph, cotangents, differentiated, spec.relu_rule)
     maps = {}
     for signal, layer in dict.fromkeys(wanted):
@@ -122,10 +122,19 @@ SIGNALS = {"activation": _activation, "gradcam": _gradcam, "layercam": _layercam
 """What a map may show besides the ``gradient``, each from (graph, activations, gradient, layer name)."""
 
 
-def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> str:
-    """Gradient of the score of class ``class_index`` (int64 ``[N]``) with respect to ``scores`` (``[N, classes]``)."""
+def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> dict[str, str]:
+    """A tensor, and the gradient with respect to it of the score of class ``class_index`` (int64 ``[N]``).
+
+    Where the scores (``[N, classes]``) are a linear layer's, that is a row of its weight for its input, and no product at all.
+    """
+    last = graph.producer(scores)
+    if last is not None and last.op_type == "Gemm" and last.input[1] in graph.constants:
+        at = attributes_of(last)
+        if at.get("transB", 0) and at.get("alpha", 1.0) == 1 and not at.get("transA", 0):
+            return {last.input[0]: graph.add("Gather", last.input[1], class_index, axis=0, hint="class_weights")}
     depth = graph.constant(graph.shape(scores)[1], np.int64)
-    return graph.add("OneHot", class_index, depth, graph.constant([0.0, 1.0]), axis=1, hint="one_hot")
+    values = graph.constant([0.0, 1.0])
+    return {scores: graph.add("OneHot", class_index, depth, values, axis=1, hint="one_hot")}
 
 
 def gestalt_cotangent(graph: Graph, activations: str) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -89,5 +89,6 @@ def _run_with_progress(source: Source, localizer: Localizer, sinks: Sequence[Sin
     counts = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), BarColumn(), *counts, console=console) as bar:
         task = bar.add_task(source.name, total=source.frames, fps="")
-        for _ in run_frames(every_frame(source), localizer, sinks, run):
-            bar.update(task, advance=1, fps=f"{run.fps:.0f} fps")
+        with closing(run_frames(every_frame(source), localizer, sinks, run)) as records:
+            for _ in records:
+                bar.update(task, advance=1, fps=f"{run.fps:.0f} fps")

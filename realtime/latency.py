@@ -14,15 +14,20 @@ from engines.boxes import iou
 from engines.files import whole_file
 from realtime.frames import FrameRecord
 
-STAGES = ("read", "prepare", "engine", "draw", "write")
+STAGES = ("read", "wait", "prepare", "engine", "draw", "write")
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
 CORLOC_IOU = 0.5
 
 
 class Run:
-    """The measurements of a run, as far as it got; a few numbers a frame, so that hours fit."""
+    """The measurements of a run, as far as it got; a few numbers a frame, so that hours fit.
+
+    Attributes:
+        idle_ms: how long the loop had nothing to do but wait for the ``source``, or for the ``engine``.
+    """
 
     def __init__(self) -> None:
+        self.idle_ms = {"source": 0.0, "engine": 0.0}
         self.outcomes: Counter[str] = Counter()
         self.total_ms = array("d")
         self.stages_ms: dict[str, array[float]] = {}
@@ -53,11 +58,26 @@ class Run:
         elapsed_s = (self._ended_ns - self._started_ns) / 1e9
         return self.outcomes["shown"] / elapsed_s if elapsed_s > 0 else 0.0
 
+    @property
+    def verdict(self) -> str:
+        """``source-``, ``engine-`` or ``sink-limited``: what the loop waited for most; its own time is the drawing and writing.
+
+        Stages overlap, so the longest of them need not be the one that holds the others up; what is waited for is.
+        """
+        elapsed_ms = (self._ended_ns - self._started_ns) / 1e6
+        sides = {**self.idle_ms, "sink": elapsed_ms - sum(self.idle_ms.values())}
+        return f"{max(sides, key=lambda side: sides[side])}-limited"
+
     def summary(self) -> dict[str, Any]:
-        """The run in numbers: fps, frames, dropped, latency and stages in milliseconds, CorLoc where truth is known."""
+        """The run in numbers: fps, frames, dropped, verdict, latency and stages in milliseconds, CorLoc where truth is known.
+
+        Stages, in a frame's order: ``read`` (decoding), ``wait`` (in the queue before the loop), ``prepare``, ``engine`` (from
+        handing it over to having the answer: with several under way, their waiting for each other too), ``draw``, ``write``.
+        ``latency_ms`` is a frame's age when it has been written, counted from the start of its reading.
+        """
         result: dict[str, Any] = {
             "fps": round(self.fps, 2), "frames": self.outcomes["shown"], "dropped": self.outcomes["dropped"],
-            "failed": self.outcomes["failed"], "latency_ms": percentiles(self.total_ms),
+            "failed": self.outcomes["failed"], "verdict": self.verdict, "latency_ms": percentiles(self.total_ms),
             "stages_ms": {stage: percentiles(self.stages_ms[stage]) for stage in STAGES if stage in self.stages_ms},
         }  # fmt: skip
         if self.truth_ious:
@@ -106,7 +126,7 @@ def plot_latency(run: Run, path: Path, title: str) -> None:
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
     stages = [stage for stage in STAGES if stage in run.stages_ms]
-    colours = dict(zip(STAGES, ("#4C78A8", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True))
+    colours = dict(zip(STAGES, ("#4C78A8", "#C8CCD2", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True))
     figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     frames = np.arange(len(run.total_ms))

@@ -1,7 +1,7 @@
 """Streaming: the newest frame of a camera, stream or file at its own pace, shown, recorded and logged as it comes."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def stream(
                 stop_at = time.monotonic() + seconds if seconds is not None else float("inf")
                 table = stack.enter_context(Live(console=console, refresh_per_second=4, transient=True))
                 shown_at = 0.0
-                for _ in run_frames(records, localizer, sinks, run):
+                for _ in stack.enter_context(closing(run_frames(records, localizer, sinks, run, under_way=1))):
                     now = time.monotonic()
                     if now >= stop_at:
                         break

@@ -10,6 +10,8 @@ from realtime.frames import BoxPx
 PREDICTED_BGR, TRUTH_BGR, TEXT_BGR, SHADE_BGR = (60, 60, 255), (90, 220, 90), (255, 255, 255), (24, 24, 24)
 INSET_SHARE = 0.26  # of the frame's height
 FONT = cv2.FONT_HERSHEY_DUPLEX
+COLOURS_BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)
+"""``[256, 1, 3]``: OpenCV would work this table out anew for every frame."""
 
 
 def draw(
@@ -47,10 +49,11 @@ def heat_map(map_hw: NDArray[np.float32], width_px: int, height_px: int) -> Imag
     A sensitivity map is spiky: without smoothing, single pixels hide where its mass lies.
     """
     smooth = cv2.GaussianBlur(map_hw.astype(np.float32), (0, 0), max(map_hw.shape) / 50)
-    top = max(float(np.percentile(smooth, 99.5)), 1e-30)
-    gray = np.clip(smooth * (255 / top), 0, 255).astype(np.uint8)
+    step = max(1, min(map_hw.shape) // 64)  # neighbours are smoothed alike: 64 x 64 samples tell the percentile
+    top = max(float(np.percentile(smooth[::step, ::step], 99.5)), 1e-30)
+    gray = cv2.convertScaleAbs(smooth, alpha=255 / top)
     resized = cv2.resize(gray, (width_px, height_px), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(cv2.applyColorMap(resized, cv2.COLORMAP_INFERNO), np.uint8)
+    return np.asarray(cv2.applyColorMap(resized, COLOURS_BGR), np.uint8)
 
 
 def _draw_inset(canvas: ImageBgr, map_hw: NDArray[np.float32], unit: int) -> None:

@@ -2,14 +2,19 @@
 
 ::
 
-    Frame ─► prepare (resize) ─► engine (one graph) ─► draw ─► write (every sink)
+    reading thread             the loop                          the engine's threads
+    Frame ─► (a few wait) ─►   prepare (resize) ─► submit ─►     one graph, several frames under way
+                               draw ─► write (every sink) ◄─     collect, in order
 """
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
+from engines.base import Ticket
 from engines.localizer import ImageBgr, Localizer
 from realtime.frames import Frame, FrameRecord
 from realtime.latency import Run
@@ -17,11 +22,18 @@ from realtime.overlay import draw
 from realtime.sinks import Sink
 from realtime.sources import Source
 
+READ_AHEAD_FRAMES = 2
+
+Records = Generator[FrameRecord, None, None]
+
 
 def run_frames(
-    records: Iterator[FrameRecord], localizer: Localizer, sinks: Sequence[Sink], run: Run, inset: bool = True
-) -> Iterator[FrameRecord]:
-    """Localize, draw and write each frame that is not dropped; yields every record when it is finished.
+    records: Records, localizer: Localizer, sinks: Sequence[Sink], run: Run, inset: bool = True, under_way: int = 0
+) -> Records:
+    """Localize, draw and write each frame that is not dropped; yields every record when it is finished, in order.
+
+    An error of a stage is raised once, after the frames before it are finished where they can be (an error of a sink is not
+    waited for). However the loop ends, the engine is left idle and ``records`` closed.
 
     Args:
         records: from ``every_frame`` or ``latest_frames``.
@@ -29,55 +41,118 @@ def run_frames(
         sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
         run: filled as the loop goes, so that an interrupted run can still be summed up.
         inset: draw the heat map.
+        under_way: frames in the engine at once. 1 has each frame's answer soonest: for live sources. 0, for as many as it
+            takes, has the most frames a second: it works on while a frame is drawn and written. Results are the same.
     """
-    pictures = [sink for sink in sinks if sink.needs_picture]
-    logs = [sink for sink in sinks if not sink.needs_picture]
+    begun: deque[_Begun] = deque()
+    failure: Exception | None = None
+    more, most = True, under_way or localizer.engine.slots
     run.start()
-    for record in records:
-        begin_ns = time.monotonic_ns()
-        if record.outcome == "shown":
-            _localize(record, localizer)
-            picture = _drawn(record, inset) if pictures else None
-            mark_ns = time.monotonic_ns()
-            for sink in pictures:
-                sink.write(record, picture)
-            record.stages_ms["write"] = (time.monotonic_ns() - mark_ns) / 1e6
-            record.total_ms = record.frame.read_ms + (time.monotonic_ns() - begin_ns) / 1e6
-        for sink in logs:
-            sink.write(record, None)
-        run.add(record)
-        yield record
+    try:
+        while True:
+            while more and len(begun) < most:
+                try:
+                    begun.append(_begin(records, localizer, run))
+                except StopIteration:
+                    more = False
+                except Exception as error:  # kept until the frames before it are finished
+                    more, failure = False, error
+            if not begun:
+                break
+            record = begun[0].record
+            _finish(begun[0], sinks, run, inset)
+            begun.popleft()
+            yield record
+        if failure is not None:
+            raise failure
+    finally:
+        for left in begun:
+            with suppress(Exception):
+                left.abandon()
+        records.close()
 
 
-def _localize(record: FrameRecord, localizer: Localizer) -> None:
+@dataclass
+class _Begun:
+    """A frame that the engine works on; ``localizer`` is None for a dropped one, which nothing works on."""
+
+    record: FrameRecord
+    localizer: Localizer | None = None
+    ticket: Ticket = None
+    submitted_ns: int = 0
+
+    def abandon(self) -> None:
+        """Leave the engine as if the frame had never been there."""
+        if self.localizer is not None:
+            self.localizer.collect(self.ticket)
+
+
+def _begin(records: Records, localizer: Localizer, run: Run) -> _Begun:
+    """Take the next frame and hand it to the engine.
+
+    Raises:
+        StopIteration: there is none.
+    """
+    asked_ns = time.monotonic_ns()
+    record = next(records)
+    taken_ns = time.monotonic_ns()
+    run.idle_ms["source"] += (taken_ns - asked_ns) / 1e6
+    if record.outcome != "shown":
+        return _Begun(record)
     frame = record.frame
-    start_ns = time.monotonic_ns()
     prepared = localizer.prepare(frame.image_bgr)
-    prepared_ns = time.monotonic_ns()
-    outputs = localizer.infer([prepared])
-    height, width = frame.image_bgr.shape[:2]
-    record.found = localizer.read(outputs, 0, width, height)
-    done_ns = time.monotonic_ns()
+    submitted_ns = time.monotonic_ns()
     record.stages_ms["read"] = frame.read_ms
-    record.stages_ms["prepare"] = (prepared_ns - start_ns) / 1e6
-    record.stages_ms["engine"] = (done_ns - prepared_ns) / 1e6
+    record.stages_ms["wait"] = (taken_ns - frame.captured_ns) / 1e6
+    record.stages_ms["prepare"] = (submitted_ns - taken_ns) / 1e6
+    return _Begun(record, localizer, localizer.submit([prepared]), submitted_ns)
+
+
+def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, inset: bool) -> None:
+    """Take the answer from the engine, draw, write and count."""
+    record, localizer = begun.record, begun.localizer
+    pictures = [sink for sink in sinks if sink.needs_picture]
+    if localizer is not None:
+        asked_ns = time.monotonic_ns()
+        outputs = localizer.collect(begun.ticket)
+        begun.localizer = None
+        height, width = record.frame.image_bgr.shape[:2]
+        record.found = localizer.read(outputs, 0, width, height)
+        found_ns = time.monotonic_ns()
+        run.idle_ms["engine"] += (found_ns - asked_ns) / 1e6
+        record.stages_ms["engine"] = (found_ns - begun.submitted_ns) / 1e6
+        picture = _drawn(record, inset) if pictures else None
+        mark_ns = time.monotonic_ns()
+        for sink in pictures:
+            sink.write(record, picture)
+        done_ns = time.monotonic_ns()
+        record.stages_ms["write"] = (done_ns - mark_ns) / 1e6
+        record.total_ms = record.frame.read_ms + (done_ns - record.frame.captured_ns) / 1e6
+    for sink in sinks:
+        if not sink.needs_picture:
+            sink.write(record, None)
+    run.add(record)
 
 
 def _drawn(record: FrameRecord, inset: bool) -> ImageBgr:
     start_ns = time.monotonic_ns()
-    assert record.found is not None  # set by _localize
+    assert record.found is not None  # set by _finish
     status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
     picture = draw(record.frame.image_bgr, record.found, record.frame.truth_xyxy_px, status, inset)
     record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
     return picture
 
 
-def every_frame(source: Source) -> Iterator[FrameRecord]:
-    """Each frame in turn, as fast as they are taken; nothing is dropped."""
-    return (FrameRecord(frame) for frame in source)
+def every_frame(source: Source) -> Records:
+    """Each frame in turn, as fast as they are taken; nothing is dropped. A thread reads ``READ_AHEAD_FRAMES`` ahead.
+
+    Raises:
+        SourceError: as the source raises, after the frames that it gave.
+    """
+    return _read_in_thread(source, _Buffer(READ_AHEAD_FRAMES, drops=False), paced=False)
 
 
-def latest_frames(source: Source, paced: bool) -> Iterator[FrameRecord]:
+def latest_frames(source: Source, paced: bool) -> Records:
     """The newest frame whenever one is asked for; frames that came and went unseen are recorded as dropped.
 
     Args:
@@ -87,66 +162,79 @@ def latest_frames(source: Source, paced: bool) -> Iterator[FrameRecord]:
     Raises:
         SourceError: as the source raises, after the frames that it gave.
     """
-    mailbox = _Mailbox()
+    return _read_in_thread(source, _Buffer(1, drops=True), paced)
 
+
+def _read_in_thread(source: Source, buffer: "_Buffer", paced: bool) -> Records:
     def read() -> None:
         start_ns = time.monotonic_ns()
         try:
             for frame in source:
                 wait_s = frame.pts_s - (time.monotonic_ns() - start_ns) / 1e9 if paced else 0.0
-                if mailbox.closed.wait(max(0.0, wait_s)):
+                if buffer.closed.wait(max(0.0, wait_s)):
                     return
-                mailbox.put(replace(frame, captured_ns=time.monotonic_ns()) if paced else frame)
-            mailbox.end(None)
+                buffer.put(replace(frame, captured_ns=time.monotonic_ns()) if paced else frame)
+            buffer.end(None)
         except Exception as error:  # handed to the loop, which raises it where it can be dealt with
-            mailbox.end(error)
+            buffer.end(error)
 
     reader = threading.Thread(target=read, name=f"read {source.name}", daemon=True)
     reader.start()
     try:
-        yield from mailbox.records()
+        yield from buffer.records()
     finally:
-        mailbox.closed.set()
+        buffer.close()
         reader.join(timeout=2.0)
 
 
-class _Mailbox:
-    """One waiting frame at most; a newer one pushes it out, and its record says so."""
+class _Buffer:
+    """Frames between the reading thread and the loop, at most ``capacity``.
 
-    def __init__(self) -> None:
+    When it is full, the reader waits; or, where it ``drops``, a newer frame pushes the oldest out, and its record says so.
+    """
+
+    def __init__(self, capacity: int, drops: bool) -> None:
         self.closed = threading.Event()
+        self._capacity, self._drops = capacity, drops
         self._changed = threading.Condition()
-        self._waiting: Frame | None = None
+        self._waiting: deque[FrameRecord] = deque()
         self._pushed_out: list[FrameRecord] = []
         self._ended = False
         self._error: Exception | None = None
 
     def put(self, frame: Frame) -> None:
         with self._changed:
-            if self._waiting is not None:
-                dropped = FrameRecord(self._waiting, "dropped", "a newer frame was waiting")
+            if self._drops and len(self._waiting) == self._capacity:
+                dropped = self._waiting.popleft()
+                dropped.outcome, dropped.cause = "dropped", "a newer frame was waiting"
                 dropped.release()
                 self._pushed_out.append(dropped)
-            self._waiting = frame
-            self._changed.notify()
+            self._changed.wait_for(lambda: len(self._waiting) < self._capacity or self.closed.is_set())
+            self._waiting.append(FrameRecord(frame))
+            self._changed.notify_all()
 
     def end(self, error: Exception | None) -> None:
         with self._changed:
             self._ended, self._error = True, error
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more is taken: whoever waits to put a frame here need not."""
+        with self._changed:
+            self.closed.set()
+            self._changed.notify_all()
 
     def records(self) -> Iterator[FrameRecord]:
-        """Dropped records and the newest frame, until the source has ended; then its error, if any, is raised."""
+        """Dropped records and waiting frames, until the source has ended; then its error, if any, is raised."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None or self._ended)
-                records, frame = self._pushed_out, self._waiting
-                self._pushed_out, self._waiting = [], None
-                ended = self._ended
-            yield from records
-            if frame is not None:
-                yield FrameRecord(frame)
-            elif ended:
-                if self._error is not None:
+                self._changed.wait_for(lambda: self._waiting or self._ended)
+                records, self._pushed_out = self._pushed_out, []
+                if self._waiting:
+                    records.append(self._waiting.popleft())
+                elif not records and self._error is not None:
                     raise self._error
-                return
+                elif not records:
+                    return
+                self._changed.notify_all()
+            yield from records

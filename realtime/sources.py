@@ -21,6 +21,7 @@ import av
 import av.error
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from engines.base import SourceError
 from engines.localizer import ImageBgr
@@ -89,6 +90,7 @@ class VideoFile(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         index, first_pts = 0, None
+        to_bgr = VideoReformatter()  # one for all frames: setting one up takes far longer than its work
         decoded = self._container.decode(self._stream)
         while True:
             start_ns = time.monotonic_ns()
@@ -100,7 +102,7 @@ class VideoFile(Source):
                 break
             pts = picture.pts if picture.pts is not None else index
             first_pts = pts if first_pts is None else first_pts
-            pixels = np.asarray(picture.to_ndarray(format="bgr24"), np.uint8)
+            pixels = np.asarray(to_bgr.reformat(picture, format="bgr24", threads=1).to_ndarray(), np.uint8)
             image = np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
             now_ns = time.monotonic_ns()
             pts_s = float((pts - first_pts) * self.time_base)

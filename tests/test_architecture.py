@@ -50,7 +50,7 @@ def test_files_are_at_most_300_lines_and_functions_60(path):
 
 
 def test_only_one_frame_loop_exists():
-    loops = [p for p in FILES if "localizer.infer(" in p.read_text(encoding="utf-8") and p.parent.name == "realtime"]
+    loops = [p for p in FILES if "localizer.submit(" in p.read_text(encoding="utf-8") and p.parent.name == "realtime"]
     assert [p.name for p in loops] == ["pipeline.py"]
 
 

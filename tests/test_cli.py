@@ -350,7 +350,10 @@ def test_build_proves_an_openvino_engine(tmp_path):
         ([], "say where the ONNX file goes"),
         (["--for", "sm89", "--out", "x.onnx"], "add --backend tensorrt"),
         (["--backend", "tensorrt", "--precision", "bf16"], "TensorRT engines run in fp32, fp16, int8, not bf16"),
-        (["--backend", "tensorrt", "--for", "sm89", "--precision", "int8"], "8-bit scales"),
+        (
+            ["--backend", "tensorrt", "--for", "sm89", "--precision", "int8", "--weights", "random"],
+            "no int8 calibration of these",
+        ),
     ],
 )
 def test_builds_that_make_no_sense(arguments, words):

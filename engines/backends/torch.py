@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from engines.backends.torch_networks import SqueezeNet, Vgg16
-from engines.base import Array, EngineError, TensorSpec, check_feeds
+from engines.base import Array, EngineError, TensorSpec, Ticket, check_feeds
 from engines.build import WANTED_CLASS, check_head, stamp
 from engines.classifiers import Classifier
+from engines.features import Feature, area_matrix
 from engines.half import GRADIENT_SCALE
-from engines.head import Feature, Head, area_matrix
+from engines.head import Head
 from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
 from engines.preprocess import IMAGE
@@ -57,6 +58,7 @@ class TorchEngine:
     """
 
     backend: str = "torch"
+    slots: int = 1
 
     def __init__(
         self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1,
@@ -83,7 +85,16 @@ class TorchEngine:
         )
         blank = self._run(np.zeros(self.inputs[0].shape, np.uint8), np.zeros(batch, np.int64))
         self.outputs = tuple(TensorSpec(name, value.dtype, value.shape) for name, value in blank.items())
-        self.metadata: Mapping[str, str] = stamp(classifier, self._spec, head, self._classes)
+        self.metadata: Mapping[str, str] = stamp(classifier, self._spec, head, None, self._classes)
+
+    def submit(self, feeds: Mapping[str, Array]) -> Ticket:
+        """See ``engines.base.Engine.submit``; eager PyTorch has no other half, so the work is done here."""
+        return self.infer(feeds)
+
+    def collect(self, ticket: Ticket) -> dict[str, Array]:
+        """See ``engines.base.Engine.collect``."""
+        outputs: dict[str, Array] = ticket
+        return outputs
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See ``engines.base.Engine.infer``."""

@@ -20,7 +20,7 @@ from engines.base import ModelError, SourceError
 from engines.build import build_graph
 from engines.choose import Choice
 from engines.classifiers import load_classifier
-from engines.head import Feature
+from engines.features import Feature
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 from tests.realtime.media import picture

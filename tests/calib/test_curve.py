@@ -15,7 +15,7 @@ from calib.fit import default_features, fit_head
 from calib.linear import choose_strength, fit_rows, solve
 from engines.base import OutputError, SourceError
 from engines.classifiers import load_classifier
-from engines.head import Feature
+from engines.features import Feature
 from engines.maps import MapSpec
 from tests.test_cli import command, refused
 

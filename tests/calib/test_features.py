@@ -17,7 +17,7 @@ from calib.features import TABLE_FORMAT, feature_table
 from engines.backends.mock import MockEngine
 from engines.classifiers import load_classifier
 from engines.downloads import cache_dir
-from engines.head import Feature
+from engines.features import Feature
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 from tests.realtime.media import picture

@@ -11,7 +11,7 @@ from calib.datasets import load_dataset
 from calib.results import all_features, columns, constant_rows, network_rows, rendered, selections
 from calib.rivals import named_class_rows, side_by_side
 from engines.classifiers import load_classifier
-from engines.head import Feature
+from engines.features import Feature
 
 QUIET = Console(quiet=True)
 DEMO_PHOTO = Path(__file__).parents[2] / "realtime" / "assets" / "chelsea.jpg"

@@ -26,16 +26,10 @@ class Wrong(MockEngine):
         super().__init__(SIZE, batch)
         self._spoil = spoil
 
-    def infer(self, feeds):
-        outputs = super().infer(feeds)
+    def run(self, feeds):
+        outputs = super().run(feeds)
         self._spoil(outputs)
         return outputs
-
-    def submit(self, feeds):
-        return self.infer(feeds)
-
-    def collect(self, ticket):
-        return ticket
 
 
 def frames(count=10):

@@ -65,6 +65,48 @@ def test_an_image_that_is_not_contiguous_is_taken(engine):
     np.testing.assert_array_equal(engine.infer({**feeds, IMAGE: feeds[IMAGE][:, :, ::-1]})["map"], expected["map"])
 
 
+def test_calls_under_way_give_what_single_ones_give(engine):
+    """Every slot taken, then collected in order; feeds that differ, so that a swap would show."""
+    feeds = [
+        {**good(), IMAGE: np.random.default_rng(seed).integers(0, 256, (1, SIZE, SIZE, 3)).astype(np.uint8)}
+        for seed in range(3)
+    ]
+    expected = [engine.infer(feed)["map"] for feed in feeds]
+    under_way = [engine.submit(feed) for feed in feeds[: engine.slots]]
+    found = [engine.collect(ticket)["map"] for ticket in under_way]
+    np.testing.assert_array_equal(found, expected[: engine.slots])
+
+
+@pytest.mark.parametrize("make", [engines()["openvino"], lambda: MockEngine(SIZE, slots=2)], ids=["openvino", "mock"])
+def test_more_calls_than_slots_are_refused_and_hurt_nothing(make):
+    engine = make()
+    under_way = [engine.submit(good()) for _ in range(engine.slots)]
+    with pytest.raises(EngineError, match=r"2 calls are under way.*collect one first"):
+        engine.submit(good())
+    first = engine.collect(under_way.pop(0))
+    np.testing.assert_array_equal(engine.collect(under_way.pop())["map"], first["map"])
+    np.testing.assert_array_equal(engine.infer(good())["map"], first["map"])
+
+
+def test_an_openvino_call_is_collected_once_and_closing_waits_for_it():
+    engine = engines()["openvino"]()
+    ticket = engine.submit(good())
+    engine.collect(ticket)
+    with pytest.raises(EngineError, match="collected before"):
+        engine.collect(ticket)
+    ticket = engine.submit(good())
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.collect(ticket)
+
+
+def test_streams_change_the_pace_and_nothing_else():
+    graph = build_graph(load_classifier("compact", "random", SIZE))
+    one, two = OpenVinoEngine(graph, "fp32", threads=2), OpenVinoEngine(graph, "fp32", threads=2, streams=2)
+    assert (one.slots, two.slots) == (2, 3)
+    np.testing.assert_allclose(one.infer(good())["map"], two.infer(good())["map"], rtol=1e-4, atol=1e-9)
+
+
 def test_closing_twice_is_fine(engine):
     engine.close()
     engine.close()

@@ -10,8 +10,9 @@ from engines.backends.torch import TorchEngine
 from engines.base import ModelError
 from engines.build import WANTED_CLASS, build_graph, stamped
 from engines.classifiers import load_classifier
+from engines.features import Feature, append_features, area_matrix
 from engines.graph import FLOAT, INT64, Graph
-from engines.head import Feature, Head, append_box, append_features, area_matrix, load_head
+from engines.head import Head, append_box, load_head
 from engines.maps import MapSpec
 from engines.preprocess import IMAGE
 

@@ -3,19 +3,21 @@
 import json
 import threading
 import time
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from engines.backends.mock import MockEngine
-from engines.base import OutputError, SourceError
+from engines.base import EngineError, InputError, OutputError, SourceError
 from engines.localizer import Localizer
 from realtime.frames import Frame
 from realtime.latency import Run
-from realtime.pipeline import every_frame, latest_frames, run_frames
+from realtime.pipeline import READ_AHEAD_FRAMES, every_frame, latest_frames, run_frames
 from realtime.sinks import JsonlSink
-from realtime.sources import Source
-from tests.realtime.media import picture
+from realtime.sources import Source, open_source
+from tests.realtime.media import picture, write_video
 
 
 class Scripted(Source):
@@ -63,11 +65,11 @@ def test_every_frame_is_localized_drawn_and_written_once_in_order(localizer, tmp
     assert [row["frame"] for row in rows] == list(range(8))
     required = {
         "source", "frame", "pts_s", "captured_ns", "outcome", "cause", "class_id", "class_name", "score",
-        "x0", "y0", "x1", "y1", "read_ms", "prepare_ms", "engine_ms", "draw_ms", "write_ms", "total_ms",
+        "x0", "y0", "x1", "y1", "read_ms", "wait_ms", "prepare_ms", "engine_ms", "draw_ms", "write_ms", "total_ms",
     }  # fmt: skip
     for row in rows:
         assert required <= set(row)
-        parts = sum(row[f"{stage}_ms"] for stage in ("read", "prepare", "engine", "draw", "write"))
+        parts = sum(row[f"{stage}_ms"] for stage in ("read", "wait", "prepare", "engine", "draw", "write"))
         assert parts <= row["total_ms"] + 0.01
         assert row["read_ms"] == 0.5
 
@@ -140,3 +142,168 @@ def test_run_sums_up(localizer):
     assert latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p99_9"] <= latency["max"]
     assert latency["max"] == pytest.approx(max(run.total_ms), abs=1e-3), "no outlier is removed"
     assert "corloc" not in summary
+    assert summary["verdict"] in ("source-limited", "engine-limited", "sink-limited")
+
+
+def one_after_the_other(source, localizer):
+    """What the loop must give, written without it."""
+    for frame in source:
+        outputs = localizer.infer([localizer.prepare(frame.image_bgr)])
+        height, width = frame.image_bgr.shape[:2]
+        yield frame.index, localizer.read(outputs, 0, width, height)
+
+
+@pytest.mark.parametrize("under_way", [1, 2])
+def test_overlapping_changes_neither_order_nor_a_single_bit(tiny_localizer, under_way, tmp_path):
+    video = str(write_video(tmp_path / "clip.mp4", 20))
+    expected = list(one_after_the_other(open_source(video), tiny_localizer))
+    collector = Collector()
+    loop = run_frames(every_frame(open_source(video)), tiny_localizer, [collector], Run(), under_way=under_way)
+    got = [(record.frame.index, record.found) for record in loop]
+    assert collector.records == [index for index, _ in got] == [index for index, _ in expected] == list(range(20))
+    for (_, a), (_, b) in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a.map_hw, b.map_hw)
+        assert replace(a, map_hw=b.map_hw) == b
+    assert len({float(found.map_hw.sum()) for _, found in got}) == 20, "every frame has a map of its own"
+
+
+def test_as_many_frames_are_under_way_as_asked_for():
+    seen = []
+
+    class Watched(Collector):
+        def write(self, record, picture):
+            seen.append(engine.under_way)
+
+    engine = MockEngine(32, slots=3)
+    list(run_frames(every_frame(Scripted(6)), Localizer(engine), [Watched()], Run(), under_way=3))
+    assert seen == [2, 2, 2, 2, 1, 0], "the engine works on the next ones while one is written"
+
+
+@pytest.mark.parametrize("under_way", [1, 3])
+def test_a_slow_sink_holds_the_reader_back(under_way):
+    read, written, ahead = [], [], []
+
+    class Counted(Scripted):
+        def __iter__(self):
+            for frame in super().__iter__():
+                read.append(frame.index)
+                yield frame
+
+    class Slow(Collector):
+        def write(self, record, picture):
+            time.sleep(0.01)
+            ahead.append(len(read) - len(written))
+            written.append(record.frame.index)
+
+    localizer = Localizer(MockEngine(32, slots=3))
+    list(run_frames(every_frame(Counted(40)), localizer, [Slow()], Run(), under_way=under_way))
+    assert written == list(range(40))
+    most = under_way + READ_AHEAD_FRAMES + 1  # in the engine or being written, waiting, in the reader's hand
+    assert max(ahead) <= most
+    assert max(ahead) > under_way, "it does read ahead"
+
+
+class Broken(MockEngine):
+    """Fails at the sixth frame."""
+
+    def run(self, feeds):
+        if self.calls_run == 5:
+            raise EngineError("the engine broke")
+        self.calls_run += 1
+        return super().run(feeds)
+
+    calls_run = 0
+
+
+class FailsAtFive(Collector):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, record, picture):
+        if record.frame.index == 5:
+            raise self.error
+        super().write(record, picture)
+
+
+class WithASpeck(Scripted):
+    """The sixth frame is too small to find anything in."""
+
+    def __iter__(self):
+        for frame in super().__iter__():
+            yield replace(frame, image_bgr=frame.image_bgr[:2, :2]) if frame.index == 5 else frame
+
+
+@pytest.mark.parametrize("under_way", [1, 3])
+@pytest.mark.parametrize(
+    ("source", "engine", "sink", "error"),
+    [
+        (Scripted(5, error=SourceError("the cable is out")), MockEngine, Collector(), SourceError),
+        (WithASpeck(20), MockEngine, Collector(), InputError),
+        (Scripted(20), Broken, Collector(), EngineError),
+        (Scripted(20), MockEngine, FailsAtFive(OutputError("disk full")), OutputError),
+        (Scripted(20), MockEngine, FailsAtFive(KeyboardInterrupt()), KeyboardInterrupt),
+    ],
+    ids=["source", "prepare", "engine", "sink", "Ctrl-C"],
+)
+def test_a_failure_comes_once_after_the_frames_before_it_and_leaves_nothing_running(source, engine, sink, error, under_way):
+    sink.records.clear()
+    running, run = engine(32, slots=3), Run()
+    loop = run_frames(every_frame(source), Localizer(running), [sink], run, under_way=under_way)
+    with pytest.raises(error):
+        list(loop)
+    assert sink.records == list(range(5))
+    assert run.outcomes == {"shown": 5}
+    assert list(loop) == [], "it is over"
+    assert running.under_way == 0
+    assert not [t for t in threading.enumerate() if t.name == "read scripted"]
+
+
+def test_leaving_the_loop_early_leaves_the_engine_idle():
+    engine = MockEngine(32, slots=3)
+    with closing(run_frames(every_frame(Scripted(1000)), Localizer(engine), [], Run(), under_way=3)) as records:
+        next(records)
+        assert engine.under_way == 2
+    assert engine.under_way == 0
+    assert not [t for t in threading.enumerate() if t.name == "read scripted"]
+
+
+def test_live_frames_are_taken_only_when_the_engine_is_free():
+    """Age is not spent in queues: with nothing under way, the newest frame goes in, and nothing is taken ahead of it."""
+    engine, taken, written = MockEngine(32, slots=3), [], []
+
+    def watched():
+        for record in latest_frames(Scripted(30, gap_s=0.005), paced=True):
+            if record.outcome == "shown":
+                taken.append((record.frame.index, engine.under_way, len(written)))
+            yield record
+
+    class Slow(Collector):
+        def write(self, record, picture):
+            time.sleep(0.02)
+            written.append(record.frame.index)
+
+    list(run_frames(watched(), Localizer(engine), [Slow()], Run(), under_way=1))
+    assert [(under_way, done) for _, under_way, done in taken] == [(0, i) for i in range(len(taken))]
+
+
+@pytest.mark.parametrize(
+    ("read_s", "engine_s", "write_s", "verdict"),
+    [(0.02, 0, 0, "source-limited"), (0, 0.02, 0, "engine-limited"), (0, 0, 0.02, "sink-limited")],
+)
+def test_the_verdict_names_what_holds_the_others_up(read_s, engine_s, write_s, verdict):
+    class SlowSource(Scripted):
+        def __iter__(self):
+            for frame in super().__iter__():
+                time.sleep(read_s)
+                yield frame
+
+    class SlowEngine(MockEngine):
+        def run(self, feeds):
+            time.sleep(engine_s)
+            return super().run(feeds)
+
+    run = Run()
+    localizer = Localizer(SlowEngine(32, slots=2))
+    list(run_frames(every_frame(SlowSource(15)), localizer, [Collector(write_s)], run, under_way=2))
+    assert run.verdict == verdict
