@@ -33,6 +33,7 @@ class Choice:
         size_px: input side.
         wanted_class: name or index of the class to look for.
         threads: processor threads; 0 for all.
+        layer: where the training-free box is read; None for the network's best.
     """
 
     model: str = "compact"
@@ -44,9 +45,10 @@ class Choice:
     size_px: int | None = None
     wanted_class: str | None = None
     threads: int = 0
+    layer: str | None = None
 
 
-def open_localizer(choice: Choice, streams: int = 1) -> Localizer:
+def open_localizer(choice: Choice, *, streams: int = 1) -> Localizer:
     """Load, build and compile what was chosen.
 
     Args:
@@ -59,7 +61,7 @@ def open_localizer(choice: Choice, streams: int = 1) -> Localizer:
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
-    engine = open_engine(choice, classifier, head, streams)
+    engine = open_engine(choice, classifier, head, streams=streams)
     localizer = Localizer(engine)
     if choice.wanted_class is not None:
         localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
@@ -85,10 +87,10 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
         head = load_head(shipped)
         if head.network == classifier.digest and head.size_px == classifier.size_px:
             return head
-    return default_heuristic(classifier.name, objective_of(choice.method))
+    return default_heuristic(classifier.name, objective_of(choice.method), choice.layer)
 
 
-def open_engine(choice: Choice, classifier: Classifier, head: Head | Heuristic | None, streams: int = 1) -> Engine:
+def open_engine(choice: Choice, classifier: Classifier, head: Head | Heuristic | None, *, streams: int = 1) -> Engine:
     """Compile the graph on the chosen backend; ``streams`` as for ``open_localizer``."""
     spec = chosen_spec(choice, head)
     if choice.backend in ("auto", "openvino"):
