@@ -25,6 +25,7 @@ from engines.files import checked_suffix
 from engines.localizer import Localizer
 from realtime import batch as batches
 from realtime import live
+from realtime.governed import Governed
 from realtime.latency import latency_table
 
 app = typer.Typer(
@@ -49,6 +50,12 @@ Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 (openvino), fp16 
 Size = Annotated[int | None, typer.Option(help="Input side in pixels.", min=16)]
 Threads = Annotated[int, typer.Option(help="Processor threads for the engine; 0 for all.", min=0)]
 Layer = Annotated[str | None, typer.Option(help="Where the backward pass stops: pixels, or an inner layer, which is cheaper.")]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        "--budget-ms", min=0.1, help="Hold this time per frame by stepping to cheaper settings and back; 33 is 30 fps."
+    ),
+]
 Wanted = Annotated[str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
@@ -72,10 +79,10 @@ def demo(
     out: Out = Path("out"), frames: Annotated[int, typer.Option(help="Length of the clip.", min=1)] = 300,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, threads: Threads = 0,
-    as_json: AsJson = False,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
-    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted, threads), streams=0)
+    localizer = _open_for(Choice(model, weights, method, head, backend, precision, size, wanted, threads), budget_ms, streams=0)
     _report(batches.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
@@ -86,14 +93,14 @@ def batch(
     video: Annotated[bool, typer.Option(help="Write the annotated video, or only the data.")] = True,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, threads: Threads = 0,
-    as_json: AsJson = False,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
-    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted, threads), streams=0)
+    localizer = _open_for(Choice(model, weights, method, head, backend, precision, size, wanted, threads), budget_ms, streams=0)
     _report(batches.process_all(sources, out, localizer, console, video), as_json)
 
 
-@app.command(epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --log cam.jsonl")
+@app.command(epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33")
 def stream(
     source: Annotated[str, typer.Argument(help="Camera number, rtsp:// or http(s):// address, file, folder or demo:")],
     window: Annotated[bool, typer.Option(help="Open a window where there is a display.")] = True,
@@ -102,10 +109,10 @@ def stream(
     seconds: Annotated[float | None, typer.Option(help="Stop after this long.", min=0.1)] = None,
     model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
     backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, threads: Threads = 0,
-    as_json: AsJson = False,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are counted as dropped."""
-    localizer = _open(Choice(model, weights, method, head, backend, precision, size, wanted, threads))
+    localizer = _open_for(Choice(model, weights, method, head, backend, precision, size, wanted, threads), budget_ms)
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
 
 
@@ -247,6 +254,16 @@ def _open(choice: Choice, streams: int = 1) -> Localizer:
     if localizer.box_reader.startswith("heuristic") and choice.method != "heuristic":
         console.print(f"no fitted head for this network yet ('fit' makes one); {localizer.box_reader}", style="yellow")
     return localizer
+
+
+def _open_for(choice: Choice, budget_ms: float | None, streams: int = 1) -> Localizer | Governed:
+    """One engine, or one that changes to hold a budget."""
+    if budget_ms is None:
+        return _open(choice, streams)
+    with console.status(f"building {choice.model} ..."):
+        governed = Governed(choice, budget_ms, lambda line: console.print(line, style="yellow"), streams=streams)
+    console.print(f"{choice.model} within {budget_ms:g} ms a frame, from {governed.rung.name}", style="dim")
+    return governed
 
 
 def _measured(report: dict[str, Any], cases: Sequence[evaluation.Case], published: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """From what a user typed to a running engine: model, weights, method, head, backend, precision."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -93,8 +93,7 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     for head in shipped_heads(classifier, choice.method):
         if choice.layer in (None, head.spec.layer):
             return head
-    heuristic = default_heuristic(classifier.name, objective)
-    return replace(heuristic, spec=replace(heuristic.spec, layer=choice.layer)) if choice.layer else heuristic
+    return default_heuristic(classifier.name, objective, choice.layer)
 
 
 def shipped_heads(classifier: Classifier, method: str) -> list[Head]:

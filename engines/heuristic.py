@@ -86,10 +86,10 @@ def gaussian_matrix(length: int, sigma_px: float) -> NDArray[np.float32]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def default_heuristic(network: str, objective: str) -> Heuristic:
-    """The training-free head of a network, known (see ``DEFAULTS``) or imported, which is read at its pixels."""
-    layer, signal, sigma, share = DEFAULTS.get(network, (PIXELS, "gradient", 0.02, 0.2))
-    return Heuristic(MapSpec(objective, layer=layer, signal=signal), sigma, share)
+def default_heuristic(network: str, objective: str, layer: str | None = None) -> Heuristic:
+    """The training-free head of a network, known (see ``DEFAULTS``) or imported, which is read at its pixels; or at a layer."""
+    usual, signal, sigma, share = DEFAULTS.get(network, (PIXELS, "gradient", 0.02, 0.2))
+    return Heuristic(MapSpec(objective, layer=layer or usual, signal=signal), sigma, share)
 
 
 DEFAULTS = {"squeezenet": ("fire5", "layercam", 0.02, 0.2), "vgg16": ("conv4_3", "layercam", 0.02, 0.2)}

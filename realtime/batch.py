@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engines.files import whole_file
 from engines.localizer import Localizer
+from realtime.governed import Governed
 from realtime.latency import Run, plot_latency
 from realtime.pipeline import every_frame, run_frames
 from realtime.sinks import JsonlSink, Sink, VideoSink
@@ -20,13 +21,15 @@ from realtime.sources import Source, open_source
 Summary = dict[str, Any]
 
 
-def process_all(specs: Sequence[str], out: Path, localizer: Localizer, console: Console, video: bool = True) -> list[Summary]:
+def process_all(
+    specs: Sequence[str], out: Path, localizer: Localizer | Governed, console: Console, video: bool = True
+) -> list[Summary]:
     """Localize every frame of each source in turn; see ``process``.
 
     Args:
         specs: see ``realtime.sources.open_source``. Sources of one name get ``_2``, ``_3`` ... behind it.
         out: folder for the results.
-        localizer: the engine.
+        localizer: the engine, or the engines that a budget is held with.
         console: for progress bars.
         video: draw and encode, or only log.
 
@@ -49,12 +52,14 @@ def process_all(specs: Sequence[str], out: Path, localizer: Localizer, console: 
     return summaries
 
 
-def process(source: Source, stem: Path, localizer: Localizer, console: Console, video: bool) -> Summary:
+def process(source: Source, stem: Path, localizer: Localizer | Governed, console: Console, video: bool) -> Summary:
     """Localize every frame of an open source.
 
     Writes ``<stem>.mp4`` (with ``video``), ``<stem>.jsonl``, ``<stem>.latency.png`` and ``<stem>.summary.json``; the summary,
     with the ``files`` by kind, is also returned.
     """
+    if isinstance(localizer, Governed):
+        localizer.begin()
     run, interrupted = Run(), False
     files = {"video": with_ending(stem, ".mp4")} if video else {}
     files["log"] = with_ending(stem, ".jsonl")
@@ -74,6 +79,7 @@ def process(source: Source, stem: Path, localizer: Localizer, console: Console, 
     summary: Summary = {
         **run.summary(), "interrupted": interrupted, "backend": engine.backend, "precision": engine.precision,
         "device": engine.device, "size_px": localizer.size_px, "files": {kind: str(path) for kind, path in files.items()},
+        **(localizer.summary() if isinstance(localizer, Governed) else {}),
     }  # fmt: skip
     with whole_file(files["summary"]) as part:
         part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -85,7 +91,9 @@ def with_ending(stem: Path, ending: str) -> Path:
     return stem.with_name(stem.name + ending)
 
 
-def _run_with_progress(source: Source, localizer: Localizer, sinks: Sequence[Sink], run: Run, console: Console) -> None:
+def _run_with_progress(
+    source: Source, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, console: Console
+) -> None:
     counts = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), BarColumn(), *counts, console=console) as bar:
         task = bar.add_task(source.name, total=source.frames, fps="")

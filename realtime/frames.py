@@ -37,7 +37,10 @@ class Frame:
 
 @dataclass
 class FrameRecord:
-    """The ledger's row of one captured frame: what became of it, when, and what each stage took."""
+    """The ledger's row of one captured frame: what became of it, when, and what each stage took.
+
+    ``rung`` names the settings that made it, where a governor chooses them.
+    """
 
     frame: Frame
     outcome: str = "shown"
@@ -45,6 +48,7 @@ class FrameRecord:
     found: Localization | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     total_ms: float = 0.0
+    rung: str = ""
 
     def release(self) -> None:
         """Let go of the image and the map, so that records can be kept."""
@@ -63,5 +67,5 @@ class FrameRecord:
             "score": round(found.score, 6) if found else None,
             **{k: v if v is None else round(v, 3) for k, v in zip(("x0", "y0", "x1", "y1"), corners, strict=True)},
             **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
-            "total_ms": round(self.total_ms, 4),
+            "total_ms": round(self.total_ms, 4), "rung": self.rung or None,
         }  # fmt: skip

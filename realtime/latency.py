@@ -114,6 +114,8 @@ def _caption(summary: dict[str, Any]) -> str:
         parts.append(f"{summary['dropped']} dropped")
     if "corloc" in summary:
         parts.append(f"CorLoc {100 * summary['corloc']:.1f} %, mean IoU {summary['mean_iou']:.2f}")
+    if "steps" in summary:
+        parts.append(f"budget {summary['budget_ms']:g} ms: {len(summary['steps'])} steps, last {summary['rung']}")
     return "  ·  ".join(parts)
 
 

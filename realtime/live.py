@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 
 from engines.localizer import Localizer
+from realtime.governed import Governed
 from realtime.latency import Run, latency_table
 from realtime.pipeline import latest_frames, run_frames
 from realtime.sinks import JsonlSink, Sink, VideoSink, WindowSink, has_display
@@ -16,14 +17,14 @@ from realtime.sources import open_source
 
 
 def stream(
-    spec: str, localizer: Localizer, console: Console, *, window: bool = True, record: Path | None = None,
+    spec: str, localizer: Localizer | Governed, console: Console, *, window: bool = True, record: Path | None = None,
     log: Path | None = None, seconds: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run until the source ends, ``seconds`` have passed, the window is quit, or Ctrl-C.
 
     Args:
         spec: see ``realtime.sources.open_source``.
-        localizer: the engine.
+        localizer: the engine, or the engines that a budget is held with.
         console: shows a rolling latency table.
         window: open one where there is a display.
         record: annotated MP4 to write.
@@ -60,4 +61,5 @@ def stream(
                         shown_at = now
         except KeyboardInterrupt:
             interrupted = True
-    return {"source": spec, **run.summary(), "interrupted": interrupted}
+    governed = localizer.summary() if isinstance(localizer, Governed) else {}
+    return {"source": spec, **run.summary(), "interrupted": interrupted, **governed}

@@ -9,14 +9,16 @@ from realtime.frames import BoxPx
 
 PREDICTED_BGR, TRUTH_BGR, TEXT_BGR, SHADE_BGR = (60, 60, 255), (90, 220, 90), (255, 255, 255), (24, 24, 24)
 INSET_SHARE = 0.26  # of the frame's height
+SMALLEST_WITH_INSET_PX = 32
 FONT = cv2.FONT_HERSHEY_DUPLEX
 COLOURS_BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)
 """``[256, 1, 3]``: OpenCV would work this table out anew for every frame."""
 
 
 def draw(
-    image_bgr: ImageBgr, found: Localization, truth_xyxy_px: BoxPx | None = None, status: str = "", inset: bool = True
-) -> ImageBgr:
+    image_bgr: ImageBgr, found: Localization, truth_xyxy_px: BoxPx | None = None, status: str = "",
+    inset: bool | ImageBgr = True,
+) -> ImageBgr:  # fmt: skip
     """A copy of the frame with everything drawn on it.
 
     Args:
@@ -24,12 +26,12 @@ def draw(
         found: its box (red), class and score, and map.
         truth_xyxy_px: the true box (green), where it is known.
         status: a line for the lower left corner, such as the latency.
-        inset: show the heat map in the lower right corner.
+        inset: show the heat map in the lower right corner; or one that was made before, see ``inset_of``.
     """
     canvas = image_bgr.copy()
     unit = max(1, round(min(canvas.shape[:2]) / 240))
-    if inset and min(canvas.shape[:2]) >= 32:
-        _draw_inset(canvas, found.map_hw, unit)
+    if inset is not False and min(canvas.shape[:2]) >= SMALLEST_WITH_INSET_PX:
+        _draw_inset(canvas, inset_of(found, *canvas.shape[:2]) if inset is True else inset, unit)
     if truth_xyxy_px is not None:
         _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
     label = f"{found.class_name} {found.score:.2f}"
@@ -56,12 +58,16 @@ def heat_map(map_hw: NDArray[np.float32], width_px: int, height_px: int) -> Imag
     return np.asarray(cv2.applyColorMap(resized, COLOURS_BGR), np.uint8)
 
 
-def _draw_inset(canvas: ImageBgr, map_hw: NDArray[np.float32], unit: int) -> None:
-    height = round(canvas.shape[0] * INSET_SHARE)
-    width = round(canvas.shape[1] * INSET_SHARE)
+def inset_of(found: Localization, height_px: int, width_px: int) -> ImageBgr:
+    """The heat map as ``draw`` shows it in a frame of that size."""
+    return heat_map(found.map_hw, max(1, round(width_px * INSET_SHARE)), max(1, round(height_px * INSET_SHARE)))
+
+
+def _draw_inset(canvas: ImageBgr, inset: ImageBgr, unit: int) -> None:
+    height, width = inset.shape[:2]
     margin = 3 * unit
     y, x = canvas.shape[0] - height - margin, canvas.shape[1] - width - margin
-    canvas[y : y + height, x : x + width] = heat_map(map_hw, width, height)
+    canvas[y : y + height, x : x + width] = inset
     cv2.rectangle(canvas, (x - 1, y - 1), (x + width, y + height), TEXT_BGR, unit)
 
 

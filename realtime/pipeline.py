@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from engines.base import Ticket
-from engines.localizer import ImageBgr, Localizer
-from realtime.frames import Frame, FrameRecord
+from engines.localizer import ImageBgr, Localization, Localizer
+from realtime.frames import NO_IMAGE, Frame, FrameRecord
+from realtime.governed import Governed
 from realtime.latency import Run
-from realtime.overlay import draw
+from realtime.overlay import SMALLEST_WITH_INSET_PX, draw, inset_of
 from realtime.sinks import Sink
 from realtime.sources import Source
 
@@ -28,7 +29,7 @@ Records = Generator[FrameRecord, None, None]
 
 
 def run_frames(
-    records: Records, localizer: Localizer, sinks: Sequence[Sink], run: Run, inset: bool = True, under_way: int = 0
+    records: Records, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, inset: bool = True, under_way: int = 0
 ) -> Records:
     """Localize, draw and write each frame that is not dropped; yields every record when it is finished, in order.
 
@@ -37,16 +38,18 @@ def run_frames(
 
     Args:
         records: from ``every_frame`` or ``latest_frames``.
-        localizer: prepares, runs and reads the engine.
+        localizer: prepares, runs and reads the engine; a ``Governed`` one may change from frame to frame.
         sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
         run: filled as the loop goes, so that an interrupted run can still be summed up.
         inset: draw the heat map.
         under_way: frames in the engine at once. 1 has each frame's answer soonest: for live sources. 0, for as many as it
             takes, has the most frames a second: it works on while a frame is drawn and written. Results are the same.
     """
+    governed = localizer if isinstance(localizer, Governed) else None
     begun: deque[_Begun] = deque()
     failure: Exception | None = None
     more, most = True, under_way or localizer.engine.slots
+    pace, heat_maps = _Pace(run, most), _HeatMaps(inset)
     run.start()
     try:
         while True:
@@ -60,8 +63,10 @@ def run_frames(
             if not begun:
                 break
             record = begun[0].record
-            _finish(begun[0], sinks, run, inset)
+            _finish(begun[0], sinks, run, heat_maps)
             begun.popleft()
+            if governed is not None and record.outcome == "shown":
+                governed.finished(record, time.monotonic(), pace.frame_ms())
             yield record
         if failure is not None:
             raise failure
@@ -80,6 +85,7 @@ class _Begun:
     localizer: Localizer | None = None
     ticket: Ticket = None
     submitted_ns: int = 0
+    heat_map_every: int = 1
 
     def abandon(self) -> None:
         """Leave the engine as if the frame had never been there."""
@@ -87,7 +93,7 @@ class _Begun:
             self.localizer.collect(self.ticket)
 
 
-def _begin(records: Records, localizer: Localizer, run: Run) -> _Begun:
+def _begin(records: Records, chosen: Localizer | Governed, run: Run) -> _Begun:
     """Take the next frame and hand it to the engine.
 
     Raises:
@@ -99,16 +105,20 @@ def _begin(records: Records, localizer: Localizer, run: Run) -> _Begun:
     run.idle_ms["source"] += (taken_ns - asked_ns) / 1e6
     if record.outcome != "shown":
         return _Begun(record)
-    frame = record.frame
+    frame, heat_map_every = record.frame, 1
+    if isinstance(chosen, Governed):
+        localizer, heat_map_every, record.rung = chosen.localizer, chosen.rung.heat_map_every, chosen.rung.name
+    else:
+        localizer = chosen
     prepared = localizer.prepare(frame.image_bgr)
     submitted_ns = time.monotonic_ns()
     record.stages_ms["read"] = frame.read_ms
     record.stages_ms["wait"] = (taken_ns - frame.captured_ns) / 1e6
     record.stages_ms["prepare"] = (submitted_ns - taken_ns) / 1e6
-    return _Begun(record, localizer, localizer.submit([prepared]), submitted_ns)
+    return _Begun(record, localizer, localizer.submit([prepared]), submitted_ns, heat_map_every)
 
 
-def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, inset: bool) -> None:
+def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, heat_maps: "_HeatMaps") -> None:
     """Take the answer from the engine, draw, write and count."""
     record, localizer = begun.record, begun.localizer
     pictures = [sink for sink in sinks if sink.needs_picture]
@@ -121,7 +131,7 @@ def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, inset: bool) -> None
         found_ns = time.monotonic_ns()
         run.idle_ms["engine"] += (found_ns - asked_ns) / 1e6
         record.stages_ms["engine"] = (found_ns - begun.submitted_ns) / 1e6
-        picture = _drawn(record, inset) if pictures else None
+        picture = _drawn(record, heat_maps, begun.heat_map_every) if pictures else None
         mark_ns = time.monotonic_ns()
         for sink in pictures:
             sink.write(record, picture)
@@ -134,13 +144,48 @@ def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, inset: bool) -> None
     run.add(record)
 
 
-def _drawn(record: FrameRecord, inset: bool) -> ImageBgr:
+def _drawn(record: FrameRecord, heat_maps: "_HeatMaps", heat_map_every: int) -> ImageBgr:
     start_ns = time.monotonic_ns()
     assert record.found is not None  # set by _finish
     status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
+    inset = heat_maps.of(record.found, record.frame.image_bgr, heat_map_every)
     picture = draw(record.frame.image_bgr, record.found, record.frame.truth_xyxy_px, status, inset)
     record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
     return picture
+
+
+class _HeatMaps:
+    """The heat map to draw: of this frame, or still that of an earlier one."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted, self._last, self._age, self._size = wanted, NO_IMAGE, 0, (0, 0)
+
+    def of(self, found: Localization, image_bgr: ImageBgr, every: int) -> ImageBgr | bool:
+        size = image_bgr.shape[:2]
+        if not self._wanted or min(size) < SMALLEST_WITH_INSET_PX:
+            return False
+        self._age += 1
+        if self._age >= every or size != self._size:
+            self._last, self._age, self._size = inset_of(found, *size), 0, size
+        return self._last
+
+
+class _Pace:
+    """What a frame takes of the loop's time, waiting for the source not counted.
+
+    With several under way, answers may come in bunches: it is the mean of as many frames.
+    """
+
+    def __init__(self, run: Run, under_way: int) -> None:
+        self._run, self._last_ns, self._last_idle_ms = run, time.monotonic_ns(), 0.0
+        self._last_ms: deque[float] = deque(maxlen=under_way)
+
+    def frame_ms(self) -> float:
+        """Called once for each finished frame."""
+        now_ns, idle_ms = time.monotonic_ns(), self._run.idle_ms["source"]
+        self._last_ms.append((now_ns - self._last_ns) / 1e6 - (idle_ms - self._last_idle_ms))
+        self._last_ns, self._last_idle_ms = now_ns, idle_ms
+        return sum(self._last_ms) / len(self._last_ms)
 
 
 def every_frame(source: Source) -> Records:

@@ -52,6 +52,20 @@ def test_demo_writes_video_log_plot_and_summary(tmp_path):
     assert 0 <= summary["corloc"] <= 1
 
 
+def test_a_budget_that_cannot_be_held_steps_down_and_says_so(tmp_path):
+    options = ("--method", "heuristic", "--budget-ms", 0.1, "--frames", 400)
+    result = command("demo", *options, "--out", tmp_path, "--json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["steps"][0]["why"].endswith("over the budget of 0.1 ms")
+    assert summary["steps"][-1]["to"] == summary["rung"]
+    assert summary["over_budget"] in " ".join(result.stderr.split())
+    rows = [json.loads(line) for line in (tmp_path / "demo.jsonl").read_text().splitlines()]
+    assert [row["frame"] for row in rows] == list(range(400))
+    assert rows[0]["rung"] == summary["steps"][0]["from"]
+    assert rows[-1]["rung"] == summary["rung"]
+
+
 def test_batch_takes_videos_and_folders(tmp_path):
     video, folder = write_video(tmp_path / "clip.mp4"), write_images(tmp_path / "shots")
     result = command("batch", video, folder, "--out", tmp_path / "out", "--json")
@@ -173,6 +187,7 @@ def test_an_unknown_operator_is_named(tmp_path):
         (["--precision", "int3"], "not int3"),
         (["--size", "100"], "not a multiple of 32"),
         (["--class", "unicorn"], "'unicorn' is unknown"),
+        (["--class", "unicorn", "--budget-ms", "20"], "'unicorn' is unknown"),
         (["--class", "terrier"], "could be"),
         (["--head", "nowhere.safetensors"], "cannot read head"),
     ],

@@ -1,0 +1,104 @@
+"""The rungs that a governor steps through."""
+
+import numpy as np
+import pytest
+
+from engines import ladder
+from engines.backends.openvino import best_precision
+from engines.base import EngineError
+from engines.choose import Choice, open_localizer
+from engines.classifiers import load_classifier
+from engines.head import load_head
+from engines.ladder import backward_shares, rungs
+from engines.weights import ASSETS
+
+NATIVE = ["fp32", "bf16"] if best_precision() == "bf16" else ["fp32"]
+
+
+def test_every_rung_is_cheaper_than_the_one_before_but_for_the_heat_map():
+    found = rungs(Choice("compact", "random", size_px=64))
+    costs = [rung.cost for rung in found]
+    assert costs[:-1] == sorted(set(costs[:-1]), reverse=True)
+    assert costs[-1] == costs[-2]
+    assert [rung.heat_map_every > 1 for rung in found] == [False] * (len(found) - 1) + [True]
+    assert len({rung.name for rung in found}) == len(found)
+
+
+def test_precision_comes_first_then_depth_and_size():
+    found = rungs(Choice("compact", "random", precision="fp32"))
+    assert [rung.choice.precision for rung in found[: len(NATIVE)]] == NATIVE
+    assert all(rung.choice.size_px == 128 for rung in found[: len(NATIVE)])
+    assert {rung.choice.precision for rung in found[len(NATIVE) :]} == {NATIVE[-1]}
+    assert {rung.choice.size_px for rung in found} == {128, 96, 64}
+    assert {rung.choice.layer for rung in found} == {None, "pool3"}, "pool3 has a value for 8 x 8 pixels"
+
+
+def test_every_rung_can_be_opened_and_finds_something():
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    for rung in rungs(Choice("compact", "random", size_px=64)):
+        localizer = open_localizer(rung.choice)
+        found = localizer.localize([image])[0]
+        assert localizer.size_px == rung.choice.size_px
+        assert found.box_xyxy_px is not None
+        assert found.map_hw.shape[0] == localizer.size_px // (8 if rung.choice.layer else 1)
+
+
+def test_shipped_heads_for_the_same_network_and_objective_are_rungs(tmp_path, monkeypatch):
+    """A head that reads inner layers alone, at the same size; one of another size; one of another objective."""
+    from dataclasses import replace
+
+    head = load_head(ASSETS / "compact_sensitivity_head.safetensors")
+    inner = [i for i, f in enumerate(head.features) if f.layer == "conv4_3"]
+    parts = np.split(np.arange(head.weight.shape[2]), np.cumsum([_length(f) for f in head.features])[:-1])
+    kept = np.concatenate([parts[i] for i in inner])
+    shallow = replace(
+        head, spec=replace(head.spec, layer="conv4_3"), features=tuple(head.features[i] for i in inner),
+        weight=np.ascontiguousarray(head.weight[:, :, kept]),
+    )  # fmt: skip
+    for name, saved in {
+        "compact_sensitivity": head, "compact_fast": shallow, "compact_tiny": replace(shallow, size_px=96),
+        "compact_gestalt": load_head(ASSETS / "compact_gestalt_head.safetensors"),
+        "compact_other": replace(shallow, network="f" * 64),
+    }.items():  # fmt: skip
+        saved.save(tmp_path / f"{name}_head.safetensors")
+    monkeypatch.setattr(ladder, "ASSETS", tmp_path)
+    found = rungs(Choice())
+    assert [rung.choice.head for rung in found if rung.heat_map_every == 1][-2:] == ["compact_fast", "compact_tiny"]
+    assert {rung.choice.head for rung in found} == {None, "compact_fast", "compact_tiny"}
+    assert "back to conv4_3" in found[-1].name
+
+
+def _length(feature):
+    return feature.size**2 if feature.kind == "grid" else 2 * feature.size
+
+
+def test_a_head_that_the_user_named_is_not_replaced():
+    found = rungs(Choice(method="gestalt", head="compact_gestalt"))
+    assert {rung.choice.head for rung in found} == {"compact_gestalt"}
+
+
+def test_without_a_box_only_precision_and_size_change():
+    assert {rung.choice.layer for rung in rungs(Choice("compact", "random", head="none"))} == {None}
+
+
+def test_how_much_of_the_work_lies_behind_a_layer():
+    """By hand for the compact network at 32 px: products of each convolution, channels 16 32 64 128 256, and 200 classes or so."""
+    classifier = load_classifier("compact", "random", 32)
+    shares = backward_shares(classifier)
+    sides, widths, repeats = (32, 16, 8, 4, 2), (16, 32, 64, 128, 256), (2, 2, 3, 3, 3)
+    products, width_in = [], 3
+    for side, width, count in zip(sides, widths, repeats, strict=True):
+        for _ in range(count):
+            products.append(side * side * width * width_in * 9)
+            width_in = width
+    products.append(256 * classifier.weights["classifier.bias"].size)
+    whole = sum(products)
+    assert shares["pixels"] == 1
+    assert shares["conv1_1"] == pytest.approx(1 - products[0] / whole)
+    assert shares["pool3"] == pytest.approx(sum(products[7:]) / whole)
+    assert shares["conv5_3"] == pytest.approx(products[-1] / whole)
+
+
+def test_a_precision_that_is_not_there_is_refused():
+    with pytest.raises(EngineError, match="not int3"):
+        rungs(Choice(precision="int3"))
