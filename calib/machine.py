@@ -19,7 +19,7 @@ from engines.graph import FLOAT, Graph
 STAT = Path("/proc/stat")
 PEAK_S = 0.7
 """How long each kernel is tried: the fastest call counts, so that a moment without neighbours is enough."""
-COPIED_VALUES = 1 << 24  # float64: 128 MiB, far more than any cache holds
+COPIED_VALUES = 1 << 25  # float64: 256 MiB, far more than any cache holds
 
 
 def machine() -> str:
