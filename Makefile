@@ -15,6 +15,7 @@ setup: .venv/tested-with
 # What testing needs besides.
 .venv/tested-with: .venv/runs-with
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps grad-cam
 	touch $@
 
 run: .venv/runs-with

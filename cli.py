@@ -15,8 +15,12 @@ from calib import certified
 from calib import curve as curves
 from calib import evaluate as evaluation
 from calib.baselines import baselines, check_disjoint
+from calib.bench_compare import print_comparison
+from calib.bench_plots import plot_bench
+from calib.bench_report import print_bench
 from calib.choose import DataChoice, load_chosen
 from calib.fit import default_features, fit_head
+from calib.machine import machine
 from calib.report import SUFFIXES, write_report
 from engines.base import OutputError, SightlineError
 from engines.choose import Choice, build_chosen, open_localizer
@@ -191,7 +195,7 @@ def evaluate(
     measured, engine = _measured(found, cases, published=dataset is not None), localizer.engine
     facts = {
         "model": model, "method": method, "head": head or localizer.box_reader,
-        "backend": engine.backend, "precision": engine.precision, "machine": benches.machine(),
+        "backend": engine.backend, "precision": engine.precision, "machine": machine(),
     }  # fmt: skip
     if report:
         write_report(report, f"Localization on {chosen.title}", found, cases, localizer, facts)
@@ -224,24 +228,45 @@ def build(
     certified.build_chosen_engine(graph, choice, console, reference)
 
 
-@app.command(epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models compact --seconds 30 --json")
+@app.command(
+    epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models squeezenet --json"
+    "   ·   sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8"
+    "   ·   sightline bench compare before.json after.json"
+)
 def bench(
-    source: Annotated[str, typer.Argument(help="What to run end to end: any source that ends.")] = "demo:300",
-    models: Annotated[str, typer.Option(help="Comma-separated networks to time.")] = "compact,vgg16",
-    seconds: Annotated[float, typer.Option(help="How long to time each model against its peers.", min=1)] = 30.0,
-    weights: Weights = "random", size: Size = None, as_json: AsJson = False,
+    what: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE] | compare A.json B.json", show_default=False, help=(
+        "What to run end to end, demo:300 unless told (a file called compare: ./compare). Or two results of --json to compare."
+    ))] = None,
+    models: Annotated[str, typer.Option("--models", "--model", help="Networks to time; the first one end to end too.")] = (
+        "compact,vgg16"
+    ),
+    seconds: Annotated[float, typer.Option(help="Time limit of each part that has not settled before.", min=0.1)] = 60.0,
+    sizes: Annotated[str, typer.Option(help="Also time the first network at these input sides: 96,128,224.")] = "",
+    batches: Annotated[str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")] = "",
+    plots: Annotated[Path | None, typer.Option(help="Folder for pictures of everything.")] = None,
+    weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None, size: Size = None, as_json: AsJson = False,
+    across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare what was not measured alike.")] = False,
 ) -> None:  # fmt: skip
-    """Measure fps end to end, and the engine against PyTorch and ONNX Runtime in the same run. No outlier is removed."""
-    whole = benches.bench_end_to_end(Choice(), source)
-    console.print(latency_table(f"{source}, {whole['engine']}, {whole['verdict']}", whole))
-    engines = []
-    for model in models.split(","):
-        chosen = Choice(model, None if model == "compact" else weights, size_px=size)
-        engines.append(benches.bench_engine(chosen, seconds, console))
-        console.print(benches.peers_table(engines[-1]))
-    console.print(whole["machine"], style="dim")
+    """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No outlier is removed.
+
+    compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the two runs.
+    """
+    source, *others = what or ["demo:300"]
+    if source == "compare":
+        if print_comparison(others, across_machines, console, as_json):
+            raise typer.Exit(1)
+        return
+    if others:
+        raise SightlineError(
+            f"bench runs one source, not also {others[0]}; to compare two results: bench compare A.json B.json"
+        )
+    lists = benches.whole_numbers(sizes, "--sizes"), benches.whole_numbers(batches, "--batches")
+    result, run = benches.bench(source, benches.choices(models, weights, method, head, size), seconds, console, *lists)
+    print_bench(result, console)
+    for picture in plot_bench(result, run, plots) if plots else ():
+        console.print(f"wrote {picture}")
     if as_json:
-        print(json.dumps({**whole, "peers": engines[0]["peers"], "engines": engines}))
+        print(json.dumps(result))
 
 
 def _open(choice: Choice, streams: int = 1) -> Localizer:

@@ -1,139 +1,224 @@
-"""Timing without flattery: every call counts, peers take turns with us in the same run, medians and ratios are reported."""
+"""Timing without flattery: every call counts, peers take turns with us, and what did not settle is said not to have."""
 
-import os
-import platform
-import tempfile
 import time
 from array import array
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import openvino
+import onnx
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
-from calib.bench_peers import Call, peers
+from calib.bench_loop import WARM_UP_CALLS, bench_end_to_end
+from calib.bench_peers import Call, Task, peers
+from calib.machine import Neighbours, measure_peaks
+from calib.roofline import Peaks, Work, count_work, roofline_point
+from calib.stability import WINDOW_ROUNDS, Rule, until_settled, window_values
 from engines.backends.openvino import OpenVinoEngine, best_precision
+from engines.base import Array, Engine, SightlineError
 from engines.build import WANTED_CLASS, build_graph
-from engines.choose import Choice, choose_head, open_localizer
-from engines.classifiers import load_classifier
-from engines.localizer import ImageBgr
+from engines.choose import Choice, choose_head, objective_of
+from engines.classifiers import Classifier, load_classifier
+from engines.head import Head
+from engines.heuristic import Heuristic
+from engines.maps import PIXELS, MapSpec
 from engines.preprocess import IMAGE
-from realtime.frames import FrameRecord
 from realtime.latency import Run, percentiles
-from realtime.pipeline import every_frame, run_frames
-from realtime.sinks import JsonlSink, Sink
-from realtime.sources import open_source
 
-WARM_UP_CALLS = 5
 REST_S = 0.1
+TURNS = Rule(WINDOW_ROUNDS, "rounds")
 
 
-def bench_engine(choice: Choice, seconds: float, console: Console) -> dict[str, Any]:
-    """Time one image through the whole graph beside its peers, in turns.
+@dataclass(frozen=True)
+class Variant:
+    """One of our own ways to do the work: a graph, and the engine that runs it."""
+
+    graph: onnx.ModelProto
+    engine: Engine
+
+
+def bench(
+    source: str, choices: Sequence[Choice], seconds: float, console: Console,
+    sizes_px: Sequence[int] = (), batches: Sequence[int] = (),
+) -> tuple[dict[str, Any], Run]:  # fmt: skip
+    """Everything: end to end with the first choice, each choice beside its peers, sweeps of the first, the roofline.
 
     Args:
-        choice: model, weights, size and head; both precisions that the processor has are timed.
-        seconds: about how long, warm-up (5 calls of each) not included.
+        source: any source; one that ends is run again until the figures have settled.
+        choices: networks, at least one.
+        seconds: time limit of each part (end to end, each network, the sweep).
+        console: for progress.
+        sizes_px: input sides to time the first network at.
+        batches: batch sizes, likewise.
+
+    Returns:
+        (the result, see DESIGN.md section 3; the frames of the run end to end, for plots).
+    """
+    whole, run = bench_end_to_end(choices[0], source, seconds, console)
+    peaks, engines, points = _measured_peaks(console), [], []
+    for choice in choices:
+        engine, works = bench_engine(choice, seconds, console)
+        engines.append(engine)
+        points += [(engine, name, *work) for name, work in works.items()]
+        peaks = peaks.best(_measured_peaks(console))
+    result = {**whole, "peers": engines[0]["peers"], "not_available": engines[0]["not_available"], "engines": engines}
+    if sizes_px or batches:
+        result["sweep"] = sweep(choices[0], sizes_px, batches, seconds, console)
+    result["roofline"] = {**peaks.report(), "points": [_point(*point, peaks) for point in points]}
+    return result, run
+
+
+def _measured_peaks(console: Console) -> Peaks:
+    with console.status("measuring this machine's peaks ..."):
+        return measure_peaks()
+
+
+def _point(engine: dict[str, Any], name: str, precision: str, work: Work, peaks: Peaks) -> dict[str, Any]:
+    achieved_ms = next(row["p50_ms"] for row in engine["peers"] if row["name"] == name)
+    return {"network": engine["engine"], "name": name, **roofline_point(work, precision, peaks, achieved_ms)}
+
+
+def choices(models: str, weights: str | None, method: str, head: str | None, size_px: int | None) -> list[Choice]:
+    """What ``--models compact,vgg16`` and its like name: without weights the shipped ones, or random (speed is the same).
+
+    Given weights are those of the one network named, or of all but the compact one.
+    """
+    names = [name.strip() for name in models.split(",")]
+    own = dict.fromkeys(names, weights or "random") | ({"compact": weights if len(names) == 1 else None})
+    return [Choice(name, own[name], method, head, size_px=size_px) for name in names]
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """``96,128`` as numbers; none where the text is empty.
+
+    Raises:
+        SightlineError: it is anything else.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise SightlineError(f"{option} {text}: write whole numbers with commas between them, like 96,128")
+    return [int(part) for part in parts]
+
+
+def variants(classifier: Classifier, objective: str, head: Head | Heuristic | None) -> dict[str, Variant]:
+    """Our rows by name; the first is what peers are compared with. One line makes a row: a graph and a precision.
+
+    Peers differentiate down to the pixels, so the first rows do too: a head that reads a cheaper, inner map is another row.
+    """
+    best = best_precision()
+    deep = head if head is not None and head.spec.layer == PIXELS else Heuristic(MapSpec(objective))
+    whole = build_graph(classifier, head=deep)
+    rows = {f"Sightline {precision}": (whole, precision) for precision in dict.fromkeys([best, "fp32"])}
+    if head is not None and head is not deep:
+        rows[f"Sightline {best}, {head.spec.signal} at {head.spec.layer}"] = (build_graph(classifier, head=head), best)
+    return {name: Variant(graph, OpenVinoEngine(graph, precision)) for name, (graph, precision) in rows.items()}
+
+
+def bench_engine(choice: Choice, seconds: float, console: Console) -> tuple[dict[str, Any], dict[str, tuple[str, Work]]]:
+    """Time one image through the whole graph beside its peers, in turns, until all have settled or the time is up.
+
+    Args:
+        choice: model, weights, method, size and head; every precision that the processor has is timed.
+        seconds: time limit; compiling and warm-up (5 calls of each) not included.
         console: for progress.
 
     Returns:
-        ``engine`` (name), ``calls``, and ``peers``: name, p50_ms, p90_ms and ratio (its median over ours) of each, ours first.
+        (``engine`` (name), ``calls``, ``warm_up_calls``, ``stability``, ``peers`` (see ``row_of``, ours first) and
+        ``not_available`` (name and why); precision and work of each of our rows by name).
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
-    head = choose_head(choice, classifier)
+    title = f"{choice.model} at {classifier.size_px} px"
     image = np.random.default_rng(0).integers(0, 256, (1, classifier.size_px, classifier.size_px, 3)).astype(np.uint8)
+    with console.status(f"{title}: building and compiling, peers too ..."):
+        ours = variants(classifier, objective_of(choice.method), choose_head(choice, classifier))
+        others, missing = peers(Task(classifier, image, next(iter(ours.values())).graph))
     feed = {IMAGE: image, WANTED_CLASS: np.array([-1])}
-    calls: dict[str, Call] = {}
-    for precision in dict.fromkeys([best_precision(), "fp32"]):
-        engine = OpenVinoEngine(build_graph(classifier, head=head), precision)
-        calls[f"Sightline {precision}"] = lambda engine=engine: engine.infer(feed)  # type: ignore[misc]
-    calls |= peers(classifier, image)
-    times_ms = take_turns(calls, seconds, console, f"{choice.model} at {classifier.size_px} px")
-    ours = float(np.median(next(iter(times_ms.values()))))
-    rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "p50_ms": round(float(np.median(values)), 3),
-            "p90_ms": percentiles(values)["p90"],
-            "ratio": round(float(np.median(values)) / ours, 3),
-        }
-        for name, values in times_ms.items()
-    ]
-    return {"engine": f"{choice.model} at {classifier.size_px} px", "calls": len(times_ms[rows[0]["name"]]), "peers": rows}
+    calls = {name: engine_call(variant.engine, feed) for name, variant in ours.items()} | others
+    samples_ms, stability = take_turns(calls, seconds, console, title)
+    first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
+    rows = [row_of(name, values, first) for name, values in samples_ms.items()]
+    works = {name: (variant.engine.precision, count_work(variant.graph)) for name, variant in ours.items()}
+    return {
+        "engine": title, "calls": len(next(iter(samples_ms.values()))), "warm_up_calls": WARM_UP_CALLS,
+        "stability": stability, "peers": rows,
+        "not_available": [{"name": name, "why": why} for name, why in missing.items()],
+    }, works  # fmt: skip
 
 
-def take_turns(calls: dict[str, Call], seconds: float, console: Console, title: str) -> "dict[str, array[float]]":
-    """Milliseconds of every call, A B C A B C ..., so that a change of the machine's pace meets all alike.
+def row_of(name: str, samples_ms: Sequence[float], first_p50_ms: float) -> dict[str, Any]:
+    """``name``, ``p50_ms``, ``p90_ms``, ``ratio`` (its median over ours), ``windows_ms`` (medians) and every sample."""
+    found = percentiles(array("d", samples_ms))
+    return {
+        "name": name, "p50_ms": found["p50"], "p90_ms": found["p90"],
+        "ratio": round(found["p50"] / first_p50_ms, 3),
+        "windows_ms": [round(value, 4) for value in window_values(samples_ms, WINDOW_ROUNDS)],
+        "samples_ms": [round(value, 4) for value in samples_ms],
+    }  # fmt: skip
+
+
+def engine_call(engine: Engine, feed: Mapping[str, Array]) -> Call:
+    """A call that runs the engine once."""
+    return lambda: engine.infer(feed)
+
+
+def take_turns(
+    calls: Mapping[str, Call], seconds: float, console: Console, title: str
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Time A B C, C A B, ...: in every round each has its turn, so that a change of the machine's pace meets all alike.
 
     Between calls the machine rests: the thread pools of PyTorch and ONNX Runtime spin for a while after their work, and
-    would otherwise take processor time from whichever peer comes next.
+    would otherwise take processor time from whoever comes next. Every round has an order of its own, for what is left of that.
+
+    Returns:
+        (milliseconds of every call by name, whether they settled in the terms of ``Rule.report``).
     """
     for call in calls.values():
         for _ in range(WARM_UP_CALLS):
             call()
-    start = time.perf_counter()
-    for call in calls.values():
-        call()
-    rounds = max(7, int(seconds / (time.perf_counter() - start + REST_S * len(calls))))
-    times_ms = {name: array("d") for name in calls}
-    for _ in track(range(rounds), title, console=console):
-        for name, call in calls.items():
+
+    names, order = list(calls), np.random.default_rng(0)
+
+    def one_round() -> dict[str, float]:
+        times_ms = dict.fromkeys(names, 0.0)
+        for name in order.permutation(names):
             time.sleep(REST_S)
             before = time.perf_counter()
-            call()
-            times_ms[name].append((time.perf_counter() - before) * 1e3)
-    return times_ms
+            calls[name]()
+            times_ms[name] = (time.perf_counter() - before) * 1e3
+        return times_ms
+
+    with console.status(f"{title}: {len(calls)} in turns, until {TURNS}, {seconds:g} s at most ..."):
+        neighbours = Neighbours()
+        samples_ms, stable = until_settled(one_round, TURNS, seconds, time.perf_counter)
+    return samples_ms, {**TURNS.report(stable, seconds), "busy_elsewhere": neighbours.share()}
 
 
-def bench_end_to_end(choice: Choice, source: str) -> dict[str, Any]:
-    """A whole run from a source to drawn frames and a JSONL log (no encoding), in the terms of ``Run.summary``."""
-    localizer, run = open_localizer(choice), Run()
-    with tempfile.TemporaryDirectory() as folder, JsonlSink(Path(folder) / "log.jsonl") as log, open_source(source) as frames:
-        sinks: list[Sink] = [log, DrawnOnly()]
-        for _ in run_frames(every_frame(frames), localizer, sinks, run):
-            pass
-    summary = run.summary()
-    stages = {stage: values["p50"] for stage, values in summary["stages_ms"].items()}
-    sides = {
-        "source": stages.get("read", 0.0),
-        "engine": stages.get("prepare", 0.0) + stages.get("engine", 0.0),
-        "sink": stages.get("draw", 0.0) + stages.get("write", 0.0),
-    }
-    verdict = max(sides, key=lambda side: sides[side])
-    engine = localizer.engine
-    facts = f"{choice.model} at {localizer.size_px} px, {engine.backend} {engine.precision}"
-    return {**summary, "source": source, "verdict": f"{verdict}-limited", "engine": facts, "machine": machine()}
+def sweep(choice: Choice, sizes_px: Sequence[int], batches: Sequence[int], seconds: float, console: Console) -> dict[str, Any]:
+    """Time of one image against input size (one at a time) and against batch (at the usual size), all in turns.
 
+    The map at the pixels, no head: one network at every size. Engine only, in the best precision.
 
-class DrawnOnly:
-    """Has every frame drawn, and keeps none."""
+    Returns:
+        ``network``, ``size_px``, ``precision``, ``stability`` and ``points``: ``size_px``, ``batch``, ``ms_per_image``,
+        ``p90_ms_per_image``.
 
-    needs_picture = True
-
-    def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
-        """Nothing to keep."""
-
-    def __enter__(self) -> "DrawnOnly":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def machine() -> str:
-    """Processor, cores and system in words."""
-    name = str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
-    versions = f"Python {platform.python_version()}, OpenVINO {openvino.__version__.split('-')[0]}"
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}, {versions}"
-
-
-def peers_table(result: dict[str, Any]) -> Table:
-    """The engine's bench as a table for the terminal."""
-    table = Table(title=f"{result['engine']}, one image, {result['calls']} calls each, in turns", title_justify="left")
-    for column in ("", "p50 ms", "p90 ms", "times ours"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in result["peers"]:
-        table.add_row(row["name"], f"{row['p50_ms']:.2f}", f"{row['p90_ms']:.2f}", f"{row['ratio']:.2f} x")
-    return table
+    Raises:
+        ModelError: the network does not take one of the sizes.
+    """
+    usual_px = load_classifier(choice.model, choice.weights, choice.size_px).size_px
+    cells = dict.fromkeys([*((size_px, 1) for size_px in sizes_px), *((usual_px, batch) for batch in batches)])
+    calls: dict[str, Call] = {}
+    with console.status("building every size and batch ..."):
+        for size_px, batch in cells:
+            classifier = load_classifier(choice.model, choice.weights, size_px)
+            engine = OpenVinoEngine(build_graph(classifier, MapSpec(objective_of(choice.method)), batch=batch))
+            images = np.random.default_rng(0).integers(0, 256, (batch, size_px, size_px, 3)).astype(np.uint8)
+            calls[f"{size_px} {batch}"] = engine_call(engine, {IMAGE: images, WANTED_CLASS: np.full(batch, -1)})
+    samples_ms, stability = take_turns(calls, seconds, console, "sizes and batches")
+    points = []
+    for (size_px, batch), values in zip(cells, samples_ms.values(), strict=True):
+        found = percentiles(array("d", [value / batch for value in values]))
+        points.append({"size_px": size_px, "batch": batch, "ms_per_image": found["p50"], "p90_ms_per_image": found["p90"]})
+    facts = {"network": choice.model, "size_px": usual_px, "precision": best_precision(), "calls": len(values)}
+    return {**facts, "stability": stability, "points": points}

@@ -1,70 +1,114 @@
-"""What the engine is timed against, in the same run: PyTorch and ONNX Runtime doing the same network's work."""
+"""What the engine is timed against, in the same run: what others' users run, on the same network and the same image."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
-from engines.build import WANTED_CLASS, build_graph
+from engines.base import Array
+from engines.build import WANTED_CLASS
 from engines.classifiers import Classifier
 from engines.graph import Graph
 from engines.preprocess import IMAGE, append_preprocessing
 
+if TYPE_CHECKING:
+    from calib.bench_torch import TorchPeers
+
 Call = Callable[[], object]
 
 
-def peers(classifier: Classifier, image_nhwc: np.ndarray) -> dict[str, Call]:
-    """Name to a call that does one image's work; only those whose library is installed and that can run the network.
+@dataclass(frozen=True)
+class Task:
+    """One image's work.
 
-    Args:
+    Attributes:
         classifier: the network.
-        image_nhwc: uint8 BGR ``[1, S, S, 3]``.
+        image_nhwc_bgr: uint8 ``[1, S, S, 3]``.
+        graph: our whole graph.
     """
-    found: dict[str, Call] = {}
-    if find_spec("torch") is not None and classifier.weights:
-        found |= _torch_peers(classifier, image_nhwc)
-    if find_spec("onnxruntime") is not None:
-        found |= _onnxruntime_peers(classifier, image_nhwc)
-    return found
+
+    classifier: Classifier
+    image_nhwc_bgr: Array
+    graph: onnx.ModelProto
+
+    @cached_property
+    def torch(self) -> "TorchPeers":
+        """PyTorch's peers, which share a network."""
+        from calib.bench_torch import TorchPeers  # only where PyTorch is installed
+
+        return TorchPeers(self.classifier, self.image_nhwc_bgr)
 
 
-def _torch_peers(classifier: Classifier, image_nhwc: np.ndarray) -> dict[str, Call]:
-    import torch
-
-    from engines.backends.torch import torch_network
-
-    network = torch_network(classifier)
-    x = torch.from_numpy(image_nhwc).permute(0, 3, 1, 2).float().contiguous()
-
-    def forward() -> object:
-        with torch.inference_mode():
-            return network(x).argmax(1).numpy()
-
-    def autograd() -> object:
-        pixels = x.clone().requires_grad_(True)
-        scores = network(pixels)
-        (gradient,) = torch.autograd.grad(scores.amax(1).sum(), pixels)
-        return gradient.abs().amax(1).numpy()
-
-    return {"torch eager forward + autograd": autograd, "torch eager forward only": forward}
+def onnxruntime_whole(task: Task) -> Call:
+    """Our own graph in ONNX Runtime: its outputs, in the graph's order."""
+    feed = {IMAGE: task.image_nhwc_bgr, WANTED_CLASS: np.array([-1])}
+    session = _session(task.graph)
+    return lambda: session.run(None, feed)
 
 
-def _onnxruntime_peers(classifier: Classifier, image_nhwc: np.ndarray) -> dict[str, Call]:
-    import onnxruntime
+def onnxruntime_forward(task: Task) -> Call:
+    """The class scores alone in ONNX Runtime."""
+    feed, session = {IMAGE: task.image_nhwc_bgr}, _session(forward_graph(task.classifier))
+    return lambda: session.run(None, feed)
 
+
+def forward_graph(classifier: Classifier) -> onnx.ModelProto:
+    """The network without a backward pass: uint8 image to class scores."""
     graph = Graph()
     _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
-    graph.output(classifier.append(graph, x).scores, "scores")
+    scores = classifier.append(graph, x).scores
+    graph.output(scores, graph.fresh("scores"))  # a network from a file may have taken the name
+    return graph.model()
+
+
+PEERS: dict[str, Callable[[Task], Call]] = {
+    "torch eager forward + autograd": lambda task: task.torch.autograd(),
+    "torch.compile forward + autograd": lambda task: task.torch.compiled(),
+    "Captum Saliency": lambda task: task.torch.captum_saliency(),
+    "pytorch-grad-cam GradCAM": lambda task: task.torch.grad_cam(),
+    "ONNX Runtime, our graph": onnxruntime_whole,
+    "torch eager forward only": lambda task: task.torch.forward(),
+    "ONNX Runtime forward only": onnxruntime_forward,
+}
+"""Name to what makes the call; everything in fp32."""
+EXTRA = "pip install 'sightline[bench]'"
+INSTALL = {"pytorch_grad_cam": "pip install --no-deps grad-cam"}
+"""Where an extra cannot bring the package: grad-cam would bring torchvision, which it does not need here."""
+
+
+def peers(task: Task) -> tuple[dict[str, Call], dict[str, str]]:
+    """Every peer, called once, since some compile only then.
+
+    Returns:
+        (name to a call that does one image's work, name to why there is none).
+    """
+    found: dict[str, Call] = {}
+    missing: dict[str, str] = {}
+    for name, make in PEERS.items():
+        try:
+            call = make(task)
+            call()
+        except ImportError as error:
+            module = (error.name or "").partition(".")[0]
+            missing[name] = f"{module or error} is not installed: {INSTALL.get(module, EXTRA)}"
+        except Exception as error:  # whatever stops a peer, the others are still measured, and its row says why
+            missing[name] = _first_line(error)
+        else:
+            found[name] = call
+    return found, missing
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _session(model: onnx.ModelProto) -> "onnxruntime.InferenceSession":  # type: ignore[name-defined]  # noqa: F821
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-
-    def session(model: bytes) -> "onnxruntime.InferenceSession":
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-    forward = session(graph.model().SerializeToString())
-    whole = session(build_graph(classifier).SerializeToString())
-    feed = {IMAGE: image_nhwc, WANTED_CLASS: np.array([-1])}
-    return {
-        "ONNX Runtime, our graph": lambda: whole.run(None, feed),
-        "ONNX Runtime forward only": lambda: forward.run(None, {IMAGE: image_nhwc}),
-    }
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

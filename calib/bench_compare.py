@@ -1,0 +1,203 @@
+"""Two benches beside each other: what got slower by more than the runs' own noise."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from calib.stability import notch
+from engines.base import SourceError
+
+LEAST_CHANGE = 0.03
+"""A smaller change is none, however quiet both runs were: another build of the same code shifts memory by as much."""
+HIDDEN = 0.1
+"""Noise that is worth a word."""
+CONDITIONS = ("machine", "engine", "source")
+OURS = "Sightline"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure in both files, in milliseconds: less is better.
+
+    Attributes:
+        name: what was timed.
+        before_ms, after_ms: medians (of ``ms per frame`` means).
+        noise: share by which medians may differ by chance, see ``notch``; nan where a file keeps too few windows to tell.
+        judged: it is ours. Peers only show whether the machine itself changed its pace.
+    """
+
+    name: str
+    before_ms: float
+    after_ms: float
+    noise: float
+    judged: bool = True
+
+    @property
+    def change(self) -> float:
+        """Share by which ``after`` is slower; negative where it is faster."""
+        return self.after_ms / self.before_ms - 1
+
+    @property
+    def limit(self) -> float:
+        """A larger change is beyond noise."""
+        return max(LEAST_CHANGE, 0.0 if np.isnan(self.noise) else self.noise)
+
+    @property
+    def verdict(self) -> str:
+        """``slower``, ``faster`` or ``same``."""
+        if abs(self.change) <= self.limit:
+            return "same"
+        return "slower" if self.change > 0 else "faster"
+
+    @property
+    def regressed(self) -> bool:
+        """It is ours and got slower beyond noise."""
+        return self.judged and self.verdict == "slower"
+
+
+def load_bench(path: Path) -> dict[str, Any]:
+    """What ``bench --json`` printed into a file.
+
+    Raises:
+        SourceError: the file cannot be read, or is not that.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"cannot read {path} as JSON: {error}; write it with: sightline bench --json > {path.name}"
+        ) from error
+    if not isinstance(found, dict) or not {"latency_ms", "peers", "machine", "engine"} <= set(found):
+        raise SourceError(f"{path} is not a result of bench: write one with: sightline bench --json > {path.name}")
+    return found
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Conditions under which the two runs were not made alike, in words."""
+    pairs = ((name, before.get(name), after.get(name)) for name in CONDITIONS)
+    return [f"{name}: {old} / {new}" for name, old, new in pairs if old != new]
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """Every figure that both files hold.
+
+    Raises:
+        SourceError: they have none of ours in common.
+    """
+    old, new = _figures(before), _figures(after)
+    found = []
+    for name in old:
+        if name in new:
+            (before_ms, before_windows), (after_ms, after_windows) = old[name], new[name]
+            noise = notch(before_windows) + notch(after_windows)
+            found.append(Change(name, before_ms, after_ms, noise, OURS in name or name.startswith("end to end")))
+    if not any(change.judged for change in found):
+        raise SourceError("the two files have no figure in common: bench the same networks")
+    return found
+
+
+def _figures(result: dict[str, Any]) -> dict[str, tuple[float, list[float]]]:
+    """Name to (milliseconds, its windows)."""
+    try:
+        windows = result.get("windows", {})
+        found = {}
+        if result.get("fps"):
+            found["end to end, ms per frame"] = (1e3 / result["fps"], windows.get("ms_per_frame", []))
+        if result["latency_ms"].get("p50"):
+            found["end to end, latency"] = (result["latency_ms"]["p50"], windows.get("latency_ms", []))
+        for engine in result.get("engines") or [result]:
+            for row in engine["peers"]:
+                found[f"{engine['engine']}: {row['name']}"] = (row["p50_ms"], row.get("windows_ms", []))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise SourceError(f"a result of bench is incomplete ({error}): write it again with: sightline bench --json") from error
+    return found
+
+
+def compare(before_path: Path, after_path: Path, across_machines: bool) -> tuple[list[Change], list[str]]:
+    """(changes, differences of the conditions).
+
+    Raises:
+        SourceError: a file is not a bench, or the conditions differ and ``across_machines`` is false.
+    """
+    before, after = load_bench(before_path), load_bench(after_path)
+    differing = differences(before, after)
+    if differing and not across_machines:
+        raise SourceError(
+            f"{before_path} and {after_path} were not measured alike ({'; '.join(differing)}): "
+            "bench both alike, or compare them anyway with --across-machines"
+        )
+    lone = set(_figures(before)) ^ set(_figures(after))
+    return changes(before, after), [
+        *(f"not measured alike: {text}" for text in differing),
+        *(f"only in one of the two: {name}" for name in sorted(lone) if OURS in name),
+    ]
+
+
+def compare_table(found: list[Change], differing: list[str], names: tuple[str, str]) -> Group:
+    """The comparison for the terminal."""
+    table = Table(title=f"{names[0]} to {names[1]}", title_justify="left")
+    for column in ("", "before ms", "after ms", "change", "noise", "verdict"):
+        table.add_column(column, justify="left" if column in ("", "verdict") else "right")
+    colours = {"slower": "red", "faster": "green", "same": ""}
+    for change in found:
+        style = colours[change.verdict] if change.judged else "dim"
+        noise = "unknown" if np.isnan(change.noise) else f"{100 * change.noise:.1f} %"
+        figures = f"{change.before_ms:.2f}", f"{change.after_ms:.2f}", f"{100 * change.change:+.1f} %", noise
+        table.add_row(change.name, *figures, change.verdict if change.judged else f"({change.verdict})", style=style)
+    notes = [Text(difference, style="yellow") for difference in differing]
+    return Group(table, *notes, Text(_pace(found), style="yellow"), Text(summary(found), style="bold"))
+
+
+def summary(found: list[Change]) -> str:
+    """The outcome in one line."""
+    regressed = [change.name for change in found if change.regressed]
+    if regressed:
+        return f"slower beyond noise: {'; '.join(regressed)}"
+    widest = max(change.limit for change in found if change.judged)
+    hidden = f", but noise hides changes of up to {100 * widest:.0f} %: let both runs settle" if widest > HIDDEN else ""
+    return f"nothing of ours is slower beyond noise{hidden}"
+
+
+def _pace(found: list[Change]) -> str:
+    """Whether the peers changed too: then it may be the machine."""
+    theirs = [change.change for change in found if not change.judged]
+    pace = float(np.median(theirs)) if theirs else 0.0
+    if abs(pace) <= 0.05:
+        return ""
+    return (
+        f"the peers changed too, by {100 * pace:+.0f} % (median): the machine's pace differed; run both again, close together"
+    )
+
+
+def compare_report(found: list[Change], differing: list[str]) -> dict[str, Any]:
+    """For the JSON."""
+    rows = [
+        {
+            "name": c.name, "before_ms": round(c.before_ms, 4), "after_ms": round(c.after_ms, 4), "change": round(c.change, 4),
+            "noise": None if np.isnan(c.noise) else round(c.noise, 4), "verdict": c.verdict, "judged": c.judged,
+        }
+        for c in found
+    ]  # fmt: skip
+    return {"regressed": [c.name for c in found if c.regressed], "differences": differing, "rows": rows}
+
+
+def print_comparison(paths: Sequence[str], across_machines: bool, console: Console, as_json: bool) -> bool:
+    """Compare two files, say what came out, and whether something of ours regressed.
+
+    Raises:
+        SourceError: see ``compare``, or there are not two files.
+    """
+    if len(paths) != 2:
+        raise SourceError("compare takes two results: sightline bench compare before.json after.json")
+    found, differing = compare(Path(paths[0]), Path(paths[1]), across_machines)
+    console.print(compare_table(found, differing, (paths[0], paths[1])))
+    if as_json:
+        print(json.dumps(compare_report(found, differing)))
+    return any(change.regressed for change in found)

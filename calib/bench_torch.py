@@ -1,0 +1,144 @@
+"""What PyTorch's users run for a sensitivity map, on the same network and pixels: autograd, its compiler, Captum, Grad-CAM."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engines.backends.torch import torch_network
+from engines.backends.torch_networks import Vgg16
+from engines.base import Array
+from engines.classifiers import Classifier
+
+Call = Callable[[], Array]
+
+
+class FromPixels(nn.Module):
+    """A classifier with its normalisation in front: float32 pixels 0..255 ``[N, 3, S, S]``, in its channel order, to scores.
+
+    Raises:
+        EngineError: there is no module for this network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.network = torch_network(classifier)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(classifier.preprocessing, name)).view(1, 3, 1, 1)
+            self.register_buffer(name, values)
+
+    def forward(self, pixels_nchw: Tensor) -> Tensor:
+        """Class scores before any softmax, ``[N, classes]``."""
+        scores: Tensor = self.network((pixels_nchw - self.mean) / self.std)
+        return scores
+
+
+class TorchPeers:
+    """Calls that do one image's work, each from the same uint8 image, without gradients for the weights.
+
+    Args:
+        classifier: the network.
+        image_nhwc_bgr: uint8 ``[1, S, S, 3]``.
+
+    Raises:
+        EngineError: there is no module for this network.
+    """
+
+    def __init__(self, classifier: Classifier, image_nhwc_bgr: Array) -> None:
+        self._classifier, self._image = classifier, image_nhwc_bgr
+        self._network = FromPixels(classifier).eval()
+
+    def forward(self) -> Call:
+        """Class scores alone, ``[1, classes]``."""
+
+        def call() -> Array:
+            with torch.inference_mode():
+                return np.asarray(self._network(self._pixels()).numpy())
+
+        return call
+
+    def autograd(self) -> Call:
+        """|d best score / d pixel|, largest over channels, ``[1, S, S]``."""
+        return self._sensitivity(self._network)
+
+    def compiled(self) -> Call:
+        """The same, forward and backward through ``torch.compile``, which needs a C++ compiler. The first call compiles."""
+        return self._sensitivity(torch.compile(self._network))
+
+    def captum_saliency(self) -> Call:
+        """The same by Captum; the best score is taken inside, which saves its users a forward pass to find the class."""
+        from captum.attr import Saliency
+
+        saliency = Saliency(lambda pixels: self._network(pixels).amax(1))
+
+        def call() -> Array:
+            return np.asarray(saliency.attribute(self._pixels().requires_grad_(True)).amax(1).numpy())
+
+        return call
+
+    def grad_cam(self) -> Call:
+        """pytorch-grad-cam at the activations of the last convolution, ``[1, S, S]`` in 0..1.
+
+        Its users' networks want gradients for every weight. Here only the last convolution's bias does, so that the backward
+        pass ends there: the cheapest that the library can be.
+        """
+        with torchvision_stand_in():
+            from pytorch_grad_cam import GradCAM
+        network = FromPixels(self._classifier).eval()  # its own: the library leaves hooks in the modules
+        inner = network.network
+        last, activated = (inner.features[-3], inner.features[-2]) if isinstance(inner, Vgg16) else (inner.conv_final,) * 2
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        last.bias.requires_grad_(True)
+        cam = GradCAM(network, [activated])
+
+        def call() -> Array:
+            return np.asarray(cam(self._pixels(), None))
+
+        return call
+
+    def _sensitivity(self, network: Callable[[Tensor], Tensor]) -> Call:
+        def call() -> Array:
+            pixels = self._pixels().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(network(pixels).amax(1).sum(), pixels)
+            return np.asarray(gradient.abs().amax(1).numpy())
+
+        return call
+
+    def _pixels(self) -> Tensor:
+        pixels = torch.from_numpy(self._image).permute(0, 3, 1, 2).float()
+        return (pixels.flip(1) if self._classifier.preprocessing.order == "rgb" else pixels).contiguous()
+
+
+@contextmanager
+def torchvision_stand_in() -> Iterator[None]:
+    """Empty names in torchvision's place while pytorch-grad-cam is imported, where torchvision is not installed.
+
+    The library imports image transforms and detection operators for helpers of its own; Grad-CAM uses none of them.
+    """
+    if find_spec("torchvision") is not None:
+        yield
+        return
+    names: dict[str, tuple[str, ...]] = {
+        "torchvision": (), "torchvision.transforms": ("Compose", "Normalize", "ToTensor"),
+        "torchvision.transforms.functional": ("resize",),
+    }  # fmt: skip
+    for name, attributes in names.items():
+        module: Any = ModuleType(name)
+        for attribute in attributes:
+            setattr(module, attribute, None)
+        sys.modules[name] = module
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
