@@ -13,7 +13,7 @@ from rich.console import Console
 from calib.bench_loop import WARM_UP_CALLS, bench_end_to_end
 from calib.bench_peers import Call, Task, peers
 from calib.machine import Neighbours, measure_peaks
-from calib.roofline import Peaks, count_work, roofline_point
+from calib.roofline import Peaks, Work, count_work, roofline_point
 from calib.stability import WINDOW_ROUNDS, Rule, until_settled, window_values
 from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.base import Array, Engine, SightlineError
@@ -56,16 +56,27 @@ def bench(
         (the result, see DESIGN.md section 3; the frames of the run end to end, for plots).
     """
     whole, run = bench_end_to_end(choices[0], source, seconds, console)
-    with console.status("measuring this machine's peaks ..."):
-        peaks = measure_peaks()
-    engines = [bench_engine(choice, seconds, console, peaks) for choice in choices]
-    result = {
-        **whole, "peers": engines[0]["peers"], "not_available": engines[0]["not_available"], "engines": engines,
-        "roofline": {**peaks.report(), "points": [point for engine in engines for point in engine.pop("roofline")]},
-    }  # fmt: skip
+    peaks, engines, points = _measured_peaks(console), [], []
+    for choice in choices:
+        engine, works = bench_engine(choice, seconds, console)
+        engines.append(engine)
+        points += [(engine, name, *work) for name, work in works.items()]
+        peaks = peaks.best(_measured_peaks(console))
+    result = {**whole, "peers": engines[0]["peers"], "not_available": engines[0]["not_available"], "engines": engines}
     if sizes_px or batches:
         result["sweep"] = sweep(choices[0], sizes_px, batches, seconds, console)
+    result["roofline"] = {**peaks.report(), "points": [_point(*point, peaks) for point in points]}
     return result, run
+
+
+def _measured_peaks(console: Console) -> Peaks:
+    with console.status("measuring this machine's peaks ..."):
+        return measure_peaks()
+
+
+def _point(engine: dict[str, Any], name: str, precision: str, work: Work, peaks: Peaks) -> dict[str, Any]:
+    achieved_ms = next(row["p50_ms"] for row in engine["peers"] if row["name"] == name)
+    return {"network": engine["engine"], "name": name, **roofline_point(work, precision, peaks, achieved_ms)}
 
 
 def choices(models: str, weights: str | None, method: str, head: str | None, size_px: int | None) -> list[Choice]:
@@ -104,18 +115,17 @@ def variants(classifier: Classifier, objective: str, head: Head | Heuristic | No
     return {name: Variant(graph, OpenVinoEngine(graph, precision)) for name, (graph, precision) in rows.items()}
 
 
-def bench_engine(choice: Choice, seconds: float, console: Console, peaks: Peaks | None = None) -> dict[str, Any]:
+def bench_engine(choice: Choice, seconds: float, console: Console) -> tuple[dict[str, Any], dict[str, tuple[str, Work]]]:
     """Time one image through the whole graph beside its peers, in turns, until all have settled or the time is up.
 
     Args:
         choice: model, weights, method, size and head; every precision that the processor has is timed.
         seconds: time limit; compiling and warm-up (5 calls of each) not included.
         console: for progress.
-        peaks: of this machine, where a roofline is wanted.
 
     Returns:
-        ``engine`` (name), ``calls``, ``warm_up_calls``, ``stability``, ``peers`` (see ``row_of``, ours first),
-        ``not_available`` (name and why) and ``roofline`` (a point for each of our rows).
+        (``engine`` (name), ``calls``, ``warm_up_calls``, ``stability``, ``peers`` (see ``row_of``, ours first) and
+        ``not_available`` (name and why); precision and work of each of our rows by name).
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     title = f"{choice.model} at {classifier.size_px} px"
@@ -127,18 +137,13 @@ def bench_engine(choice: Choice, seconds: float, console: Console, peaks: Peaks 
     calls = {name: engine_call(variant.engine, feed) for name, variant in ours.items()} | others
     samples_ms, stability = take_turns(calls, seconds, console, title)
     first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
-    rows = {name: row_of(name, values, first) for name, values in samples_ms.items()}
-    points = [
-        {"network": title, "name": name}
-        | roofline_point(count_work(variant.graph), variant.engine.precision, peaks, rows[name]["p50_ms"])
-        for name, variant in ours.items()
-        if peaks
-    ]
+    rows = [row_of(name, values, first) for name, values in samples_ms.items()]
+    works = {name: (variant.engine.precision, count_work(variant.graph)) for name, variant in ours.items()}
     return {
         "engine": title, "calls": len(next(iter(samples_ms.values()))), "warm_up_calls": WARM_UP_CALLS,
-        "stability": stability, "peers": list(rows.values()),
-        "not_available": [{"name": name, "why": why} for name, why in missing.items()], "roofline": points,
-    }  # fmt: skip
+        "stability": stability, "peers": rows,
+        "not_available": [{"name": name, "why": why} for name, why in missing.items()],
+    }, works  # fmt: skip
 
 
 def row_of(name: str, samples_ms: Sequence[float], first_p50_ms: float) -> dict[str, Any]:
@@ -160,10 +165,10 @@ def engine_call(engine: Engine, feed: Mapping[str, Array]) -> Call:
 def take_turns(
     calls: Mapping[str, Call], seconds: float, console: Console, title: str
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time A B C A B C ..., so that a change of the machine's pace meets all alike.
+    """Time A B C, C A B, ...: in every round each has its turn, so that a change of the machine's pace meets all alike.
 
     Between calls the machine rests: the thread pools of PyTorch and ONNX Runtime spin for a while after their work, and
-    would otherwise take processor time from whichever peer comes next.
+    would otherwise take processor time from whoever comes next. Every round has an order of its own, for what is left of that.
 
     Returns:
         (milliseconds of every call by name, whether they settled in the terms of ``Rule.report``).
@@ -172,12 +177,14 @@ def take_turns(
         for _ in range(WARM_UP_CALLS):
             call()
 
+    names, order = list(calls), np.random.default_rng(0)
+
     def one_round() -> dict[str, float]:
-        times_ms = {}
-        for name, call in calls.items():
+        times_ms = dict.fromkeys(names, 0.0)
+        for name in order.permutation(names):
             time.sleep(REST_S)
             before = time.perf_counter()
-            call()
+            calls[name]()
             times_ms[name] = (time.perf_counter() - before) * 1e3
         return times_ms
 

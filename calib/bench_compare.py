@@ -11,11 +11,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from calib.stability import spread
+from calib.stability import notch
 from engines.base import SourceError
 
-LEAST_CHANGE = 0.02
+LEAST_CHANGE = 0.03
 """A smaller change is none, however quiet both runs were: another build of the same code shifts memory by as much."""
+HIDDEN = 0.1
+"""Noise that is worth a word."""
 CONDITIONS = ("machine", "engine", "source")
 OURS = "Sightline"
 
@@ -27,7 +29,7 @@ class Change:
     Attributes:
         name: what was timed.
         before_ms, after_ms: medians (of ``ms per frame`` means).
-        noise: by which share the two runs differ within themselves; nan where a file keeps too few windows to tell.
+        noise: share by which medians may differ by chance, see ``notch``; nan where a file keeps too few windows to tell.
         judged: it is ours. Peers only show whether the machine itself changed its pace.
     """
 
@@ -94,7 +96,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
     for name in old:
         if name in new:
             (before_ms, before_windows), (after_ms, after_windows) = old[name], new[name]
-            noise = float(np.hypot(spread(before_windows), spread(after_windows)))
+            noise = notch(before_windows) + notch(after_windows)
             found.append(Change(name, before_ms, after_ms, noise, OURS in name or name.startswith("end to end")))
     if not any(change.judged for change in found):
         raise SourceError("the two files have no figure in common: bench the same networks")
@@ -132,7 +134,10 @@ def compare(before_path: Path, after_path: Path, across_machines: bool) -> tuple
             "bench both alike, or compare them anyway with --across-machines"
         )
     lone = set(_figures(before)) ^ set(_figures(after))
-    return changes(before, after), [*differing, *(f"only in one of the two: {name}" for name in sorted(lone) if OURS in name)]
+    return changes(before, after), [
+        *(f"not measured alike: {text}" for text in differing),
+        *(f"only in one of the two: {name}" for name in sorted(lone) if OURS in name),
+    ]
 
 
 def compare_table(found: list[Change], differing: list[str], names: tuple[str, str]) -> Group:
@@ -146,7 +151,7 @@ def compare_table(found: list[Change], differing: list[str], names: tuple[str, s
         noise = "unknown" if np.isnan(change.noise) else f"{100 * change.noise:.1f} %"
         figures = f"{change.before_ms:.2f}", f"{change.after_ms:.2f}", f"{100 * change.change:+.1f} %", noise
         table.add_row(change.name, *figures, change.verdict if change.judged else f"({change.verdict})", style=style)
-    notes = [Text(f"not alike: {difference}", style="yellow") for difference in differing]
+    notes = [Text(difference, style="yellow") for difference in differing]
     return Group(table, *notes, Text(_pace(found), style="yellow"), Text(summary(found), style="bold"))
 
 
@@ -155,7 +160,9 @@ def summary(found: list[Change]) -> str:
     regressed = [change.name for change in found if change.regressed]
     if regressed:
         return f"slower beyond noise: {'; '.join(regressed)}"
-    return "nothing of ours is slower beyond noise (windows of both runs, and at least 2 %)"
+    widest = max(change.limit for change in found if change.judged)
+    hidden = f", but noise hides changes of up to {100 * widest:.0f} %: let both runs settle" if widest > HIDDEN else ""
+    return f"nothing of ours is slower beyond noise{hidden}"
 
 
 def _pace(found: list[Change]) -> str:

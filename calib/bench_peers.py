@@ -56,10 +56,11 @@ def onnxruntime_forward(task: Task) -> Call:
 
 
 def forward_graph(classifier: Classifier) -> onnx.ModelProto:
-    """The network without a backward pass: uint8 image to ``scores``."""
+    """The network without a backward pass: uint8 image to class scores."""
     graph = Graph()
     _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
-    graph.output(classifier.append(graph, x).scores, "scores")
+    scores = classifier.append(graph, x).scores
+    graph.output(scores, graph.fresh("scores"))  # a network from a file may have taken the name
     return graph.model()
 
 

@@ -52,10 +52,10 @@ def peers_table(engine: dict[str, Any]) -> Group:
 def roofline_table(roofline: dict[str, Any]) -> Group:
     """Each of our rows against the bounds of this machine."""
     table = Table(title="roofline", title_justify="left")
-    for column in ("", "GFLOP", "MB", "compute ms", "memory ms", "bound ms", "took ms", "gap"):
+    for column in ("", "GFLOP", "MB", "compute ms", "memory ms", "took ms", "gap"):
         table.add_column(column, justify="left" if not column else "right")
     for point in roofline["points"]:
-        bounds = (f"{point[name]:.2f}" for name in ("compute_ms", "memory_ms", "roofline_ms", "achieved_ms"))
+        bounds = (f"{point[name]:.2f}" for name in ("compute_ms", "memory_ms", "achieved_ms"))
         amount = f"{point['flop'] / 1e9:.2f}", f"{point['bytes'] / 1e6:.1f}"
         table.add_row(
             f"{point['network'].partition(' ')[0]}, {point['name'].removeprefix('Sightline ')}",

@@ -47,6 +47,11 @@ class Peaks:
     gflop_per_s: dict[str, float]
     gbyte_per_s: float
 
+    def best(self, other: "Peaks") -> "Peaks":
+        """The higher of each of two measurements: what slowed one down was not the machine's limit."""
+        peaks = {name: max(peak, other.gflop_per_s[name]) for name, peak in self.gflop_per_s.items()}
+        return Peaks(peaks, max(self.gbyte_per_s, other.gbyte_per_s))
+
     def report(self) -> dict[str, Any]:
         """For the JSON."""
         return asdict(self)

@@ -43,6 +43,18 @@ def spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / max(float(np.median(values)), 1e-12)
 
 
+def notch(values: Sequence[float]) -> float:
+    """Half the width of a box plot's notch, as a share of the median; nan where there are fewer than two values.
+
+    Medians of two samples whose notches do not overlap differ with about 95 % confidence (McGill, Tukey & Larsen, "Variations
+    of box plots", The American Statistician 1978): 1.57 times the quartiles' range, over the root of the sample's size.
+    """
+    if len(values) < 2:
+        return float("nan")
+    lower, middle, upper = np.percentile(values, [25, 50, 75])
+    return float(1.57 * (upper - lower) / np.sqrt(len(values)) / max(middle, 1e-12))
+
+
 @dataclass(frozen=True)
 class Rule:
     """What counts as settled: the last ``WINDOWS`` windows of ``length`` samples differ by at most ``tolerance``.

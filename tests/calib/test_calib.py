@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib import bench
 from calib.datasets import load_dataset
 from calib.evaluate import evaluate
 from calib.features import FeatureTable
@@ -18,7 +17,6 @@ from engines.backends.mock import MockEngine
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import ModelError, SourceError
 from engines.build import build_graph
-from engines.choose import Choice
 from engines.classifiers import load_classifier
 from engines.head import Feature
 from engines.localizer import Localizer
@@ -138,23 +136,3 @@ def test_the_best_constant_box_beats_the_mean_where_boxes_have_two_kinds():
     constants = constant_boxes(boxes)
     assert constants.best_constant == (0.0, 0.0, 0.5, 0.5)
     assert constants.mean_box == pytest.approx((0.2, 0.2, 0.7, 0.7))
-
-
-def test_the_bench_takes_turns_and_keeps_every_call():
-    order = []
-    times = bench.take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.0, QUIET, "t")
-    counted = order[2 * bench.WARM_UP_CALLS + 2 :]
-    assert counted == ["a", "b"] * (len(counted) // 2)
-    assert len(times["a"]) == len(counted) // 2
-
-
-def test_the_bench_reports_the_contracts_fields():
-    whole = bench.bench_end_to_end(Choice(weights="random", head="none", size_px=64), "demo:20")
-    assert set(whole) >= {"fps", "frames", "dropped", "latency_ms", "stages_ms", "verdict", "machine", "engine"}
-    assert set(whole["latency_ms"]) == {"p50", "p90", "p95", "p99", "p99_9", "max"}
-    assert whole["verdict"] in {"source-limited", "engine-limited", "sink-limited"}
-    result = bench.bench_engine(Choice(weights="random", head="none", size_px=64), 0.1, QUIET)
-    names = [peer["name"] for peer in result["peers"]]
-    assert names[0].startswith("Sightline")
-    assert result["peers"][0]["ratio"] == 1
-    assert {"torch eager forward + autograd", "torch eager forward only", "ONNX Runtime forward only"} <= set(names)
