@@ -59,7 +59,12 @@ def rungs(choice: Choice) -> list[Rung]:
     precisions = _precisions(choice, classifier)
     top, *others = _variants(choice, classifier, depth)
     ladder = [_rung(top, precision, depth) for precision in precisions]
-    for rung in sorted((_rung(other, precisions[-1], depth) for other in others), key=lambda rung: -rung.cost):
+    cheaper = []
+    for other in others:
+        at_size = replace(classifier, size_px=other.size_px)
+        usable = [p for p in precisions if p != "int8" or _calibrated(other.choice, at_size)]
+        cheaper += [_rung(other, precision, depth) for precision in usable[-1:]]
+    for rung in sorted(cheaper, key=lambda rung: -rung.cost):
         if rung.cost < WORTH_A_STEP * ladder[-1].cost:
             ladder.append(rung)
     last = ladder[-1]
@@ -92,17 +97,21 @@ def _precisions(choice: Choice, classifier: Classifier) -> list[str]:
         return ["fp32"]
     from engines.backends.openvino import PRECISIONS, best_precision  # only the chosen backend is imported
 
-    spec = chosen_spec(choice, choose_head(choice, classifier))
-    native = [p for p in PRECISIONS if p != "bf16" or best_precision() == "bf16"]
-    if (
-        choose_quantization(choice if choice.precision == "int8" else replace(choice, precision="auto"), classifier, spec)
-        is None
-    ):
-        native.remove("int8")
-    chosen = min(native, key=PRECISION_COST.__getitem__) if choice.precision == "auto" else choice.precision
-    if chosen not in PRECISIONS:
+    if choice.precision not in (*PRECISIONS, "auto"):
         raise EngineError(f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {choice.precision}")
+    native = ["fp32", *(["bf16"] if best_precision() == "bf16" else []), *(["int8"] if _calibrated(choice, classifier) else [])]
+    chosen = native[-1] if choice.precision == "auto" else choice.precision
     return [chosen, *(p for p in native if PRECISION_COST[p] < PRECISION_COST[chosen])]
+
+
+def _calibrated(choice: Choice, classifier: Classifier) -> bool:
+    """Whether int8 can be had.
+
+    Raises:
+        ModelError: it is asked for, and there is no calibration.
+    """
+    asked = choice if choice.precision == "int8" else replace(choice, precision="auto")
+    return choose_quantization(asked, classifier, chosen_spec(choice, choose_head(choice, classifier))) is not None
 
 
 def _variants(choice: Choice, classifier: Classifier, depth: Mapping[str, float]) -> Iterator[_Variant]:

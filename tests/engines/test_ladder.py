@@ -5,7 +5,7 @@ import pytest
 
 from engines import ladder
 from engines.backends.openvino import best_precision
-from engines.base import EngineError
+from engines.base import EngineError, ModelError
 from engines.choose import Choice, open_localizer
 from engines.classifiers import load_classifier
 from engines.head import load_head
@@ -97,6 +97,22 @@ def test_how_much_of_the_work_lies_behind_a_layer():
     assert shares["conv1_1"] == pytest.approx(1 - products[0] / whole)
     assert shares["pool3"] == pytest.approx(sum(products[7:]) / whole)
     assert shares["conv5_3"] == pytest.approx(products[-1] / whole)
+
+
+def test_int8_is_a_rung_where_it_is_calibrated_and_other_sizes_keep_what_they_have(monkeypatch):
+    def only_at_64(choice, classifier, spec):
+        return "scales" if classifier.size_px == 64 else None
+
+    monkeypatch.setattr(ladder, "choose_quantization", only_at_64)
+    found = rungs(Choice("compact", "random", size_px=64, precision="fp32"))
+    by_size = {size: {r.choice.precision for r in found if r.choice.size_px == size} for size in (64, 32)}
+    assert by_size == {64: {*NATIVE, "int8"}, 32: {NATIVE[-1]}}
+    assert rungs(Choice("compact", "random", size_px=64))[0].choice.precision == "int8", "the best default, as without a budget"
+
+
+def test_int8_without_a_calibration_is_refused():
+    with pytest.raises(ModelError, match="no int8 calibration"):
+        rungs(Choice("compact", "random", size_px=64, precision="int8"))
 
 
 def test_a_precision_that_is_not_there_is_refused():
