@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 
 from calib import bench as benches
+from calib import calibrate as calibration
 from calib import certified
 from calib import curve as curves
 from calib import evaluate as evaluation
@@ -18,7 +18,7 @@ from calib.baselines import baselines, check_disjoint
 from calib.bench_compare import print_comparison
 from calib.bench_plots import plot_bench
 from calib.bench_report import print_bench
-from calib.choose import DataChoice, load_chosen
+from calib.choose import OPTIONS, DataChoice, labels_beside, load_chosen
 from calib.fit import default_features, fit_head
 from calib.machine import machine
 from calib.report import SUFFIXES, write_report
@@ -27,6 +27,7 @@ from engines.choose import Choice, build_chosen, open_localizer
 from engines.classifiers import load_classifier
 from engines.files import checked_suffix
 from engines.localizer import Localizer
+from engines.options import ENGINE, NETWORK, takes, takes_choice
 from realtime import batch as batches
 from realtime import live
 from realtime.governed import Governed
@@ -37,86 +38,58 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
+DEFAULT, NO_DATA = Choice(), DataChoice()
+takes_data = takes("chosen", DataChoice, OPTIONS)
 
-Model = Annotated[str, typer.Option(help="compact, vgg16, squeezenet, or a classifier FILE.onnx.")]
-Weights = Annotated[str | None, typer.Option(help="FILE (.safetensors, .pth, .npz, .net), a NAME to download, or random.")]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="sensitivity (gradient of the class score), gestalt (of the last feature maps), heuristic (no fitted head)."
-    ),
-]
-HeadFile = Annotated[str | None, typer.Option("--head", help="FILE of a fitted head, NAME of a shipped one, or none.")]
-Backend = Annotated[
-    str, typer.Option(help="auto (TensorRT where it is built and certified, else OpenVINO), openvino, tensorrt or torch.")
-]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 (openvino), fp16 (tensorrt, torch on a GPU) or int8.")]
-Size = Annotated[int | None, typer.Option(help="Input side in pixels.", min=16)]
-Threads = Annotated[int, typer.Option(help="Processor threads for the engine; 0 for all.", min=0)]
-Layer = Annotated[str | None, typer.Option(help="Where the backward pass stops: pixels, or an inner layer, which is cheaper.")]
 Budget = Annotated[
     float | None,
     typer.Option(
         "--budget-ms", min=0.1, help="Hold this time per frame by stepping to cheaper settings and back; 33 is 30 fps."
     ),
 ]
-Wanted = Annotated[str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
-Data = Annotated[Path | None, typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text.")]
-Dataset = Annotated[
-    str | None, typer.Option(help="A published set in place of DATA, downloaded when it is not there: voc2007.")
-]
-DatasetDir = Annotated[Path | None, typer.Option(help="Where its archives lie, or are to be kept.")]
-Classes = Annotated[
-    str | None, typer.Option(help="Only objects of these classes: dog,cat. Heads are fitted where there is one of them.")
-]
-Images = Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")]
-Ids = Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")]
 Single = Annotated[
     bool, typer.Option("--single", help="Only images with exactly one labelled object, of whatever class (--classes or not).")
 ]
 
 
 @app.command(epilog="Example:  sightline demo --out out")
+@takes_choice(*ENGINE, "wanted_class")
 def demo(
     out: Out = Path("out"), frames: Annotated[int, typer.Option(help="Length of the clip.", min=1)] = 300,
-    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
-    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, threads: Threads = 0,
-    budget_ms: Budget = None, as_json: AsJson = False,
+    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
-    localizer = _open_for(Choice(model, weights, method, head, backend, precision, size, wanted, threads), budget_ms, streams=0)
+    localizer = _open_for(choice, budget_ms, streams=0)
     _report(batches.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
 @app.command(epilog="Example:  sightline batch holiday.mp4 photos/ --out out")
+@takes_choice(*ENGINE, "wanted_class")
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
     out: Out = Path("out"),
     video: Annotated[bool, typer.Option(help="Write the annotated video, or only the data.")] = True,
-    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
-    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, threads: Threads = 0,
-    budget_ms: Budget = None, as_json: AsJson = False,
+    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
-    localizer = _open_for(Choice(model, weights, method, head, backend, precision, size, wanted, threads), budget_ms, streams=0)
+    localizer = _open_for(choice, budget_ms, streams=0)
     _report(batches.process_all(sources, out, localizer, console, video), as_json)
 
 
 @app.command(epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33")
+@takes_choice(*ENGINE, "wanted_class")
 def stream(
     source: Annotated[str, typer.Argument(help="Camera number, rtsp:// or http(s):// address, file, folder or demo:")],
     window: Annotated[bool, typer.Option(help="Open a window where there is a display.")] = True,
     record: Annotated[Path | None, typer.Option(help="Annotated MP4 to write.")] = None,
     log: Annotated[Path | None, typer.Option(help="Per-frame JSONL to write.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Stop after this long.", min=0.1)] = None,
-    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
-    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, wanted: Wanted = None, threads: Threads = 0,
-    budget_ms: Budget = None, as_json: AsJson = False,
+    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are counted as dropped."""
-    localizer = _open_for(Choice(model, weights, method, head, backend, precision, size, wanted, threads), budget_ms)
+    localizer = _open_for(choice, budget_ms)
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
 
 
@@ -124,18 +97,17 @@ def stream(
     epilog="Examples:  sightline fit photos.csv --out head.safetensors --curve curve.png"
     "   ·   sightline fit --dataset voc2007 --model vgg16 --weights vgg16.pth --out voc_head.safetensors"
 )
+@takes_choice(*NETWORK)
+@takes_data
 def fit(
     out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
-    data: Data = None, images: Images = None, ids: Ids = None,
-    dataset: Dataset = None, dataset_dir: DatasetDir = None, classes: Classes = None,
+    chosen: DataChoice = NO_DATA,
     kind: Annotated[str, typer.Option(help="best; paper or paper-sgd: the papers' linear layer on the whole map.")] = "best",
     per_class: Annotated[bool, typer.Option("--per-class", help="A layer per class besides the one for everything.")] = False,
     curve: Annotated[Path | None, typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png.")] = None,
     curve_on: Annotated[Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")] = None,
     curve_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --curve-on to keep.")] = None,
-    layer: Layer = None,
-    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", size: Size = None,
-    as_json: AsJson = False,
+    choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fit a box head to labelled images with one object each, by cross-validation; a published set's test half measures it."""
     checked_suffix(out, (".safetensors",), "head")
@@ -143,22 +115,20 @@ def fit(
         checked_suffix(curve, curves.SUFFIXES, "picture")
     elif curve_on:
         raise OutputError("--curve-on says what a learning curve is measured on: name its picture with --curve FILE.png")
-    chosen = DataChoice(data, images, ids, dataset, dataset_dir, classes)
-    training, test = load_chosen(chosen, "trainval"), load_chosen(chosen, "test") if dataset else []
-    held_out = load_chosen(DataChoice(curve_on, images, curve_ids, classes=classes), "") if curve_on else None
+    training, test = load_chosen(chosen, "trainval"), load_chosen(chosen, "test") if chosen.dataset else []
+    held_out = load_chosen(labels_beside(chosen, curve_on, curve_ids), "") if curve_on else None
     if curve:
         curves.check_enough(training, held_out)
-    classifier = load_classifier(model, weights, size)
-    spec, features = default_features(classifier, method, kind, layer)
+    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    spec, features = default_features(classifier, choice.method, kind, choice.layer)
     fitted = fit_head(training, classifier, spec, features, console, chosen.name, kind, per_class)
     fitted.head.save(out)
     console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
     result = {**fitted.head.card, "head": str(out)}
     if test:
-        choice = Choice(model, weights, method, str(out), size_px=size)
-        localizer = _open(choice)
+        localizer = _open(replace(choice, head=str(out)))
         found = evaluation.evaluate(test, localizer, console, baselines(localizer, None))
-        result["test"] = _measured(*found, published=True)
+        result["test"] = evaluation.print_report(*found, True, console)
     if curve:
         learned = curves.curve_of(training, held_out, classifier, spec, features, console)
         curves.plot_curve(learned, curve, f"Heads fitted on {chosen.title}")
@@ -172,29 +142,28 @@ def fit(
     epilog="Examples:  sightline evaluate photos.csv --single --json   ·   sightline evaluate photos.csv --report photos.html"
     "   ·   sightline evaluate --dataset voc2007 --head voc_head.safetensors --classes dog,cat"
 )
+@takes_choice(*ENGINE)
+@takes_data
 def evaluate(
-    data: Data = None, images: Images = None, ids: Ids = None, single: Single = False,
-    dataset: Dataset = None, dataset_dir: DatasetDir = None, classes: Classes = None,
+    chosen: DataChoice = NO_DATA, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
     train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
-    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
-    backend: Backend = "auto", precision: Precision = "auto", size: Size = None, as_json: AsJson = False,
+    choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure boxes against the truth, beside constant boxes that need no image; of a published set, its test half."""
     if report:
         checked_suffix(report, SUFFIXES, "report")
-    chosen = DataChoice(data, images, ids, dataset, dataset_dir, classes)
-    samples, choice = load_chosen(chosen, "test")[:limit], Choice(model, weights, method, head, backend, precision, size)
-    training = load_chosen(DataChoice(train, images, train_ids, classes=classes), "") if train else None
+    samples = load_chosen(chosen, "test")[:limit]
+    training = load_chosen(labels_beside(chosen, train, train_ids), "") if train else None
     if training:
         check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
     localizer = _open(choice)
     found, cases = evaluation.evaluate(samples, localizer, console, baselines(localizer, training), single)
-    measured, engine = _measured(found, cases, published=dataset is not None), localizer.engine
+    measured, engine = evaluation.print_report(found, cases, chosen.dataset is not None, console), localizer.engine
     facts = {
-        "model": model, "method": method, "head": head or localizer.box_reader,
+        "model": choice.model, "method": choice.method, "head": choice.head or localizer.box_reader,
         "backend": engine.backend, "precision": engine.precision, "machine": machine(),
     }  # fmt: skip
     if report:
@@ -205,27 +174,50 @@ def evaluate(
 
 
 @app.command(
+    epilog="Examples:  sightline calibrate holiday.mp4   ·   sightline calibrate photos.csv --model vgg16 --weights vgg16.pth"
+)
+@takes_choice(*NETWORK[:3], "head", "size_px", "layer")
+def calibrate(
+    data: Annotated[str, typer.Argument(help="Labelled images, as for evaluate, or any source: clip, folder, zip, demo:.")],
+    images: Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="FILE.json; else where --precision int8 finds it.")] = None,
+    ranges: Annotated[str, typer.Option(help="minmax, percentile, entropy, mse, or auto: the one that harms least.")] = "auto",
+    limit: Annotated[int, typer.Option(help="How many images, evenly spread.", min=16)] = 128,
+    plot: Annotated[Path | None, typer.Option(help="Picture of what each layer costs: FILE.png.")] = None,
+    choice: Choice = DEFAULT, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Make a network ready for int8: measure ranges, keep the layers that suffer in floating point, prove what comes out."""
+    if plot:
+        checked_suffix(plot, (".png", ".svg"), "picture")
+    found = calibration.calibrate_chosen(calibration.Images(data, images, ids, limit), choice, ranges, out, console)
+    if plot:
+        calibration.plot_layers(found, plot, choice.model)
+        console.print(f"wrote {plot}")
+    if as_json:
+        print(json.dumps(found.report()))
+
+
+@app.command(
     epilog="Examples:  sightline build --model squeezenet --weights squeezenet.net --out squeezenet_map.onnx"
     "   ·   sightline build --backend tensorrt --precision fp16   ·   sightline build --backend tensorrt --for sm89"
 )
+@takes_choice(*NETWORK, "head", "precision", "calibration")
 def build(
     out: Annotated[Path | None, typer.Option(help="ONNX file to write: image in; box, class, score and map out.")] = None,
     batch: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
     backend: Annotated[str, typer.Option(help="auto: the ONNX file alone; openvino or tensorrt: certified for it.")] = "auto",
-    precision: Precision = "auto",
     target: Annotated[str | None, typer.Option("--for", help="A GPU that is not here: sm75, sm80, sm86, sm89, sm120.")] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build even where the engine is in the cache.")] = False,
     on: Annotated[str | None, typer.Option(help="Clip or folder whose frames certify the engine; else the demo's.")] = None,
-    model: Model = "compact", weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None,
-    size: Size = None,
+    choice: Choice = DEFAULT,
 ) -> None:  # fmt: skip
     """Write the whole localization graph as one ONNX file, or build an engine of it, proved against the reference."""
-    choice = certified.BuildChoice(out, backend, precision, target, rebuild, on)
-    certified.check_options(choice)
-    network = Choice(model, weights, method, head, size_px=size)
-    reference = build_chosen(network, batch)
-    graph = build_chosen(replace(network, precision=precision), batch) if precision == "int8" else reference
-    certified.build_chosen_engine(graph, choice, console, reference)
+    wanted = certified.BuildChoice(out, backend, choice.precision, target, rebuild, on)
+    certified.check_options(wanted)
+    reference = build_chosen(replace(choice, precision="fp32"), batch)
+    graph = build_chosen(choice, batch) if choice.precision == "int8" else reference
+    certified.build_chosen_engine(graph, wanted, console, reference)
 
 
 @app.command(
@@ -233,6 +225,7 @@ def build(
     "   ·   sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8"
     "   ·   sightline bench compare before.json after.json"
 )
+@takes_choice("weights", "method", "head", "size_px")
 def bench(
     what: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE] | compare A.json B.json", show_default=False, help=(
         "What to run end to end, demo:300 unless told (a file called compare: ./compare). Or two results of --json to compare."
@@ -244,7 +237,7 @@ def bench(
     sizes: Annotated[str, typer.Option(help="Also time the first network at these input sides: 96,128,224.")] = "",
     batches: Annotated[str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")] = "",
     plots: Annotated[Path | None, typer.Option(help="Folder for pictures of everything.")] = None,
-    weights: Weights = None, method: Method = "sensitivity", head: HeadFile = None, size: Size = None, as_json: AsJson = False,
+    choice: Choice = DEFAULT, as_json: AsJson = False,
     across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare what was not measured alike.")] = False,
 ) -> None:  # fmt: skip
     """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No outlier is removed.
@@ -261,7 +254,7 @@ def bench(
             f"bench runs one source, not also {others[0]}; to compare two results: bench compare A.json B.json"
         )
     lists = benches.whole_numbers(sizes, "--sizes"), benches.whole_numbers(batches, "--batches")
-    result, run = benches.bench(source, benches.choices(models, weights, method, head, size), seconds, console, *lists)
+    result, run = benches.bench(source, benches.choices(models, choice), seconds, console, *lists)
     print_bench(result, console)
     for picture in plot_bench(result, run, plots) if plots else ():
         console.print(f"wrote {picture}")
@@ -289,17 +282,6 @@ def _open_for(choice: Choice, budget_ms: float | None, streams: int = 1) -> Loca
         governed = Governed(choice, budget_ms, lambda line: console.print(line, style="yellow"), streams=streams)
     console.print(f"{choice.model} within {budget_ms:g} ms a frame, from {governed.rung.name}", style="dim")
     return governed
-
-
-def _measured(report: dict[str, Any], cases: Sequence[evaluation.Case], published: bool) -> dict[str, Any]:
-    """Print the report; of a published set, as papers do, also that of its images with one object."""
-    console.print(evaluation.report_table(report))
-    singles = [case for case in cases if case.sample.single] if published else []
-    if not singles:
-        return report
-    report = {**report, "single_object": evaluation.report_of(singles)}
-    console.print(evaluation.report_table(report["single_object"], " with exactly one object"))
-    return report
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:

@@ -3,7 +3,8 @@
 import time
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,14 @@ from rich.console import Console
 from calib.bench_loop import WARM_UP_CALLS, bench_end_to_end
 from calib.bench_peers import Call, Task, peers
 from calib.machine import Neighbours, measure_peaks
+from calib.quantize import rough_quantization
 from calib.roofline import Peaks, Work, count_work, roofline_point
 from calib.stability import WINDOW_ROUNDS, Rule, until_settled, window_values
 from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.base import Array, Engine, SightlineError
 from engines.build import WANTED_CLASS, build_graph
-from engines.choose import Choice, choose_head, objective_of
+from engines.choose import Choice, choose_head, choose_quantization, objective_of
 from engines.classifiers import Classifier, load_classifier
-from engines.head import Head
 from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
 from engines.preprocess import IMAGE
@@ -79,14 +80,14 @@ def _point(engine: dict[str, Any], name: str, precision: str, work: Work, peaks:
     return {"network": engine["engine"], "name": name, **roofline_point(work, precision, peaks, achieved_ms)}
 
 
-def choices(models: str, weights: str | None, method: str, head: str | None, size_px: int | None) -> list[Choice]:
+def choices(models: str, choice: Choice) -> list[Choice]:
     """What ``--models compact,vgg16`` and its like name: without weights the shipped ones, or random (speed is the same).
 
     Given weights are those of the one network named, or of all but the compact one.
     """
     names = [name.strip() for name in models.split(",")]
-    own = dict.fromkeys(names, weights or "random") | ({"compact": weights if len(names) == 1 else None})
-    return [Choice(name, own[name], method, head, size_px=size_px) for name in names]
+    own = dict.fromkeys(names, choice.weights or "random") | ({"compact": choice.weights if len(names) == 1 else None})
+    return [replace(choice, model=name, weights=own[name]) for name in names]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
@@ -101,17 +102,25 @@ def whole_numbers(text: str, option: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def variants(classifier: Classifier, objective: str, head: Head | Heuristic | None) -> dict[str, Variant]:
-    """Our rows by name; the first is what peers are compared with. One line makes a row: a graph and a precision.
+def variants(classifier: Classifier, choice: Choice) -> dict[str, Variant]:
+    """Our rows by name; the first is what peers are compared with: what a user gets. One line makes a row.
 
-    Peers differentiate down to the pixels, so the first rows do too: a head that reads a cheaper, inner map is another row.
+    Peers differentiate down to the pixels. So do some rows, whatever the head reads; their names say how deep each goes.
     """
-    best = best_precision()
-    deep = head if head is not None and head.spec.layer == PIXELS else Heuristic(MapSpec(objective))
-    whole = build_graph(classifier, head=deep)
-    rows = {f"Sightline {precision}": (whole, precision) for precision in dict.fromkeys([best, "fp32"])}
-    if head is not None and head is not deep:
-        rows[f"Sightline {best}, {head.spec.signal} at {head.spec.layer}"] = (build_graph(classifier, head=head), best)
+    head, objective = choose_head(choice, classifier), objective_of(choice.method)
+    best, spec = best_precision(), head.spec if head else MapSpec(objective)
+    deep = head if spec.layer == PIXELS else Heuristic(MapSpec(objective))
+    ranges = choose_quantization(replace(choice, precision="auto"), classifier, spec) or rough_quantization(
+        classifier, objective
+    )
+    shallow, pixels = (partial(build_graph, classifier, head=each) for each in (head, deep))
+    rows = {
+        f"Sightline int8, to {spec.layer}": (shallow(quantization=ranges), "int8"),
+        f"Sightline {best}, to {spec.layer}": (shallow(), best),
+        "Sightline int8, to pixels": (pixels(quantization=ranges), "int8"),
+        f"Sightline {best}, to pixels": (pixels(), best),
+        "Sightline fp32, to pixels": (pixels(), "fp32"),
+    }
     return {name: Variant(graph, OpenVinoEngine(graph, precision)) for name, (graph, precision) in rows.items()}
 
 
@@ -131,7 +140,7 @@ def bench_engine(choice: Choice, seconds: float, console: Console) -> tuple[dict
     title = f"{choice.model} at {classifier.size_px} px"
     image = np.random.default_rng(0).integers(0, 256, (1, classifier.size_px, classifier.size_px, 3)).astype(np.uint8)
     with console.status(f"{title}: building and compiling, peers too ..."):
-        ours = variants(classifier, objective_of(choice.method), choose_head(choice, classifier))
+        ours = variants(classifier, choice)
         others, missing = peers(Task(classifier, image, next(iter(ours.values())).graph))
     feed = {IMAGE: image, WANTED_CLASS: np.array([-1])}
     calls = {name: engine_call(variant.engine, feed) for name, variant in ours.items()} | others

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from calib.datasets import Sample, load_dataset, of_classes
 from calib.voc import load_voc2007
@@ -39,6 +42,25 @@ class DataChoice:
     def title(self) -> str:
         """Of the set, with its folder, for pages and pictures."""
         return self.dataset or (f"{self.data.resolve().parent.name}/{self.data.stem}" if self.data else "")
+
+
+OPTIONS: Mapping[str, Any] = {
+    "data": Annotated[Path | None, typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text.")],
+    "images": Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")],
+    "ids": Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")],
+    "dataset": Annotated[
+        str | None, typer.Option(help="A published set in place of DATA, downloaded when it is not there: voc2007.")
+    ],
+    "dataset_dir": Annotated[Path | None, typer.Option(help="Where its archives lie, or are to be kept.")],
+    "classes": Annotated[
+        str | None, typer.Option(help="Only objects of these classes: dog,cat. Heads are fitted where there is one of them.")
+    ],
+}
+
+
+def labels_beside(choice: DataChoice, data: Path, ids: Path | None) -> DataChoice:
+    """Another label file for the same kinds of objects, whose images lie where the first one's do."""
+    return DataChoice(data, choice.images, ids, classes=choice.classes)
 
 
 def load_chosen(choice: DataChoice, split: str) -> list[Sample]:

@@ -134,3 +134,14 @@ def report_table(report: dict[str, Any], kind: str = "") -> Table:
     for name, value in report["corloc_per_class"].items():
         table.add_row(f"  {name}", f"{100 * value:.1f} %", "")
     return table
+
+
+def print_report(report: dict[str, Any], cases: Sequence[Case], published: bool, console: Console) -> dict[str, Any]:
+    """Print the report; of a published set, as papers do, also that of its images with one object, which is added to it."""
+    console.print(report_table(report))
+    singles = [case for case in cases if case.sample.single] if published else []
+    if not singles:
+        return report
+    report = {**report, "single_object": report_of(singles)}
+    console.print(report_table(report["single_object"], " with exactly one object"))
+    return report

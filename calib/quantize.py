@@ -22,11 +22,9 @@ from engines.graph import Graph
 from engines.head import Head
 from engines.heuristic import Heuristic
 from engines.localizer import ImageBgr, Localization, Localizer
-from engines.maps import MapSpec
+from engines.maps import PIXELS, MapSpec
 from engines.quantize import Quantization, layers, source_of
 
-FOR_RANGES = 64
-FOR_JUDGING = 32
 CELLS = 8
 
 
@@ -95,24 +93,10 @@ class Calibrator:
         self.judged = list(self.images_bgr[1::2])
         self._true = self.reference.localize(self.judged)
 
-    def measured(self) -> tuple[dict[str, Histogram], list[str], tuple[str, ...]]:
-        """(histograms of every tensor that may get a pair, names of the layers, those that always stay in floating point).
-
-        They are taken all the way back to the pixels, so that the ranges serve maps and heads at any layer.
-        """
-        spec = replace(self.spec, layer="pixels", signal="gradient")
-        graph = assemble(self.classifier, spec).graph
-        nodes = layers(graph)
-        sources = list(dict.fromkeys(source_of(graph, str(node.input[0])) for node in nodes))
-        engine = OpenVinoEngine(build_graph(self.classifier, spec, expose=sources), "fp32")
-        localizer = Localizer(engine)
-        prepared = [localizer.prepare(image) for image in self.images_bgr[::2]]
-        return histograms(localizer, sources, prepared, self.console), [n.name for n in nodes], always_kept(graph)
-
     def quantization(self, ranges: Mapping[str, float], kept: Sequence[str]) -> Quantization:
         """A trial."""
         return Quantization(
-            dict(ranges), tuple(kept), self.classifier.digest, self.classifier.size_px, self.spec.objective
+            dict(ranges), tuple(kept), self.classifier.digest, self.classifier.size_px, self.spec.objective, self.spec.layer,
         )  # fmt: skip
 
     def localizer(self, quantization: Quantization) -> Localizer:
@@ -143,7 +127,8 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
         EngineError: not even with most layers in floating point is the certificate met.
     """
     console = calibrator.console
-    measured, names, always = calibrator.measured()
+    prepared = [calibrator.reference.prepare(image) for image in calibrator.images_bgr[::2]]
+    measured, names, always = measure(calibrator.classifier, calibrator.spec.objective, prepared, console)
     methods = list(METHODS) if method == "auto" else [method]
     ranges = {each: ranges_of(measured, each) for each in methods}
     trials = {each: calibrator.quantization(ranges[each], always) for each in methods}
@@ -162,6 +147,27 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
             card = _card(best, by_method, by_layer, certificate, len(calibrator.images_bgr))
             return Calibration(replace(quantization, card=card), certificate, by_method, by_layer)
     raise EngineError("no mix of 8-bit and floating-point layers meets the certificate: calibrate on images like those to come")
+
+
+def measure(
+    classifier: Classifier, objective: str, prepared: Sequence[ImageBgr], console: Console
+) -> tuple[dict[str, Histogram], list[str], tuple[str, ...]]:
+    """(histograms of every tensor that may get a pair, names of the layers, those that always stay in floating point).
+
+    They are taken all the way back to the pixels, so that the ranges serve maps and heads at any layer.
+    """
+    graph = assemble(classifier, MapSpec(objective)).graph
+    nodes = layers(graph)
+    sources = list(dict.fromkeys(source_of(graph, str(node.input[0])) for node in nodes))
+    localizer = Localizer(OpenVinoEngine(build_graph(classifier, MapSpec(objective), expose=sources), "fp32"))
+    return histograms(localizer, sources, prepared, console), [node.name for node in nodes], always_kept(graph)
+
+
+def rough_quantization(classifier: Classifier, objective: str) -> Quantization:
+    """Ranges from two images of noise, for timing a network that has no calibration: speed does not depend on them."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, classifier.size_px, classifier.size_px, 3)).astype(np.uint8)
+    measured, _, always = measure(classifier, objective, list(noise), Console(quiet=True))
+    return Quantization(ranges_of(measured, "minmax"), always, classifier.digest, classifier.size_px, objective, PIXELS)
 
 
 def always_kept(graph: Graph) -> tuple[str, ...]:

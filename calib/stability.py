@@ -46,8 +46,9 @@ def spread(values: Sequence[float]) -> float:
 def notch(values: Sequence[float]) -> float:
     """Half the width of a box plot's notch, as a share of the median; nan where there are fewer than two values.
 
-    Medians of two samples whose notches do not overlap differ with about 95 % confidence (McGill, Tukey & Larsen, "Variations of
-    box plots", The American Statistician 1978): 1.57 times the range between the quartiles, over the root of the sample's size.
+    Medians of two samples whose notches do not overlap differ with about 95 % confidence (McGill, Tukey & Larsen,
+    "Variations of box plots", The American Statistician 1978): 1.57 times the range between the quartiles, over the root of
+    the sample's size.
     """
     if len(values) < 2:
         return float("nan")

@@ -104,7 +104,9 @@ def shipped_heads(classifier: Classifier, method: str) -> list[Head]:
 
 
 def choose_quantization(choice: Choice, classifier: Classifier, spec: MapSpec) -> Quantization | None:
-    """The named calibration, or the one that fits: shipped, or made by ``calibrate`` before; None for other precisions.
+    """The named calibration, or the one that fits: the user's, made by ``calibrate`` before, or the shipped one.
+
+    None for other precisions, and for ``auto`` where there is none or it was not certified for maps at this layer.
 
     Raises:
         ModelError: int8 is asked for, and there is none, or the named one cannot be read.
@@ -115,7 +117,8 @@ def choose_quantization(choice: Choice, classifier: Classifier, spec: MapSpec) -
         return load_quantization(Path(choice.calibration))
     for path in calibration_paths(classifier, spec.objective):
         if path.exists():
-            return load_quantization(path)
+            found = load_quantization(path)
+            return found if choice.precision == "int8" or found.layer == spec.layer else None
     if choice.precision == "auto":
         return None
     raise ModelError(
@@ -125,9 +128,9 @@ def choose_quantization(choice: Choice, classifier: Classifier, spec: MapSpec) -
 
 
 def calibration_paths(classifier: Classifier, objective: str) -> tuple[Path, Path]:
-    """Where a calibration of this network is: among the shipped files, and in the user's cache, where ``calibrate`` puts it."""
+    """Where a calibration of this network is: in the user's cache, where ``calibrate`` puts it, or among the shipped files."""
     name = f"{classifier.name}_{objective}_{classifier.size_px}_{classifier.digest[:12]}.int8.json"
-    return ASSETS / name, cache_dir() / "calibrations" / name
+    return cache_dir() / "calibrations" / name, ASSETS / name
 
 
 def open_engine(

@@ -39,6 +39,7 @@ class Quantization:
         network: sha256 of the classifier (``Classifier.digest``).
         size_px: input side.
         objective: ``class`` or ``gestalt``: they send other values backwards.
+        layer: where the map was taken that was held against fp32; deeper ones were not.
         card: how it was made and what it was found to change.
     """
 
@@ -47,6 +48,7 @@ class Quantization:
     network: str
     size_px: int
     objective: str
+    layer: str
     card: Mapping[str, object] = field(default_factory=dict)
 
     @property

@@ -120,6 +120,7 @@ def test_gradient_peers_return_our_map(task, ours, name):
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own, in its compiler
 def test_the_compiled_peer_returns_our_map(task, ours):
     found = PEERS["torch.compile forward + autograd"](task)()
     np.testing.assert_allclose(found, ours["map"], atol=1e-4 * ours["map"].max())
