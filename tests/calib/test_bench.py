@@ -468,7 +468,7 @@ def test_what_cannot_be_compared_or_run_is_one_line(tmp_path):
 
 
 def test_weights_belong_to_the_networks_named():
-    shipped, random = bench.choices("compact, vgg16", None, "sensitivity", None, None)
+    shipped, random = bench.choices("compact, vgg16", Choice())
     assert (shipped.weights, random.model, random.weights) == (None, "vgg16", "random")
-    assert [c.weights for c in bench.choices("compact,vgg16", "v.pth", "sensitivity", None, None)] == [None, "v.pth"]
-    assert [c.weights for c in bench.choices("compact", "mine.npz", "sensitivity", None, None)] == ["mine.npz"]
+    assert [c.weights for c in bench.choices("compact,vgg16", Choice(weights="v.pth"))] == [None, "v.pth"]
+    assert [c.weights for c in bench.choices("compact", Choice(weights="mine.npz"))] == ["mine.npz"]
