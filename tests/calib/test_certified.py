@@ -40,14 +40,14 @@ def test_an_openvino_build_writes_onnx_and_certificate(tmp_path):
 
 def test_another_reference_can_be_named_and_a_failure_is_one_line_and_kept(tmp_path):
     """As for int8, whose reference is the graph without scales; here one with other weights."""
-    other = build_chosen(Choice(weights="random"))
+    other = build_chosen(Choice(weights="random", layer="conv4_3"))
     choice = BuildChoice(tmp_path / "net.onnx", "openvino", "fp32")
     with pytest.raises(EngineError, match=r"failed its certificate \(.* is below 0\.") as caught:
         build_chosen_engine(other, choice, quiet(), reference=build_chosen(Choice()))
     assert "\n" not in str(caught.value)
     assert not load_certificate(tmp_path / "net.certificate.json").passed
     with pytest.raises(EngineError, match=r"OpenVINO in fp32 failed its certificate .*: use --precision fp32"):
-        open_localizer(Choice(weights="random", backend="openvino", precision="fp32"))
+        open_localizer(Choice(weights="random", layer="conv4_3", backend="openvino", precision="fp32"))
     open_localizer(Choice(backend="openvino", precision="fp32"))  # the other graph may run
 
 
