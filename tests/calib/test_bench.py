@@ -1,4 +1,4 @@
-"""The bench: when it stops, what its peers compute, what it counts, whom it blames, and what it calls a regression."""
+"""The bench: when it stops, what its peers compute, what it counts, and what it calls a regression."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from calib import bench
 from calib.bench_compare import changes, compare, load_bench
-from calib.bench_loop import bench_end_to_end, verdict
+from calib.bench_loop import bench_end_to_end
 from calib.bench_peers import PEERS, Task, forward_graph, peers
 from calib.bench_plots import plot_bench
 from calib.bench_report import print_bench
@@ -269,22 +269,6 @@ def test_the_kernels_that_peaks_are_measured_on(kernel, flop):
 def test_the_share_of_other_programs_is_a_share():
     share = Neighbours().share()
     assert share is None or 0 <= share <= 1
-
-
-# Whom it blames
-
-
-@pytest.mark.parametrize(
-    ("stages", "side"),
-    [
-        ({"read": 9, "prepare": 1, "engine": 5, "draw": 1, "write": 1}, "source"),
-        ({"read": 5, "prepare": 2, "engine": 4, "draw": 1, "write": 1}, "engine"),
-        ({"read": 1, "prepare": 1, "engine": 4, "draw": 3, "write": 4}, "sink"),
-        ({"read": 1, "prepare": 1, "engine": 4, "wait": 50}, "engine"),
-    ],
-)
-def test_the_verdict_is_the_side_that_is_busy_longest(stages, side):
-    assert verdict({stage: {"p50": value, "p99": 100.0} for stage, value in stages.items()}) == f"{side}-limited"
 
 
 # Real runs
