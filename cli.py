@@ -22,6 +22,7 @@ from engines.choose import Choice, build_chosen
 from engines.files import checked_suffix
 from engines.options import ENGINE, NETWORK, takes, takes_choice
 from realtime import batch as batches
+from realtime import doctor as doctors
 from realtime import live
 from realtime.latency import latency_table
 from realtime.opening import open_within
@@ -216,6 +217,23 @@ def bench(
         console.print(f"wrote {picture}")
     if as_json:
         print(json.dumps(result))
+
+
+@app.command(
+    epilog="Examples:  sightline doctor   ·   sightline doctor --json   ·   where that fails: python -m realtime.doctor"
+)
+def doctor(as_json: AsJson = False) -> None:
+    """Look at packages, processor, codecs, display, cameras, GPU, weights and cache: each problem with its fix.
+
+    Exit status 1 where something that running on the processor needs is broken.
+    """
+    with console.status("looking ..."):
+        findings = doctors.examine()
+    doctors.print_findings(findings, console)
+    if as_json:
+        print(doctors.as_json(findings))
+    if not doctors.is_fit(findings):
+        raise typer.Exit(1)
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:
