@@ -15,11 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from engines.base import Ticket
-from engines.localizer import ImageBgr, Localization, Localizer
-from realtime.frames import NO_IMAGE, Frame, FrameRecord
+from engines.localizer import ImageBgr, Localizer
+from realtime.frames import Frame, FrameRecord
 from realtime.governed import Governed
 from realtime.latency import Run
-from realtime.overlay import SMALLEST_WITH_INSET_PX, draw, inset_of
+from realtime.overlay import Painter
 from realtime.sinks import Sink
 from realtime.sources import Source
 
@@ -29,7 +29,12 @@ Records = Generator[FrameRecord, None, None]
 
 
 def run_frames(
-    records: Records, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, inset: bool = True, under_way: int = 0
+    records: Records,
+    localizer: Localizer | Governed,
+    sinks: Sequence[Sink],
+    run: Run,
+    painter: Painter | None = None,
+    under_way: int = 0,
 ) -> Records:
     """Localize, draw and write each frame that is not dropped; yields every record when it is finished, in order.
 
@@ -41,7 +46,7 @@ def run_frames(
         localizer: prepares, runs and reads the engine; a ``Governed`` one may change from frame to frame.
         sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
         run: filled as the loop goes, so that an interrupted run can still be summed up.
-        inset: draw the heat map.
+        painter: draws; None for the usual look.
         under_way: frames in the engine at once. 1 has each frame's answer soonest: for live sources. 0, for as many as it
             takes, has the most frames a second: it works on while a frame is drawn and written. Results are the same.
     """
@@ -49,7 +54,7 @@ def run_frames(
     begun: deque[_Begun] = deque()
     failure: Exception | None = None
     more, most = True, under_way or localizer.engine.slots
-    pace, heat_maps = _Pace(run, most), _HeatMaps(inset)
+    pace, painter = _Pace(run, most), painter or Painter()
     run.start()
     try:
         while True:
@@ -63,7 +68,7 @@ def run_frames(
             if not begun:
                 break
             record = begun[0].record
-            _finish(begun[0], sinks, run, heat_maps)
+            _finish(begun[0], sinks, run, painter)
             begun.popleft()
             if governed is not None and record.outcome == "shown":
                 governed.finished(record, time.monotonic(), pace.frame_ms())
@@ -118,7 +123,7 @@ def _begin(records: Records, chosen: Localizer | Governed, run: Run) -> _Begun:
     return _Begun(record, localizer, localizer.submit([prepared]), submitted_ns, heat_map_every)
 
 
-def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, heat_maps: "_HeatMaps") -> None:
+def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, painter: Painter) -> None:
     """Take the answer from the engine, draw, write and count."""
     record, localizer = begun.record, begun.localizer
     pictures = [sink for sink in sinks if sink.needs_picture]
@@ -131,7 +136,7 @@ def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, heat_maps: "_HeatMap
         found_ns = time.monotonic_ns()
         run.idle_ms["engine"] += (found_ns - asked_ns) / 1e6
         record.stages_ms["engine"] = (found_ns - begun.submitted_ns) / 1e6
-        picture = _drawn(record, heat_maps, begun.heat_map_every) if pictures else None
+        picture = _drawn(record, painter, begun.heat_map_every) if pictures else None
         mark_ns = time.monotonic_ns()
         for sink in pictures:
             sink.write(record, picture)
@@ -144,30 +149,13 @@ def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, heat_maps: "_HeatMap
     run.add(record)
 
 
-def _drawn(record: FrameRecord, heat_maps: "_HeatMaps", heat_map_every: int) -> ImageBgr:
+def _drawn(record: FrameRecord, painter: Painter, heat_map_every: int) -> ImageBgr:
     start_ns = time.monotonic_ns()
     assert record.found is not None  # set by _finish
     status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
-    inset = heat_maps.of(record.found, record.frame.image_bgr, heat_map_every)
-    picture = draw(record.frame.image_bgr, record.found, record.frame.truth_xyxy_px, status, inset)
+    picture = painter.paint(record.frame, record.found, status, heat_map_every)
     record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
     return picture
-
-
-class _HeatMaps:
-    """The heat map to draw: of this frame, or still that of an earlier one."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted, self._last, self._age, self._size = wanted, NO_IMAGE, 0, (0, 0)
-
-    def of(self, found: Localization, image_bgr: ImageBgr, every: int) -> ImageBgr | bool:
-        size = image_bgr.shape[:2]
-        if not self._wanted or min(size) < SMALLEST_WITH_INSET_PX:
-            return False
-        self._age += 1
-        if self._age >= every or size != self._size:
-            self._last, self._age, self._size = inset_of(found, *size), 0, size
-        return self._last
 
 
 class _Pace:
