@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from calib import bench as benches
+from calib import bench_screen as glass
 from calib import calibrate as calibration
 from calib import certified
 from calib.bench_compare import print_comparison
@@ -180,7 +181,7 @@ def build(
 @app.command(
     epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models squeezenet --json"
     "   ·   sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8"
-    "   ·   sightline bench compare before.json after.json"
+    "   ·   sightline bench compare before.json after.json   ·   sightline bench --screen 0 --seconds 20"
 )
 @takes_choice("weights", "method", "head", "size_px")
 def bench(
@@ -195,13 +196,16 @@ def bench(
     batches: Annotated[str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")] = "",
     plots: Annotated[Path | None, typer.Option(help="Folder for pictures of everything.")] = None,
     choice: Choice = DEFAULT, as_json: AsJson = False,
+    screen: Annotated[bool, typer.Option("--screen", help=(
+        "Glass to glass: show codes on this screen and watch them through a camera (0 unless told; to try it: loop:100)."
+    ))] = False,
     across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare what was not measured alike.")] = False,
 ) -> None:  # fmt: skip
     """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No outlier is removed.
 
     compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the two runs.
     """
-    source, *others = what or ["demo:300"]
+    source, *others = what or ["0" if screen else "demo:300"]
     if source == "compare":
         if print_comparison(others, across_machines, console, as_json):
             raise typer.Exit(1)
@@ -210,6 +214,12 @@ def bench(
         raise SightlineError(
             f"bench runs one source, not also {others[0]}; to compare two results: bench compare A.json B.json"
         )
+    if screen:
+        seen = glass.bench_screen(source, benches.choices(models, choice)[0], seconds, console)
+        glass.print_screen(seen, console)
+        if as_json:
+            print(json.dumps(seen))
+        return
     lists = benches.whole_numbers(sizes, "--sizes"), benches.whole_numbers(batches, "--batches")
     result, run = benches.bench(source, benches.choices(models, choice), seconds, console, *lists)
     print_bench(result, console)
