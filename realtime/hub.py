@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 
@@ -71,6 +71,9 @@ class Hub:
         class_names: that the network knows.
         settings: at first.
         stop: ends the run.
+
+    Attributes:
+        closed: the run has ended; nothing more comes.
     """
 
     def __init__(
@@ -81,7 +84,8 @@ class Hub:
         self.ledger = ledger
         self._changed = threading.Condition()
         self._newest: dict[str, Shown] = {}
-        self._asked_s = 0.0
+        self._asked_s = -WATCHED_S
+        self.closed = threading.Event()
 
     @property
     def needs_picture(self) -> bool:
@@ -105,9 +109,20 @@ class Hub:
         """The last picture of a source as soon as its number is greater than ``than``; None when the time is up."""
         self._asked_s = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: source in self._newest and self._newest[source].number > than, timeout_s)
+            self._changed.wait_for(lambda: self._number(source) > than or self.closed.is_set(), timeout_s)
             found = self._newest.get(source)
         return found if found and found.number > than else None
+
+    def _number(self, source: str) -> int:
+        return self._newest[source].number if source in self._newest else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self.closed.set()
+            self._changed.notify_all()
 
     def rolling(self) -> dict[str, Any]:
         """The last seconds: see ``Ledger.rolling``."""

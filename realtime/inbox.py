@@ -1,4 +1,4 @@
-"""Between the threads that read sources and the loop: a bounded place for frames, and a policy for what happens when it is full."""
+"""Between the threads that read sources and the loop: a bounded place for frames, and a policy for when it is full."""
 
 import re
 import threading

@@ -79,7 +79,7 @@ def stream(
 
 def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions) -> list[Sink]:
     names = [each.name for each in hub.connections]
-    sinks: list[Sink] = [stack.enter_context(Recorder(lambda: hub.settings.record, names)), hub]
+    sinks: list[Sink] = [stack.enter_context(Recorder(lambda: hub.settings.record, names)), stack.enter_context(hub)]
     if options.window and has_display():
         sinks.append(stack.enter_context(WindowSink("Sightline", hub.stop)))
     if options.log is not None:

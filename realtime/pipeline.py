@@ -130,7 +130,7 @@ class _Loop:
         self._records, self._chosen, self._run, self._live, self._more = records, chosen, run, live, True
 
     def begin(self, most: int) -> bool:
-        """Wait for frames and hand them over, until ``most`` calls have begun or the source has ended; False if none is left."""
+        """Wait for frames and hand them over, until ``most`` calls have begun or the source ends; False if none is left."""
         while self._more and len(self.begun) < most:
             self._begin()
         return bool(self.begun)

@@ -27,9 +27,12 @@ LOGS_KEPT = 5
 
 
 class Sink(AbstractContextManager["Sink"], Protocol):
-    """Takes finished frames in order. ``needs_picture``: it wants the drawing, not only the record."""
+    """Takes finished frames in order."""
 
-    needs_picture: bool
+    @property
+    def needs_picture(self) -> bool:
+        """Whether it wants the drawing now, not only the record."""
+        ...
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """Take one frame.
@@ -42,8 +45,8 @@ class Sink(AbstractContextManager["Sink"], Protocol):
 class _WholeFile:
     """A file written beside its place and moved there on success or Ctrl-C; on any other error it is removed.
 
-    A ``live`` one is written in its place from the start, and stays whatever happens: its format takes being cut off, and what a
-    camera recorded before its cable came loose is worth keeping.
+    A ``live`` one is written in its place from the start, and stays whatever happens: its format takes being cut off, and what
+    a camera recorded before its cable came loose is worth keeping.
     """
 
     def __init__(self, path: Path, live: bool = False) -> None:
@@ -153,8 +156,8 @@ class JsonlSink(_WholeFile):
     Args:
         path: where to.
         live: written in its place, line by line.
-        max_mb: when it has grown so large, it is renamed to ``NAME.1.jsonl``, what had that name to ``NAME.2.jsonl`` and so on, of
-            which ``LOGS_KEPT`` stay, and a new one begins.
+        max_mb: when it has grown so large, it is renamed to ``NAME.1.jsonl``, what had that name to ``NAME.2.jsonl`` and so on,
+            of which ``LOGS_KEPT`` stay, and a new one begins.
     """
 
     needs_picture = False
@@ -195,7 +198,7 @@ class JsonlSink(_WholeFile):
 
 
 class WindowSink:
-    """A window on the screen for each source; q or Escape calls ``stop``. When the display goes away, so do they, and no more."""
+    """A window on the screen for each source; q or Escape calls ``stop``. When the display goes away, the run goes on without."""
 
     def __init__(self, title: str, stop: Callable[[], None]) -> None:
         self.needs_picture = True
