@@ -27,13 +27,14 @@ from realtime import doctor as doctors
 from realtime import live
 from realtime.latency import latency_table
 from realtime.opening import open_within
+from realtime.options import StreamOptions, takes_stream
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
-DEFAULT, NO_DATA = Choice(), DataChoice()
+DEFAULT, NO_DATA, AS_USUAL = Choice(), DataChoice(), StreamOptions()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -73,19 +74,19 @@ def batch(
     _report(batches.process_all(sources, out, localizer, console, video), as_json)
 
 
-@app.command(epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33")
+@app.command(
+    epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33"
+    "   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50"
+)
 @takes_choice(*ENGINE, "wanted_class")
+@takes_stream
 def stream(
-    source: Annotated[str, typer.Argument(help="Camera number, rtsp:// or http(s):// address, file, folder or demo:")],
-    window: Annotated[bool, typer.Option(help="Open a window where there is a display.")] = True,
-    record: Annotated[Path | None, typer.Option(help="Annotated MP4 to write.")] = None,
-    log: Annotated[Path | None, typer.Option(help="Per-frame JSONL to write.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Stop after this long.", min=0.1)] = None,
-    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    sources: Annotated[list[str], typer.Argument(help="Camera numbers, rtsp:// or http(s)://, files, folders, demo:")],
+    options: StreamOptions = AS_USUAL, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are counted as dropped."""
-    localizer = open_within(choice, budget_ms, console)
-    _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
+    """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
+    localizer = open_within(choice, budget_ms, console, batch=options.batch)
+    _report([live.stream(sources, localizer, console, options)], as_json)
 
 
 @app.command(

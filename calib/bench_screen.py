@@ -35,7 +35,8 @@ from engines.choose import Choice, open_localizer
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
 from realtime.latency import PERCENTILES, Run, percentiles
-from realtime.pipeline import latest_frames, run_frames
+from realtime.pipeline import run_frames
+from realtime.readers import latest_frames
 from realtime.sinks import has_display
 from realtime.sources import open_source
 

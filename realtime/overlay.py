@@ -20,6 +20,9 @@ COLOURS_BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COL
 """``[256, 1, 3]``: OpenCV would work this table out anew for every frame."""
 
 
+HEAT_MAPS = ("inset", "over", "off")
+
+
 @dataclass(frozen=True)
 class Look:
     """How results are drawn; it may change from frame to frame.
@@ -28,42 +31,37 @@ class Look:
         box: outline and label.
         heat_map: ``inset`` in the lower right corner, ``over`` the whole frame, or ``off``.
         alpha: of ``over``: 0 invisible, 1 nothing but the map.
-        smooth: how much the drawn box is calmed, 0 (not at all) to 1; see ``realtime.smoothing``.
+        smoothing: how much the drawn box is calmed, 0 (not at all) to 1; see ``realtime.smoothing``.
     """
 
     box: bool = True
     heat_map: str = "inset"
     alpha: float = 0.5
-    smooth: float = 0.0
+    smoothing: float = 0.0
 
 
 PLAIN = Look()
 
 
 class Painter:
-    """Draws the frames of any number of sources; knows of each what the next picture needs of the last.
+    """Draws the frames of any number of sources; knows of each what the next picture needs of the last."""
 
-    Attributes:
-        look: for the next picture; whoever holds the painter may put another one here, from any thread.
-    """
-
-    def __init__(self, look: Look = PLAIN) -> None:
-        self.look = look
+    def __init__(self) -> None:
         self._smoothers: defaultdict[str, BoxSmoother] = defaultdict(BoxSmoother)
         self._heat: dict[str, _Heat] = {}
 
-    def paint(self, frame: Frame, found: Localization, status: str, heat_map_every: int = 1) -> ImageBgr:
+    def paint(self, frame: Frame, found: Localization, status: str, look: Look = PLAIN, heat_map_every: int = 1) -> ImageBgr:
         """A copy of the frame with everything drawn on it; ``found`` is left as it is.
 
         Args:
             frame: with its image.
             found: what was found in it.
             status: a line for the lower left corner.
+            look: what to draw, and how.
             heat_map_every: draw a new heat map in one of so many frames, and the last one in the others.
         """
-        look = self.look
         height, width = frame.image_bgr.shape[:2]
-        calm = self._smoothers[frame.source].smoothed(found, frame.pts_s, width, height, look.smooth)
+        calm = self._smoothers[frame.source].smoothed(found, frame.pts_s, width, height, look.smoothing)
         heat = self._heat.get(frame.source)
         if heat is None or heat.age + 1 >= heat_map_every or heat.made_for != (height, width, look.heat_map):
             picture = heat_picture(found, height, width, look)

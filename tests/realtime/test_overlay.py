@@ -52,22 +52,21 @@ def test_a_heat_map_over_the_frame_shines_where_the_map_is_and_alpha_mixes(size)
 
 
 def test_a_heat_map_drawn_every_third_frame_stays_between_and_changes_at_once_with_the_look():
-    painter, calm = Painter(Look(box=False)), np.roll(SPOT, 12)
-    pictures = [painter.paint(frame(i), found(map_hw=SPOT if i == 0 else calm), "", 3) for i in range(4)]
+    painter, calm, look = Painter(), np.roll(SPOT, 12), Look(box=False)
+    pictures = [painter.paint(frame(i), found(map_hw=SPOT if i == 0 else calm), "", look, 3) for i in range(4)]
     assert (pictures[0] == pictures[1]).all()
     assert (pictures[0] == pictures[2]).all()
     assert (pictures[0] != pictures[3]).any()
-    painter.look = Look(box=False, heat_map="off")
-    assert (painter.paint(frame(4), found(), "", 3) == 128).all()
+    assert (painter.paint(frame(4), found(), "", Look(box=False, heat_map="off"), 3) == 128).all()
 
 
 def test_sources_are_calmed_apart_and_what_was_found_stays_as_it_is():
-    painter, one = Painter(Look(heat_map="off", smooth=1.0)), found()
-    painter.paint(frame(0, 0.0), one, "")
+    painter, look = Painter(), Look(heat_map="off", smoothing=1.0)
+    painter.paint(frame(0, 0.0), found(), "", look)
     moved = found((60.0, 40.0, 220.0, 180.0))
-    drawn = painter.paint(frame(1, 0.04), moved, "")
+    drawn = painter.paint(frame(1, 0.04), moved, "", look)
     assert moved.box_xyxy_px == (60.0, 40.0, 220.0, 180.0)
-    elsewhere = painter.paint(frame(1, 0.04, "other"), moved, "")
+    elsewhere = painter.paint(frame(1, 0.04, "other"), moved, "", look)
     assert (drawn != elsewhere).any()
     assert (elsewhere == draw(frame().image_bgr, moved, look=Look(heat_map="off"))).all()
 

@@ -13,10 +13,13 @@ from engines.backends.mock import MockEngine
 from engines.base import EngineError, InputError, OutputError, SourceError
 from engines.localizer import Localizer
 from realtime.frames import Frame
+from realtime.inbox import READ_AHEAD_FRAMES
 from realtime.latency import Run
-from realtime.pipeline import READ_AHEAD_FRAMES, every_frame, latest_frames, run_frames
+from realtime.pipeline import run_frames
+from realtime.readers import every_frame, latest_frames
 from realtime.sinks import JsonlSink
-from realtime.sources import Source, open_source
+from realtime.sources import open_source
+from realtime.video import Source
 from tests.realtime.media import picture, write_video
 
 
