@@ -30,6 +30,8 @@ class Broadcast:
         loop, end_s = asyncio.get_running_loop(), time.monotonic() + timeout_s
         while True:
             self._asked_s = time.monotonic()
+            if self._hub.closed.is_set():
+                return None
             if not self._running:
                 self._start(loop)
             elif self._shown is not None and self._shown.number != than:
@@ -44,9 +46,9 @@ class Broadcast:
                 self._waiting.discard(waiter)
 
     async def multipart(self) -> AsyncIterator[bytes]:
-        """Motion JPEG without an end: ``multipart/x-mixed-replace; boundary=picture``. Who does not read is waited for here."""
+        """Motion JPEG as long as the run goes on, ``multipart/x-mixed-replace``. Who does not read is waited for here."""
         number = 0
-        while True:
+        while not self._hub.closed.is_set():
             shown = await self.newer(number, IDLE_S)
             if shown is not None:
                 number = shown.number
@@ -62,7 +64,7 @@ class Broadcast:
         newest = self._hub.newest(self._source)
         number = newest.number if newest else 0  # drawn when somebody last looked, perhaps long ago
         try:
-            while time.monotonic() - self._asked_s < IDLE_S:
+            while time.monotonic() - self._asked_s < IDLE_S and not self._hub.closed.is_set():
                 shown = self._hub.wait_newer(self._source, number, WAIT_S)
                 if shown is not None:
                     number = shown.number
