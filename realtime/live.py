@@ -18,11 +18,13 @@ from realtime.hub import Hub, Settings
 from realtime.inbox import Policy
 from realtime.latency import latency_table
 from realtime.ledger import Ledger
+from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
 from realtime.readers import Feed
 from realtime.recorder import Recorder
 from realtime.sinks import JsonlSink, Sink, WindowSink, has_display
+from realtime.trace import TraceSink
 
 TABLE_EVERY_S = 0.5
 
@@ -46,6 +48,8 @@ def stream(
     """
     if options.record is not None:
         checked_suffix(options.record, (".mp4",), "recording")
+    if options.trace is not None:
+        checked_suffix(options.trace, (".json",), "trace")
     told = partial(console.print, style="yellow", markup=False, highlight=False)
     feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, told)
     names = [each.name for each in feed.connections]
@@ -82,6 +86,10 @@ def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions) -> list[Sink]:
     sinks: list[Sink] = [stack.enter_context(Recorder(lambda: hub.settings.record, names)), stack.enter_context(hub)]
     if options.window and has_display():
         sinks.append(stack.enter_context(WindowSink("Sightline", hub.stop)))
+    if options.trace is not None:
+        sinks.append(stack.enter_context(TraceSink(options.trace, hub.connections)))
+    if options.metrics is not None:
+        sinks.append(stack.enter_context(MetricsSink(options.metrics, hub)))
     if options.log is not None:
         sinks.append(stack.enter_context(JsonlSink(options.log, live=True, max_mb=options.log_max_mb)))
     return sinks
