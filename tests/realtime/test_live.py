@@ -2,19 +2,25 @@
 
 import threading
 import time
+from array import array
 from collections import Counter
 from contextlib import closing
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engines.backends.mock import MockEngine
+from engines.base import EngineError, ModelError, SourceError
 from engines.localizer import Localizer
+from realtime import readers
+from realtime.frames import Frame
 from realtime.hub import Hub
 from realtime.inbox import LATEST, Policy
 from realtime.ledger import Ledger
 from realtime.pipeline import Live, run_frames
 from realtime.readers import Feed
-from realtime.video import SourceOptions
+from realtime.video import Source, SourceOptions
 from tests.realtime.cameras import number_in, rtsp_camera  # noqa: F401  (a fixture)
 from tests.realtime.media import write_video
 
@@ -58,6 +64,7 @@ class Watched:
 
     def __exit__(self, *_):
         self.hub.stop()
+        self.hub.closed.set()
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
@@ -188,3 +195,136 @@ def test_frames_older_than_their_age_are_dropped(tmp_path):
     assert causes["older than 100 ms"] > 5
     assert set(causes) == {"older than 100 ms"}
     assert max(row["wait_ms"] for row in run.shown()) < 100
+
+
+def test_max_age_keeps_order_and_every_drops_nothing(tmp_path):
+    video = str(write_video(tmp_path / "clip.mp4", 25))
+    with Watched(video, policy=Policy.of("every"), delay_s=0.05) as run:
+        run._thread.join(PATIENCE_S)
+    run.check()
+    assert [row["frame"] for row in run.shown()] == list(range(25))
+
+
+@pytest.mark.parametrize("text", ["newest", "max-age", "max-age 0", "max-age x", ""])
+def test_an_unknown_policy_is_a_mistake(text):
+    with pytest.raises(SourceError, match="write latest, every"):
+        Policy.of(text)
+
+
+def test_a_run_that_is_stopped_accounts_for_what_was_waiting(tmp_path):
+    video = str(write_video(tmp_path / "clip.mp4", 250))
+    with Watched(video, policy=Policy.of("every"), engine=Slow(32)) as run:
+        run.wait_for_more(5)
+    run.check()
+    assert run.error is None
+    assert run.ledger.summary()["causes"].get("the run ended", 0) >= 1
+
+
+class Breaks(MockEngine):
+    def run(self, feeds):
+        if self.calls > 10:
+            raise EngineError("the engine broke")
+        time.sleep(0.03)
+        return super().run(feeds)
+
+
+def test_when_the_engine_breaks_every_frame_still_ends_once(tmp_path):
+    video = str(write_video(tmp_path / "clip.mp4", 100))
+    with Watched(video, engine=Breaks(32)) as run:
+        run._thread.join(PATIENCE_S)
+        for record in run.feed.left():
+            run.write(record, None)
+            run.ledger.add(record)
+    assert "the engine broke" in str(run.error)
+    assert run.ledger.summary()["failed"] == 1
+    run.check()
+
+
+def test_a_frame_that_cannot_be_used_fails_alone(tmp_path):
+    video = str(write_video(tmp_path / "tiny.mp4", 10, width=48, height=4))
+    with Watched(video, str(write_video(tmp_path / "clip.mp4", 10)), engine=MockEngine(32, batch=2)) as run:
+        run._thread.join(PATIENCE_S)
+    assert run.error is None
+    summary = run.ledger.summary()["sources"]
+    assert (summary["tiny"]["frames"], summary["tiny"]["failed"] + summary["tiny"]["dropped"]) == (0, 10)
+    assert summary["clip"]["frames"] > 0
+    assert any("at least 8 a side" in cause for cause in summary["tiny"]["causes"])
+    run.check()
+
+
+def test_what_is_looked_for_and_drawn_changes_while_it_runs(tmp_path):
+    video = str(write_video(tmp_path / "clip.mp4", 500))
+    with Watched(video) as run:
+        assert run.hub.needs_picture is False
+        first = run.hub.wait_newer("clip")
+        assert first.record.found.class_name == "thing"
+        run.hub.look_for("other")
+        run.hub.change(heat_map=False)
+        later = run.hub.wait_newer("clip", first.number + 3)
+        assert later.record.found.class_name == "other"
+        corner = (slice(-24, -6), slice(-32, -6))
+        assert first.picture[corner].std() > 5
+        assert later.picture[corner].std() < 3, "the heat map is gone"
+        assert run.hub.snapshot("clip")[:2] == b"\xff\xd8"
+        with pytest.raises(ModelError, match="unknown to this network"):
+            run.hub.look_for("yeti")
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            run.hub.change(alpha=2)
+        run.hub.look_for(None)
+        assert run.hub.wait_newer("clip", run.hub.newest("clip").number + 3).record.found.class_name == "thing"
+        assert run.hub.rolling()["sources"]["clip"]["fps"] > 0
+    assert run.hub.wait_newer("clip", 10**6, timeout_s=60) is None, "nothing comes after the end, and nobody waits for it"
+
+
+class Hasty(Source):
+    """A camera that gives a frame every millisecond or so."""
+
+    name, live = "hasty", True
+
+    def __init__(self, frames):
+        self._count = frames
+
+    def __iter__(self):
+        for index in range(self._count):
+            image = np.full((480, 640, 3), index % 256, np.uint8)
+            yield Frame(image, self.name, index, index / 1000, time.monotonic_ns(), 0.1)
+            time.sleep(0.001)
+        threading.Event().wait(0.2)
+        raise SourceError("the cable is out")
+
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("policy", ["latest", "max-age 50"])
+def test_a_source_faster_than_the_engine_costs_neither_age_nor_memory_over_20000_frames(monkeypatch, policy):
+    ages_ms, resident, drawn = array("d"), [], []
+
+    class Light(Watched):
+        needs_picture = True
+
+        def write(self, record, picture):
+            ages_ms.append(record.total_ms or (time.monotonic_ns() - record.frame.captured_ns) / 1e6)
+            drawn.append(picture.shape)
+            if len(ages_ms) % 100 == 0:
+                resident.append(resident_mb())
+
+    class Engine(MockEngine):
+        def run(self, feeds):
+            time.sleep(0.004)
+            return super().run(feeds)
+
+    monkeypatch.setattr(readers, "open_source", lambda *_: Hasty(20_000))
+    with Light("0", policy=Policy.of(policy), engine=Engine(32)) as run:
+        end = time.monotonic() + 280
+        while run.feed.captured["camera0"] < 20_000 and time.monotonic() < end:
+            time.sleep(0.2)
+    assert run.feed.captured["camera0"] >= 20_000
+    summary = run.ledger.summary()
+    assert summary["frames"] + summary["dropped"] == run.feed.captured["camera0"]
+    assert summary["dropped"] > summary["frames"]
+    quarter = len(ages_ms) // 4
+    assert np.median(ages_ms[-quarter:]) < 2 * np.median(ages_ms[:quarter]) + 10, "age does not grow"
+    assert max(resident[len(resident) // 4 :]) - resident[len(resident) // 4] < 15, "nor does memory"
