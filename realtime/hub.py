@@ -108,6 +108,13 @@ class Hub:
             found = self._newest.get(source)
         return found if found and found.number > than else None
 
+    def snapshot(self, source: str, timeout_s: float = 2.0) -> bytes | None:
+        """The newest picture of a source as a JPEG, not older than ``WATCHED_S``; None if there is none in time."""
+        found = self.newest(source)
+        if found is None or time.monotonic_ns() - found.record.frame.captured_ns > WATCHED_S * 1e9:
+            found = self.wait_newer(source, found.number if found else 0, timeout_s)
+        return found.jpeg if found else None
+
     def _number(self, source: str) -> int:
         return self._newest[source].number if source in self._newest else 0
 

@@ -18,11 +18,13 @@ from realtime.hub import Hub
 from realtime.inbox import Policy
 from realtime.latency import latency_table
 from realtime.ledger import Ledger
+from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
 from realtime.readers import Feed
 from realtime.recorder import Recorder
 from realtime.sinks import JsonlSink, Sink, WindowSink, has_display
+from realtime.trace import TraceSink
 from realtime.web.server import Address, PageServer
 
 TABLE_EVERY_S = 0.5
@@ -47,6 +49,8 @@ def stream(
     """
     if options.record is not None:
         checked_suffix(options.record, (".mp4",), "recording")
+    if options.trace is not None:
+        checked_suffix(options.trace, (".json",), "trace")
     told = partial(console.print, style="yellow", markup=False, highlight=False)
     feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, told)
     names = [each.name for each in feed.connections]
@@ -57,11 +61,11 @@ def stream(
         heat_map=options.heat_map, alpha=options.alpha, smoothing=options.smoothing,
     )  # fmt: skip
     with ExitStack() as stack:
+        sinks = _sinks(stack, hub, options)
         if options.web is not None:
             engine = f"{localizer.size_px} px on {localizer.engine.backend} {localizer.engine.precision}"
             page = PageServer(hub, engine, Address.of(options.web), options.web_token, options.web_dir)
-            console.print(f"watch on {stack.enter_context(page).url}", markup=False, soft_wrap=True)
-        sinks = _sinks(stack, hub, options)
+            console.print(f"watch on {stack.enter_context(page).url}", markup=False, soft_wrap=True, highlight=False)
         interrupted = stack.enter_context(_stopping_on_ctrl_c(hub.stop))
         table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
         loop = run_frames(feed.records(), localizer, sinks, ledger, live=Live(lambda: hub.settings, lambda: feed.ready))
@@ -90,6 +94,10 @@ def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions) -> list[Sink]:
     sinks: list[Sink] = [stack.enter_context(Recorder(lambda: hub.settings.record, names)), stack.enter_context(hub)]
     if options.window and has_display():
         sinks.append(stack.enter_context(WindowSink("Sightline", hub.stop)))
+    if options.trace is not None:
+        sinks.append(stack.enter_context(TraceSink(options.trace, hub.connections)))
+    if options.metrics is not None:
+        sinks.append(stack.enter_context(MetricsSink(options.metrics, hub)))
     if options.log is not None:
         sinks.append(stack.enter_context(JsonlSink(options.log, live=True, max_mb=options.log_max_mb)))
     return sinks

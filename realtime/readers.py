@@ -90,9 +90,9 @@ class Feed:
     """Several sources at once, each in a thread of its own; their records come merged, in the order of their capture or nearly.
 
     A camera or network stream that fails, ends or gives nothing for ``options.stall_s`` is opened again, after waits that
-    double from ``FIRST_WAIT_S`` to ``LONGEST_WAIT_S``, each shortened by up to half at random, so that many viewers of a server that
-    restarts do not come back at the same instant. Its frames' numbers and times go on. The other sources do not notice. A file
-    plays once, at its own pace.
+    double from ``FIRST_WAIT_S`` to ``LONGEST_WAIT_S``, each shortened by up to half at random, so that many viewers of a server
+    that restarts do not come back at the same instant. Its frames' numbers and times go on. The other sources do not notice. A
+    file plays once, at its own pace.
 
     Args:
         specs: see ``realtime.sources.open_source``.

@@ -198,7 +198,7 @@ class JsonlSink(_WholeFile):
 
 
 class WindowSink:
-    """A window on the screen for each source; q or Escape calls ``stop``. When the display goes away, the run goes on without."""
+    """A window on the screen for each source; q or Escape calls ``stop``. When the display goes away, the run goes on."""
 
     def __init__(self, title: str, stop: Callable[[], None]) -> None:
         self.needs_picture = True
