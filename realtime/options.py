@@ -71,7 +71,8 @@ OPTIONS: dict[str, Any] = {
     ],
     "web": Annotated[str | None, typer.Option(help="Serve a page to watch and steer on, at [HOST:]PORT.")],
     "web_token": Annotated[
-        str | None, typer.Option(help="Secret to see the page; beyond this machine one is made if not given.")
+        str | None,
+        typer.Option(envvar="SIGHTLINE_WEB_TOKEN", help="Secret to see the page; beyond this machine, a new one if not given."),
     ],
     "web_dir": Annotated[Path, typer.Option(help="Folder for recordings begun on the page.")],
     "heat_map": Annotated[str, typer.Option(help="inset: in the corner; over: on the whole picture; off.")],

@@ -135,6 +135,6 @@ def _state(hub: Hub, title: str) -> dict[str, Any]:
     wanted = None if now.class_index is None else hub.class_names[now.class_index]
     settings = {
         "wanted_class": wanted, "box": now.box, "heat_map": now.heat_map, "alpha": now.alpha, "smoothing": now.smoothing,
-        "record": str(now.record) if now.record else None,
+        "record": now.record.name if now.record else None,
     }  # fmt: skip
     return {"title": title, "sources": sources, "all": rolling, "settings": settings}

@@ -1,15 +1,25 @@
 """Drawing by a look, and the calm of drawn boxes; what was found is never touched."""
 
+import json
 import math
 import time
 
+import cv2
 import numpy as np
 import pytest
 
-from engines.localizer import Localization
+from engines.backends.mock import MockEngine
+from engines.localizer import Localization, Localizer
 from realtime.frames import Frame
+from realtime.hub import Settings
+from realtime.latency import Run as RunTimes
 from realtime.overlay import PREDICTED_BGR, Look, Painter, draw
+from realtime.pipeline import Live, run_frames
+from realtime.readers import every_frame
+from realtime.sinks import JsonlSink
 from realtime.smoothing import BoxSmoother, OneEuro
+from realtime.sources import Images
+from tests.realtime.media import picture
 
 SPOT = np.zeros((32, 32), np.float32)
 SPOT[8:16, 8:16] = 1
@@ -127,3 +137,33 @@ def test_it_begins_anew_for_another_object_after_a_pause_when_time_goes_back_and
 
 def test_no_box_stays_none():
     assert BoxSmoother().smoothed(found(None), 0.0, 320, 240, 1.0).box_xyxy_px is None
+
+
+def test_the_log_of_a_calmed_run_holds_the_raw_boxes(tmp_path):
+    def boxes(smoothing):
+        settings, pictures = Settings(heat_map="off", smoothing=smoothing), Kept()
+        with JsonlSink(tmp_path / "log.jsonl") as log, Images("clip", shots(12)) as source:
+            live = Live(lambda: settings, lambda: False)
+            for _ in run_frames(every_frame(source), Localizer(MockEngine(96)), [log, pictures], RunTimes(), live=live):
+                pass
+        rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        return [[row[edge] for edge in ("x0", "y0", "x1", "y1")] for row in rows], pictures.kept
+
+    raw, plain = boxes(0.0)
+    same, calm = boxes(1.0)
+    assert raw == same
+    assert any((a != b).any() for a, b in zip(plain, calm, strict=True)), "and yet the drawn ones differ"
+
+
+class Kept:
+    needs_picture = True
+
+    def __init__(self):
+        self.kept = []
+
+    def write(self, record, picture):
+        self.kept.append(picture)
+
+
+def shots(count):
+    return [(f"{i}.png", lambda i=i: cv2.imencode(".png", picture(i))[1].tobytes()) for i in range(count)]
