@@ -76,13 +76,14 @@ class Inbox:
         self._changed = threading.Condition()
         self._waiting: list[deque[FrameRecord]] = [deque() for _ in range(sources)]
         self._dropped: list[FrameRecord] = []
+        self._giving: deque[FrameRecord] = deque()  # taken from what waits, and not asked for yet
         self._reading, self._next, self._draining = sources, 0, False
         self._error: Exception | None = None
 
     @property
     def ready(self) -> bool:
         """Whether a frame can be taken without waiting."""
-        return any(self._waiting)
+        return any(self._waiting) or any(record.outcome == "shown" for record in self._giving)
 
     def put(self, frame: Frame, place: int = 0) -> bool:
         """Take in a frame; waits while it is full, if the policy drops none. False when closed: the frame does not count."""
@@ -135,17 +136,21 @@ class Inbox:
                 if self._draining:
                     self._drop_waiting()
                 taken = self._take()
-                records, self._dropped = [*self._dropped, *taken], []
-                if not records and (self._draining or self._reading <= 0):
+                self._giving.extend([*self._dropped, *taken])
+                self._dropped = []
+                if not self._giving and (self._draining or self._reading <= 0):
                     if self._error is not None and not self._draining:
                         raise self._error
                     return
                 self._changed.notify_all()
-            yield from records
+            while self._giving:
+                yield self._giving.popleft()
 
     def left(self) -> list[FrameRecord]:
         """What was taken in and not given out, now dropped: for the ledger of a run that failed."""
         with self._changed:
+            self._waiting.append(deque(self._giving))
+            self._giving.clear()
             self._drop_waiting()
             left, self._dropped = self._dropped, []
             return left
@@ -176,6 +181,7 @@ class Inbox:
                 self._drop(waiting.popleft(), ENDED)
 
     def _drop(self, record: FrameRecord, cause: str) -> None:
-        record.outcome, record.cause = "dropped", cause
+        if record.outcome == "shown":
+            record.outcome, record.cause = "dropped", cause
         record.release()
         self._dropped.append(record)

@@ -8,12 +8,16 @@ import math
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Group
+from rich.table import Table
 
 from realtime.frames import FrameRecord
 from realtime.latency import PERCENTILES, STAGES, Run, percentiles
+from realtime.readers import Connection
 
 SMALLEST_MS, BUCKET_RATIO, BUCKETS = 1e-3, 1.01, 2100  # from a microsecond to a quarter of an hour
 ROLLING_FRAMES, ROLLING_S = 600, 10.0
@@ -166,3 +170,19 @@ class Ledger(Run):
         for account in self._accounts.values():
             both.merge(account)
         return both
+
+
+def live_table(rolling: dict[str, Any], connections: Sequence[Connection]) -> Group:
+    """The last seconds of a live run for the terminal: a row for each source, and the stages of all."""
+    table = Table(title="the last seconds (Ctrl-C ends)", title_justify="left")
+    for name in ("source", "fps", "age p50", "p99 ms", "shown", "dropped", "failed", "back", "state"):
+        table.add_column(name, justify="left" if name in ("source", "state") else "right")
+    for each in connections:
+        figures = rolling["sources"][each.name]
+        ages = [f"{figures['age_ms'][name]:.1f}" if figures["age_ms"] else "" for name in ("p50", "p99")]
+        counts = [str(figures[name]) for name in ("frames", "dropped", "failed")]
+        size = f" {each.width_px}x{each.height_px}" if each.width_px else ""
+        state = f"{each.state}{size}" if each.state == "live" else f"{each.state}: {each.trouble}".removesuffix(": ")
+        table.add_row(each.name, f"{figures['fps']:.1f}", *ages, *counts, str(each.reconnects), state)
+    stages = "   ".join(f"{stage} {times['p50']:.1f}" for stage, times in rolling["stages_ms"].items())
+    return Group(table, f"p50 ms:   {stages}")

@@ -16,8 +16,7 @@ from engines.localizer import Localizer
 from realtime.governed import Governed
 from realtime.hub import Hub
 from realtime.inbox import Policy
-from realtime.latency import latency_table
-from realtime.ledger import Ledger
+from realtime.ledger import Ledger, live_table
 from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
@@ -78,7 +77,7 @@ def stream(
         try:
             for _ in stack.enter_context(closing(loop)):
                 if time.monotonic() - shown_s >= TABLE_EVERY_S:
-                    table.update(latency_table(f"{', '.join(names)} (Ctrl-C ends)", ledger.rolling()))
+                    table.update(live_table(ledger.rolling(), feed.connections))
                     shown_s = time.monotonic()
         finally:
             _enter_left(feed, sinks, ledger)

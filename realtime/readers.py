@@ -89,10 +89,10 @@ class Connection:
 class Feed:
     """Several sources at once, each in a thread of its own; their records come merged, in the order of their capture or nearly.
 
-    A camera or network stream that fails, ends or gives nothing for ``options.stall_s`` is opened again, after waits that
-    double from ``FIRST_WAIT_S`` to ``LONGEST_WAIT_S``, each shortened by up to half at random, so that many viewers of a server
-    that restarts do not come back at the same instant. Its frames' numbers and times go on. The other sources do not notice. A
-    file plays once, at its own pace.
+    A camera or network stream that fails, ends or gives nothing for ``options.stall_s`` (over HTTP, for 10 s) is opened again,
+    after waits that double from ``FIRST_WAIT_S`` to ``LONGEST_WAIT_S``, each shortened by up to half at random, so that many
+    viewers of a server that restarts do not come back at the same instant. Its frames' numbers and times go on. The other
+    sources do not notice. A file plays once, at its own pace.
 
     Args:
         specs: see ``realtime.sources.open_source``.
@@ -152,11 +152,7 @@ class Feed:
         """A reader's whole life."""
         connection = self.connections[place]
         try:
-            if comes_back(self._specs[place]):
-                self._keep_reading(place)
-            else:
-                _Reading(connection, self._inbox, place).read(self._open(place))
-                connection.state = "ended"
+            self._keep_reading(place)
             self._inbox.end(None)
         except Exception as error:  # handed to the loop, which raises it where it can be dealt with
             connection.state, connection.trouble = "failed", str(error)
@@ -166,20 +162,27 @@ class Feed:
                 self._inbox.abort(error)
 
     def _keep_reading(self, place: int) -> None:
-        """Read, wait, open again, until the run ends.
+        """Read, wait, open again, until the run ends; a file is read once.
 
         Raises:
-            SourceError: no source at all could be opened at first.
+            SourceError: a file cannot be read, or no source at all could be opened at first.
         """
         connection = self.connections[place]
         reading, wait_s = _Reading(connection, self._inbox, place), FIRST_WAIT_S
         while not self._inbox.closed.is_set():
-            begun_s = time.monotonic()
+            begun_s, again = time.monotonic(), comes_back(self._specs[place])
             try:
-                reading.read(self._open(place))
-                connection.trouble = f"{connection.spec} ended"
+                source = open_source(self._specs[place], self._options)
+                again = source.live  # an address may be that of a file
+                reading.read(source)
+                connection.trouble = f"{connection.spec} ended" if again else ""
             except SourceError as error:
+                if not again:
+                    raise
                 connection.trouble = str(error)
+            if not again:
+                connection.state = "ended"
+                return
             if self._inbox.closed.is_set():
                 return
             was_live, connection.state = connection.state == "live", "waiting"
@@ -190,9 +193,6 @@ class Feed:
             wait_s = FIRST_WAIT_S if time.monotonic() - begun_s > SOUND_S else wait_s
             self._inbox.closed.wait(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
-
-    def _open(self, place: int) -> Source:
-        return open_source(self._specs[place], self._options)
 
     def _none_could_be_opened(self) -> bool:
         """A camera that is dead from the start is waited for only beside others; alone, it is more likely a mistake."""
@@ -243,7 +243,7 @@ class _Reading:
 
 
 def comes_back(spec: str) -> bool:
-    """Whether it is a camera or a network stream, which is worth opening again."""
+    """Whether it may be a camera or a network stream, which is worth opening again."""
     return spec.isdigit() or "://" in spec
 
 

@@ -1,5 +1,6 @@
 """Live runs with real parts: a real RTSP server that dies, stalls and changes size; several sources; the ledger."""
 
+import http.server
 import threading
 import time
 from array import array
@@ -7,6 +8,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ from realtime.pipeline import Live, run_frames
 from realtime.readers import Feed
 from realtime.video import Source, SourceOptions
 from tests.realtime.cameras import number_in, rtsp_camera  # noqa: F401  (a fixture)
-from tests.realtime.media import write_video
+from tests.realtime.media import picture, web_server, write_video
 
 PATIENCE_S = 30.0
 
@@ -173,6 +175,22 @@ class Slow(MockEngine):
         return super().run(feeds)
 
 
+def test_a_file_on_a_web_server_plays_once_and_a_broken_off_one_is_not_begun_again(tmp_path):
+    write_video(tmp_path / "clip.mp4", 10)
+    whole = write_video(tmp_path / "whole.avi", 150, codec="mpeg4").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    with web_server(tmp_path) as address:
+        with Watched(f"{address}/clip.mp4") as run:
+            run._thread.join(PATIENCE_S)
+        assert run.error is None
+        assert run.feed.captured["clip"] == 10
+        run.check()
+        with Watched(f"{address}/cut.avi") as run:
+            run._thread.join(PATIENCE_S)
+        assert "cut off" in str(run.error) or "damaged" in str(run.error)
+        run.check()
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_frames_of_several_cameras_share_calls_and_a_slow_one_is_not_waited_for(tmp_path, batch):
     quick = [str(write_video(tmp_path / f"{name}.mp4", 30)) for name in "ab"]
@@ -274,6 +292,35 @@ def test_what_is_looked_for_and_drawn_changes_while_it_runs(tmp_path):
         assert run.hub.wait_newer("clip", run.hub.newest("clip").number + 3).record.found.class_name == "thing"
         assert run.hub.rolling()["sources"]["clip"]["fps"] > 0
     assert run.hub.wait_newer("clip", 10**6, timeout_s=60) is None, "nothing comes after the end, and nobody waits for it"
+
+
+class Motion(http.server.BaseHTTPRequestHandler):
+    """A camera as many sell them: JPEGs one after the other, without end; every connection breaks off after a second."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for index in range(25):
+            jpeg = cv2.imencode(".jpg", picture(index))[1].tobytes()
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+            self.wfile.write(head + jpeg + b"\r\n")
+            time.sleep(0.04)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_camera_that_speaks_http_is_opened_again_and_again():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Motion) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Watched(f"http://127.0.0.1:{server.server_address[1]}/video") as run:
+            run.wait_for(lambda: run.feed.connections[0].reconnects >= 2 and run.shown())
+        server.shutdown()
+    run.check()
+    assert run.feed.connections[0].width_px == 128
+    pts_s = [row["pts_s"] for row in run.shown()]
+    assert pts_s == sorted(set(pts_s))
 
 
 class Hasty(Source):
