@@ -47,8 +47,9 @@ class Run:
         return json.loads(self.ask("/state")[1])
 
     def last_row(self):
-        lines = self.log.with_name(f".{self.log.name}.part") if not self.log.exists() else self.log
-        return json.loads(lines.read_text().strip().splitlines()[-1])
+        """The newest row that is whole."""
+        path = self.log if self.log.exists() else self.log.with_name(f".{self.log.name}.part")
+        return json.loads(path.read_text().rpartition("\n")[0].splitlines()[-1])
 
 
 @contextlib.contextmanager
@@ -259,6 +260,28 @@ def test_the_next_picture_is_waited_for_and_is_never_an_older_one(run):
         numbers.append(int(reply.headers["X-Number"]))
         assert content[:2] == b"\xff\xd8"
     assert numbers == sorted(set(numbers))
+
+
+def test_a_recording_that_was_killed_plays_in_a_browser(tmp_path, browser):
+    video, log = tmp_path / "cam.mp4", tmp_path / "log.jsonl"
+    command = [sys.executable, "-m", "cli", "stream", "demo:100000", "--no-window", "--record", str(video), "--log", str(log)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        recorded = Run("", log, tmp_path)
+        wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob("*log.jsonl*")) and recorded.last_row()["pts_s"] > 3)
+        process.kill()
+    (killed,) = (path for path in tmp_path.iterdir() if "cam" in path.name)
+    last_s = recorded.last_row()["pts_s"]
+    playable = killed.rename(tmp_path / "killed.mp4")
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(playable.as_uri())
+        page.wait_for_function("() => document.querySelector('video')?.readyState >= 2")
+        page.evaluate(f"document.querySelector('video').currentTime = {last_s - 1.1}")
+        page.wait_for_function(
+            "() => !document.querySelector('video').seeking && document.querySelector('video').readyState >= 2"
+        )
+        assert page.evaluate("document.querySelector('video').error") is None
+        assert page.evaluate("document.querySelector('video').currentTime") >= last_s - 1.2, "all but the last second"
 
 
 class Viewer:
