@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from calib import bench as benches
+from calib import bench_screen as glass
 from calib import calibrate as calibration
 from calib import certified
 from calib.bench_compare import print_comparison
@@ -22,16 +23,18 @@ from engines.choose import Choice, build_chosen
 from engines.files import checked_suffix
 from engines.options import ENGINE, NETWORK, takes, takes_choice
 from realtime import batch as batches
+from realtime import doctor as doctors
 from realtime import live
 from realtime.latency import latency_table
 from realtime.opening import open_within
+from realtime.options import StreamOptions, takes_stream
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
-DEFAULT, NO_DATA = Choice(), DataChoice()
+DEFAULT, NO_DATA, AS_USUAL = Choice(), DataChoice(), StreamOptions()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -71,19 +74,19 @@ def batch(
     _report(batches.process_all(sources, out, localizer, console, video), as_json)
 
 
-@app.command(epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33")
+@app.command(
+    epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33"
+    "   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50"
+)
 @takes_choice(*ENGINE, "wanted_class")
+@takes_stream
 def stream(
-    source: Annotated[str, typer.Argument(help="Camera number, rtsp:// or http(s):// address, file, folder or demo:")],
-    window: Annotated[bool, typer.Option(help="Open a window where there is a display.")] = True,
-    record: Annotated[Path | None, typer.Option(help="Annotated MP4 to write.")] = None,
-    log: Annotated[Path | None, typer.Option(help="Per-frame JSONL to write.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Stop after this long.", min=0.1)] = None,
-    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    sources: Annotated[list[str], typer.Argument(help="Camera numbers, rtsp:// or http(s)://, files, folders, demo:")],
+    options: StreamOptions = AS_USUAL, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are counted as dropped."""
-    localizer = open_within(choice, budget_ms, console)
-    _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
+    """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
+    localizer = open_within(choice, budget_ms, console, batch=options.batch)
+    _report([live.stream(sources, localizer, console, options)], as_json)
 
 
 @app.command(
@@ -179,7 +182,7 @@ def build(
 @app.command(
     epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models squeezenet --json"
     "   ·   sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8"
-    "   ·   sightline bench compare before.json after.json"
+    "   ·   sightline bench compare before.json after.json   ·   sightline bench --screen 0 --seconds 20"
 )
 @takes_choice("weights", "method", "head", "size_px")
 def bench(
@@ -194,13 +197,16 @@ def bench(
     batches: Annotated[str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")] = "",
     plots: Annotated[Path | None, typer.Option(help="Folder for pictures of everything.")] = None,
     choice: Choice = DEFAULT, as_json: AsJson = False,
+    screen: Annotated[bool, typer.Option("--screen", help=(
+        "Glass to glass: show codes on this screen and watch them through a camera (0 unless told; to try it: loop:100)."
+    ))] = False,
     across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare what was not measured alike.")] = False,
 ) -> None:  # fmt: skip
     """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No outlier is removed.
 
     compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the two runs.
     """
-    source, *others = what or ["demo:300"]
+    source, *others = what or ["0" if screen else "demo:300"]
     if source == "compare":
         if print_comparison(others, across_machines, console, as_json):
             raise typer.Exit(1)
@@ -209,6 +215,12 @@ def bench(
         raise SightlineError(
             f"bench runs one source, not also {others[0]}; to compare two results: bench compare A.json B.json"
         )
+    if screen:
+        seen = glass.bench_screen(source, benches.choices(models, choice)[0], seconds, console)
+        glass.print_screen(seen, console)
+        if as_json:
+            print(json.dumps(seen))
+        return
     lists = benches.whole_numbers(sizes, "--sizes"), benches.whole_numbers(batches, "--batches")
     result, run = benches.bench(source, benches.choices(models, choice), seconds, console, *lists)
     print_bench(result, console)
@@ -216,6 +228,23 @@ def bench(
         console.print(f"wrote {picture}")
     if as_json:
         print(json.dumps(result))
+
+
+@app.command(
+    epilog="Examples:  sightline doctor   ·   sightline doctor --json   ·   where that fails: python -m realtime.doctor"
+)
+def doctor(as_json: AsJson = False) -> None:
+    """Look at packages, processor, codecs, display, cameras, GPU, weights and cache: each problem with its fix.
+
+    Exit status 1 where something that running on the processor needs is broken.
+    """
+    with console.status("looking ..."):
+        findings = doctors.examine()
+    doctors.print_findings(findings, console)
+    if as_json:
+        print(doctors.as_json(findings))
+    if not doctors.is_fit(findings):
+        raise typer.Exit(1)
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:

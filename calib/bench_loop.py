@@ -17,7 +17,8 @@ from engines.choose import Choice, open_localizer
 from engines.localizer import ImageBgr, Localizer
 from realtime.frames import FrameRecord
 from realtime.latency import Run
-from realtime.pipeline import every_frame, run_frames
+from realtime.pipeline import run_frames
+from realtime.readers import every_frame
 from realtime.sinks import JsonlSink, Sink
 from realtime.sources import open_source
 

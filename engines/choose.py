@@ -54,13 +54,14 @@ class Choice:
     calibration: str | None = None
 
 
-def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, streams: int = 1) -> Localizer:
+def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, streams: int = 1, batch: int = 1) -> Localizer:
     """Load, build and compile what was chosen.
 
     Args:
         choice: the common options.
         told: gets what a user should know of it, such as why ``auto`` does not take TensorRT.
         streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see ``OpenVinoEngine``.
+        batch: images that one call takes.
 
     Raises:
         ModelError: the model, weights or head cannot be used.
@@ -68,7 +69,7 @@ def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, st
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
-    engine = open_engine(choice, classifier, head, told, streams)
+    engine = open_engine(choice, classifier, head, told, streams, batch)
     localizer = Localizer(engine)
     if choice.wanted_class is not None:
         localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
@@ -135,14 +136,16 @@ def calibration_paths(classifier: Classifier, objective: str) -> tuple[Path, Pat
 
 def open_engine(
     choice: Choice, classifier: Classifier, head: Head | Heuristic | None, told: Callable[[str], None] | None = None,
-    streams: int = 1,
+    streams: int = 1, batch: int = 1,
 ) -> Engine:  # fmt: skip
     """Compile the graph on the chosen backend, or find it compiled and certified; the arguments as for ``open_localizer``."""
     spec, told = chosen_spec(choice, head), told or (lambda _: None)
     if choice.backend in ("auto", "tensorrt"):
         try:
             quantization = choose_quantization(choice, classifier, spec) if choice.precision == "int8" else None
-            return open_certified(lambda: build_graph(classifier, spec, head, quantization=quantization), choice.precision)
+            return open_certified(
+                lambda: build_graph(classifier, spec, head, batch=batch, quantization=quantization), choice.precision
+            )
         except EngineError as error:
             if choice.backend == "tensorrt":
                 raise EngineError(f"{error}; --backend openvino needs no GPU") from error
@@ -150,7 +153,7 @@ def open_engine(
     if choice.backend in ("auto", "openvino"):
         from engines.backends.openvino import OpenVinoEngine  # only the chosen backend is imported
 
-        graph = build_graph(classifier, spec, head, quantization=choose_quantization(choice, classifier, spec))
+        graph = build_graph(classifier, spec, head, batch=batch, quantization=choose_quantization(choice, classifier, spec))
         engine = OpenVinoEngine(graph, choice.precision, choice.threads, streams)
         refuse_failed(graph, engine)
         for loss in engine.losses:
@@ -161,7 +164,7 @@ def open_engine(
             from engines.backends.torch_cuda import open_torch
         except ImportError as error:
             raise EngineError("--backend torch needs PyTorch: pip install 'sightline[torch]', or use openvino") from error
-        return open_torch(classifier, spec, head, choice.precision)
+        return open_torch(classifier, spec, head, choice.precision, batch)
     raise EngineError(f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}")
 
 

@@ -63,6 +63,11 @@ class Localizer:
             return "none"
         return str(head) if str(head).startswith("heuristic") else "fitted head"
 
+    @property
+    def wanted_class(self) -> int | None:
+        """The class that is looked for; None for whichever scores best."""
+        return None if self._wanted[0] < 0 else int(self._wanted[0])
+
     def look_for(self, class_index: int | None) -> None:
         """Differentiate the score of this class from the next image on; None for whichever scores best.
 

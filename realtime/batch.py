@@ -14,9 +14,11 @@ from engines.files import whole_file
 from engines.localizer import Localizer
 from realtime.governed import Governed
 from realtime.latency import Run, plot_latency
-from realtime.pipeline import every_frame, run_frames
+from realtime.pipeline import run_frames
+from realtime.readers import every_frame
 from realtime.sinks import JsonlSink, Sink, VideoSink
-from realtime.sources import Source, open_source
+from realtime.sources import open_source
+from realtime.video import Source
 
 Summary = dict[str, Any]
 

@@ -9,6 +9,7 @@ from engines.localizer import ImageBgr, Localization
 
 BoxPx = tuple[float, float, float, float]
 NO_IMAGE: ImageBgr = np.empty((0, 0, 3), np.uint8)
+ENDED = "the run ended"
 NO_MAP = np.empty((0, 0), np.float32)
 
 
@@ -24,6 +25,7 @@ class Frame:
         captured_ns: ``time.monotonic_ns()`` when it was complete.
         read_ms: what decoding it took.
         truth_xyxy_px: the true box where it is known (``demo:``).
+        damaged: parts of it were lost on the way, and the decoder filled them in.
     """
 
     image_bgr: ImageBgr
@@ -33,13 +35,21 @@ class Frame:
     captured_ns: int
     read_ms: float
     truth_xyxy_px: BoxPx | None = None
+    damaged: bool = False
 
 
 @dataclass
 class FrameRecord:
     """The ledger's row of one captured frame: what became of it, when, and what each stage took.
 
-    ``rung`` names the settings that made it, where a governor chooses them.
+    Attributes:
+        frame: what was captured.
+        outcome: ``shown`` (also while it is under way), ``dropped`` or ``failed``; ``cause`` says why.
+        found: what the engine answered.
+        stages_ms: what each stage took, in a frame's order; ``began_ns`` says when each began, on ``captured_ns``'s clock.
+        total_ms: from the start of its reading until it was written.
+        rung: the settings that made it, where a governor chooses them.
+        followed: the next record is there already and of another source: both can go into one engine call.
     """
 
     frame: Frame
@@ -49,6 +59,19 @@ class FrameRecord:
     stages_ms: dict[str, float] = field(default_factory=dict)
     total_ms: float = 0.0
     rung: str = ""
+    began_ns: dict[str, int] = field(default_factory=dict)
+    followed: bool = False
+
+    @property
+    def age_ms(self) -> float:
+        """From capture to display."""
+        return max(0.0, self.total_ms - self.frame.read_ms)
+
+    def fail(self, error: BaseException | None) -> None:
+        """It is not shown, because of an error; or dropped, if there was none and the run just ended."""
+        if self.outcome == "shown":
+            failed = isinstance(error, Exception)
+            self.outcome, self.cause = ("failed", str(error)) if failed else ("dropped", ENDED)
 
     def release(self) -> None:
         """Let go of the image and the map, so that records can be kept."""

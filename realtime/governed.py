@@ -23,7 +23,7 @@ class Governed:
         choice: the best settings, see ``engines.ladder.rungs``.
         budget_ms: for one frame, see ``Governor``.
         told: gets each step in words as it is made.
-        streams: see ``engines.choose.open_localizer``.
+        streams, batch: see ``engines.choose.open_localizer``.
 
     Raises:
         SightlineError: the best settings cannot be run.
@@ -34,8 +34,10 @@ class Governed:
         steps: of this run: ``frame`` after which it was decided, ``from``, ``to``, ``why``.
     """
 
-    def __init__(self, choice: Choice, budget_ms: float, told: Callable[[str], None], *, streams: int = 1) -> None:
-        self._ladder, self._told, self._streams = rungs(choice), told, streams
+    def __init__(
+        self, choice: Choice, budget_ms: float, told: Callable[[str], None], *, streams: int = 1, batch: int = 1
+    ) -> None:
+        self._ladder, self._told, self._streams, self._batch = rungs(choice), told, streams, batch
         self._governor = Governor(budget_ms, [rung.cost for rung in self._ladder])
         self._open = {self._ladder[0].choice: self._opened(self._ladder[0].choice)}
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open engine")
@@ -55,6 +57,20 @@ class Governed:
     @property
     def localizer(self) -> Localizer:
         return self._open[self.rung.choice]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.localizer.class_names
+
+    @property
+    def wanted_class(self) -> int | None:
+        """See ``Localizer.wanted_class``."""
+        return self.localizer.wanted_class
+
+    @property
+    def batch(self) -> int:
+        """Images that one call takes."""
+        return self.localizer.batch
 
     @property
     def engine(self) -> Engine:
@@ -99,7 +115,7 @@ class Governed:
             localizer.engine.close()
 
     def _opened(self, choice: Choice) -> Localizer:
-        return open_localizer(choice, streams=self._streams)
+        return open_localizer(choice, streams=self._streams, batch=self._batch)
 
     def _step(self, step: Step, record: FrameRecord, now_s: float) -> None:
         """Make the step if its engine is there; else see to it that it will be."""

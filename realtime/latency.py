@@ -3,6 +3,7 @@
 import time
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Run:
         return result
 
 
-def percentiles(values_ms: "array[float]") -> dict[str, float]:
+def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
     """p50 to p99.9 and the maximum, by linear interpolation between order statistics."""
     if not values_ms:
         return {}

@@ -1,65 +1,131 @@
-"""Streaming: the newest frame of a camera, stream or file at its own pace, shown, recorded and logged as it comes."""
+"""Streaming: the newest frames of cameras, streams and files at their own pace, shown, recorded and logged as they come."""
 
+import signal
+import threading
 import time
-from contextlib import ExitStack, closing
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
+from rich.live import Live as LiveTable
 
+from engines.files import checked_suffix
 from engines.localizer import Localizer
 from realtime.governed import Governed
-from realtime.latency import Run, latency_table
-from realtime.pipeline import latest_frames, run_frames
-from realtime.sinks import JsonlSink, Sink, VideoSink, WindowSink, has_display
-from realtime.sources import open_source
+from realtime.hub import Hub
+from realtime.inbox import Policy
+from realtime.ledger import Ledger, live_table
+from realtime.metrics import MetricsSink
+from realtime.options import StreamOptions
+from realtime.pipeline import Live, run_frames
+from realtime.readers import Feed
+from realtime.recorder import Recorder
+from realtime.sinks import JsonlSink, Sink, WindowSink, has_display
+from realtime.trace import TraceSink
+from realtime.web.server import Address, PageServer
+
+TABLE_EVERY_S = 0.5
 
 
 def stream(
-    spec: str, localizer: Localizer | Governed, console: Console, *, window: bool = True, record: Path | None = None,
-    log: Path | None = None, seconds: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Run until the source ends, ``seconds`` have passed, the window is quit, or Ctrl-C.
+    specs: Sequence[str], localizer: Localizer | Governed, console: Console, options: StreamOptions = StreamOptions()
+) -> dict[str, Any]:
+    """Run until all sources have ended, ``options.seconds`` have passed, the window is quit, or Ctrl-C.
 
     Args:
-        spec: see ``realtime.sources.open_source``.
-        localizer: the engine, or the engines that a budget is held with.
-        console: shows a rolling latency table.
-        window: open one where there is a display.
-        record: annotated MP4 to write.
-        log: JSONL to write.
-        seconds: when to stop.
+        specs: see ``realtime.sources.open_source``.
+        localizer: the engine, or the engines that a budget is held with; its batch is how many cameras share a call.
+        console: shows a rolling table, and a line when a source is lost or back.
+        options: all else.
 
     Returns:
-        The summary of the run, with ``interrupted``.
+        The summary of the run, with ``captured`` (frames by source), ``connections`` and ``interrupted``.
 
     Raises:
-        SightlineError: the source or a result fails; what was recorded until then is kept.
+        SightlineError: the sources or a result fail; what was recorded until then is kept.
     """
-    run, interrupted = Run(), False
-    with open_source(spec) as source:
+    if options.record is not None:
+        checked_suffix(options.record, (".mp4",), "recording")
+    if options.trace is not None:
+        checked_suffix(options.trace, (".json",), "trace")
+    told = partial(console.print, style="yellow", markup=False, highlight=False)
+    feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, told)
+    names = [each.name for each in feed.connections]
+    ledger = Ledger(names)
+    hub = Hub(feed.connections, ledger, localizer.class_names, stop=feed.stop)
+    hub.change(
+        class_index=localizer.wanted_class, record=options.record,
+        heat_map=options.heat_map, alpha=options.alpha, smoothing=options.smoothing,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        sinks = _sinks(stack, hub, options)
+        if options.web is not None:
+            engine = f"{localizer.size_px} px on {localizer.engine.backend} {localizer.engine.precision}"
+            page = PageServer(hub, engine, Address.of(options.web), options.web_token, options.web_dir)
+            console.print(f"watch on {stack.enter_context(page).url}", markup=False, soft_wrap=True, highlight=False)
+        interrupted = stack.enter_context(_stopping_on_ctrl_c(hub.stop))
+        table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
+        loop = run_frames(feed.records(), localizer, sinks, ledger, live=Live(lambda: hub.settings, lambda: feed.ready))
+        if options.seconds is not None:
+            timer = threading.Timer(options.seconds, hub.stop)
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
+        shown_s = 0.0
         try:
-            with ExitStack() as stack:
-                sinks: list[Sink] = []
-                if window and has_display():
-                    sinks.append(stack.enter_context(WindowSink(f"Sightline - {source.name}")))
-                if record is not None:
-                    sinks.append(stack.enter_context(VideoSink(record, source.time_base, source.rate_fps, keep_partial=True)))
-                if log is not None:
-                    sinks.append(stack.enter_context(JsonlSink(log, keep_partial=True)))
-                records = latest_frames(source, paced=not source.live)
-                stop_at = time.monotonic() + seconds if seconds is not None else float("inf")
-                table = stack.enter_context(Live(console=console, refresh_per_second=4, transient=True))
-                shown_at = 0.0
-                for _ in stack.enter_context(closing(run_frames(records, localizer, sinks, run, under_way=1))):
-                    now = time.monotonic()
-                    if now >= stop_at:
-                        break
-                    if now - shown_at >= 0.5:
-                        table.update(latency_table(f"{source.name} (Ctrl-C ends)", run.summary()))
-                        shown_at = now
-        except KeyboardInterrupt:
-            interrupted = True
+            for _ in stack.enter_context(closing(loop)):
+                if time.monotonic() - shown_s >= TABLE_EVERY_S:
+                    table.update(live_table(ledger.rolling(), feed.connections))
+                    shown_s = time.monotonic()
+        finally:
+            _enter_left(feed, sinks, ledger)
     governed = localizer.summary() if isinstance(localizer, Governed) else {}
-    return {"source": spec, **run.summary(), "interrupted": interrupted, **governed}
+    return {
+        "source": ", ".join(each.spec for each in feed.connections), **ledger.summary(), "captured": feed.captured,
+        "connections": [vars(each) for each in feed.connections], "interrupted": interrupted.is_set(), **governed,
+    }  # fmt: skip
+
+
+def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions) -> list[Sink]:
+    names = [each.name for each in hub.connections]
+    sinks: list[Sink] = [stack.enter_context(Recorder(lambda: hub.settings.record, names)), stack.enter_context(hub)]
+    if options.window and has_display():
+        sinks.append(stack.enter_context(WindowSink("Sightline", hub.stop)))
+    if options.trace is not None:
+        sinks.append(stack.enter_context(TraceSink(options.trace, hub.connections)))
+    if options.metrics is not None:
+        sinks.append(stack.enter_context(MetricsSink(options.metrics, hub)))
+    if options.log is not None:
+        sinks.append(stack.enter_context(JsonlSink(options.log, live=True, max_mb=options.log_max_mb)))
+    return sinks
+
+
+def _enter_left(feed: Feed, sinks: Sequence[Sink], ledger: Ledger) -> None:
+    """A run that failed leaves frames behind that nobody took: they end here."""
+    for record in feed.left():
+        for sink in sinks:
+            if not sink.needs_picture:
+                sink.write(record, None)
+        ledger.add(record)
+
+
+@contextmanager
+def _stopping_on_ctrl_c(stop: Callable[[], None]) -> Iterator[threading.Event]:
+    """The first Ctrl-C ends the run in order, and sets the event; a second one ends it at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield pressed
+        return
+
+    def on_signal(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -7,11 +7,11 @@ from engines.localizer import Localizer
 from realtime.governed import Governed
 
 
-def open_told(choice: Choice, console: Console, streams: int = 1) -> Localizer:
+def open_told(choice: Choice, console: Console, streams: int = 1, batch: int = 1) -> Localizer:
     """Open what was chosen and say what it is; the arguments and errors are those of ``engines.choose.open_localizer``."""
     reasons: list[str] = []
     with console.status(f"building {choice.model} ..."):
-        localizer = open_localizer(choice, reasons.append, streams)
+        localizer = open_localizer(choice, reasons.append, streams, batch)
     engine = localizer.engine
     what = f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision}, {engine.device}"
     console.print("; ".join([what, *reasons]), style="dim", soft_wrap=True)
@@ -20,11 +20,13 @@ def open_told(choice: Choice, console: Console, streams: int = 1) -> Localizer:
     return localizer
 
 
-def open_within(choice: Choice, budget_ms: float | None, console: Console, streams: int = 1) -> Localizer | Governed:
+def open_within(
+    choice: Choice, budget_ms: float | None, console: Console, streams: int = 1, batch: int = 1
+) -> Localizer | Governed:
     """One engine, or one that changes to hold a budget of so many milliseconds a frame."""
     if budget_ms is None:
-        return open_told(choice, console, streams)
+        return open_told(choice, console, streams, batch)
     with console.status(f"building {choice.model} ..."):
-        governed = Governed(choice, budget_ms, lambda line: console.print(line, style="yellow"), streams=streams)
+        governed = Governed(choice, budget_ms, lambda line: console.print(line, style="yellow"), streams=streams, batch=batch)
     console.print(f"{choice.model} within {budget_ms:g} ms a frame, from {governed.rung.name}", style="dim")
     return governed

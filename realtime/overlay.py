@@ -1,23 +1,88 @@
 """What is drawn on a frame: boxes, a label, the heat map as an inset; sizes follow the frame, so 240p and 4K both read."""
 
+from collections import defaultdict
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.localizer import ImageBgr, Localization
-from realtime.frames import BoxPx
+from realtime.frames import NO_IMAGE, BoxPx, Frame
+from realtime.smoothing import BoxSmoother
 
 PREDICTED_BGR, TRUTH_BGR, TEXT_BGR, SHADE_BGR = (60, 60, 255), (90, 220, 90), (255, 255, 255), (24, 24, 24)
 INSET_SHARE = 0.26  # of the frame's height
 SMALLEST_WITH_INSET_PX = 32
+LARGE_PX = 128 * 128
 FONT = cv2.FONT_HERSHEY_DUPLEX
 COLOURS_BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)
 """``[256, 1, 3]``: OpenCV would work this table out anew for every frame."""
 
 
+HEAT_MAPS = ("inset", "over", "off")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How results are drawn; it may change from frame to frame.
+
+    Attributes:
+        box: outline and label.
+        heat_map: ``inset`` in the lower right corner, ``over`` the whole frame, or ``off``.
+        alpha: of ``over``: 0 invisible, 1 nothing but the map.
+        smoothing: how much the drawn box is calmed, 0 (not at all) to 1; see ``realtime.smoothing``.
+    """
+
+    box: bool = True
+    heat_map: str = "inset"
+    alpha: float = 0.5
+    smoothing: float = 0.0
+
+
+PLAIN = Look()
+
+
+class Painter:
+    """Draws the frames of any number of sources; knows of each what the next picture needs of the last."""
+
+    def __init__(self) -> None:
+        self._smoothers: defaultdict[str, BoxSmoother] = defaultdict(BoxSmoother)
+        self._heat: dict[str, _Heat] = {}
+
+    def paint(self, frame: Frame, found: Localization, status: str, look: Look = PLAIN, heat_map_every: int = 1) -> ImageBgr:
+        """A copy of the frame with everything drawn on it; ``found`` is left as it is.
+
+        Args:
+            frame: with its image.
+            found: what was found in it.
+            status: a line for the lower left corner.
+            look: what to draw, and how.
+            heat_map_every: draw a new heat map in one of so many frames, and the last one in the others.
+        """
+        height, width = frame.image_bgr.shape[:2]
+        calm = self._smoothers[frame.source].smoothed(found, frame.pts_s, width, height, look.smoothing)
+        heat = self._heat.get(frame.source)
+        if heat is None or heat.age + 1 >= heat_map_every or heat.made_for != (height, width, look.heat_map):
+            picture = heat_picture(found, height, width, look)
+            heat = self._heat[frame.source] = _Heat(picture, (height, width, look.heat_map))
+        else:
+            heat.age += 1
+        return draw(frame.image_bgr, calm, frame.truth_xyxy_px, status, heat.picture, look)
+
+
+@dataclass
+class _Heat:
+    """A heat map that was drawn, what for, and how many frames ago."""
+
+    picture: ImageBgr
+    made_for: tuple[int, int, str]
+    age: int = 0
+
+
 def draw(
     image_bgr: ImageBgr, found: Localization, truth_xyxy_px: BoxPx | None = None, status: str = "",
-    inset: bool | ImageBgr = True,
+    heat: ImageBgr | None = None, look: Look = PLAIN,
 ) -> ImageBgr:  # fmt: skip
     """A copy of the frame with everything drawn on it.
 
@@ -26,23 +91,38 @@ def draw(
         found: its box (red), class and score, and map.
         truth_xyxy_px: the true box (green), where it is known.
         status: a line for the lower left corner, such as the latency.
-        inset: show the heat map in the lower right corner; or one that was made before, see ``inset_of``.
+        heat: the heat map as ``heat_picture`` makes it, if that was made before.
+        look: what to draw, and how.
     """
-    canvas = image_bgr.copy()
-    unit = max(1, round(min(canvas.shape[:2]) / 240))
-    if inset is not False and min(canvas.shape[:2]) >= SMALLEST_WITH_INSET_PX:
-        _draw_inset(canvas, inset_of(found, *canvas.shape[:2]) if inset is True else inset, unit)
+    height, width = image_bgr.shape[:2]
+    heat = heat_picture(found, height, width, look) if heat is None else heat
+    if look.heat_map == "over" and heat.size:
+        canvas = np.asarray(cv2.addWeighted(image_bgr, 1 - look.alpha, heat, look.alpha, 0), np.uint8)
+    else:
+        canvas = image_bgr.copy()
+    unit = max(1, round(min(height, width) / 240))
+    if look.heat_map == "inset" and heat.size:
+        _draw_inset(canvas, heat, unit)
     if truth_xyxy_px is not None:
         _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
-    label = f"{found.class_name} {found.score:.2f}"
-    corner = (0.0, 0.0)
-    if found.box_xyxy_px is not None:
-        _rectangle(canvas, found.box_xyxy_px, PREDICTED_BGR, 2 * unit)
-        corner = found.box_xyxy_px[:2]
-    _text(canvas, label, corner, unit, PREDICTED_BGR)
+    if look.box:
+        label = f"{found.class_name} {found.score:.2f}"
+        corner = (0.0, 0.0)
+        if found.box_xyxy_px is not None:
+            _rectangle(canvas, found.box_xyxy_px, PREDICTED_BGR, 2 * unit)
+            corner = found.box_xyxy_px[:2]
+        _text(canvas, label, corner, unit, PREDICTED_BGR)
     if status:
-        _text(canvas, status, (0.0, float(canvas.shape[0])), unit, SHADE_BGR)
+        _text(canvas, status, (0.0, float(height)), unit, SHADE_BGR)
     return canvas
+
+
+def heat_picture(found: Localization, height_px: int, width_px: int, look: Look) -> ImageBgr:
+    """The heat map as ``draw`` shows it in a frame of that size: small, as large as the frame, or empty."""
+    if look.heat_map == "inset" and min(height_px, width_px) >= SMALLEST_WITH_INSET_PX:
+        size_px = max(1, round(width_px * INSET_SHARE)), max(1, round(height_px * INSET_SHARE))
+        return heat_map(found.map_hw, *size_px)
+    return heat_map(found.map_hw, width_px, height_px) if look.heat_map == "over" else NO_IMAGE
 
 
 def heat_map(map_hw: NDArray[np.float32], width_px: int, height_px: int) -> ImageBgr:
@@ -56,13 +136,11 @@ def heat_map(map_hw: NDArray[np.float32], width_px: int, height_px: int) -> Imag
     place = round(0.995 * (samples.size - 1))
     top = max(float(np.partition(samples, place)[place]), 1e-30)
     gray = cv2.convertScaleAbs(smooth, alpha=255 / top)
+    if width_px * height_px > LARGE_PX:  # colours are mixed in place of values: a third of the time, and no eye tells
+        colours = cv2.applyColorMap(gray, COLOURS_BGR)
+        return np.asarray(cv2.resize(colours, (width_px, height_px), interpolation=cv2.INTER_LINEAR), np.uint8)
     resized = cv2.resize(gray, (width_px, height_px), interpolation=cv2.INTER_LINEAR)
     return np.asarray(cv2.applyColorMap(resized, COLOURS_BGR), np.uint8)
-
-
-def inset_of(found: Localization, height_px: int, width_px: int) -> ImageBgr:
-    """The heat map as ``draw`` shows it in a frame of that size."""
-    return heat_map(found.map_hw, max(1, round(width_px * INSET_SHARE)), max(1, round(height_px * INSET_SHARE)))
 
 
 def _draw_inset(canvas: ImageBgr, inset: ImageBgr, unit: int) -> None:
@@ -85,7 +163,8 @@ def _rectangle(canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int
 
 def _text(canvas: ImageBgr, text: str, corner: tuple[float, float], unit: int, back: tuple[int, int, int]) -> None:
     """White on a plate above the given corner, moved into the frame where it would leave it."""
-    scale, thickness, pad = 0.42 * unit, max(1, round(0.8 * unit)), 2 * unit
+    letters = min(unit, 2) * (max(unit, 2) / 2) ** 0.75  # on a large picture as legible, but not as loud
+    scale, thickness, pad = 0.42 * letters, max(1, round(0.8 * letters)), 2 * unit
     (width, height), base = cv2.getTextSize(text, FONT, scale, thickness)
     plate_h = height + base + pad
     x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - width - 2 * pad)))

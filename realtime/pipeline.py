@@ -2,172 +2,256 @@
 
 ::
 
-    reading thread             the loop                          the engine's threads
-    Frame ─► (a few wait) ─►   prepare (resize) ─► submit ─►     one graph, several frames under way
+    reading threads            the loop                          the engine's threads
+    Frame ─► (a few wait) ─►   prepare (resize) ─► submit ─►     one graph, several calls under way
                                draw ─► write (every sink) ◄─     collect, in order
 """
 
-import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
-from engines.base import Ticket
-from engines.localizer import ImageBgr, Localization, Localizer
-from realtime.frames import NO_IMAGE, Frame, FrameRecord
+from engines.base import Array, InputError, Ticket
+from engines.localizer import ImageBgr, Localizer
+from realtime.frames import FrameRecord
 from realtime.governed import Governed
+from realtime.hub import Settings
+from realtime.inbox import Records
 from realtime.latency import Run
-from realtime.overlay import SMALLEST_WITH_INSET_PX, draw, inset_of
+from realtime.overlay import Look, Painter
 from realtime.sinks import Sink
-from realtime.sources import Source
 
-READ_AHEAD_FRAMES = 2
 
-Records = Generator[FrameRecord, None, None]
+@dataclass(frozen=True)
+class Live:
+    """What the loop asks of a live run's surroundings.
+
+    Attributes:
+        settings: those of the moment.
+        ready: whether a frame can be taken without waiting.
+    """
+
+    settings: Callable[[], Settings]
+    ready: Callable[[], bool]
 
 
 def run_frames(
-    records: Records, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, inset: bool = True, under_way: int = 0
-) -> Records:
+    records: Records, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, under_way: int = 0,
+    live: Live | None = None,
+) -> Records:  # fmt: skip
     """Localize, draw and write each frame that is not dropped; yields every record when it is finished, in order.
 
-    An error of a stage is raised once, after the frames before it are finished where they can be (an error of a sink is not
-    waited for). However the loop ends, the engine is left idle and ``records`` closed.
+    Records that are ``followed`` share an engine call with the next one, as far as the engine's batch goes. An error of a stage
+    is raised once, after the frames before it are finished where they can be (an error of a sink is not waited for). However
+    the loop ends, the engine is left idle and ``records`` closed.
 
     Args:
-        records: from ``every_frame`` or ``latest_frames``.
+        records: from ``realtime.readers``.
         localizer: prepares, runs and reads the engine; a ``Governed`` one may change from frame to frame.
         sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
         run: filled as the loop goes, so that an interrupted run can still be summed up.
-        inset: draw the heat map.
-        under_way: frames in the engine at once. 1 has each frame's answer soonest: for live sources. 0, for as many as it
-            takes, has the most frames a second: it works on while a frame is drawn and written. Results are the same.
+        under_way: engine calls at once. 0, for as many as it takes, has the most frames a second: it works on while a frame is
+            drawn and written. Results are the same.
+        live: for live sources, which want each answer soon: one call at once, of the newest frames when the engine is free; it
+            gets the next ones before the last ones are drawn, if any wait. A frame that cannot be used fails alone, and frames
+            that are under way when the run fails are entered as failed.
     """
     governed = localizer if isinstance(localizer, Governed) else None
-    begun: deque[_Begun] = deque()
-    failure: Exception | None = None
-    more, most = True, under_way or localizer.engine.slots
-    pace, heat_maps = _Pace(run, most), _HeatMaps(inset)
+    most = 1 if live else under_way or localizer.engine.slots
+    loop, pace, drawing = _Loop(records, localizer, run, live), _Pace(run, most), _Drawing(live)
+    failed_by: BaseException | None = None
     run.start()
     try:
-        while True:
-            while more and len(begun) < most:
-                try:
-                    begun.append(_begin(records, localizer, run))
-                except StopIteration:
-                    more = False
-                except Exception as error:  # kept until the frames before it are finished
-                    more, failure = False, error
-            if not begun:
-                break
-            record = begun[0].record
-            _finish(begun[0], sinks, run, heat_maps)
-            begun.popleft()
-            if governed is not None and record.outcome == "shown":
-                governed.finished(record, time.monotonic(), pace.frame_ms())
-            yield record
-        if failure is not None:
-            raise failure
+        while loop.begin(most):
+            call = loop.begun[0]
+            call.collect(run)
+            loop.begin_ready()
+            while call.records:
+                record = _finish(call, sinks, run, drawing)
+                if governed is not None and record.outcome == "shown":
+                    governed.finished(record, time.monotonic(), pace.frame_ms())
+                yield record
+            loop.begun.popleft()
+        if loop.failure is not None:
+            raise loop.failure
+    except BaseException as error:
+        failed_by = error
+        raise
     finally:
-        for left in begun:
+        for left in loop.begun:
             with suppress(Exception):
                 left.abandon()
+            for record in left.records if live else ():
+                record.fail(failed_by)
+                with suppress(Exception):
+                    _enter(record, sinks, run)
         records.close()
 
 
 @dataclass
-class _Begun:
-    """A frame that the engine works on; ``localizer`` is None for a dropped one, which nothing works on."""
+class _Call:
+    """Frames that the engine works on in one call; ``localizer`` is None where it works on none, as for dropped ones."""
 
-    record: FrameRecord
+    records: deque[FrameRecord]
     localizer: Localizer | None = None
     ticket: Ticket = None
     submitted_ns: int = 0
     heat_map_every: int = 1
+    outputs: dict[str, Array] = field(default_factory=dict)
+    found_ns: int = 0
+    place: int = 0  # in the batch, of the first of the records
+
+    @property
+    def under_way(self) -> bool:
+        return self.localizer is not None and not self.found_ns
+
+    def collect(self, run: Run) -> None:
+        """Take the answer from the engine."""
+        if self.localizer is not None:
+            asked_ns = self.found_ns = time.monotonic_ns()
+            self.outputs = self.localizer.collect(self.ticket)
+            self.found_ns = time.monotonic_ns()
+            run.idle_ms["engine"] += (self.found_ns - asked_ns) / 1e6
 
     def abandon(self) -> None:
-        """Leave the engine as if the frame had never been there."""
-        if self.localizer is not None:
+        """Leave the engine as if the frames had never been there."""
+        if self.under_way and self.localizer is not None:
             self.localizer.collect(self.ticket)
 
 
-def _begin(records: Records, chosen: Localizer | Governed, run: Run) -> _Begun:
-    """Take the next frame and hand it to the engine.
+class _Loop:
+    """What has begun and is not finished, in order, and how more begins."""
 
-    Raises:
-        StopIteration: there is none.
-    """
-    asked_ns = time.monotonic_ns()
-    record = next(records)
-    taken_ns = time.monotonic_ns()
-    run.idle_ms["source"] += (taken_ns - asked_ns) / 1e6
-    if record.outcome != "shown":
-        return _Begun(record)
-    frame, heat_map_every = record.frame, 1
-    if isinstance(chosen, Governed):
-        localizer, heat_map_every, record.rung = chosen.localizer, chosen.rung.heat_map_every, chosen.rung.name
-    else:
-        localizer = chosen
-    prepared = localizer.prepare(frame.image_bgr)
-    submitted_ns = time.monotonic_ns()
-    record.stages_ms["read"] = frame.read_ms
-    record.stages_ms["wait"] = (taken_ns - frame.captured_ns) / 1e6
-    record.stages_ms["prepare"] = (submitted_ns - taken_ns) / 1e6
-    return _Begun(record, localizer, localizer.submit([prepared]), submitted_ns, heat_map_every)
+    def __init__(self, records: Records, chosen: Localizer | Governed, run: Run, live: Live | None) -> None:
+        self.begun: deque[_Call] = deque()
+        self.failure: Exception | None = None
+        self._records, self._chosen, self._run, self._live, self._more = records, chosen, run, live, True
 
+    def begin(self, most: int) -> bool:
+        """Wait for frames and hand them over, until ``most`` calls have begun or the source ends; False if none is left."""
+        while self._more and len(self.begun) < most:
+            self._begin()
+        return bool(self.begun)
 
-def _finish(begun: _Begun, sinks: Sequence[Sink], run: Run, heat_maps: "_HeatMaps") -> None:
-    """Take the answer from the engine, draw, write and count."""
-    record, localizer = begun.record, begun.localizer
-    pictures = [sink for sink in sinks if sink.needs_picture]
-    if localizer is not None:
+    def begin_ready(self) -> None:
+        """Hand over what is there already in a live run, for one call at most."""
+        while self._more and self._live is not None and self._live.ready() and not self.begun[-1].under_way:
+            self._begin()
+
+    def _begin(self) -> None:
+        call = _Call(deque())
+        try:
+            self._fill(call)
+        except StopIteration:
+            self._more = False
+            return
+        except Exception as error:  # kept until the frames before it are finished
+            self._more, self.failure = False, error
+            if self._live is None:
+                return
+            for record in call.records:
+                record.fail(error)
+        if call.records:
+            self.begun.append(call)
+
+    def _fill(self, call: _Call) -> None:
+        """Take the next frames and hand them to the engine.
+
+        Raises:
+            StopIteration: there is none.
+        """
+        call.records.append(self._take())
+        if call.records[0].outcome != "shown":
+            return
+        chosen, rung = self._chosen, ""
+        localizer = chosen.localizer if isinstance(chosen, Governed) else chosen
+        if isinstance(chosen, Governed):
+            call.heat_map_every, rung = chosen.rung.heat_map_every, chosen.rung.name
+        if self._live is not None:
+            localizer.look_for(self._live.settings().class_index)
+        prepared = self._prepared(localizer, call.records[-1])
+        while call.records[-1].followed and len(call.records) < localizer.batch:
+            call.records.append(self._take())
+            prepared += self._prepared(localizer, call.records[-1])
+        if prepared:
+            call.submitted_ns = time.monotonic_ns()
+            call.ticket = localizer.submit(prepared)
+            call.localizer = localizer
+        for record in call.records:
+            record.rung, record.began_ns["engine"] = rung, call.submitted_ns
+
+    def _take(self) -> FrameRecord:
         asked_ns = time.monotonic_ns()
-        outputs = localizer.collect(begun.ticket)
-        begun.localizer = None
+        record = next(self._records)
+        taken_ns = time.monotonic_ns()
+        self._run.idle_ms["source"] += (taken_ns - asked_ns) / 1e6
+        if record.outcome == "shown":
+            captured_ns, read_ms = record.frame.captured_ns, record.frame.read_ms
+            record.stages_ms |= {"read": read_ms, "wait": (taken_ns - captured_ns) / 1e6}
+            record.began_ns |= {"read": captured_ns - round(read_ms * 1e6), "wait": captured_ns, "prepare": taken_ns}
+        return record
+
+    def _prepared(self, localizer: Localizer, record: FrameRecord) -> list[ImageBgr]:
+        """The frame as the engine takes it; nothing, and the record failed, if it cannot be used in a live run.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        try:
+            image = localizer.prepare(record.frame.image_bgr)
+        except InputError as error:
+            if self._live is None:
+                raise
+            record.fail(error)
+            return []
+        record.stages_ms["prepare"] = (time.monotonic_ns() - record.began_ns["prepare"]) / 1e6
+        return [image]
+
+
+def _finish(call: _Call, sinks: Sequence[Sink], run: Run, drawing: "_Drawing") -> FrameRecord:
+    """Take the next frame of a call from the engine's answer, draw, write and count it."""
+    record, localizer = call.records[0], call.localizer
+    if record.outcome == "shown" and localizer is not None:
+        pictures = [sink for sink in sinks if sink.needs_picture]
         height, width = record.frame.image_bgr.shape[:2]
-        record.found = localizer.read(outputs, 0, width, height)
-        found_ns = time.monotonic_ns()
-        run.idle_ms["engine"] += (found_ns - asked_ns) / 1e6
-        record.stages_ms["engine"] = (found_ns - begun.submitted_ns) / 1e6
-        picture = _drawn(record, heat_maps, begun.heat_map_every) if pictures else None
-        mark_ns = time.monotonic_ns()
+        record.found = localizer.read(call.outputs, call.place, width, height)
+        call.place += 1
+        record.stages_ms["engine"] = (call.found_ns - call.submitted_ns) / 1e6
+        picture = drawing.of(record, call.heat_map_every) if pictures else None
+        mark_ns = record.began_ns["write"] = time.monotonic_ns()
         for sink in pictures:
             sink.write(record, picture)
         done_ns = time.monotonic_ns()
         record.stages_ms["write"] = (done_ns - mark_ns) / 1e6
         record.total_ms = record.frame.read_ms + (done_ns - record.frame.captured_ns) / 1e6
+    call.records.popleft()
+    _enter(record, sinks, run)
+    return record
+
+
+def _enter(record: FrameRecord, sinks: Sequence[Sink], run: Run) -> None:
     for sink in sinks:
         if not sink.needs_picture:
             sink.write(record, None)
     run.add(record)
 
 
-def _drawn(record: FrameRecord, heat_maps: "_HeatMaps", heat_map_every: int) -> ImageBgr:
-    start_ns = time.monotonic_ns()
-    assert record.found is not None  # set by _finish
-    status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
-    inset = heat_maps.of(record.found, record.frame.image_bgr, heat_map_every)
-    picture = draw(record.frame.image_bgr, record.found, record.frame.truth_xyxy_px, status, inset)
-    record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
-    return picture
+class _Drawing:
+    """Draws frames by the settings of the moment."""
 
+    def __init__(self, live: Live | None) -> None:
+        self._settings: Callable[[], Look] = live.settings if live else Look
+        self._painter = Painter()
 
-class _HeatMaps:
-    """The heat map to draw: of this frame, or still that of an earlier one."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted, self._last, self._age, self._size = wanted, NO_IMAGE, 0, (0, 0)
-
-    def of(self, found: Localization, image_bgr: ImageBgr, every: int) -> ImageBgr | bool:
-        size = image_bgr.shape[:2]
-        if not self._wanted or min(size) < SMALLEST_WITH_INSET_PX:
-            return False
-        self._age += 1
-        if self._age >= every or size != self._size:
-            self._last, self._age, self._size = inset_of(found, *size), 0, size
-        return self._last
+    def of(self, record: FrameRecord, heat_map_every: int) -> ImageBgr:
+        start_ns = record.began_ns["draw"] = time.monotonic_ns()
+        assert record.found is not None  # set by _finish
+        status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
+        picture = self._painter.paint(record.frame, record.found, status, self._settings(), heat_map_every)
+        record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
+        return picture
 
 
 class _Pace:
@@ -186,100 +270,3 @@ class _Pace:
         self._last_ms.append((now_ns - self._last_ns) / 1e6 - (idle_ms - self._last_idle_ms))
         self._last_ns, self._last_idle_ms = now_ns, idle_ms
         return sum(self._last_ms) / len(self._last_ms)
-
-
-def every_frame(source: Source) -> Records:
-    """Each frame in turn, as fast as they are taken; nothing is dropped. A thread reads ``READ_AHEAD_FRAMES`` ahead.
-
-    Raises:
-        SourceError: as the source raises, after the frames that it gave.
-    """
-    return _read_in_thread(source, _Buffer(READ_AHEAD_FRAMES, drops=False), paced=False)
-
-
-def latest_frames(source: Source, paced: bool) -> Records:
-    """The newest frame whenever one is asked for; frames that came and went unseen are recorded as dropped.
-
-    Args:
-        source: read in a thread of its own.
-        paced: hold each frame back until its timestamp, so that a file plays at its own pace.
-
-    Raises:
-        SourceError: as the source raises, after the frames that it gave.
-    """
-    return _read_in_thread(source, _Buffer(1, drops=True), paced)
-
-
-def _read_in_thread(source: Source, buffer: "_Buffer", paced: bool) -> Records:
-    def read() -> None:
-        start_ns = time.monotonic_ns()
-        try:
-            for frame in source:
-                wait_s = frame.pts_s - (time.monotonic_ns() - start_ns) / 1e9 if paced else 0.0
-                if buffer.closed.wait(max(0.0, wait_s)):
-                    return
-                buffer.put(replace(frame, captured_ns=time.monotonic_ns()) if paced else frame)
-            buffer.end(None)
-        except Exception as error:  # handed to the loop, which raises it where it can be dealt with
-            buffer.end(error)
-
-    reader = threading.Thread(target=read, name=f"read {source.name}", daemon=True)
-    reader.start()
-    try:
-        yield from buffer.records()
-    finally:
-        buffer.close()
-        reader.join(timeout=2.0)
-
-
-class _Buffer:
-    """Frames between the reading thread and the loop, at most ``capacity``.
-
-    When it is full, the reader waits; or, where it ``drops``, a newer frame pushes the oldest out, and its record says so.
-    """
-
-    def __init__(self, capacity: int, drops: bool) -> None:
-        self.closed = threading.Event()
-        self._capacity, self._drops = capacity, drops
-        self._changed = threading.Condition()
-        self._waiting: deque[FrameRecord] = deque()
-        self._pushed_out: list[FrameRecord] = []
-        self._ended = False
-        self._error: Exception | None = None
-
-    def put(self, frame: Frame) -> None:
-        with self._changed:
-            if self._drops and len(self._waiting) == self._capacity:
-                dropped = self._waiting.popleft()
-                dropped.outcome, dropped.cause = "dropped", "a newer frame was waiting"
-                dropped.release()
-                self._pushed_out.append(dropped)
-            self._changed.wait_for(lambda: len(self._waiting) < self._capacity or self.closed.is_set())
-            self._waiting.append(FrameRecord(frame))
-            self._changed.notify_all()
-
-    def end(self, error: Exception | None) -> None:
-        with self._changed:
-            self._ended, self._error = True, error
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Nothing more is taken: whoever waits to put a frame here need not."""
-        with self._changed:
-            self.closed.set()
-            self._changed.notify_all()
-
-    def records(self) -> Iterator[FrameRecord]:
-        """Dropped records and waiting frames, until the source has ended; then its error, if any, is raised."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ended)
-                records, self._pushed_out = self._pushed_out, []
-                if self._waiting:
-                    records.append(self._waiting.popleft())
-                elif not records and self._error is not None:
-                    raise self._error
-                elif not records:
-                    return
-                self._changed.notify_all()
-            yield from records

@@ -1,8 +1,13 @@
 """Where results go: an annotated video, a line-wise log, a window. Files appear under their name only when complete."""
 
 import json
+import math
 import os
-from contextlib import AbstractContextManager
+import re
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +22,17 @@ from engines.base import OutputError
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
 
+FRAGMENT_S = 0.5
+LOGS_KEPT = 5
+
 
 class Sink(AbstractContextManager["Sink"], Protocol):
-    """Takes finished frames in order. ``needs_picture``: it wants the drawing, not only the record."""
+    """Takes finished frames in order."""
 
-    needs_picture: bool
+    @property
+    def needs_picture(self) -> bool:
+        """Whether it wants the drawing now, not only the record."""
+        ...
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """Take one frame.
@@ -34,11 +45,12 @@ class Sink(AbstractContextManager["Sink"], Protocol):
 class _WholeFile:
     """A file written beside its place and moved there on success or Ctrl-C; on any other error it is removed.
 
-    With ``keep_partial`` it is moved there on errors too: what a camera recorded before its cable came loose is worth keeping.
+    A ``live`` one is written in its place from the start, and stays whatever happens: its format takes being cut off, and what
+    a camera recorded before its cable came loose is worth keeping.
     """
 
-    def __init__(self, path: Path, keep_partial: bool = False) -> None:
-        self.path, self.part, self._keep_partial = path, path.with_name(f".{path.name}.part"), keep_partial
+    def __init__(self, path: Path, live: bool = False) -> None:
+        self.path, self.part, self._live = path, path if live else path.with_name(f".{path.name}.part"), live
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.part.touch()
@@ -52,36 +64,40 @@ class _WholeFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        keep = self._keep_partial or kind is None or issubclass(kind, KeyboardInterrupt)
+        keep = self._live or kind is None or issubclass(kind, KeyboardInterrupt)
         try:
             self._finish()
-            if keep:
+            if keep and not self._live:
                 os.replace(self.part, self.path)
         except (OSError, av.error.FFmpegError) as failure:
             if keep:
                 raise OutputError(f"cannot finish {self.path}: {failure}") from failure
         finally:
-            self.part.unlink(missing_ok=True)
+            if not self._live:
+                self.part.unlink(missing_ok=True)
 
 
 class VideoSink(_WholeFile):
     """H.264 MP4 with the source's timestamps.
 
-    While it grows it is fragmented, so that a killed run leaves a playable ``.part``; once closed it is an ordinary MP4.
+    While it grows it is fragmented, so that a killed run leaves a playable file; once closed it is an ordinary MP4.
 
     Args:
         path: ends in ``.mp4``.
         time_base: unit of the timestamps, in seconds.
         rate_fps: nominal rate (for the encoder's rate control only).
-        keep_partial: keep what was written when the run fails.
+        live: written in its place, and to the disk every ``FRAGMENT_S``, whatever it costs in size: a kill loses no more.
     """
 
     needs_picture = True
 
-    def __init__(self, path: Path, time_base: Fraction, rate_fps: float, keep_partial: bool = False) -> None:
-        super().__init__(path, keep_partial)
+    def __init__(self, path: Path, time_base: Fraction, rate_fps: float, live: bool = False) -> None:
+        super().__init__(path, live)
         self._time_base, self._rate = time_base, Fraction(rate_fps).limit_denominator(1001)
-        self._container = av.open(str(self.part), "w", format="mp4", options={"movflags": "hybrid_fragmented+frag_keyframe"})
+        muxing = {"movflags": "hybrid_fragmented+frag_keyframe"}
+        if live:
+            muxing |= {"frag_duration": str(round(FRAGMENT_S * 1e6)), "flush_packets": "1"}
+        self._container = av.open(str(self.part), "w", format="mp4", options=muxing)
         self._stream: av.VideoStream | None = None
         self._last_pts = -1
 
@@ -108,6 +124,8 @@ class VideoSink(_WholeFile):
         stream.time_base = stream.codec_context.time_base = self._time_base
         stream.codec_context.gop_size = max(1, round(self._rate))  # a key frame, so a fragment, per second
         stream.options = {"preset": "veryfast", "crf": "21", "bf": "0"}
+        if self._live:
+            stream.options |= {"tune": "zerolatency"}  # nothing stays in the encoder
         return stream
 
     def _finish(self) -> None:
@@ -133,52 +151,107 @@ def fitted(picture: ImageBgr, width: int, height: int) -> ImageBgr:
 
 
 class JsonlSink(_WholeFile):
-    """One JSON object a line for every captured frame, dropped ones included."""
+    """One JSON object a line for every captured frame, dropped ones included.
+
+    Args:
+        path: where to.
+        live: written in its place, line by line.
+        max_mb: when it has grown so large, it is renamed to ``NAME.1.jsonl``, what had that name to ``NAME.2.jsonl`` and so on,
+            of which ``LOGS_KEPT`` stay, and a new one begins.
+    """
 
     needs_picture = False
 
-    def __init__(self, path: Path, keep_partial: bool = False) -> None:
-        super().__init__(path, keep_partial)
-        self._file: IO[str] = self.part.open("w", encoding="utf-8", buffering=1)
+    def __init__(self, path: Path, live: bool = False, max_mb: float | None = None) -> None:
+        super().__init__(path, live)
+        self._most_bytes = max_mb * 1e6 if max_mb else math.inf
+        self._open()
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``."""
+        line = json.dumps(record.row()) + "\n"
         try:
-            self._file.write(json.dumps(record.row()) + "\n")
+            if self._bytes and self._bytes + len(line) > self._most_bytes:
+                self._rotate()
+            self._file.write(line)
+            self._bytes += len(line)
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def _open(self) -> None:
+        self._file: IO[str] = self.part.open("w", encoding="utf-8", buffering=1)
+        self._bytes = 0
+
+    def _rotate(self) -> None:
+        self._file.close()
+        for number in range(LOGS_KEPT - 1, 0, -1):
+            if self._older(number).exists():
+                os.replace(self._older(number), self._older(number + 1))
+        os.replace(self.part, self._older(1))
+        self._open()
+
+    def _older(self, number: int) -> Path:
+        return self.path.with_suffix(f".{number}{self.path.suffix}")
 
     def _finish(self) -> None:
         self._file.close()
 
 
 class WindowSink:
-    """A window on the screen; q or Escape ends the run as Ctrl-C does."""
+    """A window on the screen for each source; q or Escape calls ``stop``. When the display goes away, the run goes on."""
 
-    needs_picture = True
-
-    def __init__(self, title: str) -> None:
-        self._title, self._sized = title, False
+    def __init__(self, title: str, stop: Callable[[], None]) -> None:
+        self.needs_picture = True
+        self._title, self._stop = title, stop
+        self._open: set[str] = set()
 
     def __enter__(self) -> Self:
         os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt misses fonts that OpenCV does not ship
-        cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         return self
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``."""
-        if picture is not None:
-            if not self._sized:
-                cv2.resizeWindow(self._title, picture.shape[1], picture.shape[0])
-                self._sized = True
-            cv2.imshow(self._title, picture)
-        if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
-            raise KeyboardInterrupt
+        if picture is None or not self.needs_picture:
+            return
+        title = f"{self._title} - {record.frame.source}"
+        try:
+            if title not in self._open:
+                cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+                cv2.resizeWindow(title, picture.shape[1], picture.shape[0])
+                self._open.add(title)
+            cv2.imshow(title, picture)
+            if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
+                self._stop()
+        except cv2.error:  # there is no display, or no more: go on without
+            self.needs_picture = False
 
     def __exit__(self, *_: object) -> None:
-        cv2.destroyWindow(self._title)
+        with suppress(cv2.error):
+            for title in self._open:
+                cv2.destroyWindow(title)
 
 
 def has_display() -> bool:
-    """Whether a window can be opened here."""
-    return os.name == "nt" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    """Whether a window can be opened here: there is a display, and it answers (Qt ends the program where it does not)."""
+    if os.name == "nt" or sys.platform == "darwin":
+        return True
+    name, folder = os.environ.get("WAYLAND_DISPLAY"), os.environ.get("XDG_RUNTIME_DIR", "")
+    if name and _answers(socket.AF_UNIX, str(Path(folder) / name)):
+        return True
+    found = re.fullmatch(r"(?:unix)?([^:/]*):(\d+)(?:\.\d+)?", os.environ.get("DISPLAY", ""))
+    if not found:
+        return False
+    if found[1]:
+        return _answers(socket.AF_INET, (found[1], 6000 + int(found[2])))
+    place = f"/tmp/.X11-unix/X{found[2]}"
+    return _answers(socket.AF_UNIX, place) or _answers(socket.AF_UNIX, f"\0{place}")
+
+
+def _answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(address)
+        except OSError:
+            return False
+    return True

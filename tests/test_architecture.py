@@ -58,7 +58,7 @@ def test_running_needs_neither_torch_nor_gpu_libraries():
     """A run in a fresh interpreter in which importing any of them fails."""
     code = (
         "import sys\n"
-        "for name in ('torch', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'onnxruntime'): sys.modules[name] = None\n"
+        "for name in ('torch', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'onnxruntime', 'fastapi', 'uvicorn'): sys.modules[name] = None\n"
         "import cli\n"
         "from engines.choose import Choice, open_localizer\n"
         "import numpy as np\n"

@@ -26,7 +26,9 @@ from engines.slots import Ring
 WARM_UP_RUNS = 3  # before a capture, as PyTorch's notes on CUDA graphs ask for
 
 
-def open_torch(classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, precision: str) -> TorchEngine:
+def open_torch(
+    classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, precision: str, batch: int = 1
+) -> TorchEngine:
     """On a GPU where PyTorch sees one (fp16 unless told otherwise), else the fp32 reference on the processor.
 
     Raises:
@@ -38,12 +40,12 @@ def open_torch(classifier: Classifier, spec: MapSpec, head: Head | Heuristic | N
     if precision not in DTYPES:
         raise EngineError(f"PyTorch engines run in {', '.join(DTYPES)}, not {precision}")
     if on_gpu:
-        return TorchStreamEngine(classifier, spec, head, device="cuda", precision=precision)
+        return TorchStreamEngine(classifier, spec, head, batch, device="cuda", precision=precision)
     if precision != "fp32":
         raise EngineError(
             f"the torch backend is the fp32 reference where PyTorch sees no GPU, not {precision}: use --backend openvino"
         )
-    return TorchEngine(classifier, spec, head)
+    return TorchEngine(classifier, spec, head, batch)
 
 
 @dataclass

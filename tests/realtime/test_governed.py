@@ -13,7 +13,8 @@ from realtime import governed as module
 from realtime import governor
 from realtime.governed import Governed
 from realtime.latency import Run
-from realtime.pipeline import every_frame, run_frames
+from realtime.pipeline import run_frames
+from realtime.readers import every_frame
 from realtime.sources import Demo
 
 TINY = Choice("compact", "random", size_px=64, precision="fp32")

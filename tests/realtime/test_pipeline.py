@@ -13,10 +13,14 @@ from engines.backends.mock import MockEngine
 from engines.base import EngineError, InputError, OutputError, SourceError
 from engines.localizer import Localizer
 from realtime.frames import Frame
+from realtime.hub import Settings
+from realtime.inbox import LATEST, READ_AHEAD_FRAMES, Inbox
 from realtime.latency import Run
-from realtime.pipeline import READ_AHEAD_FRAMES, every_frame, latest_frames, run_frames
+from realtime.pipeline import Live, run_frames
+from realtime.readers import every_frame, latest_frames
 from realtime.sinks import JsonlSink
-from realtime.sources import Source, open_source
+from realtime.sources import open_source
+from realtime.video import Source
 from tests.realtime.media import picture, write_video
 
 
@@ -317,3 +321,29 @@ def test_the_verdict_names_what_holds_the_others_up(read_s, engine_s, write_s, v
     localizer = Localizer(SlowEngine(32, slots=2))
     list(run_frames(every_frame(SlowSource(15)), localizer, [Collector(write_s)], run, under_way=2))
     assert run.verdict == verdict
+
+
+def test_a_live_run_gives_the_engine_the_next_frame_before_it_draws_the_last():
+    inbox, seen = Inbox(LATEST), []
+
+    class Engine(MockEngine):
+        """While it works, three more frames come, of which the newest stays."""
+
+        def collect(self, ticket):
+            outputs = super().collect(ticket)
+            for index in range(3 * self.calls, 3 * self.calls + 3 if self.calls < 4 else 0):
+                inbox.put(Frame(picture(index), "many", index, index / 25, time.monotonic_ns(), 0.5))
+            return outputs
+
+    class Watching(Collector):
+        def write(self, record, picture):
+            seen.append((record.frame.index, engine.under_way))
+            if record.frame.index == 11:
+                inbox.stop()
+
+    engine = Engine(32, slots=3)
+    inbox.put(Frame(picture(0), "many", 0, 0.0, time.monotonic_ns(), 0.5))
+    live = Live(Settings, lambda: inbox.ready)
+    records = list(run_frames(inbox.records(), Localizer(engine), [Watching()], Run(), live=live))
+    assert seen == [(0, 1), (5, 1), (8, 1), (11, 0)], "one call at once, of the newest frame, and no more"
+    assert [record.frame.index for record in records if record.outcome == "dropped"] == [3, 4, 6, 7, 9, 10]

@@ -49,7 +49,7 @@ def test_an_error_leaves_nothing_and_an_earlier_file_stays(tmp_path, kind):
 
 def test_what_a_camera_recorded_before_it_failed_is_kept(tmp_path):
     def failing():
-        with VideoSink(tmp_path / "out.mp4", Fraction(1, 25), 25, keep_partial=True) as sink:
+        with VideoSink(tmp_path / "out.mp4", Fraction(1, 25), 25, live=True) as sink:
             sink.write(record(0, 0.0), picture(0))
             raise SourceError("the cable came loose")
 

@@ -1,0 +1,224 @@
+"""Sources that are video: files and network streams through PyAV, cameras through OpenCV."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import av
+import av.error
+import cv2
+import numpy as np
+from av.codec.context import Flags
+from av.video.reformatter import VideoReformatter
+
+from engines.base import SourceError
+from realtime.frames import Frame
+
+LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp"})
+"""Addresses under which time does not wait; http(s) may hold a file, which does."""
+LOW_LATENCY = {"fflags": "nobuffer", "max_delay": "0", "probesize": "500000", "analyzeduration": "500000"}
+"""FFmpeg's demuxer keeps nothing back for sorting, and looks at the first half second only to learn what it has before it."""
+OPEN_TIMEOUT_S, FILE_TIMEOUT_S = 5.0, 10.0
+CAMERA_BACKENDS = {
+    "auto": cv2.CAP_ANY, "v4l2": cv2.CAP_V4L2, "gstreamer": cv2.CAP_GSTREAMER, "dshow": cv2.CAP_DSHOW, "msmf": cv2.CAP_MSMF,
+    "avfoundation": cv2.CAP_AVFOUNDATION,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How live sources are opened.
+
+    Attributes:
+        width_px, height_px, rate_fps: asked of a camera; it may give others. None for its own.
+        camera_backend: one of ``CAMERA_BACKENDS``.
+        stall_s: a stream that gives no frame for so long has stalled.
+    """
+
+    width_px: int | None = None
+    height_px: int | None = None
+    rate_fps: float | None = None
+    camera_backend: str = "auto"
+    stall_s: float = 3.0
+
+
+USUAL = SourceOptions()
+
+
+class Source:
+    """An open source: iterate it once, inside its ``with`` block.
+
+    Attributes:
+        name: for logs and file names.
+        live: it cannot wait: frames that are not read in time are lost.
+        frames: how many there are, where it is known.
+        rate_fps: nominal frame rate.
+        time_base: the unit of its timestamps, in seconds.
+    """
+
+    name: str
+    live: bool = False
+    frames: int | None = None
+    rate_fps: float = 25.0
+    time_base: Fraction = Fraction(1, 90000)
+
+    def __iter__(self) -> Iterator[Frame]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release what is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close()
+
+
+class VideoFile(Source):
+    """A video file or network stream, with its own timestamps and rotation.
+
+    Raises:
+        SourceError: it cannot be opened, holds no video, or ends before all its frames are decoded; a live one stalls.
+    """
+
+    def __init__(self, url: str, options: SourceOptions = USUAL) -> None:
+        self.name, self._url = name_of(url), without_password(url)
+        scheme = url.split("://", maxsplit=1)[0].lower() if "://" in url else ""
+        demuxing: dict[str, str] = {}
+        timeout: Any = FILE_TIMEOUT_S if scheme else None
+        if scheme in LIVE_SCHEMES:
+            demuxing, timeout = dict(LOW_LATENCY), (OPEN_TIMEOUT_S, options.stall_s)
+        if scheme in ("rtsp", "rtsps"):
+            demuxing["rtsp_transport"] = "tcp"
+        try:
+            self._container = av.open(url, options=demuxing, timeout=timeout)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise SourceError(f"cannot open {self._url}: {reason_of(error)}") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise SourceError(f"{self._url} holds no video: give a video file, a folder of images or a camera number")
+        self._stream = self._container.streams.video[0]
+        # A file on a web server can wait.
+        self.live = scheme in LIVE_SCHEMES or ("://" in url and not self._container.duration)
+        self._stream.thread_type = "SLICE" if self.live else "AUTO"  # threads by frames keep as many frames back
+        if self.live:
+            self._stream.codec_context.flags |= Flags.low_delay
+        self.frames = None if self.live else self._stream.frames or None
+        self.rate_fps = float(self._stream.average_rate or 25)
+        self.time_base = self._stream.time_base or Fraction(1, 90000)
+
+    def __iter__(self) -> Iterator[Frame]:
+        index, first_pts = 0, None
+        to_bgr = VideoReformatter()  # one for all frames: setting one up takes far longer than its work
+        decoded = self._container.decode(self._stream)
+        while True:
+            start_ns = time.monotonic_ns()
+            try:
+                picture = next(decoded, None)
+            except av.error.FFmpegError as error:
+                words = f"stopped after frame {index}" if self.live else f"is damaged after frame {index}"
+                raise SourceError(f"{self._url} {words}: {reason_of(error)}") from error
+            if picture is None:
+                break
+            pts = picture.pts if picture.pts is not None else index
+            first_pts = pts if first_pts is None else first_pts
+            pixels = np.asarray(to_bgr.reformat(picture, format="bgr24", threads=1).to_ndarray(), np.uint8)
+            image = np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
+            now_ns = time.monotonic_ns()
+            pts_s = float((pts - first_pts) * self.time_base)
+            damaged = self.live and picture.is_corrupt
+            yield Frame(image, self.name, index, pts_s, now_ns, (now_ns - start_ns) / 1e6, damaged=damaged)
+            index += 1
+        if index == 0:
+            raise SourceError(f"{self._url} holds no frame: the file is empty or cut off")
+        if self.frames and index < self.frames and not self.live:
+            raise SourceError(f"{self._url} is cut off: {index} of {self.frames} frames can be decoded")
+
+    def close(self) -> None:
+        """Release the file."""
+        self._container.close()
+
+
+class Camera(Source):
+    """A camera by number, through OpenCV.
+
+    Attributes:
+        width_px, height_px: what it gives.
+
+    Raises:
+        SourceError: it cannot be opened, or stops giving frames.
+    """
+
+    live = True
+    time_base = Fraction(1, 1000000)
+
+    def __init__(self, index: int, options: SourceOptions = USUAL) -> None:
+        self.name = f"camera{index}"
+        if options.camera_backend not in CAMERA_BACKENDS:
+            raise SourceError(f"unknown camera backend '{options.camera_backend}': use {', '.join(CAMERA_BACKENDS)}")
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it lists every driver that it tries
+        self._capture = cv2.VideoCapture(index, CAMERA_BACKENDS[options.camera_backend])
+        cv2.utils.logging.setLogLevel(level)
+        if not self._capture.isOpened():
+            raise SourceError(f"camera {index} cannot be opened: check that it is plugged in and not in use")
+        wanted = {
+            cv2.CAP_PROP_FRAME_WIDTH: options.width_px, cv2.CAP_PROP_FRAME_HEIGHT: options.height_px,
+            cv2.CAP_PROP_FPS: options.rate_fps, cv2.CAP_PROP_READ_TIMEOUT_MSEC: 1e3 * options.stall_s,
+        }  # fmt: skip
+        for what, value in wanted.items():
+            if value is not None:
+                self._capture.set(what, value)
+        self.width_px = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        self.height_px = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        self.rate_fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 30.0
+
+    def __iter__(self) -> Iterator[Frame]:
+        index, first_ns = 0, None
+        while True:
+            start_ns = time.monotonic_ns()
+            good, image = self._capture.read()
+            now_ns = time.monotonic_ns()
+            if not good:
+                raise SourceError(f"{self.name} stopped giving frames after {index}: check its cable")
+            first_ns = now_ns if first_ns is None else first_ns
+            frame = np.asarray(image, np.uint8)
+            yield Frame(frame, self.name, index, (now_ns - first_ns) / 1e9, now_ns, (now_ns - start_ns) / 1e6)
+            index += 1
+
+    def close(self) -> None:
+        """Release the camera."""
+        self._capture.release()
+
+
+def name_of(spec: str) -> str:
+    """What a source is called in logs and file names."""
+    if spec.isdigit():
+        return f"camera{spec}"
+    if "://" in spec:
+        address = urlsplit(spec)
+        return Path(address.path).stem or address.hostname or "stream"
+    if spec.startswith("demo:"):
+        return "demo"
+    path = Path(spec)
+    return (path.resolve().stem if path.is_dir() else path.stem) or spec
+
+
+def without_password(url: str) -> str:
+    """The address as it may be shown and logged."""
+    before, at, after = url.rpartition("@")
+    if not at or "://" not in before:
+        return url
+    scheme, _, user = before.partition("://")
+    return f"{scheme}://{user.partition(':')[0]}@{after}"
+
+
+def reason_of(error: BaseException) -> str:
+    """FFmpeg's or the system's words without the error number and path."""
+    if isinstance(error, av.error.ExitError):
+        return "nothing came for too long"
+    return getattr(error, "strerror", None) or str(error).strip() or type(error).__name__

@@ -1,0 +1,140 @@
+"""The page's server side: what can be seen and what can be changed, over a ``Hub``."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from engines.base import SightlineError
+from realtime.hub import Hub
+from realtime.web.broadcast import BOUNDARY, Broadcast
+
+ASSETS = Path(__file__).parent / "assets"
+FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/charts.js": "charts.js", "/icon.svg": "icon.svg"}
+LONGEST_WAIT_S = 10.0
+
+
+class Changes(BaseModel):
+    """What a viewer may change; see ``realtime.hub.Settings``. ``wanted_class``: a name or index, empty for the likeliest."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wanted_class: str | None = None
+    box: bool | None = None
+    heat_map: str | None = Field(None, pattern="^(off|inset|over)$")
+    alpha: float | None = Field(None, ge=0, le=1)
+    smoothing: float | None = Field(None, ge=0, le=1)
+
+
+class Recording(BaseModel):
+    """Whether to record."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    on: bool
+
+
+def page_app(hub: Hub, title: str, recordings: Path) -> FastAPI:
+    """The application.
+
+    Args:
+        hub: of the run.
+        title: what runs, in words.
+        recordings: folder for what is recorded from the page; a viewer never names files.
+    """
+    app = FastAPI(title="Sightline", docs_url=None, redoc_url=None, openapi_url=None)
+    broadcasts = {each.name: Broadcast(hub, each.name) for each in hub.connections}
+    for path, name in FILES.items():
+        app.get(path)(_file(ASSETS / name))
+    _add_pictures(app, broadcasts)
+    _add_steering(app, hub, title, recordings)
+
+    @app.exception_handler(SightlineError)
+    async def refused(_: Any, error: SightlineError) -> Response:
+        return JSONResponse({"error": str(error)}, 400)
+
+    return app
+
+
+def _file(path: Path) -> Callable[[], Response]:
+    def answer() -> Response:
+        return FileResponse(path)
+
+    return answer
+
+
+def _add_pictures(app: FastAPI, broadcasts: dict[str, Broadcast]) -> None:
+    first = next(iter(broadcasts))
+
+    def broadcast_of(source: str) -> Broadcast:
+        if source not in broadcasts:
+            raise SightlineError(f"there is no source '{source}': there is {', '.join(broadcasts)}")
+        return broadcasts[source]
+
+    @app.get("/frame.jpg")
+    async def frame(source: str = first, after: int = 0, wait_s: float = 2.0) -> Response:
+        """The newest picture once it is another than ``after``: who asks for the next when it has shown the last never lags."""
+        shown = await broadcast_of(source).newer(after, min(max(wait_s, 0.0), LONGEST_WAIT_S))
+        if shown is None:
+            return Response(status_code=204)
+        about = {"X-Number": str(shown.number), "X-Frame": str(shown.record.frame.index)}
+        return Response(shown.jpeg, media_type="image/jpeg", headers=about)
+
+    @app.get("/snapshot.jpg")
+    async def snapshot(source: str = first) -> Response:
+        """The next picture, as a file; 503 where none comes."""
+        shown = await broadcast_of(source).newer(0, LONGEST_WAIT_S)
+        if shown is None:
+            return JSONResponse({"error": f"{source} gives no pictures now"}, 503)
+        name = f"{source}-{shown.record.frame.index}.jpg".encode("ascii", "replace").decode().replace('"', "_")
+        return Response(shown.jpeg, media_type="image/jpeg", headers={"Content-Disposition": f'inline; filename="{name}"'})
+
+    @app.get("/live.mjpg")
+    async def motion(source: str = first) -> Response:
+        """Motion JPEG, for other programs."""
+        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
+        return StreamingResponse(broadcast_of(source).multipart(), media_type=kind)
+
+
+def _add_steering(app: FastAPI, hub: Hub, title: str, recordings: Path) -> None:
+    @app.get("/state")
+    def state() -> dict[str, Any]:
+        """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``."""
+        return _state(hub, title)
+
+    @app.get("/classes")
+    def classes() -> list[str]:
+        return list(hub.class_names)
+
+    @app.post("/settings")
+    def settings(changes: Changes) -> dict[str, Any]:
+        given = changes.model_dump(exclude_unset=True, exclude_none=True)
+        if "wanted_class" in given:
+            hub.look_for(given.pop("wanted_class").strip() or None)
+        if given:
+            hub.change(**given)
+        return _state(hub, title)
+
+    @app.post("/recording")
+    def recording(wanted: Recording) -> dict[str, Any]:
+        if wanted.on and hub.settings.record is None:
+            hub.change(record=recordings / time.strftime("sightline-%Y%m%d-%H%M%S.mp4"))
+        elif not wanted.on:
+            hub.change(record=None)
+        return _state(hub, title)
+
+
+def _state(hub: Hub, title: str) -> dict[str, Any]:
+    rolling, now = hub.rolling(), hub.settings
+    figures = rolling.pop("sources")
+    sources = [{**vars(each), **figures.get(each.name, {})} for each in hub.connections]
+    wanted = None if now.class_index is None else hub.class_names[now.class_index]
+    settings = {
+        "wanted_class": wanted, "box": now.box, "heat_map": now.heat_map, "alpha": now.alpha, "smoothing": now.smoothing,
+        "record": now.record.name if now.record else None,
+    }  # fmt: skip
+    return {"title": title, "sources": sources, "all": rolling, "settings": settings}

@@ -1,0 +1,205 @@
+// The page: pictures by one request after the other (so that a slow line sees fewer of them, never old ones), figures once a second.
+import { drawChart, LINE_COLOURS, STAGE_COLOURS } from "./charts.js";
+
+const by = (id) => document.getElementById(id);
+const STATE_EVERY_MS = 1000, HISTORY = 120, IN_FLIGHT = 2;
+let source = null, state = null, touched_ms = 0, shownNumber = 0, shownAt_ms = 0;
+const history = { times_s: [], stages: [], rates: [] };
+
+async function ask(path, body) {
+  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const reply = await fetch(path, { cache: "no-store", ...options });
+  const answer = await reply.json();
+  if (!reply.ok) throw new Error(answer.error ?? "this value is not possible");
+  return answer;
+}
+
+// Pictures. Two requests are out at once: while one picture travels, the next is waited for.
+async function watch() {
+  while (true) {
+    if (source === null || document.hidden) { await pause(200); continue; }
+    const wanted = source;
+    try {
+      const reply = await fetch(`frame.jpg?source=${encodeURIComponent(wanted)}&after=${shownNumber}`, { cache: "no-store" });
+      if (reply.status === 200) await show(wanted, Number(reply.headers.get("X-Number")), await reply.blob());
+      else await pause(reply.status === 204 ? 50 : 1000);
+    } catch { await pause(1000); }
+  }
+}
+
+async function show(from, number, blob) {
+  if (from !== source || number === shownNumber) return;
+  const older = number < shownNumber && number > shownNumber - 1000; // far below: a new run began
+  if (older) return;
+  shownNumber = number;
+  const image = await createImageBitmap(blob), canvas = by("picture");
+  if (from !== source || number < shownNumber) return;
+  if (canvas.width !== image.width || canvas.height !== image.height) {
+    canvas.width = image.width;
+    canvas.height = image.height;
+    by("screen").style.aspectRatio = `${image.width} / ${image.height}`;
+  }
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  image.close();
+  canvas.dataset.number = number;
+  shownAt_ms = performance.now();
+  by("nothing").hidden = true;
+}
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+// Figures.
+async function keepAsking() {
+  while (true) {
+    try {
+      take(await ask("state"));
+      remember();
+      by("link").dataset.state = "live";
+      by("link").textContent = "live";
+    } catch {
+      by("link").dataset.state = "lost";
+      by("link").textContent = "no connection";
+    }
+    drawCharts();
+    await pause(STATE_EVERY_MS);
+  }
+}
+
+function take(found) {
+  state = found;
+  if (!state.sources.some(({ name }) => name === source)) choose(state.sources[0]?.name ?? null);
+  by("engine").textContent = state.title;
+  const chosen = state.sources.find(({ name }) => name === source) ?? {};
+  const figure = (id, value, digits = 0) => { by(id).textContent = value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits }); };
+  figure("fps", chosen.fps, 1);
+  figure("age", chosen.age_ms?.p50, 1);
+  figure("tail", chosen.age_ms?.p99, 1);
+  figure("dropped", chosen.dropped);
+  figure("reconnects", chosen.reconnects);
+  by("dropped").parentElement.title = Object.entries(chosen.causes ?? {}).map(([cause, count]) => `${count}: ${cause}`).join("\n");
+  listCameras();
+  takeSettings();
+  if (performance.now() - shownAt_ms > 4000) {
+    by("nothing").hidden = false;
+    by("nothing").textContent = chosen.trouble || (chosen.state === "ended" ? "the source has ended" : "waiting for a picture …");
+  }
+}
+
+function listCameras() {
+  const list = by("cameras");
+  while (list.children.length > state.sources.length) list.lastChild.remove();
+  state.sources.forEach((each, index) => {
+    let item = list.children[index];
+    if (!item) {
+      item = document.createElement("li");
+      item.innerHTML = '<button type="button"><i class="state"></i><span class="name"></span><span class="rate"></span><span class="about"></span></button>';
+      item.firstChild.addEventListener("click", () => choose(item.dataset.name));
+      list.append(item);
+    }
+    item.dataset.name = each.name;
+    const part = (name) => item.querySelector(`.${name}`);
+    part("state").dataset.state = each.state;
+    part("name").textContent = each.name;
+    part("rate").textContent = each.fps === undefined ? "" : `${each.fps.toFixed(1)} fps`;
+    const drops = each.dropped ? ` · ${each.dropped} dropped` : "", back = each.reconnects ? ` · back ${each.reconnects}×` : "";
+    const size = each.width_px ? `${each.width_px} × ${each.height_px}` : each.state;
+    part("about").textContent = each.trouble || `${size}${drops}${back}`;
+    part("about").classList.toggle("trouble", Boolean(each.trouble));
+    item.firstChild.setAttribute("aria-current", String(each.name === source));
+  });
+}
+
+function choose(name) {
+  if (name === source) return;
+  source = name;
+  shownNumber = 0;
+  history.times_s.length = history.stages.length = 0;
+  history.rates.length = 0;
+  by("nothing").hidden = false;
+  by("nothing").textContent = "waiting for a picture …";
+  if (state) take(state);
+}
+
+function takeSettings() {
+  const { settings } = state;
+  const recording = settings.record !== null;
+  by("record").setAttribute("aria-pressed", String(recording));
+  by("record").querySelector("span").textContent = recording ? "Stop" : "Record";
+  by("recording-mark").hidden = !recording;
+  by("where").textContent = recording ? settings.record : (settings.wanted_class ? `looking for ${settings.wanted_class}` : "");
+  if (performance.now() - touched_ms < 1500) return; // what a hand is moving is not pulled from under it
+  if (document.activeElement !== by("class")) by("class").value = settings.wanted_class ?? "";
+  by("box").checked = settings.box;
+  for (const radio of document.getElementsByName("heat")) radio.checked = radio.value === settings.heat_map;
+  for (const name of ["alpha", "smoothing"]) { by(name).value = settings[name]; label(name); }
+  by("alpha").parentElement.classList.toggle("idle", settings.heat_map !== "over");
+}
+
+function remember() {
+  const chosen = state.sources.find(({ name }) => name === source);
+  history.times_s.push(performance.now() / 1000);
+  history.stages.push(Object.fromEntries(Object.entries(chosen?.stages_ms ?? {}).map(([stage, times]) => [stage, times.p50])));
+  history.rates.push(Object.fromEntries(state.sources.map(({ name, fps }) => [name, fps ?? null])));
+  for (const list of Object.values(history)) if (list.length > HISTORY) list.shift();
+}
+
+function drawCharts() {
+  const stages = Object.keys(STAGE_COLOURS).filter((stage) => history.stages.some((entry) => stage in entry));
+  const areas = stages.map((name) => ({ name, colour: STAGE_COLOURS[name], values: history.stages.map((entry) => entry[name] ?? null) }));
+  drawChart(by("stages"), history.times_s, areas, { stacked: true });
+  legend("stage-legend", areas, 2);
+  const names = (state?.sources ?? []).map(({ name }) => name);
+  const lines = names.map((name, i) => ({ name, colour: LINE_COLOURS[i % LINE_COLOURS.length], values: history.rates.map((entry) => entry[name] ?? null) }));
+  drawChart(by("rates"), history.times_s, lines, { stacked: false });
+  legend("rate-legend", lines, 1);
+  by("stages").dataset.points = history.times_s.length;
+}
+
+function legend(id, series, digits) {
+  by(id).replaceChildren(...series.map(({ name, colour, values }) => {
+    const item = document.createElement("li"), mark = document.createElement("i"), value = document.createElement("b");
+    mark.style.background = colour;
+    value.textContent = values.at(-1)?.toFixed(digits) ?? "–";
+    item.append(mark, name, value);
+    return item;
+  }));
+}
+
+// Steering.
+async function change(path, body) {
+  try {
+    by("told").textContent = "";
+    take(await ask(path, body));
+  } catch (error) { by("told").textContent = error.message; }
+}
+
+const label = (name) => { by(`${name}-value`).textContent = `${Math.round(by(name).value * 100)} %`; };
+
+by("look").addEventListener("submit", (event) => { event.preventDefault(); by("class").blur(); change("settings", { wanted_class: by("class").value }); });
+by("likeliest").addEventListener("click", () => { by("class").value = ""; change("settings", { wanted_class: "" }); });
+by("box").addEventListener("change", () => change("settings", { box: by("box").checked }));
+for (const radio of document.getElementsByName("heat")) radio.addEventListener("change", () => { touched_ms = 0; change("settings", { heat_map: radio.value }); });
+for (const name of ["alpha", "smoothing"]) {
+  let sending = false, again = false;
+  const send = async () => {
+    if (sending) { again = true; return; }
+    sending = true;
+    do { again = false; await change("settings", { [name]: Number(by(name).value) }); } while (again);
+    sending = false;
+  };
+  by(name).addEventListener("input", () => { touched_ms = performance.now(); label(name); send(); });
+}
+by("record").addEventListener("click", () => change("recording", { on: state.settings.record === null }));
+by("snapshot").addEventListener("click", () => {
+  const link = document.createElement("a");
+  link.href = `snapshot.jpg?source=${encodeURIComponent(source)}`;
+  link.download = `${source}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.jpg`;
+  link.click();
+});
+by("full").addEventListener("click", () => (document.fullscreenElement ? document.exitFullscreen() : document.querySelector(".stage").requestFullscreen()));
+if (!document.fullscreenEnabled) by("full").hidden = true;
+window.addEventListener("resize", drawCharts);
+
+ask("classes").then((names) => by("classes").replaceChildren(...names.map((name) => new Option(name))), () => {});
+keepAsking();
+for (let i = 0; i < IN_FLIGHT; i++) watch();

@@ -1,0 +1,117 @@
+"""The doctor tells what is here, gives a fix for each problem, and is ended by nothing."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from engines.weights import ASSETS
+from realtime import cameras, checks
+from realtime.checks import CHECKS, Finding
+from realtime.doctor import as_json, examine, is_fit, print_findings
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return examine()
+
+
+def by_name(findings):
+    return {finding.name: finding for finding in findings}
+
+
+def test_this_machine_runs_and_every_problem_has_a_fix(findings):
+    found = by_name(findings)
+    assert is_fit(findings)
+    assert "Egyptian cat" in found["shipped network"].found
+    assert "h264" in found["decoders"].found
+    assert "libx264" in found["encoders"].found
+    assert {
+        "Python",
+        "processor",
+        "OpenVINO",
+        "display",
+        "CUDA driver",
+        "TensorRT",
+        "pycuda",
+        "PyTorch",
+        "page",
+        "cache",
+    } <= set(found)
+    for finding in findings:
+        assert finding.state in ("ok", "absent", "problem")
+        assert finding.state != "problem" or finding.fix, finding
+
+
+def test_json_and_terminal_say_the_same(findings):
+    told = json.loads(as_json(findings))
+    assert told["ok"] is True
+    assert [row["name"] for row in told["findings"]] == [finding.name for finding in findings]
+    console = Console(record=True, width=400, file=io.StringIO())
+    print_findings([Finding("x[red]", "problem", "is [odd]", "mend it")], console)
+    assert "x[red]: is [odd]" in console.export_text()
+
+
+def test_a_check_that_fails_is_a_finding_and_ends_nothing():
+    def broken():
+        """Lens: is it clean."""
+        yield Finding("first", "ok", "fine")
+        raise OSError(5, "Input/output error")
+
+    def after():
+        yield Finding("last", "ok", "fine")
+
+    found = examine([broken, after])
+    assert [finding.name for finding in found] == ["first", "Lens", "last"]
+    assert "Input/output error" in found[1].found
+    assert found[1].fix
+
+
+def test_a_missing_package_is_named_and_not_fit(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found = examine(CHECKS)
+    assert by_name(found)["openvino"].fix == "pip install --force-reinstall openvino"
+    assert not is_fit(found)
+    assert "Python" in by_name(found)
+
+
+def test_weights_that_cannot_be_read_are_not_fit(monkeypatch, tmp_path):
+    (tmp_path / "compact.safetensors").write_bytes(ASSETS.joinpath("compact.safetensors").read_bytes()[:1000])
+    monkeypatch.setattr("engines.weights.SHIPPED", {"compact": tmp_path / "compact.safetensors"})
+    network = by_name(examine([checks.network]))["shipped network"]
+    assert network.state == "problem"
+    assert network.needed
+
+
+def test_a_cap_on_the_instruction_set_and_a_cache_that_cannot_be_written_are_told(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "file" / "cache"))
+    found = by_name(examine([checks.processor, checks.cache]))
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in found["instruction cap"].found
+    assert "SIGHTLINE_CACHE" in found["cache"].fix
+
+
+def test_cameras_are_listed_by_number_and_one_that_cannot_be_opened_is_told(tmp_path):
+    for name in ("video10", "video2", "videoX", "null"):
+        (tmp_path / name).touch()
+    assert cameras.listed_cameras(tmp_path) in ([2, 10], None)
+    assert cameras.probe(77).problem
+
+
+def test_a_camera_that_hangs_is_left_behind():
+    assert "does not answer" in cameras.probe(0, timeout_s=0.001).problem
+
+
+def test_it_answers_where_sightline_itself_does_not_start(tmp_path):
+    code = "import sys; sys.modules['cv2'] = None; import runpy; runpy.run_module('realtime.doctor', run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "opencv-python" in ended.stdout
+    assert "cache" in ended.stdout
