@@ -19,6 +19,9 @@ DOWNLOADS: Mapping[str, Download] = {
     "vgg16": Download(
         "https://download.pytorch.org/models/vgg16-397923af.pth", "sha256:397923af", "vgg16-397923af.pth"
     ),
+    "alexnet": Download(
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "sha256:7be5be79", "alexnet-owt-7be5be79.pth"
+    ),
     "squeezenet": Download(
         "https://raw.githubusercontent.com/songhan/SqueezeNet-Deep-Compression/"
         "fb13faa2cf121ced9999f8a9d538ec6c56084733/compressed_SqueezeNet.net",
@@ -32,7 +35,7 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
     """Weights of ``model`` as float32 arrays under the names that the builders read.
 
     Args:
-        model: ``compact``, ``vgg16`` or ``squeezenet``.
+        model: ``compact``, ``vgg16``, ``alexnet`` or ``squeezenet``.
         weights: a file, or a name in ``DOWNLOADS``; None for the shipped weights, else the download of that model.
 
     Raises:

@@ -23,7 +23,7 @@ def draw(
 
     Args:
         image_bgr: the frame.
-        found: its box (red), class and score, and map.
+        found: its box (red), class and score, and map; further detections in a thinner line.
         truth_xyxy_px: the true box (green), where it is known.
         status: a line for the lower left corner, such as the latency.
         inset: show the heat map in the lower right corner; or one that was made before, see ``inset_of``.
@@ -34,6 +34,9 @@ def draw(
         _draw_inset(canvas, inset_of(found, *canvas.shape[:2]) if inset is True else inset, unit)
     if truth_xyxy_px is not None:
         _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
+    for other in found.detections[1:]:
+        _rectangle(canvas, other.box_xyxy_px, PREDICTED_BGR, unit)
+        _text(canvas, f"{other.class_name} {other.score:.2f}", other.box_xyxy_px[:2], unit, PREDICTED_BGR)
     label = f"{found.class_name} {found.score:.2f}"
     corner = (0.0, 0.0)
     if found.box_xyxy_px is not None:

@@ -28,8 +28,8 @@ from engines.methods.compound import Compile, CompoundEngine, Found, known_layer
 from engines.methods.regions import blobs, box_of
 from engines.preprocess import append_preprocessing
 
-LAYERS = {"compact": "conv5_3", "vgg16": "conv5_3", "squeezenet": "fire9", "alexnet": "conv5"}
-"""The last feature map that layers with weights follow."""
+LAYERS = {"compact": "conv5_3", "vgg16": "conv5_3", "squeezenet": "conv_final", "alexnet": "conv5"}
+"""The last convolution. In SqueezeNet nothing but the average follows it; fire9 finds as much, at a dozen times the cost."""
 FEATURES, ROWS, COLUMNS = "features", "rows", "columns"
 HEAT_SIDE = 64
 Edges = tuple[float, float, float, float]
@@ -46,14 +46,15 @@ class BeamSettings:
         threshold: share of the heat map's maximum from which on a place belongs to an object.
         objects: at most so many.
         classes: of the image's likeliest classes, how many are searched for where none is named.
-        least_share: of the likeliest class's probability that another must have to be searched for.
-        overlap: IoU from which on the weaker of two boxes of different classes is dropped.
+        least_share: of the likeliest class's probability that another must have to be searched for; of the first heat map's
+            maximum that a repeated search must reach.
+        overlap: IoU from which on the weaker of two boxes is dropped.
     """
 
     layer: str | None = None
     beam: int = 8
     levels: int = 10
-    threshold: float = 0.5
+    threshold: float = 0.3
     objects: int = 1
     classes: int = 1
     least_share: float = 0.2
@@ -104,15 +105,27 @@ class BeamEngine(CompoundEngine):
         super().__init__(compiled(features), [self._tail], (HEAT_SIDE, HEAT_SIDE), settings.objects, metadata)
 
     def search(self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]) -> tuple[list[Found], NDArray[np.float32]]:
-        """See ``CompoundEngine.search``; the map is the heat map of the class that was found first."""
+        """See ``CompoundEngine.search``; the map is the first heat map of the class that was found first.
+
+        Objects that touch share a blob. So where more are wanted, the search is repeated with the cells of those found set to
+        zero, as often as it takes (not in the paper).
+        """
         index, settings = int(outputs["class_index"][0]), self._settings
         classes = [index] if int(feeds[WANTED_CLASS][0]) >= 0 else wanted_classes(outputs["probabilities"][0], settings)
-        heat, found = {}, []
-        for each, ranked in self._beams(outputs[FEATURES], classes).items():
-            heat[each] = heat_map(ranked)
-            found += objects_in(heat[each], each, settings.threshold)
-        kept = without_overlaps(found, settings.overlap)
-        return kept, heat[kept[0].class_index].astype(np.float32)
+        features, heat, found = np.array(outputs[FEATURES]), {}, list[Found]()
+        least = dict.fromkeys(classes, -1.0)  # the first search always counts
+        while classes and len(found) < settings.objects:
+            before = len(found)
+            for each, ranked in self._beams(features, classes).items():
+                now = heat_map(ranked)
+                if now.max() > least[each]:
+                    heat.setdefault(each, now)
+                    least[each] = max(least[each], settings.least_share * float(now.max()))
+                    found = without_overlaps([*found, *objects_in(now, each, settings.threshold)], settings.overlap)
+            if len(found) == before:
+                break
+            features = without_cells(features, found)
+        return found, heat[found[0].class_index].astype(np.float32)
 
     def _beams(self, features: Array, classes: Sequence[int]) -> dict[int, list[tuple[Candidate, float]]]:
         """For each class every candidate that was kept at some level, with its score; all classes in one call a level."""
@@ -260,6 +273,15 @@ def objects_in(heat: NDArray[np.float64], class_index: int, threshold: float) ->
     hot = heat >= threshold * heat.max()
     found = [Found(tuple(box_of(blob)), class_index, float(heat[blob].mean())) for blob in blobs(hot)]
     return sorted(found, key=lambda each: -each.score)
+
+
+def without_cells(features: Array, found: Sequence[Found]) -> Array:
+    """The feature map ``[1, C, L, L]`` with the cells whose centres lie in a found box set to zero."""
+    centres = (np.arange(features.shape[2]) + 0.5) / features.shape[2]
+    kept = np.ones(features.shape[2:], np.bool_)
+    for x0, y0, x1, y1 in (each.box_xyxy for each in found):
+        kept &= ~np.outer((centres >= y0) & (centres < y1), (centres >= x0) & (centres < x1))
+    return features * kept.astype(features.dtype)
 
 
 def without_overlaps(found: Sequence[Found], overlap: float) -> list[Found]:
