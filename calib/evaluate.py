@@ -14,7 +14,15 @@ from calib.datasets import Sample
 from calib.detection import Predicted, detection_ap, localization_ap, mean_ap, peak_xy
 from calib.known_classes import everyday_names
 from calib.metrics import (
-    CORLOC_IOU, MARGINS, WHOLE_IMAGE, ConstantBoxes, best_iou, box_acc_v2, centre_correct, corloc, iou_histogram,
+    CORLOC_IOU,
+    MARGINS,
+    WHOLE_IMAGE,
+    ConstantBoxes,
+    best_iou,
+    box_acc_v2,
+    centre_correct,
+    corloc,
+    iou_histogram,
 )  # fmt: skip
 from engines.base import ModelError, SourceError
 from engines.localizer import Localization, Localizer

@@ -26,7 +26,7 @@ from calib.roofline import count_work
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import SightlineError
 from engines.build import build_graph
-from engines.choose import SEARCHES, Choice, chosen_spec, choose_head, open_localizer
+from engines.choose import SEARCHES, Choice, choose_head, chosen_spec, open_localizer
 from engines.classifiers import Classifier, load_classifier
 from engines.files import whole_file
 from engines.localizer import ImageBgr, Localizer

@@ -100,7 +100,7 @@ def class_bars(cases: Sequence[Case]) -> Picture:
 
 
 def quality_plot(cases: Sequence[Case]) -> Picture:
-    """How IoUs are distributed, their mean marked; and the share of centres inside the true box over the margin it is cut by."""
+    """How IoUs are distributed, their mean marked; the share of centres inside the true box over the margin it is cut by."""
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
     ious = np.array([case.iou for case in cases])

@@ -93,7 +93,8 @@ def default_heuristic(network: str, objective: str, layer: str | None = None) ->
 
 
 DEFAULTS = {
-    "squeezenet": ("fire5", "layercam", 0.02, 0.2), "vgg16": ("conv4_3", "layercam", 0.02, 0.2),
+    "squeezenet": ("fire5", "layercam", 0.02, 0.2),
+    "vgg16": ("conv4_3", "layercam", 0.02, 0.2),
     "alexnet": ("conv5", "layercam", 0.02, 0.2),
 }
-"""network: (layer, signal, sigma, share) that are best on the training split of animal_pose_voc; VGG16's and AlexNet's by analogy."""
+"""network: (layer, signal, sigma, share) that are best on animal_pose_voc's training split; VGG16's, AlexNet's by analogy."""

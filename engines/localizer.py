@@ -132,7 +132,9 @@ class Localizer:
         box = in_pixels(outputs["box_xyxy"][place], size) if "box_xyxy" in outputs else None
         rows = outputs["detections"][place] if "detections" in outputs else ()
         detections = tuple(
-            Detection(in_pixels(row, size), int(row[4]), self.class_names[int(row[4])], float(row[5])) for row in rows if row[4] >= 0
+            Detection(in_pixels(row, size), int(row[4]), self.class_names[int(row[4])], float(row[5]))
+            for row in rows
+            if row[4] >= 0
         )
         index = int(outputs["class_index"][place])
         score, map_hw = float(outputs["score"][place]), outputs["map"][place]

@@ -17,8 +17,8 @@ OPTIONS: dict[str, Any] = {
     "method": Annotated[
         str,
         typer.Option(
-            help="sensitivity (gradient of the class score), gestalt (of the last feature maps), heuristic (no fitted head), dam "
-            "(the neurons behind the class, traced back), beam (search over the last feature map)."
+            help="sensitivity (gradient of the class score), gestalt (of the last feature maps), heuristic (no fitted head), "
+            "dam (the neurons behind the class, traced back), beam (search over the last feature map)."
         ),
     ],
     "head": Annotated[str | None, typer.Option(help="FILE of a fitted head, NAME of a shipped one, or none.")],

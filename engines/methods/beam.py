@@ -67,7 +67,8 @@ class BeamSettings:
     @property
     def digest(self) -> str:
         """What decides its boxes, in words."""
-        return f"beam: M {self.beam}, H {self.levels}, at {self.layer or 'the last layer'}, heat over {self.threshold:g} of the top"
+        where = self.layer or "the last layer"
+        return f"beam: M {self.beam}, H {self.levels}, at {where}, heat over {self.threshold:g} of the top"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class BeamEngine(CompoundEngine):
         """
         index, settings = int(outputs["class_index"][0]), self._settings
         classes = [index] if int(feeds[WANTED_CLASS][0]) >= 0 else wanted_classes(outputs["probabilities"][0], settings)
-        features, heat, found = np.array(outputs[FEATURES]), {}, list[Found]()
+        features, found = np.array(outputs[FEATURES]), list[Found]()
+        heat: dict[int, NDArray[np.float64]] = {}
         least = dict.fromkeys(classes, -1.0)  # the first search always counts
         while classes and len(found) < settings.objects:
             before = len(found)
@@ -155,7 +157,7 @@ class BeamEngine(CompoundEngine):
 
 
 def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx.ModelProto:
-    """Image and wanted class in; ``class_index``, ``score``, ``probabilities`` ``[1, classes]``, ``features`` ``[1, C, L, L]`` out."""
+    """Image, wanted class in; ``class_index``, ``score``, ``probabilities`` ``[1, classes]``, ``features`` ``[1, C, L, L]`` out."""
     graph = Graph()
     _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (1,))
@@ -281,7 +283,7 @@ def without_cells(features: Array, found: Sequence[Found]) -> Array:
     kept = np.ones(features.shape[2:], np.bool_)
     for x0, y0, x1, y1 in (each.box_xyxy for each in found):
         kept &= ~np.outer((centres >= y0) & (centres < y1), (centres >= x0) & (centres < x1))
-    return features * kept.astype(features.dtype)
+    return np.asarray(features * kept.astype(features.dtype))
 
 
 def without_overlaps(found: Sequence[Found], overlap: float) -> list[Found]:

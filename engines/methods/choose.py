@@ -29,7 +29,9 @@ def beam_settings(network: str, objects: int = 1, layer: str | None = None) -> B
     return replace(usual, objects=objects, classes=classes, layer=layer or usual.layer)
 
 
-def search_engine(method: str, classifier: Classifier, compiled: Compile, objects: int = 1, layer: str | None = None) -> CompoundEngine:
+def search_engine(
+    method: str, classifier: Classifier, compiled: Compile, objects: int = 1, layer: str | None = None
+) -> CompoundEngine:
     """The engine of a method.
 
     Raises:

@@ -49,7 +49,7 @@ class CompoundEngine(ABC):
     ) -> None:
         self.backend, self.precision, self.device = first.backend, first.precision, first.device
         self.inputs, self.slots, self.metadata = first.inputs, first.slots, metadata
-        self.outputs = (
+        self.outputs: tuple[TensorSpec, ...] = (
             TensorSpec("class_index", np.dtype(np.int64), (1,)),
             TensorSpec("score", np.dtype(np.float32), (1,)),
             TensorSpec("map", np.dtype(np.float32), (1, *map_shape)),

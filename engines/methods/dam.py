@@ -101,8 +101,8 @@ class DamEngine(CompoundEngine):
 
 
 def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.ModelProto:
-    """Image and wanted class in; ``class_index``, ``score``, ``neurons`` int64 ``[kmax]`` (places in the flattened layer, the most
-    important first), ``importances`` ``[kmax]`` and ``walks`` float32 ``[kmax, S, S]`` out.
+    """Image and wanted class in; ``class_index``, ``score`` and, for the most important neurons first, ``neurons`` int64 ``[kmax]``
+    (places in the flattened layer), ``importances`` ``[kmax]`` and ``walks`` float32 ``[kmax, S, S]`` out.
     """
     graph = Graph()
     pixels, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
@@ -150,7 +150,7 @@ def regions_of(walks: NDArray[np.float32], settings: DamSettings) -> NDArray[np.
 
 
 def masked_images(image_hwc: NDArray[np.uint8], masks: NDArray[np.bool_], mean_bgr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image once for each region, what lies outside of the region's box in the network's mean colour: ``[K, S, S, 3]``."""
+    """The image once for each region, what lies outside the region's box in the network's mean colour: ``[K, S, S, 3]``."""
     images = np.empty((len(masks), *image_hwc.shape), np.uint8)
     images[:] = mean_bgr
     for image, mask in zip(images, masks, strict=True):

@@ -33,7 +33,10 @@ def test_the_area_is_the_slow_definitions():
         assert average_precision(correct, 12) == pytest.approx(slow_ap(correct, 12))
 
 
-TRUTHS = {"cat": {"a": [(0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)], "b": [(0.0, 0.0, 4.0, 4.0)]}, "dog": {"b": [(5.0, 5.0, 9.0, 9.0)]}}
+TRUTHS = {
+    "cat": {"a": [(0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)], "b": [(0.0, 0.0, 4.0, 4.0)]},
+    "dog": {"b": [(5.0, 5.0, 9.0, 9.0)]},
+}
 
 
 def test_a_true_box_is_found_once_and_classes_do_not_mix():

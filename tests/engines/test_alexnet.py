@@ -29,7 +29,9 @@ def image_of(side):
 
 
 @pytest.mark.parametrize("caffe", [True, False])
-@pytest.mark.parametrize("spec", [MapSpec(), MapSpec(objective="gestalt"), MapSpec(layer="pool2"), MapSpec(layer="conv1")], ids=str)
+@pytest.mark.parametrize(
+    "spec", [MapSpec(), MapSpec(objective="gestalt"), MapSpec(layer="pool2"), MapSpec(layer="conv1")], ids=str
+)
 def test_map_class_and_score_are_autograds(caffe, spec):
     """Normalization, groups, overlapping pools and the stride of 4 are all on the way."""
     classifier = small(caffe)

@@ -12,8 +12,25 @@ from engines.build import WANTED_CLASS
 from engines.classifiers import load_classifier
 from engines.localizer import Localizer
 from engines.methods.beam import (
-    COLUMNS, FEATURES, HEAT_SIDE, ROWS, BeamEngine, BeamSettings, Candidate, build_features_graph, build_tail_graph, children, cut,
-    distinct, first_candidates, heat_map, objects_in, stretch, wanted_classes, without_cells, without_overlaps,
+    COLUMNS,
+    FEATURES,
+    HEAT_SIDE,
+    ROWS,
+    BeamEngine,
+    BeamSettings,
+    Candidate,
+    build_features_graph,
+    build_tail_graph,
+    children,
+    cut,
+    distinct,
+    first_candidates,
+    heat_map,
+    objects_in,
+    stretch,
+    wanted_classes,
+    without_cells,
+    without_overlaps,
 )  # fmt: skip
 from engines.methods.compound import Found
 from engines.preprocess import IMAGE

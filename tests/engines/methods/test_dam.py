@@ -12,7 +12,13 @@ from engines.build import WANTED_CLASS
 from engines.classifiers import Classifier, load_classifier
 from engines.localizer import Localizer
 from engines.methods.dam import (
-    DamEngine, DamSettings, build_scores_graph, build_walks_graph, grouped, masked_images, regions_of,
+    DamEngine,
+    DamSettings,
+    build_scores_graph,
+    build_walks_graph,
+    grouped,
+    masked_images,
+    regions_of,
 )  # fmt: skip
 from engines.methods.regions import blobs, box_of, bright_mask, opened
 from engines.networks import Preprocessing
