@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,26 +12,19 @@ from rich.console import Console
 from calib import bench as benches
 from calib import calibrate as calibration
 from calib import certified
-from calib import curve as curves
-from calib import evaluate as evaluation
-from calib.baselines import baselines, check_disjoint
 from calib.bench_compare import print_comparison
 from calib.bench_plots import plot_bench
 from calib.bench_report import print_bench
-from calib.choose import OPTIONS, DataChoice, labels_beside, load_chosen
-from calib.fit import default_features, fit_head
-from calib.machine import machine
-from calib.report import SUFFIXES, write_report
-from engines.base import OutputError, SightlineError
-from engines.choose import Choice, build_chosen, open_localizer
-from engines.classifiers import load_classifier
+from calib.choose import OPTIONS, DataChoice
+from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
+from engines.base import SightlineError
+from engines.choose import Choice, build_chosen
 from engines.files import checked_suffix
-from engines.localizer import Localizer
 from engines.options import ENGINE, NETWORK, takes, takes_choice
 from realtime import batch as batches
 from realtime import live
-from realtime.governed import Governed
 from realtime.latency import latency_table
+from realtime.opening import open_within
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -61,7 +54,7 @@ def demo(
     choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
-    localizer = _open_for(choice, budget_ms, streams=0)
+    localizer = open_within(choice, budget_ms, console, streams=0)
     _report(batches.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
@@ -74,7 +67,7 @@ def batch(
     choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
-    localizer = _open_for(choice, budget_ms, streams=0)
+    localizer = open_within(choice, budget_ms, console, streams=0)
     _report(batches.process_all(sources, out, localizer, console, video), as_json)
 
 
@@ -89,7 +82,7 @@ def stream(
     choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frame of a camera or stream, or a file at its own pace; late frames are counted as dropped."""
-    localizer = _open_for(choice, budget_ms)
+    localizer = open_within(choice, budget_ms, console)
     _report([live.stream(source, localizer, console, window=window, record=record, log=log, seconds=seconds)], as_json)
 
 
@@ -110,30 +103,8 @@ def fit(
     choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fit a box head to labelled images with one object each, by cross-validation; a published set's test half measures it."""
-    checked_suffix(out, (".safetensors",), "head")
-    if curve:
-        checked_suffix(curve, curves.SUFFIXES, "picture")
-    elif curve_on:
-        raise OutputError("--curve-on says what a learning curve is measured on: name its picture with --curve FILE.png")
-    training, test = load_chosen(chosen, "trainval"), load_chosen(chosen, "test") if chosen.dataset else []
-    held_out = load_chosen(labels_beside(chosen, curve_on, curve_ids), "") if curve_on else None
-    if curve:
-        curves.check_enough(training, held_out)
-    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
-    spec, features = default_features(classifier, choice.method, kind, choice.layer)
-    fitted = fit_head(training, classifier, spec, features, console, chosen.name, kind, per_class)
-    fitted.head.save(out)
-    console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
-    result = {**fitted.head.card, "head": str(out)}
-    if test:
-        localizer = _open(replace(choice, head=str(out)))
-        found = evaluation.evaluate(test, localizer, console, baselines(localizer, None))
-        result["test"] = evaluation.print_report(*found, True, console)
-    if curve:
-        learned = curves.curve_of(training, held_out, classifier, spec, features, console)
-        curves.plot_curve(learned, curve, f"Heads fitted on {chosen.title}")
-        console.print(curves.curve_table(learned), f"wrote {curve}")
-        result["curve"] = asdict(learned)
+    options = FitOptions(out, kind, per_class, curve, curve_on, curve_ids)
+    result = fit_chosen(chosen, options, choice, console)
     if as_json:
         print(json.dumps(result))
 
@@ -153,24 +124,9 @@ def evaluate(
     choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure boxes against the truth, beside constant boxes that need no image; of a published set, its test half."""
-    if report:
-        checked_suffix(report, SUFFIXES, "report")
-    samples = load_chosen(chosen, "test")[:limit]
-    training = load_chosen(labels_beside(chosen, train, train_ids), "") if train else None
-    if training:
-        check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
-    localizer = _open(choice)
-    found, cases = evaluation.evaluate(samples, localizer, console, baselines(localizer, training), single)
-    measured, engine = evaluation.print_report(found, cases, chosen.dataset is not None, console), localizer.engine
-    facts = {
-        "model": choice.model, "method": choice.method, "head": choice.head or localizer.box_reader,
-        "backend": engine.backend, "precision": engine.precision, "machine": machine(),
-    }  # fmt: skip
-    if report:
-        write_report(report, f"Localization on {chosen.title}", found, cases, localizer, facts)
-        console.print(f"wrote {report}")
+    result = evaluate_chosen(chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console)
     if as_json:
-        print(json.dumps({**measured, **facts}))
+        print(json.dumps(result))
 
 
 @app.command(
@@ -260,28 +216,6 @@ def bench(
         console.print(f"wrote {picture}")
     if as_json:
         print(json.dumps(result))
-
-
-def _open(choice: Choice, streams: int = 1) -> Localizer:
-    reasons: list[str] = []
-    with console.status(f"building {choice.model} ..."):
-        localizer = open_localizer(choice, reasons.append, streams)
-    engine = localizer.engine
-    what = f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision}, {engine.device}"
-    console.print("; ".join([what, *reasons]), style="dim", soft_wrap=True)
-    if localizer.box_reader.startswith("heuristic") and choice.method != "heuristic":
-        console.print(f"no fitted head for this network yet ('fit' makes one); {localizer.box_reader}", style="yellow")
-    return localizer
-
-
-def _open_for(choice: Choice, budget_ms: float | None, streams: int = 1) -> Localizer | Governed:
-    """One engine, or one that changes to hold a budget."""
-    if budget_ms is None:
-        return _open(choice, streams)
-    with console.status(f"building {choice.model} ..."):
-        governed = Governed(choice, budget_ms, lambda line: console.print(line, style="yellow"), streams=streams)
-    console.print(f"{choice.model} within {budget_ms:g} ms a frame, from {governed.rung.name}", style="dim")
-    return governed
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:

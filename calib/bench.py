@@ -20,11 +20,12 @@ from calib.stability import WINDOW_ROUNDS, Rule, until_settled, window_values
 from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.base import Array, Engine, SightlineError
 from engines.build import WANTED_CLASS, build_graph
-from engines.choose import Choice, choose_head, choose_quantization, objective_of
+from engines.choose import Choice, choose_head, choose_quantization, chosen_spec, objective_of
 from engines.classifiers import Classifier, load_classifier
 from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
 from engines.preprocess import IMAGE
+from engines.quantize import Quantization
 from realtime.latency import Run, percentiles
 
 REST_S = 0.1
@@ -124,6 +125,12 @@ def variants(classifier: Classifier, choice: Choice) -> dict[str, Variant]:
     return {name: Variant(graph, OpenVinoEngine(graph, precision)) for name, (graph, precision) in rows.items()}
 
 
+def quantization_for_timing(choice: Choice, classifier: Classifier, spec: MapSpec) -> Quantization:
+    """The network's calibration, or one that only times."""
+    found = choose_quantization(replace(choice, precision="auto"), classifier, spec)
+    return found or rough_quantization(classifier, spec.objective)
+
+
 def bench_engine(choice: Choice, seconds: float, console: Console) -> tuple[dict[str, Any], dict[str, tuple[str, Work]]]:
     """Time one image through the whole graph beside its peers, in turns, until all have settled or the time is up.
 
@@ -206,7 +213,7 @@ def take_turns(
 def sweep(choice: Choice, sizes_px: Sequence[int], batches: Sequence[int], seconds: float, console: Console) -> dict[str, Any]:
     """Time of one image against input size (one at a time) and against batch (at the usual size), all in turns.
 
-    The map at the pixels, no head: one network at every size. Engine only, in the best precision.
+    The map where the network's usual head reads it, no head: one network at every size. Engine only, in 8 bits.
 
     Returns:
         ``network``, ``size_px``, ``precision``, ``stability`` and ``points``: ``size_px``, ``batch``, ``ms_per_image``,
@@ -215,13 +222,15 @@ def sweep(choice: Choice, sizes_px: Sequence[int], batches: Sequence[int], secon
     Raises:
         ModelError: the network does not take one of the sizes.
     """
-    usual_px = load_classifier(choice.model, choice.weights, choice.size_px).size_px
+    usual = load_classifier(choice.model, choice.weights, choice.size_px)
+    usual_px, spec = usual.size_px, chosen_spec(choice, choose_head(choice, usual))
     cells = dict.fromkeys([*((size_px, 1) for size_px in sizes_px), *((usual_px, batch) for batch in batches)])
     calls: dict[str, Call] = {}
     with console.status("building every size and batch ..."):
         for size_px, batch in cells:
             classifier = load_classifier(choice.model, choice.weights, size_px)
-            engine = OpenVinoEngine(build_graph(classifier, MapSpec(objective_of(choice.method)), batch=batch))
+            ranges = quantization_for_timing(choice, classifier, spec)
+            engine = OpenVinoEngine(build_graph(classifier, spec, batch=batch, quantization=ranges))
             images = np.random.default_rng(0).integers(0, 256, (batch, size_px, size_px, 3)).astype(np.uint8)
             calls[f"{size_px} {batch}"] = engine_call(engine, {IMAGE: images, WANTED_CLASS: np.full(batch, -1)})
     samples_ms, stability = take_turns(calls, seconds, console, "sizes and batches")
@@ -229,5 +238,5 @@ def sweep(choice: Choice, sizes_px: Sequence[int], batches: Sequence[int], secon
     for (size_px, batch), values in zip(cells, samples_ms.values(), strict=True):
         found = percentiles(array("d", [value / batch for value in values]))
         points.append({"size_px": size_px, "batch": batch, "ms_per_image": found["p50"], "p90_ms_per_image": found["p90"]})
-    facts = {"network": choice.model, "size_px": usual_px, "precision": best_precision(), "calls": len(values)}
+    facts = {"network": choice.model, "size_px": usual_px, "layer": spec.layer, "precision": "int8", "calls": len(values)}
     return {**facts, "stability": stability, "points": points}

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,10 @@ from realtime.frames import FrameRecord
 from realtime.latency import Run
 from realtime.pipeline import every_frame, run_frames
 from realtime.sinks import JsonlSink, Sink
-from realtime.sources import Source, open_source
+from realtime.sources import open_source
 
 WARM_UP_CALLS = 5
 FRAMES = Rule(WINDOW_FRAMES, "frames")
-SIDES = {"source": ("read",), "engine": ("prepare", "engine"), "sink": ("draw", "write")}
-"""Which stages keep which side of the loop busy."""
 
 
 def bench_end_to_end(choice: Choice, source: str, seconds: float, console: Console) -> tuple[dict[str, Any], Run]:
@@ -34,9 +32,9 @@ def bench_end_to_end(choice: Choice, source: str, seconds: float, console: Conso
 
     Returns:
         (``Run.summary`` and ``windows`` (``ms_per_frame`` from one finished frame to the next, and ``latency_ms``), ``passes``,
-        ``warm_up_calls``, ``stability``, ``source``, ``verdict``, ``engine``, ``machine``; every frame's times).
+        ``warm_up_calls``, ``stability``, ``source``, ``engine``, ``machine``; every frame's times).
     """
-    localizer = open_localizer(choice)
+    localizer = open_localizer(choice, streams=0)
     warm_up(localizer)
     with console.status(f"{source}: until {FRAMES}, {seconds:g} s at most ..."):
         neighbours = Neighbours()
@@ -52,7 +50,7 @@ def bench_end_to_end(choice: Choice, source: str, seconds: float, console: Conso
         **summary, "windows": {name: [round(v, 4) for v in values] for name, values in windows.items()}, "passes": passes,
         "warm_up_calls": WARM_UP_CALLS, "source": source,
         "stability": {**FRAMES.report(stable, seconds), "busy_elsewhere": neighbours.share()},
-        "verdict": verdict(summary["stages_ms"]), "engine": engine_facts(choice, localizer), "machine": machine(),
+        "engine": engine_facts(choice, localizer), "machine": machine(),
     }, run  # fmt: skip
 
 
@@ -76,7 +74,7 @@ def _repeated(
         sinks: list[Sink] = [log, DrawnOnly()]
         while more:
             before, passes = len(intervals_ms), passes + 1
-            with open_source(source) as frames, closing(_loop(frames, localizer, sinks, run)) as loop:
+            with open_source(source) as frames, closing(run_frames(every_frame(frames), localizer, sinks, run)) as loop:
                 last = clock()
                 for _ in loop:
                     now = clock()
@@ -89,25 +87,10 @@ def _repeated(
     return run, intervals_ms, passes, settled
 
 
-def _loop(frames: Source, localizer: Localizer, sinks: list[Sink], run: Run) -> Generator[FrameRecord]:
-    """The frame loop as a generator that can be closed before its end."""
-    yield from run_frames(every_frame(frames), localizer, sinks, run)
-
-
 def _settled(run: Run, intervals_ms: "array[float]") -> bool:
     if len(intervals_ms) % FRAMES.length:
         return False
     return FRAMES.settled({"interval": intervals_ms, "latency": run.total_ms}, {"interval": mean})
-
-
-def verdict(stages_ms: Mapping[str, Mapping[str, float]]) -> str:
-    """``source-``, ``engine-`` or ``sink-limited``: the side whose stages keep it busy longest, by medians.
-
-    Where the sides overlap this is the one that the others wait for; where they take turns, the one to shorten first.
-    Time spent waiting for another side is no stage of these, and does not count.
-    """
-    busy = {side: sum(stages_ms.get(stage, {}).get("p50", 0.0) for stage in stages) for side, stages in SIDES.items()}
-    return f"{max(busy, key=lambda side: busy[side])}-limited"
 
 
 class DrawnOnly:

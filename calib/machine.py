@@ -104,7 +104,7 @@ def _dequantized(graph: Graph, values: str, scale: float) -> str:
 
 
 def _peak_gflop_per_s(model: onnx.ModelProto, precision: str) -> float:
-    engine = OpenVinoEngine(model, "fp32" if precision == "int8" else precision)  # int8 stands in the graph itself
+    engine = OpenVinoEngine(model, precision)
     feed = {"x": np.random.default_rng(0).random(engine.inputs[0].shape, np.float32)}
     return count_work(model).flop / _fastest_s(lambda: engine.infer(feed)) / 1e9
 

@@ -16,7 +16,7 @@ from engines.backends.openvino import OpenVinoEngine
 from engines.base import EngineError, SourceError
 from engines.boxes import iou
 from engines.build import assemble, build_graph
-from engines.certificate import FEWEST_FRAMES, Certificate, certify
+from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify
 from engines.classifiers import Classifier
 from engines.graph import Graph
 from engines.head import Head
@@ -26,6 +26,8 @@ from engines.maps import PIXELS, MapSpec
 from engines.quantize import Quantization, layers, source_of
 
 CELLS = 8
+FREE_BOX_IOU_P5 = 0.5
+"""Asked of training-free boxes, which hang on single pixels of the map."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Harm:
 
     Attributes:
         map_correlation: median over images, of the map averaged to at most ``CELLS`` x ``CELLS`` cells, as heads read it.
-        box_iou: median overlap with the box of fp32; 1 where there is no head.
+        box_iou: median overlap with the box of fp32; 1 where there is no fitted head.
         class_agreement: share of images with the same class.
     """
 
@@ -108,7 +110,7 @@ class Calibrator:
         """What it changes on the judged images."""
         found = self.localizer(quantization).localize(self.judged)
         pairs = list(zip(self._true, found, strict=True))
-        boxes = [(t.box_xyxy_px, f.box_xyxy_px) for t, f in pairs if t.box_xyxy_px and f.box_xyxy_px]
+        boxes = [(t.box_xyxy_px, f.box_xyxy_px) for t, f in pairs] if isinstance(self.head, Head) else []
         overlaps = [float(iou(np.array(t), np.array(f))) for t, f in boxes] or [1.0]
         maps = [_correlation(_cells(t.map_hw), _cells(f.map_hw)) for t, f in pairs]
         same = [t.class_index == f.class_index for t, f in pairs]
@@ -137,12 +139,13 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
     used = _used(calibrator, names, always)
     alone = {name: calibrator.quantization(ranges[best], [n for n in names if n != name]) for name in used}
     by_layer = {name: calibrator.harm(trial) for name, trial in track(alone.items(), "layer by layer", console=console)}
-    kept = list(always)
-    for worst in (None, *sorted(by_layer, key=lambda name: -by_layer[name].total)):
-        kept += [worst] if worst else []
+    limits = Thresholds() if isinstance(calibrator.head, Head) else Thresholds(box_iou_p5=FREE_BOX_IOU_P5)
+    worst = sorted(by_layer, key=lambda name: -by_layer[name].total)
+    for spared in _counts(len(worst)):
+        kept = [*always, *worst[:spared]]
         quantization = calibrator.quantization(ranges[best], kept)
-        certificate = certify(calibrator.reference, calibrator.localizer(quantization), calibrator.judged)
-        console.print(f"{len(kept) - len(always)} layers kept in floating point: {certificate}", style="dim", soft_wrap=True)
+        certificate = certify(calibrator.reference, calibrator.localizer(quantization), calibrator.judged, limits)
+        console.print(f"{spared} of {len(worst)} layers kept in floating point: {certificate}", style="dim", soft_wrap=True)
         if certificate.passed:
             card = _card(best, by_method, by_layer, certificate, len(calibrator.images_bgr))
             return Calibration(replace(quantization, card=card), certificate, by_method, by_layer)
@@ -178,6 +181,14 @@ def always_kept(graph: Graph) -> tuple[str, ...]:
     names = [node.name for node in layers(graph)]
     forward = [name for name in names if not name.startswith("grad_")]
     return tuple(dict.fromkeys([forward[0], forward[-1], names[-1]]))
+
+
+def _counts(layers_in_all: int) -> list[int]:
+    """0, 1, 2, 3, 4, 6, 9 ... all but one: each trial is a compilation, and the first few layers matter most."""
+    counts = [0]
+    while counts[-1] < layers_in_all - 1:
+        counts.append(min(layers_in_all - 1, max(counts[-1] + 1, counts[-1] * 3 // 2)))
+    return counts
 
 
 def _used(calibrator: Calibrator, names: Sequence[str], always: Sequence[str]) -> list[str]:

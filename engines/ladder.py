@@ -20,8 +20,8 @@ from engines.maps import PIXELS, MapSpec
 from engines.networks import Forward
 from engines.weights import ASSETS
 
-PRECISION_COST = {"fp32": 1.0, "bf16": 0.5, "int8": 0.3}
-"""Time of a graph beside that in fp32, where the processor computes in it natively (measured on VGG16 at 224 px)."""
+PRECISION_COST = {"fp32": 1.0, "bf16": 0.53, "int8": 0.37}
+"""Time of a graph beside that in fp32, where the processor computes in it natively (measured on the compact network)."""
 SIZE_STEP_PX, SMALLEST_SHARE = 32, 0.5  # of training-free rungs: networks take multiples of 32; below half, little is found
 COARSE_SIDE = 8  # pixels of the image that one of an inner map stands for
 SPARSE_HEAT_MAP = 8
@@ -56,10 +56,13 @@ def rungs(choice: Choice) -> list[Rung]:
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     depth = backward_shares(classifier)
-    precisions = _precisions(choice, classifier)
     top, *others = _variants(choice, classifier, depth)
-    ladder = [_rung(top, precision, depth) for precision in precisions]
-    for rung in sorted((_rung(other, precisions[-1], depth) for other in others), key=lambda rung: -rung.cost):
+    ladder = [_rung(top, precision, depth) for precision in _precisions(choice, classifier)]
+    cheaper = []
+    for other in others:
+        *_, cheapest = _precisions(replace(other.choice, precision="auto"), replace(classifier, size_px=other.size_px))
+        cheaper.append(_rung(other, cheapest, depth))
+    for rung in sorted(cheaper, key=lambda rung: -rung.cost):
         if rung.cost < WORTH_A_STEP * ladder[-1].cost:
             ladder.append(rung)
     last = ladder[-1]
@@ -92,17 +95,21 @@ def _precisions(choice: Choice, classifier: Classifier) -> list[str]:
         return ["fp32"]
     from engines.backends.openvino import PRECISIONS, best_precision  # only the chosen backend is imported
 
-    spec = chosen_spec(choice, choose_head(choice, classifier))
-    native = [p for p in PRECISIONS if p != "bf16" or best_precision() == "bf16"]
-    if (
-        choose_quantization(choice if choice.precision == "int8" else replace(choice, precision="auto"), classifier, spec)
-        is None
-    ):
-        native.remove("int8")
-    chosen = min(native, key=PRECISION_COST.__getitem__) if choice.precision == "auto" else choice.precision
-    if chosen not in PRECISIONS:
+    if choice.precision not in (*PRECISIONS, "auto"):
         raise EngineError(f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {choice.precision}")
+    native = ["fp32", *(["bf16"] if best_precision() == "bf16" else []), *(["int8"] if _calibrated(choice, classifier) else [])]
+    chosen = native[-1] if choice.precision == "auto" else choice.precision
     return [chosen, *(p for p in native if PRECISION_COST[p] < PRECISION_COST[chosen])]
+
+
+def _calibrated(choice: Choice, classifier: Classifier) -> bool:
+    """Whether int8 can be had.
+
+    Raises:
+        ModelError: it is asked for, and there is no calibration.
+    """
+    asked = choice if choice.precision == "int8" else replace(choice, precision="auto")
+    return choose_quantization(asked, classifier, chosen_spec(choice, choose_head(choice, classifier))) is not None
 
 
 def _variants(choice: Choice, classifier: Classifier, depth: Mapping[str, float]) -> Iterator[_Variant]:
@@ -117,7 +124,7 @@ def _variants(choice: Choice, classifier: Classifier, depth: Mapping[str, float]
             fits = other.network == head.network and other.spec.objective == head.spec.objective
             if fits and other.size_px <= head.size_px and other.digest != head.digest:
                 name = path.name.removesuffix("_head.safetensors")
-                yield _Variant(replace(choice, head=name), other.size_px, _deepest(other, depth))
+                yield _Variant(replace(choice, head=name, layer=None), other.size_px, _deepest(other, depth))
         return
     usual, coarse = _deepest(head, depth), _coarse_layer(classifier)
     for size_px in range(classifier.size_px, int(SMALLEST_SHARE * classifier.size_px) - 1, -SIZE_STEP_PX):

@@ -33,10 +33,11 @@ class Run:
         self.stages_ms: dict[str, array[float]] = {}
         self.truth_ious = array("d")
         self.scores = array("d")
-        self._started_ns = self._ended_ns = 0
+        self._started_ns = self._ended_ns = self._before_ns = 0
 
     def start(self) -> None:
-        """The clock of ``fps`` starts here."""
+        """The clock of ``fps`` starts here; where there was a run before, goes on."""
+        self._before_ns += self._ended_ns - self._started_ns
         self._started_ns = self._ended_ns = time.monotonic_ns()
 
     def add(self, record: FrameRecord) -> None:
@@ -55,8 +56,11 @@ class Run:
     @property
     def fps(self) -> float:
         """Frames shown per second of the whole run."""
-        elapsed_s = (self._ended_ns - self._started_ns) / 1e9
-        return self.outcomes["shown"] / elapsed_s if elapsed_s > 0 else 0.0
+        return 1e3 * self.outcomes["shown"] / self._elapsed_ms if self._elapsed_ms > 0 else 0.0
+
+    @property
+    def _elapsed_ms(self) -> float:
+        return (self._before_ns + self._ended_ns - self._started_ns) / 1e6
 
     @property
     def verdict(self) -> str:
@@ -64,8 +68,7 @@ class Run:
 
         Stages overlap, so the longest of them need not be the one that holds the others up; what is waited for is.
         """
-        elapsed_ms = (self._ended_ns - self._started_ns) / 1e6
-        sides = {**self.idle_ms, "sink": elapsed_ms - sum(self.idle_ms.values())}
+        sides = {**self.idle_ms, "sink": self._elapsed_ms - sum(self.idle_ms.values())}
         return f"{max(sides, key=lambda side: sides[side])}-limited"
 
     def summary(self) -> dict[str, Any]:

@@ -374,3 +374,41 @@ def test_build_proves_an_openvino_engine(tmp_path):
 def test_builds_that_make_no_sense(arguments, words):
     pytest.importorskip("tensorrt_rtx")
     assert words in refused("build", *arguments)
+
+
+def test_a_processor_with_fewer_instructions_runs_and_says_what_it_lost(tmp_path):
+    """The cap on oneDNN's instruction set stands in for an older processor."""
+    for cap, lost in (("AVX512_CORE", "no VNNI instructions here"), ("AVX2", "no VNNI instructions here")):
+        out = tmp_path / cap
+        result = command("demo", "--frames", 30, "--out", out, "--json", ONEDNN_MAX_CPU_ISA=cap)
+        assert result.returncode == 0, result.stderr
+        assert "int8" in result.stderr
+        assert lost in result.stderr
+        summary = json.loads(result.stdout)
+        assert summary["frames"] == 30
+        assert summary["corloc"] > 0.7
+    assert "this processor does not compute in bf16: use --precision fp32 or int8" in refused(
+        "demo", "--frames", 5, "--precision", "bf16", ONEDNN_MAX_CPU_ISA="AVX2"
+    )
+    result = command("demo", "--frames", 5, "--precision", "fp32", "--out", tmp_path / "fp32", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert "no bf16 instructions here" in result.stderr
+
+
+def test_calibrate_then_int8(tmp_path):
+    file = tmp_path / "mine.int8.json"
+    result = command(
+        "calibrate", "demo:64", "--limit", 32, "--size", 64, "--layer", "conv4_3", "--ranges", "mse", "--out", file, "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["certificate"]["passed"]
+    result = command(
+        "demo", "--frames", 20, "--size", 64, "--layer", "conv4_3", "--precision", "int8", "--calibration", file, "--out", tmp_path
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "on openvino int8" in result.stderr
+    file.write_text("{}")
+    assert "cannot read calibration" in refused("demo", "--precision", "int8", "--calibration", file)
+    assert "no int8 calibration of these vgg16 weights" in refused(
+        "demo", "--model", "vgg16", "--weights", "random", "--precision", "int8"
+    )
+    assert command("calibrate", "demo:64", "--limit", 15).returncode == 2

@@ -43,6 +43,7 @@ class OpenVinoEngine:
         options: dict[str, Any] = {
             "NUM_STREAMS": streams or min(MOST_STREAMS, threads or core.get_property("CPU", "RANGE_FOR_STREAMS")[1]),
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
+            "ENABLE_CPU_PINNING": False,  # a thread bound to a core waits there for the one that reads or draws frames
         }
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads

@@ -1,11 +1,13 @@
 """The rungs that a governor steps through."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from engines import ladder
+from engines import choose, ladder
 from engines.backends.openvino import best_precision
-from engines.base import EngineError
+from engines.base import EngineError, ModelError
 from engines.choose import Choice, open_localizer
 from engines.classifiers import load_classifier
 from engines.head import load_head
@@ -43,38 +45,30 @@ def test_every_rung_can_be_opened_and_finds_something():
         assert found.map_hw.shape[0] == localizer.size_px // (8 if rung.choice.layer else 1)
 
 
-def test_shipped_heads_for_the_same_network_and_objective_are_rungs(tmp_path, monkeypatch):
-    """A head that reads inner layers alone, at the same size; one of another size; one of another objective."""
-    from dataclasses import replace
-
-    head = load_head(ASSETS / "compact_sensitivity_head.safetensors")
-    inner = [i for i, f in enumerate(head.features) if f.layer == "conv4_3"]
-    parts = np.split(np.arange(head.weight.shape[2]), np.cumsum([_length(f) for f in head.features])[:-1])
-    kept = np.concatenate([parts[i] for i in inner])
-    shallow = replace(
-        head, spec=replace(head.spec, layer="conv4_3"), features=tuple(head.features[i] for i in inner),
-        weight=np.ascontiguousarray(head.weight[:, :, kept]),
-    )  # fmt: skip
-    for name, saved in {
-        "compact_sensitivity": head, "compact_fast": shallow, "compact_tiny": replace(shallow, size_px=96),
-        "compact_gestalt": load_head(ASSETS / "compact_gestalt_head.safetensors"),
-        "compact_other": replace(shallow, network="f" * 64),
-    }.items():  # fmt: skip
-        saved.save(tmp_path / f"{name}_head.safetensors")
-    monkeypatch.setattr(ladder, "ASSETS", tmp_path)
-    found = rungs(Choice())
-    assert [rung.choice.head for rung in found if rung.heat_map_every == 1][-2:] == ["compact_fast", "compact_tiny"]
-    assert {rung.choice.head for rung in found} == {None, "compact_fast", "compact_tiny"}
-    assert "back to conv4_3" in found[-1].name
-
-
-def _length(feature):
-    return feature.size**2 if feature.kind == "grid" else 2 * feature.size
+def test_heads_of_another_network_or_objective_are_no_rungs(tmp_path, monkeypatch):
+    small = load_head(ASSETS / "compact_sensitivity_96_head.safetensors")
+    small.save(tmp_path / "compact_mine_head.safetensors")
+    replace(small, network="f" * 64).save(tmp_path / "compact_foreign_head.safetensors")
+    replace(small, spec=replace(small.spec, objective="gestalt")).save(tmp_path / "compact_other_head.safetensors")
+    replace(small, size_px=320).save(tmp_path / "compact_large_head.safetensors")
+    load_head(ASSETS / "compact_sensitivity_head.safetensors").save(tmp_path / "compact_sensitivity_head.safetensors")
+    for module in (ladder, choose):
+        monkeypatch.setattr(module, "ASSETS", tmp_path)
+    assert {rung.choice.head for rung in rungs(Choice())} == {None, "compact_mine"}
 
 
 def test_a_head_that_the_user_named_is_not_replaced():
     found = rungs(Choice(method="gestalt", head="compact_gestalt"))
     assert {rung.choice.head for rung in found} == {"compact_gestalt"}
+
+
+def test_the_shipped_ladder_goes_from_what_was_chosen_to_the_smallest_head():
+    fine, usual = rungs(Choice(layer="pixels", precision="fp32")), rungs(Choice())
+    assert [rung.choice.precision for rung in fine[: len(NATIVE)]] == NATIVE
+    assert all("back to pixels" in rung.name for rung in fine[: len(NATIVE)])
+    assert any("128 px, back to conv4_3" in rung.name for rung in fine)
+    assert all("back to conv4_3" in rung.name for rung in usual)
+    assert fine[-1].choice.head == usual[-1].choice.head == "compact_sensitivity_96"
 
 
 def test_without_a_box_only_precision_and_size_change():
@@ -97,6 +91,22 @@ def test_how_much_of_the_work_lies_behind_a_layer():
     assert shares["conv1_1"] == pytest.approx(1 - products[0] / whole)
     assert shares["pool3"] == pytest.approx(sum(products[7:]) / whole)
     assert shares["conv5_3"] == pytest.approx(products[-1] / whole)
+
+
+def test_int8_is_a_rung_where_it_is_calibrated_and_other_sizes_keep_what_they_have(monkeypatch):
+    def only_at_64(choice, classifier, spec):
+        return "scales" if classifier.size_px == 64 else None
+
+    monkeypatch.setattr(ladder, "choose_quantization", only_at_64)
+    found = rungs(Choice("compact", "random", size_px=64, precision="fp32"))
+    by_size = {size: {r.choice.precision for r in found if r.choice.size_px == size} for size in (64, 32)}
+    assert by_size == {64: {*NATIVE, "int8"}, 32: {NATIVE[-1]}}
+    assert rungs(Choice("compact", "random", size_px=64))[0].choice.precision == "int8", "the best default, as without a budget"
+
+
+def test_int8_without_a_calibration_is_refused():
+    with pytest.raises(ModelError, match="no int8 calibration"):
+        rungs(Choice("compact", "random", size_px=64, precision="int8"))
 
 
 def test_a_precision_that_is_not_there_is_refused():

@@ -145,6 +145,16 @@ def test_run_sums_up(localizer):
     assert summary["verdict"] in ("source-limited", "engine-limited", "sink-limited")
 
 
+def test_a_run_may_have_several_passes(localizer):
+    run = Run()
+    for _ in range(3):
+        list(run_frames(every_frame(Scripted(10)), localizer, [Collector(0.005)], run))
+        time.sleep(0.2)
+    assert run.summary()["frames"] == 30
+    assert run.fps > 30 / (30 * 0.005 + 0.6), "time between passes does not count"
+    assert run.verdict == "sink-limited"
+
+
 def one_after_the_other(source, localizer):
     """What the loop must give, written without it."""
     for frame in source:

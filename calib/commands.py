@@ -1,0 +1,122 @@
+"""``fit`` and ``evaluate`` from start to end: labelled images in; head, figures, pictures and reports out."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from calib import curve as curves
+from calib import evaluate as evaluation
+from calib.baselines import baselines, check_disjoint
+from calib.choose import DataChoice, labels_beside, load_chosen
+from calib.fit import default_features, fit_head
+from calib.machine import machine
+from calib.report import SUFFIXES, write_report
+from engines.base import OutputError
+from engines.choose import Choice
+from engines.classifiers import load_classifier
+from engines.files import checked_suffix
+from realtime.opening import open_told
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The options of ``fit`` besides the data's and the network's.
+
+    Attributes:
+        out: head to write.
+        kind, per_class: see ``calib.fit.fit_head``.
+        curve: picture of the learning curve to draw.
+        curve_on, curve_ids: labels it is measured on, and which of them; None for a fifth of the data.
+    """
+
+    out: Path
+    kind: str = "best"
+    per_class: bool = False
+    curve: Path | None = None
+    curve_on: Path | None = None
+    curve_ids: Path | None = None
+
+
+def fit_chosen(data: DataChoice, options: FitOptions, choice: Choice, console: Console) -> dict[str, Any]:
+    """Fit and save a head; measure it on a published set's test half; draw its learning curve.
+
+    Returns:
+        The head's card, its file, and what was measured.
+
+    Raises:
+        SightlineError: the data or the network cannot be used, or a result cannot be written.
+    """
+    out, curve = options.out, options.curve
+    checked_suffix(out, (".safetensors",), "head")
+    if curve:
+        checked_suffix(curve, curves.SUFFIXES, "picture")
+    elif options.curve_on:
+        raise OutputError("--curve-on says what a learning curve is measured on: name its picture with --curve FILE.png")
+    training, test = load_chosen(data, "trainval"), load_chosen(data, "test") if data.dataset else []
+    held_out = load_chosen(labels_beside(data, options.curve_on, options.curve_ids), "") if options.curve_on else None
+    if curve:
+        curves.check_enough(training, held_out)
+    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    spec, features = default_features(classifier, choice.method, options.kind, choice.layer)
+    fitted = fit_head(training, classifier, spec, features, console, data.name, options.kind, options.per_class)
+    fitted.head.save(out)
+    console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
+    result = {**fitted.head.card, "head": str(out)}
+    if test:
+        localizer = open_told(replace(choice, head=str(out), layer=None), console)
+        found = evaluation.evaluate(test, localizer, console, baselines(localizer, None))
+        result["test"] = evaluation.print_report(*found, True, console)
+    if curve:
+        learned = curves.curve_of(training, held_out, classifier, spec, features, console)
+        curves.plot_curve(learned, curve, f"Heads fitted on {data.title}")
+        console.print(curves.curve_table(learned), f"wrote {curve}")
+        result["curve"] = asdict(learned)
+    return result
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The options of ``evaluate`` besides the data's and the engine's.
+
+    Attributes:
+        single: only images with exactly one object.
+        limit: only the first so many images.
+        train, train_ids: labels that constant boxes come from, and which of them; None for the head's own.
+        report: page to write.
+    """
+
+    single: bool = False
+    limit: int | None = None
+    train: Path | None = None
+    train_ids: Path | None = None
+    report: Path | None = None
+
+
+def evaluate_chosen(data: DataChoice, options: EvaluateOptions, choice: Choice, console: Console) -> dict[str, Any]:
+    """Measure boxes against the truth, print the figures and write the report.
+
+    Returns:
+        The figures, and what they are of.
+
+    Raises:
+        SightlineError: the data or the engine cannot be used, or the report cannot be written.
+    """
+    if options.report:
+        checked_suffix(options.report, SUFFIXES, "report")
+    samples = load_chosen(data, "test")[: options.limit]
+    training = load_chosen(labels_beside(data, options.train, options.train_ids), "") if options.train else None
+    if training:
+        check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
+    localizer = open_told(choice, console)
+    found, cases = evaluation.evaluate(samples, localizer, console, baselines(localizer, training), options.single)
+    measured, engine = evaluation.print_report(found, cases, data.dataset is not None, console), localizer.engine
+    facts = {
+        "model": choice.model, "method": choice.method, "head": choice.head or localizer.box_reader,
+        "backend": engine.backend, "precision": engine.precision, "machine": machine(),
+    }  # fmt: skip
+    if options.report:
+        write_report(options.report, f"Localization on {data.title}", found, cases, localizer, facts)
+        console.print(f"wrote {options.report}")
+    return {**measured, **facts}
