@@ -159,7 +159,7 @@ class AlexNet(nn.Module):
         return self.activations(x_nchw)[0]
 
     def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(class scores, what each layer wrote: ``conv1`` ..., ``pool1``, ``pool2``, ``pool5``; in Caffe's form ``norm1``, ``norm2``)."""
+        """(class scores, what each layer wrote: ``conv1`` ..., ``pool1``, ``pool2``, ``pool5``; Caffe's ``norm1`` too)."""
         kept: dict[str, Tensor] = {}
         x = x_nchw
         for number, conv in enumerate((self.conv1, self.conv2, self.conv3, self.conv4, self.conv5), start=1):

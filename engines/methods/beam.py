@@ -157,7 +157,7 @@ class BeamEngine(CompoundEngine):
 
 
 def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx.ModelProto:
-    """Image, wanted class in; ``class_index``, ``score``, ``probabilities`` ``[1, classes]``, ``features`` ``[1, C, L, L]`` out."""
+    """Image, wanted class in; ``class_index``, ``score``, ``probabilities`` ``[1, classes]``, ``features`` ``[1, C, L, L]``."""
     graph = Graph()
     _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (1,))

@@ -101,8 +101,8 @@ class DamEngine(CompoundEngine):
 
 
 def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.ModelProto:
-    """Image and wanted class in; ``class_index``, ``score`` and, for the most important neurons first, ``neurons`` int64 ``[kmax]``
-    (places in the flattened layer), ``importances`` ``[kmax]`` and ``walks`` float32 ``[kmax, S, S]`` out.
+    """Image and wanted class in; out ``class_index``, ``score`` and, the most important one first, ``neurons`` int64
+    ``[kmax]`` (places in the flattened layer), ``importances`` ``[kmax]`` and ``walks`` float32 ``[kmax, S, S]``.
     """
     graph = Graph()
     pixels, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
@@ -162,8 +162,8 @@ def masked_images(image_hwc: NDArray[np.uint8], masks: NDArray[np.bool_], mean_b
 def grouped(masks: Sequence[Mask] | NDArray[np.bool_], scores: NDArray[np.float32], settings: DamSettings) -> list[list[int]]:
     """Which regions make up each object: places of regions, the best object first.
 
-    Algorithm 1, for one object: the ``k`` best. Algorithm 2, for several: in the order of their scores, a region joins the first
-    object that its box overlaps, or begins one; objects end at ``k`` regions each.
+    Algorithm 1, for one object: the ``k`` best. Algorithm 2, for several: in the order of their scores, a region joins the
+    first object that its box overlaps, or begins one; objects end at ``k`` regions each.
     """
     order = sorted(range(len(scores)), key=lambda place: -float(scores[place]))
     if settings.objects == 1:
