@@ -75,11 +75,11 @@ def methods(
     for name in networks.split(","):
         weights = str(data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net") if name == "squeezenet" else None
         pages[name] = [asdict(row) for row in network_rows(name, weights, sets, several, console)]
-    counts = {title: len(samples) for title, samples in (sets | several).items()}
-    texts = {kept: json.dumps(pages, indent=1), out: rendered(pages, counts, every)}
-    for path, text in texts.items():
-        with whole_file(path) as part:
-            part.write_text(text, encoding="utf-8")
+        counts = {title: len(samples) for title, samples in (sets | several).items()}
+        texts = {kept: json.dumps(pages, indent=1), out: rendered(pages, counts, every)}
+        for path, text in texts.items():
+            with whole_file(path) as part:
+                part.write_text(text, encoding="utf-8")
     console.print(f"wrote {out} and {kept}")
 
 
@@ -115,7 +115,7 @@ def network_rows(
     rows = []
     for method in (*fitted, "heuristic", *SEARCHES):
         console.print(f"{name}, {method}")
-        localizer = open_localizer(Choice(name, weights, method=method, backend="openvino", precision="fp32"))
+        localizer = open_localizer(Choice(name, weights, method=method, backend="openvino", precision="auto"))
         scores = {title: set_scores(samples, localizer, console) for title, samples in sets.items()}
         ms, calls = timing(localizer, timed)
         cost = flop_of(method, classifier) / count_work(build_scores_graph(classifier, 1)).flop
@@ -134,9 +134,9 @@ def several_scores(
     name: str, weights: str | None, method: str, several: dict[str, list[Sample]], console: Console
 ) -> dict[str, float]:
     """``both``: share of two-animal photos in which both are found; and the two APs on photos with several objects."""
-    pair = open_localizer(Choice(name, weights, method=method, backend="openvino", precision="fp32", objects=2))
+    pair = open_localizer(Choice(name, weights, method=method, backend="openvino", precision="auto", objects=2))
     found = {"both": float(np.mean([both_found(s, pair) for s in track(several["two animals"], "pairs", console=console)]))}
-    many = open_localizer(Choice(name, weights, method=method, backend="openvino", precision="fp32", objects=OBJECTS))
+    many = open_localizer(Choice(name, weights, method=method, backend="openvino", precision="auto", objects=OBJECTS))
     for title in ("more animals", "coco128"):
         report, _ = evaluate(several[title], many, console, None)
         found |= {f"{title} {key}": report[key] for key in ("localization_ap", "detection_ap")}
@@ -152,7 +152,7 @@ def both_found(sample: Sample, localizer: Localizer) -> bool:
 
 def plain_forward_ms(classifier: Classifier, images: Sequence[ImageBgr]) -> float:
     """Median time of the class scores of one image, by the same backend and precision."""
-    engine = OpenVinoEngine(build_scores_graph(classifier, 1), "fp32")
+    engine = OpenVinoEngine(build_scores_graph(classifier, 1))
     prepared = [Localizer(OpenVinoEngine(build_graph(classifier), "fp32")).prepare(image)[None] for image in images]
     return float(np.median([_ms(lambda image=image: engine.infer({IMAGE: image})) for image in prepared]))
 
