@@ -136,7 +136,7 @@ def stamp(
         "quantization": quantization.digest if quantization else None,
         "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
     }  # fmt: skip
-    return {"sightline": json.dumps(description), "class_names": json.dumps(class_names(classes))}
+    return {"sightline": json.dumps(description), "class_names": json.dumps(classifier.class_names or class_names(classes))}
 
 
 def stamped(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from engines.base import ModelError
 from engines.graph import FLOAT, Graph
 from engines.imported import forward_of_file
 from engines.networks import CAFFE, Forward, Preprocessing, Weights
-from engines.weights import ASSETS, load_weights
+from engines.weights import ASSETS, load_class_names, load_weights
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Classifier:
         size_px: side of the input it is used at unless told otherwise.
         digest: sha256 of architecture, preprocessing and weights: what heads are tied to.
         weights: float32 arrays by name; empty where the network came as an ONNX file.
+        class_names: of its classes, where the weights say them (``finetune`` writes such); else see ``class_names``.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Classifier:
     size_px: int
     digest: str
     weights: Weights = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
 
 @cache
@@ -70,7 +72,10 @@ def load_classifier(model: str = "compact", weights: str | None = None, size_px:
         values = alexnet.renamed(values)
         preprocessing, usual_px = (CAFFE, 227) if alexnet.is_caffe(values) else (Preprocessing(), 224)
     digest = _digest(model, preprocessing, values)
-    return Classifier(model, lambda graph, x: build(graph, x, values), preprocessing, size_px or usual_px, digest, values)
+    names = load_class_names(weights) if weights else ()
+    return Classifier(
+        model, lambda graph, x: build(graph, x, values), preprocessing, size_px or usual_px, digest, values, names
+    )
 
 
 ARCHITECTURES: dict[

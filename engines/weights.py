@@ -1,10 +1,11 @@
 """Weights from files and by name: safetensors, torchvision's .pth, NumPy archives, Deep Compression's .net."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from engines.base import ModelError
@@ -54,6 +55,15 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
     if reader is None:
         raise ModelError(f"weights {path}: unknown format '{path.suffix}'; use {', '.join(READERS)}")
     return {_torchvision_name(name): _float32(name, value) for name, value in reader(path).items()}
+
+
+def load_class_names(weights: str) -> tuple[str, ...]:
+    """The names that a ``.safetensors`` file gives the classes of its weights; none where it or another file does not."""
+    path = Path(weights)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return ()
+    with safe_open(path, "np") as file:
+        return tuple(json.loads((file.metadata() or {}).get("class_names", "[]")))
 
 
 def _float32(name: str, value: np.ndarray) -> np.ndarray:
