@@ -88,7 +88,7 @@ def test_the_weights_find_the_classes_by_name(painted, tmp_path):
     assert json.loads(build_graph(mine).metadata_props[1].value) == ["blue", "red"]
 
 
-@pytest.mark.parametrize("model", sorted(LAST))
+@pytest.mark.parametrize("model", ["compact", "alexnet"])  # a linear layer over the average; the last of three
 def test_what_the_last_layer_reads_gives_the_networks_scores(model, painted):
     classifier = load_classifier(model, None if model == "compact" else "random", {"compact": 64, "vgg16": 64}.get(model))
     row = last_inputs(painted[:1], classifier, QUIET)[0]
