@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from rich.console import Console
 
 from calib.certified import BuildChoice, build_chosen_engine
+from calib.quantize import rough_quantization
 from engines.backends.tensorrt import load_tensorrt
 from engines.backends.tensorrt_build import Build, build_plan, network_flags, quiet_logger, targets
 from engines.base import EngineError, ModelError
@@ -114,6 +115,15 @@ def test_int8_forward_and_backward(target, batch):
     assert built(model, target)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_shipped_network_in_8_bits(target, batch):
+    """The very file that OpenVINO runs."""
+    model = build_chosen(Choice(precision="int8"), batch)
+    assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 15
+    assert len(built(typed(model, "int8", target), target)) > 1e6
+
+
 def test_an_8_bit_product_as_a_convolution_gives_the_same():
     """For Turing, whose other products in float32 are refused."""
     feeds = {"image": np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)}
@@ -135,6 +145,15 @@ def test_vgg16_at_full_width(batch, precision):
     model = build_graph(load_classifier("vgg16", "random"), batch=batch)
     for target in TARGETS:
         assert len(built(typed(model, precision, target), target)) > 2e8
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("batch", [1, 8])
+def test_vgg16_in_8_bits(batch):
+    classifier = load_classifier("vgg16", "random")
+    model = build_graph(classifier, batch=batch, quantization=rough_quantization(classifier, "class"))
+    for target in TARGETS:
+        assert len(built(typed(model, "int8", target), target)) > 1e8
 
 
 def test_half_precision_halves_the_plan():
