@@ -13,13 +13,15 @@ from calib import bench as benches
 from calib import bench_screen as glass
 from calib import calibrate as calibration
 from calib import certified
+from calib import finetune as finetuning
 from calib.bench_compare import print_comparison
 from calib.bench_plots import plot_bench
 from calib.bench_report import print_bench
-from calib.choose import OPTIONS, DataChoice
+from calib.choose import OPTIONS, DataChoice, load_chosen
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
 from engines.base import SightlineError
 from engines.choose import Choice, build_chosen
+from engines.classifiers import load_classifier
 from engines.files import checked_suffix
 from engines.options import ENGINE, NETWORK, takes, takes_choice
 from realtime import batch as batches
@@ -110,6 +112,23 @@ def fit(
     result = fit_chosen(chosen, options, choice, console)
     if as_json:
         print(json.dumps(result))
+
+
+@app.command(epilog="Example:  sightline finetune scenes.csv --out my_weights.safetensors")
+@takes_choice("model", "weights", "size_px")
+@takes_data
+def finetune(
+    out: Annotated[Path, typer.Option(help="The weights to write (.safetensors), for --weights.")],
+    chosen: DataChoice = NO_DATA, choice: Choice = DEFAULT, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Fit the classifier's last layer to classes of your own, several in an image; boxes are not looked at."""
+    checked_suffix(out, (".safetensors",), "weights")
+    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    found = finetuning.finetune(load_chosen(chosen, "trainval"), classifier, console)
+    finetuning.save_finetuned(found, classifier, out)
+    console.print(f"{len(found.classes)} classes, mean AP {100 * found.mean_average_precision:.1f} % held out; wrote {out}")
+    if as_json:
+        print(json.dumps({"classes": found.classes, "average_precision": found.average_precision, "weights": str(out)}))
 
 
 @app.command(

@@ -11,9 +11,21 @@ from rich.progress import track
 from rich.table import Table
 
 from calib.datasets import Sample
-from calib.metrics import CORLOC_IOU, MARGINS, WHOLE_IMAGE, ConstantBoxes, best_iou, box_acc_v2, centre_correct, corloc
+from calib.detection import Predicted, detection_ap, localization_ap, mean_ap, peak_xy
+from calib.known_classes import everyday_names
+from calib.metrics import (
+    CORLOC_IOU,
+    MARGINS,
+    WHOLE_IMAGE,
+    ConstantBoxes,
+    best_iou,
+    box_acc_v2,
+    centre_correct,
+    corloc,
+    iou_histogram,
+)  # fmt: skip
 from engines.base import ModelError, SourceError
-from engines.localizer import Localizer
+from engines.localizer import Localization, Localizer
 from realtime.frames import BoxPx
 
 
@@ -64,6 +76,7 @@ def evaluate(
     if "box_xyxy" not in [spec.name for spec in localizer.engine.outputs]:
         raise ModelError("this engine has no box head: fit one with 'fit' and pass it with --head")
     cases: list[Case] = []
+    precision = AveragePrecision(samples, localizer)
     constants: dict[str, tuple[float, ...]] = {"whole_image": WHOLE_IMAGE}
     if baselines is not None:
         constants |= {"mean_box": baselines.mean_box, "best_constant": baselines.best_constant}
@@ -76,6 +89,7 @@ def evaluate(
         found = localizer.localize([image])[0]
         elapsed_ms = (time.perf_counter() - before) * 1e3
         assert found.box_xyxy_px is not None
+        precision.add(clipped, found, (image.shape[1], image.shape[0]))
         size = np.array([image.shape[1], image.shape[0]] * 2)
         constants_px = {kind: tuple((size * fractions).tolist()) for kind, fractions in constants.items()}
         cases += [
@@ -84,7 +98,47 @@ def evaluate(
         ]
     if not cases:
         raise SourceError("no image with " + ("exactly one object" if single else "a labelled object") + " in this data set")
-    return report_of(cases), cases
+    return {**report_of(cases), **precision.report()}, cases
+
+
+class AveragePrecision:
+    """Localization and detection AP over the classes of a data set that the network knows.
+
+    Images vote with what is found in them in one go: one point, the map's peak, for the class that the map is of; and every
+    detection, or the one box of methods that find one.
+    """
+
+    def __init__(self, samples: Sequence[Sample], localizer: Localizer) -> None:
+        wanted = frozenset(truth.class_name for sample in samples for truth in sample.truths)
+        self._names = everyday_names(localizer.class_names, wanted)
+        self._truths: dict[str, dict[str, list[tuple[float, ...]]]] = {name: {} for name in sorted(set(self._names) - {""})}
+        self._boxes: list[Predicted] = []
+        self._points: list[Predicted] = []
+
+    def add(self, sample: Sample, found: Localization, size_px: tuple[int, int]) -> None:
+        """One image: its true boxes and what was found in it."""
+        for truth in sample.truths:
+            if truth.class_name in self._truths:
+                self._truths[truth.class_name].setdefault(sample.name, []).append(truth.box_xyxy_px)
+        first = self._names[found.class_index]
+        if first:
+            x, y = peak_xy(found.map_hw)
+            self._points.append(Predicted(sample.name, first, found.score, (x * size_px[0], y * size_px[1])))
+        whole = [(found.class_index, found.score, found.box_xyxy_px)] if found.box_xyxy_px else []
+        for index, score, box in [(d.class_index, d.score, d.box_xyxy_px) for d in found.detections] or whole:
+            if self._names[index]:
+                self._boxes.append(Predicted(sample.name, self._names[index], score, box))
+
+    def report(self) -> dict[str, Any]:
+        """``localization_ap`` and ``detection_ap``, means over classes, and each by class; empty where no class is known."""
+        truths = {name: images for name, images in self._truths.items() if images}
+        if not truths:
+            return {}
+        points, boxes = localization_ap(self._points, truths), detection_ap(self._boxes, truths)
+        return {
+            "localization_ap": round(mean_ap(points), 4), "detection_ap": round(mean_ap(boxes), 4),
+            "localization_ap_per_class": _rounded(points), "detection_ap_per_class": _rounded(boxes),
+        }  # fmt: skip
 
 
 def _case(
@@ -109,6 +163,7 @@ def report_of(cases: Sequence[Case]) -> dict[str, Any]:
         "corloc_class_mean": round(float(np.mean(list(per_class.values()))), 4),
         "corloc_per_class": _rounded(per_class),
         "mean_iou": round(float(ious.mean()), 4),
+        "iou_histogram": iou_histogram(ious),
         "box_acc_v2": _rounded(box_acc_v2(ious)),
         "center_correctness": _rounded({f"{m:.1f}": float(centre_correct(found, true, m).mean()) for m in MARGINS}),
         "ms_per_image": round(float(np.median([case.engine_ms for case in cases])), 3),
@@ -133,6 +188,9 @@ def report_table(report: dict[str, Any], kind: str = "") -> Table:
     table.add_row("mean over classes", f"{100 * report['corloc_class_mean']:.1f} %", "")
     for name, value in report["corloc_per_class"].items():
         table.add_row(f"  {name}", f"{100 * value:.1f} %", "")
+    for key, words in (("localization_ap", "localization AP"), ("detection_ap", "detection AP")):
+        if key in report:
+            table.add_row(words, f"{100 * report[key]:.1f} %", "", style="dim")
     return table
 
 

@@ -13,7 +13,7 @@ from calib.metrics import constant_boxes, corloc
 from calib.paper import fit_by_sgd
 from calib.per_class import fit_kinds, shared_kind
 from engines.base import ModelError, SourceError
-from engines.choose import objective_of
+from engines.choose import SEARCHES, objective_of
 from engines.classifiers import Classifier, class_count
 from engines.features import Feature
 from engines.head import Head
@@ -57,8 +57,8 @@ def default_features(
     """
     if kind not in KINDS:
         raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}")
-    if method == "heuristic":
-        raise ModelError("--method heuristic reads boxes without a fitted head: fit with sensitivity or gestalt")
+    if method in ("heuristic", *SEARCHES):
+        raise ModelError(f"--method {method} reads boxes without a fitted head: fit with sensitivity or gestalt")
     objective, layer = objective_of(method), layer or PIXELS
     if kind != "best":
         return MapSpec(objective, layer=layer), (Feature("grid", layer, classifier.size_px),)
@@ -81,6 +81,7 @@ _VGG = (("conv2_2", "conv3_3", "conv4_3", "conv5_3"), ("conv3_3", "conv4_3", "co
 LAYERS = {
     "compact": _VGG,
     "vgg16": _VGG,
+    "alexnet": (("pool1", "pool2", "conv4"), ("pool1", "pool2", "conv5")),
     "squeezenet": (("pool1", "fire3", "fire5", "fire7", "fire9"), ("fire5", "fire7", "fire9", "conv_final")),
 }
 """Layers whose gradients heads read, from the image to the scores, and those whose LayerCAM; an imported network is read

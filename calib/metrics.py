@@ -33,6 +33,11 @@ def box_acc_v2(ious: NDArray[np.float64]) -> dict[str, float]:
     return {**shares, "mean": float(np.mean(list(shares.values())))}
 
 
+def iou_histogram(ious: NDArray[np.float64]) -> list[int]:
+    """How many IoUs lie in each tenth of 0..1; 1 belongs to the last."""
+    return [int(count) for count in np.histogram(ious, bins=10, range=(0.0, 1.0))[0]]
+
+
 def scored(found_xyxy: Boxes, true_xyxy: Boxes) -> tuple[float, float]:
     """(CorLoc, mean IoU) of boxes ``[N, 4]`` or one for all, against ``[N, 4]``."""
     ious = iou(found_xyxy, true_xyxy)

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from calib.evaluate import Case
-from calib.pictures import Picture, case_picture, class_bars
+from calib.pictures import Picture, case_picture, class_bars, quality_plot
 from engines.files import checked_suffix, whole_file
 from engines.localizer import Localizer
 
@@ -52,12 +52,16 @@ def write_report(
         name: [Shown(case, case_picture(case, localizer, f"{name}_{place}.jpg")) for place, case in enumerate(group, start=1)]
         for name, group in example_cases(cases).items()
     }
-    content = {"title": title, "report": report, "rows": measures(report), "facts": facts, "bars": bars, "groups": groups}
+    quality = quality_plot(cases)
+    content = {
+        "title": title, "report": report, "rows": measures(report), "facts": facts, "bars": bars, "groups": groups,
+        "quality": quality,
+    }  # fmt: skip
     if path.suffix.lower() == ".html":
         _write_all({path: _rendered("report.html", _embedded, content).encode()})
         return
     folder = path.with_name(f"{path.stem}_files")
-    pictures = [shown.picture for group in groups.values() for shown in group] + ([bars] if bars else [])
+    pictures = [shown.picture for group in groups.values() for shown in group] + ([bars] if bars else []) + [quality]
     text = _rendered("report.md", lambda picture: f"{quote(folder.name)}/{picture.name}", content)
     _write_all({path: text.encode()} | {folder / picture.name: picture.content for picture in pictures})
 

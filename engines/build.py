@@ -88,7 +88,7 @@ def assemble(
     pixels, normalised = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
     forward = classifier.append(graph, normalised)
-    class_index, score = _chosen_class(graph, forward.scores, wanted)
+    class_index, score = append_chosen_class(graph, forward.scores, wanted)
     head_features = head.features if isinstance(head, Head) else ()
     read = [(f.signal, f.layer) for f in (*head_features, *features)]
     maps = append_maps(graph, forward, pixels, class_index, spec, [(spec.signal, spec.layer), *read])
@@ -126,16 +126,17 @@ def check_quantization(quantization: Quantization, classifier: Classifier, spec:
 
 
 def stamp(
-    classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, quantization: Quantization | None, classes: int
-) -> dict[str, str]:
-    """Metadata that lets an engine be trusted and its results be read."""
+    classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, quantization: Quantization | None, classes: int,
+    search: str | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Metadata that lets an engine be trusted and its results be read; ``search`` says what finds boxes in place of a head."""
     description: dict[str, Any] = {
         "format": FORMAT, "model": classifier.name, "network": classifier.digest, "size_px": classifier.size_px,
-        "spec": asdict(spec), "head": head.digest if head else None,
+        "spec": asdict(spec), "head": head.digest if head else search,
         "quantization": quantization.digest if quantization else None,
         "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
     }  # fmt: skip
-    return {"sightline": json.dumps(description), "class_names": json.dumps(class_names(classes))}
+    return {"sightline": json.dumps(description), "class_names": json.dumps(classifier.class_names or class_names(classes))}
 
 
 def stamped(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def stamped(metadata: Mapping[str, str]) -> dict[str, Any]:
     return description
 
 
-def _chosen_class(graph: Graph, scores: str, wanted: str) -> tuple[str, str]:
+def append_chosen_class(graph: Graph, scores: str, wanted: str) -> tuple[str, str]:
     """(class index, softmax probability): the wanted class, or the arg-max where it is negative."""
     best = graph.add("ArgMax", scores, axis=1, keepdims=0, hint="best_class")
     automatic = graph.add("Less", wanted, graph.constant(0, np.int64), hint="automatic")

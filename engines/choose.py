@@ -15,11 +15,14 @@ from engines.head import Head, load_head
 from engines.heuristic import Heuristic, default_heuristic
 from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec
+from engines.methods.choose import open_search
 from engines.quantize import Quantization, load_quantization
 from engines.weights import ASSETS
 
-METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class"}
+METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class", "dam": "class", "beam": "class"}
 """What each method differentiates."""
+SEARCHES = ("dam", "beam")
+"""Methods that take several engine calls, see ``engines.methods``."""
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 
 
@@ -30,7 +33,7 @@ class Choice:
     Attributes:
         model: see ``engines.classifiers.load_classifier``.
         weights: a file, a name to download, ``random``, or None.
-        method: ``sensitivity`` (class score), ``gestalt``, or ``heuristic`` (class score, no fitted head).
+        method: ``sensitivity`` (class score), ``gestalt``, ``heuristic`` (class score, no fitted head), or one of ``SEARCHES``.
         head: a head file, the name of a shipped one (``compact_gestalt``), ``none``, or None for the shipped one where it fits.
         backend: ``auto`` (TensorRT where all of it is there and certified, else OpenVINO), or one of ``BACKENDS``.
         precision: ``auto``, or what the backend can: ``fp32``, ``bf16``, ``fp16``, ``int8``.
@@ -39,6 +42,7 @@ class Choice:
         calibration: file for ``int8``; None for the shipped one or the one that ``calibrate`` made.
         wanted_class: name or index of the class to look for.
         threads: processor threads; 0 for all.
+        objects: at most so many are looked for, by the methods that can find several.
     """
 
     model: str = "compact"
@@ -52,6 +56,7 @@ class Choice:
     threads: int = 0
     layer: str | None = None
     calibration: str | None = None
+    objects: int = 1
 
 
 def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, streams: int = 1, batch: int = 1) -> Localizer:
@@ -68,8 +73,13 @@ def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, st
         EngineError: the backend cannot run them.
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
-    head = choose_head(choice, classifier)
-    engine = open_engine(choice, classifier, head, told, streams, batch)
+    if choice.method in SEARCHES and choice.head is None:
+        engine = open_search(
+            choice.method, classifier, backend=choice.backend, precision=choice.precision, threads=choice.threads,
+            streams=streams, objects=choice.objects, layer=choice.layer,
+        )  # fmt: skip
+    else:
+        engine = open_engine(choice, classifier, choose_head(choice, classifier), told, streams, batch)
     localizer = Localizer(engine)
     if choice.wanted_class is not None:
         localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
@@ -83,6 +93,13 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
         ModelError: the head cannot be read, or the options contradict each other.
     """
     objective = objective_of(choice.method)
+    if choice.method in SEARCHES:
+        raise ModelError(
+            f"--method {choice.method} takes several graphs and no head: it runs in demo, batch, stream and evaluate, without "
+            "--head and --budget-ms"
+        )
+    if choice.objects > 1:
+        raise ModelError(f"--method {choice.method} finds the main object only: for more, use --method {' or '.join(SEARCHES)}")
     if choice.head == "none":
         return None
     if choice.head is not None:

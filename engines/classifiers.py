@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engines import squeezenet, vgg
+from engines import alexnet, squeezenet, vgg
 from engines.base import ModelError
 from engines.graph import FLOAT, Graph
 from engines.imported import forward_of_file
 from engines.networks import CAFFE, Forward, Preprocessing, Weights
-from engines.weights import ASSETS, load_weights
+from engines.weights import ASSETS, load_class_names, load_weights
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,13 @@ class Classifier:
     """A classifier that can be put into a graph.
 
     Attributes:
-        name: ``compact``, ``vgg16``, ``squeezenet`` or the ONNX file's name.
+        name: ``compact``, ``vgg16``, ``alexnet``, ``squeezenet`` or the ONNX file's name.
         append: (graph, normalised input tensor) to the forward graph's landmarks.
         preprocessing: what the network's input is.
         size_px: side of the input it is used at unless told otherwise.
         digest: sha256 of architecture, preprocessing and weights: what heads are tied to.
         weights: float32 arrays by name; empty where the network came as an ONNX file.
+        class_names: of its classes, where the weights say them (``finetune`` writes such); else see ``class_names``.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Classifier:
     size_px: int
     digest: str
     weights: Weights = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
 
 @cache
@@ -49,7 +51,7 @@ def load_classifier(model: str = "compact", weights: str | None = None, size_px:
     """The classifier that ``--model``, ``--weights`` and ``--size`` name.
 
     Args:
-        model: ``compact``, ``vgg16``, ``squeezenet``, or the path of an ``.onnx`` classifier.
+        model: ``compact``, ``vgg16``, ``alexnet``, ``squeezenet``, or the path of an ``.onnx`` classifier.
         weights: a file, a name to download, or ``random``; the shipped ones (compact only) when None.
         size_px: input side; the network's usual one when None.
 
@@ -66,8 +68,14 @@ def load_classifier(model: str = "compact", weights: str | None = None, size_px:
     values: Weights = random() if weights == "random" else load_weights(model, weights)
     if model == "squeezenet":
         values = squeezenet.renamed(values)
+    if model == "alexnet":
+        values = alexnet.renamed(values)
+        preprocessing, usual_px = (CAFFE, 227) if alexnet.is_caffe(values) else (Preprocessing(), 224)
     digest = _digest(model, preprocessing, values)
-    return Classifier(model, lambda graph, x: build(graph, x, values), preprocessing, size_px or usual_px, digest, values)
+    names = load_class_names(weights) if weights else ()
+    return Classifier(
+        model, lambda graph, x: build(graph, x, values), preprocessing, size_px or usual_px, digest, values, names
+    )
 
 
 ARCHITECTURES: dict[
@@ -75,9 +83,10 @@ ARCHITECTURES: dict[
 ] = {
     "compact": (vgg.forward, partial(vgg.random_weights, vgg.COMPACT_CHANNELS, hidden=0), Preprocessing(), 128),
     "vgg16": (vgg.forward, vgg.random_weights, Preprocessing(), 224),
+    "alexnet": (alexnet.forward, alexnet.random_weights, CAFFE, 227),
     "squeezenet": (squeezenet.forward, squeezenet.random_weights, CAFFE, 227),
 }
-"""name: (forward graph, random weights, preprocessing, usual input side in pixels)"""
+"""name: (forward graph, random weights, preprocessing, usual input side in pixels); AlexNet's two forms differ in the latter"""
 
 
 def _digest(name: str, preprocessing: Preprocessing, values: Weights) -> str:

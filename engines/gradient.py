@@ -13,7 +13,7 @@ import onnx
 
 from engines.base import ModelError
 from engines.graph import Graph, attributes_of
-from engines.windows import convolution_adjoint, spread_windows, windows_of
+from engines.windows import convolution_adjoint, lrn_adjoint, spread_windows, windows_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Step:
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         return self.graph.shape(tensor)
+
+    def batched(self, shape: Sequence[int]) -> list[int]:
+        """The shape of a gradient: that of its tensor, with as many images as the cotangent has where it has the output's."""
+        kept = bool(shape) and bool(self.shape(self.y)) and shape[0] == self.shape(self.y)[0]
+        return [self.shape(self.cotangent)[0] if kept and i == 0 else n for i, n in enumerate(shape)]
 
     def add(self, op: str, *inputs: str, **attributes: object) -> str:
         return self.graph.add(op, *inputs, hint=f"grad_{self.y}", **attributes)
@@ -109,15 +114,15 @@ def reduce_mean(step: Step, _: int) -> str:
     if len(step.node.input) > 1 and step.node.input[1]:
         axes = [int(a) % rank for a in step.constant(1)]
     kept = [1 if i in axes else n for i, n in enumerate(step.shape(step.x))]
-    return _expand_mean(step, _reshape(step, step.cotangent, kept))
+    return _expand_mean(step, _reshape(step, step.cotangent, step.batched(kept)))
 
 
 def _expand_mean(step: Step, cotangent: str) -> str:
     """Spread a mean's cotangent (same rank as x) back over what it was the mean of."""
     shape = step.shape(step.x)
-    share = np.prod(step.shape(cotangent)) / np.prod(shape)
+    share = np.prod(step.shape(step.y)) / np.prod(shape)
     scaled = step.add("Mul", cotangent, step.graph.constant(share))
-    return step.add("Expand", scaled, step.graph.constant(shape, np.int64))
+    return step.add("Expand", scaled, step.graph.constant(step.batched(shape), np.int64))
 
 
 def matmul(step: Step, _: int) -> str:
@@ -165,7 +170,7 @@ def concat(step: Step, index: int) -> str:
 
 
 def reshape(step: Step, _: int) -> str:
-    return _reshape(step, step.cotangent, step.shape(step.x))
+    return _reshape(step, step.cotangent, step.batched(step.shape(step.x)))
 
 
 def transpose(step: Step, _: int) -> str:
@@ -187,28 +192,8 @@ def batch_normalization(step: Step, _: int) -> str:
 
 
 def lrn(step: Step, _: int) -> str:
-    """Local response normalization (Krizhevsky et al. 2012, section 3.3).
-
-    With s = bias + alpha / n * sum over the window of x^2 and y = x * s^-beta:
-    dx = g * s^-beta - (2 * alpha * beta / n) * x * sum over the reversed window of (g * y / s).
-    """
-    at = step.attributes
-    size, n = int(at["size"]), step.shape(step.x)  # type: ignore[call-overload]
-    alpha, beta = float(at.get("alpha", 1e-4)), float(at.get("beta", 0.75))  # type: ignore[arg-type]
-    before, after = (size - 1) // 2, size // 2
-
-    def window_sum(x: str, pads: tuple[int, int]) -> str:
-        rows = _reshape(step, x, (n[0], 1, n[1], int(np.prod(n[2:]))))
-        mean = step.add("AveragePool", rows, kernel_shape=[size, 1], pads=[pads[0], 0, pads[1], 0], count_include_pad=1)
-        return step.add("Mul", _reshape(step, mean, n), step.graph.constant(float(size)))
-
-    squares = window_sum(step.add("Mul", step.x, step.x), (before, after))
-    scaled = step.add("Mul", squares, step.graph.constant(alpha / size))
-    s = step.add("Add", scaled, step.graph.constant(float(at.get("bias", 1.0))))  # type: ignore[arg-type]
-    direct = step.add("Mul", step.cotangent, step.add("Pow", s, step.graph.constant(-beta)))
-    inner = step.add("Div", step.add("Mul", step.cotangent, step.y), s)
-    across = step.add("Mul", step.x, window_sum(inner, (after, before)))
-    return step.add("Sub", direct, step.add("Mul", across, step.graph.constant(2 * alpha * beta / size)))
+    """Local response normalization, see ``engines.windows.lrn_adjoint``."""
+    return lrn_adjoint(step.graph, step.node, step.cotangent)
 
 
 def _reshape(step: Step, tensor: str, shape: Sequence[int]) -> str:
@@ -217,13 +202,13 @@ def _reshape(step: Step, tensor: str, shape: Sequence[int]) -> str:
 
 def _unbroadcast(step: Step, cotangent: str, target: str) -> str:
     """Sum the cotangent over the axes along which ``target`` was broadcast."""
-    have, want = step.shape(cotangent), step.shape(target)
+    have, want = step.shape(step.y), step.shape(target)
     if have == want:
         return cotangent
     lead = len(have) - len(want)
     axes = [i for i in range(len(have)) if i < lead or want[i - lead] != have[i]]
     summed = step.add("ReduceSum", cotangent, step.graph.constant(axes, np.int64), keepdims=1)
-    return _reshape(step, summed, want)
+    return _reshape(step, summed, want if lead else step.batched(want))
 
 
 RULES: Mapping[str, Rule] = {
@@ -243,7 +228,7 @@ def attach_gradient(
     Args:
         graph: the forward graph; the gradient nodes are appended to it.
         cotangents: for each tensor that the objective reads directly, the name of the objective's gradient with respect
-            to it (same shape).
+            to it: of the same shape, or where the forward graph is of one image, of several objectives at once.
         wrt: the tensors to differentiate by: the pixels, inner activations, several at once. The walk stops at the last
             of them, so that an inner layer is cheaper than the pixels.
         relu_rule: ``plain``, or ``guided`` for guided backpropagation.

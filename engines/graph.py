@@ -79,6 +79,11 @@ class Graph:
             self._constant_names[key] = name
         return self._constant_names[key]
 
+    def keep_constant(self, name: str, array: Array) -> None:
+        """Store a constant under the name that another graph's nodes read it by, unless it is there."""
+        if name not in self.types:
+            self._store_constant(name, array)
+
     def _store_constant(self, name: str, array: Array) -> None:
         self.constants[name] = array
         self.types[name] = TensorType(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)

@@ -92,5 +92,9 @@ def default_heuristic(network: str, objective: str, layer: str | None = None) ->
     return Heuristic(MapSpec(objective, layer=layer or usual, signal=signal), sigma, share)
 
 
-DEFAULTS = {"squeezenet": ("fire5", "layercam", 0.02, 0.2), "vgg16": ("conv4_3", "layercam", 0.02, 0.2)}
-"""network: (layer, signal, sigma, share) that are best on the training split of animal_pose_voc; VGG16's by analogy."""
+DEFAULTS = {
+    "squeezenet": ("fire5", "layercam", 0.02, 0.2),
+    "vgg16": ("conv4_3", "layercam", 0.02, 0.2),
+    "alexnet": ("conv5", "layercam", 0.02, 0.2),
+}
+"""network: (layer, signal, sigma, share) that are best on animal_pose_voc's training split; VGG16's, AlexNet's by analogy."""

@@ -19,6 +19,22 @@ SMALLEST_PX = 8
 
 
 @dataclass(frozen=True)
+class Detection:
+    """One object of possibly several.
+
+    Attributes:
+        box_xyxy_px: continuous pixel edges x0, y0, x1, y1 in the image.
+        class_index, class_name: what it was found as.
+        score: the method's own; only those of one method compare.
+    """
+
+    box_xyxy_px: tuple[float, float, float, float]
+    class_index: int
+    class_name: str
+    score: float
+
+
+@dataclass(frozen=True)
 class Localization:
     """What was found in one image.
 
@@ -27,6 +43,8 @@ class Localization:
         class_index, class_name: the class whose score was differentiated.
         score: softmax probability of that class.
         map_hw: the sensitivity map, float32, stretched over the whole image, not normalised.
+        detections: every object that was found, best first, by methods that look for several; ``box_xyxy_px`` is the first's.
+            Empty where the method finds one box.
     """
 
     box_xyxy_px: tuple[float, float, float, float] | None
@@ -34,6 +52,7 @@ class Localization:
     class_name: str
     score: float
     map_hw: NDArray[np.float32]
+    detections: tuple[Detection, ...] = ()
 
 
 class Localizer:
@@ -61,7 +80,7 @@ class Localizer:
         head = self.description.get("head")
         if head is None:
             return "none"
-        return str(head) if str(head).startswith("heuristic") else "fitted head"
+        return str(head) if ": " in str(head) else "fitted head"  # a fitted head's digest has no words
 
     @property
     def wanted_class(self) -> int | None:
@@ -114,13 +133,17 @@ class Localizer:
 
     def read(self, outputs: dict[str, Array], place: int, width_px: int, height_px: int) -> Localization:
         """The localization of image ``place`` of the batch, in an image of the given size."""
-        box = None
-        if "box_xyxy" in outputs:
-            x0, y0, x1, y1 = (float(v) for v in outputs["box_xyxy"][place])
-            box = (x0 * width_px, y0 * height_px, x1 * width_px, y1 * height_px)
+        size = (width_px, height_px)
+        box = in_pixels(outputs["box_xyxy"][place], size) if "box_xyxy" in outputs else None
+        rows = outputs["detections"][place] if "detections" in outputs else ()
+        detections = tuple(
+            Detection(in_pixels(row, size), int(row[4]), self.class_names[int(row[4])], float(row[5]))
+            for row in rows
+            if row[4] >= 0
+        )
         index = int(outputs["class_index"][place])
         score, map_hw = float(outputs["score"][place]), outputs["map"][place]
-        return Localization(box, index, self.class_names[index], score, map_hw)
+        return Localization(box, index, self.class_names[index], score, map_hw, detections)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:
         """Localize the main object of each image.
@@ -134,3 +157,9 @@ class Localizer:
             outputs = self.infer([self.prepare(image) for image in chunk])
             found += [self.read(outputs, i, image.shape[1], image.shape[0]) for i, image in enumerate(chunk)]
         return found
+
+
+def in_pixels(box_xyxy: Array, size_px: tuple[int, int]) -> tuple[float, float, float, float]:
+    """A box in fractions, its first four values, as edges in an image of (width, height)."""
+    x0, y0, x1, y1 = (float(value) for value in box_xyxy[:4])
+    return x0 * size_px[0], y0 * size_px[1], x1 * size_px[0], y1 * size_px[1]

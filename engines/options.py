@@ -10,14 +10,15 @@ import typer
 from engines.choose import Choice
 
 OPTIONS: dict[str, Any] = {
-    "model": Annotated[str, typer.Option(help="compact, vgg16, squeezenet, or a classifier FILE.onnx.")],
+    "model": Annotated[str, typer.Option(help="compact, vgg16, alexnet, squeezenet, or a classifier FILE.onnx.")],
     "weights": Annotated[
         str | None, typer.Option(help="FILE (.safetensors, .pth, .npz, .net), a NAME to download, or random.")
     ],
     "method": Annotated[
         str,
         typer.Option(
-            help="sensitivity (gradient of the class score), gestalt (of the last feature maps), heuristic (no fitted head)."
+            help="sensitivity (gradient of the class score), gestalt (of the last feature maps), heuristic (no fitted head), "
+            "dam (the neurons behind the class, traced back), beam (search over the last feature map)."
         ),
     ],
     "head": Annotated[str | None, typer.Option(help="FILE of a fitted head, NAME of a shipped one, or none.")],
@@ -37,12 +38,13 @@ OPTIONS: dict[str, Any] = {
     "wanted_class": Annotated[
         str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")
     ],
+    "objects": Annotated[int, typer.Option(help="Find up to so many objects, with --method dam or beam.", min=1, max=20)],
     "threads": Annotated[int, typer.Option(help="Processor threads for the engine; 0 for all.", min=0)],
 }
 
 NETWORK = ("model", "weights", "method", "size_px", "layer")
 """What decides the maps that a head is fitted on."""
-ENGINE = (*NETWORK[:3], "head", "backend", "precision", "size_px", "layer", "calibration", "threads")
+ENGINE = (*NETWORK[:3], "head", "backend", "precision", "size_px", "layer", "calibration", "objects", "threads")
 
 
 def takes_choice(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

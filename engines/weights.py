@@ -1,10 +1,11 @@
 """Weights from files and by name: safetensors, torchvision's .pth, NumPy archives, Deep Compression's .net."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from engines.base import ModelError
@@ -19,6 +20,9 @@ DOWNLOADS: Mapping[str, Download] = {
     "vgg16": Download(
         "https://download.pytorch.org/models/vgg16-397923af.pth", "sha256:397923af", "vgg16-397923af.pth"
     ),
+    "alexnet": Download(
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "sha256:7be5be79", "alexnet-owt-7be5be79.pth"
+    ),
     "squeezenet": Download(
         "https://raw.githubusercontent.com/songhan/SqueezeNet-Deep-Compression/"
         "fb13faa2cf121ced9999f8a9d538ec6c56084733/compressed_SqueezeNet.net",
@@ -32,7 +36,7 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
     """Weights of ``model`` as float32 arrays under the names that the builders read.
 
     Args:
-        model: ``compact``, ``vgg16`` or ``squeezenet``.
+        model: ``compact``, ``vgg16``, ``alexnet`` or ``squeezenet``.
         weights: a file, or a name in ``DOWNLOADS``; None for the shipped weights, else the download of that model.
 
     Raises:
@@ -51,6 +55,15 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
     if reader is None:
         raise ModelError(f"weights {path}: unknown format '{path.suffix}'; use {', '.join(READERS)}")
     return {_torchvision_name(name): _float32(name, value) for name, value in reader(path).items()}
+
+
+def load_class_names(weights: str) -> tuple[str, ...]:
+    """The names that a ``.safetensors`` file gives the classes of its weights; none where it or another file does not."""
+    path = Path(weights)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return ()
+    with safe_open(path, "np") as file:
+        return tuple(json.loads((file.metadata() or {}).get("class_names", "[]")))
 
 
 def _float32(name: str, value: np.ndarray) -> np.ndarray:

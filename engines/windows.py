@@ -265,3 +265,30 @@ def _dilated(weight: np.ndarray, dilation: Sequence[int]) -> np.ndarray:
     full = np.zeros((*weight.shape[:2], dh * (kh - 1) + 1, dw * (kw - 1) + 1), weight.dtype)
     full[:, :, ::dh, ::dw] = weight
     return full
+
+
+def lrn_adjoint(graph: Graph, node: onnx.NodeProto, cotangent: str) -> str:
+    """Gradient of local response normalization (Krizhevsky et al. 2012, section 3.3) with respect to its input.
+
+    With s = bias + alpha / n * sum over the window of x^2 and y = x * s^-beta:
+    dx = g * s^-beta - (2 * alpha * beta / n) * x * sum over the reversed window of (g * y / s).
+    """
+    at, (x,), (y,) = attributes_of(node), node.input, node.output
+    size, alpha, beta = int(at["size"]), float(at.get("alpha", 1e-4)), float(at.get("beta", 0.75))
+    before, after = (size - 1) // 2, size // 2
+
+    def add(op: str, *inputs: str, **attributes: Any) -> str:
+        return graph.add(op, *inputs, hint=f"grad_{y}", **attributes)
+
+    def window_sum(tensor: str, pads: tuple[int, int]) -> str:
+        shape = graph.shape(tensor)
+        rows = add("Reshape", tensor, graph.constant([shape[0], 1, shape[1], math.prod(shape[2:])], np.int64))
+        mean = add("AveragePool", rows, kernel_shape=[size, 1], pads=[pads[0], 0, pads[1], 0], count_include_pad=1)
+        return add("Mul", add("Reshape", mean, graph.constant(shape, np.int64)), graph.constant(float(size)))
+
+    scaled = add("Mul", window_sum(add("Mul", x, x), (before, after)), graph.constant(alpha / size))
+    s = add("Add", scaled, graph.constant(float(at.get("bias", 1.0))))
+    direct = add("Mul", cotangent, add("Pow", s, graph.constant(-beta)))
+    inner = add("Div", add("Mul", cotangent, y), s)
+    across = add("Mul", x, window_sum(inner, (after, before)))
+    return add("Sub", direct, add("Mul", across, graph.constant(2 * alpha * beta / size)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.localizer import ImageBgr, Localization
+from engines.localizer import Detection, ImageBgr, Localization
 
 BoxPx = tuple[float, float, float, float]
 NO_IMAGE: ImageBgr = np.empty((0, 0, 3), np.uint8)
@@ -80,9 +80,10 @@ class FrameRecord:
             self.found = replace(self.found, map_hw=NO_MAP)
 
     def row(self) -> dict[str, Any]:
-        """One flat row of the per-frame log."""
+        """One row of the per-frame log, flat; ``detections``, every one found, is there only when they are several."""
         found = self.found
         corners = found.box_xyxy_px if found and found.box_xyxy_px else (None,) * 4
+        several = found.detections if found and len(found.detections) > 1 else ()
         return {
             "source": self.frame.source, "frame": self.frame.index, "pts_s": round(self.frame.pts_s, 6),
             "captured_ns": self.frame.captured_ns, "outcome": self.outcome, "cause": self.cause,
@@ -91,4 +92,10 @@ class FrameRecord:
             **{k: v if v is None else round(v, 3) for k, v in zip(("x0", "y0", "x1", "y1"), corners, strict=True)},
             **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
             "total_ms": round(self.total_ms, 4), "rung": self.rung or None,
+            **({"detections": [_detection_row(each) for each in several]} if several else {}),
         }  # fmt: skip
+
+
+def _detection_row(found: Detection) -> dict[str, Any]:
+    corners = {name: round(edge, 3) for name, edge in zip(("x0", "y0", "x1", "y1"), found.box_xyxy_px, strict=True)}
+    return {"class_id": found.class_index, "class_name": found.class_name, "score": round(found.score, 6), **corners}

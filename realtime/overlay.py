@@ -88,7 +88,7 @@ def draw(
 
     Args:
         image_bgr: the frame.
-        found: its box (red), class and score, and map.
+        found: its box (red), class and score, and map; further detections in a thinner line.
         truth_xyxy_px: the true box (green), where it is known.
         status: a line for the lower left corner, such as the latency.
         heat: the heat map as ``heat_picture`` makes it, if that was made before.
@@ -106,6 +106,9 @@ def draw(
     if truth_xyxy_px is not None:
         _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
     if look.box:
+        for other in found.detections[1:]:
+            _rectangle(canvas, other.box_xyxy_px, PREDICTED_BGR, unit)
+            _text(canvas, f"{other.class_name} {other.score:.2f}", other.box_xyxy_px[:2], unit, PREDICTED_BGR)
         label = f"{found.class_name} {found.score:.2f}"
         corner = (0.0, 0.0)
         if found.box_xyxy_px is not None:

@@ -412,3 +412,38 @@ def test_calibrate_then_int8(tmp_path):
         "demo", "--model", "vgg16", "--weights", "random", "--precision", "int8"
     )
     assert command("calibrate", "demo:64", "--limit", 15).returncode == 2
+
+
+@pytest.mark.parametrize("method", ["dam", "beam"])
+def test_methods_that_search_run_wherever_a_box_is_wanted(method, labelled_photo, tmp_path):
+    """Every frame of a clip through batch; evaluate with its report; the log lists detections only where they are several."""
+    clip = tmp_path / "clip.mp4"
+    write_video(clip, 6)
+    result = command("batch", clip, "--method", method, "--objects", 3, "--out", tmp_path / "out", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["frames"] == 6
+    for row in map(json.loads, (tmp_path / "out" / "clip.jsonl").read_text().splitlines()):
+        assert row["x0"] < row["x1"]
+        several = row.get("detections", [])
+        assert len(several) in (0, 2, 3)
+        assert not several or [several[0][edge] for edge in ("x0", "y0", "x1", "y1")] == [
+            row[e] for e in ("x0", "y0", "x1", "y1")
+        ]
+    result = command("evaluate", labelled_photo, "--method", method, "--report", tmp_path / "r.md", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["head"].startswith(f"{method}: ")
+    assert sum(report["iou_histogram"]) == 1
+    assert (tmp_path / "r_files" / "quality.png").exists()
+
+
+def test_what_methods_that_search_cannot_do_is_said(labelled_photo, tmp_path):
+    assert "without --head" in refused("evaluate", labelled_photo, "--method", "dam", "--head", "none")
+    assert "not calibrated for int8" in refused("demo", "--method", "beam", "--precision", "int8", "--out", tmp_path)
+    assert "on OpenVINO only" in refused("demo", "--method", "dam", "--backend", "torch", "--out", tmp_path)
+    assert "takes several graphs" in refused("demo", "--method", "dam", "--budget-ms", 30, "--out", tmp_path)
+    assert "takes several graphs" in refused("build", "--method", "dam", "--out", tmp_path / "m.onnx")
+    assert "fit with sensitivity or gestalt" in refused(
+        "fit", labelled_photo, "--method", "beam", "--out", tmp_path / "h.safetensors"
+    )
+    assert "finds the main object only" in refused("demo", "--objects", 2, "--out", tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines.backends.torch_networks import SqueezeNet, Vgg16
+from engines.backends.torch_networks import AlexNet, SqueezeNet, Vgg16
 from engines.base import Array, EngineError, TensorSpec, Ticket, check_feeds
 from engines.build import WANTED_CLASS, check_head, stamp
 from engines.classifiers import Classifier
@@ -20,20 +20,23 @@ from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
 from engines.preprocess import IMAGE
 
-LAST = {"compact": "conv5_3", "vgg16": "conv5_3", "squeezenet": "conv_final"}
+LAST = {"compact": "conv5_3", "vgg16": "conv5_3", "squeezenet": "conv_final", "alexnet": "conv5"}
 
 
-def torch_network(classifier: Classifier) -> Vgg16 | SqueezeNet:
+def torch_network(classifier: Classifier) -> Vgg16 | SqueezeNet | AlexNet:
     """The classifier as a module of its own, with the same weights, without gradients for them.
 
     Raises:
         EngineError: the classifier came from an ONNX file, for which there is no module.
     """
     weights = {name: torch.from_numpy(np.array(value)) for name, value in classifier.weights.items()}
-    network: Vgg16 | SqueezeNet
+    network: Vgg16 | SqueezeNet | AlexNet
     if classifier.name == "squeezenet":
         network = SqueezeNet(classes=len(weights["conv_final.bias"]))
         weights = {f"fires.{k}" if k.startswith("fire") else k: v for k, v in weights.items()}
+    elif classifier.name == "alexnet":
+        shapes = {name: tuple(value.shape) for name, value in weights.items()}
+        network = AlexNet(shapes["conv1.weight"][0] == 96, shapes["fc8.weight"][0], shapes["fc7.weight"][0])
     elif classifier.name in LAST:
         channels = [len(weights[f"features.{i}.bias"]) for i in (0, 5, 10, 17, 24)]
         whole = "classifier.6.bias" in weights

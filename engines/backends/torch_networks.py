@@ -3,7 +3,8 @@
 They share nothing with the ONNX builder in ``engines.vgg`` but the names of the weights, so that agreement between the
 two is evidence rather than a tautology.
 
-Sources: VGG16, configuration D (Simonyan & Zisserman 2015, table 1); SqueezeNet v1.0 (Iandola et al. 2016, table 1).
+Sources: VGG16, configuration D (Simonyan & Zisserman 2015, table 1); SqueezeNet v1.0 (Iandola et al. 2016, table 1);
+AlexNet (Krizhevsky et al. 2012, section 3.5; and 2014, as torchvision has it).
 """
 
 from collections.abc import Sequence
@@ -129,3 +130,45 @@ class SqueezeNet(nn.Module):
                 x = kept[f"pool{name[4:]}"] = self.pool(x)
         kept["conv_final"] = functional.relu(self.conv_final(x))
         return kept["conv_final"].mean(dim=(2, 3)), kept
+
+
+class AlexNet(nn.Module):
+    """AlexNet as Caffe has it (normalization, groups, pools that round up), or as torchvision has it (none of these).
+
+    Args:
+        caffe: which of the two.
+        classes: number of class scores.
+        hidden: width of the two hidden fully connected layers.
+    """
+
+    def __init__(self, caffe: bool = True, classes: int = 1000, hidden: int = 4096) -> None:
+        super().__init__()
+        self.caffe = caffe
+        widths = (96, 256, 384, 384, 256) if caffe else (64, 192, 384, 256, 256)
+        groups = (1, 2, 1, 2, 2) if caffe else (1, 1, 1, 1, 1)
+        self.conv1 = nn.Conv2d(3, widths[0], 11, stride=4, padding=0 if caffe else 2)
+        self.conv2 = nn.Conv2d(widths[0], widths[1], 5, padding=2, groups=groups[1])
+        self.conv3 = nn.Conv2d(widths[1], widths[2], 3, padding=1)
+        self.conv4 = nn.Conv2d(widths[2], widths[3], 3, padding=1, groups=groups[3])
+        self.conv5 = nn.Conv2d(widths[3], widths[4], 3, padding=1, groups=groups[4])
+        self.fc6, self.fc7 = nn.Linear(widths[4] * 36, hidden), nn.Linear(hidden, hidden)
+        self.fc8 = nn.Linear(hidden, classes)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """Class scores before any softmax."""
+        return self.activations(x_nchw)[0]
+
+    def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(class scores, what each layer wrote: ``conv1`` ..., ``pool1``, ``pool2``, ``pool5``; Caffe's ``norm1`` too)."""
+        kept: dict[str, Tensor] = {}
+        x = x_nchw
+        for number, conv in enumerate((self.conv1, self.conv2, self.conv3, self.conv4, self.conv5), start=1):
+            x = kept[f"conv{number}"] = functional.relu(conv(x))
+            if self.caffe and number <= 2:
+                x = kept[f"norm{number}"] = functional.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
+            if number in (1, 2, 5):
+                x = kept[f"pool{number}"] = functional.max_pool2d(x, 3, 2, ceil_mode=self.caffe)
+        x = (x if self.caffe else functional.adaptive_avg_pool2d(x, 6)).flatten(1)
+        x = functional.relu(self.fc7(functional.relu(self.fc6(x))))
+        scores: Tensor = self.fc8(x)
+        return scores, kept

@@ -56,3 +56,17 @@ def test_the_table_shows_mean_iou_of_constants_and_the_mean_over_classes(two_cla
     assert rows["whole image"] == ["0.0 %", f"{report['baselines_mean_iou']['whole_image']:.3f}"]
     assert rows["mean over classes"] == ["50.0 %", ""]
     assert rows["dog"] == ["0.0 %", ""]
+
+
+def test_average_precision_is_of_classes_that_the_network_knows(two_classes):
+    """The mock calls everything class 0: with cat as its name it finds both cats; dogs it does not know."""
+    engine = MockEngine(96)
+    engine.metadata = {"class_names": '["cat", "other"]'}
+    report, _ = evaluate(two_classes, Localizer(engine), QUIET, None)
+    assert report["detection_ap_per_class"] == {"cat": 1.0}
+    assert report["detection_ap"] == 1.0
+    assert report["localization_ap_per_class"] == {"cat": 1.0}
+    assert sum(report["iou_histogram"]) == 3
+    assert report["iou_histogram"][0] == 1  # the dog
+    report, _ = evaluate(two_classes, Localizer(MockEngine(96)), QUIET, None)
+    assert "detection_ap" not in report

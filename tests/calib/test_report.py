@@ -57,7 +57,7 @@ def test_html_stands_alone(write, tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["r.html"]
     text = (tmp_path / "deep" / "r.html").read_text()
     sources = re.findall(r'src="(.*?)"', text)
-    assert len(sources) == 13  # a bar chart and 12 cases
+    assert len(sources) == 14  # a bar chart, how good the boxes are, and 12 cases
     for source in sources:
         head, content = source.split(",")
         assert head in {"data:image/png;base64", "data:image/jpeg;base64"}
@@ -75,7 +75,7 @@ def test_markdown_has_its_pictures_beside_it(write, tmp_path):
     text = (tmp_path / "my report.md").read_text()
     links = re.findall(r"!\[.*\]\((.*)\)", text)
     assert set(links) == {f"my%20report_files/{p.name}" for p in (tmp_path / "my report_files").iterdir()}
-    assert len(links) == 13
+    assert len(links) == 14
     assert r"a \| b" in text
     rows = [line for line in text.splitlines() if line.startswith("|") and ".jpg)" in line]
     assert len(rows) == 12
@@ -143,7 +143,9 @@ def test_real_photos_of_one_class_need_no_bars(data, tmp_path):
         "--method", "gestalt", "--report", tmp_path / "r.md",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / "r_files").iterdir())) == 12
+    pictures = {path.name for path in (tmp_path / "r_files").iterdir()}
+    assert len(pictures) == 13
+    assert "quality.png" in pictures
     text = (tmp_path / "r.md").read_text()
     assert "40 images" in text
     assert "By class" not in text

@@ -276,3 +276,34 @@ def test_a_tensor_behind_the_objective_is_refused():
     behind = graph.add("Relu", y)
     with pytest.raises(ModelError, match="does not depend on tensor"):
         attach_gradient(graph, {y: graph.constant(np.ones((1, 4)))}, [behind])
+
+
+def test_several_objectives_over_one_forward_pass_are_each_alone():
+    """A batch of cotangents over a forward pass of one image: every rule that knows shapes is on the way."""
+    rng = np.random.default_rng(0)
+    seeds = rng.standard_normal((3, 4)).astype(np.float32)
+
+    def gradient_of(cotangents):
+        graph = Graph()
+        x = graph.input("x", FLOAT, (1, 6, 8, 8))
+        scaled = graph.add("Mul", x, graph.constant(rng_values(1, 6, 1, 1)))
+        shifted = graph.add("Add", graph.add("LRN", scaled, size=3, alpha=0.5), graph.constant(rng_values(6, 1, 1)))
+        joined = graph.add("Add", graph.add("Relu", shifted), graph.add("Sub", scaled, graph.constant(0.5)))
+        pooled = graph.add("MaxPool", joined, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
+        flat = graph.add("Reshape", pooled, graph.constant([1, 6, 16], np.int64))
+        mean = graph.add("ReduceMean", flat, graph.constant([2], np.int64), keepdims=0)
+        mean = graph.add("Add", mean, graph.add("Flatten", graph.add("GlobalAveragePool", pooled)))
+        y = graph.add("Gemm", mean, graph.constant(rng_values(4, 6)), transB=1)
+        seed = graph.constant(cotangents)
+        graph.output(attach_gradient(graph, {y: seed}, [x])[x], "gradient")
+        return OpenVinoEngine(graph.model(), "fp32").infer({"x": rng_values(1, 6, 8, 8)})["gradient"]
+
+    together = gradient_of(seeds)
+    assert together.shape == (3, 6, 8, 8)
+    alone = np.concatenate([gradient_of(seed[None]) for seed in seeds])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def rng_values(*shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)

@@ -1,13 +1,14 @@
 """Files appear whole or not at all, and carry the source's timestamps."""
 
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from engines.base import OutputError, SourceError
-from engines.localizer import Localization
+from engines.localizer import Detection, Localization
 from realtime.frames import Frame, FrameRecord
 from realtime.overlay import PREDICTED_BGR, TRUTH_BGR, draw, heat_map
 from realtime.sinks import JsonlSink, VideoSink, fitted
@@ -96,6 +97,32 @@ def test_drawing_fits_any_frame(size):
         colours = {tuple(int(v) for v in pixel) for pixel in result.reshape(-1, 3)}
         assert PREDICTED_BGR in colours
         assert TRUTH_BGR in colours
+
+
+def test_every_detection_is_drawn_the_first_one_thicker():
+    """At 480 px a unit is 2 px: the main box is 4 px thick, another one 2 px."""
+    image = np.full((480, 480, 3), 128, np.uint8)
+    boxes = ((20.0, 100.0, 120.0, 300.0), (200.0, 100.0, 300.0, 300.0))
+    detections = tuple(Detection(box, i, f"class {i}", 0.5) for i, box in enumerate(boxes))
+    found = Localization(boxes[0], 0, "class 0", 0.5, np.zeros((4, 4), np.float32), detections)
+    row = draw(image, found, inset=False)[200]
+    red = np.flatnonzero((row == PREDICTED_BGR).all(axis=1))
+    assert {20, 119, 200, 299} <= set(red)
+    assert (red < 60).sum() > ((red >= 190) & (red < 240)).sum() >= 2
+
+
+def test_the_log_lists_detections_only_where_they_are_several():
+    found = Localization((1.0, 2.0, 3.0, 4.0), 0, "a", 0.5, np.zeros((4, 4), np.float32))
+    frame = Frame(np.zeros((8, 8, 3), np.uint8), "s", 0, 0.0, 0, 0.0)
+    assert "detections" not in FrameRecord(frame, found=found).row()
+    one = Detection((1.0, 2.0, 3.0, 4.0), 0, "a", 0.25)
+    assert "detections" not in FrameRecord(frame, found=replace(found, detections=(one,))).row()
+    two = FrameRecord(frame, found=replace(found, detections=(one, replace(one, class_index=1, class_name="b")))).row()
+    assert [each["class_name"] for each in two["detections"]] == ["a", "b"]
+    assert two["detections"][0] == {
+        "class_id": 0, "class_name": "a", "score": 0.25, "x0": 1.0, "y0": 2.0, "x1": 3.0, "y1": 4.0,
+    }  # fmt: skip
+    assert (two["x0"], two["score"]) == (1.0, 0.5)
 
 
 def test_the_heat_map_is_brightest_where_the_map_is():

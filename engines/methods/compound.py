@@ -1,0 +1,119 @@
+"""An engine made of several: what a search over an image is, seen from outside.
+
+A method that needs more than one call is still one ``Engine``: the first graph takes the image, the others are asked while
+its answer is read. So sources, frame loop, drawing, logs and evaluation need not know of it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from engines.base import Array, Engine, EngineError, TensorSpec, Ticket, check_feeds
+
+Compile = Callable[[onnx.ModelProto], Engine]
+NOBODY = -1
+DETECTION_WIDTH = 6
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object: its box in fractions of width and height, its class, its score."""
+
+    box_xyxy: tuple[float, ...]
+    class_index: int
+    score: float
+
+
+class CompoundEngine(ABC):
+    """See ``engines.base.Engine``; one image a call.
+
+    Outputs: as of ``engines.build.build_graph``, and ``detections`` float32 ``[1, objects, 6]``: x0, y0, x1, y1 in 0..1, class
+    and score of each object, best first; class -1 where there are fewer.
+
+    Args:
+        first: takes the image and the wanted class.
+        others: asked by ``search``.
+        map_shape: of the map that ``search`` gives, (h, w).
+        objects: how many detections at most.
+
+    Attributes:
+        calls: how many engine calls were made since the engine was opened.
+    """
+
+    def __init__(
+        self, first: Engine, others: Sequence[Engine], map_shape: tuple[int, int], objects: int, metadata: Mapping[str, str]
+    ) -> None:
+        self.backend, self.precision, self.device = first.backend, first.precision, first.device
+        self.inputs, self.slots, self.metadata = first.inputs, first.slots, metadata
+        self.outputs: tuple[TensorSpec, ...] = (
+            TensorSpec("class_index", np.dtype(np.int64), (1,)),
+            TensorSpec("score", np.dtype(np.float32), (1,)),
+            TensorSpec("map", np.dtype(np.float32), (1, *map_shape)),
+            TensorSpec("box_xyxy", np.dtype(np.float32), (1, 4)),
+            TensorSpec("detections", np.dtype(np.float32), (1, objects, DETECTION_WIDTH)),
+        )
+        self.calls = 0
+        self._first, self._others, self._objects = first, tuple(others), objects
+
+    @abstractmethod
+    def search(self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]) -> tuple[list[Found], NDArray[np.float32]]:
+        """Find the objects of one image.
+
+        Args:
+            outputs: of the first graph.
+            feeds: what it was given.
+
+        Returns:
+            (the objects, best first, at least one; the map ``[h, w]``).
+        """
+
+    def submit(self, feeds: Mapping[str, Array]) -> Ticket:
+        """See ``engines.base.Engine.submit``: starts the first graph."""
+        check_feeds(self.inputs, feeds)
+        self.calls += 1
+        return self._first.submit(feeds), feeds
+
+    def collect(self, ticket: Ticket) -> dict[str, Array]:
+        """See ``engines.base.Engine.collect``: the search itself is done here."""
+        inner, feeds = ticket
+        outputs = self._first.collect(inner)
+        found, map_hw = self.search(outputs, feeds)
+        rows = np.full((1, self._objects, DETECTION_WIDTH), 0, np.float32)
+        rows[:, :, 4] = NOBODY
+        for place, each in enumerate(found[: self._objects]):
+            rows[0, place] = [*each.box_xyxy, each.class_index, each.score]
+        return {
+            "class_index": outputs["class_index"], "score": outputs["score"], "map": map_hw[None].astype(np.float32),
+            "box_xyxy": np.array([found[0].box_xyxy], np.float32), "detections": rows,
+        }  # fmt: skip
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See ``engines.base.Engine.infer``."""
+        return self.collect(self.submit(feeds))
+
+    def ask(self, engine: Engine, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one of the others, counted."""
+        self.calls += 1
+        return engine.infer(feeds)
+
+    def close(self) -> None:
+        """See ``engines.base.Engine.close``."""
+        for engine in (self._first, *self._others):
+            engine.close()
+
+
+def known_layer(layers: Mapping[str, str], usual: Mapping[str, str], network: str, wanted: str | None) -> str:
+    """The layer that is asked for, or the usual one of a network.
+
+    Raises:
+        EngineError: the network has no such layer, or none is known for it.
+    """
+    layer = wanted or usual.get(network)
+    if layer in layers:
+        return str(layer)
+    reason = f"has no layer '{layer}'" if layer else "has no usual layer for this method: name one with --layer"
+    raise EngineError(f"{network} {reason}; it has {', '.join(layers)}")
