@@ -175,7 +175,7 @@ class Feed:
                 source = open_source(self._specs[place], self._options)
                 again = source.live  # an address may be that of a file
                 reading.read(source)
-                connection.trouble = f"{connection.spec} ended" if again else ""
+                connection.trouble = f"{connection.spec} ended" if again and not self._inbox.closed.is_set() else ""
             except SourceError as error:
                 if not again:
                     raise
