@@ -277,7 +277,7 @@ def test_what_is_looked_for_and_drawn_changes_while_it_runs(tmp_path):
         first = run.hub.wait_newer("clip")
         assert first.record.found.class_name == "thing"
         run.hub.look_for("other")
-        run.hub.change(heat_map=False)
+        run.hub.change(heat_map="off")
         later = run.hub.wait_newer("clip", first.number + 3)
         assert later.record.found.class_name == "other"
         corner = (slice(-24, -6), slice(-32, -6))
