@@ -10,7 +10,7 @@ import pytest
 from engines.base import OutputError, SourceError
 from engines.localizer import Detection, Localization
 from realtime.frames import Frame, FrameRecord
-from realtime.overlay import PREDICTED_BGR, TRUTH_BGR, draw, heat_map
+from realtime.overlay import PREDICTED_BGR, TRUTH_BGR, Look, draw, heat_map
 from realtime.sinks import JsonlSink, VideoSink, fitted
 from tests.realtime.media import picture, timestamps_s
 
@@ -105,7 +105,7 @@ def test_every_detection_is_drawn_the_first_one_thicker():
     boxes = ((20.0, 100.0, 120.0, 300.0), (200.0, 100.0, 300.0, 300.0))
     detections = tuple(Detection(box, i, f"class {i}", 0.5) for i, box in enumerate(boxes))
     found = Localization(boxes[0], 0, "class 0", 0.5, np.zeros((4, 4), np.float32), detections)
-    row = draw(image, found, inset=False)[200]
+    row = draw(image, found, look=Look(heat_map="off"))[200]
     red = np.flatnonzero((row == PREDICTED_BGR).all(axis=1))
     assert {20, 119, 200, 299} <= set(red)
     assert (red < 60).sum() > ((red >= 190) & (red < 240)).sum() >= 2
