@@ -171,5 +171,5 @@ def _sweep(result: dict[str, Any]) -> "Figure":
         axes.margins(x=0.08)
         axes.legend(loc="upper left", frameon=False, fontsize=9)
         _plain(axes)
-    figure.suptitle(f"{sweep['network']} {sweep['precision']}, engine only, map at the pixels", fontsize=12)
+    figure.suptitle(f"{sweep['network']} {sweep['precision']}, engine only, map at {sweep['layer']}", fontsize=12)
     return figure

@@ -69,7 +69,7 @@ def roofline_table(roofline: dict[str, Any]) -> Group:
 
 def sweep_table(sweep: dict[str, Any]) -> Group:
     """Cost of an image against input size and batch."""
-    title = f"{sweep['network']} {sweep['precision']}, engine only, map at the pixels"
+    title = f"{sweep['network']} {sweep['precision']}, engine only, map at {sweep['layer']}"
     table = Table(title=title, title_justify="left")
     for column in ("size px", "batch", "ms per image", "p90"):
         table.add_column(column, justify="right")
