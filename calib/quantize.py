@@ -16,7 +16,7 @@ from engines.backends.openvino import OpenVinoEngine
 from engines.base import EngineError, SourceError
 from engines.boxes import iou
 from engines.build import assemble, build_graph
-from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify
+from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify, correlation
 from engines.classifiers import Classifier
 from engines.graph import Graph
 from engines.head import Head
@@ -112,7 +112,7 @@ class Calibrator:
         pairs = list(zip(self._true, found, strict=True))
         boxes = [(t.box_xyxy_px, f.box_xyxy_px) for t, f in pairs] if isinstance(self.head, Head) else []
         overlaps = [float(iou(np.array(t), np.array(f))) for t, f in boxes] or [1.0]
-        maps = [_correlation(_cells(t.map_hw), _cells(f.map_hw)) for t, f in pairs]
+        maps = [correlation(_cells(t.map_hw), _cells(f.map_hw)) for t, f in pairs]
         same = [t.class_index == f.class_index for t, f in pairs]
         return Harm(float(np.median(maps)), float(np.median(overlaps)), float(np.mean(same)))
 
@@ -215,7 +215,3 @@ def _cells(map_hw: np.ndarray) -> np.ndarray:
     height, width = (n // side * side for n in map_hw.shape)
     blocks = map_hw[:height, :width].reshape(height // side, side, width // side, side)
     return np.asarray(blocks.mean(axis=(1, 3)), np.float64)
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0

@@ -121,7 +121,7 @@ def certify(
     limits = thresholds or Thresholds()
     result = Certificate(
         {}, _words(reference), _words(candidate), len(frames), _box_iou_p5(true, found),
-        _p5([_correlation(t.map_hw, f.map_hw) for t, f in zip(true, found, strict=True)]),
+        _p5([correlation(t.map_hw, f.map_hw) for t, f in zip(true, found, strict=True)]),
         float(np.mean([t.class_index == f.class_index for t, f in zip(true, found, strict=True)])),
         _change(found), _change(true), limits,
     )  # fmt: skip
@@ -168,7 +168,7 @@ def _p5(values: Sequence[float]) -> float:
     return float(np.percentile(np.nan_to_num(values), 5))
 
 
-def _correlation(a_hw: Array, b_hw: Array) -> float:
+def correlation(a_hw: Array, b_hw: Array) -> float:
     """Pearson's correlation of two maps; 0 where one has no contrast or is not finite."""
     a, b = (x.astype(np.float64).ravel() - x.astype(np.float64).mean() for x in (a_hw, b_hw))
     norm = np.sqrt((a @ a) * (b @ b))
@@ -180,7 +180,7 @@ def _change(found: Sequence[Localization]) -> float:
     maps = [f.map_hw for f in found]
     if not all(np.isfinite(m).all() and np.ptp(m) > 0 for m in maps):
         return 0.0
-    return float(np.mean([1 - _correlation(a, b) for a, b in pairwise(maps)]))
+    return float(np.mean([1 - correlation(a, b) for a, b in pairwise(maps)]))
 
 
 def certificate_path(engine: Path) -> Path:

@@ -13,6 +13,7 @@ from engines.cache import EngineKey, engines_dir, find_engine, graph_digest
 from engines.certificate import certificate_path, load_certificate, require, status
 from engines.cuda import probe_gpu
 from engines.half import to_half
+from engines.quantize import is_quantized
 from engines.turing import products_as_convolutions
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -45,7 +46,7 @@ def typed_graph(model: onnx.ModelProto, precision: str, library: str, sm: str) -
     Raises:
         EngineError: int8 is asked for, and the graph has no scales.
     """
-    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    quantized = is_quantized(model)
     if quantized != (precision == "int8"):
         raise EngineError(f"a graph {'with' if quantized else 'without'} 8-bit scales cannot be built in {precision}")
     typed = to_half(model) if precision == "fp16" else model

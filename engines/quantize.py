@@ -84,6 +84,11 @@ def load_quantization(path: Path) -> Quantization:
         raise ModelError(f"{what}; make one with 'calibrate'") from error
 
 
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether a graph has 8-bit pairs."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
 def layers(graph: Graph) -> list[onnx.NodeProto]:
     """The nodes that can be quantized, in order: convolutions and matrix products with constant weights, both ways."""
     return [node for node in graph.nodes if node.op_type in QUANTIZED and node.input[1] in graph.constants]

@@ -11,6 +11,7 @@ import onnx
 import openvino as ov
 
 from engines.base import Array, EngineError, TensorSpec, Ticket, check_feeds
+from engines.quantize import is_quantized
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What each computes in that is not an 8-bit layer: beside those, fp32 costs no more than bf16 (measured), and is truer."""
@@ -102,7 +103,7 @@ class OpenVinoEngine:
 
 def _checked_precision(model: onnx.ModelProto, precision: str, core: ov.Core) -> str:
     """What ``precision`` comes to for this graph on this processor."""
-    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    quantized = is_quantized(model)
     if precision == "auto":
         return "int8" if quantized else best_precision(core)
     if precision not in PRECISIONS:
