@@ -203,7 +203,7 @@ def build(
     "   ·   sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8"
     "   ·   sightline bench compare before.json after.json   ·   sightline bench --screen 0 --seconds 20"
 )
-@takes_choice("weights", "method", "head", "size_px")
+@takes_choice("weights", "method", "head", "size_px", "backend", "precision")
 def bench(
     what: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE] | compare A.json B.json", show_default=False, help=(
         "What to run end to end, demo:300 unless told (a file called compare: ./compare). Or two results of --json to compare."

@@ -36,8 +36,8 @@ def bench_end_to_end(choice: Choice, source: str, seconds: float, console: Conso
         ``warm_up_calls``, ``stability``, ``source``, ``engine``, ``machine``; every frame's times).
     """
     localizer = open_localizer(choice, streams=0)
-    warm_up(localizer)
-    with console.status(f"{source}: until {FRAMES}, {seconds:g} s at most ..."):
+    with closing(localizer.engine), console.status(f"{source}: until {FRAMES}, {seconds:g} s at most ..."):
+        warm_up(localizer)
         neighbours = Neighbours()
         run, intervals_ms, passes, stable = _repeated(source, localizer, seconds, time.perf_counter)
     summary = run.summary()

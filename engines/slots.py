@@ -4,13 +4,14 @@ Each slot has one block of host memory and one of device memory for all inputs, 
 frame is one copy to the device and one back, however many tensors there are.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from engines.base import Array, EngineError, TensorSpec
+from engines.base import Array, EngineError, TensorSpec, check_feeds
 
 ALIGNMENT = 256  # bytes: what cudaMalloc aligns to, and TensorRT expects of every tensor
 
@@ -97,6 +98,88 @@ class Ring:
     def release(self) -> None:
         """Free the slot that was taken first."""
         self._free.append(self._busy.popleft())
+
+
+@dataclass(frozen=True)
+class GpuTimes:
+    """What one call took on the GPU, in trtexec's terms: milliseconds between events on its stream.
+
+    Attributes:
+        h2d_ms: inputs, from pinned memory to the device.
+        compute_ms: the graph.
+        d2h_ms: outputs, from the device to pinned memory.
+    """
+
+    h2d_ms: float
+    compute_ms: float
+    d2h_ms: float
+
+
+class SlottedEngine(ABC):
+    """The calls of ``engines.base.Engine`` for an engine whose slots take turns.
+
+    Args:
+        slots: how many calls may be under way.
+
+    Attributes:
+        times: of the call that was collected last; None before, and where no GPU measures them.
+        backend, precision, device, inputs, slots: see ``engines.base.Engine``.
+    """
+
+    backend: str
+    precision: str
+    device: str
+    inputs: tuple[TensorSpec, ...]
+    times: GpuTimes | None = None
+
+    def __init__(self, slots: int) -> None:
+        self._ring = Ring(slots)
+        self.slots = slots
+
+    def submit(self, feeds: Mapping[str, Array]) -> int:
+        """Start a call. See ``engines.base.Engine.submit``."""
+        check_feeds(self.inputs, feeds)
+        self._check_usable()
+        place = self._ring.take()
+        try:
+            self._start(place, feeds)
+        except BaseException:
+            self._ring.undo()
+            raise
+        return place
+
+    def collect(self, ticket: int) -> dict[str, Array]:
+        """Wait for a call. See ``engines.base.Engine.collect``."""
+        self._check_usable()
+        if ticket != self._ring.oldest():
+            raise EngineError("results are collected in the order in which they were submitted: collect the older one first")
+        try:
+            return self._finish(ticket)
+        finally:
+            self._ring.release()
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See ``engines.base.Engine.infer``."""
+        self._check_usable()
+        if self._ring.waiting:
+            raise EngineError("a submitted call is not collected yet: collect it before 'infer'")
+        return self.collect(self.submit(feeds))
+
+    @abstractmethod
+    def close(self) -> None:
+        """See ``engines.base.Engine.close``."""
+
+    @abstractmethod
+    def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
+        """Put a call on its way in that slot; the feeds fit and are read before it comes back."""
+
+    @abstractmethod
+    def _finish(self, place: int) -> dict[str, Array]:
+        """Wait for that slot's call; its outputs, the caller's to keep. Sets ``times`` where it can."""
+
+    @abstractmethod
+    def _check_usable(self) -> None:
+        """Raise EngineError where the engine is closed, or this is not the thread that may use it."""
 
 
 def check_tensors(
