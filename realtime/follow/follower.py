@@ -1,0 +1,195 @@
+"""One object, followed: where to look next, what the answer means, how sure that is. Pure: images and answers in, boxes out."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.boxes import iou
+from engines.localizer import ImageBgr, Localization
+from realtime.follow.memory import Memory
+from realtime.follow.motion import Map, Motion, Step
+from realtime.follow.trust import Trust, signs_of
+from realtime.frames import BoxPx
+
+SEARCHING, FOLLOWING, WIDENED, LOST = "searching", "following", "widened", "lost"
+SURE_STATES = (FOLLOWING, WIDENED)
+SCALE = {SEARCHING: 2.0, FOLLOWING: 1.6, WIDENED: 2.4, LOST: 2.4}
+"""The window is the box, so much larger a side."""
+LEAST_WINDOW_PX = 32
+LEAD_FRAMES = 4
+LOOK_AROUND = {SEARCHING: 2, FOLLOWING: 8, WIDENED: 4, LOST: 2}
+"""The whole frame is looked at in the first few frames, and then in one of so many, so that no better object is missed."""
+SURE, UNSURE, HOPELESS = 0.5, 0.4, 0.15
+PATIENCE_FRAMES = 6
+"""So many boxes in a row that are hopeless, and the object is lost."""
+SHORT_LOSS_S = 2.0
+"""An object that is found again within that time keeps its number."""
+CALM = 0.35
+"""Share of the way that the calm box goes to each new one, once the object's own motion is taken off."""
+ANOTHER_IOU = 0.2
+
+
+@dataclass(frozen=True)
+class Track:
+    """What following adds to an answer.
+
+    Attributes:
+        state: ``searching`` (nothing is known yet), ``following``, ``widened`` (not sure: a larger window), ``lost``.
+        window_xyxy_px: what the engine saw of the frame.
+        confidence: probability that the box is right (IoU over 0.5).
+        track_id: counts objects from 1; 0 while none is followed.
+        raw_xyxy_px: the box before it was calmed; None without one.
+    """
+
+    state: str
+    window_xyxy_px: BoxPx
+    confidence: float
+    track_id: int
+    raw_xyxy_px: BoxPx | None
+
+
+@dataclass
+class _Pending:
+    """A frame whose answer is awaited; ``votes`` of before it, where they are known already."""
+
+    step: Step
+    window_px: BoxPx
+    whole: bool
+    pts_s: float
+    begun: int
+    votes: Map | None
+
+
+class Follower:
+    """Follows one object through the frames of one source, all of one size.
+
+    ``window`` is called for each frame in turn, ``update`` with each answer, in the same order; several frames may be under
+    way. The windows of those behind are then chosen by what was known when they set out, carried along with the motion.
+
+    Args:
+        width_px, height_px: of the frames.
+        trust: says how sure a box is.
+        selected_px: the box to follow from the first frame on; None for what is found.
+
+    Attributes:
+        state: see ``Track``.
+        track_id: likewise.
+    """
+
+    def __init__(self, width_px: int, height_px: int, trust: Trust, selected_px: BoxPx | None = None) -> None:
+        self.state, self.track_id = SEARCHING, 0
+        self._size_px, self._trust, self._selected_px = (width_px, height_px), trust, selected_px
+        self._motion = Motion(width_px, height_px)
+        self._memory = Memory(self._motion, width_px, height_px)
+        self._settled = self._ahead = self._memory.empty
+        self._pending: deque[_Pending] = deque()
+        self._begun, self._hopeless, self._ids, self._last_sure_s = 0, 0, 0, -math.inf
+        self._calm: NDArray[np.float64] | None = None
+
+    def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx:
+        """Where to look in the next frame: whole pixels, inside it."""
+        step, alone = self._motion.step(image_bgr), not self._pending
+        self._begun = 0 if step.cut or step.blank else self._begun + 1
+        self._ahead, known = self._memory.carried(self._ahead, step, self._near), alone
+        if self._selected_px is not None and not step.blank:  # the user's first frame
+            self._ahead, known = self._memory.marked(self._selected_px), True
+            self._selected_px, self._begun = None, LEAD_FRAMES + 1
+        box = self._memory.box(self._ahead, self._near)
+        whole = box is None or self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
+        window = (0.0, 0.0, *map(float, self._size_px)) if whole or box is None else self._around(box)
+        self._pending.append(_Pending(step, window, whole, pts_s, self._begun, self._ahead if known else None))
+        return window
+
+    def update(self, found: Localization) -> tuple[Localization, Track]:
+        """Take the answer for the oldest frame that is awaited.
+
+        Args:
+            found: as read in the window: box in the window's pixels, map over the window.
+
+        Returns:
+            (the same in the frame's pixels, with the followed box and the map in its place; what following adds).
+        """
+        now = self._pending.popleft()
+        votes = self._memory.carried(self._settled, now.step, self._near) if now.votes is None else now.votes
+        if now.step.blank or found.box_xyxy_px is None:
+            self._settled, confidence, raw = votes, 0.0, None
+        else:
+            said = _moved(found.box_xyxy_px, now.window_px)
+            expected = self._expected(now.step)
+            self._settled = self._memory.voted(votes, found.map_hw, said, now.window_px, now.whole)
+            raw = self._memory.box(self._settled, self._near) or said
+            self._calm = _calmed(raw, expected)
+            signs = signs_of(
+                self._memory, self._settled, now.step.evidence, self._box, said, expected, found.score, now.begun
+            )  # fmt: skip
+            confidence = self._trust(signs)
+        self._settle(now, confidence, found)
+        self._ahead = self._settled
+        for later in self._pending:
+            self._ahead = self._memory.carried(self._ahead, later.step, self._near) if later.votes is None else later.votes
+        track = Track(self.state, now.window_px, confidence, self.track_id, raw)
+        map_hw = self._memory.placed(found.map_hw, now.window_px)
+        return replace(found, box_xyxy_px=None if self._calm is None else self._box, map_hw=map_hw), track
+
+    @property
+    def _box(self) -> BoxPx:
+        """The calm box, inside the frame."""
+        assert self._calm is not None
+        width, height = self._size_px
+        x0, y0, x1, y1 = (float(edge) for edge in np.clip(self._calm, 0, [width, height, width, height]))
+        return x0, y0, x1, y1
+
+    @property
+    def _near(self) -> BoxPx | None:
+        """Where the object that is followed was last."""
+        return self._box if self._calm is not None and self.state in SURE_STATES else None
+
+    def _around(self, box_px: BoxPx) -> BoxPx:
+        """The window around a box, shifted into the frame."""
+        edges: list[tuple[int, int]] = []
+        for low, high, size in zip(box_px[:2], box_px[2:], self._size_px, strict=True):
+            length = min(max((high - low) * SCALE[self.state], LEAST_WINDOW_PX), size)
+            start = min(max((low + high - length) / 2, 0), size - length)
+            edges.append((round(start), round(start + length)))
+        (x0, x1), (y0, y1) = edges
+        return float(x0), float(y0), float(x1), float(y1)
+
+    def _expected(self, step: Step) -> NDArray[np.float64] | None:
+        """The calm box of the last frame, carried along."""
+        if self._calm is None or step.flow is None:
+            return None
+        return self._calm + np.tile(self._memory.shift_px(self._settled, step, self._box), 2)
+
+    def _settle(self, now: _Pending, confidence: float, found: Localization) -> None:
+        """What state that makes."""
+        del found
+        active = self.state in SURE_STATES
+        self._hopeless = self._hopeless + 1 if confidence < HOPELESS else 0
+        if now.step.blank or (active and (now.step.cut or self._hopeless >= PATIENCE_FRAMES)):
+            self.state = LOST if self._ids else SEARCHING
+        elif confidence >= SURE and (active or now.begun > LEAD_FRAMES):
+            if not active and now.pts_s - self._last_sure_s > SHORT_LOSS_S:
+                self._ids += 1
+            self.state = FOLLOWING
+        elif active and confidence < UNSURE:
+            self.state = WIDENED
+        if self.state in SURE_STATES:
+            self._last_sure_s = now.pts_s
+        self.track_id = self._ids if self.state in SURE_STATES else 0
+
+
+def _moved(box_px: BoxPx, window_px: BoxPx) -> BoxPx:
+    """From the window's pixels to the frame's."""
+    x, y = window_px[:2]
+    return box_px[0] + x, box_px[1] + y, box_px[2] + x, box_px[3] + y
+
+
+def _calmed(raw_px: BoxPx, expected: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Between where the box should be and where it was found; a box that is elsewhere altogether is taken as it is."""
+    raw = np.asarray(raw_px, np.float64)
+    if expected is None or iou(raw, expected) < ANOTHER_IOU:
+        return raw
+    return np.asarray(expected + CALM * (raw - expected))
