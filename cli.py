@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from calib import bench as benches
-from calib import bench_screen as glass
 from calib import calibrate as calibration
 from calib import certified
 from calib import finetune as finetuning
-from calib.bench_compare import print_comparison
-from calib.bench_plots import plot_bench
-from calib.bench_report import print_bench
+from calib.bench import run as benches
+from calib.bench import screen as glass
+from calib.bench.compare import print_comparison
+from calib.bench.plots import plot_bench
+from calib.bench.report import print_bench
 from calib.choose import OPTIONS, DataChoice, load_chosen
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
 from engines.base import SightlineError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib.bench_gpu import bench_gpu
+from calib.bench.gpu import bench_gpu
 from calib.certified import BuildChoice, build_chosen_engine
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.tensorrt import TensorRtEngine, load_pycuda, load_tensorrt

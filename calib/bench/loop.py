@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from calib.machine import Neighbours, machine
-from calib.stability import WINDOW_FRAMES, Rule, mean, window_values
+from calib.bench.machine import Neighbours, machine
+from calib.bench.stability import WINDOW_FRAMES, Rule, mean, window_values
 from engines.choose import Choice, open_localizer
 from engines.localizer import ImageBgr, Localizer
 from realtime.frames import FrameRecord

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from calib.bench_loop import WARM_UP_CALLS
-from calib.bench_peers import Call
-from calib.machine import Neighbours
-from calib.stability import WINDOW_ROUNDS, Rule, until_settled, window_values
+from calib.bench.loop import WARM_UP_CALLS
+from calib.bench.machine import Neighbours
+from calib.bench.peers import Call
+from calib.bench.stability import WINDOW_ROUNDS, Rule, until_settled, window_values
 from engines.base import Array, Engine
 from realtime.latency import percentiles
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from calib.bench_peers import forward_graph
-from calib.machine import Neighbours, large_convolution, large_product
-from calib.roofline import Peaks, Work, count_work, multiply_adds, roofline_point, tensor_shapes
+from calib.bench.machine import Neighbours, large_convolution, large_product
+from calib.bench.peers import forward_graph
+from calib.bench.roofline import Peaks, Work, count_work, multiply_adds, roofline_point, tensor_shapes
 from engines.build import build_graph
 from engines.classifiers import load_classifier
 

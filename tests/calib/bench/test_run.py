@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib import bench
-from calib.bench_loop import bench_end_to_end
-from calib.bench_peers import PEERS
-from calib.bench_plots import plot_bench
-from calib.bench_report import print_bench
-from calib.roofline import count_work
+from calib.bench import run as bench
+from calib.bench.loop import bench_end_to_end
+from calib.bench.peers import PEERS
+from calib.bench.plots import plot_bench
+from calib.bench.report import print_bench
+from calib.bench.roofline import count_work
 from engines.choose import Choice
 from engines.classifiers import load_classifier
 from tests.realtime.media import write_images
@@ -45,8 +45,8 @@ def result(tmp_path_factory):
     """A bench of a tiny network, with everything but the compiler; (result, pictures)."""
     others = {name: make for name, make in PEERS.items() if "compile" not in name}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calib.bench_peers.PEERS", others)
-        patch.setattr("calib.machine.PEAK_S", 0.02)
+        patch.setattr("calib.bench.peers.PEERS", others)
+        patch.setattr("calib.bench.machine.PEAK_S", 0.02)
         found, run = bench.bench("demo:20", [TINY], 0.2, QUIET, sizes_px=[32, 64], batches=[1, 2])
     folder = tmp_path_factory.mktemp("plots") / "deep"
     return found, plot_bench(found, run, folder)

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from rich.console import Console
 
-from calib.bench_gpu import GPU_BACKENDS, bench_gpu
-from calib.bench_loop import WARM_UP_CALLS, bench_end_to_end
-from calib.bench_peers import Call, Task, peers
-from calib.bench_turns import engine_call, row_of, take_turns
-from calib.machine import measure_peaks
+from calib.bench.gpu import GPU_BACKENDS, bench_gpu
+from calib.bench.loop import WARM_UP_CALLS, bench_end_to_end
+from calib.bench.machine import measure_peaks
+from calib.bench.peers import Call, Task, peers
+from calib.bench.roofline import Peaks, Work, count_work, roofline_point
+from calib.bench.turns import engine_call, row_of, take_turns
 from calib.quantize import rough_quantization
-from calib.roofline import Peaks, Work, count_work, roofline_point
 from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.base import Engine, SightlineError
 from engines.build import WANTED_CLASS, build_graph

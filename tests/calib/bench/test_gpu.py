@@ -5,10 +5,11 @@ import json
 import pytest
 from rich.console import Console
 
-from calib import bench, bench_gpu
-from calib.bench_compare import changes
-from calib.bench_plots import plot_bench
-from calib.bench_report import print_bench
+from calib.bench import gpu as bench_gpu
+from calib.bench import run as bench
+from calib.bench.compare import changes
+from calib.bench.plots import plot_bench
+from calib.bench.report import print_bench
 from engines.backends import tensorrt_build
 from engines.base import EngineError
 from engines.choose import Choice, build_chosen

@@ -5,7 +5,7 @@ from itertools import chain, cycle, repeat
 import numpy as np
 import pytest
 
-from calib.stability import Rule, mean, notch, spread, until_settled, window_values
+from calib.bench.stability import Rule, mean, notch, spread, until_settled, window_values
 
 RULE = Rule(4, "rounds", 0.05)
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from calib import bench
-from calib.bench_compare import changes, compare, load_bench
-from calib.bench_peers import PEERS
+from calib.bench import run as bench
+from calib.bench.compare import changes, compare, load_bench
+from calib.bench.peers import PEERS
 from engines.base import SightlineError, SourceError
 from engines.choose import Choice
 from tests.test_cli import command, refused

@@ -6,7 +6,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from calib.bench_gpu import gpu_table
+from calib.bench.gpu import gpu_table
 from realtime.latency import latency_table
 
 CROWDED = 0.05

@@ -22,12 +22,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from calib.bench_loop import WARM_UP_CALLS
-from calib.bench_peers import Call, forward_graph
-from calib.bench_turns import row_of, take_turns
-from calib.gpu_clocks import GpuClocks
-from calib.machine import Neighbours
-from calib.stability import WINDOW_FRAMES, Rule, until_settled
+from calib.bench.gpu_clocks import GpuClocks
+from calib.bench.loop import WARM_UP_CALLS
+from calib.bench.machine import Neighbours
+from calib.bench.peers import Call, forward_graph
+from calib.bench.stability import WINDOW_FRAMES, Rule, until_settled
+from calib.bench.turns import row_of, take_turns
 from engines.base import Array, EngineError
 from engines.build import WANTED_CLASS
 from engines.choose import Choice, open_localizer
@@ -72,7 +72,7 @@ def bench_gpu(choice: Choice, batches: Sequence[int], seconds: float, console: C
         console: for progress.
 
     Returns:
-        As ``calib.bench.bench_engine``, and ``gpu``: for each batch what ``time_calls`` gives, ``batch``, ``images_per_s``,
+        As ``calib.bench.run.bench_engine``, and ``gpu``: for each batch what ``time_calls`` gives, ``batch``, ``images_per_s``,
         ``device`` and ``clocks`` (see ``GpuClocks.report``).
 
     Raises:
@@ -190,8 +190,8 @@ TORCH_PEERS = (
 
 
 def torch_peer(classifier: Classifier, image_nhwc_bgr: Array, dtype: str, method: str) -> Call:
-    """One of ``calib.bench_torch.TorchPeers``'s calls on the GPU."""
-    from calib.bench_torch import TorchPeers  # only where PyTorch is installed
+    """One of ``calib.bench.torch_peers.TorchPeers``'s calls on the GPU."""
+    from calib.bench.torch_peers import TorchPeers  # only where PyTorch is installed
 
     call: Call = getattr(TorchPeers(classifier, image_nhwc_bgr, "cuda", dtype), method)()
     return call

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from calib.stability import notch
+from calib.bench.stability import notch
 from engines.base import SourceError
 
 LEAST_CHANGE = 0.03
