@@ -27,6 +27,8 @@ from engines.options import ENGINE, NETWORK, takes, takes_choice
 from realtime import batch as batches
 from realtime import doctor as doctors
 from realtime import live
+from realtime.follow.following import WHOLE_FRAMES
+from realtime.follow.options import FollowOptions, takes_follow
 from realtime.latency import latency_table
 from realtime.opening import open_within
 from realtime.options import StreamOptions, takes_stream
@@ -63,32 +65,35 @@ def demo(
     _report(batches.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
-@app.command(epilog="Example:  sightline batch holiday.mp4 photos/ --out out")
+@app.command(epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch holiday.mp4 --follow")
 @takes_choice(*ENGINE, "wanted_class")
+@takes_follow
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
     out: Out = Path("out"),
     video: Annotated[bool, typer.Option(help="Write the annotated video, or only the data.")] = True,
-    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
-    localizer = open_within(choice, budget_ms, console, streams=0)
-    _report(batches.process_all(sources, out, localizer, console, video), as_json)
+    localizer = open_within(following.applied(choice), budget_ms, console, streams=0)
+    _report(batches.process_all(sources, out, localizer, console, video, following), as_json)
 
 
 @app.command(
     epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33"
-    "   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50"
+    "   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50   ·   sightline stream 0 --follow"
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_stream
+@takes_follow
 def stream(
     sources: Annotated[list[str], typer.Argument(help="Camera numbers, rtsp:// or http(s)://, files, folders, demo:")],
-    options: StreamOptions = AS_USUAL, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    options: StreamOptions = AS_USUAL, following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
-    localizer = open_within(choice, budget_ms, console, batch=options.batch)
-    _report([live.stream(sources, localizer, console, options)], as_json)
+    localizer = open_within(following.applied(choice), budget_ms, console, batch=options.batch)
+    _report([live.stream(sources, localizer, console, options, following)], as_json)
 
 
 @app.command(

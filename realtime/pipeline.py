@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from engines.base import Array, InputError, Ticket
 from engines.localizer import ImageBgr, Localizer
+from realtime.follow.following import Following
 from realtime.frames import FrameRecord
 from realtime.governed import Governed
 from realtime.hub import Settings
@@ -39,7 +40,7 @@ class Live:
 
 def run_frames(
     records: Records, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, under_way: int = 0,
-    live: Live | None = None,
+    live: Live | None = None, following: Following | None = None,
 ) -> Records:  # fmt: skip
     """Localize, draw and write each frame that is not dropped; yields every record when it is finished, in order.
 
@@ -57,10 +58,12 @@ def run_frames(
         live: for live sources, which want each answer soon: one call at once, of the newest frames when the engine is free; it
             gets the next ones before the last ones are drawn, if any wait. A frame that cannot be used fails alone, and frames
             that are under way when the run fails are entered as failed.
+        following: decides what the engine sees of each frame, and what its answer means; None for the whole of it. With several
+            calls under way, a frame's window is chosen before the answers just before it are there.
     """
     governed = localizer if isinstance(localizer, Governed) else None
     most = 1 if live else under_way or localizer.engine.slots
-    loop, pace, drawing = _Loop(records, localizer, run, live), _Pace(run, most), _Drawing(live)
+    loop, pace, drawing = _Loop(records, localizer, run, live, following), _Pace(run, most), _Drawing(live)
     failed_by: BaseException | None = None
     run.start()
     try:
@@ -69,7 +72,7 @@ def run_frames(
             call.collect(run)
             loop.begin_ready()
             while call.records:
-                record = _finish(call, sinks, run, drawing)
+                record = _finish(call, sinks, run, drawing, following)
                 if governed is not None and record.outcome == "shown":
                     governed.finished(record, time.monotonic(), pace.frame_ms())
                 yield record
@@ -124,10 +127,13 @@ class _Call:
 class _Loop:
     """What has begun and is not finished, in order, and how more begins."""
 
-    def __init__(self, records: Records, chosen: Localizer | Governed, run: Run, live: Live | None) -> None:
+    def __init__(
+        self, records: Records, chosen: Localizer | Governed, run: Run, live: Live | None, following: Following | None
+    ) -> None:
         self.begun: deque[_Call] = deque()
         self.failure: Exception | None = None
         self._records, self._chosen, self._run, self._live, self._more = records, chosen, run, live, True
+        self._following = following
 
     def begin(self, most: int) -> bool:
         """Wait for frames and hand them over, until ``most`` calls have begun or the source ends; False if none is left."""
@@ -200,7 +206,7 @@ class _Loop:
             InputError: it cannot be used.
         """
         try:
-            image = localizer.prepare(record.frame.image_bgr)
+            image = localizer.prepare(self._following.view(record) if self._following else record.frame.image_bgr)
         except InputError as error:
             if self._live is None:
                 raise
@@ -210,13 +216,15 @@ class _Loop:
         return [image]
 
 
-def _finish(call: _Call, sinks: Sequence[Sink], run: Run, drawing: "_Drawing") -> FrameRecord:
+def _finish(call: _Call, sinks: Sequence[Sink], run: Run, drawing: "_Drawing", following: Following | None) -> FrameRecord:
     """Take the next frame of a call from the engine's answer, draw, write and count it."""
     record, localizer = call.records[0], call.localizer
     if record.outcome == "shown" and localizer is not None:
         pictures = [sink for sink in sinks if sink.needs_picture]
-        height, width = record.frame.image_bgr.shape[:2]
-        record.found = localizer.read(call.outputs, call.place, width, height)
+        size_px = record.view_px or record.frame.image_bgr.shape[1::-1]
+        record.found = localizer.read(call.outputs, call.place, *size_px)
+        if following is not None:
+            record.found = following.followed(record, record.found)
         call.place += 1
         record.stages_ms["engine"] = (call.found_ns - call.submitted_ns) / 1e6
         picture = drawing.of(record, call.heat_map_every) if pictures else None
@@ -249,6 +257,8 @@ class _Drawing:
         start_ns = record.began_ns["draw"] = time.monotonic_ns()
         assert record.found is not None  # set by _finish
         status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
+        if (track := record.track) is not None:
+            status += f"   {track.state} {track.track_id or ''} {track.confidence:.2f}"
         picture = self._painter.paint(record.frame, record.found, status, self._settings(), heat_map_every)
         record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
         return picture

@@ -12,43 +12,23 @@ from engines.localizer import ImageBgr, Localization
 from realtime.follow.memory import Memory
 from realtime.follow.motion import Map, Motion, Step
 from realtime.follow.trust import Trust, signs_of
-from realtime.frames import BoxPx
+from realtime.frames import BoxPx, Track
 
 SEARCHING, FOLLOWING, WIDENED, LOST = "searching", "following", "widened", "lost"
-SURE_STATES = (FOLLOWING, WIDENED)
-SCALE = {SEARCHING: 2.0, FOLLOWING: 1.6, WIDENED: 2.4, LOST: 2.4}
+HELD = (FOLLOWING, WIDENED)
+SCALE = {SEARCHING: 1.6, FOLLOWING: 1.6, WIDENED: 2.0, LOST: 2.0}
 """The window is the box, so much larger a side."""
 LEAST_WINDOW_PX = 32
 LEAD_FRAMES = 4
-LOOK_AROUND = {SEARCHING: 2, FOLLOWING: 8, WIDENED: 4, LOST: 2}
+LOOK_AROUND = {SEARCHING: 8, FOLLOWING: 8, WIDENED: 8, LOST: 2}
 """The whole frame is looked at in the first few frames, and then in one of so many, so that no better object is missed."""
 SURE, UNSURE, HOPELESS = 0.5, 0.4, 0.15
 PATIENCE_FRAMES = 6
 """So many boxes in a row that are hopeless, and the object is lost."""
 SHORT_LOSS_S = 2.0
 """An object that is found again within that time keeps its number."""
-CALM = 0.35
-"""Share of the way that the calm box goes to each new one, once the object's own motion is taken off."""
-ANOTHER_IOU = 0.2
-
-
-@dataclass(frozen=True)
-class Track:
-    """What following adds to an answer.
-
-    Attributes:
-        state: ``searching`` (nothing is known yet), ``following``, ``widened`` (not sure: a larger window), ``lost``.
-        window_xyxy_px: what the engine saw of the frame.
-        confidence: probability that the box is right (IoU over 0.5).
-        track_id: counts objects from 1; 0 while none is followed.
-        raw_xyxy_px: the box before it was calmed; None without one.
-    """
-
-    state: str
-    window_xyxy_px: BoxPx
-    confidence: float
-    track_id: int
-    raw_xyxy_px: BoxPx | None
+CALM, CALM_IOU, ANOTHER_IOU = 0.3, 0.9, 0.5
+"""The calm box, carried along, goes a third of the way to a new one that is much the same (IoU), all of it to another."""
 
 
 @dataclass
@@ -99,7 +79,7 @@ class Follower:
             self._selected_px, self._begun = None, LEAD_FRAMES + 1
         box = self._memory.box(self._ahead, self._near)
         whole = box is None or self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
-        window = (0.0, 0.0, *map(float, self._size_px)) if whole or box is None else self._around(box)
+        window = self._around((0.0, 0.0, *self._size_px) if box is None or whole else box)
         self._pending.append(_Pending(step, window, whole, pts_s, self._begun, self._ahead if known else None))
         return window
 
@@ -126,10 +106,11 @@ class Follower:
                 self._memory, self._settled, now.step.evidence, self._box, said, expected, found.score, now.begun
             )  # fmt: skip
             confidence = self._trust(signs)
-        self._settle(now, confidence, found)
+        self._settle(now, confidence)
         self._ahead = self._settled
         for later in self._pending:
-            self._ahead = self._memory.carried(self._ahead, later.step, self._near) if later.votes is None else later.votes
+            known = later.votes
+            self._ahead = self._memory.carried(self._ahead, later.step, self._near) if known is None else known
         track = Track(self.state, now.window_px, confidence, self.track_id, raw)
         map_hw = self._memory.placed(found.map_hw, now.window_px)
         return replace(found, box_xyxy_px=None if self._calm is None else self._box, map_hw=map_hw), track
@@ -144,8 +125,8 @@ class Follower:
 
     @property
     def _near(self) -> BoxPx | None:
-        """Where the object that is followed was last."""
-        return self._box if self._calm is not None and self.state in SURE_STATES else None
+        """Where the object was last, unless it was lost."""
+        return self._box if self._calm is not None and self.state != LOST else None
 
     def _around(self, box_px: BoxPx) -> BoxPx:
         """The window around a box, shifted into the frame."""
@@ -163,10 +144,9 @@ class Follower:
             return None
         return self._calm + np.tile(self._memory.shift_px(self._settled, step, self._box), 2)
 
-    def _settle(self, now: _Pending, confidence: float, found: Localization) -> None:
+    def _settle(self, now: _Pending, confidence: float) -> None:
         """What state that makes."""
-        del found
-        active = self.state in SURE_STATES
+        active = self.state in HELD
         self._hopeless = self._hopeless + 1 if confidence < HOPELESS else 0
         if now.step.blank or (active and (now.step.cut or self._hopeless >= PATIENCE_FRAMES)):
             self.state = LOST if self._ids else SEARCHING
@@ -176,9 +156,9 @@ class Follower:
             self.state = FOLLOWING
         elif active and confidence < UNSURE:
             self.state = WIDENED
-        if self.state in SURE_STATES:
+        if self.state in HELD:
             self._last_sure_s = now.pts_s
-        self.track_id = self._ids if self.state in SURE_STATES else 0
+        self.track_id = self._ids if self.state in HELD else 0
 
 
 def _moved(box_px: BoxPx, window_px: BoxPx) -> BoxPx:
@@ -190,6 +170,7 @@ def _moved(box_px: BoxPx, window_px: BoxPx) -> BoxPx:
 def _calmed(raw_px: BoxPx, expected: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """Between where the box should be and where it was found; a box that is elsewhere altogether is taken as it is."""
     raw = np.asarray(raw_px, np.float64)
-    if expected is None or iou(raw, expected) < ANOTHER_IOU:
+    if expected is None:
         return raw
-    return np.asarray(expected + CALM * (raw - expected))
+    share = np.interp(float(iou(raw, expected)), [ANOTHER_IOU, CALM_IOU], [1.0, CALM])
+    return np.asarray(expected + share * (raw - expected))

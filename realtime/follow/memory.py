@@ -1,10 +1,8 @@
 """Where the object is, frame after frame: log odds on a small grid, carried along with the flow.
 
-Each frame adds votes: what moves by itself, where the sensitivity map of the window is high, what lies in the window's box. What
-was voted before fades. The object's box is the box of the heaviest blob.
+Each frame adds votes: what moves by itself, where the sensitivity map of the window is high, what lies in the window's box.
+What was voted before fades. The object's box is the box of the heaviest blob.
 """
-
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -52,8 +50,8 @@ class Memory:
             return votes * np.float32(KEPT)
         if step.flow is None:
             return self.empty
-        there = self._motion.xy + step.flow
-        moved = cv2.remap(votes, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=UNSEEN)
+        xs, ys = self._motion.whence(step.flow)
+        moved = cv2.remap(votes, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=UNSEEN)
         return np.asarray(KEPT * moved + step.evidence * self._nearness(near_px, FAR_MOTION), np.float32)
 
     def voted(self, votes: Map, map_hw: Map, box_px: BoxPx, window_px: BoxPx, whole: bool) -> Map:

@@ -1,6 +1,6 @@
 """What moves against its surroundings: dense flow between two small frames, less the motion of the camera.
 
-The flow is DIS (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016, in OpenCV), at 80 pixels a side: 0.4 ms.
+The flow is DIS (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016, in OpenCV), on a small grid.
 The camera's part is an affine motion, fitted so that whatever moves otherwise does not count (Odobez & Bouthemy, "Robust
 Multiresolution Estimation of Parametric Motion Models", 1995; here Geman-McClure weights).
 """
@@ -17,7 +17,8 @@ Map = NDArray[np.float32]
 Gray = NDArray[np.uint8]
 
 LONGEST_SIDE = 80
-"""Of the grid that everything is remembered on: 128 and 160 find no more (tuning sequences), and cost up to four times as much."""
+"""Of the grid that everything is remembered on: 128 and 160 find no more (on the tuning sequences), and cost up to four times
+as much."""
 BLANK_DEVIATION = 3.0
 """Grey levels; a frame with less shows nothing: a covered lens, a camera that starts, a blackout."""
 CUT_CORRELATION = 0.3
@@ -55,7 +56,6 @@ class Motion:
 
     Attributes:
         shape: (h, w) of the grid.
-        xy: ``[h, w, 2]`` the grid's own coordinates.
     """
 
     def __init__(self, width_px: int, height_px: int) -> None:
@@ -63,7 +63,7 @@ class Motion:
         self.shape = max(8, round(height_px * share)), max(8, round(width_px * share))
         h, w = self.shape
         ys, xs = np.mgrid[0:h, 0:w].astype(np.float32)
-        self.xy = np.stack([xs, ys], axis=-1)
+        self._xs, self._ys = xs, ys
         self._terms = np.stack([xs / w - 0.5, ys / h - 0.5, np.ones_like(xs)], axis=-1)
         self._sparse = (slice(FIT_STEP // 2, None, FIT_STEP), slice(FIT_STEP // 2, None, FIT_STEP))
         self._fit_terms = self._terms[self._sparse].reshape(-1, 3).astype(np.float64)
@@ -83,11 +83,15 @@ class Motion:
         self._last = gray
         if last is None:
             return Step(None, nothing, cut=True)
-        flow = self._dis.calc(gray, last, None)
+        flow = np.asarray(self._dis.calc(gray, last, None), np.float32)  # type: ignore[call-overload]
         if self._common(gray, last, flow) < CUT_CORRELATION:
             return Step(None, nothing, cut=True)
         own = flow - self._terms @ self._camera(flow).astype(np.float32)
         return Step(flow, _evidence(cv2.magnitude(own[..., 0], own[..., 1]), gray))
+
+    def whence(self, flow: NDArray[np.float32]) -> tuple[Map, Map]:
+        """The (x, y) that each pixel of the grid comes from, as OpenCV wants them."""
+        return self._xs + flow[..., 0], self._ys + flow[..., 1]
 
     def _shrunk(self, image_bgr: ImageBgr) -> Gray:
         """Grey on the grid. Rows and columns that no mean needs are left out first: of large frames, most."""
@@ -109,12 +113,13 @@ class Motion:
 
     def _common(self, gray: Gray, last: Gray, flow: NDArray[np.float32]) -> float:
         """Correlation of a frame with the last one, carried along."""
-        carried = cv2.remap(last, self.xy + flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        xs, ys = self.whence(flow)
+        carried = cv2.remap(last, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return float(cv2.matchTemplate(gray, carried, cv2.TM_CCOEFF_NORMED)[0, 0])
 
 
 def _evidence(speed: Map, gray: Gray) -> Map:
-    """Speed against the camera, as a vote: positive where it is of the faster kind, and where there is texture to tell it by."""
+    """Speed against the camera, as a vote: positive where it is of the faster kind, weak where there is no texture."""
     logs = np.log(speed + STILL)
     cut, slow, fast = two_kinds(logs)
     votes = np.clip(GAIN * (logs - max(cut, float(np.log(2 * STILL)))) / max(fast - slow, LEAST_SPREAD), -1, 1)

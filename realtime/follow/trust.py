@@ -62,14 +62,14 @@ def load_trust(path: Path = SHIPPED) -> Trust:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if tuple(stored["signs"]) != SIGNS:
             raise ModelError(f"{path} reads other signs than this version: make it again with 'python -m calib.trust'")
-        arrays = (np.array(stored[name], np.float64) for name in ("mean", "scale", "weight"))
-        return Trust(*arrays, float(stored["bias"]))
+        mean, scale, weight = (np.array(stored[name], np.float64) for name in ("mean", "scale", "weight"))
+        return Trust(mean, scale, weight, float(stored["bias"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error or type(error).__name__}; install Sightline again") from error
 
 
 def signs_of(
-    memory: Memory, votes: Map, evidence: Map, box_px: BoxPx, said_px: BoxPx, expected_px: BoxPx | None, score: float, age: int
+    memory: Memory, votes: Map, evidence: Map, box_px: BoxPx, said_px: BoxPx, expected_px: Signs | None, score: float, age: int
 ) -> Signs:
     """The signs of a box, in the order of ``SIGNS``.
 
