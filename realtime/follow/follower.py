@@ -4,10 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from engines.boxes import iou
+from engines.boxes import overlap
 from engines.localizer import ImageBgr, Localization
 from realtime.follow.memory import Memory
 from realtime.follow.motion import Map, Motion, Step
@@ -67,7 +64,7 @@ class Follower:
         self._settled = self._ahead = self._memory.empty
         self._pending: deque[_Pending] = deque()
         self._begun, self._hopeless, self._ids, self._last_sure_s = 0, 0, 0, -math.inf
-        self._calm: NDArray[np.float64] | None = None
+        self._calm: BoxPx | None = None
 
     def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx:
         """Where to look in the next frame: whole pixels, inside it."""
@@ -120,8 +117,8 @@ class Follower:
         """The calm box, inside the frame."""
         assert self._calm is not None
         width, height = self._size_px
-        x0, y0, x1, y1 = (float(edge) for edge in np.clip(self._calm, 0, [width, height, width, height]))
-        return x0, y0, x1, y1
+        x0, y0, x1, y1 = self._calm
+        return max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
 
     @property
     def _near(self) -> BoxPx | None:
@@ -138,11 +135,13 @@ class Follower:
         (x0, x1), (y0, y1) = edges
         return float(x0), float(y0), float(x1), float(y1)
 
-    def _expected(self, step: Step) -> NDArray[np.float64] | None:
+    def _expected(self, step: Step) -> BoxPx | None:
         """The calm box of the last frame, carried along."""
         if self._calm is None or step.flow is None:
             return None
-        return self._calm + np.tile(self._memory.shift_px(self._settled, step, self._box), 2)
+        x, y = self._memory.shift_px(self._settled, step, self._box)
+        x0, y0, x1, y1 = self._calm
+        return x0 + x, y0 + y, x1 + x, y1 + y
 
     def _settle(self, now: _Pending, confidence: float) -> None:
         """What state that makes."""
@@ -167,10 +166,11 @@ def _moved(box_px: BoxPx, window_px: BoxPx) -> BoxPx:
     return box_px[0] + x, box_px[1] + y, box_px[2] + x, box_px[3] + y
 
 
-def _calmed(raw_px: BoxPx, expected: NDArray[np.float64] | None) -> NDArray[np.float64]:
+def _calmed(raw_px: BoxPx, expected_px: BoxPx | None) -> BoxPx:
     """Between where the box should be and where it was found; a box that is elsewhere altogether is taken as it is."""
-    raw = np.asarray(raw_px, np.float64)
-    if expected is None:
-        return raw
-    share = np.interp(float(iou(raw, expected)), [ANOTHER_IOU, CALM_IOU], [1.0, CALM])
-    return np.asarray(expected + share * (raw - expected))
+    if expected_px is None:
+        return raw_px
+    alike = (overlap(raw_px, expected_px) - ANOTHER_IOU) / (CALM_IOU - ANOTHER_IOU)
+    share = 1 - (1 - CALM) * min(max(alike, 0.0), 1.0)
+    x0, y0, x1, y1 = (then + share * (now - then) for then, now in zip(expected_px, raw_px, strict=True))
+    return x0, y0, x1, y1

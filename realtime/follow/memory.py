@@ -6,7 +6,6 @@ What was voted before fades. The object's box is the box of the heaviest blob.
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from realtime.follow.motion import Map, Motion, Step, two_kinds
 from realtime.frames import BoxPx
@@ -35,7 +34,7 @@ class Memory:
 
     def __init__(self, motion: Motion, width_px: int, height_px: int) -> None:
         self._motion, (h, w) = motion, motion.shape
-        self.cell_px = np.array([width_px / w, height_px / h] * 2)
+        self.cell_px = width_px / w, height_px / h
         self.empty: Map = np.zeros((h, w), np.float32)
 
     def carried(self, votes: Map, step: Step, near_px: BoxPx | None = None) -> Map:
@@ -70,8 +69,8 @@ class Memory:
         logs = cv2.resize(logs, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
         heat = np.clip(2 * (logs - cut - HOT) / max(hot - cold, 1e-6), -1, 1)
         said = np.full(heat.shape, -BOX_VOTE, np.float32)
-        left, top, right, bottom = np.round(np.asarray(box_px) / self.cell_px).astype(int) - [x0, y0, x0, y0]
-        said[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = BOX_VOTE
+        left, top, right, bottom = self._rounded(box_px)
+        said[max(top - y0, 0) : max(bottom - y0, 0), max(left - x0, 0) : max(right - x0, 0)] = BOX_VOTE
         result = votes.copy()
         result[y0:y1, x0:x1] += MAP_VOTE["whole" if whole else "window"] * heat + said
         return np.clip(result, -MOST, MOST)
@@ -79,7 +78,7 @@ class Memory:
     def cells(self, box_px: BoxPx) -> tuple[int, int, int, int]:
         """The cells that a box covers, at least two a side."""
         h, w = self.empty.shape
-        x0, y0, x1, y1 = (round(float(edge)) for edge in np.asarray(box_px) / self.cell_px)
+        x0, y0, x1, y1 = self._rounded(box_px)
         x0, y0 = max(0, min(x0, w - 2)), max(0, min(y0, h - 2))
         return x0, y0, min(max(x1, x0 + 2), w), min(max(y1, y0 + 2), h)
 
@@ -94,6 +93,10 @@ class Memory:
         shares[y0:y1, x0:x1] = 1
         return shares
 
+    def _rounded(self, box_px: BoxPx) -> tuple[int, int, int, int]:
+        (x0, y0, x1, y1), (x, y) = box_px, self.cell_px
+        return round(x0 / x), round(y0 / y), round(x1 / x), round(y1 / y)
+
     def box(self, votes: Map, near_px: BoxPx | None = None) -> BoxPx | None:
         """The object's box in the frame; None where nothing is voted for. Blobs far from ``near_px`` weigh less."""
         count, labels, _, _ = cv2.connectedComponentsWithStats((votes > 0).astype(np.uint8), connectivity=4)
@@ -106,8 +109,8 @@ class Memory:
             below = blob.sum(axis=axis).cumsum()
             low.append(int(np.searchsorted(below, TRIM * below[-1])))
             high.append(int(np.searchsorted(below, (1 - TRIM) * below[-1])) + 1)
-        x0, y0, x1, y1 = (float(edge) for edge in np.array([*low, *high]) * self.cell_px)
-        return x0, y0, x1, y1
+        x, y = self.cell_px
+        return low[0] * x, low[1] * y, high[0] * x, high[1] * y
 
     def marked(self, box_px: BoxPx) -> Map:
         """The votes of a user who draws a box: all for it, all against the rest."""
@@ -116,14 +119,16 @@ class Memory:
         votes[y0:y1, x0:x1] = MOST
         return votes
 
-    def shift_px(self, votes: Map, step: Step, box_px: BoxPx) -> NDArray[np.float64]:
+    def shift_px(self, votes: Map, step: Step, box_px: BoxPx) -> tuple[float, float]:
         """By how much (x, y) what lies in a box moved since the last frame: the median over the cells that are voted for."""
         if step.flow is None:
-            return np.zeros(2)
+            return 0.0, 0.0
         x0, y0, x1, y1 = self.cells(box_px)
         flow, mine = step.flow[y0:y1, x0:x1], votes[y0:y1, x0:x1] > 0
         moved = flow[mine] if mine.any() else flow.reshape(-1, 2)
-        return np.asarray(-np.median(moved, axis=0) * self.cell_px[:2])
+        middle = len(moved) // 2
+        x, y = np.partition(moved, middle, axis=0)[middle]
+        return -float(x) * self.cell_px[0], -float(y) * self.cell_px[1]
 
     def placed(self, map_hw: Map, window_px: BoxPx) -> Map:
         """A window's map as one of the whole frame, 0 where the engine did not look."""

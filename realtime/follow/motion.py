@@ -23,7 +23,9 @@ BLANK_DEVIATION = 3.0
 """Grey levels; a frame with less shows nothing: a covered lens, a camera that starts, a blackout."""
 CUT_CORRELATION = 0.3
 """Where a frame and the last one, carried along, have less in common, the scene was cut."""
-FIT_STEP, FIT_ROUNDS = 4, 5
+ALIKE = 0.5
+"""Mean difference, in deviations, under which they need no closer look."""
+FLOW_ROUNDS, FIT_STEP, FIT_ROUNDS = 6, 5, 4
 STILL, LEAST_SPREAD = 0.05, 0.7
 """Pixels of the grid within which flow is noise; natural logarithm of the ratio that tells moving from still with certainty."""
 TEXTURE = 5.0
@@ -71,20 +73,21 @@ class Motion:
         self._first_weights = np.where(near_border, 1.0, 0.3)  # the object is rarely at the border
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._dis.setFinestScale(0)
+        self._dis.setGradientDescentIterations(FLOW_ROUNDS)
         self._last: Gray | None = None
 
     def step(self, image_bgr: ImageBgr) -> Step:
         """The step to the next frame."""
         gray, last = self._shrunk(image_bgr), self._last
         nothing = np.zeros(self.shape, np.float32)
-        if float(gray.std()) < BLANK_DEVIATION:
+        if deviation(gray) < BLANK_DEVIATION:
             self._last = None  # what comes next may be anywhere
             return Step(None, nothing, blank=True)
         self._last = gray
         if last is None:
             return Step(None, nothing, cut=True)
         flow = np.asarray(self._dis.calc(gray, last, None), np.float32)  # type: ignore[call-overload]
-        if self._common(gray, last, flow) < CUT_CORRELATION:
+        if self._is_cut(gray, last, flow):
             return Step(None, nothing, cut=True)
         own = flow - self._terms @ self._camera(flow).astype(np.float32)
         return Step(flow, _evidence(cv2.magnitude(own[..., 0], own[..., 1]), gray))
@@ -94,11 +97,10 @@ class Motion:
         return self._xs + flow[..., 0], self._ys + flow[..., 1]
 
     def _shrunk(self, image_bgr: ImageBgr) -> Gray:
-        """Grey on the grid. Rows and columns that no mean needs are left out first: of large frames, most."""
+        """Green, which is most of grey, on the grid. Of large frames most rows are left out: the mean is as good."""
         h, w = self.shape
-        skip = max(1, min(image_bgr.shape[0] // (3 * h), image_bgr.shape[1] // (3 * w)))
-        small = cv2.resize(image_bgr[::skip, ::skip], (w, h), interpolation=cv2.INTER_AREA)
-        return np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8)
+        rows = image_bgr[:: max(1, image_bgr.shape[0] // (3 * h))]
+        return np.asarray(cv2.resize(cv2.extractChannel(rows, 1), (w, h), interpolation=cv2.INTER_AREA), np.uint8)
 
     def _camera(self, flow: NDArray[np.float32]) -> NDArray[np.float64]:
         """Affine motion ``[3, 2]`` of most of the frame: iteratively reweighted least squares."""
@@ -108,14 +110,22 @@ class Motion:
             weighted = terms.T * weights
             motion = np.linalg.solve(weighted @ terms + 1e-6 * np.eye(3), weighted @ there)
             squares = np.square(there - terms @ motion).sum(axis=1)
-            weights = 1 / np.square(1 + squares / max(2.25 * float(np.median(squares)), STILL**2))
+            median = float(np.partition(squares, len(squares) // 2)[len(squares) // 2])
+            weights = 1 / np.square(1 + squares / max(2.25 * median, STILL**2))
         return np.asarray(motion)
 
-    def _common(self, gray: Gray, last: Gray, flow: NDArray[np.float32]) -> float:
-        """Correlation of a frame with the last one, carried along."""
+    def _is_cut(self, gray: Gray, last: Gray, flow: NDArray[np.float32]) -> bool:
+        """Whether a frame has little in common with the last one, carried along."""
         xs, ys = self.whence(flow)
         carried = cv2.remap(last, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return float(cv2.matchTemplate(gray, carried, cv2.TM_CCOEFF_NORMED)[0, 0])
+        if cv2.norm(gray, carried, cv2.NORM_L1) < ALIKE * gray.size * deviation(gray):
+            return False  # no need to look closer
+        return float(cv2.matchTemplate(gray, carried, cv2.TM_CCOEFF_NORMED)[0, 0]) < CUT_CORRELATION
+
+
+def deviation(gray: Gray) -> float:
+    """Standard deviation, in grey levels."""
+    return float(cv2.meanStdDev(gray)[1][0, 0])
 
 
 def _evidence(speed: Map, gray: Gray) -> Map:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import ModelError
-from engines.boxes import iou
+from engines.boxes import overlap
 from realtime.follow.memory import MOST, Memory
 from realtime.follow.motion import Map
 from realtime.frames import BoxPx
@@ -22,6 +22,7 @@ SETTLED_FRAMES = 12
 RING = 1.6
 Signs = NDArray[np.float64]
 SIGNS = ("inside", "contrast", "filled", "elsewhere", "agreement", "score", "steadiness", "size", "moves", "settled", "at_edge")
+PAIRS = np.triu_indices(len(SIGNS))
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class Trust:
 def expanded(standard: NDArray[np.float64]) -> NDArray[np.float64]:
     """Signs ``[..., S]`` and the products of each two of them, held within 3 deviations."""
     held = np.clip(standard, -3, 3)
-    rows, columns = np.triu_indices(held.shape[-1])
-    return np.concatenate([held, held[..., rows] * held[..., columns]], axis=-1)
+    return np.concatenate([held, held[..., PAIRS[0]] * held[..., PAIRS[1]]], axis=-1)
 
 
 @lru_cache(maxsize=2)
@@ -69,7 +69,7 @@ def load_trust(path: Path = SHIPPED) -> Trust:
 
 
 def signs_of(
-    memory: Memory, votes: Map, evidence: Map, box_px: BoxPx, said_px: BoxPx, expected_px: Signs | None, score: float, age: int
+    memory: Memory, votes: Map, evidence: Map, box_px: BoxPx, said_px: BoxPx, expected_px: BoxPx | None, score: float, age: int
 ) -> Signs:
     """The signs of a box, in the order of ``SIGNS``.
 
@@ -95,7 +95,7 @@ def signs_of(
     edges = [x0 == 0, y0 == 0, x1 == w, y1 == h]
     return np.array([
         float(mine.mean()) / MOST, (float(mine.mean()) - ring) / MOST, float((mine > 0).mean()),
-        1 - for_it / max(for_any, 1e-6), float(iou(box_px, said_px)), np.sqrt(score),
-        0.0 if expected_px is None else float(iou(box_px, expected_px)), np.log(mine.size / votes.size),
+        1 - for_it / max(for_any, 1e-6), overlap(box_px, said_px), np.sqrt(score),
+        0.0 if expected_px is None else overlap(box_px, expected_px), np.log(mine.size / votes.size),
         float(moving.mean()) - ring_moving, min(age, SETTLED_FRAMES) / SETTLED_FRAMES, sum(edges) / 4,
     ], np.float64)  # fmt: skip
