@@ -139,19 +139,21 @@ def finetune(
 @app.command(
     epilog="Examples:  sightline evaluate photos.csv --single --json   ·   sightline evaluate photos.csv --report photos.html"
     "   ·   sightline evaluate --dataset voc2007 --head voc_head.safetensors --classes dog,cat"
+    "   ·   sightline evaluate street_boxes.csv --follow --report street.html"
 )
 @takes_choice(*ENGINE)
 @takes_data
+@takes_follow
 def evaluate(
     chosen: DataChoice = NO_DATA, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
     train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
-    choice: Choice = DEFAULT, as_json: AsJson = False,
+    following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure boxes against the truth, beside constant boxes that need no image; of a published set, its test half."""
-    result = evaluate_chosen(chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console)
+    result = evaluate_chosen(chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console, following)
     if as_json:
         print(json.dumps(result))
 
