@@ -2,8 +2,8 @@
 
 Measures: CorLoc and mean IoU over frames; success (area under the share of frames over an IoU threshold) and precision (share
 of centres within 20 pixels) as in Wu, Lim & Yang, "Online Object Tracking: A Benchmark", CVPR 2013, section 3; jitter: mean
-absolute change of a box's edges less that of the true box's, from frame to frame; recovery: seconds until a box is right after a
-second of black.
+absolute change of a box's edges less that of the true box's, from frame to frame; recovery: seconds until a box is right after
+a second of black.
 """
 
 import time

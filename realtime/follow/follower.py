@@ -110,7 +110,9 @@ class Follower:
             self._ahead = self._memory.carried(self._ahead, later.step, self._near) if known is None else known
         track = Track(self.state, now.window_px, confidence, self.track_id, raw)
         map_hw = self._memory.placed(found.map_hw, now.window_px)
-        return replace(found, box_xyxy_px=None if self._calm is None else self._box, map_hw=map_hw), track
+        detections = tuple(replace(one, box_xyxy_px=_moved(one.box_xyxy_px, now.window_px)) for one in found.detections)
+        box = None if self._calm is None else self._box
+        return replace(found, box_xyxy_px=box, map_hw=map_hw, detections=detections), track
 
     @property
     def _box(self) -> BoxPx:
