@@ -58,7 +58,7 @@ def stream(
     feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, told)
     names = [each.name for each in feed.connections]
     ledger = Ledger(names)
-    hub = Hub(feed.connections, ledger, localizer.class_names, stop=feed.stop)
+    hub = Hub(feed.connections, ledger, localizer.class_names, stop=feed.stop, following=opened(following))
     hub.change(
         class_index=localizer.wanted_class, record=options.record,
         heat_map=options.heat_map, alpha=options.alpha, smoothing=options.smoothing,
@@ -72,7 +72,7 @@ def stream(
         interrupted = stack.enter_context(_stopping_on_ctrl_c(hub.stop))
         table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
         live = Live(lambda: hub.settings, lambda: feed.ready)
-        loop = run_frames(feed.records(), localizer, sinks, ledger, live=live, following=opened(following))
+        loop = run_frames(feed.records(), localizer, sinks, ledger, live=live, following=hub.following)
         if options.seconds is not None:
             timer = threading.Timer(options.seconds, hub.stop)
             timer.daemon = True

@@ -30,7 +30,7 @@ CALM, CALM_IOU, ANOTHER_IOU = 0.3, 0.9, 0.5
 
 @dataclass
 class _Pending:
-    """A frame whose answer is awaited; ``votes`` of before it, where they are known already."""
+    """A frame whose answer is awaited; ``votes`` of before it, where they are known already; ``chosen`` by the user on it."""
 
     step: Step
     window_px: BoxPx
@@ -38,6 +38,7 @@ class _Pending:
     pts_s: float
     begun: int
     votes: Map | None
+    chosen: bool
 
 
 class Follower:
@@ -66,18 +67,23 @@ class Follower:
         self._begun, self._hopeless, self._ids, self._last_sure_s = 0, 0, 0, -math.inf
         self._calm: BoxPx | None = None
 
+    def choose(self, box_px: BoxPx) -> None:
+        """Follow what lies in this box of the next frame, from there on."""
+        self._selected_px = box_px
+
     def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx:
         """Where to look in the next frame: whole pixels, inside it."""
         step, alone = self._motion.step(image_bgr), not self._pending
         self._begun = 0 if step.cut or step.blank else self._begun + 1
         self._ahead, known = self._memory.carried(self._ahead, step, self._near), alone
-        if self._selected_px is not None and not step.blank:  # the user's first frame
-            self._ahead, known = self._memory.marked(self._selected_px), True
-            self._selected_px, self._begun = None, LEAD_FRAMES + 1
-        box = self._memory.box(self._ahead, self._near)
+        selected, chosen = self._selected_px, self._selected_px is not None and not step.blank
+        if selected is not None and chosen:
+            self._ahead, known, self._begun = self._memory.marked(selected), True, LEAD_FRAMES + 1
+            self._selected_px = None
+        box = self._memory.box(self._ahead, None if chosen else self._near)
         whole = box is None or self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
         window = self._around((0.0, 0.0, *self._size_px) if box is None or whole else box)
-        self._pending.append(_Pending(step, window, whole, pts_s, self._begun, self._ahead if known else None))
+        self._pending.append(_Pending(step, window, whole, pts_s, self._begun, self._ahead if known else None, chosen))
         return window
 
     def update(self, found: Localization) -> tuple[Localization, Track]:
@@ -90,6 +96,8 @@ class Follower:
             (the same in the frame's pixels, with the followed box and the map in its place; what following adds).
         """
         now = self._pending.popleft()
+        if now.chosen:
+            self._calm, self.state, self._last_sure_s = None, SEARCHING, -math.inf
         votes = self._memory.carried(self._settled, now.step, self._near) if now.votes is None else now.votes
         if now.step.blank or found.box_xyxy_px is None:
             self._settled, confidence, raw = votes, 0.0, None

@@ -25,7 +25,7 @@ CUT_CORRELATION = 0.3
 """Where a frame and the last one, carried along, have less in common, the scene was cut."""
 ALIKE = 0.5
 """Mean difference, in deviations, under which they need no closer look."""
-FLOW_ROUNDS, FIT_STEP, FIT_ROUNDS = 6, 5, 4
+FLOW_ROUNDS, FLOW_STEP, FIT_STEP, FIT_ROUNDS = 6, 6, 5, 4
 STILL, LEAST_SPREAD = 0.05, 0.7
 """Pixels of the grid within which flow is noise; natural logarithm of the ratio that tells moving from still with certainty."""
 TEXTURE = 5.0
@@ -74,6 +74,7 @@ class Motion:
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._dis.setFinestScale(0)
         self._dis.setGradientDescentIterations(FLOW_ROUNDS)
+        self._dis.setPatchStride(FLOW_STEP)
         self._last: Gray | None = None
 
     def step(self, image_bgr: ImageBgr) -> Step:

@@ -61,13 +61,17 @@ class FollowOptions:
         if not self.place:
             return None
         x0, y0, x1, y1 = self.place * (2 if len(self.place) == 2 else 1)
-        if len(self.place) == 2:
-            half_w, half_h = POINT_SHARE * width_px / 2, POINT_SHARE * height_px / 2
-            x0, y0, x1, y1 = x0 - half_w, y0 - half_h, x1 + half_w, y1 + half_h
-        inside = min(self.place[0], self.place[-2]) < width_px and min(self.place[1], self.place[-1]) < height_px
-        if not inside or x1 <= 0 or y1 <= 0:
+        if x0 >= width_px or y0 >= height_px or x1 <= 0 or y1 <= 0:
             raise InputError(f"--select {self.select} lies outside the frame of {width_px}x{height_px} pixels")
+        if len(self.place) == 2:
+            return box_around((x0, y0), width_px, height_px)
         return max(0.0, x0), max(0.0, y0), min(float(width_px), x1), min(float(height_px), y1)
+
+
+def box_around(point_px: tuple[float, float], width_px: int, height_px: int) -> BoxPx:
+    """What is taken for the object at a point, inside the frame."""
+    (x, y), half_w, half_h = point_px, POINT_SHARE * width_px / 2, POINT_SHARE * height_px / 2
+    return max(0.0, x - half_w), max(0.0, y - half_h), min(float(width_px), x + half_w), min(float(height_px), y + half_h)
 
 
 OPTIONS: dict[str, Any] = {

@@ -101,3 +101,18 @@ def test_the_map_is_put_in_its_place_in_the_frame():
     assert y0 < hot[0] < y1
     assert x0 < hot[1] < x1
     assert track.row()["window"] == [round(edge) for edge in track.window_xyxy_px]
+
+
+def test_another_object_can_be_chosen_while_one_is_followed():
+    images, truth = scene(40, start=(20, 20), speed=(1, 0), second=(170, 100))
+    other = [(170.0 - n, 100.0, 220.0 - n, 140.0) for n in range(40)]
+    follower, ids = Follower(*SIZE_PX, load_trust()), []
+    for number, image in enumerate(images):
+        if number == 20:
+            follower.choose(other[20])
+        target = (truth if number < 20 else other)[number]
+        found, track = follower.update(answer(target, follower.window(image, number / RATE)))
+        ids.append(track.track_id)
+        assert number < 8 or overlap(found.box_xyxy_px, target) > 0.5
+    assert ids[19] == 1
+    assert ids[-1] == 2
