@@ -104,7 +104,7 @@ class Follower:
         else:
             said = _moved(found.box_xyxy_px, now.window_px)
             expected = self._expected(now.step)
-            self._settled = self._memory.voted(votes, found.map_hw, said, now.window_px, now.whole)
+            self._settled = self._memory.voted(votes, found.map_hw, said, now.window_px, now.whole, now.step.moving)
             raw = self._memory.box(self._settled, self._near) or said
             self._calm = _calmed(raw, expected)
             signs = signs_of(

@@ -10,12 +10,14 @@ import numpy as np
 from realtime.follow.motion import Map, Motion, Step, two_kinds
 from realtime.frames import BoxPx
 
-KEPT, MOST = 0.8, 4.0
-"""Share of the votes that is left after a frame, and the most they may come to."""
+KEPT, KEPT_STILL, MOST = 0.8, 0.95, 4.0
+"""Share of the votes that is left after a frame, and after one in which nothing moved; the most that votes may come to."""
 UNSEEN = -0.3
 """What is believed of what comes into view."""
 MAP_VOTE = {"whole": 0.6, "window": 1.0}
 BOX_VOTE = 0.3
+MAP_STILL, BOX_STILL = 0.3, 0.8
+"""What is left of the map's votes, and what the box's are, while nothing moves."""
 HOT = 0.3
 """Of the logarithm of a map: how far over the cut between its two kinds a place must be to be voted for."""
 TRIM = 0.015
@@ -51,9 +53,10 @@ class Memory:
             return self.empty
         xs, ys = self._motion.whence(step.flow)
         moved = cv2.remap(votes, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=UNSEEN)
-        return np.asarray(KEPT * moved + step.evidence * self._nearness(near_px, FAR_MOTION), np.float32)
+        kept = KEPT * step.moving + KEPT_STILL * (1 - step.moving)
+        return np.asarray(kept * moved + step.evidence * self._nearness(near_px, FAR_MOTION), np.float32)
 
-    def voted(self, votes: Map, map_hw: Map, box_px: BoxPx, window_px: BoxPx, whole: bool) -> Map:
+    def voted(self, votes: Map, map_hw: Map, box_px: BoxPx, window_px: BoxPx, whole: bool, moving: float) -> Map:
         """The votes with those of an answer.
 
         Args:
@@ -62,17 +65,20 @@ class Memory:
             box_px: what the head says, in the frame.
             window_px: what the engine saw of the frame.
             whole: that was all of it.
+            moving: how much moves; where nothing does, the head's box is the only one to tell the object's extent.
         """
         x0, y0, x1, y1 = self.cells(window_px)
         logs = np.log(map_hw / max(float(map_hw.mean()), 1e-30) + 0.1)
         cut, cold, hot = two_kinds(logs)
         logs = cv2.resize(logs, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
         heat = np.clip(2 * (logs - cut - HOT) / max(hot - cold, 1e-6), -1, 1)
-        said = np.full(heat.shape, -BOX_VOTE, np.float32)
+        map_vote = MAP_VOTE["whole" if whole else "window"] * (MAP_STILL + (1 - MAP_STILL) * moving)
+        box_vote = BOX_VOTE * moving + BOX_STILL * (1 - moving)
+        said = np.full(heat.shape, -box_vote, np.float32)
         left, top, right, bottom = self._rounded(box_px)
-        said[max(top - y0, 0) : max(bottom - y0, 0), max(left - x0, 0) : max(right - x0, 0)] = BOX_VOTE
+        said[max(top - y0, 0) : max(bottom - y0, 0), max(left - x0, 0) : max(right - x0, 0)] = box_vote
         result = votes.copy()
-        result[y0:y1, x0:x1] += MAP_VOTE["whole" if whole else "window"] * heat + said
+        result[y0:y1, x0:x1] += map_vote * heat + said
         return np.clip(result, -MOST, MOST)
 
     def cells(self, box_px: BoxPx) -> tuple[int, int, int, int]:

@@ -28,6 +28,8 @@ ALIKE = 0.5
 FLOW_ROUNDS, FLOW_STEP, FIT_STEP, FIT_ROUNDS = 6, 6, 5, 4
 STILL, LEAST_SPREAD = 0.05, 0.7
 """Pixels of the grid within which flow is noise; natural logarithm of the ratio that tells moving from still with certainty."""
+MOVING_SHARE, NOISE_LEVELS = 0.005, 0.3
+"""Grey levels that noise gains by flow; where so large a share of the grid gains twice that, something moves by itself."""
 TEXTURE = 5.0
 """Grey levels of a Laplacian that make flow half believable: where nothing can be told apart, flow is a guess."""
 GAIN = 2.0
@@ -40,12 +42,14 @@ class Step:
     Attributes:
         flow: ``[h, w, 2]``: where each pixel of this frame was, as (x, y) displacements; None for a first frame, after a cut.
         evidence: ``[h, w]`` -1 (moves with the camera) to 1 (moves by itself).
+        moving: 0 (nothing moves by itself: no reason to vote against anything) to 1 (something does).
         blank: the frame shows nothing.
         cut: nothing of what was known of the frames before holds any more.
     """
 
     flow: NDArray[np.float32] | None
     evidence: Map
+    moving: float = 0.0
     blank: bool = False
     cut: bool = False
 
@@ -88,10 +92,14 @@ class Motion:
         if last is None:
             return Step(None, nothing, cut=True)
         flow = np.asarray(self._dis.calc(gray, last, None), np.float32)  # type: ignore[call-overload]
-        if self._is_cut(gray, last, flow):
+        carried = self._carried(last, flow)
+        if _is_cut(gray, carried):
             return Step(None, nothing, cut=True)
-        own = flow - self._terms @ self._camera(flow).astype(np.float32)
-        return Step(flow, _evidence(cv2.magnitude(own[..., 0], own[..., 1]), gray))
+        camera = (self._terms @ self._camera(flow)).astype(np.float32)
+        moving = _moving(gray, carried, self._carried(last, camera))
+        own = flow - camera
+        votes = _evidence(np.asarray(cv2.magnitude(own[..., 0], own[..., 1]), np.float32), gray)
+        return Step(flow, np.where(votes < 0, moving * votes, votes), moving)
 
     def whence(self, flow: NDArray[np.float32]) -> tuple[Map, Map]:
         """The (x, y) that each pixel of the grid comes from, as OpenCV wants them."""
@@ -115,13 +123,25 @@ class Motion:
             weights = 1 / np.square(1 + squares / max(2.25 * median, STILL**2))
         return np.asarray(motion)
 
-    def _is_cut(self, gray: Gray, last: Gray, flow: NDArray[np.float32]) -> bool:
-        """Whether a frame has little in common with the last one, carried along."""
-        xs, ys = self.whence(flow)
-        carried = cv2.remap(last, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        if cv2.norm(gray, carried, cv2.NORM_L1) < ALIKE * gray.size * deviation(gray):
-            return False  # no need to look closer
-        return float(cv2.matchTemplate(gray, carried, cv2.TM_CCOEFF_NORMED)[0, 0]) < CUT_CORRELATION
+    def _carried(self, last: Gray, flow: NDArray[np.float32]) -> Gray:
+        """The last frame as this one would be."""
+        return np.asarray(cv2.remap(last, *self.whence(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+def _is_cut(gray: Gray, carried: Gray) -> bool:
+    """Whether a frame has little in common with the last one, carried along."""
+    if cv2.norm(gray, carried, cv2.NORM_L1) < ALIKE * gray.size * deviation(gray):
+        return False  # no need to look closer
+    return float(cv2.matchTemplate(gray, carried, cv2.TM_CCOEFF_NORMED)[0, 0]) < CUT_CORRELATION
+
+
+def _moving(gray: Gray, by_flow: Gray, by_camera: Gray) -> float:
+    """Whether anything moves by itself: flow explains it better than the camera's motion, by more than a sensor's noise."""
+    worse, better = (cv2.boxFilter(cv2.absdiff(gray, each), cv2.CV_32F, (5, 5)) for each in (by_camera, by_flow))
+    gains = (worse - better).ravel()
+    place = round((1 - MOVING_SHARE) * (gains.size - 1))
+    gain = float(np.partition(gains, place)[place])
+    return min(max((gain - NOISE_LEVELS) / NOISE_LEVELS, 0.0), 1.0)
 
 
 def deviation(gray: Gray) -> float:

@@ -38,6 +38,13 @@ def test_a_moving_object_is_found_and_its_windows_close_in_on_it(under_way):
     assert sum(area == areas[0] for area in areas[12:]) >= 2  # now and then, the whole frame
 
 
+def test_an_object_that_never_moves_keeps_the_box_that_the_engine_gives_it():
+    images, truth = scene(30, speed=(0, 0))
+    boxes, tracks = followed(images, lambda number, window: answer(truth[number], window))
+    assert all(overlap(box, true) > 0.7 for box, true in zip(boxes[6:], truth[6:], strict=True))
+    assert tracks[-1].state == FOLLOWING
+
+
 def test_windows_are_whole_pixels_inside_the_frame():
     images, truth = scene(20, start=(180, 110), speed=(0, 0))
     _, tracks = followed(images, lambda number, window: answer(truth[number], window))

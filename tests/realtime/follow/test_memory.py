@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realtime.follow.memory import KEPT, MOST, UNSEEN, Memory
+from realtime.follow.memory import KEPT, KEPT_STILL, MOST, UNSEEN, Memory
 from realtime.follow.motion import Motion, Step
 
 W, H = 160, 80  # two pixels a cell
@@ -38,10 +38,16 @@ def test_votes_go_with_the_flow_fade_and_take_the_motion_in(memory):
     flow = np.zeros((*memory.empty.shape, 2), np.float32)
     flow[..., 0] = -3  # what is here was three cells to the left
     evidence = np.random.default_rng(1).uniform(-1, 1, memory.empty.shape).astype(np.float32)
-    found = memory.carried(votes, Step(flow, evidence))
+    found = memory.carried(votes, Step(flow, evidence, moving=1.0))
     for y, x in [(0, 3), (10, 40), (39, 79)]:
         assert found[y, x] == pytest.approx(KEPT * votes[y, x - 3] + evidence[y, x], abs=1e-5)
     assert found[5, 1] == pytest.approx(KEPT * UNSEEN + evidence[5, 1], abs=1e-5)
+
+
+def test_where_nothing_moves_votes_hardly_fade(memory):
+    votes = field(memory, ((5, 5, 15, 15), 1.0))
+    still = Step(np.zeros((*memory.empty.shape, 2), np.float32), memory.empty, moving=0.0)
+    assert memory.carried(votes, still) == pytest.approx(KEPT_STILL * votes)
 
 
 def test_a_blank_frame_lets_votes_fade_and_a_cut_forgets_them(memory):
@@ -53,13 +59,13 @@ def test_a_blank_frame_lets_votes_fade_and_a_cut_forgets_them(memory):
 def test_an_answer_votes_in_its_window_only_for_what_is_hot_and_boxed(memory):
     map_hw = np.full((16, 16), 0.1, np.float32)
     map_hw[4:12, 4:12] = 1
-    found = memory.voted(memory.empty, map_hw, (50, 30, 70, 50), (40, 20, 80, 60), whole=False)
+    found = memory.voted(memory.empty, map_hw, (50, 30, 70, 50), (40, 20, 80, 60), whole=False, moving=1.0)
     assert found[20, 30] > 1  # in the middle of the window
     assert found[11, 21] < 0  # in its corner
     outside = np.ones(found.shape, bool)
     outside[10:30, 20:40] = False
     assert not found[outside].any()
-    assert np.abs(memory.voted(found + 9, map_hw, (50, 30, 70, 50), (40, 20, 80, 60), whole=False)).max() == MOST
+    assert np.abs(memory.voted(found + 9, map_hw, (50, 30, 70, 50), (40, 20, 80, 60), whole=False, moving=1.0)).max() == MOST
 
 
 def test_cells_are_at_least_two_a_side_and_inside(memory):
