@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,12 @@ def test_running_needs_neither_torch_nor_gpu_libraries():
         "assert found[0].box_xyxy_px is not None\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_every_package_is_installed():
+    """A folder of modules that the list leaves out would be missing from a wheel, and only there."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in FILES} <= set(listed)
 
 
 def test_no_copyleft_package_is_required():
