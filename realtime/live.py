@@ -67,7 +67,7 @@ def stream(
             console.print(f"watch on {stack.enter_context(page).url}", markup=False, soft_wrap=True, highlight=False)
         interrupted = stack.enter_context(_stopping_on_ctrl_c(hub.stop))
         table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
-        loop = run_frames(feed.records(), localizer, sinks, ledger, live=Live(lambda: hub.settings, lambda: feed.ready))
+        loop = run_frames(feed.records(), localizer, sinks, ledger, live=Live(lambda: hub.settings, feed.stop))
         if options.seconds is not None:
             timer = threading.Timer(options.seconds, hub.stop)
             timer.daemon = True

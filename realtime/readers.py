@@ -112,11 +112,6 @@ class Feed:
         self._lock = threading.Lock()
 
     @property
-    def ready(self) -> bool:
-        """Whether a frame can be taken without waiting."""
-        return self._inbox.ready
-
-    @property
     def captured(self) -> dict[str, int]:
         """Frames that came, by source: each of them ends as one record."""
         return {each.name: count for each, count in zip(self.connections, self._inbox.captured, strict=True)}

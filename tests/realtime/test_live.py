@@ -52,7 +52,7 @@ class Watched:
             self.sizes.append(record.frame.image_bgr.shape[:2])
 
     def _run(self):
-        live = Live(lambda: self.hub.settings, lambda: self.feed.ready)
+        live = Live(lambda: self.hub.settings, self.feed.stop)
         try:
             with closing(run_frames(self.feed.records(), self._localizer, [self.hub, self], self.ledger, live=live)) as loop:
                 for _ in loop:

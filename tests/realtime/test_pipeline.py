@@ -51,6 +51,13 @@ class Collector:
         self.pictures.append(picture)
 
 
+def wait_until(condition):
+    end_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end_s, "it did not come about"
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def localizer():
     return Localizer(MockEngine(96))
@@ -186,11 +193,13 @@ def test_as_many_frames_are_under_way_as_asked_for():
 
     class Watched(Collector):
         def write(self, record, picture):
-            seen.append(engine.under_way)
+            expected = min(6, record.frame.index + 1 + 3)
+            wait_until(lambda: engine.calls >= expected)
+            seen.append(engine.calls - expected)
 
     engine = MockEngine(32, slots=3)
     list(run_frames(every_frame(Scripted(6)), Localizer(engine), [Watched()], Run(), under_way=3))
-    assert seen == [2, 2, 2, 2, 1, 0], "the engine works on the next ones while one is written"
+    assert seen == [0] * 6, "the engine gets the next three, and no more, while one is written"
 
 
 @pytest.mark.parametrize("under_way", [1, 3])
@@ -212,7 +221,7 @@ def test_a_slow_sink_holds_the_reader_back(under_way):
     localizer = Localizer(MockEngine(32, slots=3))
     list(run_frames(every_frame(Counted(40)), localizer, [Slow()], Run(), under_way=under_way))
     assert written == list(range(40))
-    most = under_way + READ_AHEAD_FRAMES + 1  # in the engine or being written, waiting, in the reader's hand
+    most = under_way + READ_AHEAD_FRAMES + 2  # in the engine, waiting, in the reader's hand, being written
     assert max(ahead) <= most
     assert max(ahead) > under_way, "it does read ahead"
 
@@ -277,13 +286,13 @@ def test_leaving_the_loop_early_leaves_the_engine_idle():
     engine = MockEngine(32, slots=3)
     with closing(run_frames(every_frame(Scripted(1000)), Localizer(engine), [], Run(), under_way=3)) as records:
         next(records)
-        assert engine.under_way == 2
+        wait_until(lambda: engine.calls == 4)
     assert engine.under_way == 0
     assert not [t for t in threading.enumerate() if t.name == "read scripted"]
 
 
 def test_live_frames_are_taken_only_when_the_engine_is_free():
-    """Age is not spent in queues: with nothing under way, the newest frame goes in, and nothing is taken ahead of it."""
+    """Age is not spent in queues: with nothing under way, the newest frame goes in, at most one ahead of what is written."""
     engine, taken, written = MockEngine(32, slots=3), [], []
 
     def watched():
@@ -298,7 +307,8 @@ def test_live_frames_are_taken_only_when_the_engine_is_free():
             written.append(record.frame.index)
 
     list(run_frames(watched(), Localizer(engine), [Slow()], Run(), under_way=1))
-    assert [(under_way, done) for _, under_way, done in taken] == [(0, i) for i in range(len(taken))]
+    assert len(taken) > 3
+    assert all(under_way == 0 and done >= number - 1 for number, (_, under_way, done) in enumerate(taken))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +333,7 @@ def test_the_verdict_names_what_holds_the_others_up(read_s, engine_s, write_s, v
     assert run.verdict == verdict
 
 
-def test_a_live_run_gives_the_engine_the_next_frame_before_it_draws_the_last():
+def test_a_live_run_gives_the_engine_the_next_frame_while_it_draws_the_last():
     inbox, seen = Inbox(LATEST), []
 
     class Engine(MockEngine):
@@ -337,13 +347,15 @@ def test_a_live_run_gives_the_engine_the_next_frame_before_it_draws_the_last():
 
     class Watching(Collector):
         def write(self, record, picture):
-            seen.append((record.frame.index, engine.under_way))
+            seen.append(record.frame.index)
             if record.frame.index == 11:
                 inbox.stop()
+            else:
+                wait_until(lambda: engine.calls == len(seen) + 1)
 
     engine = Engine(32, slots=3)
     inbox.put(Frame(picture(0), "many", 0, 0.0, time.monotonic_ns(), 0.5))
-    live = Live(Settings, lambda: inbox.ready)
+    live = Live(Settings, inbox.stop)
     records = list(run_frames(inbox.records(), Localizer(engine), [Watching()], Run(), live=live))
-    assert seen == [(0, 1), (5, 1), (8, 1), (11, 0)], "one call at once, of the newest frame, and no more"
+    assert seen == [0, 5, 8, 11], "one call at once, of the newest frame, and no more"
     assert [record.frame.index for record in records if record.outcome == "dropped"] == [3, 4, 6, 7, 9, 10]
