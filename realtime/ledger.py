@@ -15,9 +15,9 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
+from realtime.connection import Connection
 from realtime.frames import FrameRecord
 from realtime.latency import PERCENTILES, STAGES, Run, percentiles
-from realtime.readers import Connection
 
 SMALLEST_MS, BUCKET_RATIO, BUCKETS = 1e-3, 1.01, 2100  # from a microsecond to a quarter of an hour
 ROLLING_FRAMES, ROLLING_S = 600, 10.0

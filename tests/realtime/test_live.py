@@ -15,7 +15,7 @@ import pytest
 from engines.backends.mock import MockEngine
 from engines.base import EngineError, ModelError, SourceError
 from engines.localizer import Localizer
-from realtime import readers
+from realtime import connection
 from realtime.frames import Frame
 from realtime.hub import Hub
 from realtime.inbox import LATEST, Policy
@@ -95,7 +95,7 @@ class Watched:
             assert sum(source["causes"].values()) == source["dropped"] + source["failed"]
             indices = sorted(row["frame"] for row in self.rows if row["source"] == name)
             assert indices == list(range(captured[name])), "each once"
-        assert not [t for t in threading.enumerate() if t.name.startswith("read ")]
+        assert not [t for t in threading.enumerate() if t.name.startswith(("read ", "engine"))]
 
 
 def assert_no_frame_twice_and_none_invented(run):
@@ -128,10 +128,21 @@ def test_a_camera_that_stalls_is_opened_again(rtsp_camera):  # noqa: F811
         run.wait_for_more(20)
         rtsp_camera.stop()
         run.wait_for(lambda: run.feed.connections[0].state == "waiting")
-        assert "nothing came for too long" in run.feed.connections[0].trouble
+        assert "nothing came for 1 s" in run.feed.connections[0].trouble, "noticed in time, not when FFmpeg gives up"
         rtsp_camera.go_on()
         run.wait_for_more(20)
     assert_no_frame_twice_and_none_invented(run)
+    run.check()
+
+
+def test_a_camera_that_hangs_from_the_start_is_opened_when_it_answers(rtsp_camera, tmp_path):  # noqa: F811
+    rtsp_camera.start()
+    rtsp_camera.stop()
+    with Watched(rtsp_camera.address, str(write_video(tmp_path / "clip.mp4", 500))) as run:
+        run.wait_for(lambda: run.feed.connections[0].state == "waiting")
+        assert run.shown("clip")
+        rtsp_camera.go_on()
+        run.wait_for_more(10, "clock")
     run.check()
 
 
@@ -363,7 +374,7 @@ def test_a_source_faster_than_the_engine_costs_neither_age_nor_memory_over_20000
             time.sleep(0.004)
             return super().run(feeds)
 
-    monkeypatch.setattr(readers, "open_source", lambda *_: Hasty(20_000))
+    monkeypatch.setattr(connection, "open_source", lambda *_: Hasty(20_000))
     with Light("0", policy=Policy.of(policy), engine=Engine(32)) as run:
         end = time.monotonic() + 280
         while run.feed.captured["camera0"] < 20_000 and time.monotonic() < end:

@@ -20,13 +20,13 @@ from rich.console import Console
 from engines.backends.mock import MockEngine
 from engines.base import OutputError
 from engines.localizer import Localizer
+from realtime.connection import Connection
 from realtime.frames import Frame, FrameRecord
 from realtime.hub import Hub
 from realtime.ledger import Histogram, Ledger
 from realtime.live import stream
 from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
-from realtime.readers import Connection
 from realtime.recorder import Recorder
 from realtime.sinks import LOGS_KEPT, JsonlSink, has_display
 from tests.realtime.media import picture, timestamps_s, write_video

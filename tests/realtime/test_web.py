@@ -15,10 +15,10 @@ import pytest
 
 from engines.base import EngineError, OutputError
 from engines.localizer import Localization
+from realtime.connection import Connection
 from realtime.frames import Frame, FrameRecord
 from realtime.hub import Hub
 from realtime.ledger import Ledger
-from realtime.readers import Connection
 from realtime.web.server import Address, PageServer
 
 pytest.importorskip("fastapi", reason="the page needs: pip install 'sightline[web]'")
