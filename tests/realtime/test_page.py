@@ -212,6 +212,7 @@ def test_it_fits_a_phone(run, browser):
         page = context.new_page()
         page.goto(run.url)
         page.wait_for_function("() => Number(picture.dataset.number) > 0")
+        assert "OpenVINO int8" in page.locator("#engine").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         for button in page.get_by_role("button").all():
             assert button.bounding_box()["height"] >= 36, "large enough for a thumb"
