@@ -333,6 +333,39 @@ def test_the_verdict_names_what_holds_the_others_up(read_s, engine_s, write_s, v
     assert run.verdict == verdict
 
 
+def test_end_to_end_is_nearly_as_fast_as_the_slowest_stage_alone():
+    """Stages that do not compete for processors overlap: 0.9 of the slowest one's frames a second, at best of a few times."""
+    frames, engine_s, other_s, best = 60, 0.015, 0.01, 0.0
+
+    class SlowSource(Scripted):
+        def __iter__(self):
+            for frame in super().__iter__():
+                time.sleep(other_s)
+                yield frame
+
+    class SlowEngine(MockEngine):
+        def run(self, feeds):
+            time.sleep(engine_s)
+            return super().run(feeds)
+
+    def fps(work):
+        begin_s = time.monotonic()
+        work()
+        return frames / (time.monotonic() - begin_s)
+
+    def end_to_end():
+        loop = run_frames(every_frame(SlowSource(frames)), localizer, [Collector(other_s)], Run())
+        assert sum(1 for _ in loop) == frames
+
+    localizer = Localizer(SlowEngine(32, slots=2))
+    images = [localizer.prepare(picture(index)) for index in range(frames)]
+    for _ in range(6):
+        best = max(best, fps(end_to_end) / fps(lambda: [localizer.infer([image]) for image in images]))
+        if best >= 0.9:
+            return
+    raise AssertionError(f"{best:.2f} of the slowest stage")
+
+
 def test_a_live_run_gives_the_engine_the_next_frame_while_it_draws_the_last():
     inbox, seen = Inbox(LATEST), []
 
