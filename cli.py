@@ -87,7 +87,7 @@ def stream(
     options: StreamOptions = AS_USUAL, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
-    localizer = open_within(choice, budget_ms, console, batch=options.batch)
+    localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(sources)))
     _report([live.stream(sources, localizer, console, options)], as_json)
 
 

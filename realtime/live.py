@@ -69,9 +69,8 @@ def stream(
         loop = run_frames(feed.records(), localizer, sinks, ledger, live=Live(lambda: hub.settings, feed.stop))
         if options.seconds is not None:
             timer = threading.Timer(options.seconds, hub.stop)
-            timer.daemon = True
-            timer.start()
             stack.callback(timer.cancel)
+            timer.start()
         shown_s = 0.0
         try:
             for _ in stack.enter_context(closing(loop)):

@@ -84,7 +84,6 @@ class Feed:
         self.connections = [Connection(name, without_password(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
         self._specs, self._options, self._told = list(specs), options, told
         self._inbox = Inbox(policy, len(specs), at_once)
-        self._lock = threading.Lock()
 
     @property
     def captured(self) -> dict[str, int]:

@@ -157,12 +157,14 @@ def test_run_sums_up(localizer):
 
 
 def test_a_run_may_have_several_passes(localizer):
-    run = Run()
+    run, passes_s = Run(), 0.0
     for _ in range(3):
-        list(run_frames(every_frame(Scripted(10)), localizer, [Collector(0.005)], run))
+        begin_s = time.monotonic()
+        list(run_frames(every_frame(Scripted(10)), localizer, [Collector(0.01)], run))
+        passes_s += time.monotonic() - begin_s
         time.sleep(0.2)
     assert run.summary()["frames"] == 30
-    assert run.fps > 30 / (30 * 0.005 + 0.6), "time between passes does not count"
+    assert run.fps >= 30 / passes_s, "time between passes does not count"
     assert run.verdict == "sink-limited"
 
 
