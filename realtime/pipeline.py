@@ -12,17 +12,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
 
-from engines.base import Array, InputError, Ticket
+from engines.base import InputError, Ticket
 from engines.localizer import ImageBgr, Localizer
 from realtime.frames import FrameRecord
 from realtime.governed import Governed, Pace
 from realtime.hub import Settings
 from realtime.inbox import Records
 from realtime.latency import Run
-from realtime.overlay import Look, Painter
+from realtime.output import Output
+from realtime.overlay import Look
 from realtime.sinks import Sink
 
 
@@ -62,13 +63,16 @@ def run_frames(
             frame that cannot be used fails alone, and frames that are under way when the run fails are entered as failed.
     """
     most = 1 if live else under_way or localizer.engine.slots
-    half, drawing = _EngineHalf(records, localizer, run, most, live), _Drawing(live)
+    half, output = _EngineHalf(records, localizer, run, most, live), Output(sinks, run, live.settings if live else Look)
     call, failed_by = _Call(deque()), None
     run.start()
     try:
         for call in half.answers():
             while call.records:
-                yield _finish(call, sinks, run, drawing)
+                output.draw_and_write(call.records[0], call.heat_map_every)
+                record = call.records.popleft()
+                output.enter(record)
+                yield record
     except BaseException as error:
         failed_by = error
         raise
@@ -77,7 +81,7 @@ def run_frames(
             for record in left.records if live else ():
                 record.fail(failed_by)
                 with suppress(Exception):
-                    _enter(record, sinks, run)
+                    output.enter(record)
         records.close()
 
 
@@ -90,7 +94,6 @@ class _Call:
     ticket: Ticket = None
     submitted_ns: int = 0
     heat_map_every: int = 1
-    outputs: dict[str, Array] = field(default_factory=dict)
     found_ns: int = 0
 
     @property
@@ -252,43 +255,3 @@ class _EngineHalf:
             return []
         record.stages_ms["prepare"] = (time.monotonic_ns() - record.began_ns["prepare"]) / 1e6
         return [image]
-
-
-def _finish(call: _Call, sinks: Sequence[Sink], run: Run, drawing: "_Drawing") -> FrameRecord:
-    """Draw, write and count the next frame of a call."""
-    record = call.records[0]
-    if record.outcome == "shown":
-        pictures = [sink for sink in sinks if sink.needs_picture]
-        picture = drawing.of(record, call.heat_map_every) if pictures else None
-        mark_ns = record.began_ns["write"] = time.monotonic_ns()
-        for sink in pictures:
-            sink.write(record, picture)
-        done_ns = time.monotonic_ns()
-        record.stages_ms["write"] = (done_ns - mark_ns) / 1e6
-        record.total_ms = record.frame.read_ms + (done_ns - record.frame.captured_ns) / 1e6
-    call.records.popleft()
-    _enter(record, sinks, run)
-    return record
-
-
-def _enter(record: FrameRecord, sinks: Sequence[Sink], run: Run) -> None:
-    for sink in sinks:
-        if not sink.needs_picture:
-            sink.write(record, None)
-    run.add(record)
-
-
-class _Drawing:
-    """Draws frames by the settings of the moment."""
-
-    def __init__(self, live: Live | None) -> None:
-        self._settings: Callable[[], Look] = live.settings if live else Look
-        self._painter = Painter()
-
-    def of(self, record: FrameRecord, heat_map_every: int) -> ImageBgr:
-        start_ns = record.began_ns["draw"] = time.monotonic_ns()
-        assert record.found is not None  # set by _Call.collect
-        status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
-        picture = self._painter.paint(record.frame, record.found, status, self._settings(), heat_map_every)
-        record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
-        return picture
