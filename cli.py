@@ -24,9 +24,10 @@ from engines.choose import Choice, build_chosen
 from engines.classifiers import load_classifier
 from engines.files import checked_suffix
 from engines.options import ENGINE, NETWORK, takes, takes_choice
-from realtime import batch as batches
+from realtime import direct, live
 from realtime import doctor as doctors
-from realtime import live
+from realtime.batch.run import process_all
+from realtime.batch.settings import Settings
 from realtime.latency import latency_table
 from realtime.opening import open_within
 from realtime.options import StreamOptions, takes_stream
@@ -60,7 +61,7 @@ def demo(
 ) -> None:  # fmt: skip
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
     localizer = open_within(choice, budget_ms, console, streams=0)
-    _report(batches.process_all([f"demo:{frames}"], out, localizer, console), as_json)
+    _report(direct.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
 @app.command(epilog="Example:  sightline batch holiday.mp4 photos/ --out out")
@@ -73,7 +74,7 @@ def batch(
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
     localizer = open_within(choice, budget_ms, console, streams=0)
-    _report(batches.process_all(sources, out, localizer, console, video), as_json)
+    _report(process_all(sources, out, localizer, console, Settings(video=video)), as_json)
 
 
 @app.command(
