@@ -61,7 +61,8 @@ def merge(
             files.pop(kind, None)
     plot_latency(tally, files["latency_plot"], f"{name}: time per frame")
     summary = _summary(clip, records, tally, facts, files)
-    write_report(files["report"], name, clip, summary, tally, [picture for record in records for picture in record["strip"]])
+    strip = [picture for record in records for picture in record["strip"]]
+    write_report(files["report"], name, clip, summary, tally, strip, files["latency_plot"])
     with whole_file(files["summary"]) as part:
         part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary, list(files.values())

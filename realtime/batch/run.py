@@ -55,7 +55,7 @@ def process_all(
     Of each, ``out`` gets ``NAME.mp4``, ``NAME.heat.mp4``, ``NAME.jsonl``, ``NAME.parquet``, ``NAME.latency.png``,
     ``NAME.report.html`` and ``NAME.summary.json``, as far as the settings want them, and ``summary.json`` of all. A run that
     was killed goes on where it was when it is begun again; sources whose results are there, of the same content and settings,
-    are not worked on again. Cameras, streams and ``demo:`` cannot be read twice: they go straight through (``realtime.direct``).
+    are not worked on again. Cameras, streams and ``demo:`` cannot be read twice and go straight through (``realtime.direct``).
 
     Args:
         specs: see ``realtime.sources.open_source``. Sources of one name get ``_2``, ``_3`` ... behind it.
