@@ -110,7 +110,8 @@ class VideoSink(_WholeFile):
             if self._stream is None:
                 self._stream = self._open_stream(picture)
             stream = self._stream
-            frame = self._converted(av.VideoFrame.from_ndarray(fitted(picture, stream.width, stream.height), format="bgr24"))
+            whole = np.ascontiguousarray(fitted(picture, stream.width, stream.height))
+            frame = self._converted(av.VideoFrame.from_numpy_buffer(whole, format="bgr24"))
             pts = max(self._pts_of(record), self._last_pts + 1)
             frame.pts, frame.time_base, self._last_pts = pts, self._time_base, pts
             self._container.mux(stream.encode(frame))

@@ -105,7 +105,7 @@ def _summary(
     found = tally.summary()
     last = clip.segments[-1]
     trouble = [clip.trouble] if clip.trouble else []
-    trouble += sorted({record["trouble"] for record in records if record["trouble"]})
+    trouble += [f"{count} frames are lost: {cause}" for cause, count in tally.causes.items()]
     return {
         "fps": round(found["frames"] / wall_s, 2) if wall_s else 0.0, **found,
         "verdict": f"{max(idle_ms, key=lambda side: idle_ms[side])}-limited", "interrupted": False,

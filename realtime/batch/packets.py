@@ -15,7 +15,7 @@ from realtime.video import reason_of, without_password
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 """Without it FFmpeg fills in what it cannot decode and says nothing."""
-DAMAGED = "damaged, or built on a frame that is"
+DAMAGED = "damaged, or built on a damaged frame"
 if TYPE_CHECKING:
     Packet: TypeAlias = av.Packet[Any]  # av's own annotation; the class itself takes no parameters
 else:
@@ -80,8 +80,8 @@ def decoded_carefully(spec: str, segment: Segment, lost: dict[int, str]) -> Gene
                 reason, sound_from_pts = "", pts if reason else sound_from_pts
             try:
                 pictures = packet.decode()
-            except av.error.FFmpegError as error:
-                reason = f"{DAMAGED} ({reason_of(error)})"
+            except av.error.FFmpegError:
+                reason = DAMAGED
             if packet.size and packet.is_corrupt:
                 reason = reason or DAMAGED
             if pts is not None:
