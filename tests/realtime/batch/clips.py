@@ -21,7 +21,7 @@ def make_clip(path: Path, *options: str, seconds: float = 22, size: str = "160x1
     """A moving test picture in whatever the options and the name's ending say; key frames every 2 s unless they say so."""
     inputs = ["-f", "lavfi", "-i", MOVING.format(size=size, rate=rate, seconds=seconds)]
     inputs += ["-f", "lavfi", "-i", f"sine=frequency=440:duration={seconds}", "-c:a", sound] if sound else []
-    coding = [] if "-c:v" in options else ["-c:v", "libx264", "-preset", "veryfast"]
+    coding = [] if "-c:v" in options else ["-c:v", "libx264", "-preset", "veryfast", "-sc_threshold", "0"]
     key_frames = [] if "-g" in options else ["-g", "20"]
     pixels = [] if "-pix_fmt" in options else ["-pix_fmt", "yuv420p"]
     ffmpeg(*inputs, *coding, *key_frames, *pixels, "-shortest", *options, path)

@@ -104,7 +104,7 @@ def test_every_start_and_end(tiny_localizer, tmp_path):
     video, sound = packet_times(tmp_path / "out" / "clip.mp4")[0], packet_times(tmp_path / "out" / "clip.mp4", "audio")[0]
     assert [float(time) for time in video] == pytest.approx([row["pts_s"] - wanted[0]["pts_s"] for row in wanted])
     assert -0.05 < sound[0] < 0.05
-    assert 11.9 < sound[-1] < 12
+    assert 11.8 < sound[-1] < 12
     with pytest.raises(SourceError, match="over before --start"):
         process_all([str(clip)], tmp_path / "none", tiny_localizer, QUIET, Settings(start_s=30))
 
@@ -132,8 +132,10 @@ def test_a_damaged_part_costs_its_frames_and_nothing_else(tiny_localizer, tmp_pa
     whole, rows = (rows_of(tmp_path / "out" / f"{name}.jsonl") for name in ("clip", "broken"))
     assert [row["pts"] for row in rows] == [row["pts"] for row in whole]
     assert bad["failed"] <= 20 + 2  # up to the next key frame
-    for one, other in zip(rows, whole, strict=True):
-        if one["outcome"] == "shown":
+    lost = [place for place, row in enumerate(rows) if row["outcome"] == "failed"]
+    assert lost[-1] - lost[0] <= 20
+    for place, (one, other) in enumerate(zip(rows, whole, strict=True)):
+        if not lost[0] - 3 <= place <= lost[-1]:  # no decoder notices that the end of a picture is damaged
             assert {**one, "source": "clip"} == other
     shown = [Fraction(row["pts"] * row["time_base_num"], row["time_base_den"]) for row in rows if row["outcome"] == "shown"]
     assert packet_times(tmp_path / "out" / "broken.mp4")[0] == shown
