@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from calib import bench as benches
-from calib import bench_screen as glass
 from calib import calibrate as calibration
 from calib import certified
 from calib import finetune as finetuning
-from calib.bench_compare import print_comparison
-from calib.bench_plots import plot_bench
-from calib.bench_report import print_bench
+from calib.bench import run as benches
+from calib.bench import screen as glass
+from calib.bench.compare import print_comparison
+from calib.bench.plots import plot_bench
+from calib.bench.report import print_bench
 from calib.choose import OPTIONS, DataChoice, load_chosen
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
 from engines.base import SightlineError
@@ -94,7 +94,7 @@ def stream(
     options: StreamOptions = AS_USUAL, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
-    localizer = open_within(choice, budget_ms, console, batch=options.batch)
+    localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(sources)))
     _report([live.stream(sources, localizer, console, options)], as_json)
 
 
@@ -210,7 +210,7 @@ def build(
     "   ·   sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8"
     "   ·   sightline bench compare before.json after.json   ·   sightline bench --screen 0 --seconds 20"
 )
-@takes_choice("weights", "method", "head", "size_px")
+@takes_choice("weights", "method", "head", "size_px", "backend", "precision")
 def bench(
     what: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE] | compare A.json B.json", show_default=False, help=(
         "What to run end to end, demo:300 unless told (a file called compare: ./compare). Or two results of --json to compare."

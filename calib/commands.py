@@ -9,9 +9,9 @@ from rich.console import Console
 from calib import curve as curves
 from calib import evaluate as evaluation
 from calib.baselines import baselines, check_disjoint
+from calib.bench.machine import machine
 from calib.choose import DataChoice, labels_beside, load_chosen
 from calib.fit import default_features, fit_head
-from calib.machine import machine
 from calib.report import SUFFIXES, write_report
 from engines.base import OutputError
 from engines.choose import Choice

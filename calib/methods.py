@@ -18,11 +18,11 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from calib.bench.machine import machine
+from calib.bench.roofline import count_work
 from calib.datasets import Sample, load_dataset
 from calib.detection import all_found
 from calib.evaluate import evaluate
-from calib.machine import machine
-from calib.roofline import count_work
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import SightlineError
 from engines.build import build_graph

@@ -16,11 +16,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from calib.bench.machine import machine
 from calib.datasets import Sample, load_dataset
 from calib.features import FeatureTable, feature_table
 from calib.fit import LAYERS, default_features
 from calib.linear import FOLDS, Rows, choose_strength, predict, solve
-from calib.machine import machine
 from calib.metrics import WHOLE_IMAGE, constant_boxes, scored
 from calib.rivals import heuristic_rows, named_class_rows, paper_rows
 from engines.base import SightlineError

@@ -17,6 +17,7 @@ from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec
 from engines.methods.choose import open_search
 from engines.quantize import Quantization, load_quantization
+from engines.shipped import shipped_head_names, shipped_head_path, shipped_heads
 from engines.weights import ASSETS
 
 METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class", "dam": "class", "beam": "class"}
@@ -105,20 +106,14 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     if choice.head is not None:
         if choice.method == "heuristic":
             raise ModelError(f"--method heuristic reads the box without a fitted head: drop it, or drop --head {choice.head}")
-        path, named = Path(choice.head), ASSETS / f"{Path(choice.head).name}_head.safetensors"
-        is_name = not path.exists() and path.name == choice.head and named.exists()
-        return load_head(named if is_name else path)
-    for head in shipped_heads(classifier, choice.method):
-        if choice.layer in (None, head.spec.layer):
+        path = Path(choice.head)
+        is_name = not path.exists() and choice.head in shipped_head_names()
+        return load_head(shipped_head_path(choice.head) if is_name else path)
+    for name, head in shipped_heads(classifier.digest).items():
+        is_usual = name.startswith(f"{classifier.name}_{choice.method}") and head.size_px == classifier.size_px
+        if is_usual and choice.layer in (None, head.spec.layer):
             return head
     return default_heuristic(classifier.name, objective, choice.layer)
-
-
-def shipped_heads(classifier: Classifier, method: str) -> list[Head]:
-    """The heads that come with Sightline for this network at this size, the usual one first."""
-    files = sorted(ASSETS.glob(f"{classifier.name}_{method}*_head.safetensors"), key=lambda path: (len(path.name), path.name))
-    heads = [load_head(path) for path in files]
-    return [head for head in heads if head.network == classifier.digest and head.size_px == classifier.size_px]
 
 
 def choose_quantization(choice: Choice, classifier: Classifier, spec: MapSpec) -> Quantization | None:

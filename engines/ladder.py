@@ -14,11 +14,11 @@ from engines.base import EngineError
 from engines.choose import Choice, choose_head, choose_quantization, chosen_spec
 from engines.classifiers import Classifier, load_classifier
 from engines.graph import FLOAT, Graph
-from engines.head import Head, load_head
+from engines.head import Head
 from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
 from engines.networks import Forward
-from engines.weights import ASSETS
+from engines.shipped import shipped_heads
 
 PRECISION_COST = {"fp32": 1.0, "bf16": 0.53, "int8": 0.37}
 """Time of a graph beside that in fp32, where the processor computes in it natively (measured on the compact network)."""
@@ -119,11 +119,9 @@ def _variants(choice: Choice, classifier: Classifier, depth: Mapping[str, float]
     if choice.head is not None:
         return
     if isinstance(head, Head):
-        for path in sorted(ASSETS.glob("*_head.safetensors")):
-            other = load_head(path)
-            fits = other.network == head.network and other.spec.objective == head.spec.objective
-            if fits and other.size_px <= head.size_px and other.digest != head.digest:
-                name = path.name.removesuffix("_head.safetensors")
+        for name, other in shipped_heads(head.network).items():
+            fits = other.spec.objective == head.spec.objective and other.size_px <= head.size_px
+            if fits and other.digest != head.digest:
                 yield _Variant(replace(choice, head=name, layer=None), other.size_px, _deepest(other, depth))
         return
     usual, coarse = _deepest(head, depth), _coarse_layer(classifier)

@@ -116,16 +116,17 @@ def network() -> Findings:
 
     from engines.choose import Choice, open_localizer
     from engines.head import load_head
+    from engines.shipped import shipped_head_names, shipped_head_path
     from engines.weights import ASSETS
     from realtime.demo import PHOTO
 
-    for path in sorted(ASSETS.glob("*_head.safetensors")):
+    names = shipped_head_names()
+    for name in names:
         try:
-            load_head(path)
+            load_head(shipped_head_path(name))
         except Exception as error:  # damaged files raise all kinds of things
-            words = f"{path.name}: {error}".splitlines()[0]
+            words = f"{name}: {error}".splitlines()[0]
             yield Finding("head", "problem", words, "pip install --force-reinstall sightline")
-    names = [path.name.removesuffix("_head.safetensors") for path in sorted(ASSETS.glob("*_head.safetensors"))]
     yield Finding("heads", "ok" if names else "problem", f"{len(names)} shipped: {', '.join(names)}")
     scales = [path.name.removesuffix(".int8.json") for path in sorted(ASSETS.glob("*.int8.json"))]
     yield Finding("calibrations", "ok" if scales else "absent", f"{len(scales)} shipped: {', '.join(scales)}")

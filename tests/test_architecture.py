@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ PACKAGES = ("engines", "realtime", "calib")
 ALLOWED = {"engines": {"engines"}, "realtime": {"engines", "realtime"}, "calib": {"engines", "realtime", "calib"}}
 TORCH_FILES = {
     "engines/backends/torch.py", "engines/backends/torch_cuda.py", "engines/backends/torch_networks.py", "engines/weights.py",
-    "calib/optimise.py", "calib/train.py", "calib/bench_torch.py",
+    "calib/optimise.py", "calib/train.py", "calib/bench/torch_peers.py",
 }  # fmt: skip
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 
@@ -71,3 +72,10 @@ def test_running_needs_neither_torch_nor_gpu_libraries():
 def test_no_copyleft_package_is_required():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert "ultralytics" not in text
+
+
+def test_every_folder_of_code_or_data_is_installed():
+    """``packages`` of pyproject.toml is a list by hand: a folder left out would be missing for those who do not work in a clone."""
+    stated = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    assert stated == {".".join(f.relative_to(ROOT).parts) for f in folders if f.name != "__pycache__"}

@@ -15,15 +15,16 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import onnx
 
 from engines.backends.tensorrt_build import quiet_logger
-from engines.base import Array, EngineError, TensorSpec, check_feeds
+from engines.base import Array, EngineError, TensorSpec
 from engines.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
-from engines.slots import Layout, Ring, check_tensors
+from engines.slots import GpuTimes, Layout, SlottedEngine, check_tensors
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which other libraries use
 
@@ -65,8 +66,8 @@ def load_pycuda() -> Any:
     return cuda
 
 
-class TensorRtEngine:
-    """A plan on a GPU. See ``engines.base.Engine``. Only the thread that made it may use it.
+class TensorRtEngine(SlottedEngine):
+    """A plan on a GPU. See ``engines.base.Engine``, and ``engines.slots.SlottedEngine`` for who may call.
 
     Args:
         plan: what ``build_plan`` made.
@@ -91,9 +92,7 @@ class TensorRtEngine:
         self.device = f"{gpu}, {trt.__name__} {trt.__version__}"
         self.inputs, self.outputs = (tuple(map(_spec, values)) for values in (model.graph.input, model.graph.output))
         self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
-        self.slots = slots
-        self._ring = Ring(slots)
-        self._owner = threading.get_ident()
+        super().__init__(slots)
         self._spin = spin
         self._session = _Session(trt, cuda, gpu)
         # Also at the end of the process, before modules are taken apart; whichever of the two comes first.
@@ -106,60 +105,33 @@ class TensorRtEngine:
             self._close()
             raise
 
-    def submit(self, feeds: Mapping[str, Array]) -> int:
-        """Start a call. See ``engines.base.Engine.submit``."""
-        check_feeds(self.inputs, feeds)
-        self._check_usable()
-        place = self._ring.take()
-        try:
-            self._session.start(place, feeds)
-        except BaseException:
-            self._ring.undo()
-            raise
-        return place
+    def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
+        self._session.start(place, feeds)
 
-    def collect(self, ticket: int) -> dict[str, Array]:
-        """Wait for a call. See ``engines.base.Engine.collect``."""
-        self._check_usable()
-        if ticket != self._ring.oldest():
-            raise EngineError("results are collected in the order in which they were submitted: collect the older one first")
-        try:
-            return self._session.finish(ticket, self._spin)
-        finally:
-            self._ring.release()
+    def _finish(self, place: int) -> dict[str, Array]:
+        outputs, self.times = self._session.finish(place, self._spin)
+        return outputs
 
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """See ``engines.base.Engine.infer``."""
-        self._check_usable()
-        if self._ring.waiting:
-            raise EngineError("a submitted call is not collected yet: collect it before 'infer'")
-        return self.collect(self.submit(feeds))
+    def _is_open(self) -> bool:
+        return self._close.alive
 
-    def close(self) -> None:
-        """Free everything on the GPU, once what is under way has ended. Calling it twice is fine."""
-        if self._close.alive:
-            self._check_usable()
-            self._close()
-
-    def _check_usable(self) -> None:
-        if not self._close.alive:
-            raise EngineError("this engine is closed: build it again")
-        if threading.get_ident() != self._owner:
-            raise EngineError("a TensorRT engine belongs to the thread that opened it: submit, collect and close there")
+    def _free(self) -> None:
+        self._close()
 
 
 @dataclass
 class _Slot:
     """The memory and the execution of one call.
 
-    ``host`` and ``device`` hold (inputs, outputs); ``views`` are the tensors inside ``host``.
+    ``host`` and ``device`` hold (inputs, outputs); ``views`` are the tensors inside ``host``; ``events`` come to pass as the
+    call begins, its inputs are on the device, its graph has run, and its outputs are back.
     """
 
     host: tuple[Array, Array]
     device: tuple[Any, Any]
     views: tuple[dict[str, Array], dict[str, Array]]
     execution: Any
-    done: Any
+    events: tuple[Any, Any, Any, Any]
     graph: CapturedGraph | None = None
 
 
@@ -212,7 +184,7 @@ class _Session:
     def add_slot(self, spin: bool, capture: bool) -> None:
         """Memory, an execution context of its own (a captured graph wants one), and a first run of it."""
         cuda, trt = self._cuda, self._trt
-        flags = cuda.event_flags.DISABLE_TIMING | (0 if spin else cuda.event_flags.BLOCKING_SYNC)
+        flags = cuda.event_flags.DEFAULT if spin else cuda.event_flags.BLOCKING_SYNC
         with self._current():
             host = tuple(cuda.pagelocked_empty(layout.size, np.uint8) for layout in self._layouts)
             device = tuple(cuda.mem_alloc(layout.size) for layout in self._layouts)
@@ -220,7 +192,8 @@ class _Session:
             execution = self._engine.create_execution_context()
             if execution is None:
                 raise EngineError(f"{self._gpu.name} has no memory left for another slot: close other programs")
-            slot = _Slot(host, device, views, execution, cuda.Event(flags))  # type: ignore[arg-type]
+            events = tuple(cuda.Event(flags) for _ in range(4))
+            slot = _Slot(host, device, views, execution, events)  # type: ignore[arg-type]
             self._slots.append(slot)
             for layout, block in zip(self._layouts, device, strict=True):
                 for name, address in layout.addresses(int(block)).items():
@@ -250,25 +223,31 @@ class _Session:
         slot = self._slots[place]
         for name, value in feeds.items():
             slot.views[0][name][...] = value
+        begun, copied, computed, done = slot.events
         with self._current():
+            begun.record(self._stream)
             self._cuda.memcpy_htod_async(slot.device[0], slot.host[0], self._stream)
+            copied.record(self._stream)
             if slot.graph is not None:
                 slot.graph.launch()
             else:
                 self._execute(slot)
+            computed.record(self._stream)
             self._cuda.memcpy_dtoh_async(slot.host[1], slot.device[1], self._stream)
-            slot.done.record(self._stream)
+            done.record(self._stream)
 
-    def finish(self, place: int, spin: bool) -> dict[str, Array]:
+    def finish(self, place: int, spin: bool) -> tuple[dict[str, Array], GpuTimes]:
         """Wait for one call, and copy its outputs: the slot's memory is written again by the next."""
         slot = self._slots[place]
+        *_, done = slot.events
         with self._current():
             if spin:
-                while not slot.done.query():
+                while not done.query():
                     pass
             else:
-                slot.done.synchronize()
-        return {name: view.copy() for name, view in slot.views[1].items()}
+                done.synchronize()
+            times = GpuTimes(*(earlier.time_till(later) for earlier, later in pairwise(slot.events)))
+        return {name: view.copy() for name, view in slot.views[1].items()}, times
 
     def close(self) -> None:
         """Free it all; in a forked child, where the GPU is not ours, nothing."""
@@ -283,7 +262,7 @@ class _Session:
                 slot = self._slots.pop()
                 if slot.graph is not None:
                     slot.graph.close()
-                del slot  # execution context, event, device memory, pinned memory
+                del slot  # execution context, events, device memory, pinned memory
             self._engine = self._runtime = self._stream = None
         finally:
             self._cuda.Context.pop()

@@ -7,6 +7,7 @@ the same class runs in the tests.
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 from engines.backends.torch import DTYPES, TorchEngine
-from engines.base import Array, EngineError, check_feeds
+from engines.base import Array, EngineError
 from engines.build import WANTED_CLASS
 from engines.classifiers import Classifier
 from engines.head import Head
 from engines.heuristic import Heuristic
 from engines.maps import MapSpec
 from engines.preprocess import IMAGE
-from engines.slots import Ring
+from engines.slots import GpuTimes, SlottedEngine
 
 WARM_UP_RUNS = 3  # before a capture, as PyTorch's notes on CUDA graphs ask for
 
@@ -56,11 +57,11 @@ class _Slot:
     device: dict[str, Tensor]
     computed: dict[str, Tensor] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
-    done: Any = None
+    events: tuple[Any, ...] = ()
     graph: Any = None
 
 
-class TorchStreamEngine(TorchEngine):
+class TorchStreamEngine(SlottedEngine, TorchEngine):
     """See ``engines.base.Engine``.
 
     Args:
@@ -74,58 +75,22 @@ class TorchStreamEngine(TorchEngine):
         self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1,
         *, device: str = "cuda", precision: str = "fp16", slots: int = 2,
     ) -> None:  # fmt: skip
-        self._ring = Ring(slots)
-        self.slots = slots
-        super().__init__(classifier, spec, head, batch, device=device, precision=precision)
+        SlottedEngine.__init__(self, slots)
+        TorchEngine.__init__(self, classifier, spec, head, batch, device=device, precision=precision)
         self._gpu = self._place.type == "cuda"
         if self._gpu:
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.device = f"{torch.cuda.get_device_name(self._place)}, PyTorch {torch.__version__}"
         self._stream: Any = torch.cuda.Stream(self._place) if self._gpu else None  # type: ignore[no-untyped-call]
         self._slots = [self._new_slot() for _ in range(slots)]
-        self._closed = False
 
-    def submit(self, feeds: Mapping[str, Array]) -> int:
-        """Start a call. See ``engines.base.Engine.submit``."""
-        check_feeds(self.inputs, feeds)
-        self._check_open()
-        place = self._ring.take()
-        try:
-            self._start(self._slots[place], feeds)
-        except BaseException:
-            self._ring.undo()
-            raise
-        return place
+    def _is_open(self) -> bool:
+        return bool(self._slots)
 
-    def collect(self, ticket: int) -> dict[str, Array]:
-        """Wait for a call. See ``engines.base.Engine.collect``."""
-        self._check_open()
-        if ticket != self._ring.oldest():
-            raise EngineError("results are collected in the order in which they were submitted: collect the older one first")
-        slot = self._slots[ticket]
-        try:
-            if slot.done is not None:
-                slot.done.synchronize()
-            return self.finish({name: tensor.numpy().copy() for name, tensor in slot.results.items()})
-        finally:
-            self._ring.release()
-
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """See ``engines.base.Engine.infer``."""
-        self._check_open()
-        if self._ring.waiting:
-            raise EngineError("a submitted call is not collected yet: collect it before 'infer'")
-        return self.collect(self.submit(feeds))
-
-    def close(self) -> None:
-        """Free the slots, once what is under way has ended. Calling it twice is fine."""
-        if self._stream is not None and not self._closed:
+    def _free(self) -> None:
+        if self._stream is not None:
             self._stream.synchronize()
-        self._slots, self._closed = [], True
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EngineError("this engine is closed: build it again")
+        self._slots = []
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._stream) if self._gpu else nullcontext()
@@ -139,7 +104,8 @@ class TorchStreamEngine(TorchEngine):
                 slot.computed = self._compute(slot)
         if self._stream is not None:
             self._stream.synchronize()
-            slot.graph, slot.done = torch.cuda.CUDAGraph(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            slot.graph = torch.cuda.CUDAGraph()
+            slot.events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(4))  # type: ignore[no-untyped-call]
             with torch.cuda.graph(slot.graph, stream=self._stream):
                 slot.computed = self._compute(slot)
         slot.results = {
@@ -150,17 +116,33 @@ class TorchStreamEngine(TorchEngine):
     def _compute(self, slot: _Slot) -> dict[str, Tensor]:
         return self.compute(slot.device[IMAGE], slot.device[WANTED_CLASS])
 
-    def _start(self, slot: _Slot, feeds: Mapping[str, Array]) -> None:
+    def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
+        slot = self._slots[place]
         for name, value in feeds.items():
             slot.host[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
         with self._on_stream():
+            self._passed(slot, 0)
             for name, tensor in slot.host.items():
                 slot.device[name].copy_(tensor, non_blocking=True)
+            self._passed(slot, 1)
             if slot.graph is not None:
                 slot.graph.replay()
             else:
                 slot.computed = self._compute(slot)
+            self._passed(slot, 2)
             for name, tensor in slot.computed.items():
                 slot.results[name].copy_(tensor, non_blocking=True)
-            if slot.done is not None:
-                slot.done.record()
+            self._passed(slot, 3)
+
+    @staticmethod
+    def _passed(slot: _Slot, step: int) -> None:
+        """Record the event behind that step: begun, copied, computed, done."""
+        if slot.events:
+            slot.events[step].record()
+
+    def _finish(self, place: int) -> dict[str, Array]:
+        slot = self._slots[place]
+        if slot.events:
+            slot.events[-1].synchronize()
+            self.times = GpuTimes(*(earlier.elapsed_time(later) for earlier, later in pairwise(slot.events)))
+        return self.finish({name: tensor.numpy().copy() for name, tensor in slot.results.items()})

@@ -2,11 +2,9 @@
 
 import json
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from rich.console import Console
@@ -20,132 +18,26 @@ from engines.backends.mock import MockEngine
 from engines.base import SourceError
 from engines.classifiers import load_classifier
 from engines.localizer import Localizer
-from tests.realtime.media import picture, write_video
+from tests.calib.layouts import (
+    BOX,
+    LABELLED,
+    LAYOUTS,
+    SIZE,
+    coco,
+    csv,
+    frames_csv,
+    images,
+    otb,
+    otb_native,
+    refused,
+    voc,
+    voc_xml,
+    vot,
+    vot_native,
+)
+from tests.realtime.media import picture
 
 QUIET = Console(quiet=True)
-BOX = (10.0, 20.0, 40.0, 60.0)
-NAMES = ("a.png", "b.png")
-SIZE = "<size><width>128</width><height>96</height></size>"
-
-
-def voc_xml(name, box=BOX, extra="", size=SIZE):
-    """VOC's corners are pixels counted from 1."""
-    corners = zip(("xmin", "ymin", "xmax", "ymax"), (box[0] + 1, box[1] + 1, box[2], box[3]), strict=True)
-    edges = "".join(f"<{key}>{value:g}</{key}>" for key, value in corners)
-    item = f"<object><name>cat</name>{extra}<bndbox>{edges}</bndbox></object>"
-    return f"<annotation><filename>{name}</filename>{size}{item}</annotation>"
-
-
-def images(folder, names=NAMES):
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, name in enumerate(names):
-        cv2.imwrite(str(folder / name), picture(index))
-    return folder
-
-
-def tar_of(folder):
-    with tarfile.open(folder.with_suffix(".tar"), "w") as tar:
-        tar.add(folder, folder.name)
-    shutil.rmtree(folder)
-
-
-def csv(folder, box=BOX):
-    images(folder / "set")
-    rows = "".join(f"{name},w,cat,{','.join(map(str, box))}\n" for name in NAMES)
-    (folder / "set.csv").write_text("file,source,class,x0,y0,x1,y1\n" + rows)
-    return folder / "set.csv"
-
-
-def tensorflow_csv(folder, box=BOX):
-    images(folder / "images")
-    x0, y0, x1, y1 = box
-    rows = "".join(f"{name},128,96,cat,{x0 + 1},{y0 + 1},{x1},{y1}\n" for name in NAMES)
-    (folder / "cats_labels.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax\n" + rows)
-    return folder / "cats_labels.csv"
-
-
-def frames_csv(folder, box=BOX):
-    tar_of(images(folder / "more"))
-    rows = "".join(f"more/{name},{','.join(map(str, box))}\n" for name in NAMES)
-    (folder / "more_boxes.csv").write_text("\ufeffframe,x0,y0,x1,y1\n" + rows, encoding="utf-8")
-    return folder / "more_boxes.csv"
-
-
-def voc(folder, box=BOX):
-    images(folder / "JPEGImages")
-    (folder / "Annotations").mkdir()
-    for name in NAMES:
-        (folder / "Annotations" / f"{name[0]}.xml").write_text(voc_xml(name, box))
-    return folder / "Annotations"
-
-
-def imagenet_loc(folder, box=BOX):
-    """Annotations in a tar, which name images without their ending."""
-    images(folder / "images" / "n1")
-    (folder / "boxes" / "n1").mkdir(parents=True)
-    for name in NAMES:
-        (folder / "boxes" / "n1" / f"{name[0]}.xml").write_text(voc_xml(name[0], box))
-    tar_of(folder / "boxes")
-    return folder / "boxes.tar"
-
-
-def coco(folder, box=BOX):
-    images(folder / "set")
-    x0, y0, x1, y1 = box
-    (folder / "set.json").write_text(json.dumps({
-        "images": [{"id": i, "file_name": name, "width": 128, "height": 96} for i, name in enumerate(NAMES)],
-        "categories": [{"id": 7, "name": "cat"}],
-        "annotations": [{"image_id": i, "category_id": 7, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0} for i in (0, 1)],
-    }))  # fmt: skip
-    return folder / "set.json"
-
-
-def otb(folder, box=BOX):
-    images(folder / "set")
-    x0, y0, x1, y1 = box
-    line = f"{x0 + 1},{y0 + 1},{x1 - x0},{y1 - y0}\n"
-    (folder / "set_groundtruth_rect.txt").write_text(line + line.replace(",", "\t"))
-    return folder / "set_groundtruth_rect.txt"
-
-
-def vot(folder, box=BOX):
-    write_video(folder / "clip.mp4", 2)
-    x0, y0, x1, y1 = box
-    (folder / "clip_groundtruth.txt").write_text(f"{x0},{y0},{x1},{y0},{x1},{y1},{x0},{y1}\n" * 2)
-    return folder / "clip_groundtruth.txt"
-
-
-def otb_native(folder, box=BOX):
-    """As OTB is published; of two objects in one sequence the second."""
-    images(folder / "Jogging" / "img")
-    (folder / "Jogging" / "groundtruth_rect.1.txt").write_text("1,1,5,5\n" * 2)
-    path = folder / "Jogging" / "groundtruth_rect.2.txt"
-    otb(folder, box).rename(path)
-    shutil.rmtree(folder / "set")
-    return path
-
-
-def vot_native(folder, box=BOX, images_in="color"):
-    """As VOT has been published since 2017."""
-    images(folder / "bag" / images_in)
-    vot(folder, box).rename(folder / "bag" / "groundtruth.txt")
-    return folder / "bag" / "groundtruth.txt"
-
-
-def vot_old(folder, box=BOX):
-    return vot_native(folder, box, images_in=".")
-
-
-LABELLED = (csv, tensorflow_csv, frames_csv, voc, imagenet_loc, coco)
-LAYOUTS = (*LABELLED, otb, vot, otb_native, vot_native, vot_old)
-
-
-def refused(words, path, **options):
-    """Loading or reading every image is one line that names the file."""
-    with pytest.raises(SourceError, match=words) as error:
-        [sample.read() for sample in load_dataset(path, **options)]
-    assert "\n" not in str(error.value)
-    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -288,85 +180,6 @@ def test_boxes_of_no_height_and_crowds_are_left_out_of_coco(tmp_path):
     assert [len(sample.truths) for sample in load_dataset(labels)] == [0, 1]
 
 
-HEAD = "file,class,x0,y0,x1,y1\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "the first line must name file,class,x0,y0,x1,y1"),
-        ("name,x\n", r"the first line must name file,class,x0,y0,x1,y1 \(it names name,x\)"),
-        (HEAD, "no labelled image"),
-        (HEAD + "a.png,,,,,\n", "no labelled image"),
-        (HEAD + "z.png,cat,0,0,5,5\n", r"names image z\.png"),
-        (HEAD + "a.png,cat,0,0,five,5\n", "line 2: the box 0,0,five,5 is not four numbers"),
-        (HEAD + "b.png,cat,0,0,9,9\na.png,cat,,0,5,5\n", "line 3: the box ,0,5,5 is not four numbers"),
-        (HEAD + "a.png,cat,0,0,5\n", "line 2: the first line has 6 values, this one has not"),
-        (HEAD + "a.png,big, cat,0,0,5,5\n", "line 2: the first line has 6 values, this one has not"),
-        (HEAD + "a.png,,0,0,5,5\n", "line 2: the box has no class"),
-        (HEAD + '"a.png,cat,0,0,5,5\n', "is not a CSV file in UTF-8"),
-        (b"\xff\xfe\x00", "is not a CSV file in UTF-8"),
-    ],
-)
-def test_malformed_csv(tmp_path, text, words):
-    labels = csv(tmp_path)
-    labels.write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(words, labels)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("<annotation>", r"b\.xml is not VOC XML: no element found"),
-        ("<html></html>", r"b\.xml is not VOC XML: its root is <html>"),
-        (voc_xml("b.png").replace("<ymax>60</ymax>", ""), r"b\.xml is not VOC XML: object 'cat' has no ymax"),
-        (voc_xml("b.png").replace("60", "sixty"), r"b\.xml is not VOC XML: could not convert string to float: 'sixty'"),
-        (voc_xml("b.png").replace("cat", ""), r"b\.xml is not VOC XML: object '' has no name"),
-    ],
-)
-def test_malformed_xml(tmp_path, text, words):
-    labels = voc(tmp_path)
-    (labels / "b.xml").write_text(text)
-    refused(words, labels)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda text: text[:-9], r"set\.json is not COCO json: Unterminated string"),
-        (lambda _: "[]", r"set\.json is not COCO json: "),
-        (lambda _: "{}", r"set\.json is not COCO json: it has no 'categories'"),
-        (lambda text: text.replace('"bbox": [10.0, ', '"bbox": ['), "annotation 1 is not COCO json: not enough values"),
-        (lambda text: text.replace('"bbox"', '"box"'), "annotation 1 is not COCO json: it has no 'bbox'"),
-        (lambda text: text.replace('"image_id": 1', '"image_id": 5'), "annotation 2 .*: its image_id is 5, which the file"),
-        (lambda text: text.replace('"id": 7', '"id": 8'), "annotation 1 .*: its category_id is 7, which the file"),
-    ],
-)
-def test_malformed_coco(tmp_path, change, words):
-    labels = coco(tmp_path)
-    labels.write_text(change(labels.read_text()))
-    refused(words, labels)
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("11,21,30\n", "line 2: 3 numbers; a box has 4 .* or 8"),
-        ("11,21,30,forty\n", "line 2: '11,21,30,forty' is not a list of numbers"),
-        ("11,nan,30,40\n", "line 2: '11,nan,30,40' holds a number that is not finite"),
-        ("11,21,-30,40\n", "line 2: '11,21,-30,40' has a negative size"),
-        ("500,21,30,40\n", "line 2: of box 499,20,529,60 nothing lies in the frame of 128x96 px"),
-        ("11,21,30,40\n" * 2, "has boxes for 3 frames, .*set has 2 frames"),
-        ("", "has boxes for 1 frames, .*set has 2 frames"),
-        ("\n11,21,30,40\n", "line 2: 0 numbers"),
-    ],
-)
-def test_malformed_tracks(tmp_path, line, words):
-    labels = otb(tmp_path)
-    labels.write_text("11,21,30,40\n" + line)
-    refused(words, labels)
-
-
 def test_tracked_objects_may_be_absent_or_leave_the_frame_in_part(tmp_path):
     labels = otb(tmp_path)
     for absent in ("0,0,0,0", "nan,nan,nan,nan"):
@@ -420,7 +233,7 @@ def test_an_image_set_names_the_images_to_keep(tmp_path):
 
 def zoo(folder, rows):
     images(folder / "zoo")
-    (folder / "zoo.csv").write_text(HEAD + "".join(f"{row},10,20,40,60\n" for row in rows))
+    (folder / "zoo.csv").write_text("file,class,x0,y0,x1,y1\n" + "".join(f"{row},10,20,40,60\n" for row in rows))
     return folder / "zoo.csv"
 
 

@@ -5,10 +5,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from calib.bench.roofline import count_work
 from calib.datasets import Sample
 from calib.labels import Truth
 from calib.methods import Row, both_found, flop_of, rendered, timing
-from calib.roofline import count_work
 from engines.classifiers import load_classifier
 from engines.localizer import Localizer
 from engines.methods.choose import search_engine

@@ -6,13 +6,24 @@ ONNX graph itself, run by OpenVINO. Whatever is alive is counted, and every call
 
 import ctypes
 import itertools
+import time
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 
+from engines import certified, cuda
+from engines.backends import tensorrt as backend
 from engines.backends.openvino import OpenVinoEngine
+from engines.cache import write_engine
+from engines.certificate import certificate_path, certify
+from engines.certified import key_of, subject_of, typed_graph
+from engines.cuda import Gpu
+from engines.localizer import Localizer
+
+GPU = Gpu("NVIDIA L4", (8, 9), 13000)
 
 
 class Driver:
@@ -83,12 +94,21 @@ class Driver:
             def __init__(self, flags=0):
                 super().__init__()
                 driver.log.append(f"event {flags}")
-                self.reached, self.stream = True, None
+                self.reached, self.stream, self.at_ms = True, None, None
 
             def record(self, stream):
                 driver.current()
                 self.reached, self.stream = False, stream
-                stream.queue.append(lambda: setattr(self, "reached", True))
+                stream.queue.append(self._reach)
+
+            def _reach(self):
+                self.reached, self.at_ms = True, time.perf_counter() * 1e3
+
+            def time_till(self, later):
+                driver.current()
+                assert self.reached
+                assert later.reached
+                return later.at_ms - self.at_ms
 
             def synchronize(self):
                 driver.current()
@@ -234,3 +254,39 @@ def captured_graphs(driver):
             Graph.closed += 1
 
     return Graph
+
+
+def machine_with_gpu(monkeypatch):
+    """The driver of a machine with a GPU and its libraries, all stand-ins; ``library`` and ``graphs`` hang on it."""
+    driver = Driver()
+    driver.library = Library(lambda handle, work: driver.streams[handle].queue.append(work))
+    driver.graphs = captured_graphs(driver)
+    monkeypatch.setattr(backend, "load_tensorrt", lambda ahead=False: driver.library)
+    monkeypatch.setattr(backend, "load_pycuda", lambda: driver)
+    monkeypatch.setattr(backend, "CapturedGraph", driver.graphs)
+    monkeypatch.setattr(backend, "leave_context", lambda: None)
+    for module in (backend, certified, cuda):
+        monkeypatch.setattr(module, "probe_gpu", lambda: GPU)
+    return driver
+
+
+def plan_of(model):
+    """What the stand-in for the runtime reads as a plan."""
+    return model.SerializeToString()
+
+
+def keep_plan(model, gpu, target=str(GPU), precision="fp32"):
+    """Put an engine into the cache; its key."""
+    typed = typed_graph(model, precision, gpu.library.__name__, GPU.sm)
+    key = key_of(model, typed, gpu.library, target, precision)
+    write_engine(key.path, key, plan_of(model))
+    return key
+
+
+def certify_plan(model, key, failures=()):
+    """Put a certificate beside a kept engine."""
+    shape = OpenVinoEngine(model, "fp32").inputs[0].shape
+    frames = np.random.default_rng(0).integers(0, 256, (8, *shape[1:])).astype(np.uint8)
+    engines = [Localizer(OpenVinoEngine(model, "fp32")) for _ in range(2)]
+    found = replace(certify(*engines, list(frames)).of(subject_of(key, plan_of(model))), failures=failures)
+    found.save(certificate_path(key.path))

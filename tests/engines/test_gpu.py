@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from calib.bench.gpu import bench_gpu
 from calib.certified import BuildChoice, build_chosen_engine
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.tensorrt import TensorRtEngine, load_pycuda, load_tensorrt
@@ -83,3 +84,16 @@ def test_it_shares_the_gpu_with_pytorch_in_any_order_of_closing():
     del second
     gc.collect()
     assert float((values + torch.ones(1000, device="cuda")).sum()) == 2000
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "torch"])
+def test_the_bench_in_trtexec_s_words(backend):
+    if backend == "torch" and not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("PyTorch sees no NVIDIA GPU")
+    certified_engine("fp16")
+    choice = Choice(backend=backend, precision="fp16")
+    (times,) = (found := bench_gpu(choice, [], 5.0, Console(quiet=True)))["gpu"]
+    assert times["latency_ms"]["p50"] >= times["compute_ms"]["p50"] > 0
+    assert times["host_ms"]["p50"] > times["enqueue_ms"]["p50"] > 0
+    assert times["throughput_per_s"] > 0
+    assert not found["not_available"]

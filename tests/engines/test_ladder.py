@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines import choose, ladder
+from engines import ladder, shipped
 from engines.backends.openvino import best_precision
 from engines.base import EngineError, ModelError
 from engines.choose import Choice, open_localizer
@@ -52,8 +52,7 @@ def test_heads_of_another_network_or_objective_are_no_rungs(tmp_path, monkeypatc
     replace(small, spec=replace(small.spec, objective="gestalt")).save(tmp_path / "compact_other_head.safetensors")
     replace(small, size_px=320).save(tmp_path / "compact_large_head.safetensors")
     load_head(ASSETS / "compact_sensitivity_head.safetensors").save(tmp_path / "compact_sensitivity_head.safetensors")
-    for module in (ladder, choose):
-        monkeypatch.setattr(module, "ASSETS", tmp_path)
+    monkeypatch.setattr(shipped, "ASSETS", tmp_path)
     assert {rung.choice.head for rung in rungs(Choice())} == {None, "compact_mine"}
 
 

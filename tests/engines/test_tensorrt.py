@@ -4,29 +4,20 @@ What a real GPU does is not shown here: see docs/tensorrt.md.
 """
 
 import gc
-import threading
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from engines import certified
 from engines.backends import tensorrt as backend
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import EngineError, InputError
 from engines.build import WANTED_CLASS, build_graph
-from engines.cache import write_engine
-from engines.certificate import certificate_path, certify
-from engines.certified import key_of, open_certified, subject_of, typed_graph
-from engines.choose import Choice, open_localizer
 from engines.classifiers import load_classifier
-from engines.cuda import Gpu
-from engines.localizer import Localizer
 from engines.preprocess import IMAGE
-from tests.engines.gpu import Driver, Library, captured_graphs
+from tests.engines.gpu import machine_with_gpu, plan_of
 
 SIZE = 64
-GPU = Gpu("NVIDIA L4", (8, 9), 13000)
 
 
 @pytest.fixture(scope="module")
@@ -36,27 +27,12 @@ def model():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A machine with a GPU and its libraries; the driver's and the graphs' stand-ins."""
-    driver = Driver()
-    library = Library(lambda handle, work: driver.streams[handle].queue.append(work))
-    graphs = captured_graphs(driver)
-    monkeypatch.setattr(backend, "load_tensorrt", lambda ahead=False: library)
-    monkeypatch.setattr(backend, "load_pycuda", lambda: driver)
-    monkeypatch.setattr(backend, "CapturedGraph", graphs)
-    monkeypatch.setattr(backend, "leave_context", lambda: None)
-    for module in (backend, certified):
-        monkeypatch.setattr(module, "probe_gpu", lambda: GPU)
-    driver.library, driver.graphs = library, graphs
-    return driver
+    return machine_with_gpu(monkeypatch)
 
 
 def feeds(seed, batch=1):
     image = np.random.default_rng(seed).integers(0, 256, (batch, SIZE, SIZE, 3)).astype(np.uint8)
     return {IMAGE: image, WANTED_CLASS: np.full(batch, seed - 1)}
-
-
-def plan_of(model):
-    return model.SerializeToString()
 
 
 def assert_equal(found, expected):
@@ -90,13 +66,25 @@ def test_outputs_are_those_of_the_graph_whatever_is_under_way(gpu, model, captur
     engine.close()
 
 
+def test_every_call_is_timed_on_the_gpu_s_own_clock(gpu, model):
+    engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
+    assert engine.times is None
+    engine.infer(feeds(0))
+    first = engine.times
+    assert min(first.h2d_ms, first.d2h_ms) > 0
+    assert first.compute_ms > first.h2d_ms
+    engine.infer(feeds(1))
+    assert engine.times != first
+    engine.close()
+
+
 def test_nothing_runs_before_it_is_waited_for(gpu, model):
     engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
     first, second = engine.submit(feeds(0)), engine.submit(feeds(1))
     (stream,) = gpu.streams.values()
-    assert len(stream.queue) == 8  # up, run, down, event: twice
+    assert len(stream.queue) == 14  # event, up, event, run, event, down, event: twice
     engine.collect(first)
-    assert len(stream.queue) == 4
+    assert len(stream.queue) == 7
     engine.collect(second)
     assert not stream.queue
     engine.close()
@@ -119,19 +107,19 @@ def test_an_engine_whose_graph_ignores_an_input(gpu):
 
 
 def test_the_stream_waits_for_no_other_and_events_sleep_or_spin(gpu, model):
-    for spin, flags in ((False, 3), (True, 2)):
+    for spin, flags in ((False, 1), (True, 0)):
         gpu.log.clear()
         backend.TensorRtEngine(plan_of(model), model, "fp32", spin=spin).close()
-        assert gpu.log == ["stream 1", f"event {flags}", f"event {flags}"]
+        assert gpu.log == ["stream 1", *[f"event {flags}"] * 8]
 
 
 def test_closing_frees_everything_in_any_order(gpu, model):
     first, second = (backend.TensorRtEngine(plan_of(model), model, "fp32", slots=3) for _ in range(2))
     first.submit(feeds(0))
-    assert gpu.alive == {"context": 2, "stream": 2, "event": 6, "device": 12}
+    assert gpu.alive == {"context": 2, "stream": 2, "event": 24, "device": 12}
     first.close()
     first.close()
-    assert gpu.alive == {"context": 1, "stream": 1, "event": 3, "device": 6}
+    assert gpu.alive == {"context": 1, "stream": 1, "event": 12, "device": 6}
     assert second.infer(feeds(1))["map"].any()
     del second  # never closed
     gc.collect()
@@ -153,21 +141,36 @@ def test_the_context_is_current_only_inside_calls(gpu, model):
     assert gpu.stack == [mine]
 
 
-def test_one_thread_owns_it(gpu, model):
-    engine, caught = backend.TensorRtEngine(plan_of(model), model, "fp32"), []
+def in_a_thread(work):
+    """Run it there; what it returns or raises comes back."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
-    def use():
-        for call in (lambda: engine.infer(feeds(0)), engine.close):
-            try:
-                call()
-            except EngineError as error:
-                caught.append(str(error))
 
-    thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
+def test_it_may_be_handed_to_another_thread_and_closed_there(gpu, model):
+    engine, expected = backend.TensorRtEngine(plan_of(model), model, "fp32"), OpenVinoEngine(model, "fp32")
+    ticket = engine.submit(feeds(0))
+    assert_equal(in_a_thread(lambda: engine.collect(ticket)), expected.infer(feeds(0)))
+    assert_equal(in_a_thread(lambda: engine.infer(feeds(1))), expected.infer(feeds(1)))
+    assert_equal(engine.infer(feeds(2)), expected.infer(feeds(2)))
+    in_a_thread(engine.close)
+    assert not any(count for kind, count in gpu.alive.items() if kind != "context"), "pycuda releases that in its own thread"
+    assert not gpu.stack
+
+
+def test_two_threads_at_once_are_refused(gpu, model, monkeypatch):
+    engine, copy, caught = backend.TensorRtEngine(plan_of(model), model, "fp32"), gpu.memcpy_htod_async, []
+
+    def meanwhile(*arguments):
+        for call in (lambda: engine.submit(feeds(1)), engine.close):
+            with pytest.raises(EngineError, match="in the middle of a call in another thread") as error:
+                in_a_thread(call)
+            caught.append(error)
+        copy(*arguments)
+
+    monkeypatch.setattr(gpu, "memcpy_htod_async", meanwhile)
+    assert engine.infer(feeds(0))["map"].any()
     assert len(caught) == 2
-    assert all("belongs to the thread that opened it" in line for line in caught)
     engine.close()
 
 
@@ -226,119 +229,3 @@ def test_a_failure_of_the_driver_is_one_line_and_the_slot_is_free_again(gpu, mod
     assert engine.infer(feeds(0))["map"].any()
     assert not gpu.stack
     engine.close()
-
-
-# Which engine runs
-
-
-def kept(model, gpu, target=str(GPU), precision="fp32"):
-    typed = typed_graph(model, precision, gpu.library.__name__, GPU.sm)
-    key = key_of(model, typed, gpu.library, target, precision)
-    write_engine(key.path, key, plan_of(model))
-    return key
-
-
-def passed(model, key, failures=()):
-    camera = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3)).astype(np.uint8)
-    engines = [Localizer(OpenVinoEngine(model, "fp32")) for _ in range(2)]
-    found = replace(certify(*engines, list(camera)).of(subject_of(key, plan_of(model))), failures=failures)
-    found.save(certificate_path(key.path))
-
-
-@pytest.fixture
-def own_engines(tmp_path, monkeypatch):
-    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path))
-
-
-@pytest.mark.usefixtures("own_engines")
-def test_only_a_certified_engine_is_opened(gpu, model):
-    with pytest.raises(EngineError, match="no TensorRT engine of this graph is built for NVIDIA L4 sm89: run 'sightline build"):
-        open_certified(lambda: model, "fp32")
-    key = kept(model, gpu)
-    with pytest.raises(EngineError, match="has no certificate yet: run 'sightline build --backend tensorrt --precision fp32'"):
-        open_certified(lambda: model, "fp32")
-    passed(model, key, failures=("a map is zero everywhere",))
-    with pytest.raises(EngineError, match="failed its certificate"):
-        open_certified(lambda: model, "fp32")
-    passed(model, key)
-    engine = open_certified(lambda: model, "fp32")
-    assert (engine.backend, engine.precision, engine.device) == ("tensorrt", "fp32", "NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116")
-    assert_equal(engine.infer(feeds(0)), OpenVinoEngine(model, "fp32").infer(feeds(0)))
-    engine.close()
-    write_engine(key.path, key, plan_of(model) + b"\x18\x00")
-    with pytest.raises(EngineError, match="stale certificate"):
-        open_certified(lambda: model, "fp32")
-    key.path.write_bytes(key.path.read_bytes()[:-1])
-    with pytest.raises(EngineError, match="cut off or damaged; build it again with 'build --rebuild'"):
-        open_certified(lambda: model, "fp32")
-
-
-@pytest.mark.usefixtures("own_engines")
-def test_an_engine_built_ahead_for_this_kind_of_gpu_is_found(gpu, model):
-    passed(model, kept(model, gpu, target="sm89"))
-    open_certified(lambda: model, "fp32").close()
-    with pytest.raises(EngineError, match="no TensorRT engine"):
-        open_certified(lambda: model, "fp16")
-
-
-@pytest.mark.usefixtures("own_engines")
-def test_auto_takes_tensorrt_where_all_of_it_is_there_and_else_says_why(gpu, monkeypatch):
-    choice, told = Choice(weights="random", size_px=SIZE, head="none", precision="fp32"), []
-    localizer = open_localizer(choice, told.append)
-    assert localizer.engine.backend == "openvino"
-    assert [line.split(":")[:2] for line in told] == [
-        ["not TensorRT", " no TensorRT engine of this graph is built for NVIDIA L4 sm89"]
-    ]
-    graph = build_graph(load_classifier("compact", "random", SIZE))
-    passed(graph, kept(graph, gpu))
-    told.clear()
-    localizer = open_localizer(choice, told.append)
-    assert localizer.engine.backend == "tensorrt"
-    assert told == []
-    localizer.engine.close()
-
-    def missing(**_):
-        raise EngineError("TensorRT is not installed")
-
-    monkeypatch.setattr(backend, "load_tensorrt", missing)
-    assert open_localizer(choice, told.append).engine.backend == "openvino"
-    assert told == ["not TensorRT: TensorRT is not installed"]
-
-
-def test_the_driver_is_asked_before_any_library(monkeypatch, model):
-    def no_driver(*_):
-        raise EngineError("no NVIDIA driver")
-
-    def too_early(*_, **__):
-        raise AssertionError("a library was loaded before the driver was asked")
-
-    for module in (backend, certified):
-        monkeypatch.setattr(module, "probe_gpu", no_driver)
-    monkeypatch.setattr(backend, "load_tensorrt", too_early)
-    monkeypatch.setattr(backend, "load_pycuda", too_early)
-    with pytest.raises(EngineError, match="no NVIDIA driver"):
-        backend.TensorRtEngine(b"", model, "fp32")
-    with pytest.raises(EngineError, match="no NVIDIA driver"):
-        open_certified(too_early)
-
-
-def test_missing_libraries_are_named_with_what_to_install(monkeypatch):
-    import sys
-
-    for name in ("tensorrt", "tensorrt_rtx", "pycuda", "pycuda.driver"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(EngineError, match=r"TensorRT is not installed: pip install 'sightline\[rtx\]'"):
-        backend.load_tensorrt()
-    with pytest.raises(EngineError, match="pycuda cannot be loaded"):
-        backend.load_pycuda()
-
-
-def test_precisions_and_graphs_that_do_not_fit(model):
-    assert certified.checked_precision("auto") == "fp16"
-    with pytest.raises(EngineError, match="TensorRT engines run in fp32, fp16, int8, not bf16"):
-        certified.checked_precision("bf16")
-    with pytest.raises(EngineError, match="a graph without 8-bit scales cannot be built in int8"):
-        typed_graph(model, "int8", "tensorrt", "sm89")
-    turned = typed_graph(model, "fp32", "tensorrt_rtx", "sm75")
-    assert not any(node.op_type == "Gemm" for node in turned.graph.node)
-    assert typed_graph(model, "fp32", "tensorrt", "sm75") is model

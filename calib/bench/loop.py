@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from calib.machine import Neighbours, machine
-from calib.stability import WINDOW_FRAMES, Rule, mean, window_values
+from calib.bench.machine import Neighbours, machine
+from calib.bench.stability import WINDOW_FRAMES, Rule, mean, window_values
 from engines.choose import Choice, open_localizer
 from engines.localizer import ImageBgr, Localizer
 from realtime.frames import FrameRecord
@@ -36,8 +36,8 @@ def bench_end_to_end(choice: Choice, source: str, seconds: float, console: Conso
         ``warm_up_calls``, ``stability``, ``source``, ``engine``, ``machine``; every frame's times).
     """
     localizer = open_localizer(choice, streams=0)
-    warm_up(localizer)
-    with console.status(f"{source}: until {FRAMES}, {seconds:g} s at most ..."):
+    with closing(localizer.engine), console.status(f"{source}: until {FRAMES}, {seconds:g} s at most ..."):
+        warm_up(localizer)
         neighbours = Neighbours()
         run, intervals_ms, passes, stable = _repeated(source, localizer, seconds, time.perf_counter)
     summary = run.summary()

@@ -113,7 +113,7 @@ def until_settled(
     """
     start, series = clock(), {name: [value] for name, value in take().items()}
     count = 1
-    while not rule.settled(series):
+    while count % rule.length or not rule.settled(series):  # looked at as a window ends: it is the whole series that is read
         if count >= WINDOWS and clock() - start >= seconds:
             return series, False
         for name, value in take().items():

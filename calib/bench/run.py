@@ -1,8 +1,7 @@
 """Timing without flattery: every call counts, peers take turns with us, and what did not settle is said not to have."""
 
-import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,14 +10,15 @@ import numpy as np
 import onnx
 from rich.console import Console
 
-from calib.bench_loop import WARM_UP_CALLS, bench_end_to_end
-from calib.bench_peers import Call, Task, peers
-from calib.machine import Neighbours, measure_peaks
+from calib.bench.gpu import GPU_BACKENDS, bench_gpu
+from calib.bench.loop import WARM_UP_CALLS, bench_end_to_end
+from calib.bench.machine import measure_peaks
+from calib.bench.peers import Call, Task, peers
+from calib.bench.roofline import Peaks, Work, count_work, roofline_point
+from calib.bench.turns import engine_call, row_of, take_turns
 from calib.quantize import rough_quantization
-from calib.roofline import Peaks, Work, count_work, roofline_point
-from calib.stability import WINDOW_ROUNDS, Rule, until_settled, window_values
 from engines.backends.openvino import OpenVinoEngine, best_precision
-from engines.base import Array, Engine, SightlineError
+from engines.base import Engine, SightlineError
 from engines.build import WANTED_CLASS, build_graph
 from engines.choose import Choice, choose_head, choose_quantization, chosen_spec, objective_of
 from engines.classifiers import Classifier, load_classifier
@@ -27,9 +27,6 @@ from engines.maps import PIXELS, MapSpec
 from engines.preprocess import IMAGE
 from engines.quantize import Quantization
 from realtime.latency import Run, percentiles
-
-REST_S = 0.1
-TURNS = Rule(WINDOW_ROUNDS, "rounds")
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,9 @@ def bench(
 ) -> tuple[dict[str, Any], Run]:  # fmt: skip
     """Everything: end to end with the first choice, each choice beside its peers, sweeps of the first, the roofline.
 
+    Where the backend is one of ``GPU_BACKENDS``, each choice is timed in trtexec's words and beside peers on that GPU, and
+    there is no roofline, which is the processor's.
+
     Args:
         source: any source; one that ends is run again until the figures have settled.
         choices: networks, at least one.
@@ -57,6 +57,10 @@ def bench(
     Returns:
         (the result, see DESIGN.md section 3; the frames of the run end to end, for plots).
     """
+    if choices[0].backend in GPU_BACKENDS:
+        engines = [bench_gpu(choice, batches, seconds, console) for choice in choices]
+        whole, run = bench_end_to_end(choices[0], source, seconds, console)
+        return {**whole, "peers": engines[0]["peers"], "not_available": engines[0]["not_available"], "engines": engines}, run
     whole, run = bench_end_to_end(choices[0], source, seconds, console)
     peaks, engines, points = _measured_peaks(console), [], []
     for choice in choices:
@@ -160,54 +164,6 @@ def bench_engine(choice: Choice, seconds: float, console: Console) -> tuple[dict
         "stability": stability, "peers": rows,
         "not_available": [{"name": name, "why": why} for name, why in missing.items()],
     }, works  # fmt: skip
-
-
-def row_of(name: str, samples_ms: Sequence[float], first_p50_ms: float) -> dict[str, Any]:
-    """``name``, ``p50_ms``, ``p90_ms``, ``ratio`` (its median over ours), ``windows_ms`` (medians) and every sample."""
-    found = percentiles(array("d", samples_ms))
-    return {
-        "name": name, "p50_ms": found["p50"], "p90_ms": found["p90"],
-        "ratio": round(found["p50"] / first_p50_ms, 3),
-        "windows_ms": [round(value, 4) for value in window_values(samples_ms, WINDOW_ROUNDS)],
-        "samples_ms": [round(value, 4) for value in samples_ms],
-    }  # fmt: skip
-
-
-def engine_call(engine: Engine, feed: Mapping[str, Array]) -> Call:
-    """A call that runs the engine once."""
-    return lambda: engine.infer(feed)
-
-
-def take_turns(
-    calls: Mapping[str, Call], seconds: float, console: Console, title: str
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time A B C, C A B, ...: in every round each has its turn, so that a change of the machine's pace meets all alike.
-
-    Between calls the machine rests: the thread pools of PyTorch and ONNX Runtime spin for a while after their work, and
-    would otherwise take processor time from whoever comes next. Every round has an order of its own, for what is left of that.
-
-    Returns:
-        (milliseconds of every call by name, whether they settled in the terms of ``Rule.report``).
-    """
-    for call in calls.values():
-        for _ in range(WARM_UP_CALLS):
-            call()
-
-    names, order = list(calls), np.random.default_rng(0)
-
-    def one_round() -> dict[str, float]:
-        times_ms = dict.fromkeys(names, 0.0)
-        for name in order.permutation(names):
-            time.sleep(REST_S)
-            before = time.perf_counter()
-            calls[name]()
-            times_ms[name] = (time.perf_counter() - before) * 1e3
-        return times_ms
-
-    with console.status(f"{title}: {len(calls)} in turns, until {TURNS}, {seconds:g} s at most ..."):
-        neighbours = Neighbours()
-        samples_ms, stable = until_settled(one_round, TURNS, seconds, time.perf_counter)
-    return samples_ms, {**TURNS.report(stable, seconds), "busy_elsewhere": neighbours.share()}
 
 
 def sweep(choice: Choice, sizes_px: Sequence[int], batches: Sequence[int], seconds: float, console: Console) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib.bench_screen import CODES, Codes, WindowScreen, bench_screen
+from calib.bench.screen import CODES, Codes, WindowScreen, bench_screen
 from engines.base import SightlineError
 from engines.choose import Choice
 
@@ -103,9 +103,9 @@ def test_the_window_shows_a_new_code_beside_each_picture(monkeypatch):
 
 
 def test_a_camera_that_sees_no_code_is_told(monkeypatch):
-    monkeypatch.setattr("calib.bench_screen.PATIENCE_S", 0.2)
-    monkeypatch.setattr("calib.bench_screen.has_display", lambda: True)
-    monkeypatch.setattr("calib.bench_screen.WindowScreen", lambda codes: type("Dark", (), {"show": lambda *_: None})())
+    monkeypatch.setattr("calib.bench.screen.PATIENCE_S", 0.2)
+    monkeypatch.setattr("calib.bench.screen.has_display", lambda: True)
+    monkeypatch.setattr("calib.bench.screen.WindowScreen", lambda codes: type("Dark", (), {"show": lambda *_: None})())
     monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
     with pytest.raises(SightlineError, match="sees no code"):
         bench_screen("demo:60", Choice(), 1.0, console())

@@ -6,6 +6,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from calib.bench.gpu import gpu_table
 from realtime.latency import latency_table
 
 CROWDED = 0.05
@@ -16,8 +17,11 @@ def print_bench(result: dict[str, Any], console: Console) -> None:
     """Every part as a table, and the conditions under it."""
     console.print(latency_table(f"{result['source']}, {result['engine']}, {result['verdict']}", result), settling(result))
     for engine in result["engines"]:
+        if "gpu" in engine:
+            console.print(gpu_table(engine["engine"], engine["gpu"]), *map(settling, engine["gpu"]))
         console.print(peers_table(engine))
-    console.print(roofline_table(result["roofline"]))
+    if "roofline" in result:
+        console.print(roofline_table(result["roofline"]))
     if "sweep" in result:
         console.print(sweep_table(result["sweep"]))
     console.print(f"{result['machine']}; no outlier removed", style="dim")

@@ -28,8 +28,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from calib.bench_loop import engine_facts, warm_up
-from calib.machine import machine
+from calib.bench.loop import engine_facts, warm_up
+from calib.bench.machine import machine
 from engines.base import SightlineError, SourceError
 from engines.choose import Choice, open_localizer
 from engines.localizer import ImageBgr

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.backends.torch import torch_network
+from engines.backends.torch import DTYPES, torch_network
+from engines.backends.torch_cuda import WARM_UP_RUNS
 from engines.backends.torch_networks import Vgg16
 from engines.base import Array
 from engines.classifiers import Classifier
@@ -48,21 +49,26 @@ class TorchPeers:
     Args:
         classifier: the network.
         image_nhwc_bgr: uint8 ``[1, S, S, 3]``.
+        device: ``cpu`` or ``cuda``.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
 
     Raises:
         EngineError: there is no module for this network.
     """
 
-    def __init__(self, classifier: Classifier, image_nhwc_bgr: Array) -> None:
+    def __init__(self, classifier: Classifier, image_nhwc_bgr: Array, device: str = "cpu", precision: str = "fp32") -> None:
         self._classifier, self._image = classifier, image_nhwc_bgr
-        self._network = FromPixels(classifier).eval()
+        self._place, self._dtype = torch.device(device), DTYPES[precision]
+        self._network = FromPixels(classifier).eval().to(self._place, self._dtype)
+        if self._place.type == "cuda":
+            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self) -> Call:
         """Class scores alone, ``[1, classes]``."""
 
         def call() -> Array:
             with torch.inference_mode():
-                return np.asarray(self._network(self._pixels()).numpy())
+                return _on_host(self._network(self._pixels()))
 
         return call
 
@@ -81,7 +87,7 @@ class TorchPeers:
         saliency = Saliency(lambda pixels: self._network(pixels).amax(1))
 
         def call() -> Array:
-            return np.asarray(saliency.attribute(self._pixels().requires_grad_(True)).amax(1).numpy())
+            return _on_host(saliency.attribute(self._pixels().requires_grad_(True)).amax(1))
 
         return call
 
@@ -106,17 +112,49 @@ class TorchPeers:
 
         return call
 
-    def _sensitivity(self, network: Callable[[Tensor], Tensor]) -> Call:
+    def captured_autograd(self) -> Call:
+        """As ``autograd``, recorded as a CUDA graph once and replayed."""
+        return self._captured(lambda pixels: _gradient(self._network, pixels))
+
+    def captured_forward(self) -> Call:
+        """As ``forward``, recorded as a CUDA graph once and replayed."""
+        return self._captured(lambda pixels: self._network(pixels).detach())
+
+    def _captured(self, work: Callable[[Tensor], Tensor]) -> Call:
+        pixels = self._pixels().requires_grad_(True)
+        stream = torch.cuda.Stream(self._place)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_RUNS):
+                work(pixels)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            result = work(pixels)
+
         def call() -> Array:
-            pixels = self._pixels().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(network(pixels).amax(1).sum(), pixels)
-            return np.asarray(gradient.abs().amax(1).numpy())
+            with torch.cuda.stream(stream):
+                pixels.detach().copy_(self._pixels())
+                graph.replay()
+                return _on_host(result)
 
         return call
 
+    def _sensitivity(self, network: Callable[[Tensor], Tensor]) -> Call:
+        return lambda: _on_host(_gradient(network, self._pixels().requires_grad_(True)))
+
     def _pixels(self) -> Tensor:
-        pixels = torch.from_numpy(self._image).permute(0, 3, 1, 2).float()
+        pixels = torch.from_numpy(self._image).to(self._place).permute(0, 3, 1, 2).to(self._dtype)
         return (pixels.flip(1) if self._classifier.preprocessing.order == "rgb" else pixels).contiguous()
+
+
+def _gradient(network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """|d best score / d pixel|, largest over channels."""
+    (gradient,) = torch.autograd.grad(network(pixels).amax(1).sum(), pixels)
+    return gradient.abs().amax(1)
+
+
+def _on_host(values: Tensor) -> Array:
+    return np.asarray(values.float().cpu().numpy())
 
 
 @contextmanager

@@ -20,7 +20,8 @@ COLOURS = {"fp32": "#4C78A8", "bf16": "#E45756", "fp16": "#F2A541", "int8": "#54
 
 
 def plot_bench(result: dict[str, Any], run: Run, folder: Path) -> list[Path]:
-    """Write ``latency.png``, ``peers.png``, ``rounds.png``, ``roofline.png`` and, where there is one, ``sweep.png``.
+    """Write ``latency.png``, ``peers.png``, ``rounds.png`` and, where the result has them, ``gpu.png``, ``roofline.png``
+    and ``sweep.png``.
 
     Raises:
         OutputError: a picture cannot be written.
@@ -31,8 +32,9 @@ def plot_bench(result: dict[str, Any], run: Run, folder: Path) -> list[Path]:
     if run.total_ms:
         written.append(folder / "latency.png")
         plot_latency(run, written[-1], f"{result['source']}: time per frame, {result['verdict']}")
-    draw: dict[str, Callable[[dict[str, Any]], Figure]] = {"peers": _peers, "rounds": _rounds, "roofline": _roofline}
-    draw |= {"sweep": _sweep} if result.get("sweep") else {}
+    draw: dict[str, Callable[[dict[str, Any]], Figure]] = {"peers": _peers, "rounds": _rounds}
+    draw |= {"gpu": _gpu} if "gpu" in result["engines"][0] else {}
+    draw |= {name: picture for name, picture in (("roofline", _roofline), ("sweep", _sweep)) if result.get(name)}
     for name, picture in draw.items():
         written.append(folder / f"{name}.png")
         with whole_file(written[-1]) as part:
@@ -81,6 +83,32 @@ def _peers(result: dict[str, Any]) -> "Figure":
         axes.tick_params(axis="y", length=0, labelsize=9)
         _plain(axes, "x")
     figure.suptitle("One image, in turns with what others run; times ours", fontsize=12)
+    return figure
+
+
+def _gpu(result: dict[str, Any]) -> "Figure":
+    """Copies and computing of a call, medians, for every batch size of each network."""
+    engines = result["engines"]
+    figure = _figure(11, 1.6 + 0.5 * sum(len(engine["gpu"]) for engine in engines))
+    for axes, engine in zip(np.atleast_1d(figure.subplots(len(engines), 1)), engines, strict=True):
+        timed = engine["gpu"][::-1]
+        names, left = [f"batch {times['batch']}" for times in timed], np.zeros(len(timed))
+        for name, words, colour in (
+            ("h2d_ms", "H2D", "#F2A541"),
+            ("compute_ms", "GPU Compute", OURS),
+            ("d2h_ms", "D2H", "#54A24B"),
+        ):
+            widths = np.array([times[name]["p50"] for times in timed])
+            axes.barh(names, widths, left=left, color=colour, height=0.62, label=words)
+            left += widths
+        for row, times in enumerate(timed):
+            text = f"{left[row]:.2f} ms, {times['images_per_s']:.0f} images/s"
+            axes.annotate(text, (left[row], row), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set(xlabel="milliseconds, medians", xlim=(0, 1.35 * max(left)))
+        axes.set_title(engine["engine"], fontsize=11, loc="left")
+        axes.tick_params(axis="y", length=0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+        _plain(axes, "x")
     return figure
 
 

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from calib.stability import notch
+from calib.bench.stability import notch
 from engines.base import SourceError
 
 LEAST_CHANGE = 0.03
@@ -115,6 +115,8 @@ def _figures(result: dict[str, Any]) -> dict[str, tuple[float, list[float]]]:
         for engine in result.get("engines") or [result]:
             for row in engine["peers"]:
                 found[f"{engine['engine']}: {row['name']}"] = (row["p50_ms"], row.get("windows_ms", []))
+            for times in engine.get("gpu", ()):
+                found[f"{engine['engine']}: {OURS}, batch {times['batch']}, GPU Compute"] = (times["compute_ms"]["p50"], [])
     except (AttributeError, KeyError, TypeError) as error:
         raise SourceError(f"a result of bench is incomplete ({error}): write it again with: sightline bench --json") from error
     return found

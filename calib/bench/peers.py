@@ -15,7 +15,7 @@ from engines.graph import Graph
 from engines.preprocess import IMAGE, append_preprocessing
 
 if TYPE_CHECKING:
-    from calib.bench_torch import TorchPeers
+    from calib.bench.torch_peers import TorchPeers
 
 Call = Callable[[], object]
 
@@ -37,7 +37,7 @@ class Task:
     @cached_property
     def torch(self) -> "TorchPeers":
         """PyTorch's peers, which share a network."""
-        from calib.bench_torch import TorchPeers  # only where PyTorch is installed
+        from calib.bench.torch_peers import TorchPeers  # only where PyTorch is installed
 
         return TorchPeers(self.classifier, self.image_nhwc_bgr)
 

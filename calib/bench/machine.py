@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import openvino
 
-from calib.roofline import Peaks, count_work
+from calib.bench.roofline import Peaks, count_work
 from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.graph import FLOAT, Graph
 

@@ -1,0 +1,242 @@
+"""A GPU's part of the bench, in trtexec's words, and beside what others run on the same GPU.
+
+=============== ====================================================================================================
+Enqueue         on the host: filling pinned memory and putting copy, graph and copy on the stream
+H2D, D2H        copies to the device and back, between events on the stream
+GPU Compute     the graph, between events
+Latency         H2D + GPU Compute + D2H
+Host            from before ``submit`` until ``collect`` has given the outputs, with ``slots`` calls under way
+Throughput      calls a second of the whole run, copies overlapped with computing as the slots allow
+=============== ====================================================================================================
+"""
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from calib.bench.gpu_clocks import GpuClocks
+from calib.bench.loop import WARM_UP_CALLS
+from calib.bench.machine import Neighbours
+from calib.bench.peers import Call, forward_graph
+from calib.bench.stability import WINDOW_FRAMES, Rule, until_settled
+from calib.bench.turns import row_of, take_turns
+from engines.base import Array, EngineError
+from engines.build import WANTED_CLASS
+from engines.choose import Choice, open_localizer
+from engines.classifiers import Classifier, load_classifier
+from engines.preprocess import IMAGE
+from engines.slots import SlottedEngine
+from realtime.latency import percentiles
+
+GPU_BACKENDS = ("tensorrt", "torch")
+WARM_UP_S = 0.2  # as trtexec
+CALLS = Rule(WINDOW_FRAMES, "calls")
+WORDS = {"enqueue_ms": "Enqueue", "h2d_ms": "H2D", "compute_ms": "GPU Compute", "d2h_ms": "D2H", "latency_ms": "Latency",
+         "host_ms": "Host"}  # fmt: skip
+
+
+def open_gpu(choice: Choice, batch: int = 1) -> SlottedEngine:
+    """The engine of a choice whose backend is one of ``GPU_BACKENDS``.
+
+    Raises:
+        EngineError: it does not run on a GPU here.
+    """
+    engine = open_localizer(choice, batch=batch).engine
+    if not isinstance(engine, SlottedEngine):
+        raise EngineError(f"bench --backend {choice.backend} is for GPUs, and this machine has none: leave --backend out")
+    return engine
+
+
+def feed_of(engine: SlottedEngine) -> dict[str, Array]:
+    """Noise for an image, and no class in particular."""
+    (shape,) = (spec.shape for spec in engine.inputs if spec.name == IMAGE)
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    return {IMAGE: image, WANTED_CLASS: np.full(shape[0], -1)}
+
+
+def bench_gpu(choice: Choice, batches: Sequence[int], seconds: float, console: Console) -> dict[str, Any]:
+    """One network on the GPU: every batch size in trtexec's words, then one image in turns with peers.
+
+    Args:
+        choice: the network; its backend is one of ``GPU_BACKENDS``.
+        batches: images per call, besides 1; each needs an engine built for it.
+        seconds: time limit of each batch, and of the turns; compiling and warm-up not included.
+        console: for progress.
+
+    Returns:
+        As ``calib.bench.run.bench_engine``, and ``gpu``: for each batch what ``time_calls`` gives, ``batch``, ``images_per_s``,
+        ``device`` and ``clocks`` (see ``GpuClocks.report``).
+
+    Raises:
+        EngineError: an engine is not there, or runs on no GPU.
+    """
+    timed, engine = [], open_gpu(choice)
+    title = f"{choice.model} at {feed_of(engine)[IMAGE].shape[1]} px, {engine.device}"
+    for batch in dict.fromkeys([1, *batches]):
+        engine = engine if batch == 1 else open_gpu(choice, batch)
+        with console.status(f"{title}, batch {batch}: until {CALLS}, {seconds:g} s at most ..."), GpuClocks() as clocks:
+            times = time_calls(engine, feed_of(engine), seconds)
+        images_per_s = round(batch * times["throughput_per_s"], 1)
+        timed.append(
+            {"batch": batch, "images_per_s": images_per_s, "device": engine.device, **times, "clocks": clocks.report()}
+        )
+        engine.close()
+    with ExitStack() as engines:
+        with console.status(f"{title}: peers ..."):
+            calls, missing = gpu_calls(choice, engines)
+        samples_ms, stability = take_turns(calls, seconds, console, title, rest_s=0)  # a GPU at rest lowers its clocks
+    first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
+    return {
+        "engine": title, "calls": len(next(iter(samples_ms.values()))), "warm_up_calls": WARM_UP_CALLS, "stability": stability,
+        "peers": [row_of(name, values, first) for name, values in samples_ms.items()],
+        "not_available": [{"name": name, "why": why} for name, why in missing.items()], "gpu": timed,
+    }  # fmt: skip
+
+
+def time_calls(engine: SlottedEngine, feed: Mapping[str, Array], seconds: float) -> dict[str, Any]:
+    """Run an engine with all its slots busy until its times have settled.
+
+    Returns:
+        ``calls``, ``throughput_per_s``, ``stability``, and for each of ``WORDS`` its percentiles.
+
+    Raises:
+        EngineError: the engine measures no GPU.
+    """
+    end = time.perf_counter() + WARM_UP_S
+    while time.perf_counter() < end:
+        engine.infer(feed)
+    if engine.times is None:
+        raise EngineError("this engine runs on no GPU: there are no events to time it with")
+    under_way: deque[tuple[int, float, float]] = deque()
+
+    def submit() -> None:
+        before = time.perf_counter()
+        ticket = engine.submit(feed)
+        under_way.append((ticket, before, (time.perf_counter() - before) * 1e3))
+
+    def one_call() -> dict[str, float]:
+        while len(under_way) < engine.slots:
+            submit()
+        ticket, before, enqueue_ms = under_way.popleft()
+        engine.collect(ticket)
+        times = engine.times
+        assert times is not None
+        return {
+            "enqueue_ms": enqueue_ms, "h2d_ms": times.h2d_ms, "compute_ms": times.compute_ms, "d2h_ms": times.d2h_ms,
+            "latency_ms": times.h2d_ms + times.compute_ms + times.d2h_ms, "host_ms": (time.perf_counter() - before) * 1e3,
+        }  # fmt: skip
+
+    start, neighbours = time.perf_counter(), Neighbours()
+    series, stable = until_settled(one_call, CALLS, seconds, time.perf_counter)
+    passed_s = time.perf_counter() - start
+    while under_way:
+        engine.collect(under_way.popleft()[0])
+    calls = len(series["host_ms"])
+    stability = {**CALLS.report(stable, seconds), "busy_elsewhere": neighbours.share()}
+    found = {name: percentiles(array("d", values)) for name, values in series.items()}
+    return {"calls": calls, "throughput_per_s": round(calls / passed_s, 1), "stability": stability, **found}
+
+
+def gpu_calls(choice: Choice, engines: ExitStack) -> tuple[dict[str, Call], dict[str, str]]:
+    """Ours, the same engine type without a backward pass, and PyTorch's peers on the GPU; each takes and gives host memory.
+
+    Args:
+        choice: its backend is one of ``GPU_BACKENDS``.
+        engines: closes ours.
+
+    Returns:
+        (name to call, ours first; name to why there is none).
+    """
+    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    engine = engines.enter_context(closing(open_gpu(choice)))
+    feed = feed_of(engine)
+    precision = engine.precision
+    calls: dict[str, Call] = {f"Sightline {choice.backend} {precision}": lambda: engine.infer(feed)}
+    makers: dict[str, Callable[[], Call]] = {}
+    if choice.backend == "tensorrt":
+        makers[f"TensorRT {'fp16' if precision == 'int8' else precision} forward only"] = partial(
+            tensorrt_forward, classifier, precision, feed, engines
+        )
+    makers |= {
+        f"torch {way} {dtype} {work}": partial(torch_peer, classifier, feed[IMAGE], dtype, method)
+        for dtype in ("fp32", "fp16")
+        for way, work, method in TORCH_PEERS
+    }
+    missing = {}
+    for name, make in makers.items():
+        try:
+            call = make()
+            call()
+        except Exception as error:  # whatever stops a peer, the others are still measured, and its row says why
+            missing[name] = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        else:
+            calls[name] = call
+    return calls, missing
+
+
+TORCH_PEERS = (
+    ("eager", "forward + autograd", "autograd"), ("CUDA graph", "forward + autograd", "captured_autograd"),
+    ("compile", "forward + autograd", "compiled"), ("eager", "forward only", "forward"),
+    ("CUDA graph", "forward only", "captured_forward"),
+)  # fmt: skip
+
+
+def torch_peer(classifier: Classifier, image_nhwc_bgr: Array, dtype: str, method: str) -> Call:
+    """One of ``calib.bench.torch_peers.TorchPeers``'s calls on the GPU."""
+    from calib.bench.torch_peers import TorchPeers  # only where PyTorch is installed
+
+    call: Call = getattr(TorchPeers(classifier, image_nhwc_bgr, "cuda", dtype), method)()
+    return call
+
+
+def tensorrt_forward(classifier: Classifier, precision: str, feed: Mapping[str, Array], engines: ExitStack) -> Call:
+    """The class scores alone, by the same library in the same precision (fp16 for int8: it needs no calibration).
+
+    Raises:
+        EngineError: it cannot be built or run.
+    """
+    from engines.backends.tensorrt import TensorRtEngine, load_tensorrt
+    from engines.backends.tensorrt_build import Build, build_plan
+    from engines.certified import typed_graph
+    from engines.cuda import probe_gpu
+
+    library, precision = load_tensorrt(), "fp16" if precision == "int8" else precision
+    graph = typed_graph(forward_graph(classifier), precision, library.__name__, probe_gpu().sm)
+    engine = engines.enter_context(closing(TensorRtEngine(build_plan(graph, Build(library)), graph, precision)))
+    image = {IMAGE: feed[IMAGE]}
+    return lambda: engine.infer(image)
+
+
+def gpu_table(title: str, timed: Sequence[Mapping[str, Any]]) -> Table:
+    """Median and 99th percentile of every word, a column for each batch."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("milliseconds")
+    for times in timed:
+        table.add_column(f"batch {times['batch']}: p50", justify="right")
+        table.add_column("p99", justify="right")
+    for name, words in WORDS.items():
+        table.add_row(words, *(f"{times[name][p]:.3f}" for times in timed for p in ("p50", "p99")))
+    for words, name in (("Throughput, calls/s", "throughput_per_s"), ("images/s", "images_per_s")):
+        table.add_row(words, *(text for times in timed for text in (f"{times[name]:.1f}", "")))
+    table.caption, table.caption_justify = "; ".join(dict.fromkeys(clocks_in_words(times["clocks"]) for times in timed)), "left"
+    return table
+
+
+def clocks_in_words(clocks: Mapping[str, Any]) -> str:
+    """One line of what ``GpuClocks.report`` gives."""
+    if "not_available" in clocks:
+        return f"clocks unknown: {clocks['not_available']}"
+    sm, held_back = clocks["sm_mhz"], clocks["held_back"]
+    reasons = ", ".join(f"{words} in {100 * share:.0f} %" for words, share in held_back.items())
+    return (
+        f"SM clock {sm['least']} to {sm['most']} of {clocks['highest_sm_mhz']} MHz, {clocks['celsius']} °C, "
+        f"{clocks['watts']:.0f} W, " + (f"held back by {reasons} of the samples" if reasons else "not held back")
+    )

@@ -1,0 +1,127 @@
+"""The bench as a whole: what it reports of real runs."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from calib.bench import run as bench
+from calib.bench.loop import bench_end_to_end
+from calib.bench.peers import PEERS
+from calib.bench.plots import plot_bench
+from calib.bench.report import print_bench
+from calib.bench.roofline import count_work
+from engines.choose import Choice
+from engines.classifiers import load_classifier
+from tests.realtime.media import write_images
+
+QUIET = Console(quiet=True)
+TINY = Choice(weights="random", head="none", size_px=64)
+
+
+def ticking(step_s=1.0):
+    """A clock that moves on by one step whenever it is looked at."""
+    times = iter(range(10**6))
+    return lambda: next(times) * step_s
+
+
+def test_turns_give_everyone_a_call_in_every_round_and_warm_up_is_not_counted():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    samples_ms, stability = bench.take_turns(calls, 0.5, QUIET, "t")
+    counted = order[3 * bench.WARM_UP_CALLS :]
+    rounds = [counted[i : i + 3] for i in range(0, len(counted), 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 1, "not always behind the same neighbour"
+    assert {len(values) for values in samples_ms.values()} == {len(rounds)}
+    assert list(samples_ms) == ["a", "b", "c"]
+    assert stability["time_limit_s"] == 0.5
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """A bench of a tiny network, with everything but the compiler; (result, pictures)."""
+    others = {name: make for name, make in PEERS.items() if "compile" not in name}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calib.bench.peers.PEERS", others)
+        patch.setattr("calib.bench.machine.PEAK_S", 0.02)
+        found, run = bench.bench("demo:20", [TINY], 0.2, QUIET, sizes_px=[32, 64], batches=[1, 2])
+    folder = tmp_path_factory.mktemp("plots") / "deep"
+    return found, plot_bench(found, run, folder)
+
+
+def test_the_bench_reports_the_contract_s_fields(result):
+    found, _ = result
+    assert set(found) >= {"fps", "frames", "dropped", "latency_ms", "stages_ms", "verdict", "machine", "engine", "peers"}
+    assert set(found["latency_ms"]) == {"p50", "p90", "p95", "p99", "p99_9", "max"}
+    assert set(found["stages_ms"]["engine"]) >= {"p50", "p99"}
+    assert found["verdict"] in {"source-limited", "engine-limited", "sink-limited"}
+    assert found["warm_up_calls"] == 5
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_ours_come_first_and_every_peer_has_a_row(result):
+    (engine,) = result[0]["engines"]
+    names = [row["name"] for row in engine["peers"]]
+    assert names[0].startswith("Sightline")
+    assert {"Sightline fp32, to pixels", *PEERS} - {"torch.compile forward + autograd"} <= set(names)
+    assert not engine["not_available"]
+    first = engine["peers"][0]
+    assert first["ratio"] == 1
+    for row in engine["peers"]:
+        assert row["p50_ms"] == pytest.approx(np.median(row["samples_ms"]), abs=2e-3)
+        assert row["ratio"] == pytest.approx(row["p50_ms"] / first["p50_ms"], abs=1e-3)
+        assert len(row["samples_ms"]) == engine["calls"]
+        assert len(row["windows_ms"]) == 3
+    assert result[0]["peers"] == engine["peers"]
+
+
+def test_what_has_not_settled_says_so(result):
+    found, _ = result
+    stability = found["engines"][0]["stability"]
+    assert (stability["stable"], stability["windows"], stability["time_limit_s"]) == (False, 3, 0.2)
+    console = Console(width=160)
+    with console.capture() as captured:
+        print_bench(found, console)
+    text = captured.get()
+    assert "NOT STABLE within 0.2 s" in text
+    assert "5 warm-up calls not counted" in text
+    assert "no outlier removed" in text
+
+
+def test_what_a_user_gets_comes_first_and_the_way_to_the_pixels_is_a_row_too():
+    rows = bench.variants(load_classifier("compact", None), Choice())
+    assert next(iter(rows)) == "Sightline int8, to conv4_3"
+    assert {"Sightline int8, to pixels", "Sightline fp32, to pixels"} < set(rows)
+    shallow, deep = rows["Sightline int8, to conv4_3"], rows["Sightline int8, to pixels"]
+    assert count_work(shallow.graph).flop < 0.7 * count_work(deep.graph).flop
+    maps = [{o.name: o.shape for o in row.engine.outputs}["map"] for row in (shallow, deep)]
+    assert maps == [(1, 16, 16), (1, 128, 128)]
+
+
+def test_the_roofline_and_the_sweep_are_in_the_result(result):
+    found, _ = result
+    assert {point["name"] for point in found["roofline"]["points"]} == {
+        row["name"] for row in found["peers"] if row["name"].startswith("Sightline")
+    }
+    assert found["roofline"]["gflop_per_s"]["fp32"] > 0
+    cells = [(point["size_px"], point["batch"]) for point in found["sweep"]["points"]]
+    assert cells == [(32, 1), (64, 1), (64, 2)]
+    assert all(point["ms_per_image"] > 0 for point in found["sweep"]["points"])
+
+
+def test_the_pictures_are_there(result):
+    names = {path.name for path in result[1]}
+    assert names == {"latency.png", "peers.png", "rounds.png", "roofline.png", "sweep.png"}
+    assert all(min(cv2.imread(str(path)).shape[:2]) > 400 for path in result[1])
+
+
+def test_a_source_that_ends_is_run_again_until_its_frames_settle_or_the_time_is_up(tmp_path):
+    folder = write_images(tmp_path / "shots")
+    whole, run = bench_end_to_end(TINY, str(folder), 0.5, QUIET)
+    assert whole["passes"] > 1
+    assert whole["frames"] == len(run.total_ms) > 5
+    assert whole["fps"] == pytest.approx(1e3 / np.mean(whole["windows"]["ms_per_frame"]), rel=0.5)
+    assert not whole["stability"]["stable"] or whole["frames"] % 100 == 0
