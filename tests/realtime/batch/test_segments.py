@@ -42,7 +42,10 @@ def plan(path, window=Window()):
     return make_plan(str(path), digest_of(str(path)), window)
 
 
-@pytest.mark.parametrize("name", STREAMS)
+LONG = ("b_frames.mp4", "open_gop.ts", "vp8.webm", "vp9.webm")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in STREAMS])
 def test_segments_end_to_end_are_the_file(name, tmp_path):
     clip = plan(make_clip(tmp_path / name, *STREAMS[name], seconds=26, size="96x80"))
     with VideoFile(clip.spec) as whole:
