@@ -36,6 +36,10 @@ class _Bars:
     overall: TaskID
     file: TaskID
 
+    def look(self, name: str) -> None:
+        """Its content is read, to know it again, and its packets, to cut it."""
+        self.progress.reset(self.file, description=f"{escape(name)}: looking through it", total=None, fps="", visible=True)
+
     def begin(self, name: str, total: int, done: int) -> None:
         self.progress.reset(self.file, description=escape(name), total=total, completed=done, fps="", visible=True)
 
@@ -103,6 +107,7 @@ def _process(
             summary = direct.process(source, out / name, localizer, console, settings.video)
         bars.progress.start()
         return summary
+    bars.look(name)
     digests = digest_of(spec), settings_digest(settings, localizer)
     done = Job(out, name, *digests).summary
     if done is not None:
