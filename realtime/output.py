@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
 from realtime.latency import Run
-from realtime.overlay import Look, Painter
+from realtime.overlay import Look, Painter, clock
 from realtime.sinks import Sink
 
 
@@ -51,6 +51,8 @@ class Output:
         start_ns = record.began_ns["draw"] = time.monotonic_ns()
         assert record.found is not None  # a shown frame has its answer
         status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
+        if record.frame.pts is not None:  # whole files, whose pictures must not depend on the machine
+            status = f"{record.frame.source}   {clock(record.frame.pts_s)}"
         picture = self._painter.paint(record.frame, record.found, status, self._look(), heat_map_every)
         record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
         return picture

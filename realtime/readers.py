@@ -1,11 +1,13 @@
 """Threads that read sources: one for a file that is worked through, one each for live sources, which come back."""
 
+import queue
 import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 from engines.base import SourceError
 from realtime.connection import NS, Attempt, Connection, Series
@@ -15,6 +17,7 @@ from realtime.video import USUAL, Source, SourceOptions, name_of, without_passwo
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
 SOUND_S = 10.0  # a connection that held for so long starts the waits anew
+Item = TypeVar("Item")
 
 
 def every_frame(source: Source) -> Records:
@@ -59,6 +62,42 @@ def _read_in_thread(source: Source, inbox: Inbox, paced: bool) -> Records:
     finally:
         inbox.close()
         reader.join(timeout=2.0)
+
+
+def ahead(items: Iterator[Item], count: int) -> Generator[Item, None, None]:
+    """The items, which a thread takes up to ``count`` ahead. Leaving early closes them, if they are a generator.
+
+    Raises:
+        Exception: as the items raise, after those before.
+    """
+    waiting: queue.Queue[tuple[Item | None, Exception | None]] = queue.Queue(count)
+    left = threading.Event()
+
+    def take() -> None:
+        try:
+            for item in items:
+                waiting.put((item, None))
+                if left.is_set():
+                    break
+            waiting.put((None, None))
+        except Exception as error:  # handed to whoever takes the items
+            waiting.put((None, error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    reader = threading.Thread(target=take, name="read ahead", daemon=True)
+    reader.start()
+    try:
+        while (entry := waiting.get())[0] is not None:
+            yield entry[0]
+        if entry[1] is not None:
+            raise entry[1]
+    finally:
+        left.set()
+        while reader.is_alive():
+            with suppress(queue.Empty):
+                waiting.get(timeout=0.05)
 
 
 class Feed:
@@ -167,11 +206,10 @@ class Feed:
 
 
 def names_of(specs: Sequence[str]) -> list[str]:
-    """A name for each source, the second of a name with ``_2`` behind it."""
-    taken: Counter[str] = Counter()
-    names = []
+    """A name for each source, the second of a name with ``_2`` behind it, or the next number that no other has."""
+    names: list[str] = []
     for spec in specs:
         name = name_of(spec)
-        taken[name] += 1
-        names.append(name if taken[name] == 1 else f"{name}_{taken[name]}")
+        others = (name, *(f"{name}_{number}" for number in range(2, len(specs) + 2)))
+        names.append(next(other for other in others if other not in names))
     return names
