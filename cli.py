@@ -28,6 +28,8 @@ from realtime import direct, live
 from realtime import doctor as doctors
 from realtime.batch.run import process_all
 from realtime.batch.settings import Settings, takes_settings
+from realtime.follow.following import WHOLE_FRAMES
+from realtime.follow.options import FollowOptions, takes_follow
 from realtime.latency import print_summaries
 from realtime.opening import open_within
 from realtime.options import StreamOptions, takes_stream
@@ -70,32 +72,35 @@ def demo(
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_settings
+@takes_follow
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
-    out: Out = Path("out"), settings: Settings = AS_IS,
+    out: Out = Path("out"), settings: Settings = AS_IS, following: FollowOptions = WHOLE_FRAMES,
     choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
 
     Exit status 1 where a source was damaged or could not be read, and the others are done.
     """
-    localizer = open_within(choice, budget_ms, console, streams=0, batch=settings.batch)
-    _report(process_all(sources, out, localizer, console, settings), as_json)
+    localizer = open_within(following.applied(choice), budget_ms, console, streams=0, batch=settings.batch)
+    _report(process_all(sources, out, localizer, console, replace(settings, following=following)), as_json)
 
 
 @app.command(
     epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33"
-    "   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50"
+    "   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50   ·   sightline stream 0 --follow"
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_stream
+@takes_follow
 def stream(
     sources: Annotated[list[str], typer.Argument(help="Camera numbers, rtsp:// or http(s)://, files, folders, demo:")],
-    options: StreamOptions = AS_USUAL, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    options: StreamOptions = AS_USUAL, following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
-    localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(sources)))
-    _report([live.stream(sources, localizer, console, options)], as_json)
+    localizer = open_within(following.applied(choice), budget_ms, console, batch=min(options.batch, len(sources)))
+    _report([live.stream(sources, localizer, console, options, following)], as_json)
 
 
 @app.command(
@@ -141,19 +146,21 @@ def finetune(
 @app.command(
     epilog="Examples:  sightline evaluate photos.csv --single --json   ·   sightline evaluate photos.csv --report photos.html"
     "   ·   sightline evaluate --dataset voc2007 --head voc_head.safetensors --classes dog,cat"
+    "   ·   sightline evaluate street_boxes.csv --follow --report street.html"
 )
 @takes_choice(*ENGINE)
 @takes_data
+@takes_follow
 def evaluate(
     chosen: DataChoice = NO_DATA, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes, and which classes come together, are from.")] = None,
     train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
-    choice: Choice = DEFAULT, as_json: AsJson = False,
+    following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure boxes against the truth, beside constant boxes that need no image; of a published set, its test half."""
-    result = evaluate_chosen(chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console)
+    result = evaluate_chosen(chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console, following)
     if as_json:
         print(json.dumps(result))
 
