@@ -12,11 +12,7 @@ from rich.console import Console
 from calib import calibrate as calibration
 from calib import certified
 from calib import finetune as finetuning
-from calib.bench import run as benches
-from calib.bench import screen as glass
-from calib.bench.compare import print_comparison
-from calib.bench.plots import plot_bench
-from calib.bench.report import print_bench
+from calib.bench.command import BenchOptions, bench_chosen, takes_bench
 from calib.choose import OPTIONS, DataChoice, load_chosen
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
 from engines.base import SightlineError
@@ -39,7 +35,7 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
-DEFAULT, NO_DATA, AS_USUAL, AS_IS = Choice(), DataChoice(), StreamOptions(), Settings()
+DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -218,49 +214,14 @@ def build(
     "   ·   sightline bench compare before.json after.json   ·   sightline bench --screen 0 --seconds 20"
 )
 @takes_choice("weights", "method", "head", "size_px", "backend", "precision")
-def bench(
-    what: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE] | compare A.json B.json", show_default=False, help=(
-        "What to run end to end, demo:300 unless told (a file called compare: ./compare). Or two results of --json to compare."
-    ))] = None,
-    models: Annotated[str, typer.Option("--models", "--model", help="Networks to time; the first one end to end too.")] = (
-        "compact,vgg16"
-    ),
-    seconds: Annotated[float, typer.Option(help="Time limit of each part that has not settled before.", min=0.1)] = 60.0,
-    sizes: Annotated[str, typer.Option(help="Also time the first network at these input sides: 96,128,224.")] = "",
-    batches: Annotated[str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")] = "",
-    plots: Annotated[Path | None, typer.Option(help="Folder for pictures of everything.")] = None,
-    choice: Choice = DEFAULT, as_json: AsJson = False,
-    screen: Annotated[bool, typer.Option("--screen", help=(
-        "Glass to glass: show codes on this screen and watch them through a camera (0 unless told; to try it: loop:100)."
-    ))] = False,
-    across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare what was not measured alike.")] = False,
-) -> None:  # fmt: skip
+@takes_bench
+def bench(options: BenchOptions = AS_TIMED, choice: Choice = DEFAULT, as_json: AsJson = False) -> None:
     """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No outlier is removed.
 
     compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the two runs.
     """
-    source, *others = what or ["0" if screen else "demo:300"]
-    if source == "compare":
-        if print_comparison(others, across_machines, console, as_json):
-            raise typer.Exit(1)
-        return
-    if others:
-        raise SightlineError(
-            f"bench runs one source, not also {others[0]}; to compare two results: bench compare A.json B.json"
-        )
-    if screen:
-        seen = glass.bench_screen(source, benches.choices(models, choice)[0], seconds, console)
-        glass.print_screen(seen, console)
-        if as_json:
-            print(json.dumps(seen))
-        return
-    lists = benches.whole_numbers(sizes, "--sizes"), benches.whole_numbers(batches, "--batches")
-    result, run = benches.bench(source, benches.choices(models, choice), seconds, console, *lists)
-    print_bench(result, console)
-    for picture in plot_bench(result, run, plots) if plots else ():
-        console.print(f"wrote {picture}")
-    if as_json:
-        print(json.dumps(result))
+    if bench_chosen(options, choice, console, as_json):
+        raise typer.Exit(1)
 
 
 @app.command(
