@@ -21,6 +21,7 @@ AREAS = (0.015, 0.35)
 """Of the object, as shares of the frame, evenly on a logarithmic scale."""
 CAMERA_PX, OBJECT_PX = (0.0, 2.0, 5.0), (0.0, 1.0, 3.0, 8.0)
 """Fastest motion from frame to frame."""
+STILL_CAMERA_PX = (0.0, 0.0, 1.0)
 NO_OBJECT = 0.15
 """Share of the clips in which there is none."""
 SMALLEST_PX = 60
@@ -55,6 +56,22 @@ def clips(objects: Sequence[Sample], backgrounds: Sequence[ImageBgr], count: int
         speed = OBJECT_PX[(number // len(CAMERA_PX)) % len(OBJECT_PX)]
         pasted = [_pasted(frame, cut, placed) for frame, placed in zip(scene, _places(cut, speed, random), strict=True)]
         yield Clip(tuple(_filmed(frame, random) for frame, _ in pasted), tuple(box for _, box in pasted))
+
+
+def stills(objects: Sequence[Sample], count: int, seed: int = 0) -> Iterator[Clip]:
+    """Clips of photos as they are, before a camera that stands still or sways: nothing moves by itself."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        sample = objects[int(random.integers(len(objects)))]
+        photo, (x0, y0, x1, y1) = sample.read(), sample.truths[0].box_xyxy_px
+        xs, ys = (np.clip(_walk(STILL_CAMERA_PX[number % len(STILL_CAMERA_PX)], random), -12, 12) for _ in range(2))
+        frames, boxes = [], []
+        for x, y in zip(xs, ys, strict=True):
+            place = np.array([[1.0, 0, x], [0, 1.0, y]])
+            moved = cv2.warpAffine(photo, place, photo.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+            frames.append(_filmed(np.asarray(moved, np.uint8), random))
+            boxes.append((x0 + float(x), y0 + float(y), x1 + float(x), y1 + float(y)))
+        yield Clip(tuple(frames), tuple(boxes))
 
 
 def _walk(most: float, random: np.random.Generator) -> NDArray[np.float64]:

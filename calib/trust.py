@@ -1,8 +1,8 @@
 """The model that says how sure a followed box is: ``python -m calib.trust --data DATA``.
 
 Clips are made of training photos (``calib.clips``: objects of ``animal_pose_voc`` train over photos of ``imagenet_sample``)
-and followed; so are the DAVIS sequences that may be tuned on. A logistic model learns from the signs of each box whether it was
-right. Twice, because what is trusted decides where is looked next.
+and followed; so are photos as they are, before a camera that sways, and the DAVIS sequences that may be tuned on. A logistic
+model learns from the signs of each box whether it was right. Twice, because what is trusted decides where is looked next.
 """
 
 import json
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from calib.clips import Clip, clips
+from calib.clips import Clip, clips, stills
 from calib.datasets import load_dataset
 from calib.metrics import CORLOC_IOU
 from engines.boxes import iou
@@ -32,8 +32,8 @@ from realtime.sources import open_source
 TUNING = ("camel", "dog", "car-roundabout")
 CLIPS, BACKGROUNDS, ROUNDS = 150, 100, 2
 PENALTY = 10.0
-REAL_SHARE = 0.2
-"""Of the weight, for the real sequences: few, and easier than most."""
+REAL_SHARE, STILL_SHARE = 0.2, 0.25
+"""Of the weight, for the real sequences (few, and easier than most), and for clips of single photos."""
 RATE_FPS = 24.0
 UNSURE = 0.7
 """Said of every box in the first round."""
@@ -145,7 +145,8 @@ def main(
         backgrounds = [frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)]
     objects = [sample for sample in load_dataset(data / "animal_pose_voc/train.csv") if sample.one_box]
     made, real = list(clips(objects, backgrounds, count)), list(sequence_clips(data / "davis", TUNING))
-    groups = [(1 - REAL_SHARE, made), (REAL_SHARE, real)]
+    still = list(stills(objects, count // 2))
+    groups = [(1 - REAL_SHARE - STILL_SHARE, made), (STILL_SHARE, still), (REAL_SHARE, real)]
     localizer, model = open_localizer(Choice()), None
     for _ in range(ROUNDS):
         seen = judged(groups, localizer, model, console)

@@ -95,7 +95,7 @@ class Motion:
         carried = self._carried(last, flow)
         if _is_cut(gray, carried):
             return Step(None, nothing, cut=True)
-        camera = (self._terms @ self._camera(flow)).astype(np.float32)
+        camera = self._terms @ self._camera(flow).astype(np.float32)
         moving = _moving(gray, carried, self._carried(last, camera))
         own = flow - camera
         votes = _evidence(np.asarray(cv2.magnitude(own[..., 0], own[..., 1]), np.float32), gray)
