@@ -24,10 +24,11 @@ from engines.choose import Choice, build_chosen
 from engines.classifiers import load_classifier
 from engines.files import checked_suffix
 from engines.options import ENGINE, NETWORK, takes, takes_choice
-from realtime import batch as batches
+from realtime import direct, live
 from realtime import doctor as doctors
-from realtime import live
-from realtime.latency import latency_table
+from realtime.batch.run import process_all
+from realtime.batch.settings import Settings, takes_settings
+from realtime.latency import print_summaries
 from realtime.opening import open_within
 from realtime.options import StreamOptions, takes_stream
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
-DEFAULT, NO_DATA, AS_USUAL = Choice(), DataChoice(), StreamOptions()
+DEFAULT, NO_DATA, AS_USUAL, AS_IS = Choice(), DataChoice(), StreamOptions(), Settings()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -60,20 +61,26 @@ def demo(
 ) -> None:  # fmt: skip
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
     localizer = open_within(choice, budget_ms, console, streams=0)
-    _report(batches.process_all([f"demo:{frames}"], out, localizer, console), as_json)
+    _report(direct.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
-@app.command(epilog="Example:  sightline batch holiday.mp4 photos/ --out out")
+@app.command(
+    epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4 --no-video --every 5"
+    "   ·   sightline batch film.mkv --start 1:02:00 --end 1:10:00 --heat-video"
+)
 @takes_choice(*ENGINE, "wanted_class")
+@takes_settings
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
-    out: Out = Path("out"),
-    video: Annotated[bool, typer.Option(help="Write the annotated video, or only the data.")] = True,
+    out: Out = Path("out"), settings: Settings = AS_IS,
     choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
-    localizer = open_within(choice, budget_ms, console, streams=0)
-    _report(batches.process_all(sources, out, localizer, console, video), as_json)
+    """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
+
+    Exit status 1 where a source was damaged or could not be read, and the others are done.
+    """
+    localizer = open_within(choice, budget_ms, console, streams=0, batch=settings.batch)
+    _report(process_all(sources, out, localizer, console, settings), as_json)
 
 
 @app.command(
@@ -267,14 +274,13 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:
-    for summary in summaries:
-        console.print(latency_table(summary["source"], summary))
-        for kind, path in summary.get("files", {}).items():
-            console.print(f"  {kind.replace('_', ' '):13} {path}")
+    print_summaries(summaries, console)
     if as_json:
         print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
     if any(summary["interrupted"] for summary in summaries):
         raise typer.Exit(130)
+    if any(summary.get("error") or summary.get("trouble") for summary in summaries):
+        raise typer.Exit(1)
 
 
 def main() -> None:

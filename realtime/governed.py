@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from engines.base import Engine, SightlineError
@@ -57,6 +58,11 @@ class Governed:
     @property
     def localizer(self) -> Localizer:
         return self._open[self.rung.choice]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What decides the results: the best settings and the budget. How long frames take does, too."""
+        return {"budget_ms": self._governor.budget_ms, "best": asdict(self._ladder[0].choice)}
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 
 from engines.boxes import iou
@@ -112,8 +112,23 @@ def latency_table(title: str, summary: dict[str, Any]) -> Group:
     return Group(table, _caption(summary))
 
 
+def print_summaries(summaries: Sequence[dict[str, Any]], console: Console) -> None:
+    """Each run as a table, with what was wrong with its source and the files that it wrote."""
+    for summary in summaries:
+        if "stages_ms" in summary:
+            console.print(latency_table(summary["source"], summary))
+        for line in summary.get("trouble", ()):
+            console.print(f"{summary['source']}: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        if summary.get("skipped"):
+            console.print("  done already, of the same content and settings", style="dim")
+        for kind, path in summary.get("files", {}).items():
+            console.print(f"  {kind.replace('_', ' '):13} {path}")
+
+
 def _caption(summary: dict[str, Any]) -> str:
     parts = [f"{summary['frames']} frames", f"{summary['fps']:.1f} fps end to end"]
+    if summary.get("failed"):
+        parts.append(f"{summary['failed']} failed")
     if summary["dropped"]:
         parts.append(f"{summary['dropped']} dropped")
     if "corloc" in summary:

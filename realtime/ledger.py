@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
@@ -46,6 +47,12 @@ class Histogram:
         self._counts += other._counts
         self.count, self.max_ms = self.count + other.count, max(self.max_ms, other.max_ms)
         self._min_ms = min(self._min_ms, other._min_ms)
+
+    def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(times, share of all that are at or below), in milliseconds, where there are any."""
+        places = np.nonzero(self._counts)[0]
+        shares = np.cumsum(self._counts)[places] / max(1, self.count)
+        return np.minimum(SMALLEST_MS * BUCKET_RATIO ** (places + 1), self.max_ms), shares
 
     def percentiles(self) -> dict[str, float]:
         """p50 to p99.9, true to 1 %, and the maximum."""

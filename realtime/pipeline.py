@@ -20,7 +20,7 @@ from realtime.governed import Governed
 from realtime.hub import Settings
 from realtime.inbox import Records
 from realtime.latency import Run
-from realtime.overlay import Look, Painter
+from realtime.overlay import Look, Painter, clock
 from realtime.sinks import Sink
 
 
@@ -249,6 +249,8 @@ class _Drawing:
         start_ns = record.began_ns["draw"] = time.monotonic_ns()
         assert record.found is not None  # set by _finish
         status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
+        if record.frame.pts is not None:  # whole files, whose pictures must not depend on the machine
+            status = f"{record.frame.source}   {clock(record.frame.pts_s)}"
         picture = self._painter.paint(record.frame, record.found, status, self._settings(), heat_map_every)
         record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
         return picture

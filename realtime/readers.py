@@ -1,11 +1,14 @@
 """Threads that read sources: one for a file that is worked through, one each for live sources, which come back."""
 
+import queue
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from engines.base import SourceError
 from realtime.frames import Frame, FrameRecord
@@ -16,6 +19,7 @@ from realtime.video import USUAL, Source, SourceOptions, name_of, without_passwo
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
 SOUND_S = 10.0  # a connection that held for so long starts the waits anew
 NS = 1_000_000_000
+Item = TypeVar("Item")
 
 
 def every_frame(source: Source) -> Records:
@@ -60,6 +64,42 @@ def _read_in_thread(source: Source, inbox: Inbox, paced: bool) -> Records:
     finally:
         inbox.close()
         reader.join(timeout=2.0)
+
+
+def ahead(items: Iterator[Item], count: int) -> Generator[Item, None, None]:
+    """The items, which a thread takes up to ``count`` ahead. Leaving early closes them, if they are a generator.
+
+    Raises:
+        Exception: as the items raise, after those before.
+    """
+    waiting: queue.Queue[tuple[Item | None, Exception | None]] = queue.Queue(count)
+    left = threading.Event()
+
+    def take() -> None:
+        try:
+            for item in items:
+                waiting.put((item, None))
+                if left.is_set():
+                    break
+            waiting.put((None, None))
+        except Exception as error:  # handed to whoever takes the items
+            waiting.put((None, error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    reader = threading.Thread(target=take, name="read ahead", daemon=True)
+    reader.start()
+    try:
+        while (entry := waiting.get())[0] is not None:
+            yield entry[0]
+        if entry[1] is not None:
+            raise entry[1]
+    finally:
+        left.set()
+        while reader.is_alive():
+            with suppress(queue.Empty):
+                waiting.get(timeout=0.05)
 
 
 @dataclass
