@@ -4,7 +4,6 @@ import queue
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -288,11 +287,10 @@ def comes_back(spec: str) -> bool:
 
 
 def names_of(specs: Sequence[str]) -> list[str]:
-    """A name for each source, the second of a name with ``_2`` behind it."""
-    taken: Counter[str] = Counter()
-    names = []
+    """A name for each source, the second of a name with ``_2`` behind it, or the next number that no other has."""
+    names: list[str] = []
     for spec in specs:
         name = name_of(spec)
-        taken[name] += 1
-        names.append(name if taken[name] == 1 else f"{name}_{taken[name]}")
+        others = (name, *(f"{name}_{number}" for number in range(2, len(specs) + 2)))
+        names.append(next(other for other in others if other not in names))
     return names

@@ -7,6 +7,7 @@ no record.
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ class Job:
         for path in self.folder.iterdir():
             if path.name != MANIFEST:
                 path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Throw away a job of which no frame was of use."""
+        if not any(record["outcomes"].get("shown") for record in self.records()):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # others' jobs are there
+                self.folder.parent.rmdir()
 
     @property
     def _segments(self) -> Sequence[Segment]:

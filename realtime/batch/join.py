@@ -76,7 +76,7 @@ def _pictures(pieces: Sequence[tuple[Path, int]], video: av.VideoStream, clip: C
 def _sound(source: InputContainer, output: OutputContainer, clip: Clip, origin_s: Fraction) -> Iterator[Timed]:
     """The source's packets of sound within the selected time; as far as they can be read."""
     first, last = clip.segments[0], clip.segments[-1]
-    begin_s = None if first.start_pts is None else first.start_pts * clip.time_base
+    begin_s = None if first.start_pts is None else max(origin_s, first.start_pts * clip.time_base)
     end_s = None if last.end_pts is None else last.end_pts * clip.time_base
     tracks = {stream.index: _track(stream, output) for stream in source.streams.audio}
 

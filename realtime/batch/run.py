@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engines.base import InputError, SourceError
+from engines.base import InputError, OutputError, SourceError
 from engines.files import whole_file
 from engines.localizer import Localizer
 from realtime import direct
@@ -114,10 +114,16 @@ def _process(
         return run_segments(clip, segments, localizer, settings, folder)
 
     try:
-        return _finish(job, spec, name, out, localizer, settings, work, bars)
-    except UnsafeCutError:  # rare: what looks like a key frame is none
-        job.begin(make_plan(spec, digest_of(spec), settings.window, whole=True))
-        return _finish(job, spec, name, out, localizer, settings, work, bars)
+        try:
+            return _finish(job, spec, name, out, localizer, settings, work, bars)
+        except UnsafeCutError:  # rare: what looks like a key frame is none
+            job.begin(make_plan(spec, digest_of(spec), settings.window, whole=True))
+            return _finish(job, spec, name, out, localizer, settings, work, bars)
+    except SourceError:
+        job.discard()
+        raise
+    except OutputError as error:
+        raise OutputError(f"{error}; what is done stays there: mend that and run the same command to go on") from error
     except KeyboardInterrupt:
         return {"frames": 0, "failed": 0, "interrupted": True}
 
@@ -130,6 +136,7 @@ def _finish(
         job.begin(make_plan(spec, digest_of(spec), settings.window))
     clip, todo = job.clip, job.todo()
     assert clip is not None  # it was just made
+    resumed = len(clip.segments) - len(todo)
     left = sum(segment.frames for segment in todo)
     bars.begin(name, clip.selected_frames, clip.selected_frames - left)
     start_s = time.monotonic()
@@ -138,6 +145,7 @@ def _finish(
             bars.advance(count / max(1e-3, time.monotonic() - start_s))
     engine = localizer.engine
     facts = {"backend": engine.backend, "precision": engine.precision, "device": engine.device, "size_px": localizer.size_px}
+    facts["segments_resumed"] = resumed
     facts |= localizer.summary() if isinstance(localizer, Governed) else {}
     summary, files = merge(clip, job.records(), settings, job.folder, out, name, facts)
     job.end(out, files, summary)
