@@ -5,10 +5,10 @@ the same manifests: either goes on where the other was killed.
 """
 
 import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,42 +21,20 @@ from engines.base import InputError, OutputError, SightlineError, SourceError
 from engines.files import whole_file
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.crew import QUEUED, Cluster, Crew, Hand, LostError, Ref
-from realtime.batch.job import MANIFEST, Job
+from realtime.batch.job import FOLDER, MANIFEST, Job
 from realtime.batch.merge import UnsafeCutError, merge
 from realtime.batch.plan import can_be_cut
 from realtime.batch.settings import Settings
 from realtime.batch.storage import Digests, Store, identity, is_shared, local_path
+from realtime.batch.underway import Source, Summary
 from realtime.batch.worker import find_digest, find_plan
 from realtime.readers import names_of
 from realtime.sources import open_source
 
-Summary = dict[str, Any]
+Then = Callable[[Source, Any], None]
 MOST_TRIES = 3
 """A segment whose worker died so often is what kills them: its source is given up."""
 TICK_S = 1.0
-
-
-@dataclass(eq=False)
-class _Source:
-    """One source on its way."""
-
-    place: int
-    spec: str
-    name: str
-    ident: str = ""
-    digest: str = ""
-    job: Job | None = None
-    todo: deque[Segment] = field(default_factory=deque)
-    out: int = 0
-    resumed: int = 0
-    tries: Counter[int] = field(default_factory=Counter)
-    over: bool = False
-
-    @property
-    def clip(self) -> Clip:
-        assert self.job is not None
-        assert self.job.clip is not None
-        return self.job.clip
 
 
 def process_across(
@@ -82,7 +60,10 @@ def process_across(
             raise SourceError(f"{spec} cannot be read by several at once: leave --ray away")
         if not Path(spec).exists():
             open_source(spec).close()
-    return _Across(specs, Store(out), Crew(cluster, most, console), console, settings).run()
+    try:
+        return _Across(specs, Store(out), Crew(cluster, most, console), console, settings).run()
+    except OutputError as error:
+        raise OutputError(f"{error}; what is done stays there: mend that and run the same command to go on") from error
 
 
 class _Across:
@@ -90,8 +71,8 @@ class _Across:
 
     def __init__(self, specs: Sequence[str], store: Store, crew: Crew, console: Console, settings: Settings) -> None:
         self._store, self._crew, self._console, self._settings = store, crew, console, settings
-        self._sources = [_Source(*item) for item in zip(range(len(specs)), specs, names_of(specs), strict=True)]
-        self._fresh, self._open = deque(self._sources), list[_Source]()
+        self._sources = [Source(*item) for item in zip(range(len(specs)), specs, names_of(specs), strict=True)]
+        self._fresh, self._open = deque(self._sources), list[Source]()
         self._summaries, self._errors = dict[int, Summary](), list[SightlineError]()
         self._then = dict[Ref, Callable[[Ref], None]]()
         self._merging, self._merges = ThreadPoolExecutor(1, thread_name_prefix="merge"), dict[int, Future[Summary]]()
@@ -110,21 +91,20 @@ class _Across:
                     self._step()
         except KeyboardInterrupt:
             for source in self._sources:
-                self._summaries.setdefault(source.place, _told(source, {"frames": 0, "failed": 0, "interrupted": True}))
+                self._summaries.setdefault(source.place, source.told({"frames": 0, "failed": 0, "interrupted": True}))
         finally:
             self._merging.shutdown(cancel_futures=True)
         if self._errors and len(self._errors) == len(self._sources):
             raise self._errors[0]
         summaries = [self._summaries[place] for place in sorted(self._summaries)]
-        with whole_file(self._store.folder / "summary.json") as part:
-            part.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+        _write_json(self._store.folder / "summary.json", summaries)
         self._store.put([self._store.folder / "summary.json"])
         return summaries
 
     def _step(self) -> None:
         waiting = sum(len(source.todo) for source in self._open)
-        for ref, hand in self._crew.hire(waiting + len(self._fresh)).items():
-            self._then[ref] = partial(self._crew.open, hand)
+        for ref, new in self._crew.hire(waiting + len(self._fresh)).items():
+            self._then[ref] = partial(self._crew.open, new)
         looking = sum(source.job is None for source in self._open)
         ready = sum(hand.ready for hand in self._crew.hands)
         while self._fresh and self._crew.opened and looking < 2 + ready and waiting < 2 * QUEUED * (1 + ready):
@@ -138,12 +118,12 @@ class _Across:
             self._merged(self._sources[place], self._merges.pop(place))
         self._progress.update(self._bar, description=f"{len(self._crew.hands)} workers, {len(self._open)} files")
 
-    def _next_for(self, hand: Hand) -> _Source | None:
+    def _next_for(self, hand: Hand) -> Source | None:
         """The source that it worked on last, which is on its machine already; else the one that fewest work on."""
         sources = [source for source in self._open if source.todo]
         return min(sources, key=lambda source: (source.name != hand.source, source.out, source.place), default=None)
 
-    def _look(self, source: _Source) -> None:
+    def _look(self, source: Source) -> None:
         """Find out its digest, and then its plan."""
         self._open.append(source)
         try:
@@ -156,9 +136,9 @@ class _Across:
         except SourceError as error:
             self._fail(source, error)
             return
-        self._ask(source, find_digest, self._begin, source.spec)
+        self._ask(source, find_digest, self._begin, source.where)
 
-    def _ask(self, source: _Source, function: Callable[..., Any], then: Callable[[_Source, Any], None], *arguments: Any) -> None:
+    def _ask(self, source: Source, function: Callable[..., Any], then: Callable[[Source, Any], None], *arguments: Any) -> None:
         """Have a task done for a source."""
 
         def heard(ref: Ref) -> None:
@@ -173,28 +153,28 @@ class _Across:
 
         self._then[self._crew.cluster.task(function, *arguments)] = heard
 
-    def _begin(self, source: _Source, digest: str) -> None:
+    def _begin(self, source: Source, digest: str) -> None:
         assert self._crew.opened is not None
         source.digest, out = digest, self._store.folder
         if source.ident and self._digests.find(source.name, source.ident) is None:
             self._digests.keep(source.name, source.ident, digest)
-        self._store.get_folder(out / ".sightline" / source.name)
+        self._store.get_folder(out / FOLDER / source.name)
         source.job = Job(out, source.name, digest, self._crew.opened.settings_digest, self._store.size)
         if source.job.summary is not None:
             self._finish(source, {**source.job.summary, "skipped": True})
         elif source.job.clip is None:
-            self._ask(source, find_plan, self._planned_anew, source.spec, digest, self._settings.window, False)
+            self._ask(source, find_plan, self._planned_anew, source.where, digest, self._settings.window, False)
         else:
             self._work_on(source)
 
-    def _planned_anew(self, source: _Source, clip: Clip) -> None:
+    def _planned_anew(self, source: Source, clip: Clip) -> None:
         assert source.job is not None
         self._store.drop_all_but(source.job.folder, ())
         source.job.begin(clip)
         self._store.put([source.job.folder / MANIFEST])
         self._work_on(source)
 
-    def _work_on(self, source: _Source) -> None:
+    def _work_on(self, source: Source) -> None:
         assert source.job is not None
         source.todo.extend(source.job.todo())
         source.resumed = len(source.clip.segments) - len(source.todo)
@@ -203,22 +183,28 @@ class _Across:
         self._progress.update(self._bar, total=self._planned, advance=source.clip.selected_frames - left)
         self._merge_if_done(source)
 
-    def _hand_out(self, hand: Hand, source: _Source) -> None:
+    def _hand_out(self, hand: Hand, source: Source) -> None:
         segment = source.todo.popleft()
-        hand.busy, hand.source, source.out = hand.busy + 1, source.name, source.out + 1
+        hand.segments.append(segment)
+        hand.source, source.out = source.name, source.out + 1
         self._then[hand.worker.work(source.clip, segment)] = partial(self._worked, hand, source, segment)
 
-    def _worked(self, hand: Hand, source: _Source, segment: Segment, ref: Ref) -> None:
+    def _worked(self, hand: Hand, source: Source, segment: Segment, ref: Ref) -> None:
         """Keep what came of a segment; its record last, which says that it is done."""
-        hand.busy, source.out = hand.busy - 1, source.out - 1
+        source.out -= 1
         try:
             files: dict[str, bytes] = self._crew.cluster.get(ref)
-        except (LostError, OutputError) as error:
-            if isinstance(error, LostError):
-                self._crew.lose(hand)
-            self._again(source, segment, error)
+            hand.segments.remove(segment)
+        except LostError as error:
+            self._crew.lose(hand)
+            self._again(source, segment, error, hand.blamed is segment)
+            return
+        except OutputError as error:  # its disk is full
+            hand.segments.remove(segment)
+            self._again(source, segment, error, True)
             return
         except (SourceError, InputError) as error:
+            hand.segments.remove(segment)
             self._fail(source, error)
             return
         if source.over or source.job is None:
@@ -230,26 +216,32 @@ class _Across:
         self._progress.advance(self._bar, segment.frames)
         self._merge_if_done(source)
 
-    def _again(self, source: _Source, segment: Segment, error: Exception) -> None:
-        source.tries[segment.index] += 1
+    def _again(self, source: Source, segment: Segment, error: Exception, blamed: bool) -> None:
+        """Another has to do it, unless it seems to be what workers die of."""
+        source.tries[segment.index] += blamed
         if source.tries[segment.index] < MOST_TRIES:
             source.todo.appendleft(segment)
             return
         at_s = 0.0 if segment.start_pts is None else source.clip.pts_s(segment.start_pts)
         self._fail(source, SourceError(f"{source.spec}: its part at {at_s:.0f} s was lost {MOST_TRIES} times: {error}"))
 
-    def _merge_if_done(self, source: _Source) -> None:
+    def _merge_if_done(self, source: Source) -> None:
         if not source.over and not source.todo and not source.out:
             self._merges[source.place] = self._merging.submit(self._merge, source)
 
-    def _merge(self, source: _Source) -> Summary:
+    def _merge(self, source: Source) -> Summary:
         """On a thread, beside everything else."""
         job, out, opened = source.job, self._store.folder, self._crew.opened
         assert job is not None
         assert opened is not None
-        clip = replace(source.clip, spec=local_path(source.spec)) if source.clip.audio else source.clip  # its sound is copied
+        clip = source.clip
+        if clip.audio:  # it is copied
+            clip = replace(clip, spec=local_path(clip.spec))
         facts = {**opened.facts, "segments_resumed": source.resumed}
         summary, files = merge(clip, job.records(), self._settings, job.folder, out, source.name, facts)
+        if self._store.address:
+            summary["files"] = {kind: self._store.name(Path(path)) for kind, path in summary["files"].items()}
+            _write_json(files[-1], summary)
         self._store.put(files)
         job.end(out, files, summary)
         self._store.put([job.folder / MANIFEST])
@@ -258,21 +250,21 @@ class _Across:
             path.unlink()
         return summary
 
-    def _merged(self, source: _Source, merged: "Future[Summary]") -> None:
+    def _merged(self, source: Source, merged: "Future[Summary]") -> None:
         try:
             self._finish(source, merged.result())
         except UnsafeCutError:  # rare: what looks like a key frame is none
             self._planned -= source.clip.selected_frames
-            self._ask(source, find_plan, self._planned_anew, source.spec, source.digest, self._settings.window, True)
+            self._ask(source, find_plan, self._planned_anew, source.where, source.digest, self._settings.window, True)
         except (SourceError, InputError) as error:
             self._fail(source, error)
 
-    def _finish(self, source: _Source, summary: Summary) -> None:
+    def _finish(self, source: Source, summary: Summary) -> None:
         source.over = True
         self._open.remove(source)
-        self._summaries[source.place] = _told(source, summary)
+        self._summaries[source.place] = source.told(summary)
 
-    def _fail(self, source: _Source, error: SightlineError) -> None:
+    def _fail(self, source: Source, error: SightlineError) -> None:
         """It is of no use; the others go on."""
         if source.over:
             return
@@ -284,5 +276,6 @@ class _Across:
         self._finish(source, {"error": str(error), "frames": 0, "failed": 0, "interrupted": False})
 
 
-def _told(source: _Source, summary: Summary) -> Summary:
-    return {"source": source.spec, **summary}
+def _write_json(path: Path, found: object) -> None:
+    with whole_file(path) as part:
+        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -31,8 +31,6 @@ CHUNKS_AHEAD = 3
 """Frames travel in chunks of so many bytes, and at most so many chunks wait for a worker."""
 
 
-
-
 class Cluster:
     """A connection to a Ray cluster.
 
@@ -47,9 +45,7 @@ class Cluster:
         EngineError: Ray is not installed, or there is no such cluster.
     """
 
-    def __init__(
-        self, address: str, choice: Choice, carried: Carried, settings: Settings, fed: bool | None = None
-    ) -> None:
+    def __init__(self, address: str, choice: Choice, carried: Carried, settings: Settings, fed: bool | None = None) -> None:
         ray = self._ray = _connected(address)
         self._tasks: dict[Callable[..., Any], Any] = {}
         nodes = self._nodes()
@@ -57,14 +53,25 @@ class Cluster:
         self._fed = self.uses_gpus if fed is None else fed
         sizes = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
         self._cpus = 1 if self.uses_gpus or self._fed else choice.threads or min([CPUS_EACH, *sizes])
+        self._room, self._counted_s = 0, float("-inf")
         self._arguments = ray.put((replace(choice, threads=choice.threads or self._cpus), dict(carried), settings, self._fed))
 
     def room(self) -> int:
         """How many workers the cluster has room for as it is now."""
+        if time.monotonic() - self._counted_s > 1.0:
+            self._room, self._counted_s = self._count(), time.monotonic()
+        return self._room
+
+    def _count(self) -> int:
         nodes, each = self._nodes(), self._cpus + self._fed
-        if self.uses_gpus:
-            return sum(min(int(node.get("GPU", 0)), int(node.get("CPU", 0)) // each) for node in nodes)
-        return sum(int(node.get("CPU", 0)) // each for node in nodes)
+        if self.uses_gpus:  # those that decode for them may be elsewhere
+            total = int(sum(node.get("CPU", 0) for node in nodes)) // each
+            return min(total, sum(min(int(node.get("GPU", 0)), int(node.get("CPU", 0))) for node in nodes))
+        return (
+            int(sum(node.get("CPU", 0) for node in nodes)) // each
+            if self._fed
+            else sum(int(node.get("CPU", 0)) // self._cpus for node in nodes)
+        )
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -154,11 +161,13 @@ def _connected(address: str) -> Any:
     if address.startswith("ray://"):
         raise EngineError(f"{address} is a client's address: run 'ray job submit' there, with --ray auto")
     try:
-        mine = {"include_dashboard": False} if address == "local" else {}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **mine)
+        dashboard = False if address == "local" else None
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         why = str(error).strip().split("\n", 1)[0]
-        raise EngineError(f"no Ray cluster at {address}: {why}; start one with 'ray start --head', or use --ray local") from error
+        raise EngineError(
+            f"no Ray cluster at {address}: {why}; start one with 'ray start --head', or use --ray local"
+        ) from error
     return ray
 
 
@@ -178,7 +187,8 @@ def _frames_from_tasks(clip: Clip, segment: Segment, every: int) -> Iterator[Fra
     """A segment's frames, decoded by a task on some other processor, whose death costs nothing but time."""
     import ray
 
-    decode = ray.remote(num_cpus=1, max_retries=3, _generator_backpressure_num_objects=CHUNKS_AHEAD)(_chunks)
+    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 3, "_generator_backpressure_num_objects": CHUNKS_AHEAD}
+    decode: Any = ray.remote(**options)(_chunks)
     for ref in decode.remote(clip, segment, every):
         for item in ray.get(ref):
             # the other machine's clock says nothing here

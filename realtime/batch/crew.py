@@ -1,5 +1,6 @@
 """The workers of a batch on a cluster: hired as far as there is room and work, replaced where they die."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -53,14 +54,16 @@ class Hand:
     Attributes:
         worker: does segments.
         ready: its engine is.
-        busy: segments that it has.
+        segments: that it has, the one that it works on first.
         source: name of the source that it worked on last, which it may have a copy of.
+        blamed: the segment that it died of, or with.
     """
 
     worker: RemoteWorker
     ready: bool = False
-    busy: int = 0
+    segments: deque[Segment] = field(default_factory=deque)
     source: str = ""
+    blamed: Segment | None = None
 
 
 @dataclass
@@ -144,11 +147,12 @@ class Crew:
     def lose(self, hand: Hand) -> None:
         """It is gone."""
         if hand in self.hands:
+            hand.blamed = hand.segments[0] if hand.segments else None
             self.hands.remove(hand)
             self.lost += 1
             self.cluster.dismiss(hand.worker)
 
     def free(self) -> Hand | None:
         """The one with the least to do, if it can take another segment."""
-        found = min((hand for hand in self.hands if hand.ready), key=lambda hand: hand.busy, default=None)
-        return found if found and found.busy < QUEUED else None
+        found = min((hand for hand in self.hands if hand.ready), key=lambda hand: len(hand.segments), default=None)
+        return found if found and len(found.segments) < QUEUED else None

@@ -1,4 +1,4 @@
-"""Shared storage by address, such as ``s3://bucket/film.mp4``: sources are fetched to this machine, results are put there whole.
+"""Shared storage by address, such as ``s3://bucket/film.mp4``: sources are fetched from it, results are put there whole.
 
 A put of an object store is atomic; on other storage a file gets its name when it is complete.
 """
@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import posixpath
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -170,8 +169,12 @@ class Store:
         except OSError:
             return -1
 
-    def put(self, paths: Iterable[Path], keep: bool = True) -> None:
-        """Bring files of ``folder`` to where they belong, one after the other; without ``keep`` they are not left here.
+    def name(self, path: Path) -> str:
+        """Of a file of ``folder``, where it belongs."""
+        return f"{self.address}/{path.relative_to(self.folder).as_posix()}" if self.address else str(path)
+
+    def put(self, paths: Iterable[Path]) -> None:
+        """Bring files of ``folder`` to where they belong, one after the other.
 
         Raises:
             OutputError: one cannot be written.
@@ -180,9 +183,7 @@ class Store:
             try:
                 self._put(path)
             except (OSError, ValueError) as error:
-                raise OutputError(f"cannot write {self.address}/{path.relative_to(self.folder)}: {error}") from error
-            if not keep:
-                path.unlink()
+                raise OutputError(f"cannot write {self.name(path)}: {error}") from error
 
     def _put(self, path: Path) -> None:
         there = self._there(path)
@@ -258,8 +259,3 @@ class Digests:
         with whole_file(path) as part:
             part.write_text(json.dumps({"identity": ident, "digest": digest}) + "\n", encoding="utf-8")
         self._store.put([path])
-
-
-def clear(folder: Path) -> None:
-    """Remove a local folder; nothing is said where that fails."""
-    shutil.rmtree(folder, ignore_errors=True)
