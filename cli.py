@@ -26,7 +26,8 @@ from engines.files import checked_suffix
 from engines.options import ENGINE, NETWORK, takes, takes_choice
 from realtime import direct, live
 from realtime import doctor as doctors
-from realtime.batch.run import process_all
+from realtime.batch.minute import plan_chosen
+from realtime.batch.scale import Scale, batch_chosen, takes_scale
 from realtime.batch.settings import Settings, takes_settings
 from realtime.latency import print_summaries
 from realtime.opening import open_within
@@ -37,7 +38,7 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
-DEFAULT, NO_DATA, AS_USUAL, AS_IS = Choice(), DataChoice(), StreamOptions(), Settings()
+DEFAULT, NO_DATA, AS_USUAL, AS_IS, ALONE = Choice(), DataChoice(), StreamOptions(), Settings(), Scale()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -65,22 +66,26 @@ def demo(
 
 
 @app.command(
-    epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4 --no-video --every 5"
-    "   ·   sightline batch film.mkv --start 1:02:00 --end 1:10:00 --heat-video"
+    epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4 --every 5 --plan --machines 4"
+    "   ·   sightline batch film.mkv --start 1:02:00 --end 1:10:00   ·   sightline batch 's3://b/*.mp4' --out s3://b/out --ray auto"
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_settings
+@takes_scale
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
-    out: Out = Path("out"), settings: Settings = AS_IS,
-    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    out: Annotated[str, typer.Option(help="Folder for the results; with --ray, an address, too.")] = "out",
+    settings: Settings = AS_IS, scale: Scale = ALONE, choice: Choice = DEFAULT,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
 
     Exit status 1 where a source was damaged or could not be read, and the others are done.
     """
-    localizer = open_within(choice, budget_ms, console, streams=0, batch=settings.batch)
-    _report(process_all(sources, out, localizer, console, settings), as_json)
+    if scale.plan:
+        plan_chosen(sources, settings, scale, choice, console, as_json)
+    else:
+        _report(batch_chosen(sources, out, settings, scale, choice, budget_ms, console), as_json)
 
 
 @app.command(
@@ -94,7 +99,7 @@ def stream(
     options: StreamOptions = AS_USUAL, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
-    localizer = open_within(choice, budget_ms, console, batch=options.batch)
+    localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(sources)))
     _report([live.stream(sources, localizer, console, options)], as_json)
 
 

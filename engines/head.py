@@ -98,16 +98,18 @@ def append_box(graph: Graph, features: str, class_index: str, head: Head) -> str
     Where the head has several, ``class_index`` (int64 ``[N]``) decides which.
 
     Written as a product and a sum, not as a matrix product: engines that compute matrix products in bf16 keep what follows
-    the last of them in fp32, and the box deserves it.
+    the last of them in fp32, and the box deserves it. The bias is the weight of a feature that is 1: OpenVINO 2026.4 adds a
+    ``[1, 4]`` behind the sum wrongly where there are several images (the other images' boxes came out of place).
     """
-    rows = graph.add("Unsqueeze", features, graph.constant([1], np.int64), hint="features_rows")
-    weight, bias = graph.constant(head.weight, hint="head_weight"), graph.constant(head.bias, hint="head_bias")
+    one = graph.constant(np.ones((graph.shape(features)[0], 1)), hint="one")
+    rows = graph.add("Concat", features, one, axis=1, hint="features_and_one")
+    rows = graph.add("Unsqueeze", rows, graph.constant([1], np.int64), hint="features_rows")
+    weight = graph.constant(np.concatenate([head.weight, head.bias[:, :, None]], axis=2), hint="head_weight")
     if len(head.weight) > 1:
         kind = graph.add("Gather", graph.constant(head.routes, np.int64, hint="routes"), class_index, hint="kind")
-        weight, bias = (graph.add("Gather", each, kind, hint="routed") for each in (weight, bias))
+        weight = graph.add("Gather", weight, kind, hint="routed")
     products = graph.add("Mul", rows, weight, hint="box_products")
-    summed = graph.add("ReduceSum", products, graph.constant([2], np.int64), keepdims=0, hint="box_sum")
-    linear = graph.add("Add", summed, bias, hint="box_linear")
+    linear = graph.add("ReduceSum", products, graph.constant([2], np.int64), keepdims=0, hint="box_linear")
     inside = graph.add("Clip", linear, graph.constant(0.0), graph.constant(1.0), hint="box_inside")
     swapped = graph.add("Gather", inside, graph.constant([2, 3, 0, 1], np.int64), axis=1, hint="box_swapped")
     first = graph.constant([[True, True, False, False]], np.bool_)

@@ -4,9 +4,11 @@ Each slot has one block of host memory and one of device memory for all inputs, 
 frame is one copy to the device and one back, however many tensors there are.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +120,8 @@ class GpuTimes:
 class SlottedEngine(ABC):
     """The calls of ``engines.base.Engine`` for an engine whose slots take turns.
 
+    One thread at a time: it may be handed from the one that opened it to the one that feeds it.
+
     Args:
         slots: how many calls may be under way.
 
@@ -135,39 +139,65 @@ class SlottedEngine(ABC):
     def __init__(self, slots: int) -> None:
         self._ring = Ring(slots)
         self.slots = slots
+        self._in_use = threading.Lock()
 
     def submit(self, feeds: Mapping[str, Array]) -> int:
         """Start a call. See ``engines.base.Engine.submit``."""
         check_feeds(self.inputs, feeds)
-        self._check_usable()
-        place = self._ring.take()
-        try:
-            self._start(place, feeds)
-        except BaseException:
-            self._ring.undo()
-            raise
-        return place
+        with self._alone():
+            place = self._ring.take()
+            try:
+                self._start(place, feeds)
+            except BaseException:
+                self._ring.undo()
+                raise
+            return place
 
     def collect(self, ticket: int) -> dict[str, Array]:
         """Wait for a call. See ``engines.base.Engine.collect``."""
-        self._check_usable()
-        if ticket != self._ring.oldest():
-            raise EngineError("results are collected in the order in which they were submitted: collect the older one first")
-        try:
-            return self._finish(ticket)
-        finally:
-            self._ring.release()
+        with self._alone():
+            if ticket != self._ring.oldest():
+                raise EngineError(
+                    "results are collected in the order in which they were submitted: collect the older one first"
+                )
+            try:
+                return self._finish(ticket)
+            finally:
+                self._ring.release()
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See ``engines.base.Engine.infer``."""
-        self._check_usable()
+        self._check_open()
         if self._ring.waiting:
             raise EngineError("a submitted call is not collected yet: collect it before 'infer'")
         return self.collect(self.submit(feeds))
 
-    @abstractmethod
     def close(self) -> None:
         """See ``engines.base.Engine.close``."""
+        if self._is_open():
+            with self._alone():
+                self._free()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the engine for one call.
+
+        Raises:
+            EngineError: it is closed, or another thread is in the middle of a call.
+        """
+        self._check_open()
+        if not self._in_use.acquire(blocking=False):
+            raise EngineError(
+                "this engine is in the middle of a call in another thread: one at a time submits, collects or closes"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def _check_open(self) -> None:
+        if not self._is_open():
+            raise EngineError("this engine is closed: build it again")
 
     @abstractmethod
     def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
@@ -178,8 +208,12 @@ class SlottedEngine(ABC):
         """Wait for that slot's call; its outputs, the caller's to keep. Sets ``times`` where it can."""
 
     @abstractmethod
-    def _check_usable(self) -> None:
-        """Raise EngineError where the engine is closed, or this is not the thread that may use it."""
+    def _is_open(self) -> bool:
+        """Whether it was not closed yet."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Let go of everything, once what is under way has ended."""
 
 
 def check_tensors(

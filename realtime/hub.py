@@ -13,10 +13,10 @@ import cv2
 from engines.base import OutputError
 from engines.choose import class_index
 from engines.localizer import ImageBgr
+from realtime.connection import Connection
 from realtime.frames import FrameRecord
 from realtime.ledger import Ledger
 from realtime.overlay import HEAT_MAPS, Look
-from realtime.readers import Connection
 
 WATCHED_S = 5.0
 JPEG_QUALITY = 85

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
+from realtime.connection import Connection
 from realtime.frames import FrameRecord
 from realtime.latency import PERCENTILES, STAGES, Run, percentiles
-from realtime.readers import Connection
 
 SMALLEST_MS, BUCKET_RATIO, BUCKETS = 1e-3, 1.01, 2100  # from a microsecond to a quarter of an hour
 ROLLING_FRAMES, ROLLING_S = 600, 10.0
@@ -152,6 +152,8 @@ class Ledger(Run):
             self._ended_ns = time.monotonic_ns()
             self.outcomes[record.outcome] += 1
             self._accounts.setdefault(record.frame.source, Account()).add(record, self._ended_ns / 1e9)
+            if record.outcome == "shown":
+                self.compare(record)  # a number a frame, of the demo alone
 
     def summary(self) -> dict[str, Any]:
         """``Run.summary`` of all, with ``age_ms`` and ``causes``, and the same of each source under ``sources``."""
@@ -162,7 +164,8 @@ class Ledger(Run):
                 for name, account in self._accounts.items()
             }
             both = self._all()
-            return {"fps": round(self.fps, 2), **both.counts(), "verdict": self.verdict, **both.times(), "sources": sources}
+            figures = {"fps": round(self.fps, 2), **both.counts(), "verdict": self.verdict, **both.times(), **self.accuracy()}
+            return {**figures, "sources": sources}
 
     def rolling(self) -> dict[str, Any]:
         """The last seconds, see ``Account.rolling``: of all, and of each source under ``sources``."""

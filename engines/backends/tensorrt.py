@@ -67,7 +67,7 @@ def load_pycuda() -> Any:
 
 
 class TensorRtEngine(SlottedEngine):
-    """A plan on a GPU. See ``engines.base.Engine``. Only the thread that made it may use it.
+    """A plan on a GPU. See ``engines.base.Engine``, and ``engines.slots.SlottedEngine`` for who may call.
 
     Args:
         plan: what ``build_plan`` made.
@@ -93,7 +93,6 @@ class TensorRtEngine(SlottedEngine):
         self.inputs, self.outputs = (tuple(map(_spec, values)) for values in (model.graph.input, model.graph.output))
         self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
         super().__init__(slots)
-        self._owner = threading.get_ident()
         self._spin = spin
         self._session = _Session(trt, cuda, gpu)
         # Also at the end of the process, before modules are taken apart; whichever of the two comes first.
@@ -113,17 +112,11 @@ class TensorRtEngine(SlottedEngine):
         outputs, self.times = self._session.finish(place, self._spin)
         return outputs
 
-    def close(self) -> None:
-        """Free everything on the GPU, once what is under way has ended. Calling it twice is fine."""
-        if self._close.alive:
-            self._check_usable()
-            self._close()
+    def _is_open(self) -> bool:
+        return self._close.alive
 
-    def _check_usable(self) -> None:
-        if not self._close.alive:
-            raise EngineError("this engine is closed: build it again")
-        if threading.get_ident() != self._owner:
-            raise EngineError("a TensorRT engine belongs to the thread that opened it: submit, collect and close there")
+    def _free(self) -> None:
+        self._close()
 
 
 @dataclass

@@ -83,17 +83,14 @@ class TorchStreamEngine(SlottedEngine, TorchEngine):
             self.device = f"{torch.cuda.get_device_name(self._place)}, PyTorch {torch.__version__}"
         self._stream: Any = torch.cuda.Stream(self._place) if self._gpu else None  # type: ignore[no-untyped-call]
         self._slots = [self._new_slot() for _ in range(slots)]
-        self._closed = False
 
-    def close(self) -> None:
-        """Free the slots, once what is under way has ended. Calling it twice is fine."""
-        if self._stream is not None and not self._closed:
+    def _is_open(self) -> bool:
+        return bool(self._slots)
+
+    def _free(self) -> None:
+        if self._stream is not None:
             self._stream.synchronize()
-        self._slots, self._closed = [], True
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise EngineError("this engine is closed: build it again")
+        self._slots = []
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._stream) if self._gpu else nullcontext()

@@ -4,9 +4,9 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -18,8 +18,7 @@ from engines.localizer import Localizer
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.estimate import NETWORK_GBIT, Estimate, Minute, estimate, throughput
-from realtime.batch.job import Job
-from realtime.batch.merge import merge
+ from realtime.batch.merge import merge
 from realtime.batch.pieces import PieceVideo
 from realtime.batch.plan import can_be_cut, make_plan
 from realtime.batch.scale import Scale
@@ -34,12 +33,9 @@ KEPT_BYTES = 400_000_000
 
 
 def plan_chosen(
-    specs: Sequence[str], settings: Settings, scale: Scale, choice: Choice, console: Console
-) -> dict[str, Any]:  # fmt: skip
-    """Measure a minute of the sources, estimate, and say so.
-
-    Returns:
-        ``measured``, a ``Minute``; and ``estimate``.
+    specs: Sequence[str], settings: Settings, scale: Scale, choice: Choice, console: Console, as_json: bool
+) -> None:  # fmt: skip
+    """Measure a minute of the sources, estimate, and say so; as JSON: ``measured``, a ``Minute``, and ``estimate``.
 
     Raises:
         SourceError: none of them is a file that holds frames.
@@ -57,7 +53,8 @@ def plan_chosen(
     found = estimate(minute, each_h * (scale.cameras or 1), scale.machines, within_h)
     for line in told(minute, found):
         console.print(line, highlight=False, soft_wrap=True)
-    return {"measured": minute.__dict__, "estimate": found.json()}
+    if as_json:
+        print(json.dumps({"measured": asdict(minute), "estimate": found.json()}))
 
 
 def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> Minute:
@@ -117,7 +114,7 @@ def _sample(clips: Sequence[Clip]) -> Iterator[tuple[Clip, Sequence[Segment]]]:
 
 def _part(clip: Clip, segments: Sequence[Segment]) -> Clip:
     """The clip, as if there were no more of it; without its sound, which is only copied."""
-    return Clip(**{**clip.__dict__, "segments": tuple(segments), "audio": ()})
+    return replace(clip, segments=tuple(segments), audio=())
 
 
 def _seconds(clip: Clip) -> float:

@@ -4,7 +4,7 @@ What a real GPU does is not shown here: see docs/tensorrt.md.
 """
 
 import gc
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -141,21 +141,36 @@ def test_the_context_is_current_only_inside_calls(gpu, model):
     assert gpu.stack == [mine]
 
 
-def test_one_thread_owns_it(gpu, model):
-    engine, caught = backend.TensorRtEngine(plan_of(model), model, "fp32"), []
+def in_a_thread(work):
+    """Run it there; what it returns or raises comes back."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
-    def use():
-        for call in (lambda: engine.infer(feeds(0)), engine.close):
-            try:
-                call()
-            except EngineError as error:
-                caught.append(str(error))
 
-    thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
+def test_it_may_be_handed_to_another_thread_and_closed_there(gpu, model):
+    engine, expected = backend.TensorRtEngine(plan_of(model), model, "fp32"), OpenVinoEngine(model, "fp32")
+    ticket = engine.submit(feeds(0))
+    assert_equal(in_a_thread(lambda: engine.collect(ticket)), expected.infer(feeds(0)))
+    assert_equal(in_a_thread(lambda: engine.infer(feeds(1))), expected.infer(feeds(1)))
+    assert_equal(engine.infer(feeds(2)), expected.infer(feeds(2)))
+    in_a_thread(engine.close)
+    assert not any(count for kind, count in gpu.alive.items() if kind != "context"), "pycuda releases that in its own thread"
+    assert not gpu.stack
+
+
+def test_two_threads_at_once_are_refused(gpu, model, monkeypatch):
+    engine, copy, caught = backend.TensorRtEngine(plan_of(model), model, "fp32"), gpu.memcpy_htod_async, []
+
+    def meanwhile(*arguments):
+        for call in (lambda: engine.submit(feeds(1)), engine.close):
+            with pytest.raises(EngineError, match="in the middle of a call in another thread") as error:
+                in_a_thread(call)
+            caught.append(error)
+        copy(*arguments)
+
+    monkeypatch.setattr(gpu, "memcpy_htod_async", meanwhile)
+    assert engine.infer(feeds(0))["map"].any()
     assert len(caught) == 2
-    assert all("belongs to the thread that opened it" in line for line in caught)
     engine.close()
 
 

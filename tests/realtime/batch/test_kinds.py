@@ -2,7 +2,9 @@
 
 import io
 import json
+import resource
 import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -14,6 +16,7 @@ from rich.console import Console
 from engines.base import OutputError, SourceError
 from realtime.batch.run import process_all
 from realtime.batch.settings import Settings
+from tests.conftest import ROOT
 from tests.realtime.batch.clips import (
     cut_off,
     damaged,
@@ -187,6 +190,28 @@ def test_a_place_that_cannot_be_written_is_named_and_what_was_there_stays(tiny_l
     with pytest.raises(OutputError, match=r"cannot write .*run the same command to go on"):
         process_all([str(clip)], file / "out", tiny_localizer, QUIET)
     assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("kilobytes", [pytest.param(60, marks=pytest.mark.long), 400])
+def test_a_disk_that_fills_up_is_told_and_room_is_enough_to_go_on(kilobytes, tmp_path):
+    """No file may grow beyond so many kilobytes: a piece of the video, or the whole of it, finds no room."""
+    clip, out = make_clip(tmp_path / "clip.mp4", seconds=22), tmp_path / "out"
+    write_video(out / "old.mp4") if out.mkdir() is None else None
+    before = (out / "old.mp4").read_bytes()
+    line = [sys.executable, "-m", "cli", "batch", str(clip), "--weights", "random", "--size", "32", "--out", str(out)]
+    limit = (resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
+    full = subprocess.run(
+        line, check=False, cwd=ROOT, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(*limit), timeout=120
+    )
+    assert full.returncode == 2
+    assert "File too large" in full.stderr
+    assert "run the same command to go on" in " ".join(full.stderr.split())
+    assert (out / "old.mp4").read_bytes() == before
+    assert not [path for path in out.rglob("*") if path.name.endswith(".part") or path == out / "clip.mp4"]
+    assert subprocess.run(line, check=False, cwd=ROOT, capture_output=True, timeout=120).returncode == 0
+    resumed = json.loads((out / "clip.summary.json").read_text())["segments_resumed"]
+    assert resumed == (0 if kilobytes == 60 else 3)
+    assert len(packet_times(out / "clip.mp4")[0]) == 220
 
 
 def test_nothing_that_ffmpeg_finds_wrong(tiny_localizer, tmp_path):
