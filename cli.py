@@ -38,7 +38,7 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
-DEFAULT, NO_DATA, AS_USUAL, AS_IS, ALONE = Choice(), DataChoice(), StreamOptions(), Settings(), Scale()
+DEFAULT, NO_DATA, AS_USUAL, AS_IS, ONE = Choice(), DataChoice(), StreamOptions(), Settings(), Scale()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -67,7 +67,7 @@ def demo(
 
 @app.command(
     epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4 --every 5 --plan --machines 4"
-    "   ·   sightline batch film.mkv --start 1:02:00 --end 1:10:00   ·   sightline batch 's3://b/*.mp4' --out s3://b/out --ray auto"
+    "   ·   sightline batch film.mkv --end 1:10:00 --heat-video   ·   sightline batch 's3://b/*' --out s3://b/out --ray auto"
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_settings
@@ -75,8 +75,7 @@ def demo(
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
     out: Annotated[str, typer.Option(help="Folder for the results; with --ray, an address, too.")] = "out",
-    settings: Settings = AS_IS, scale: Scale = ALONE, choice: Choice = DEFAULT,
-    budget_ms: Budget = None, as_json: AsJson = False,
+    settings: Settings = AS_IS, scale: Scale = ONE, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
 

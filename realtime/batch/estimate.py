@@ -17,6 +17,8 @@ class Minute:
         decode_fps, engine_fps, encode_fps: each stage with nothing beside it; ``encode_fps`` is infinite without a video.
         whole_fps: all of them together, overlapped, as a batch runs.
         merge_fps: frames of finished segments that become results; one process does this for the whole cluster.
+        file_s: what it spends on each file besides, its report and plots.
+        file_frames: frames of a file, on average.
         in_bytes_s, out_bytes_s: of a second of video, source and results.
         device: what the engine ran on.
         frames: worked on to find this out.
@@ -28,6 +30,8 @@ class Minute:
     encode_fps: float
     whole_fps: float
     merge_fps: float
+    file_s: float
+    file_frames: float
     in_bytes_s: float
     out_bytes_s: float
     device: str = ""
@@ -37,6 +41,11 @@ class Minute:
     def limit(self) -> str:
         """The slowest stage: ``decode``, ``engine`` or ``encode``."""
         return min(("decode", "engine", "encode"), key=lambda stage: float(getattr(self, f"{stage}_fps")))
+
+    @property
+    def merged_fps(self) -> float:
+        """Frames a second that one process merges, files' reports and all."""
+        return 1 / (1 / self.merge_fps + self.file_s / self.file_frames)
 
 
 @dataclass(frozen=True)
@@ -94,14 +103,14 @@ def estimate(
     frames = round(video_h * 3600 * minute.rate_fps)
     machine_h = frames / minute.whole_fps / 3600
     count = machines or (max(1, math.ceil(machine_h / within_h - 1e-9)) if within_h else 1)
-    drivers = max(1, math.ceil(count * minute.whole_fps / minute.merge_fps - 1e-9))
+    drivers = max(1, math.ceil(count * minute.whole_fps / minute.merged_fps - 1e-9))
     fps, limit = throughput(minute, count, network_gbit, drivers)
     hours = frames / fps / 3600
     bytes_s = minute.in_bytes_s + minute.out_bytes_s
     return Estimate(
         video_h, frames, machine_h, count, hours, fps, limit, video_h * 3600 * minute.in_bytes_s / 1e12,
         video_h * 3600 * minute.out_bytes_s / 1e12, fps / minute.rate_fps * bytes_s * 8 / 1e9,
-        math.floor(_network_fps(minute, network_gbit) / minute.whole_fps), math.floor(minute.merge_fps / minute.whole_fps),
+        math.floor(_network_fps(minute, network_gbit) / minute.whole_fps), math.floor(minute.merged_fps / minute.whole_fps),
         drivers, minute.whole_fps / minute.rate_fps,
     )  # fmt: skip
 
@@ -110,7 +119,7 @@ def throughput(minute: Minute, machines: int, network_gbit: float = NETWORK_GBIT
     """Frames a second of so many machines, and what limits them."""
     limits = {
         minute.limit: machines * minute.whole_fps, "network": _network_fps(minute, network_gbit),
-        "merge": drivers * minute.merge_fps,
+        "merge": drivers * minute.merged_fps,
     }  # fmt: skip
     limit = min(limits, key=lambda name: limits[name])
     return limits[limit], limit

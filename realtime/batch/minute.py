@@ -18,11 +18,14 @@ from engines.localizer import Localizer
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.estimate import NETWORK_GBIT, Estimate, Minute, estimate, throughput
- from realtime.batch.merge import merge
+from realtime.batch.join import join_pieces
+from realtime.batch.merge import merge
 from realtime.batch.pieces import PieceVideo
 from realtime.batch.plan import can_be_cut, make_plan
+from realtime.batch.rows import read_rows, write_rows
 from realtime.batch.scale import Scale
 from realtime.batch.settings import Settings
+from realtime.batch.tally import Tally
 from realtime.batch.work import run_segments
 from realtime.frames import Frame, FrameRecord
 from realtime.opening import open_told
@@ -64,7 +67,7 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
         SourceError: they hold no frame.
     """
     sums = dict.fromkeys(("decode", "engine", "encode", "whole", "merge"), 0.0)
-    counts, in_bytes, out_bytes, video_s = dict.fromkeys(sums, 0), 0.0, 0.0, 0.0
+    counts, in_bytes, out_bytes, video_s, file_s = dict.fromkeys(sums, 0), 0.0, 0.0, 0.0, list[float]()
     for clip, segments in _sample(clips):
         part = _part(clip, segments)
         seconds = _seconds(part)
@@ -81,15 +84,16 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
                 _add(sums, counts, name, time.perf_counter() - start_s, len(kept) if name == "engine" else count)
             if settings.video:
                 _add(sums, counts, "encode", _encoded(part, kept, Path(folder) / "alone.mp4"), len(kept))
-            start_s = time.perf_counter()
-            out_bytes += _merged(part, settings, Path(folder))
-            _add(sums, counts, "merge", time.perf_counter() - start_s, count)
+            size, grows_s, besides_s = _merged(part, localizer, settings, Path(folder))
+            out_bytes += size
+            file_s.append(besides_s)
+            _add(sums, counts, "merge", grows_s, count)
     if not counts["decode"]:
         raise SourceError("the sources hold no frame to measure")
     rates = {name: counts[name] / sums[name] if sums[name] else math.inf for name in sums}
     return Minute(
         counts["whole"] / video_s, rates["decode"], rates["engine"], rates["encode"], rates["whole"], rates["merge"],
-        in_bytes / video_s, out_bytes / video_s, localizer.engine.device, counts["whole"],
+        float(np.median(file_s)), sum(clip.selected_frames for clip in clips) / len(clips) / settings.every, in_bytes / video_s, out_bytes / video_s, localizer.engine.device, counts["whole"],
     )  # fmt: skip
 
 
@@ -164,11 +168,22 @@ def _encoded(clip: Clip, frames: Sequence[Frame], path: Path) -> float:
     return time.perf_counter() - start_s
 
 
-def _merged(clip: Clip, settings: Settings, folder: Path) -> float:
-    """Merge what lies there; how many bytes that makes."""
+def _merged(clip: Clip, localizer: Localizer, settings: Settings, folder: Path) -> tuple[float, float, float]:
+    """Merge what lies there: bytes of the results, seconds that grow with their length, and seconds besides."""
     records = [json.loads((folder / f"{segment.index:05d}.json").read_text()) for segment in clip.segments]
-    _, files = merge(clip, records, settings, folder, folder / "out", "part", {})
-    return float(sum(path.stat().st_size for path in files))
+    engine, out = localizer.engine, folder / "out"
+    facts = {"backend": engine.backend, "precision": engine.precision, "device": engine.device, "size_px": localizer.size_px}
+    start_s = time.perf_counter()
+    _, files = merge(clip, records, settings, folder, out, "part", facts)
+    all_s, start_s = time.perf_counter() - start_s, time.perf_counter()
+    rows = [(folder / record["pieces"]["rows"]["file"], 0) for record in records]
+    write_rows(read_rows(rows), out / "again.jsonl", out / "again.parquet", Tally(clip).add)
+    for kind in ("video", "heat_video"):
+        pieces = [record["pieces"][kind] for record in records if kind in record["pieces"]]
+        if pieces:
+            join_pieces(clip, [(folder / piece["file"], piece["base_pts"]) for piece in pieces], out / "again.mp4", False)
+    grows_s = time.perf_counter() - start_s
+    return float(sum(path.stat().st_size for path in files)), grows_s, max(0.0, all_s - grows_s)
 
 
 def told(minute: Minute, found: Estimate) -> list[str]:
@@ -177,12 +192,12 @@ def told(minute: Minute, found: Estimate) -> list[str]:
     return [
         f"measured on {minute.frames} frames, {minute.device}: decoder {minute.decode_fps:.0f} frames/s, engine "
         f"{minute.engine_fps:.0f}{encoder}; all together {minute.whole_fps:.0f}, {found.realtime:.1f} x real time",
-        f"{found.video_h:,.1f} hours of video, {found.frames:,} frames: {found.machine_h:,.1f} hours of a machine like this one",
+        f"{found.video_h:,.1f} hours of video, {found.frames:,} frames: {found.machine_h:,.1f} hours of a machine like this",
         f"on {found.machines:,}: {found.hours:,.1f} hours, {found.fps:,.0f} frames/s, limited by {found.limit}; "
         f"{found.network_gbit:.2f} Gbit/s to and from storage",
         f"storage: {1e3 * found.in_tb:,.1f} GB of sources, {1e3 * found.out_tb:,.1f} GB of results",
-        f"more than {found.network_machines:,} machines saturate {NETWORK_GBIT:g} Gbit/s, more than {found.merge_machines:,} the "
-        f"process that merges: {found.drivers} batch{'es' if found.drivers > 1 else ''} at a time",
+        f"{NETWORK_GBIT:g} Gbit/s of storage are enough for {found.network_machines:,} machines, one process that merges for "
+        f"{found.merge_machines:,}: {'one batch' if found.drivers == 1 else f'split it into {found.drivers} batches'} will do",
     ]
 
 
@@ -190,17 +205,17 @@ def plot_saturation(minute: Minute, path: Path, network_gbit: float = NETWORK_GB
     """Draw throughput over machines, with what stops its growth: a picture (``.png``, ``.svg``)."""
     from matplotlib.figure import Figure
 
-    most = 4 * max(2, round(max(throughput(minute, 10**9, network_gbit)[0], minute.merge_fps) / minute.whole_fps))
+    most = 4 * max(2, round(max(throughput(minute, 10**9, network_gbit)[0], minute.merged_fps) / minute.whole_fps))
     counts = np.unique(np.geomspace(1, most, 200).round().astype(int))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for drivers, style in ((1, "-"), (4, "--")):
         rates = [throughput(minute, int(count), network_gbit, drivers)[0] for count in counts]
-        axes.plot(counts, rates, style, color="tab:blue", label=f"{drivers} batch{'es' if drivers > 1 else ''} at a time")
-    axes.axhline(minute.merge_fps, color="tab:orange", lw=1, ls=":", label=f"one driver merges {minute.merge_fps:,.0f} frames/s")
+        axes.plot(counts, rates, style, color="tab:blue", label=f"batches at a time: {drivers}")
+    axes.axhline(minute.merged_fps, color="tab:orange", lw=1, ls=":", label=f"one merges {minute.merged_fps:,.0f} frames/s")
     network = throughput(minute, 10**9, network_gbit, 10**9)[0]
     axes.axhline(network, color="tab:red", lw=1, ls=":", label=f"{network_gbit:g} Gbit/s of storage: {network:,.0f} frames/s")
-    axes.set(xscale="log", yscale="log", xlabel="machines", ylabel="frames per second", title="Where more machines stop helping")
+    axes.set(xscale="log", yscale="log", xlabel="machines", ylabel="frames/s", title="Where more machines stop helping")
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(loc="lower right", fontsize=9)
     with whole_file(path) as part:
