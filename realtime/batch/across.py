@@ -103,7 +103,7 @@ class _Across:
 
     def _step(self) -> None:
         waiting = sum(len(source.todo) for source in self._open)
-        for ref, new in self._crew.hire(waiting + len(self._fresh)).items():
+        for ref, new in self._crew.hire(waiting + sum(source.out for source in self._open) + len(self._fresh)).items():
             self._then[ref] = partial(self._crew.open, new)
         looking = sum(source.job is None for source in self._open)
         ready = sum(hand.ready for hand in self._crew.hands)

@@ -91,9 +91,11 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
     if not counts["decode"]:
         raise SourceError("the sources hold no frame to measure")
     rates = {name: counts[name] / sums[name] if sums[name] else math.inf for name in sums}
+    file_frames = sum(clip.selected_frames for clip in clips) / len(clips) / settings.every
     return Minute(
         counts["whole"] / video_s, rates["decode"], rates["engine"], rates["encode"], rates["whole"], rates["merge"],
-        float(np.median(file_s)), sum(clip.selected_frames for clip in clips) / len(clips) / settings.every, in_bytes / video_s, out_bytes / video_s, localizer.engine.device, counts["whole"],
+        float(np.median(file_s)), file_frames, in_bytes / video_s, out_bytes / video_s, localizer.engine.device,
+        counts["whole"],
     )  # fmt: skip
 
 
