@@ -171,7 +171,7 @@ def _encoded(clip: Clip, frames: Sequence[Frame], path: Path) -> float:
 
 
 def _merged(clip: Clip, localizer: Localizer, settings: Settings, folder: Path) -> tuple[float, float, float]:
-    """Merge what lies there: bytes of the results, seconds that grow with their length, and seconds besides."""
+    """Merge what lies there: bytes of the results and seconds that grow with their length, and seconds besides."""
     records = [json.loads((folder / f"{segment.index:05d}.json").read_text()) for segment in clip.segments]
     engine, out = localizer.engine, folder / "out"
     facts = {"backend": engine.backend, "precision": engine.precision, "device": engine.device, "size_px": localizer.size_px}
@@ -185,7 +185,8 @@ def _merged(clip: Clip, localizer: Localizer, settings: Settings, folder: Path) 
         if pieces:
             join_pieces(clip, [(folder / piece["file"], piece["base_pts"]) for piece in pieces], out / "again.mp4", False)
     grows_s = time.perf_counter() - start_s
-    return float(sum(path.stat().st_size for path in files)), grows_s, max(0.0, all_s - grows_s)
+    grown = sum(path.stat().st_size for path in files if path.suffix in (".jsonl", ".parquet", ".mp4"))  # not the report
+    return float(grown), grows_s, max(0.0, all_s - grows_s)
 
 
 def told(minute: Minute, found: Estimate) -> list[str]:

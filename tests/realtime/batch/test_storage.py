@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -36,12 +37,12 @@ def test_a_pattern_becomes_the_files_it_matches_in_order(memory):
 
 def test_a_file_is_fetched_once_and_again_when_it_has_changed(memory):
     memory.pipe("/films/a.mp4", b"one")
-    first = local_path("memory://films/a.mp4")
-    assert (open(first, "rb").read(), os.path.basename(first)) == (b"one", "a.mp4")
-    before = os.stat(first).st_ino
-    assert os.stat(local_path("memory://films/a.mp4")).st_ino == before
+    first = Path(local_path("memory://films/a.mp4"))
+    assert (first.read_bytes(), first.name) == (b"one", "a.mp4")
+    before = first.stat().st_ino
+    assert Path(local_path("memory://films/a.mp4")).stat().st_ino == before
     memory.pipe("/films/a.mp4", b"other")
-    assert open(local_path("memory://films/a.mp4"), "rb").read() == b"other"
+    assert Path(local_path("memory://films/a.mp4")).read_bytes() == b"other"
     assert local_path("here.mp4") == "here.mp4"
 
 
@@ -51,12 +52,12 @@ def test_what_is_fetched_makes_room_for_what_comes(memory, monkeypatch):
     old = local_path("memory://films/a.mp4")
     memory.pipe("/films/b.mp4", b"two")
     local_path("memory://films/b.mp4")
-    assert os.path.exists(old)  # somebody may be reading it
+    assert Path(old).exists()  # somebody may be reading it
     os.utime(old, (time.time() - 7200, time.time() - 7200))
     memory.pipe("/films/c.mp4", b"three")
     newest = local_path("memory://films/c.mp4")
-    assert not os.path.exists(old)
-    assert os.path.exists(newest)
+    assert not Path(old).exists()
+    assert Path(newest).exists()
 
 
 def test_what_is_not_there_is_the_users_to_mend(memory):
