@@ -151,7 +151,7 @@ def finetune(
 def evaluate(
     chosen: DataChoice = NO_DATA, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
-    train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Where constant boxes, and which classes come together, are from.")] = None,
     train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
     choice: Choice = DEFAULT, as_json: AsJson = False,

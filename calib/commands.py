@@ -11,6 +11,7 @@ from calib import evaluate as evaluation
 from calib.baselines import baselines, check_disjoint
 from calib.bench.machine import machine
 from calib.choose import DataChoice, labels_beside, load_chosen
+from calib.cooccurrence import conditional_probabilities
 from calib.fit import default_features, fit_head
 from calib.report import SUFFIXES, write_report
 from engines.base import OutputError
@@ -83,7 +84,8 @@ class EvaluateOptions:
     Attributes:
         single: only images with exactly one object.
         limit: only the first so many images.
-        train, train_ids: labels that constant boxes come from, and which of them; None for the head's own.
+        train, train_ids: labels that constant boxes, and how classes come together, are taken from, and which of them; None
+            for constant boxes of the head's own.
         report: page to write.
     """
 
@@ -110,7 +112,9 @@ def evaluate_chosen(data: DataChoice, options: EvaluateOptions, choice: Choice, 
     if training:
         check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
     localizer = open_told(choice, console)
-    found, cases = evaluation.evaluate(samples, localizer, console, baselines(localizer, training), options.single)
+    given = conditional_probabilities(training) if training else None
+    constants = baselines(localizer, training)
+    found, cases = evaluation.evaluate(samples, localizer, console, constants, options.single, given)
     measured, engine = evaluation.print_report(found, cases, data.dataset is not None, console), localizer.engine
     facts = {
         "model": choice.model, "method": choice.method, "head": choice.head or localizer.box_reader,

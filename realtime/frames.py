@@ -24,7 +24,7 @@ class Frame:
         index: number of the frame in its source, from 0.
         pts_s: presentation time in seconds since the source's first frame.
         captured_ns: ``time.monotonic_ns()`` when it was complete.
-        read_ms: what decoding it took.
+        read_ms: what decoding it took, waiting for a camera not counted.
         truth_xyxy_px: the true box where it is known (``demo:``).
         damaged: parts of it were lost on the way, and the decoder filled them in.
         pts, time_base: the source's own timestamp and its unit in seconds, where whole files are worked through.

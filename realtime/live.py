@@ -62,8 +62,8 @@ def stream(
     with ExitStack() as stack:
         sinks = _sinks(stack, hub, options)
         if options.web is not None:
-            page = PageServer(hub, partial(_title, localizer), Address.of(options.web), options.web_token, options.web_dir)
-            console.print(f"watch on {stack.enter_context(page).url}", markup=False, soft_wrap=True, highlight=False)
+            url = stack.enter_context(_page(hub, localizer, options.web, options)).url
+            console.print(f"watch on {url}", markup=False, soft_wrap=True, highlight=False)
         interrupted = stack.enter_context(_stopping_on_ctrl_c(hub.stop))
         table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
         loop = run_frames(feed.records(), localizer, sinks, ledger, live=Live(lambda: hub.settings, feed.stop))
@@ -86,12 +86,16 @@ def stream(
     }  # fmt: skip
 
 
-def _title(localizer: Localizer | Governed) -> str:
-    """What runs now, in words."""
-    now = localizer.localizer if isinstance(localizer, Governed) else localizer
+def _page(hub: Hub, localizer: Localizer | Governed, where: str, options: StreamOptions) -> PageServer:
     names = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "torch": "PyTorch"}
-    engine = f"{names.get(now.engine.backend, now.engine.backend)} {now.engine.precision}"
-    return " · ".join(filter(None, [now.description.get("model", ""), engine, f"{now.size_px} px"]))
+
+    def title() -> str:
+        """What runs now: a budget may change it."""
+        now = localizer.localizer if isinstance(localizer, Governed) else localizer
+        engine = f"{names.get(now.engine.backend, now.engine.backend)} {now.engine.precision}"
+        return " · ".join(filter(None, [now.description.get("model", ""), engine, f"{now.size_px} px"]))
+
+    return PageServer(hub, title, Address.of(where), options.web_token, options.web_dir)
 
 
 def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions) -> list[Sink]:

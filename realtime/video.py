@@ -101,10 +101,13 @@ class VideoFile(Source):
             demuxing, timeout = dict(LOW_LATENCY), (OPEN_TIMEOUT_S, options.stall_s + NOTICE_S)
         if scheme in ("rtsp", "rtsps"):
             demuxing["rtsp_transport"] = "tcp"
+        begin_s = time.monotonic()
         try:
             self._container = av.open(url, options=demuxing, timeout=timeout)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise SourceError(f"cannot open {self._url}: {reason_of(error)}") from error
+            silent = scheme in LIVE_SCHEMES and time.monotonic() - begin_s >= OPEN_TIMEOUT_S  # FFmpeg has other words for it
+            reason = f"no answer within {OPEN_TIMEOUT_S:g} s" if silent else reason_of(error)
+            raise SourceError(f"cannot open {self._url}: {reason}") from error
         if not self._container.streams.video:
             self._container.close()
             raise SourceError(f"{self._url} holds no video: give a video file, a folder of images or a camera number")
@@ -129,8 +132,9 @@ class VideoFile(Source):
             first_pts = pts if first_pts is None else first_pts
             pixels = np.asarray(to_bgr.reformat(picture, format="bgr24", threads=1).to_ndarray(), np.uint8)
             image = np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
-            now_ns = time.monotonic_ns()
-            pts_s = float((pts - first_pts) * self.time_base)
+            now_ns, pts_s = time.monotonic_ns(), float((pts - first_pts) * self.time_base)
+            if self.live:  # waiting for the camera is no reading
+                start_ns = round(self.heard_s * 1e9)
             yield Frame(image, self.name, index, pts_s, now_ns, (now_ns - start_ns) / 1e6, damaged=damaged)
             index += 1
             start_ns = time.monotonic_ns()
@@ -208,8 +212,10 @@ class Camera(Source):
     def __iter__(self) -> Iterator[Frame]:
         index, first_ns = 0, None
         while True:
-            start_ns = time.monotonic_ns()
-            good, image = self._capture.read()
+            good, image = self._capture.grab(), None
+            start_ns = time.monotonic_ns()  # waiting for the camera is no reading
+            if good:
+                good, image = self._capture.retrieve()
             now_ns = time.monotonic_ns()
             if not good:
                 raise SourceError(f"{self.name} stopped giving frames after {index}: check its cable")

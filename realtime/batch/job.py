@@ -6,14 +6,19 @@ no record.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from engines.base import OutputError
 from engines.files import whole_file
 from realtime.batch.clip import Clip, Segment
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FOLDER = ".sightline"
 MANIFEST = "manifest.json"
@@ -30,6 +35,7 @@ class Job:
 
     Attributes:
         folder: for the segments' files.
+        source_digest: as given.
         clip: the plan, once there is one.
         summary: of a job whose results are all there, else None.
     """
@@ -38,6 +44,7 @@ class Job:
         self, out: Path, name: str, source_digest: str, settings_digest: str, size_of: Callable[[Path], int] | None = None
     ) -> None:
         self.folder = out / FOLDER / name
+        self.source_digest = source_digest
         self._key = {"source": source_digest, "settings": settings_digest}
         manifest = _read(self.folder / MANIFEST)
         same = {key: manifest.get(key) for key in self._key} == self._key
@@ -46,6 +53,8 @@ class Job:
         size_of = size_of or _size
         there = bool(self._sizes) and all(size_of(out / name) == size for name, size in self._sizes.items())
         self.summary: dict[str, Any] | None = manifest.get("summary") if there else None
+        if there:
+            self._tidy()  # a run may have been killed before it could
 
     def begin(self, clip: Clip) -> None:
         """Keep a plan; what was done by another is thrown away.
@@ -85,16 +94,19 @@ class Job:
         """
         self._sizes = {str(path.relative_to(out)): path.stat().st_size for path in files}
         self._write({"results": self._sizes, "summary": summary})
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Throw away what was needed until the results were there."""
         for path in self.folder.iterdir():
             if path.name != MANIFEST:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
 
     def discard(self) -> None:
         """Throw away a job of which no frame was of use."""
         if not any(record["outcomes"].get("shown") for record in self.records()):
             shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):  # others' jobs are there
-                self.folder.parent.rmdir()
 
     @property
     def _segments(self) -> Sequence[Segment]:
@@ -103,6 +115,35 @@ class Job:
     def _write(self, more: dict[str, Any]) -> None:
         with whole_file(self.folder / MANIFEST) as part:
             part.write_text(json.dumps({**self._key, **more}, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def alone(out: Path, name: str) -> Iterator[None]:
+    """No other run works on that job meanwhile, where the system has such locks; they end with the process.
+
+    Raises:
+        OutputError: another one does, or the folder cannot be written.
+    """
+    path = out / FOLDER / f"{name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    with file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"another run works on {out / name}: wait for it, or use another --out") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # unless a job is there
+                path.parent.rmdir()
 
 
 def _clip_of(manifest: dict[str, Any]) -> Clip | None:

@@ -22,7 +22,8 @@ from realtime.sources import Images, decode_image, open_source
 from realtime.video import name_of, reason_of
 
 SEGMENT_S = 10.0
-"""A segment ends at the first key frame after so long; images, after as long at their rate."""
+"""A segment ends at the first key frame after so long."""
+SEGMENT_IMAGES = 1000
 CUT_OFF_S = 1.0  # a file that ends so much earlier than its header says is cut off
 PLAIN_COLOUR = {"space": 2, "range": 0, "primaries": 2, "transfer": 2}  # all unspecified
 
@@ -101,10 +102,10 @@ def _plan_images(spec: str, digest: str, source: Images, window: Window) -> Clip
     tick, count = round(1 / (source.rate_fps * source.time_base)), len(source.members)
     start = max(0, int(np.ceil(window.start_s * source.rate_fps - 1e-9)))
     end = count if window.end_s is None else min(count, int(np.ceil(window.end_s * source.rate_fps - 1e-9)))
-    step = round(SEGMENT_S * source.rate_fps)
+    spans = [(begin, min(end, begin + SEGMENT_IMAGES)) for begin in range(start, end, SEGMENT_IMAGES)]
     segments = tuple(
-        Segment(place, begin * tick, min(end, begin + step) * tick, None, None, begin, min(end, begin + step) - begin)
-        for place, begin in enumerate(range(start, end, step))
+        Segment(place, begin * tick, behind * tick, None, None, begin, behind - begin)
+        for place, (begin, behind) in enumerate(spans)
     )
     height, width = _first_image(source).shape[:2]
     return Clip(

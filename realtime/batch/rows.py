@@ -11,7 +11,7 @@ from engines.files import whole_file
 from realtime.latency import STAGES
 
 Row = dict[str, Any]
-ROWS_PER_GROUP = 20_000
+ROWS_PER_GROUP = 4_000  # a few kilobytes each while they wait
 
 
 def read_rows(pieces: Sequence[tuple[Path, int]]) -> Iterator[Row]:

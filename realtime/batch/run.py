@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,16 @@ from engines.base import InputError, OutputError, SourceError
 from engines.files import whole_file
 from engines.localizer import Localizer
 from realtime import direct
-from realtime.batch.clip import Clip, Segment
-from realtime.batch.job import Job
+from realtime.batch.job import Job, alone
 from realtime.batch.merge import UnsafeCutError, merge
 from realtime.batch.plan import can_be_cut, digest_of, make_plan
 from realtime.batch.settings import Settings, settings_digest
 from realtime.batch.work import run_segments
-from realtime.frames import FrameRecord
 from realtime.governed import Governed
 from realtime.readers import names_of
 from realtime.sources import open_source
 
 Summary = dict[str, Any]
-Work = Callable[[Clip, Sequence[Segment], Path], Generator[FrameRecord, None, None]]
-"""Does segments, into a folder; see ``run_segments``."""
 
 
 @dataclass
@@ -39,6 +35,10 @@ class _Bars:
     progress: Progress
     overall: TaskID
     file: TaskID
+
+    def look(self, name: str) -> None:
+        """Its content is read, to know it again, and its packets, to cut it."""
+        self.progress.reset(self.file, description=f"{escape(name)}: looking through it", total=None, fps="", visible=True)
 
     def begin(self, name: str, total: int, done: int) -> None:
         self.progress.reset(self.file, description=escape(name), total=total, completed=done, fps="", visible=True)
@@ -102,26 +102,29 @@ def _process(
     spec: str, name: str, out: Path, localizer: Localizer | Governed, console: Console, settings: Settings, bars: _Bars
 ) -> Summary:
     if not can_be_cut(spec):
+        bars.progress.stop()  # it has its own
         with open_source(spec) as source:
-            return direct.process(source, out / name, localizer, console, settings.video)
-    job = Job(out, name, digest_of(spec), settings_digest(settings, localizer))
-    if job.summary is not None:
-        return {**job.summary, "skipped": True}
+            summary = direct.process(source, out / name, localizer, console, settings.video)
+        bars.progress.start()
+        return summary
+    bars.look(name)
+    digests = digest_of(spec), settings_digest(settings, localizer)
+    done = Job(out, name, *digests).summary
+    if done is not None:
+        return {**done, "skipped": True}
     if isinstance(localizer, Governed):
         localizer.begin()
-
-    def work(clip: Clip, segments: Sequence[Segment], folder: Path) -> Generator[FrameRecord, None, None]:
-        return run_segments(clip, segments, localizer, settings, folder)
-
     try:
-        try:
-            return _finish(job, spec, name, out, localizer, settings, work, bars)
-        except UnsafeCutError:  # rare: what looks like a key frame is none
-            job.begin(make_plan(spec, digest_of(spec), settings.window, whole=True))
-            return _finish(job, spec, name, out, localizer, settings, work, bars)
-    except SourceError:
-        job.discard()
-        raise
+        with alone(out, name):
+            job = Job(out, name, *digests)
+            try:
+                return _finish(job, spec, name, out, localizer, settings, bars)
+            except UnsafeCutError:  # rare: what looks like a key frame is none
+                job.begin(make_plan(spec, digests[0], settings.window, whole=True))
+                return _finish(job, spec, name, out, localizer, settings, bars)
+            except SourceError:
+                job.discard()
+                raise
     except OutputError as error:
         raise OutputError(f"{error}; what is done stays there: mend that and run the same command to go on") from error
     except KeyboardInterrupt:
@@ -129,18 +132,18 @@ def _process(
 
 
 def _finish(
-    job: Job, spec: str, name: str, out: Path, localizer: Localizer | Governed, settings: Settings, work: Work, bars: _Bars
+    job: Job, spec: str, name: str, out: Path, localizer: Localizer | Governed, settings: Settings, bars: _Bars
 ) -> Summary:
     """Do the segments that are not done, and merge."""
     if job.clip is None:
-        job.begin(make_plan(spec, digest_of(spec), settings.window))
+        job.begin(make_plan(spec, job.source_digest, settings.window))
     clip, todo = job.clip, job.todo()
     assert clip is not None  # it was just made
     resumed = len(clip.segments) - len(todo)
     left = sum(segment.frames for segment in todo)
     bars.begin(name, clip.selected_frames, clip.selected_frames - left)
     start_s = time.monotonic()
-    with closing(work(clip, todo, job.folder)) as records:
+    with closing(run_segments(clip, todo, localizer, settings, job.folder)) as records:
         for count, _ in enumerate(records, start=1):
             bars.advance(count / max(1e-3, time.monotonic() - start_s))
     engine = localizer.engine

@@ -49,7 +49,7 @@ def run_segments(
         SourceError: the source cannot be read any more.
         OutputError: a file cannot be written.
     """
-    run, ends = Run(), dict[int, SegmentEnd]()
+    run, ends = _Waiting(), dict[int, SegmentEnd]()
 
     def frames() -> Iterator[Frame | SegmentEnd]:
         for segment in segments:
@@ -59,6 +59,13 @@ def run_segments(
         records = _records(ahead(frames(), READ_AHEAD_FRAMES), ends, localizer.batch)
         yield from run_frames(records, localizer, writer.sinks, run)
         writer.finish_before(None)
+
+
+class _Waiting(Run):
+    """What the loop waited for; what frames took is in the rows, and would not fit in memory for every length."""
+
+    def add(self, record: FrameRecord) -> None:
+        """Nothing is kept."""
 
 
 def _records(items: Iterator[Frame | SegmentEnd], ends: dict[int, SegmentEnd], batch: int) -> Records:

@@ -140,6 +140,7 @@ def test_a_camera_that_hangs_from_the_start_is_opened_when_it_answers(rtsp_camer
     rtsp_camera.stop()
     with Watched(rtsp_camera.address, str(write_video(tmp_path / "clip.mp4", 500))) as run:
         run.wait_for(lambda: run.feed.connections[0].state == "waiting")
+        assert "no answer within 5 s" in run.feed.connections[0].trouble
         assert run.shown("clip")
         rtsp_camera.go_on()
         run.wait_for_more(10, "clock")

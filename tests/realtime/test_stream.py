@@ -52,8 +52,8 @@ def running(folder, *more):
     process = subprocess.Popen(
         [sys.executable, "cli.py", *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    end = time.monotonic() + 60
-    while not (log.exists() and log.read_text().count("\n") > 100):
+    end = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count('"shown"') > 90):
         assert time.monotonic() < end
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -79,7 +79,7 @@ def test_a_run_that_is_killed_leaves_all_but_the_last_second(tmp_path):
     times_s = timestamps_s(tmp_path / "r.mp4")
     assert times_s[-1] >= shown[-1]["pts_s"] - 1.0
     assert times_s == pytest.approx([row["pts_s"] for row in shown[: len(times_s)]], abs=1e-3), "the source's own times"
-    assert len(events_of(tmp_path / "trace.json")) > 500
+    assert len(events_of(tmp_path / "trace.json")) > 6 * (len(shown) - 5), "six stages of every frame but the last"
     if shutil.which("ffprobe"):
         found = subprocess.run(
             ["ffprobe", "-v", "error", "-count_frames", "-select_streams", "v", "-show_entries", "stream=nb_read_frames", "-of",

@@ -42,7 +42,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+LONG = ("plain.mp4", "old.avi")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in KINDS])
 def test_times_frames_and_shape_are_the_sources(name, tiny_localizer, tmp_path):
     clip = make_clip(tmp_path / name, *KINDS[name], rate="30000/1001" if name == "wide.mov" else "10")
     summary = process_all([str(clip)], tmp_path / "out", tiny_localizer, QUIET)[0]
@@ -63,7 +66,7 @@ def test_times_frames_and_shape_are_the_sources(name, tiny_localizer, tmp_path):
         assert not found.streams.audio
 
 
-@pytest.mark.parametrize("degrees", [90, 180, 270])
+@pytest.mark.parametrize("degrees", [90, pytest.param(180, marks=pytest.mark.long), 270])
 def test_what_a_phone_turned_stands_upright(degrees, tiny_localizer, tmp_path):
     clip = write_video(tmp_path / "turned.mp4", rotation=degrees)
     process_all([str(clip)], tmp_path / "out", tiny_localizer, QUIET, Settings(heat_video=True))
@@ -81,7 +84,10 @@ def test_what_a_phone_turned_stands_upright(degrees, tiny_localizer, tmp_path):
     assert alike[0] > alike[2] + 0.1
 
 
-@pytest.mark.parametrize(("ending", "codec"), [("mp4", "aac"), ("ts", "aac"), ("mkv", "libopus"), ("mov", "pcm_s16le")])
+@pytest.mark.parametrize(
+    ("ending", "codec"),
+    [("mp4", "aac"), ("ts", "aac"), pytest.param("mkv", "libopus", marks=pytest.mark.long), ("mov", "pcm_s16le")],
+)
 def test_sound_is_copied_and_stays_in_step(ending, codec, tiny_localizer, tmp_path):
     clip = make_clip(tmp_path / f"clip.{ending}", sound=codec, seconds=12)
     process_all([str(clip)], tmp_path / "out", tiny_localizer, QUIET, Settings())
@@ -144,7 +150,7 @@ def test_a_damaged_part_costs_its_frames_and_nothing_else(tiny_localizer, tmp_pa
     assert packet_times(tmp_path / "out" / "broken.mp4")[0] == shown
 
 
-@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+@pytest.mark.parametrize("ending", ["mp4", pytest.param("mkv", marks=pytest.mark.long)])
 def test_a_file_that_is_cut_off_gives_what_is_there(ending, tiny_localizer, tmp_path):
     front = ["-movflags", "faststart"] if ending == "mp4" else []
     short = cut_off(tmp_path / f"short.{ending}", make_clip(tmp_path / f"clip.{ending}", *front))

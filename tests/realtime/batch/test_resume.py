@@ -1,6 +1,7 @@
 """A batch that is killed goes on, and what comes out is what comes out of one that was not."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -81,3 +82,19 @@ def test_killed_at_ten_random_moments(tmp_path):
     for path, frames in ((out / "first.mp4", 1550), (out / "second.mp4", 1100)):
         assert decoded(path) == len(packet_times(path)[0]) == frames
     assert [row["frame"] for row in rows_of(out / "first.jsonl")] == list(range(1550))
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_length(tmp_path):
+    """Ten times as long: what grows is the index of an MP4, about a megabyte a minute of video with sound."""
+    peaks_mb = []
+    for name, seconds in (("short", 60), ("long", 600)):
+        clip = make_clip(tmp_path / f"{name}.mp4", seconds=seconds, rate="25", sound="aac")
+        process = begin(clip, "--out", tmp_path / "out")
+        stderr = process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.stderr.close()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, stderr
+        peaks_mb.append(used.ru_maxrss / 1024)
+    assert peaks_mb[1] - peaks_mb[0] < 60

@@ -1,6 +1,7 @@
 """A segment gives what the whole file gives, and depends on nothing else; jobs know what is done."""
 
 import dataclasses
+import io
 import itertools
 import json
 import zlib
@@ -10,11 +11,13 @@ import pytest
 from rich.console import Console
 
 from engines.backends.openvino import OpenVinoEngine
+from engines.base import OutputError
 from engines.build import build_graph
 from engines.classifiers import load_classifier
 from engines.localizer import Localizer
 from realtime.batch.clip import Clip
 from realtime.batch.decode import SegmentEnd, read_segment
+from realtime.batch.job import alone
 from realtime.batch.merge import UnsafeCutError, merge
 from realtime.batch.pieces import Behind
 from realtime.batch.plan import Window, digest_of, make_plan
@@ -42,7 +45,10 @@ def plan(path, window=Window()):
     return make_plan(str(path), digest_of(str(path)), window)
 
 
-@pytest.mark.parametrize("name", STREAMS)
+LONG = ("b_frames.mp4", "open_gop.ts", "vp8.webm", "vp9.webm")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in STREAMS])
 def test_segments_end_to_end_are_the_file(name, tmp_path):
     clip = plan(make_clip(tmp_path / name, *STREAMS[name], seconds=26, size="96x80"))
     with VideoFile(clip.spec) as whole:
@@ -200,3 +206,18 @@ def test_the_pieces_play_as_they_are(tiny_localizer, tmp_path):
     with av.open(str(tmp_path / "pieces" / "00001.mp4")) as piece:
         packet = next(piece.demux(video=0))
         assert (packet.pts, packet.is_keyframe) == (0, True)
+
+
+def test_two_runs_do_not_work_on_the_same(tiny_localizer, tmp_path):
+    path, out = make_clip(tmp_path / "clip.mp4", seconds=3), tmp_path / "out"
+    with alone(out, "clip"), pytest.raises(OutputError, match="another run works on"):
+        process_all([str(path)], out, tiny_localizer, QUIET, Settings(video=False))
+    assert process_all([str(path)], out, tiny_localizer, QUIET, Settings(video=False))[0]["frames"] == 30
+    assert [left.name for left in (out / ".sightline").iterdir()] == ["clip"]
+
+
+def test_what_cannot_be_cut_goes_straight_through_beside_what_can(tiny_localizer, tmp_path):
+    path = make_clip(tmp_path / "clip.mp4", seconds=3)
+    first, second = process_all(["demo:5", str(path)], tmp_path, tiny_localizer, Console(file=io.StringIO()), Settings())
+    assert (first["frames"], second["frames"]) == (5, 30)
+    assert (tmp_path / "demo.mp4").exists()
