@@ -21,7 +21,7 @@ from engines.base import InputError, OutputError, SightlineError, SourceError
 from engines.files import whole_file
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.crew import QUEUED, Cluster, Crew, Hand, LostError, Ref
-from realtime.batch.job import FOLDER, MANIFEST, Job
+from realtime.batch.job import FOLDER, MANIFEST, Job, alone
 from realtime.batch.merge import UnsafeCutError, merge
 from realtime.batch.plan import can_be_cut
 from realtime.batch.settings import Settings
@@ -94,6 +94,8 @@ class _Across:
                 self._summaries.setdefault(source.place, source.told({"frames": 0, "failed": 0, "interrupted": True}))
         finally:
             self._merging.shutdown(cancel_futures=True)
+            for source in self._open:
+                source.lock.close()
         if self._errors and len(self._errors) == len(self._sources):
             raise self._errors[0]
         summaries = [self._summaries[place] for place in sorted(self._summaries)]
@@ -159,6 +161,7 @@ class _Across:
         if source.ident and self._digests.find(source.name, source.ident) is None:
             self._digests.keep(source.name, source.ident, digest)
         self._store.get_folder(out / FOLDER / source.name)
+        source.lock.enter_context(alone(out, source.name))
         source.job = Job(out, source.name, digest, self._crew.opened.settings_digest, self._store.size)
         if source.job.summary is not None:
             self._finish(source, {**source.job.summary, "skipped": True})
@@ -261,6 +264,7 @@ class _Across:
 
     def _finish(self, source: Source, summary: Summary) -> None:
         source.over = True
+        source.lock.close()
         self._open.remove(source)
         self._summaries[source.place] = source.told(summary)
 

@@ -1,6 +1,7 @@
 """A source between the user's naming it and its summary, in a batch on a cluster."""
 
 from collections import Counter, deque
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Source:
         resumed: how many were done when it began.
         tries: of each segment, how many workers died of it.
         over: its summary is written.
+        lock: keeps other runs away from its job.
     """
 
     place: int
@@ -41,6 +43,7 @@ class Source:
     resumed: int = 0
     tries: Counter[int] = field(default_factory=Counter)
     over: bool = False
+    lock: ExitStack = field(default_factory=ExitStack)
 
     @property
     def where(self) -> str:
