@@ -106,10 +106,10 @@ def estimate(
     drivers = max(1, math.ceil(count * minute.whole_fps / minute.merged_fps - 1e-9))
     fps, limit = throughput(minute, count, network_gbit, drivers)
     hours = frames / fps / 3600
-    bytes_s = minute.in_bytes_s + minute.out_bytes_s
+    moved_bytes_s = minute.in_bytes_s + 2 * minute.out_bytes_s
     return Estimate(
         video_h, frames, machine_h, count, hours, fps, limit, video_h * 3600 * minute.in_bytes_s / 1e12,
-        video_h * 3600 * minute.out_bytes_s / 1e12, fps / minute.rate_fps * bytes_s * 8 / 1e9,
+        video_h * 3600 * minute.out_bytes_s / 1e12, fps / minute.rate_fps * moved_bytes_s * 8 / 1e9,
         math.floor(_network_fps(minute, network_gbit) / minute.whole_fps), math.floor(minute.merged_fps / minute.whole_fps),
         drivers, minute.whole_fps / minute.rate_fps,
     )  # fmt: skip
@@ -126,5 +126,5 @@ def throughput(minute: Minute, machines: int, network_gbit: float = NETWORK_GBIT
 
 
 def _network_fps(minute: Minute, network_gbit: float) -> float:
-    """Sources are read once and results written once: what workers send goes to the driver, and from there to storage."""
+    """Sources are read once; results are written twice, in pieces and as a whole."""
     return network_gbit * 1e9 / 8 / ((minute.in_bytes_s + 2 * minute.out_bytes_s) / minute.rate_fps)

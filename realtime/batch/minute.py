@@ -208,16 +208,16 @@ def plot_saturation(minute: Minute, path: Path, network_gbit: float = NETWORK_GB
     """Draw throughput over machines, with what stops its growth: a picture (``.png``, ``.svg``)."""
     from matplotlib.figure import Figure
 
-    most = 4 * max(2, round(max(throughput(minute, 10**9, network_gbit)[0], minute.merged_fps) / minute.whole_fps))
+    network = throughput(minute, 10**9, network_gbit, 10**9)[0]
+    most = 4 * max(2, round(max(network, minute.merged_fps) / minute.whole_fps))
     counts = np.unique(np.geomspace(1, most, 200).round().astype(int))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for drivers, style in ((1, "-"), (4, "--")):
+    for drivers, style in ((1, "-"), (4, "--"), (16, ":")):
         rates = [throughput(minute, int(count), network_gbit, drivers)[0] for count in counts]
         axes.plot(counts, rates, style, color="tab:blue", label=f"batches at a time: {drivers}")
-    axes.axhline(minute.merged_fps, color="tab:orange", lw=1, ls=":", label=f"one merges {minute.merged_fps:,.0f} frames/s")
-    network = throughput(minute, 10**9, network_gbit, 10**9)[0]
-    axes.axhline(network, color="tab:red", lw=1, ls=":", label=f"{network_gbit:g} Gbit/s of storage: {network:,.0f} frames/s")
+    axes.axhline(minute.merged_fps, color="tab:orange", lw=1, ls="-.", label=f"one merges {minute.merged_fps:,.0f} frames/s")
+    axes.axhline(network, color="tab:red", lw=1, ls="-.", label=f"{network_gbit:g} Gbit/s of storage: {network:,.0f} frames/s")
     axes.set(xscale="log", yscale="log", xlabel="machines", ylabel="frames/s", title="Where more machines stop helping")
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(loc="lower right", fontsize=9)

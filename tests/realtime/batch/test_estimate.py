@@ -19,7 +19,7 @@ def test_one_machine():
     assert (found.machines, found.fps, found.limit, found.realtime) == (1, 200, "engine", 8)
     assert found.in_tb == pytest.approx(0.45)  # 3.6e6 s x 125 kB
     assert found.out_tb == pytest.approx(0.9)
-    assert found.network_gbit == pytest.approx(0.024)  # 8 s of video a second x 375 kB x 8 bits
+    assert found.network_gbit == pytest.approx(0.04)  # 8 s of video a second x (125 + 2 x 250) kB x 8 bits
 
 
 def test_as_many_machines_as_the_time_asks_for():
