@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Packet: TypeAlias = av.Packet[Any]  # av's own annotation; the class itself takes no parameters
 else:
     Packet = av.Packet
+IDR = 5
 INVALID_DATA = 0x41444E49  # FFmpeg's AVERROR_INVALIDDATA
 
 
@@ -122,16 +123,37 @@ def _from_key(spec: str, segment: Segment, threads: str) -> tuple[InputContainer
         stream = container.streams.video[0]
         stream.thread_type = threads
         packets = container.demux(stream)
-        first = [] if segment.key_pts is None else _found(container, stream, segment, packets, seek)
+        first = _found(container, stream, segment, packets, seek)
         if first is not None:
-            early = any(
-                packet.pts is not None and packet.pts < segment.key_pts for packet in first if segment.key_pts is not None
-            )
-            if not early:  # a decoder that misses the pictures before takes that for damage
+            if _stands_alone(first, stream):
                 stream.codec_context.options = STRICT
             return container, _without_leading(chain(first, packets), segment.key_pts)
         container.close()
     raise SourceError(f"{spec} has changed: the key frame at {segment.key_pts} is not there any more")
+
+
+def _stands_alone(packets: list[Packet], stream: VideoStream) -> bool:
+    """Whether nothing behind a key frame refers to what is before it; else a strict decoder takes what it misses for damage.
+
+    In H.264 only an IDR picture ends all references (ITU-T H.264, 7.4.1.2.4). A key frame that is none is followed by pictures
+    that come out right, but whose lists name more of those before it than a decoder has that begins there.
+    """
+    times = [packet.pts for packet in packets if packet.pts is not None]
+    if not packets or times != sorted(times):
+        return False
+    return stream.codec_context.codec.canonical_name != "h264" or IDR in _nal_types(bytes(packets[0]), stream)
+
+
+def _nal_types(content: bytes, stream: VideoStream) -> Iterator[int]:
+    """The types of an H.264 packet's units, which lie behind start codes (Annex B), or behind their lengths as in MP4."""
+    extra = stream.codec_context.extradata or b""
+    if extra[:1] != b"\x01":  # no avcC box (ISO 14496-15, 5.3.3.1)
+        yield from (unit[0] & 31 for unit in content.split(b"\0\0\1")[1:] if unit)
+        return
+    size, place = (extra[4] & 3) + 1, 0
+    while place + size < len(content):
+        yield content[place + size] & 31
+        place += size + int.from_bytes(content[place : place + size], "big")
 
 
 def _without_leading(packets: Iterator[Packet], key_pts: int | None) -> Iterator[Packet]:
@@ -144,8 +166,9 @@ def _without_leading(packets: Iterator[Packet], key_pts: int | None) -> Iterator
 def _found(
     container: InputContainer, stream: VideoStream, segment: Segment, packets: Iterator[Packet], seek: bool
 ) -> list[Packet] | None:
-    """The key frame's packet and the next one; None where seeking goes wrong, as it may without an index."""
-    assert segment.key_pts is not None
+    """The packet that decoding begins with, and the next one; None where seeking goes wrong, as it may without an index."""
+    if segment.key_pts is None:
+        return list(islice(packets, 2))
     before = segment.key_pts if segment.key_dts is None else min(segment.key_pts, segment.key_dts)
     try:
         if seek:

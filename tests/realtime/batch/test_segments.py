@@ -36,6 +36,7 @@ STREAMS = {
     "b_frames.mp4": ["-bf", "3"],
     "open_gop.mp4": ["-bf", "3", "-x264-params", "open-gop=1:scenecut=0"],
     "open_gop.ts": ["-bf", "3", "-x264-params", "open-gop=1:scenecut=0"],
+    "no_idr.mkv": ["-bf", "3", "-x264-params", "open-gop=1"],
     "hevc.mkv": ["-c:v", "libx265", "-x265-params", "log-level=error:open-gop=1:bframes=4", "-preset", "ultrafast"],
     "mpeg2.ts": ["-c:v", "mpeg2video", "-bf", "2", "-r", "25"],
     "vp8.webm": ["-c:v", "libvpx", "-auto-alt-ref", "1", "-lag-in-frames", "8", "-deadline", "realtime", "-cpu-used", "8"],
@@ -52,7 +53,8 @@ LONG = ("b_frames.mp4", "open_gop.ts", "vp8.webm", "vp9.webm")
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in STREAMS])
 def test_segments_end_to_end_are_the_file(name, tmp_path):
-    clip = plan(make_clip(tmp_path / name, *STREAMS[name], seconds=26, size="96x80"))
+    shape = ("160x120", "25") if name == "no_idr.mkv" else ("96x80", "10")  # there, a strict decoder finds fault
+    clip = plan(make_clip(tmp_path / name, *STREAMS[name], seconds=26, size=shape[0], rate=shape[1]))
     with VideoFile(clip.spec) as whole:
         expected = [(frame.index, round(frame.pts_s, 6), zlib.crc32(frame.image_bgr.data)) for frame in whole]
     found, ends = [], []
