@@ -12,11 +12,7 @@ from rich.console import Console
 from calib import calibrate as calibration
 from calib import certified
 from calib import finetune as finetuning
-from calib.bench import run as benches
-from calib.bench import screen as glass
-from calib.bench.compare import print_comparison
-from calib.bench.plots import plot_bench
-from calib.bench.report import print_bench
+from calib.bench.command import BenchOptions, bench_chosen, takes_bench
 from calib.choose import OPTIONS, DataChoice, load_chosen
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
 from engines.base import SightlineError
@@ -24,12 +20,14 @@ from engines.choose import Choice, build_chosen
 from engines.classifiers import load_classifier
 from engines.files import checked_suffix
 from engines.options import ENGINE, NETWORK, takes, takes_choice
-from realtime import batch as batches
+from realtime import direct, live
 from realtime import doctor as doctors
-from realtime import live
+from realtime.batch.minute import plan_chosen
+from realtime.batch.scale import Scale, batch_chosen, takes_scale
+from realtime.batch.settings import Settings, takes_settings
 from realtime.follow.following import WHOLE_FRAMES
 from realtime.follow.options import FollowOptions, takes_follow
-from realtime.latency import latency_table
+from realtime.latency import print_summaries
 from realtime.opening import open_within
 from realtime.options import StreamOptions, takes_stream
 
@@ -38,7 +36,8 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
-DEFAULT, NO_DATA, AS_USUAL = Choice(), DataChoice(), StreamOptions()
+DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions()
+ONE = Scale()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -62,21 +61,32 @@ def demo(
 ) -> None:  # fmt: skip
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
     localizer = open_within(choice, budget_ms, console, streams=0)
-    _report(batches.process_all([f"demo:{frames}"], out, localizer, console), as_json)
+    _report(direct.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
-@app.command(epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch holiday.mp4 --follow")
+@app.command(
+    epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4 --every 5 --plan --machines 4"
+    "   ·   sightline batch film.mkv --end 1:10:00 --heat-video   ·   sightline batch 's3://b/*' --out s3://b/out --ray auto"
+)
 @takes_choice(*ENGINE, "wanted_class")
+@takes_settings
 @takes_follow
+@takes_scale
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
-    out: Out = Path("out"),
-    video: Annotated[bool, typer.Option(help="Write the annotated video, or only the data.")] = True,
-    following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    out: Annotated[str, typer.Option(help="Folder for the results; with --ray, an address, too.")] = "out",
+    settings: Settings = AS_IS, following: FollowOptions = WHOLE_FRAMES, scale: Scale = ONE, choice: Choice = DEFAULT,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Localize every frame of video files or image folders: annotated MP4, JSONL log, latency plot, summary."""
-    localizer = open_within(following.applied(choice), budget_ms, console, streams=0)
-    _report(batches.process_all(sources, out, localizer, console, video, following), as_json)
+    """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
+
+    Exit status 1 where a source was damaged or could not be read, and the others are done.
+    """
+    settings, choice = replace(settings, following=following), following.applied(choice)
+    if scale.plan:
+        plan_chosen(sources, settings, scale, choice, console, as_json)
+    else:
+        _report(batch_chosen(sources, out, settings, scale, choice, budget_ms, console), as_json)
 
 
 @app.command(
@@ -92,7 +102,7 @@ def stream(
     budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
-    localizer = open_within(following.applied(choice), budget_ms, console, batch=options.batch)
+    localizer = open_within(following.applied(choice), budget_ms, console, batch=min(options.batch, len(sources)))
     _report([live.stream(sources, localizer, console, options, following)], as_json)
 
 
@@ -147,7 +157,7 @@ def finetune(
 def evaluate(
     chosen: DataChoice = NO_DATA, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
-    train: Annotated[Path | None, typer.Option(help="Where constant boxes come from, if not from the head's data.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Where constant boxes, and which classes come together, are from.")] = None,
     train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
     following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT, as_json: AsJson = False,
@@ -211,49 +221,14 @@ def build(
     "   ·   sightline bench compare before.json after.json   ·   sightline bench --screen 0 --seconds 20"
 )
 @takes_choice("weights", "method", "head", "size_px", "backend", "precision")
-def bench(
-    what: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE] | compare A.json B.json", show_default=False, help=(
-        "What to run end to end, demo:300 unless told (a file called compare: ./compare). Or two results of --json to compare."
-    ))] = None,
-    models: Annotated[str, typer.Option("--models", "--model", help="Networks to time; the first one end to end too.")] = (
-        "compact,vgg16"
-    ),
-    seconds: Annotated[float, typer.Option(help="Time limit of each part that has not settled before.", min=0.1)] = 60.0,
-    sizes: Annotated[str, typer.Option(help="Also time the first network at these input sides: 96,128,224.")] = "",
-    batches: Annotated[str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")] = "",
-    plots: Annotated[Path | None, typer.Option(help="Folder for pictures of everything.")] = None,
-    choice: Choice = DEFAULT, as_json: AsJson = False,
-    screen: Annotated[bool, typer.Option("--screen", help=(
-        "Glass to glass: show codes on this screen and watch them through a camera (0 unless told; to try it: loop:100)."
-    ))] = False,
-    across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare what was not measured alike.")] = False,
-) -> None:  # fmt: skip
+@takes_bench
+def bench(options: BenchOptions = AS_TIMED, choice: Choice = DEFAULT, as_json: AsJson = False) -> None:
     """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No outlier is removed.
 
     compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the two runs.
     """
-    source, *others = what or ["0" if screen else "demo:300"]
-    if source == "compare":
-        if print_comparison(others, across_machines, console, as_json):
-            raise typer.Exit(1)
-        return
-    if others:
-        raise SightlineError(
-            f"bench runs one source, not also {others[0]}; to compare two results: bench compare A.json B.json"
-        )
-    if screen:
-        seen = glass.bench_screen(source, benches.choices(models, choice)[0], seconds, console)
-        glass.print_screen(seen, console)
-        if as_json:
-            print(json.dumps(seen))
-        return
-    lists = benches.whole_numbers(sizes, "--sizes"), benches.whole_numbers(batches, "--batches")
-    result, run = benches.bench(source, benches.choices(models, choice), seconds, console, *lists)
-    print_bench(result, console)
-    for picture in plot_bench(result, run, plots) if plots else ():
-        console.print(f"wrote {picture}")
-    if as_json:
-        print(json.dumps(result))
+    if bench_chosen(options, choice, console, as_json):
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -274,14 +249,13 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:
-    for summary in summaries:
-        console.print(latency_table(summary["source"], summary))
-        for kind, path in summary.get("files", {}).items():
-            console.print(f"  {kind.replace('_', ' '):13} {path}")
+    print_summaries(summaries, console)
     if as_json:
         print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
     if any(summary["interrupted"] for summary in summaries):
         raise typer.Exit(130)
+    if any(summary.get("error") or summary.get("trouble") for summary in summaries):
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from calib import evaluate as evaluation
 from calib.baselines import baselines, check_disjoint
 from calib.bench.machine import machine
 from calib.choose import DataChoice, labels_beside, load_chosen
+from calib.cooccurrence import conditional_probabilities
 from calib.datasets import Sample
 from calib.fit import default_features, fit_head
 from calib.report import SUFFIXES, write_report
@@ -91,7 +92,8 @@ class EvaluateOptions:
     Attributes:
         single: only images with exactly one object.
         limit: only the first so many images.
-        train, train_ids: labels that constant boxes come from, and which of them; None for the head's own.
+        train, train_ids: labels that constant boxes, and how classes come together, are taken from, and which of them; None
+            for constant boxes of the head's own.
         report: page to write.
     """
 
@@ -128,7 +130,9 @@ def evaluate_chosen(
     }  # fmt: skip
     if following.follow:
         return _follow(samples, localizer, following, options.report, f"Following on {data.title}", facts, console)
-    found, cases = evaluation.evaluate(samples, localizer, console, baselines(localizer, training), options.single)
+    given = conditional_probabilities(training) if training else None
+    constants = baselines(localizer, training)
+    found, cases = evaluation.evaluate(samples, localizer, console, constants, options.single, given)
     measured = evaluation.print_report(found, cases, data.dataset is not None, console)
     if options.report:
         write_report(options.report, f"Localization on {data.title}", found, cases, localizer, facts)

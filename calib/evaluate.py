@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from calib.cooccurrence import Given, rescored
 from calib.datasets import Sample
 from calib.detection import Predicted, detection_ap, localization_ap, mean_ap, peak_xy
 from calib.known_classes import everyday_names
@@ -52,8 +53,9 @@ class Case:
 
 
 def evaluate(
-    samples: Sequence[Sample], localizer: Localizer, console: Console, baselines: ConstantBoxes | None, single: bool = False
-) -> tuple[dict[str, Any], list[Case]]:
+    samples: Sequence[Sample], localizer: Localizer, console: Console, baselines: ConstantBoxes | None, single: bool = False,
+    given: Given | None = None,
+) -> tuple[dict[str, Any], list[Case]]:  # fmt: skip
     """Localize every image and compare.
 
     An image with objects of several classes counts once for each of them, as VOC's CorLoc per class does. Frames without an
@@ -65,6 +67,7 @@ def evaluate(
         console: for progress.
         baselines: constant boxes of the head's own training set; None to leave them out.
         single: only images with exactly one object of whatever class.
+        given: how classes come together elsewhere: detection AP is also that of detections re-scored by it.
 
     Returns:
         (the report in the design's terms, one case per image and class).
@@ -76,7 +79,7 @@ def evaluate(
     if "box_xyxy" not in [spec.name for spec in localizer.engine.outputs]:
         raise ModelError("this engine has no box head: fit one with 'fit' and pass it with --head")
     cases: list[Case] = []
-    precision = AveragePrecision(samples, localizer)
+    precision = AveragePrecision(samples, localizer, given)
     constants: dict[str, tuple[float, ...]] = {"whole_image": WHOLE_IMAGE}
     if baselines is not None:
         constants |= {"mean_box": baselines.mean_box, "best_constant": baselines.best_constant}
@@ -108,7 +111,8 @@ class AveragePrecision:
     detection, or the one box of methods that find one.
     """
 
-    def __init__(self, samples: Sequence[Sample], localizer: Localizer) -> None:
+    def __init__(self, samples: Sequence[Sample], localizer: Localizer, given: Given | None = None) -> None:
+        self._given = given
         wanted = frozenset(truth.class_name for sample in samples for truth in sample.truths)
         self._names = everyday_names(localizer.class_names, wanted)
         self._truths: dict[str, dict[str, list[tuple[float, ...]]]] = {name: {} for name in sorted(set(self._names) - {""})}
@@ -135,7 +139,9 @@ class AveragePrecision:
         if not truths:
             return {}
         points, boxes = localization_ap(self._points, truths), detection_ap(self._boxes, truths)
+        again = {} if self._given is None else detection_ap(rescored(self._boxes, self._given), truths)
         return {
+            **({"detection_ap_in_context": round(mean_ap(again), 4)} if again else {}),
             "localization_ap": round(mean_ap(points), 4), "detection_ap": round(mean_ap(boxes), 4),
             "localization_ap_per_class": _rounded(points), "detection_ap_per_class": _rounded(boxes),
         }  # fmt: skip
@@ -177,6 +183,12 @@ def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in shares.items()}
 
 
+AP_WORDS = {
+    "localization_ap": "localization AP", "detection_ap": "detection AP",
+    "detection_ap_in_context": "detection AP, re-scored by the company of other classes",
+}  # fmt: skip
+
+
 def report_table(report: dict[str, Any], kind: str = "") -> Table:
     """The report as a table for the terminal; ``kind`` says which images."""
     title = f"{report['images']} images{kind}, IoU over {CORLOC_IOU}"
@@ -188,7 +200,7 @@ def report_table(report: dict[str, Any], kind: str = "") -> Table:
     table.add_row("mean over classes", f"{100 * report['corloc_class_mean']:.1f} %", "")
     for name, value in report["corloc_per_class"].items():
         table.add_row(f"  {name}", f"{100 * value:.1f} %", "")
-    for key, words in (("localization_ap", "localization AP"), ("detection_ap", "detection AP")):
+    for key, words in AP_WORDS.items():
         if key in report:
             table.add_row(words, f"{100 * report[key]:.1f} %", "", style="dim")
     return table

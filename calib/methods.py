@@ -7,8 +7,8 @@ plain forward pass is counted in FLOP, and timed in the same run.
 import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,10 +32,14 @@ from engines.files import whole_file
 from engines.localizer import ImageBgr, Localizer
 from engines.methods.beam import build_features_graph, build_tail_graph
 from engines.methods.choose import beam_settings, dam_settings
+from engines.methods.crops import CropSettings, first_crops
 from engines.methods.dam import build_scores_graph, build_walks_graph
 from engines.preprocess import IMAGE
 
 OBJECTS = 5
+CROPS = "beam in crops"
+"""``--method beam`` for several objects with the network that has a judge; ``beam`` is the paper's."""
+METHODS_SHOWN = ("sensitivity", "gestalt", "heuristic", *SEARCHES, CROPS)
 TIMED = 30
 
 
@@ -64,22 +68,25 @@ def methods(
     data: Annotated[Path, typer.Option(help="Folder with animal_pose_voc, raccoon, coco128 and SqueezeNet.")],
     out: Annotated[Path, typer.Option(help="The page to write (Markdown).")] = Path("docs/methods.md"),
     networks: Annotated[str, typer.Option(help="Comma-separated: compact, squeezenet.")] = "compact,squeezenet",
+    only: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS_SHOWN)}; all unless told.")] = "",
     every: Annotated[int, typer.Option(help="Measure on every N-th single-object photo of animals only.", min=1)] = 1,
 ) -> None:
-    """Measure every method and write the page; networks that are left out keep their figures in the JSON beside it."""
+    """Measure every method and write the page after each; what is left out keeps its figures in the JSON beside it."""
     console = Console(stderr=True)
     kept = out.with_suffix(".json")
     pages: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     sets = single_sets(data, every)
     several = several_sets(data)
+    counts = {title: len(samples) for title, samples in (sets | several).items()}
     for name in networks.split(","):
         weights = str(data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net") if name == "squeezenet" else None
-        pages[name] = [asdict(row) for row in network_rows(name, weights, sets, several, console)]
-        counts = {title: len(samples) for title, samples in (sets | several).items()}
-        texts = {kept: json.dumps(pages, indent=1), out: rendered(pages, counts, every)}
-        for path, text in texts.items():
-            with whole_file(path) as part:
-                part.write_text(text, encoding="utf-8")
+        for row in network_rows(name, weights, sets, several, [m for m in only.split(",") if m], console):
+            others = {other["method"]: other for other in pages.get(name, [])} | {row.method: asdict(row)}
+            pages[name] = [others[method] for method in METHODS_SHOWN if method in others]
+            texts = {kept: json.dumps(pages, indent=1), out: rendered(pages, counts, every)}
+            for path, text in texts.items():
+                with whole_file(path) as part:
+                    part.write_text(text, encoding="utf-8")
     console.print(f"wrote {out} and {kept}")
 
 
@@ -105,23 +112,33 @@ def several_sets(data: Path) -> dict[str, list[Sample]]:
 
 
 def network_rows(
-    name: str, weights: str | None, sets: dict[str, list[Sample]], several: dict[str, list[Sample]], console: Console
-) -> list[Row]:
-    """Each method that the network can run without fitting; with the compact one also its shipped heads."""
+    name: str, weights: str | None, sets: dict[str, list[Sample]], several: dict[str, list[Sample]], only: Sequence[str],
+    console: Console,
+) -> Iterator[Row]:  # fmt: skip
+    """Each method, of ``only`` if any, that the network runs without fitting; with the compact one also its shipped heads."""
     classifier = load_classifier(name, weights)
-    fitted = ("sensitivity", "gestalt") if name == "compact" else ()
+    fitted = ("sensitivity", "gestalt", CROPS) if name == "compact" else ()
     timed = [sample.read() for sample in next(iter(sets.values()))[:TIMED]]
     forward_ms = plain_forward_ms(classifier, timed)
-    rows = []
-    for method in (*fitted, "heuristic", *SEARCHES):
+    for method in METHODS_SHOWN:
+        if method not in (*fitted, "heuristic", *SEARCHES) or (only and method not in only):
+            continue
         console.print(f"{name}, {method}")
-        localizer = open_localizer(Choice(name, weights, method=method, backend="openvino", precision="auto"))
-        scores = {title: set_scores(samples, localizer, console) for title, samples in sets.items()}
+        choice = choice_of(name, weights, method)
+        localizer = open_localizer(choice)
+        scores = {title: set_scores(samples, localizer, console) for title, samples in sets.items()} if method != CROPS else {}
         ms, calls = timing(localizer, timed)
         cost = flop_of(method, classifier) / count_work(build_scores_graph(classifier, 1)).flop
-        found = several_scores(name, weights, method, several, console) if method in SEARCHES else {}
-        rows.append(Row(name, method, localizer.box_reader, scores, ms, calls, cost, ms / forward_ms, found))
-    return rows
+        found = several_scores(choice, several, console) if choice.method in SEARCHES else {}
+        yield Row(name, method, localizer.box_reader, scores, ms, calls, cost, ms / forward_ms, found)
+
+
+def choice_of(name: str, weights: str | None, method: str) -> Choice:
+    """What a user would ask for."""
+    choice = Choice(name, weights, method=method, backend="openvino", precision="auto")
+    if method == CROPS:
+        return replace(choice, method="beam", objects=2)
+    return replace(choice, head="none") if method == "beam" else choice
 
 
 def set_scores(samples: Sequence[Sample], localizer: Localizer, console: Console) -> tuple[float, float, float]:
@@ -130,13 +147,11 @@ def set_scores(samples: Sequence[Sample], localizer: Localizer, console: Console
     return report["corloc"], report["mean_iou"], report["center_correctness"]["0.0"]
 
 
-def several_scores(
-    name: str, weights: str | None, method: str, several: dict[str, list[Sample]], console: Console
-) -> dict[str, float]:
+def several_scores(choice: Choice, several: dict[str, list[Sample]], console: Console) -> dict[str, float]:
     """``both``: share of two-animal photos in which both are found; and the two APs on photos with several objects."""
-    pair = open_localizer(Choice(name, weights, method=method, backend="openvino", precision="auto", objects=2))
+    pair = open_localizer(replace(choice, objects=2))
     found = {"both": float(np.mean([both_found(s, pair) for s in track(several["two animals"], "pairs", console=console)]))}
-    many = open_localizer(Choice(name, weights, method=method, backend="openvino", precision="auto", objects=OBJECTS))
+    many = open_localizer(replace(choice, objects=OBJECTS))
     for title in ("more animals", "coco128"):
         report, _ = evaluate(several[title], many, console, None)
         found |= {f"{title} {key}": report[key] for key in ("localization_ap", "detection_ap")}
@@ -179,6 +194,11 @@ def flop_of(method: str, classifier: Classifier) -> int:
     elif method == "beam":
         beam = beam_settings(classifier.name)
         graphs = [(build_features_graph(classifier, beam), 1), (build_tail_graph(classifier, beam), beam.levels)]
+    elif method == CROPS:
+        head = choose_head(Choice(classifier.name), classifier)
+        beams = CropSettings()
+        crops = 1 + len(first_crops()) + beams.beam * (beams.levels - 1)
+        graphs = [(build_graph(classifier, chosen_spec(Choice(), head), head), crops)]
     else:
         head = choose_head(Choice(classifier.name, method=method), classifier)
         graphs = [(build_graph(classifier, chosen_spec(Choice(method=method), head), head), 1)]

@@ -11,13 +11,26 @@ def iou(a_xyxy: ArrayLike, b_xyxy: ArrayLike) -> NDArray[np.float64]:
 
     ``[..., 4]`` and ``[..., 4]`` to ``[...]``. Boxes without area have IoU 0 with everything.
     """
-    a, b = np.asarray(a_xyxy, np.float64), np.asarray(b_xyxy, np.float64)
-    low = np.maximum(a[..., :2], b[..., :2])
-    high = np.minimum(a[..., 2:], b[..., 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=-1)
-    areas = [np.prod(np.clip(box[..., 2:] - box[..., :2], 0, None), axis=-1) for box in (a, b)]
-    union = areas[0] + areas[1] - shared
-    return np.asarray(np.divide(shared, union, out=np.zeros_like(union), where=union > 0))
+    common, *areas = _areas(a_xyxy, b_xyxy)
+    union = areas[0] + areas[1] - common
+    return np.asarray(np.divide(common, union, out=np.zeros_like(union), where=union > 0))
+
+
+def shared(a_xyxy: ArrayLike, b_xyxy: ArrayLike) -> NDArray[np.float64]:
+    """Share of the smaller box that lies in the other, with broadcasting as of ``iou``; 0 where one has no area."""
+    common, *areas = _areas(a_xyxy, b_xyxy)
+    smaller = np.minimum(*areas)
+    return np.asarray(np.divide(common, smaller, out=np.zeros_like(smaller), where=smaller > 0))
+
+
+def _areas(a_xyxy: ArrayLike, b_xyxy: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(of what two boxes have in common, of the one, of the other), each broadcast."""
+    a, b = np.broadcast_arrays(np.asarray(a_xyxy, np.float64), np.asarray(b_xyxy, np.float64))
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    common, first, second = (
+        np.prod(np.clip(sides, 0, None), axis=-1) for sides in (high - low, a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2])
+    )
+    return common, first, second
 
 
 def overlap(a_xyxy: Sequence[float], b_xyxy: Sequence[float]) -> float:

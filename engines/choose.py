@@ -16,6 +16,7 @@ from engines.heuristic import Heuristic, default_heuristic
 from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec
 from engines.methods.choose import open_search
+from engines.methods.crops import Judge, load_judge
 from engines.quantize import Quantization, load_quantization
 from engines.shipped import shipped_head_names, shipped_head_path, shipped_heads
 from engines.weights import ASSETS
@@ -74,10 +75,10 @@ def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, st
         EngineError: the backend cannot run them.
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
-    if choice.method in SEARCHES and choice.head is None:
+    if choice.method in SEARCHES and (choice.head is None or (choice.method, choice.head) == ("beam", "none")):
         engine = open_search(
             choice.method, classifier, backend=choice.backend, precision=choice.precision, threads=choice.threads,
-            streams=streams, objects=choice.objects, layer=choice.layer,
+            streams=streams, objects=choice.objects, layer=choice.layer, readers=readers_of_crops(choice, classifier),
         )  # fmt: skip
     else:
         engine = open_engine(choice, classifier, choose_head(choice, classifier), told, streams, batch)
@@ -96,8 +97,8 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     objective = objective_of(choice.method)
     if choice.method in SEARCHES:
         raise ModelError(
-            f"--method {choice.method} takes several graphs and no head: it runs in demo, batch, stream and evaluate, without "
-            "--head and --budget-ms"
+            f"--method {choice.method} takes several graphs and no head of one's own: it runs in demo, batch, stream and "
+            "evaluate, without --head and --budget-ms"
         )
     if choice.objects > 1:
         raise ModelError(f"--method {choice.method} finds the main object only: for more, use --method {' or '.join(SEARCHES)}")
@@ -114,6 +115,24 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
         if is_usual and choice.layer in (None, head.spec.layer):
             return head
     return default_heuristic(classifier.name, objective, choice.layer)
+
+
+def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, Judge] | None:
+    """The shipped head and judge with which ``--method beam`` looks for several objects; None for the paper's search.
+
+    That is what one object, ``--head none`` and a feature map of one's own are searched with, and networks without a judge.
+
+    Raises:
+        ModelError: the judge is damaged.
+    """
+    path = ASSETS / f"{classifier.name}_crops.safetensors"
+    if choice.method != "beam" or choice.objects == 1 or choice.head or choice.layer or not path.exists():
+        return None
+    judge = load_judge(path)
+    for head in shipped_heads(judge.network).values():
+        if head.digest == judge.head and head.network == classifier.digest:
+            return head, judge
+    return None
 
 
 def choose_quantization(choice: Choice, classifier: Classifier, spec: MapSpec) -> Quantization | None:

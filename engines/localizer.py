@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import Array, Engine, InputError, Ticket
 from engines.build import WANTED_CLASS
 from engines.preprocess import IMAGE
-from engines.shrink import shrunk
+from engines.shrink import resized
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
@@ -108,9 +107,7 @@ class Localizer:
         height, width = image_bgr.shape[:2]
         if min(height, width) < SMALLEST_PX:
             raise InputError(f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to find anything")
-        if min(height, width) > self.size_px:
-            return shrunk(image_bgr, self.size_px)
-        return np.asarray(cv2.resize(image_bgr, (self.size_px, self.size_px), interpolation=cv2.INTER_LINEAR), np.uint8)
+        return resized(image_bgr, self.size_px)
 
     def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
         """Start the engine on at most ``batch`` prepared images; missing ones are filled up with black.

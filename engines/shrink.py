@@ -19,6 +19,15 @@ MOST_PRODUCTS = 1 << 18  # in one call: OpenBLAS keeps these on the calling thre
 BLOCK_BYTES = 1 << 19  # of float32 at a time: it stays in the core's own cache
 
 
+def resized(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    """Squash an image of any size to ``[size_px, size_px, 3]``: means of what a pixel covers, or where it covers less than one
+    along a side, bilinear.
+    """
+    if min(image_bgr.shape[:2]) > size_px:
+        return shrunk(image_bgr, size_px)
+    return np.asarray(cv2.resize(image_bgr, (size_px, size_px), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
 def shrunk(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     """Squash an image, larger than that on both sides, to ``[size_px, size_px, 3]``; each pixel is the mean of what it covers.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 PACKAGES = {
     "numpy": "numpy", "cv2": "opencv-python", "onnx": "onnx", "openvino": "openvino", "av": "av", "typer": "typer",
-    "rich": "rich", "safetensors": "safetensors", "matplotlib": "matplotlib", "jinja2": "jinja2",
+    "rich": "rich", "safetensors": "safetensors", "matplotlib": "matplotlib", "jinja2": "jinja2", "pyarrow": "pyarrow",
 }  # fmt: skip
 """Modules without which nothing runs, and the packages that bring them."""
 DECODERS = ("h264", "hevc", "vp9", "av1", "mjpeg", "mpeg4")

@@ -1,6 +1,7 @@
 """What travels through the frame loop: a frame, and the record of what became of it."""
 
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,12 @@ class Frame:
         index: number of the frame in its source, from 0.
         pts_s: presentation time in seconds since the source's first frame.
         captured_ns: ``time.monotonic_ns()`` when it was complete.
-        read_ms: what decoding it took.
+        read_ms: what decoding it took, waiting for a camera not counted.
         truth_xyxy_px: the true box where it is known (``demo:``).
         damaged: parts of it were lost on the way, and the decoder filled them in.
+        pts, time_base: the source's own timestamp and its unit in seconds, where whole files are worked through.
+        segment: which part of the file it is of, see ``realtime.batch``.
+        lost: why it could not be decoded; its image is empty then.
     """
 
     image_bgr: ImageBgr
@@ -36,6 +40,10 @@ class Frame:
     read_ms: float
     truth_xyxy_px: BoxPx | None = None
     damaged: bool = False
+    pts: int | None = None
+    time_base: Fraction = Fraction(1, 90000)
+    segment: int = 0
+    lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,8 +124,11 @@ class FrameRecord:
         found = self.found
         corners = found.box_xyxy_px if found and found.box_xyxy_px else (None,) * 4
         several = found.detections if found and len(found.detections) > 1 else ()
+        unit = self.frame.time_base
+        exact = {"pts": self.frame.pts, "time_base_num": unit.numerator, "time_base_den": unit.denominator}
         return {
             "source": self.frame.source, "frame": self.frame.index, "pts_s": round(self.frame.pts_s, 6),
+            **({} if self.frame.pts is None else exact),
             "captured_ns": self.frame.captured_ns, "outcome": self.outcome, "cause": self.cause,
             "class_id": found.class_index if found else None, "class_name": found.class_name if found else None,
             "score": round(found.score, 6) if found else None,

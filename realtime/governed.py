@@ -1,7 +1,10 @@
 """A localizer that changes: its settings follow a governor's decisions, and its engines are built before they are needed."""
 
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from engines.base import Engine, SightlineError
@@ -10,6 +13,7 @@ from engines.ladder import Rung, rungs
 from engines.localizer import Localizer
 from realtime.frames import FrameRecord
 from realtime.governor import Governor, Step
+from realtime.latency import Run
 
 
 class Governed:
@@ -57,6 +61,11 @@ class Governed:
     @property
     def localizer(self) -> Localizer:
         return self._open[self.rung.choice]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What decides the results: the best settings and the budget. How long frames take does, too."""
+        return {"budget_ms": self._governor.budget_ms, "best": asdict(self._ladder[0].choice)}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -153,3 +162,21 @@ class Governed:
             near.add(self._ladder[self._wanted.target].choice)
         for choice in [choice for choice in self._open if choice not in near]:
             self._open.pop(choice).engine.close()
+
+
+class Pace:
+    """What a frame takes of the loop's time, waiting for the source not counted, for the sinks counted.
+
+    With several under way, answers may come in bunches: it is the mean of as many frames.
+    """
+
+    def __init__(self, run: Run, under_way: int) -> None:
+        self._run, self._last_ns, self._last_idle_ms = run, time.monotonic_ns(), 0.0
+        self._last_ms: deque[float] = deque(maxlen=under_way)
+
+    def frame_ms(self) -> float:
+        """Called once for each frame that the engine has answered."""
+        now_ns, idle_ms = time.monotonic_ns(), self._run.idle_ms["source"]
+        self._last_ms.append((now_ns - self._last_ns) / 1e6 - (idle_ms - self._last_idle_ms))
+        self._last_ns, self._last_idle_ms = now_ns, idle_ms
+        return sum(self._last_ms) / len(self._last_ms)

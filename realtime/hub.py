@@ -13,11 +13,11 @@ import cv2
 from engines.base import InputError, OutputError
 from engines.choose import class_index
 from engines.localizer import ImageBgr
+from realtime.connection import Connection
 from realtime.follow.following import Following
 from realtime.frames import FrameRecord
 from realtime.ledger import Ledger
 from realtime.overlay import HEAT_MAPS, Look
-from realtime.readers import Connection
 
 WATCHED_S = 5.0
 JPEG_QUALITY = 85

@@ -80,11 +80,6 @@ class Inbox:
         self._reading, self._next, self._draining = sources, 0, False
         self._error: Exception | None = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether a frame can be taken without waiting."""
-        return any(self._waiting) or any(record.outcome == "shown" for record in self._giving)
-
     def put(self, frame: Frame, place: int = 0) -> bool:
         """Take in a frame; waits while it is full, if the policy drops none. False when closed: the frame does not count."""
         with self._changed:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 
 from engines.boxes import iou
@@ -51,8 +51,19 @@ class Run:
         self.scores.append(record.found.score)
         for stage, value in record.stages_ms.items():
             self.stages_ms.setdefault(stage, array("d")).append(value)
-        if record.frame.truth_xyxy_px and record.found.box_xyxy_px:
+        self.compare(record)
+
+    def compare(self, record: FrameRecord) -> None:
+        """Hold a shown frame's box against the true one, where that is known."""
+        if record.frame.truth_xyxy_px and record.found and record.found.box_xyxy_px:
             self.truth_ious.append(float(iou(record.found.box_xyxy_px, record.frame.truth_xyxy_px)))
+
+    def accuracy(self) -> dict[str, float]:
+        """``corloc`` and ``mean_iou``, where the truth is known of any frame."""
+        if not self.truth_ious:
+            return {}
+        ious = np.asarray(self.truth_ious)
+        return {"corloc": round(float(np.mean(ious > CORLOC_IOU)), 4), "mean_iou": round(float(ious.mean()), 4)}
 
     @property
     def fps(self) -> float:
@@ -79,16 +90,12 @@ class Run:
         handing it over to having the answer: with several under way, their waiting for each other too), ``draw``, ``write``.
         ``latency_ms`` is a frame's age when it has been written, counted from the start of its reading.
         """
-        result: dict[str, Any] = {
+        return {
             "fps": round(self.fps, 2), "frames": self.outcomes["shown"], "dropped": self.outcomes["dropped"],
             "failed": self.outcomes["failed"], "verdict": self.verdict, "latency_ms": percentiles(self.total_ms),
             "stages_ms": {stage: percentiles(self.stages_ms[stage]) for stage in STAGES if stage in self.stages_ms},
+            **self.accuracy(),
         }  # fmt: skip
-        if self.truth_ious:
-            ious = np.asarray(self.truth_ious)
-            result["corloc"] = round(float(np.mean(ious > CORLOC_IOU)), 4)
-            result["mean_iou"] = round(float(ious.mean()), 4)
-        return result
 
 
 def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
@@ -112,8 +119,23 @@ def latency_table(title: str, summary: dict[str, Any]) -> Group:
     return Group(table, _caption(summary))
 
 
+def print_summaries(summaries: Sequence[dict[str, Any]], console: Console) -> None:
+    """Each run as a table, with what was wrong with its source and the files that it wrote."""
+    for summary in summaries:
+        if "stages_ms" in summary:
+            console.print(latency_table(summary["source"], summary))
+        for line in summary.get("trouble", ()):
+            console.print(f"{summary['source']}: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        if summary.get("skipped"):
+            console.print("  done already, of the same content and settings", style="dim")
+        for kind, path in summary.get("files", {}).items():
+            console.print(f"  {kind.replace('_', ' '):13} {path}")
+
+
 def _caption(summary: dict[str, Any]) -> str:
     parts = [f"{summary['frames']} frames", f"{summary['fps']:.1f} fps end to end"]
+    if summary.get("failed"):
+        parts.append(f"{summary['failed']} failed")
     if summary["dropped"]:
         parts.append(f"{summary['dropped']} dropped")
     if "corloc" in summary:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
+from realtime.connection import Connection
 from realtime.frames import FrameRecord
 from realtime.latency import PERCENTILES, STAGES, Run, percentiles
-from realtime.readers import Connection
 
 SMALLEST_MS, BUCKET_RATIO, BUCKETS = 1e-3, 1.01, 2100  # from a microsecond to a quarter of an hour
 ROLLING_FRAMES, ROLLING_S = 600, 10.0
@@ -46,6 +47,12 @@ class Histogram:
         self._counts += other._counts
         self.count, self.max_ms = self.count + other.count, max(self.max_ms, other.max_ms)
         self._min_ms = min(self._min_ms, other._min_ms)
+
+    def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(times, share of all that are at or below), in milliseconds, where there are any."""
+        places = np.nonzero(self._counts)[0]
+        shares = np.cumsum(self._counts)[places] / max(1, self.count)
+        return np.minimum(SMALLEST_MS * BUCKET_RATIO ** (places + 1), self.max_ms), shares
 
     def percentiles(self) -> dict[str, float]:
         """p50 to p99.9, true to 1 %, and the maximum."""
@@ -145,6 +152,8 @@ class Ledger(Run):
             self._ended_ns = time.monotonic_ns()
             self.outcomes[record.outcome] += 1
             self._accounts.setdefault(record.frame.source, Account()).add(record, self._ended_ns / 1e9)
+            if record.outcome == "shown":
+                self.compare(record)  # a number a frame, of the demo alone
 
     def summary(self) -> dict[str, Any]:
         """``Run.summary`` of all, with ``age_ms`` and ``causes``, and the same of each source under ``sources``."""
@@ -155,7 +164,8 @@ class Ledger(Run):
                 for name, account in self._accounts.items()
             }
             both = self._all()
-            return {"fps": round(self.fps, 2), **both.counts(), "verdict": self.verdict, **both.times(), "sources": sources}
+            figures = {"fps": round(self.fps, 2), **both.counts(), "verdict": self.verdict, **both.times(), **self.accuracy()}
+            return {**figures, "sources": sources}
 
     def rolling(self) -> dict[str, Any]:
         """The last seconds, see ``Account.rolling``: of all, and of each source under ``sources``."""

@@ -66,18 +66,16 @@ def stream(
     with ExitStack() as stack:
         sinks = _sinks(stack, hub, options)
         if options.web is not None:
-            engine = f"{localizer.size_px} px on {localizer.engine.backend} {localizer.engine.precision}"
-            page = PageServer(hub, engine, Address.of(options.web), options.web_token, options.web_dir)
-            console.print(f"watch on {stack.enter_context(page).url}", markup=False, soft_wrap=True, highlight=False)
+            url = stack.enter_context(_page(hub, localizer, options.web, options)).url
+            console.print(f"watch on {url}", markup=False, soft_wrap=True, highlight=False)
         interrupted = stack.enter_context(_stopping_on_ctrl_c(hub.stop))
         table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
-        live = Live(lambda: hub.settings, lambda: feed.ready)
+        live = Live(lambda: hub.settings, feed.stop)
         loop = run_frames(feed.records(), localizer, sinks, ledger, live=live, following=hub.following)
         if options.seconds is not None:
             timer = threading.Timer(options.seconds, hub.stop)
-            timer.daemon = True
-            timer.start()
             stack.callback(timer.cancel)
+            timer.start()
         shown_s = 0.0
         try:
             for _ in stack.enter_context(closing(loop)):
@@ -91,6 +89,18 @@ def stream(
         "source": ", ".join(each.spec for each in feed.connections), **ledger.summary(), "captured": feed.captured,
         "connections": [vars(each) for each in feed.connections], "interrupted": interrupted.is_set(), **governed,
     }  # fmt: skip
+
+
+def _page(hub: Hub, localizer: Localizer | Governed, where: str, options: StreamOptions) -> PageServer:
+    names = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "torch": "PyTorch"}
+
+    def title() -> str:
+        """What runs now: a budget may change it."""
+        now = localizer.localizer if isinstance(localizer, Governed) else localizer
+        engine = f"{names.get(now.engine.backend, now.engine.backend)} {now.engine.precision}"
+        return " · ".join(filter(None, [now.description.get("model", ""), engine, f"{now.size_px} px"]))
+
+    return PageServer(hub, title, Address.of(where), options.web_token, options.web_dir)
 
 
 def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions) -> list[Sink]:

@@ -29,7 +29,7 @@ class StreamOptions:
         smoothing: likewise.
         seconds: when to stop.
         policy: what becomes of frames that come too fast, see ``realtime.inbox.Policy``.
-        batch: frames of different sources in one engine call.
+        batch: frames of different sources in one engine call; where fewer wait, it is filled up, and takes as long.
         width_px, height_px, rate_fps, camera_backend, stall_s: see ``realtime.video.SourceOptions``.
     """
 
@@ -85,7 +85,9 @@ OPTIONS: dict[str, Any] = {
     "policy": Annotated[
         str, typer.Option(help="latest: the newest frame; every: all of them; 'max-age MS': those not older than that.")
     ],
-    "batch": Annotated[int, typer.Option(help="Frames of different sources in one engine call: pays on GPUs.", min=1)],
+    "batch": Annotated[
+        int, typer.Option(help="Frames of different sources in one engine call, padded where fewer wait: pays on GPUs.", min=1)
+    ],
     "width_px": Annotated[int | None, typer.Option("--width", help="Asked of a camera, in pixels.", min=1)],
     "height_px": Annotated[int | None, typer.Option("--height", help="Asked of a camera, in pixels.", min=1)],
     "rate_fps": Annotated[float | None, typer.Option("--fps", help="Asked of a camera.", min=0.1)],
@@ -93,7 +95,7 @@ OPTIONS: dict[str, Any] = {
         str, typer.Option(help="How cameras are opened: auto, v4l2, gstreamer, dshow, msmf or avfoundation.")
     ],
     "stall_s": Annotated[
-        float, typer.Option("--stall", help="Seconds without a frame after which a stream is opened again.", min=0.5)
+        float, typer.Option("--stall", help="Seconds of silence after which a camera or stream is opened again.", min=0.5)
     ],
 }
 takes_stream = takes("options", StreamOptions, OPTIONS)

@@ -146,6 +146,15 @@ def heat_map(map_hw: NDArray[np.float32], width_px: int, height_px: int) -> Imag
     return np.asarray(cv2.applyColorMap(resized, COLOURS_BGR), np.uint8)
 
 
+def clock(seconds: float) -> str:
+    """1:02:03.45, hours only where there are some."""
+    hundredths = round(abs(seconds) * 100)
+    minutes, rest = divmod(hundredths // 100, 60)
+    hours, minutes = divmod(minutes, 60)
+    long = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"{'-' if seconds < 0 and hundredths else ''}{long}:{rest:02}.{hundredths % 100:02}"
+
+
 def _draw_inset(canvas: ImageBgr, inset: ImageBgr, unit: int) -> None:
     height, width = inset.shape[:2]
     margin = 3 * unit

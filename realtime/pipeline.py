@@ -2,26 +2,29 @@
 
 ::
 
-    reading threads            the loop                          the engine's threads
-    Frame ─► (a few wait) ─►   prepare (resize) ─► submit ─►     one graph, several calls under way
-                               draw ─► write (every sink) ◄─     collect, in order
+    reading threads            the engine's half, a thread               the caller's thread
+    Frame ─► (a few wait) ─►   prepare (resize) ─► submit ─► collect ─►  draw ─► write (every sink) ─► yield
+                               several calls under way, in order         one call at once
 """
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from queue import SimpleQueue
 
-from engines.base import Array, InputError, Ticket
+from engines.base import InputError, Ticket
 from engines.localizer import ImageBgr, Localizer
 from realtime.follow.following import Following
 from realtime.frames import FrameRecord
-from realtime.governed import Governed
+from realtime.governed import Governed, Pace
 from realtime.hub import Settings
 from realtime.inbox import Records
 from realtime.latency import Run
-from realtime.overlay import Look, Painter
+from realtime.output import Output
+from realtime.overlay import Look
 from realtime.sinks import Sink
 
 
@@ -31,11 +34,11 @@ class Live:
 
     Attributes:
         settings: those of the moment.
-        ready: whether a frame can be taken without waiting.
+        stop: ends the records soon; may be called from any thread.
     """
 
     settings: Callable[[], Settings]
-    ready: Callable[[], bool]
+    stop: Callable[[], None]
 
 
 def run_frames(
@@ -44,52 +47,45 @@ def run_frames(
 ) -> Records:  # fmt: skip
     """Localize, draw and write each frame that is not dropped; yields every record when it is finished, in order.
 
+    Reading, the engine, and drawing with writing overlap: a thread feeds the engine; the caller's draws, calls the sinks and
+    yields. An answer is handed over when the one before it is written: as little as may be is under way.
+
     Records that are ``followed`` share an engine call with the next one, as far as the engine's batch goes. An error of a stage
     is raised once, after the frames before it are finished where they can be (an error of a sink is not waited for). However
     the loop ends, the engine is left idle and ``records`` closed.
 
     Args:
-        records: from ``realtime.readers``.
+        records: from ``realtime.readers``; the engine's half takes them.
         localizer: prepares, runs and reads the engine; a ``Governed`` one may change from frame to frame.
         sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
         run: filled as the loop goes, so that an interrupted run can still be summed up.
-        under_way: engine calls at once. 0, for as many as it takes, has the most frames a second: it works on while a frame is
-            drawn and written. Results are the same.
-        live: for live sources, which want each answer soon: one call at once, of the newest frames when the engine is free; it
-            gets the next ones before the last ones are drawn, if any wait. A frame that cannot be used fails alone, and frames
-            that are under way when the run fails are entered as failed.
+        under_way: engine calls at once. 0, for as many as it takes, has the most frames a second. Results are the same.
+        live: for live sources, which want each answer soon: one call at once, of the newest frames when the engine is free. A
+            frame that cannot be used fails alone, and frames that are under way when the run fails are entered as failed.
         following: decides what the engine sees of each frame, and what its answer means; None for the whole of it. With several
             calls under way, a frame's window is chosen before the answers just before it are there.
     """
-    governed = localizer if isinstance(localizer, Governed) else None
     most = 1 if live else under_way or localizer.engine.slots
-    loop, pace, drawing = _Loop(records, localizer, run, live, following), _Pace(run, most), _Drawing(live)
-    failed_by: BaseException | None = None
+    half = _EngineHalf(records, localizer, run, most, live, following)
+    output = Output(sinks, run, live.settings if live else Look)
+    call, failed_by = _Call(deque()), None
     run.start()
     try:
-        while loop.begin(most):
-            call = loop.begun[0]
-            call.collect(run)
-            loop.begin_ready()
+        for call in half.answers():
             while call.records:
-                record = _finish(call, sinks, run, drawing, following)
-                if governed is not None and record.outcome == "shown":
-                    governed.finished(record, time.monotonic(), pace.frame_ms())
+                output.draw_and_write(call.records[0], call.heat_map_every)
+                record = call.records.popleft()
+                output.enter(record)
                 yield record
-            loop.begun.popleft()
-        if loop.failure is not None:
-            raise loop.failure
     except BaseException as error:
         failed_by = error
         raise
     finally:
-        for left in loop.begun:
-            with suppress(Exception):
-                left.abandon()
+        for left in (call, *half.stop()):
             for record in left.records if live else ():
                 record.fail(failed_by)
                 with suppress(Exception):
-                    _enter(record, sinks, run)
+                    output.enter(record)
         records.close()
 
 
@@ -102,21 +98,26 @@ class _Call:
     ticket: Ticket = None
     submitted_ns: int = 0
     heat_map_every: int = 1
-    outputs: dict[str, Array] = field(default_factory=dict)
     found_ns: int = 0
-    place: int = 0  # in the batch, of the first of the records
 
     @property
     def under_way(self) -> bool:
         return self.localizer is not None and not self.found_ns
 
-    def collect(self, run: Run) -> None:
-        """Take the answer from the engine."""
-        if self.localizer is not None:
-            asked_ns = self.found_ns = time.monotonic_ns()
-            self.outputs = self.localizer.collect(self.ticket)
-            self.found_ns = time.monotonic_ns()
-            run.idle_ms["engine"] += (self.found_ns - asked_ns) / 1e6
+    def collect(self, run: Run, following: Following | None) -> None:
+        """Take the answer from the engine, for each of the records."""
+        if self.localizer is None:
+            return
+        asked_ns = self.found_ns = time.monotonic_ns()
+        outputs = self.localizer.collect(self.ticket)
+        self.found_ns = time.monotonic_ns()
+        run.idle_ms["engine"] += (self.found_ns - asked_ns) / 1e6
+        for place, record in enumerate(record for record in self.records if record.outcome == "shown"):
+            width, height = record.view_px or record.frame.image_bgr.shape[1::-1]
+            record.found = self.localizer.read(outputs, place, width, height)
+            if following is not None:
+                record.found = following.followed(record, record.found)
+            record.stages_ms["engine"] = (self.found_ns - self.submitted_ns) / 1e6
 
     def abandon(self) -> None:
         """Leave the engine as if the frames had never been there."""
@@ -124,27 +125,77 @@ class _Call:
             self.localizer.collect(self.ticket)
 
 
-class _Loop:
-    """What has begun and is not finished, in order, and how more begins."""
+class _EngineHalf:
+    """Keeps the engine busy in a thread of its own, and hands its answers over, in order."""
 
     def __init__(
-        self, records: Records, chosen: Localizer | Governed, run: Run, live: Live | None, following: Following | None
-    ) -> None:
-        self.begun: deque[_Call] = deque()
-        self.failure: Exception | None = None
-        self._records, self._chosen, self._run, self._live, self._more = records, chosen, run, live, True
+        self, records: Records, chosen: Localizer | Governed, run: Run, most: int, live: Live | None,
+        following: Following | None,
+    ) -> None:  # fmt: skip
+        self._records, self._chosen, self._run, self._most, self._live = records, chosen, run, most, live
         self._following = following
+        self._begun: deque[_Call] = deque()
+        self._failure: Exception | None = None
+        self._more, self._stopped = True, False
+        self._taken = threading.Semaphore(1)  # of the calls handed over, all are done with
+        self._answers: SimpleQueue[_Call | BaseException | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
-    def begin(self, most: int) -> bool:
-        """Wait for frames and hand them over, until ``most`` calls have begun or the source ends; False if none is left."""
-        while self._more and len(self.begun) < most:
-            self._begin()
-        return bool(self.begun)
+    def answers(self) -> Iterator[_Call]:
+        """Every call with its answers. The engine's next one is handed over when this one is done with.
 
-    def begin_ready(self) -> None:
-        """Hand over what is there already in a live run, for one call at most."""
-        while self._more and self._live is not None and self._live.ready() and not self.begun[-1].under_way:
+        Raises:
+            Exception: what went wrong, after what went right before it.
+        """
+        self._thread.start()
+        while True:
+            answer = self._answers.get()
+            if answer is None:
+                return
+            if isinstance(answer, BaseException):
+                raise answer
+            yield answer
+            if answer.localizer is not None:
+                self._taken.release()
+
+    def stop(self) -> list[_Call]:
+        """End the thread, and leave the engine idle; what had begun and was not handed over."""
+        self._stopped = True
+        self._taken.release()
+        if self._live is not None:
+            self._live.stop()
+        self._thread.join()
+        for left in self._begun:
+            with suppress(Exception):
+                left.abandon()
+        return list(self._begun)
+
+    def _work(self) -> None:
+        pace = Pace(self._run, self._most)
+        try:
+            while not self._stopped and self._begin_some():
+                self._begun[0].collect(self._run, self._following)
+                if self._begun[0].localizer is not None:  # what was dropped keeps no new frame waiting
+                    self._taken.acquire()
+                if self._stopped:
+                    return
+                call = self._begun.popleft()
+                self._govern(call, pace)
+                self._answers.put(call)
+            self._answers.put(self._failure)
+        except BaseException as error:  # raised by the other half, where it can be dealt with
+            self._answers.put(error)
+
+    def _govern(self, call: _Call, pace: Pace) -> None:
+        for record in call.records:
+            if isinstance(self._chosen, Governed) and record.outcome == "shown":
+                self._chosen.finished(record, time.monotonic(), pace.frame_ms())
+
+    def _begin_some(self) -> bool:
+        """Wait for frames and give them to the engine, until all that may be under way are; False if none is left."""
+        while self._more and len(self._begun) < self._most:
             self._begin()
+        return bool(self._begun)
 
     def _begin(self) -> None:
         call = _Call(deque())
@@ -154,13 +205,13 @@ class _Loop:
             self._more = False
             return
         except Exception as error:  # kept until the frames before it are finished
-            self._more, self.failure = False, error
+            self._more, self._failure = False, error
             if self._live is None:
                 return
             for record in call.records:
                 record.fail(error)
         if call.records:
-            self.begun.append(call)
+            self._begun.append(call)
 
     def _fill(self, call: _Call) -> None:
         """Take the next frames and hand them to the engine.
@@ -214,69 +265,3 @@ class _Loop:
             return []
         record.stages_ms["prepare"] = (time.monotonic_ns() - record.began_ns["prepare"]) / 1e6
         return [image]
-
-
-def _finish(call: _Call, sinks: Sequence[Sink], run: Run, drawing: "_Drawing", following: Following | None) -> FrameRecord:
-    """Take the next frame of a call from the engine's answer, draw, write and count it."""
-    record, localizer = call.records[0], call.localizer
-    if record.outcome == "shown" and localizer is not None:
-        pictures = [sink for sink in sinks if sink.needs_picture]
-        size_px = record.view_px or record.frame.image_bgr.shape[1::-1]
-        record.found = localizer.read(call.outputs, call.place, *size_px)
-        if following is not None:
-            record.found = following.followed(record, record.found)
-        call.place += 1
-        record.stages_ms["engine"] = (call.found_ns - call.submitted_ns) / 1e6
-        picture = drawing.of(record, call.heat_map_every) if pictures else None
-        mark_ns = record.began_ns["write"] = time.monotonic_ns()
-        for sink in pictures:
-            sink.write(record, picture)
-        done_ns = time.monotonic_ns()
-        record.stages_ms["write"] = (done_ns - mark_ns) / 1e6
-        record.total_ms = record.frame.read_ms + (done_ns - record.frame.captured_ns) / 1e6
-    call.records.popleft()
-    _enter(record, sinks, run)
-    return record
-
-
-def _enter(record: FrameRecord, sinks: Sequence[Sink], run: Run) -> None:
-    for sink in sinks:
-        if not sink.needs_picture:
-            sink.write(record, None)
-    run.add(record)
-
-
-class _Drawing:
-    """Draws frames by the settings of the moment."""
-
-    def __init__(self, live: Live | None) -> None:
-        self._settings: Callable[[], Look] = live.settings if live else Look
-        self._painter = Painter()
-
-    def of(self, record: FrameRecord, heat_map_every: int) -> ImageBgr:
-        start_ns = record.began_ns["draw"] = time.monotonic_ns()
-        assert record.found is not None  # set by _finish
-        status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
-        if (track := record.track) is not None:
-            status += f"   {track.state} {track.track_id or ''} {track.confidence:.2f}"
-        picture = self._painter.paint(record.frame, record.found, status, self._settings(), heat_map_every)
-        record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
-        return picture
-
-
-class _Pace:
-    """What a frame takes of the loop's time, waiting for the source not counted.
-
-    With several under way, answers may come in bunches: it is the mean of as many frames.
-    """
-
-    def __init__(self, run: Run, under_way: int) -> None:
-        self._run, self._last_ns, self._last_idle_ms = run, time.monotonic_ns(), 0.0
-        self._last_ms: deque[float] = deque(maxlen=under_way)
-
-    def frame_ms(self) -> float:
-        """Called once for each finished frame."""
-        now_ns, idle_ms = time.monotonic_ns(), self._run.idle_ms["source"]
-        self._last_ms.append((now_ns - self._last_ns) / 1e6 - (idle_ms - self._last_idle_ms))
-        self._last_ns, self._last_idle_ms = now_ns, idle_ms
-        return sum(self._last_ms) / len(self._last_ms)

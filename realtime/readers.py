@@ -1,21 +1,23 @@
 """Threads that read sources: one for a file that is worked through, one each for live sources, which come back."""
 
+import queue
 import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TypeVar
 
 from engines.base import SourceError
-from realtime.frames import Frame, FrameRecord
+from realtime.connection import NS, Attempt, Connection, Series
+from realtime.frames import FrameRecord
 from realtime.inbox import EVERY, LATEST, Inbox, Policy, Records
-from realtime.sources import open_source
 from realtime.video import USUAL, Source, SourceOptions, name_of, without_password
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
 SOUND_S = 10.0  # a connection that held for so long starts the waits anew
-NS = 1_000_000_000
+Item = TypeVar("Item")
 
 
 def every_frame(source: Source) -> Records:
@@ -62,37 +64,49 @@ def _read_in_thread(source: Source, inbox: Inbox, paced: bool) -> Records:
         reader.join(timeout=2.0)
 
 
-@dataclass
-class Connection:
-    """How a live source is doing; its reader writes, anyone reads.
+def ahead(items: Iterator[Item], count: int) -> Generator[Item, None, None]:
+    """The items, which a thread takes up to ``count`` ahead. Leaving early closes them, if they are a generator.
 
-    Attributes:
-        name: of its frames, different from all others'.
-        spec: what the user typed, without a password.
-        state: ``opening``, ``live``, ``waiting`` (to try again), ``ended`` (a file played to its end) or ``failed`` (for good).
-        trouble: the last error, in words.
-        width_px, height_px: of its last frame.
-        rate_fps: nominal.
-        reconnects: how often it came back.
+    Raises:
+        Exception: as the items raise, after those before.
     """
+    waiting: queue.Queue[tuple[Item | None, Exception | None]] = queue.Queue(count)
+    left = threading.Event()
 
-    name: str
-    spec: str
-    state: str = "opening"
-    trouble: str = ""
-    width_px: int = 0
-    height_px: int = 0
-    rate_fps: float = 0.0
-    reconnects: int = 0
+    def take() -> None:
+        try:
+            for item in items:
+                waiting.put((item, None))
+                if left.is_set():
+                    break
+            waiting.put((None, None))
+        except Exception as error:  # handed to whoever takes the items
+            waiting.put((None, error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    reader = threading.Thread(target=take, name="read ahead", daemon=True)
+    reader.start()
+    try:
+        while (entry := waiting.get())[0] is not None:
+            yield entry[0]
+        if entry[1] is not None:
+            raise entry[1]
+    finally:
+        left.set()
+        while reader.is_alive():
+            with suppress(queue.Empty):
+                waiting.get(timeout=0.05)
 
 
 class Feed:
     """Several sources at once, each in a thread of its own; their records come merged, in the order of their capture or nearly.
 
-    A camera or network stream that fails, ends or gives nothing for ``options.stall_s`` (over HTTP, for 10 s) is opened again,
-    after waits that double from ``FIRST_WAIT_S`` to ``LONGEST_WAIT_S``, each shortened by up to half at random, so that many
-    viewers of a server that restarts do not come back at the same instant. Its frames' numbers and times go on. The other
-    sources do not notice. A file plays once, at its own pace.
+    A camera or network stream that fails, ends or gives nothing for ``options.stall_s`` is opened again, after waits that
+    double from ``FIRST_WAIT_S`` to ``LONGEST_WAIT_S``, each shortened by up to half at random, so that many viewers of a server
+    that restarts do not come back at the same instant. Its frames' numbers and times go on. The other sources do not notice. A
+    file plays once, at its own pace.
 
     Args:
         specs: see ``realtime.sources.open_source``.
@@ -109,12 +123,6 @@ class Feed:
         self.connections = [Connection(name, without_password(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
         self._specs, self._options, self._told = list(specs), options, told
         self._inbox = Inbox(policy, len(specs), at_once)
-        self._lock = threading.Lock()
-
-    @property
-    def ready(self) -> bool:
-        """Whether a frame can be taken without waiting."""
-        return self._inbox.ready
 
     @property
     def captured(self) -> dict[str, int]:
@@ -168,28 +176,26 @@ class Feed:
             SourceError: a file cannot be read, or no source at all could be opened at first.
         """
         connection = self.connections[place]
-        reading, wait_s = _Reading(connection, self._inbox, place), FIRST_WAIT_S
+        series, wait_s = Series(connection, self._inbox, place), FIRST_WAIT_S
         while not self._inbox.closed.is_set():
-            begun_s, again = time.monotonic(), comes_back(self._specs[place])
+            begun_s, attempt = time.monotonic(), Attempt(self._specs[place], self._options, series)
             try:
-                source = open_source(self._specs[place], self._options)
-                again = source.live  # an address may be that of a file
-                reading.read(source)
-                connection.trouble = f"{connection.spec} ended" if again and not self._inbox.closed.is_set() else ""
+                attempt.run()
+                trouble = f"{connection.spec} ended"
             except SourceError as error:
-                if not again:
+                if not attempt.live:
                     raise
-                connection.trouble = str(error)
-            if not again:
+                trouble = str(error)
+            if not attempt.live:
                 connection.state = "ended"
                 return
             if self._inbox.closed.is_set():
                 return
-            was_live, connection.state = connection.state == "live", "waiting"
+            was_live, connection.state, connection.trouble = connection.state == "live", "waiting", trouble
             if self._none_could_be_opened():
-                raise SourceError(connection.trouble)
+                raise SourceError(trouble)
             if was_live or wait_s == FIRST_WAIT_S:
-                self._told(f"{connection.name}: {connection.trouble}; trying again")
+                self._told(f"{connection.name}: {trouble}; trying again")
             wait_s = FIRST_WAIT_S if time.monotonic() - begun_s > SOUND_S else wait_s
             self._inbox.closed.wait(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
@@ -199,60 +205,11 @@ class Feed:
         return all(each.state in ("waiting", "failed") and not each.width_px for each in self.connections)
 
 
-class _Reading:
-    """One source's frames on their way into the inbox, numbered and timed through all its connections."""
-
-    def __init__(self, connection: Connection, inbox: Inbox, place: int) -> None:
-        self._connection, self._inbox, self._place = connection, inbox, place
-        self._index, self._first_ns = 0, 0
-
-    def read(self, source: Source) -> None:
-        """Put every frame of a connection, until it ends or the inbox closes.
-
-        Raises:
-            SightlineError: as the source raises.
-        """
-        connection, begin_s, start_ns = self._connection, 0.0, time.monotonic_ns()
-        with source:
-            connection.rate_fps = source.rate_fps
-            for number, frame in enumerate(source):
-                captured_ns = frame.captured_ns
-                if not source.live:  # a file: at its own pace
-                    self._inbox.closed.wait(max(0.0, frame.pts_s - (time.monotonic_ns() - start_ns) / NS))
-                    captured_ns = time.monotonic_ns()
-                if number == 0:
-                    self._first_ns = self._first_ns or captured_ns
-                    begin_s = (captured_ns - self._first_ns) / NS - frame.pts_s
-                    self._now_live(frame)
-                self._put(frame, captured_ns, begin_s + frame.pts_s)
-                if self._inbox.closed.is_set():
-                    return
-
-    def _put(self, frame: Frame, captured_ns: int, pts_s: float) -> None:
-        connection = self._connection
-        connection.height_px, connection.width_px = frame.image_bgr.shape[:2]
-        frame = replace(frame, source=connection.name, index=self._index, pts_s=pts_s, captured_ns=captured_ns)
-        if self._inbox.put(frame, self._place):
-            self._index += 1
-
-    def _now_live(self, frame: Frame) -> None:
-        connection = self._connection
-        if connection.width_px:
-            connection.reconnects += 1
-        connection.state, connection.trouble = "live", ""
-
-
-def comes_back(spec: str) -> bool:
-    """Whether it may be a camera or a network stream, which is worth opening again."""
-    return spec.isdigit() or "://" in spec
-
-
 def names_of(specs: Sequence[str]) -> list[str]:
-    """A name for each source, the second of a name with ``_2`` behind it."""
-    taken: Counter[str] = Counter()
-    names = []
+    """A name for each source, the second of a name with ``_2`` behind it, or the next number that no other has."""
+    names: list[str] = []
     for spec in specs:
         name = name_of(spec)
-        taken[name] += 1
-        names.append(name if taken[name] == 1 else f"{name}_{taken[name]}")
+        others = (name, *(f"{name}_{number}" for number in range(2, len(specs) + 2)))
+        names.append(next(other for other in others if other not in names))
     return names

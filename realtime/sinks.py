@@ -21,6 +21,7 @@ import numpy as np
 from engines.base import OutputError
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
+from realtime.video import reason_of
 
 FRAGMENT_S = 0.5
 LOGS_KEPT = 5
@@ -71,7 +72,7 @@ class _WholeFile:
                 os.replace(self.part, self.path)
         except (OSError, av.error.FFmpegError) as failure:
             if keep:
-                raise OutputError(f"cannot finish {self.path}: {failure}") from failure
+                raise OutputError(f"cannot finish {self.path}: {reason_of(failure)}") from failure
         finally:
             if not self._live:
                 self.part.unlink(missing_ok=True)
@@ -109,12 +110,20 @@ class VideoSink(_WholeFile):
             if self._stream is None:
                 self._stream = self._open_stream(picture)
             stream = self._stream
-            frame = av.VideoFrame.from_ndarray(fitted(picture, stream.width, stream.height), format="bgr24")
-            pts = max(round(Fraction(record.frame.pts_s) / self._time_base), self._last_pts + 1)
+            whole = np.ascontiguousarray(fitted(picture, stream.width, stream.height))
+            frame = self._converted(av.VideoFrame.from_numpy_buffer(whole, format="bgr24"))
+            pts = max(self._pts_of(record), self._last_pts + 1)
             frame.pts, frame.time_base, self._last_pts = pts, self._time_base, pts
             self._container.mux(stream.encode(frame))
         except (OSError, av.error.FFmpegError) as error:
-            raise OutputError(f"cannot write {self.path}: {error}") from error
+            raise OutputError(f"cannot write {self.path}: {reason_of(error)}") from error
+
+    def _pts_of(self, record: FrameRecord) -> int:
+        return round(Fraction(record.frame.pts_s) / self._time_base)
+
+    def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """The picture as the encoder takes it; it converts what it does not know."""
+        return frame
 
     def _open_stream(self, picture: ImageBgr) -> av.VideoStream:
         height, width = picture.shape[:2]

@@ -11,9 +11,9 @@ from typing import IO, Any, Self
 
 from engines.base import OutputError
 from engines.localizer import ImageBgr
+from realtime.connection import Connection
 from realtime.frames import FrameRecord
 from realtime.latency import STAGES
-from realtime.readers import Connection
 
 
 class TraceSink:

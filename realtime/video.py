@@ -17,12 +17,15 @@ from av.video.reformatter import VideoReformatter
 
 from engines.base import SourceError
 from realtime.frames import Frame
+from realtime.losses import Losses
 
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp"})
 """Addresses under which time does not wait; http(s) may hold a file, which does."""
 LOW_LATENCY = {"fflags": "nobuffer", "max_delay": "0", "probesize": "500000", "analyzeduration": "500000"}
 """FFmpeg's demuxer keeps nothing back for sorting, and looks at the first half second only to learn what it has before it."""
 OPEN_TIMEOUT_S, FILE_TIMEOUT_S = 5.0, 10.0
+NOTICE_S = 0.5  # who watches for a stall notices it before FFmpeg does
+LONGEST_LOSS_S = 10.0  # key pictures come more often; a new connection begins with one
 CAMERA_BACKENDS = {
     "auto": cv2.CAP_ANY, "v4l2": cv2.CAP_V4L2, "gstreamer": cv2.CAP_GSTREAMER, "dshow": cv2.CAP_DSHOW, "msmf": cv2.CAP_MSMF,
     "avfoundation": cv2.CAP_AVFOUNDATION,
@@ -36,7 +39,7 @@ class SourceOptions:
     Attributes:
         width_px, height_px, rate_fps: asked of a camera; it may give others. None for its own.
         camera_backend: one of ``CAMERA_BACKENDS``.
-        stall_s: a stream that gives no frame for so long has stalled.
+        stall_s: a stream from which nothing comes for so long has stalled.
     """
 
     width_px: int | None = None
@@ -58,6 +61,7 @@ class Source:
         frames: how many there are, where it is known.
         rate_fps: nominal frame rate.
         time_base: the unit of its timestamps, in seconds.
+        heard_s: when something last came (``time.monotonic()``), even if it was no whole frame.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Source:
     frames: int | None = None
     rate_fps: float = 25.0
     time_base: Fraction = Fraction(1, 90000)
+    heard_s: float = 0.0
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
@@ -83,22 +88,26 @@ class VideoFile(Source):
     """A video file or network stream, with its own timestamps and rotation.
 
     Raises:
-        SourceError: it cannot be opened, holds no video, or ends before all its frames are decoded; a live one stalls.
+        SourceError: it cannot be opened, holds no video, or ends before all its frames are decoded; a live one stalls, or gives
+            no whole picture for long.
     """
 
     def __init__(self, url: str, options: SourceOptions = USUAL) -> None:
-        self.name, self._url = name_of(url), without_password(url)
+        self.name, self._url, self._stall_s = name_of(url), without_password(url), options.stall_s
         scheme = url.split("://", maxsplit=1)[0].lower() if "://" in url else ""
         demuxing: dict[str, str] = {}
         timeout: Any = FILE_TIMEOUT_S if scheme else None
         if scheme in LIVE_SCHEMES:
-            demuxing, timeout = dict(LOW_LATENCY), (OPEN_TIMEOUT_S, options.stall_s)
+            demuxing, timeout = dict(LOW_LATENCY), (OPEN_TIMEOUT_S, options.stall_s + NOTICE_S)
         if scheme in ("rtsp", "rtsps"):
             demuxing["rtsp_transport"] = "tcp"
+        begin_s = time.monotonic()
         try:
             self._container = av.open(url, options=demuxing, timeout=timeout)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise SourceError(f"cannot open {self._url}: {reason_of(error)}") from error
+            silent = scheme in LIVE_SCHEMES and time.monotonic() - begin_s >= OPEN_TIMEOUT_S  # FFmpeg has other words for it
+            reason = f"no answer within {OPEN_TIMEOUT_S:g} s" if silent else reason_of(error)
+            raise SourceError(f"cannot open {self._url}: {reason}") from error
         if not self._container.streams.video:
             self._container.close()
             raise SourceError(f"{self._url} holds no video: give a video file, a folder of images or a camera number")
@@ -108,6 +117,8 @@ class VideoFile(Source):
         self._stream.thread_type = "SLICE" if self.live else "AUTO"  # threads by frames keep as many frames back
         if self.live:
             self._stream.codec_context.flags |= Flags.low_delay
+            if self._stream.codec_context.name == "mjpeg":  # half a JPEG is an error: else its other half is made up
+                self._stream.codec_context.options = {"err_detect": "explode"}
         self.frames = None if self.live else self._stream.frames or None
         self.rate_fps = float(self._stream.average_rate or 25)
         self.time_base = self._stream.time_base or Fraction(1, 90000)
@@ -115,29 +126,50 @@ class VideoFile(Source):
     def __iter__(self) -> Iterator[Frame]:
         index, first_pts = 0, None
         to_bgr = VideoReformatter()  # one for all frames: setting one up takes far longer than its work
-        decoded = self._container.decode(self._stream)
-        while True:
-            start_ns = time.monotonic_ns()
-            try:
-                picture = next(decoded, None)
-            except av.error.FFmpegError as error:
-                words = f"stopped after frame {index}" if self.live else f"is damaged after frame {index}"
-                raise SourceError(f"{self._url} {words}: {reason_of(error)}") from error
-            if picture is None:
-                break
+        start_ns = time.monotonic_ns()
+        for picture, damaged in self._pictures():
             pts = picture.pts if picture.pts is not None else index
             first_pts = pts if first_pts is None else first_pts
             pixels = np.asarray(to_bgr.reformat(picture, format="bgr24", threads=1).to_ndarray(), np.uint8)
             image = np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
-            now_ns = time.monotonic_ns()
-            pts_s = float((pts - first_pts) * self.time_base)
-            damaged = self.live and picture.is_corrupt
+            now_ns, pts_s = time.monotonic_ns(), float((pts - first_pts) * self.time_base)
+            if self.live:  # waiting for the camera is no reading
+                start_ns = round(self.heard_s * 1e9)
             yield Frame(image, self.name, index, pts_s, now_ns, (now_ns - start_ns) / 1e6, damaged=damaged)
             index += 1
+            start_ns = time.monotonic_ns()
         if index == 0:
             raise SourceError(f"{self._url} holds no frame: the file is empty or cut off")
         if self.frames and index < self.frames and not self.live:
             raise SourceError(f"{self._url} is cut off: {index} of {self.frames} frames can be decoded")
+
+    def _pictures(self) -> Iterator[tuple[av.VideoFrame, bool]]:
+        """Decoded pictures, and whether something of them is lost; in a file, what is lost is an error."""
+        count, losses, asked_s = 0, Losses(), time.monotonic()
+        try:
+            for packet in self._container.demux(self._stream):
+                self.heard_s = time.monotonic()
+                if self.live and self.heard_s - asked_s > self._stall_s:  # FFmpeg gives up, and out what it has of a picture
+                    raise SourceError(f"{self._url} stopped after frame {count}: nothing came for {self._stall_s:g} s")
+                losses.come(packet)
+                for picture in self._decoded(packet, losses):
+                    yield picture, self.live and losses.spoil(picture)
+                    count += 1
+                if self.live and losses.last_s > LONGEST_LOSS_S:
+                    raise SourceError(f"{self._url} gives no whole picture any more: too much is lost on the way")
+                asked_s = time.monotonic()
+        except av.error.FFmpegError as error:
+            words = "stopped" if self.live else "is damaged"
+            raise SourceError(f"{self._url} {words} after frame {count}: {reason_of(error)}") from error
+
+    def _decoded(self, packet: "av.Packet[av.VideoStream]", losses: Losses) -> list[av.VideoFrame]:
+        try:
+            return self._stream.decode(packet)
+        except av.error.InvalidDataError:
+            if not self.live:
+                raise
+            losses.begin()
+            return []
 
     def close(self) -> None:
         """Release the file."""
@@ -180,8 +212,10 @@ class Camera(Source):
     def __iter__(self) -> Iterator[Frame]:
         index, first_ns = 0, None
         while True:
-            start_ns = time.monotonic_ns()
-            good, image = self._capture.read()
+            good, image = self._capture.grab(), None
+            start_ns = time.monotonic_ns()  # waiting for the camera is no reading
+            if good:
+                good, image = self._capture.retrieve()
             now_ns = time.monotonic_ns()
             if not good:
                 raise SourceError(f"{self.name} stopped giving frames after {index}: check its cable")

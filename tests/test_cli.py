@@ -75,6 +75,18 @@ def test_batch_takes_videos_and_folders(tmp_path):
     assert len(timestamps_s(tmp_path / "out" / "shots.mp4")) == 5
 
 
+def test_a_broken_file_is_told_the_rest_is_done_and_the_status_says_so(tmp_path):
+    video, text = write_video(tmp_path / "clip.mp4"), tmp_path / "text.mp4"
+    text.write_text("no video")
+    result = command("batch", text, video, "--out", tmp_path / "out", "--json")
+    assert result.returncode == 1
+    assert "text.mp4: cannot open" in " ".join(result.stderr.split())
+    bad, good = json.loads(result.stdout)
+    assert (bad["frames"], good["frames"]) == (0, 12)
+    assert command("batch", video, "--out", tmp_path / "out", "--start", "0:00.2", "--every", 2).returncode == 0
+    assert len((tmp_path / "out" / "clip.jsonl").read_text().splitlines()) == 3
+
+
 def test_sources_of_the_same_name_do_not_overwrite_each_other(tmp_path):
     first, second = (
         write_video(tmp_path / d / "clip.mp4", n) for d, n in (("a", 3), ("b", 4)) if (tmp_path / d).mkdir() is None

@@ -2,10 +2,14 @@
 
 from dataclasses import replace
 
+import onnx
+
 from engines.base import Engine, EngineError, ModelError
 from engines.classifiers import Classifier
+from engines.head import Head
 from engines.methods.beam import BeamEngine, BeamSettings
 from engines.methods.compound import Compile, CompoundEngine
+from engines.methods.crops import CropsEngine, CropSettings, Judge
 from engines.methods.dam import DamEngine, DamSettings
 
 DAM = {
@@ -30,13 +34,20 @@ def beam_settings(network: str, objects: int = 1, layer: str | None = None) -> B
 
 
 def search_engine(
-    method: str, classifier: Classifier, compiled: Compile, objects: int = 1, layer: str | None = None
+    method: str,
+    classifier: Classifier,
+    compiled: Compile,
+    objects: int = 1,
+    layer: str | None = None,
+    readers: tuple[Head, Judge] | None = None,
 ) -> CompoundEngine:
-    """The engine of a method.
+    """The engine of a method; with ``readers`` the beam searches crops of the image, see ``engines.methods.crops``.
 
     Raises:
-        ModelError, EngineError: see ``DamEngine`` and ``BeamEngine``.
+        ModelError, EngineError: see ``DamEngine``, ``BeamEngine`` and ``CropsEngine``.
     """
+    if readers:
+        return CropsEngine(classifier, *readers, CropSettings(objects=objects), compiled)
     if method == "dam":
         return DamEngine(classifier, dam_settings(classifier.name, objects, layer), compiled)
     return BeamEngine(classifier, beam_settings(classifier.name, objects, layer), compiled)
@@ -44,7 +55,7 @@ def search_engine(
 
 def open_search(
     method: str, classifier: Classifier, *, backend: str = "auto", precision: str = "auto", threads: int = 0, streams: int = 1,
-    objects: int = 1, layer: str | None = None,
+    objects: int = 1, layer: str | None = None, readers: tuple[Head, Judge] | None = None,
 ) -> Engine:  # fmt: skip
     """Compile a method's graphs on OpenVINO, which is the only backend that runs them; the arguments are a ``Choice``'s.
 
@@ -58,4 +69,7 @@ def open_search(
         raise ModelError(f"--method {method} is not calibrated for int8: use --precision bf16 or fp32")
     from engines.backends.openvino import OpenVinoEngine  # only where it is used
 
-    return search_engine(method, classifier, lambda graph: OpenVinoEngine(graph, precision, threads, streams), objects, layer)
+    def compiled(graph: onnx.ModelProto) -> Engine:
+        return OpenVinoEngine(graph, precision, threads, streams)
+
+    return search_engine(method, classifier, compiled, objects, layer, readers)

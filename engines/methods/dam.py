@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from engines.base import Array, ModelError
+from engines.boxes import shared
 from engines.build import WANTED_CLASS, append_chosen_class, stamp
 from engines.classifiers import Classifier
 from engines.gradient import attach_gradient
@@ -171,19 +172,12 @@ def grouped(masks: Sequence[Mask] | NDArray[np.bool_], scores: NDArray[np.float3
     boxes = [box_of(mask) for mask in masks]
     groups: list[list[int]] = []
     for place in order:
-        near = [g for g in groups if any(_shared(boxes[place], boxes[other]) >= settings.same_object for other in g)]
+        near = [g for g in groups if any(shared(boxes[place], boxes[other]) >= settings.same_object for other in g)]
         if not near and len(groups) < settings.objects:
             groups.append([place])
         elif near and len(near[0]) < settings.k:
             near[0].append(place)
     return groups
-
-
-def _shared(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Share of the smaller box that lies in the other."""
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    smaller = min(float(np.prod(a[2:] - a[:2])), float(np.prod(b[2:] - b[:2])))
-    return float(np.prod(np.clip(high - low, 0, None))) / smaller
 
 
 def _mean_bgr(classifier: Classifier) -> NDArray[np.uint8]:

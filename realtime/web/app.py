@@ -43,12 +43,12 @@ class Recording(BaseModel):
     on: bool
 
 
-def page_app(hub: Hub, title: str, recordings: Path) -> FastAPI:
+def page_app(hub: Hub, title: Callable[[], str], recordings: Path) -> FastAPI:
     """The application.
 
     Args:
         hub: of the run.
-        title: what runs, in words.
+        title: says what runs, in words.
         recordings: folder for what is recorded from the page; a viewer never names files.
     """
     app = FastAPI(title="Sightline", docs_url=None, redoc_url=None, openapi_url=None)
@@ -105,7 +105,7 @@ def _add_pictures(app: FastAPI, broadcasts: dict[str, Broadcast]) -> None:
         return StreamingResponse(broadcast_of(source).multipart(), media_type=kind)
 
 
-def _add_steering(app: FastAPI, hub: Hub, title: str, recordings: Path) -> None:
+def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: Path) -> None:
     @app.get("/state")
     def state() -> dict[str, Any]:
         """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``, ``follows`` (a click says what)."""
@@ -136,7 +136,7 @@ def _add_steering(app: FastAPI, hub: Hub, title: str, recordings: Path) -> None:
         return _state(hub, title)
 
 
-def _state(hub: Hub, title: str) -> dict[str, Any]:
+def _state(hub: Hub, title: Callable[[], str]) -> dict[str, Any]:
     rolling, now = hub.rolling(), hub.settings
     figures = rolling.pop("sources")
     sources = [{**vars(each), **figures.get(each.name, {})} for each in hub.connections]
@@ -145,4 +145,4 @@ def _state(hub: Hub, title: str) -> dict[str, Any]:
         "wanted_class": wanted, "box": now.box, "heat_map": now.heat_map, "alpha": now.alpha, "smoothing": now.smoothing,
         "record": now.record.name if now.record else None,
     }  # fmt: skip
-    return {"title": title, "sources": sources, "all": rolling, "settings": settings, "follows": hub.following is not None}
+    return {"title": title(), "sources": sources, "all": rolling, "settings": settings, "follows": hub.following is not None}

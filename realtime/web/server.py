@@ -3,6 +3,7 @@
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -59,7 +60,7 @@ class PageServer:
 
     Args:
         hub: of the run.
-        title: what runs, in words.
+        title: says what runs, in words.
         address: where to listen.
         token: who has it may look; None for none on this machine alone, and for a new one elsewhere.
         recordings: folder for what is recorded from the page.
@@ -72,7 +73,9 @@ class PageServer:
         url: to open in a browser, with the token where there is one.
     """
 
-    def __init__(self, hub: "Hub", title: str, address: Address, token: str | None = None, recordings: Path = Path()) -> None:
+    def __init__(
+        self, hub: "Hub", title: Callable[[], str], address: Address, token: str | None = None, recordings: Path = Path()
+    ) -> None:
         try:
             import uvicorn
 

@@ -11,6 +11,7 @@ from calib.datasets import load_dataset
 from calib.evaluate import evaluate, report_table
 from calib.metrics import ConstantBoxes, box_acc_v2
 from engines.backends.mock import MockEngine
+from engines.base import TensorSpec
 from engines.localizer import Localizer
 from tests.realtime.media import picture
 
@@ -70,3 +71,28 @@ def test_average_precision_is_of_classes_that_the_network_knows(two_classes):
     assert report["iou_histogram"][0] == 1  # the dog
     report, _ = evaluate(two_classes, Localizer(MockEngine(96)), QUIET, None)
     assert "detection_ap" not in report
+
+
+def test_detections_are_scored_again_by_the_company_they_keep(two_classes):
+    """Cat and dog on both photos: of two dogs, one false, the false one scores higher, but nothing is seen beside it."""
+
+    class Finds(MockEngine):
+        """A dog where there is none in the first photo, a cat and the dog in the second."""
+
+        def __init__(self):
+            super().__init__(96)
+            spec = TensorSpec("detections", np.dtype(np.float32), (1, 2, 6))
+            self.outputs, self.seen = (*self.outputs, spec), 0
+            self.metadata = {"class_names": '["cat", "dog"]'}
+
+        def collect(self, ticket):
+            self.seen += 1
+            cat, dog = [4 / 128, 30 / 96, 28 / 128, 54 / 96, 0, 0.9], [0, 0, 1, 0.5, 1, 0.5]
+            rows = [[0.9, 0.9, 1, 1, 1, 0.55], [0, 0, 0, 0, -1, 0]] if self.seen == 1 else [cat, dog]
+            return {**super().collect(ticket), "detections": np.array([rows], np.float32)}
+
+    given = {"cat": {"dog": 1.0}, "dog": {"cat": 1.0}}
+    report, _ = evaluate(two_classes, Localizer(Finds()), QUIET, None, given=given)
+    assert report["detection_ap_per_class"] == {"cat": 0.5, "dog": 0.5}
+    assert report["detection_ap_in_context"] == pytest.approx(0.75)  # the dog, now 0.5 + 0.1 * 0.9, is before 0.55
+    assert "detection_ap_in_context" not in evaluate(two_classes, Localizer(Finds()), QUIET, None)[0]

@@ -51,6 +51,13 @@ class Collector:
         self.pictures.append(picture)
 
 
+def wait_until(condition):
+    end_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end_s, "it did not come about"
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def localizer():
     return Localizer(MockEngine(96))
@@ -150,12 +157,14 @@ def test_run_sums_up(localizer):
 
 
 def test_a_run_may_have_several_passes(localizer):
-    run = Run()
+    run, passes_s = Run(), 0.0
     for _ in range(3):
-        list(run_frames(every_frame(Scripted(10)), localizer, [Collector(0.005)], run))
+        begin_s = time.monotonic()
+        list(run_frames(every_frame(Scripted(10)), localizer, [Collector(0.01)], run))
+        passes_s += time.monotonic() - begin_s
         time.sleep(0.2)
     assert run.summary()["frames"] == 30
-    assert run.fps > 30 / (30 * 0.005 + 0.6), "time between passes does not count"
+    assert run.fps >= 30 / passes_s, "time between passes does not count"
     assert run.verdict == "sink-limited"
 
 
@@ -186,11 +195,13 @@ def test_as_many_frames_are_under_way_as_asked_for():
 
     class Watched(Collector):
         def write(self, record, picture):
-            seen.append(engine.under_way)
+            expected = min(6, record.frame.index + 1 + 3)
+            wait_until(lambda: engine.calls >= expected)
+            seen.append(engine.calls - expected)
 
     engine = MockEngine(32, slots=3)
     list(run_frames(every_frame(Scripted(6)), Localizer(engine), [Watched()], Run(), under_way=3))
-    assert seen == [2, 2, 2, 2, 1, 0], "the engine works on the next ones while one is written"
+    assert seen == [0] * 6, "the engine gets the next three, and no more, while one is written"
 
 
 @pytest.mark.parametrize("under_way", [1, 3])
@@ -212,7 +223,7 @@ def test_a_slow_sink_holds_the_reader_back(under_way):
     localizer = Localizer(MockEngine(32, slots=3))
     list(run_frames(every_frame(Counted(40)), localizer, [Slow()], Run(), under_way=under_way))
     assert written == list(range(40))
-    most = under_way + READ_AHEAD_FRAMES + 1  # in the engine or being written, waiting, in the reader's hand
+    most = under_way + READ_AHEAD_FRAMES + 2  # in the engine, waiting, in the reader's hand, being written
     assert max(ahead) <= most
     assert max(ahead) > under_way, "it does read ahead"
 
@@ -277,13 +288,13 @@ def test_leaving_the_loop_early_leaves_the_engine_idle():
     engine = MockEngine(32, slots=3)
     with closing(run_frames(every_frame(Scripted(1000)), Localizer(engine), [], Run(), under_way=3)) as records:
         next(records)
-        assert engine.under_way == 2
+        wait_until(lambda: engine.calls == 4)
     assert engine.under_way == 0
     assert not [t for t in threading.enumerate() if t.name == "read scripted"]
 
 
 def test_live_frames_are_taken_only_when_the_engine_is_free():
-    """Age is not spent in queues: with nothing under way, the newest frame goes in, and nothing is taken ahead of it."""
+    """Age is not spent in queues: with nothing under way, the newest frame goes in, at most one ahead of what is written."""
     engine, taken, written = MockEngine(32, slots=3), [], []
 
     def watched():
@@ -298,7 +309,8 @@ def test_live_frames_are_taken_only_when_the_engine_is_free():
             written.append(record.frame.index)
 
     list(run_frames(watched(), Localizer(engine), [Slow()], Run(), under_way=1))
-    assert [(under_way, done) for _, under_way, done in taken] == [(0, i) for i in range(len(taken))]
+    assert len(taken) >= 2
+    assert all(under_way == 0 and done >= number - 1 for number, (_, under_way, done) in enumerate(taken))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +335,40 @@ def test_the_verdict_names_what_holds_the_others_up(read_s, engine_s, write_s, v
     assert run.verdict == verdict
 
 
-def test_a_live_run_gives_the_engine_the_next_frame_before_it_draws_the_last():
+def test_end_to_end_is_nearly_as_fast_as_the_slowest_stage_alone():
+    """Stages that do not compete for processors overlap: 0.9 of the slowest one's frames a second, at best of a few times."""
+    frames, engine_s, other_s, best = 60, 0.015, 0.01, 0.0
+
+    class SlowSource(Scripted):
+        def __iter__(self):
+            for frame in super().__iter__():
+                time.sleep(other_s)
+                yield frame
+
+    class SlowEngine(MockEngine):
+        def run(self, feeds):
+            time.sleep(engine_s)
+            return super().run(feeds)
+
+    def fps(work):
+        begin_s = time.monotonic()
+        work()
+        return frames / (time.monotonic() - begin_s)
+
+    def end_to_end():
+        loop = run_frames(every_frame(SlowSource(frames)), localizer, [Collector(other_s)], Run())
+        assert sum(1 for _ in loop) == frames
+
+    localizer = Localizer(SlowEngine(32, slots=2))
+    images = [localizer.prepare(picture(index)) for index in range(frames)]
+    for _ in range(6):
+        best = max(best, fps(end_to_end) / fps(lambda: [localizer.infer([image]) for image in images]))
+        if best >= 0.9:
+            return
+    raise AssertionError(f"{best:.2f} of the slowest stage")
+
+
+def test_a_live_run_gives_the_engine_the_next_frame_while_it_draws_the_last():
     inbox, seen = Inbox(LATEST), []
 
     class Engine(MockEngine):
@@ -337,13 +382,15 @@ def test_a_live_run_gives_the_engine_the_next_frame_before_it_draws_the_last():
 
     class Watching(Collector):
         def write(self, record, picture):
-            seen.append((record.frame.index, engine.under_way))
+            seen.append(record.frame.index)
             if record.frame.index == 11:
                 inbox.stop()
+            else:
+                wait_until(lambda: engine.calls == len(seen) + 1)
 
     engine = Engine(32, slots=3)
     inbox.put(Frame(picture(0), "many", 0, 0.0, time.monotonic_ns(), 0.5))
-    live = Live(Settings, lambda: inbox.ready)
+    live = Live(Settings, inbox.stop)
     records = list(run_frames(inbox.records(), Localizer(engine), [Watching()], Run(), live=live))
-    assert seen == [(0, 1), (5, 1), (8, 1), (11, 0)], "one call at once, of the newest frame, and no more"
+    assert seen == [0, 5, 8, 11], "one call at once, of the newest frame, and no more"
     assert [record.frame.index for record in records if record.outcome == "dropped"] == [3, 4, 6, 7, 9, 10]

@@ -4,6 +4,7 @@ import { drawChart, LINE_COLOURS, STAGE_COLOURS } from "./charts.js";
 const by = (id) => document.getElementById(id);
 const STATE_EVERY_MS = 1000, HISTORY = 120, IN_FLIGHT = 2;
 let source = null, state = null, touched_ms = 0, shownNumber = 0, shownAt_ms = 0;
+let changing = 0, changes = 0; // on their way; answered
 const history = { times_s: [], stages: [], rates: [] };
 
 async function ask(path, body) {
@@ -52,7 +53,8 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 async function keepAsking() {
   while (true) {
     try {
-      take(await ask("state"));
+      const before = changes, found = await ask("state"), stale = changing || changes !== before;
+      take(stale ? { ...found, settings: state.settings } : found, !stale); // settings from before what a hand has just changed
       remember();
       by("link").dataset.state = "live";
       by("link").textContent = "live";
@@ -65,7 +67,7 @@ async function keepAsking() {
   }
 }
 
-function take(found) {
+function take(found, settled = true) {
   state = found;
   if (!state.sources.some(({ name }) => name === source)) choose(state.sources[0]?.name ?? null);
   by("engine").textContent = state.title;
@@ -78,7 +80,7 @@ function take(found) {
   figure("reconnects", chosen.reconnects);
   by("dropped").parentElement.title = Object.entries(chosen.causes ?? {}).map(([cause, count]) => `${count}: ${cause}`).join("\n");
   listCameras();
-  takeSettings();
+  if (settled) takeSettings();
   if (performance.now() - shownAt_ms > 4000) {
     by("nothing").hidden = false;
     by("nothing").textContent = chosen.trouble || (chosen.state === "ended" ? "the source has ended" : "waiting for a picture …");
@@ -169,10 +171,14 @@ function legend(id, series, digits) {
 
 // Steering.
 async function change(path, body) {
+  changing++;
+  by("told").textContent = "";
   try {
-    by("told").textContent = "";
-    take(await ask(path, body));
+    const found = await ask(path, body);
+    if (changing === 1) take(found);
   } catch (error) { by("told").textContent = error.message; }
+  changing--;
+  changes++;
 }
 
 const label = (name) => { by(`${name}-value`).textContent = `${Math.round(by(name).value * 100)} %`; };

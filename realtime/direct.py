@@ -1,4 +1,4 @@
-"""Whole files: every frame of a source into an annotated video, a log, a latency plot and a summary."""
+"""A source straight through: every frame into an annotated video, a log, a latency plot and a summary; nothing to resume."""
 
 import json
 from collections import Counter

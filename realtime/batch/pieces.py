@@ -1,0 +1,202 @@
+"""The files of one segment, written whole: rows, a piece of video, a piece of heat-map video, and the record that it is done.
+
+Encoding and closing happen on a thread of their own (``Behind``), beside decoding, engine and drawing.
+"""
+
+import base64
+import json
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+
+from engines.files import whole_file
+from engines.localizer import ImageBgr, Localization
+from realtime.batch.clip import Clip, Segment
+from realtime.batch.decode import SegmentEnd
+from realtime.batch.settings import Settings
+from realtime.frames import FrameRecord
+from realtime.overlay import Look, draw
+from realtime.sinks import JsonlSink, VideoSink
+
+ENCODER_THREADS = 4  # what x264 writes depends on it, so it must not depend on the machine
+WAITING_PICTURES = 4
+HEAT = Look(box=False, heat_map="over", alpha=0.6)
+STRIP_PICTURES, STRIP_HEIGHT_PX = 12, 200
+
+
+class Behind:
+    """A thread that does one thing after the other, a few behind whoever asks; the first error is raised there, later."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._waiting: deque[Future[None]] = deque()
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Have it done; waits while too much is waiting.
+
+        Raises:
+            Exception: something posted before failed.
+        """
+        while len(self._waiting) >= WAITING_PICTURES or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(work))
+
+    def finish(self) -> None:
+        """Wait until all is done.
+
+        Raises:
+            Exception: something posted before failed.
+        """
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        """End the thread; what has not begun is not done."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class PieceVideo(VideoSink):
+    """A piece of a video: it begins at 0, in the source's unit of time, with the source's shape, colours and pixels.
+
+    Attributes:
+        base_pts: the source's timestamp of its first frame.
+    """
+
+    def __init__(self, path: Path, clip: Clip, base_pts: int) -> None:
+        super().__init__(path, piece_time_base(clip), clip.rate_fps)
+        self.base_pts, self._clip = base_pts, clip
+        self._to_yuv = VideoReformatter()
+        space, full = clip.colour["space"], clip.colour["range"] == ColorRange.JPEG
+        self._space = Colorspace(space) if space in {int(known) for known in Colorspace} else Colorspace.ITU601
+        self._range = ColorRange.JPEG if full else ColorRange.MPEG
+
+    def _pts_of(self, record: FrameRecord) -> int:
+        assert record.frame.pts is not None  # all frames of files have one
+        return (record.frame.pts - self.base_pts) * self._clip.time_base.numerator
+
+    def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
+        found: av.VideoFrame = self._to_yuv.reformat(
+            frame, format="yuv420p", dst_colorspace=self._space, dst_color_range=self._range, threads=1
+        )
+        return found
+
+    def _open_stream(self, picture: ImageBgr) -> av.VideoStream:
+        clip = self._clip
+        stream = super()._open_stream(np.empty((clip.height_px, clip.width_px, 3), np.uint8))
+        context = stream.codec_context
+        context.sample_aspect_ratio = clip.pixel_aspect
+        context.colorspace, context.color_range = clip.colour["space"], int(self._range)
+        context.color_primaries, context.color_trc = clip.colour["primaries"], clip.colour["transfer"]
+        stream.options = {**stream.options, "threads": str(ENCODER_THREADS)}
+        return stream
+
+
+def piece_time_base(clip: Clip) -> Fraction:
+    """What MP4 can count in: the source's unit, or a whole part of it."""
+    return Fraction(1, clip.time_base.denominator)
+
+
+class Pieces:
+    """One segment's files as they grow. ``finish`` gives them their names; the record comes last: all are there.
+
+    Attributes:
+        finished: it has.
+    """
+
+    def __init__(self, clip: Clip, segment: Segment, settings: Settings, folder: Path, strip: frozenset[int]) -> None:
+        self.segment, self._clip, self._settings, self._folder, self._strip = segment, clip, settings, folder, strip
+        self._rows = JsonlSink(self._path(".jsonl"))
+        self._video: PieceVideo | None = None
+        self._heat: PieceVideo | None = None
+        self._pictures: list[dict[str, Any]] = []
+        self._outcomes: Counter[str] = Counter()
+        self.finished = False
+
+    def add_picture(self, record: FrameRecord, picture: ImageBgr) -> None:
+        """Encode a drawing."""
+        assert record.frame.pts is not None
+        self._video = self._video or PieceVideo(self._path(".mp4"), self._clip, record.frame.pts)
+        self._video.write(record, picture)
+
+    def add_heat(self, record: FrameRecord) -> None:
+        """Encode the heat map over the frame."""
+        assert record.frame.pts is not None
+        assert record.found is not None
+        self._heat = self._heat or PieceVideo(self._path(".heat.mp4"), self._clip, record.frame.pts)
+        self._heat.write(record, draw(record.frame.image_bgr, record.found, look=HEAT))
+
+    def add_row(self, record: FrameRecord) -> None:
+        """Log a frame; keep a small picture of it, if it is one of those for the film strip."""
+        self._rows.write(record, None)
+        self._outcomes[record.outcome] += 1
+        if record.frame.index in self._strip and record.found is not None:
+            self._pictures.append(_small(record))
+
+    def finish(self, end: SegmentEnd, measured: dict[str, Any]) -> None:
+        """Close everything, and say that it is done.
+
+        Raises:
+            OutputError: something cannot be written.
+        """
+        written: dict[str, Any] = {"rows": self._closed(self._rows)}
+        for kind, video in (("video", self._video), ("heat_video", self._heat)):
+            if video is not None:
+                written[kind] = {**self._closed(video), "base_pts": video.base_pts}
+        record = {
+            **asdict(end), "outcomes": dict(self._outcomes), "pieces": written, **measured,
+            "strip": self._pictures,
+        }  # fmt: skip
+        with whole_file(self._path(".json")) as part:
+            part.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        self.finished = True
+
+    def abandon(self) -> None:
+        """Close everything and leave nothing."""
+        for sink in (self._rows, self._video, self._heat):
+            if sink is not None:
+                with suppress(Exception):
+                    sink.__exit__(OSError, OSError(), None)
+
+    def _path(self, ending: str) -> Path:
+        return self._folder / f"{self.segment.index:05d}{ending}"
+
+    def _closed(self, sink: JsonlSink | VideoSink) -> dict[str, Any]:
+        with sink:
+            pass  # leaving closes it
+        return {"file": sink.path.name, "bytes": sink.path.stat().st_size}
+
+
+def strip_frames(clip: Clip, every: int) -> frozenset[int]:
+    """Numbers of the frames that the film strip shows: evenly over what is selected."""
+    first, count = clip.segments[0].first_frame, clip.selected_frames
+    places = (first + (2 * k + 1) * count // (2 * STRIP_PICTURES) for k in range(STRIP_PICTURES))
+    return frozenset(place + -place % every for place in places)
+
+
+def _small(record: FrameRecord) -> dict[str, Any]:
+    """The drawing at the film strip's height, as a JPEG in base64."""
+    frame, found = record.frame, record.found
+    assert found is not None
+    height, width = frame.image_bgr.shape[:2]
+    scale = STRIP_HEIGHT_PX / height
+    size = (max(1, round(width * scale)), STRIP_HEIGHT_PX)
+    small = np.asarray(cv2.resize(frame.image_bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
+    encoded = cv2.imencode(".jpg", draw(small, _scaled(found, scale)), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    return {"frame": frame.index, "pts_s": frame.pts_s, "jpeg": base64.b64encode(encoded.tobytes()).decode()}
+
+
+def _scaled(found: Localization, scale: float) -> Localization:
+    if found.box_xyxy_px is None:
+        return found
+    x0, y0, x1, y1 = (edge * scale for edge in found.box_xyxy_px)
+    return replace(found, box_xyxy_px=(x0, y0, x1, y1), detections=())

@@ -1,0 +1,155 @@
+"""A batch: source after source, segment after segment. What is done already is not done again; what breaks is told."""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from engines.base import InputError, OutputError, SourceError
+from engines.files import whole_file
+from engines.localizer import Localizer
+from realtime import direct
+from realtime.batch.job import Job, alone
+from realtime.batch.merge import UnsafeCutError, merge
+from realtime.batch.plan import can_be_cut, digest_of, make_plan
+from realtime.batch.settings import Settings, settings_digest
+from realtime.batch.work import run_segments
+from realtime.governed import Governed
+from realtime.readers import names_of
+from realtime.sources import open_source
+
+Summary = dict[str, Any]
+
+
+@dataclass
+class _Bars:
+    """Progress of the file and of all files, in frames."""
+
+    progress: Progress
+    overall: TaskID
+    file: TaskID
+
+    def look(self, name: str) -> None:
+        """Its content is read, to know it again, and its packets, to cut it."""
+        self.progress.reset(self.file, description=f"{escape(name)}: looking through it", total=None, fps="", visible=True)
+
+    def begin(self, name: str, total: int, done: int) -> None:
+        self.progress.reset(self.file, description=escape(name), total=total, completed=done, fps="", visible=True)
+
+    def advance(self, fps: float) -> None:
+        self.progress.update(self.file, advance=1, fps=f"{fps:.0f} fps")
+
+
+def process_all(
+    specs: Sequence[str], out: Path, localizer: Localizer | Governed, console: Console, settings: Settings = Settings()
+) -> list[Summary]:
+    """Localize every frame of each source in turn.
+
+    Of each, ``out`` gets ``NAME.mp4``, ``NAME.heat.mp4``, ``NAME.jsonl``, ``NAME.parquet``, ``NAME.latency.png``,
+    ``NAME.report.html`` and ``NAME.summary.json``, as far as the settings want them, and ``summary.json`` of all. A run that
+    was killed goes on where it was when it is begun again; sources whose results are there, of the same content and settings,
+    are not worked on again. Cameras, streams and ``demo:`` cannot be read twice and go straight through (``realtime.direct``).
+
+    Args:
+        specs: see ``realtime.sources.open_source``. Sources of one name get ``_2``, ``_3`` ... behind it.
+        out: folder for the results.
+        localizer: the engine, or the engines that a budget is held with.
+        console: for progress bars.
+        settings: what is wanted.
+
+    Returns:
+        A summary of each. Of one that could not be read, ``error`` says why; on Ctrl-C the last has ``interrupted`` true.
+
+    Raises:
+        SourceError: a source is not there, or not one of them could be read.
+        OutputError: a result cannot be written; what is there stays, and the run can be continued.
+    """
+    for spec in specs:
+        if can_be_cut(spec):
+            open_source(spec).close() if not Path(spec).exists() else None
+    summaries: list[Summary] = []
+    errors: list[Exception] = []
+    columns = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), BarColumn(), *columns, console=console) as progress:
+        overall = progress.add_task("all", total=len(specs), fps="", visible=len(specs) > 1)
+        bars = _Bars(progress, overall, progress.add_task("", total=None, fps="", visible=False))
+        for spec, name in zip(specs, names_of(specs), strict=True):
+            try:
+                summary = _process(spec, name, out, localizer, console, settings, bars)
+            except (SourceError, InputError) as error:
+                errors.append(error)
+                summary = {"error": str(error), "frames": 0, "failed": 0, "interrupted": False}
+                console.print(f"{escape(spec)}: {escape(str(error))}", style="red", soft_wrap=True)
+            summaries.append({"source": spec, **summary})
+            progress.advance(overall)
+            if summary["interrupted"]:
+                break
+    if errors and len(errors) == len(specs):
+        raise errors[0]
+    with whole_file(out / "summary.json") as part:
+        part.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+    return summaries
+
+
+def _process(
+    spec: str, name: str, out: Path, localizer: Localizer | Governed, console: Console, settings: Settings, bars: _Bars
+) -> Summary:
+    if not can_be_cut(spec):
+        bars.progress.stop()  # it has its own
+        with open_source(spec) as source:
+            summary = direct.process(source, out / name, localizer, console, settings.video, settings.following)
+        bars.progress.start()
+        return summary
+    bars.look(name)
+    digests = digest_of(spec), settings_digest(settings, localizer)
+    done = Job(out, name, *digests).summary
+    if done is not None:
+        return {**done, "skipped": True}
+    if isinstance(localizer, Governed):
+        localizer.begin()
+    try:
+        with alone(out, name):
+            job = Job(out, name, *digests)
+            try:
+                return _finish(job, spec, name, out, localizer, settings, bars)
+            except UnsafeCutError:  # rare: what looks like a key frame is none
+                job.begin(make_plan(spec, digests[0], settings.window, whole=True))
+                return _finish(job, spec, name, out, localizer, settings, bars)
+            except SourceError:
+                job.discard()
+                raise
+    except OutputError as error:
+        raise OutputError(f"{error}; what is done stays there: mend that and run the same command to go on") from error
+    except KeyboardInterrupt:
+        return {"frames": 0, "failed": 0, "interrupted": True}
+
+
+def _finish(
+    job: Job, spec: str, name: str, out: Path, localizer: Localizer | Governed, settings: Settings, bars: _Bars
+) -> Summary:
+    """Do the segments that are not done, and merge."""
+    if job.clip is None:
+        job.begin(make_plan(spec, job.source_digest, settings.window, settings.whole))
+    clip, todo = job.clip, job.todo()
+    assert clip is not None  # it was just made
+    resumed = len(clip.segments) - len(todo)
+    left = sum(segment.frames for segment in todo)
+    bars.begin(name, clip.selected_frames, clip.selected_frames - left)
+    start_s = time.monotonic()
+    with closing(run_segments(clip, todo, localizer, settings, job.folder)) as records:
+        for count, _ in enumerate(records, start=1):
+            bars.advance(count / max(1e-3, time.monotonic() - start_s))
+    engine = localizer.engine
+    facts = {"backend": engine.backend, "precision": engine.precision, "device": engine.device, "size_px": localizer.size_px}
+    facts["segments_resumed"] = resumed
+    facts |= localizer.summary() if isinstance(localizer, Governed) else {}
+    summary, files = merge(clip, job.records(), settings, job.folder, out, name, facts)
+    job.end(out, files, summary)
+    return summary

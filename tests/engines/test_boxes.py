@@ -1,0 +1,13 @@
+"""Boxes by hand."""
+
+import numpy as np
+
+from engines.boxes import shared
+
+
+def test_the_share_of_the_smaller_box():
+    """100 of the smaller one's 200 pixels; all of it; none; a box without area."""
+    large = [0, 0, 100, 100]
+    others = np.array([[90, 0, 110, 10], [10, 10, 20, 20], [100, 0, 120, 100], [50, 50, 50, 60]])
+    np.testing.assert_allclose(shared(large, others), [0.5, 1, 0, 0])
+    np.testing.assert_allclose(shared(others, large), [0.5, 1, 0, 0])
