@@ -132,7 +132,7 @@ def post(url, path, body):
 
 
 def test_a_click_says_what_is_followed_where_anything_is(hub):
-    with PageServer(hub, "", LOCAL) as server:
+    with PageServer(hub, str, LOCAL) as server:
         assert json.loads(get(server.url, "/state")[1])["follows"] is False
         status, answer = post(server.url, "/settings", {"point": [0.5, 0.5]})
         assert (status, "--follow" in answer["error"]) == (400, True)
