@@ -22,7 +22,8 @@ from engines.files import checked_suffix
 from engines.options import ENGINE, NETWORK, takes, takes_choice
 from realtime import direct, live
 from realtime import doctor as doctors
-from realtime.batch.run import process_all
+from realtime.batch.minute import plan_chosen
+from realtime.batch.scale import Scale, batch_chosen, takes_scale
 from realtime.batch.settings import Settings, takes_settings
 from realtime.follow.following import WHOLE_FRAMES
 from realtime.follow.options import FollowOptions, takes_follow
@@ -36,6 +37,7 @@ app = typer.Typer(
 )  # fmt: skip
 console = Console(stderr=True)
 DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions()
+ONE = Scale()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -63,23 +65,28 @@ def demo(
 
 
 @app.command(
-    epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4 --no-video --every 5"
-    "   ·   sightline batch film.mkv --start 1:02:00 --end 1:10:00 --heat-video"
+    epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4 --every 5 --plan --machines 4"
+    "   ·   sightline batch film.mkv --end 1:10:00 --heat-video   ·   sightline batch 's3://b/*' --out s3://b/out --ray auto"
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_settings
 @takes_follow
+@takes_scale
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
-    out: Out = Path("out"), settings: Settings = AS_IS, following: FollowOptions = WHOLE_FRAMES,
-    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    out: Annotated[str, typer.Option(help="Folder for the results; with --ray, an address, too.")] = "out",
+    settings: Settings = AS_IS, following: FollowOptions = WHOLE_FRAMES, scale: Scale = ONE, choice: Choice = DEFAULT,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
 
     Exit status 1 where a source was damaged or could not be read, and the others are done.
     """
-    localizer = open_within(following.applied(choice), budget_ms, console, streams=0, batch=settings.batch)
-    _report(process_all(sources, out, localizer, console, replace(settings, following=following)), as_json)
+    settings, choice = replace(settings, following=following), following.applied(choice)
+    if scale.plan:
+        plan_chosen(sources, settings, scale, choice, console, as_json)
+    else:
+        _report(batch_chosen(sources, out, settings, scale, choice, budget_ms, console), as_json)
 
 
 @app.command(

@@ -6,7 +6,7 @@ no record.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Job:
         out: folder of the results; ``out/.sightline/NAME`` is the job's own.
         name: of the results.
         source_digest, settings_digest: what is there of other content or settings does not count.
+        size_of: a result's size, -1 where it is not there; for results that lie elsewhere.
 
     Attributes:
         folder: for the segments' files.
@@ -39,7 +40,9 @@ class Job:
         summary: of a job whose results are all there, else None.
     """
 
-    def __init__(self, out: Path, name: str, source_digest: str, settings_digest: str) -> None:
+    def __init__(
+        self, out: Path, name: str, source_digest: str, settings_digest: str, size_of: Callable[[Path], int] | None = None
+    ) -> None:
         self.folder = out / FOLDER / name
         self.source_digest = source_digest
         self._key = {"source": source_digest, "settings": settings_digest}
@@ -47,7 +50,8 @@ class Job:
         same = {key: manifest.get(key) for key in self._key} == self._key
         self.clip = _clip_of(manifest) if same else None
         self._sizes: dict[str, int] = manifest.get("results", {}) if same else {}
-        there = bool(self._sizes) and all(_size(out / name) == size for name, size in self._sizes.items())
+        size_of = size_of or _size
+        there = bool(self._sizes) and all(size_of(out / name) == size for name, size in self._sizes.items())
         self.summary: dict[str, Any] | None = manifest.get("summary") if there else None
         if there:
             self._tidy()  # a run may have been killed before it could

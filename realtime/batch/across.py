@@ -1,0 +1,285 @@
+"""A batch on a cluster: segments of all sources to whoever is free, each source merged in order when its last one is there.
+
+The same segments and the same ``run_segments`` as on one machine, so the results are the same. What has been done is kept by
+the same manifests: either goes on where the other was killed.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from engines.base import InputError, OutputError, SightlineError, SourceError
+from engines.files import whole_file
+from realtime.batch.clip import Clip, Segment
+from realtime.batch.crew import QUEUED, Cluster, Crew, Hand, LostError, Ref
+from realtime.batch.job import FOLDER, MANIFEST, Job, alone
+from realtime.batch.merge import UnsafeCutError, merge
+from realtime.batch.plan import can_be_cut
+from realtime.batch.settings import Settings
+from realtime.batch.storage import Digests, Store, identity, is_shared, local_path
+from realtime.batch.underway import Source, Summary
+from realtime.batch.worker import find_digest, find_plan
+from realtime.readers import names_of
+from realtime.sources import open_source
+
+Then = Callable[[Source, Any], None]
+MOST_TRIES = 3
+"""A segment whose worker died so often is what kills them: its source is given up."""
+TICK_S = 1.0
+
+
+def process_across(
+    specs: Sequence[str], out: str, cluster: Cluster, console: Console, settings: Settings = Settings(), most: int | None = None
+) -> list[Summary]:  # fmt: skip
+    """Localize every frame of all sources; results, errors and resuming as in ``realtime.batch.run.process_all``.
+
+    Args:
+        specs: files that every machine can open by this name, or addresses on shared storage.
+        out: folder of this machine, or an address.
+        cluster: where workers are.
+        console: for progress and what a user should know.
+        settings: what is wanted.
+        most: workers; None for as many as there is room for.
+
+    Raises:
+        SightlineError: see there; or no worker can be had.
+    """
+    for spec in specs:
+        if is_shared(spec):
+            continue
+        if not can_be_cut(spec):
+            raise SourceError(f"{spec} cannot be read by several at once: leave --ray away")
+        if not Path(spec).exists():
+            open_source(spec).close()
+    try:
+        return _Across(specs, Store(out), Crew(cluster, most, console), console, settings).run()
+    except OutputError as error:
+        raise OutputError(f"{error}; what is done stays there: mend that and run the same command to go on") from error
+
+
+class _Across:
+    """The loop that waits for results, and says what becomes of each."""
+
+    def __init__(self, specs: Sequence[str], store: Store, crew: Crew, console: Console, settings: Settings) -> None:
+        self._store, self._crew, self._console, self._settings = store, crew, console, settings
+        self._sources = [Source(*item) for item in zip(range(len(specs)), specs, names_of(specs), strict=True)]
+        self._fresh, self._open = deque(self._sources), list[Source]()
+        self._summaries, self._errors = dict[int, Summary](), list[SightlineError]()
+        self._then = dict[Ref, Callable[[Ref], None]]()
+        self._merging, self._merges = ThreadPoolExecutor(1, thread_name_prefix="merge"), dict[int, Future[Summary]]()
+        self._digests = Digests(store)
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn())
+        self._progress = Progress(TextColumn("{task.description}"), *columns, console=console)
+        self._bar = self._progress.add_task("workers open their engine", total=0)
+        self._planned = 0
+
+    def run(self) -> list[Summary]:
+        """All of it."""
+        try:
+            with self._progress:
+                self._digests.fetch()
+                while len(self._summaries) < len(self._sources):
+                    self._step()
+        except KeyboardInterrupt:
+            for source in self._sources:
+                self._summaries.setdefault(source.place, source.told({"frames": 0, "failed": 0, "interrupted": True}))
+        finally:
+            self._merging.shutdown(cancel_futures=True)
+            for source in self._open:
+                source.lock.close()
+        if self._errors and len(self._errors) == len(self._sources):
+            raise self._errors[0]
+        summaries = [self._summaries[place] for place in sorted(self._summaries)]
+        _write_json(self._store.folder / "summary.json", summaries)
+        self._store.put([self._store.folder / "summary.json"])
+        return summaries
+
+    def _step(self) -> None:
+        waiting = sum(len(source.todo) for source in self._open)
+        for ref, new in self._crew.hire(waiting + sum(source.out for source in self._open) + len(self._fresh)).items():
+            self._then[ref] = partial(self._crew.open, new)
+        looking = sum(source.job is None for source in self._open)
+        ready = sum(hand.ready for hand in self._crew.hands)
+        while self._fresh and self._crew.opened and looking < 2 + ready and waiting < 2 * QUEUED * (1 + ready):
+            self._look(self._fresh.popleft())
+            looking += 1
+        while (hand := self._crew.free()) and (source := self._next_for(hand)):
+            self._hand_out(hand, source)
+        for ref in self._crew.cluster.wait(list(self._then), 0.1 if self._merges else TICK_S):
+            self._then.pop(ref)(ref)
+        for place in [place for place, merged in self._merges.items() if merged.done()]:
+            self._merged(self._sources[place], self._merges.pop(place))
+        self._progress.update(self._bar, description=f"{len(self._crew.hands)} workers, {len(self._open)} files")
+
+    def _next_for(self, hand: Hand) -> Source | None:
+        """The source that it worked on last, which is on its machine already; else the one that fewest work on."""
+        sources = [source for source in self._open if source.todo]
+        return min(sources, key=lambda source: (source.name != hand.source, source.out, source.place), default=None)
+
+    def _look(self, source: Source) -> None:
+        """Find out its digest, and then its plan."""
+        self._open.append(source)
+        try:
+            if is_shared(source.spec):
+                source.ident = identity(source.spec)
+                known = self._digests.find(source.name, source.ident)
+                if known is not None:
+                    self._begin(source, known)
+                    return
+        except SourceError as error:
+            self._fail(source, error)
+            return
+        self._ask(source, find_digest, self._begin, source.where)
+
+    def _ask(self, source: Source, function: Callable[..., Any], then: Callable[[Source, Any], None], *arguments: Any) -> None:
+        """Have a task done for a source."""
+
+        def heard(ref: Ref) -> None:
+            try:
+                found = self._crew.cluster.get(ref)
+            except LostError as error:
+                self._fail(source, SourceError(f"{source.spec}: whoever looked through it died: {error}"))
+            except (SourceError, InputError) as error:
+                self._fail(source, error)
+            else:
+                then(source, found)
+
+        self._then[self._crew.cluster.task(function, *arguments)] = heard
+
+    def _begin(self, source: Source, digest: str) -> None:
+        assert self._crew.opened is not None
+        source.digest, out = digest, self._store.folder
+        if source.ident and self._digests.find(source.name, source.ident) is None:
+            self._digests.keep(source.name, source.ident, digest)
+        self._store.get_folder(out / FOLDER / source.name)
+        source.lock.enter_context(alone(out, source.name))
+        source.job = Job(out, source.name, digest, self._crew.opened.settings_digest, self._store.size)
+        if source.job.summary is not None:
+            self._finish(source, {**source.job.summary, "skipped": True})
+        elif source.job.clip is None:
+            self._ask(source, find_plan, self._planned_anew, source.where, digest, self._settings.window, self._settings.whole)
+        else:
+            self._work_on(source)
+
+    def _planned_anew(self, source: Source, clip: Clip) -> None:
+        assert source.job is not None
+        self._store.drop_all_but(source.job.folder, ())
+        source.job.begin(clip)
+        self._store.put([source.job.folder / MANIFEST])
+        self._work_on(source)
+
+    def _work_on(self, source: Source) -> None:
+        assert source.job is not None
+        source.todo.extend(source.job.todo())
+        source.resumed = len(source.clip.segments) - len(source.todo)
+        self._planned += source.clip.selected_frames
+        left = sum(segment.frames for segment in source.todo)
+        self._progress.update(self._bar, total=self._planned, advance=source.clip.selected_frames - left)
+        self._merge_if_done(source)
+
+    def _hand_out(self, hand: Hand, source: Source) -> None:
+        segment = source.todo.popleft()
+        hand.segments.append(segment)
+        hand.source, source.out = source.name, source.out + 1
+        self._then[hand.worker.work(source.clip, segment)] = partial(self._worked, hand, source, segment)
+
+    def _worked(self, hand: Hand, source: Source, segment: Segment, ref: Ref) -> None:
+        """Keep what came of a segment; its record last, which says that it is done."""
+        source.out -= 1
+        try:
+            files: dict[str, bytes] = self._crew.cluster.get(ref)
+            hand.segments.remove(segment)
+        except LostError as error:
+            self._crew.lose(hand)
+            self._again(source, segment, error, hand.blamed is segment)
+            return
+        except OutputError as error:  # its disk is full
+            hand.segments.remove(segment)
+            self._again(source, segment, error, True)
+            return
+        except (SourceError, InputError) as error:
+            hand.segments.remove(segment)
+            self._fail(source, error)
+            return
+        if source.over or source.job is None:
+            return
+        for name in sorted(files, key=lambda name: name.endswith(".json")):
+            with whole_file(source.job.folder / name) as part:
+                part.write_bytes(files[name])
+            self._store.put([source.job.folder / name])
+        self._progress.advance(self._bar, segment.frames)
+        self._merge_if_done(source)
+
+    def _again(self, source: Source, segment: Segment, error: Exception, blamed: bool) -> None:
+        """Another has to do it, unless it seems to be what workers die of."""
+        source.tries[segment.index] += blamed
+        if source.tries[segment.index] < MOST_TRIES:
+            source.todo.appendleft(segment)
+            return
+        at_s = 0.0 if segment.start_pts is None else source.clip.pts_s(segment.start_pts)
+        self._fail(source, SourceError(f"{source.spec}: its part at {at_s:.0f} s was lost {MOST_TRIES} times: {error}"))
+
+    def _merge_if_done(self, source: Source) -> None:
+        if not source.over and not source.todo and not source.out:
+            self._merges[source.place] = self._merging.submit(self._merge, source)
+
+    def _merge(self, source: Source) -> Summary:
+        """On a thread, beside everything else."""
+        job, out, opened = source.job, self._store.folder, self._crew.opened
+        assert job is not None
+        assert opened is not None
+        clip = source.clip
+        if clip.audio:  # it is copied
+            clip = replace(clip, spec=local_path(clip.spec))
+        facts = {**opened.facts, "segments_resumed": source.resumed}
+        summary, files = merge(clip, job.records(), self._settings, job.folder, out, source.name, facts)
+        if self._store.address:
+            summary["files"] = {kind: self._store.name(Path(path)) for kind, path in summary["files"].items()}
+            _write_json(files[-1], summary)
+        self._store.put(files)
+        job.end(out, files, summary)
+        self._store.put([job.folder / MANIFEST])
+        self._store.drop_all_but(job.folder, [MANIFEST])
+        for path in files if self._store.address else ():
+            path.unlink()
+        return summary
+
+    def _merged(self, source: Source, merged: "Future[Summary]") -> None:
+        try:
+            self._finish(source, merged.result())
+        except UnsafeCutError:  # rare: what looks like a key frame is none
+            self._planned -= source.clip.selected_frames
+            self._ask(source, find_plan, self._planned_anew, source.where, source.digest, self._settings.window, True)
+        except (SourceError, InputError) as error:
+            self._fail(source, error)
+
+    def _finish(self, source: Source, summary: Summary) -> None:
+        source.over = True
+        source.lock.close()
+        self._open.remove(source)
+        self._summaries[source.place] = source.told(summary)
+
+    def _fail(self, source: Source, error: SightlineError) -> None:
+        """It is of no use; the others go on."""
+        if source.over:
+            return
+        self._errors.append(error)
+        if source.job is not None and source.job.clip is not None:
+            source.job.discard()
+        source.todo.clear()
+        self._console.print(f"{escape(source.spec)}: {escape(str(error))}", style="red", soft_wrap=True)
+        self._finish(source, {"error": str(error), "frames": 0, "failed": 0, "interrupted": False})
+
+
+def _write_json(path: Path, found: object) -> None:
+    with whole_file(path) as part:
+        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
