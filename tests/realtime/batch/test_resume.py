@@ -55,7 +55,7 @@ def killed(arguments: list[object], out: Path, moments: int, draw: random.Random
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    clip = make_clip(tmp_path / "clip.mp4", seconds=62, sound="aac")
+    clip = make_clip(tmp_path / "clip.mp4", seconds=32, sound="aac")
     finish(begin(clip, "--out", tmp_path / "whole"))
     out = tmp_path / "out"
     process = begin(clip, "--out", out)
