@@ -46,7 +46,7 @@ def plan_chosen(
     """
     clips = [make_plan(spec, "", settings.window) for spec in specs if can_be_cut(spec)]
     if not clips:
-        raise SourceError("--plan measures a minute of video files: name one")
+        raise SourceError("--plan measures a minute of video files of this machine: name one")
     localizer = open_told(choice, console, streams=0, batch=settings.batch)
     with console.status("measuring a minute ..."):
         minute = measure(clips, localizer, settings)
