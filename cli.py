@@ -12,11 +12,7 @@ from rich.console import Console
 from calib import calibrate as calibration
 from calib import certified
 from calib import finetune as finetuning
-from calib.bench import run as benches
-from calib.bench import screen as glass
-from calib.bench.compare import print_comparison
-from calib.bench.plots import plot_bench
-from calib.bench.report import print_bench
+from calib.bench.command import BenchOptions, bench_chosen, takes_bench
 from calib.choose import OPTIONS, DataChoice, load_chosen
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
 from engines.base import SightlineError
@@ -29,6 +25,8 @@ from realtime import doctor as doctors
 from realtime.batch.minute import plan_chosen
 from realtime.batch.scale import Scale, batch_chosen, takes_scale
 from realtime.batch.settings import Settings, takes_settings
+from realtime.follow.following import WHOLE_FRAMES
+from realtime.follow.options import FollowOptions, takes_follow
 from realtime.latency import print_summaries
 from realtime.opening import open_within
 from realtime.options import StreamOptions, takes_stream
@@ -38,7 +36,7 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
-DEFAULT, NO_DATA, AS_USUAL, AS_IS, ONE = Choice(), DataChoice(), StreamOptions(), Settings(), Scale()
+DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED, ONE = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions(), Scale()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -71,16 +69,19 @@ def demo(
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_settings
+@takes_follow
 @takes_scale
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
     out: Annotated[str, typer.Option(help="Folder for the results; with --ray, an address, too.")] = "out",
-    settings: Settings = AS_IS, scale: Scale = ONE, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    settings: Settings = AS_IS, following: FollowOptions = WHOLE_FRAMES, scale: Scale = ONE,
+    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
 
     Exit status 1 where a source was damaged or could not be read, and the others are done.
     """
+    settings, choice = replace(settings, following=following), following.applied(choice)
     if scale.plan:
         plan_chosen(sources, settings, scale, choice, console, as_json)
     else:
@@ -89,17 +90,19 @@ def batch(
 
 @app.command(
     epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33"
-    "   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50"
+    "   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50   ·   sightline stream 0 --follow"
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_stream
+@takes_follow
 def stream(
     sources: Annotated[list[str], typer.Argument(help="Camera numbers, rtsp:// or http(s)://, files, folders, demo:")],
-    options: StreamOptions = AS_USUAL, choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    options: StreamOptions = AS_USUAL, following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
-    localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(sources)))
-    _report([live.stream(sources, localizer, console, options)], as_json)
+    localizer = open_within(following.applied(choice), budget_ms, console, batch=min(options.batch, len(sources)))
+    _report([live.stream(sources, localizer, console, options, following)], as_json)
 
 
 @app.command(
@@ -145,19 +148,21 @@ def finetune(
 @app.command(
     epilog="Examples:  sightline evaluate photos.csv --single --json   ·   sightline evaluate photos.csv --report photos.html"
     "   ·   sightline evaluate --dataset voc2007 --head voc_head.safetensors --classes dog,cat"
+    "   ·   sightline evaluate street_boxes.csv --follow --report street.html"
 )
 @takes_choice(*ENGINE)
 @takes_data
+@takes_follow
 def evaluate(
     chosen: DataChoice = NO_DATA, single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes, and which classes come together, are from.")] = None,
     train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
-    choice: Choice = DEFAULT, as_json: AsJson = False,
+    following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure boxes against the truth, beside constant boxes that need no image; of a published set, its test half."""
-    result = evaluate_chosen(chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console)
+    result = evaluate_chosen(chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console, following)
     if as_json:
         print(json.dumps(result))
 
@@ -215,49 +220,14 @@ def build(
     "   ·   sightline bench compare before.json after.json   ·   sightline bench --screen 0 --seconds 20"
 )
 @takes_choice("weights", "method", "head", "size_px", "backend", "precision")
-def bench(
-    what: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE] | compare A.json B.json", show_default=False, help=(
-        "What to run end to end, demo:300 unless told (a file called compare: ./compare). Or two results of --json to compare."
-    ))] = None,
-    models: Annotated[str, typer.Option("--models", "--model", help="Networks to time; the first one end to end too.")] = (
-        "compact,vgg16"
-    ),
-    seconds: Annotated[float, typer.Option(help="Time limit of each part that has not settled before.", min=0.1)] = 60.0,
-    sizes: Annotated[str, typer.Option(help="Also time the first network at these input sides: 96,128,224.")] = "",
-    batches: Annotated[str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")] = "",
-    plots: Annotated[Path | None, typer.Option(help="Folder for pictures of everything.")] = None,
-    choice: Choice = DEFAULT, as_json: AsJson = False,
-    screen: Annotated[bool, typer.Option("--screen", help=(
-        "Glass to glass: show codes on this screen and watch them through a camera (0 unless told; to try it: loop:100)."
-    ))] = False,
-    across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare what was not measured alike.")] = False,
-) -> None:  # fmt: skip
+@takes_bench
+def bench(options: BenchOptions = AS_TIMED, choice: Choice = DEFAULT, as_json: AsJson = False) -> None:
     """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No outlier is removed.
 
     compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the two runs.
     """
-    source, *others = what or ["0" if screen else "demo:300"]
-    if source == "compare":
-        if print_comparison(others, across_machines, console, as_json):
-            raise typer.Exit(1)
-        return
-    if others:
-        raise SightlineError(
-            f"bench runs one source, not also {others[0]}; to compare two results: bench compare A.json B.json"
-        )
-    if screen:
-        seen = glass.bench_screen(source, benches.choices(models, choice)[0], seconds, console)
-        glass.print_screen(seen, console)
-        if as_json:
-            print(json.dumps(seen))
-        return
-    lists = benches.whole_numbers(sizes, "--sizes"), benches.whole_numbers(batches, "--batches")
-    result, run = benches.bench(source, benches.choices(models, choice), seconds, console, *lists)
-    print_bench(result, console)
-    for picture in plot_bench(result, run, plots) if plots else ():
-        console.print(f"wrote {picture}")
-    if as_json:
-        print(json.dumps(result))
+    if bench_chosen(options, choice, console, as_json):
+        raise typer.Exit(1)
 
 
 @app.command(

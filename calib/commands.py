@@ -1,5 +1,6 @@
 """``fit`` and ``evaluate`` from start to end: labelled images in; head, figures, pictures and reports out."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,19 @@ from calib.baselines import baselines, check_disjoint
 from calib.bench.machine import machine
 from calib.choose import DataChoice, labels_beside, load_chosen
 from calib.cooccurrence import conditional_probabilities
+from calib.datasets import Sample
 from calib.fit import default_features, fit_head
 from calib.report import SUFFIXES, write_report
+from calib.sequence_report import write_sequence_report
+from calib.sequences import follow_sequences, load_sequences, sequences_table
+from calib.sequences import report_of as following_report
 from engines.base import OutputError
 from engines.choose import Choice
 from engines.classifiers import load_classifier
 from engines.files import checked_suffix
+from engines.localizer import Localizer
+from realtime.follow.following import WHOLE_FRAMES
+from realtime.follow.options import FollowOptions
 from realtime.opening import open_told
 
 
@@ -96,8 +104,10 @@ class EvaluateOptions:
     report: Path | None = None
 
 
-def evaluate_chosen(data: DataChoice, options: EvaluateOptions, choice: Choice, console: Console) -> dict[str, Any]:
-    """Measure boxes against the truth, print the figures and write the report.
+def evaluate_chosen(
+    data: DataChoice, options: EvaluateOptions, choice: Choice, console: Console, following: FollowOptions = WHOLE_FRAMES
+) -> dict[str, Any]:
+    """Measure boxes against the truth, print the figures and write the report; of sequences, those that are followed.
 
     Returns:
         The figures, and what they are of.
@@ -107,20 +117,37 @@ def evaluate_chosen(data: DataChoice, options: EvaluateOptions, choice: Choice, 
     """
     if options.report:
         checked_suffix(options.report, SUFFIXES, "report")
-    samples = load_chosen(data, "test")[: options.limit]
+    several = load_sequences(data.data, options.limit) if following.follow and data.data else None
+    samples = several or load_chosen(data, "test")[: options.limit]
     training = load_chosen(labels_beside(data, options.train, options.train_ids), "") if options.train else None
     if training:
         check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
-    localizer = open_told(choice, console)
-    given = conditional_probabilities(training) if training else None
-    constants = baselines(localizer, training)
-    found, cases = evaluation.evaluate(samples, localizer, console, constants, options.single, given)
-    measured, engine = evaluation.print_report(found, cases, data.dataset is not None, console), localizer.engine
+    localizer = open_told(following.applied(choice), console)
+    engine = localizer.engine
     facts = {
         "model": choice.model, "method": choice.method, "head": choice.head or localizer.box_reader,
         "backend": engine.backend, "precision": engine.precision, "machine": machine(),
     }  # fmt: skip
+    if following.follow:
+        return _follow(samples, localizer, following, options.report, f"Following on {data.title}", facts, console)
+    given = conditional_probabilities(training) if training else None
+    constants = baselines(localizer, training)
+    found, cases = evaluation.evaluate(samples, localizer, console, constants, options.single, given)
+    measured = evaluation.print_report(found, cases, data.dataset is not None, console)
     if options.report:
         write_report(options.report, f"Localization on {data.title}", found, cases, localizer, facts)
         console.print(f"wrote {options.report}")
     return {**measured, **facts}
+
+
+def _follow(
+    samples: Sequence[Sample], localizer: Localizer, following: FollowOptions, report: Path | None, title: str,
+    facts: dict[str, str], console: Console,
+) -> dict[str, Any]:  # fmt: skip
+    sequences = follow_sequences(samples, localizer, following, console)
+    found = following_report(sequences)
+    console.print(sequences_table(found))
+    if report:
+        write_sequence_report(report, title, found, sequences, facts)
+        console.print(f"wrote {report}")
+    return {**found, **facts}

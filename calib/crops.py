@@ -25,13 +25,11 @@ from engines.choose import Choice, choose_head
 from engines.classifiers import load_classifier
 from engines.head import Head
 from engines.methods.crops import ENLARGED, CropsEngine, CropSettings, Judge, first_crops, judged, widened
-from engines.methods.regions import box_of
 from engines.shrink import resized
 
 PAIRS, SINGLES, CROPS, CHILDREN = 500, 250, 16, 10
 RIDGE = 1.0
 SEAM_PX = 200
-MOST_HIDDEN = 0.5
 Rows = NDArray[np.float64]
 Image = NDArray[np.uint8]
 Labelled = tuple[Image, Rows]
@@ -95,7 +93,7 @@ def ridge(values: Rows, right: Rows) -> tuple[Rows, float]:
 
 
 def pairs(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> Iterator[Labelled]:
-    """Photos with two objects, mostly of one class, put together of two with one: one side by side, two pasted, and so on."""
+    """Photos with two objects, mostly of one class, put together of two with one: in turns side by side and pasted."""
     by_class: dict[str, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.truths[0].class_name, []).append(sample)
@@ -108,7 +106,7 @@ def pairs(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> It
         if second is first:
             continue
         one, other = ((each.read(), np.array(each.truths[0].box_xyxy_px)) for each in (first, second))
-        pair = side_by_side(one, other, rng) if made % 3 == 0 else pasted(one, other, rng)
+        pair = side_by_side(one, other, rng) if made % 2 == 0 else pasted(one, other, rng)
         if pair is not None:
             made += 1
             yield pair
@@ -134,10 +132,7 @@ def side_by_side(first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.
 
 
 def pasted(first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.random.Generator) -> Labelled | None:
-    """The second object in the first one's photo, near it and about as large, with soft edges, as in a group.
-
-    Where it hides no more than ``MOST_HIDDEN`` of the first one's box, that becomes the box of what is left; else None.
-    """
+    """The second object in the first one's photo, about as large, with soft edges; None where it hides much of the first."""
     image, box = first[0].copy(), first[1]
     x0, y0, x1, y1 = np.clip(np.rint(second[1]), 0, None).astype(int)
     part = second[0][y0:y1, x0:x1]
@@ -147,22 +142,17 @@ def pasted(first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.random
     width, height = round(part.shape[1] * scale), round(part.shape[0] * scale)
     if width >= 0.8 * image.shape[1] or height >= 0.9 * image.shape[0] or min(width, height) < 20:
         return None
-    size = np.array([width, height])
-    centre = (box[:2] + box[2:]) / 2 + rng.uniform(-0.6, 0.6, 2) * (box[2:] - box[:2] + size)
-    x, y = (int(v) for v in np.clip(np.rint(centre - size / 2), 0, np.array(image.shape[1::-1]) - size))
+    x, y = int(rng.integers(image.shape[1] - width + 1)), int(rng.integers(image.shape[0] - height + 1))
+    there = np.array([x, y, x + width, y + height], np.float64)
+    hidden = np.clip(np.minimum(there[2:], box[2:]) - np.maximum(there[:2], box[:2]), 0, None)
+    if np.prod(hidden) > 0.3 * np.prod(box[2:] - box[:2]):
+        return None
     across, down = ((2 * (np.arange(length) + 0.5) / length - 1) ** 4 for length in (width, height))
     opaque = np.clip((1 - np.maximum(across[None], down[:, None])) / 0.15, 0, 1)[..., None]
     under = image[y : y + height, x : x + width]
     resampled = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
     under[:] = np.rint(opaque * resampled + (1 - opaque) * under)
-    seen = np.zeros(image.shape[:2], np.bool_)
-    seen[slice(*np.rint(box[1::2]).astype(int)), slice(*np.rint(box[0::2]).astype(int))] = True
-    before = int(seen.sum())
-    seen[y : y + height, x : x + width] &= opaque[..., 0] < 0.5
-    if seen.sum() < (1 - MOST_HIDDEN) * before:
-        return None
-    visible = box_of(seen) * np.tile(seen.shape[1::-1], 2)
-    return image, np.array([visible, [x, y, x + width, y + height]])
+    return image, np.array([box, there])
 
 
 if __name__ == "__main__":

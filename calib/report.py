@@ -58,12 +58,12 @@ def write_report(
         "quality": quality,
     }  # fmt: skip
     if path.suffix.lower() == ".html":
-        _write_all({path: _rendered("report.html", _embedded, content).encode()})
+        write_all({path: rendered("report.html", embedded, content).encode()})
         return
     folder = path.with_name(f"{path.stem}_files")
     pictures = [shown.picture for group in groups.values() for shown in group] + ([bars] if bars else []) + [quality]
-    text = _rendered("report.md", lambda picture: f"{quote(folder.name)}/{picture.name}", content)
-    _write_all({path: text.encode()} | {folder / picture.name: picture.content for picture in pictures})
+    text = rendered("report.md", lambda picture: f"{quote(folder.name)}/{picture.name}", content)
+    write_all({path: text.encode()} | {folder / picture.name: picture.content for picture in pictures})
 
 
 def example_cases(cases: Sequence[Case]) -> dict[str, list[Case]]:
@@ -86,7 +86,8 @@ def measures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _rendered(template: str, link: Callable[[Picture], str], content: Mapping[str, Any]) -> str:
+def rendered(template: str, link: Callable[[Picture], str], content: Mapping[str, Any]) -> str:
+    """A template of ``assets`` with its content; ``link`` says where a picture is."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=template.endswith(".html"),
@@ -95,7 +96,8 @@ def _rendered(template: str, link: Callable[[Picture], str], content: Mapping[st
     return environment.get_template(template).render(content)
 
 
-def _embedded(picture: Picture) -> str:
+def embedded(picture: Picture) -> str:
+    """A picture as an address that holds it."""
     kind = {"jpg": "jpeg", "png": "png"}[picture.name.rpartition(".")[2]]
     return f"data:image/{kind};base64,{b64encode(picture.content).decode()}"
 
@@ -105,7 +107,7 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", text)
 
 
-def _write_all(contents: Mapping[Path, bytes]) -> None:
+def write_all(contents: Mapping[Path, bytes]) -> None:
     """All are written before any takes its place; the first takes it last, so that a document never lacks its pictures."""
     with ExitStack() as stack:
         for path, content in contents.items():

@@ -1,5 +1,7 @@
 """Arithmetic of boxes, as continuous pixel edges x0, y0, x1, y1."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -29,3 +31,13 @@ def _areas(a_xyxy: ArrayLike, b_xyxy: ArrayLike) -> tuple[NDArray[np.float64], N
         np.prod(np.clip(sides, 0, None), axis=-1) for sides in (high - low, a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2])
     )
     return common, first, second
+
+
+def overlap(a_xyxy: Sequence[float], b_xyxy: Sequence[float]) -> float:
+    """``iou`` of two boxes, in plain Python: in the frame loop, arrays of four numbers cost twenty times as much."""
+    width = min(a_xyxy[2], b_xyxy[2]) - max(a_xyxy[0], b_xyxy[0])
+    height = min(a_xyxy[3], b_xyxy[3]) - max(a_xyxy[1], b_xyxy[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a_xyxy, b_xyxy)]
+    return float(width * height / (sum(areas) - width * height))

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engines.files import whole_file
 from engines.localizer import Localizer
+from realtime.follow.following import WHOLE_FRAMES, Following, opened
+from realtime.follow.options import FollowOptions
 from realtime.governed import Governed
 from realtime.latency import Run, plot_latency
 from realtime.pipeline import run_frames
@@ -24,8 +26,9 @@ Summary = dict[str, Any]
 
 
 def process_all(
-    specs: Sequence[str], out: Path, localizer: Localizer | Governed, console: Console, video: bool = True
-) -> list[Summary]:
+    specs: Sequence[str], out: Path, localizer: Localizer | Governed, console: Console, video: bool = True,
+    following: FollowOptions = WHOLE_FRAMES,
+) -> list[Summary]:  # fmt: skip
     """Localize every frame of each source in turn; see ``process``.
 
     Args:
@@ -34,6 +37,7 @@ def process_all(
         localizer: the engine, or the engines that a budget is held with.
         console: for progress bars.
         video: draw and encode, or only log.
+        following: whether and what to follow.
 
     Returns:
         A summary of each; on Ctrl-C the last is that of the frames so far, with ``interrupted`` true.
@@ -48,13 +52,16 @@ def process_all(
             taken[source.name] += 1
             count = taken[source.name]
             stem = out / (source.name if count == 1 else f"{source.name}_{count}")
-            summaries.append({"source": spec, **process(source, stem, localizer, console, video)})
+            summaries.append({"source": spec, **process(source, stem, localizer, console, video, following)})
         if summaries[-1]["interrupted"]:
             break
     return summaries
 
 
-def process(source: Source, stem: Path, localizer: Localizer | Governed, console: Console, video: bool) -> Summary:
+def process(
+    source: Source, stem: Path, localizer: Localizer | Governed, console: Console, video: bool,
+    following: FollowOptions = WHOLE_FRAMES,
+) -> Summary:  # fmt: skip
     """Localize every frame of an open source.
 
     Writes ``<stem>.mp4`` (with ``video``), ``<stem>.jsonl``, ``<stem>.latency.png`` and ``<stem>.summary.json``; the summary,
@@ -70,7 +77,7 @@ def process(source: Source, stem: Path, localizer: Localizer | Governed, console
             sinks: list[Sink] = [stack.enter_context(JsonlSink(files["log"]))]
             if video:
                 sinks.append(stack.enter_context(VideoSink(files["video"], source.time_base, source.rate_fps)))
-            _run_with_progress(source, localizer, sinks, run, console)
+            _run_with_progress(source, localizer, sinks, run, console, opened(following))
     except KeyboardInterrupt:
         interrupted = True
     if run.total_ms:
@@ -94,11 +101,12 @@ def with_ending(stem: Path, ending: str) -> Path:
 
 
 def _run_with_progress(
-    source: Source, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, console: Console
-) -> None:
+    source: Source, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, console: Console,
+    following: Following | None,
+) -> None:  # fmt: skip
     counts = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), BarColumn(), *counts, console=console) as bar:
         task = bar.add_task(source.name, total=source.frames, fps="")
-        with closing(run_frames(every_frame(source), localizer, sinks, run)) as records:
+        with closing(run_frames(every_frame(source), localizer, sinks, run, following=following)) as records:
             for _ in records:
                 bar.update(task, advance=1, fps=f"{run.fps:.0f} fps")

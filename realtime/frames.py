@@ -46,6 +46,33 @@ class Frame:
     lost: str = ""
 
 
+@dataclass(frozen=True)
+class Track:
+    """What following adds to an answer, see ``realtime.follow``.
+
+    Attributes:
+        state: ``searching`` (nothing is known yet), ``following``, ``widened`` (not sure: a larger window), ``lost``.
+        window_xyxy_px: what the engine saw of the frame.
+        confidence: probability that the box is right (IoU over 0.5).
+        track_id: counts objects from 1; 0 while none is followed.
+        raw_xyxy_px: the box before it was calmed; None where the frame shows nothing.
+    """
+
+    state: str
+    window_xyxy_px: BoxPx
+    confidence: float
+    track_id: int
+    raw_xyxy_px: BoxPx | None
+
+    def row(self) -> dict[str, Any]:
+        """Its part of a log row."""
+        raw = [round(edge, 3) for edge in self.raw_xyxy_px] if self.raw_xyxy_px else None
+        return {
+            "state": self.state, "confidence": round(self.confidence, 4), "track_id": self.track_id,
+            "window": [round(edge) for edge in self.window_xyxy_px], "raw": raw,
+        }  # fmt: skip
+
+
 @dataclass
 class FrameRecord:
     """The ledger's row of one captured frame: what became of it, when, and what each stage took.
@@ -58,6 +85,8 @@ class FrameRecord:
         total_ms: from the start of its reading until it was written.
         rung: the settings that made it, where a governor chooses them.
         followed: the next record is there already and of another source: both can go into one engine call.
+        track: what following knows of it; None without ``--follow``.
+        follower: who follows it, see ``realtime.follow.following``; ``view_px`` is the size of what the engine saw of it.
     """
 
     frame: Frame
@@ -69,6 +98,9 @@ class FrameRecord:
     rung: str = ""
     began_ns: dict[str, int] = field(default_factory=dict)
     followed: bool = False
+    track: Track | None = None
+    follower: Any = None
+    view_px: tuple[int, int] | None = None
 
     @property
     def age_ms(self) -> float:
@@ -104,6 +136,7 @@ class FrameRecord:
             **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
             "total_ms": round(self.total_ms, 4), "rung": self.rung or None,
             **({"detections": [_detection_row(each) for each in several]} if several else {}),
+            **(self.track.row() if self.track else {}),
         }  # fmt: skip
 
 

@@ -10,10 +10,11 @@ from typing import Any, Self
 
 import cv2
 
-from engines.base import OutputError
+from engines.base import InputError, OutputError
 from engines.choose import class_index
 from engines.localizer import ImageBgr
 from realtime.connection import Connection
+from realtime.follow.following import Following
 from realtime.frames import FrameRecord
 from realtime.ledger import Ledger
 from realtime.overlay import HEAT_MAPS, Look
@@ -66,6 +67,7 @@ class Hub:
         class_names: that the network knows.
         settings: at first.
         stop: ends the run.
+        following: of the run; None where nothing is followed.
 
     Attributes:
         closed: the run has ended; nothing more comes.
@@ -73,10 +75,10 @@ class Hub:
 
     def __init__(
         self, connections: list[Connection], ledger: Ledger, class_names: tuple[str, ...], settings: Settings = Settings(),
-        stop: Callable[[], None] = lambda: None,
+        stop: Callable[[], None] = lambda: None, following: Following | None = None,
     ) -> None:  # fmt: skip
         self.connections, self.class_names, self.settings, self.stop = connections, class_names, settings, stop
-        self.ledger = ledger
+        self.ledger, self.following = ledger, following
         self._changed = threading.Condition()
         self._newest: dict[str, Shown] = {}
         self._asked_s = -WATCHED_S
@@ -159,3 +161,16 @@ class Hub:
             ModelError: no class or several fit the name.
         """
         return self.change(class_index=class_index(wanted, self.class_names) if wanted else None).class_index
+
+    def select(self, source: str | None, point: tuple[float, float]) -> None:
+        """Follow what is at a point of the next frame, in shares of its width and height; of the first source if none is named.
+
+        Raises:
+            InputError: nothing is followed in this run, or there is no such source.
+        """
+        if self.following is None:
+            raise InputError("nothing is followed in this run: start it with --follow")
+        names = [each.name for each in self.connections]
+        if source is not None and source not in names:
+            raise InputError(f"there is no source '{source}': there is {', '.join(names)}")
+        self.following.select(source or names[0], point)

@@ -13,6 +13,8 @@ from rich.live import Live as LiveTable
 
 from engines.files import checked_suffix
 from engines.localizer import Localizer
+from realtime.follow.following import WHOLE_FRAMES, opened
+from realtime.follow.options import FollowOptions
 from realtime.governed import Governed
 from realtime.hub import Hub
 from realtime.inbox import Policy
@@ -30,8 +32,9 @@ TABLE_EVERY_S = 0.5
 
 
 def stream(
-    specs: Sequence[str], localizer: Localizer | Governed, console: Console, options: StreamOptions = StreamOptions()
-) -> dict[str, Any]:
+    specs: Sequence[str], localizer: Localizer | Governed, console: Console, options: StreamOptions = StreamOptions(),
+    following: FollowOptions = WHOLE_FRAMES,
+) -> dict[str, Any]:  # fmt: skip
     """Run until all sources have ended, ``options.seconds`` have passed, the window is quit, or Ctrl-C.
 
     Args:
@@ -39,6 +42,7 @@ def stream(
         localizer: the engine, or the engines that a budget is held with; its batch is how many cameras share a call.
         console: shows a rolling table, and a line when a source is lost or back.
         options: all else.
+        following: whether and what to follow.
 
     Returns:
         The summary of the run, with ``captured`` (frames by source), ``connections`` and ``interrupted``.
@@ -54,7 +58,7 @@ def stream(
     feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, told)
     names = [each.name for each in feed.connections]
     ledger = Ledger(names)
-    hub = Hub(feed.connections, ledger, localizer.class_names, stop=feed.stop)
+    hub = Hub(feed.connections, ledger, localizer.class_names, stop=feed.stop, following=opened(following))
     hub.change(
         class_index=localizer.wanted_class, record=options.record,
         heat_map=options.heat_map, alpha=options.alpha, smoothing=options.smoothing,
@@ -66,7 +70,8 @@ def stream(
             console.print(f"watch on {url}", markup=False, soft_wrap=True, highlight=False)
         interrupted = stack.enter_context(_stopping_on_ctrl_c(hub.stop))
         table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
-        loop = run_frames(feed.records(), localizer, sinks, ledger, live=Live(lambda: hub.settings, feed.stop))
+        live = Live(lambda: hub.settings, feed.stop)
+        loop = run_frames(feed.records(), localizer, sinks, ledger, live=live, following=hub.following)
         if options.seconds is not None:
             timer = threading.Timer(options.seconds, hub.stop)
             stack.callback(timer.cancel)

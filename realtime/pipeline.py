@@ -17,6 +17,7 @@ from queue import SimpleQueue
 
 from engines.base import InputError, Ticket
 from engines.localizer import ImageBgr, Localizer
+from realtime.follow.following import Following
 from realtime.frames import FrameRecord
 from realtime.governed import Governed, Pace
 from realtime.hub import Settings
@@ -42,7 +43,7 @@ class Live:
 
 def run_frames(
     records: Records, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, under_way: int = 0,
-    live: Live | None = None,
+    live: Live | None = None, following: Following | None = None,
 ) -> Records:  # fmt: skip
     """Localize, draw and write each frame that is not dropped; yields every record when it is finished, in order.
 
@@ -61,9 +62,12 @@ def run_frames(
         under_way: engine calls at once. 0, for as many as it takes, has the most frames a second. Results are the same.
         live: for live sources, which want each answer soon: one call at once, of the newest frames when the engine is free. A
             frame that cannot be used fails alone, and frames that are under way when the run fails are entered as failed.
+        following: decides what the engine sees of each frame, and what its answer means; None for the whole of it. With several
+            calls under way, a frame's window is chosen before the answers just before it are there.
     """
     most = 1 if live else under_way or localizer.engine.slots
-    half, output = _EngineHalf(records, localizer, run, most, live), Output(sinks, run, live.settings if live else Look)
+    half = _EngineHalf(records, localizer, run, most, live, following)
+    output = Output(sinks, run, live.settings if live else Look)
     call, failed_by = _Call(deque()), None
     run.start()
     try:
@@ -100,7 +104,7 @@ class _Call:
     def under_way(self) -> bool:
         return self.localizer is not None and not self.found_ns
 
-    def collect(self, run: Run) -> None:
+    def collect(self, run: Run, following: Following | None) -> None:
         """Take the answer from the engine, for each of the records."""
         if self.localizer is None:
             return
@@ -109,8 +113,10 @@ class _Call:
         self.found_ns = time.monotonic_ns()
         run.idle_ms["engine"] += (self.found_ns - asked_ns) / 1e6
         for place, record in enumerate(record for record in self.records if record.outcome == "shown"):
-            height, width = record.frame.image_bgr.shape[:2]
+            width, height = record.view_px or record.frame.image_bgr.shape[1::-1]
             record.found = self.localizer.read(outputs, place, width, height)
+            if following is not None:
+                record.found = following.followed(record, record.found)
             record.stages_ms["engine"] = (self.found_ns - self.submitted_ns) / 1e6
 
     def abandon(self) -> None:
@@ -122,8 +128,12 @@ class _Call:
 class _EngineHalf:
     """Keeps the engine busy in a thread of its own, and hands its answers over, in order."""
 
-    def __init__(self, records: Records, chosen: Localizer | Governed, run: Run, most: int, live: Live | None) -> None:
+    def __init__(
+        self, records: Records, chosen: Localizer | Governed, run: Run, most: int, live: Live | None,
+        following: Following | None,
+    ) -> None:  # fmt: skip
         self._records, self._chosen, self._run, self._most, self._live = records, chosen, run, most, live
+        self._following = following
         self._begun: deque[_Call] = deque()
         self._failure: Exception | None = None
         self._more, self._stopped = True, False
@@ -164,7 +174,7 @@ class _EngineHalf:
         pace = Pace(self._run, self._most)
         try:
             while not self._stopped and self._begin_some():
-                self._begun[0].collect(self._run)
+                self._begun[0].collect(self._run, self._following)
                 if self._begun[0].localizer is not None:  # what was dropped keeps no new frame waiting
                     self._taken.acquire()
                 if self._stopped:
@@ -247,7 +257,7 @@ class _EngineHalf:
             InputError: it cannot be used.
         """
         try:
-            image = localizer.prepare(record.frame.image_bgr)
+            image = localizer.prepare(self._following.view(record) if self._following else record.frame.image_bgr)
         except InputError as error:
             if self._live is None:
                 raise

@@ -166,7 +166,7 @@ class _Across:
         if source.job.summary is not None:
             self._finish(source, {**source.job.summary, "skipped": True})
         elif source.job.clip is None:
-            self._ask(source, find_plan, self._planned_anew, source.where, digest, self._settings.window, False)
+            self._ask(source, find_plan, self._planned_anew, source.where, digest, self._settings.window, self._settings.whole)
         else:
             self._work_on(source)
 

@@ -76,7 +76,7 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
         kept, ends, count, spent_s = _decoded(part, settings.every)
         _add(sums, counts, "decode", spent_s, count)
         with TemporaryDirectory(prefix="sightline-") as folder:
-            quiet = Settings(video=False, every=settings.every, batch=settings.batch)
+            quiet = replace(settings, video=False, heat_video=False)
             for name, wanted, read in (("engine", quiet, _Again(kept, ends)), ("whole", settings, read_segment)):
                 start_s = time.perf_counter()
                 for _ in run_segments(part, part.segments, localizer, wanted, Path(folder), read):

@@ -62,4 +62,6 @@ def _schema() -> Any:
         ("source", pa.string()), ("frame", pa.int64()), ("pts_s", pa.float64()), ("pts", pa.int64()),
         ("time_base_num", pa.int64()), ("time_base_den", pa.int64()), ("captured_ns", pa.int64()), ("outcome", pa.string()),
         ("cause", pa.string()), *found, *times, ("rung", pa.string()), ("detections", pa.list_(pa.struct(found))),
+        ("state", pa.string()), ("confidence", pa.float64()), ("track_id", pa.int64()), ("window", pa.list_(pa.int64())),
+        ("raw", pa.list_(pa.float64())),
     ])  # fmt: skip

@@ -104,7 +104,7 @@ def _process(
     if not can_be_cut(spec):
         bars.progress.stop()  # it has its own
         with open_source(spec) as source:
-            summary = direct.process(source, out / name, localizer, console, settings.video)
+            summary = direct.process(source, out / name, localizer, console, settings.video, settings.following)
         bars.progress.start()
         return summary
     bars.look(name)
@@ -136,7 +136,7 @@ def _finish(
 ) -> Summary:
     """Do the segments that are not done, and merge."""
     if job.clip is None:
-        job.begin(make_plan(spec, job.source_digest, settings.window))
+        job.begin(make_plan(spec, job.source_digest, settings.window, settings.whole))
     clip, todo = job.clip, job.todo()
     assert clip is not None  # it was just made
     resumed = len(clip.segments) - len(todo)

@@ -10,6 +10,8 @@ import typer
 from engines.localizer import Localizer
 from engines.options import takes
 from realtime.batch.plan import Window
+from realtime.follow.following import WHOLE_FRAMES
+from realtime.follow.options import FollowOptions
 from realtime.governed import Governed
 
 FORMAT = 1
@@ -26,6 +28,7 @@ class Settings:
         every: only frames whose number is a multiple of it.
         start_s, end_s: the part that is wanted, in seconds since the first frame.
         batch: frames in one engine call.
+        following: whether and what to follow.
     """
 
     video: bool = True
@@ -34,6 +37,12 @@ class Settings:
     start_s: float = 0.0
     end_s: float | None = None
     batch: int = 1
+    following: FollowOptions = WHOLE_FRAMES
+
+    @property
+    def whole(self) -> bool:
+        """Whether a source is one segment: where each frame's answer depends on the frames before it."""
+        return self.following.follow
 
     @property
     def window(self) -> Window:

@@ -12,6 +12,7 @@ from realtime.batch.clip import Clip, Segment
 from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.pieces import Behind, Pieces, strip_frames
 from realtime.batch.settings import Settings
+from realtime.follow.following import opened
 from realtime.frames import Frame, FrameRecord
 from realtime.governed import Governed
 from realtime.inbox import Records
@@ -20,6 +21,8 @@ from realtime.pipeline import run_frames
 from realtime.readers import ahead
 
 READ_AHEAD_FRAMES = 4
+FOLLOWING_CALLS = 2
+"""Under way at once where something is followed: where to look depends on what is known by then, and not on the machine."""
 
 Read = Callable[[Clip, Segment, int], Iterable[Frame | SegmentEnd]]
 """What gives a segment's frames: ``read_segment``, or something that has them from elsewhere."""
@@ -57,7 +60,9 @@ def run_segments(
 
     with _Writer(clip, segments, settings, folder, ends, run, localizer) as writer:
         records = _records(ahead(frames(), READ_AHEAD_FRAMES), ends, localizer.batch)
-        yield from run_frames(records, localizer, writer.sinks, run)
+        following = opened(settings.following)
+        under_way = FOLLOWING_CALLS if following else 0
+        yield from run_frames(records, localizer, writer.sinks, run, under_way, following=following)
         writer.finish_before(None)
 
 

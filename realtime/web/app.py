@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -19,7 +19,10 @@ LONGEST_WAIT_S = 10.0
 
 
 class Changes(BaseModel):
-    """What a viewer may change; see ``realtime.hub.Settings``. ``wanted_class``: a name or index, empty for the likeliest."""
+    """What a viewer may change; see ``realtime.hub.Settings``. ``wanted_class``: a name or index, empty for the likeliest.
+
+    ``point``: of the object to follow, in shares of the picture of ``source``.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,6 +31,8 @@ class Changes(BaseModel):
     heat_map: str | None = Field(None, pattern="^(off|inset|over)$")
     alpha: float | None = Field(None, ge=0, le=1)
     smoothing: float | None = Field(None, ge=0, le=1)
+    point: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] | None = None
+    source: str | None = None
 
 
 class Recording(BaseModel):
@@ -103,7 +108,7 @@ def _add_pictures(app: FastAPI, broadcasts: dict[str, Broadcast]) -> None:
 def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: Path) -> None:
     @app.get("/state")
     def state() -> dict[str, Any]:
-        """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``."""
+        """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``, ``follows`` (a click says what)."""
         return _state(hub, title)
 
     @app.get("/classes")
@@ -115,6 +120,9 @@ def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: 
         given = changes.model_dump(exclude_unset=True, exclude_none=True)
         if "wanted_class" in given:
             hub.look_for(given.pop("wanted_class").strip() or None)
+        source, point = given.pop("source", None), given.pop("point", None)
+        if point is not None:
+            hub.select(source, point)
         if given:
             hub.change(**given)
         return _state(hub, title)
@@ -137,4 +145,4 @@ def _state(hub: Hub, title: Callable[[], str]) -> dict[str, Any]:
         "wanted_class": wanted, "box": now.box, "heat_map": now.heat_map, "alpha": now.alpha, "smoothing": now.smoothing,
         "record": now.record.name if now.record else None,
     }  # fmt: skip
-    return {"title": title(), "sources": sources, "all": rolling, "settings": settings}
+    return {"title": title(), "sources": sources, "all": rolling, "settings": settings, "follows": hub.following is not None}

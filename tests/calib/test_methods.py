@@ -8,7 +8,7 @@ import pytest
 from calib.bench.roofline import count_work
 from calib.datasets import Sample
 from calib.labels import Truth
-from calib.methods import Row, both_found, flop_of, rendered, timing
+from calib.methods import CROPS, Row, both_found, flop_of, rendered, timing
 from engines.classifiers import load_classifier
 from engines.localizer import Localizer
 from engines.methods.choose import search_engine
@@ -24,6 +24,12 @@ def test_searches_cost_what_was_promised(model):
     assert 1 < flop_of("beam", classifier) / one <= 120
 
 
+def test_a_search_over_crops_costs_what_was_promised():
+    classifier = load_classifier("compact")
+    one = count_work(build_scores_graph(classifier, 1)).flop
+    assert 60 < flop_of(CROPS, classifier) / one <= 120
+
+
 def test_the_page_has_a_row_for_each_method_and_a_second_table_for_searches():
     plain = Row(
         "compact", "heuristic", "heuristic: x", {"animals": (0.5, 0.25, 0.75), "raccoon": (0.1, 0.2, 0.3)}, 9.5, 1, 2, 3
@@ -33,14 +39,16 @@ def test_the_page_has_a_row_for_each_method_and_a_second_table_for_searches():
     }
     dam = Row("compact", "dam", "dam: x", plain.sets, 9.5, 2, 20.5, 21.5, {**several, "coco128 classes": 51})
     counts = {"animals": 10, "raccoon": 5, "two animals": 3, "more animals": 4, "coco128": 6}
-    text = rendered({"compact": [asdict(plain), asdict(dam)]}, counts, 2)
+    crops = Row("compact", CROPS, "crops: x", {}, 9.5, 6, 75.9, 60.0, dam.several)
+    text = rendered({"compact": [asdict(plain), asdict(dam), asdict(crops)]}, counts, 2)
     rows = [line for line in text.splitlines() if line.startswith("| compact")]
-    assert len(rows) == 3
+    assert len(rows) == 4
     assert (
         rows[0]
         == "| compact | heuristic | heuristic: x | 50.0 % / 0.250 / 75.0 % | 10.0 % / 0.200 / 30.0 % | 9.5 | 1 | 2.0 | 3.0 |"
     )
-    assert rows[2] == "| compact | dam | 25 % | 50.0 % / 50.0 % | 50.0 % / 50.0 % (51) |"
+    assert rows[2].startswith("| compact | dam | 25 % | 50.0 % / 50.0 % | 50.0 % / 50.0 % (51) | as above")
+    assert rows[3].endswith("| 50.0 % / 50.0 % (51) | 6 / 75.9 / 60.0 |")
     assert "--every 2" in text
 
 

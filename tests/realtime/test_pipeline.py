@@ -309,7 +309,7 @@ def test_live_frames_are_taken_only_when_the_engine_is_free():
             written.append(record.frame.index)
 
     list(run_frames(watched(), Localizer(engine), [Slow()], Run(), under_way=1))
-    assert len(taken) > 3
+    assert len(taken) >= 2
     assert all(under_way == 0 and done >= number - 1 for number, (_, under_way, done) in enumerate(taken))
 
 

@@ -16,6 +16,8 @@ import pytest
 from engines.base import EngineError, OutputError
 from engines.localizer import Localization
 from realtime.connection import Connection
+from realtime.follow.following import Following
+from realtime.follow.options import FollowOptions
 from realtime.frames import Frame, FrameRecord
 from realtime.hub import Hub
 from realtime.ledger import Ledger
@@ -118,6 +120,31 @@ def test_state_tells_of_every_source(hub):
     assert state["settings"] == {
         "wanted_class": None, "box": True, "heat_map": "inset", "alpha": 0.5, "smoothing": 0.0, "record": None,
     }  # fmt: skip
+
+
+def post(url, path, body):
+    connection = http.client.HTTPConnection(urlsplit(url).hostname, urlsplit(url).port, timeout=10)
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    reply = connection.getresponse()
+    answer = json.loads(reply.read())
+    connection.close()
+    return reply.status, answer
+
+
+def test_a_click_says_what_is_followed_where_anything_is(hub):
+    with PageServer(hub, "", LOCAL) as server:
+        assert json.loads(get(server.url, "/state")[1])["follows"] is False
+        status, answer = post(server.url, "/settings", {"point": [0.5, 0.5]})
+        assert (status, "--follow" in answer["error"]) == (400, True)
+        hub.following = Following(FollowOptions(follow=True))
+        assert post(server.url, "/settings", {"point": [0.5, 0.25], "source": "door"})[0] == 200
+        assert post(server.url, "/settings", {"point": [0.5, 1.5]})[0] in (400, 422)
+        assert post(server.url, "/settings", {"point": [0.5, 0.5], "source": "attic"})[0] == 400
+        assert json.loads(get(server.url, "/state")[1])["follows"] is True
+    image = np.random.default_rng(0).integers(0, 255, (100, 200, 3), np.uint8)
+    for name, whole in (("cam", True), ("door", False)):
+        seen = hub.following.view(FrameRecord(Frame(image, name, 0, 0.0, 0, 0.0)))
+        assert (seen.shape == image.shape) is whole
 
 
 def test_a_source_without_pictures_is_waited_for_and_then_told(hub):

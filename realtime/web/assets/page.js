@@ -132,6 +132,8 @@ function takeSettings() {
   if (performance.now() - touched_ms < 1500) return; // what a hand is moving is not pulled from under it
   if (document.activeElement !== by("class")) by("class").value = settings.wanted_class ?? "";
   by("box").checked = settings.box;
+  by("picture").style.cursor = state.follows ? "crosshair" : "";
+  by("picture").title = state.follows ? "click on what is to be followed" : "";
   for (const radio of document.getElementsByName("heat")) radio.checked = radio.value === settings.heat_map;
   for (const name of ["alpha", "smoothing"]) { by(name).value = settings[name]; label(name); }
   by("alpha").parentElement.classList.toggle("idle", settings.heat_map !== "over");
@@ -195,6 +197,12 @@ for (const name of ["alpha", "smoothing"]) {
   };
   by(name).addEventListener("input", () => { touched_ms = performance.now(); label(name); send(); });
 }
+by("picture").addEventListener("click", (event) => {
+  if (!state?.follows) return;
+  const frame = by("picture").getBoundingClientRect();
+  const share = (at, start, length) => Math.min(1, Math.max(0, (at - start) / length));
+  change("settings", { source, point: [share(event.clientX, frame.left, frame.width), share(event.clientY, frame.top, frame.height)] });
+});
 by("record").addEventListener("click", () => change("recording", { on: state.settings.record === null }));
 by("snapshot").addEventListener("click", () => {
   const link = document.createElement("a");

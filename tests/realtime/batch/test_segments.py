@@ -13,6 +13,7 @@ from rich.console import Console
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import OutputError
 from engines.build import build_graph
+from engines.choose import Choice, open_localizer
 from engines.classifiers import load_classifier
 from engines.localizer import Localizer
 from realtime.batch.clip import Clip
@@ -24,9 +25,10 @@ from realtime.batch.plan import Window, digest_of, make_plan
 from realtime.batch.run import process_all
 from realtime.batch.settings import Settings, seconds_of, settings_digest
 from realtime.batch.work import run_segments
+from realtime.follow.options import FollowOptions
 from realtime.readers import ahead, names_of
 from realtime.video import VideoFile
-from tests.realtime.batch.clips import make_clip, rows_of
+from tests.realtime.batch.clips import make_clip, rows_of, table_of
 from tests.realtime.media import write_images
 
 QUIET = Console(quiet=True)
@@ -223,3 +225,20 @@ def test_what_cannot_be_cut_goes_straight_through_beside_what_can(tiny_localizer
     first, second = process_all(["demo:5", str(path)], tmp_path, tiny_localizer, Console(file=io.StringIO()), Settings())
     assert (first["frames"], second["frames"]) == (5, 30)
     assert (tmp_path / "demo.mp4").exists()
+
+
+def test_what_is_followed_is_one_segment_and_the_log_says_how_it_went(tmp_path):
+    """Where to look depends on the frames before; the engine has a head, so that there is a box to follow."""
+    localizer, path = open_localizer(Choice(backend="openvino"), streams=2), make_clip(tmp_path / "clip.mp4", seconds=25)
+    assert len(plan(path).segments) > 1
+    followed = Settings(following=FollowOptions(follow=True))
+    assert settings_digest(followed, localizer) != settings_digest(Settings(), localizer)
+    (summary,) = process_all([str(path)], tmp_path / "out", localizer, QUIET, followed)
+    rows = rows_of(tmp_path / "out" / "clip.jsonl")
+    assert (summary["frames"], len(rows)) == (250, 250)
+    assert {row["state"] for row in rows} <= {"searching", "following", "widened", "lost"}
+    assert any(row["window"] != [0, 0, 160, 120] for row in rows)
+    assert [row["confidence"] for row in table_of(tmp_path / "out" / "clip.parquet")] == [row["confidence"] for row in rows]
+    again = open_localizer(Choice(backend="openvino"), streams=1)
+    process_all([str(path)], tmp_path / "again", again, QUIET, followed)
+    assert rows_of(tmp_path / "again" / "clip.jsonl") == rows, "however many calls the engine could take at once"

@@ -1,0 +1,186 @@
+"""One object, followed: where to look next, what the answer means, how sure that is. Pure: images and answers in, boxes out."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, replace
+
+from engines.boxes import overlap
+from engines.localizer import ImageBgr, Localization
+from realtime.follow.memory import Memory
+from realtime.follow.motion import Map, Motion, Step
+from realtime.follow.trust import Trust, signs_of
+from realtime.frames import BoxPx, Track
+
+SEARCHING, FOLLOWING, WIDENED, LOST = "searching", "following", "widened", "lost"
+HELD = (FOLLOWING, WIDENED)
+SCALE = {SEARCHING: 1.6, FOLLOWING: 1.6, WIDENED: 2.0, LOST: 2.0}
+"""The window is the box, so much larger a side."""
+LEAST_WINDOW_PX = 32
+LEAD_FRAMES = 4
+LOOK_AROUND = {SEARCHING: 8, FOLLOWING: 8, WIDENED: 8, LOST: 2}
+"""The whole frame is looked at in the first few frames, and then in one of so many, so that no better object is missed."""
+SURE, UNSURE, HOPELESS = 0.5, 0.4, 0.15
+PATIENCE_FRAMES = 6
+"""So many boxes in a row that are hopeless, and the object is lost."""
+SHORT_LOSS_S = 2.0
+"""An object that is found again within that time keeps its number."""
+CALM, CALM_IOU, ANOTHER_IOU = 0.3, 0.9, 0.5
+"""The calm box, carried along, goes a third of the way to a new one that is much the same (IoU), all of it to another."""
+
+
+@dataclass
+class _Pending:
+    """A frame whose answer is awaited; ``votes`` of before it, where they are known already; ``chosen`` by the user on it."""
+
+    step: Step
+    window_px: BoxPx
+    whole: bool
+    pts_s: float
+    begun: int
+    votes: Map | None
+    chosen: bool
+
+
+class Follower:
+    """Follows one object through the frames of one source, all of one size.
+
+    ``window`` is called for each frame in turn, ``update`` with each answer, in the same order; several frames may be under
+    way. The windows of those behind are then chosen by what was known when they set out, carried along with the motion.
+
+    Args:
+        width_px, height_px: of the frames.
+        trust: says how sure a box is.
+        selected_px: the box to follow from the first frame on; None for what is found.
+
+    Attributes:
+        state: see ``Track``.
+        track_id: likewise.
+    """
+
+    def __init__(self, width_px: int, height_px: int, trust: Trust, selected_px: BoxPx | None = None) -> None:
+        self.state, self.track_id = SEARCHING, 0
+        self._size_px, self._trust, self._selected_px = (width_px, height_px), trust, selected_px
+        self._motion = Motion(width_px, height_px)
+        self._memory = Memory(self._motion, width_px, height_px)
+        self._settled = self._ahead = self._memory.empty
+        self._pending: deque[_Pending] = deque()
+        self._begun, self._hopeless, self._ids, self._last_sure_s = 0, 0, 0, -math.inf
+        self._calm: BoxPx | None = None
+
+    def choose(self, box_px: BoxPx) -> None:
+        """Follow what lies in this box of the next frame, from there on."""
+        self._selected_px = box_px
+
+    def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx:
+        """Where to look in the next frame: whole pixels, inside it."""
+        step, alone = self._motion.step(image_bgr), not self._pending
+        self._begun = 0 if step.cut or step.blank else self._begun + 1
+        self._ahead, known = self._memory.carried(self._ahead, step, self._near), alone
+        selected, chosen = self._selected_px, self._selected_px is not None and not step.blank
+        if selected is not None and chosen:
+            self._ahead, known, self._begun = self._memory.marked(selected), True, LEAD_FRAMES + 1
+            self._selected_px = None
+        box = self._memory.box(self._ahead, None if chosen else self._near)
+        whole = box is None or self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
+        window = self._around((0.0, 0.0, *self._size_px) if box is None or whole else box)
+        self._pending.append(_Pending(step, window, whole, pts_s, self._begun, self._ahead if known else None, chosen))
+        return window
+
+    def update(self, found: Localization) -> tuple[Localization, Track]:
+        """Take the answer for the oldest frame that is awaited.
+
+        Args:
+            found: as read in the window: box in the window's pixels, map over the window.
+
+        Returns:
+            (the same in the frame's pixels, with the followed box and the map in its place; what following adds).
+        """
+        now = self._pending.popleft()
+        if now.chosen:
+            self._calm, self.state, self._last_sure_s = None, SEARCHING, -math.inf
+        votes = self._memory.carried(self._settled, now.step, self._near) if now.votes is None else now.votes
+        if now.step.blank or found.box_xyxy_px is None:
+            self._settled, confidence, raw = votes, 0.0, None
+        else:
+            said = _moved(found.box_xyxy_px, now.window_px)
+            expected = self._expected(now.step)
+            self._settled = self._memory.voted(votes, found.map_hw, said, now.window_px, now.whole, now.step.moving)
+            raw = self._memory.box(self._settled, self._near) or said
+            self._calm = _calmed(raw, expected)
+            signs = signs_of(
+                self._memory, self._settled, now.step.evidence, self._box, said, expected, found.score, now.begun
+            )  # fmt: skip
+            confidence = self._trust(signs)
+        self._settle(now, confidence)
+        self._ahead = self._settled
+        for later in self._pending:
+            known = later.votes
+            self._ahead = self._memory.carried(self._ahead, later.step, self._near) if known is None else known
+        track = Track(self.state, now.window_px, confidence, self.track_id, raw)
+        map_hw = self._memory.placed(found.map_hw, now.window_px)
+        detections = tuple(replace(one, box_xyxy_px=_moved(one.box_xyxy_px, now.window_px)) for one in found.detections)
+        box = None if self._calm is None else self._box
+        return replace(found, box_xyxy_px=box, map_hw=map_hw, detections=detections), track
+
+    @property
+    def _box(self) -> BoxPx:
+        """The calm box, inside the frame."""
+        assert self._calm is not None
+        width, height = self._size_px
+        x0, y0, x1, y1 = self._calm
+        return max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
+
+    @property
+    def _near(self) -> BoxPx | None:
+        """Where the object was last, unless it was lost."""
+        return self._box if self._calm is not None and self.state != LOST else None
+
+    def _around(self, box_px: BoxPx) -> BoxPx:
+        """The window around a box, shifted into the frame."""
+        edges: list[tuple[int, int]] = []
+        for low, high, size in zip(box_px[:2], box_px[2:], self._size_px, strict=True):
+            length = min(max((high - low) * SCALE[self.state], LEAST_WINDOW_PX), size)
+            start = min(max((low + high - length) / 2, 0), size - length)
+            edges.append((round(start), round(start + length)))
+        (x0, x1), (y0, y1) = edges
+        return float(x0), float(y0), float(x1), float(y1)
+
+    def _expected(self, step: Step) -> BoxPx | None:
+        """The calm box of the last frame, carried along."""
+        if self._calm is None or step.flow is None:
+            return None
+        x, y = self._memory.shift_px(self._settled, step, self._box)
+        x0, y0, x1, y1 = self._calm
+        return x0 + x, y0 + y, x1 + x, y1 + y
+
+    def _settle(self, now: _Pending, confidence: float) -> None:
+        """What state that makes."""
+        active = self.state in HELD
+        self._hopeless = self._hopeless + 1 if confidence < HOPELESS else 0
+        if now.step.blank or (active and (now.step.cut or self._hopeless >= PATIENCE_FRAMES)):
+            self.state = LOST if self._ids else SEARCHING
+        elif confidence >= SURE and (active or now.begun > LEAD_FRAMES):
+            if not active and now.pts_s - self._last_sure_s > SHORT_LOSS_S:
+                self._ids += 1
+            self.state = FOLLOWING
+        elif active and confidence < UNSURE:
+            self.state = WIDENED
+        if self.state in HELD:
+            self._last_sure_s = now.pts_s
+        self.track_id = self._ids if self.state in HELD else 0
+
+
+def _moved(box_px: BoxPx, window_px: BoxPx) -> BoxPx:
+    """From the window's pixels to the frame's."""
+    x, y = window_px[:2]
+    return box_px[0] + x, box_px[1] + y, box_px[2] + x, box_px[3] + y
+
+
+def _calmed(raw_px: BoxPx, expected_px: BoxPx | None) -> BoxPx:
+    """Between where the box should be and where it was found; a box that is elsewhere altogether is taken as it is."""
+    if expected_px is None:
+        return raw_px
+    alike = (overlap(raw_px, expected_px) - ANOTHER_IOU) / (CALM_IOU - ANOTHER_IOU)
+    share = 1 - (1 - CALM) * min(max(alike, 0.0), 1.0)
+    x0, y0, x1, y1 = (then + share * (now - then) for then, now in zip(expected_px, raw_px, strict=True))
+    return x0, y0, x1, y1

@@ -1,0 +1,87 @@
+"""What following can be told, and its command-line options, said once."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import typer
+
+from engines.base import InputError
+from engines.choose import Choice
+from engines.options import takes
+from realtime.frames import BoxPx
+
+POINT_SHARE = 0.3
+"""Of the frame's sides: what is taken for the object around a point, until more is known."""
+
+
+@dataclass(frozen=True)
+class FollowOptions:
+    """See ``realtime.follow.following``.
+
+    Attributes:
+        follow: look where the object was, and carry its box along.
+        min_score: a box less sure than this is not shown: no object.
+        select: ``X0,Y0,X1,Y1`` or ``X,Y``, in pixels of the first frame, or a class.
+    """
+
+    follow: bool = False
+    min_score: float = 0.0
+    select: str | None = None
+    place: tuple[float, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        if not self.follow and (self.min_score or self.select):
+            raise InputError("--min-score and --select are about the object that is followed: add --follow")
+        parts = [part.strip() for part in (self.select or "").split(",")]
+        if len(parts) < 2:
+            return
+        try:
+            place = tuple(float(part) for part in parts)
+        except ValueError:
+            return  # a class: some have commas in their names
+        if len(place) not in (2, 4) or (len(place) == 4 and not (place[0] < place[2] and place[1] < place[3])):
+            raise InputError(f"--select {self.select}: give a box X0,Y0,X1,Y1, a point X,Y, or a class")
+        object.__setattr__(self, "place", place)
+
+    @property
+    def class_name(self) -> str | None:
+        """The class that is selected; None where it is a place, or nothing."""
+        return None if self.place else self.select
+
+    def applied(self, choice: Choice) -> Choice:
+        """The engine's options, with the class that is selected."""
+        return replace(choice, wanted_class=self.class_name) if self.class_name else choice
+
+    def box_in(self, width_px: int, height_px: int) -> BoxPx | None:
+        """The place that is selected, as a box in a frame of that size; None where there is none.
+
+        Raises:
+            InputError: it lies outside.
+        """
+        if not self.place:
+            return None
+        x0, y0, x1, y1 = self.place * (2 if len(self.place) == 2 else 1)
+        if x0 >= width_px or y0 >= height_px or x1 <= 0 or y1 <= 0:
+            raise InputError(f"--select {self.select} lies outside the frame of {width_px}x{height_px} pixels")
+        if len(self.place) == 2:
+            return box_around((x0, y0), width_px, height_px)
+        return max(0.0, x0), max(0.0, y0), min(float(width_px), x1), min(float(height_px), y1)
+
+
+def box_around(point_px: tuple[float, float], width_px: int, height_px: int) -> BoxPx:
+    """What is taken for the object at a point, inside the frame."""
+    (x, y), half_w, half_h = point_px, POINT_SHARE * width_px / 2, POINT_SHARE * height_px / 2
+    return max(0.0, x - half_w), max(0.0, y - half_h), min(float(width_px), x + half_w), min(float(height_px), y + half_h)
+
+
+OPTIONS: dict[str, Any] = {
+    "follow": Annotated[bool, typer.Option("--follow", help="Look where the object was: finds small ones, calms the box.")],
+    "min_score": Annotated[
+        float, typer.Option(help="With --follow: no box where it is less sure; 0.8 is right 8 times in 10.", min=0, max=1)
+    ],
+    "select": Annotated[
+        str | None, typer.Option(help="With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.")
+    ],
+}
+takes_follow = takes("following", FollowOptions, OPTIONS)
+"""A command's parameter ``following`` becomes one option for each of these."""

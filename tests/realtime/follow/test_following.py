@@ -1,0 +1,80 @@
+"""Following in the frame loop, and what it can be told."""
+
+import json
+
+import pytest
+
+from engines.backends.mock import MockEngine
+from engines.base import InputError
+from engines.choose import Choice
+from engines.localizer import Localizer
+from realtime.follow.following import Following, opened
+from realtime.follow.options import FollowOptions
+from realtime.latency import Run
+from realtime.pipeline import run_frames
+from realtime.readers import every_frame
+from realtime.sinks import JsonlSink
+from realtime.sources import open_source
+from tests.realtime.media import SQUARE_PX, write_video
+
+
+def logged(path, options, slots=1):
+    engine = Localizer(MockEngine(96, slots=slots))
+    with open_source(str(write_video(path / "clip.mp4", 24))) as source, JsonlSink(path / "log.jsonl") as log:
+        for record in run_frames(every_frame(source), engine, [log], Run(), following=opened(options)):
+            assert record.outcome == "shown"
+    return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_each_row_says_where_was_looked_and_how_sure_that_made(slots, tmp_path):
+    rows = logged(tmp_path, FollowOptions(follow=True), slots)
+    assert [row["frame"] for row in rows] == list(range(24))
+    for row in rows[10:]:
+        left = 4 + 3 * row["frame"]
+        assert (row["x0"], row["y0"], row["x1"], row["y1"]) == pytest.approx((left, 30, left + SQUARE_PX, 54), abs=6)
+        assert 0 <= row["confidence"] <= 1
+        assert len(row["raw"]) == len(row["window"]) == 4
+    assert rows[0]["window"] == [0, 0, 128, 96]
+    assert any(row["window"] != [0, 0, 128, 96] for row in rows[6:])
+    assert {row["state"] for row in rows} <= {"searching", "following", "widened", "lost"}
+
+
+def test_it_abstains_where_it_is_not_sure_enough(tmp_path):
+    rows = logged(tmp_path, FollowOptions(follow=True, min_score=1.0))
+    assert all(row["x0"] is None and row["outcome"] == "shown" for row in rows)
+
+
+def test_without_follow_rows_are_as_they_were(tmp_path):
+    assert not {"state", "window", "confidence", "track_id", "raw"} & set(logged(tmp_path, FollowOptions())[0])
+    assert opened(FollowOptions()) is None
+    assert isinstance(opened(FollowOptions(follow=True)), Following)
+
+
+def test_what_can_be_selected():
+    assert FollowOptions(True, select="10, 20,30,40").box_in(100, 100) == (10, 20, 30, 40)
+    assert FollowOptions(True, select="50,50").box_in(100, 200) == (35, 20, 65, 80)
+    assert FollowOptions(True, select="95,50").box_in(100, 100) == (80, 35, 100, 65)
+    assert FollowOptions(True).box_in(100, 100) is None
+    named = FollowOptions(True, select="tabby, tabby cat")
+    assert named.box_in(100, 100) is None
+    assert named.applied(Choice()).wanted_class == "tabby, tabby cat"
+    assert FollowOptions(True, select="1,2").applied(Choice()).wanted_class is None
+
+
+@pytest.mark.parametrize("select", ["1,2,3", "30,20,10,40", "1,2,3,4,5"])
+def test_a_place_that_is_none_is_refused(select):
+    with pytest.raises(InputError, match="--select"):
+        FollowOptions(True, select=select)
+
+
+@pytest.mark.parametrize("select", ["200,50", "120,10,180,40"])
+def test_a_place_outside_the_frame_is_refused(select):
+    with pytest.raises(InputError, match="outside"):
+        FollowOptions(True, select=select).box_in(100, 100)
+
+
+@pytest.mark.parametrize("options", [{"min_score": 0.5}, {"select": "cat"}])
+def test_options_of_following_need_follow(options):
+    with pytest.raises(InputError, match="--follow"):
+        FollowOptions(**options)
