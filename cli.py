@@ -36,7 +36,8 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
-DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED, ONE = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions(), Scale()
+DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions()
+ONE = Scale()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 
 Budget = Annotated[
@@ -74,8 +75,8 @@ def demo(
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
     out: Annotated[str, typer.Option(help="Folder for the results; with --ray, an address, too.")] = "out",
-    settings: Settings = AS_IS, following: FollowOptions = WHOLE_FRAMES, scale: Scale = ONE,
-    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
+    settings: Settings = AS_IS, following: FollowOptions = WHOLE_FRAMES, scale: Scale = ONE, choice: Choice = DEFAULT,
+    budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
 
