@@ -46,7 +46,7 @@ def plan_chosen(
     """
     clips = [make_plan(spec, "", settings.window) for spec in specs if can_be_cut(spec)]
     if not clips:
-        raise SourceError("--plan measures a minute of video files: name one")
+        raise SourceError("--plan measures a minute of video files of this machine: name one")
     localizer = open_told(choice, console, streams=0, batch=settings.batch)
     with console.status("measuring a minute ..."):
         minute = measure(clips, localizer, settings)
@@ -76,7 +76,7 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
         kept, ends, count, spent_s = _decoded(part, settings.every)
         _add(sums, counts, "decode", spent_s, count)
         with TemporaryDirectory(prefix="sightline-") as folder:
-            quiet = Settings(video=False, every=settings.every, batch=settings.batch)
+            quiet = replace(settings, video=False, heat_video=False)
             for name, wanted, read in (("engine", quiet, _Again(kept, ends)), ("whole", settings, read_segment)):
                 start_s = time.perf_counter()
                 for _ in run_segments(part, part.segments, localizer, wanted, Path(folder), read):
