@@ -45,7 +45,7 @@ def write_report(
     )
     worked = sum(tally.outcomes.values())
     facts = {
-        "network": f"{summary['backend']} {summary['precision']}, {summary['size_px']} px",
+        "engine": f"{summary['backend']} {summary['precision']}, {summary['size_px']} px",
         "processor": ", ".join(summary["devices"]), "picture": f"{clip.width_px} x {clip.height_px}",
         "length": clock(float(clip.frames / clip.rate_fps)), "sound": ", ".join(clip.audio) or "none",
         "segments": str(len(clip.segments)),
