@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from calib.evaluate import Case
 from calib.pictures import Picture, case_picture, class_bars, quality_plot
 from engines.files import checked_suffix, whole_file
 from engines.localizer import Localizer
+from realtime.documents import templates
 
 SUFFIXES = (".html", ".md")
 CASES_PER_GROUP = 4
@@ -88,10 +87,7 @@ def measures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def rendered(template: str, link: Callable[[Picture], str], content: Mapping[str, Any]) -> str:
     """A template of ``assets`` with its content; ``link`` says where a picture is."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=template.endswith(".html"),
-    )  # fmt: skip
+    environment = templates(TEMPLATES, escape=template.endswith(".html"))
     environment.filters |= {"percent": lambda share: f"{100 * share:.1f} %", "plain": _plain, "link": link}
     return environment.get_template(template).render(content)
 

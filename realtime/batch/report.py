@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from engines.files import whole_file
 from realtime.batch.clip import Clip
 from realtime.batch.tally import Tally
+from realtime.documents import templates
 from realtime.latency import STAGES
 from realtime.overlay import clock
 
@@ -40,9 +40,6 @@ def write_report(
     Raises:
         OutputError: it cannot be written.
     """
-    environment = Environment(
-        loader=FileSystemLoader(ASSETS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
-    )
     worked = sum(tally.outcomes.values())
     facts = {
         "engine": f"{summary['backend']} {summary['precision']}, {summary['size_px']} px",
@@ -50,7 +47,7 @@ def write_report(
         "length": clock(float(clip.frames / clip.rate_fps)), "sound": ", ".join(clip.audio) or "none",
         "segments": str(len(clip.segments)),
     }  # fmt: skip
-    page = environment.get_template("report.html").render(
+    page = templates(ASSETS).get_template("report.html").render(
         title=title, summary=summary, facts=facts, clip=clip, worked=worked, strip=strip, clock=clock,
         curves=b64encode(_curves(tally)).decode(), latency=b64encode(latency_plot.read_bytes()).decode(),
         video=quote(Path(summary["files"]["video"]).name) if "video" in summary["files"] else "",
