@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -117,6 +116,8 @@ def table_of(found: Calibration) -> Table:
 
 def plot_layers(found: Found, path: Path, network: str) -> None:
     """Bars: what each layer alone in 8 bits takes from the map's correlation and the box's overlap, in network order."""
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+
     by_layer, kept = found.calibration.by_layer, found.calibration.quantization.kept
     figure = Figure(figsize=(9, 1.2 + 0.22 * len(by_layer)), layout="constrained")
     axes = figure.subplots()
