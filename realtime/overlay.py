@@ -102,7 +102,9 @@ def draw(
         canvas = image_bgr.copy()
     unit = max(1, round(min(height, width) / 240))
     if look.heat_map == "inset" and heat.size:
-        _draw_inset(canvas, heat, unit)
+        plate_w, plate_h = _plate_px(status, unit) if status else (0, 0)
+        meets = plate_w > width - heat.shape[1] - 6 * unit
+        _draw_inset(canvas, heat, unit, plate_h if meets and plate_h + heat.shape[0] + 6 * unit < height else 0)
     if truth_xyxy_px is not None:
         _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
     if look.box:
@@ -155,10 +157,11 @@ def clock(seconds: float) -> str:
     return f"{'-' if seconds < 0 and hundredths else ''}{long}:{rest:02}.{hundredths % 100:02}"
 
 
-def _draw_inset(canvas: ImageBgr, inset: ImageBgr, unit: int) -> None:
+def _draw_inset(canvas: ImageBgr, inset: ImageBgr, unit: int, lift_px: int) -> None:
+    """In the lower right corner, so much higher where a line of text needs the room."""
     height, width = inset.shape[:2]
     margin = 3 * unit
-    y, x = canvas.shape[0] - height - margin, canvas.shape[1] - width - margin
+    y, x = canvas.shape[0] - height - margin - lift_px, canvas.shape[1] - width - margin
     canvas[y : y + height, x : x + width] = inset
     cv2.rectangle(canvas, (x - 1, y - 1), (x + width, y + height), TEXT_BGR, unit)
 
@@ -175,11 +178,23 @@ def _rectangle(canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int
 
 def _text(canvas: ImageBgr, text: str, corner: tuple[float, float], unit: int, back: tuple[int, int, int]) -> None:
     """White on a plate above the given corner, moved into the frame where it would leave it."""
-    letters = min(unit, 2) * (max(unit, 2) / 2) ** 0.75  # on a large picture as legible, but not as loud
-    scale, thickness, pad = 0.42 * letters, max(1, round(0.8 * letters)), 2 * unit
-    (width, height), base = cv2.getTextSize(text, FONT, scale, thickness)
-    plate_h = height + base + pad
-    x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - width - 2 * pad)))
+    scale, thickness, pad = _letters(unit)
+    (_, height), _ = cv2.getTextSize(text, FONT, scale, thickness)
+    plate_w, plate_h = _plate_px(text, unit)
+    x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - plate_w)))
     y = int(np.clip(corner[1] - plate_h, 0, max(0, canvas.shape[0] - plate_h)))
-    cv2.rectangle(canvas, (x, y), (x + width + 2 * pad, y + plate_h), back, cv2.FILLED)
+    cv2.rectangle(canvas, (x, y), (x + plate_w, y + plate_h), back, cv2.FILLED)
     cv2.putText(canvas, text, (x + pad, y + height + pad // 2), FONT, scale, TEXT_BGR, thickness, cv2.LINE_AA)
+
+
+def _letters(unit: int) -> tuple[float, int, int]:
+    """(scale, thickness, space around): on a large picture as legible, but not as loud."""
+    letters = min(unit, 2) * (max(unit, 2) / 2) ** 0.75
+    return 0.42 * letters, max(1, round(0.8 * letters)), 2 * unit
+
+
+def _plate_px(text: str, unit: int) -> tuple[int, int]:
+    """(width, height) of the plate that a text is on."""
+    scale, thickness, pad = _letters(unit)
+    (width, height), base = cv2.getTextSize(text, FONT, scale, thickness)
+    return width + 2 * pad, height + base + pad

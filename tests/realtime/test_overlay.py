@@ -13,7 +13,7 @@ from engines.localizer import Localization, Localizer
 from realtime.frames import Frame
 from realtime.hub import Settings
 from realtime.latency import Run as RunTimes
-from realtime.overlay import PREDICTED_BGR, Look, Painter, draw
+from realtime.overlay import PREDICTED_BGR, TEXT_BGR, Look, Painter, draw
 from realtime.pipeline import Live, run_frames
 from realtime.readers import every_frame
 from realtime.sinks import JsonlSink
@@ -167,3 +167,15 @@ class Kept:
 
 def shots(count):
     return [(f"{i}.png", lambda i=i: cv2.imencode(".png", picture(i))[1].tobytes()) for i in range(count)]
+
+
+def test_a_long_line_and_the_heat_map_make_room_for_each_other():
+    image = np.full((240, 320, 3), 128, np.uint8)
+    short, long = "cam 1", "cam 1   2.8 ms   following 1 0.75   and more"
+    plain = draw(image, found(), status=short, look=Look(box=False))
+    lifted = draw(image, found(), status=long, look=Look(box=False))
+    alone = draw(image, found(), look=Look(box=False))
+    assert (plain[:, 200:] == alone[:, 200:]).all(), "a short line leaves it where it is"
+    rows = [np.flatnonzero((picture[:, 316] == TEXT_BGR).all(axis=1)) for picture in (alone, lifted)]
+    assert 0 < rows[0][0] - rows[1][0] < 40, "the white frame stands higher"
+    assert len(rows[0]) == len(rows[1]), "and is whole"
