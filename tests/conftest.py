@@ -49,3 +49,13 @@ def squeezenet(data: Path) -> str:
 def tiny_localizer() -> Localizer:
     """The compact network with random weights at 64 px: fast, and no shipped file is needed."""
     return Localizer(OpenVinoEngine(build_graph(load_classifier("compact", "random", 64)), "fp32"))
+
+
+@pytest.fixture
+def labelled_photo(tmp_path: Path) -> Path:
+    """A label file of one photo."""
+    from tests.realtime.media import write_images
+
+    write_images(tmp_path / "photos", 1)
+    (tmp_path / "photos.csv").write_text("file,class,x0,y0,x1,y1\nshot 8.png,cat,4,30,28,54\n")
+    return tmp_path / "photos.csv"

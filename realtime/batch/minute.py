@@ -199,8 +199,8 @@ def told(minute: Minute, found: Estimate) -> list[str]:
         f"on {found.machines:,}: {found.hours:,.1f} hours, {found.fps:,.0f} frames/s, limited by {found.limit}; "
         f"{found.network_gbit:.2f} Gbit/s to and from storage",
         f"storage: {1e3 * found.in_tb:,.1f} GB of sources, {1e3 * found.out_tb:,.1f} GB of results",
-        f"{NETWORK_GBIT:g} Gbit/s of storage are enough for {found.network_machines:,} machines, one process that merges for "
-        f"{found.merge_machines:,}: {'one batch' if found.drivers == 1 else f'split it into {found.drivers} batches'} will do",
+        f"{NETWORK_GBIT:g} Gbit/s of storage serve {found.network_machines:,} machines, one command merges for "
+        f"{found.merge_machines:,}: {'one batch will do' if found.drivers == 1 else f'split it into {found.drivers} batches'}",
     ]
 
 
