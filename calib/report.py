@@ -56,12 +56,27 @@ def write_report(
         "title": title, "report": report, "rows": measures(report), "facts": facts, "bars": bars, "groups": groups,
         "quality": quality,
     }  # fmt: skip
+    pictures = [shown.picture for group in groups.values() for shown in group] + ([bars] if bars else []) + [quality]
+    write_document(path, "report", content, pictures)
+
+
+def write_document(path: Path, template: str, content: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
+    """Write one HTML file that holds its pictures, or Markdown with them in a folder beside it, as the name's ending says.
+
+    Args:
+        path: ``.html`` or ``.md``.
+        template: of ``assets``, without ending.
+        content: for the template.
+        pictures: all that the content names.
+
+    Raises:
+        OutputError: a file cannot be written; none is left.
+    """
     if path.suffix.lower() == ".html":
-        write_all({path: rendered("report.html", embedded, content).encode()})
+        write_all({path: rendered(f"{template}.html", embedded, content).encode()})
         return
     folder = path.with_name(f"{path.stem}_files")
-    pictures = [shown.picture for group in groups.values() for shown in group] + ([bars] if bars else []) + [quality]
-    text = rendered("report.md", lambda picture: f"{quote(folder.name)}/{picture.name}", content)
+    text = rendered(f"{template}.md", lambda picture: f"{quote(folder.name)}/{quote(picture.name)}", content)
     write_all({path: text.encode()} | {folder / picture.name: picture.content for picture in pictures})
 
 

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import cv2
 import numpy as np
 
 from calib.metrics import CORLOC_IOU
 from calib.pictures import Picture, outline, plain
-from calib.report import SUFFIXES, embedded, rendered, write_all
+from calib.report import SUFFIXES, write_document
 from calib.sequences import SUCCESS_IOUS, Followed
 from engines.boxes import overlap
 from engines.files import checked_suffix
@@ -41,13 +40,8 @@ def write_sequence_report(
         "title": title, "report": report, "facts": facts, "shown": shown, "curves": curves(report, sequences),
         "shades": SHADES,
     }  # fmt: skip
-    if path.suffix.lower() == ".html":
-        write_all({path: rendered("sequences.html", embedded, content).encode()})
-        return
-    folder = path.with_name(f"{path.stem}_files")
     pictures: list[Picture] = [content["curves"], *(each[kind] for each in shown for kind in ("plot", "strip"))]
-    text = rendered("sequences.md", lambda picture: f"{quote(folder.name)}/{quote(picture.name)}", content)
-    write_all({path: text.encode()} | {folder / picture.name: picture.content for picture in pictures})
+    write_document(path, "sequences", content, pictures)
 
 
 def film_strip(sequence: Followed) -> Picture:

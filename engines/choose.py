@@ -129,8 +129,8 @@ def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, Judg
     if choice.method != "beam" or choice.objects == 1 or choice.head or choice.layer or not path.exists():
         return None
     judge = load_judge(path)
-    for head in shipped_heads(judge.network).values():
-        if head.digest == judge.head and head.network == classifier.digest:
+    for head in shipped_heads(classifier.digest).values():
+        if (head.network, head.digest) == (judge.network, judge.head):
             return head, judge
     return None
 

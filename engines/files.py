@@ -1,5 +1,6 @@
 """Writing files whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,3 +36,13 @@ def checked_suffix(path: Path, allowed: Sequence[str], what: str) -> None:
     """
     if path.suffix.lower() not in allowed:
         raise OutputError(f"{what} {path}: the name must end in {' or '.join(allowed)}; rename it")
+
+
+def write_json(path: Path, found: object) -> None:
+    """Write something as indented JSON, whole or not at all.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    with whole_file(path) as part:
+        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

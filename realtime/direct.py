@@ -1,7 +1,5 @@
 """A source straight through: every frame into an annotated video, a log, a latency plot and a summary; nothing to resume."""
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -10,14 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from engines.files import whole_file
+from engines.files import write_json
 from engines.localizer import Localizer
 from realtime.follow.following import WHOLE_FRAMES, Following, opened
 from realtime.follow.options import FollowOptions
 from realtime.governed import Governed
 from realtime.latency import Run, plot_latency
 from realtime.pipeline import run_frames
-from realtime.readers import every_frame
+from realtime.readers import every_frame, names_of
 from realtime.sinks import JsonlSink, Sink, VideoSink
 from realtime.sources import open_source
 from realtime.video import Source
@@ -45,14 +43,10 @@ def process_all(
     Raises:
         SightlineError: a source cannot be read to its end or a result cannot be written; nothing of that source is left.
     """
-    taken: Counter[str] = Counter()
     summaries: list[Summary] = []
-    for spec in specs:
+    for spec, name in zip(specs, names_of(specs), strict=True):
         with open_source(spec) as source:
-            taken[source.name] += 1
-            count = taken[source.name]
-            stem = out / (source.name if count == 1 else f"{source.name}_{count}")
-            summaries.append({"source": spec, **process(source, stem, localizer, console, video, following)})
+            summaries.append({"source": spec, **process(source, out / name, localizer, console, video, following)})
         if summaries[-1]["interrupted"]:
             break
     return summaries
@@ -90,8 +84,7 @@ def process(
         "device": engine.device, "size_px": localizer.size_px, "files": {kind: str(path) for kind, path in files.items()},
         **(localizer.summary() if isinstance(localizer, Governed) else {}),
     }  # fmt: skip
-    with whole_file(files["summary"]) as part:
-        part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(files["summary"], summary)
     return summary
 
 

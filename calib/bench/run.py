@@ -115,9 +115,7 @@ def variants(classifier: Classifier, choice: Choice) -> dict[str, Variant]:
     head, objective = choose_head(choice, classifier), objective_of(choice.method)
     best, spec = best_precision(), head.spec if head else MapSpec(objective)
     deep = head if spec.layer == PIXELS else Heuristic(MapSpec(objective))
-    ranges = choose_quantization(replace(choice, precision="auto"), classifier, spec) or rough_quantization(
-        classifier, objective
-    )
+    ranges = quantization_for_timing(choice, classifier, spec)
     shallow, pixels = (partial(build_graph, classifier, head=each) for each in (head, deep))
     rows = {
         f"Sightline int8, to {spec.layer}": (shallow(quantization=ranges), "int8"),

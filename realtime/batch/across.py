@@ -4,7 +4,6 @@ The same segments and the same ``run_segments`` as on one machine, so the result
 the same manifests: either goes on where the other was killed.
 """
 
-import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from engines.base import InputError, OutputError, SightlineError, SourceError
-from engines.files import whole_file
+from engines.files import whole_file, write_json
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.crew import QUEUED, Cluster, Crew, Hand, LostError, Ref
 from realtime.batch.job import FOLDER, MANIFEST, Job, alone
@@ -99,7 +98,7 @@ class _Across:
         if self._errors and len(self._errors) == len(self._sources):
             raise self._errors[0]
         summaries = [self._summaries[place] for place in sorted(self._summaries)]
-        _write_json(self._store.folder / "summary.json", summaries)
+        write_json(self._store.folder / "summary.json", summaries)
         self._store.put([self._store.folder / "summary.json"])
         return summaries
 
@@ -244,7 +243,7 @@ class _Across:
         summary, files = merge(clip, job.records(), self._settings, job.folder, out, source.name, facts)
         if self._store.address:
             summary["files"] = {kind: self._store.name(Path(path)) for kind, path in summary["files"].items()}
-            _write_json(files[-1], summary)
+            write_json(files[-1], summary)
         self._store.put(files)
         job.end(out, files, summary)
         self._store.put([job.folder / MANIFEST])
@@ -278,8 +277,3 @@ class _Across:
         source.todo.clear()
         self._console.print(f"{escape(source.spec)}: {escape(str(error))}", style="red", soft_wrap=True)
         self._finish(source, {"error": str(error), "frames": 0, "failed": 0, "interrupted": False})
-
-
-def _write_json(path: Path, found: object) -> None:
-    with whole_file(path) as part:
-        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

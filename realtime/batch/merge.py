@@ -1,13 +1,12 @@
 """From a clip's finished segments to its results: nothing else goes into them but the source's sound."""
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from engines.base import SourceError
-from engines.files import whole_file
+from engines.files import write_json
 from realtime.batch.clip import Clip
 from realtime.batch.join import join_pieces
 from realtime.batch.report import plot_latency, write_report
@@ -63,8 +62,7 @@ def merge(
     summary = _summary(clip, records, tally, facts, files)
     strip = [picture for record in records for picture in record["strip"]]
     write_report(files["report"], name, clip, summary, tally, strip, files["latency_plot"])
-    with whole_file(files["summary"]) as part:
-        part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(files["summary"], summary)
     return summary, list(files.values())
 
 

@@ -1,6 +1,5 @@
 """A batch: source after source, segment after segment. What is done already is not done again; what breaks is told."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from engines.base import InputError, OutputError, SourceError
-from engines.files import whole_file
+from engines.files import write_json
 from engines.localizer import Localizer
 from realtime import direct
 from realtime.batch.job import Job, alone
@@ -93,8 +92,7 @@ def process_all(
                 break
     if errors and len(errors) == len(specs):
         raise errors[0]
-    with whole_file(out / "summary.json") as part:
-        part.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "summary.json", summaries)
     return summaries
 
 
