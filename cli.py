@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from calib import calibrate as calibration
-from calib import certified
-from calib import finetune as finetuning
 from calib.bench.command import BenchOptions, bench_chosen, takes_bench
-from calib.choose import OPTIONS, DataChoice, load_chosen
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
+from calib.data.choose import OPTIONS, DataChoice, load_chosen
+from calib.heads import finetune as finetuning
+from calib.precision import calibrate as calibration
+from calib.precision import certified
 from engines.base import SightlineError
 from engines.choose import Choice, build_chosen
 from engines.classifiers import load_classifier

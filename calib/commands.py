@@ -7,18 +7,18 @@ from typing import Any
 
 from rich.console import Console
 
-from calib import curve as curves
-from calib import evaluate as evaluation
-from calib.baselines import baselines, check_disjoint
 from calib.bench.machine import machine
-from calib.choose import DataChoice, labels_beside, load_chosen
-from calib.cooccurrence import conditional_probabilities
-from calib.datasets import Sample
-from calib.fit import default_features, fit_head
-from calib.report import SUFFIXES, write_report
-from calib.sequence_report import write_sequence_report
-from calib.sequences import follow_sequences, load_sequences, sequences_table
-from calib.sequences import report_of as following_report
+from calib.data.choose import DataChoice, labels_beside, load_chosen
+from calib.data.datasets import Sample
+from calib.evaluation import evaluate as evaluation
+from calib.evaluation.baselines import baselines, check_disjoint
+from calib.evaluation.cooccurrence import conditional_probabilities
+from calib.evaluation.report import SUFFIXES, write_report
+from calib.evaluation.sequence_report import write_sequence_report
+from calib.evaluation.sequences import follow_sequences, load_sequences, sequences_table
+from calib.evaluation.sequences import report_of as following_report
+from calib.heads import curve as curves
+from calib.heads.fit import default_features, fit_head
 from engines.base import OutputError
 from engines.choose import Choice
 from engines.classifiers import load_classifier
@@ -35,7 +35,7 @@ class FitOptions:
 
     Attributes:
         out: head to write.
-        kind, per_class: see ``calib.fit.fit_head``.
+        kind, per_class: see ``calib.heads.fit.fit_head``.
         curve: picture of the learning curve to draw.
         curve_on, curve_ids: labels it is measured on, and which of them; None for a fifth of the data.
     """

@@ -34,7 +34,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(scope="session")
 def photos(data: Path) -> list[np.ndarray]:
     """Twelve real photos of the training split, flat and busy ones among them."""
-    from calib.datasets import load_dataset
+    from calib.data.datasets import load_dataset
 
     return [sample.read() for sample in load_dataset(data / "animal_pose_voc" / "train.csv")[:12]]
 

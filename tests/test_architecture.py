@@ -13,7 +13,7 @@ PACKAGES = ("engines", "realtime", "calib")
 ALLOWED = {"engines": {"engines"}, "realtime": {"engines", "realtime"}, "calib": {"engines", "realtime", "calib"}}
 TORCH_FILES = {
     "engines/backends/torch.py", "engines/backends/torch_cuda.py", "engines/backends/torch_networks.py", "engines/weights.py",
-    "calib/optimise.py", "calib/train.py", "calib/bench/torch_peers.py",
+    "calib/shipped/optimise.py", "calib/shipped/train.py", "calib/bench/torch_peers.py",
 }  # fmt: skip
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 

@@ -16,7 +16,7 @@ from calib.bench.machine import measure_peaks
 from calib.bench.peers import Call, Task, peers
 from calib.bench.roofline import Peaks, Work, count_work, roofline_point
 from calib.bench.turns import engine_call, row_of, take_turns
-from calib.quantize import rough_quantization
+from calib.precision.quantize import rough_quantization
 from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.base import Engine, SightlineError
 from engines.build import WANTED_CLASS, build_graph

@@ -111,7 +111,9 @@ def load_judge(path: Path) -> Judge:
             weight, bias = (file.get_tensor(name).astype(np.float64) for name in ("weight", "bias"))
         return Judge(weight, float(bias[0]), metadata["network"], metadata["head"])
     except (OSError, SafetensorError, KeyError, IndexError) as error:
-        raise ModelError(f"cannot read {path}: {error or type(error).__name__}; python -m calib.crops fits one") from error
+        raise ModelError(
+            f"cannot read {path}: {error or type(error).__name__}; python -m calib.shipped.crops fits one"
+        ) from error
 
 
 class CropsEngine(CompoundEngine):
@@ -133,7 +135,7 @@ class CropsEngine(CompoundEngine):
 
     def __init__(self, classifier: Classifier, head: Head, judge: Judge, settings: CropSettings, compiled: Compile) -> None:
         if (judge.network, judge.head) != (classifier.digest, head.digest):
-            raise ModelError("the judge of crops was fitted to another network or head: python -m calib.crops fits one")
+            raise ModelError("the judge of crops was fitted to another network or head: python -m calib.shipped.crops fits one")
         self._settings, self._judge, side = settings, judge, classifier.size_px
         whole = build_graph(classifier, head.spec, head)
         self._reader = compiled(build_graph(classifier, head.spec, head, batch=BATCH, features=head.features))

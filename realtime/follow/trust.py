@@ -1,6 +1,6 @@
 """How sure a followed box is: a few signs, and a logistic model of how often boxes with such signs were right.
 
-"Right" is an IoU over 0.5 with the truth. The model was fitted by ``calib.trust`` on clips made of training photos.
+"Right" is an IoU over 0.5 with the truth. The model was fitted by ``calib.shipped.trust`` on clips made of training photos.
 """
 
 import json
@@ -61,7 +61,7 @@ def load_trust(path: Path = SHIPPED) -> Trust:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if tuple(stored["signs"]) != SIGNS:
-            raise ModelError(f"{path} reads other signs than this version: make it again with 'python -m calib.trust'")
+            raise ModelError(f"{path} reads other signs than this version: make it again with 'python -m calib.shipped.trust'")
         mean, scale, weight = (np.array(stored[name], np.float64) for name in ("mean", "scale", "weight"))
         return Trust(mean, scale, weight, float(stored["bias"]))
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ import cv2
 import pytest
 from rich.console import Console
 
-from calib.datasets import load_dataset
+from calib.data.datasets import load_dataset
 from engines.base import SourceError
 from tests.realtime.media import picture, write_video
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib.datasets import load_dataset
-from calib.evaluate import evaluate
-from calib.features import FeatureTable
-from calib.fit import fit_head
-from calib.linear import Ridge, choose_strength, folds, held_out_ious
-from calib.metrics import centre_correct, constant_boxes, corloc
+from calib.data.datasets import load_dataset
+from calib.evaluation.evaluate import evaluate
+from calib.evaluation.metrics import centre_correct, constant_boxes, corloc
+from calib.heads.features import FeatureTable
+from calib.heads.fit import fit_head
+from calib.heads.linear import Ridge, choose_strength, folds, held_out_ious
 from engines.backends.mock import MockEngine
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import ModelError, SourceError

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from calib.bench.gpu import bench_gpu
-from calib.certified import BuildChoice, build_chosen_engine
+from calib.precision.certified import BuildChoice, build_chosen_engine
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.tensorrt import TensorRtEngine, load_pycuda, load_tensorrt
 from engines.base import EngineError

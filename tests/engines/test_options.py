@@ -6,8 +6,8 @@ from pathlib import Path
 import typer
 from typer.testing import CliRunner
 
-from calib.choose import OPTIONS as DATA_OPTIONS
-from calib.choose import DataChoice
+from calib.data.choose import OPTIONS as DATA_OPTIONS
+from calib.data.choose import DataChoice
 from engines.choose import Choice
 from engines.options import ENGINE, NETWORK, OPTIONS, takes, takes_choice
 

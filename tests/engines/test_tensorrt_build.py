@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from rich.console import Console
 
-from calib.certified import BuildChoice, build_chosen_engine
-from calib.quantize import rough_quantization
+from calib.precision.certified import BuildChoice, build_chosen_engine
+from calib.precision.quantize import rough_quantization
 from engines.backends.tensorrt import load_tensorrt
 from engines.backends.tensorrt_build import Build, build_plan, network_flags, quiet_logger, targets
 from engines.base import EngineError, ModelError

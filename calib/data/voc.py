@@ -1,0 +1,46 @@
+"""PASCAL VOC 2007 as it is published: one tar of 450 MB for each half, read where it lies.
+
+Everingham et al., "The PASCAL Visual Object Classes Challenge 2007": 20 classes, 5,011 images to learn from, 4,952 to test.
+"""
+
+from pathlib import Path
+
+from calib.data.datasets import Sample, labelled
+from calib.data.labels import xml_label
+from engines.base import SourceError
+from engines.downloads import Download, downloaded
+from realtime.sources import archive_members
+
+ADDRESS = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
+ARCHIVES = {
+    "trainval": Download(
+        f"{ADDRESS}/VOCtrainval_06-Nov-2007.tar", "md5:c52e279531787c972589f7e41ab4ae64", "VOCtrainval_06-Nov-2007.tar"
+    ),
+    "test": Download(
+        f"{ADDRESS}/VOCtest_06-Nov-2007.tar", "md5:b6e924de25625d8de591ea690078ad9f", "VOCtest_06-Nov-2007.tar"
+    ),
+}  # fmt: skip
+ROOT = "VOCdevkit/VOC2007"
+
+
+def load_voc2007(split: str, folder: Path) -> list[Sample]:
+    """The images of a half with their boxes; ``difficult`` objects are left out, so an image may have none.
+
+    Args:
+        split: ``trainval`` or ``test``.
+        folder: where the archive lies, or is downloaded to.
+
+    Raises:
+        DownloadError: the archive is not there and cannot be fetched.
+        SourceError: it is damaged, or not the one that VOC publishes.
+    """
+    archive = downloaded(ARCHIVES[split], folder)
+    members = dict(archive_members(archive, {".jpg", ".xml", ".txt"}))
+    try:
+        names = members[f"{ROOT}/ImageSets/Main/{split}.txt"]().decode().split()
+        annotations = [members[f"{ROOT}/Annotations/{name}.xml"] for name in names]
+        images = [members[f"{ROOT}/JPEGImages/{name}.jpg"] for name in names]
+    except KeyError as error:
+        raise SourceError(f"{archive} lacks {error}: it is cut off or not VOC 2007's; remove it to download it anew") from error
+    labels = [xml_label(read(), f"{archive}: {name}.xml") for name, read in zip(names, annotations, strict=True)]
+    return [labelled(label, read, f"{archive}: image {label.image}") for label, read in zip(labels, images, strict=True)]

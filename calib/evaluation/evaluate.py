@@ -1,0 +1,217 @@
+"""Accuracy on a labelled set, beside constant boxes that never saw it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from calib.data.datasets import Sample
+from calib.data.known_classes import everyday_names
+from calib.evaluation.cooccurrence import Given, rescored
+from calib.evaluation.detection import Predicted, detection_ap, localization_ap, mean_ap, peak_xy
+from calib.evaluation.metrics import (
+    CORLOC_IOU,
+    MARGINS,
+    WHOLE_IMAGE,
+    ConstantBoxes,
+    best_iou,
+    box_acc_v2,
+    centre_correct,
+    corloc,
+    iou_histogram,
+)  # fmt: skip
+from engines.base import ModelError, SourceError
+from engines.localizer import Localization, Localizer
+from realtime.frames import BoxPx
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prediction beside its truth, for one image and one class in it.
+
+    Attributes:
+        sample: the image.
+        class_name: whose boxes count.
+        iou: of the found box with the true box that fits it best.
+        constant_ious: the same of each constant box, by its name.
+        found_xyxy, true_xyxy: the two boxes of ``iou``, as pixel edges of the image.
+        engine_ms: what localizing took.
+    """
+
+    sample: Sample
+    class_name: str
+    iou: float
+    constant_ious: Mapping[str, float]
+    found_xyxy: tuple[float, ...]
+    true_xyxy: tuple[float, ...]
+    engine_ms: float
+
+
+def evaluate(
+    samples: Sequence[Sample], localizer: Localizer, console: Console, baselines: ConstantBoxes | None, single: bool = False,
+    given: Given | None = None,
+) -> tuple[dict[str, Any], list[Case]]:  # fmt: skip
+    """Localize every image and compare.
+
+    An image with objects of several classes counts once for each of them, as VOC's CorLoc per class does. Frames without an
+    object are left out.
+
+    Args:
+        samples: the labelled set.
+        localizer: an engine with a head.
+        console: for progress.
+        baselines: constant boxes of the head's own training set; None to leave them out.
+        single: only images with exactly one object of whatever class.
+        given: how classes come together elsewhere: detection AP is also that of detections re-scored by it.
+
+    Returns:
+        (the report in the design's terms, one case per image and class).
+
+    Raises:
+        ModelError: the engine has no head.
+        SourceError: no image is left.
+    """
+    if "box_xyxy" not in [spec.name for spec in localizer.engine.outputs]:
+        raise ModelError("this engine has no box head: fit one with 'fit' and pass it with --head")
+    cases: list[Case] = []
+    precision = AveragePrecision(samples, localizer, given)
+    constants: dict[str, tuple[float, ...]] = {"whole_image": WHOLE_IMAGE}
+    if baselines is not None:
+        constants |= {"mean_box": baselines.mean_box, "best_constant": baselines.best_constant}
+    for sample in track(samples, "evaluating", console=console):
+        if not sample.truths or (single and not sample.single):
+            continue
+        image = sample.read()
+        clipped = sample.clipped(image)
+        before = time.perf_counter()
+        found = localizer.localize([image])[0]
+        elapsed_ms = (time.perf_counter() - before) * 1e3
+        assert found.box_xyxy_px is not None
+        precision.add(clipped, found, (image.shape[1], image.shape[0]))
+        size = np.array([image.shape[1], image.shape[0]] * 2)
+        constants_px = {kind: tuple((size * fractions).tolist()) for kind, fractions in constants.items()}
+        cases += [
+            _case(clipped, name, found.box_xyxy_px, constants_px, elapsed_ms)
+            for name in dict.fromkeys(truth.class_name for truth in sample.truths)
+        ]
+    if not cases:
+        raise SourceError("no image with " + ("exactly one object" if single else "a labelled object") + " in this data set")
+    return {**report_of(cases), **precision.report()}, cases
+
+
+class AveragePrecision:
+    """Localization and detection AP over the classes of a data set that the network knows.
+
+    Images vote with what is found in them in one go: one point, the map's peak, for the class that the map is of; and every
+    detection, or the one box of methods that find one.
+    """
+
+    def __init__(self, samples: Sequence[Sample], localizer: Localizer, given: Given | None = None) -> None:
+        self._given = given
+        wanted = frozenset(truth.class_name for sample in samples for truth in sample.truths)
+        self._names = everyday_names(localizer.class_names, wanted)
+        self._truths: dict[str, dict[str, list[tuple[float, ...]]]] = {name: {} for name in sorted(set(self._names) - {""})}
+        self._boxes: list[Predicted] = []
+        self._points: list[Predicted] = []
+
+    def add(self, sample: Sample, found: Localization, size_px: tuple[int, int]) -> None:
+        """One image: its true boxes and what was found in it."""
+        for truth in sample.truths:
+            if truth.class_name in self._truths:
+                self._truths[truth.class_name].setdefault(sample.name, []).append(truth.box_xyxy_px)
+        first = self._names[found.class_index]
+        if first:
+            x, y = peak_xy(found.map_hw)
+            self._points.append(Predicted(sample.name, first, found.score, (x * size_px[0], y * size_px[1])))
+        whole = [(found.class_index, found.score, found.box_xyxy_px)] if found.box_xyxy_px else []
+        for index, score, box in [(d.class_index, d.score, d.box_xyxy_px) for d in found.detections] or whole:
+            if self._names[index]:
+                self._boxes.append(Predicted(sample.name, self._names[index], score, box))
+
+    def report(self) -> dict[str, Any]:
+        """``localization_ap`` and ``detection_ap``, means over classes, and each by class; empty where no class is known."""
+        truths = {name: images for name, images in self._truths.items() if images}
+        if not truths:
+            return {}
+        points, boxes = localization_ap(self._points, truths), detection_ap(self._boxes, truths)
+        again = {} if self._given is None else detection_ap(rescored(self._boxes, self._given), truths)
+        return {
+            **({"detection_ap_in_context": round(mean_ap(again), 4)} if again else {}),
+            "localization_ap": round(mean_ap(points), 4), "detection_ap": round(mean_ap(boxes), 4),
+            "localization_ap_per_class": _rounded(points), "detection_ap_per_class": _rounded(boxes),
+        }  # fmt: skip
+
+
+def _case(
+    sample: Sample, class_name: str, found_xyxy: BoxPx, constants_xyxy: Mapping[str, tuple[float, ...]], engine_ms: float
+) -> Case:
+    boxes = [truth.box_xyxy_px for truth in sample.truths if truth.class_name == class_name]
+    nearest = max(boxes, key=lambda box: best_iou(found_xyxy, [box]))
+    constant_ious = {kind: best_iou(box, boxes) for kind, box in constants_xyxy.items()}
+    return Case(sample, class_name, best_iou(found_xyxy, boxes), constant_ious, found_xyxy, nearest, engine_ms)
+
+
+def report_of(cases: Sequence[Case]) -> dict[str, Any]:
+    """The report of some cases, in the design's terms; at least one."""
+    ious = np.array([case.iou for case in cases])
+    constant_ious = {kind: np.array([case.constant_ious[kind] for case in cases]) for kind in cases[0].constant_ious}
+    found, true = np.array([c.found_xyxy for c in cases]), np.array([c.true_xyxy for c in cases])
+    names = np.array([case.class_name for case in cases])
+    per_class = {str(name): corloc(ious[names == name]) for name in np.unique(names)}
+    return {
+        "images": len({case.sample.name for case in cases}),
+        "corloc": round(corloc(ious), 4),
+        "corloc_class_mean": round(float(np.mean(list(per_class.values()))), 4),
+        "corloc_per_class": _rounded(per_class),
+        "mean_iou": round(float(ious.mean()), 4),
+        "iou_histogram": iou_histogram(ious),
+        "box_acc_v2": _rounded(box_acc_v2(ious)),
+        "center_correctness": _rounded({f"{m:.1f}": float(centre_correct(found, true, m).mean()) for m in MARGINS}),
+        "ms_per_image": round(float(np.median([case.engine_ms for case in cases])), 3),
+        "baselines": _rounded({kind: corloc(values) for kind, values in constant_ious.items()}),
+        "baselines_mean_iou": _rounded({kind: float(values.mean()) for kind, values in constant_ious.items()}),
+        "baselines_box_acc_v2": {kind: _rounded(box_acc_v2(values)) for kind, values in constant_ious.items()},
+    }
+
+
+def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(share, 4) for name, share in shares.items()}
+
+
+AP_WORDS = {
+    "localization_ap": "localization AP", "detection_ap": "detection AP",
+    "detection_ap_in_context": "detection AP, re-scored by the company of other classes",
+}  # fmt: skip
+
+
+def report_table(report: dict[str, Any], kind: str = "") -> Table:
+    """The report as a table for the terminal; ``kind`` says which images."""
+    title = f"{report['images']} images{kind}, IoU over {CORLOC_IOU}"
+    table = Table("", "CorLoc", "mean IoU", title=title, title_justify="left")
+    table.add_row("this head", f"{100 * report['corloc']:.1f} %", f"{report['mean_iou']:.3f}", style="bold")
+    for name, value in report["baselines"].items():
+        mean_iou = report["baselines_mean_iou"][name]
+        table.add_row(name.replace("_", " "), f"{100 * value:.1f} %", f"{mean_iou:.3f}", style="dim")
+    table.add_row("mean over classes", f"{100 * report['corloc_class_mean']:.1f} %", "")
+    for name, value in report["corloc_per_class"].items():
+        table.add_row(f"  {name}", f"{100 * value:.1f} %", "")
+    for key, words in AP_WORDS.items():
+        if key in report:
+            table.add_row(words, f"{100 * report[key]:.1f} %", "", style="dim")
+    return table
+
+
+def print_report(report: dict[str, Any], cases: Sequence[Case], published: bool, console: Console) -> dict[str, Any]:
+    """Print the report; of a published set, as papers do, also that of its images with one object, which is added to it."""
+    console.print(report_table(report))
+    singles = [case for case in cases if case.sample.single] if published else []
+    if not singles:
+        return report
+    report = {**report, "single_object": report_of(singles)}
+    console.print(report_table(report["single_object"], " with exactly one object"))
+    return report

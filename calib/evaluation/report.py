@@ -1,0 +1,125 @@
+"""An evaluation as a document: one self-contained HTML file, or Markdown with its pictures beside it."""
+
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from calib.evaluation.evaluate import Case
+from calib.evaluation.pictures import Picture, case_picture, class_bars, quality_plot
+from engines.files import checked_suffix, whole_file
+from engines.localizer import Localizer
+from realtime.documents import templates
+
+SUFFIXES = (".html", ".md")
+CASES_PER_GROUP = 4
+NAMES = {"whole_image": "whole image", "mean_box": "mean box", "best_constant": "best constant box"}
+TEMPLATES = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case beside its picture."""
+
+    case: Case
+    picture: Picture
+
+
+def write_report(
+    path: Path, title: str, report: Mapping[str, Any], cases: Sequence[Case], localizer: Localizer, facts: Mapping[str, str]
+) -> None:
+    """Write what ``evaluate`` found, whole or not at all.
+
+    Args:
+        path: ``.html`` embeds its pictures; ``.md`` has them in the folder ``<stem>_files`` beside it.
+        title: of the data set.
+        report: the numbers.
+        cases: at least one.
+        localizer: which found them, for the maps of the cases that are shown.
+        facts: model, method, machine ...: each with its name.
+
+    Raises:
+        OutputError: the ending is neither, or the place cannot be written.
+    """
+    checked_suffix(path, SUFFIXES, "report")
+    bars = class_bars(cases) if len(report["corloc_per_class"]) > 1 else None
+    groups = {
+        name: [Shown(case, case_picture(case, localizer, f"{name}_{place}.jpg")) for place, case in enumerate(group, start=1)]
+        for name, group in example_cases(cases).items()
+    }
+    quality = quality_plot(cases)
+    content = {
+        "title": title, "report": report, "rows": measures(report), "facts": facts, "bars": bars, "groups": groups,
+        "quality": quality,
+    }  # fmt: skip
+    pictures = [shown.picture for group in groups.values() for shown in group] + ([bars] if bars else []) + [quality]
+    write_document(path, "report", content, pictures)
+
+
+def write_document(path: Path, template: str, content: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
+    """Write one HTML file that holds its pictures, or Markdown with them in a folder beside it, as the name's ending says.
+
+    Args:
+        path: ``.html`` or ``.md``.
+        template: of ``assets``, without ending.
+        content: for the template.
+        pictures: all that the content names.
+
+    Raises:
+        OutputError: a file cannot be written; none is left.
+    """
+    if path.suffix.lower() == ".html":
+        write_all({path: rendered(f"{template}.html", embedded, content).encode()})
+        return
+    folder = path.with_name(f"{path.stem}_files")
+    text = rendered(f"{template}.md", lambda picture: f"{quote(folder.name)}/{quote(picture.name)}", content)
+    write_all({path: text.encode()} | {folder / picture.name: picture.content for picture in pictures})
+
+
+def example_cases(cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """Up to 4 ``best`` cases, best first; ``median`` ones, around the middle; and ``worst``, worst first. None comes twice."""
+    ranked = sorted(cases, key=lambda case: -case.iou)
+    count = min(CASES_PER_GROUP, max(1, len(ranked) // 3))
+    best, rest = ranked[:count], ranked[count:]
+    worst, rest = rest[-count:][::-1], rest[:-count]
+    start = (len(rest) - count) // 2
+    groups = {"best": best, "median": rest[max(0, start) : start + count], "worst": worst}
+    return {name: group for name, group in groups.items() if group}
+
+
+def measures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """CorLoc, mean IoU and box accuracy by name: of the head, then of each constant box, the best last."""
+    rows = {"this head": {key: report[key] for key in ("corloc", "mean_iou", "box_acc_v2")}}
+    for kind, share in sorted(report["baselines"].items(), key=lambda item: item[1]):
+        mean_iou, accuracy = report["baselines_mean_iou"][kind], report["baselines_box_acc_v2"][kind]
+        rows[NAMES[kind]] = {"corloc": share, "mean_iou": mean_iou, "box_acc_v2": accuracy}
+    return rows
+
+
+def rendered(template: str, link: Callable[[Picture], str], content: Mapping[str, Any]) -> str:
+    """A template of ``assets`` with its content; ``link`` says where a picture is."""
+    environment = templates(TEMPLATES, escape=template.endswith(".html"))
+    environment.filters |= {"percent": lambda share: f"{100 * share:.1f} %", "plain": _plain, "link": link}
+    return environment.get_template(template).render(content)
+
+
+def embedded(picture: Picture) -> str:
+    """A picture as an address that holds it."""
+    kind = {"jpg": "jpeg", "png": "png"}[picture.name.rpartition(".")[2]]
+    return f"data:image/{kind};base64,{b64encode(picture.content).decode()}"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, in a table too."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", text)
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """All are written before any takes its place; the first takes it last, so that a document never lacks its pictures."""
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            stack.enter_context(whole_file(path)).write_bytes(content)

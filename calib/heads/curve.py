@@ -1,0 +1,189 @@
+"""The learning curve: how good heads get with how many labelled boxes, beside a box that needs no image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from calib.data.datasets import Sample
+from calib.evaluation.baselines import check_disjoint
+from calib.evaluation.metrics import constant_boxes, corloc
+from calib.evaluation.pictures import plain
+from calib.heads.features import FeatureTable, feature_table
+from calib.heads.linear import FOLDS, Rows, fit_rows, group_numbers, predict
+from engines.base import SourceError
+from engines.boxes import iou
+from engines.classifiers import Classifier
+from engines.features import Feature
+from engines.files import checked_suffix, whole_file
+from engines.maps import MapSpec
+
+COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+SUBSETS = 5
+HELD_OUT = 5  # one image (of sequences, one sequence) in so many, where no other set is given
+NEAREST = 2 / 3  # of all boxes: a larger subset would be nearly all of them
+SUFFIXES = (".png",)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Heads that were fitted on equally many boxes.
+
+    Attributes:
+        boxes: how many.
+        corloc, mean_iou: of each head on the held-out images.
+    """
+
+    boxes: int
+    corloc: tuple[float, ...]
+    mean_iou: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What more boxes give.
+
+    Attributes:
+        points: the fewest boxes first; the last is all of them.
+        constant_corloc, constant_mean_iou: of the best constant box of all training boxes, on the same held-out images.
+        held_out: number of these images.
+    """
+
+    points: tuple[Point, ...]
+    constant_corloc: float
+    constant_mean_iou: float
+    held_out: int
+
+
+def curve_of(
+    samples: Sequence[Sample], held_out: Sequence[Sample] | None, classifier: Classifier, spec: MapSpec,
+    features: Sequence[Feature], console: Console,
+) -> Curve:  # fmt: skip
+    """The learning curve of a data set; images with exactly one box count.
+
+    Args:
+        samples: the training set.
+        held_out: images to measure on; by default a fifth of ``samples``, see ``split_fifth``, on which then no head is fitted.
+        classifier: the network.
+        spec: the maps that heads read.
+        features: of those maps, in order.
+        console: for progress.
+
+    Raises:
+        SourceError: fewer than 10 images are left to fit on, or none to measure on.
+    """
+    check_enough(samples, held_out)
+    table = feature_table(samples, classifier, spec, features, console)
+    if held_out is not None:
+        return learning_curve(table, feature_table(held_out, classifier, spec, features, console), console)
+    fitted, measured = split_fifth([sample.group for sample in samples if sample.one_box])
+    return learning_curve(table.take(fitted), table.take(measured), console)
+
+
+def check_enough(samples: Sequence[Sample], held_out: Sequence[Sample] | None) -> None:
+    """Refuse what no learning curve can be drawn of, before anything is computed.
+
+    Raises:
+        SourceError: fewer than 10 images are left to fit on, or none to measure on, or some are in both sets.
+    """
+    groups = [sample.group for sample in samples if sample.one_box]
+    fitted, _ = split_fifth(groups)
+    if len(groups if held_out is not None else fitted) < 2 * FOLDS:
+        raise SourceError(f"a learning curve needs {2 * FOLDS} images with one box each beside the held-out ones: label more")
+    if held_out is not None:
+        if not any(sample.one_box for sample in held_out):
+            raise SourceError("none of the images to measure the learning curve on has exactly one box: give others")
+        check_disjoint(samples, held_out, "name those of --curve-on to keep with --curve-ids FILE")
+
+
+def split_fifth(groups: Sequence[str]) -> tuple[Rows, Rows]:
+    """(rows to fit on, rows to measure on), in random order: whole groups, a fifth of them to measure on.
+
+    Args:
+        groups: of each image, see ``calib.data.datasets.Sample.group``.
+    """
+    numbers = group_numbers(groups, np.arange(len(groups)))
+    count = numbers.max(initial=-1) + 1
+    rank = np.argsort(np.random.default_rng(0).permutation(count))[numbers]
+    rows, fifth = np.argsort(rank, kind="stable"), int((rank < count // HELD_OUT).sum())
+    return rows[fifth:], rows[:fifth]
+
+
+def learning_curve(
+    train: FeatureTable, held_out: FeatureTable, console: Console, counts: Sequence[int] = COUNTS, subsets: int = SUBSETS
+) -> Curve:
+    """Fit a head on each of several random subsets of each size, and measure it on images that none of them saw.
+
+    Args:
+        train: subsets are drawn from it, without replacement; at least 10 images.
+        held_out: the images to measure on.
+        console: for progress.
+        counts: sizes of subsets; those near the whole (``NEAREST``) are left out, and the whole comes last.
+        subsets: how many of each size. They depend on the size alone: more sizes change no point.
+    """
+    total = len(train.values)
+    sizes = [*(count for count in counts if count <= NEAREST * total), total]
+    results: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
+    runs = [(size, number) for size in sizes for number in range(subsets if size < total else 1)]
+    for size, number in track(runs, "fitting subsets", console=console):
+        rows = np.random.default_rng([size, number]).choice(total, size, replace=False)
+        ious = iou(predict(held_out.values, *fit_rows(train, rows)), held_out.boxes_xyxy)
+        results[size].append((corloc(ious), float(ious.mean())))
+    points = tuple(Point(size, *(tuple(values) for values in zip(*found, strict=True))) for size, found in results.items())
+    constant = iou(constant_boxes(train.boxes_xyxy).best_constant, held_out.boxes_xyxy)
+    return Curve(points, corloc(constant), float(constant.mean()), len(held_out.values))
+
+
+def curve_table(curve: Curve) -> Table:
+    """Medians and ranges as a table for the terminal."""
+    table = Table(title=f"learning curve, {curve.held_out} held-out images: median (range)", title_justify="left")
+    for column in ("boxes", "CorLoc", "mean IoU"):
+        table.add_column(column, justify="right")
+    for point in curve.points:
+        shares, ious = 100 * np.array(point.corloc), np.array(point.mean_iou)
+        table.add_row(str(point.boxes), _spread(shares, ".1f", " %"), _spread(ious, ".3f"))
+    constant = f"{100 * curve.constant_corloc:.1f} %", f"{curve.constant_mean_iou:.3f}"
+    table.add_row("best constant box", *constant, style="dim")
+    return table
+
+
+def _spread(values: NDArray[np.float64], form: str, unit: str = "") -> str:
+    median = f"{np.median(values):{form}}{unit}"
+    return median if len(values) == 1 else f"{median} ({values.min():{form}} - {values.max():{form}})"
+
+
+def plot_curve(curve: Curve, path: Path, title: str) -> None:
+    """Two panels, CorLoc and mean IoU over the number of boxes: median, range, and the best constant box dashed.
+
+    Raises:
+        OutputError: the name does not end in ``.png``, or the picture cannot be written.
+    """
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+
+    checked_suffix(path, SUFFIXES, "picture")
+    boxes = [point.boxes for point in curve.points]
+    panels = (
+        ("CorLoc, %", [100 * np.array(p.corloc) for p in curve.points], 100 * curve.constant_corloc),
+        ("mean IoU", [np.array(p.mean_iou) for p in curve.points], curve.constant_mean_iou),
+    )
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    figure.suptitle(f"{plain(title)}, measured on {curve.held_out} held-out images", fontsize=12)
+    for axes, (name, values, constant) in zip(figure.subplots(1, 2), panels, strict=True):
+        low, high = [v.min() for v in values], [v.max() for v in values]
+        axes.fill_between(boxes, low, high, color="#4C78A8", alpha=0.2, linewidth=0, label="range of subsets")
+        axes.plot(boxes, [np.median(v) for v in values], "o-", color="#4C78A8", markersize=5, label="head, median")
+        axes.axhline(constant, color="#222222", linestyle=(0, (5, 3)), linewidth=1.4, label="best constant box")
+        axes.set(xscale="log", xlabel="labelled boxes", ylabel=name)
+        axes.set_xticks(boxes, [str(count) for count in boxes], fontsize=9)
+        axes.minorticks_off()
+        axes.margins(y=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.axes[0].legend(loc="upper left", frameon=False, fontsize=9)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png")

@@ -1,0 +1,141 @@
+"""The classifier's last layer, fitted to a user's own classes; several of them may be in one image.
+
+As Bency et al., "Weakly Supervised Localization using Deep Feature Maps" (2016), fine-tune for VOC and COCO: sigmoid
+cross-entropy over multi-label images. Boxes are not used, only which classes an image has. The layers below stay as they are,
+so that their output is computed once, and the problem is convex.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from safetensors.numpy import save
+
+from calib.data.datasets import Sample
+from calib.evaluation.detection import average_precision, mean_ap
+from engines.backends.openvino import OpenVinoEngine
+from engines.base import ModelError, SourceError
+from engines.classifiers import Classifier
+from engines.files import whole_file
+from engines.graph import Graph
+from engines.localizer import Localizer
+from engines.preprocess import IMAGE, append_preprocessing
+
+LAST = {"compact": "classifier", "vgg16": "classifier.6", "alexnet": "fc8"}
+"""The weights of each network's last linear layer. SqueezeNet's is a convolution with a ReLU behind it."""
+STRENGTHS = (1e-4, 1e-3, 1e-2)
+STEPS = 400
+HELD_OUT = 5
+Array64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A last layer for classes of one's own.
+
+    Attributes:
+        classes: their names.
+        weight, bias: ``[K, D]`` and ``[K]``.
+        strength: of the ridge penalty, chosen on every fifth image.
+        average_precision: on those, of a layer that did not see them, by class.
+    """
+
+    classes: tuple[str, ...]
+    weight: Array64
+    bias: Array64
+    strength: float
+    average_precision: dict[str, float]
+
+    @property
+    def mean_average_precision(self) -> float:
+        """Mean over classes."""
+        return mean_ap(self.average_precision)
+
+
+def finetune(samples: Sequence[Sample], classifier: Classifier, console: Console) -> Finetuned:
+    """Fit the last layer to the classes of labelled images.
+
+    Raises:
+        ModelError: the network does not end in a linear layer of ours.
+        SourceError: there are not two classes, or too few images.
+    """
+    classes = tuple(sorted({truth.class_name for sample in samples for truth in sample.truths}))
+    if len(classes) < 2 or len(samples) < 2 * HELD_OUT:
+        raise SourceError(f"fine-tuning needs two classes and {2 * HELD_OUT} images: got {len(classes)} and {len(samples)}")
+    has = [{truth.class_name for truth in sample.truths} for sample in samples]
+    labels = np.array([[name in each for name in classes] for each in has], np.float64)
+    inputs = last_inputs(samples, classifier, console)
+    held = np.arange(len(samples)) % HELD_OUT == HELD_OUT - 1
+    scores = {}
+    for strength in STRENGTHS:
+        weight, bias = fit_sigmoid(inputs[~held], labels[~held], strength)
+        scores[strength] = image_ap(inputs[held] @ weight.T + bias, labels[held], classes)
+    best = max(STRENGTHS, key=lambda strength: mean_ap(scores[strength]))
+    return Finetuned(classes, *fit_sigmoid(inputs, labels, best), best, scores[best])
+
+
+def last_inputs(samples: Sequence[Sample], classifier: Classifier, console: Console) -> Array64:
+    """What the last linear layer reads of each image, ``[N, D]``."""
+    if classifier.name not in LAST:
+        raise ModelError(f"fine-tuning replaces the last linear layer of {', '.join(LAST)}: {classifier.name} has none")
+    graph = Graph()
+    _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
+    last = graph.producer(classifier.append(graph, x).scores)
+    assert last is not None  # the networks of LAST end in a Gemm
+    graph.output(last.input[0], "inputs")
+    model = graph.model({"class_names": "[]"})
+    engine = OpenVinoEngine(model, "fp32")
+    localizer = Localizer(engine)
+    rows = [engine.infer({IMAGE: localizer.prepare(s.read())[None]})["inputs"][0] for s in track(samples, console=console)]
+    return np.array(rows, np.float64)
+
+
+def fit_sigmoid(inputs: Array64, labels: Array64, strength: float) -> tuple[Array64, Array64]:
+    """(weight ``[K, D]``, bias ``[K]``) of least sigmoid cross-entropy and ridge penalty, by accelerated gradient steps.
+
+    Mean over images of sum over classes of log(1 + e^z) - y z, plus strength / 2 |w|^2, of inputs scaled to unit variance
+    (Nesterov 1983, with the step 1 / L: the curvature of the logistic function is at most 1/4).
+    """
+    mean, scale = inputs.mean(axis=0), np.maximum(inputs.std(axis=0), 1e-6)
+    scaled = np.column_stack([(inputs - mean) / scale, np.ones(len(inputs))])
+    step = 1 / (0.25 * np.linalg.norm(scaled, 2) ** 2 / len(scaled) + strength)
+    penalty = np.full(scaled.shape[1], strength)
+    penalty[-1] = 0
+    weight = ahead = np.zeros((labels.shape[1], scaled.shape[1]))
+    for count in range(STEPS):
+        probability = 1 / (1 + np.exp(-np.clip(scaled @ ahead.T, -60, 60)))
+        gradient = (probability - labels).T @ scaled / len(scaled) + penalty * ahead
+        moved = ahead - step * gradient
+        ahead = moved + count / (count + 3) * (moved - weight)
+        weight = moved
+    unscaled = weight[:, :-1] / scale
+    return unscaled, weight[:, -1] - unscaled @ mean
+
+
+def image_ap(scores: Array64, labels: Array64, classes: Sequence[str]) -> dict[str, float]:
+    """Average precision of each class that some image has, images ranked by its score."""
+    found = {}
+    for place, name in enumerate(classes):
+        if labels[:, place].any():
+            order = np.argsort(-scores[:, place], kind="stable")
+            found[name] = average_precision(list(labels[order, place] > 0), int(labels[:, place].sum()))
+    return found
+
+
+def save_finetuned(found: Finetuned, classifier: Classifier, path: Path) -> Classifier:
+    """Write the network's weights with the new last layer and the names of its classes, for ``--weights``.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    prefix = LAST[classifier.name]
+    replaced = {f"{prefix}.weight": found.weight.astype(np.float32), f"{prefix}.bias": found.bias.astype(np.float32)}
+    tensors = {name: np.ascontiguousarray(value) for name, value in {**classifier.weights, **replaced}.items()}
+    with whole_file(path) as part:
+        part.write_bytes(save(tensors, {"class_names": json.dumps(found.classes)}))
+    return replace(classifier, weights=tensors, class_names=found.classes)

@@ -1,0 +1,152 @@
+"""Fitting a box head to a labelled set: which features, which images, what the head file tells of it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from rich.console import Console
+
+from calib.data.datasets import Sample
+from calib.evaluation.metrics import constant_boxes, corloc
+from calib.heads.features import FeatureTable, feature_table
+from calib.heads.linear import FOLDS, Array64, Fitter, Ridge, Rows, choose_strength, held_out_ious, mirrored_pairs, solve
+from calib.heads.paper import fit_by_sgd
+from calib.heads.per_class import fit_kinds, shared_kind
+from engines.base import ModelError, SourceError
+from engines.choose import SEARCHES, objective_of
+from engines.classifiers import Classifier, class_count
+from engines.features import Feature
+from engines.head import Head
+from engines.maps import PIXELS, MapSpec
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted head and how it was chosen.
+
+    Attributes:
+        head: ready to save.
+        strength: the ridge penalty that cross-validation chose.
+        cv_mean_iou, cv_corloc: out-of-fold, on the training images.
+    """
+
+    head: Head
+    strength: float
+    cv_mean_iou: float
+    cv_corloc: float
+
+
+KINDS = ("best", "paper", "paper-sgd")
+"""What ``fit`` makes: the best head at the cost of one backward pass, or the papers' own: a linear layer on the whole map, in
+closed form or by their descent."""
+
+
+def default_features(
+    classifier: Classifier, method: str, kind: str = "best", layer: str | None = None
+) -> tuple[MapSpec, tuple[Feature, ...]]:
+    """The maps and features that a ``kind`` of head reads: quantiles and coarse grids at several depths, or the whole map.
+
+    Args:
+        classifier: the network.
+        method: whose objective is differentiated.
+        kind: see ``KINDS``.
+        layer: where the backward pass stops and the map is taken; a head then reads nothing nearer to the image.
+
+    Raises:
+        ModelError: the method, kind or layer is unknown, or the method reads boxes without a fitted head.
+    """
+    if kind not in KINDS:
+        raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}")
+    if method in ("heuristic", *SEARCHES):
+        raise ModelError(f"--method {method} reads boxes without a fitted head: fit with sensitivity or gestalt")
+    objective, layer = objective_of(method), layer or PIXELS
+    if kind != "best":
+        return MapSpec(objective, layer=layer), (Feature("grid", layer, classifier.size_px),)
+    layers, cam_layers = LAYERS.get(classifier.name, ((), ()))
+    depths = (PIXELS, *layers)
+    if layer not in depths:
+        raise ModelError(f"heads for {classifier.name} are read at {', '.join(depths)}, not at '{layer}'")
+    depths = depths[depths.index(layer) :]
+    powers = (0.5, 1.0, 2.0)
+    features = [Feature("quantiles", each, 15, power) for each in depths for power in powers]
+    features += [Feature("grid", each, 8, 0.5) for each in depths]
+    features += [Feature("quantiles", each, 15, 1.0, "activation") for each in layers[-2:] if each in depths]
+    features += [Feature("grid", each, 8, 1.0, "activation") for each in layers[-1:]]
+    deep = [each for each in cam_layers if each in depths or each not in layers]
+    features += [Feature("quantiles", each, 15, power, "layercam") for each in deep for power in powers]
+    return MapSpec(objective, layer=layer), tuple(features)
+
+
+_VGG = (("conv2_2", "conv3_3", "conv4_3", "conv5_3"), ("conv3_3", "conv4_3", "conv5_3"))
+LAYERS = {
+    "compact": _VGG,
+    "vgg16": _VGG,
+    "alexnet": (("pool1", "pool2", "conv4"), ("pool1", "pool2", "conv5")),
+    "squeezenet": (("pool1", "fire3", "fire5", "fire7", "fire9"), ("fire5", "fire7", "fire9", "conv_final")),
+}
+"""Layers whose gradients heads read, from the image to the scores, and those whose LayerCAM; an imported network is read
+at the pixels only."""
+
+
+def fit_head(
+    samples: Sequence[Sample],
+    classifier: Classifier,
+    spec: MapSpec,
+    features: Sequence[Feature],
+    console: Console,
+    name: str,
+    kind: str = "best",
+    per_class: bool = False,
+) -> Fit:
+    """Fit a head on every image that has exactly one box, and on its mirror image.
+
+    Args:
+        samples: the training set.
+        classifier: the network that the head will be tied to.
+        spec: the maps it reads.
+        features: of those maps, in order.
+        console: for progress.
+        name: of the data set, for the card.
+        kind: see ``KINDS``.
+        per_class: a layer for each class of the data set besides the one for everything (see ``calib.heads.per_class``).
+
+    Raises:
+        SourceError: fewer than 10 images have exactly one box.
+    """
+    if (singles := sum(sample.one_box for sample in samples)) < 2 * FOLDS:
+        raise SourceError(
+            f"{name}: {singles} images have exactly one box, a head needs at least {2 * FOLDS}: label more, or keep only some "
+            "kinds of objects with --classes"
+        )
+    table = feature_table(samples, classifier, spec, features, console)
+    rows = np.arange(len(table.values))
+    strength = choose_strength(table, rows, refine=kind == "best")
+    if per_class:
+        if kind != "best":
+            raise ModelError(f"--per-class corrects the best head, not the {kind} one: drop one of the two")
+        kinds, ious = fit_kinds(table, rows, strength, class_count(classifier))
+    else:
+        fitter = FITTERS[kind]
+        kinds, ious = shared_kind(*fitter(table, rows, strength)), held_out_ious(table, rows, strength, fitter)
+    card = {
+        "data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names)),
+        "kind": kind, "layers": kinds.names, "strength": strength,
+        "cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4),
+        "constant_boxes": asdict(constant_boxes(table.boxes_xyxy)),
+    }  # fmt: skip
+    head = Head(
+        spec, tuple(features), kinds.weight.astype(np.float32), kinds.bias.astype(np.float32),
+        classifier.digest, classifier.size_px, card, kinds.routes,
+    )  # fmt: skip
+    return Fit(head, strength, float(ious.mean()), corloc(ious))
+
+
+def _by_ridge(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Array64]:
+    return Ridge(*mirrored_pairs(table, rows)).solve(strength)
+
+
+def _by_sgd(table: FeatureTable, rows: Rows, _: float) -> tuple[Array64, Array64]:
+    return fit_by_sgd(*mirrored_pairs(table, rows))
+
+
+FITTERS: dict[str, Fitter] = {"best": solve, "paper": _by_ridge, "paper-sgd": _by_sgd}

@@ -1,0 +1,123 @@
+"""The linear layer from map features to boxes: ridge regression, its strength by cross-validation, then refined."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.heads.features import FeatureTable
+from calib.heads.refine import refined
+from engines.boxes import iou
+
+Array64 = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Fitter = Callable[[FeatureTable, Rows, float], tuple[Array64, Array64]]
+"""(table, rows to fit on, ridge penalty) to (weight ``[4, D]``, bias ``[4]``)."""
+FOLDS = 5
+STRENGTHS = (1e1, 1e2, 1e3, 1e4, 1e5)
+
+
+def fit_rows(table: FeatureTable, rows: Rows) -> tuple[Array64, Array64]:
+    """(weight ``[4, D]``, bias ``[4]``) fitted on some rows of the table alone, strength included."""
+    return solve(table, rows, choose_strength(table, rows))
+
+
+def solve(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Array64]:
+    """Ridge regression on some rows and their mirror images, then the refinement on their overlap."""
+    values, boxes = mirrored_pairs(table, rows)
+    return refined(values, boxes, *Ridge(values, boxes).solve(strength))
+
+
+def mirrored_pairs(table: FeatureTable, rows: Rows) -> tuple[Array64, Array64]:
+    """Features and boxes of the images and their mirror images: ``[2 N, D]`` and ``[2 N, 4]``."""
+    boxes = table.boxes_xyxy[rows]
+    flipped = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
+    values = np.concatenate([table.values[rows], table.mirrored[rows]]).astype(np.float64)
+    return values, np.concatenate([boxes, flipped])
+
+
+class Ridge:
+    """Ridge regression of boxes on standardized features (Hoerl & Kennard 1970), in closed form for any penalty.
+
+    Works in the smaller of the primal and the dual space.
+
+    Args:
+        values: ``[N, D]``.
+        boxes: ``[N, 4]``.
+    """
+
+    def __init__(self, values: Array64, boxes: Array64) -> None:
+        self._centre, self._scale = values.mean(axis=0), values.std(axis=0) + 1e-6
+        self._mean_box = boxes.mean(axis=0)
+        x = (values - self._centre) / self._scale
+        self._back = None if x.shape[1] <= x.shape[0] else x.T
+        self._gram = x.T @ x if self._back is None else x @ x.T
+        self._target = x.T @ (boxes - self._mean_box) if self._back is None else boxes - self._mean_box
+
+    def solve(self, strength: float) -> tuple[Array64, Array64]:
+        """(weight ``[4, D]``, bias ``[4]``) for features as they come."""
+        solution = np.linalg.solve(self._gram + strength * np.eye(len(self._gram)), self._target)
+        if self._back is not None:
+            solution = self._back @ solution
+        weight = (solution / self._scale[:, None]).T
+        return weight, self._mean_box - weight @ self._centre
+
+
+def predict(values: NDArray[np.float32], weight: Array64, bias: Array64) -> Array64:
+    """Boxes ``[N, 4]`` as the graph gives them: clipped to the image, corners in order."""
+    raw = np.clip(values @ weight.T + bias, 0, 1)
+    return np.concatenate([np.minimum(raw[:, :2], raw[:, 2:]), np.maximum(raw[:, :2], raw[:, 2:])], axis=1)
+
+
+def group_numbers(groups: Sequence[str], rows: Rows) -> Rows:
+    """Which group each of some rows belongs to, counted from 0 as they come.
+
+    Where there are fewer groups than folds, as in a single sequence, the rows in their order make ``FOLDS`` blocks instead: of
+    neighbouring frames, few then lie on both sides of a split.
+    """
+    names = [groups[row] for row in rows]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    if len(numbers) < FOLDS:
+        return np.argsort(np.argsort(rows)) * FOLDS // max(1, len(rows))
+    return np.array([numbers[name] for name in names])
+
+
+def folds(table: FeatureTable, rows: Rows) -> list[tuple[Rows, Rows]]:
+    """(training rows, held-out rows) of each fold; a group, and an image with its mirror, stay in one."""
+    numbers = group_numbers(table.groups, rows)
+    fold = (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
+    return [(rows[fold != held], rows[fold == held]) for held in range(FOLDS)]
+
+
+def choose_strength(
+    table: FeatureTable, rows: Rows, strengths: Sequence[float] = STRENGTHS, refine: bool = True, splits: int = FOLDS
+) -> float:
+    """The strongest ridge penalty whose out-of-fold mean IoU is within one standard error of the best.
+
+    (Hastie et al. 2009, section 7.10.) The network may have seen the photos that heads are fitted on, and then a penalty
+    that is best for them is too weak for others. Judged after the refinement, if there is to be one, and on the first
+    ``splits`` folds.
+    """
+    ious: list[Array64] = []
+    for kept, held in folds(table, rows)[:splits]:
+        values, boxes = mirrored_pairs(table, kept)
+        model = Ridge(values, boxes)
+        heads = [model.solve(strength) for strength in strengths]
+        if refine:
+            heads = [refined(values, boxes, *head) for head in heads]
+        found = [predict(table.values[held], *head) for head in heads]
+        ious.append(np.stack([iou(each, table.boxes_xyxy[held]) for each in found]))
+    joined = np.concatenate(ious, axis=1)
+    means = joined.mean(axis=1)
+    best = int(np.argmax(means))
+    close = means >= means[best] - joined[best].std() / np.sqrt(joined.shape[1])
+    return max(strength for strength, near in zip(strengths, close, strict=True) if near)
+
+
+def held_out_ious(table: FeatureTable, rows: Rows, strength: float, fitter: Fitter = solve) -> Array64:
+    """IoU of each row's box by a head that did not see it, ``[N]``, fold after fold."""
+    found = [
+        iou(predict(table.values[held], *fitter(table, kept, strength)), table.boxes_xyxy[held])
+        for kept, held in folds(table, rows)
+    ]
+    return np.concatenate(found)

@@ -1,0 +1,144 @@
+"""Clips whose truth is known, made of photos: one photo's object moves over another photo, before a camera that moves too.
+
+Real sequences with a box per frame are few, and what is learnt on them cannot be reported on them. These are harsher than life:
+objects are cut out as ellipses, and backgrounds show objects of their own that stand still.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.data.datasets import Sample
+from engines.localizer import ImageBgr
+from realtime.frames import BoxPx
+
+SIZE_PX = (480, 270)
+FRAMES = 32
+AREAS = (0.015, 0.35)
+"""Of the object, as shares of the frame, evenly on a logarithmic scale."""
+CAMERA_PX, OBJECT_PX = (0.0, 2.0, 5.0), (0.0, 1.0, 3.0, 8.0)
+"""Fastest motion from frame to frame."""
+STILL_CAMERA_PX = (0.0, 0.0, 1.0)
+NO_OBJECT = 0.15
+"""Share of the clips in which there is none."""
+SMALLEST_PX = 60
+NOISE, JPEG_QUALITY = 2.0, 80
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames, uint8 BGR, and the box of the object in each; None where there is none."""
+
+    frames: tuple[ImageBgr, ...]
+    boxes: tuple[BoxPx | None, ...]
+
+
+def clips(objects: Sequence[Sample], backgrounds: Sequence[ImageBgr], count: int, seed: int = 0) -> Iterator[Clip]:
+    """Make clips.
+
+    Args:
+        objects: photos with one box.
+        backgrounds: photos.
+        count: how many.
+        seed: of everything that is drawn by lot.
+    """
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        background = backgrounds[int(random.integers(len(backgrounds)))]
+        scene = _scene(background, CAMERA_PX[number % len(CAMERA_PX)], random)
+        if random.random() < NO_OBJECT:
+            yield Clip(tuple(_filmed(frame, random) for frame in scene), (None,) * FRAMES)
+            continue
+        cut = _cut_out(objects, random)
+        speed = OBJECT_PX[(number // len(CAMERA_PX)) % len(OBJECT_PX)]
+        pasted = [_pasted(frame, cut, placed) for frame, placed in zip(scene, _places(cut, speed, random), strict=True)]
+        yield Clip(tuple(_filmed(frame, random) for frame, _ in pasted), tuple(box for _, box in pasted))
+
+
+def stills(objects: Sequence[Sample], count: int, seed: int = 0) -> Iterator[Clip]:
+    """Clips of photos as they are, before a camera that stands still or sways: nothing moves by itself."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        sample = objects[int(random.integers(len(objects)))]
+        photo, (x0, y0, x1, y1) = sample.read(), sample.truths[0].box_xyxy_px
+        xs, ys = (np.clip(_walk(STILL_CAMERA_PX[number % len(STILL_CAMERA_PX)], random), -12, 12) for _ in range(2))
+        frames, boxes = [], []
+        for x, y in zip(xs, ys, strict=True):
+            place = np.array([[1.0, 0, x], [0, 1.0, y]])
+            moved = cv2.warpAffine(photo, place, photo.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+            frames.append(_filmed(np.asarray(moved, np.uint8), random))
+            boxes.append((x0 + float(x), y0 + float(y), x1 + float(x), y1 + float(y)))
+        yield Clip(tuple(frames), tuple(boxes))
+
+
+def _walk(most: float, random: np.random.Generator) -> NDArray[np.float64]:
+    """A smooth random walk around 0, its fastest step as given: ``[FRAMES]``."""
+    steps = np.convolve(np.cumsum(random.normal(size=FRAMES + 60)), np.ones(15) / 15, "same")[30 : 30 + FRAMES]
+    return np.asarray((steps - steps.mean()) / max(float(np.abs(np.diff(steps)).max()), 1e-6) * most)
+
+
+def _scene(photo: ImageBgr, most_px: float, random: np.random.Generator) -> list[ImageBgr]:
+    """The photo through a camera that pans and zooms."""
+    (width, height), (tall, wide) = SIZE_PX, photo.shape[:2]
+    xs, ys = np.clip(_walk(most_px, random), -60, 60), np.clip(_walk(most_px * 0.4, random), -40, 40)
+    scales = 1.35 * max(width / wide, height / tall) * np.exp(_walk(0.004 if most_px else 0.0, random))
+    frames = []
+    for x, y, scale in zip(xs, ys, scales, strict=True):
+        place = np.array([[scale, 0, (width - wide * scale) / 2 + x], [0, scale, (height - tall * scale) / 2 + y]])
+        frame = cv2.warpAffine(photo, place, SIZE_PX, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        frames.append(np.asarray(frame, np.uint8))
+    return frames
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """An object and its mask ``[h, w]`` of 0..1."""
+
+    image_bgr: ImageBgr
+    mask: NDArray[np.float32]
+
+
+def _cut_out(objects: Sequence[Sample], random: np.random.Generator) -> _Cut:
+    while True:
+        sample = objects[int(random.integers(len(objects)))]
+        x0, y0, x1, y1 = (max(0, round(edge)) for edge in sample.truths[0].box_xyxy_px)
+        image = sample.read()[y0:y1, x0:x1]
+        if min(image.shape[:2]) >= SMALLEST_PX:
+            break
+    mask = np.zeros(image.shape[:2], np.float32)
+    middle, half = tuple(n // 2 for n in image.shape[1::-1]), tuple(int(n * 0.49) for n in image.shape[1::-1])
+    cv2.ellipse(mask, middle, half, 0, 0, 360, 1.0, -1)
+    return _Cut(image, np.asarray(cv2.GaussianBlur(mask, (5, 5), 0), np.float32))
+
+
+def _places(cut: _Cut, most_px: float, random: np.random.Generator) -> list[NDArray[np.float64]]:
+    """An affine map for each frame, from the object's pixels to the frame's; two thirds of it stay in view."""
+    (width, height), (tall, wide) = SIZE_PX, cut.mask.shape
+    area = np.exp(random.uniform(*np.log(AREAS))) * width * height
+    scales = np.exp(_walk(0.01, random)) * min(np.sqrt(area / (wide * tall)), 0.95 * height / tall, 0.9 * width / wide)
+    xs, ys = random.uniform(0.3, 0.7, 2)[:, None] * [[width], [height]] + [_walk(most_px, random), _walk(most_px / 2, random)]
+    places = []
+    for x, y, scale in zip(xs, ys, scales, strict=True):
+        half_w, half_h = wide * scale / 2, tall * scale / 2
+        left = np.clip(x, 0.7 * half_w, width - 0.7 * half_w) - half_w
+        top = np.clip(y, 0.7 * half_h, height - 0.7 * half_h) - half_h
+        places.append(np.array([[scale, 0, left], [0, scale, top]]))
+    return places
+
+
+def _pasted(frame: ImageBgr, cut: _Cut, place: NDArray[np.float64]) -> tuple[ImageBgr, BoxPx]:
+    flags = cv2.INTER_AREA if place[0, 0] < 1 else cv2.INTER_LINEAR
+    image, mask = (cv2.warpAffine(each, place, SIZE_PX, flags=flags) for each in (cut.image_bgr, cut.mask))
+    rows, columns = np.flatnonzero(mask.max(axis=1) > 0.5), np.flatnonzero(mask.max(axis=0) > 0.5)
+    mixed = np.rint(frame * (1 - mask[..., None]) + image * mask[..., None]).astype(np.uint8)
+    return mixed, (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+def _filmed(frame: ImageBgr, random: np.random.Generator) -> ImageBgr:
+    """With a sensor's noise, and compressed."""
+    noisy = np.clip(frame + random.normal(0, NOISE, frame.shape), 0, 255).astype(np.uint8)
+    encoded = cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)

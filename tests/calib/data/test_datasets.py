@@ -1,0 +1,307 @@
+"""Data sets in every layout, right and wrong: the same boxes come out, the same mistakes are refused in one line."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from calib.data.datasets import load_dataset
+from calib.data.labels import xml_label
+from calib.evaluation.baselines import baselines
+from calib.evaluation.evaluate import evaluate
+from calib.heads.fit import default_features, fit_head
+from engines.backends.mock import MockEngine
+from engines.base import SourceError
+from engines.classifiers import load_classifier
+from engines.localizer import Localizer
+from tests.calib.layouts import (
+    BOX,
+    LABELLED,
+    LAYOUTS,
+    SIZE,
+    coco,
+    csv,
+    frames_csv,
+    images,
+    otb,
+    otb_native,
+    refused,
+    voc,
+    voc_xml,
+    vot,
+    vot_native,
+)
+from tests.realtime.media import picture
+
+QUIET = Console(quiet=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_labels(tmp_path, layout):
+    samples = load_dataset(layout(tmp_path))
+    assert len(samples) == 2
+    for index, sample in enumerate(samples):
+        assert sample.single
+        assert sample.truths[0].box_xyxy_px == BOX
+        assert sample.clipped(sample.read()).truths == sample.truths
+        assert np.abs(sample.read().astype(int) - picture(index)).mean() < 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_box_may_reach_one_pixel_beyond_its_image_and_is_cut_there(tmp_path, layout):
+    sample = load_dataset(layout(tmp_path, (-1.0, 20.0, 129.0, 96.75)))[1]
+    assert sample.clipped(sample.read()).truths[0].box_xyxy_px == (0, 20, 128, 96)
+
+
+@pytest.mark.parametrize("layout", LABELLED)
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ((-1.5, 20, 40, 60), r"a\b.*box -1\.5,20,40,60 of '(cat|object)' reaches 1\.5 px beyond the image"),
+        ((10, 20, 130, 60), "box 10,20,130,60 .* reaches 2 px beyond the image of 128x96 px: correct it, or give the images"),
+        ((10, 20, 40, 97.25), r"reaches 1\.25 px beyond the image of 128x96"),
+        ((200, 20, 240, 60), "box 200,20,240,60 .* lies outside the image of 128x96 px"),
+        ((128, 20, 129, 60), "lies outside the image"),
+        ((40, 20, 10, 60), "box 40,20,10,60 .* is empty or reversed: edges are x0,y0,x1,y1"),
+        ((10, float("nan"), 40, 60), "box .*nan.* has an edge that is not a finite number"),
+        ((10, 20, float("inf"), 60), "box .*(inf|nan).* has an edge that is not a finite number"),
+    ],
+)
+def test_boxes_that_cannot_be_are_refused(tmp_path, layout, box, words):
+    refused(words, layout(tmp_path, box))
+
+
+@pytest.mark.parametrize("layout", LABELLED)
+def test_a_missing_image_is_named(tmp_path, layout):
+    labels = layout(tmp_path)
+    images(tmp_path / "others", ["a.png"])
+    refused(r"names image (more/)?b(\.png)?, which is not in .*others: say where it is with --images|2 frames, .*others has 1",
+            labels, images=tmp_path / "others")  # fmt: skip
+    with pytest.raises(SourceError, match=r"images .*nowhere do not exist: say where they are with --images"):
+        load_dataset(labels, images=tmp_path / "nowhere")
+
+
+def test_the_same_name_in_two_folders_is_not_guessed(tmp_path):
+    labels = csv(tmp_path)
+    images(tmp_path / "set" / "small")
+    (tmp_path / "set" / "a.png").rename(tmp_path / "set" / "small" / "c.png")
+    assert len(load_dataset(labels)) == 2, "b.png is at the top, a.png in one folder only"
+    images(tmp_path / "set" / "large", ["a.png"])
+    refused("image a.png, which .*set has as (large|small)/a.png and (large|small)/a.png: name the folder", labels)
+
+
+def test_a_folder_that_the_label_names_must_be_the_image_s_own(tmp_path):
+    """Splits often number their images alike: another split's image would be taken without a word."""
+    labels = zoo(tmp_path, ["train/a.png,cat"])
+    shutil.rmtree(tmp_path / "zoo")
+    images(tmp_path / "zoo" / "val")
+    refused(r"names image train/a\.png, which is not in .*zoo, only val/a\.png is: say where it is with --images", labels)
+    refused("which is not in .*val, only a.png is", labels, images=tmp_path / "zoo" / "val")
+    refused("which is not in .*strain, only a.png is", labels, images=images(tmp_path / "strain"))
+    for place in (tmp_path / "train", tmp_path / "zoo" / "deep" / "train"):
+        images(place)
+        assert len(load_dataset(labels, images=place)) == 1, "the folder itself may be what the label names"
+    assert len(load_dataset(labels)) == 1
+    images(tmp_path / "zoo" / "other" / "train")
+    refused("has as .*/train/a.png and .*/train/a.png: name the folder", labels)
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.write(tmp_path / "train" / "a.png", "a.png")
+    assert load_dataset(labels, images=tmp_path / "train.zip")[0].read().shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ""])
+def test_dots_in_a_name_are_part_of_it(tmp_path, suffix):
+    labels = csv(tmp_path).rename(tmp_path / "holiday.2024.csv")
+    place = tmp_path / "holiday.2024"
+    (tmp_path / "set").rename(place)
+    images(tmp_path / "holiday", ["c.png"])  # of another year
+    if suffix:
+        shutil.make_archive(str(place), suffix[1:], place)
+        shutil.rmtree(place)
+    assert len(load_dataset(labels)) == 2
+
+
+def test_a_track_without_frames_beside_it(tmp_path):
+    labels = otb(tmp_path)
+    shutil.rmtree(tmp_path / "set")
+    refused("no frames beside .*: say where they are with --images", labels)
+
+
+@pytest.mark.parametrize(
+    ("layout", "groups"),
+    [
+        (csv, {"a.png", "b.png"}), (voc, {"a.png", "b.png"}), (frames_csv, {"more"}), (otb, {"set"}), (vot, {"clip"}),
+        (otb_native, {"Jogging"}), (vot_native, {"bag"}),
+    ],
+)  # fmt: skip
+def test_frames_of_a_sequence_are_one_group_and_photos_their_own(tmp_path, layout, groups):
+    assert {sample.group for sample in load_dataset(layout(tmp_path))} == groups
+
+
+@pytest.mark.parametrize("layout", [otb, vot])
+def test_frames_of_a_sequence_are_read_in_any_order_and_none_is_held(tmp_path, layout):
+    samples = load_dataset(layout(tmp_path))
+    for index in (1, 0, 0, 1, 1):
+        assert np.abs(samples[index].read().astype(int) - picture(index)).mean() < 3
+    assert samples[0].read() is not samples[0].read()
+
+
+@pytest.mark.parametrize("size", ["<size><width>64</width><height>96</height></size>", SIZE.replace("96", "90")])
+def test_labels_made_for_an_image_of_another_size_are_refused(tmp_path, size):
+    labels = voc(tmp_path)
+    (labels / "b.xml").write_text(voc_xml("b.png", (10, 20, 40, 60), size=size))
+    refused(r"image b\.png has 128x96 px, its label says (64x96|128x90): give the images that the labels were made for", labels)
+
+
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>", SIZE.replace("96", "95")])
+def test_sizes_that_tools_leave_out_or_round_are_no_mistake(tmp_path, size):
+    labels = voc(tmp_path)
+    (labels / "b.xml").write_text(voc_xml("b.png", size=size))
+    assert load_dataset(labels)[1].read().shape == (96, 128, 3)
+
+
+def test_difficult_objects_are_neither_truth_nor_mistake():
+    easy, difficult = (voc_xml("a.png", extra=f"<difficult>{flag}</difficult>") for flag in (0, 1))
+    assert len(xml_label(easy.encode(), "a.xml").truths) == 1
+    assert xml_label(difficult.encode(), "a.xml").truths == ()
+
+
+def test_boxes_of_no_height_and_crowds_are_left_out_of_coco(tmp_path):
+    """COCO train2017 has two boxes of no height among 860,001."""
+    labels = coco(tmp_path)
+    content = json.loads(labels.read_text())
+    content["annotations"][0]["bbox"][3] = 0.0
+    content["annotations"] += [{**content["annotations"][1], "iscrowd": 1, "bbox": [0, 0, 500, 500]}]
+    labels.write_text(json.dumps(content))
+    assert [len(sample.truths) for sample in load_dataset(labels)] == [0, 1]
+
+
+def test_tracked_objects_may_be_absent_or_leave_the_frame_in_part(tmp_path):
+    labels = otb(tmp_path)
+    for absent in ("0,0,0,0", "nan,nan,nan,nan"):
+        labels.write_text(f"{absent}\n-9,81,50,50\n")
+        first, second = load_dataset(labels)
+        assert first.truths == ()
+        assert second.truths[0].box_xyxy_px == (0, 80, 40, 96)
+
+
+def test_a_sequence_needs_a_row_for_every_frame(tmp_path):
+    labels = frames_csv(tmp_path)
+    labels.write_text("frame,x0,y0,x1,y1\nmore/a.png,10,20,40,60\n")
+    refused(r"has boxes for 1 frames, .*more\.tar has 2 frames", labels)
+    labels.write_text("frame,x0,y0,x1,y1\nmore/a.png,10,20,40,60\nmore/b.png,,,,\n")
+    assert [len(sample.truths) for sample in load_dataset(labels)] == [1, 0]
+
+
+def test_damaged_images_and_archives_are_named(tmp_path):
+    labels = csv(tmp_path)
+    (tmp_path / "set" / "b.png").write_bytes(b"no image")
+    refused(r"set\.csv: image b\.png is not a readable image", labels)
+    (tmp_path / "set" / "b.png").unlink()
+    samples = load_dataset(labels, images=images(tmp_path / "set"))
+    (tmp_path / "set" / "b.png").unlink()
+    with pytest.raises(SourceError, match=r"image b\.png cannot be read"):
+        samples[1].read()
+    labels = frames_csv(tmp_path)
+    (tmp_path / "more.tar").write_bytes((tmp_path / "more.tar").read_bytes()[:700])
+    with pytest.raises(SourceError, match=r"cannot read archive .*more\.tar"):
+        load_dataset(labels)
+
+
+def test_what_is_no_data_set_at_all(tmp_path):
+    refused("does not exist", tmp_path / "nothing.csv")
+    (tmp_path / "set.xlsx").touch()
+    refused("give a .csv, .json, .txt, or a folder, zip or tar of .xml files", tmp_path / "set.xlsx")
+    (tmp_path / "empty").mkdir()
+    refused("holds no labelled image", tmp_path / "empty")
+
+
+def test_an_image_set_names_the_images_to_keep(tmp_path):
+    labels = csv(tmp_path)
+    (tmp_path / "ids.txt").write_text("b  1\n\nunknown\n")
+    assert [s.name for s in load_dataset(labels, ids=tmp_path / "ids.txt")] == ["b.png"]
+    (tmp_path / "ids.txt").write_text("c\n")
+    with pytest.raises(SourceError, match=r"that .*ids\.txt names"):
+        load_dataset(labels, ids=tmp_path / "ids.txt")
+    with pytest.raises(SourceError, match="cannot read"):
+        load_dataset(labels, ids=tmp_path / "nothing.txt")
+
+
+def zoo(folder, rows):
+    images(folder / "zoo")
+    (folder / "zoo.csv").write_text("file,class,x0,y0,x1,y1\n" + "".join(f"{row},10,20,40,60\n" for row in rows))
+    return folder / "zoo.csv"
+
+
+def test_only_the_classes_asked_for_are_kept(tmp_path):
+    labels = zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,cow"])
+    kept = load_dataset(labels, classes=["dog", "cat"])
+    assert [(sample.name, [truth.class_name for truth in sample.truths]) for sample in kept] == [("a.png", ["cat", "dog"])]
+    (dog,), (cow,) = (load_dataset(labels, classes=[name]) for name in ("dog", "cow"))
+    assert (dog.one_box, dog.single) == (True, False), "a head may be fitted to the dog, but the image shows a cat too"
+    assert (cow.one_box, cow.single) == (True, True)
+    refused(r"zoo\.csv has no class 'horse': it has cat, cow, dog$", labels, classes=["dog", "horse"])
+
+
+def test_an_image_with_one_dog_and_a_cat_is_no_single_object_image(tmp_path):
+    labels, localizer = zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,dog"]), Localizer(MockEngine(96))
+    dogs = load_dataset(labels, classes=["dog"])
+    assert evaluate(dogs, localizer, QUIET, None)[0]["images"] == 2
+    _, cases = evaluate(dogs, localizer, QUIET, None, single=True)
+    assert [case.sample.name for case in cases] == ["b.png"]
+    with pytest.raises(SourceError, match="no image with exactly one object"):
+        evaluate(load_dataset(labels, classes=["cat"]), localizer, QUIET, None, single=True)
+
+
+def test_a_long_list_of_classes_is_cut(tmp_path):
+    labels = zoo(tmp_path, [f"a.png,n{number:03}" for number in range(100)])
+    refused("it has n000, n001, .*, n039 and 60 more$", labels, classes=["cat"])
+
+
+def test_a_set_without_an_image_of_one_object(tmp_path):
+    labels = zoo(tmp_path, ["a.png,cat", "a.png,cat"])
+    samples, classifier = load_dataset(labels), load_classifier("compact", "random", 64)
+    with pytest.raises(SourceError, match=r"zoo: 0 images have exactly one box, a head needs at least 10: .*--classes"):
+        fit_head(samples, classifier, *default_features(classifier, "sensitivity"), QUIET, "zoo")
+    with pytest.raises(SourceError, match="no image with exactly one object"):
+        evaluate(samples, Localizer(MockEngine(96)), QUIET, None, single=True)
+    with pytest.raises(SourceError, match="--train has no image with exactly one object"):
+        baselines(Localizer(MockEngine(96)), samples)
+
+
+def boxes_of(path: Path, **options):
+    return {Path(sample.name).stem: sample.truths for sample in load_dataset(path, **options)}
+
+
+def test_the_raccoon_table_and_its_xml_agree(data):
+    table, xml = (boxes_of(data / "raccoon" / name) for name in ("raccoon_labels.csv", "annotations.tar"))
+    assert table == xml
+    assert len(xml) == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "boxes"),
+    [
+        ("tiny_imagenet_200/val.csv", 10_000), ("animal_pose_voc/test.csv", 789), ("raccoon/annotations.tar", 217),
+        ("coco128/train2017_boxes.csv", 929), ("davis/dog_boxes.csv", 60), ("otb/MotorRolling_groundtruth_rect.txt", 164),
+        ("videos/bag_groundtruth.txt", 196),
+    ],
+)  # fmt: skip
+def test_no_box_of_a_real_set_is_refused(data, name, boxes):
+    samples = load_dataset(data / name)
+    for sample in samples[:: max(1, len(samples) // 200)]:
+        assert sample.clipped(sample.read()).truths == sample.truths
+    assert sum(len(sample.truths) for sample in samples) == boxes
+
+
+def test_a_damaged_annotation_in_a_zip_is_named(tmp_path):
+    voc(tmp_path)
+    with zipfile.ZipFile(tmp_path / "boxes.zip", "w") as archive:
+        archive.writestr("a.xml", voc_xml("a.png"))
+    content = (tmp_path / "boxes.zip").read_bytes()
+    (tmp_path / "boxes.zip").write_bytes(content.replace(b"<annotation>", b"<annotations", 1))
+    refused(r"boxes\.zip: a\.xml: Bad CRC-32", tmp_path / "boxes.zip")

@@ -1,0 +1,151 @@
+"""Reports: what they say, that they stand alone, which cases they show, and that they are written whole or not at all."""
+
+import re
+from base64 import b64decode
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from calib.data.datasets import Sample, load_dataset
+from calib.evaluation.evaluate import Case, evaluate
+from calib.evaluation.metrics import ConstantBoxes
+from calib.evaluation.pictures import PANEL_PX, class_bars, outline
+from calib.evaluation.report import example_cases, write_report
+from engines.backends.mock import MockEngine
+from engines.base import OutputError
+from engines.localizer import Localizer
+from realtime.overlay import SHADE_BGR, TRUTH_BGR
+from tests.realtime.media import picture
+from tests.test_cli import command, refused
+
+FACTS = {"model": "mock <b>", "machine": "a | b"}
+
+
+def case(iou, class_name="cat"):
+    return Case(Sample("x", lambda: picture(0), ()), class_name, iou, {"whole_image": 0.1}, (4, 30, 28, 54), (4, 30, 28, 54), 1)
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """Thirteen small pictures of two classes, one with a name that HTML and Markdown both find hard."""
+    names = [f"{i}.png" for i in range(12)] + ["a<b>_|_c*.png"]
+    (tmp_path / "d").mkdir()
+    for index, name in enumerate(names):
+        cv2.imwrite(str(tmp_path / "d" / name), picture(index))
+    rows = [f"{name},{'dog' if i % 3 else 'cat & co'},4,30,{28 + i},54" for i, name in enumerate(names)]
+    (tmp_path / "d.csv").write_text("file,class,x0,y0,x1,y1\n" + "\n".join(rows))
+    return tmp_path / "d.csv"
+
+
+@pytest.fixture
+def write(labels):
+    """Evaluate with the mock and write a report to a path."""
+    localizer = Localizer(MockEngine(96))
+    constants = ConstantBoxes((0, 0.2, 0.5, 0.8), (0, 0.3, 0.3, 0.6))
+    report, cases = evaluate(load_dataset(labels), localizer, Console(quiet=True), constants)
+    return lambda path: write_report(path, "On d", report, cases, localizer, FACTS)
+
+
+def decoded(content):
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_html_stands_alone(write, tmp_path):
+    write(tmp_path / "deep" / "r.html")
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["r.html"]
+    text = (tmp_path / "deep" / "r.html").read_text()
+    sources = re.findall(r'src="(.*?)"', text)
+    assert len(sources) == 14  # a bar chart, how good the boxes are, and 12 cases
+    for source in sources:
+        head, content = source.split(",")
+        assert head in {"data:image/png;base64", "data:image/jpeg;base64"}
+        assert decoded(b64decode(content)).shape[1] > 300
+    assert "<script" not in text
+    assert "http" not in text
+    assert "mock &lt;b&gt;" in text
+    assert "cat &amp; co" in text
+    for words in ("CorLoc", "mean IoU", "box accuracy", "whole image", "mean box", "best constant box", "margin 0.5"):
+        assert words in text
+
+
+def test_markdown_has_its_pictures_beside_it(write, tmp_path):
+    write(tmp_path / "my report.md")
+    text = (tmp_path / "my report.md").read_text()
+    links = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert set(links) == {f"my%20report_files/{p.name}" for p in (tmp_path / "my report_files").iterdir()}
+    assert len(links) == 14
+    assert r"a \| b" in text
+    rows = [line for line in text.splitlines() if line.startswith("|") and ".jpg)" in line]
+    assert len(rows) == 12
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)  # four cells each, whatever the name
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(write, tmp_path):
+    (tmp_path / "r_files").touch()  # the place of the pictures is taken
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=r"cannot write .*r_files"):
+        write(tmp_path / "r.md")
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(OutputError, match=r"\.html or \.md; rename it"):
+        write(tmp_path / "r.pdf")
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (7, [2, 2, 2]), (30, [4, 4, 4])])
+def test_examples_are_the_best_the_middle_and_the_worst(count, sizes):
+    cases = [case(i / 100) for i in np.random.default_rng(count).permutation(count)]
+    groups = example_cases(cases)
+    assert [len(group) for group in groups.values()] == sizes
+    shown = [c.iou for group in groups.values() for c in group]
+    assert len(set(shown)) == len(shown)
+    assert shown[0] == (count - 1) / 100
+    if count > 1:
+        assert groups["worst"][0].iou == 0
+    if count == 30:
+        assert [c.iou for c in groups["median"]] == [0.16, 0.15, 0.14, 0.13]
+
+
+def test_an_outline_lies_inside_the_box_on_a_dark_line():
+    canvas = np.full((60, 80, 3), 200, np.uint8)
+    outline(canvas, (10, 10, 70, 50), TRUTH_BGR)
+    assert (canvas[:9] == 200).all()
+    assert (canvas[20:40, 20:60] == 200).all()
+    np.testing.assert_allclose(canvas[10:15, 40], [SHADE_BGR, *[TRUTH_BGR] * 3, SHADE_BGR], atol=50)
+
+
+def test_a_case_picture_is_photo_and_map_of_one_size(write, tmp_path):
+    write(tmp_path / "r.md")
+    height, width = cv2.imread(str(tmp_path / "r_files" / "best_1.jpg")).shape[:2]
+    assert (width - 6) % 2 == 0
+    assert height <= PANEL_PX[1]
+    assert (width - 6) / 2 / height == pytest.approx(128 / 96, abs=0.02)
+
+
+def test_many_classes_still_make_a_picture_that_can_be_looked_at():
+    bars = decoded(class_bars([case(0.6, f"class {i}") for i in range(300)]).content)
+    assert bars.shape[0] < 4000
+
+
+def test_the_command_writes_a_report(labels, tmp_path):
+    result = command("evaluate", labels, "--report", tmp_path / "r.html")
+    assert result.returncode == 0, result.stderr
+    text = (tmp_path / "r.html").read_text()
+    for words in ("compact", "sensitivity", "openvino", "cores", "best constant box", f"{tmp_path.name}/d"):
+        assert words in text
+    assert "r.txt: the name must end in .html or .md" in refused("evaluate", labels, "--report", tmp_path / "r.txt")
+
+
+def test_real_photos_of_one_class_need_no_bars(data, tmp_path):
+    raccoon = data / "raccoon"
+    result = command(
+        "evaluate", raccoon / "annotations.tar", "--ids", raccoon / "test.txt", "--images", raccoon / "images.tar",
+        "--method", "gestalt", "--report", tmp_path / "r.md",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    pictures = {path.name for path in (tmp_path / "r_files").iterdir()}
+    assert len(pictures) == 13
+    assert "quality.png" in pictures
+    text = (tmp_path / "r.md").read_text()
+    assert "40 images" in text
+    assert "By class" not in text
