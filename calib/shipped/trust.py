@@ -1,7 +1,8 @@
 """The model that says how sure a followed box is: ``python -m calib.shipped.trust --data DATA``.
 
-Clips are made of training photos (``clips``: objects of ``animal_pose_voc`` train over photos of ``imagenet_sample``) and followed; so are photos as they are, before a camera that sways, and the DAVIS sequences that may be tuned on. A logistic
-model learns from the signs of each box whether it was right. Twice, because what is trusted decides where is looked next.
+Clips are made of training photos (``clips``: objects of ``animal_pose_voc`` train over photos of ``imagenet_sample``) and
+followed; so are photos as they are, before a camera that sways, and the DAVIS sequences that may be tuned on. A logistic model
+learns from the signs of each box whether it was right. Twice, because what is trusted decides where is looked next.
 """
 
 import json
