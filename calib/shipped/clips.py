@@ -24,6 +24,8 @@ CAMERA_PX, OBJECT_PX = (0.0, 2.0, 5.0), (0.0, 1.0, 3.0, 8.0)
 STILL_CAMERA_PX = (0.0, 0.0, 1.0)
 NO_OBJECT = 0.15
 """Share of the clips in which there is none."""
+CROWD_FRAMES, CROWD_AREAS, CROWD_PX = 60, (0.02, 0.15), (3.0, 5.0, 8.0)
+"""Of clips with several objects: longer, and no object so large that there is no room for another."""
 SMALLEST_PX = 60
 NOISE, JPEG_QUALITY = 2.0, 80
 
@@ -74,23 +76,49 @@ def stills(objects: Sequence[Sample], count: int, seed: int = 0) -> Iterator[Cli
         yield Clip(tuple(frames), tuple(boxes))
 
 
-def _walk(most: float, random: np.random.Generator) -> NDArray[np.float64]:
-    """A smooth random walk around 0, its fastest step as given: ``[FRAMES]``."""
-    steps = np.convolve(np.cumsum(random.normal(size=FRAMES + 60)), np.ones(15) / 15, "same")[30 : 30 + FRAMES]
+@dataclass(frozen=True)
+class Crowd:
+    """Frames, uint8 BGR, and the box of each object in each: ``boxes[frame][object]``, what hides it or not."""
+
+    frames: tuple[ImageBgr, ...]
+    boxes: tuple[tuple[BoxPx, ...], ...]
+
+
+def crowds(
+    objects: Sequence[Sample], backgrounds: Sequence[ImageBgr], count: int, seed: int = 0, several: int = 2
+) -> Iterator[Crowd]:
+    """Clips in which several objects move, each its own way; they may pass before each other. Arguments as for ``clips``."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        background = backgrounds[int(random.integers(len(backgrounds)))]
+        scene = _scene(background, CAMERA_PX[number % len(CAMERA_PX)], random, CROWD_FRAMES)
+        boxes: list[list[BoxPx]] = [[] for _ in scene]
+        for place in random.permutation(several):
+            cut, speed = _cut_out(objects, random), CROWD_PX[int(random.integers(len(CROWD_PX)))]
+            begins = (0.15 + 0.7 * (place + 0.25) / several, 0.15 + 0.7 * (place + 0.75) / several)
+            for n, placed in enumerate(_places(cut, speed, random, CROWD_FRAMES, begins, CROWD_AREAS)):
+                scene[n], box = _pasted(scene[n], cut, placed)
+                boxes[n].append(box)
+        yield Crowd(tuple(_filmed(frame, random) for frame in scene), tuple(tuple(each) for each in boxes))
+
+
+def _walk(most: float, random: np.random.Generator, frames: int = FRAMES) -> NDArray[np.float64]:
+    """A smooth random walk around 0, its fastest step as given: ``[frames]``."""
+    steps = np.convolve(np.cumsum(random.normal(size=frames + 60)), np.ones(15) / 15, "same")[30 : 30 + frames]
     return np.asarray((steps - steps.mean()) / max(float(np.abs(np.diff(steps)).max()), 1e-6) * most)
 
 
-def _scene(photo: ImageBgr, most_px: float, random: np.random.Generator) -> list[ImageBgr]:
+def _scene(photo: ImageBgr, most_px: float, random: np.random.Generator, frames: int = FRAMES) -> list[ImageBgr]:
     """The photo through a camera that pans and zooms."""
     (width, height), (tall, wide) = SIZE_PX, photo.shape[:2]
-    xs, ys = np.clip(_walk(most_px, random), -60, 60), np.clip(_walk(most_px * 0.4, random), -40, 40)
-    scales = 1.35 * max(width / wide, height / tall) * np.exp(_walk(0.004 if most_px else 0.0, random))
-    frames = []
+    xs, ys = np.clip(_walk(most_px, random, frames), -60, 60), np.clip(_walk(most_px * 0.4, random, frames), -40, 40)
+    scales = 1.35 * max(width / wide, height / tall) * np.exp(_walk(0.004 if most_px else 0.0, random, frames))
+    made = []
     for x, y, scale in zip(xs, ys, scales, strict=True):
         place = np.array([[scale, 0, (width - wide * scale) / 2 + x], [0, scale, (height - tall * scale) / 2 + y]])
         frame = cv2.warpAffine(photo, place, SIZE_PX, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-        frames.append(np.asarray(frame, np.uint8))
-    return frames
+        made.append(np.asarray(frame, np.uint8))
+    return made
 
 
 @dataclass(frozen=True)
@@ -114,12 +142,19 @@ def _cut_out(objects: Sequence[Sample], random: np.random.Generator) -> _Cut:
     return _Cut(image, np.asarray(cv2.GaussianBlur(mask, (5, 5), 0), np.float32))
 
 
-def _places(cut: _Cut, most_px: float, random: np.random.Generator) -> list[NDArray[np.float64]]:
-    """An affine map for each frame, from the object's pixels to the frame's; two thirds of it stay in view."""
+def _places(
+    cut: _Cut, most_px: float, random: np.random.Generator, frames: int = FRAMES, begins: tuple[float, float] = (0.3, 0.7),
+    areas: tuple[float, float] = AREAS,
+) -> list[NDArray[np.float64]]:  # fmt: skip
+    """An affine map for each frame, from the object's pixels to the frame's; two thirds of it stay in view.
+
+    ``begins``: between which shares of the frame's width its path has its middle.
+    """
     (width, height), (tall, wide) = SIZE_PX, cut.mask.shape
-    area = np.exp(random.uniform(*np.log(AREAS))) * width * height
-    scales = np.exp(_walk(0.01, random)) * min(np.sqrt(area / (wide * tall)), 0.95 * height / tall, 0.9 * width / wide)
-    xs, ys = random.uniform(0.3, 0.7, 2)[:, None] * [[width], [height]] + [_walk(most_px, random), _walk(most_px / 2, random)]
+    area = np.exp(random.uniform(*np.log(areas))) * width * height
+    scales = np.exp(_walk(0.01, random, frames)) * min(np.sqrt(area / (wide * tall)), 0.95 * height / tall, 0.9 * width / wide)
+    middle = random.uniform((begins[0], 0.3), (begins[1], 0.7))
+    xs, ys = middle[:, None] * [[width], [height]] + [_walk(most_px, random, frames), _walk(most_px / 2, random, frames)]
     places = []
     for x, y, scale in zip(xs, ys, scales, strict=True):
         half_w, half_h = wide * scale / 2, tall * scale / 2
