@@ -74,6 +74,27 @@ class Track:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """One of several objects that are followed.
+
+    Attributes:
+        box_xyxy_px: in the frame; None where it is not sure enough to be shown.
+        class_index, class_name, score: of the last answer that was about it.
+        track: what following says of it.
+    """
+
+    box_xyxy_px: BoxPx | None
+    class_index: int
+    class_name: str
+    score: float
+    track: Track
+
+    def row(self) -> dict[str, Any]:
+        """Its entry in a log row's ``objects``."""
+        return {**_object_row(self), **self.track.row()}
+
+
 @dataclass
 class FrameRecord:
     """The ledger's row of one captured frame: what became of it, when, and what each stage took.
@@ -86,7 +107,8 @@ class FrameRecord:
         total_ms: from the start of its reading until it was written.
         rung: the settings that made it, where a governor chooses them.
         followed: the next record is there already and of another source: both can go into one engine call.
-        track: what following knows of it; None without ``--follow``.
+        track: what following knows of it; None without ``--follow``. Of several objects, of the first.
+        objects: where several are followed, each of them; None where it is one or none.
         follower: who follows it, see ``realtime.follow.following``; ``view_px`` is the size of what the engine sees of it.
         carried: the engine need not see it: the last answer is carried along.
     """
@@ -101,6 +123,7 @@ class FrameRecord:
     began_ns: dict[str, int] = field(default_factory=dict)
     followed: bool = False
     track: Track | None = None
+    objects: tuple[Tracked, ...] | None = None
     follower: Any = None
     view_px: tuple[int, int] | None = None
     carried: bool = False
@@ -123,9 +146,10 @@ class FrameRecord:
             self.found = replace(self.found, map_hw=NO_MAP)
 
     def row(self) -> dict[str, Any]:
-        """One row of the per-frame log, flat; ``detections``, every one found, is there only when they are several."""
+        """One row of the per-frame log, flat; ``detections``, every one found, is there only when they are several, ``objects``
+        only where several may be followed.
+        """
         found = self.found
-        corners = found.box_xyxy_px if found and found.box_xyxy_px else (None,) * 4
         several = found.detections if found and len(found.detections) > 1 else ()
         unit = self.frame.time_base
         exact = {"pts": self.frame.pts, "time_base_num": unit.numerator, "time_base_den": unit.denominator}
@@ -135,14 +159,20 @@ class FrameRecord:
             "captured_ns": self.frame.captured_ns, "outcome": self.outcome, "cause": self.cause,
             "class_id": found.class_index if found else None, "class_name": found.class_name if found else None,
             "score": round(found.score, 6) if found else None,
-            **{k: v if v is None else round(v, 3) for k, v in zip(("x0", "y0", "x1", "y1"), corners, strict=True)},
+            **_corners(found.box_xyxy_px if found else None),
             **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
             "total_ms": round(self.total_ms, 4), "rung": self.rung or None,
-            **({"detections": [_detection_row(each) for each in several]} if several else {}),
+            **({"detections": [_object_row(each) for each in several]} if several else {}),
             **(self.track.row() if self.track else {}),
+            **({} if self.objects is None else {"objects": [each.row() for each in self.objects]}),
         }  # fmt: skip
 
 
-def _detection_row(found: Detection) -> dict[str, Any]:
-    corners = {name: round(edge, 3) for name, edge in zip(("x0", "y0", "x1", "y1"), found.box_xyxy_px, strict=True)}
-    return {"class_id": found.class_index, "class_name": found.class_name, "score": round(found.score, 6), **corners}
+def _object_row(found: Detection | Tracked) -> dict[str, Any]:
+    named = {"class_id": found.class_index, "class_name": found.class_name, "score": round(found.score, 6)}
+    return {**named, **_corners(found.box_xyxy_px)}
+
+
+def _corners(box_px: BoxPx | None) -> dict[str, float | None]:
+    names = "x0", "y0", "x1", "y1"
+    return dict.fromkeys(names) if box_px is None else {k: round(v, 3) for k, v in zip(names, box_px, strict=True)}

@@ -4,12 +4,16 @@ import math
 from collections import deque
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.boxes import overlap
 from engines.localizer import ImageBgr, Localization
-from realtime.follow.memory import Memory
+from realtime.follow.memory import UNSEEN, Memory
 from realtime.follow.motion import Map, Motion, Step
+from realtime.follow.numbers import Numbers
 from realtime.follow.trust import Trust, signs_of
-from realtime.frames import BoxPx, Track
+from realtime.frames import NO_MAP, BoxPx, Track
 
 SEARCHING, FOLLOWING, WIDENED, LOST = "searching", "following", "widened", "lost"
 HELD = (FOLLOWING, WIDENED)
@@ -25,8 +29,6 @@ CARRY_SURE, MOST_CARRIED = 0.8, 1
 One cost no tuning sequence a frame, and clips made of photos one frame in a hundred; two or three save little more."""
 PATIENCE_FRAMES = 6
 """So many boxes in a row that are hopeless, and the object is lost."""
-SHORT_LOSS_S = 2.0
-"""An object that is found again within that time keeps its number."""
 CALM, CALM_IOU, ANOTHER_IOU = 0.3, 0.9, 0.5
 """The calm box, carried along, goes a third of the way to a new one that is much the same (IoU), all of it to another."""
 
@@ -46,6 +48,9 @@ class _Pending:
     chosen: bool
 
 
+NOTHING = Localization(None, 0, "", 0.0, NO_MAP)
+
+
 class Follower:
     """Follows one object through the frames of one source, all of one size.
 
@@ -57,25 +62,31 @@ class Follower:
         trust: says how sure a box is.
         selected_px: the box to follow from the first frame on; None for what is found.
         motion: computes the steps; its own if None.
+        numbers: of the source's objects; its own if None.
 
     Attributes:
         state: see ``Track``.
         track_id: likewise.
+        confidence: likewise.
+        found: the last answer, see ``update``; None before the first.
+        hidden: cells of the grid that are others' objects, ``[h, w]``: there is nothing for this one; None where it is alone.
     """
 
     def __init__(
-        self, width_px: int, height_px: int, trust: Trust, selected_px: BoxPx | None = None, motion: Motion | None = None
-    ) -> None:
+        self, width_px: int, height_px: int, trust: Trust, selected_px: BoxPx | None = None, motion: Motion | None = None,
+        numbers: Numbers | None = None,
+    ) -> None:  # fmt: skip
         self.state, self.track_id = SEARCHING, 0
         self._size_px, self._trust, self._selected_px = (width_px, height_px), trust, selected_px
         self._motion = motion or Motion(width_px, height_px)
-        self._memory = Memory(self._motion, width_px, height_px)
+        self._memory, self._numbers = Memory(self._motion, width_px, height_px), numbers or Numbers()
         self._settled = self._ahead = self._memory.empty
         self._pending: deque[_Pending] = deque()
-        self._begun, self._hopeless, self._ids, self._last_sure_s = 0, 0, 0, -math.inf
+        self._begun, self._hopeless, self._number, self._last_sure_s = 0, 0, 0, -math.inf
         self._calm: BoxPx | None = None
-        self._found: Localization | None = None
-        self._confidence, self._carried_frames = 0.0, 0
+        self.found: Localization | None = None
+        self.hidden: NDArray[np.bool_] | None = None
+        self.confidence, self._carried_frames, self._another = 0.0, 0, False
 
     def choose(self, box_px: BoxPx) -> None:
         """Follow what lies in this box of the next frame, from there on."""
@@ -85,8 +96,15 @@ class Follower:
         """Where to look in the next frame: whole pixels, inside it; None where its object need not be looked at."""
         return self.window_after(self._motion.step(image_bgr), pts_s)
 
-    def window_after(self, step: Step, pts_s: float) -> BoxPx | None:
-        """``window``, for who has computed the step to the next frame already."""
+    def window_after(self, step: Step, pts_s: float, look: bool | None = None, whole: bool | None = None) -> BoxPx | None:
+        """``window``, for who has computed the step to the next frame already.
+
+        Args:
+            step: to the next frame.
+            pts_s: when that is.
+            look: whether its object is to be looked at; None for what it thinks itself.
+            whole: whether at the whole frame; likewise.
+        """
         alone = not self._pending
         self._begun = 0 if step.cut or step.blank else self._begun + 1
         self._ahead, known = self._memory.carried(self._ahead, step, self._near), alone
@@ -94,13 +112,15 @@ class Follower:
         if selected is not None and chosen:
             self._ahead, known, self._begun = self._memory.marked(selected), True, LEAD_FRAMES + 1
             self._selected_px = None
-        if self._may_carry(step) and not chosen:
+        self._ahead = self._apart(self._ahead)
+        if not (chosen or not self._may_carry(step) if look is None else look):
             self._carried_frames += 1
-            self._pending.append(_Pending(step, None, False, pts_s, self._begun, self._ahead if known else None, False))
+            self._pending.append(_Pending(step, None, False, pts_s, self._begun, self._ahead if known else None, chosen))
             return None
         self._carried_frames = 0
         box = self._memory.box(self._ahead, None if chosen else self._near)
-        whole = box is None or self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
+        due = self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
+        whole = box is None or (due if whole is None else whole)
         window = self._around((0.0, 0.0, *self._size_px) if box is None or whole else box)
         self._pending.append(_Pending(step, window, whole, pts_s, self._begun, self._ahead if known else None, chosen))
         return window
@@ -108,7 +128,7 @@ class Follower:
     def _may_carry(self, step: Step) -> bool:
         """Whether the last box may be carried along to the next frame: it is not in doubt, and the last frame was looked at."""
         due = self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
-        sure = self.state == FOLLOWING and self._confidence >= CARRY_SURE
+        sure = self.state == FOLLOWING and self.confidence >= CARRY_SURE
         return sure and not due and step.flow is not None and self._carried_frames < MOST_CARRIED
 
     def update(self, found: Localization | None) -> tuple[Localization, Track]:
@@ -122,7 +142,7 @@ class Follower:
         """
         now = self._pending.popleft()
         if now.chosen:
-            self._calm, self.state, self._last_sure_s = None, SEARCHING, -math.inf
+            self._calm, self.state, self.track_id, self._another = None, SEARCHING, 0, True
         votes = self._memory.carried(self._settled, now.step, self._near) if now.votes is None else now.votes
         if now.window_px is None or found is None:
             return self._carry(now, votes)
@@ -131,7 +151,8 @@ class Follower:
         else:
             said = _moved(found.box_xyxy_px, now.window_px)
             expected = self._expected(now.step)
-            self._settled = self._memory.voted(votes, found.map_hw, said, now.window_px, now.whole, now.step.moving)
+            voted = self._memory.voted(votes, found.map_hw, said, now.window_px, now.whole, now.step.moving)
+            self._settled = self._apart(voted)
             raw = self._memory.box(self._settled, self._near) or said
             self._calm = _calmed(raw, expected)
             signs = signs_of(
@@ -139,32 +160,46 @@ class Follower:
             )  # fmt: skip
             confidence = self._trust(signs)
         self._settle(now, confidence)
-        self._confidence = confidence
+        self.confidence = confidence
         self._look_ahead()
         track = Track(self.state, now.window_px, confidence, self.track_id, raw)
         map_hw = self._memory.placed(found.map_hw, now.window_px)
         detections = tuple(replace(one, box_xyxy_px=_moved(one.box_xyxy_px, now.window_px)) for one in found.detections)
-        box = None if self._calm is None else self._box
-        self._found = replace(found, box_xyxy_px=box, map_hw=map_hw, detections=detections)
-        return self._found, track
+        self.found = replace(found, box_xyxy_px=self.box_px, map_hw=map_hw, detections=detections)
+        return self.found, track
 
     def _carry(self, now: _Pending, votes: Map) -> tuple[Localization, Track]:
         """A frame without an answer: the last one's, carried along."""
-        assert self._found is not None
-        expected = self._expected(now.step)
+        self._calm = self._expected(now.step) or self._calm
         self._settled = votes
-        self._calm = expected or self._calm
-        self._last_sure_s = now.pts_s
+        if now.step.flow is None:
+            self.confidence = 0.0
+            self._settle(now, 0.0)
+        elif self.state in HELD:
+            self._last_sure_s = now.pts_s
         self._look_ahead()
-        box = self._box
-        self._found = replace(self._found, box_xyxy_px=box)
-        return self._found, Track(self.state, None, self._confidence, self.track_id, box)
+        self.found = replace(self.found or NOTHING, box_xyxy_px=self.box_px)
+        return self.found, Track(self.state, None, self.confidence, self.track_id, self.box_px)
+
+    def _apart(self, votes: Map) -> Map:
+        """Without those for others' objects."""
+        return votes if self.hidden is None else np.where(self.hidden, np.minimum(votes, np.float32(UNSEEN)), votes)
 
     def _look_ahead(self) -> None:
         self._ahead = self._settled
         for later in self._pending:
             known = later.votes
             self._ahead = self._memory.carried(self._ahead, later.step, self._near) if known is None else known
+
+    @property
+    def box_px(self) -> BoxPx | None:
+        """Where the object is, or was last; None before the first answer."""
+        return None if self._calm is None else self._box
+
+    @property
+    def votes(self) -> Map:
+        """As they are in the newest frame, ``[h, w]``."""
+        return self._ahead
 
     @property
     def _box(self) -> BoxPx:
@@ -202,16 +237,23 @@ class Follower:
         active = self.state in HELD
         self._hopeless = self._hopeless + 1 if confidence < HOPELESS else 0
         if now.step.blank or (active and (now.step.cut or self._hopeless >= PATIENCE_FRAMES)):
-            self.state = LOST if self._ids else SEARCHING
+            self.give_up()
         elif confidence >= SURE and (active or now.begun > LEAD_FRAMES):
-            if not active and now.pts_s - self._last_sure_s > SHORT_LOSS_S:
-                self._ids += 1
+            if not active:
+                self._number = self._numbers.new() if self._another else self._numbers.found(self._box, now.pts_s)
+                self._another = False
             self.state = FOLLOWING
         elif active and confidence < UNSURE:
             self.state = WIDENED
         if self.state in HELD:
             self._last_sure_s = now.pts_s
-        self.track_id = self._ids if self.state in HELD else 0
+        self.track_id = self._number if self.state in HELD else 0
+
+    def give_up(self) -> None:
+        """Follow nothing any more. What is found before long may be the same object."""
+        if self.state in HELD:
+            self._numbers.lose(self._number, self._box, self._last_sure_s)
+        self.state, self.track_id = LOST if self._number else SEARCHING, 0
 
 
 def _moved(box_px: BoxPx, window_px: BoxPx) -> BoxPx:
