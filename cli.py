@@ -82,7 +82,8 @@ def batch(
 
     Exit status 1 where a source was damaged or could not be read, and the others are done.
     """
-    settings, choice = replace(settings, following=following), following.applied(choice)
+    following, choice = following.beside(choice)
+    settings = replace(settings, following=following)
     if scale.plan:
         plan_chosen(sources, settings, scale, choice, console, as_json)
     else:
@@ -102,7 +103,8 @@ def stream(
     budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
-    localizer = open_within(following.applied(choice), budget_ms, console, batch=min(options.batch, len(sources)))
+    following, choice = following.beside(choice)
+    localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(sources)))
     _report([live.stream(sources, localizer, console, options, following)], as_json)
 
 

@@ -19,7 +19,7 @@ from calib.evaluation.sequences import follow_sequences, load_sequences, sequenc
 from calib.evaluation.sequences import report_of as following_report
 from calib.heads import curve as curves
 from calib.heads.fit import default_features, fit_head
-from engines.base import OutputError
+from engines.base import InputError, OutputError
 from engines.choose import Choice
 from engines.classifiers import load_classifier
 from engines.files import checked_suffix
@@ -117,12 +117,15 @@ def evaluate_chosen(
     """
     if options.report:
         checked_suffix(options.report, SUFFIXES, "report")
+    following, choice = following.beside(choice)
+    if following.objects > 1:
+        raise InputError("evaluate --follow measures one object in each sequence: leave --objects out")
     several = load_sequences(data.data, options.limit) if following.follow and data.data else None
     samples = several or load_chosen(data, "test")[: options.limit]
     training = load_chosen(labels_beside(data, options.train, options.train_ids), "") if options.train else None
     if training:
         check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
-    localizer = open_told(following.applied(choice), console)
+    localizer = open_told(choice, console)
     engine = localizer.engine
     facts = {
         "model": choice.model, "method": choice.method, "head": choice.head or localizer.box_reader,

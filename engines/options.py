@@ -38,7 +38,10 @@ OPTIONS: dict[str, Any] = {
     "wanted_class": Annotated[
         str | None, typer.Option("--class", help="Look for this class (name or index), not for the likeliest.")
     ],
-    "objects": Annotated[int, typer.Option(help="Find up to so many objects, with --method dam or beam.", min=1, max=20)],
+    "objects": Annotated[
+        int,
+        typer.Option(help="With --method dam or beam, find up to so many; with --follow, follow up to so many.", min=1, max=20),
+    ],
     "threads": Annotated[int, typer.Option(help="Processor threads for the engine; 0 for all.", min=0)],
 }
 

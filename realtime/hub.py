@@ -117,6 +117,11 @@ class Hub:
             found = self.wait_newer(source, found.number if found else 0, timeout_s)
         return found.jpeg if found else None
 
+    def objects(self, source: str) -> list[dict[str, Any]]:
+        """Of several that are followed: each one's entry in the log, as of the newest picture."""
+        found = self._newest.get(source)
+        return [each.row() for each in found.record.objects or ()] if found else []
+
     def _number(self, source: str) -> int:
         return self._newest[source].number if source in self._newest else 0
 

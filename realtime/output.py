@@ -52,9 +52,11 @@ class Output:
         assert record.found is not None  # a shown frame has its answer
         status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
         if (track := record.track) is not None:
-            status += f"   {track.state} {track.track_id or ''} {track.confidence:.2f}"
+            each = [one.track for one in record.objects or ()] or [track]
+            status += f"   {track.state} " + ", ".join(f"{one.track_id or ''} {one.confidence:.2f}" for one in each)
         if record.frame.pts is not None:  # whole files, whose pictures must not depend on the machine
             status = f"{record.frame.source}   {clock(record.frame.pts_s)}"
-        picture = self._painter.paint(record.frame, record.found, status, self._look(), heat_map_every)
+        objects = record.objects or ()
+        picture = self._painter.paint(record.frame, record.found, status, self._look(), heat_map_every, objects)
         record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
         return picture

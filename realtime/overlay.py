@@ -1,6 +1,7 @@
 """What is drawn on a frame: boxes, a label, the heat map as an inset; sizes follow the frame, so 240p and 4K both read."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -8,10 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.localizer import ImageBgr, Localization
-from realtime.frames import NO_IMAGE, BoxPx, Frame
+from realtime.frames import NO_IMAGE, BoxPx, Frame, Tracked
 from realtime.smoothing import BoxSmoother
 
 PREDICTED_BGR, TRUTH_BGR, TEXT_BGR, SHADE_BGR = (60, 60, 255), (90, 220, 90), (255, 255, 255), (24, 24, 24)
+OBJECTS_BGR = (
+    PREDICTED_BGR, (230, 140, 30), (30, 180, 240), (190, 60, 190), (140, 170, 20), (20, 100, 230), (200, 90, 90), (90, 60, 140),
+)  # fmt: skip
+"""Of objects that are followed beside each other, by number; the next begin anew."""
 INSET_SHARE = 0.26  # of the frame's height
 SMALLEST_WITH_INSET_PX = 32
 LARGE_PX = 128 * 128
@@ -48,9 +53,13 @@ class Painter:
 
     def __init__(self) -> None:
         self._smoothers: defaultdict[str, BoxSmoother] = defaultdict(BoxSmoother)
+        self._of_objects: dict[str, dict[int, BoxSmoother]] = {}
         self._heat: dict[str, _Heat] = {}
 
-    def paint(self, frame: Frame, found: Localization, status: str, look: Look = PLAIN, heat_map_every: int = 1) -> ImageBgr:
+    def paint(
+        self, frame: Frame, found: Localization, status: str, look: Look = PLAIN, heat_map_every: int = 1,
+        objects: Sequence[Tracked] = (),
+    ) -> ImageBgr:  # fmt: skip
         """A copy of the frame with everything drawn on it; ``found`` is left as it is.
 
         Args:
@@ -59,16 +68,25 @@ class Painter:
             status: a line for the lower left corner.
             look: what to draw, and how.
             heat_map_every: draw a new heat map in one of so many frames, and the last one in the others.
+            objects: that are followed beside each other, see ``draw``.
         """
         height, width = frame.image_bgr.shape[:2]
         calm = self._smoothers[frame.source].smoothed(found, frame.pts_s, width, height, look.smoothing)
+        objects = self._calm(frame, objects, look.smoothing) if objects else ()
         heat = self._heat.get(frame.source)
         if heat is None or heat.age + 1 >= heat_map_every or heat.made_for != (height, width, look.heat_map):
             picture = heat_picture(found, height, width, look)
             heat = self._heat[frame.source] = _Heat(picture, (height, width, look.heat_map))
         else:
             heat.age += 1
-        return draw(frame.image_bgr, calm, frame.truth_xyxy_px, status, heat.picture, look)
+        return draw(frame.image_bgr, calm, frame.truth_xyxy_px, status, heat.picture, look, objects)
+
+    def _calm(self, frame: Frame, objects: Sequence[Tracked], smoothing: float) -> list[Tracked]:
+        """Each object's box has a smoother of its own, as long as it is followed."""
+        height, width = frame.image_bgr.shape[:2]
+        last, pairs = self._of_objects.get(frame.source, {}), [(each.track.track_id, each) for each in objects]
+        smoothers = self._of_objects[frame.source] = {number: last.get(number) or BoxSmoother() for number, _ in pairs}
+        return [smoothers[number].smoothed(each, frame.pts_s, width, height, smoothing) for number, each in pairs]
 
 
 @dataclass
@@ -82,7 +100,7 @@ class _Heat:
 
 def draw(
     image_bgr: ImageBgr, found: Localization, truth_xyxy_px: BoxPx | None = None, status: str = "",
-    heat: ImageBgr | None = None, look: Look = PLAIN,
+    heat: ImageBgr | None = None, look: Look = PLAIN, objects: Sequence[Tracked] = (),
 ) -> ImageBgr:  # fmt: skip
     """A copy of the frame with everything drawn on it.
 
@@ -93,6 +111,8 @@ def draw(
         status: a line for the lower left corner, such as the latency.
         heat: the heat map as ``heat_picture`` makes it, if that was made before.
         look: what to draw, and how.
+        objects: that are followed beside each other, drawn in place of what was found: each in its own colour, with number and
+            confidence.
     """
     height, width = image_bgr.shape[:2]
     heat = heat_picture(found, height, width, look) if heat is None else heat
@@ -107,7 +127,9 @@ def draw(
         _draw_inset(canvas, heat, unit, plate_h if meets and plate_h + heat.shape[0] + 6 * unit < height else 0)
     if truth_xyxy_px is not None:
         _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
-    if look.box:
+    if look.box and objects:
+        _draw_objects(canvas, objects, unit)
+    elif look.box:
         for other in found.detections[1:]:
             _rectangle(canvas, other.box_xyxy_px, PREDICTED_BGR, unit)
             _text(canvas, f"{other.class_name} {other.score:.2f}", other.box_xyxy_px[:2], unit, PREDICTED_BGR)
@@ -120,6 +142,16 @@ def draw(
     if status:
         _text(canvas, status, (0.0, float(height)), unit, SHADE_BGR)
     return canvas
+
+
+def _draw_objects(canvas: ImageBgr, objects: Sequence[Tracked], unit: int) -> None:
+    """The first, which is the main one, last and in a thicker line."""
+    for place, each in reversed(list(enumerate(objects))):
+        colour = OBJECTS_BGR[(each.track.track_id - 1) % len(OBJECTS_BGR)]
+        if each.box_xyxy_px is not None:
+            _rectangle(canvas, each.box_xyxy_px, colour, unit if place else 2 * unit)
+            text = f"{each.track.track_id} {each.class_name} {each.track.confidence:.2f}"
+            _text(canvas, text, each.box_xyxy_px[:2], unit, colour)
 
 
 def heat_picture(found: Localization, height_px: int, width_px: int, look: Look) -> ImageBgr:

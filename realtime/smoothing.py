@@ -5,12 +5,16 @@ Casiez, Roussel & Vogel, "1 € Filter: A Simple Speed-based Low-pass Filter for
 
 import math
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.boxes import iou
 from engines.localizer import Localization
+from realtime.frames import Tracked
+
+Boxed = TypeVar("Boxed", Localization, Tracked)
 
 LIGHT_HZ, HEAVY_HZ = 4.0, 0.15
 """Cut-off frequencies of a box at rest for the least and the greatest strength."""
@@ -53,7 +57,7 @@ class BoxSmoother:
         self._filter, self._size, self._last_s = OneEuro(0.0, BETA), (0, 0), -math.inf
         self._last: tuple[float, ...] = ()
 
-    def smoothed(self, found: Localization, pts_s: float, width_px: int, height_px: int, strength: float) -> Localization:
+    def smoothed(self, found: Boxed, pts_s: float, width_px: int, height_px: int, strength: float) -> Boxed:
         """A copy with the box to draw.
 
         Args:

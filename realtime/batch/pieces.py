@@ -20,11 +20,11 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from engines.files import whole_file
-from engines.localizer import ImageBgr, Localization
+from engines.localizer import ImageBgr
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.decode import SegmentEnd
 from realtime.batch.settings import Settings
-from realtime.frames import FrameRecord
+from realtime.frames import BoxPx, FrameRecord
 from realtime.overlay import Look, draw
 from realtime.sinks import JsonlSink, VideoSink
 
@@ -191,12 +191,14 @@ def _small(record: FrameRecord) -> dict[str, Any]:
     scale = STRIP_HEIGHT_PX / height
     size = (max(1, round(width * scale)), STRIP_HEIGHT_PX)
     small = np.asarray(cv2.resize(frame.image_bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
-    encoded = cv2.imencode(".jpg", draw(small, _scaled(found, scale)), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    objects = tuple(replace(each, box_xyxy_px=_scaled(each.box_xyxy_px, scale)) for each in record.objects or ())
+    found = replace(found, box_xyxy_px=_scaled(found.box_xyxy_px, scale), detections=())
+    encoded = cv2.imencode(".jpg", draw(small, found, objects=objects), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
     return {"frame": frame.index, "pts_s": frame.pts_s, "jpeg": base64.b64encode(encoded.tobytes()).decode()}
 
 
-def _scaled(found: Localization, scale: float) -> Localization:
-    if found.box_xyxy_px is None:
-        return found
-    x0, y0, x1, y1 = (edge * scale for edge in found.box_xyxy_px)
-    return replace(found, box_xyxy_px=(x0, y0, x1, y1), detections=())
+def _scaled(box_px: BoxPx | None, scale: float) -> BoxPx | None:
+    if box_px is None:
+        return None
+    x0, y0, x1, y1 = (edge * scale for edge in box_px)
+    return x0, y0, x1, y1

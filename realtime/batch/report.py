@@ -17,6 +17,7 @@ from realtime.documents import templates
 from realtime.latency import STAGES
 from realtime.overlay import clock
 
+MOST_OBJECTS = 30
 ASSETS = Path(__file__).parent / "assets"
 COLOURS = dict(zip(STAGES, ("#4C78A8", "#C8CCD2", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True))
 INK, LOST = "#4C78A8", "#E45756"
@@ -49,6 +50,7 @@ def write_report(
     }  # fmt: skip
     page = templates(ASSETS).get_template("report.html").render(
         title=title, summary=summary, facts=facts, clip=clip, worked=worked, strip=strip, clock=clock,
+        objects=dict(sorted(tally.objects.items(), key=lambda each: -each[1].frames)[:MOST_OBJECTS]),
         curves=b64encode(_curves(tally)).decode(), latency=b64encode(latency_plot.read_bytes()).decode(),
         video=quote(Path(summary["files"]["video"]).name) if "video" in summary["files"] else "",
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """What the rows of a clip come to, in memory that does not grow with its length: percentiles, and curves over time."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,28 @@ from realtime.latency import STAGES
 from realtime.ledger import Histogram
 
 MOST_BINS = 400
+
+
+@dataclass
+class ObjectTally:
+    """One followed object: when it was seen first and last, in how many frames, how sure on the whole, and as what."""
+
+    first_s: float
+    last_s: float = 0.0
+    frames: int = 0
+    confidence_sum: float = 0.0
+    names: Counter[str] = field(default_factory=Counter)
+
+    def add(self, pts_s: float, row: Row) -> None:
+        """Count its part of a row."""
+        self.last_s, self.frames = pts_s, self.frames + 1
+        self.confidence_sum += row["confidence"]
+        self.names[row["class_name"]] += 1
+
+    @property
+    def name(self) -> str:
+        """The class that it was taken for most often."""
+        return self.names.most_common(1)[0][0]
 
 
 class Tally:
@@ -25,12 +48,14 @@ class Tally:
         failed: ``[bins]``: frames lost.
         stage_sums: of each stage, ``[bins]``.
         slowest_ms, score_sum, area_sum: ``[bins]``; areas are shares of the picture.
+        objects: of several that were followed, each, by number.
     """
 
     def __init__(self, clip: Clip) -> None:
         self._first, self._frames = clip.segments[0].first_frame, max(1, clip.selected_frames)
         self._picture_px = clip.width_px * clip.height_px
         bins = min(MOST_BINS, self._frames)
+        self.objects: dict[int, ObjectTally] = {}
         self.outcomes, self.causes = Counter[str](), Counter[str]()
         self.stages, self.total = dict[str, Histogram](), Histogram()
         self.times_s = np.full(bins, np.nan)
@@ -54,6 +79,8 @@ class Tally:
             if value is not None:
                 self.stages.setdefault(stage, Histogram()).add(value)
                 self.stage_sums[stage][place] += value
+        for each in row.get("objects", ()):
+            self.objects.setdefault(each["track_id"], ObjectTally(row["pts_s"])).add(row["pts_s"], each)
         self.counts[place] += 1
         self.slowest_ms[place] = max(self.slowest_ms[place], row["total_ms"])
         self.score_sum[place] += row["score"]

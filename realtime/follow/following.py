@@ -5,8 +5,9 @@ from dataclasses import replace
 from engines.localizer import SMALLEST_PX, ImageBgr, Localization
 from realtime.follow.follower import Follower
 from realtime.follow.options import FollowOptions, box_around
+from realtime.follow.several import Several
 from realtime.follow.trust import Trust, load_trust
-from realtime.frames import FrameRecord
+from realtime.frames import BoxPx, FrameRecord, Track
 
 
 class Following:
@@ -22,7 +23,7 @@ class Following:
 
     def __init__(self, options: FollowOptions, trust: Trust | None = None) -> None:
         self._options, self._trust = options, trust or load_trust()
-        self._followers: dict[str, tuple[tuple[int, ...], Follower]] = {}
+        self._followers: dict[str, tuple[tuple[int, ...], Follower | Several]] = {}
         self._points: dict[str, tuple[float, float]] = {}
 
     def select(self, source: str, point: tuple[float, float]) -> None:
@@ -42,7 +43,7 @@ class Following:
         if follower is None or shape != image.shape:
             height, width = image.shape[:2]
             selected = self._options.box_in(width, height) if follower is None else None
-            follower = Follower(width, height, self._trust, selected)
+            follower = self._begun(width, height, selected)
             self._followers[frame.source] = image.shape, follower
         if point := self._points.pop(frame.source, None):
             height, width = image.shape[:2]
@@ -56,16 +57,29 @@ class Following:
         return image[y0:y1, x0:x1]
 
     def followed(self, record: FrameRecord, found: Localization | None) -> Localization:
-        """The answer for a frame, with the followed box, or none where it is not sure enough; ``record.track`` says more.
+        """The answer for a frame, with the followed box, or none where it is not sure enough; ``record.track`` says more,
+        and ``record.objects`` of several.
 
         Args:
             record: of the frame, as ``view`` left it.
             found: the engine's; None where it did not see the frame.
         """
-        follower: Follower = record.follower
-        result, record.track = follower.update(found)
-        sure = record.track.confidence >= self._options.min_score
-        return result if sure else replace(result, box_xyxy_px=None)
+        follower: Follower | Several = record.follower
+        if isinstance(follower, Several):
+            result, record.track, objects = follower.update(found)
+            record.objects = tuple(each if self._sure(each.track) else replace(each, box_xyxy_px=None) for each in objects)
+        else:
+            result, record.track = follower.update(found)
+        return result if self._sure(record.track) else replace(result, box_xyxy_px=None)
+
+    def _begun(self, width_px: int, height_px: int, selected_px: BoxPx | None) -> Follower | Several:
+        most = self._options.objects
+        if most == 1:
+            return Follower(width_px, height_px, self._trust, selected_px)
+        return Several(width_px, height_px, self._trust, most, selected_px)
+
+    def _sure(self, track: Track) -> bool:
+        return track.confidence >= self._options.min_score
 
 
 WHOLE_FRAMES = FollowOptions()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from engines.base import InputError
-from engines.choose import Choice
+from engines.choose import SEARCHES, Choice
 from engines.options import takes
 from realtime.frames import BoxPx
 
@@ -22,11 +22,13 @@ class FollowOptions:
         follow: look where the object was, and carry its box along.
         min_score: a box less sure than this is not shown: no object.
         select: ``X0,Y0,X1,Y1`` or ``X,Y``, in pixels of the first frame, or a class.
+        objects: up to so many are followed.
     """
 
     follow: bool = False
     min_score: float = 0.0
     select: str | None = None
+    objects: int = 1
     place: tuple[float, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
@@ -48,9 +50,20 @@ class FollowOptions:
         """The class that is selected; None where it is a place, or nothing."""
         return None if self.place else self.select
 
-    def applied(self, choice: Choice) -> Choice:
-        """The engine's options, with the class that is selected."""
-        return replace(choice, wanted_class=self.class_name) if self.class_name else choice
+    def beside(self, choice: Choice) -> "tuple[FollowOptions, Choice]":
+        """These options, with the number of objects, and the engine's, with the class that is selected.
+
+        Methods that find one box are asked for one: that others are found is then the follower's part.
+
+        Raises:
+            InputError: there would be no box to follow.
+        """
+        if not self.follow:
+            return self, choice
+        if choice.head == "none" and choice.method not in SEARCHES:
+            raise InputError("--follow follows boxes, and --head none gives none: leave one of them out")
+        wanted = replace(choice, wanted_class=self.class_name or choice.wanted_class)
+        return replace(self, objects=choice.objects), wanted if choice.method in SEARCHES else replace(wanted, objects=1)
 
     def box_in(self, width_px: int, height_px: int) -> BoxPx | None:
         """The place that is selected, as a box in a frame of that size; None where there is none.

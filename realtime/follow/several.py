@@ -1,4 +1,4 @@
-"""Several objects of one source, each with a follower of its own. They take turns: each frame, the engine looks for one of them.
+"""Several objects of one source, each with a follower of its own: they take turns, and the engine looks for one in each frame.
 
 The others are carried along with the motion, which is computed once for all. What moves within another's box, or as another
 does, is nothing to a follower. While there is room for one more, one follower searches among what is left over.
@@ -118,7 +118,8 @@ class Several:
         """Take the answer for the oldest frame that is awaited; see ``Follower.update``.
 
         Returns:
-            (the main object, with the map of what was looked at in its place; what following says of it; every object).
+            (the main object, with the map of what was looked at in its place; what following says of it, with the window that
+            the engine saw, whomever it was for; every object).
         """
         turn, said = self._turns.popleft(), dict[int, Track]()
         window, further = turn.window_px, tuple[Detection, ...]()
@@ -131,9 +132,9 @@ class Several:
         self._seat_others(further)
         objects = tuple(_tracked(seat.follower, said[id(seat)]) for seat, _ in self._held() if id(seat) in said)
         first = self._seats[0]
-        track = said.get(id(first)) or Track(first.follower.state, window, 0.0, 0, None)
+        track = said.get(id(first)) or Track(first.follower.state, None, 0.0, 0, None)
         main = replace(first.follower.found or NOTHING, map_hw=self._map, detections=())
-        return main, track, objects
+        return main, replace(track, window_xyxy_px=window), objects
 
     def _seat(self, selected_px: BoxPx | None = None) -> _Seat:
         follower = Follower(*self._size_px, self._trust, selected_px, self._motion, self._numbers)
@@ -170,7 +171,7 @@ class Several:
     def _meant(
         self, looking: _Seat, found: Localization, window_px: BoxPx
     ) -> tuple[Localization | None, tuple[Detection, ...]]:  # fmt: skip
-        """(the answer as one to who looks, None where it is about another's object; what else was detected that is nobody's)."""
+        """(the answer as one to who looks, None where it is about another's object; what else was detected, nobody's yet)."""
         if found.box_xyxy_px is None:
             return found, ()
         first = Detection(found.box_xyxy_px, found.class_index, found.class_name, found.score)

@@ -139,7 +139,9 @@ def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: 
 def _state(hub: Hub, title: Callable[[], str]) -> dict[str, Any]:
     rolling, now = hub.rolling(), hub.settings
     figures = rolling.pop("sources")
-    sources = [{**vars(each), **figures.get(each.name, {})} for each in hub.connections]
+    sources = [
+        {**vars(each), **figures.get(each.name, {}), "objects": hub.objects(each.name)} for each in hub.connections
+    ]  # fmt: skip
     wanted = None if now.class_index is None else hub.class_names[now.class_index]
     settings = {
         "wanted_class": wanted, "box": now.box, "heat_map": now.heat_map, "alpha": now.alpha, "smoothing": now.smoothing,

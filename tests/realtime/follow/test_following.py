@@ -60,8 +60,8 @@ def test_what_can_be_selected():
     assert FollowOptions(True).box_in(100, 100) is None
     named = FollowOptions(True, select="tabby, tabby cat")
     assert named.box_in(100, 100) is None
-    assert named.applied(Choice()).wanted_class == "tabby, tabby cat"
-    assert FollowOptions(True, select="1,2").applied(Choice()).wanted_class is None
+    assert named.beside(Choice())[1].wanted_class == "tabby, tabby cat"
+    assert FollowOptions(True, select="1,2").beside(Choice())[1].wanted_class is None
 
 
 @pytest.mark.parametrize("select", ["1,2,3", "30,20,10,40", "1,2,3,4,5"])
