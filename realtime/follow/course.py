@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from realtime.follow.motion import Map, Motion, Step
 
-KEPT = 0.9
-"""Share of the mean that is left after a frame: ten frames, more or less."""
+KEPT = 0.95
+"""Share of the mean that is left after a frame: twenty frames, more or less."""
 ALIKE_SHARE, ALIKE_LEAST = 0.7, 0.1
 """How far from an object's motion a place may be and still be of it: a share of the object's speed, at least so many cells."""
 ROUNDS = 3

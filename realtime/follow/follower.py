@@ -249,6 +249,11 @@ class Follower:
             self._last_sure_s = now.pts_s
         self.track_id = self._number if self.state in HELD else 0
 
+    def forget(self) -> None:
+        """Begin anew elsewhere: where the object was says nothing of where it is."""
+        self.give_up()
+        self._calm = None
+
     def give_up(self) -> None:
         """Follow nothing any more. What is found before long may be the same object."""
         if self.state in HELD:

@@ -26,10 +26,10 @@ SAME_IOU, SAME_SHARE = 0.5, 0.8
 """Of two boxes, or of the smaller one that lies in the other, from which on they are one object's."""
 MARGIN = 0.3
 """Of the sides of a followed box: no other object begins so near; it might be a leg of that one."""
-URGENCY, READY_VOTES = {True: 1.0, False: 0.4}, 1.5
-"""How a searching follower's turn counts beside a followed object's; whether it has so many votes somewhere."""
-WHOLE_LOOKS = 4
-"""Who searches looks at the whole frame every so many times, and else where something moves."""
+READY_VOTES = 1.5
+"""Who searches and has so many votes somewhere looks there, else at the whole frame."""
+WHOLE_LOOKS = 8
+"""Even so, it looks at the whole frame every so many times."""
 REACH = 0.5
 """Of the frame's width: an object that was lost is not found again farther away."""
 GIVEN_LOOKS = 4
@@ -53,11 +53,6 @@ class _Seat:
     def ready(self) -> bool:
         """It has found something, or votes for something."""
         return self.held or self.given or float(self.follower.votes.max()) > READY_VOTES
-
-    @property
-    def urgency(self) -> float:
-        """Who has most of it looks next."""
-        return (self.waited + 1) * (1.0 if self.held else URGENCY[self.given])
 
 
 @dataclass
@@ -104,7 +99,7 @@ class Several:
         step = self._motion.step(image_bgr)
         self._course.add(step)
         self._hide()
-        looking = max(self._seats, key=lambda seat: seat.urgency)
+        looking = max(self._seats, key=lambda seat: seat.waited)
         window = None
         for seat in self._seats:
             look = seat is looking
@@ -126,9 +121,13 @@ class Several:
         if found is not None and window is not None:
             self._map = self._memory.placed(found.map_hw, window)
             found, further = self._meant(turn.looking, found, window)
+        held = [seat for seat, _ in self._held()]
         for seat in turn.seats:
             _, said[id(seat)] = seat.follower.update(found if seat is turn.looking else None)
         self._merge()
+        for seat in held:
+            if not seat.held:
+                seat.follower.forget()
         self._seat_others(further)
         objects = tuple(_tracked(seat.follower, said[id(seat)]) for seat, _ in self._held() if id(seat) in said)
         first = self._seats[0]

@@ -10,10 +10,10 @@ import pytest
 
 from engines.backends.mock import MockEngine
 from engines.localizer import Localization, Localizer
-from realtime.frames import Frame
+from realtime.frames import Frame, Track, Tracked
 from realtime.hub import Settings
 from realtime.latency import Run as RunTimes
-from realtime.overlay import PREDICTED_BGR, TEXT_BGR, Look, Painter, draw
+from realtime.overlay import OBJECTS_BGR, PREDICTED_BGR, TEXT_BGR, Look, Painter, draw
 from realtime.pipeline import Live, run_frames
 from realtime.readers import every_frame
 from realtime.sinks import JsonlSink
@@ -79,6 +79,32 @@ def test_sources_are_calmed_apart_and_what_was_found_stays_as_it_is():
     elsewhere = painter.paint(frame(1, 0.04, "other"), moved, "", look)
     assert (drawn != elsewhere).any()
     assert (elsewhere == draw(frame().image_bgr, moved, look=Look(heat_map="off"))).all()
+
+
+def tracked(number, box):
+    return Tracked(box, 3, "cat", 0.75, Track("following", None, 0.9, number, box))
+
+
+def test_several_objects_have_their_own_colours_and_one_that_is_not_sure_is_not_drawn():
+    image, look = frame().image_bgr, Look(heat_map="off")
+    objects = [tracked(1, (20.0, 60.0, 90.0, 120.0)), tracked(2, (150.0, 60.0, 220.0, 120.0)), tracked(3, None)]
+    drawn = draw(image, found(), look=look, objects=objects)
+    assert [has_colour(drawn, colour) for colour in OBJECTS_BGR[:4]] == [True, True, False, False]
+    assert (drawn[90, 20] == OBJECTS_BGR[0]).all()
+    assert (drawn[90, 150] == OBJECTS_BGR[1]).all()
+    assert (drawn[40, 100] == 128).all(), "and what was found is one of them, not drawn again"
+    again = draw(image, found(), look=look, objects=[tracked(len(OBJECTS_BGR) + 2, objects[1].box_xyxy_px)])
+    assert (again[90, 150] == OBJECTS_BGR[1]).all()
+    assert (draw(image, found(), look=Look(box=False, heat_map="off"), objects=objects) == image).all()
+
+
+def test_each_of_several_objects_is_calmed_apart():
+    painter, look = Painter(), Look(heat_map="off", smoothing=1.0)
+    one, other = (20.0, 60.0, 90.0, 120.0), (150.0, 60.0, 220.0, 120.0)
+    painter.paint(frame(0, 0.0), found(), "", look, objects=[tracked(1, one), tracked(2, other)])
+    swapped = [tracked(2, other), tracked(1, one)]
+    drawn = painter.paint(frame(1, 0.04), found(), "", look, objects=swapped)
+    assert (drawn == draw(frame().image_bgr, found(), look=Look(heat_map="off"), objects=swapped)).all()
 
 
 def literal_one_euro(values, times_s, min_cutoff, beta, d_cutoff=1.0):

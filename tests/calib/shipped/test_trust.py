@@ -5,7 +5,7 @@ import pytest
 
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
-from calib.shipped.clips import FRAMES, SIZE_PX, clips
+from calib.shipped.clips import CROWD_FRAMES, FRAMES, SIZE_PX, clips, crowds
 from calib.shipped.trust import Judged, fitted, save, watched
 from realtime.follow.trust import SIGNS, load_trust
 from tests.realtime.follow.scenes import texture
@@ -65,3 +65,15 @@ def test_what_is_saved_is_what_is_read(tmp_path):
     assert watch(signs) == model(signs)
     assert watched(None)(signs) == 0.7
     assert len(watch.asked) == 1
+
+
+def test_clips_of_several_objects_have_a_box_for_each():
+    photo, dark = texture(200, 220, 3, mean=200), texture(256, 300, 1, mean=60) // 3
+    objects = [Sample("o", lambda: photo, (Truth("cat", (20.0, 30.0, 180.0, 150.0)),))]
+    (crowd,) = crowds(objects, [dark], 1, seed=2)
+    assert len(crowd.frames) == len(crowd.boxes) == CROWD_FRAMES
+    for frame, boxes in zip(crowd.frames[::20], crowd.boxes[::20], strict=True):
+        assert len(boxes) == 2
+        for x0, y0, x1, y1 in boxes:
+            middle = frame[round((y0 + y1) / 2) - 4 :, round((x0 + x1) / 2) - 4 :][:8, :8]
+            assert middle.mean() > 130

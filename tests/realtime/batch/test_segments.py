@@ -10,6 +10,7 @@ import av
 import pytest
 from rich.console import Console
 
+from engines.backends.mock import MockEngine
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import OutputError
 from engines.build import build_graph
@@ -29,7 +30,7 @@ from realtime.follow.options import FollowOptions
 from realtime.readers import ahead, names_of
 from realtime.video import VideoFile
 from tests.realtime.batch.clips import make_clip, rows_of, table_of
-from tests.realtime.media import write_images
+from tests.realtime.media import write_images, write_video
 
 QUIET = Console(quiet=True)
 STREAMS = {
@@ -242,3 +243,19 @@ def test_what_is_followed_is_one_segment_and_the_log_says_how_it_went(tmp_path):
     again = open_localizer(Choice(backend="openvino"), streams=1)
     process_all([str(path)], tmp_path / "again", again, QUIET, followed)
     assert rows_of(tmp_path / "again" / "clip.jsonl") == rows, "however many calls the engine could take at once"
+
+
+def test_several_followed_objects_are_in_rows_table_and_report(tmp_path):
+    localizer, path = Localizer(MockEngine(96, slots=2)), write_video(tmp_path / "clip.mp4", 40)
+    several = Settings(following=FollowOptions(follow=True, objects=3))
+    assert settings_digest(several, localizer) != settings_digest(Settings(following=FollowOptions(follow=True)), localizer)
+    process_all([str(path)], tmp_path / "out", localizer, QUIET, several)
+    rows = rows_of(tmp_path / "out" / "clip.jsonl")
+    table = table_of(tmp_path / "out" / "clip.parquet")
+    assert [row["objects"] for row in table] == [row["objects"] for row in rows]
+    assert all(len(row["objects"]) <= 3 for row in rows)
+    numbers = {each["track_id"] for row in rows for each in row["objects"]}
+    report = (tmp_path / "out" / "clip.report.html").read_text(encoding="utf-8")
+    assert numbers
+    assert "Objects followed" in report
+    assert all(f'<th scope="row">{number}</th>' in report for number in numbers)

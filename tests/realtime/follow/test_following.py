@@ -80,3 +80,37 @@ def test_a_place_outside_the_frame_is_refused(select):
 def test_options_of_following_need_follow(options):
     with pytest.raises(InputError, match="--follow"):
         FollowOptions(**options)
+
+
+def test_of_several_objects_each_has_its_entry_in_every_row(tmp_path):
+    rows = logged(tmp_path, FollowOptions(follow=True, objects=2))
+    assert all("objects" in row for row in rows)
+    last = rows[-1]["objects"]
+    assert [each["track_id"] for each in last] == [1]
+    assert {*last[0]} == {
+        *("class_id", "class_name", "score", "x0", "y0", "x1", "y1"), *("state", "confidence", "track_id", "window", "raw")
+    }  # fmt: skip
+    assert [last[0][edge] for edge in ("x0", "y0", "x1", "y1")] == [rows[-1][edge] for edge in ("x0", "y0", "x1", "y1")]
+    assert "objects" not in logged(tmp_path, FollowOptions(follow=True))[-1]
+
+
+def test_of_several_objects_those_that_are_not_sure_have_no_box(tmp_path):
+    rows = logged(tmp_path, FollowOptions(follow=True, objects=2, min_score=1.0))
+    assert all(row["x0"] is None for row in rows)
+    assert all(each["x0"] is None for row in rows for each in row["objects"])
+    assert any(row["objects"] for row in rows)
+
+
+def test_the_engine_is_asked_for_several_objects_only_by_methods_that_find_several():
+    follow = FollowOptions(True)
+    told, choice = follow.beside(Choice(objects=3))
+    assert (told.objects, choice.objects) == (3, 1)
+    told, choice = follow.beside(Choice(method="beam", objects=3))
+    assert (told.objects, choice.objects) == (3, 3)
+    assert FollowOptions().beside(Choice(objects=3)) == (FollowOptions(), Choice(objects=3))
+
+
+def test_without_boxes_nothing_can_be_followed():
+    with pytest.raises(InputError, match="--head none"):
+        FollowOptions(True).beside(Choice(head="none"))
+    assert FollowOptions(True).beside(Choice(method="beam", head="none"))[1].head == "none"
