@@ -22,7 +22,7 @@ class MetricsSink:
 
     ``sightline_frames_total`` by source, outcome and cause; ``sightline_stage_seconds`` by source and stage;
     ``sightline_age_seconds`` from capture to display and ``sightline_latency_seconds`` from the start of reading, by source;
-    ``sightline_reconnects_total`` and ``sightline_up`` by source.
+    ``sightline_reconnects_total`` and ``sightline_up`` by source; ``sightline_objects``, of several that are followed.
 
     Args:
         port: 0 for any free one; see ``port``.
@@ -48,6 +48,7 @@ class MetricsSink:
                 ("latency", "Start of reading to display", ["source"]),
             )
         )  # fmt: skip
+        self._objects = prometheus.Gauge("sightline_objects", "Objects followed", ["source"], registry=registry)
         registry.register(_Connections(hub))
         application = _application(prometheus.make_wsgi_app(registry), hub)
         try:
@@ -61,6 +62,8 @@ class MetricsSink:
         source = record.frame.source
         cause = record.cause if record.outcome == "dropped" else ""  # a failure's words differ from time to time
         self._frames.labels(source, record.outcome, cause).inc()
+        if record.objects is not None:
+            self._objects.labels(source).set(len(record.objects))
         if record.outcome == "shown":
             for stage, value in record.stages_ms.items():
                 self._stages.labels(source, stage).observe(value / 1e3)

@@ -13,7 +13,8 @@ KEPT = 0.95
 """Share of the mean that is left after a frame: twenty frames, more or less."""
 ALIKE_SHARE, ALIKE_LEAST = 0.7, 0.1
 """How far from an object's motion a place may be and still be of it: a share of the object's speed, at least so many cells."""
-ROUNDS = 3
+ROUNDS, SPARSE, ENOUGH = 3, 5, 64
+"""Of mean shift; one in so many rows and columns tells how most of the frame goes, and so many cells how an object does."""
 
 
 class Course:
@@ -33,7 +34,7 @@ class Course:
             self._sums, self._mean = np.zeros_like(self._sums), np.zeros_like(self._mean)
             return
         now = np.ones_like(self._sums)
-        now[..., :2] = step.flow - np.median(step.flow[::3, ::3].reshape(-1, 2), axis=0)
+        now[..., :2] = step.flow - np.median(step.flow[::SPARSE, ::SPARSE].reshape(-1, 2), axis=0)
         carried = cv2.remap(self._sums, *self._motion.whence(step.flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         self._sums = np.asarray(KEPT * carried + (1 - KEPT) * now, np.float32)
         self._mean = self._sums[..., :2] / self._sums[..., 2:]
@@ -44,6 +45,7 @@ class Course:
         mine = self._mean[y0:y1, x0:x1][votes[y0:y1, x0:x1] > 0]
         if not len(mine):
             mine = self._mean[y0:y1, x0:x1].reshape(-1, 2)
+        mine = mine[:: 1 + len(mine) // ENOUGH]
         middle: NDArray[np.float32] = np.median(mine, axis=0)
         width = max(ALIKE_LEAST, ALIKE_SHARE * float(np.hypot(*middle)))
         for _ in range(ROUNDS):  # mean shift: the larger of two objects in a box, not something between them

@@ -26,6 +26,8 @@ SAME_IOU, SAME_SHARE = 0.5, 0.8
 """Of two boxes, or of the smaller one that lies in the other, from which on they are one object's."""
 MARGIN = 0.3
 """Of the sides of a followed box: no other object begins so near; it might be a leg of that one."""
+YOUNG_FRAMES, NEAR = 10, 0.25
+"""An object is new for so long; another box is near within such a share of its sides."""
 READY_VOTES = 1.5
 """Who searches and has so many votes somewhere looks there, else at the whole frame."""
 WHOLE_LOOKS = 8
@@ -38,11 +40,14 @@ GIVEN_LOOKS = 4
 
 @dataclass
 class _Seat:
-    """A follower, and its turns: frames since it was looked for, looks in all; ``given``: its place was pointed out."""
+    """A follower, and its turns: frames since it was looked for, looks in all, frames that it has followed something for;
+    ``given``: its place was pointed out.
+    """
 
     follower: Follower
     waited: int = 0
     looks: int = 0
+    frames: int = 0
     given: bool = False
 
     @property
@@ -105,7 +110,8 @@ class Several:
             look = seat is looking
             seat.waited, seat.looks = (0, seat.looks + 1) if look else (seat.waited + 1, seat.looks)
             whole = not seat.ready or (not seat.held and seat.looks % WHOLE_LOOKS == 0) if len(self._seats) > 1 else None
-            window = seat.follower.window_after(self._own(seat.follower, step), pts_s, look, whole) or window
+            seat.frames += seat.held
+            window = seat.follower.window_after(self._own(seat, step), pts_s, look, whole) or window
         self._turns.append(_Turn(tuple(self._seats), looking, window))
         return window
 
@@ -156,16 +162,22 @@ class Several:
             seat.follower.hidden = hidden if others else None
 
     def _mark(self, cells: NDArray[np.bool_], box_px: BoxPx, value: bool, margin: float = 0.0) -> None:
-        x, y = (margin * (high - low) for low, high in zip(box_px[:2], box_px[2:], strict=True))
-        x0, y0, x1, y1 = self._memory.cells((box_px[0] - x, box_px[1] - y, box_px[2] + x, box_px[3] + y))
+        x0, y0, x1, y1 = self._memory.cells(_widened(box_px, margin))
         cells[y0:y1, x0:x1] = value
 
-    def _own(self, follower: Follower, step: Step) -> Step:
-        """The step as a follower sees it: what goes otherwise than its object is evidence against it."""
-        if step.flow is None or follower.box_px is None:
+    def _own(self, seat: _Seat, step: Step) -> Step:
+        """The step as a follower sees it: what goes otherwise than its object is evidence against it, or none at all.
+
+        Against it at first, when one box may hold two objects, and where another's box is near: else, legs would be lost.
+        """
+        box = seat.follower.box_px
+        if step.flow is None or box is None:
             return step
-        alike = self._course.alike(self._memory.cells(follower.box_px), follower.votes)
-        return replace(step, evidence=np.where(step.evidence > 0, step.evidence * (2 * alike - 1), step.evidence))
+        alike = self._course.alike(self._memory.cells(box), seat.follower.votes)
+        others = [other for another, other in self._held() if another is not seat]
+        against = seat.frames <= YOUNG_FRAMES or any(overlap(_widened(box, NEAR), other) for other in others)
+        share = 2 * alike - 1 if against else alike
+        return replace(step, evidence=np.where(step.evidence > 0, step.evidence * share, step.evidence))
 
     def _meant(
         self, looking: _Seat, found: Localization, window_px: BoxPx
@@ -209,6 +221,12 @@ class Several:
         if boxes and len(kept) < self._most:
             kept += [seat for seat in rest if seat.follower.state == SEARCHING and not seat.given][:1] or [self._seat()]
         self._seats = kept or rest[:1]
+
+
+def _widened(box_px: BoxPx, margin: float) -> BoxPx:
+    """A box with a margin, a share of its sides."""
+    x, y = (margin * (high - low) for low, high in zip(box_px[:2], box_px[2:], strict=True))
+    return box_px[0] - x, box_px[1] - y, box_px[2] + x, box_px[3] + y
 
 
 def _tracked(follower: Follower, track: Track) -> Tracked:

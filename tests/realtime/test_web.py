@@ -18,7 +18,7 @@ from engines.localizer import Localization
 from realtime.connection import Connection
 from realtime.follow.following import Following
 from realtime.follow.options import FollowOptions
-from realtime.frames import Frame, FrameRecord
+from realtime.frames import Frame, FrameRecord, Track, Tracked
 from realtime.hub import Hub
 from realtime.ledger import Ledger
 from realtime.web.server import Address, PageServer
@@ -33,10 +33,12 @@ def hub():
         yield found
 
 
-def show(hub, index, source="cam"):
+def show(hub, index, source="cam", objects=None):
     found = Localization((1.0, 2.0, 30.0, 40.0), 0, "cat", 0.5, np.zeros((4, 4), np.float32))
     image = np.full((48, 64, 3), index % 256, np.uint8)
-    record = FrameRecord(Frame(image, source, index, index / 30, time.monotonic_ns(), 0.1), found=found, total_ms=5.0)
+    record = FrameRecord(
+        Frame(image, source, index, index / 30, time.monotonic_ns(), 0.1), found=found, total_ms=5.0, objects=objects
+    )
     record.stages_ms = {"read": 0.1, "engine": 3.0}
     hub.write(record, image)
     hub.ledger.add(record)
@@ -145,6 +147,18 @@ def test_a_click_says_what_is_followed_where_anything_is(hub):
     for name, whole in (("cam", True), ("door", False)):
         seen = hub.following.view(FrameRecord(Frame(image, name, 0, 0.0, 0, 0.0)))
         assert (seen.shape == image.shape) is whole
+
+
+def test_the_page_is_told_of_each_object_that_is_followed(hub):
+    box = (1.0, 2.0, 30.0, 40.0)
+    each = Tracked(box, 0, "cat", 0.5, Track("following", box, 0.9, 7, box))
+    with PageServer(hub, str, LOCAL) as server:
+        show(hub, 0)
+        assert [source["objects"] for source in json.loads(get(server.url, "/state")[1])["sources"]] == [[], []]
+        show(hub, 1, objects=(each,))
+        told = json.loads(get(server.url, "/state")[1])["sources"][0]["objects"]
+    assert told == [each.row()]
+    assert (told[0]["track_id"], told[0]["confidence"], told[0]["x1"]) == (7, 0.9, 30.0)
 
 
 def test_a_source_without_pictures_is_waited_for_and_then_told(hub):
