@@ -133,6 +133,7 @@ class Several:
         self._merge()
         for seat in held:
             if not seat.held:
+                seat.frames = 0
                 seat.follower.forget()
         self._seat_others(further)
         objects = tuple(_tracked(seat.follower, said[id(seat)]) for seat, _ in self._held() if id(seat) in said)
