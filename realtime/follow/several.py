@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engines.boxes import overlap, shared
 from engines.localizer import Detection, ImageBgr, Localization
 from realtime.follow.course import Course
-from realtime.follow.follower import HELD, NOTHING, SEARCHING, Follower
+from realtime.follow.follower import HELD, NOTHING, PATIENCE_FRAMES, SEARCHING, Follower
 from realtime.follow.memory import Memory
 from realtime.follow.motion import Motion, Step
 from realtime.follow.numbers import Numbers
@@ -40,14 +40,15 @@ GIVEN_LOOKS = 4
 
 @dataclass
 class _Seat:
-    """A follower, and its turns: frames since it was looked for, looks in all, frames that it has followed something for;
-    ``given``: its place was pointed out.
+    """A follower, and its turns: frames since it was looked for, looks in all, frames that it has followed something for, looks
+    in a row that showed another's object; ``given``: its place was pointed out.
     """
 
     follower: Follower
     waited: int = 0
     looks: int = 0
     frames: int = 0
+    denied: int = 0
     given: bool = False
 
     @property
@@ -183,7 +184,9 @@ class Several:
     def _meant(
         self, looking: _Seat, found: Localization, window_px: BoxPx
     ) -> tuple[Localization | None, tuple[Detection, ...]]:  # fmt: skip
-        """(the answer as one to who looks, None where it is about another's object; what else was detected, nobody's yet)."""
+        """(the answer as one to who looks; what else was detected, nobody's yet). An answer about another's object is none; one
+        after the other, they say that there is nothing else.
+        """
         if found.box_xyxy_px is None:
             return found, ()
         first = Detection(found.box_xyxy_px, found.class_index, found.class_name, found.score)
@@ -196,8 +199,9 @@ class Several:
             theirs = max((overlap(box, other) for seat, other in self._held() if seat is not looking), default=0.0)
             if theirs <= max(SAME_IOU, overlap(box, mine) if mine else 0.0):
                 nobodys.append((each, box))
+        looking.denied = 0 if nobodys else looking.denied + 1
         if not nobodys:
-            return None, ()
+            return (None if looking.denied <= PATIENCE_FRAMES else replace(found, box_xyxy_px=None)), ()
         if mine is not None:
             nobodys.sort(key=lambda pair: -overlap(pair[1], mine))
         best = nobodys[0][0]

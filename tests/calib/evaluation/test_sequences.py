@@ -105,3 +105,7 @@ def test_the_page_is_whole(tmp_path):
     assert "a&lt;b&gt;" in text
     assert text.count("<img") == 3
     assert text.count("data:image/") == 3
+
+
+def test_several_objects_are_not_measured_as_one(data):
+    assert "--objects" in refused("evaluate", data / "davis", "--follow", "--objects", 2)

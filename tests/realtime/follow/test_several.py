@@ -127,3 +127,16 @@ def test_detections_of_a_method_that_finds_several_are_handed_over():
 
     objects, _, _, _ = followed(still, [boxes] * 30, say=several_found)
     assert {number_at(objects[-1], box) for box in boxes} == {1, 2}
+
+
+def test_who_is_shown_nothing_but_anothers_object_gives_up():
+    """The second patch goes out like a light; from then on every answer is the first one's box, wherever was looked."""
+    images, truth = two()
+    alone, first = scene(50, start=(20 + 2 * FRAMES, 20), speed=(0, 0))
+    several, shown = Several(*SIZE_PX, load_trust(), 2), []
+    for number, image in enumerate(images + alone):
+        window = several.window(image, number / RATE)
+        lit = number < FRAMES
+        shown.append(several.update(seen(truth[number], window) if lit else answer(first[0], window))[2])
+    assert [len(shown[FRAMES - 1]), len(shown[-1])] == [2, 1]
+    assert number_at(shown[-1], first[0]) == number_at(shown[FRAMES - 1], truth[FRAMES - 1][0])
