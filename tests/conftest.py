@@ -12,6 +12,9 @@ from engines.classifiers import load_classifier
 from engines.downloads import cache_dir
 from engines.localizer import Localizer
 
+# Before PyTorch is loaded: its threads would spin for want of work, on the processors that OpenVINO's threads are waiting for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SIGHTLINE_DATA") or ROOT.parent / "shared" / "data")
 
