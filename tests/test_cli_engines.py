@@ -150,8 +150,8 @@ def test_calibrate_then_int8(tmp_path):
     assert "on openvino int8" in result.stderr
     file.write_text("{}")
     assert "cannot read calibration" in refused("demo", "--precision", "int8", "--calibration", file)
-    assert "no int8 calibration of these vgg16 weights" in refused(
-        "demo", "--model", "vgg16", "--weights", "random", "--precision", "int8"
+    assert "no int8 calibration of these alexnet weights" in refused(
+        "demo", "--model", "alexnet", "--weights", "random", "--precision", "int8"
     )
     assert command("calibrate", "demo:64", "--limit", 15).returncode == 2
 
