@@ -119,7 +119,8 @@ def random_weights(
 
     def draw(prefix: str, *shape: int) -> None:
         scale = np.sqrt(2.0 / np.prod(shape[1:]))
-        weights[f"{prefix}.weight"] = (rng.standard_normal(shape, np.float32) * scale).astype(np.float32)
+        weights[f"{prefix}.weight"] = rng.standard_normal(shape, np.float32)
+        weights[f"{prefix}.weight"] *= scale  # in place: a hundred million numbers are not copied as float64
         weights[f"{prefix}.bias"] = (0.01 * rng.standard_normal(shape[0], np.float32)).astype(np.float32)
 
     width = 3

@@ -1,6 +1,7 @@
 """What tests share: where the real data lies, small real videos, a compiled engine."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from engines.build import build_graph
 from engines.classifiers import load_classifier
 from engines.downloads import cache_dir
 from engines.localizer import Localizer
+
+# Before PyTorch is loaded: its threads would spin for want of work, on the processors that OpenVINO's threads are waiting for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SIGHTLINE_DATA") or ROOT.parent / "shared" / "data")
@@ -24,11 +28,13 @@ def data() -> Path:
     return DATA
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests neither read nor fill the user's cache."""
-    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    assert "cache" in str(cache_dir())
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor fill the user's cache; nor do fixtures that outlive a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIGHTLINE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        assert "cache" in str(cache_dir())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ TORCH_FILES = {
     "calib/shipped/optimise.py", "calib/shipped/train.py", "calib/bench/torch_peers.py",
 }  # fmt: skip
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -50,6 +51,11 @@ def test_files_are_at_most_300_lines_and_functions_60(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_of_tests_are_at_most_300_lines_too(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, "split it along the code that it tests"
 
 
 def test_only_one_frame_loop_exists():

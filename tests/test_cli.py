@@ -1,42 +1,21 @@
-"""The command line as a user meets it: whole processes, their exit codes, their one line of error."""
+"""The command line as a user meets it: exit codes, what is written, one line of error; each kind of end as a whole process too."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.command_line import ROOT, command, process, refused
 from tests.realtime.media import timestamps_s, write_images, write_video
-
-ROOT = Path(__file__).parent.parent
-
-
-def command(*arguments, timeout=120, **environment):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )  # fmt: skip
-
-
-def refused(*arguments, **environment):
-    """The one line that a user's mistake gives."""
-    result = command(*arguments, **environment)
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def test_demo_writes_video_log_plot_and_summary(tmp_path):
-    result = command("demo", "--frames", 40, "--out", tmp_path, "--json")
+    result = process("demo", "--frames", 40, "--out", tmp_path, "--json")
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -78,7 +57,7 @@ def test_batch_takes_videos_and_folders(tmp_path):
 def test_a_broken_file_is_told_the_rest_is_done_and_the_status_says_so(tmp_path):
     video, text = write_video(tmp_path / "clip.mp4"), tmp_path / "text.mp4"
     text.write_text("no video")
-    result = command("batch", text, video, "--out", tmp_path / "out", "--json")
+    result = process("batch", text, video, "--out", tmp_path / "out", "--json")
     assert result.returncode == 1
     assert "text.mp4: cannot open" in " ".join(result.stderr.split())
     bad, good = json.loads(result.stdout)
@@ -100,7 +79,7 @@ def test_sources_of_the_same_name_do_not_overwrite_each_other(tmp_path):
 def test_stream_plays_a_file_at_its_own_pace_and_logs_every_frame(tmp_path):
     video = write_video(tmp_path / "clip.mp4", 25)
     start = time.monotonic()
-    result = command("stream", video, "--no-window", "--log", tmp_path / "log.jsonl", "--record", tmp_path / "r.mp4", "--json")
+    result = process("stream", video, "--no-window", "--log", tmp_path / "log.jsonl", "--record", tmp_path / "r.mp4", "--json")
     assert result.returncode == 0, result.stderr
     assert time.monotonic() - start > 0.96
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -146,7 +125,7 @@ def bad_onnx(path, operator):
 
 
 def test_missing_file(tmp_path):
-    assert "no.mp4 does not exist" in refused("batch", tmp_path / "no.mp4", "--out", tmp_path / "out")
+    assert "no.mp4 does not exist" in refused("batch", tmp_path / "no.mp4", "--out", tmp_path / "out", run=process)
     assert not (tmp_path / "out").exists()
 
 
@@ -260,13 +239,13 @@ def test_evaluate_keeps_the_classes_asked_for(labelled_photo):
 
 
 def test_a_camera_that_is_not_there_is_one_line():
-    result = command("stream", "97")
+    result = process("stream", "97")
     assert result.returncode == 2
     assert [line for line in result.stderr.splitlines() if "camera 97 cannot be opened" in line]
     assert len(result.stderr.splitlines()) == 2, result.stderr  # the engine's line, and the error
 
 
 def test_without_arguments_help_shows_every_command():
-    result = command("--help")
+    result = process("--help")
     for name in ("demo", "batch", "stream", "bench"):
         assert name in result.stdout

@@ -1,12 +1,12 @@
-"""The command line where it chooses, builds and calibrates engines: whole processes."""
+"""The command line where it chooses, builds and calibrates engines."""
 
 import json
 
 import numpy as np
 import pytest
 
+from tests.command_line import command, process, refused
 from tests.realtime.media import write_images, write_video
-from tests.test_cli import command, refused
 
 
 def test_the_built_file_gives_elsewhere_what_it_gives_here(tmp_path):
@@ -122,7 +122,7 @@ def test_a_processor_with_fewer_instructions_runs_and_says_what_it_lost(tmp_path
     """The cap on oneDNN's instruction set stands in for an older processor."""
     for cap, lost in (("AVX512_CORE", "no VNNI instructions here"), ("AVX2", "no VNNI instructions here")):
         out = tmp_path / cap
-        result = command("demo", "--frames", 30, "--out", out, "--json", ONEDNN_MAX_CPU_ISA=cap)
+        result = process("demo", "--frames", 30, "--out", out, "--json", ONEDNN_MAX_CPU_ISA=cap)
         assert result.returncode == 0, result.stderr
         assert "int8" in result.stderr
         assert lost in result.stderr
@@ -130,9 +130,9 @@ def test_a_processor_with_fewer_instructions_runs_and_says_what_it_lost(tmp_path
         assert summary["frames"] == 30
         assert summary["corloc"] > 0.7
     assert "this processor does not compute in bf16: use --precision fp32 or int8" in refused(
-        "demo", "--frames", 5, "--precision", "bf16", ONEDNN_MAX_CPU_ISA="AVX2"
+        "demo", "--frames", 5, "--precision", "bf16", run=process, ONEDNN_MAX_CPU_ISA="AVX2"
     )
-    result = command("demo", "--frames", 5, "--precision", "fp32", "--out", tmp_path / "fp32", ONEDNN_MAX_CPU_ISA="AVX2")
+    result = process("demo", "--frames", 5, "--precision", "fp32", "--out", tmp_path / "fp32", ONEDNN_MAX_CPU_ISA="AVX2")
     assert "no bf16 instructions here" in result.stderr
 
 
@@ -150,8 +150,8 @@ def test_calibrate_then_int8(tmp_path):
     assert "on openvino int8" in result.stderr
     file.write_text("{}")
     assert "cannot read calibration" in refused("demo", "--precision", "int8", "--calibration", file)
-    assert "no int8 calibration of these vgg16 weights" in refused(
-        "demo", "--model", "vgg16", "--weights", "random", "--precision", "int8"
+    assert "no int8 calibration of these alexnet weights" in refused(
+        "demo", "--model", "alexnet", "--weights", "random", "--precision", "int8"
     )
     assert command("calibrate", "demo:64", "--limit", 15).returncode == 2
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from tests.command_line import command
 from tests.realtime.media import timestamps_s
-from tests.test_cli import command
 
 FRAMES = {
     "videos/bottle-detection.mp4": 1189, "videos/car-detection.mp4": 377, "videos/one-by-one-person-detection.mp4": 1394,

@@ -82,11 +82,16 @@ def iou_and_gradient(found: Array64, true: Array64) -> tuple[Array64, Array64]:
     """
     low, high = np.maximum(found[:, :2], true[:, :2]), np.minimum(found[:, 2:], true[:, 2:])
     sides, own, other = np.maximum(high - low, 0), found[:, 2:] - found[:, :2], true[:, 2:] - true[:, :2]
-    shared, area = sides.prod(axis=1), np.maximum(own, 0).prod(axis=1)
-    union = np.maximum(area + other.prod(axis=1) - shared, 1e-12)
+    shared, area = _area(sides), _area(np.maximum(own, 0))
+    union = np.maximum(area + _area(other) - shared, 1e-12)
     across = sides[:, ::-1]  # d(w h) / dw = h
     d_shared = np.concatenate([-across * (found[:, :2] > true[:, :2]), across * (found[:, 2:] < true[:, 2:])], axis=1)
     d_area = np.concatenate([-own[:, ::-1], own[:, ::-1]], axis=1)
     slope = (d_shared * (union + shared)[:, None] - d_area * shared[:, None]) / union[:, None] ** 2
-    slope[(sides <= 0).any(axis=1)] = 0
+    slope[(sides[:, 0] <= 0) | (sides[:, 1] <= 0)] = 0
     return shared / union, slope
+
+
+def _area(sides: Array64) -> Array64:
+    """``[N]`` of ``[N, 2]``: in a tenth of the time of a product over so short an axis."""
+    return sides[:, 0] * sides[:, 1]

@@ -203,9 +203,7 @@ class Store:
         if not self.address:
             return
         try:
-            self._files.invalidate_cache()
-            root = self._there(folder)
-            for there, info in self._files.find(root, detail=True).items() if self._files.exists(root) else ():
+            for there, info in self._files_in(folder).items():
                 here = folder / posixpath.basename(there)
                 if not here.exists() or here.stat().st_size != info["size"]:
                     with whole_file(here) as part:
@@ -222,13 +220,17 @@ class Store:
         if not self.address:
             return
         try:
-            self._files.invalidate_cache()
-            root = self._there(folder)
-            for there in self._files.find(root) if self._files.exists(root) else ():
+            for there in self._files_in(folder):
                 if posixpath.basename(there) not in keep:
                     self._files.rm_file(there)
         except OSError as error:
             raise OutputError(f"cannot clear {self.address}: {error}") from error
+
+    def _files_in(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """What lies in a folder at the address now: of each file, what is known of it."""
+        self._files.invalidate_cache()
+        root = self._there(folder)
+        return self._files.find(root, detail=True) if self._files.exists(root) else {}
 
     def _there(self, path: Path) -> str:
         return posixpath.join(self._root, path.relative_to(self.folder).as_posix())

@@ -6,13 +6,11 @@ import tarfile
 
 import cv2
 import pytest
-from rich.console import Console
 
 from calib.data.datasets import load_dataset
 from engines.base import SourceError
 from tests.realtime.media import picture, write_video
 
-QUIET = Console(quiet=True)
 BOX = (10.0, 20.0, 40.0, 60.0)
 NAMES = ("a.png", "b.png")
 SIZE = "<size><width>128</width><height>96</height></size>"
@@ -136,3 +134,9 @@ def refused(words, path, **options):
         [sample.read() for sample in load_dataset(path, **options)]
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+def zoo(folder, rows):
+    images(folder / "zoo")
+    (folder / "zoo.csv").write_text("file,class,x0,y0,x1,y1\n" + "".join(f"{row},10,20,40,60\n" for row in rows))
+    return folder / "zoo.csv"

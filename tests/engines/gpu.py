@@ -24,6 +24,7 @@ from engines.cuda import Gpu
 from engines.localizer import Localizer
 
 GPU = Gpu("NVIDIA L4", (8, 9), 13000)
+SIZE = 64
 
 
 class Driver:

@@ -11,20 +11,8 @@ from engines.cache import write_engine
 from engines.certified import open_certified, typed_graph
 from engines.choose import Choice, open_localizer
 from engines.classifiers import load_classifier
-from tests.engines.gpu import certify_plan, keep_plan, machine_with_gpu, plan_of
+from tests.engines.gpu import SIZE, certify_plan, keep_plan, plan_of
 from tests.engines.test_tensorrt import assert_equal, feeds
-
-SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def model():
-    return build_graph(load_classifier("compact", "random", SIZE))
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    return machine_with_gpu(monkeypatch)
 
 
 @pytest.fixture

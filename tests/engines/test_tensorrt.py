@@ -15,19 +15,7 @@ from engines.base import EngineError, InputError
 from engines.build import WANTED_CLASS, build_graph
 from engines.classifiers import load_classifier
 from engines.preprocess import IMAGE
-from tests.engines.gpu import machine_with_gpu, plan_of
-
-SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def model():
-    return build_graph(load_classifier("compact", "random", SIZE))
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    return machine_with_gpu(monkeypatch)
+from tests.engines.gpu import SIZE, plan_of
 
 
 def feeds(seed, batch=1):

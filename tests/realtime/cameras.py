@@ -56,12 +56,3 @@ class RtspCamera:
 
     def go_on(self):
         self._process.send_signal(signal.SIGCONT)
-
-
-@pytest.fixture
-def rtsp_camera():
-    if not Path(PYTHON).exists():
-        pytest.skip(f"no {PYTHON}: {NEEDS}")
-    camera = RtspCamera()
-    yield camera
-    camera.kill()

@@ -86,7 +86,9 @@ def test_within_budget_it_is_the_plain_loop():
     governed.close()
 
 
-def test_a_rung_that_cannot_be_built_is_left_out_and_named(monkeypatch):
+@pytest.fixture(scope="module")
+def descended():
+    """A run with a budget that nothing keeps to, and a rung that cannot be built: (governed, what was told, sink, records)."""
     real = module.rungs
 
     def with_a_bad_one(choice):
@@ -94,13 +96,23 @@ def test_a_rung_that_cannot_be_built_is_left_out_and_named(monkeypatch):
         bad = replace(first, name="of 50 px", choice=replace(first.choice, size_px=50), cost=0.9 * first.cost)
         return [first, bad, *rest]
 
-    monkeypatch.setattr(module, "rungs", with_a_bad_one)
-    told = []
-    governed = Governed(TINY, 0.01, told.append)
-    play(governed, Loaded(), lambda _: governed.summary()["over_budget"])
+    told, sink = [], Loaded()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "rungs", with_a_bad_one)
+        governed = Governed(TINY, 0.01, told.append)
+    cheapest = governed._ladder[-1].name
+
+    def at_the_end(records):
+        return governed.summary()["over_budget"] and sum(record.rung == cheapest for record in records) >= 25
+
+    yield governed, told, sink, play(governed, sink, at_the_end)
+    governed.close()
+
+
+def test_a_rung_that_cannot_be_built_is_left_out_and_named(descended):
+    governed, told, _, _ = descended
     assert any("left out: of 50 px" in line and "not a multiple of 32" in line for line in told)
     assert "of 50 px" not in {step["to"] for step in governed.steps}
-    governed.close()
 
 
 def test_a_first_rung_that_cannot_be_built_is_the_users_mistake():
@@ -108,19 +120,14 @@ def test_a_first_rung_that_cannot_be_built_is_the_users_mistake():
         Governed(replace(TINY, size_px=50), 10.0, pytest.fail)
 
 
-def test_few_engines_are_open_at_once():
-    governed = Governed(TINY, 0.01, lambda _: None)
-    play(governed, Loaded(), lambda _: governed.summary()["over_budget"])
+def test_few_engines_are_open_at_once(descended):
+    governed = descended[0]
     choices = {rung.choice for rung in governed._ladder}
     assert len(governed._open) <= 2 < len(choices)
-    governed.close()
 
 
-def test_the_cheapest_rung_keeps_a_heat_map_for_several_frames():
-    governed = Governed(TINY, 0.01, lambda _: None)
-    sink = Loaded()
-    records = play(governed, sink, lambda records: sum(r.rung == governed._ladder[-1].name for r in records) >= 25)
+def test_the_cheapest_rung_keeps_a_heat_map_for_several_frames(descended):
+    governed, _, sink, records = descended
     last = [i for i, record in enumerate(records) if record.rung == governed._ladder[-1].name]
     fresh = [i for i in last[1:] if not np.array_equal(sink.corners[i], sink.corners[i - 1])]
     assert 0 < len(fresh) <= 1 + len(last) // governed._ladder[-1].heat_map_every
-    governed.close()

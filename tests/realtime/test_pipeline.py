@@ -14,53 +14,14 @@ from engines.base import EngineError, InputError, OutputError, SourceError
 from engines.localizer import Localizer
 from realtime.frames import Frame
 from realtime.hub import Settings
-from realtime.inbox import LATEST, READ_AHEAD_FRAMES, Inbox
+from realtime.inbox import LATEST, Inbox
 from realtime.latency import Run
 from realtime.pipeline import Live, run_frames
 from realtime.readers import every_frame, latest_frames
 from realtime.sinks import JsonlSink
 from realtime.sources import open_source
-from realtime.video import Source
 from tests.realtime.media import picture, write_video
-
-
-class Scripted(Source):
-    """Frames of a moving square, ``gap_s`` apart in presentation time; may break at the end."""
-
-    name = "scripted"
-
-    def __init__(self, frames=8, gap_s=0.0, error=None):
-        self.frames, self._gap_s, self._error = frames, gap_s, error
-
-    def __iter__(self):
-        for index in range(self.frames):
-            yield Frame(picture(index), self.name, index, index * self._gap_s, time.monotonic_ns(), 0.5)
-        if self._error:
-            raise self._error
-
-
-class Collector:
-    needs_picture = True
-
-    def __init__(self, delay_s=0.0):
-        self.records, self.pictures, self.delay_s = [], [], delay_s
-
-    def write(self, record, picture):
-        time.sleep(self.delay_s)
-        self.records.append(record.frame.index)
-        self.pictures.append(picture)
-
-
-def wait_until(condition):
-    end_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end_s, "it did not come about"
-        time.sleep(0.001)
-
-
-@pytest.fixture
-def localizer():
-    return Localizer(MockEngine(96))
+from tests.realtime.scripted import Collector, Scripted, wait_until
 
 
 def test_every_frame_is_localized_drawn_and_written_once_in_order(localizer, tmp_path):
@@ -102,38 +63,6 @@ def test_without_a_sink_that_wants_pictures_nothing_is_drawn(localizer):
     assert "draw" not in records[0].stages_ms
 
 
-def test_latest_skips_what_it_cannot_keep_up_with_and_accounts_for_all(localizer):
-    source, run = Scripted(40, gap_s=0.01), Run()
-    collector = Collector(delay_s=0.03)
-    records = list(run_frames(latest_frames(source, paced=True), localizer, [collector], run))
-    assert sorted(r.frame.index for r in records) == list(range(40))
-    assert run.outcomes["shown"] + run.outcomes["dropped"] == 40
-    assert run.outcomes["dropped"] > 5
-    assert collector.records[-1] == 39, "the newest frame is always shown"
-    assert all(r.cause for r in records if r.outcome == "dropped")
-
-
-def test_a_paced_file_takes_as_long_as_it_lasts(localizer):
-    start = time.monotonic()
-    list(run_frames(latest_frames(Scripted(11, gap_s=0.03), paced=True), localizer, [], Run()))
-    assert time.monotonic() - start >= 0.3
-
-
-def test_an_error_of_the_source_comes_after_its_frames(localizer):
-    source = Scripted(3, error=SourceError("the cable is out"))
-    run = Run()
-    with pytest.raises(SourceError, match="the cable is out"):
-        list(run_frames(latest_frames(source, paced=False), localizer, [Collector()], run))
-    assert run.outcomes["shown"] + run.outcomes["dropped"] == 3
-
-
-def test_leaving_early_ends_the_reader(localizer):
-    records = latest_frames(Scripted(1000, gap_s=0.01), paced=True)
-    next(records)
-    records.close()
-    assert not [t for t in threading.enumerate() if t.name == "read scripted"]
-
-
 def test_a_failing_sink_stops_the_run(localizer):
     class Full(Collector):
         def write(self, record, picture):
@@ -141,31 +70,6 @@ def test_a_failing_sink_stops_the_run(localizer):
 
     with pytest.raises(OutputError, match="disk full"):
         list(run_frames(every_frame(Scripted()), localizer, [Full()], Run()))
-
-
-def test_run_sums_up(localizer):
-    run = Run()
-    list(run_frames(every_frame(Scripted(10)), localizer, [], run))
-    summary = run.summary()
-    assert summary["frames"] == 10
-    assert summary["dropped"] == 0
-    latency = summary["latency_ms"]
-    assert latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p99_9"] <= latency["max"]
-    assert latency["max"] == pytest.approx(max(run.total_ms), abs=1e-3), "no outlier is removed"
-    assert "corloc" not in summary
-    assert summary["verdict"] in ("source-limited", "engine-limited", "sink-limited")
-
-
-def test_a_run_may_have_several_passes(localizer):
-    run, passes_s = Run(), 0.0
-    for _ in range(3):
-        begin_s = time.monotonic()
-        list(run_frames(every_frame(Scripted(10)), localizer, [Collector(0.01)], run))
-        passes_s += time.monotonic() - begin_s
-        time.sleep(0.2)
-    assert run.summary()["frames"] == 30
-    assert run.fps >= 30 / passes_s, "time between passes does not count"
-    assert run.verdict == "sink-limited"
 
 
 def one_after_the_other(source, localizer):
@@ -202,30 +106,6 @@ def test_as_many_frames_are_under_way_as_asked_for():
     engine = MockEngine(32, slots=3)
     list(run_frames(every_frame(Scripted(6)), Localizer(engine), [Watched()], Run(), under_way=3))
     assert seen == [0] * 6, "the engine gets the next three, and no more, while one is written"
-
-
-@pytest.mark.parametrize("under_way", [1, 3])
-def test_a_slow_sink_holds_the_reader_back(under_way):
-    read, written, ahead = [], [], []
-
-    class Counted(Scripted):
-        def __iter__(self):
-            for frame in super().__iter__():
-                read.append(frame.index)
-                yield frame
-
-    class Slow(Collector):
-        def write(self, record, picture):
-            time.sleep(0.01)
-            ahead.append(len(read) - len(written))
-            written.append(record.frame.index)
-
-    localizer = Localizer(MockEngine(32, slots=3))
-    list(run_frames(every_frame(Counted(40)), localizer, [Slow()], Run(), under_way=under_way))
-    assert written == list(range(40))
-    most = under_way + READ_AHEAD_FRAMES + 2  # in the engine, waiting, in the reader's hand, being written
-    assert max(ahead) <= most
-    assert max(ahead) > under_way, "it does read ahead"
 
 
 class Broken(MockEngine):
@@ -311,28 +191,6 @@ def test_live_frames_are_taken_only_when_the_engine_is_free():
     list(run_frames(watched(), Localizer(engine), [Slow()], Run(), under_way=1))
     assert len(taken) >= 2
     assert all(under_way == 0 and done >= number - 1 for number, (_, under_way, done) in enumerate(taken))
-
-
-@pytest.mark.parametrize(
-    ("read_s", "engine_s", "write_s", "verdict"),
-    [(0.02, 0, 0, "source-limited"), (0, 0.02, 0, "engine-limited"), (0, 0, 0.02, "sink-limited")],
-)
-def test_the_verdict_names_what_holds_the_others_up(read_s, engine_s, write_s, verdict):
-    class SlowSource(Scripted):
-        def __iter__(self):
-            for frame in super().__iter__():
-                time.sleep(read_s)
-                yield frame
-
-    class SlowEngine(MockEngine):
-        def run(self, feeds):
-            time.sleep(engine_s)
-            return super().run(feeds)
-
-    run = Run()
-    localizer = Localizer(SlowEngine(32, slots=2))
-    list(run_frames(every_frame(SlowSource(15)), localizer, [Collector(write_s)], run, under_way=2))
-    assert run.verdict == verdict
 
 
 def test_end_to_end_is_nearly_as_fast_as_the_slowest_stage_alone():

@@ -94,9 +94,8 @@ def test_drawing_fits_any_frame(size):
     assert result.shape == image.shape
     assert (image == 128).all(), "the frame itself is left alone"
     if min(size) >= 240:
-        colours = {tuple(int(v) for v in pixel) for pixel in result.reshape(-1, 3)}
-        assert PREDICTED_BGR in colours
-        assert TRUTH_BGR in colours
+        for colour in (PREDICTED_BGR, TRUTH_BGR):
+            assert (result == colour).all(axis=2).any()
 
 
 def test_every_detection_is_drawn_the_first_one_thicker():

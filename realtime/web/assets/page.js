@@ -5,6 +5,7 @@ const by = (id) => document.getElementById(id);
 const STATE_EVERY_MS = 1000, HISTORY = 120, IN_FLIGHT = 2;
 let source = null, state = null, touched_ms = 0, shownNumber = 0, shownAt_ms = 0;
 let changing = 0, changes = 0; // on their way; answered
+let clickShown = 0;
 const history = { times_s: [], stages: [], rates: [] };
 
 async function ask(path, body) {
@@ -79,6 +80,8 @@ function take(found, settled = true) {
   figure("dropped", chosen.dropped);
   figure("reconnects", chosen.reconnects);
   by("dropped").parentElement.title = Object.entries(chosen.causes ?? {}).map(([cause, count]) => `${count}: ${cause}`).join("\n");
+  by("screen").classList.toggle("follows", state.follows);
+  by("hint").hidden = !state.follows;
   listCameras();
   if (settled) takeSettings();
   if (performance.now() - shownAt_ms > 4000) {
@@ -135,8 +138,6 @@ function takeSettings() {
   if (performance.now() - touched_ms < 1500) return; // what a hand is moving is not pulled from under it
   if (document.activeElement !== by("class")) by("class").value = settings.wanted_class ?? "";
   by("box").checked = settings.box;
-  by("picture").style.cursor = state.follows ? "crosshair" : "";
-  by("picture").title = state.follows ? "click on what is to be followed" : "";
   for (const radio of document.getElementsByName("heat")) radio.checked = radio.value === settings.heat_map;
   for (const name of ["alpha", "smoothing"]) { by(name).value = settings[name]; label(name); }
   by("alpha").parentElement.classList.toggle("idle", settings.heat_map !== "over");
@@ -174,15 +175,37 @@ function legend(id, series, digits) {
 
 // Steering.
 async function change(path, body) {
+  let done = true;
   changing++;
   by("told").textContent = "";
   try {
     const found = await ask(path, body);
     if (changing === 1) take(found);
-  } catch (error) { by("told").textContent = error.message; }
+  } catch (error) { by("told").textContent = error.message; done = false; }
   changing--;
   changes++;
+  return done;
 }
+
+// Where in the picture a hand points, in shares of its sides; null beside it, where the picture does not fill its frame.
+function pointAt(event) {
+  const { width, height } = by("picture"), frame = by("picture").getBoundingClientRect();
+  const scale = Math.min(frame.width / width, frame.height / height);
+  const share = (at, middle, length) => (at - middle) / (length * scale) + 0.5;
+  const point = [share(event.clientX, frame.left + frame.width / 2, width), share(event.clientY, frame.top + frame.height / 2, height)];
+  return point.every((each) => each >= 0 && each <= 1) ? point : null;
+}
+
+function markClick(event) {
+  const mark = by("click-mark"), screen = by("screen").getBoundingClientRect();
+  mark.hidden = true;
+  mark.style.left = `${event.clientX - screen.left}px`;
+  mark.style.top = `${event.clientY - screen.top}px`;
+  mark.getBoundingClientRect(); // so that the animation begins anew
+  mark.hidden = false;
+}
+
+const hint = (text) => { by("hint").lastChild.textContent = text; };
 
 const label = (name) => { by(`${name}-value`).textContent = `${Math.round(by(name).value * 100)} %`; };
 
@@ -200,11 +223,13 @@ for (const name of ["alpha", "smoothing"]) {
   };
   by(name).addEventListener("input", () => { touched_ms = performance.now(); label(name); send(); });
 }
-by("picture").addEventListener("click", (event) => {
-  if (!state?.follows) return;
-  const frame = by("picture").getBoundingClientRect();
-  const share = (at, start, length) => Math.min(1, Math.max(0, (at - start) / length));
-  change("settings", { source, point: [share(event.clientX, frame.left, frame.width), share(event.clientY, frame.top, frame.height)] });
+by("picture").addEventListener("click", async (event) => {
+  const point = pointAt(event);
+  if (!state?.follows || point === null) return;
+  markClick(event);
+  if (await change("settings", { source, point })) hint("Following what you clicked");
+  clearTimeout(clickShown);
+  clickShown = setTimeout(() => { by("click-mark").hidden = true; hint("Click on what to follow"); }, 2500);
 });
 by("record").addEventListener("click", () => change("recording", { on: state.settings.record === null }));
 by("snapshot").addEventListener("click", () => {

@@ -9,7 +9,7 @@ from calib.bench.compare import changes, compare, load_bench
 from calib.bench.peers import PEERS
 from engines.base import SightlineError, SourceError
 from engines.choose import Choice
-from tests.test_cli import command, refused
+from tests.command_line import command, process, refused
 
 
 def saved(path, scale=1.0, windows=(0.99, 1.0, 1.01), **changed):
@@ -73,7 +73,7 @@ def test_comparing_by_the_command_line(tmp_path):
 def test_the_command_benches_and_its_result_can_be_compared(tmp_path):
     """Without a C++ compiler, which torch.compile needs: its row says so, and the others are there."""
     arguments = ("bench", "demo:20", "--models", "compact", "--weights", "random", "--size", 64, "--seconds", 0.2, "--json")
-    result = command(*arguments, CXX="/nonexistent/c++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    result = process(*arguments, CXX="/nonexistent/c++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     others = {row["name"] for row in found["peers"] if not row["name"].startswith("Sightline")}

@@ -13,8 +13,8 @@ from calib.bench.report import print_bench
 from engines.backends import tensorrt_build
 from engines.base import EngineError
 from engines.choose import Choice, build_chosen
+from tests.command_line import refused
 from tests.engines.gpu import certify_plan, keep_plan, machine_with_gpu, plan_of
-from tests.test_cli import refused
 
 CHOICE = Choice(weights="random", head="none", size_px=64, backend="tensorrt", precision="fp32")
 

@@ -1,8 +1,6 @@
 """Data sets in every layout, right and wrong: the same boxes come out, the same mistakes are refused in one line."""
 
 import json
-import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from calib.data.datasets import load_dataset
-from calib.data.labels import xml_label
 from calib.evaluation.baselines import baselines
 from calib.evaluation.evaluate import evaluate
 from calib.heads.fit import default_features, fit_head
@@ -26,7 +23,6 @@ from tests.calib.layouts import (
     coco,
     csv,
     frames_csv,
-    images,
     otb,
     otb_native,
     refused,
@@ -34,6 +30,7 @@ from tests.calib.layouts import (
     voc_xml,
     vot,
     vot_native,
+    zoo,
 )
 from tests.realtime.media import picture
 
@@ -75,62 +72,6 @@ def test_boxes_that_cannot_be_are_refused(tmp_path, layout, box, words):
     refused(words, layout(tmp_path, box))
 
 
-@pytest.mark.parametrize("layout", LABELLED)
-def test_a_missing_image_is_named(tmp_path, layout):
-    labels = layout(tmp_path)
-    images(tmp_path / "others", ["a.png"])
-    refused(r"names image (more/)?b(\.png)?, which is not in .*others: say where it is with --images|2 frames, .*others has 1",
-            labels, images=tmp_path / "others")  # fmt: skip
-    with pytest.raises(SourceError, match=r"images .*nowhere do not exist: say where they are with --images"):
-        load_dataset(labels, images=tmp_path / "nowhere")
-
-
-def test_the_same_name_in_two_folders_is_not_guessed(tmp_path):
-    labels = csv(tmp_path)
-    images(tmp_path / "set" / "small")
-    (tmp_path / "set" / "a.png").rename(tmp_path / "set" / "small" / "c.png")
-    assert len(load_dataset(labels)) == 2, "b.png is at the top, a.png in one folder only"
-    images(tmp_path / "set" / "large", ["a.png"])
-    refused("image a.png, which .*set has as (large|small)/a.png and (large|small)/a.png: name the folder", labels)
-
-
-def test_a_folder_that_the_label_names_must_be_the_image_s_own(tmp_path):
-    """Splits often number their images alike: another split's image would be taken without a word."""
-    labels = zoo(tmp_path, ["train/a.png,cat"])
-    shutil.rmtree(tmp_path / "zoo")
-    images(tmp_path / "zoo" / "val")
-    refused(r"names image train/a\.png, which is not in .*zoo, only val/a\.png is: say where it is with --images", labels)
-    refused("which is not in .*val, only a.png is", labels, images=tmp_path / "zoo" / "val")
-    refused("which is not in .*strain, only a.png is", labels, images=images(tmp_path / "strain"))
-    for place in (tmp_path / "train", tmp_path / "zoo" / "deep" / "train"):
-        images(place)
-        assert len(load_dataset(labels, images=place)) == 1, "the folder itself may be what the label names"
-    assert len(load_dataset(labels)) == 1
-    images(tmp_path / "zoo" / "other" / "train")
-    refused("has as .*/train/a.png and .*/train/a.png: name the folder", labels)
-    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
-        archive.write(tmp_path / "train" / "a.png", "a.png")
-    assert load_dataset(labels, images=tmp_path / "train.zip")[0].read().shape == (96, 128, 3)
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tar", ""])
-def test_dots_in_a_name_are_part_of_it(tmp_path, suffix):
-    labels = csv(tmp_path).rename(tmp_path / "holiday.2024.csv")
-    place = tmp_path / "holiday.2024"
-    (tmp_path / "set").rename(place)
-    images(tmp_path / "holiday", ["c.png"])  # of another year
-    if suffix:
-        shutil.make_archive(str(place), suffix[1:], place)
-        shutil.rmtree(place)
-    assert len(load_dataset(labels)) == 2
-
-
-def test_a_track_without_frames_beside_it(tmp_path):
-    labels = otb(tmp_path)
-    shutil.rmtree(tmp_path / "set")
-    refused("no frames beside .*: say where they are with --images", labels)
-
-
 @pytest.mark.parametrize(
     ("layout", "groups"),
     [
@@ -140,14 +81,6 @@ def test_a_track_without_frames_beside_it(tmp_path):
 )  # fmt: skip
 def test_frames_of_a_sequence_are_one_group_and_photos_their_own(tmp_path, layout, groups):
     assert {sample.group for sample in load_dataset(layout(tmp_path))} == groups
-
-
-@pytest.mark.parametrize("layout", [otb, vot])
-def test_frames_of_a_sequence_are_read_in_any_order_and_none_is_held(tmp_path, layout):
-    samples = load_dataset(layout(tmp_path))
-    for index in (1, 0, 0, 1, 1):
-        assert np.abs(samples[index].read().astype(int) - picture(index)).mean() < 3
-    assert samples[0].read() is not samples[0].read()
 
 
 @pytest.mark.parametrize("size", ["<size><width>64</width><height>96</height></size>", SIZE.replace("96", "90")])
@@ -162,12 +95,6 @@ def test_sizes_that_tools_leave_out_or_round_are_no_mistake(tmp_path, size):
     labels = voc(tmp_path)
     (labels / "b.xml").write_text(voc_xml("b.png", size=size))
     assert load_dataset(labels)[1].read().shape == (96, 128, 3)
-
-
-def test_difficult_objects_are_neither_truth_nor_mistake():
-    easy, difficult = (voc_xml("a.png", extra=f"<difficult>{flag}</difficult>") for flag in (0, 1))
-    assert len(xml_label(easy.encode(), "a.xml").truths) == 1
-    assert xml_label(difficult.encode(), "a.xml").truths == ()
 
 
 def test_boxes_of_no_height_and_crowds_are_left_out_of_coco(tmp_path):
@@ -197,21 +124,6 @@ def test_a_sequence_needs_a_row_for_every_frame(tmp_path):
     assert [len(sample.truths) for sample in load_dataset(labels)] == [1, 0]
 
 
-def test_damaged_images_and_archives_are_named(tmp_path):
-    labels = csv(tmp_path)
-    (tmp_path / "set" / "b.png").write_bytes(b"no image")
-    refused(r"set\.csv: image b\.png is not a readable image", labels)
-    (tmp_path / "set" / "b.png").unlink()
-    samples = load_dataset(labels, images=images(tmp_path / "set"))
-    (tmp_path / "set" / "b.png").unlink()
-    with pytest.raises(SourceError, match=r"image b\.png cannot be read"):
-        samples[1].read()
-    labels = frames_csv(tmp_path)
-    (tmp_path / "more.tar").write_bytes((tmp_path / "more.tar").read_bytes()[:700])
-    with pytest.raises(SourceError, match=r"cannot read archive .*more\.tar"):
-        load_dataset(labels)
-
-
 def test_what_is_no_data_set_at_all(tmp_path):
     refused("does not exist", tmp_path / "nothing.csv")
     (tmp_path / "set.xlsx").touch()
@@ -229,12 +141,6 @@ def test_an_image_set_names_the_images_to_keep(tmp_path):
         load_dataset(labels, ids=tmp_path / "ids.txt")
     with pytest.raises(SourceError, match="cannot read"):
         load_dataset(labels, ids=tmp_path / "nothing.txt")
-
-
-def zoo(folder, rows):
-    images(folder / "zoo")
-    (folder / "zoo.csv").write_text("file,class,x0,y0,x1,y1\n" + "".join(f"{row},10,20,40,60\n" for row in rows))
-    return folder / "zoo.csv"
 
 
 def test_only_the_classes_asked_for_are_kept(tmp_path):
@@ -296,12 +202,3 @@ def test_no_box_of_a_real_set_is_refused(data, name, boxes):
     for sample in samples[:: max(1, len(samples) // 200)]:
         assert sample.clipped(sample.read()).truths == sample.truths
     assert sum(len(sample.truths) for sample in samples) == boxes
-
-
-def test_a_damaged_annotation_in_a_zip_is_named(tmp_path):
-    voc(tmp_path)
-    with zipfile.ZipFile(tmp_path / "boxes.zip", "w") as archive:
-        archive.writestr("a.xml", voc_xml("a.png"))
-    content = (tmp_path / "boxes.zip").read_bytes()
-    (tmp_path / "boxes.zip").write_bytes(content.replace(b"<annotation>", b"<annotations", 1))
-    refused(r"boxes\.zip: a\.xml: Bad CRC-32", tmp_path / "boxes.zip")

@@ -1,7 +1,10 @@
-"""Label files that are malformed: each is refused in one line that says where."""
+"""Label files: what they say of difficult objects, and that malformed ones are refused in one line that says where."""
+
+import zipfile
 
 import pytest
 
+from calib.data.labels import xml_label
 from tests.calib.layouts import coco, csv, otb, refused, voc, voc_xml
 
 HEAD = "file,class,x0,y0,x1,y1\n"
@@ -81,3 +84,18 @@ def test_malformed_tracks(tmp_path, line, words):
     labels = otb(tmp_path)
     labels.write_text("11,21,30,40\n" + line)
     refused(words, labels)
+
+
+def test_difficult_objects_are_neither_truth_nor_mistake():
+    easy, difficult = (voc_xml("a.png", extra=f"<difficult>{flag}</difficult>") for flag in (0, 1))
+    assert len(xml_label(easy.encode(), "a.xml").truths) == 1
+    assert xml_label(difficult.encode(), "a.xml").truths == ()
+
+
+def test_a_damaged_annotation_in_a_zip_is_named(tmp_path):
+    voc(tmp_path)
+    with zipfile.ZipFile(tmp_path / "boxes.zip", "w") as archive:
+        archive.writestr("a.xml", voc_xml("a.png"))
+    content = (tmp_path / "boxes.zip").read_bytes()
+    (tmp_path / "boxes.zip").write_bytes(content.replace(b"<annotation>", b"<annotations", 1))
+    refused(r"boxes\.zip: a\.xml: Bad CRC-32", tmp_path / "boxes.zip")

@@ -1,4 +1,4 @@
-"""What evaluate reports of every constant box, as of the head; measures by hand arithmetic."""
+"""What evaluate reports: of every constant box as of the head, of every class, of nothing."""
 
 from io import StringIO
 
@@ -9,19 +9,13 @@ from rich.console import Console
 
 from calib.data.datasets import load_dataset
 from calib.evaluation.evaluate import evaluate, report_table
-from calib.evaluation.metrics import ConstantBoxes, box_acc_v2
+from calib.evaluation.metrics import ConstantBoxes
 from engines.backends.mock import MockEngine
-from engines.base import TensorSpec
+from engines.base import ModelError, SourceError, TensorSpec
 from engines.localizer import Localizer
 from tests.realtime.media import picture
 
 QUIET = Console(quiet=True)
-
-
-def test_box_accuracy_counts_an_iou_equal_to_the_threshold():
-    found = box_acc_v2(np.array([0.29, 0.3, 0.5, 0.69, 0.7]))
-    assert found == {"0.3": 0.8, "0.5": 0.6, "0.7": 0.2, "mean": pytest.approx(1.6 / 3)}
-    assert box_acc_v2(np.array([])) == {"0.3": 0, "0.5": 0, "0.7": 0, "mean": 0}
 
 
 @pytest.fixture
@@ -96,3 +90,19 @@ def test_detections_are_scored_again_by_the_company_they_keep(two_classes):
     assert report["detection_ap_per_class"] == {"cat": 0.5, "dog": 0.5}
     assert report["detection_ap_in_context"] == pytest.approx(0.75)  # the dog, now 0.5 + 0.1 * 0.9, is before 0.55
     assert "detection_ap_in_context" not in evaluate(two_classes, Localizer(Finds()), QUIET, None)[0]
+
+
+def test_evaluate_counts_an_image_once_for_each_of_its_classes(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture(0))
+    (tmp_path / "d.csv").write_text("file,class,x0,y0,x1,y1\na.png,cat,4,30,28,54\na.png,dog,90,0,120,20\n")
+    report, _ = evaluate(load_dataset(tmp_path / "d.csv"), Localizer(MockEngine(96)), QUIET, None)
+    assert report["corloc_per_class"] == {"cat": 1.0, "dog": 0.0}
+    assert report["corloc"] == 0.5
+    assert report["images"] == 1
+    with pytest.raises(SourceError, match="exactly one"):
+        evaluate(load_dataset(tmp_path / "d.csv"), Localizer(MockEngine(96)), QUIET, None, single=True)
+
+
+def test_evaluate_needs_a_head(tiny_localizer):
+    with pytest.raises(ModelError, match="no box head"):
+        evaluate([], tiny_localizer, QUIET, None)

@@ -17,8 +17,8 @@ from engines.backends.mock import MockEngine
 from engines.base import OutputError
 from engines.localizer import Localizer
 from realtime.overlay import SHADE_BGR, TRUTH_BGR
+from tests.command_line import command, refused
 from tests.realtime.media import picture
-from tests.test_cli import command, refused
 
 FACTS = {"model": "mock <b>", "machine": "a | b"}
 

@@ -11,8 +11,8 @@ from calib.data.labels import Truth
 from calib.evaluation.sequence_report import write_sequence_report
 from calib.evaluation.sequences import Followed, load_sequences, measures, reliability, report_of
 from realtime.frames import Track
+from tests.command_line import command, refused
 from tests.realtime.media import picture
-from tests.test_cli import command, refused
 
 TRUE = [(10.0, 10.0, 30.0, 30.0), (12.0, 10.0, 32.0, 30.0), (np.nan,) * 4, (14.0, 10.0, 34.0, 30.0)]
 

@@ -17,7 +17,7 @@ from engines.base import OutputError, SourceError
 from engines.classifiers import load_classifier
 from engines.features import Feature
 from engines.maps import MapSpec
-from tests.test_cli import command, refused
+from tests.command_line import command, refused
 
 QUIET = Console(quiet=True)
 FEATURES = (Feature("quantiles", "pixels", 5),)

@@ -40,9 +40,22 @@ def test_a_layer_that_does_not_bear_8_bits_is_found_and_spared(outlier):
     assert len(found.quantization.kept) < 8
 
 
-def test_auto_takes_the_ranges_that_harm_least_and_the_card_tells_all():
-    classifier = load_classifier("compact", None, 64)
-    found = calibrate(Calibrator(classifier, SPEC, None, FRAMES, QUIET))
+class Remembering(Calibrator):
+    """Each trial is a compilation: what was tried in one test is not tried again in another."""
+
+    def harm(self, quantization):
+        tried = self.__dict__.setdefault("tried", {})
+        key = tuple(quantization.ranges.items()), quantization.kept
+        return tried[key] if key in tried else tried.setdefault(key, super().harm(quantization))
+
+
+@pytest.fixture(scope="module")
+def calibrator():
+    return Remembering(load_classifier("compact", None, 64), SPEC, None, FRAMES, QUIET)
+
+
+def test_auto_takes_the_ranges_that_harm_least_and_the_card_tells_all(calibrator):
+    found = calibrate(calibrator)
     card = found.quantization.card
     assert set(found.by_method) == {"minmax", "percentile", "entropy", "mse"}
     assert found.by_method[card["ranges"]].total == min(harm.total for harm in found.by_method.values())
@@ -75,12 +88,11 @@ def test_too_few_images_are_refused():
         Calibrator(load_classifier("compact", "random", 64), SPEC, None, FRAMES[:15], QUIET)
 
 
-def test_what_cannot_be_certified_is_not_written(monkeypatch):
-    calibrator = Calibrator(load_classifier("compact", None, 64), SPEC, None, FRAMES, QUIET)
+def test_what_cannot_be_certified_is_not_written(calibrator, monkeypatch):
     monkeypatch.setattr("calib.precision.quantize.certify", lambda *_: replace(real, failures=("box IoU 0.1 is below 0.85",)))
     real = calibrate_certificate(calibrator)
     with pytest.raises(EngineError, match="no mix of 8-bit and floating-point layers meets the certificate"):
-        calibrate(calibrator, "minmax")
+        calibrate(calibrator)
 
 
 def calibrate_certificate(calibrator):

@@ -11,7 +11,7 @@ import pytest
 
 from engines.base import EngineError
 from tests.realtime.batch.clips import make_clip
-from tests.realtime.batch.test_resume import assert_same, begin, finish, records
+from tests.realtime.batch.test_resume import assert_same, begin, finish, records, uninterrupted
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'sightline[cluster]'")
 NAMES = ["first", "second", "third"]
@@ -38,7 +38,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ray")
     for name, seconds in zip(NAMES, (32, 12, 24), strict=True):
         make_clip(folder / f"{name}.mp4", seconds=seconds, rate="20", size="96x64", sound="aac" if name == "first" else "")
-    finish(begin(*(folder / f"{name}.mp4" for name in NAMES), "--out", folder / "whole"))
+    uninterrupted(*(folder / f"{name}.mp4" for name in NAMES), "--out", folder / "whole")
     return folder
 
 

@@ -11,18 +11,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.command_line import ROOT, command
 from tests.realtime.batch.clips import decoded, make_clip, packet_times, rows_of, table_of
+
+TINY = ("--weights", "random", "--size", "32")
 
 
 def begin(*arguments: object) -> subprocess.Popen:
-    line = [sys.executable, "-m", "cli", "batch", *map(str, arguments), "--weights", "random", "--size", "32"]
+    line = [sys.executable, "-m", "cli", "batch", *map(str, arguments), *TINY]
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen) -> None:
     stderr = process.communicate(timeout=240)[1]
     assert process.returncode == 0, stderr
+
+
+def uninterrupted(*arguments: object) -> None:
+    """The same in one go; nothing is killed, so that this process can do it."""
+    result = command("batch", *arguments, *TINY)
+    assert result.returncode == 0, result.stderr
 
 
 def records(out: Path) -> int:
@@ -56,7 +64,7 @@ def killed(arguments: list[object], out: Path, moments: int, draw: random.Random
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=32, sound="aac")
-    finish(begin(clip, "--out", tmp_path / "whole"))
+    uninterrupted(clip, "--out", tmp_path / "whole")
     out = tmp_path / "out"
     process = begin(clip, "--out", out)
     while process.poll() is None and records(out) < 2:
@@ -73,7 +81,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
 def test_killed_at_ten_random_moments(tmp_path):
     first = make_clip(tmp_path / "first.mp4", seconds=62, rate="25", sound="aac")
     second = make_clip(tmp_path / "second.mkv", "-bf", "3", "-x264-params", "open-gop=1", seconds=44, rate="25")
-    finish(begin(first, second, "--out", tmp_path / "whole"))
+    uninterrupted(first, second, "--out", tmp_path / "whole")
     out, draw = tmp_path / "out", random.Random(8)
     arguments = [first, second, "--out", out]
     assert killed(arguments, out, 10, draw) >= 5  # the last ones may come too late to kill anything

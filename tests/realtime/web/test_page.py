@@ -1,86 +1,18 @@
-"""The page over a real run: in a real browser, and with viewers that misbehave."""
+"""The page over a real run, in a real browser."""
 
-import contextlib
-import http.client
-import json
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import av
 import cv2
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.realtime.follow.scenes import texture
+from tests.realtime.web.page import PATIENCE_S, ROOT, Run, streaming, wait_for
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE_S = 40.0
-
-
-@dataclass
-class Run:
-    url: str
-    log: Path
-    recordings: Path
-
-    @property
-    def host(self):
-        return urlsplit(self.url).netloc
-
-    def ask(self, path, method="GET", body=None, headers=None):
-        connection = http.client.HTTPConnection(self.host, timeout=10)
-        given = {"Content-Type": "application/json"} if body is not None else {}
-        connection.request(method, path, None if body is None else json.dumps(body), given | (headers or {}))
-        reply = connection.getresponse()
-        content = reply.read()
-        connection.close()
-        return reply, content
-
-    def state(self):
-        return json.loads(self.ask("/state")[1])
-
-    def last_row(self):
-        """The newest row that is whole."""
-        path = self.log if self.log.exists() else self.log.with_name(f".{self.log.name}.part")
-        return json.loads(path.read_text().rpartition("\n")[0].splitlines()[-1])
-
-
-@contextlib.contextmanager
-def streaming(folder, *options):
-    """The command itself, as a user runs it; ended by Ctrl-C."""
-    log, recordings = folder / "log.jsonl", folder / "recordings"
-    command = [
-        sys.executable, "-m", "cli", "stream", "demo:100000", "--web", "0", "--no-window", "--log", str(log),
-        "--web-dir", str(recordings), *options,
-    ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    try:
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if line.startswith("watch on "):
-                break
-        else:
-            pytest.fail("".join(said))
-        rest = threading.Thread(target=process.stderr.read)
-        rest.start()
-        yield Run(line.removeprefix("watch on ").strip(), log, recordings)
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            assert process.wait(timeout=20) == 130
-            rest.join()
-            process.stderr.close()
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +43,6 @@ def page(run, browser):
         opened.goto(run.url)
         yield opened
         assert not errors
-
-
-def wait_for(condition):
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.1)
 
 
 def wait_in(page, condition):
@@ -219,6 +144,60 @@ def test_it_fits_a_phone(run, browser):
         assert page.locator("#picture").bounding_box()["width"] == 360
 
 
+TWO_PX, THING_PX = (240, 160), (56, 40)
+MIDDLES_PX = (58, 50), (182, 110)
+
+
+@pytest.fixture(scope="module")
+def two_things(tmp_path_factory):
+    """A minute of two things that swing, one on the left and one on the right; each is over its middle all the time."""
+    path = tmp_path_factory.mktemp("two") / "two.mp4"
+    (width, height), (wide, high) = TWO_PX, THING_PX
+    field, things = texture(height, width, 1), [texture(high, wide, seed, mean=mean) for seed, mean in ((2, 180.0), (3, 70.0))]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(1500):
+            image, swing = field.copy(), round(22 * np.sin(index / 8))
+            for (x, y), thing, way in zip(MIDDLES_PX, things, (swing, -swing), strict=True):
+                image[y - high // 2 : y + high // 2, x - wide // 2 + way : x + wide // 2 + way] = thing
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def followed_by(row):
+    """(its number, whether it is on the right) of what a row's box is about."""
+    return row.get("track_id") or 0, row["x0"] is not None and row["x0"] + row["x1"] > TWO_PX[0]
+
+
+def test_what_is_clicked_on_is_followed(two_things, tmp_path, browser):
+    """In a low window, where the picture has black bars at its sides."""
+    with streaming(tmp_path, "--follow", source=str(two_things)) as run, browser.new_context() as context:
+        page = context.new_page()
+        page.set_viewport_size({"width": 1280, "height": 560})
+        page.goto(run.url)
+        page.get_by_text("Click on what to follow").wait_for()
+        wait_in(page, "() => Number(picture.dataset.number) > 0")
+        frame = page.locator("#picture").bounding_box()
+        scale = frame["height"] / TWO_PX[1]
+        bar_px = (frame["width"] - TWO_PX[0] * scale) / 2
+        assert bar_px > 50
+        page.mouse.click(frame["x"] + bar_px / 2, frame["y"] + frame["height"] / 2)
+        assert page.locator("#click-mark").is_hidden(), "beside the picture is nothing to follow"
+        for right in (True, False, True):
+            before = max(followed_by(row)[0] for row in run.rows())
+            middle = MIDDLES_PX[right]
+            x, y = frame["x"] + bar_px + middle[0] * scale, frame["y"] + middle[1] * scale
+            with page.expect_request("**/settings") as asked:
+                page.mouse.click(x, y)
+            assert asked.value.post_data_json["point"] == pytest.approx(np.divide(middle, TWO_PX), abs=0.01)
+            mark = page.locator("#click-mark").bounding_box()
+            assert (mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2) == pytest.approx((x, y), abs=2)
+            page.get_by_text("Following what you clicked").wait_for()
+            wait_for(lambda: followed_by(run.last_row())[0] > before and followed_by(run.last_row())[1] is right)  # noqa: B023
+
+
 def test_a_wrong_token_is_refused_and_the_right_one_is_kept_out_of_the_address(tmp_path, browser):
     with streaming(tmp_path, "--web-token", "right and long") as run, browser.new_context() as context:
         base = run.url.partition("?")[0]
@@ -232,41 +211,6 @@ def test_a_wrong_token_is_refused_and_the_right_one_is_kept_out_of_the_address(t
             assert run.ask(path)[0].status == 401
         assert run.ask("/settings", "POST", {"box": False})[0].status == 401
         assert run.ask("/state", headers={"Authorization": "Bearer right and long"})[0].status == 200
-
-
-def test_other_sites_pages_cannot_use_a_browser_on_this_machine(run):
-    before = run.state()["settings"]
-    assert run.ask("/state", headers={"Host": "evil.example"})[0].status == 403
-    assert run.ask("/settings", "POST", {"box": not before["box"]}, {"Origin": "http://evil.example"})[0].status == 403
-    assert run.ask("/snapshot.jpg", headers={"Sec-Fetch-Site": "cross-site"})[0].status == 403
-    assert run.state()["settings"] == before
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [("/settings", {"alpha": 2}), ("/settings", {"heat_map": "loud"}), ("/settings", {"record": "/etc/passwd"}),
-     ("/settings", {"wanted_class": "no such thing"}), ("/recording", {"on": "../x"}), ("/recording", {"path": "x.mp4"})],
-)  # fmt: skip
-def test_impossible_wishes_are_refused(run, path, body):
-    reply, content = run.ask(path, "POST", body)
-    assert reply.status in (400, 422)
-    assert b"Traceback" not in content
-    assert run.state()["settings"]["record"] is None
-
-
-def test_unknown_sources_are_named(run):
-    reply, content = run.ask("/frame.jpg?source=nowhere")
-    assert reply.status == 400
-    assert json.loads(content)["error"] == "there is no source 'nowhere': there is demo"
-
-
-def test_the_next_picture_is_waited_for_and_is_never_an_older_one(run):
-    numbers = []
-    for _ in range(5):
-        reply, content = run.ask(f"/frame.jpg?after={numbers[-1] if numbers else 0}")
-        numbers.append(int(reply.headers["X-Number"]))
-        assert content[:2] == b"\xff\xd8"
-    assert numbers == sorted(set(numbers))
 
 
 def test_a_recording_that_was_killed_plays_in_a_browser(tmp_path, browser):
@@ -289,49 +233,3 @@ def test_a_recording_that_was_killed_plays_in_a_browser(tmp_path, browser):
         )
         assert page.evaluate("document.querySelector('video').error") is None
         assert page.evaluate("document.querySelector('video').currentTime") >= last_s - 1.2, "all but the last second"
-
-
-class Viewer:
-    """Opens Motion JPEG; reads it in a thread, or never."""
-
-    def __init__(self, run, reads):
-        address = urlsplit(run.url)
-        self.read_bytes = 0
-        self.socket = socket.create_connection((address.hostname, address.port))
-        self.socket.sendall(f"GET /live.mjpg HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
-        if reads:
-            threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self):
-        with contextlib.suppress(OSError):
-            while chunk := self.socket.recv(1 << 18):
-                self.read_bytes += len(chunk)
-
-
-def frames_in(run, seconds):
-    begin, before = time.monotonic(), run.state()["all"]["frames"]
-    time.sleep(seconds)
-    return (run.state()["all"]["frames"] - before) / (time.monotonic() - begin)
-
-
-def frames_with_viewers_in(run, seconds):
-    """The same while 20 viewers watch, of which one is stuck."""
-    viewers = [Viewer(run, reads=index > 0) for index in range(20)]
-    try:
-        wait_for(lambda: all(viewer.read_bytes > 100_000 for viewer in viewers[1:]))
-        time.sleep(2.0)  # until all buffers towards the stuck one are full
-        watched = frames_in(run, seconds)
-        before = [viewer.read_bytes for viewer in viewers[1:]]
-        wait_for(lambda: all(viewer.read_bytes > was for viewer, was in zip(viewers[1:], before, strict=True)))
-        return watched
-    finally:
-        for viewer in viewers:
-            viewer.socket.close()
-
-
-def test_twenty_viewers_of_which_one_is_stuck_leave_the_run_alone(run):
-    ratios = []
-    while not ratios or (max(ratios) < 0.8 and len(ratios) < 4):  # other programs come and go
-        frames_in(run, 1.0)
-        ratios.append(1 / frames_in(run, 3.0) * frames_with_viewers_in(run, 3.0))
-    assert max(ratios) >= 0.8, ratios

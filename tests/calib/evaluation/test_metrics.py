@@ -1,0 +1,27 @@
+"""Measures by hand arithmetic."""
+
+import numpy as np
+import pytest
+
+from calib.evaluation.metrics import box_acc_v2, centre_correct, constant_boxes, corloc
+
+
+def test_metrics_by_hand():
+    assert corloc(np.array([0.5, 0.51, 0.9, 0.1])) == 0.5  # 0.5 itself does not count
+    true = np.array([[0.0, 0.0, 10.0, 10.0]] * 3)
+    found = np.array([[4.0, 4, 6, 6], [0, 0, 4, 4], [8, 8, 16, 16]])  # centres 5,5 and 2,2 and 12,12
+    assert centre_correct(found, true, 0.0).tolist() == [True, True, False]
+    assert centre_correct(found, true, 0.5).tolist() == [True, False, False]  # the middle half is 2.5 .. 7.5
+
+
+def test_the_best_constant_box_beats_the_mean_where_boxes_have_two_kinds():
+    boxes = np.array([[0.0, 0, 0.5, 0.5]] * 6 + [[0.5, 0.5, 1, 1]] * 4)
+    constants = constant_boxes(boxes)
+    assert constants.best_constant == (0.0, 0.0, 0.5, 0.5)
+    assert constants.mean_box == pytest.approx((0.2, 0.2, 0.7, 0.7))
+
+
+def test_box_accuracy_counts_an_iou_equal_to_the_threshold():
+    found = box_acc_v2(np.array([0.29, 0.3, 0.5, 0.69, 0.7]))
+    assert found == {"0.3": 0.8, "0.5": 0.6, "0.7": 0.2, "mean": pytest.approx(1.6 / 3)}
+    assert box_acc_v2(np.array([])) == {"0.3": 0, "0.5": 0, "0.7": 0, "mean": 0}

@@ -1,0 +1,81 @@
+"""What can be seen and what can be changed, without a browser."""
+
+import json
+
+import numpy as np
+import pytest
+
+from realtime.follow.following import Following
+from realtime.follow.options import FollowOptions
+from realtime.frames import Frame, FrameRecord, Track, Tracked
+from realtime.web.server import PageServer
+from tests.realtime.web.served import LOCAL, get, post, show
+
+pytest.importorskip("fastapi", reason="the page needs: pip install 'sightline[web]'")
+
+
+def test_state_tells_of_every_source(hub):
+    show(hub, 0)
+    with PageServer(hub, lambda: "an engine", LOCAL) as server:
+        state = json.loads(get(server.url, "/state")[1])
+    assert state["title"] == "an engine"
+    assert [source["name"] for source in state["sources"]] == ["cam", "door"]
+    assert state["sources"][0]["frames"] == 1
+    assert state["sources"][0]["stages_ms"]["engine"]["p50"] == 3.0
+    assert state["settings"] == {
+        "wanted_class": None, "box": True, "heat_map": "inset", "alpha": 0.5, "smoothing": 0.0, "record": None,
+    }  # fmt: skip
+
+
+def test_a_click_says_what_is_followed_where_anything_is(hub):
+    with PageServer(hub, str, LOCAL) as server:
+        assert json.loads(get(server.url, "/state")[1])["follows"] is False
+        status, answer = post(server.url, "/settings", {"point": [0.5, 0.5]})
+        assert (status, "--follow" in answer["error"]) == (400, True)
+        hub.following = Following(FollowOptions(follow=True))
+        assert post(server.url, "/settings", {"point": [0.5, 0.25], "source": "door"})[0] == 200
+        assert post(server.url, "/settings", {"point": [0.5, 1.5]})[0] in (400, 422)
+        assert post(server.url, "/settings", {"point": [0.5, 0.5], "source": "attic"})[0] == 400
+        assert json.loads(get(server.url, "/state")[1])["follows"] is True
+    image = np.random.default_rng(0).integers(0, 255, (100, 200, 3), np.uint8)
+    for name, whole in (("cam", True), ("door", False)):
+        seen = hub.following.view(FrameRecord(Frame(image, name, 0, 0.0, 0, 0.0)))
+        assert (seen.shape == image.shape) is whole
+
+
+def test_the_page_is_told_of_each_object_that_is_followed(hub):
+    box = (1.0, 2.0, 30.0, 40.0)
+    each = Tracked(box, 0, "cat", 0.5, Track("following", box, 0.9, 7, box))
+    with PageServer(hub, str, LOCAL) as server:
+        show(hub, 0)
+        assert [source["objects"] for source in json.loads(get(server.url, "/state")[1])["sources"]] == [[], []]
+        show(hub, 1, objects=(each,))
+        told = json.loads(get(server.url, "/state")[1])["sources"][0]["objects"]
+    assert told == [each.row()]
+    assert (told[0]["track_id"], told[0]["confidence"], told[0]["x1"]) == (7, 0.9, 30.0)
+
+
+def test_a_source_without_pictures_is_waited_for_and_then_told(hub):
+    with PageServer(hub, str, LOCAL) as server:
+        assert get(server.url, "/frame.jpg?source=door&wait_s=0.2")[0].status == 204
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/settings", {"alpha": 2}), ("/settings", {"heat_map": "loud"}), ("/settings", {"record": "/etc/passwd"}),
+     ("/settings", {"wanted_class": "no such thing"}), ("/recording", {"on": "../x"}), ("/recording", {"path": "x.mp4"})],
+)  # fmt: skip
+def test_impossible_wishes_are_refused(hub, path, body):
+    before = hub.settings
+    with PageServer(hub, str, LOCAL) as server:
+        status, answer = post(server.url, path, body)
+    assert status in (400, 422)
+    assert "Traceback" not in str(answer)
+    assert hub.settings == before
+
+
+def test_unknown_sources_are_named(hub):
+    with PageServer(hub, str, LOCAL) as server:
+        reply, content = get(server.url, "/frame.jpg?source=nowhere")
+    assert reply.status == 400
+    assert json.loads(content)["error"] == "there is no source 'nowhere': there is cam, door"

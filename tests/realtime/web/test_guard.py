@@ -1,0 +1,54 @@
+"""Who may look: tokens, other sites, and what every answer says to browsers."""
+
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from realtime.web.server import Address, PageServer
+from tests.realtime.web.served import LOCAL, get, post
+
+pytest.importorskip("fastapi", reason="the page needs: pip install 'sightline[web]'")
+
+
+def test_beyond_this_machine_a_new_token_is_made_each_time(hub):
+    tokens = set()
+    for _ in range(2):
+        with PageServer(hub, str, Address("0.0.0.0", 0)) as server:
+            (token,) = parse_qs(urlsplit(server.url).query)["token"]
+            tokens.add(token)
+            local = server.url.replace("0.0.0.0", "127.0.0.1")
+            assert get(local, "/state")[0].status == 401
+            reply, _ = get(local, f"/?token={token}")
+            assert reply.status == 303
+            assert reply.headers["Location"] == "/"
+            cookie = reply.headers["Set-Cookie"]
+            assert "httponly" in cookie.lower()
+            assert "samesite=lax" in cookie.lower()
+            assert get(local, "/state", {"Cookie": cookie.partition(";")[0]})[0].status == 200
+    assert len(tokens) == 2
+    assert min(map(len, tokens)) >= 20
+
+
+def test_on_this_machine_no_token_is_needed_and_every_answer_is_hardened(hub):
+    with PageServer(hub, lambda: "an engine", LOCAL) as server:
+        assert "?" not in server.url
+        reply, content = get(server.url)
+        assert b"Sightline" in content
+        assert "default-src 'self'" in reply.headers["Content-Security-Policy"]
+        assert reply.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert "server" not in reply.headers
+        for name in ("page.css", "page.js", "charts.js", "icon.svg"):
+            assert get(server.url, f"/{name}")[0].status == 200
+        assert b"://" not in get(server.url, "/page.js")[1], "nothing is fetched from elsewhere"
+        assert get(server.url, "/../server.py")[0].status == 404
+
+
+def test_other_sites_pages_cannot_use_a_browser_on_this_machine(hub):
+    before = hub.settings
+    with PageServer(hub, str, LOCAL) as server:
+        assert get(server.url, "/state", {"Host": "evil.example"})[0].status == 403
+        assert post(server.url, "/settings", {"box": not before.box}, {"Origin": "http://evil.example"})[0] == 403
+        assert get(server.url, "/snapshot.jpg", {"Sec-Fetch-Site": "cross-site"})[0].status == 403
+        assert hub.settings == before
+        assert post(server.url, "/settings", {"box": not before.box})[0] == 200
+    assert hub.settings.box is not before.box
