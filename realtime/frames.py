@@ -120,7 +120,9 @@ class FrameRecord:
             self.found = replace(self.found, map_hw=NO_MAP)
 
     def row(self) -> dict[str, Any]:
-        """One row of the per-frame log, flat; ``detections``, every one found, is there only when they are several."""
+        """One row of the per-frame log, flat; ``detections``, every one found, is there only when they are several, and
+        ``confidence`` where it is known.
+        """
         found = self.found
         corners = found.box_xyxy_px if found and found.box_xyxy_px else (None,) * 4
         several = found.detections if found and len(found.detections) > 1 else ()
@@ -132,6 +134,7 @@ class FrameRecord:
             "captured_ns": self.frame.captured_ns, "outcome": self.outcome, "cause": self.cause,
             "class_id": found.class_index if found else None, "class_name": found.class_name if found else None,
             "score": round(found.score, 6) if found else None,
+            **({"confidence": round(found.confidence, 4)} if found and found.confidence is not None else {}),
             **{k: v if v is None else round(v, 3) for k, v in zip(("x0", "y0", "x1", "y1"), corners, strict=True)},
             **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
             "total_ms": round(self.total_ms, 4), "rung": self.rung or None,

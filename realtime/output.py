@@ -52,7 +52,7 @@ class Output:
         assert record.found is not None  # a shown frame has its answer
         status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
         if (track := record.track) is not None:
-            status += f"   {track.state} {track.track_id or ''} {track.confidence:.2f}"
+            status += f"   {track.state} {track.track_id or ''}"
         if record.frame.pts is not None:  # whole files, whose pictures must not depend on the machine
             status = f"{record.frame.source}   {clock(record.frame.pts_s)}"
         picture = self._painter.paint(record.frame, record.found, status, self._look(), heat_map_every)

@@ -55,8 +55,7 @@ class Following:
         """The answer for a frame, with the followed box, or none where it is not sure enough; ``record.track`` says more."""
         follower: Follower = record.follower
         result, record.track = follower.update(found)
-        sure = record.track.confidence >= self._options.min_score
-        return result if sure else replace(result, box_xyxy_px=None)
+        return replace(result, confidence=record.track.confidence).sure(self._options.min_score)
 
 
 WHOLE_FRAMES = FollowOptions()
