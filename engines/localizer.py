@@ -113,8 +113,8 @@ class Localizer:
         """
         if confidence > 0 and self._trust is None:
             raise ModelError(
-                f"--min-score: nothing says how sure these boxes are ({self.box_reader}): fit the head again with 'fit', or add "
-                "--follow"
+                f"--min-score: nothing tells how sure these boxes are ({self.box_reader}): use a head, which "
+                "'fit' makes (an old one: fit it again), or add --follow"
             )
         self._least = confidence
 

@@ -25,7 +25,7 @@ from calib.evaluation.metrics import (
     corloc,
     iou_histogram,
 )  # fmt: skip
-from calib.evaluation.sureness import rounded, sureness, sureness_table
+from calib.evaluation.sureness import print_sureness, rounded, sureness
 from engines.base import ModelError, SourceError
 from engines.localizer import Localization, Localizer
 
@@ -224,7 +224,7 @@ def print_report(report: dict[str, Any], cases: Sequence[Case], published: bool,
     """Print the report; of a published set, as papers do, also that of its images with one object, which is added to it."""
     console.print(report_table(report))
     if "reliability" in report:
-        console.print(sureness_table(report))
+        print_sureness(report, console)
     singles = [case for case in cases if case.sample.single] if published else []
     if not singles:
         return report

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.table import Table
 
 CONFIDENCES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
@@ -58,13 +59,12 @@ def rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def sureness_table(report: Mapping[str, Any]) -> Table:
-    """What was said and what was right, for the terminal."""
-    title = f"How sure, and how often right: {100 * report['calibration_error']:.1f} % off in the mean"
-    if asked := report.get("at_min_score"):
-        kept, right = (f"{100 * asked[key]:.1f} %" for key in ("kept", "corloc"))
-        title += f"\nat --min-score {asked['min_score']:g}, {kept} of images keep a box, and {right} of those are right"
-    table = Table("said", "was right", "boxes", title=title, title_justify="left")
+def print_sureness(report: Mapping[str, Any], console: Console) -> None:
+    """What was said and what was right, and what ``--min-score`` keeps."""
+    table = Table("said", "was right", "boxes", title="How sure", title_justify="left")
     for row in report["reliability"]:
         table.add_row(f"{100 * row['said']:.0f} %", f"{100 * row['right']:.0f} %", f"{row['boxes']:.0f}")
-    return table
+    console.print(table, f"{100 * report['calibration_error']:.1f} % off in the mean")
+    if asked := report.get("at_min_score"):
+        kept, right = (f"{100 * asked[key]:.1f} %" for key in ("kept", "corloc"))
+        console.print(f"at --min-score {asked['min_score']:g}, {kept} of images keep a box, and {right} of those are right")

@@ -102,6 +102,7 @@ def test_a_head_learns_where_a_square_is(tmp_path):
     assert len(cases) == report["images"] == 16
     assert report["corloc"] > 0.8
     assert report["corloc"] > report["baselines"]["best_constant"]
+    assert abs(np.mean([case.confidence for case in cases]) - fitted.cv_corloc) < 0.15
     assert set(report["center_correctness"]) == {"0.0", "0.1", "0.2", "0.3", "0.4", "0.5"}
     with pytest.raises(SourceError, match="needs at least 10"):
         fit_head(samples[:5], classifier, MapSpec(), features, QUIET, "few")

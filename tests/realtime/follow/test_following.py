@@ -74,7 +74,12 @@ def test_a_place_outside_the_frame_is_refused(select):
         FollowOptions(True, select=select).box_in(100, 100)
 
 
-@pytest.mark.parametrize("options", [{"min_score": 0.5}, {"select": "cat"}])
-def test_options_of_following_need_follow(options):
+def test_what_is_selected_needs_follow():
     with pytest.raises(InputError, match="--follow"):
-        FollowOptions(**options)
+        FollowOptions(select="cat")
+
+
+def test_without_follow_the_head_says_what_is_sure_enough():
+    assert FollowOptions(min_score=0.5).applied(Choice()).least_confidence == 0.5
+    assert FollowOptions(True, min_score=0.5).applied(Choice()).least_confidence == 0.0
+    assert FollowOptions(min_score=0.5).applied(Choice(wanted_class="cat")).wanted_class == "cat"
