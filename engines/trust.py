@@ -7,11 +7,13 @@ that the head did not see (``calib.heads.sure``).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from engines.features import area_matrix
 
 SIDE = 16
 """Cells a side that a map is averaged to: its signs then hardly depend on where the backward pass stopped."""
@@ -66,7 +68,13 @@ def averaged(map_hw: NDArray[np.float32]) -> NDArray[np.float32]:
     """A map averaged to ``[SIDE, SIDE]``."""
     if map_hw.shape == (SIDE, SIDE):
         return map_hw
-    return np.asarray(cv2.resize(map_hw, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.float32)
+    rows, columns = (_cells(length) for length in map_hw.shape)
+    return np.asarray(rows @ map_hw @ columns.T, np.float32)
+
+
+@lru_cache(maxsize=8)
+def _cells(length: int) -> NDArray[np.float32]:
+    return area_matrix(length, SIDE)
 
 
 def signs_of(box_xyxy: Sequence[float], map_hw: NDArray[np.float32], probability: float, logit: float) -> list[float]:
