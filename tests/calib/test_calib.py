@@ -1,5 +1,6 @@
 """Data sets in every layout, ridge against its definition, metrics by hand, training that resumes exactly."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import cv2
@@ -13,6 +14,7 @@ from calib.evaluation.metrics import centre_correct, constant_boxes, corloc
 from calib.heads.features import FeatureTable
 from calib.heads.fit import fit_head
 from calib.heads.linear import Ridge, choose_strength, folds, held_out_ious
+from calib.shipped.sure import with_trust
 from engines.backends.mock import MockEngine
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import ModelError, SourceError
@@ -102,6 +104,10 @@ def test_a_head_learns_where_a_square_is(tmp_path):
     assert len(cases) == report["images"] == 16
     assert report["corloc"] > 0.8
     assert report["corloc"] > report["baselines"]["best_constant"]
+    bare = replace(fitted.head, trust=None)
+    assert (
+        with_trust(bare, samples[:40], classifier, QUIET).trust == fitted.head.trust
+    )  # as for heads from before there was one
     assert abs(np.mean([case.confidence for case in cases]) - fitted.cv_corloc) < 0.15
     assert set(report["center_correctness"]) == {"0.0", "0.1", "0.2", "0.3", "0.4", "0.5"}
     with pytest.raises(SourceError, match="needs at least 10"):
