@@ -52,14 +52,14 @@ class Track:
 
     Attributes:
         state: ``searching`` (nothing is known yet), ``following``, ``widened`` (not sure: a larger window), ``lost``.
-        window_xyxy_px: what the engine saw of the frame.
+        window_xyxy_px: what the engine saw of the frame; None where it was not asked, and the last answer was carried along.
         confidence: probability that the box is right (IoU over 0.5).
         track_id: counts objects from 1; 0 while none is followed.
         raw_xyxy_px: the box before it was calmed; None where the frame shows nothing.
     """
 
     state: str
-    window_xyxy_px: BoxPx
+    window_xyxy_px: BoxPx | None
     confidence: float
     track_id: int
     raw_xyxy_px: BoxPx | None
@@ -67,9 +67,10 @@ class Track:
     def row(self) -> dict[str, Any]:
         """Its part of a log row."""
         raw = [round(edge, 3) for edge in self.raw_xyxy_px] if self.raw_xyxy_px else None
+        window = [round(edge) for edge in self.window_xyxy_px] if self.window_xyxy_px else None
         return {
             "state": self.state, "confidence": round(self.confidence, 4), "track_id": self.track_id,
-            "window": [round(edge) for edge in self.window_xyxy_px], "raw": raw,
+            "window": window, "raw": raw,
         }  # fmt: skip
 
 
@@ -86,7 +87,8 @@ class FrameRecord:
         rung: the settings that made it, where a governor chooses them.
         followed: the next record is there already and of another source: both can go into one engine call.
         track: what following knows of it; None without ``--follow``.
-        follower: who follows it, see ``realtime.follow.following``; ``view_px`` is the size of what the engine saw of it.
+        follower: who follows it, see ``realtime.follow.following``; ``view_px`` is the size of what the engine sees of it.
+        carried: the engine need not see it: the last answer is carried along.
     """
 
     frame: Frame
@@ -101,6 +103,7 @@ class FrameRecord:
     track: Track | None = None
     follower: Any = None
     view_px: tuple[int, int] | None = None
+    carried: bool = False
 
     @property
     def age_ms(self) -> float:

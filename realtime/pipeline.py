@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from engines.base import InputError, Ticket
-from engines.localizer import ImageBgr, Localizer
+from engines.localizer import ImageBgr, Localization, Localizer
 from realtime.follow.following import Following
 from realtime.frames import FrameRecord
 from realtime.governed import Governed, Pace
@@ -91,7 +91,7 @@ def run_frames(
 
 @dataclass
 class _Call:
-    """Frames that the engine works on in one call; ``localizer`` is None where it works on none, as for dropped ones."""
+    """Frames that the engine works on in one call; ``localizer`` is None where it works on none: dropped ones, carried ones."""
 
     records: deque[FrameRecord]
     localizer: Localizer | None = None
@@ -106,18 +106,25 @@ class _Call:
 
     def collect(self, run: Run, following: Following | None) -> None:
         """Take the answer from the engine, for each of the records."""
+        answers = self._answers(run)
+        for record in self.records:
+            if record.outcome != "shown":
+                continue
+            record.found = None if record.carried else next(answers)
+            if following is not None:
+                record.found = following.followed(record, record.found)
+            record.stages_ms["engine"] = 0.0 if record.carried else (self.found_ns - self.submitted_ns) / 1e6
+
+    def _answers(self, run: Run) -> Iterator[Localization]:
         if self.localizer is None:
             return
         asked_ns = self.found_ns = time.monotonic_ns()
         outputs = self.localizer.collect(self.ticket)
         self.found_ns = time.monotonic_ns()
         run.idle_ms["engine"] += (self.found_ns - asked_ns) / 1e6
-        for place, record in enumerate(record for record in self.records if record.outcome == "shown"):
+        for place, record in enumerate(record for record in self.records if record.outcome == "shown" and not record.carried):
             width, height = record.view_px or record.frame.image_bgr.shape[1::-1]
-            record.found = self.localizer.read(outputs, place, width, height)
-            if following is not None:
-                record.found = following.followed(record, record.found)
-            record.stages_ms["engine"] = (self.found_ns - self.submitted_ns) / 1e6
+            yield self.localizer.read(outputs, place, width, height)
 
     def abandon(self) -> None:
         """Leave the engine as if the frames had never been there."""
@@ -189,12 +196,16 @@ class _EngineHalf:
     def _govern(self, call: _Call, pace: Pace) -> None:
         for record in call.records:
             if isinstance(self._chosen, Governed) and record.outcome == "shown":
-                self._chosen.finished(record, time.monotonic(), pace.frame_ms())
+                frame_ms = pace.frame_ms()
+                if not record.carried:
+                    self._chosen.finished(record, time.monotonic(), frame_ms)
 
     def _begin_some(self) -> bool:
         """Wait for frames and give them to the engine, until all that may be under way are; False if none is left."""
-        while self._more and len(self._begun) < self._most:
+        while self._more and sum(call.under_way for call in self._begun) < self._most:
             self._begin()
+            if self._live is not None and self._begun:
+                break  # an answer that is there, carried along, does not wait for the next frame
         return bool(self._begun)
 
     def _begin(self) -> None:
@@ -232,8 +243,8 @@ class _EngineHalf:
         while call.records[-1].followed and len(call.records) < localizer.batch:
             call.records.append(self._take())
             prepared += self._prepared(localizer, call.records[-1])
+        call.submitted_ns = time.monotonic_ns()
         if prepared:
-            call.submitted_ns = time.monotonic_ns()
             call.ticket = localizer.submit(prepared)
             call.localizer = localizer
         for record in call.records:
@@ -251,17 +262,18 @@ class _EngineHalf:
         return record
 
     def _prepared(self, localizer: Localizer, record: FrameRecord) -> list[ImageBgr]:
-        """The frame as the engine takes it; nothing, and the record failed, if it cannot be used in a live run.
+        """The frame as the engine takes it; nothing where it need not see it, or, and the record failed, cannot in a live run.
 
         Raises:
             InputError: it cannot be used.
         """
         try:
-            image = localizer.prepare(self._following.view(record) if self._following else record.frame.image_bgr)
+            view = self._following.view(record) if self._following else record.frame.image_bgr
+            prepared = [] if view is None else [localizer.prepare(view)]
         except InputError as error:
             if self._live is None:
                 raise
             record.fail(error)
             return []
         record.stages_ms["prepare"] = (time.monotonic_ns() - record.began_ns["prepare"]) / 1e6
-        return [image]
+        return prepared

@@ -43,7 +43,7 @@ def write_sequence_report(
 
 
 def film_strip(sequence: Followed) -> Picture:
-    """A few frames, evenly spread: truth green, followed box red, the window that the engine saw in a thin light line."""
+    """A few frames, evenly spread: truth green, followed box red, the window, if the engine saw one, in a thin light line."""
     panels = []
     for number in np.linspace(0, len(sequence.samples) - 1, min(STRIP_FRAMES, len(sequence.samples))).astype(int):
         image = sequence.samples[number].read()
@@ -52,8 +52,9 @@ def film_strip(sequence: Followed) -> Picture:
             cv2.resize(image, (STRIP_WIDTH_PX, round(image.shape[0] * scale)), interpolation=cv2.INTER_AREA), np.uint8
         )
         said, true, found = sequence.tracks[number], sequence.true[number], sequence.followed[number]
-        x0, y0, x1, y1 = (round(edge * scale) for edge in said.window_xyxy_px)
-        cv2.rectangle(panel, (x0, y0), (x1 - 1, y1 - 1), WINDOW_BGR, 1)
+        if said.window_xyxy_px:
+            x0, y0, x1, y1 = (round(edge * scale) for edge in said.window_xyxy_px)
+            cv2.rectangle(panel, (x0, y0), (x1 - 1, y1 - 1), WINDOW_BGR, 1)
         text = f"{number}  {said.state} {said.confidence:.2f}"
         if sequence.seen[number]:
             outline(panel, [float(edge) * scale for edge in true], TRUTH_BGR)

@@ -132,8 +132,11 @@ def _box(found: Localization) -> BoxPx:
 
 
 def follow_frame(follower: Follower, localizer: Localizer, image_bgr: ImageBgr, pts_s: float) -> tuple[Localization, Track]:
-    """One frame, followed: one engine call, waited for."""
-    x0, y0, x1, y1 = (int(edge) for edge in follower.window(image_bgr, pts_s))
+    """One frame, followed: an engine call, waited for, where the follower asks for one."""
+    window = follower.window(image_bgr, pts_s)
+    if window is None:
+        return follower.update(None)
+    x0, y0, x1, y1 = (int(edge) for edge in window)
     return follower.update(localizer.localize([image_bgr[y0:y1, x0:x1]])[0])
 
 

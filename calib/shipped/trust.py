@@ -19,6 +19,7 @@ from rich.progress import track
 
 from calib.data.datasets import load_dataset
 from calib.evaluation.metrics import CORLOC_IOU
+from calib.evaluation.sequences import follow_frame
 from calib.heads.sure import logistic
 from calib.shipped.clips import Clip, clips, stills
 from engines.boxes import iou
@@ -73,9 +74,7 @@ def follow(clip: Clip, localizer: Localizer, trust: Trust) -> list[BoxPx | None]
     follower = Follower(width, height, trust)
     found: list[BoxPx | None] = []
     for number, frame in enumerate(clip.frames):
-        x0, y0, x1, y1 = (int(edge) for edge in follower.window(frame, number / RATE_FPS))
-        answer = localizer.localize([np.ascontiguousarray(frame[y0:y1, x0:x1])])[0]
-        found.append(follower.update(answer)[0].box_xyxy_px)
+        found.append(follow_frame(follower, localizer, frame, number / RATE_FPS)[0].box_xyxy_px)
     return found
 
 

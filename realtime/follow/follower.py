@@ -20,6 +20,9 @@ LEAD_FRAMES = 4
 LOOK_AROUND = {SEARCHING: 8, FOLLOWING: 8, WIDENED: 8, LOST: 2}
 """The whole frame is looked at in the first few frames, and then in one of so many, so that no better object is missed."""
 SURE, UNSURE, HOPELESS = 0.5, 0.4, 0.15
+CARRY_SURE, MOST_CARRIED = 0.8, 1
+"""Where the confidence is so much, the engine need not look at every frame: after one that it saw, so many are carried along.
+One cost no tuning sequence a frame, and clips made of photos one frame in a hundred; two or three save little more."""
 PATIENCE_FRAMES = 6
 """So many boxes in a row that are hopeless, and the object is lost."""
 SHORT_LOSS_S = 2.0
@@ -30,10 +33,12 @@ CALM, CALM_IOU, ANOTHER_IOU = 0.3, 0.9, 0.5
 
 @dataclass
 class _Pending:
-    """A frame whose answer is awaited; ``votes`` of before it, where they are known already; ``chosen`` by the user on it."""
+    """A frame whose answer is awaited, or, without a window, its turn; ``votes`` of before it, where they are known already;
+    ``chosen`` by the user on it.
+    """
 
     step: Step
-    window_px: BoxPx
+    window_px: BoxPx | None
     whole: bool
     pts_s: float
     begun: int
@@ -51,46 +56,66 @@ class Follower:
         width_px, height_px: of the frames.
         trust: says how sure a box is.
         selected_px: the box to follow from the first frame on; None for what is found.
+        motion: computes the steps; its own if None.
 
     Attributes:
         state: see ``Track``.
         track_id: likewise.
     """
 
-    def __init__(self, width_px: int, height_px: int, trust: Trust, selected_px: BoxPx | None = None) -> None:
+    def __init__(
+        self, width_px: int, height_px: int, trust: Trust, selected_px: BoxPx | None = None, motion: Motion | None = None
+    ) -> None:
         self.state, self.track_id = SEARCHING, 0
         self._size_px, self._trust, self._selected_px = (width_px, height_px), trust, selected_px
-        self._motion = Motion(width_px, height_px)
+        self._motion = motion or Motion(width_px, height_px)
         self._memory = Memory(self._motion, width_px, height_px)
         self._settled = self._ahead = self._memory.empty
         self._pending: deque[_Pending] = deque()
         self._begun, self._hopeless, self._ids, self._last_sure_s = 0, 0, 0, -math.inf
         self._calm: BoxPx | None = None
+        self._found: Localization | None = None
+        self._confidence, self._carried_frames = 0.0, 0
 
     def choose(self, box_px: BoxPx) -> None:
         """Follow what lies in this box of the next frame, from there on."""
         self._selected_px = box_px
 
-    def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx:
-        """Where to look in the next frame: whole pixels, inside it."""
-        step, alone = self._motion.step(image_bgr), not self._pending
+    def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx | None:
+        """Where to look in the next frame: whole pixels, inside it; None where its object need not be looked at."""
+        return self.window_after(self._motion.step(image_bgr), pts_s)
+
+    def window_after(self, step: Step, pts_s: float) -> BoxPx | None:
+        """``window``, for who has computed the step to the next frame already."""
+        alone = not self._pending
         self._begun = 0 if step.cut or step.blank else self._begun + 1
         self._ahead, known = self._memory.carried(self._ahead, step, self._near), alone
         selected, chosen = self._selected_px, self._selected_px is not None and not step.blank
         if selected is not None and chosen:
             self._ahead, known, self._begun = self._memory.marked(selected), True, LEAD_FRAMES + 1
             self._selected_px = None
+        if self._may_carry(step) and not chosen:
+            self._carried_frames += 1
+            self._pending.append(_Pending(step, None, False, pts_s, self._begun, self._ahead if known else None, False))
+            return None
+        self._carried_frames = 0
         box = self._memory.box(self._ahead, None if chosen else self._near)
         whole = box is None or self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
         window = self._around((0.0, 0.0, *self._size_px) if box is None or whole else box)
         self._pending.append(_Pending(step, window, whole, pts_s, self._begun, self._ahead if known else None, chosen))
         return window
 
-    def update(self, found: Localization) -> tuple[Localization, Track]:
+    def _may_carry(self, step: Step) -> bool:
+        """Whether the last box may be carried along to the next frame: it is not in doubt, and the last frame was looked at."""
+        due = self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
+        sure = self.state == FOLLOWING and self._confidence >= CARRY_SURE
+        return sure and not due and step.flow is not None and self._carried_frames < MOST_CARRIED
+
+    def update(self, found: Localization | None) -> tuple[Localization, Track]:
         """Take the answer for the oldest frame that is awaited.
 
         Args:
-            found: as read in the window: box in the window's pixels, map over the window.
+            found: as read in the window: box in the window's pixels, map over the window; None where there was no window.
 
         Returns:
             (the same in the frame's pixels, with the followed box and the map in its place; what following adds).
@@ -99,6 +124,8 @@ class Follower:
         if now.chosen:
             self._calm, self.state, self._last_sure_s = None, SEARCHING, -math.inf
         votes = self._memory.carried(self._settled, now.step, self._near) if now.votes is None else now.votes
+        if now.window_px is None or found is None:
+            return self._carry(now, votes)
         if now.step.blank or found.box_xyxy_px is None:
             self._settled, confidence, raw = votes, 0.0, None
         else:
@@ -112,15 +139,32 @@ class Follower:
             )  # fmt: skip
             confidence = self._trust(signs)
         self._settle(now, confidence)
-        self._ahead = self._settled
-        for later in self._pending:
-            known = later.votes
-            self._ahead = self._memory.carried(self._ahead, later.step, self._near) if known is None else known
+        self._confidence = confidence
+        self._look_ahead()
         track = Track(self.state, now.window_px, confidence, self.track_id, raw)
         map_hw = self._memory.placed(found.map_hw, now.window_px)
         detections = tuple(replace(one, box_xyxy_px=_moved(one.box_xyxy_px, now.window_px)) for one in found.detections)
         box = None if self._calm is None else self._box
-        return replace(found, box_xyxy_px=box, map_hw=map_hw, detections=detections), track
+        self._found = replace(found, box_xyxy_px=box, map_hw=map_hw, detections=detections)
+        return self._found, track
+
+    def _carry(self, now: _Pending, votes: Map) -> tuple[Localization, Track]:
+        """A frame without an answer: the last one's, carried along."""
+        assert self._found is not None
+        expected = self._expected(now.step)
+        self._settled = votes
+        self._calm = expected or self._calm
+        self._last_sure_s = now.pts_s
+        self._look_ahead()
+        box = self._box
+        self._found = replace(self._found, box_xyxy_px=box)
+        return self._found, Track(self.state, None, self._confidence, self.track_id, box)
+
+    def _look_ahead(self) -> None:
+        self._ahead = self._settled
+        for later in self._pending:
+            known = later.votes
+            self._ahead = self._memory.carried(self._ahead, later.step, self._near) if known is None else known
 
     @property
     def _box(self) -> BoxPx:

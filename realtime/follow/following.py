@@ -29,8 +29,8 @@ class Following:
         """Follow what is at a point of a source's next frame, in shares of its width and height. Any thread may ask."""
         self._points[source] = point
 
-    def view(self, record: FrameRecord) -> ImageBgr:
-        """What the engine is to see of a frame; ``record`` keeps who asked.
+    def view(self, record: FrameRecord) -> ImageBgr | None:
+        """What the engine is to see of a frame, None for nothing; ``record`` keeps who asked.
 
         Raises:
             InputError: what was selected lies outside the frame.
@@ -47,12 +47,21 @@ class Following:
         if point := self._points.pop(frame.source, None):
             height, width = image.shape[:2]
             follower.choose(box_around((point[0] * width, point[1] * height), width, height))
-        x0, y0, x1, y1 = (int(edge) for edge in follower.window(image, frame.pts_s))
-        record.follower, record.view_px = follower, (x1 - x0, y1 - y0)
+        window, record.follower = follower.window(image, frame.pts_s), follower
+        if window is None:
+            record.carried = True
+            return None
+        x0, y0, x1, y1 = (int(edge) for edge in window)
+        record.view_px = x1 - x0, y1 - y0
         return image[y0:y1, x0:x1]
 
-    def followed(self, record: FrameRecord, found: Localization) -> Localization:
-        """The answer for a frame, with the followed box, or none where it is not sure enough; ``record.track`` says more."""
+    def followed(self, record: FrameRecord, found: Localization | None) -> Localization:
+        """The answer for a frame, with the followed box, or none where it is not sure enough; ``record.track`` says more.
+
+        Args:
+            record: of the frame, as ``view`` left it.
+            found: the engine's; None where it did not see the frame.
+        """
         follower: Follower = record.follower
         result, record.track = follower.update(found)
         return replace(result, confidence=record.track.confidence).sure(self._options.min_score)

@@ -22,6 +22,8 @@ HOT = 0.3
 """Of the logarithm of a map: how far over the cut between its two kinds a place must be to be voted for."""
 TRIM = 0.015
 """Share of the blob's weight that is left out at each side of its box: legs, tails and shadows."""
+SUREST = 0.8
+"""Of the most votes in a box: a cell with more moves as the object does, surely."""
 NEAR, FAR_MOTION, FAR_BLOB = 0.25, 0.3, 0.3
 """Margin, of a box's sides, around an object that is followed; what votes of motion and blobs count for beyond it."""
 
@@ -126,11 +128,12 @@ class Memory:
         return votes
 
     def shift_px(self, votes: Map, step: Step, box_px: BoxPx) -> tuple[float, float]:
-        """By how much (x, y) what lies in a box moved since the last frame: the median over the cells that are voted for."""
+        """By how much (x, y) what lies in a box moved since the last frame: the median over the surest cells."""
         if step.flow is None:
             return 0.0, 0.0
         x0, y0, x1, y1 = self.cells(box_px)
-        flow, mine = step.flow[y0:y1, x0:x1], votes[y0:y1, x0:x1] > 0
+        flow, votes = step.flow[y0:y1, x0:x1], votes[y0:y1, x0:x1]
+        mine = votes > SUREST * max(float(votes.max()), 1e-6)
         moved = flow[mine] if mine.any() else flow.reshape(-1, 2)
         middle = len(moved) // 2
         x, y = np.partition(moved, middle, axis=0)[middle]

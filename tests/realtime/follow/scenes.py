@@ -35,6 +35,8 @@ def scene(frames, start=(40, 50), speed=(3, 0), side=(50, 40), pan=(0, 0), secon
 
 def answer(box, window, score=0.6):
     """What a good engine says of a window: a map that is high on the object, and its box, both as the window sees them."""
+    if window is None:
+        return None
     width, height = window[2] - window[0], window[3] - window[1]
     x0, x1 = (np.clip(edge - window[0], 0, width) for edge in (box[0], box[2]))
     y0, y1 = (np.clip(edge - window[1], 0, height) for edge in (box[1], box[3]))
@@ -49,6 +51,8 @@ def answer(box, window, score=0.6):
 
 def misled(number, window):
     """What an engine says that has no idea: anything at all."""
+    if window is None:
+        return None
     random = np.random.default_rng(number)
     (x0, x1), (y0, y1) = (
         np.sort(random.uniform(low, high, 2)) for low, high in ((0, window[2] - window[0]), (0, window[3] - window[1]))

@@ -1,12 +1,13 @@
 """The follower: states, windows and numbers, with answers of a known engine."""
 
 from collections import deque
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from engines.boxes import overlap
-from realtime.follow.follower import FOLLOWING, LOST, SEARCHING, Follower
+from realtime.follow.follower import CARRY_SURE, FOLLOWING, LOST, SEARCHING, Follower
 from realtime.follow.trust import load_trust
 from tests.realtime.follow.scenes import SIZE_PX, answer, misled, scene
 
@@ -32,10 +33,31 @@ def test_a_moving_object_is_found_and_its_windows_close_in_on_it(under_way):
     assert [track.state for track in tracks[:3]] == [SEARCHING] * 3
     assert {track.state for track in tracks[12:]} == {FOLLOWING}
     assert {track.track_id for track in tracks[12:]} == {1}
-    areas = [(t.window_xyxy_px[2] - t.window_xyxy_px[0]) * (t.window_xyxy_px[3] - t.window_xyxy_px[1]) for t in tracks]
+    windows = [track.window_xyxy_px for track in tracks]
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in filter(None, windows)]
     assert areas[0] == SIZE_PX[0] * SIZE_PX[1]
     assert sorted(areas)[len(areas) // 2] < 0.5 * areas[0]
-    assert sum(area == areas[0] for area in areas[12:]) >= 2  # now and then, the whole frame
+    assert areas[5:].count(areas[0]) >= 2  # now and then, the whole frame
+
+
+@pytest.mark.parametrize("under_way", [1, 2])
+def test_while_it_is_sure_every_other_frame_is_not_looked_at(under_way):
+    images, truth = scene(40, pan=(2, 1))
+    boxes, tracks = followed(images, lambda number, window: answer(truth[number], window), under_way)
+    carried = [track.window_xyxy_px is None for track in tracks]
+    assert not any(carried[:6])
+    assert sum(carried[12:]) >= 10
+    assert not any(both == (True, True) for both in pairwise(carried))
+    for number in np.flatnonzero(carried):
+        assert overlap(boxes[number], truth[number]) > 0.5
+        assert tracks[number].confidence == tracks[number - 1].confidence >= CARRY_SURE
+        assert (tracks[number].state, tracks[number].row()["window"]) == (FOLLOWING, None)
+
+
+def test_what_is_doubtful_is_looked_at_in_every_frame():
+    images, _ = scene(30, pan=(2, 1))
+    _, tracks = followed(images, misled)
+    assert all(later.window_xyxy_px for sooner, later in pairwise(tracks) if sooner.confidence < CARRY_SURE)
 
 
 def test_an_object_that_never_moves_keeps_the_box_that_the_engine_gives_it():
@@ -48,11 +70,11 @@ def test_an_object_that_never_moves_keeps_the_box_that_the_engine_gives_it():
 def test_windows_are_whole_pixels_inside_the_frame():
     images, truth = scene(20, start=(180, 110), speed=(0, 0))
     _, tracks = followed(images, lambda number, window: answer(truth[number], window))
-    for track in tracks:
-        x0, y0, x1, y1 = track.window_xyxy_px
+    for window in filter(None, (track.window_xyxy_px for track in tracks)):
+        x0, y0, x1, y1 = window
         assert 0 <= x0 < x1 <= SIZE_PX[0]
         assert 0 <= y0 < y1 <= SIZE_PX[1]
-        assert all(edge == int(edge) for edge in track.window_xyxy_px)
+        assert all(edge == int(edge) for edge in window)
 
 
 def test_motion_alone_finds_what_the_engine_does_not_know():
@@ -101,13 +123,12 @@ def test_the_map_is_put_in_its_place_in_the_frame():
     images, truth = scene(20)
     follower = Follower(*SIZE_PX, load_trust())
     for number, image in enumerate(images):
-        found, track = follower.update(answer(truth[number], follower.window(image, number / RATE)))
+        found, _ = follower.update(answer(truth[number], follower.window(image, number / RATE)))
     height, width = found.map_hw.shape
     hot = np.argwhere(found.map_hw > 0.8).mean(axis=0) / [height, width] * [SIZE_PX[1], SIZE_PX[0]]
     x0, y0, x1, y1 = truth[-1]
     assert y0 < hot[0] < y1
     assert x0 < hot[1] < x1
-    assert track.row()["window"] == [round(edge) for edge in track.window_xyxy_px]
 
 
 def test_another_object_can_be_chosen_while_one_is_followed():
