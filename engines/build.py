@@ -35,9 +35,9 @@ def build_graph(
     """Assemble the localization graph.
 
     Inputs: ``image_nhwc_bgr`` uint8 ``[N, S, S, 3]``; ``wanted_class`` int64 ``[N]``, -1 for the best-scoring class.
-    Outputs: ``class_index`` int64 ``[N]``; ``score`` float32 ``[N]`` (softmax probability of that class) and ``logit`` (its
-    score before the softmax); ``map`` float32 ``[N, h, w]`` at ``spec.layer``; with a head ``box_xyxy`` float32 ``[N, 4]`` in
-    0..1 of width and height; with ``features`` their values ``[N, D]``.
+    Outputs: ``class_index`` int64 ``[N]``; ``score`` float32 ``[N]`` (softmax probability of that class); ``map`` float32
+    ``[N, h, w]`` at ``spec.layer``; ``logit`` float32 ``[N]`` (the class's score before the softmax); with a head ``box_xyxy``
+    float32 ``[N, 4]`` in 0..1 of width and height; with ``features`` their values ``[N, D]``.
 
     Args:
         classifier: the network.
@@ -93,7 +93,7 @@ def assemble(
     head_features = head.features if isinstance(head, Head) else ()
     read = [(f.signal, f.layer) for f in (*head_features, *features)]
     maps = append_maps(graph, forward, pixels, class_index, spec, [(spec.signal, spec.layer), *read])
-    outputs = {"class_index": class_index, "score": score, "logit": logit, "map": maps[spec.signal, spec.layer]}
+    outputs = {"class_index": class_index, "score": score, "map": maps[spec.signal, spec.layer], "logit": logit}
     if isinstance(head, Head):
         outputs["box_xyxy"] = append_box(graph, append_features(graph, maps, head.features), class_index, head)
     elif head is not None:

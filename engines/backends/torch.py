@@ -132,8 +132,8 @@ class TorchEngine:
         result: dict[str, Array] = {
             "class_index": computed["class_index"],
             "score": computed["score"],
-            "logit": computed["logit"],
             "map": computed[f"{self._spec.signal}:{self._spec.layer}"],
+            "logit": computed["logit"],
         }
         if isinstance(self._head, Heuristic):
             result["box_xyxy"] = _heuristic_boxes(result["map"], self._head)
