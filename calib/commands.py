@@ -126,6 +126,7 @@ def evaluate_chosen(
     if training:
         check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
     localizer = open_told(choice, console)
+    localizer.abstain_below(0.0)  # every box is measured, and what --min-score leaves of them is counted
     engine = localizer.engine
     facts = {
         "model": choice.model, "method": choice.method, "head": choice.head or localizer.box_reader,
@@ -135,7 +136,7 @@ def evaluate_chosen(
         return _follow(samples, localizer, following, options.report, f"Following on {data.title}", facts, console)
     given = conditional_probabilities(training) if training else None
     constants = baselines(localizer, training)
-    found, cases = evaluation.evaluate(samples, localizer, console, constants, options.single, given)
+    found, cases = evaluation.evaluate(samples, localizer, console, constants, options.single, given, following.min_score)
     measured = evaluation.print_report(found, cases, data.dataset is not None, console)
     if options.report:
         write_report(options.report, f"Localization on {data.title}", found, cases, localizer, facts)

@@ -36,8 +36,8 @@ def build_graph(
 
     Inputs: ``image_nhwc_bgr`` uint8 ``[N, S, S, 3]``; ``wanted_class`` int64 ``[N]``, -1 for the best-scoring class.
     Outputs: ``class_index`` int64 ``[N]``; ``score`` float32 ``[N]`` (softmax probability of that class); ``map`` float32
-    ``[N, h, w]`` at ``spec.layer``; with a head ``box_xyxy`` float32 ``[N, 4]`` in 0..1 of width and height; with
-    ``features`` their values ``[N, D]``.
+    ``[N, h, w]`` at ``spec.layer``; ``logit`` float32 ``[N]`` (the class's score before the softmax); with a head ``box_xyxy``
+    float32 ``[N, 4]`` in 0..1 of width and height; with ``features`` their values ``[N, D]``.
 
     Args:
         classifier: the network.
@@ -89,10 +89,11 @@ def assemble(
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
     forward = classifier.append(graph, normalised)
     class_index, score = append_chosen_class(graph, forward.scores, wanted)
+    logit = append_picked(graph, forward.scores, class_index)
     head_features = head.features if isinstance(head, Head) else ()
     read = [(f.signal, f.layer) for f in (*head_features, *features)]
     maps = append_maps(graph, forward, pixels, class_index, spec, [(spec.signal, spec.layer), *read])
-    outputs = {"class_index": class_index, "score": score, "map": maps[spec.signal, spec.layer]}
+    outputs = {"class_index": class_index, "score": score, "map": maps[spec.signal, spec.layer], "logit": logit}
     if isinstance(head, Head):
         outputs["box_xyxy"] = append_box(graph, append_features(graph, maps, head.features), class_index, head)
     elif head is not None:
@@ -135,6 +136,7 @@ def stamp(
         "spec": asdict(spec), "head": head.digest if head else search,
         "quantization": quantization.digest if quantization else None,
         "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
+        "trust": asdict(head.trust) if isinstance(head, Head) and head.trust else None,
     }  # fmt: skip
     return {"sightline": json.dumps(description), "class_names": json.dumps(classifier.class_names or class_names(classes))}
 
@@ -159,7 +161,11 @@ def append_chosen_class(graph: Graph, scores: str, wanted: str) -> tuple[str, st
     best = graph.add("ArgMax", scores, axis=1, keepdims=0, hint="best_class")
     automatic = graph.add("Less", wanted, graph.constant(0, np.int64), hint="automatic")
     chosen = graph.add("Where", automatic, best, wanted, hint="chosen_class")
-    column = graph.add("Unsqueeze", chosen, graph.constant([1], np.int64), hint="chosen_column")
-    probability = graph.add("Softmax", scores, axis=1, hint="probability")
-    picked = graph.add("GatherElements", probability, column, axis=1, hint="chosen_probability")
-    return chosen, graph.add("Squeeze", picked, graph.constant([1], np.int64), hint="chosen_score")
+    return chosen, append_picked(graph, graph.add("Softmax", scores, axis=1, hint="probability"), chosen)
+
+
+def append_picked(graph: Graph, values: str, class_index: str) -> str:
+    """Of values ``[N, classes]`` those of a class each: ``[N]``."""
+    column = graph.add("Unsqueeze", class_index, graph.constant([1], np.int64), hint="chosen_column")
+    picked = graph.add("GatherElements", values, column, axis=1, hint="chosen_value")
+    return graph.add("Squeeze", picked, graph.constant([1], np.int64), hint="chosen_values")

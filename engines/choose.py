@@ -45,6 +45,7 @@ class Choice:
         wanted_class: name or index of the class to look for.
         threads: processor threads; 0 for all.
         objects: at most so many are looked for, by the methods that can find several.
+        least_confidence: no box that is less sure, see ``Localizer.abstain_below``.
     """
 
     model: str = "compact"
@@ -59,6 +60,7 @@ class Choice:
     layer: str | None = None
     calibration: str | None = None
     objects: int = 1
+    least_confidence: float = 0.0
 
 
 def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, streams: int = 1, batch: int = 1) -> Localizer:
@@ -71,7 +73,7 @@ def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, st
         batch: images that one call takes.
 
     Raises:
-        ModelError: the model, weights or head cannot be used.
+        ModelError: the model, weights or head cannot be used, or does not say how sure it is where that is asked for.
         EngineError: the backend cannot run them.
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
@@ -85,6 +87,7 @@ def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, st
     localizer = Localizer(engine)
     if choice.wanted_class is not None:
         localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
+    localizer.abstain_below(choice.least_confidence)
     return localizer
 
 

@@ -20,6 +20,7 @@ from engines.features import Array32, Feature
 from engines.files import whole_file
 from engines.graph import Graph
 from engines.maps import MapSpec
+from engines.trust import Trust, trust_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Head:
         size_px: input side at which it was fitted.
         card: what it was fitted on, and the constant boxes of that data (the honest baselines).
         routes: int64 ``[classes]``: which of the K layers serves each class of the network; empty where there is one.
+        trust: says how sure its boxes are; None in files from before there was one.
     """
 
     spec: MapSpec
@@ -45,6 +47,7 @@ class Head:
     size_px: int
     card: Mapping[str, object] = field(default_factory=dict)
     routes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    trust: Trust | None = None
 
     @property
     def digest(self) -> str:
@@ -61,6 +64,7 @@ class Head:
         description = {
             "spec": asdict(self.spec), "features": [asdict(f) for f in self.features],
             "network": self.network, "size_px": self.size_px, "card": dict(self.card),
+            "trust": asdict(self.trust) if self.trust else None,
         }  # fmt: skip
         arrays = {"weight": self.weight, "bias": self.bias, "routes": self.routes}
         tensors = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
@@ -82,6 +86,7 @@ def load_head(path: Path) -> Head:
         head = Head(
             MapSpec(**description["spec"]), features, weight, bias,
             description["network"], description["size_px"], description["card"], routes,
+            trust_of(description.get("trust")),
         )  # fmt: skip
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"cannot read head {path}: {error or type(error).__name__}; fit one with 'fit'") from error

@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import Array, Engine, InputError, Ticket
+from engines.base import Array, Engine, InputError, ModelError, Ticket
 from engines.build import WANTED_CLASS
 from engines.preprocess import IMAGE
 from engines.shrink import resized
+from engines.trust import signs_of, trust_of
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
@@ -38,12 +39,13 @@ class Localization:
     """What was found in one image.
 
     Attributes:
-        box_xyxy_px: continuous pixel edges x0, y0, x1, y1 in the image; None without a head.
+        box_xyxy_px: continuous pixel edges x0, y0, x1, y1 in the image; None without a head, and where it is not sure enough.
         class_index, class_name: the class whose score was differentiated.
         score: softmax probability of that class.
         map_hw: the sensitivity map, float32, stretched over the whole image, not normalised.
         detections: every object that was found, best first, by methods that look for several; ``box_xyxy_px`` is the first's.
             Empty where the method finds one box.
+        confidence: probability that the box is right (IoU over 0.5), see ``engines.trust``; None where nothing tells.
     """
 
     box_xyxy_px: tuple[float, float, float, float] | None
@@ -52,6 +54,12 @@ class Localization:
     score: float
     map_hw: NDArray[np.float32]
     detections: tuple[Detection, ...] = ()
+    confidence: float | None = None
+
+    def sure(self, least: float) -> "Localization":
+        """The same, without the box where it is less sure than that."""
+        unsure = self.confidence is not None and self.confidence < least
+        return replace(self, box_xyxy_px=None) if unsure else self
 
 
 class Localizer:
@@ -66,6 +74,7 @@ class Localizer:
         self.class_names: tuple[str, ...] = tuple(json.loads(engine.metadata["class_names"]))
         self.batch, self.size_px = engine.inputs[0].shape[0], engine.inputs[0].shape[1]
         self._wanted = np.full(self.batch, -1, np.int64)
+        self._trust, self._least = trust_of(self.description.get("trust")), 0.0
 
     @property
     def description(self) -> dict[str, Any]:
@@ -95,6 +104,19 @@ class Localizer:
         if class_index is not None and not 0 <= class_index < len(self.class_names):
             raise InputError(f"class index {class_index} is outside 0..{len(self.class_names) - 1}")
         self._wanted[:] = -1 if class_index is None else class_index
+
+    def abstain_below(self, confidence: float) -> None:
+        """Give no box that is less sure than this, from the next answer on.
+
+        Raises:
+            ModelError: nothing says how sure these boxes are.
+        """
+        if confidence > 0 and self._trust is None:
+            raise ModelError(
+                f"--min-score: nothing tells how sure these boxes are ({self.box_reader}): use a head, which "
+                "'fit' makes (an old one: fit it again), or add --follow"
+            )
+        self._least = confidence
 
     def prepare(self, image_bgr: ImageBgr) -> ImageBgr:
         """Squash an image of any size to the engine's square.
@@ -140,7 +162,10 @@ class Localizer:
         )
         index = int(outputs["class_index"][place])
         score, map_hw = float(outputs["score"][place]), outputs["map"][place]
-        return Localization(box, index, self.class_names[index], score, map_hw, detections)
+        confidence = None
+        if self._trust is not None and box is not None:
+            confidence = self._trust(signs_of(outputs["box_xyxy"][place], map_hw, score, float(outputs["logit"][place])))
+        return Localization(box, index, self.class_names[index], score, map_hw, detections, confidence).sure(self._least)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:
         """Localize the main object of each image.

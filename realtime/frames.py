@@ -147,7 +147,7 @@ class FrameRecord:
 
     def row(self) -> dict[str, Any]:
         """One row of the per-frame log, flat; ``detections``, every one found, is there only when they are several, ``objects``
-        only where several may be followed.
+        only where several may be followed, and ``confidence`` where it is known.
         """
         found = self.found
         several = found.detections if found and len(found.detections) > 1 else ()
@@ -159,6 +159,7 @@ class FrameRecord:
             "captured_ns": self.frame.captured_ns, "outcome": self.outcome, "cause": self.cause,
             "class_id": found.class_index if found else None, "class_name": found.class_name if found else None,
             "score": round(found.score, 6) if found else None,
+            **({"confidence": round(found.confidence, 4)} if found and found.confidence is not None else {}),
             **_corners(found.box_xyxy_px if found else None),
             **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
             "total_ms": round(self.total_ms, 4), "rung": self.rung or None,

@@ -52,8 +52,8 @@ class Output:
         assert record.found is not None  # a shown frame has its answer
         status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
         if (track := record.track) is not None:
-            each = [one.track for one in record.objects or ()] or [track]
-            status += f"   {track.state} " + ", ".join(f"{one.track_id or ''} {one.confidence:.2f}" for one in each)
+            numbers = [one.track.track_id for one in record.objects or ()] or [track.track_id]
+            status += f"   {track.state} " + ", ".join(str(number or "") for number in numbers)
         if record.frame.pts is not None:  # whole files, whose pictures must not depend on the machine
             status = f"{record.frame.source}   {clock(record.frame.pts_s)}"
         objects = record.objects or ()

@@ -133,12 +133,11 @@ def draw(
         for other in found.detections[1:]:
             _rectangle(canvas, other.box_xyxy_px, PREDICTED_BGR, unit)
             _text(canvas, f"{other.class_name} {other.score:.2f}", other.box_xyxy_px[:2], unit, PREDICTED_BGR)
-        label = f"{found.class_name} {found.score:.2f}"
         corner = (0.0, 0.0)
         if found.box_xyxy_px is not None:
             _rectangle(canvas, found.box_xyxy_px, PREDICTED_BGR, 2 * unit)
             corner = found.box_xyxy_px[:2]
-        _text(canvas, label, corner, unit, PREDICTED_BGR)
+        _text(canvas, label(found), corner, unit, PREDICTED_BGR)
     if status:
         _text(canvas, status, (0.0, float(height)), unit, SHADE_BGR)
     return canvas
@@ -150,8 +149,17 @@ def _draw_objects(canvas: ImageBgr, objects: Sequence[Tracked], unit: int) -> No
         colour = OBJECTS_BGR[(each.track.track_id - 1) % len(OBJECTS_BGR)]
         if each.box_xyxy_px is not None:
             _rectangle(canvas, each.box_xyxy_px, colour, unit if place else 2 * unit)
-            text = f"{each.track.track_id} {each.class_name} {each.track.confidence:.2f}"
+            text = f"{each.track.track_id} {each.class_name} {each.score:.2f}, box {100 * each.track.confidence:.0f} %"
             _text(canvas, text, each.box_xyxy_px[:2], unit, colour)
+
+
+def label(found: Localization) -> str:
+    """What is written at the box: the class, its score, and how sure the box is; or that nothing is sure enough."""
+    if found.confidence is None:
+        return f"{found.class_name} {found.score:.2f}"
+    if found.box_xyxy_px is None:
+        return "no object"
+    return f"{found.class_name} {found.score:.2f}, box {100 * found.confidence:.0f} %"
 
 
 def heat_picture(found: Localization, height_px: int, width_px: int, look: Look) -> ImageBgr:

@@ -54,6 +54,18 @@ def test_batch_takes_videos_and_folders(tmp_path):
     assert len(timestamps_s(tmp_path / "out" / "shots.mp4")) == 5
 
 
+def test_min_score_leaves_out_boxes_that_are_less_sure(tmp_path):
+    shots, out = write_images(tmp_path / "shots"), tmp_path / "out"
+    for least, boxes in ((0.0, 5), (0.999, 0)):
+        result = command("batch", shots, "--out", out, "--no-video", "--min-score", least)
+        assert result.returncode == 0, result.stderr
+        rows = [json.loads(line) for line in (out / "shots.jsonl").read_text().splitlines()]
+        assert len(rows) == 5
+        assert sum(row["x0"] is not None for row in rows) == boxes
+        assert all(0 < row["confidence"] < 1 for row in rows)
+    assert "--min-score" in refused("batch", shots, "--method", "heuristic", "--min-score", 0.5)
+
+
 def test_a_broken_file_is_told_the_rest_is_done_and_the_status_says_so(tmp_path):
     video, text = write_video(tmp_path / "clip.mp4"), tmp_path / "text.mp4"
     text.write_text("no video")

@@ -25,9 +25,9 @@ from calib.evaluation.metrics import (
     corloc,
     iou_histogram,
 )  # fmt: skip
+from calib.evaluation.sureness import print_sureness, rounded, sureness
 from engines.base import ModelError, SourceError
 from engines.localizer import Localization, Localizer
-from realtime.frames import BoxPx
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Case:
         constant_ious: the same of each constant box, by its name.
         found_xyxy, true_xyxy: the two boxes of ``iou``, as pixel edges of the image.
         engine_ms: what localizing took.
+        confidence: that the found box is right; None where nothing tells.
     """
 
     sample: Sample
@@ -50,11 +51,12 @@ class Case:
     found_xyxy: tuple[float, ...]
     true_xyxy: tuple[float, ...]
     engine_ms: float
+    confidence: float | None = None
 
 
 def evaluate(
     samples: Sequence[Sample], localizer: Localizer, console: Console, baselines: ConstantBoxes | None, single: bool = False,
-    given: Given | None = None,
+    given: Given | None = None, min_score: float = 0.0,
 ) -> tuple[dict[str, Any], list[Case]]:  # fmt: skip
     """Localize every image and compare.
 
@@ -68,6 +70,7 @@ def evaluate(
         baselines: constant boxes of the head's own training set; None to leave them out.
         single: only images with exactly one object of whatever class.
         given: how classes come together elsewhere: detection AP is also that of detections re-scored by it.
+        min_score: say what is left without the boxes that are less sure.
 
     Returns:
         (the report in the design's terms, one case per image and class).
@@ -96,12 +99,12 @@ def evaluate(
         size = np.array([image.shape[1], image.shape[0]] * 2)
         constants_px = {kind: tuple((size * fractions).tolist()) for kind, fractions in constants.items()}
         cases += [
-            _case(clipped, name, found.box_xyxy_px, constants_px, elapsed_ms)
+            _case(clipped, name, found, constants_px, elapsed_ms)
             for name in dict.fromkeys(truth.class_name for truth in sample.truths)
         ]
     if not cases:
         raise SourceError("no image with " + ("exactly one object" if single else "a labelled object") + " in this data set")
-    return {**report_of(cases), **precision.report()}, cases
+    return {**report_of(cases, min_score), **precision.report()}, cases
 
 
 class AveragePrecision:
@@ -143,20 +146,34 @@ class AveragePrecision:
         return {
             **({"detection_ap_in_context": round(mean_ap(again), 4)} if again else {}),
             "localization_ap": round(mean_ap(points), 4), "detection_ap": round(mean_ap(boxes), 4),
-            "localization_ap_per_class": _rounded(points), "detection_ap_per_class": _rounded(boxes),
+            "localization_ap_per_class": rounded(points), "detection_ap_per_class": rounded(boxes),
         }  # fmt: skip
 
 
 def _case(
-    sample: Sample, class_name: str, found_xyxy: BoxPx, constants_xyxy: Mapping[str, tuple[float, ...]], engine_ms: float
+    sample: Sample, class_name: str, found: Localization, constants_xyxy: Mapping[str, tuple[float, ...]], engine_ms: float
 ) -> Case:
+    assert found.box_xyxy_px is not None
+    found_xyxy = found.box_xyxy_px
     boxes = [truth.box_xyxy_px for truth in sample.truths if truth.class_name == class_name]
     nearest = max(boxes, key=lambda box: best_iou(found_xyxy, [box]))
     constant_ious = {kind: best_iou(box, boxes) for kind, box in constants_xyxy.items()}
-    return Case(sample, class_name, best_iou(found_xyxy, boxes), constant_ious, found_xyxy, nearest, engine_ms)
+    best = best_iou(found_xyxy, boxes)
+    return Case(sample, class_name, best, constant_ious, found_xyxy, nearest, engine_ms, found.confidence)
 
 
-def report_of(cases: Sequence[Case]) -> dict[str, Any]:
+def sureness_of(cases: Sequence[Case], min_score: float) -> dict[str, Any]:
+    """See ``calib.evaluation.sureness``; by image: a box is right on any of its labelled objects. Empty where nothing tells."""
+    best: dict[str, tuple[float, float]] = {}
+    for case in cases:
+        if case.confidence is None:
+            return {}
+        best[case.sample.name] = case.confidence, max(case.iou, best.get(case.sample.name, (0.0, 0.0))[1])
+    sure, ious = np.array(list(best.values())).T
+    return dict(rounded(sureness(sure, ious > CORLOC_IOU, min_score)))
+
+
+def report_of(cases: Sequence[Case], min_score: float = 0.0) -> dict[str, Any]:
     """The report of some cases, in the design's terms; at least one."""
     ious = np.array([case.iou for case in cases])
     constant_ious = {kind: np.array([case.constant_ious[kind] for case in cases]) for kind in cases[0].constant_ious}
@@ -167,20 +184,17 @@ def report_of(cases: Sequence[Case]) -> dict[str, Any]:
         "images": len({case.sample.name for case in cases}),
         "corloc": round(corloc(ious), 4),
         "corloc_class_mean": round(float(np.mean(list(per_class.values()))), 4),
-        "corloc_per_class": _rounded(per_class),
+        "corloc_per_class": rounded(per_class),
         "mean_iou": round(float(ious.mean()), 4),
         "iou_histogram": iou_histogram(ious),
-        "box_acc_v2": _rounded(box_acc_v2(ious)),
-        "center_correctness": _rounded({f"{m:.1f}": float(centre_correct(found, true, m).mean()) for m in MARGINS}),
+        "box_acc_v2": rounded(box_acc_v2(ious)),
+        "center_correctness": rounded({f"{m:.1f}": float(centre_correct(found, true, m).mean()) for m in MARGINS}),
         "ms_per_image": round(float(np.median([case.engine_ms for case in cases])), 3),
-        "baselines": _rounded({kind: corloc(values) for kind, values in constant_ious.items()}),
-        "baselines_mean_iou": _rounded({kind: float(values.mean()) for kind, values in constant_ious.items()}),
-        "baselines_box_acc_v2": {kind: _rounded(box_acc_v2(values)) for kind, values in constant_ious.items()},
+        "baselines": rounded({kind: corloc(values) for kind, values in constant_ious.items()}),
+        "baselines_mean_iou": rounded({kind: float(values.mean()) for kind, values in constant_ious.items()}),
+        "baselines_box_acc_v2": {kind: rounded(box_acc_v2(values)) for kind, values in constant_ious.items()},
+        **sureness_of(cases, min_score),
     }
-
-
-def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(share, 4) for name, share in shares.items()}
 
 
 AP_WORDS = {
@@ -209,9 +223,11 @@ def report_table(report: dict[str, Any], kind: str = "") -> Table:
 def print_report(report: dict[str, Any], cases: Sequence[Case], published: bool, console: Console) -> dict[str, Any]:
     """Print the report; of a published set, as papers do, also that of its images with one object, which is added to it."""
     console.print(report_table(report))
+    if "reliability" in report:
+        print_sureness(report, console)
     singles = [case for case in cases if case.sample.single] if published else []
     if not singles:
         return report
-    report = {**report, "single_object": report_of(singles)}
+    report = {**report, "single_object": report_of(singles, report.get("at_min_score", {}).get("min_score", 0.0))}
     console.print(report_table(report["single_object"], " with exactly one object"))
     return report

@@ -1,8 +1,9 @@
 """Pictures of an evaluation: photos with both boxes beside their maps, and a bar per class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ GAP_PX = 6
 LINE_PX = 2
 SHIFT = 4  # OpenCV draws at fractions of a pixel: coordinates carry this many binary places
 MOST_CLASSES = 60
+OURS, OTHERS, DARK = "#4C78A8", "#B8BEC7", "#222222"
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,12 @@ def class_bars(cases: Sequence[Case]) -> Picture:
     axes = figure.subplots()
     places = np.arange(len(rows))
     values = [value for value, _, _ in rows]
-    axes.barh(places, values, height=0.66, color="#4C78A8", label="this head")
+    axes.barh(places, values, height=0.66, color=OURS, label="this head")
     for place, value in enumerate(values):
         axes.text(108, place, f"{value:.0f}", ha="right", va="center", fontsize=9)
     if "best_constant" in cases[0].constant_ious:
         marks = [_percent([c.constant_ious["best_constant"] for c in group]) for _, _, group in rows]
-        axes.plot(marks, places, "|", color="#222222", markersize=16, markeredgewidth=1.6, label="best constant box")
+        axes.plot(marks, places, "|", color=DARK, markersize=16, markeredgewidth=1.6, label="best constant box")
     axes.set_yticks(places, [f"{plain(name)}  ({len(group)})" for _, name, group in rows])
     cut = f"\nthe {len(rows)} of {len(groups)} classes with the most images" if len(rows) < len(groups) else ""
     axes.set(xlabel=f"CorLoc, %  (number of images in brackets){cut}", xlim=(0, 108), ylim=(-0.6, len(rows) - 0.4))
@@ -94,9 +96,7 @@ def class_bars(cases: Sequence[Case]) -> Picture:
     axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside upper right", frameon=False, ncols=2, fontsize=9)
-    stored = BytesIO()
-    figure.savefig(stored, format="png")
-    return Picture("classes.png", stored.getvalue())
+    return stored(figure, "classes.png")
 
 
 def quality_plot(cases: Sequence[Case]) -> Picture:
@@ -109,18 +109,58 @@ def quality_plot(cases: Sequence[Case]) -> Picture:
     curve = [100 * float(centre_correct(found, true, margin).mean()) for margin in margins]
     figure = Figure(figsize=(6.4, 2.6), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.bar(np.arange(10) / 10 + 0.05, iou_histogram(ious), width=0.09, color="#4C78A8")
-    left.axvline(ious.mean(), color="#222222", linewidth=1.2)
+    left.bar(np.arange(10) / 10 + 0.05, iou_histogram(ious), width=0.09, color=OURS)
+    left.axvline(ious.mean(), color=DARK, linewidth=1.2)
     left.set(xlabel=f"IoU (mean {ious.mean():.3f})", ylabel="cases", xlim=(0, 1))
-    right.plot(margins, curve, color="#4C78A8")
+    right.plot(margins, curve, color=OURS)
     right.set(xlabel="margin that the true box is cut by", ylabel="centre inside, %", xlim=(0, 0.9), ylim=(0, 100))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(alpha=0.25)
-    stored = BytesIO()
-    figure.savefig(stored, format="png")
-    return Picture("quality.png", stored.getvalue())
+    return stored(figure, "quality.png")
+
+
+def sure_plot(report: Mapping[str, Any]) -> Picture:
+    """What the confidence said against what was right; CorLoc over coverage, ``at_min_score`` marked."""
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+
+    figure = Figure(figsize=(6.4, 2.8), dpi=200, layout="constrained")
+    reliable, covered = figure.subplots(1, 2)
+    draw_reliability(reliable, report["reliability"])
+    draw_coverage(covered, report["coverage"], "images")
+    if (asked := report.get("at_min_score")) and asked["kept"]:
+        place = 100 * asked["kept"], 100 * asked["corloc"]
+        covered.plot(*place, "o", color=DARK, markersize=7, markerfacecolor="none")
+        covered.annotate(f"{asked['min_score']:g}", place, textcoords="offset points", xytext=(0, -14), ha="center", fontsize=8)
+    for axes in (reliable, covered):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+        axes.grid(alpha=0.25)
+    return stored(figure, "sure.png")
+
+
+def draw_reliability(axes: Any, rows: Sequence[Mapping[str, float]]) -> None:
+    """What was said against what was right, points as large as there are boxes; on the line both are the same."""
+    boxes = max(sum(row["boxes"] for row in rows), 1)
+    axes.plot([0, 100], [0, 100], color=OTHERS, linewidth=1)
+    said, right = [100 * row["said"] for row in rows], [100 * row["right"] for row in rows]
+    axes.scatter(said, right, s=[8 + 120 * row["boxes"] / boxes for row in rows], color=OURS)
+    axes.set(xlabel="confidence, %", ylabel="right, %", title="reliability", xlim=(0, 103), ylim=(0, 103))
+
+
+def draw_coverage(axes: Any, covered: Mapping[str, Mapping[str, float]], what: str) -> None:
+    """How many of the boxes that are kept are right, over how many are."""
+    points = [each for each in covered.values() if each["kept"]]
+    axes.plot([100 * each["kept"] for each in points], [100 * each["corloc"] for each in points], ".-", color=OURS)
+    axes.set(xlabel=f"{what} with a box, %", ylabel="of them right, %", title="coverage", xlim=(0, 103), ylim=(0, 103))
+
+
+def stored(figure: Any, name: str) -> Picture:
+    """A figure as a PNG of that name."""
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    return Picture(name, content.getvalue())
 
 
 def _percent(ious: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from calib.evaluation.evaluate import Case
-from calib.evaluation.pictures import Picture, case_picture, class_bars, quality_plot
+from calib.evaluation.pictures import Picture, case_picture, class_bars, quality_plot, sure_plot
 from engines.files import checked_suffix, whole_file
 from engines.localizer import Localizer
 from realtime.documents import templates
@@ -51,12 +51,13 @@ def write_report(
         name: [Shown(case, case_picture(case, localizer, f"{name}_{place}.jpg")) for place, case in enumerate(group, start=1)]
         for name, group in example_cases(cases).items()
     }
-    quality = quality_plot(cases)
+    quality, sure = quality_plot(cases), sure_plot(report) if "reliability" in report else None
     content = {
         "title": title, "report": report, "rows": measures(report), "facts": facts, "bars": bars, "groups": groups,
-        "quality": quality,
+        "quality": quality, "sure": sure,
     }  # fmt: skip
-    pictures = [shown.picture for group in groups.values() for shown in group] + ([bars] if bars else []) + [quality]
+    cases_shown = [shown.picture for group in groups.values() for shown in group]
+    pictures = [*cases_shown, *(each for each in (bars, quality, sure) if each)]
     write_document(path, "report", content, pictures)
 
 

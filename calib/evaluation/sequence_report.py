@@ -1,7 +1,6 @@
 """A report on following: plots and film strips of each sequence, success, reliability and coverage, as HTML or Markdown."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import cv2
 import numpy as np
 
 from calib.evaluation.metrics import CORLOC_IOU
-from calib.evaluation.pictures import Picture, outline, plain
+from calib.evaluation.pictures import DARK, OTHERS, OURS, Picture, draw_coverage, draw_reliability, outline, plain, stored
 from calib.evaluation.report import SUFFIXES, write_document
 from calib.evaluation.sequences import SUCCESS_IOUS, Followed
 from engines.boxes import overlap
@@ -18,7 +17,6 @@ from realtime.overlay import PREDICTED_BGR, TRUTH_BGR
 
 STRIP_FRAMES, STRIP_WIDTH_PX = 6, 300
 WINDOW_BGR = (255, 220, 120)
-OURS, OTHERS, DARK = "#4C78A8", "#B8BEC7", "#222222"
 SHADES = {"searching": "#F3E3B3", "widened": "#E7D6EE", "lost": "#F4C9C4"}
 """Of the states in plots; following has none."""
 
@@ -92,7 +90,7 @@ def course(sequence: Followed) -> Picture:
     axes.set(xlabel="frame", ylabel="IoU", ylim=(0, 1), xlim=(-0.5, len(frames) - 0.5), title=plain(sequence.name))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", frameon=False, ncols=3, fontsize=8)
-    return _stored(figure, f"{sequence.name}_course.png")
+    return stored(figure, f"{sequence.name}_course.png")
 
 
 def curves(report: Mapping[str, Any], sequences: Sequence[Followed]) -> Picture:
@@ -107,21 +105,9 @@ def curves(report: Mapping[str, Any], sequences: Sequence[Followed]) -> Picture:
         success.plot(SUCCESS_IOUS, shares, color=colour, label=f"{kind} {report[kind]['success_auc']:.3f}")
     success.legend(frameon=False, fontsize=8)
     success.set(xlabel="IoU over", ylabel="frames, %", title="success (area)")
-    rows = report["reliability"]
-    reliable.plot([0, 100], [0, 100], color=OTHERS, linewidth=1)
-    said, right = [100 * row["said"] for row in rows], [100 * row["right"] for row in rows]
-    reliable.scatter(said, right, s=[8 + 120 * row["boxes"] / report["frames"] for row in rows], color=OURS)
-    reliable.set(xlabel="confidence, %", ylabel="right, %", title="reliability", xlim=(0, 100), ylim=(0, 103))
-    points = [each for each in report["coverage"].values() if each["frames"]]
-    covered.plot([100 * each["frames"] for each in points], [100 * each["corloc"] for each in points], ".-", color=OURS)
-    covered.set(xlabel="frames with a box, %", ylabel="of them right, %", title="coverage", xlim=(0, 103), ylim=(0, 103))
+    draw_reliability(reliable, report["reliability"])
+    draw_coverage(covered, report["coverage"], "frames")
     for axes in (success, reliable, covered):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    return _stored(figure, "curves.png")
-
-
-def _stored(figure: Any, name: str) -> Picture:
-    stored = BytesIO()
-    figure.savefig(stored, format="png")
-    return Picture(name, stored.getvalue())
+    return stored(figure, "curves.png")

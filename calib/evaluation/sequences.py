@@ -9,7 +9,6 @@ a second of black.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from calib.data.datasets import Sample, load_dataset
 from calib.evaluation.metrics import CORLOC_IOU, corloc
+from calib.evaluation.sureness import coverage, kept_of, reliability, rounded
 from engines.base import ModelError, SourceError
 from engines.boxes import iou
 from engines.localizer import ImageBgr, Localization, Localizer
@@ -34,8 +34,6 @@ RATE_FPS = 25.0
 """Of sequences: files of pictures do not say."""
 SUCCESS_IOUS = np.linspace(0, 1, 21)
 PRECISION_PX = 20.0
-CONFIDENCES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
-COVERAGES = tuple(round(0.1 * tenth, 1) for tenth in range(10))
 NOWHERE = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -173,8 +171,7 @@ def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
     """``followed``, ``raw`` and ``whole``: means over the sequences of ``measures``, and fps; under ``sequences`` each one's.
 
     Those of ``followed`` are at the top too, under the names of ``calib.evaluation.evaluate.report_of``.
-    ``coverage``: by the least confidence that is asked for, the share of frames that keep a box, and the CorLoc of those.
-    ``reliability``: by interval of confidence, how many boxes, what was said, and how many were right.
+    ``coverage`` and ``reliability``: see ``calib.evaluation.sureness``.
     """
     each = {s.name: _row(s) for s in sequences}
     kinds: dict[str, dict[str, float]] = {}
@@ -186,45 +183,20 @@ def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
     sure = np.concatenate([np.array([t.confidence for t in s.tracks])[s.seen] for s in sequences])
     right = np.concatenate([s.ious(s.followed) for s in sequences]) > CORLOC_IOU
     shown = np.concatenate([s.followed[s.seen, 2] > 0 for s in sequences])
-    rounded = _rounded({
+    report = rounded({
         "images": len(sure), **{name: value for name, value in kinds["followed"].items() if name != "fps"},
         "ms_per_image": 1e3 / kinds["followed"]["fps"], "baselines": {"whole_frame": kinds["whole"]["corloc"]},
         "frames": sum(len(s.samples) for s in sequences), **kinds, "shown": float(shown.mean()),
-        "corloc_shown": float(right[shown].mean()) if shown.any() else 0.0,
-        "coverage": {str(least): _shares(right[sure >= least], len(right)) for least in COVERAGES},
+        "corloc_shown": kept_of(right[shown], len(right))["corloc"], "coverage": coverage(sure, right),
         "reliability": reliability(sure, right), "sequences": each,
     })  # fmt: skip
-    return dict(rounded)
+    return dict(report)
 
 
 def _row(sequence: Followed) -> dict[str, Any]:
     kinds = {kind: measures(sequence, getattr(sequence, kind)) for kind in ("followed", "raw", "whole")}
     back_s = sequence.recovery_s if np.isfinite(sequence.recovery_s) else None
     return {"frames": len(sequence.samples), **kinds, "recovery_s": back_s}
-
-
-def _shares(right: NDArray[np.bool_], frames: int) -> dict[str, float]:
-    return {"frames": len(right) / max(frames, 1), "corloc": float(right.mean()) if len(right) else 0.0}
-
-
-def reliability(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """For each interval of ``CONFIDENCES`` that holds boxes: ``boxes``, mean confidence ``said``, share ``right``."""
-    rows = []
-    for low, high in pairwise(CONFIDENCES):
-        inside = (sure >= low) & ((sure < high) | (high == 1.0))
-        if inside.any():
-            rows.append(
-                {"boxes": float(inside.sum()), "said": float(sure[inside].mean()), "right": float(right[inside].mean())}
-            )
-    return rows
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def sequences_table(report: Mapping[str, Any]) -> Table:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,32 @@ from engines.features import Feature
 from engines.files import whole_file
 from engines.localizer import Localizer
 from engines.maps import MapSpec
+from engines.trust import averaged, signs_of
 
-TABLE_FORMAT = 2
+TABLE_FORMAT = 3
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the engine said of each of N images, as far as it tells how sure a box is, see ``engines.trust``.
+
+    Attributes:
+        maps: averaged, float32 ``[N, SIDE, SIDE]``.
+        scores, logits: of the network's own best class, float32 ``[N]``.
+    """
+
+    maps: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+    def take(self, rows: NDArray[np.int64]) -> "Answers":
+        """Those of some of the images."""
+        return Answers(self.maps[rows], self.scores[rows], self.logits[rows])
+
+    def signs(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The signs of a box ``[N, 4]`` in each image, ``[N, S]``."""
+        each = zip(boxes_xyxy, self.maps, self.scores, self.logits, strict=True)
+        return np.array([signs_of(box, map_hw, float(score), float(logit)) for box, map_hw, score, logit in each])
 
 
 @dataclass(frozen=True)
@@ -36,6 +61,7 @@ class FeatureTable:
         class_names: of each object.
         class_indices: the network's own best class of each image, int64 ``[N]``.
         groups: of each image, see ``calib.data.datasets.Sample.group``.
+        answers: what tells how sure a box is; None where nobody asks.
     """
 
     values: NDArray[np.float32]
@@ -44,12 +70,14 @@ class FeatureTable:
     class_names: tuple[str, ...]
     class_indices: NDArray[np.int64]
     groups: tuple[str, ...]
+    answers: Answers | None = None
 
     def take(self, rows: NDArray[np.int64]) -> "FeatureTable":
         """The table of some of its images."""
         names, groups = (tuple(texts[row] for row in rows) for texts in (self.class_names, self.groups))
         arrays = self.values[rows], self.mirrored[rows], self.boxes_xyxy[rows]
-        return FeatureTable(*arrays, names, self.class_indices[rows], groups)
+        answers = self.answers.take(rows) if self.answers else None
+        return FeatureTable(*arrays, names, self.class_indices[rows], groups, answers)
 
 
 def feature_table(
@@ -61,14 +89,15 @@ def feature_table(
     path = cache_dir() / "features" / f"{key}.npz"
     if path.exists():
         with np.load(path) as stored:
-            values, mirrored, indices = stored["values"], stored["mirrored"], stored["class_indices"]
+            found: Mapping[str, NDArray[Any]] = dict(stored)
     else:
-        values, mirrored, indices = _computed(singles, classifier, spec, features, console)
+        found = _computed(singles, classifier, spec, features, console)
         with whole_file(path) as part, part.open("wb") as file:
-            np.savez(file, values=values, mirrored=mirrored, class_indices=indices)
+            np.savez(file, allow_pickle=False, **found)
     names = tuple(sample.truths[0].class_name for sample in singles)
     groups = tuple(sample.group for sample in singles)
-    return FeatureTable(values, mirrored, relative_boxes(singles, sizes_px), names, indices, groups)
+    boxes, answers = relative_boxes(singles, sizes_px), Answers(found["maps"], found["scores"], found["logits"])
+    return FeatureTable(found["values"], found["mirrored"], boxes, names, found["class_indices"], groups, answers)
 
 
 def relative_boxes(singles: Sequence[Sample], sizes_px: Sequence[SizePx]) -> NDArray[np.float64]:
@@ -79,17 +108,20 @@ def relative_boxes(singles: Sequence[Sample], sizes_px: Sequence[SizePx]) -> NDA
 
 def _computed(
     singles: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+) -> dict[str, NDArray[Any]]:
+    """The fields of a table by name, boxes and names apart."""
     localizer = Localizer(OpenVinoEngine(build_graph(classifier, spec, features=features), "fp32"))
-    rows: list[list[NDArray[np.float32]]] = [[], []]
-    indices: list[int] = []
+    found: dict[str, list[Any]] = {name: [] for name in ("values", "mirrored", "class_indices", "maps", "scores", "logits")}
     for sample in track(singles, "computing maps", console=console):
         prepared = localizer.prepare(sample.read())
         outputs = localizer.infer([prepared])
-        indices.append(int(outputs["class_index"][0]))
-        rows[0].append(outputs["features"][0].copy())
-        rows[1].append(localizer.infer([prepared[:, ::-1]])["features"][0].copy())
-    return np.stack(rows[0]), np.stack(rows[1]), np.array(indices, np.int64)
+        found["values"].append(outputs["features"][0].copy())
+        found["mirrored"].append(localizer.infer([prepared[:, ::-1]])["features"][0].copy())
+        found["class_indices"].append(np.int64(outputs["class_index"][0]))
+        found["maps"].append(averaged(outputs["map"][0]).copy())
+        found["scores"].append(outputs["score"][0])
+        found["logits"].append(outputs["logit"][0])
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def _key(

@@ -9,10 +9,12 @@ from rich.console import Console
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import constant_boxes, corloc
 from calib.heads.features import FeatureTable, feature_table
-from calib.heads.linear import FOLDS, Array64, Fitter, Ridge, Rows, choose_strength, held_out_ious, mirrored_pairs, solve
+from calib.heads.linear import FOLDS, Array64, Fitter, Ridge, Rows, choose_strength, held_out_boxes, mirrored_pairs, solve
 from calib.heads.paper import fit_by_sgd
 from calib.heads.per_class import fit_kinds, shared_kind
+from calib.heads.sure import fit_trust
 from engines.base import ModelError, SourceError
+from engines.boxes import iou
 from engines.choose import SEARCHES, objective_of
 from engines.classifiers import Classifier, class_count
 from engines.features import Feature
@@ -124,10 +126,11 @@ def fit_head(
     if per_class:
         if kind != "best":
             raise ModelError(f"--per-class corrects the best head, not the {kind} one: drop one of the two")
-        kinds, ious = fit_kinds(table, rows, strength, class_count(classifier))
+        kinds, found = fit_kinds(table, rows, strength, class_count(classifier))
     else:
         fitter = FITTERS[kind]
-        kinds, ious = shared_kind(*fitter(table, rows, strength)), held_out_ious(table, rows, strength, fitter)
+        kinds, found = shared_kind(*fitter(table, rows, strength)), held_out_boxes(table, rows, strength, fitter)
+    ious = iou(found, table.boxes_xyxy)
     card = {
         "data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names)),
         "kind": kind, "layers": kinds.names, "strength": strength,
@@ -136,7 +139,7 @@ def fit_head(
     }  # fmt: skip
     head = Head(
         spec, tuple(features), kinds.weight.astype(np.float32), kinds.bias.astype(np.float32),
-        classifier.digest, classifier.size_px, card, kinds.routes,
+        classifier.digest, classifier.size_px, card, kinds.routes, fit_trust(table, found),
     )  # fmt: skip
     return Fit(head, strength, float(ious.mean()), corloc(ious))
 

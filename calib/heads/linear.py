@@ -114,10 +114,14 @@ def choose_strength(
     return max(strength for strength, near in zip(strengths, close, strict=True) if near)
 
 
+def held_out_boxes(table: FeatureTable, rows: Rows, strength: float, fitter: Fitter = solve) -> Array64:
+    """Each row's box by a head that did not see it, ``[N, 4]``."""
+    found = np.zeros((len(table.values), 4))
+    for kept, held in folds(table, rows):
+        found[held] = predict(table.values[held], *fitter(table, kept, strength))
+    return found[rows]
+
+
 def held_out_ious(table: FeatureTable, rows: Rows, strength: float, fitter: Fitter = solve) -> Array64:
-    """IoU of each row's box by a head that did not see it, ``[N]``, fold after fold."""
-    found = [
-        iou(predict(table.values[held], *fitter(table, kept, strength)), table.boxes_xyxy[held])
-        for kept, held in folds(table, rows)
-    ]
-    return np.concatenate(found)
+    """IoU of those boxes with the true ones, ``[N]``."""
+    return iou(held_out_boxes(table, rows, strength, fitter), table.boxes_xyxy[rows])

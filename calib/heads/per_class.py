@@ -45,7 +45,7 @@ def shared_kind(weight: Array64, bias: Array64) -> Kinds:
 
 
 def fit_kinds(table: FeatureTable, rows: Rows, strength: float, classes: int) -> tuple[Kinds, Array64]:
-    """(a head per class, out-of-fold IoU ``[N]``), the size of the corrections chosen by cross-validation.
+    """(a head per class, out-of-fold boxes ``[N, 4]``), the size of the corrections chosen by cross-validation.
 
     Args:
         table: features, boxes, classes.
@@ -53,16 +53,13 @@ def fit_kinds(table: FeatureTable, rows: Rows, strength: float, classes: int) ->
         strength: ridge penalty of the shared head.
         classes: how many the network knows.
     """
-    ious = np.zeros((len(STRENGTHS), len(rows)))
-    done = 0
+    boxes = np.zeros((len(STRENGTHS), len(table.values), 4))
     for kept, held in folds(table, rows):
-        fitted = _solutions(table, kept, strength, STRENGTHS, classes)
-        for place, kinds in enumerate(fitted):
-            found = kinds.boxes(table.values[held], table.class_indices[held])
-            ious[place, done : done + len(held)] = iou(found, table.boxes_xyxy[held])
-        done += len(held)
-    best = int(np.argmax(ious.mean(axis=1)))
-    return _solutions(table, rows, strength, STRENGTHS[best : best + 1], classes)[0], ious[best]
+        for found, kinds in zip(boxes, _solutions(table, kept, strength, STRENGTHS, classes), strict=True):
+            found[held] = kinds.boxes(table.values[held], table.class_indices[held])
+    boxes = boxes[:, rows]
+    best = int(np.argmax(iou(boxes, table.boxes_xyxy[rows]).mean(axis=1)))
+    return _solutions(table, rows, strength, STRENGTHS[best : best + 1], classes)[0], boxes[best]
 
 
 def _solutions(table: FeatureTable, rows: Rows, strength: float, corrections: Sequence[float], classes: int) -> list[Kinds]:

@@ -20,6 +20,7 @@ from rich.progress import track
 from calib.data.datasets import load_dataset
 from calib.evaluation.metrics import CORLOC_IOU
 from calib.evaluation.sequences import follow_frame
+from calib.heads.sure import logistic
 from calib.shipped.clips import Clip, clips, stills
 from engines.boxes import iou
 from engines.choose import Choice, open_localizer
@@ -100,19 +101,10 @@ def _right(box: tuple[float, ...] | None, truth: tuple[float, ...] | None) -> fl
 
 
 def fitted(data: Judged) -> Trust:
-    """Logistic regression with a quadratic penalty, by Newton's method (Hastie et al. 2009, section 4.4.1)."""
+    """Logistic regression on the signs and their products."""
     mean, scale = data.signs.mean(axis=0), data.signs.std(axis=0) + 1e-3
     x = expanded((data.signs - mean) / scale)
-    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    counts = data.weights * len(x)
-    hold = np.diag([PENALTY] * (x.shape[1] - 1) + [1e-6])
-    weight = np.zeros(x.shape[1])
-    for _ in range(30):
-        p = 1 / (1 + np.exp(-x @ weight))
-        slope = x.T @ (counts * (data.right - p)) - hold @ weight
-        curvature = (x.T * (counts * p * (1 - p) + 1e-9)) @ x + hold
-        weight = weight + np.linalg.solve(curvature, slope)
-    return Trust(mean, scale, weight[:-1], float(weight[-1]))
+    return Trust(mean, scale, *logistic(x, data.right, data.weights * len(x), PENALTY))
 
 
 def save(model: Trust, path: Path) -> None:

@@ -113,7 +113,7 @@ class TorchEngine:
         return self.finish({name: tensor.cpu().numpy() for name, tensor in computed.items()})
 
     def compute(self, image_nhwc_bgr: Tensor, wanted_class: Tensor) -> dict[str, Tensor]:
-        """All that is done on the device: ``class_index``, ``score``, and every map under ``signal:layer``."""
+        """All that is done on the device: ``class_index``, ``score``, ``logit``, and every map under ``signal:layer``."""
         pixels = image_nhwc_bgr.permute(0, 3, 1, 2).float()
         if self._preprocessing.order == "rgb":
             pixels = pixels.flip(1)
@@ -123,8 +123,9 @@ class TorchEngine:
         self._classes = scores.shape[1]
         chosen = torch.where(wanted_class < 0, scores.argmax(1), wanted_class)
         maps = self._maps(scores, chosen, {**layers, PIXELS: pixels})
-        score = scores.softmax(1).gather(1, chosen[:, None])[:, 0].detach()
-        return {"class_index": chosen, "score": score, **{f"{s}:{layer}": values for (s, layer), values in maps.items()}}
+        score, logit = (each.gather(1, chosen[:, None])[:, 0].detach() for each in (scores.softmax(1), scores))
+        named = {f"{signal}:{layer}": values for (signal, layer), values in maps.items()}
+        return {"class_index": chosen, "score": score, "logit": logit, **named}
 
     def finish(self, computed: dict[str, Array]) -> dict[str, Array]:
         """The outputs, from what ``compute`` gave; the head is small, and read on the processor."""
@@ -132,6 +133,7 @@ class TorchEngine:
             "class_index": computed["class_index"],
             "score": computed["score"],
             "map": computed[f"{self._spec.signal}:{self._spec.layer}"],
+            "logit": computed["logit"],
         }
         if isinstance(self._head, Heuristic):
             result["box_xyxy"] = _heuristic_boxes(result["map"], self._head)

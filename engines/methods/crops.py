@@ -140,7 +140,7 @@ class CropsEngine(CompoundEngine):
         whole = build_graph(classifier, head.spec, head)
         self._reader = compiled(build_graph(classifier, head.spec, head, batch=BATCH, features=head.features))
         metadata = {p.key: p.value for p in whole.metadata_props}
-        description = {**json.loads(metadata["sightline"]), "head": settings.digest}
+        description = {**json.loads(metadata["sightline"]), "head": settings.digest, "trust": None}
         first = compiled(whole)
         map_shape = next(spec.shape for spec in first.outputs if spec.name == "map")[1:]
         super().__init__(

@@ -70,7 +70,7 @@ class Following:
             record.objects = tuple(each if self._sure(each.track) else replace(each, box_xyxy_px=None) for each in objects)
         else:
             result, record.track = follower.update(found)
-        return result if self._sure(record.track) else replace(result, box_xyxy_px=None)
+        return replace(result, confidence=record.track.confidence).sure(self._options.min_score)
 
     def _begun(self, width_px: int, height_px: int, selected_px: BoxPx | None) -> Follower | Several:
         most = self._options.objects

@@ -20,7 +20,8 @@ class FollowOptions:
 
     Attributes:
         follow: look where the object was, and carry its box along.
-        min_score: a box less sure than this is not shown: no object.
+        min_score: a box less sure than this is not shown: no object. Of followed boxes the follower says how sure they are, of
+            others the head.
         select: ``X0,Y0,X1,Y1`` or ``X,Y``, in pixels of the first frame, or a class.
         objects: up to so many are followed.
     """
@@ -32,8 +33,8 @@ class FollowOptions:
     place: tuple[float, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        if not self.follow and (self.min_score or self.select):
-            raise InputError("--min-score and --select are about the object that is followed: add --follow")
+        if not self.follow and self.select:
+            raise InputError("--select is about the object that is followed: add --follow")
         parts = [part.strip() for part in (self.select or "").split(",")]
         if len(parts) < 2:
             return
@@ -51,7 +52,8 @@ class FollowOptions:
         return None if self.place else self.select
 
     def beside(self, choice: Choice) -> "tuple[FollowOptions, Choice]":
-        """These options, with the number of objects, and the engine's, with the class that is selected.
+        """These options, with the number of objects, and the engine's, with the class that is selected, and how sure boxes must
+        be where no follower sees to that.
 
         Methods that find one box are asked for one: that others are found is then the follower's part.
 
@@ -59,7 +61,7 @@ class FollowOptions:
             InputError: there would be no box to follow.
         """
         if not self.follow:
-            return self, choice
+            return self, replace(choice, least_confidence=self.min_score)
         if choice.head == "none" and choice.method not in SEARCHES:
             raise InputError("--follow follows boxes, and --head none gives none: leave one of them out")
         wanted = replace(choice, wanted_class=self.class_name or choice.wanted_class)
@@ -90,7 +92,7 @@ def box_around(point_px: tuple[float, float], width_px: int, height_px: int) -> 
 OPTIONS: dict[str, Any] = {
     "follow": Annotated[bool, typer.Option("--follow", help="Look where the object was: finds small ones, calms the box.")],
     "min_score": Annotated[
-        float, typer.Option(help="With --follow: no box where it is less sure; 0.8 is right 8 times in 10.", min=0, max=1)
+        float, typer.Option(help="No box where that is less likely to be right; 0.8 is right 8 times in 10.", min=0, max=1)
     ],
     "select": Annotated[
         str | None, typer.Option(help="With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.")

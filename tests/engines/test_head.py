@@ -1,9 +1,13 @@
 """Head features in the graph against slow definitions; heads as files; heads tied to their network."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
+import cv2
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.backends.torch import TorchEngine
@@ -13,8 +17,10 @@ from engines.classifiers import load_classifier
 from engines.features import Feature, append_features, area_matrix
 from engines.graph import FLOAT, INT64, Graph
 from engines.head import Head, append_box, load_head
+from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.preprocess import IMAGE
+from tests.engines.test_trust import CERTAIN
 
 RNG = np.random.default_rng(8)
 MAPS = RNG.random((2, 15, 12)).astype(np.float32) ** 4
@@ -102,8 +108,6 @@ MANY = (
     "precision", ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(best_precision() != "bf16", reason="no bf16"))]
 )
 def test_the_box_of_the_graph_is_the_references(photos, precision):
-    import cv2
-
     classifier = load_classifier("compact", "random", 64)
     head = head_for(classifier, MANY)
     engine, reference = OpenVinoEngine(build_graph(classifier, head=head), precision), TorchEngine(classifier, head=head)
@@ -148,10 +152,11 @@ def test_routes_must_lead_somewhere(tmp_path):
 
 def test_a_head_survives_its_file(tmp_path):
     classifier = load_classifier("compact", "random", 64)
-    head = head_for(classifier, MANY)
+    head = replace(head_for(classifier, MANY), trust=CERTAIN)
     head.save(tmp_path / "deep" / "head.safetensors")
     found = load_head(tmp_path / "deep" / "head.safetensors")
-    assert found.digest == head.digest
+    assert found.digest == head.digest == replace(head, trust=None).digest  # how sure boxes are decides none
+    assert found.trust == CERTAIN
     assert found.card == head.card
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["head.safetensors"]
 
@@ -166,6 +171,37 @@ def test_a_head_is_tied_to_network_size_and_map():
         build_graph(load_classifier("compact", "random", 96), head=head)
     with pytest.raises(ModelError, match="reads the map"):
         build_graph(classifier, MapSpec(objective="gestalt"), head=head)
+
+
+def test_heads_from_before_there_was_trust_still_load(tmp_path):
+    path = tmp_path / "h.safetensors"
+    head_for(load_classifier("compact", "random", 64), MANY[:1]).save(path)
+    with safe_open(path, framework="numpy") as file:
+        description = json.loads(file.metadata()["sightline_head"])
+        tensors = {name: file.get_tensor(name) for name in ("weight", "bias", "routes")}
+    del description["trust"]
+    save_file(tensors, path, {"sightline_head": json.dumps(description)})
+    assert load_head(path).trust is None
+    save_file(tensors, path, {"sightline_head": json.dumps({**description, "trust": {"signs": "logit"}})})
+    assert load_head(path).trust is None
+    save_file(tensors, path, {"sightline_head": json.dumps({**description, "trust": {**asdict(CERTAIN), "weight": [1]}})})
+    with pytest.raises(ModelError, match="cannot read head"):
+        load_head(path)
+
+
+def test_the_graph_gives_the_class_score_before_the_softmax_as_the_reference_does(photos):
+    classifier = load_classifier("compact", "random", 64)
+    head = replace(head_for(classifier, MANY[:1]), trust=CERTAIN)
+    engine, reference = (
+        OpenVinoEngine(build_graph(classifier, head=head, expose=["scores"]), "fp32"),
+        TorchEngine(classifier, head=head),
+    )
+    feed = {IMAGE: cv2.resize(photos[0], (64, 64))[None], WANTED_CLASS: np.array([7])}
+    found = engine.infer(feed)
+    assert found["logit"][0] == found["scores_out"][0, 7]
+    np.testing.assert_allclose(found["logit"], reference.infer(feed)["logit"], rtol=1e-4, atol=1e-5)
+    one, other = (Localizer(each).localize([photos[0]])[0].confidence for each in (engine, reference))
+    assert one == pytest.approx(other, abs=1e-4)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 100])

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from engines.localizer import Localization, Localizer
 from realtime.frames import Frame, Track, Tracked
 from realtime.hub import Settings
 from realtime.latency import Run as RunTimes
-from realtime.overlay import OBJECTS_BGR, PREDICTED_BGR, TEXT_BGR, Look, Painter, draw
+from realtime.overlay import OBJECTS_BGR, PREDICTED_BGR, TEXT_BGR, Look, Painter, draw, label
 from realtime.pipeline import Live, run_frames
 from realtime.readers import every_frame
 from realtime.sinks import JsonlSink
@@ -47,6 +48,12 @@ def test_the_box_and_the_heat_map_can_be_left_out():
     assert not has_colour(only_inset, PREDICTED_BGR)
     assert (only_inset[:150] == 128).all()
     assert (only_inset[190:, 230:] != 128).any()
+
+
+def test_the_label_says_how_sure_the_box_is():
+    assert label(found()) == "cat 0.75"
+    assert label(replace(found(), confidence=0.814)) == "cat 0.75, box 81 %"
+    assert label(replace(found(), confidence=0.314).sure(0.5)) == "no object"
 
 
 @pytest.mark.parametrize("size", [(240, 320), (1080, 1920)])

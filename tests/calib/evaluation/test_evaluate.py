@@ -13,6 +13,7 @@ from calib.evaluation.metrics import ConstantBoxes
 from engines.backends.mock import MockEngine
 from engines.base import ModelError, SourceError, TensorSpec
 from engines.localizer import Localizer
+from tests.engines.test_trust import Sure
 from tests.realtime.media import picture
 
 QUIET = Console(quiet=True)
@@ -65,6 +66,15 @@ def test_average_precision_is_of_classes_that_the_network_knows(two_classes):
     assert report["iou_histogram"][0] == 1  # the dog
     report, _ = evaluate(two_classes, Localizer(MockEngine(96)), QUIET, None)
     assert "detection_ap" not in report
+
+
+def test_how_sure_is_counted_by_image_and_a_box_is_right_on_any_of_its_objects(two_classes):
+    report, cases = evaluate(two_classes, Localizer(Sure()), QUIET, None, min_score=0.5)
+    assert [case.confidence for case in cases] == pytest.approx([0.8808, 0.1192, 0.1192], abs=1e-4)
+    assert [(row["boxes"], row["said"], row["right"]) for row in report["reliability"]] == [(1, 0.1192, 1), (1, 0.8808, 1)]
+    assert report["calibration_error"] == pytest.approx((0.8808 + 0.1192) / 2, abs=1e-4)
+    assert report["at_min_score"] == {"min_score": 0.5, "kept": 0.5, "corloc": 1.0}
+    assert "reliability" not in evaluate(two_classes, Localizer(MockEngine(96)), QUIET, None)[0]
 
 
 def test_detections_are_scored_again_by_the_company_they_keep(two_classes):

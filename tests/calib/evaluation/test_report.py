@@ -1,5 +1,6 @@
 """Reports: what they say, that they stand alone, which cases they show, and that they are written whole or not at all."""
 
+import json
 import re
 from base64 import b64decode
 
@@ -140,12 +141,18 @@ def test_real_photos_of_one_class_need_no_bars(data, tmp_path):
     raccoon = data / "raccoon"
     result = command(
         "evaluate", raccoon / "annotations.tar", "--ids", raccoon / "test.txt", "--images", raccoon / "images.tar",
-        "--method", "gestalt", "--report", tmp_path / "r.md",
+        "--method", "gestalt", "--report", tmp_path / "r.md", "--min-score", 0.7, "--json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     pictures = {path.name for path in (tmp_path / "r_files").iterdir()}
-    assert len(pictures) == 13
-    assert "quality.png" in pictures
+    assert len(pictures) == 14
+    assert {"quality.png", "sure.png"} <= pictures
+    found = json.loads(result.stdout)
+    assert sum(row["boxes"] for row in found["reliability"]) == 40
+    assert found["at_min_score"] == {"min_score": 0.7, **found["coverage"]["0.7"]}
+    assert found["coverage"]["0.0"] == {"kept": 1.0, "corloc": found["corloc"]}
+    assert 0 < found["coverage"]["0.7"]["kept"] < 1
     text = (tmp_path / "r.md").read_text()
     assert "40 images" in text
+    assert f"`--min-score 0.7` {100 * found['at_min_score']['kept']:.1f} % of images keep a box" in text
     assert "By class" not in text

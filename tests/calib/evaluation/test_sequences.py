@@ -9,7 +9,7 @@ import pytest
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
 from calib.evaluation.sequence_report import write_sequence_report
-from calib.evaluation.sequences import Followed, load_sequences, measures, reliability, report_of
+from calib.evaluation.sequences import Followed, load_sequences, measures, report_of
 from realtime.frames import Track
 from tests.command_line import command, refused
 from tests.realtime.media import picture
@@ -47,11 +47,8 @@ def test_measures_are_those_of_the_benchmark():
 def test_coverage_and_reliability_count_boxes_by_what_was_said():
     report = report_of([sequence([(10, 10, 30, 30), (80, 10, 90, 30), (0, 0, 0, 0), (14, 10, 34, 30)])])
     assert report["images"] == 3
-    assert report["coverage"]["0.5"] == {"frames": pytest.approx(2 / 3, abs=1e-4), "corloc": 1.0}
-    assert report["coverage"]["0.0"] == {"frames": 1.0, "corloc": pytest.approx(2 / 3, abs=1e-4)}
-    assert reliability(np.array([0.1, 0.15, 0.95, 1.0]), np.array([False, True, True, True])) == [
-        {"boxes": 2.0, "said": pytest.approx(0.125), "right": 0.5}, {"boxes": 2.0, "said": pytest.approx(0.975), "right": 1.0},
-    ]  # fmt: skip
+    assert report["coverage"]["0.5"] == {"kept": pytest.approx(2 / 3, abs=1e-4), "corloc": 1.0}
+    assert report["coverage"]["0.0"] == {"kept": 1.0, "corloc": pytest.approx(2 / 3, abs=1e-4)}
 
 
 def test_frames_without_a_box_count_as_wrong_but_not_as_shown():

@@ -1,5 +1,7 @@
 """A head is fitted to a network that knows nothing."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from calib.data.datasets import load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.evaluation.metrics import constant_boxes
 from calib.heads.fit import fit_head
+from calib.shipped.sure import with_trust
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import SourceError
 from engines.build import build_graph
@@ -41,6 +44,9 @@ def test_a_head_learns_where_a_square_is(tmp_path):
     assert len(cases) == report["images"] == 16
     assert report["corloc"] > 0.8
     assert report["corloc"] > report["baselines"]["best_constant"]
+    bare = replace(fitted.head, trust=None)  # as heads were before there was one
+    assert with_trust(bare, samples[:40], classifier, QUIET).trust == fitted.head.trust
+    assert abs(np.mean([case.confidence for case in cases]) - fitted.cv_corloc) < 0.15
     assert set(report["center_correctness"]) == {"0.0", "0.1", "0.2", "0.3", "0.4", "0.5"}
     with pytest.raises(SourceError, match="needs at least 10"):
         fit_head(samples[:5], classifier, MapSpec(), features, QUIET, "few")

@@ -7,6 +7,7 @@ import numpy as np
 from calib.heads.features import FeatureTable
 from calib.heads.linear import choose_strength, held_out_ious
 from calib.heads.per_class import fit_kinds
+from engines.boxes import iou
 
 
 def two_kinds(differ):
@@ -28,19 +29,19 @@ def two_kinds(differ):
 def test_kinds_that_differ_get_layers_of_their_own():
     table = two_kinds(differ=True)
     rows, strength = np.arange(200), 1.0
-    kinds, ious = fit_kinds(table, rows, strength, classes=10)
+    kinds, boxes = fit_kinds(table, rows, strength, classes=10)
     shared = held_out_ious(table, rows, strength)
     assert kinds.names == ("any", "cat", "dog")
     assert kinds.routes.tolist() == [0, 0, 0, 2, 0, 0, 0, 1, 0, 0]
-    assert ious.mean() > shared.mean() + 0.05
+    assert iou(boxes, table.boxes_xyxy).mean() > shared.mean() + 0.05
 
 
 def test_kinds_that_do_not_differ_cost_little():
     table = two_kinds(differ=False)
     rows = np.arange(200)
     strength = choose_strength(table, rows)
-    _, ious = fit_kinds(table, rows, strength, classes=10)
-    assert ious.mean() > held_out_ious(table, rows, strength).mean() - 0.02
+    _, boxes = fit_kinds(table, rows, strength, classes=10)
+    assert iou(boxes, table.boxes_xyxy).mean() > held_out_ious(table, rows, strength).mean() - 0.02
 
 
 def test_classes_with_few_images_are_served_by_the_shared_layer():

@@ -76,10 +76,9 @@ def test_a_place_outside_the_frame_is_refused(select):
         FollowOptions(True, select=select).box_in(100, 100)
 
 
-@pytest.mark.parametrize("options", [{"min_score": 0.5}, {"select": "cat"}])
-def test_options_of_following_need_follow(options):
+def test_what_is_selected_needs_follow():
     with pytest.raises(InputError, match="--follow"):
-        FollowOptions(**options)
+        FollowOptions(select="cat")
 
 
 def test_of_several_objects_each_has_its_entry_in_every_row(tmp_path):
@@ -114,3 +113,11 @@ def test_without_boxes_nothing_can_be_followed():
     with pytest.raises(InputError, match="--head none"):
         FollowOptions(True).beside(Choice(head="none"))
     assert FollowOptions(True).beside(Choice(method="beam", head="none"))[1].head == "none"
+
+
+def test_without_follow_the_head_says_what_is_sure_enough():
+    def least(options):
+        return options.beside(Choice())[1].least_confidence
+
+    assert least(FollowOptions(min_score=0.5)) == 0.5
+    assert least(FollowOptions(True, min_score=0.5)) == 0.0
