@@ -124,7 +124,7 @@ def _followed(name: str, samples: Sequence[Sample], localizer: Localizer, option
 
 def _beginner(first: ImageBgr, options: FollowOptions) -> Callable[[], Follower]:
     height, width = first.shape[:2]
-    return lambda: Follower(width, height, load_trust(), options.box_in(width, height))
+    return lambda: Follower(width, height, load_trust(), options.box_in(width, height), every_frame=options.every_frame)
 
 
 def _box(found: Localization) -> BoxPx:

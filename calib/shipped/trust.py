@@ -68,13 +68,15 @@ def watched(model: Trust | None) -> _Watched:
     return watch
 
 
-def follow(clip: Clip, localizer: Localizer, trust: Trust) -> list[BoxPx | None]:
-    """The followed box of each frame, one engine call after the other."""
+def follow(clip: Clip, localizer: Localizer, trust: Trust) -> list[tuple[BoxPx | None, BoxPx | None]]:
+    """(followed, true) box of each frame that was looked at, one engine call after the other."""
     height, width = clip.frames[0].shape[:2]
     follower = Follower(width, height, trust)
-    found: list[BoxPx | None] = []
-    for number, frame in enumerate(clip.frames):
-        found.append(follow_frame(follower, localizer, frame, number / RATE_FPS)[0].box_xyxy_px)
+    found = []
+    for number, (frame, truth) in enumerate(zip(clip.frames, clip.boxes, strict=True)):
+        answer, said = follow_frame(follower, localizer, frame, number / RATE_FPS)
+        if said.window_xyxy_px:
+            found.append((answer.box_xyxy_px, truth))
     return found
 
 
@@ -91,7 +93,7 @@ def judged(
             watch = watched(model)
             boxes = follow(clip, localizer, watch)
             signs += watch.asked
-            right += [_right(box, truth) for box, truth in zip(boxes, clip.boxes, strict=True)]
+            right += [_right(box, truth) for box, truth in boxes]
         weights += [share / (len(signs) - before)] * (len(signs) - before)
     return Judged(np.array(signs), np.array(right), np.array(weights))
 

@@ -24,9 +24,9 @@ LEAD_FRAMES = 4
 LOOK_AROUND = {SEARCHING: 8, FOLLOWING: 8, WIDENED: 8, LOST: 2}
 """The whole frame is looked at in the first few frames, and then in one of so many, so that no better object is missed."""
 SURE, UNSURE, HOPELESS = 0.5, 0.4, 0.15
-CARRY_SURE, MOST_CARRIED = 0.8, 1
-"""Where the confidence is so much, the engine need not look at every frame: after one that it saw, so many are carried along.
-One cost no tuning sequence a frame, and clips made of photos one frame in a hundred; two or three save little more."""
+MOST_CARRIED, CARRY_UNSURE_FRAMES = 1, 12
+"""The engine need not look at every frame: after one that it saw, so many are carried along with the motion. While nothing is
+sure, that begins after so many frames. It costs what is shown in the docs; two or three at a time save little more."""
 PATIENCE_FRAMES = 6
 """So many boxes in a row that are hopeless, and the object is lost."""
 CALM, CALM_IOU, ANOTHER_IOU = 0.3, 0.9, 0.5
@@ -36,7 +36,7 @@ CALM, CALM_IOU, ANOTHER_IOU = 0.3, 0.9, 0.5
 @dataclass
 class _Pending:
     """A frame whose answer is awaited, or, without a window, its turn; ``votes`` of before it, where they are known already;
-    ``chosen`` by the user on it.
+    ``chosen`` by the user on it; ``judged``: what moves has a vote.
     """
 
     step: Step
@@ -46,6 +46,7 @@ class _Pending:
     begun: int
     votes: Map | None
     chosen: bool
+    judged: bool
 
 
 NOTHING = Localization(None, 0, "", 0.0, NO_MAP)
@@ -63,6 +64,7 @@ class Follower:
         selected_px: the box to follow from the first frame on; None for what is found.
         motion: computes the steps; its own if None.
         numbers: of the source's objects; its own if None.
+        every_frame: look at each frame; else at every other one, where nothing speaks against it.
 
     Attributes:
         state: see ``Track``.
@@ -74,7 +76,7 @@ class Follower:
 
     def __init__(
         self, width_px: int, height_px: int, trust: Trust, selected_px: BoxPx | None = None, motion: Motion | None = None,
-        numbers: Numbers | None = None,
+        numbers: Numbers | None = None, every_frame: bool = False,
     ) -> None:  # fmt: skip
         self.state, self.track_id = SEARCHING, 0
         self._size_px, self._trust, self._selected_px = (width_px, height_px), trust, selected_px
@@ -87,6 +89,7 @@ class Follower:
         self.found: Localization | None = None
         self.hidden: NDArray[np.bool_] | None = None
         self.confidence, self._carried_frames, self._another = 0.0, 0, False
+        self._most_carried = 0 if every_frame else MOST_CARRIED
 
     def choose(self, box_px: BoxPx) -> None:
         """Follow what lies in this box of the next frame, from there on."""
@@ -105,31 +108,38 @@ class Follower:
             look: whether its object is to be looked at; None for what it thinks itself.
             whole: whether at the whole frame; likewise.
         """
-        alone = not self._pending
+        known = not self._pending
         self._begun = 0 if step.cut or step.blank else self._begun + 1
-        self._ahead, known = self._memory.carried(self._ahead, step, self._near), alone
         selected, chosen = self._selected_px, self._selected_px is not None and not step.blank
+        looks = (chosen or not self._may_carry(step)) if look is None else look
+        now = _Pending(step, None, False, pts_s, self._begun, None, chosen, judged=looks or look is not None)
         if selected is not None and chosen:
             self._ahead, known, self._begun = self._memory.marked(selected), True, LEAD_FRAMES + 1
-            self._selected_px = None
+            self._selected_px, now.begun = None, self._begun
+        else:
+            self._ahead = self._next(self._ahead, now)
         self._ahead = self._apart(self._ahead)
-        if not (chosen or not self._may_carry(step) if look is None else look):
-            self._carried_frames += 1
-            self._pending.append(_Pending(step, None, False, pts_s, self._begun, self._ahead if known else None, chosen))
+        now.votes = self._ahead if known else None
+        self._pending.append(now)
+        self._carried_frames = 0 if looks else self._carried_frames + 1
+        if not looks:
             return None
-        self._carried_frames = 0
         box = self._memory.box(self._ahead, None if chosen else self._near)
-        due = self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
-        whole = box is None or (due if whole is None else whole)
-        window = self._around((0.0, 0.0, *self._size_px) if box is None or whole else box)
-        self._pending.append(_Pending(step, window, whole, pts_s, self._begun, self._ahead if known else None, chosen))
-        return window
+        now.whole = box is None or (self._due if whole is None else whole)
+        now.window_px = self._around((0.0, 0.0, *self._size_px) if box is None or now.whole else box)
+        return now.window_px
+
+    @property
+    def _due(self) -> bool:
+        """Whether it is time to look at the whole frame; of a lost object's frames half are looked at so, however many are."""
+        looks = 1 + self._most_carried if self.state == LOST else 1
+        return self._begun <= LEAD_FRAMES or self._begun % (looks * LOOK_AROUND[self.state]) == 0
 
     def _may_carry(self, step: Step) -> bool:
-        """Whether the last box may be carried along to the next frame: it is not in doubt, and the last frame was looked at."""
-        due = self._begun <= LEAD_FRAMES or self._begun % LOOK_AROUND[self.state] == 0
-        sure = self.state == FOLLOWING and self.confidence >= CARRY_SURE
-        return sure and not due and step.flow is not None and self._carried_frames < MOST_CARRIED
+        """Whether the last box may be carried along to the next frame, and the engine spared."""
+        settled = self.state == FOLLOWING or self._begun > CARRY_UNSURE_FRAMES
+        known = self._calm is not None and step.flow is not None
+        return settled and known and not self._due and self._carried_frames < self._most_carried
 
     def update(self, found: Localization | None) -> tuple[Localization, Track]:
         """Take the answer for the oldest frame that is awaited.
@@ -143,7 +153,7 @@ class Follower:
         now = self._pending.popleft()
         if now.chosen:
             self._calm, self.state, self.track_id, self._another = None, SEARCHING, 0, True
-        votes = self._memory.carried(self._settled, now.step, self._near) if now.votes is None else now.votes
+        votes = self._next(self._settled, now) if now.votes is None else now.votes
         if now.window_px is None or found is None:
             return self._carry(now, votes)
         if now.step.blank or found.box_xyxy_px is None:
@@ -188,8 +198,11 @@ class Follower:
     def _look_ahead(self) -> None:
         self._ahead = self._settled
         for later in self._pending:
-            known = later.votes
-            self._ahead = self._memory.carried(self._ahead, later.step, self._near) if known is None else known
+            self._ahead = self._next(self._ahead, later) if later.votes is None else later.votes
+
+    def _next(self, votes: Map, pending: _Pending) -> Map:
+        """The votes as they are in a frame that is awaited, before its answer."""
+        return self._memory.carried(votes, pending.step, self._near, pending.judged)
 
     @property
     def box_px(self) -> BoxPx | None:

@@ -75,7 +75,7 @@ class Following:
     def _begun(self, width_px: int, height_px: int, selected_px: BoxPx | None) -> Follower | Several:
         most = self._options.objects
         if most == 1:
-            return Follower(width_px, height_px, self._trust, selected_px)
+            return Follower(width_px, height_px, self._trust, selected_px, every_frame=self._options.every_frame)
         return Several(width_px, height_px, self._trust, most, selected_px)
 
     def _sure(self, track: Track) -> bool:

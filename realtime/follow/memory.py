@@ -41,13 +41,14 @@ class Memory:
         self.cell_px = width_px / w, height_px / h
         self.empty: Map = np.zeros((h, w), np.float32)
 
-    def carried(self, votes: Map, step: Step, near_px: BoxPx | None = None) -> Map:
+    def carried(self, votes: Map, step: Step, near_px: BoxPx | None = None, judged: bool = True) -> Map:
         """The votes as they are in the next frame, before its answer is known.
 
         Args:
             votes: of the last frame.
             step: to the next.
             near_px: where the object was; what moves far from there counts for little.
+            judged: whether what moves has a vote; finding that out takes time.
         """
         if step.blank:
             return votes * np.float32(KEPT)
@@ -55,6 +56,8 @@ class Memory:
             return self.empty
         xs, ys = self._motion.whence(step.flow)
         moved = cv2.remap(votes, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=UNSEEN)
+        if not judged:
+            return np.asarray(np.float32(KEPT) * moved, np.float32)
         kept = KEPT * step.moving + KEPT_STILL * (1 - step.moving)
         return np.asarray(kept * moved + step.evidence * self._nearness(near_px, FAR_MOTION), np.float32)
 
@@ -128,16 +131,15 @@ class Memory:
         return votes
 
     def shift_px(self, votes: Map, step: Step, box_px: BoxPx) -> tuple[float, float]:
-        """By how much (x, y) what lies in a box moved since the last frame: the median over the surest cells."""
+        """By how much (x, y) what lies in a box moved since the last frame: the mean over the surest cells."""
         if step.flow is None:
             return 0.0, 0.0
         x0, y0, x1, y1 = self.cells(box_px)
         flow, votes = step.flow[y0:y1, x0:x1], votes[y0:y1, x0:x1]
-        mine = votes > SUREST * max(float(votes.max()), 1e-6)
-        moved = flow[mine] if mine.any() else flow.reshape(-1, 2)
-        middle = len(moved) // 2
-        x, y = np.partition(moved, middle, axis=0)[middle]
-        return -float(x) * self.cell_px[0], -float(y) * self.cell_px[1]
+        most = cv2.minMaxLoc(votes)[1]
+        sure = cv2.inRange(votes, SUREST * most, most) if most > 0 else None
+        x, y, _, _ = cv2.mean(flow, sure)
+        return -x * self.cell_px[0], -y * self.cell_px[1]
 
     def placed(self, map_hw: Map, window_px: BoxPx) -> Map:
         """A window's map as one of the whole frame, 0 where the engine did not look."""

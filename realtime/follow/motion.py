@@ -5,7 +5,9 @@ The camera's part is an affine motion, fitted so that whatever moves otherwise d
 Multiresolution Estimation of Parametric Motion Models", 1995; here Geman-McClure weights).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import cv2
 import numpy as np
@@ -41,6 +43,7 @@ class Step:
 
     Attributes:
         flow: ``[h, w, 2]``: where each pixel of this frame was, as (x, y) displacements; None for a first frame, after a cut.
+        judge: computes ``evidence`` and ``moving``, when they are first asked for.
         evidence: ``[h, w]`` -1 (moves with the camera) to 1 (moves by itself).
         moving: 0 (nothing moves by itself: no reason to vote against anything) to 1 (something does).
         blank: the frame shows nothing.
@@ -48,10 +51,21 @@ class Step:
     """
 
     flow: NDArray[np.float32] | None
-    evidence: Map
-    moving: float = 0.0
+    judge: Callable[[], tuple[Map, float]]
     blank: bool = False
     cut: bool = False
+
+    @property
+    def evidence(self) -> Map:
+        return self._judged[0]
+
+    @property
+    def moving(self) -> float:
+        return self._judged[1]
+
+    @cached_property
+    def _judged(self) -> tuple[Map, float]:
+        return self.judge()
 
 
 class Motion:
@@ -84,22 +98,28 @@ class Motion:
     def step(self, image_bgr: ImageBgr) -> Step:
         """The step to the next frame."""
         gray, last = self._shrunk(image_bgr), self._last
-        nothing = np.zeros(self.shape, np.float32)
         if deviation(gray) < BLANK_DEVIATION:
             self._last = None  # what comes next may be anywhere
-            return Step(None, nothing, blank=True)
+            return Step(None, self._nothing, blank=True)
         self._last = gray
         if last is None:
-            return Step(None, nothing, cut=True)
+            return Step(None, self._nothing, cut=True)
         flow = np.asarray(self._dis.calc(gray, last, None), np.float32)  # type: ignore[call-overload]
         carried = self._carried(last, flow)
         if _is_cut(gray, carried):
-            return Step(None, nothing, cut=True)
+            return Step(None, self._nothing, cut=True)
+        return Step(flow, partial(self._judge, flow, gray, last, carried))
+
+    def _nothing(self) -> tuple[Map, float]:
+        return np.zeros(self.shape, np.float32), 0.0
+
+    def _judge(self, flow: NDArray[np.float32], gray: Gray, last: Gray, carried: Gray) -> tuple[Map, float]:
+        """(evidence, moving)."""
         camera = self._terms @ self._camera(flow).astype(np.float32)
         moving = _moving(gray, carried, self._carried(last, camera))
         own = flow - camera
         votes = _evidence(np.asarray(cv2.magnitude(own[..., 0], own[..., 1]), np.float32), gray)
-        return Step(flow, np.where(votes < 0, moving * votes, votes), moving)
+        return np.where(votes < 0, moving * votes, votes), moving
 
     def whence(self, flow: NDArray[np.float32]) -> tuple[Map, Map]:
         """The (x, y) that each pixel of the grid comes from, as OpenCV wants them."""
@@ -160,11 +180,9 @@ def _evidence(speed: Map, gray: Gray) -> Map:
 
 def two_kinds(values: Map) -> tuple[float, float, float]:
     """(cut, mean below, mean above): the cut that parts values into the two most compact kinds (Otsu 1979)."""
-    low, high = float(values.min()), float(values.max())
+    low, high, _, _ = cv2.minMaxLoc(values)
     if high - low < 1e-6:
         return high, low, high
-    levels = ((values - low) * (255 / (high - low))).astype(np.uint8)
-    level, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)
-    above = levels > level
-    cut = low + (level + 0.5) / 255 * (high - low)
-    return cut, float(values[~above].mean()), float(values[above].mean()) if above.any() else high
+    scale = 255 / (high - low)
+    level, above = cv2.threshold(cv2.convertScaleAbs(values, alpha=scale, beta=-low * scale), 0, 255, cv2.THRESH_OTSU)
+    return low + (level + 0.5) / scale, cv2.mean(values, cv2.bitwise_not(above))[0], cv2.mean(values, above)[0]

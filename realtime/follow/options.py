@@ -24,17 +24,19 @@ class FollowOptions:
             others the head.
         select: ``X0,Y0,X1,Y1`` or ``X,Y``, in pixels of the first frame, or a class.
         objects: up to so many are followed.
+        every_frame: the engine looks at each frame, also where the last box could be carried along.
     """
 
     follow: bool = False
     min_score: float = 0.0
     select: str | None = None
+    every_frame: bool = False
     objects: int = 1
     place: tuple[float, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        if not self.follow and self.select:
-            raise InputError("--select is about the object that is followed: add --follow")
+        if not self.follow and (self.select or self.every_frame):
+            raise InputError("--select and --every-frame are about the object that is followed: add --follow")
         parts = [part.strip() for part in (self.select or "").split(",")]
         if len(parts) < 2:
             return
@@ -96,6 +98,9 @@ OPTIONS: dict[str, Any] = {
     ],
     "select": Annotated[
         str | None, typer.Option(help="With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.")
+    ],
+    "every_frame": Annotated[
+        bool, typer.Option("--every-frame", help="With --follow: look at each frame, not at every other: surer, but fewer fps.")
     ],
 }
 takes_follow = takes("following", FollowOptions, OPTIONS)

@@ -144,7 +144,7 @@ class Several:
         return main, replace(track, window_xyxy_px=window), objects
 
     def _seat(self, selected_px: BoxPx | None = None) -> _Seat:
-        follower = Follower(*self._size_px, self._trust, selected_px, self._motion, self._numbers)
+        follower = Follower(*self._size_px, self._trust, selected_px, self._motion, self._numbers, every_frame=True)
         return _Seat(follower, given=selected_px is not None)
 
     def _held(self) -> list[tuple[_Seat, BoxPx]]:
@@ -179,7 +179,8 @@ class Several:
         others = [other for another, other in self._held() if another is not seat]
         against = seat.frames <= YOUNG_FRAMES or any(overlap(_widened(box, NEAR), other) for other in others)
         share = 2 * alike - 1 if against else alike
-        return replace(step, evidence=np.where(step.evidence > 0, step.evidence * share, step.evidence))
+        own = np.where(step.evidence > 0, step.evidence * share, step.evidence)
+        return replace(step, judge=lambda: (own, step.moving))
 
     def _meant(
         self, looking: _Seat, found: Localization, window_px: BoxPx

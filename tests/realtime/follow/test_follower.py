@@ -1,22 +1,23 @@
 """The follower: states, windows and numbers, with answers of a known engine."""
 
 from collections import deque
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from engines.boxes import overlap
-from realtime.follow.follower import CARRY_SURE, FOLLOWING, LOST, SEARCHING, Follower
+from realtime.follow.follower import CARRY_UNSURE_FRAMES, FOLLOWING, LOST, SEARCHING, Follower
 from realtime.follow.trust import load_trust
 from tests.realtime.follow.scenes import SIZE_PX, answer, misled, scene
 
 RATE = 25.0
 
 
-def followed(images, say, under_way=1, **options):
+def followed(images, say, under_way=1, trust=None, **options):
     """(boxes, tracks): ``say`` answers (number, window)."""
-    follower, pending, found = Follower(*SIZE_PX, load_trust(), **options), deque(), []
+    follower, pending, found = Follower(*SIZE_PX, trust or load_trust(), **options), deque(), []
     for number, image in enumerate(images):
         if len(pending) == under_way:
             found.append(follower.update(say(*pending.popleft())))
@@ -41,7 +42,7 @@ def test_a_moving_object_is_found_and_its_windows_close_in_on_it(under_way):
 
 
 @pytest.mark.parametrize("under_way", [1, 2])
-def test_while_it_is_sure_every_other_frame_is_not_looked_at(under_way):
+def test_while_it_is_followed_every_other_frame_is_not_looked_at(under_way):
     images, truth = scene(40, pan=(2, 1))
     boxes, tracks = followed(images, lambda number, window: answer(truth[number], window), under_way)
     carried = [track.window_xyxy_px is None for track in tracks]
@@ -50,14 +51,23 @@ def test_while_it_is_sure_every_other_frame_is_not_looked_at(under_way):
     assert not any(both == (True, True) for both in pairwise(carried))
     for number in np.flatnonzero(carried):
         assert overlap(boxes[number], truth[number]) > 0.5
-        assert tracks[number].confidence == tracks[number - 1].confidence >= CARRY_SURE
+        assert tracks[number].confidence == tracks[number - 1].confidence
         assert (tracks[number].state, tracks[number].row()["window"]) == (FOLLOWING, None)
 
 
-def test_what_is_doubtful_is_looked_at_in_every_frame():
-    images, _ = scene(30, pan=(2, 1))
-    _, tracks = followed(images, misled)
-    assert all(later.window_xyxy_px for sooner, later in pairwise(tracks) if sooner.confidence < CARRY_SURE)
+def test_while_nothing_is_sure_the_first_frames_are_all_looked_at():
+    images, _ = scene(40, speed=(0, 0))
+    _, tracks = followed(images, misled, trust=replace(load_trust(), bias=-50.0))
+    looks = [track.window_xyxy_px is not None for track in tracks]
+    assert {track.state for track in tracks} == {SEARCHING}
+    assert all(looks[:CARRY_UNSURE_FRAMES])
+    assert 0.4 < np.mean(looks[CARRY_UNSURE_FRAMES:]) < 0.7
+
+
+def test_every_frame_is_looked_at_where_that_is_asked():
+    images, truth = scene(30, pan=(2, 1))
+    _, tracks = followed(images, lambda number, window: answer(truth[number], window), every_frame=True)
+    assert all(track.window_xyxy_px for track in tracks)
 
 
 def test_an_object_that_never_moves_keeps_the_box_that_the_engine_gives_it():
@@ -79,7 +89,7 @@ def test_windows_are_whole_pixels_inside_the_frame():
 
 def test_motion_alone_finds_what_the_engine_does_not_know():
     images, truth = scene(20, speed=(5, 2))
-    boxes, _ = followed(images, misled)
+    boxes, _ = followed(images, misled, every_frame=True)
     assert np.mean([overlap(box, true) > 0.5 for box, true in zip(boxes[8:], truth[8:], strict=True)]) > 0.6
 
 

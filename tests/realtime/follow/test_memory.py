@@ -38,7 +38,7 @@ def test_votes_go_with_the_flow_fade_and_take_the_motion_in(memory):
     flow = np.zeros((*memory.empty.shape, 2), np.float32)
     flow[..., 0] = -3  # what is here was three cells to the left
     evidence = np.random.default_rng(1).uniform(-1, 1, memory.empty.shape).astype(np.float32)
-    found = memory.carried(votes, Step(flow, evidence, moving=1.0))
+    found = memory.carried(votes, Step(flow, lambda: (evidence, 1.0)))
     for y, x in [(0, 3), (10, 40), (39, 79)]:
         assert found[y, x] == pytest.approx(KEPT * votes[y, x - 3] + evidence[y, x], abs=1e-5)
     assert found[5, 1] == pytest.approx(KEPT * UNSEEN + evidence[5, 1], abs=1e-5)
@@ -46,14 +46,25 @@ def test_votes_go_with_the_flow_fade_and_take_the_motion_in(memory):
 
 def test_where_nothing_moves_votes_hardly_fade(memory):
     votes = field(memory, ((5, 5, 15, 15), 1.0))
-    still = Step(np.zeros((*memory.empty.shape, 2), np.float32), memory.empty, moving=0.0)
+    still = Step(np.zeros((*memory.empty.shape, 2), np.float32), lambda: (memory.empty, 0.0))
     assert memory.carried(votes, still) == pytest.approx(KEPT_STILL * votes)
+
+
+def unmoved():
+    raise AssertionError("nobody may ask what moves: that takes time")
+
+
+def test_where_motion_is_not_judged_votes_are_carried_and_fade(memory):
+    votes = field(memory, ((5, 5, 15, 15), 1.0))
+    flow = np.zeros((*memory.empty.shape, 2), np.float32)
+    assert memory.carried(votes, Step(flow, unmoved), judged=False) == pytest.approx(KEPT * votes)
 
 
 def test_a_blank_frame_lets_votes_fade_and_a_cut_forgets_them(memory):
     votes = field(memory, ((5, 5, 15, 15), 1.0))
-    assert memory.carried(votes, Step(None, memory.empty, blank=True)) == pytest.approx(KEPT * votes)
-    assert not memory.carried(votes, Step(None, memory.empty, cut=True)).any()
+    still = Step(None, lambda: (memory.empty, 0.0), blank=True)
+    assert memory.carried(votes, still) == pytest.approx(KEPT * votes)
+    assert not memory.carried(votes, Step(None, unmoved, cut=True)).any()
 
 
 def test_an_answer_votes_in_its_window_only_for_what_is_hot_and_boxed(memory):
@@ -80,9 +91,9 @@ def test_a_map_is_put_where_its_window_is(memory):
     assert placed[10:30, 20:40].all()
 
 
-def test_what_lies_in_a_box_moved_by_the_median_of_its_voted_cells(memory):
+def test_what_lies_in_a_box_moved_as_its_surest_cells_did(memory):
     flow = np.zeros((*memory.empty.shape, 2), np.float32)
     flow[10:20, 10:20] = (-2, 1)
-    votes = field(memory, ((10, 10, 20, 20), 1.0))
-    assert memory.shift_px(votes, Step(flow, memory.empty), (10, 10, 60, 60)) == (4, -2)
-    assert memory.shift_px(votes, Step(None, memory.empty, cut=True), (10, 10, 60, 60)) == (0, 0)
+    votes = field(memory, ((10, 10, 20, 20), 1.0), ((40, 10, 50, 20), 0.5))
+    assert memory.shift_px(votes, Step(flow, unmoved), (10, 10, 60, 60)) == (4, -2)
+    assert memory.shift_px(votes, Step(None, unmoved, cut=True), (10, 10, 60, 60)) == (0, 0)
