@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.boxes import overlap
 from engines.localizer import ImageBgr, Localization
+from realtime.follow.geometry import calmed, moved, touches
 from realtime.follow.memory import UNSEEN, Memory
 from realtime.follow.motion import Map, Motion, Step
 from realtime.follow.numbers import Numbers
@@ -29,8 +29,6 @@ MOST_CARRIED, CARRY_UNSURE_FRAMES = 1, 12
 sure, that begins after so many frames. It costs what is shown in the docs; two or three at a time save little more."""
 PATIENCE_FRAMES = 6
 """So many boxes in a row that are hopeless, and the object is lost."""
-CALM, CALM_IOU, ANOTHER_IOU = 0.3, 0.9, 0.5
-"""The calm box, carried along, goes a third of the way to a new one that is much the same (IoU), all of it to another."""
 
 
 @dataclass
@@ -86,9 +84,11 @@ class Follower:
         self._pending: deque[_Pending] = deque()
         self._begun, self._hopeless, self._number, self._last_sure_s = 0, 0, 0, -math.inf
         self._calm: BoxPx | None = None
+        self._raw: BoxPx | None = None
         self.found: Localization | None = None
         self.hidden: NDArray[np.bool_] | None = None
         self.confidence, self._carried_frames, self._another = 0.0, 0, False
+        self._cut_off = False
         self._most_carried = 0 if every_frame else MOST_CARRIED
 
     def choose(self, box_px: BoxPx) -> None:
@@ -157,14 +157,15 @@ class Follower:
         if now.window_px is None or found is None:
             return self._carry(now, votes)
         if now.step.blank or found.box_xyxy_px is None:
-            self._settled, confidence, raw = votes, 0.0, None
+            self._settled, confidence, self._raw = votes, 0.0, None
         else:
-            said = _moved(found.box_xyxy_px, now.window_px)
+            said = moved(found.box_xyxy_px, now.window_px)
+            self._cut_off = touches(said, now.window_px, self._size_px)
             expected = self._expected(now.step)
             voted = self._memory.voted(votes, found.map_hw, said, now.window_px, now.whole, now.step.moving)
             self._settled = self._apart(voted)
-            raw = self._memory.box(self._settled, self._near) or said
-            self._calm = _calmed(raw, expected)
+            self._raw = self._memory.box(self._settled, self._near) or said
+            self._calm = calmed(self._raw, expected, now.begun)
             signs = signs_of(
                 self._memory, self._settled, now.step.evidence, self._box, said, expected, found.score, now.begun
             )  # fmt: skip
@@ -172,15 +173,18 @@ class Follower:
         self._settle(now, confidence)
         self.confidence = confidence
         self._look_ahead()
-        track = Track(self.state, now.window_px, confidence, self.track_id, raw)
+        track = Track(self.state, now.window_px, confidence, self.track_id, self._raw)
         map_hw = self._memory.placed(found.map_hw, now.window_px)
-        detections = tuple(replace(one, box_xyxy_px=_moved(one.box_xyxy_px, now.window_px)) for one in found.detections)
+        detections = tuple(replace(one, box_xyxy_px=moved(one.box_xyxy_px, now.window_px)) for one in found.detections)
         self.found = replace(found, box_xyxy_px=self.box_px, map_hw=map_hw, detections=detections)
         return self.found, track
 
     def _carry(self, now: _Pending, votes: Map) -> tuple[Localization, Track]:
         """A frame without an answer: the last one's, carried along."""
-        self._calm = self._expected(now.step) or self._calm
+        expected = self._expected(now.step)
+        if expected and self._calm and self._raw:
+            self._raw = moved(self._raw, (expected[0] - self._calm[0], expected[1] - self._calm[1], 0.0, 0.0))
+        self._calm = expected or self._calm
         self._settled = votes
         if now.step.flow is None:
             self.confidence = 0.0
@@ -189,7 +193,7 @@ class Follower:
             self._last_sure_s = now.pts_s
         self._look_ahead()
         self.found = replace(self.found or NOTHING, box_xyxy_px=self.box_px)
-        return self.found, Track(self.state, None, self.confidence, self.track_id, self.box_px)
+        return self.found, Track(self.state, None, self.confidence, self.track_id, self._raw)
 
     def _apart(self, votes: Map) -> Map:
         """Without those for others' objects."""
@@ -231,7 +235,8 @@ class Follower:
         """The window around a box, shifted into the frame."""
         edges: list[tuple[int, int]] = []
         for low, high, size in zip(box_px[:2], box_px[2:], self._size_px, strict=True):
-            length = min(max((high - low) * SCALE[self.state], LEAST_WINDOW_PX), size)
+            scale = SCALE[WIDENED if self._cut_off else self.state]
+            length = min(max((high - low) * scale, LEAST_WINDOW_PX), size)
             start = min(max((low + high - length) / 2, 0), size - length)
             edges.append((round(start), round(start + length)))
         (x0, x1), (y0, y1) = edges
@@ -272,19 +277,3 @@ class Follower:
         if self.state in HELD:
             self._numbers.lose(self._number, self._box, self._last_sure_s)
         self.state, self.track_id = LOST if self._number else SEARCHING, 0
-
-
-def _moved(box_px: BoxPx, window_px: BoxPx) -> BoxPx:
-    """From the window's pixels to the frame's."""
-    x, y = window_px[:2]
-    return box_px[0] + x, box_px[1] + y, box_px[2] + x, box_px[3] + y
-
-
-def _calmed(raw_px: BoxPx, expected_px: BoxPx | None) -> BoxPx:
-    """Between where the box should be and where it was found; a box that is elsewhere altogether is taken as it is."""
-    if expected_px is None:
-        return raw_px
-    alike = (overlap(raw_px, expected_px) - ANOTHER_IOU) / (CALM_IOU - ANOTHER_IOU)
-    share = 1 - (1 - CALM) * min(max(alike, 0.0), 1.0)
-    x0, y0, x1, y1 = (then + share * (now - then) for then, now in zip(expected_px, raw_px, strict=True))
-    return x0, y0, x1, y1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.boxes import overlap
-from realtime.follow.follower import CARRY_UNSURE_FRAMES, FOLLOWING, LOST, SEARCHING, Follower
+from realtime.follow.follower import CARRY_UNSURE_FRAMES, FOLLOWING, LOST, SCALE, SEARCHING, WIDENED, Follower
 from realtime.follow.trust import load_trust
 from tests.realtime.follow.scenes import SIZE_PX, answer, misled, scene
 
@@ -75,6 +75,21 @@ def test_an_object_that_never_moves_keeps_the_box_that_the_engine_gives_it():
     boxes, tracks = followed(images, lambda number, window: answer(truth[number], window))
     assert all(overlap(box, true) > 0.7 for box, true in zip(boxes[6:], truth[6:], strict=True))
     assert tracks[-1].state == FOLLOWING
+
+
+@pytest.mark.parametrize(("reaches_by", "scale"), [(0, SCALE[WIDENED]), (-12, SCALE[FOLLOWING])])
+def test_where_a_box_reaches_the_edge_of_its_window_the_next_one_is_larger(reaches_by, scale):
+    images, truth = scene(16, speed=(0, 0))
+    follower = Follower(*SIZE_PX, load_trust(), truth[0], every_frame=True)
+    for number, image in enumerate(images):
+        window = follower.window(image, number / RATE)
+        last = number == 14
+        said = (truth[0][0], truth[0][1], window[2] + reaches_by, truth[0][3]) if last else truth[0]
+        found, track = follower.update(answer(said, window))
+        if last:
+            height = found.box_xyxy_px[3] - found.box_xyxy_px[1]
+    assert track.state == FOLLOWING
+    assert window[3] - window[1] == pytest.approx(scale * height, abs=8)
 
 
 def test_windows_are_whole_pixels_inside_the_frame():
