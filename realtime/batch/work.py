@@ -22,7 +22,8 @@ from realtime.readers import ahead
 
 READ_AHEAD_FRAMES = 4
 FOLLOWING_CALLS = 2
-"""Under way at once where something is followed: where to look depends on what is known by then, and not on the machine."""
+"""Under way at once where something is followed: where to look depends on what is known by then, and not on the machine.
+Engines that take one call only are asked one after the other."""
 
 Read = Callable[[Clip, Segment, int], Iterable[Frame | SegmentEnd]]
 """What gives a segment's frames: ``read_segment``, or something that has them from elsewhere."""
@@ -61,7 +62,7 @@ def run_segments(
     with _Writer(clip, segments, settings, folder, ends, run, localizer) as writer:
         records = _records(ahead(frames(), READ_AHEAD_FRAMES), ends, localizer.batch)
         following = opened(settings.following)
-        under_way = FOLLOWING_CALLS if following else 0
+        under_way = min(FOLLOWING_CALLS, localizer.engine.slots) if following else 0
         yield from run_frames(records, localizer, writer.sinks, run, under_way, following=following)
         writer.finish_before(None)
 

@@ -245,6 +245,12 @@ def test_what_is_followed_is_one_segment_and_the_log_says_how_it_went(tmp_path):
     assert rows_of(tmp_path / "again" / "clip.jsonl") == rows, "however many calls the engine could take at once"
 
 
+def test_an_engine_that_takes_one_call_can_follow_too(tmp_path):
+    localizer, path = Localizer(MockEngine(96, slots=1)), make_clip(tmp_path / "clip.mp4", seconds=2)
+    (summary,) = process_all([str(path)], tmp_path / "out", localizer, QUIET, Settings(following=FollowOptions(follow=True)))
+    assert summary["frames"] == 20
+
+
 def test_several_followed_objects_are_in_rows_table_and_report(tmp_path):
     localizer, path = Localizer(MockEngine(96, slots=2)), write_video(tmp_path / "clip.mp4", 40)
     several = Settings(following=FollowOptions(follow=True, objects=3))
