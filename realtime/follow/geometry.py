@@ -40,3 +40,9 @@ def calmed(raw_px: BoxPx, expected_px: BoxPx | None, frames: int) -> BoxPx:
     share = 1 - (1 - least) * min(max(alike, 0.0), 1.0)
     x0, y0, x1, y1 = (then + share * (now - then) for then, now in zip(expected_px, raw_px, strict=True))
     return x0, y0, x1, y1
+
+
+def widened(box_px: BoxPx, margin: float) -> BoxPx:
+    """A box with a margin, a share of its sides."""
+    x, y = (margin * (high - low) for low, high in zip(box_px[:2], box_px[2:], strict=True))
+    return box_px[0] - x, box_px[1] - y, box_px[2] + x, box_px[3] + y

@@ -7,6 +7,7 @@ What was voted before fades. The object's box is the box of the heaviest blob.
 import cv2
 import numpy as np
 
+from realtime.follow.geometry import widened
 from realtime.follow.motion import Map, Motion, Step, two_kinds
 from realtime.frames import BoxPx
 
@@ -98,9 +99,7 @@ class Memory:
         if near_px is None:
             return np.ones_like(self.empty)
         shares = np.full_like(self.empty, beyond)
-        margin_x, margin_y = (NEAR * (high - low) for low, high in zip(near_px[:2], near_px[2:], strict=True))
-        around = near_px[0] - margin_x, near_px[1] - margin_y, near_px[2] + margin_x, near_px[3] + margin_y
-        x0, y0, x1, y1 = self.cells(around)
+        x0, y0, x1, y1 = self.cells(widened(near_px, NEAR))
         shares[y0:y1, x0:x1] = 1
         return shares
 

@@ -16,6 +16,7 @@ from engines.boxes import overlap, shared
 from engines.localizer import Detection, ImageBgr, Localization
 from realtime.follow.course import Course
 from realtime.follow.follower import HELD, NOTHING, PATIENCE_FRAMES, SEARCHING, Follower
+from realtime.follow.geometry import moved, widened
 from realtime.follow.memory import Memory
 from realtime.follow.motion import Motion, Step
 from realtime.follow.numbers import Numbers
@@ -164,7 +165,7 @@ class Several:
             seat.follower.hidden = hidden if others else None
 
     def _mark(self, cells: NDArray[np.bool_], box_px: BoxPx, value: bool, margin: float = 0.0) -> None:
-        x0, y0, x1, y1 = self._memory.cells(_widened(box_px, margin))
+        x0, y0, x1, y1 = self._memory.cells(widened(box_px, margin))
         cells[y0:y1, x0:x1] = value
 
     def _own(self, seat: _Seat, step: Step) -> Step:
@@ -177,7 +178,7 @@ class Several:
             return step
         alike = self._course.alike(self._memory.cells(box), seat.follower.votes)
         others = [other for another, other in self._held() if another is not seat]
-        against = seat.frames <= YOUNG_FRAMES or any(overlap(_widened(box, NEAR), other) for other in others)
+        against = seat.frames <= YOUNG_FRAMES or any(overlap(widened(box, NEAR), other) for other in others)
         share = 2 * alike - 1 if against else alike
         own = np.where(step.evidence > 0, step.evidence * share, step.evidence)
         return replace(step, judge=lambda: (own, step.moving))
@@ -191,12 +192,10 @@ class Several:
         if found.box_xyxy_px is None:
             return found, ()
         first = Detection(found.box_xyxy_px, found.class_index, found.class_name, found.score)
-        x, y = window_px[:2]
         nobodys = list[tuple[Detection, BoxPx]]()
         mine = looking.follower.box_px if looking.held else None
         for each in found.detections or (first,):
-            x0, y0, x1, y1 = each.box_xyxy_px
-            box = x0 + x, y0 + y, x1 + x, y1 + y
+            box = moved(each.box_xyxy_px, window_px)
             theirs = max((overlap(box, other) for seat, other in self._held() if seat is not looking), default=0.0)
             if theirs <= max(SAME_IOU, overlap(box, mine) if mine else 0.0):
                 nobodys.append((each, box))
@@ -227,12 +226,6 @@ class Several:
         if boxes and len(kept) < self._most:
             kept += [seat for seat in rest if seat.follower.state == SEARCHING and not seat.given][:1] or [self._seat()]
         self._seats = kept or rest[:1]
-
-
-def _widened(box_px: BoxPx, margin: float) -> BoxPx:
-    """A box with a margin, a share of its sides."""
-    x, y = (margin * (high - low) for low, high in zip(box_px[:2], box_px[2:], strict=True))
-    return box_px[0] - x, box_px[1] - y, box_px[2] + x, box_px[3] + y
 
 
 def _tracked(follower: Follower, track: Track) -> Tracked:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from realtime.follow.geometry import CALM, CALM_LATER, calmed, moved, touches
+from realtime.follow.geometry import CALM, CALM_LATER, calmed, moved, touches, widened
 
 FRAME = (200, 100)
 WINDOW = (50.0, 0.0, 150.0, 80.0)
@@ -10,6 +10,10 @@ WINDOW = (50.0, 0.0, 150.0, 80.0)
 
 def test_a_windows_pixels_are_the_frames_but_for_its_corner():
     assert moved((1, 2, 30, 40), (50, 20, 90, 80)) == (51, 22, 80, 60)
+
+
+def test_a_margin_is_a_share_of_each_side():
+    assert widened((10, 20, 50, 100), 0.25) == (0, 0, 60, 120)
 
 
 @pytest.mark.parametrize(
