@@ -1,10 +1,12 @@
 """Sightline's command line. Each command is a thin face of one function in ``realtime``, ``calib`` or ``engines``."""
 
 import json
+import os
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -36,6 +38,7 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Console(stderr=True)
+DEFECT = "this is a defect of Sightline, please report it"
 DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions()
 ONE = Scale()
 takes_data = takes("chosen", DataChoice, OPTIONS)
@@ -261,12 +264,25 @@ def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line and status 2."""
+    """Run the command line; a user's mistake is one line and status 2.
+
+    Any other exception is a defect of Sightline. It is one line and status 2 as well; ``SIGHTLINE_TRACEBACK=1`` shows all of it.
+    """
     try:
         app()
     except SightlineError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        sys.exit(2)
+        _stop(str(error))
+    except Exception as error:
+        if os.environ.get("SIGHTLINE_TRACEBACK"):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        _stop(f"{DEFECT}: {what} ({Path(frame.filename).name}:{frame.lineno}; SIGHTLINE_TRACEBACK=1 shows all of it)")
+
+
+def _stop(message: str) -> NoReturn:
+    console.print(f"error: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def command(*arguments, **environment) -> subprocess.CompletedProcess[str]:
     An error that is not the user's, and a warning, come out of here as they are.
     """
     line, out, err, status = ["sightline", *map(str, arguments)], StringIO(), StringIO(), 0
-    told = {"COLUMNS": str(COLUMNS), **environment}
+    told = {"COLUMNS": str(COLUMNS), "SIGHTLINE_TRACEBACK": "1", **environment}
     with (
         patch.object(sys, "argv", line), patch.dict(os.environ, told), patch.object(cli, "console", Console(stderr=True, width=COLUMNS)),
         redirect_stdout(out), redirect_stderr(err),
@@ -39,7 +39,7 @@ def process(*arguments, timeout=120, **environment) -> subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
         capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False,
-        env={**os.environ, "COLUMNS": str(COLUMNS), **environment},
+        env={**os.environ, "COLUMNS": str(COLUMNS), "SIGHTLINE_TRACEBACK": "1", **environment},
     )  # fmt: skip
 
 

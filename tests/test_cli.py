@@ -261,3 +261,17 @@ def test_without_arguments_help_shows_every_command():
     result = process("--help")
     for name in ("demo", "batch", "stream", "bench"):
         assert name in result.stdout
+
+
+def test_a_defect_is_one_line_and_its_traceback_is_had_on_request(monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("a defect\nof two lines")
+
+    monkeypatch.setattr("cli.app", broken)
+    result = command("doctor", SIGHTLINE_TRACEBACK="")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "this is a defect of Sightline" in result.stderr
+    assert "KeyError" in result.stderr
+    with pytest.raises(KeyError):
+        command("doctor")
