@@ -266,7 +266,7 @@ def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:
 def main() -> None:
     """Run the command line; a user's mistake is one line and status 2.
 
-    Any other exception is a defect of Sightline. It is one line and status 2 as well; ``SIGHTLINE_TRACEBACK=1`` shows all of it.
+    Any other exception is a defect of Sightline: one line and status 2 as well. ``SIGHTLINE_TRACEBACK=1`` shows all of it.
     """
     try:
         app()
