@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 setup: .venv/tested-with
 
-# What running needs: no PyTorch.
+# What running needs, and the page of --web (3 MB besides what is there): no PyTorch.
 .venv/runs-with: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable .
+	$(PIP) --editable '.[web]'
 	touch $@
 
 # What testing needs besides.
@@ -20,6 +20,7 @@ setup: .venv/tested-with
 
 run: .venv/runs-with
 	$(BIN)/sightline demo --out out
+	@echo 'Next, with a camera and a page to watch it on: $(BIN)/sightline stream 0 --web 8000'
 
 test: setup
 	$(BIN)/python -m pytest

@@ -13,6 +13,7 @@ from engines.classifiers import Classifier, load_classifier
 from engines.downloads import cache_dir
 from engines.head import Head, load_head
 from engines.heuristic import Heuristic, default_heuristic
+from engines.install import install_extra
 from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec
 from engines.methods.choose import open_search
@@ -197,7 +198,7 @@ def open_engine(
         try:
             from engines.backends.torch_cuda import open_torch
         except ImportError as error:
-            raise EngineError("--backend torch needs PyTorch: pip install 'sightline[torch]', or use openvino") from error
+            raise EngineError(f"--backend torch needs PyTorch: {install_extra('torch')}, or use openvino") from error
         return open_torch(classifier, spec, head, choice.precision, batch)
     raise EngineError(f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}")
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from engines.base import ModelError
 from engines.deep_compression import decode_net
 from engines.downloads import Download, cache_dir, downloaded
+from engines.install import install_extra
 
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"compact": ASSETS / "compact.safetensors"}
@@ -97,9 +98,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
-        raise ModelError(
-            f"reading {path.name} needs PyTorch: pip install 'sightline[torch]', or give a .safetensors file"
-        ) from error
+        raise ModelError(f"reading {path.name} needs PyTorch: {install_extra('torch')}, or give a .safetensors file") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip, runtime and end-of-file errors for damaged files

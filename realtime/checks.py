@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.install import install_extra, install_packages, restore
+
 PACKAGES = {
     "numpy": "numpy", "cv2": "opencv-python", "onnx": "onnx", "openvino": "openvino", "av": "av", "typer": "typer",
     "rich": "rich", "safetensors": "safetensors", "matplotlib": "matplotlib", "jinja2": "jinja2", "pyarrow": "pyarrow",
+    "packaging": "packaging",
 }  # fmt: skip
 """Modules without which nothing runs, and the packages that bring them."""
 DECODERS = ("h264", "hevc", "vp9", "av1", "mjpeg", "mpeg4")
@@ -72,8 +75,8 @@ def python() -> Findings:
 
 def _package_fix(module: str, error: Exception) -> str:
     if module == "cv2" and "lib" in str(error):
-        return "apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless in place of opencv-python"
-    return f"pip install --force-reinstall {PACKAGES[module]}"
+        return f"apt-get install libgl1 libglib2.0-0, or {install_packages('opencv-python-headless')}"
+    return install_packages(PACKAGES[module], options="--force-reinstall")
 
 
 def processor() -> Findings:
@@ -101,7 +104,9 @@ def openvino() -> Findings:
 
     core = ov.Core()
     if "CPU" not in core.available_devices:
-        yield Finding("OpenVINO", "problem", "has no CPU device", "pip install --force-reinstall openvino", True)
+        yield Finding(
+            "OpenVINO", "problem", "has no CPU device", install_packages("openvino", options="--force-reinstall"), True
+        )
         return
     abilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     kinds = [kind for kind in ("FP32", "BF16", "FP16", "INT8") if kind in abilities]
@@ -126,7 +131,7 @@ def network() -> Findings:
             load_head(shipped_head_path(name))
         except Exception as error:  # damaged files raise all kinds of things
             words = f"{name}: {error}".splitlines()[0]
-            yield Finding("head", "problem", words, "pip install --force-reinstall sightline")
+            yield Finding("head", "problem", words, restore(shipped_head_path(name)))
     yield Finding("heads", "ok" if names else "problem", f"{len(names)} shipped: {', '.join(names)}")
     scales = [path.name.removesuffix(".int8.json") for path in sorted(ASSETS.glob("*.int8.json"))]
     yield Finding("calibrations", "ok" if scales else "absent", f"{len(scales)} shipped: {', '.join(scales)}")
@@ -139,7 +144,8 @@ def network() -> Findings:
         took_ms = (time.perf_counter() - start) * 1e3
     except Exception as error:  # the one thing that must work: say what it is, whatever it is
         words = f"does not run: {error}".splitlines()[0]
-        yield Finding("shipped network", "problem", words, "pip install --force-reinstall sightline openvino", True)
+        fix = f"{restore(ASSETS)}; or {install_packages('openvino', options='--force-reinstall')}"
+        yield Finding("shipped network", "problem", words, fix, True)
         return
     how = f"{localizer.size_px} px, {localizer.engine.precision}, {took_ms:.1f} ms"
     yield Finding("shipped network", "ok", f"runs at {how}: sees '{found.class_name}' in the demo photo", "", True)
@@ -161,7 +167,7 @@ def video() -> Findings:
 
     decoders, encoders = known(DECODERS, "r"), known(ENCODERS, "w")
     libraries = ".".join(str(part) for part in av.library_versions["libavcodec"])
-    fix = "pip install --force-reinstall av (its own wheel, not one built against the system's FFmpeg)"
+    fix = f"{install_packages('av', options='--force-reinstall')} (its own wheel, not one built against the system's FFmpeg)"
     good = "h264" in decoders
     found = f"{', '.join(decoders)} (libavcodec {libraries})"
     yield Finding("decoders", "ok" if good else "problem", found, "" if good else fix, True)
@@ -195,7 +201,9 @@ def display() -> Findings:
     lines = [line.strip() for line in cv2.getBuildInformation().splitlines()]
     toolkit = next((line.partition(":")[2].strip() for line in lines if line.startswith("GUI:")), "NONE")
     if toolkit in ("", "NONE"):
-        fix = "pip install opencv-python in place of opencv-python-headless; or watch on the page: stream --web 8000"
+        fix = (
+            f"{install_packages('opencv-python')} (in place of opencv-python-headless); or watch on the page: stream --web 8000"
+        )
         yield Finding("display", "absent", "this OpenCV opens no windows", fix)
     elif not has_display():
         yield Finding("display", "absent", "no display here, so no window", "watch on the page: stream --web 8000")
@@ -237,10 +245,10 @@ def nvidia() -> Findings:
         fix = "reinstall the NVIDIA driver, then: nvidia-smi" if broken else "none is needed: Sightline runs on the processor"
         yield Finding("CUDA driver", "problem" if broken else "absent", str(error), fix)
     libraries = {"TensorRT": ("tensorrt", "tensorrt_rtx"), "pycuda": ("pycuda",), "PyTorch": ("torch",)}
-    fixes = {"PyTorch": "pip install 'sightline[torch]', for --backend torch and .pth weights"}
+    fixes = {"PyTorch": f"{install_extra('torch')}, for --backend torch and .pth weights"}
     for name, modules in libraries.items():
         versions = [f"{module} {_version(module)}" for module in modules if importlib.util.find_spec(module)]
-        fix = fixes.get(name, "pip install 'sightline[rtx]' (GeForce, RTX) or 'sightline[tensorrt]' (data centre)")
+        fix = fixes.get(name, f"{install_extra('rtx')} (GeForce, RTX), or {install_extra('tensorrt')} (data centre)")
         missing = "problem" if gpu is not None and name != "PyTorch" else "absent"
         no_use = "" if gpu is not None or name == "PyTorch" else "of use with an NVIDIA GPU only"
         yield Finding(
@@ -252,9 +260,7 @@ def page() -> Findings:
     """Page: what stream --web needs."""
     missing = [name for name in ("fastapi", "uvicorn") if not importlib.util.find_spec(name)]
     if missing:
-        yield Finding(
-            "page", "absent", f"{' and '.join(missing)} not installed", "pip install 'sightline[web]', for stream --web"
-        )
+        yield Finding("page", "absent", f"{' and '.join(missing)} not installed", f"{install_extra('web')}, for stream --web")
     else:
         yield Finding("page", "ok", f"fastapi {_version('fastapi')}, uvicorn {_version('uvicorn')}")
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from engines.base import OutputError
+from engines.install import install_extra
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
 from realtime.hub import Hub
@@ -38,7 +39,7 @@ class MetricsSink:
         try:
             import prometheus_client as prometheus
         except ImportError as error:
-            raise OutputError("--metrics needs prometheus-client: pip install 'sightline[web]'") from error
+            raise OutputError(f"--metrics needs prometheus-client: {install_extra('web')}") from error
         registry = prometheus.CollectorRegistry()
         self._frames = prometheus.Counter("sightline_frames", "Frames", ["source", "outcome", "cause"], registry=registry)
         self._stages, self._age, self._latency = (

@@ -49,7 +49,7 @@ def test_extras_and_entry_point_exist(path):
 
 
 def test_the_cluster_that_docs_show_is_one_that_ray_takes():
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'sightline[cluster]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
     import jsonschema
     import ray
     import yaml

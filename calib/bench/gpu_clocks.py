@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from engines.install import install_packages
+
 PERIOD_S = 0.2
 REASONS = {
     "nvmlClocksEventReasonGpuIdle": "idle",
@@ -40,7 +42,7 @@ class GpuClocks:
         try:
             self._library = self._load()
         except ImportError:
-            self._why_not = "nvidia-ml-py is not installed: pip install nvidia-ml-py"
+            self._why_not = f"nvidia-ml-py is not installed: {install_packages('nvidia-ml-py')}"
             return self
         try:
             self._library.nvmlInit()

@@ -12,6 +12,7 @@ from engines.base import Array
 from engines.build import WANTED_CLASS
 from engines.classifiers import Classifier
 from engines.graph import Graph
+from engines.install import install_extra, install_packages
 from engines.preprocess import IMAGE, append_preprocessing
 
 if TYPE_CHECKING:
@@ -74,9 +75,6 @@ PEERS: dict[str, Callable[[Task], Call]] = {
     "ONNX Runtime forward only": onnxruntime_forward,
 }
 """Name to what makes the call; everything in fp32."""
-EXTRA = "pip install 'sightline[bench]'"
-INSTALL = {"pytorch_grad_cam": "pip install --no-deps grad-cam"}
-"""Where an extra cannot bring the package: grad-cam would bring torchvision, which it does not need here."""
 
 
 def peers(task: Task) -> tuple[dict[str, Call], dict[str, str]]:
@@ -93,12 +91,18 @@ def peers(task: Task) -> tuple[dict[str, Call], dict[str, str]]:
             call()
         except ImportError as error:
             module = (error.name or "").partition(".")[0]
-            missing[name] = f"{module or error} is not installed: {INSTALL.get(module, EXTRA)}"
+            missing[name] = f"{module or error} is not installed: {_install(module)}"
         except Exception as error:  # whatever stops a peer, the others are still measured, and its row says why
             missing[name] = _first_line(error)
         else:
             found[name] = call
     return found, missing
+
+
+def _install(module: str) -> str:
+    if module == "pytorch_grad_cam":  # no extra brings it: it would bring torchvision, which it does not need here
+        return install_packages("grad-cam", options="--no-deps")
+    return install_extra("bench")
 
 
 def _first_line(error: Exception) -> str:

@@ -55,7 +55,7 @@ def bench(
         batches: batch sizes, likewise.
 
     Returns:
-        (the result, see DESIGN.md section 3; the frames of the run end to end, for plots).
+        (the result, as ``--json`` prints it; the frames of the run end to end, for plots).
     """
     if choices[0].backend in GPU_BACKENDS:
         engines = [bench_gpu(choice, batches, seconds, console) for choice in choices]

@@ -24,6 +24,7 @@ import onnx
 from engines.backends.tensorrt_build import quiet_logger
 from engines.base import Array, EngineError, TensorSpec
 from engines.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
+from engines.install import install_extra, install_packages
 from engines.slots import GpuTimes, Layout, SlottedEngine, check_tensors
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which other libraries use
@@ -48,7 +49,10 @@ def load_tensorrt(ahead: bool = False) -> Any:
             continue
         if hasattr(trt, "Builder"):  # a folder of that name imports as well
             return trt
-    raise EngineError("TensorRT is not installed: pip install 'sightline[rtx]' (GeForce, RTX) or 'sightline[tensorrt]'")
+    raise EngineError(
+        f"TensorRT is not installed: {install_extra('rtx')} (GeForce, RTX), or {install_extra('tensorrt')} (data centre); "
+        "pycuda is compiled then, which needs NVIDIA's CUDA toolkit"
+    )
 
 
 def load_pycuda() -> Any:
@@ -61,7 +65,9 @@ def load_pycuda() -> Any:
         import pycuda.driver as cuda
     except (ImportError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown"
-        raise EngineError(f"pycuda cannot be loaded ({reason}): pip install pycuda, where there is a GPU") from error
+        raise EngineError(
+            f"pycuda cannot be loaded ({reason}): {install_packages('pycuda')}, where there are a GPU and NVIDIA's CUDA toolkit"
+        ) from error
     cuda.init()
     return cuda
 

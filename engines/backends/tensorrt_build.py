@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines.base import EngineError, ModelError
 from engines.files import whole_file
+from engines.install import install_packages
 
 
 @dataclass
@@ -91,7 +92,7 @@ def _configure(config: Any, build: Build) -> None:
     if build.target is not None:
         known = targets(trt)
         if build.target not in known:
-            can = f"it can for {', '.join(known)}" if known else "only tensorrt_rtx can: pip install 'sightline[rtx]'"
+            can = f"it can for {', '.join(known)}" if known else f"only tensorrt_rtx can: {install_packages('tensorrt_rtx')}"
             raise EngineError(f"{trt.__name__} cannot build for {build.target} ahead of time: {can}")
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, build.target.upper()), 0)

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from engines.base import EngineError, SightlineError
 from engines.choose import Choice
+from engines.install import install_extra
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.crew import LostError, Ref
 from realtime.batch.decode import SegmentEnd, read_segment
@@ -157,7 +158,7 @@ def _connected(address: str) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise EngineError("--ray needs Ray: pip install 'sightline[cluster]'") from error
+        raise EngineError(f"--ray needs Ray: {install_extra('cluster')}") from error
     if address.startswith("ray://"):
         raise EngineError(f"{address} is a client's address: run 'ray job submit' there, with --ray auto")
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engines.base import OutputError, SightlineError, SourceError
 from engines.downloads import cache_dir
 from engines.files import whole_file
+from engines.install import install_extra
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -40,7 +41,7 @@ def filesystem(address: str) -> "tuple[AbstractFileSystem, str]":
     try:
         import fsspec
     except ImportError as error:
-        raise SightlineError(f"{address} needs fsspec: pip install 'sightline[cluster]'") from error
+        raise SightlineError(f"{address} needs fsspec: {install_extra('cluster')}") from error
     try:
         found, path = fsspec.url_to_fs(address)
         return found, str(path)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engines.base import ModelError
 from engines.boxes import overlap
+from engines.install import restore
 from realtime.follow.memory import MOST, Memory
 from realtime.follow.motion import Map
 from realtime.frames import BoxPx
@@ -65,7 +66,7 @@ def load_trust(path: Path = SHIPPED) -> Trust:
         mean, scale, weight = (np.array(stored[name], np.float64) for name in ("mean", "scale", "weight"))
         return Trust(mean, scale, weight, float(stored["bias"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error or type(error).__name__}; install Sightline again") from error
+        raise ModelError(f"cannot read {path}: {error or type(error).__name__}; {restore(path)}") from error
 
 
 def signs_of(

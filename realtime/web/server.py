@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from engines.base import EngineError, OutputError
+from engines.install import install_extra
 
 if TYPE_CHECKING:
     from realtime.hub import Hub
@@ -82,7 +83,7 @@ class PageServer:
             from realtime.web.app import page_app
             from realtime.web.guard import Guard
         except ImportError as error:
-            raise EngineError("--web needs FastAPI and uvicorn: pip install 'sightline[web]'") from error
+            raise EngineError(f"--web needs FastAPI and uvicorn: {install_extra('web')}") from error
         token = token or (None if address.is_loopback else secrets.token_urlsafe(16))
         self._socket = _listening(address)
         port = self._socket.getsockname()[1]

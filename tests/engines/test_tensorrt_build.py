@@ -1,6 +1,6 @@
 """TensorRT for RTX compiles our graphs with no GPU: every precision, batch and kind of GPU, and every way to fail.
 
-The library comes from PyPI (``sightline[rtx]`` or the tests' own extra); without it these tests skip.
+The library comes from PyPI (``.[rtx]`` or the tests' own extra); without it these tests skip.
 """
 
 import io
@@ -24,7 +24,7 @@ from engines.choose import Choice, build_chosen
 from engines.classifiers import load_classifier
 from engines.half import to_half
 
-trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sightline[rtx]'")
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[rtx]'")
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 
 

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from calib.bench.gpu_clocks import REASONS, GpuClocks
+from engines.install import install_packages
 
 
 class Refused(Exception):
@@ -57,7 +58,7 @@ def test_without_a_library_or_a_driver_it_says_so():
 
     with GpuClocks(missing) as clocks:
         pass
-    assert clocks.report() == {"not_available": "nvidia-ml-py is not installed: pip install nvidia-ml-py"}
+    assert clocks.report() == {"not_available": f"nvidia-ml-py is not installed: {install_packages('nvidia-ml-py')}"}
     nvml = library([1], [0])
     nvml.nvmlInit = no_driver
     with GpuClocks(lambda: nvml) as clocks:

@@ -10,6 +10,7 @@ from calib.bench.peers import PEERS, Task, peers
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import WANTED_CLASS, build_graph
 from engines.classifiers import load_classifier
+from engines.install import install_extra
 from engines.maps import MapSpec
 from engines.preprocess import IMAGE
 
@@ -80,7 +81,7 @@ def test_a_peer_that_cannot_run_is_a_row_that_says_why(task, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     found, missing = peers(task)
     assert missing["torch.compile forward + autograd"] == "InvalidCxxCompiler: No working C++ compiler found"
-    assert missing["Captum Saliency"] == "captum is not installed: pip install 'sightline[bench]'"
+    assert missing["Captum Saliency"] == f"captum is not installed: {install_extra('bench')}"
     assert set(found) | set(missing) == set(PEERS)
     assert "ONNX Runtime forward only" in found
 

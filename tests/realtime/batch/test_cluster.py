@@ -13,7 +13,7 @@ from engines.base import EngineError
 from tests.realtime.batch.clips import make_clip
 from tests.realtime.batch.test_resume import assert_same, begin, finish, records, uninterrupted
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'sightline[cluster]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
 NAMES = ["first", "second", "third"]
 
 

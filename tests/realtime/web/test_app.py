@@ -11,7 +11,7 @@ from realtime.frames import Frame, FrameRecord, Track, Tracked
 from realtime.web.server import PageServer
 from tests.realtime.web.served import LOCAL, get, post, show
 
-pytest.importorskip("fastapi", reason="the page needs: pip install 'sightline[web]'")
+pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 
 
 def test_state_tells_of_every_source(hub):

@@ -13,7 +13,7 @@ import pytest
 from tests.realtime.web.page import streaming, wait_for
 from tests.realtime.web.served import show
 
-pytest.importorskip("fastapi", reason="the page needs: pip install 'sightline[web]'")
+pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 
 
 def test_one_jpeg_is_made_for_all_viewers_and_none_while_nobody_looks(hub, monkeypatch):

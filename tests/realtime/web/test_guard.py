@@ -7,7 +7,7 @@ import pytest
 from realtime.web.server import Address, PageServer
 from tests.realtime.web.served import LOCAL, get, post
 
-pytest.importorskip("fastapi", reason="the page needs: pip install 'sightline[web]'")
+pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 
 
 def test_beyond_this_machine_a_new_token_is_made_each_time(hub):

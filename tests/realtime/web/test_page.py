@@ -17,7 +17,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    pytest.importorskip("fastapi", reason="the page needs: pip install 'sightline[web]'")
+    pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
     with streaming(tmp_path_factory.mktemp("page")) as found:
         wait_for(lambda: found.state()["all"]["frames"] > 3)
         yield found

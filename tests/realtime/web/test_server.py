@@ -12,7 +12,7 @@ from engines.base import EngineError, OutputError
 from realtime.web.server import Address, PageServer
 from tests.realtime.web.served import LOCAL, show
 
-pytest.importorskip("fastapi", reason="the page needs: pip install 'sightline[web]'")
+pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 
 
 @pytest.mark.parametrize(
