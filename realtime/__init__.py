@@ -1,0 +1,1 @@
+import engines  # noqa: F401  # switches telemetry off before OpenVINO is loaded

@@ -5,10 +5,9 @@ packets are what crosses the network. Where workers have GPUs, tasks on other pr
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -154,7 +153,6 @@ class _Actor(Worker):
 
 
 def _connected(address: str) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers of every cluster it starts
     try:
         import ray
     except ImportError as error:
@@ -162,14 +160,34 @@ def _connected(address: str) -> Any:
     if address.startswith("ray://"):
         raise EngineError(f"{address} is a client's address: run 'ray job submit' there, with --ray auto")
     try:
-        dashboard = False if address == "local" else None
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+        with _without_dashboard():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         why = str(error).strip().split("\n", 1)[0]
         raise EngineError(
             f"no Ray cluster at {address}: {why}; start one with 'ray start --head', or use --ray local"
         ) from error
     return ray
+
+
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """A cluster that begins meanwhile has no dashboard process.
+
+    Ray starts it even with ``include_dashboard=False``; it then asks the web addresses of three cloud providers where it runs,
+    even with usage reports switched off. Nothing here needs it. Clusters that are there already are left as they are.
+    """
+    from ray._private.node import Node
+
+    start = getattr(Node, "start_api_server", None)
+    if start is None:
+        yield
+        return
+    Node.start_api_server = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Node.start_api_server = start  # type: ignore[method-assign]
 
 
 def _chunks(clip: Clip, segment: Segment, every: int) -> Iterator[list[Frame | SegmentEnd]]:
