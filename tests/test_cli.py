@@ -214,8 +214,8 @@ def test_offline_the_error_says_what_to_put_where(tmp_path):
 
 def test_offline_a_published_set_names_both_ways_out(tmp_path):
     out = tmp_path / "head.safetensors"
-    line = refused("fit", "--dataset", "voc2007", "--out", out, SIGHTLINE_CACHE=str(tmp_path), http_proxy="http://127.0.0.1:9")
-    assert "cannot download http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtrainval_06-Nov-2007.tar" in line
+    line = refused("fit", "--dataset", "voc2007", "--out", out, SIGHTLINE_CACHE=str(tmp_path), https_proxy="http://127.0.0.1:9")
+    assert "cannot download https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtrainval_06-Nov-2007.tar" in line
     assert f"put it at {tmp_path / 'datasets' / 'VOCtrainval_06-Nov-2007.tar'}" in line
     assert not out.exists()
 

@@ -76,18 +76,23 @@ def server(tmp_path, monkeypatch):
         for split, count in (("trainval", 40), ("test", 13)):
             source = voc.ARCHIVES[split]
             archive(folder / source.file, split, count)
-            digest = hashlib.md5((folder / source.file).read_bytes()).hexdigest()
-            monkeypatch.setitem(
-                voc.ARCHIVES, split, replace(source, url=f"{served.address}/{source.file}", checksum=f"md5:{digest}")
+            content = (folder / source.file).read_bytes()
+            there = replace(
+                source,
+                url=f"{served.address}/{source.file}",
+                sha256=hashlib.sha256(content).hexdigest(),
+                size_bytes=len(content),
             )
+            monkeypatch.setitem(voc.ARCHIVES, split, there)
         yield served
 
 
 def test_the_published_archives_and_checksums():
-    for split, digits in (("trainval", "c52e279531787c972589f7e41ab4ae64"), ("test", "b6e924de25625d8de591ea690078ad9f")):
+    for split, digits in (("trainval", "7d8cd951101b0957"), ("test", "6836888e2e01dca8")):
         source = voc.ARCHIVES[split]
-        assert source.url == f"http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOC{split}_06-Nov-2007.tar"
-        assert source.checksum == f"md5:{digits}"
+        assert source.url == f"https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/VOC{split}_06-Nov-2007.tar"
+        assert source.sha256.startswith(digits)
+        assert len(source.sha256) == 64
 
 
 def test_images_and_boxes_come_straight_from_the_archive(server, tmp_path):
@@ -129,8 +134,8 @@ def test_a_download_that_was_cut_off_goes_on(server):
 
 
 def test_an_archive_with_a_wrong_checksum_is_thrown_away(server, monkeypatch):
-    monkeypatch.setitem(voc.ARCHIVES, "test", replace(voc.ARCHIVES["test"], checksum="md5:0"))
-    with pytest.raises(DownloadError, match="checksum that is not md5:0"):
+    monkeypatch.setitem(voc.ARCHIVES, "test", replace(voc.ARCHIVES["test"], sha256="0" * 64))
+    with pytest.raises(DownloadError, match="a sha256 that is not 0000"):
         load_chosen(DataChoice(dataset="voc2007"), "test")
     assert not list((cache_dir() / "datasets").iterdir())
 
@@ -138,9 +143,7 @@ def test_an_archive_with_a_wrong_checksum_is_thrown_away(server, monkeypatch):
 def test_an_archive_of_something_else_is_refused(server, tmp_path):
     path = tmp_path / "www" / voc.ARCHIVES["test"].file
     (tmp_path / "www" / voc.ARCHIVES["trainval"].file).rename(path)
-    with pytest.raises(
-        SourceError, match=r"lacks 'VOCdevkit/VOC2007/ImageSets/Main/test\.txt': it is cut off or not VOC 2007's"
-    ):
+    with pytest.raises(DownloadError, match=r"VOCtest_06-Nov-2007\.tar is cut off, damaged or another file"):
         voc.load_voc2007("test", tmp_path / "www")
 
 
@@ -148,7 +151,7 @@ def test_an_archive_of_something_else_is_refused(server, tmp_path):
 def test_an_archive_that_is_cut_off_is_refused(server, tmp_path, kept):
     path = tmp_path / "www" / voc.ARCHIVES["test"].file
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(SourceError, match=r"cannot read archive .*VOCtest|VOCtest.* lacks .*: it is cut off or not VOC 2007's"):
+    with pytest.raises(DownloadError, match=rf"VOCtest_06-Nov-2007\.tar is cut off, .* \({kept} bytes of \d+\): remove it"):
         voc.load_voc2007("test", tmp_path / "www")
 
 
