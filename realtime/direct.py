@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from engines.files import write_json
 from engines.localizer import Localizer
+from engines.text import displayable
 from realtime.follow.following import WHOLE_FRAMES, Following, opened
 from realtime.follow.options import FollowOptions
 from realtime.governed import Governed
@@ -46,7 +48,7 @@ def process_all(
     summaries: list[Summary] = []
     for spec, name in zip(specs, names_of(specs), strict=True):
         with open_source(spec) as source:
-            summaries.append({"source": spec, **process(source, out / name, localizer, console, video, following)})
+            summaries.append({"source": displayable(spec), **process(source, out / name, localizer, console, video, following)})
         if summaries[-1]["interrupted"]:
             break
     return summaries
@@ -99,7 +101,7 @@ def _run_with_progress(
 ) -> None:  # fmt: skip
     counts = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), BarColumn(), *counts, console=console) as bar:
-        task = bar.add_task(source.name, total=source.frames, fps="")
+        task = bar.add_task(escape(source.name), total=source.frames, fps="")
         with closing(run_frames(every_frame(source), localizer, sinks, run, following=following)) as records:
             for _ in records:
                 bar.update(task, advance=1, fps=f"{run.fps:.0f} fps")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from engines.localizer import Detection, ImageBgr, Localization
+from engines.text import displayable
 
 BoxPx = tuple[float, float, float, float]
 NO_IMAGE: ImageBgr = np.empty((0, 0, 3), np.uint8)
@@ -156,8 +157,8 @@ class FrameRecord:
         return {
             "source": self.frame.source, "frame": self.frame.index, "pts_s": round(self.frame.pts_s, 6),
             **({} if self.frame.pts is None else exact),
-            "captured_ns": self.frame.captured_ns, "outcome": self.outcome, "cause": self.cause,
-            "class_id": found.class_index if found else None, "class_name": found.class_name if found else None,
+            "captured_ns": self.frame.captured_ns, "outcome": self.outcome, "cause": displayable(self.cause),
+            "class_id": found.class_index if found else None, "class_name": displayable(found.class_name) if found else None,
             "score": round(found.score, 6) if found else None,
             **({"confidence": round(found.confidence, 4)} if found and found.confidence is not None else {}),
             **_corners(found.box_xyxy_px if found else None),
@@ -170,7 +171,7 @@ class FrameRecord:
 
 
 def _object_row(found: Detection | Tracked) -> dict[str, Any]:
-    named = {"class_id": found.class_index, "class_name": found.class_name, "score": round(found.score, 6)}
+    named = {"class_id": found.class_index, "class_name": displayable(found.class_name), "score": round(found.score, 6)}
     return {**named, **_corners(found.box_xyxy_px)}
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from engines.boxes import iou
 from engines.files import whole_file
+from engines.text import displayable
 from realtime.frames import FrameRecord
 
 STAGES = ("read", "wait", "prepare", "engine", "draw", "write")
@@ -108,7 +110,7 @@ def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
 
 def latency_table(title: str, summary: dict[str, Any]) -> Group:
     """The run as a table for the terminal."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(displayable(title)), title_justify="left")
     table.add_column("stage")
     shown = ("p50", "p90", "p99", "max")
     for name in shown:
@@ -125,11 +127,14 @@ def print_summaries(summaries: Sequence[dict[str, Any]], console: Console) -> No
         if "stages_ms" in summary:
             console.print(latency_table(summary["source"], summary))
         for line in summary.get("trouble", ()):
-            console.print(f"{summary['source']}: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+            console.print(
+                displayable(f"{summary['source']}: {line}"), style="yellow", highlight=False, soft_wrap=True, markup=False
+            )
         if summary.get("skipped"):
             console.print("  done already, of the same content and settings", style="dim")
         for kind, path in summary.get("files", {}).items():
-            console.print(f"  {kind.replace('_', ' '):13} {path}")
+            line = f"  {kind.replace('_', ' '):13} {displayable(path)}"
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _caption(summary: dict[str, Any]) -> str:
@@ -143,6 +148,14 @@ def _caption(summary: dict[str, Any]) -> str:
     if "steps" in summary:
         parts.append(f"budget {summary['budget_ms']:g} ms: {len(summary['steps'])} steps, last {summary['rung']}")
     return "  ·  ".join(parts)
+
+
+def set_title(axes: Any, text: str) -> None:
+    """Put any text above a plot: nothing in it is a formula, and what the font lacks is a question mark."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
+    axes.set_title("".join(c if ord(c) in known else "?" for c in displayable(text)), parse_math=False)
 
 
 def plot_latency(run: Run, path: Path, title: str) -> None:
@@ -160,7 +173,8 @@ def plot_latency(run: Run, path: Path, title: str) -> None:
     frames = np.arange(len(run.total_ms))
     stacked = np.array([run.stages_ms[stage] for stage in stages])
     left.stackplot(frames, stacked, labels=stages, colors=[colours[s] for s in stages], linewidth=0)
-    left.set(xlabel="frame", ylabel="milliseconds", xlim=(0, max(1, len(frames) - 1)), title=title)
+    left.set(xlabel="frame", ylabel="milliseconds", xlim=(0, max(1, len(frames) - 1)))
+    set_title(left, title)
     left.set_ylim(0, 1.25 * float(np.percentile(run.total_ms, 99)))
     handles, labels = left.get_legend_handles_labels()
     left.legend(handles[::-1], labels[::-1], loc="upper right", frameon=False, ncols=len(stages), fontsize=8)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.localizer import ImageBgr, Localization
+from engines.text import displayable
 from realtime.frames import NO_IMAGE, BoxPx, Frame, Tracked
 from realtime.smoothing import BoxSmoother
 
@@ -218,6 +219,7 @@ def _rectangle(canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int
 
 def _text(canvas: ImageBgr, text: str, corner: tuple[float, float], unit: int, back: tuple[int, int, int]) -> None:
     """White on a plate above the given corner, moved into the frame where it would leave it."""
+    text = displayable(text)
     scale, thickness, pad = _letters(unit)
     (_, height), _ = cv2.getTextSize(text, FONT, scale, thickness)
     plate_w, plate_h = _plate_px(text, unit)
@@ -236,5 +238,5 @@ def _letters(unit: int) -> tuple[float, int, int]:
 def _plate_px(text: str, unit: int) -> tuple[int, int]:
     """(width, height) of the plate that a text is on."""
     scale, thickness, pad = _letters(unit)
-    (width, height), base = cv2.getTextSize(text, FONT, scale, thickness)
+    (width, height), base = cv2.getTextSize(displayable(text), FONT, scale, thickness)
     return width + 2 * pad, height + base + pad

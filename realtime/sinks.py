@@ -21,6 +21,7 @@ import numpy as np
 from engines.base import OutputError
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
+from realtime.limits import written_size
 from realtime.video import reason_of
 
 FRAGMENT_S = 0.5
@@ -103,7 +104,7 @@ class VideoSink(_WholeFile):
         self._last_pts = -1
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
-        """See ``Sink.write``; later pictures of another size are fitted into the first one's."""
+        """See ``Sink.write``; large pictures are scaled down, later ones of another size fitted into the first one's."""
         if picture is None:
             return
         try:
@@ -128,7 +129,7 @@ class VideoSink(_WholeFile):
     def _open_stream(self, picture: ImageBgr) -> av.VideoStream:
         height, width = picture.shape[:2]
         stream: av.VideoStream = self._container.add_stream("libx264", rate=self._rate)
-        stream.width, stream.height = max(2, width + width % 2), max(2, height + height % 2)
+        stream.width, stream.height = written_size(width, height)
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = self._time_base
         stream.codec_context.gop_size = max(1, round(self._rate))  # a key frame, so a fragment, per second

@@ -4,23 +4,31 @@ A source is opened by ``open_source``, iterated once, and closed by its ``with``
 """
 
 import glob
+import io
 import lzma
+import os
+import stat
 import struct
 import tarfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
+import PIL.Image
 
 from engines.base import SourceError
 from engines.localizer import ImageBgr
+from engines.text import file_name
+from realtime import limits
 from realtime.demo import DemoCamera
 from realtime.frames import Frame
 from realtime.video import USUAL, Camera, Source, SourceOptions, VideoFile, reason_of
@@ -28,6 +36,10 @@ from realtime.video import USUAL, Camera, Source, SourceOptions, VideoFile, reas
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar"})
 IMAGES_PER_SECOND = 24.0
+CHUNK_BYTES = 2**20
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # of damaged images it prints pages; we say which they are
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of the same
+Member = tuple[str, Callable[[], bytes]]
 
 
 class Images(Source):
@@ -39,10 +51,10 @@ class Images(Source):
 
     time_base = Fraction(1, 24000)
 
-    def __init__(self, name: str, members: list[tuple[str, Callable[[], bytes]]], rate_fps: float = IMAGES_PER_SECOND) -> None:
+    def __init__(self, name: str, members: list[Member], rate_fps: float = IMAGES_PER_SECOND) -> None:
         if not members:
             raise SourceError(f"{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        self.name, self.frames, self.rate_fps = Path(name).stem or name, len(members), rate_fps
+        self.name, self.frames, self.rate_fps = file_name(Path(name).stem or name), len(members), rate_fps
         self.members = members
 
     def __iter__(self) -> Iterator[Frame]:
@@ -91,12 +103,17 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
     if "://" in spec:
         return VideoFile(spec, options)
     path = Path(spec)
-    if any(character in spec for character in "*?[") and not path.exists():
+    if any(character in spec for character in "*?[") and not is_there(spec):
         return Images(spec, [_file_member(Path(p)) for p in natural_order(glob.glob(spec)) if has_suffix(p)])
-    if not path.exists():
-        raise SourceError(f"{spec} does not exist")
-    if path.is_dir():
-        files = natural_order(str(p) for p in path.iterdir() if has_suffix(p.name))
+    try:
+        kind = path.stat().st_mode
+        inside = list(path.iterdir()) if stat.S_ISDIR(kind) else []
+    except (FileNotFoundError, ValueError) as error:  # ValueError: there is a null character in the name
+        raise SourceError(f"{spec} {'is a link to what does not exist' if is_there(spec) else 'does not exist'}") from error
+    except OSError as error:
+        raise SourceError(f"cannot open {spec}: {error.strerror}") from error
+    if stat.S_ISDIR(kind):
+        files = natural_order(str(p) for p in inside if has_suffix(p.name))
         return Images(str(path.resolve()), [_file_member(Path(p)) for p in files])
     if path.suffix.lower() in ARCHIVE_SUFFIXES:
         return Images(spec, archive_members(path))
@@ -105,7 +122,48 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
     return VideoFile(spec)
 
 
-def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[tuple[str, Callable[[], bytes]]]:
+def is_there(spec: str) -> bool:
+    """Whether there is something of that name, be it a link that leads nowhere, or something that may not be looked at."""
+    try:
+        os.lstat(spec)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _file_member(path: Path) -> Member:
+    return str(path), partial(file_bytes, path)
+
+
+def file_bytes(path: Path) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        SourceError: it cannot be read, is no file but a pipe or a folder, or is too large.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for ever
+            raise SourceError(f"{path} is no file")
+        limits.check_bytes(str(path), found.st_size)
+        with path.open("rb") as file:
+            return _bounded(file, str(path))
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _bounded(file: IO[bytes], what: str, most: int = limits.FILE_BYTES) -> bytes:
+    """All of it, however much was declared; in chunks, as memory is not to be taken for what does not come."""
+    content = io.BytesIO()
+    while chunk := file.read(min(CHUNK_BYTES, most + 1 - content.tell())):
+        content.write(chunk)
+        limits.check_bytes(what, content.tell(), most)
+    return content.getvalue()
+
+
+def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Member]:
     """(name, reader) of every image (or other kind of file) in a zip or an uncompressed tar, in natural order.
 
     The archive is scanned once; a reader goes straight to its member.
@@ -114,14 +172,73 @@ def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[tup
         SourceError: the archive cannot be read or is damaged; a reader raises it of its member (encrypted ones too).
     """
     with _archive_errors(str(path)):
-        if path.suffix.lower() == ".zip":
-            archive = zipfile.ZipFile(path)
-            readers = {name: partial(archive.read, name) for name in archive.namelist() if has_suffix(name, suffixes)}
-        else:
-            with tarfile.open(path, "r:") as tar:
-                files = [member for member in tar.getmembers() if member.isfile() and has_suffix(member.name, suffixes)]
-            readers = {member.name: partial(_bytes_at, path, member.offset_data, member.size) for member in files}
+        readers = (_zip_readers if path.suffix.lower() == ".zip" else _tar_readers)(path, suffixes)
     return [(name, _archive_errors(f"{path}: {name}")(readers[name])) for name in natural_order(readers)]
+
+
+def _zip_readers(path: Path, suffixes: Set[str]) -> dict[str, Callable[[], bytes]]:
+    archive = zipfile.ZipFile(_Limited(path, limits.DIRECTORY_BYTES))
+    members = archive.infolist()
+    _check_count(path, len(members))
+    if sum(member.file_size for member in members) > limits.INFLATION * path.stat().st_size:
+        raise SourceError(f"its members say that they are more than {limits.INFLATION} times as large as all of it")
+    images = (each for each in members if has_suffix(each.filename, suffixes) and not each.is_dir())
+    return {each.filename: partial(_zip_bytes, archive, each) for each in images}
+
+
+def _zip_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    limits.check_bytes("it", member.file_size)
+    with archive.open(member.filename) as file:
+        return _bounded(file, "it")
+
+
+def _tar_readers(path: Path, suffixes: Set[str]) -> dict[str, Callable[[], bytes]]:
+    found: dict[str, Callable[[], bytes]] = {}
+    with tarfile.open(fileobj=_Limited(path, limits.HEADER_BYTES), mode="r:") as tar:
+        count = 0
+        while (member := tar.next()) is not None:
+            count += 1
+            _check_count(path, count)
+            if member.isfile() and has_suffix(member.name, suffixes):
+                found[member.name] = partial(_tar_bytes, path, member.offset_data, member.size, member.issparse())
+            tar.members.clear()  # type: ignore[attr-defined]  # else all of them are kept
+    return found
+
+
+def _tar_bytes(path: Path, offset: int, size: int, sparse: bool) -> bytes:
+    if sparse:
+        raise SourceError("it is stored as a sparse file: pack it again without --sparse")
+    limits.check_bytes("it", size)
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) < size:
+        raise SourceError(f"it is cut off: {len(content)} of {size} bytes are there")
+    return content
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > limits.ARCHIVE_MEMBERS:
+        raise SourceError(f"{path} has more than {limits.ARCHIVE_MEMBERS} members: split it")
+
+
+class _Limited(io.FileIO):
+    """A file of which no more than so many bytes are read at once: what a header declares is not taken on trust."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path)
+        self._most = most
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See ``io.FileIO.read``.
+
+        Raises:
+            SourceError: too much is asked for.
+        """
+        wanted = os.fstat(self.fileno()).st_size - self.tell() if size is None or size < 0 else size
+        if wanted > self._most:
+            raise SourceError(f"a header says that it has {wanted / 1e6:.0f} MB")
+        return super().read(wanted) or b""
 
 
 @contextmanager
@@ -130,30 +247,68 @@ def _archive_errors(where: str) -> Iterator[None]:
     damage = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
     try:
         yield
-    except (OSError, RuntimeError, *damage) as error:
+    except SourceError as error:
+        said = str(error)
+        raise SourceError(said if where in said else f"cannot read archive {where}: {said}") from error
+    except (OSError, RuntimeError, OverflowError, MemoryError, LookupError, AssertionError, *damage) as error:
         raise SourceError(f"cannot read archive {where}: {reason_of(error)}") from error
-
-
-def _bytes_at(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
-
-def _file_member(path: Path) -> tuple[str, Callable[[], bytes]]:
-    return str(path), path.read_bytes
 
 
 def decode_image(name: str, content: bytes) -> ImageBgr:
     """uint8 BGR from an image file's bytes (gray and alpha are converted, EXIF rotation is applied).
 
     Raises:
-        SourceError: the bytes are not an image that OpenCV reads.
+        SourceError: the bytes are not an image that OpenCV reads, or it has too many pixels.
     """
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR) if content else None
+    size_px = _declared_size(content)
+    if size_px is not None:
+        limits.check_pixels(name, *size_px, limits.IMAGE_PIXELS)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR) if content else None
+    except (cv2.error, MemoryError) as error:
+        raise SourceError(f"{name} cannot be decoded: {_first_line(error)}") from error
     if image is None:
         raise SourceError(f"{name} is not a readable image: it is damaged or of an unknown format")
     return np.asarray(image, np.uint8)
+
+
+def _declared_size(content: bytes) -> tuple[int, int] | None:
+    """(width, height) as the header says; None where it says none that Pillow reads. OpenCV has the limit for these, too."""
+    for reader in _header_readers():
+        try:
+            with reader(io.BytesIO(content)) as image:
+                return image.size
+        except Exception:  # another format, or whatever a damaged header makes of it
+            continue
+    return None
+
+
+@cache
+def _header_readers() -> tuple[Callable[[IO[bytes]], PIL.Image.Image], ...]:
+    """Pillow's classes, which read headers only; its ``open`` has a limit of its own, which cannot be set for one call."""
+    from PIL import (
+        AvifImagePlugin,
+        BmpImagePlugin,
+        GifImagePlugin,
+        Jpeg2KImagePlugin,
+        JpegImagePlugin,
+        PngImagePlugin,
+        PpmImagePlugin,
+        SunImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+    return (
+        JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, WebPImagePlugin.WebPImageFile,
+        TiffImagePlugin.TiffImageFile,
+        BmpImagePlugin.BmpImageFile, GifImagePlugin.GifImageFile, PpmImagePlugin.PpmImageFile, SunImagePlugin.SunImageFile,
+        Jpeg2KImagePlugin.Jpeg2KImageFile, AvifImagePlugin.AvifImageFile,
+    )  # fmt: skip
+
+
+def _first_line(error: BaseException) -> str:
+    return (getattr(error, "err", "") or str(error).strip() or "not enough memory").splitlines()[0]
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

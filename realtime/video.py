@@ -16,6 +16,7 @@ from av.codec.context import Flags
 from av.video.reformatter import VideoReformatter
 
 from engines.base import SourceError
+from engines.text import file_name
 from realtime.frames import Frame
 from realtime.losses import Losses
 
@@ -230,7 +231,11 @@ class Camera(Source):
 
 
 def name_of(spec: str) -> str:
-    """What a source is called in logs and file names."""
+    """What a source is called in logs, in pictures and file names, see ``engines.text.file_name``."""
+    return file_name(_stem_of(spec))
+
+
+def _stem_of(spec: str) -> str:
     if spec.isdigit():
         return f"camera{spec}"
     if "://" in spec:

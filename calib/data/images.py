@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from calib.data.labels import SizePx
 from engines.base import SourceError
 from engines.localizer import ImageBgr
-from realtime.sources import ARCHIVE_SUFFIXES, Images, archive_members, decode_image, has_suffix, open_source
+from realtime.sources import ARCHIVE_SUFFIXES, Images, archive_members, decode_image, file_bytes, has_suffix, open_source
 
 ENDINGS = ("", "_boxes", "_labels", "_annotations", "_groundtruth_rect", "_groundtruth", "_rect")
 """What label files are called behind the name of their images."""
@@ -57,7 +57,9 @@ class ImageFiles:
             raise SourceError(f"images {place} do not exist: say where they are with --images")
         if place.is_dir():
             files = [p for p in place.rglob("*") if has_suffix(p.name) and p.is_file()]
-            self._readers: dict[str, Callable[[], bytes]] = {p.relative_to(place).as_posix(): p.read_bytes for p in files}
+            self._readers: dict[str, Callable[[], bytes]] = {
+                p.relative_to(place).as_posix(): partial(file_bytes, p) for p in files
+            }
         elif place.suffix.lower() in ARCHIVE_SUFFIXES:
             self._readers = dict(archive_members(place))
         else:

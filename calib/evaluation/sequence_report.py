@@ -13,6 +13,7 @@ from calib.evaluation.report import SUFFIXES, write_document
 from calib.evaluation.sequences import SUCCESS_IOUS, Followed
 from engines.boxes import overlap
 from engines.files import checked_suffix
+from engines.text import displayable
 from realtime.overlay import PREDICTED_BGR, TRUTH_BGR
 
 STRIP_FRAMES, STRIP_WIDTH_PX = 6, 300
@@ -62,7 +63,7 @@ def film_strip(sequence: Followed) -> Picture:
         if found[2] > 0:
             outline(panel, [float(edge) * scale for edge in found], PREDICTED_BGR)
         panel[:20] //= 3
-        cv2.putText(panel, text, (6, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+        cv2.putText(panel, displayable(text), (6, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
         panels.append(panel)
     rows = [np.hstack(panels[start : start + 3]) for start in range(0, len(panels) - len(panels) % 3 or 1, 3)]
     if len(panels) < 3:

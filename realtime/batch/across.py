@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from engines.base import InputError, OutputError, SightlineError, SourceError
+from engines.base import OutputError, SourceError
 from engines.files import whole_file, write_json
+from engines.text import displayable
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.crew import QUEUED, Cluster, Crew, Hand, LostError, Ref
+from realtime.batch.failures import as_told, ends_run, failed
 from realtime.batch.job import FOLDER, MANIFEST, Job, alone
 from realtime.batch.merge import UnsafeCutError, merge
 from realtime.batch.plan import can_be_cut
@@ -28,7 +29,7 @@ from realtime.batch.storage import Digests, Store, identity, is_shared, local_pa
 from realtime.batch.underway import Source, Summary
 from realtime.batch.worker import find_digest, find_plan
 from realtime.readers import names_of
-from realtime.sources import open_source
+from realtime.sources import is_there, open_source
 
 Then = Callable[[Source, Any], None]
 MOST_TRIES = 3
@@ -57,7 +58,7 @@ def process_across(
             continue
         if not can_be_cut(spec):
             raise SourceError(f"{spec} cannot be read by several at once: leave --ray away")
-        if not Path(spec).exists():
+        if not is_there(spec):
             open_source(spec).close()
     try:
         return _Across(specs, Store(out), Crew(cluster, most, console), console, settings).run()
@@ -72,7 +73,7 @@ class _Across:
         self._store, self._crew, self._console, self._settings = store, crew, console, settings
         self._sources = [Source(*item) for item in zip(range(len(specs)), specs, names_of(specs), strict=True)]
         self._fresh, self._open = deque(self._sources), list[Source]()
-        self._summaries, self._errors = dict[int, Summary](), list[SightlineError]()
+        self._summaries, self._errors = dict[int, Summary](), list[Exception]()
         self._then = dict[Ref, Callable[[Ref], None]]()
         self._merging, self._merges = ThreadPoolExecutor(1, thread_name_prefix="merge"), dict[int, Future[Summary]]()
         self._digests = Digests(store)
@@ -96,7 +97,7 @@ class _Across:
             for source in self._open:
                 source.lock.close()
         if self._errors and len(self._errors) == len(self._sources):
-            raise self._errors[0]
+            raise as_told(self._errors[0])
         summaries = [self._summaries[place] for place in sorted(self._summaries)]
         write_json(self._store.folder / "summary.json", summaries)
         self._store.put([self._store.folder / "summary.json"])
@@ -127,17 +128,23 @@ class _Across:
     def _look(self, source: Source) -> None:
         """Find out its digest, and then its plan."""
         self._open.append(source)
-        try:
-            if is_shared(source.spec):
-                source.ident = identity(source.spec)
-                known = self._digests.find(source.name, source.ident)
-                if known is not None:
-                    self._begin(source, known)
-                    return
-        except SourceError as error:
-            self._fail(source, error)
-            return
+        self._go_on(source, partial(self._find_digest, source))
+
+    def _find_digest(self, source: Source) -> None:
+        if is_shared(source.spec):
+            source.ident = identity(source.spec)
+            known = self._digests.find(source.name, source.ident)
+            if known is not None:
+                self._begin(source, known)
+                return
         self._ask(source, find_digest, self._begin, source.where)
+
+    def _go_on(self, source: Source, step: Callable[[], None]) -> None:
+        """Take a source's next step; whatever goes wrong with it, the others go on."""
+        try:
+            step()
+        except Exception as error:
+            self._fail(source, error)
 
     def _ask(self, source: Source, function: Callable[..., Any], then: Callable[[Source, Any], None], *arguments: Any) -> None:
         """Have a task done for a source."""
@@ -147,10 +154,10 @@ class _Across:
                 found = self._crew.cluster.get(ref)
             except LostError as error:
                 self._fail(source, SourceError(f"{source.spec}: whoever looked through it died: {error}"))
-            except (SourceError, InputError) as error:
+            except Exception as error:
                 self._fail(source, error)
             else:
-                then(source, found)
+                self._go_on(source, partial(then, source, found))
 
         self._then[self._crew.cluster.task(function, *arguments)] = heard
 
@@ -205,12 +212,15 @@ class _Across:
             hand.segments.remove(segment)
             self._again(source, segment, error, True)
             return
-        except (SourceError, InputError) as error:
+        except Exception as error:
             hand.segments.remove(segment)
             self._fail(source, error)
             return
-        if source.over or source.job is None:
-            return
+        if not source.over:
+            self._go_on(source, partial(self._keep, source, segment, files))
+
+    def _keep(self, source: Source, segment: Segment, files: dict[str, bytes]) -> None:
+        assert source.job is not None
         for name in sorted(files, key=lambda name: name.endswith(".json")):
             with whole_file(source.job.folder / name) as part:
                 part.write_bytes(files[name])
@@ -254,12 +264,14 @@ class _Across:
 
     def _merged(self, source: Source, merged: "Future[Summary]") -> None:
         try:
-            self._finish(source, merged.result())
+            summary = merged.result()
         except UnsafeCutError:  # rare: what looks like a key frame is none
             self._planned -= source.clip.selected_frames
             self._ask(source, find_plan, self._planned_anew, source.where, source.digest, self._settings.window, True)
-        except (SourceError, InputError) as error:
+        except Exception as error:
             self._fail(source, error)
+        else:
+            self._finish(source, summary)
 
     def _finish(self, source: Source, summary: Summary) -> None:
         source.over = True
@@ -267,13 +279,21 @@ class _Across:
         self._open.remove(source)
         self._summaries[source.place] = source.told(summary)
 
-    def _fail(self, source: Source, error: SightlineError) -> None:
-        """It is of no use; the others go on."""
+    def _fail(self, source: Source, error: Exception) -> None:
+        """It is of no use; the others go on.
+
+        Raises:
+            Exception: the error, where it is one of all sources.
+        """
+        if ends_run(error):
+            raise error
         if source.over:
             return
         self._errors.append(error)
         if source.job is not None and source.job.clip is not None:
             source.job.discard()
         source.todo.clear()
-        self._console.print(f"{escape(source.spec)}: {escape(str(error))}", style="red", soft_wrap=True)
-        self._finish(source, {"error": str(error), "frames": 0, "failed": 0, "interrupted": False})
+        summary = failed(error)
+        line = displayable(f"{source.spec}: {summary['error']}")
+        self._console.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
+        self._finish(source, summary)

@@ -84,7 +84,7 @@ def _images_digest(source: Images) -> str:
             content = read()
         except (SourceError, OSError) as error:
             content = str(error).encode()
-        digest.update(f"{Path(name).name}\0{len(content)}\0".encode() + content)
+        digest.update(f"{Path(name).name}\0{len(content)}\0".encode("utf-8", "surrogatepass") + content)
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from engines.files import whole_file
 from realtime.batch.clip import Clip
 from realtime.batch.tally import Tally
 from realtime.documents import templates
-from realtime.latency import STAGES
+from realtime.latency import STAGES, set_title
 from realtime.overlay import clock
 
 MOST_OBJECTS = 30
@@ -55,7 +55,7 @@ def write_report(
         video=quote(Path(summary["files"]["video"]).name) if "video" in summary["files"] else "",
     )  # fmt: skip
     with whole_file(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page, encoding="utf-8", errors="replace")
 
 
 def plot_latency(tally: Tally, path: Path, title: str) -> None:
@@ -73,7 +73,8 @@ def plot_latency(tally: Tally, path: Path, title: str) -> None:
     means = np.array([tally.stage_sums[stage][shown] / tally.counts[shown] for stage in stages])
     times_s = tally.times_s[shown]
     left.stackplot(times_s, means, labels=stages, colors=[COLOURS[stage] for stage in stages], linewidth=0)
-    left.set(xlabel="seconds of the clip", ylabel="milliseconds, mean", title=title)
+    left.set(xlabel="seconds of the clip", ylabel="milliseconds, mean")
+    set_title(left, title)
     left.set_xlim(times_s[0], max(times_s[-1], times_s[0] + 1e-3))
     left.set_ylim(0, 1.25 * float(np.percentile(means.sum(axis=0), 99)))
     handles, labels = left.get_legend_handles_labels()

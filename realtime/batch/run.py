@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engines.base import InputError, OutputError, SourceError
+from engines.base import OutputError, SourceError
 from engines.files import write_json
 from engines.localizer import Localizer
+from engines.text import displayable
 from realtime import direct
+from realtime.batch.failures import as_told, ends_run, failed
 from realtime.batch.job import Job, alone
 from realtime.batch.merge import UnsafeCutError, merge
 from realtime.batch.plan import can_be_cut, digest_of, make_plan
@@ -22,7 +24,7 @@ from realtime.batch.settings import Settings, settings_digest
 from realtime.batch.work import run_segments
 from realtime.governed import Governed
 from realtime.readers import names_of
-from realtime.sources import open_source
+from realtime.sources import is_there, open_source
 
 Summary = dict[str, Any]
 
@@ -67,12 +69,12 @@ def process_all(
         A summary of each. Of one that could not be read, ``error`` says why; on Ctrl-C the last has ``interrupted`` true.
 
     Raises:
-        SourceError: a source is not there, or not one of them could be read.
-        OutputError: a result cannot be written; what is there stays, and the run can be continued.
+        SightlineError: a source is not there, or not one of them could be worked on.
+        OutputError: the place of the results is full; what is there stays, and the run can be continued.
     """
     for spec in specs:
         if can_be_cut(spec):
-            open_source(spec).close() if not Path(spec).exists() else None
+            open_source(spec).close() if not is_there(spec) else None
     summaries: list[Summary] = []
     errors: list[Exception] = []
     columns = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
@@ -82,16 +84,19 @@ def process_all(
         for spec, name in zip(specs, names_of(specs), strict=True):
             try:
                 summary = _process(spec, name, out, localizer, console, settings, bars)
-            except (SourceError, InputError) as error:
+            except Exception as error:  # whatever it is, the other sources go on
+                if ends_run(error):
+                    raise
                 errors.append(error)
-                summary = {"error": str(error), "frames": 0, "failed": 0, "interrupted": False}
-                console.print(f"{escape(spec)}: {escape(str(error))}", style="red", soft_wrap=True)
-            summaries.append({"source": spec, **summary})
+                summary = failed(error)
+                line = displayable(f"{spec}: {summary['error']}")
+                console.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
+            summaries.append({"source": displayable(spec), **summary})
             progress.advance(overall)
             if summary["interrupted"]:
                 break
     if errors and len(errors) == len(specs):
-        raise errors[0]
+        raise as_told(errors[0])
     write_json(out / "summary.json", summaries)
     return summaries
 

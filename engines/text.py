@@ -1,0 +1,35 @@
+"""Text from outside (names of files, of members of archives, of classes) as it can be shown, drawn and stored anywhere."""
+
+import hashlib
+import unicodedata
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+UNSHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode's categories of control characters, of lone surrogates (bytes of a name that are not UTF-8), and of line ends."""
+DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of the text behind them: a name could be shown as another one."""
+MOST_NAME_BYTES = 200
+"""File systems take 255 bytes; results add an ending, a number and the mark of a file that is not complete."""
+
+
+def displayable(text: str) -> str:
+    """The text on one line, each character that cannot be shown replaced; it can be encoded as UTF-8.
+
+    OpenCV crashes where it draws a lone surrogate, and Parquet, HTML and strict JSON readers refuse it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(REPLACEMENT if unicodedata.category(c) in UNSHOWN or c in DIRECTIONS else c for c in text)
+
+
+def file_name(name: str) -> str:
+    """A name for files, from one that may be too long or not displayable.
+
+    It is the same one for the same name, and another one for another name: what is changed gets a digest behind it.
+    """
+    shown = displayable(name)
+    if shown == name and len(name.encode()) <= MOST_NAME_BYTES:
+        return name
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    cut = shown.encode()[: MOST_NAME_BYTES - len(digest) - 1].decode(errors="ignore")
+    return f"{cut}_{digest}"
