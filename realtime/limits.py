@@ -5,8 +5,6 @@ Each limit lies above what real cameras and archives have, and below what would 
 
 from engines.base import SourceError
 
-IMAGE_PIXELS = 2**28
-"""Of a single image: sensors on sale have up to 200 million. As BGR it takes 0.8 GB, a drawing on it as much."""
 VIDEO_PIXELS = 2**26
 """Of a frame, of which a decoder keeps up to 17: 8K has 33 million, and the H.264, HEVC and AV1 levels up to 6.2 end at 36."""
 FILE_BYTES = 2**29

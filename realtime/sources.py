@@ -12,6 +12,7 @@ import struct
 import tarfile
 import time
 import warnings
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -25,6 +26,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from engines import MOST_IMAGE_PIXELS
 from engines.base import SourceError
 from engines.localizer import ImageBgr
 from engines.text import file_name
@@ -134,24 +136,28 @@ def is_there(spec: str) -> bool:
 
 
 def _file_member(path: Path) -> Member:
-    return str(path), partial(file_bytes, path)
+    def read() -> bytes:
+        try:
+            return file_bytes(path)
+        except OSError as error:
+            raise SourceError(f"cannot read {path}: {error.strerror}") from error
+
+    return str(path), read
 
 
 def file_bytes(path: Path) -> bytes:
     """The content of an image file.
 
     Raises:
-        SourceError: it cannot be read, is no file but a pipe or a folder, or is too large.
+        SourceError: it is no file but a pipe or a folder, or is too large.
+        OSError: the system's.
     """
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for ever
-            raise SourceError(f"{path} is no file")
-        limits.check_bytes(str(path), found.st_size)
-        with path.open("rb") as file:
-            return _bounded(file, str(path))
-    except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for ever
+        raise SourceError(f"{path} is no file")
+    limits.check_bytes(str(path), found.st_size)
+    with path.open("rb") as file:
+        return _bounded(file, str(path))
 
 
 def _bounded(file: IO[bytes], what: str, most: int = limits.FILE_BYTES) -> bytes:
@@ -177,7 +183,13 @@ def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Mem
 
 
 def _zip_readers(path: Path, suffixes: Set[str]) -> dict[str, Callable[[], bytes]]:
-    archive = zipfile.ZipFile(_Limited(path, limits.DIRECTORY_BYTES))
+    file = _Limited(path, limits.DIRECTORY_BYTES)
+    try:
+        archive = zipfile.ZipFile(file)
+    except Exception:
+        file.close()
+        raise
+    weakref.finalize(archive, file.close)
     members = archive.infolist()
     _check_count(path, len(members))
     if sum(member.file_size for member in members) > limits.INFLATION * path.stat().st_size:
@@ -194,7 +206,7 @@ def _zip_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 def _tar_readers(path: Path, suffixes: Set[str]) -> dict[str, Callable[[], bytes]]:
     found: dict[str, Callable[[], bytes]] = {}
-    with tarfile.open(fileobj=_Limited(path, limits.HEADER_BYTES), mode="r:") as tar:
+    with _Limited(path, limits.HEADER_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         count = 0
         while (member := tar.next()) is not None:
             count += 1
@@ -262,7 +274,7 @@ def decode_image(name: str, content: bytes) -> ImageBgr:
     """
     size_px = _declared_size(content)
     if size_px is not None:
-        limits.check_pixels(name, *size_px, limits.IMAGE_PIXELS)
+        limits.check_pixels(name, *size_px, MOST_IMAGE_PIXELS)
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR) if content else None
     except (cv2.error, MemoryError) as error:
