@@ -32,6 +32,16 @@ CPU_FLAGS = {
     "AMX": ("amx_tile",),
 }  # fmt: skip
 ROOM_BYTES = 1 << 30
+PLATFORMS = {
+    ("Linux", "x86_64"): ("tested", "every test runs here"),
+    ("Linux", "aarch64"): ("untested", "wheels of every package exist, for glibc 2.35 or newer; Jetson too is untested"),
+    ("Windows", "amd64"): ("untested", "wheels of every package exist"),
+    ("Windows", "arm64"): ("not supported", "OpenVINO, OpenCV and PyArrow have no wheels for it"),
+    ("Darwin", "arm64"): ("untested", "wheels of every package exist, those for NVIDIA GPUs apart"),
+    ("Darwin", "x86_64"): ("not supported", "OpenVINO has no wheel for it any more"),
+}
+"""Where Sightline runs, by ``platform.system()`` and ``platform.machine()`` in small letters: what is known of the pinned
+versions (November 2026)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,9 @@ def python() -> Findings:
     old = sys.version_info < (3, 11)
     state, fix = ("problem", "install Python 3.11 or newer") if old else ("ok", "")
     yield Finding("Python", state, f"{platform.python_version()} on {platform.system()} {platform.machine()}", fix, True)
+    where = (platform.system(), platform.machine().lower())
+    support, known = PLATFORMS.get(where, ("untested", "nothing is known of it"))
+    yield Finding("platform", "ok" if support == "tested" else "absent", f"{' '.join(where)}: {support}; {known}")
     versions = []
     for module, package in PACKAGES.items():
         try:

@@ -44,3 +44,20 @@ def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [*TEXTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+def test_paths_that_are_named_exist(path):
+    """Names in backticks with one of the repository's folders before them, and modules to run; nothing else is a path of ours."""
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:calib|docs|engines|realtime|tests|\.ci)/[\w./-]+)`", text)
+    named += [
+        name
+        for name in re.findall(r"`([\w.-]+)`", text)
+        if re.fullmatch(r"[A-Z]+\.md|Dockerfile[\w.]*|Makefile|\w+\.toml", name)
+    ]
+    named += [
+        f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m ((?:calib|realtime|engines)[\w.]+\w)", text)
+    ]
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / name).with_suffix("").is_dir(), name

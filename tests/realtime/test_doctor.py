@@ -49,6 +49,31 @@ def test_this_machine_runs_and_every_problem_has_a_fix(findings):
         assert finding.state != "problem" or finding.fix, finding
 
 
+@pytest.mark.parametrize(
+    ("system", "machine", "words", "state"),
+    [
+        ("Linux", "x86_64", "Linux x86_64: tested", "ok"),
+        ("Linux", "aarch64", "untested; wheels of every package exist, for glibc 2.35", "absent"),
+        ("Windows", "AMD64", "untested", "absent"),
+        ("Darwin", "x86_64", "not supported; OpenVINO has no wheel", "absent"),
+        ("Linux", "riscv64", "untested; nothing is known of it", "absent"),
+    ],
+)
+def test_the_platform_is_told_and_whether_it_is_tested(monkeypatch, system, machine, words, state):
+    monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    found = by_name(examine([checks.python]))["platform"]
+    assert words in found.found
+    assert found.state == state
+
+
+def test_the_page_on_platforms_says_the_same():
+    text = (ROOT / "docs" / "platforms.md").read_text(encoding="utf-8")
+    for (system, machine), (support, _) in checks.PLATFORMS.items():
+        (line,) = [line for line in text.splitlines() if f"`{system}` `{machine}`" in line]
+        assert f"| {support} |" in line
+
+
 def test_json_and_terminal_say_the_same(findings):
     told = json.loads(as_json(findings))
     assert told["ok"] is True
