@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-.PHONY: setup run test test-long test-gpu lint bench clean
+.PHONY: setup run test test-long test-gpu test-caps lint bench clean
 
 setup: .venv/tested-with
 
@@ -30,6 +30,15 @@ test-long: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -rs
+
+# The engine tests as processors with fewer instructions compute: oneDNN, which computes for OpenVINO, obeys the cap. Left out is
+# what is slow and does not compute with it (downloads, TensorRT), or is the same promise at full width.
+test-caps: setup
+	for cap in AVX2 AVX512_CORE_VNNI; do \
+		ONEDNN_MAX_CPU_ISA=$$cap $(BIN)/python -m pytest tests/engines tests/calib/precision tests/test_cli_engines.py \
+			--ignore-glob '*/test_tensorrt*.py' --ignore tests/engines/test_downloads.py --ignore tests/engines/test_torch_cuda.py \
+			-k 'not full_width and not float64' || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .

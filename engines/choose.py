@@ -85,6 +85,9 @@ def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, st
         )  # fmt: skip
     else:
         engine = open_engine(choice, classifier, choose_head(choice, classifier), told, streams, batch)
+    if told is not None:
+        for loss in getattr(engine, "losses", ()):
+            told(loss)
     localizer = Localizer(engine)
     if choice.wanted_class is not None:
         localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
@@ -186,13 +189,13 @@ def open_engine(
                 raise EngineError(f"{error}; --backend openvino needs no GPU") from error
             told(f"not TensorRT: {error}")
     if choice.backend in ("auto", "openvino"):
-        from engines.backends.openvino import OpenVinoEngine  # only the chosen backend is imported
+        from engines.backends.openvino import OpenVinoEngine, has_vnni  # only the chosen backend is imported
 
-        graph = build_graph(classifier, spec, head, batch=batch, quantization=choose_quantization(choice, classifier, spec))
+        wanted = choice.precision == "int8" or choice.calibration is not None or has_vnni()
+        quantization = choose_quantization(choice, classifier, spec) if wanted else None
+        graph = build_graph(classifier, spec, head, batch=batch, quantization=quantization)
         engine = OpenVinoEngine(graph, choice.precision, choice.threads, streams)
         refuse_failed(graph, engine)
-        for loss in engine.losses:
-            told(loss)
         return engine
     if choice.backend == "torch":
         try:

@@ -93,12 +93,16 @@ def _precisions(choice: Choice, classifier: Classifier) -> list[str]:
     """
     if choice.backend == "torch":
         return ["fp32"]
-    from engines.backends.openvino import PRECISIONS, best_precision  # only the chosen backend is imported
+    from engines.backends.openvino import PRECISIONS, best_precision, has_vnni  # only the chosen backend is imported
 
     if choice.precision not in (*PRECISIONS, "auto"):
         raise EngineError(f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {choice.precision}")
     native = ["fp32", *(["bf16"] if best_precision() == "bf16" else []), *(["int8"] if _calibrated(choice, classifier) else [])]
-    chosen = native[-1] if choice.precision == "auto" else choice.precision
+    chosen = choice.precision
+    if chosen == "auto":
+        chosen = native[-1] if has_vnni() or choice.calibration is not None else best_precision()
+    elif chosen == "bf16":
+        chosen = best_precision()
     return [chosen, *(p for p in native if PRECISION_COST[p] < PRECISION_COST[chosen])]
 
 

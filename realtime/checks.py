@@ -115,13 +115,17 @@ def openvino() -> Findings:
     """OpenVINO: version, devices, what it computes in."""
     import openvino as ov
 
+    from engines.backends.openvino import best_precision
+
     core = ov.Core()
     if "CPU" not in core.available_devices:
         yield Finding(
             "OpenVINO", "problem", "has no CPU device", install_packages("openvino", options="--force-reinstall"), True
         )
         return
-    abilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    abilities = set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    if best_precision(core) != "bf16":
+        abilities.discard("BF16")  # OpenVINO does not know of the cap
     kinds = [kind for kind in ("FP32", "BF16", "FP16", "INT8") if kind in abilities]
     found = f"{ov.__version__.split('-')[0]}, devices {', '.join(core.available_devices)}; CPU computes {', '.join(kinds)}"
     yield Finding("OpenVINO", "ok", found)
@@ -160,8 +164,10 @@ def network() -> Findings:
         fix = f"{restore(ASSETS)}; or {install_packages('openvino', options='--force-reinstall')}"
         yield Finding("shipped network", "problem", words, fix, True)
         return
-    how = f"{localizer.size_px} px, {localizer.engine.precision}, {took_ms:.1f} ms"
-    yield Finding("shipped network", "ok", f"runs at {how}: sees '{found.class_name}' in the demo photo", "", True)
+    engine = localizer.engine
+    losses = "".join(f"; {loss}" for loss in getattr(engine, "losses", ()))
+    how = f"{localizer.size_px} px, {engine.precision}, {took_ms:.1f} ms"
+    yield Finding("shipped network", "ok", f"runs at {how}: sees '{found.class_name}' in the demo photo{losses}", "", True)
 
 
 def video() -> Findings:

@@ -28,5 +28,6 @@ def open_within(
         return open_told(choice, console, streams, batch)
     with console.status(f"building {choice.model} ..."):
         governed = Governed(choice, budget_ms, lambda line: console.print(line, style="yellow"), streams=streams, batch=batch)
-    console.print(f"{choice.model} within {budget_ms:g} ms a frame, from {governed.rung.name}", style="dim")
+    what = f"{choice.model} within {budget_ms:g} ms a frame, from {governed.rung.name}"
+    console.print("; ".join([what, *getattr(governed.engine, "losses", ())]), style="dim", soft_wrap=True)
     return governed

@@ -109,5 +109,7 @@ class DrawnOnly:
 
 
 def engine_facts(choice: Choice, localizer: Localizer) -> str:
-    """Network, size, backend and precision in words."""
-    return f"{choice.model} at {localizer.size_px} px, {localizer.engine.backend} {localizer.engine.precision}"
+    """Network, size, backend and precision in words, and what the processor costs."""
+    engine = localizer.engine
+    what = f"{choice.model} at {localizer.size_px} px, {engine.backend} {engine.precision}"
+    return "; ".join([what, *getattr(engine, "losses", ())])

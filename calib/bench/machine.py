@@ -13,7 +13,7 @@ import onnx
 import openvino
 
 from calib.bench.roofline import Peaks, count_work
-from engines.backends.openvino import OpenVinoEngine, best_precision
+from engines.backends.openvino import OpenVinoEngine, best_precision, low_cap
 from engines.graph import FLOAT, Graph
 
 STAT = Path("/proc/stat")
@@ -26,7 +26,8 @@ def machine() -> str:
     """Processor, cores and system in words."""
     name = str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
     versions = f"Python {platform.python_version()}, OpenVINO {openvino.__version__.split('-')[0]}"
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}, {versions}"
+    cap = f", capped by {low_cap()}" if low_cap() else ""
+    return f"{name}, {os.cpu_count()} cores{cap}, {platform.system()}, {versions}"
 
 
 class Neighbours:

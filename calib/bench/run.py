@@ -17,7 +17,7 @@ from calib.bench.peers import Call, Task, peers
 from calib.bench.roofline import Peaks, Work, count_work, roofline_point
 from calib.bench.turns import engine_call, row_of, take_turns
 from calib.precision.quantize import rough_quantization
-from engines.backends.openvino import OpenVinoEngine, best_precision
+from engines.backends.openvino import OpenVinoEngine, best_precision, has_vnni
 from engines.base import Engine, SightlineError
 from engines.build import WANTED_CLASS, build_graph
 from engines.choose import Choice, choose_head, choose_quantization, chosen_spec, objective_of
@@ -117,9 +117,12 @@ def variants(classifier: Classifier, choice: Choice) -> dict[str, Variant]:
     deep = head if spec.layer == PIXELS else Heuristic(MapSpec(objective))
     ranges = quantization_for_timing(choice, classifier, spec)
     shallow, pixels = (partial(build_graph, classifier, head=each) for each in (head, deep))
+    usual = [
+        (f"Sightline int8, to {spec.layer}", (shallow(quantization=ranges), "int8")),
+        (f"Sightline {best}, to {spec.layer}", (shallow(), best)),
+    ]
     rows = {
-        f"Sightline int8, to {spec.layer}": (shallow(quantization=ranges), "int8"),
-        f"Sightline {best}, to {spec.layer}": (shallow(), best),
+        **dict(usual if has_vnni() else usual[::-1]),
         "Sightline int8, to pixels": (pixels(quantization=ranges), "int8"),
         f"Sightline {best}, to pixels": (pixels(), best),
         "Sightline fp32, to pixels": (pixels(), "fp32"),

@@ -1,7 +1,7 @@
 """OpenVINO: the default engine, on any CPU."""
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,15 @@ from engines.quantize import is_quantized
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What each computes in that is not an 8-bit layer: beside those, fp32 costs no more than bf16 (measured), and is truer."""
-BF16_SETS = ("BF16", "FP16", "AMX", "AVX10")
-VNNI_SETS = ("VNNI", *BF16_SETS)
+CPUINFO = Path("/proc/cpuinfo")
 VNNI_FLAGS = {"avx512_vnni", "avx_vnni"}
+CAP_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""What caps the instruction sets of oneDNN, which computes for OpenVINO: the first that is not empty counts."""
+LOW_CAPS: dict[str, set[str]] = {
+    "SSE41": set(), "AVX": set(), "AVX2": set(), "AVX2_VNNI": {"avx_vnni"}, "AVX2_VNNI_2": {"avx_vnni"},
+    "AVX512_CORE": set(), "AVX512_CORE_VNNI": VNNI_FLAGS,
+}  # fmt: skip
+"""The caps under which bf16 is not computed natively, each with what is left of VNNI. oneDNN ignores words it does not know."""
 MOST_STREAMS = 4  # each keeps activations of its own
 
 
@@ -27,13 +33,17 @@ class OpenVinoEngine:
     Args:
         model: what ``engines.build.build_graph`` made.
         precision: ``fp32``, ``bf16``, ``int8`` for a graph with 8-bit pairs, or ``auto`` for int8 where the graph has them,
-            else for the fastest that the processor computes natively.
+            else for the fastest that the processor computes natively. ``bf16`` runs as fp32 where the processor lacks it.
         threads: processor threads; 0 for all.
         streams: calls that are computed side by side, the threads shared out among them: 1 has each answer soonest; 0, one for
             each thread but at most ``MOST_STREAMS``, gives the most answers a second.
 
+    Attributes:
+        precision: what is computed in, ``auto`` and the fall-back resolved.
+        losses: what this processor costs the engine, in words for the user.
+
     Raises:
-        EngineError: the processor lacks the precision, or OpenVINO refuses the graph.
+        EngineError: the graph does not run in the precision, or OpenVINO refuses the graph.
     """
 
     backend = "openvino"
@@ -52,7 +62,8 @@ class OpenVinoEngine:
             compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", options)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO refuses the graph: {str(error).strip().splitlines()[-1]}") from error
-        self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
+        capped = f", capped by {low_cap()}" if low_cap() else ""
+        self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip() + capped
         self.inputs = tuple(_spec(value) for value in model.graph.input)
         self.outputs = tuple(_spec(value) for value in model.graph.output)
         # Inputs keep their names, but one that nothing reads is gone. Equal outputs may swap names, but keep their order.
@@ -62,7 +73,7 @@ class OpenVinoEngine:
         self._free = deque(compiled.create_infer_request() for _ in range(self.slots))
         self._under_way: list[ov.InferRequest] = []
         self._closed = False
-        self.losses = losses(self.precision)
+        self.losses = losses(self.precision, precision)
 
     def submit(self, feeds: Mapping[str, Array]) -> Ticket:
         """See ``engines.base.Engine.submit``."""
@@ -94,6 +105,18 @@ class OpenVinoEngine:
         """See ``engines.base.Engine.infer``."""
         return self.collect(self.submit(feeds))
 
+    def kernels(self) -> "Counter[tuple[str, str]]":
+        """How often each (kind of layer, kernel) runs, such as ``("Convolution", "brgconv_avx512_I8")``: instructions and type.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        if self._closed:
+            raise EngineError("this engine is closed: build it again")
+        request = (*self._free, *self._under_way)[0]
+        facts = [node.get_rt_info() for node in request.get_compiled_model().get_runtime_model().get_ops()]
+        return Counter((fact["layerType"].astype(str), fact["primitiveType"].astype(str)) for fact in facts)
+
     def close(self) -> None:
         """Free the compiled graph, once the calls under way have ended."""
         for request in self._under_way:
@@ -110,39 +133,57 @@ def _checked_precision(model: onnx.ModelProto, precision: str, core: ov.Core) ->
         raise EngineError(f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {precision}")
     if quantized != (precision == "int8"):
         raise EngineError(f"a graph {'with' if quantized else 'without'} 8-bit scales does not run in {precision}")
-    if precision == "bf16" and best_precision(core) != "bf16":
-        raise EngineError("this processor does not compute in bf16: use --precision fp32 or int8")
-    return precision
+    return best_precision(core) if precision == "bf16" else precision
 
 
 def best_precision(core: ov.Core | None = None) -> str:
     """``bf16`` where the processor computes it natively, else ``fp32``."""
     capabilities = (core or ov.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "bf16" if "BF16" in capabilities and _allowed(BF16_SETS) else "fp32"
+    return "bf16" if "BF16" in capabilities and not low_cap() else "fp32"
 
 
-def losses(precision: str) -> list[str]:
-    """What this processor, or the cap on its instruction set (``ONEDNN_MAX_CPU_ISA``), costs an engine, in words."""
-    flags = _processor_flags()
-    if precision == "int8" and not (flags & VNNI_FLAGS and _allowed(VNNI_SETS)):
-        return ["no VNNI instructions here: int8 takes about twice as long as with them, and is still the fastest"]
-    if precision == "fp32" and best_precision() == "fp32":
-        return ["no bf16 instructions here: fp32 takes about twice as long; 'calibrate' makes int8, which is faster"]
-    return []
+def losses(precision: str, asked: str = "auto") -> list[str]:
+    """What this processor, or a cap on its instruction sets, costs an engine, in words.
+
+    Args:
+        precision: what the engine computes in.
+        asked: what the user asked for.
+    """
+    whose = f"{low_cap()} leaves no" if low_cap() else "this processor has no"
+    if precision == "int8" and not has_vnni():
+        return [f"{whose} VNNI instructions: int8 rounds its weights once more and is less true; --precision fp32 is slower"]
+    if precision != "fp32" or best_precision() != "fp32":
+        return []
+    if asked == "bf16":
+        return [f"{whose} bf16 instructions: runs in fp32 instead, which takes about twice as long as bf16 with them"]
+    if not has_vnni():
+        return [f"{whose} bf16 and VNNI instructions: runs in fp32; --precision int8 is faster, and less true there"]
+    return [f"{whose} bf16 instructions: fp32 takes about twice as long; 'calibrate' makes int8, which is faster"]
 
 
-def _allowed(sets: tuple[str, ...]) -> bool:
-    """Whether oneDNN, which computes for OpenVINO, may use one of these instruction sets: it obeys a cap, OpenVINO does not."""
-    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-    return not cap or any(name in cap for name in (*sets, "ALL", "DEFAULT"))
+def low_cap() -> str:
+    """The cap on oneDNN's instruction sets, as ``VARIABLE=VALUE``, where it leaves no native bf16; else empty.
+
+    oneDNN obeys it; OpenVINO, which is asked for its capabilities, does not.
+    """
+    variable = next((name for name in CAP_VARIABLES if os.environ.get(name)), "")
+    value = os.environ.get(variable, "").upper()
+    return f"{variable}={value}" if value in LOW_CAPS else ""
+
+
+def has_vnni() -> bool:
+    """Whether 8-bit products are exact here. Without VNNI oneDNN halves the weights, so that sums of two fit 16 bits."""
+    flags, cap = _processor_flags() & VNNI_FLAGS, low_cap().partition("=")[2]
+    return bool(flags & LOW_CAPS[cap] if cap else flags)
 
 
 def _processor_flags() -> set[str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux: nothing is known, nothing is claimed to be lost
         return VNNI_FLAGS
-    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    return flags or VNNI_FLAGS  # not x86: likewise
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

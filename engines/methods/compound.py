@@ -48,6 +48,7 @@ class CompoundEngine(ABC):
         self, first: Engine, others: Sequence[Engine], map_shape: tuple[int, int], objects: int, metadata: Mapping[str, str]
     ) -> None:
         self.backend, self.precision, self.device = first.backend, first.precision, first.device
+        self.losses: list[str] = getattr(first, "losses", [])
         self.inputs, self.slots, self.metadata = first.inputs, first.slots, metadata
         self.outputs: tuple[TensorSpec, ...] = (
             TensorSpec("class_index", np.dtype(np.int64), (1,)),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engines import ladder, shipped
+from engines.backends import openvino as backend
 from engines.backends.openvino import best_precision
 from engines.base import EngineError, ModelError
 from engines.choose import Choice, open_localizer
@@ -100,7 +101,10 @@ def test_int8_is_a_rung_where_it_is_calibrated_and_other_sizes_keep_what_they_ha
     found = rungs(Choice("compact", "random", size_px=64, precision="fp32"))
     by_size = {size: {r.choice.precision for r in found if r.choice.size_px == size} for size in (64, 32)}
     assert by_size == {64: {*NATIVE, "int8"}, 32: {NATIVE[-1]}}
-    assert rungs(Choice("compact", "random", size_px=64))[0].choice.precision == "int8", "the best default, as without a budget"
+    for vnni, expected in ((True, "int8"), (False, NATIVE[-1])):
+        monkeypatch.setattr(backend, "has_vnni", lambda vnni=vnni: vnni)
+        first = rungs(Choice("compact", "random", size_px=64))[0]
+        assert first.choice.precision == expected, "the best default, as without a budget"
 
 
 def test_int8_without_a_calibration_is_refused():

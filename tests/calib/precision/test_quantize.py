@@ -8,6 +8,7 @@ from rich.console import Console
 
 from calib.precision.calibrate import Images, calibrate_chosen, plot_layers
 from calib.precision.quantize import Calibrator, Harm, _counts, always_kept, calibrate, rough_quantization
+from engines.backends.openvino import has_vnni
 from engines.base import EngineError, ModelError, SourceError
 from engines.build import assemble
 from engines.choose import Choice, calibration_paths, choose_quantization, open_localizer
@@ -119,7 +120,7 @@ def test_calibrate_puts_the_file_where_int8_finds_it(tmp_path):
     localizer = open_localizer(choice)
     assert localizer.engine.precision == "int8"
     assert localizer.description["quantization"] == found.calibration.quantization.digest
-    assert open_localizer(replace(choice, precision="auto")).engine.precision == "int8"
+    assert (open_localizer(replace(choice, precision="auto")).engine.precision == "int8") == has_vnni()
     deeper = replace(choice, precision="auto", layer="pixels")  # not certified there
     assert choose_quantization(deeper, classifier, MapSpec()) is None
     plot_layers(found, tmp_path / "layers.png", "compact")
