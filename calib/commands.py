@@ -10,6 +10,7 @@ from rich.console import Console
 from calib.bench.machine import machine
 from calib.data.choose import DataChoice, labels_beside, load_chosen
 from calib.data.datasets import Sample
+from calib.data.remarks import Remarks
 from calib.evaluation import evaluate as evaluation
 from calib.evaluation.baselines import baselines, check_disjoint
 from calib.evaluation.cooccurrence import conditional_probabilities
@@ -121,7 +122,8 @@ def evaluate_chosen(
     if following.objects > 1:
         raise InputError("evaluate --follow measures one object in each sequence: leave --objects out")
     several = load_sequences(data.data, options.limit) if following.follow and data.data else None
-    samples = several or load_chosen(data, "test")[: options.limit]
+    remarks = Remarks()
+    samples = several or load_chosen(data, "test", remarks)[: options.limit]
     training = load_chosen(labels_beside(data, options.train, options.train_ids), "") if options.train else None
     if training:
         check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
@@ -141,7 +143,7 @@ def evaluate_chosen(
     if options.report:
         write_report(options.report, f"Localization on {data.title}", found, cases, localizer, facts)
         console.print(f"wrote {options.report}")
-    return {**measured, **facts}
+    return {**measured, "labels_skipped": remarks.left_out, **facts}
 
 
 def _follow(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from calib.data.datasets import Sample, load_dataset, of_classes
+from calib.data.remarks import Remarks
 from calib.data.voc import load_voc2007
 from engines.base import SourceError
 from engines.downloads import cache_dir
@@ -45,7 +46,10 @@ class DataChoice:
 
 
 OPTIONS: Mapping[str, Any] = {
-    "data": Annotated[Path | None, typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text.")],
+    "data": Annotated[
+        Path | None,
+        typer.Argument(help="Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text, YOLO or CVAT folders ..."),
+    ],
     "images": Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")],
     "ids": Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")],
     "dataset": Annotated[
@@ -63,8 +67,10 @@ def labels_beside(choice: DataChoice, data: Path, ids: Path | None) -> DataChoic
     return DataChoice(data, choice.images, ids, classes=choice.classes)
 
 
-def load_chosen(choice: DataChoice, split: str) -> list[Sample]:
+def load_chosen(choice: DataChoice, split: str, remarks: Remarks | None = None) -> list[Sample]:
     """The labelled images of what was chosen: all of a user's own, ``trainval`` or ``test`` of a published set.
+
+    ``remarks`` takes what is left out of a user's own or guessed, besides that it is said.
 
     Raises:
         SourceError: not exactly one set is named, options contradict each other, or the set cannot be read.
@@ -74,7 +80,7 @@ def load_chosen(choice: DataChoice, split: str) -> list[Sample]:
     if choice.data is not None and choice.dataset is None:
         if choice.dataset_dir is not None:
             raise SourceError("--dataset-dir is where the archives of --dataset lie: with a label file, say --images")
-        return load_dataset(choice.data, choice.images, choice.ids, classes)
+        return load_dataset(choice.data, choice.images, choice.ids, classes, remarks)
     if choice.data is None and choice.dataset is not None:
         if choice.dataset not in PUBLISHED:
             raise SourceError(f"unknown data set '{choice.dataset}': --dataset takes {', '.join(PUBLISHED)}")

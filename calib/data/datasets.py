@@ -3,20 +3,33 @@
 Images lie in a folder, zip or tar; nothing is unpacked. Boxes become continuous pixel edges x0, y0, x1, y1 of the image.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calib.data.images import VIDEOS, ImageFiles, frame_readers, images_beside, sequence_name, size_of
-from calib.data.labels import Label, SizePx, Truth, check_truth, is_sequence, read_labels
-from calib.data.tracks import track_boxes
+from calib.data.content import is_archive
+from calib.data.formats import read_labels
+from calib.data.images import (
+    VIDEOS,
+    ImageFiles,
+    ImageName,
+    frame_readers,
+    image_places,
+    images_beside,
+    look_at,
+    sequence_name,
+    size_of,
+)
+from calib.data.labels import Label, SizePx, Truth, fitted
+from calib.data.remarks import BadLabelError, Remarks, shown
+from calib.data.tables import is_sequence
+from calib.data.tracks import is_track, track_boxes
 from engines.base import SourceError
 from engines.localizer import ImageBgr
 from realtime.frames import BoxPx
 from realtime.sources import decode_image, has_suffix
 
-SIZE_SLACK = 0.02
-"""How far a declared image size may be off: labelling tools round it; beyond, the labels were made for another image."""
 MOST_LISTED = 40
 
 
@@ -58,29 +71,39 @@ class Sample:
         return replace(self, truths=tuple(truth.clipped(size_of(image_bgr)) for truth in self.truths))
 
 
-def load_dataset(path: Path, images: Path | None = None, ids: Path | None = None, classes: Sequence[str] = ()) -> list[Sample]:
-    """Read labels and find their images.
+def load_dataset(
+    path: Path, images: Path | None = None, ids: Path | None = None, classes: Sequence[str] = (), remarks: Remarks | None = None
+) -> list[Sample]:
+    """Read labels and find their images. What cannot be used is left out and said on the standard error stream, as are guesses.
 
     Args:
-        path: a CSV ``file,class,x0,y0,x1,y1``; ``NAME_boxes.csv`` with ``frame,x0,y0,x1,y1``; a folder, zip or tar of VOC or
-            ImageNet-LOC XML; a COCO json; OTB's ``x,y,w,h`` or VOT's four corners a line (``.txt``).
-        images: folder, zip, tar or video; found beside the labels when None, see ``calib.data.images.images_beside``.
+        path: a table ``file,class,x0,y0,x1,y1`` in any dialect; ``NAME_boxes.csv`` with ``frame,x0,y0,x1,y1``; COCO json; a
+            folder, zip or tar of VOC or ImageNet-LOC XML, or of what labelling tools write (see ``calib.data.formats``); OTB's
+            ``x,y,w,h`` or VOT's four corners a line (``.txt``).
+        images: folder, zip, tar or video; found in or beside the labels when None, see ``calib.data.images.image_places``.
         ids: a text file that names, by file stem at the start of each line, the images to keep (as VOC's image sets do).
         classes: to keep, see ``of_classes``; all when empty.
+        remarks: takes what is left out or guessed, besides that it is said.
 
     Raises:
-        SourceError: something is missing, empty, damaged, or a box cannot be. Boxes and the images themselves are compared
-            when an image is read.
+        SourceError: something is missing, or nothing can be used.
     """
     if not path.exists():
         raise SourceError(f"data set {path} does not exist")
+    told = Remarks()
     kept = _named_in(ids) if ids else None
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt" and is_track(path):
         samples = [sample for sample in _track(path, images) if kept is None or Path(sample.name).stem in kept]
     else:
-        samples = _labelled_images(path, images, kept)
+        samples = _labelled_images(path, images, kept, told)
     if not any(sample.truths for sample in samples):
+        if told.first is not None:
+            more = f" ({told.left_out - 1} more cannot be used either)" if told.left_out > 1 else ""
+            raise SourceError(f"{told.first}{more}")
         raise SourceError(f"data set {path} holds no labelled image" + (f" that {ids} names" if ids else ""))
+    told.tell()
+    if remarks is not None:
+        remarks.add(told)
     return of_classes(samples, classes, str(path))
 
 
@@ -107,49 +130,68 @@ def _named_in(ids: Path) -> set[str]:
         raise SourceError(f"cannot read {ids}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _labelled_images(path: Path, images: Path | None, kept: set[str] | None) -> list[Sample]:
-    labels = read_labels(path)
-    place = images or images_beside(path)
-    files = ImageFiles(place)
+def _labelled_images(path: Path, images: Path | None, kept: set[str] | None, remarks: Remarks) -> list[Sample]:
+    labels = read_labels(path, remarks)
     sequence = sequence_name(path) if is_sequence(path) else ""
+    if sequence and remarks.first:
+        raise remarks.first  # a sequence has a row for every frame
+    if any(label.frame is not None for label in labels) and images is not None and not (images.is_dir() or is_archive(images)):
+        return _frames_of_tracks(path, labels, images, remarks)
+    places = [images] if images else image_places(path)
+    files = [ImageFiles(place) for place in places]
     if sequence:
-        _check_count(path, len(labels), place, len(files))
-    wanted = [label for label in labels if kept is None or Path(label.image).stem in kept]
-    samples = [labelled(label, files.reader(label.image, path), f"{path}: image {label.image}") for label in wanted]
-    return [replace(sample, sequence=sequence) for sample in samples]
+        _check_count(path, len(labels), places[0], len(files[0]))
+    wanted = [label for label in labels if kept is None or kept & {ImageName.of(label.image).stem, label.own_name}]
+    named = Counter((label.folder, label.image) for label in wanted)
+    several = Counter(label.image for label in wanted)
+    samples: list[Sample] = []
+    for label in wanted:
+        with remarks.leaving_out():
+            read = files[0].reader(label, path, remarks, own_name_first=named[label.folder, label.image] > 1)
+            sample = labelled(label, read, f"{path}: image {shown(label.image)}", remarks)
+            if sample.truths or not sample.others:
+                name = f"{label.folder}/{label.image}" if several[label.image] > 1 and label.folder else label.image
+                samples.append(replace(sample, name=name, sequence=sequence))
+    return samples
 
 
-def labelled(label: Label, read: Callable[[], bytes], where: str) -> Sample:
-    """A sample whose boxes are checked: now as far as the label goes, against the image itself when it is read.
+def labelled(label: Label, read: Callable[[], bytes], where: str, remarks: Remarks) -> Sample:
+    """A sample whose boxes fit its image; boxes that cannot be are left out.
 
     Args:
         label: of the image.
         read: the image file's bytes.
         where: label file and image, for messages.
+        remarks: takes what is left out or guessed.
 
     Raises:
-        SourceError: see ``calib.data.labels.check_truth``.
+        SourceError: the image cannot be read, or the label is of another one, see ``calib.data.labels.fitted``.
     """
-    for truth in label.truths:
-        check_truth(truth, where, label.size_px)
 
-    def read_checked() -> ImageBgr:
+    def content() -> bytes:
         try:
-            image = decode_image(where, read())
-        except OSError as error:
+            return read()
+        except (OSError, SourceError) as error:
             raise SourceError(f"{where} cannot be read: {error}") from error
-        _check_size(label.size_px, size_of(image), where)
-        for truth in label.truths:
-            check_truth(truth, where, size_of(image))
-        return image
 
-    return Sample(label.image, read_checked, label.truths)
+    seen = look_at(content(), where)
+    label = fitted(label, seen.size_px, where, remarks, seen.turned)
+    return Sample(label.image, lambda: decode_image(where, content()), label.truths, others=label.others)
 
 
-def _check_size(declared_px: SizePx | None, size_px: SizePx, where: str) -> None:
-    if declared_px and any(abs(said - real) > SIZE_SLACK * real for said, real in zip(declared_px, size_px, strict=True)):
-        said, real = ("x".join(map(str, size)) for size in (declared_px, size_px))
-        raise SourceError(f"{where} has {real} px, its label says {said}: give the images that the labels were made for")
+def _frames_of_tracks(path: Path, labels: Sequence[Label], video: Path, remarks: Remarks) -> list[Sample]:
+    """Of labels that give frames by number, in a video."""
+    frames = frame_readers(video)
+    samples = []
+    for label in labels:
+        with remarks.leaving_out():
+            where = f"{path}: frame {label.frame}"
+            if label.frame is None or label.frame >= len(frames):
+                raise BadLabelError(f"{where} is not one of the {len(frames)} of {video}")
+            size_px, read = frames[label.frame]
+            label = fitted(label, size_px, where, remarks)  # noqa: PLW2901
+            samples.append(Sample(label.image, read, label.truths, others=label.others))
+    return samples
 
 
 def _track(path: Path, images: Path | None) -> list[Sample]:

@@ -1,20 +1,47 @@
 """Where the images of a label file lie, and what reads each of them when it is asked for; nothing is unpacked or held."""
 
+import re
+import unicodedata
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
-from calib.data.labels import SizePx
+from PIL import Image
+
+from calib.data.content import is_archive, members
+from calib.data.labels import Label, SizePx
+from calib.data.remarks import BadLabelError, Remarks, shown
+from engines import MOST_IMAGE_PIXELS
 from engines.base import SourceError
 from engines.localizer import ImageBgr
-from realtime.sources import ARCHIVE_SUFFIXES, Images, archive_members, decode_image, file_bytes, has_suffix, open_source
+from realtime import limits
+from realtime.sources import IMAGE_SUFFIXES, Images, decode_image, open_source
 
 ENDINGS = ("", "_boxes", "_labels", "_annotations", "_groundtruth_rect", "_groundtruth", "_rect")
 """What label files are called behind the name of their images."""
 FOLDERS = ("images.tar", "images.zip", "images", "JPEGImages", "img", "color")
 """What images beside labels are called otherwise; ``img`` by OTB, ``color`` by VOT."""
 VIDEOS = (".mp4", ".avi")
+READABLE = IMAGE_SUFFIXES | {".jfif", ".jpe", ".mpo", ".jp2", ".gif", ".avif", ".dib", ".pbm", ".pgm", ".ppm", ".pnm"}
+"""Endings of images that OpenCV decodes."""
+UNREADABLE = frozenset(
+    {".heic", ".heif", ".jxl", ".psd", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".tga", ".ico",
+     ".exr", ".pdf", ".eps", ".dcm", ".npy", ".mat"}
+)  # fmt: skip
+"""Endings of images and the like that it does not: told from images that are not there."""
+SPLITS = {
+    "train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+EXIF_ORIENTATION = 274
+HEADS = frozenset({"JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "MPO"})
+"""Formats of which Pillow and OpenCV give the same size."""
 
 
 def size_of(image_bgr: ImageBgr) -> SizePx:
@@ -29,6 +56,10 @@ def images_beside(path: Path, more_suffixes: tuple[str, ...] = ()) -> Path:
         path: the label file, or folder of label files; dots in its name are part of it.
         more_suffixes: what may hold the images besides a zip, tar or folder.
     """
+    if "labels" in path.absolute().parts and path.is_dir():  # YOLO: images/train beside labels/train
+        twin = Path(*("images" if part == "labels" else part for part in path.absolute().parts))
+        if twin.is_dir():
+            return twin
     stem = path.name if path.is_dir() else path.stem
     bases = [stem.removesuffix(ending) for ending in ENDINGS if stem != ending]
     named = [base + suffix for base in bases for suffix in (".zip", ".tar", "", *more_suffixes)]
@@ -36,6 +67,14 @@ def images_beside(path: Path, more_suffixes: tuple[str, ...] = ()) -> Path:
         if candidate.exists() and candidate != path:
             return candidate
     return path.parent
+
+
+def image_places(path: Path) -> list[Path]:
+    """Where the images of labels may lie, in the order to look: inside the labels' own folder, zip or tar, else beside."""
+    if path.suffix.lower() in (".yaml", ".yml", ".data", ".names"):
+        path = path.parent
+    own = [path] if (path.is_dir() or is_archive(path)) and members(path, READABLE) else []
+    return own or [images_beside(path)]
 
 
 def sequence_name(path: Path) -> str:
@@ -48,6 +87,9 @@ def sequence_name(path: Path) -> str:
 class ImageFiles:
     """The images of a folder, zip or tar, found by path, by name without folder, or by name without ending.
 
+    Names are compared as people mean them: in any case, in any Unicode form, with either slash, as a URL or a path of another
+    machine. What was not found as it is written is said.
+
     Raises:
         SourceError: the place does not exist or is something else.
     """
@@ -55,45 +97,197 @@ class ImageFiles:
     def __init__(self, place: Path) -> None:
         if not place.exists():
             raise SourceError(f"images {place} do not exist: say where they are with --images")
-        if place.is_dir():
-            files = [p for p in place.rglob("*") if has_suffix(p.name) and p.is_file()]
-            self._readers: dict[str, Callable[[], bytes]] = {
-                p.relative_to(place).as_posix(): partial(file_bytes, p) for p in files
-            }
-        elif place.suffix.lower() in ARCHIVE_SUFFIXES:
-            self._readers = dict(archive_members(place))
-        else:
+        if not (place.is_dir() or is_archive(place)):
             raise SourceError(f"images {place} are neither a folder nor a zip nor a tar: say where they are with --images")
-        self._place, self._paths = place, defaultdict[str, list[str]](list)
+        self._readers = members(place, READABLE)
+        self._place, self._names = place, [*self._readers]
+        self._paths, self._stems = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
         for path in self._readers:
-            self._paths[Path(path).name].append(path)
-            self._paths[Path(path).stem].append(path)
+            self._paths[folded(PurePosixPath(path).name)].append(path)
+            self._stems[folded(PurePosixPath(path).stem)].append(path)
+        self._unreadable: dict[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self._readers)
 
-    def reader(self, name: str, labels: Path) -> Callable[[], bytes]:
-        """What reads the image that the file ``labels`` calls ``name``. Folders in the name must be those it lies in.
+    def reader(self, label: Label, labels: Path, remarks: Remarks, own_name_first: bool = False) -> Callable[[], bytes]:
+        """What reads the image of a label. Folders in its name must be those it lies in, as far as they can be.
+
+        Args:
+            label: names its image.
+            labels: the file it was read from, for messages.
+            remarks: takes what was guessed.
+            own_name_first: look for an image called as the label file is before the one that it names.
 
         Raises:
-            SourceError: there is none, or several in different folders.
+            BadLabelError: there is none, or there are several in different folders.
         """
-        named = [name] if name in self._readers else self._paths.get(PurePosixPath(name).name, [])
-        paths = [path for path in named if self._lies_in(path, PurePosixPath(name).parent.parts)]
-        if not paths:
-            place = f"{self._place}, only {named[0]} is" if named else self._place
-            raise SourceError(f"{labels} names image {name}, which is not in {place}: say where it is with --images")
-        if len(paths) > 1:
-            raise SourceError(
-                f"{labels} names image {name}, which {self._place} has as {paths[0]} and {paths[1]}: name the folder"
-            )
-        return self._readers[paths[0]]
+        if label.frame is not None and label.frame < len(self) and not self._paths.get(folded(label.image)):
+            return self._readers[self._names[label.frame]]
+        own = [label.own_name] if label.own_name else []
+        names = [*own, label.image] if own_name_first else [label.image, *own]
+        error: BadLabelError | None = None
+        for name in names:
+            try:
+                path, guess = self._path(name, label.folder, labels)
+            except BadLabelError as refused:
+                error = error or refused
+                continue
+            if name != label.image:
+                guess = "images are found by the name of their label file, not by the name that it gives"
+            if guess:
+                remarks.guess(guess, f"{label.image} is {path}")
+            return self._readers[path]
+        assert error is not None
+        raise error
 
-    def _lies_in(self, path: str, folders: tuple[str, ...]) -> bool:
-        """Whether the path ends so, where the place's own name counts: labels may begin above it."""
+    def _path(self, name: str, folder: str, labels: Path) -> tuple[str, str]:
+        """(path, how it was guessed; empty where it was not)."""
+        for exact in (f"{folder}/{name}" if folder else name, name):
+            if exact in self._readers:
+                return exact, ""
+        asked, refusal = ImageName.of(name), None
+        for names, guess in self._alike(asked):
+            fits = [(how, path) for path in names if (how := self._fit(path, asked)) is not None]
+            best = [path for how, path in fits if how == min(fits)[0]]
+            if len(best) > 1:
+                best = [path for path in best if folder and folded(str(PurePosixPath(path).parent)) == folded(folder)] or best
+            if len(best) > 1 and asked.foreign:
+                best = self._longest_tail(best, asked)
+            if len(best) == 1:
+                return best[0], guess or (
+                    "images are found by their name: the folders that labels give differ" if min(fits)[0] else ""
+                )
+            if best and not refusal:
+                refusal = f"which {self._place} has as {best[0]} and {best[1]}: name the folder"
+            elif names and not refusal:
+                refusal = f"which is not in {self._place}, only {names[0]} is: say where it is with --images"
+        raise BadLabelError(f"{labels} names image {shown(name)}, {refusal or self._missing(asked)}")
+
+    def _alike(self, asked: "ImageName") -> Iterator[tuple[list[str], str]]:
+        """Images whose name is the one that is asked for, then those that differ more and more, each with what to say."""
+        for base in dict.fromkeys((asked.base, unquote(asked.base))):
+            same = self._paths.get(folded(base), [])
+            yield [path for path in same if PurePosixPath(path).name == base] or same, ""
+            yield self._stems.get(folded(base), []), ""
+            stem, _, suffix = base.rpartition(".")
+            if stem and 2 <= len(suffix) <= 4:
+                yield self._stems.get(folded(stem), []), "images have another ending than labels say"
+        if found := re.match(r"[0-9a-f]{8}-(.+)", asked.base):  # Label Studio's mark of an upload
+            yield (
+                self._paths.get(folded(found[1]), []),
+                "images are found without the mark that Label Studio put before their name",
+            )
+
+    def _fit(self, path: str, asked: "ImageName") -> int | None:
+        """0: the path ends so, where the place's own name counts, for labels may begin above it. 1: the folders differ.
+
+        None: it cannot be meant, for it lies in a folder that the name does not give, or in another split.
+        """
         place = self._place.absolute()  # not resolved: a link's name is what the user sees
-        whole = ((place if place.is_dir() else place.with_suffix("")) / path).parent.parts
-        return whole[max(0, len(whole) - len(folders)) :] == folders
+        inside = tuple(map(folded, PurePosixPath(path).parent.parts))
+        whole = (*map(folded, (place if place.is_dir() else place.with_suffix("")).parts), *inside)
+        folders = tuple(map(folded, asked.folders))
+        if not asked.foreign and whole[max(0, len(whole) - len(folders)) :] == folders:
+            return 0
+        if asked.foreign:
+            splits, there = _splits(folders), _splits((whole[len(whole) - len(inside) - 1], *inside))
+            return 1 if not splits or not there or splits & there else None
+        remaining = iter(folders)
+        return 1 if all(part in remaining for part in inside) and _splits(folders) <= _splits(whole) else None
+
+    def _longest_tail(self, paths: list[str], asked: "ImageName") -> list[str]:
+        """Those that share most of the last folders of a path of another machine."""
+
+        def shared(path: str) -> int:
+            pairs = zip(reversed(PurePosixPath(path).parent.parts), reversed(asked.folders), strict=False)
+            return sum(1 for _ in takewhile(lambda pair: folded(pair[0]) == folded(pair[1]), pairs))
+
+        most = max(map(shared, paths))
+        return [path for path in paths if shared(path) == most]
+
+    def _missing(self, asked: "ImageName") -> str:
+        if self._unreadable is None:
+            self._unreadable = {folded(PurePosixPath(path).name): path for path in members(self._place, UNREADABLE)}
+        found = self._unreadable.get(folded(asked.base))
+        if found:
+            return f"which is of an unsupported kind ({PurePosixPath(found).suffix}): convert it to JPEG or PNG"
+        return f"which is not in {self._place}: say where it is with --images"
+
+
+@dataclass(frozen=True)
+class ImageName:
+    """What a label file calls an image.
+
+    Attributes:
+        folders, base: of its path.
+        foreign: the path begins elsewhere than the data set: at the root of some machine, at a drive, at an address, above.
+    """
+
+    folders: tuple[str, ...]
+    base: str
+    foreign: bool
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.base).stem
+
+    @classmethod
+    def of(cls, name: str) -> "ImageName":
+        text, foreign = name.strip().strip("\"'"), False
+        scheme, mark, rest = text.partition("://")
+        local = re.search(r"[?&]d=([^&]+)", text)  # Label Studio's local files
+        if local or (mark and scheme.isalnum()):
+            text, foreign = unquote(local[1] if local else re.split(r"[?#]", rest)[0]), True
+        text = text.replace("\\", "/")
+        if re.match(r"[A-Za-z]:", text):
+            text, foreign = text[2:], True
+        parts = [part for part in text.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            parts, foreign = parts[len(parts) - parts[::-1].index("..") :], True
+        foreign = foreign or text.startswith("/")
+        return cls(tuple(parts[:-1]), parts[-1] if parts else "", foreign)
+
+
+def folded(name: str) -> str:
+    """The same text for names that differ in case or Unicode form only."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _splits(folders: Iterable[str]) -> frozenset[str]:
+    """Which parts of a data set folders are named after: train2017 is train."""
+    return frozenset(SPLITS[word] for folder in folders if (word := folder.rstrip("0123456789-_")) in SPLITS)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the head of an image file tells: (width, height) as it is shown, and whether EXIF data turn it on its side."""
+
+    size_px: SizePx
+    turned: bool
+
+
+def look_at(content: bytes, where: str) -> Seen:
+    """Size and rotation of an image, without decoding its pixels where that is possible.
+
+    Raises:
+        SourceError: it is not a readable image.
+    """
+    size_px, on_its_side = None, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(content)) as image:
+                orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+                if orientation == 1 and image.format in HEADS:
+                    size_px = image.size
+                on_its_side = isinstance(orientation, int) and orientation >= 5
+    except Exception:  # whatever Pillow raises, what OpenCV says counts: it reads the pixels
+        pass
+    if size_px is None:
+        return Seen(size_of(decode_image(where, content)), on_its_side)
+    limits.check_pixels(where, *size_px, MOST_IMAGE_PIXELS)
+    return Seen(size_px, False)
 
 
 def frame_readers(place: Path) -> list[tuple[SizePx, Callable[[], ImageBgr]]]:

@@ -6,7 +6,8 @@ Everingham et al., "The PASCAL Visual Object Classes Challenge 2007": 20 classes
 from pathlib import Path
 
 from calib.data.datasets import Sample, labelled
-from calib.data.labels import xml_label
+from calib.data.remarks import Remarks
+from calib.data.xml_dialects import xml_label
 from engines.base import SourceError
 from engines.downloads import Download, downloaded
 from realtime.sources import archive_members
@@ -45,5 +46,10 @@ def load_voc2007(split: str, folder: Path) -> list[Sample]:
         images = [members[f"{ROOT}/JPEGImages/{name}.jpg"] for name in names]
     except KeyError as error:
         raise SourceError(f"{archive} lacks {error}: it is cut off or not VOC 2007's; remove it to download it anew") from error
-    labels = [xml_label(read(), f"{archive}: {name}.xml") for name, read in zip(names, annotations, strict=True)]
-    return [labelled(label, read, f"{archive}: image {label.image}") for label, read in zip(labels, images, strict=True)]
+    remarks, samples = Remarks(), []
+    for name, annotation, image in zip(names, annotations, images, strict=True):
+        label = xml_label(annotation(), f"{archive}: {name}.xml")
+        with remarks.leaving_out():
+            samples.append(labelled(label, image, f"{archive}: image {label.image}", remarks))
+    remarks.tell()
+    return samples

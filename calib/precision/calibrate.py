@@ -18,7 +18,7 @@ from engines.classifiers import load_classifier
 from engines.files import whole_file
 from engines.localizer import ImageBgr, Localizer
 
-LABELS = (".csv", ".xml", ".json", ".txt")
+LABELS = (".csv", ".tsv", ".xml", ".json", ".txt")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Images:
         Raises:
             SourceError: they cannot be read.
         """
-        labelled = self.images is not None or self.data.endswith(LABELS) or Path(self.data).with_suffix(".csv").exists()
+        labelled = self.images is not None or self.data.lower().endswith(LABELS) or Path(self.data).with_suffix(".csv").exists()
         if not labelled:
             if self.ids is not None:
                 raise SourceError("--ids names images of a label file: give one")

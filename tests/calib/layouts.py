@@ -1,6 +1,7 @@
 """The same two labelled images in every layout that a data set may have."""
 
 import json
+import re
 import shutil
 import tarfile
 
@@ -8,6 +9,7 @@ import cv2
 import pytest
 
 from calib.data.datasets import load_dataset
+from calib.data.remarks import Remarks
 from engines.base import SourceError
 from tests.realtime.media import picture, write_video
 
@@ -134,6 +136,14 @@ def refused(words, path, **options):
         [sample.read() for sample in load_dataset(path, **options)]
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+def told(words, path, **options):
+    """The samples of a set of which something is left out or guessed, and said."""
+    remarks = Remarks()
+    samples = load_dataset(path, remarks=remarks, **options)
+    assert re.search(words, "\n".join(remarks.lines())), remarks.lines()
+    return samples
 
 
 def zoo(folder, rows):

@@ -26,6 +26,7 @@ from tests.calib.layouts import (
     otb,
     otb_native,
     refused,
+    told,
     voc,
     voc_xml,
     vot,
@@ -58,9 +59,8 @@ def test_a_box_may_reach_one_pixel_beyond_its_image_and_is_cut_there(tmp_path, l
 @pytest.mark.parametrize(
     ("box", "words"),
     [
-        ((-1.5, 20, 40, 60), r"a\b.*box -1\.5,20,40,60 of '(cat|object)' reaches 1\.5 px beyond the image"),
-        ((10, 20, 130, 60), "box 10,20,130,60 .* reaches 2 px beyond the image of 128x96 px: correct it, or give the images"),
-        ((10, 20, 40, 97.25), r"reaches 1\.25 px beyond the image of 128x96"),
+        ((-20.5, 20, 40, 60), r"a\b.*box -20\.5,20,40,60 of '(cat|object)' reaches 20\.5 px beyond the image"),
+        ((10, 20, 180, 60), "box 10,20,180,60 .* reaches 52 px beyond the image of 128x96 px: correct it, or give the images"),
         ((200, 20, 240, 60), "box 200,20,240,60 .* lies outside the image of 128x96 px"),
         ((128, 20, 129, 60), "lies outside the image"),
         ((40, 20, 10, 60), "box 40,20,10,60 .* is empty or reversed: edges are x0,y0,x1,y1"),
@@ -70,6 +70,13 @@ def test_a_box_may_reach_one_pixel_beyond_its_image_and_is_cut_there(tmp_path, l
 )
 def test_boxes_that_cannot_be_are_refused(tmp_path, layout, box, words):
     refused(words, layout(tmp_path, box))
+
+
+@pytest.mark.parametrize("layout", LABELLED)
+@pytest.mark.parametrize("box", [(-1.5, 20, 40, 60), (10, 20, 130, 60), (10, 20, 40, 97.25)])
+def test_boxes_that_reach_slightly_beyond_their_image_are_cut_to_it_and_this_is_said(tmp_path, layout, box):
+    samples = told(r"boxes that reach slightly beyond their image are cut to it \(.*a\b", layout(tmp_path, box))
+    assert samples[0].truths[0].box_xyxy_px == (max(0, box[0]), box[1], min(128, box[2]), min(96, box[3]))
 
 
 @pytest.mark.parametrize(
@@ -84,10 +91,13 @@ def test_frames_of_a_sequence_are_one_group_and_photos_their_own(tmp_path, layou
 
 
 @pytest.mark.parametrize("size", ["<size><width>64</width><height>96</height></size>", SIZE.replace("96", "90")])
-def test_labels_made_for_an_image_of_another_size_are_refused(tmp_path, size):
+def test_labels_made_for_an_image_of_another_size_are_left_out(tmp_path, size):
     labels = voc(tmp_path)
     (labels / "b.xml").write_text(voc_xml("b.png", (10, 20, 40, 60), size=size))
-    refused(r"image b\.png has 128x96 px, its label says (64x96|128x90): give the images that the labels were made for", labels)
+    words = r"image b\.png has 128x96 px, its label says (64x96|128x90): give the images that the labels were made for"
+    assert [sample.name for sample in told(words, labels)] == ["a.png"]
+    (labels / "a.xml").unlink()
+    refused(words, labels)
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>", SIZE.replace("96", "95")])
@@ -126,8 +136,13 @@ def test_a_sequence_needs_a_row_for_every_frame(tmp_path):
 
 def test_what_is_no_data_set_at_all(tmp_path):
     refused("does not exist", tmp_path / "nothing.csv")
-    (tmp_path / "set.xlsx").touch()
-    refused("give a .csv, .json, .txt, or a folder, zip or tar of .xml files", tmp_path / "set.xlsx")
+    for name, words in (
+        ("set.xyz", "give a .csv, .json, .txt, or a folder, zip or tar of .xml files"),
+        ("set.xlsx", "is a spreadsheet: save it as CSV"),
+        ("set.tfrecord", "is a TFRecord: export"),
+    ):
+        (tmp_path / name).touch()
+        refused(words, tmp_path / name)
     (tmp_path / "empty").mkdir()
     refused("holds no labelled image", tmp_path / "empty")
 
