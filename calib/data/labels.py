@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from calib.data.remarks import BadLabelError, Remarks, shown
+from engines.text import displayable
 from realtime.frames import BoxPx
 
 SizePx = tuple[int, int]
@@ -162,7 +163,7 @@ def fitted(label: Label, size_px: SizePx, where: str, remarks: Remarks, turned_b
             if max(-x0, -y0, x1 - size_px[0], y1 - size_px[1]) > TOLERANCE_PX:
                 remarks.guess("boxes that reach slightly beyond their image are cut to it", where)
                 truth = truth.clipped(size_px)  # noqa: PLW2901
-            kept.append(truth)
+            kept.append(replace(truth, class_name=displayable(truth.class_name)))
     left_out = len(label.truths) - len(kept)
     return replace(label, truths=tuple(kept), others=label.others + left_out)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from engines.base import SourceError
+from engines.text import displayable
 
 NAMED = 3
 """How many examples of a remark are named; the others are counted."""
@@ -17,7 +18,7 @@ class BadLabelError(SourceError):
 
 def shown(value: object) -> str:
     """Text out of a file as a message may hold it: on one line, without control characters, cut where it is long."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[: LONGEST + 1])
+    text = displayable(str(value)[: LONGEST + 1])
     return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
 
 

@@ -109,8 +109,10 @@ def test_images_and_boxes_come_straight_from_the_archive(server, tmp_path):
 
 def test_an_archive_is_scanned_once(server, tmp_path, monkeypatch):
     scans = []
-    scan = tarfile.TarFile.getmembers
-    monkeypatch.setattr(tarfile.TarFile, "getmembers", lambda tar: (scans.append(tar.name), scan(tar))[1])
+    start = tarfile.TarFile.__init__
+    monkeypatch.setattr(
+        tarfile.TarFile, "__init__", lambda tar, *given, **options: (scans.append(tar), start(tar, *given, **options))[1]
+    )
     for sample in voc.load_voc2007("test", tmp_path):
         sample.read()
     assert len(scans) == 1
