@@ -3,6 +3,8 @@
 import hashlib
 import unicodedata
 
+from engines.base import SightlineError
+
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 UNSHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode's categories of control characters, of lone surrogates (bytes of a name that are not UTF-8), and of line ends."""
@@ -33,3 +35,13 @@ def file_name(name: str) -> str:
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     cut = shown.encode()[: MOST_NAME_BYTES - len(digest) - 1].decode(errors="ignore")
     return f"{cut}_{digest}"
+
+
+def in_words(error: BaseException) -> str:
+    """An error of any kind, in one line."""
+    if isinstance(error, SightlineError):
+        return displayable(" ".join(str(error).split()))
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    said = " ".join(str(error).split())
+    return displayable(f"{type(error).__name__}: {said}" if said else type(error).__name__)

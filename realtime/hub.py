@@ -71,6 +71,7 @@ class Hub:
 
     Attributes:
         closed: the run has ended; nothing more comes.
+        trouble: why the last recording has ended, if not because it was asked to.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Hub:
         self._newest: dict[str, Shown] = {}
         self._asked_s = -WATCHED_S
         self.closed = threading.Event()
+        self.trouble = ""
 
     @property
     def needs_picture(self) -> bool:
@@ -153,8 +155,17 @@ class Hub:
             if not 0 <= changes.get(name, 0) <= 1:
                 raise ValueError(f"{name} goes from 0 to 1, not {changes[name]}")
         with self._changed:
+            if record is not None:
+                self.trouble = ""
             self.settings = replace(self.settings, **changes)
             return self.settings
+
+    def recording_failed(self, path: Path, trouble: str) -> None:
+        """It has ended by an error; another may be begun."""
+        with self._changed:
+            self.trouble = trouble
+            if self.settings.record == path:
+                self.settings = replace(self.settings, record=None)
 
     def look_for(self, wanted: str | None) -> int | None:
         """Look for a class by its name or index from the next frame on; None or an empty name for the likeliest.

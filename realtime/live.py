@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from rich.live import Live as LiveTable
 
 from engines.files import checked_suffix
 from engines.localizer import Localizer
+from engines.text import displayable, in_words
+from realtime.beside import Beside
 from realtime.follow.following import WHOLE_FRAMES, opened
 from realtime.follow.options import FollowOptions
 from realtime.governed import Governed
@@ -23,7 +26,7 @@ from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
 from realtime.readers import Feed
-from realtime.recorder import Recorder
+from realtime.recorder import Recorder, make_writable
 from realtime.sinks import JsonlSink, Sink, WindowSink, has_display
 from realtime.trace import TraceSink
 from realtime.web.server import Address, PageServer
@@ -54,7 +57,13 @@ def stream(
         checked_suffix(options.record, (".mp4",), "recording")
     if options.trace is not None:
         checked_suffix(options.trace, (".json",), "trace")
-    told = partial(console.print, style="yellow", markup=False, highlight=False)
+    told, troubles = partial(console.print, style="yellow", markup=False, highlight=False), list[str]()
+
+    def lost(line: str) -> None:
+        """Of what is written beside the run."""
+        troubles.append(line)
+        told(line)
+
     feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, told)
     names = [each.name for each in feed.connections]
     ledger = Ledger(names)
@@ -64,7 +73,7 @@ def stream(
         heat_map=options.heat_map, alpha=options.alpha, smoothing=options.smoothing,
     )  # fmt: skip
     with ExitStack() as stack:
-        sinks = _sinks(stack, hub, options)
+        sinks = _sinks(stack, hub, options, lost)
         if options.web is not None:
             url = stack.enter_context(_page(hub, localizer, options.web, options)).url
             console.print(f"watch on {url}", markup=False, soft_wrap=True, highlight=False)
@@ -87,7 +96,8 @@ def stream(
     governed = localizer.summary() if isinstance(localizer, Governed) else {}
     return {
         "source": ", ".join(each.spec for each in feed.connections), **ledger.summary(), "captured": feed.captured,
-        "connections": [vars(each) for each in feed.connections], "interrupted": interrupted.is_set(), **governed,
+        "connections": [vars(each) for each in feed.connections], "interrupted": interrupted.is_set(),
+        **({"trouble": troubles} if troubles else {}), **governed,
     }  # fmt: skip
 
 
@@ -103,17 +113,29 @@ def _page(hub: Hub, localizer: Localizer | Governed, where: str, options: Stream
     return PageServer(hub, title, Address.of(where), options.web_token, options.web_dir)
 
 
-def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions) -> list[Sink]:
+def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions, lost: Callable[[str], None]) -> list[Sink]:
+    """What cannot be begun ends the run before it starts; what fails later ends alone, and ``lost`` says so."""
     names = [each.name for each in hub.connections]
-    sinks: list[Sink] = [stack.enter_context(Recorder(lambda: hub.settings.record, names)), stack.enter_context(hub)]
+
+    def failed(path: Path, error: Exception) -> None:
+        trouble = f"the recording {displayable(str(path))} has ended: {in_words(error)}"
+        hub.recording_failed(path, trouble)
+        lost(f"{trouble}; the run goes on")
+
+    def beside(sink: Sink, what: str) -> Sink:
+        return stack.enter_context(Beside(sink, what, lost))
+
+    if options.record is not None:
+        make_writable(options.record)
+    sinks: list[Sink] = [stack.enter_context(Recorder(lambda: hub.settings.record, names, failed)), stack.enter_context(hub)]
     if options.window and has_display():
-        sinks.append(stack.enter_context(WindowSink("Sightline", hub.stop)))
+        sinks.append(beside(WindowSink("Sightline", hub.stop), "the window"))
     if options.trace is not None:
-        sinks.append(stack.enter_context(TraceSink(options.trace, hub.connections)))
+        sinks.append(beside(TraceSink(options.trace, hub.connections), "the trace"))
     if options.metrics is not None:
-        sinks.append(stack.enter_context(MetricsSink(options.metrics, hub)))
+        sinks.append(beside(MetricsSink(options.metrics, hub), "the metrics page"))
     if options.log is not None:
-        sinks.append(stack.enter_context(JsonlSink(options.log, live=True, max_mb=options.log_max_mb)))
+        sinks.append(beside(JsonlSink(options.log, live=True, max_mb=options.log_max_mb), "the log"))
     return sinks
 
 

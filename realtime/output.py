@@ -17,10 +17,11 @@ class Output:
         sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
         run: the account.
         look: how to draw at the moment.
+        alone: a frame that cannot be drawn fails alone.
     """
 
-    def __init__(self, sinks: Sequence[Sink], run: Run, look: Callable[[], Look]) -> None:
-        self._sinks, self._run, self._look = sinks, run, look
+    def __init__(self, sinks: Sequence[Sink], run: Run, look: Callable[[], Look], alone: bool = False) -> None:
+        self._sinks, self._run, self._look, self._alone = sinks, run, look, alone
         self._painter = Painter()
 
     def draw_and_write(self, record: FrameRecord, heat_map_every: int) -> None:
@@ -32,7 +33,13 @@ class Output:
         if record.outcome != "shown":
             return
         wanting = [sink for sink in self._sinks if sink.needs_picture]
-        picture = self._drawn(record, heat_map_every) if wanting else None
+        try:
+            picture = self._drawn(record, heat_map_every) if wanting else None
+        except Exception as error:
+            if not self._alone:
+                raise
+            record.fail(error)
+            return
         mark_ns = record.began_ns["write"] = time.monotonic_ns()
         for sink in wanting:
             sink.write(record, picture)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from engines.base import InputError, Ticket
+from engines.base import Ticket
 from engines.localizer import ImageBgr, Localization, Localizer
 from realtime.follow.following import Following
 from realtime.frames import FrameRecord
@@ -67,7 +67,7 @@ def run_frames(
     """
     most = 1 if live else under_way or localizer.engine.slots
     half = _EngineHalf(records, localizer, run, most, live, following)
-    output = Output(sinks, run, live.settings if live else Look)
+    output = Output(sinks, run, live.settings if live else Look, alone=live is not None)
     call, failed_by = _Call(deque()), None
     run.start()
     try:
@@ -270,7 +270,7 @@ class _EngineHalf:
         try:
             view = self._following.view(record) if self._following else record.frame.image_bgr
             prepared = [] if view is None else [localizer.prepare(view)]
-        except InputError as error:
+        except Exception as error:  # a picture that is too much for it, too
             if self._live is None:
                 raise
             record.fail(error)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from engines.base import SourceError
+from engines.text import in_words
 from realtime.connection import NS, Attempt, Connection, Series
 from realtime.frames import FrameRecord
 from realtime.inbox import EVERY, LATEST, Inbox, Policy, Records
@@ -182,10 +183,10 @@ class Feed:
             try:
                 attempt.run()
                 trouble = f"{connection.spec} ended"
-            except SourceError as error:
+            except Exception as error:  # whatever it is, a camera may get over it
                 if not attempt.live:
                     raise
-                trouble = str(error)
+                trouble = in_words(error)
             if not attempt.live:
                 connection.state = "ended"
                 return

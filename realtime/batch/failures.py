@@ -3,7 +3,7 @@
 import errno
 
 from engines.base import OutputError, SightlineError, SourceError
-from engines.text import displayable
+from engines.text import in_words
 
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """Results of no source can be written any more: the disk or the quota is full, or the file system became read-only."""
@@ -15,16 +15,6 @@ def ends_run(error: Exception) -> bool:
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__
     return isinstance(error, OutputError | OSError) and isinstance(cause, OSError) and cause.errno in FULL_ERRNOS
-
-
-def in_words(error: BaseException) -> str:
-    """An error of any kind, in one line."""
-    if isinstance(error, SightlineError):
-        return displayable(" ".join(str(error).split()))
-    if isinstance(error, MemoryError):
-        return "not enough memory"
-    said = " ".join(str(error).split())
-    return displayable(f"{type(error).__name__}: {said}" if said else type(error).__name__)
 
 
 def failed(error: BaseException) -> dict[str, str | int | bool]:

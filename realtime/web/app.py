@@ -147,4 +147,7 @@ def _state(hub: Hub, title: Callable[[], str]) -> dict[str, Any]:
         "wanted_class": wanted, "box": now.box, "heat_map": now.heat_map, "alpha": now.alpha, "smoothing": now.smoothing,
         "record": now.record.name if now.record else None,
     }  # fmt: skip
-    return {"title": title(), "sources": sources, "all": rolling, "settings": settings, "follows": hub.following is not None}
+    return {
+        "title": title(), "sources": sources, "all": rolling, "settings": settings, "trouble": hub.trouble,
+        "follows": hub.following is not None,
+    }  # fmt: skip

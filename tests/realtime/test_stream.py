@@ -175,7 +175,7 @@ def test_a_log_begins_anew_at_its_size_and_keeps_the_last_few(tmp_path):
 
 def test_recordings_begin_and_end_while_the_run_goes_on(tmp_path):
     wanted = None
-    with Recorder(lambda: wanted, ["clip"]) as recorder:
+    with Recorder(lambda: wanted, ["clip"], lambda *_: None) as recorder:
         for index in range(40):
             wanted = tmp_path / "first.mp4" if 5 <= index < 15 else tmp_path / "second.mp4" if 20 <= index < 30 else None
             assert recorder.needs_picture or wanted is None

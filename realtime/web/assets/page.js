@@ -134,7 +134,7 @@ function takeSettings() {
   by("record").setAttribute("aria-pressed", String(recording));
   by("record").querySelector("span").textContent = recording ? "Stop" : "Record";
   by("recording-mark").hidden = !recording;
-  by("where").textContent = recording ? settings.record : (settings.wanted_class ? `looking for ${settings.wanted_class}` : "");
+  by("where").textContent = recording ? settings.record : (state.trouble || (settings.wanted_class ? `looking for ${settings.wanted_class}` : ""));
   if (performance.now() - touched_ms < 1500) return; // what a hand is moving is not pulled from under it
   if (document.activeElement !== by("class")) by("class").value = settings.wanted_class ?? "";
   by("box").checked = settings.box;
