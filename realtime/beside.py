@@ -11,6 +11,26 @@ from realtime.frames import FrameRecord
 from realtime.sinks import Sink
 
 
+class Told:
+    """Says lines, and keeps them for the summary.
+
+    Args:
+        told: gets each.
+    """
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        self._told, self._lines = told, list[str]()
+
+    def __call__(self, line: str) -> None:
+        """Say one."""
+        self._lines.append(line)
+        self._told(line)
+
+    def summary(self) -> dict[str, list[str]]:
+        """``trouble``, where there was any."""
+        return {"trouble": self._lines} if self._lines else {}
+
+
 class Beside:
     """A sink whose errors, of any kind, end it and nothing else.
 

@@ -15,7 +15,7 @@ from rich.live import Live as LiveTable
 from engines.files import checked_suffix
 from engines.localizer import Localizer
 from engines.text import displayable, in_words
-from realtime.beside import Beside
+from realtime.beside import Beside, Told
 from realtime.follow.following import WHOLE_FRAMES, opened
 from realtime.follow.options import FollowOptions
 from realtime.governed import Governed
@@ -57,13 +57,8 @@ def stream(
         checked_suffix(options.record, (".mp4",), "recording")
     if options.trace is not None:
         checked_suffix(options.trace, (".json",), "trace")
-    told, troubles = partial(console.print, style="yellow", markup=False, highlight=False), list[str]()
-
-    def lost(line: str) -> None:
-        """Of what is written beside the run."""
-        troubles.append(line)
-        told(line)
-
+    told = partial(console.print, style="yellow", markup=False, highlight=False)
+    lost = Told(told)
     feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, told)
     names = [each.name for each in feed.connections]
     ledger = Ledger(names)
@@ -97,7 +92,7 @@ def stream(
     return {
         "source": ", ".join(each.spec for each in feed.connections), **ledger.summary(), "captured": feed.captured,
         "connections": [vars(each) for each in feed.connections], "interrupted": interrupted.is_set(),
-        **({"trouble": troubles} if troubles else {}), **governed,
+        **lost.summary(), **governed,
     }  # fmt: skip
 
 

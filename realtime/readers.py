@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from engines.base import SourceError
-from engines.text import in_words
+from engines.text import displayable, in_words
 from realtime.connection import NS, Attempt, Connection, Series
 from realtime.frames import FrameRecord
 from realtime.inbox import EVERY, LATEST, Inbox, Policy, Records
@@ -121,7 +121,9 @@ class Feed:
         self, specs: Sequence[str], options: SourceOptions = USUAL, policy: Policy = LATEST, at_once: int = 1,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self.connections = [Connection(name, without_password(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
+        self.connections = [
+            Connection(name, displayable(without_password(spec))) for name, spec in zip(names_of(specs), specs, strict=True)
+        ]
         self._specs, self._options, self._told = list(specs), options, told
         self._inbox = Inbox(policy, len(specs), at_once)
 
@@ -164,7 +166,7 @@ class Feed:
             self._keep_reading(place)
             self._inbox.end(None)
         except Exception as error:  # handed to the loop, which raises it where it can be dealt with
-            connection.state, connection.trouble = "failed", str(error)
+            connection.state, connection.trouble = "failed", in_words(error)
             if connection.width_px:
                 self._inbox.end(error)
             else:  # it never gave a frame: what was typed is wrong
