@@ -61,3 +61,10 @@ def test_paths_that_are_named_exist(path):
     ]
     for name in named:
         assert (ROOT / name).exists() or (ROOT / name).with_suffix("").is_dir(), name
+
+
+def test_documents_that_the_code_names_exist():
+    for folder in ("engines", "realtime", "calib"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for name in re.findall(r"\bdocs/[\w./-]+\w|\b[A-Z]{3,}\.md\b", path.read_text(encoding="utf-8")):
+                assert (ROOT / name).exists(), f"{path.name} names {name}"

@@ -174,11 +174,15 @@ def test_plain_http_is_never_asked(tmp_path, folder):
     assert plain.asked == []
 
 
-def test_https_may_lead_on_to_https(server, folder, tmp_path):
-    with FileServer(tmp_path / "www") as first:  # each has an authority of its own; the last one that starts is trusted
-        first.leads_to = f"{first.address}/a.bin"
-        first.leads_to = None
-        assert downloaded(source(first), folder).read_bytes() == CONTENT
+def leading(server, address):
+    """A download whose address leads on to another one."""
+    server.leads_to = address
+    return Download(f"{server.address}/leads", SHA256, len(CONTENT), "a.bin")
+
+
+def test_https_may_lead_on_to_https(server, folder):
+    assert downloaded(leading(server, f"{server.address}/a.bin"), folder).read_bytes() == CONTENT
+    assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -186,9 +190,9 @@ def test_https_may_lead_on_to_https(server, folder, tmp_path):
 )
 def test_https_that_leads_on_to_anything_else_is_refused(server, folder, tmp_path, address):
     with FileServer(tmp_path / "www", encrypted=False) as plain:
-        server.leads_to = address.format(plain.address.removeprefix("http://"))
+        source = leading(server, address.format(plain.address.removeprefix("http://")))
         with pytest.raises(DownloadError, match="cannot download") as error:
-            downloaded(source(server), folder)
+            downloaded(source, folder)
     assert plain.asked == []
     assert "secret" not in str(error.value)
     assert not list(folder.iterdir())
