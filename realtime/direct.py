@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,12 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engines.files import write_json
 from engines.localizer import Localizer
 from engines.text import displayable
+from realtime.batch.names import Naming, with_ending
 from realtime.follow.following import WHOLE_FRAMES, Following, opened
 from realtime.follow.options import FollowOptions
 from realtime.governed import Governed
 from realtime.latency import Run, plot_latency
 from realtime.pipeline import run_frames
-from realtime.readers import every_frame, names_of
+from realtime.readers import every_frame
 from realtime.sinks import JsonlSink, Sink, VideoSink
 from realtime.sources import open_source
 from realtime.video import Source
@@ -32,10 +35,10 @@ def process_all(
     """Localize every frame of each source in turn; see ``process``.
 
     Args:
-        specs: see ``realtime.sources.open_source``. Sources of one name get ``_2``, ``_3`` ... behind it.
+        specs: see ``realtime.sources.open_source``.
         out: folder for the results.
         localizer: the engine, or the engines that a budget is held with.
-        console: for progress bars.
+        console: for progress bars and names.
         video: draw and encode, or only log.
         following: whether and what to follow.
 
@@ -45,41 +48,60 @@ def process_all(
     Raises:
         SightlineError: a source cannot be read to its end or a result cannot be written; nothing of that source is left.
     """
+    naming = Naming(out, partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True), specs)
     summaries: list[Summary] = []
-    for spec, name in zip(specs, names_of(specs), strict=True):
-        with open_source(spec) as source:
-            summaries.append({"source": displayable(spec), **process(source, out / name, localizer, console, video, following)})
+    for spec in specs:
+        found = process(spec, naming, out, localizer, console, video, following)
+        summaries.append({"source": displayable(spec), **found})
         if summaries[-1]["interrupted"]:
             break
     return summaries
 
 
 def process(
-    source: Source, stem: Path, localizer: Localizer | Governed, console: Console, video: bool,
+    spec: str, naming: Naming, out: Path, localizer: Localizer | Governed, console: Console, video: bool,
     following: FollowOptions = WHOLE_FRAMES,
 ) -> Summary:  # fmt: skip
-    """Localize every frame of an open source.
+    """Localize every frame of a source.
 
-    Writes ``<stem>.mp4`` (with ``video``), ``<stem>.jsonl``, ``<stem>.latency.png`` and ``<stem>.summary.json``; the summary,
-    with the ``files`` by kind, is also returned.
+    Writes ``NAME.mp4`` (with ``video``), ``NAME.jsonl``, ``NAME.latency.png`` and ``NAME.summary.json``; the summary, with the
+    ``files`` by kind, is also returned. What a camera showed does not come again: each run gets a name that is free. The
+    demo's results are renewed.
     """
+    endings = {"video": ".mp4"} if video else {}
+    endings |= {"log": ".jsonl", "latency_plot": ".latency.png", "summary": ".summary.json"}
+    with open_source(spec) as source:
+        found = naming.job(spec, endings.values(), "demo" if spec.startswith("demo:") else uuid4().hex)
+        with naming.holding(found) as job:
+            files = {kind: with_ending(out / job.name, ending) for kind, ending in endings.items()}
+            job.claim(files.values())
+            try:
+                summary = _process(source, files, localizer, console, following)
+            except BaseException:
+                job.discard()
+                raise
+            job.end([Path(path) for path in summary["files"].values()], summary)
+    return summary
+
+
+def _process(
+    source: Source, files: dict[str, Path], localizer: Localizer | Governed, console: Console, following: FollowOptions
+) -> Summary:
     if isinstance(localizer, Governed):
         localizer.begin()
     run, interrupted = Run(), False
-    files = {"video": with_ending(stem, ".mp4")} if video else {}
-    files["log"] = with_ending(stem, ".jsonl")
     try:
         with ExitStack() as stack:
             sinks: list[Sink] = [stack.enter_context(JsonlSink(files["log"]))]
-            if video:
+            if "video" in files:
                 sinks.append(stack.enter_context(VideoSink(files["video"], source.time_base, source.rate_fps)))
             _run_with_progress(source, localizer, sinks, run, console, opened(following))
     except KeyboardInterrupt:
         interrupted = True
     if run.total_ms:
-        files["latency_plot"] = with_ending(stem, ".latency.png")
-        plot_latency(run, files["latency_plot"], f"{stem.name}: time per frame")
-    files["summary"] = with_ending(stem, ".summary.json")
+        plot_latency(run, files["latency_plot"], f"{files['log'].stem}: time per frame")
+    else:
+        files.pop("latency_plot")
     engine = localizer.engine
     summary: Summary = {
         **run.summary(), "interrupted": interrupted, "backend": engine.backend, "precision": engine.precision,
@@ -88,11 +110,6 @@ def process(
     }  # fmt: skip
     write_json(files["summary"], summary)
     return summary
-
-
-def with_ending(stem: Path, ending: str) -> Path:
-    """``stem`` with an ending behind it, dots in the stem left alone."""
-    return stem.with_name(stem.name + ending)
 
 
 def _run_with_progress(

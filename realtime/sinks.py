@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from engines.base import OutputError
+from engines.files import make_folder, put_in_place
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
 from realtime.limits import written_size
@@ -54,7 +55,7 @@ class _WholeFile:
     def __init__(self, path: Path, live: bool = False) -> None:
         self.path, self.part, self._live = path, path if live else path.with_name(f".{path.name}.part"), live
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self.part.touch()
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
@@ -70,7 +71,7 @@ class _WholeFile:
         try:
             self._finish()
             if keep and not self._live:
-                os.replace(self.part, self.path)
+                put_in_place(self.part, self.path)
         except (OSError, av.error.FFmpegError) as failure:
             if keep:
                 raise OutputError(f"cannot finish {self.path}: {reason_of(failure)}") from failure

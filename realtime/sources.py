@@ -34,6 +34,7 @@ from realtime import limits
 from realtime.demo import DemoCamera
 from realtime.frames import Frame
 from realtime.video import USUAL, Camera, Source, SourceOptions, VideoFile, reason_of
+from realtime.written import without_written
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar"})
@@ -106,7 +107,7 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
         return VideoFile(spec, options)
     path = Path(spec)
     if any(character in spec for character in "*?[") and not is_there(spec):
-        return Images(spec, [_file_member(Path(p)) for p in natural_order(glob.glob(spec)) if has_suffix(p)])
+        return Images(spec, _file_members(p for p in glob.glob(spec) if has_suffix(p)))
     try:
         kind = path.stat().st_mode
         inside = list(path.iterdir()) if stat.S_ISDIR(kind) else []
@@ -115,8 +116,7 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
     except OSError as error:
         raise SourceError(f"cannot open {spec}: {error.strerror}") from error
     if stat.S_ISDIR(kind):
-        files = natural_order(str(p) for p in inside if has_suffix(p.name))
-        return Images(str(path.resolve()), [_file_member(Path(p)) for p in files])
+        return Images(str(path.resolve()), _file_members(str(p) for p in inside if has_suffix(p.name)))
     if path.suffix.lower() in ARCHIVE_SUFFIXES:
         return Images(spec, archive_members(path))
     if has_suffix(spec):
@@ -264,6 +264,11 @@ def _archive_errors(where: str) -> Iterator[None]:
         raise SourceError(said if where in said else f"cannot read archive {where}: {said}") from error
     except (OSError, RuntimeError, OverflowError, MemoryError, LookupError, AssertionError, *damage) as error:
         raise SourceError(f"cannot read archive {where}: {reason_of(error)}") from error
+
+
+def _file_members(paths: Iterable[str]) -> list[Member]:
+    """Files in natural order, without the pictures that Sightline wrote beside them."""
+    return [_file_member(path) for path in without_written(map(Path, natural_order(paths)))]
 
 
 def decode_image(name: str, content: bytes) -> ImageBgr:

@@ -18,7 +18,7 @@ def test_demo_writes_video_log_plot_and_summary(tmp_path):
     result = process("demo", "--frames", 40, "--out", tmp_path, "--json")
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == [
         "demo.jsonl", "demo.latency.png", "demo.mp4", "demo.summary.json",
     ]  # fmt: skip
     assert summary["frames"] == 40

@@ -21,8 +21,8 @@ from engines.text import displayable
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.crew import QUEUED, Cluster, Crew, Hand, LostError, Ref
 from realtime.batch.failures import as_told, ends_run, failed
-from realtime.batch.job import FOLDER, MANIFEST, Job, alone
-from realtime.batch.merge import UnsafeCutError, merge
+from realtime.batch.merge import UnsafeCutError, endings, merge_job
+from realtime.batch.names import Naming, overview_path, place_of, without_results
 from realtime.batch.plan import can_be_cut
 from realtime.batch.settings import Settings
 from realtime.batch.storage import Digests, Store, identity, is_shared, local_path
@@ -30,6 +30,7 @@ from realtime.batch.underway import Source, Summary
 from realtime.batch.worker import find_digest, find_plan
 from realtime.readers import names_of
 from realtime.sources import is_there, open_source
+from realtime.written import MANIFEST
 
 Then = Callable[[Source, Any], None]
 MOST_TRIES = 3
@@ -38,7 +39,8 @@ TICK_S = 1.0
 
 
 def process_across(
-    specs: Sequence[str], out: str, cluster: Cluster, console: Console, settings: Settings = Settings(), most: int | None = None
+    specs: Sequence[str], out: str, cluster: Cluster, console: Console, settings: Settings = Settings(),
+    most: int | None = None, inputs: Sequence[str | Path] = (),
 ) -> list[Summary]:  # fmt: skip
     """Localize every frame of all sources; results, errors and resuming as in ``realtime.batch.run.process_all``.
 
@@ -49,6 +51,7 @@ def process_across(
         console: for progress and what a user should know.
         settings: what is wanted.
         most: workers; None for as many as there is room for.
+        inputs: other files that the run reads.
 
     Raises:
         SightlineError: see there; or no worker can be had.
@@ -60,8 +63,15 @@ def process_across(
             raise SourceError(f"{spec} cannot be read by several at once: leave --ray away")
         if not is_there(spec):
             open_source(spec).close()
+    told = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
     try:
-        return _Across(specs, Store(out), Crew(cluster, most, console), console, settings).run()
+        store, specs = Store(out), without_results(specs, told)
+        naming = Naming(store.folder, told, [*specs, *inputs], store.stamp, store.get_folder)
+        overview = overview_path(store.folder, told, store.stamp, store.read)
+        summaries = _Across(specs, store, naming, Crew(cluster, most, console), console, settings).run()
+        write_json(overview, summaries)
+        store.put([overview])
+        return summaries
     except OutputError as error:
         raise OutputError(f"{error}; what is done stays there: mend that and run the same command to go on") from error
 
@@ -69,7 +79,9 @@ def process_across(
 class _Across:
     """The loop that waits for results, and says what becomes of each."""
 
-    def __init__(self, specs: Sequence[str], store: Store, crew: Crew, console: Console, settings: Settings) -> None:
+    def __init__(
+        self, specs: Sequence[str], store: Store, naming: Naming, crew: Crew, console: Console, settings: Settings
+    ) -> None:  # fmt: skip
         self._store, self._crew, self._console, self._settings = store, crew, console, settings
         self._sources = [Source(*item) for item in zip(range(len(specs)), specs, names_of(specs), strict=True)]
         self._fresh, self._open = deque(self._sources), list[Source]()
@@ -77,6 +89,7 @@ class _Across:
         self._then = dict[Ref, Callable[[Ref], None]]()
         self._merging, self._merges = ThreadPoolExecutor(1, thread_name_prefix="merge"), dict[int, Future[Summary]]()
         self._digests = Digests(store)
+        self._naming = naming
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn())
         self._progress = Progress(TextColumn("{task.description}"), *columns, console=console)
         self._bar = self._progress.add_task("workers open their engine", total=0)
@@ -98,10 +111,7 @@ class _Across:
                 source.lock.close()
         if self._errors and len(self._errors) == len(self._sources):
             raise as_told(self._errors[0])
-        summaries = [self._summaries[place] for place in sorted(self._summaries)]
-        write_json(self._store.folder / "summary.json", summaries)
-        self._store.put([self._store.folder / "summary.json"])
-        return summaries
+        return [self._summaries[place] for place in sorted(self._summaries)]
 
     def _step(self) -> None:
         waiting = sum(len(source.todo) for source in self._open)
@@ -163,12 +173,14 @@ class _Across:
 
     def _begin(self, source: Source, digest: str) -> None:
         assert self._crew.opened is not None
-        source.digest, out = digest, self._store.folder
+        source.digest = digest
         if source.ident and self._digests.find(source.name, source.ident) is None:
             self._digests.keep(source.name, source.ident, digest)
-        self._store.get_folder(out / FOLDER / source.name)
-        source.lock.enter_context(alone(out, source.name))
-        source.job = Job(out, source.name, digest, self._crew.opened.settings_digest, self._store.size)
+        where = source.spec if source.ident else place_of(source.spec)
+        found = self._naming.job(
+            source.spec, endings(self._settings).values(), digest, self._crew.opened.settings_digest, where
+        )  # fmt: skip
+        source.job = source.lock.enter_context(self._naming.holding(found))
         if source.job.summary is not None:
             self._finish(source, {**source.job.summary, "skipped": True})
         elif source.job.clip is None:
@@ -178,7 +190,7 @@ class _Across:
 
     def _planned_anew(self, source: Source, clip: Clip) -> None:
         assert source.job is not None
-        self._store.drop_all_but(source.job.folder, ())
+        self._store.drop_all_but(source.job.folder, [MANIFEST])
         source.job.begin(clip)
         self._store.put([source.job.folder / MANIFEST])
         self._work_on(source)
@@ -250,12 +262,12 @@ class _Across:
         if clip.audio:  # it is copied
             clip = replace(clip, spec=local_path(clip.spec))
         facts = {**opened.facts, "segments_resumed": source.resumed}
-        summary, files = merge(clip, job.records(), self._settings, job.folder, out, source.name, facts)
+        summary, files = merge_job(job, clip, self._settings, out, facts)
         if self._store.address:
             summary["files"] = {kind: self._store.name(Path(path)) for kind, path in summary["files"].items()}
             write_json(files[-1], summary)
-        self._store.put(files)
-        job.end(out, files, summary)
+        self._store.put([job.folder / MANIFEST, *files])
+        job.end(files, summary)
         self._store.put([job.folder / MANIFEST])
         self._store.drop_all_but(job.folder, [MANIFEST])
         for path in files if self._store.address else ():

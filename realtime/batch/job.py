@@ -1,27 +1,26 @@
 """What is known of one source's work on disk: a manifest, a record for each segment that is done, and what came of it.
 
 Every file of it is written whole, so that a run can be killed at any moment: the next one goes on with the segments that have
-no record.
+no record. Content is known by its digest: what a power failure or a bad disk damaged is done again.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from engines.base import OutputError
-from engines.files import whole_file
+from engines.files import read_object, whole_file
 from realtime.batch.clip import Clip, Segment
+from realtime.batch.pieces import read_record
+from realtime.written import FOLDER, MANIFEST, Look, Stamp, is_written, stamp_of, stamps_of, written_names
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-FOLDER = ".sightline"
-MANIFEST = "manifest.json"
 
 
 class Job:
@@ -31,30 +30,51 @@ class Job:
         out: folder of the results; ``out/.sightline/NAME`` is the job's own.
         name: of the results.
         source_digest, settings_digest: what is there of other content or settings does not count.
-        size_of: a result's size, -1 where it is not there; for results that lie elsewhere.
+        where: the source's path or address, by which it is known when its content has changed.
+        look: what is known of a result; for results that lie elsewhere.
 
     Attributes:
-        folder: for the segments' files.
+        name, folder: of the results; for the segments' files.
         source_digest: as given.
         clip: the plan, once there is one.
         summary: of a job whose results are all there, else None.
+        found: there was a job of this name already: "same" source, the same "path" with other content, "other", or "" for none.
     """
 
     def __init__(
-        self, out: Path, name: str, source_digest: str, settings_digest: str, size_of: Callable[[Path], int] | None = None
+        self, out: Path, name: str, source_digest: str, settings_digest: str, where: str = "", look: Look = stamp_of
     ) -> None:
-        self.folder = out / FOLDER / name
-        self.source_digest = source_digest
+        self.name, self.folder = name, out / FOLDER / name
+        self.source_digest, self._look, self._out = source_digest, look, out
         self._key = {"source": source_digest, "settings": settings_digest}
-        manifest = _read(self.folder / MANIFEST)
+        self._where = where
+        self._manifest = manifest = read_object(self.folder / MANIFEST)
         same = {key: manifest.get(key) for key in self._key} == self._key
         self.clip = _clip_of(manifest) if same else None
-        self._sizes: dict[str, int] = manifest.get("results", {}) if same else {}
-        size_of = size_of or _size
-        there = bool(self._sizes) and all(size_of(out / name) == size for name, size in self._sizes.items())
-        self.summary: dict[str, Any] | None = manifest.get("summary") if there else None
-        if there:
+        results = stamps_of(manifest, "results") if same else {}
+        there = bool(results) and all((look(out / file) or (-1,))[0] == size for file, (size, _) in results.items())
+        summary = manifest.get("summary") if there else None
+        self.summary: dict[str, Any] | None = summary if isinstance(summary, dict) else None
+        if self.summary is not None:
             self._tidy()  # a run may have been killed before it could
+
+    def again(self) -> Self:
+        """The same, as it is on the disk now."""
+        return type(self)(self._out, self.name, self.source_digest, self._key["settings"], self._where, self._look)
+
+    @property
+    def found(self) -> str:
+        """See there."""
+        if not isinstance(self._manifest.get("source"), str):
+            return ""
+        if self._manifest["source"] == self.source_digest:
+            return "same"
+        return "path" if self._where and self._manifest.get("path") == self._where else "other"
+
+    def may_write(self, path: Path) -> bool:
+        """Whether a result may have that name: nothing has it, or what this job wrote, or a file that is empty."""
+        stamp = self._look(path)
+        return stamp is None or (stamp[0] == 0 and path.is_file()) or is_written(self._manifest, path, self._look)
 
     def begin(self, clip: Clip) -> None:
         """Keep a plan; what was done by another is thrown away.
@@ -64,36 +84,53 @@ class Job:
         """
         self.clip, self.summary = clip, None
         try:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
+            for path in self.folder.iterdir() if self.folder.exists() else ():
+                if path.name != MANIFEST:
+                    path.unlink()
         except OSError as error:
             raise OutputError(f"cannot clear {self.folder}: {error.strerror}") from error
         self._write({"clip": clip.json()})
 
     def record(self, segment: Segment) -> dict[str, Any] | None:
-        """What was written when the segment was done; None if it is not, or one of its files is not whole."""
-        record = _read(self.folder / f"{segment.index:05d}.json")
-        pieces = record.get("pieces", {}).values()
-        whole = bool(pieces) and all(_size(self.folder / piece["file"]) == piece["bytes"] for piece in pieces)
-        return record if whole else None
+        """What was written when the segment was done; None if it is not, or what was written is damaged."""
+        return read_record(self.folder, self.clip, segment) if self.clip else None
 
     def todo(self) -> list[Segment]:
         """Segments that are not done."""
         return [segment for segment in self._segments if self.record(segment) is None]
 
     def records(self) -> list[dict[str, Any]]:
-        """Those of all segments, in order; all must be done."""
+        """Those of all segments, in order; all must be done.
+
+        Raises:
+            OutputError: one has been damaged since.
+        """
         found = [self.record(segment) for segment in self._segments]
+        if None in found:
+            raise OutputError(f"{self.folder}: what was written there was changed or damaged by something else")
         return [record for record in found if record is not None]
 
-    def end(self, out: Path, files: Sequence[Path], summary: dict[str, Any]) -> None:
+    def claim(self, files: Iterable[Path]) -> None:
+        """Results are about to be written: keep their names, so that they are known even if the run is killed meanwhile.
+
+        Raises:
+            OutputError: one of them belongs to somebody else by now, or the folder cannot be written.
+        """
+        paths = list(files)
+        for path in paths:
+            if not self.may_write(path):
+                raise OutputError(f"{path} has appeared, and is not Sightline's: move it away")
+        more = {"clip": self.clip.json()} if self.clip else {}
+        self._write({**more, "claims": [path.name for path in paths]})
+
+    def end(self, files: Sequence[Path], summary: dict[str, Any]) -> None:
         """The results are there: the pieces are thrown away.
 
         Raises:
             OutputError: the manifest cannot be written.
         """
-        self._sizes = {str(path.relative_to(out)): path.stat().st_size for path in files}
-        self._write({"results": self._sizes, "summary": summary})
+        stamps = {path.name: self._look(path) for path in files}
+        self._write({"results": stamps, "summary": summary})
         self._tidy()
 
     def _tidy(self) -> None:
@@ -104,17 +141,29 @@ class Job:
                     path.unlink()
 
     def discard(self) -> None:
-        """Throw away a job of which no frame was of use."""
-        if not any(record["outcomes"].get("shown") for record in self.records()):
+        """Throw away a job of which no frame was of use, and that has no results from before."""
+        records = filter(None, map(self.record, self._segments))
+        if not any(record["outcomes"].get("shown") for record in records) and not self._earlier():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _segments(self) -> Sequence[Segment]:
         return self.clip.segments if self.clip else ()
 
+    def _earlier(self) -> dict[str, Stamp]:
+        """Files that this job wrote before and that are still as they were: they stay its own."""
+        found = {}
+        for name in written_names(self._manifest):
+            stamp = self._look(self._out / name)
+            if stamp is not None and is_written(self._manifest, self._out / name, self._look):
+                found[name] = stamp
+        return found
+
     def _write(self, more: dict[str, Any]) -> None:
+        new = {**self._key, "path": self._where, "earlier": self._earlier(), **more}
         with whole_file(self.folder / MANIFEST) as part:
-            part.write_text(json.dumps({**self._key, **more}, indent=1) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+        self._manifest = json.loads(json.dumps(new))
 
 
 @contextmanager
@@ -151,20 +200,3 @@ def _clip_of(manifest: dict[str, Any]) -> Clip | None:
         return Clip.from_json(manifest["clip"])
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Empty where there is none, or it is damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _size(path: Path) -> int:
-    """-1 where there is none."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

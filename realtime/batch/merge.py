@@ -8,7 +8,9 @@ from typing import Any
 from engines.base import SourceError
 from engines.files import write_json
 from realtime.batch.clip import Clip
+from realtime.batch.job import Job
 from realtime.batch.join import join_pieces
+from realtime.batch.names import with_ending
 from realtime.batch.report import plot_latency, write_report
 from realtime.batch.rows import read_rows, write_rows
 from realtime.batch.settings import Settings
@@ -19,6 +21,17 @@ Record = dict[str, Any]
 
 class UnsafeCutError(SourceError):
     """Frames behind a key frame are not what they are when the ones before it are decoded: the clip must not be cut."""
+
+
+def merge_job(job: Job, clip: Clip, settings: Settings, out: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
+    """Write a job's results; see ``merge``. All its segments must be done.
+
+    Raises:
+        OutputError: a piece was damaged, a result's name is taken by now, or a file cannot be written.
+    """
+    records = job.records()
+    job.claim(with_ending(out / job.name, ending) for ending in endings(settings).values())
+    return merge(clip, records, settings, job.folder, out, job.name, facts)
 
 
 def merge(
@@ -46,7 +59,7 @@ def merge(
     _check_cuts(clip, records)
     if not any(record["outcomes"].get("shown") for record in records):
         raise SourceError(next((r["trouble"] for r in records if r["trouble"]), f"{clip.spec} has no frame to work on"))
-    files = {kind: with_ending(out / name, ending) for kind, ending in _endings(settings).items()}
+    files = {kind: with_ending(out / name, ending) for kind, ending in endings(settings).items()}
     tally = Tally(clip)
     rows = read_rows([(folder / record["pieces"]["rows"]["file"], shift) for record, shift in _shifts(clip, records)])
     write_rows(rows, files["log"], files["table"], tally.add)
@@ -66,12 +79,8 @@ def merge(
     return summary, list(files.values())
 
 
-def with_ending(stem: Path, ending: str) -> Path:
-    """``stem`` with an ending behind it, dots in the stem left alone."""
-    return stem.with_name(stem.name + ending)
-
-
-def _endings(settings: Settings) -> dict[str, str]:
+def endings(settings: Settings) -> dict[str, str]:
+    """Of a clip's results, by their kind."""
     videos = {"video": ".mp4"} if settings.video else {}
     videos |= {"heat_video": ".heat.mp4"} if settings.heat_video else {}
     data = {"log": ".jsonl", "table": ".parquet", "latency_plot": ".latency.png", "report": ".report.html"}

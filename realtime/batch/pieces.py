@@ -4,9 +4,10 @@ Encoding and closing happen on a thread of their own (``Behind``), beside decodi
 """
 
 import base64
+import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from engines.files import whole_file
+from engines.files import digest_of_file, read_object, whole_file
 from engines.localizer import ImageBgr
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.decode import SegmentEnd
@@ -153,11 +154,11 @@ class Pieces:
             if video is not None:
                 written[kind] = {**self._closed(video), "base_pts": video.base_pts}
         record = {
-            **asdict(end), "outcomes": dict(self._outcomes), "pieces": written, **measured,
+            **asdict(end), "source": self._clip.digest, "outcomes": dict(self._outcomes), "pieces": written, **measured,
             "strip": self._pictures,
         }  # fmt: skip
         with whole_file(self._path(".json")) as part:
-            part.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            part.write_text(json.dumps({"digest": record_digest(record), **record}) + "\n", encoding="utf-8")
         self.finished = True
 
     def abandon(self) -> None:
@@ -173,7 +174,29 @@ class Pieces:
     def _closed(self, sink: JsonlSink | VideoSink) -> dict[str, Any]:
         with sink:
             pass  # leaving closes it
-        return {"file": sink.path.name, "bytes": sink.path.stat().st_size}
+        return {"file": sink.path.name, "digest": digest_of_file(sink.path)}
+
+
+def read_record(folder: Path, clip: Clip, segment: Segment) -> dict[str, Any] | None:
+    """What was written when a segment was done.
+
+    Returns:
+        None where it is not done, or where its record or one of its files is not what was written.
+    """
+    record = read_object(folder / f"{segment.index:05d}.json")
+    told = record.pop("digest", None)
+    if told is None or told != record_digest(record) or (record["source"], record["segment"]) != (clip.digest, segment.index):
+        return None
+    try:
+        same = all(digest_of_file(folder / piece["file"]) == piece["digest"] for piece in record["pieces"].values())
+    except OSError:
+        return None
+    return record if same else None
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """Of a record's content, so that damage is noticed."""
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=20).hexdigest()
 
 
 def strip_frames(clip: Clip, every: int) -> frozenset[int]:

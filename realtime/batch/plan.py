@@ -15,6 +15,7 @@ import av.error
 import numpy as np
 
 from engines.base import SourceError
+from engines.files import digest_of_file
 from engines.localizer import ImageBgr
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.packets import Packet, open_video
@@ -158,8 +159,7 @@ def file_digest(path: Path) -> str:
         SourceError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
+        return digest_of_file(path)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
 

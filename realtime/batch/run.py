@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from engines.localizer import Localizer
 from engines.text import displayable
 from realtime import direct
 from realtime.batch.failures import as_told, ends_run, failed
-from realtime.batch.job import Job, alone
-from realtime.batch.merge import UnsafeCutError, merge
+from realtime.batch.job import Job
+from realtime.batch.merge import UnsafeCutError, endings, merge_job
+from realtime.batch.names import Naming, overview_path, place_of, without_results
 from realtime.batch.plan import can_be_cut, digest_of, make_plan
 from realtime.batch.settings import Settings, settings_digest
 from realtime.batch.work import run_segments
 from realtime.governed import Governed
-from realtime.readers import names_of
 from realtime.sources import is_there, open_source
+from realtime.video import name_of
 
 Summary = dict[str, Any]
 
@@ -49,8 +51,9 @@ class _Bars:
 
 
 def process_all(
-    specs: Sequence[str], out: Path, localizer: Localizer | Governed, console: Console, settings: Settings = Settings()
-) -> list[Summary]:
+    specs: Sequence[str], out: Path, localizer: Localizer | Governed, console: Console, settings: Settings = Settings(),
+    inputs: Sequence[str | Path] = (),
+) -> list[Summary]:  # fmt: skip
     """Localize every frame of each source in turn.
 
     Of each, ``out`` gets ``NAME.mp4``, ``NAME.heat.mp4``, ``NAME.jsonl``, ``NAME.parquet``, ``NAME.latency.png``,
@@ -59,11 +62,14 @@ def process_all(
     are not worked on again. Cameras, streams and ``demo:`` cannot be read twice and go straight through (``realtime.direct``).
 
     Args:
-        specs: see ``realtime.sources.open_source``. Sources of one name get ``_2``, ``_3`` ... behind it.
+        specs: see ``realtime.sources.open_source``. Where a name is taken by another source's results or by files that are not
+            Sightline's, ``_2``, ``_3`` ... is put behind it, and said; see ``Naming``. Results of earlier runs among several
+            sources are left out.
         out: folder for the results.
         localizer: the engine, or the engines that a budget is held with.
         console: for progress bars.
         settings: what is wanted.
+        inputs: other files that the run reads.
 
     Returns:
         A summary of each. Of one that could not be read, ``error`` says why; on Ctrl-C the last has ``interrupted`` true.
@@ -75,15 +81,19 @@ def process_all(
     for spec in specs:
         if can_be_cut(spec):
             open_source(spec).close() if not is_there(spec) else None
+    told = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    specs = without_results(specs, told)
+    naming = Naming(out, told, [*specs, *inputs])
+    overview = overview_path(out, told)
     summaries: list[Summary] = []
     errors: list[Exception] = []
     columns = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), BarColumn(), *columns, console=console) as progress:
         overall = progress.add_task("all", total=len(specs), fps="", visible=len(specs) > 1)
         bars = _Bars(progress, overall, progress.add_task("", total=None, fps="", visible=False))
-        for spec, name in zip(specs, names_of(specs), strict=True):
+        for spec in specs:
             try:
-                summary = _process(spec, name, out, localizer, console, settings, bars)
+                summary = _process(spec, naming, out, localizer, console, settings, bars)
             except Exception as error:  # whatever it is, the other sources go on
                 if ends_run(error):
                     raise
@@ -97,34 +107,32 @@ def process_all(
                 break
     if errors and len(errors) == len(specs):
         raise as_told(errors[0])
-    write_json(out / "summary.json", summaries)
+    write_json(overview, summaries)
     return summaries
 
 
 def _process(
-    spec: str, name: str, out: Path, localizer: Localizer | Governed, console: Console, settings: Settings, bars: _Bars
+    spec: str, naming: Naming, out: Path, localizer: Localizer | Governed, console: Console, settings: Settings, bars: _Bars
 ) -> Summary:
     if not can_be_cut(spec):
         bars.progress.stop()  # it has its own
-        with open_source(spec) as source:
-            summary = direct.process(source, out / name, localizer, console, settings.video, settings.following)
+        summary = direct.process(spec, naming, out, localizer, console, settings.video, settings.following)
         bars.progress.start()
         return summary
-    bars.look(name)
+    bars.look(name_of(spec))
     digests = digest_of(spec), settings_digest(settings, localizer)
-    done = Job(out, name, *digests).summary
-    if done is not None:
-        return {**done, "skipped": True}
+    found = naming.job(spec, endings(settings).values(), *digests, place_of(spec))
+    if found.summary is not None:
+        return {**found.summary, "skipped": True}
     if isinstance(localizer, Governed):
         localizer.begin()
     try:
-        with alone(out, name):
-            job = Job(out, name, *digests)
+        with naming.holding(found) as job:
             try:
-                return _finish(job, spec, name, out, localizer, settings, bars)
+                return _finish(job, spec, out, localizer, settings, bars)
             except UnsafeCutError:  # rare: what looks like a key frame is none
-                job.begin(make_plan(spec, digests[0], settings.window, whole=True))
-                return _finish(job, spec, name, out, localizer, settings, bars)
+                job.begin(make_plan(spec, job.source_digest, settings.window, whole=True))
+                return _finish(job, spec, out, localizer, settings, bars)
             except SourceError:
                 job.discard()
                 raise
@@ -135,8 +143,8 @@ def _process(
 
 
 def _finish(
-    job: Job, spec: str, name: str, out: Path, localizer: Localizer | Governed, settings: Settings, bars: _Bars
-) -> Summary:
+    job: Job, spec: str, out: Path, localizer: Localizer | Governed, settings: Settings, bars: _Bars
+) -> Summary:  # fmt: skip
     """Do the segments that are not done, and merge."""
     if job.clip is None:
         job.begin(make_plan(spec, job.source_digest, settings.window, settings.whole))
@@ -144,7 +152,7 @@ def _finish(
     assert clip is not None  # it was just made
     resumed = len(clip.segments) - len(todo)
     left = sum(segment.frames for segment in todo)
-    bars.begin(name, clip.selected_frames, clip.selected_frames - left)
+    bars.begin(job.name, clip.selected_frames, clip.selected_frames - left)
     start_s = time.monotonic()
     with closing(run_segments(clip, todo, localizer, settings, job.folder)) as records:
         for count, _ in enumerate(records, start=1):
@@ -153,6 +161,6 @@ def _finish(
     facts = {"backend": engine.backend, "precision": engine.precision, "device": engine.device, "size_px": localizer.size_px}
     facts["segments_resumed"] = resumed
     facts |= localizer.summary() if isinstance(localizer, Governed) else {}
-    summary, files = merge(clip, job.records(), settings, job.folder, out, name, facts)
-    job.end(out, files, summary)
+    summary, files = merge_job(job, clip, settings, out, facts)
+    job.end(files, summary)
     return summary

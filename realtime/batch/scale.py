@@ -14,6 +14,7 @@ from engines.options import takes
 from realtime.batch.run import process_all
 from realtime.batch.settings import Settings
 from realtime.batch.storage import expanded, is_shared
+from realtime.batch.worker import CARRIED, carried
 from realtime.opening import open_within
 
 
@@ -62,6 +63,7 @@ def batch_chosen(
         InputError: the options contradict each other.
         SightlineError: see there.
     """
+    inputs = [path for field in CARRIED if isinstance(path := getattr(choice, field), str)]
     if scale.ray is None:
         for spec in (*specs, out):
             if is_shared(spec):
@@ -69,13 +71,12 @@ def batch_chosen(
         if scale.workers is not None:
             raise InputError("--workers is for clusters: add --ray")
         localizer = open_within(choice, budget_ms, console, streams=0, batch=settings.batch)
-        return process_all(specs, Path(out), localizer, console, settings)
+        return process_all(specs, Path(out), localizer, console, settings, inputs)
     if budget_ms is not None:
         raise InputError("--budget-ms measures one machine: leave it away, or --ray")
     from realtime.batch.across import process_across
     from realtime.batch.cluster import Cluster  # Ray is not everybody's
-    from realtime.batch.worker import carried
 
     specs = expanded(specs)
     with Cluster(scale.ray, choice, carried(choice), settings) as cluster:
-        return process_across(specs, out, cluster, console, settings, scale.workers)
+        return process_across(specs, out, cluster, console, settings, scale.workers, inputs)

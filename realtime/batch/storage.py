@@ -16,6 +16,7 @@ from engines.base import OutputError, SightlineError, SourceError
 from engines.downloads import cache_dir
 from engines.files import whole_file
 from engines.install import install_extra
+from realtime.written import Stamp, stamp_of
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -163,12 +164,23 @@ class Store:
         else:
             self.folder = Path(out)
 
-    def size(self, path: Path) -> int:
-        """In bytes, of the result that was written to ``path``; -1 where there is none."""
+    def stamp(self, path: Path) -> Stamp | None:
+        """What is known of the result that was written to ``path``; at an address its size only. None where there is none."""
+        if not self.address:
+            return stamp_of(path)
         try:
-            return int(self._files.size(self._there(path))) if self.address else path.stat().st_size
+            self._files.invalidate_cache()
+            return int(self._files.size(self._there(path)) or 0), 0
         except OSError:
-            return -1
+            return None
+
+    def read(self, path: Path) -> bytes:
+        """The content of what was written to ``path``.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return bytes(self._files.cat_file(self._there(path))) if self.address else path.read_bytes()
 
     def name(self, path: Path) -> str:
         """Of a file of ``folder``, where it belongs."""

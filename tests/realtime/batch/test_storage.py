@@ -9,6 +9,7 @@ import pytest
 
 from engines.base import OutputError, SightlineError, SourceError
 from realtime.batch.storage import Digests, Store, expanded, filesystem, identity, is_shared, local_path
+from realtime.written import stamp_of
 
 
 @pytest.fixture
@@ -79,9 +80,10 @@ def test_results_are_put_whole_and_fetched_by_another_machine(memory, tmp_path, 
     folder.mkdir(parents=True)
     for path in (result, folder / "00000.json", folder / "manifest.json"):
         path.write_bytes(b"123")
-    assert store.size(result) == -1
+    assert store.stamp(result) is None
     store.put([result, folder / "00000.json", folder / "manifest.json"])
-    assert (store.size(result), store.name(result)) == (3, f"{address}/a.mp4")
+    assert (store.stamp(result), store.name(result)) == ((3, 0), f"{address}/a.mp4")
+    assert store.read(result) == b"123"
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "two"))
     other = Store(address)
     there = other.folder / ".sightline" / "a"
@@ -99,7 +101,9 @@ def test_a_folder_of_this_machine_is_left_as_it_is(tmp_path):
     store.put([tmp_path / "a"])
     store.get_folder(tmp_path)
     store.drop_all_but(tmp_path, [])
-    assert (store.folder, store.size(tmp_path / "a"), store.size(tmp_path / "b")) == (tmp_path, 1, -1)
+    assert store.folder == tmp_path
+    assert store.stamp(tmp_path / "a") == stamp_of(tmp_path / "a")
+    assert store.stamp(tmp_path / "b") is None
 
 
 def test_what_cannot_be_written_is_said(tmp_path):
