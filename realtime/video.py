@@ -1,7 +1,7 @@
 """Sources that are video: files and network streams through PyAV, cameras through OpenCV."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +17,7 @@ from av.video.reformatter import VideoReformatter
 
 from engines.base import SourceError
 from engines.text import file_name
+from realtime.film import Film, Packet, open_film, presented_frames
 from realtime.frames import Frame
 from realtime.losses import Losses
 
@@ -62,6 +63,7 @@ class Source:
         frames: how many there are, where it is known.
         rate_fps: nominal frame rate.
         time_base: the unit of its timestamps, in seconds.
+        notes: what of it is not read, in words; more may come while it is read.
         heard_s: when something last came (``time.monotonic()``), even if it was no whole frame.
     """
 
@@ -71,6 +73,7 @@ class Source:
     rate_fps: float = 25.0
     time_base: Fraction = Fraction(1, 90000)
     heard_s: float = 0.0
+    notes: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
@@ -104,23 +107,21 @@ class VideoFile(Source):
             demuxing["rtsp_transport"] = "tcp"
         begin_s = time.monotonic()
         try:
-            self._container = av.open(url, options=demuxing, timeout=timeout)
+            self._container = av.open(url, options=demuxing, timeout=timeout) if scheme else open_film(url)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             silent = scheme in LIVE_SCHEMES and time.monotonic() - begin_s >= OPEN_TIMEOUT_S  # FFmpeg has other words for it
             reason = f"no answer within {OPEN_TIMEOUT_S:g} s" if silent else reason_of(error)
             raise SourceError(f"cannot open {self._url}: {reason}") from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise SourceError(f"{self._url} holds no video: give a video file, a folder of images or a camera number")
-        self._stream = self._container.streams.video[0]
         # A file on a web server can wait.
         self.live = scheme in LIVE_SCHEMES or ("://" in url and not self._container.duration)
+        self._film = Film(self._container, self._url, None if scheme else url, self.live)
+        self._stream, self.notes = self._film.stream, self._film.left_out
         self._stream.thread_type = "SLICE" if self.live else "AUTO"  # threads by frames keep as many frames back
         if self.live:
             self._stream.codec_context.flags |= Flags.low_delay
             if self._stream.codec_context.name == "mjpeg":  # half a JPEG is an error: else its other half is made up
                 self._stream.codec_context.options = {"err_detect": "explode"}
-        self.frames = None if self.live else self._stream.frames or None
+        self.frames = None if self.live else presented_frames(self._container, self._stream) or None
         self.rate_fps = float(self._stream.average_rate or 25)
         self.time_base = self._stream.time_base or Fraction(1, 90000)
 
@@ -148,7 +149,7 @@ class VideoFile(Source):
         """Decoded pictures, and whether something of them is lost; in a file, what is lost is an error."""
         count, losses, asked_s = 0, Losses(), time.monotonic()
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._film.packets():
                 self.heard_s = time.monotonic()
                 if self.live and self.heard_s - asked_s > self._stall_s:  # FFmpeg gives up, and out what it has of a picture
                     raise SourceError(f"{self._url} stopped after frame {count}: nothing came for {self._stall_s:g} s")
@@ -163,9 +164,9 @@ class VideoFile(Source):
             words = "stopped" if self.live else "is damaged"
             raise SourceError(f"{self._url} {words} after frame {count}: {reason_of(error)}") from error
 
-    def _decoded(self, packet: "av.Packet[av.VideoStream]", losses: Losses) -> list[av.VideoFrame]:
+    def _decoded(self, packet: Packet, losses: Losses) -> list[av.VideoFrame]:
         try:
-            return self._stream.decode(packet)
+            return packet.decode()
         except av.error.InvalidDataError:
             if not self.live:
                 raise

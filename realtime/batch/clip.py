@@ -48,6 +48,8 @@ class Clip:
         audio: codecs.
         segments: in order.
         trouble: what is wrong with it, if anything is known before decoding.
+        notes: what of it is not read, in words.
+        shifts: see ``realtime.film.Timeline``.
     """
 
     spec: str
@@ -65,6 +67,8 @@ class Clip:
     audio: tuple[str, ...]
     segments: tuple[Segment, ...]
     trouble: str = ""
+    notes: tuple[str, ...] = ()
+    shifts: tuple[int, ...] = (0,)
 
     @property
     def selected_frames(self) -> int:
@@ -89,4 +93,5 @@ class Clip:
         known = {field.name: found[field.name] for field in fields(cls)}
         known |= {name: Fraction(found[name]) for name in ("time_base", "pixel_aspect")}
         known["segments"] = tuple(Segment(**segment) for segment in found["segments"])
-        return cls(**{**known, "audio": tuple(found["audio"])})
+        known |= {name: tuple(found[name]) for name in ("audio", "notes", "shifts")}
+        return cls(**known)

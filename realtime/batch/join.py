@@ -14,8 +14,9 @@ from av.container import InputContainer, OutputContainer
 from engines.base import OutputError
 from engines.files import whole_file
 from realtime.batch.clip import Clip
-from realtime.batch.packets import Packet, open_video
+from realtime.batch.packets import open_video
 from realtime.batch.pieces import piece_time_base
+from realtime.film import Packet
 from realtime.video import reason_of
 
 LATEST_START_S = 10.0

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Iterator
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import av
 import av.error
@@ -11,15 +10,12 @@ from av.video.stream import VideoStream
 
 from engines.base import SourceError
 from realtime.batch.clip import Segment
+from realtime.film import Film, Packet, film_of, open_film
 from realtime.video import reason_of, without_password
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 """Without it FFmpeg fills in what it cannot decode and says nothing."""
 DAMAGED = "damaged, or built on a damaged frame"
-if TYPE_CHECKING:
-    Packet: TypeAlias = av.Packet[Any]  # av's own annotation; the class itself takes no parameters
-else:
-    Packet = av.Packet
 IDR = 5
 INVALID_DATA = 0x41444E49  # FFmpeg's AVERROR_INVALIDDATA
 
@@ -31,12 +27,10 @@ def open_video(spec: str) -> InputContainer:
         SourceError: it cannot be opened, or holds no video.
     """
     try:
-        container = av.open(spec)
+        container = open_film(spec)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise SourceError(f"cannot open {without_password(spec)}: {reason_of(error)}") from error
-    if not container.streams.video:
-        container.close()
-        raise SourceError(f"{spec} holds no video: give a video file, a folder of images or a camera number")
+    film_of(container, spec)
     return container
 
 
@@ -85,7 +79,7 @@ def decoded_carefully(spec: str, segment: Segment, lost: dict[int, str]) -> Gene
                 reason = DAMAGED
             if packet.size and packet.is_corrupt:
                 reason = reason or DAMAGED
-            if pts is not None:
+            if pts is not None and not packet.is_discard:  # what an edit list cuts away is decoded, and not shown
                 fed.add(pts)
                 if reason or (sound_from_pts is not None and pts < sound_from_pts):
                     lost[pts] = reason or DAMAGED
@@ -120,9 +114,10 @@ def _from_key(spec: str, segment: Segment, threads: str) -> tuple[InputContainer
     """The open file, and its video packets from the segment's key frame on."""
     for seek in (True, False):
         container = open_video(spec)
-        stream = container.streams.video[0]
+        film = Film(container, spec, spec)
+        stream = film.stream
         stream.thread_type = threads
-        packets = container.demux(stream)
+        packets = container.demux(stream) if segment.key_pts is not None else film.packets()
         first = _found(container, stream, segment, packets, seek)
         if first is not None:
             if _stands_alone(first, stream):

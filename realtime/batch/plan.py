@@ -18,7 +18,8 @@ from engines.base import SourceError
 from engines.files import digest_of_file
 from engines.localizer import ImageBgr
 from realtime.batch.clip import Clip, Segment
-from realtime.batch.packets import Packet, open_video
+from realtime.batch.packets import open_video
+from realtime.film import Film, Packet, presented_frames
 from realtime.sources import Images, decode_image, open_source
 from realtime.video import name_of, reason_of
 
@@ -118,29 +119,27 @@ def _plan_images(spec: str, digest: str, source: Images, window: Window) -> Clip
 def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
     picture = _first_picture(spec)
     with open_video(spec) as container:
-        stream = container.streams.video[0]
+        film = Film(container, spec, spec)
+        stream = film.stream
         time_base, rate = stream.time_base or Fraction(1, 90000), stream.average_rate or Fraction(25)
         first_pts = picture.pts if picture.pts is not None else (picture.dts or 0)
         start_pts = first_pts + _ticks(window.start_s, time_base) if window.start_s > 0 else None
         end_pts = None if window.end_s is None else first_pts + _ticks(window.end_s, time_base)
         cuts = _Cuts(round(SEGMENT_S / time_base), start_pts, end_pts)
-        end_s, trouble = 0.0, ""
+        trouble = ""
         try:
-            for packet in container.demux():
-                if not packet.size:
-                    continue
-                if packet.pts is not None and packet.time_base is not None:
-                    end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                if packet.stream is stream:
+            for packet in film.packets(to_the_end=True):
+                if packet.size:
                     cuts.add(packet)
         except av.error.FFmpegError as error:
             trouble = f"is damaged: {reason_of(error)}"
         promised_s = container.duration / av.time_base if container.duration else 0.0
         begin_s = max(0.0, (container.start_time or 0) / av.time_base)
-        if stream.frames > cuts.count:
-            trouble = trouble or f"is cut off: {cuts.count} of {stream.frames} frames are there"
-        elif end_s and promised_s + begin_s - end_s > CUT_OFF_S:
-            trouble = trouble or f"is cut off: {end_s - begin_s:.1f} of {promised_s:.1f} seconds are there"
+        promised = presented_frames(container, stream)
+        if promised > cuts.count:
+            trouble = trouble or f"is cut off: {cuts.count} of {promised} frames are there"
+        elif film.end_s and promised_s + begin_s - film.end_s > CUT_OFF_S and not film.joined:
+            trouble = trouble or f"is cut off: {film.end_s - begin_s:.1f} of {promised_s:.1f} seconds are there"
         turned = picture.rotation % 180 != 0
         aspect = stream.sample_aspect_ratio or Fraction(1)
         return Clip(
@@ -148,7 +147,7 @@ def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
             picture.height if turned else picture.width, picture.width if turned else picture.height,
             1 / aspect if turned else aspect, _colour_of(picture), first_pts, cuts.count,
             tuple(each.codec_context.codec.canonical_name for each in container.streams.audio),
-            cuts.segments(whole), trouble,
+            cuts.segments(whole or film.joined), trouble, tuple(film.left_out), tuple(film.timeline.shifts),
         )  # fmt: skip
 
 
@@ -236,7 +235,7 @@ def _first_picture(spec: str) -> av.VideoFrame:
     reason = "the file is empty or cut off"
     with open_video(spec) as container:
         try:
-            for packet in container.demux(container.streams.video[0]):
+            for packet in Film(container, spec, spec).packets():
                 try:
                     for picture in packet.decode():
                         return picture
