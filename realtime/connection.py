@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from engines.base import SourceError
@@ -78,15 +79,17 @@ class Attempt:
         spec: see ``realtime.sources.open_source``.
         options: how it is opened.
         series: where its frames go.
+        told: gets what of the source is not read, in words.
 
     Attributes:
         live: whether it may be a camera or a network stream, which is worth opening again; an address may turn out a file.
     """
 
-    def __init__(self, spec: str, options: SourceOptions, series: Series) -> None:
-        self._spec, self._options, self._series = spec, options, series
+    def __init__(self, spec: str, options: SourceOptions, series: Series, told: Callable[[str], None] = lambda _: None) -> None:
+        self._spec, self._options, self._series, self._told = spec, options, series, told
         self._source: Source | None = None
         self._error: Exception | None = None
+        self._notes = 0
         self._lock, self._left, self._done = threading.Lock(), False, threading.Event()
         self._asked_s, self._patience_s = time.monotonic(), OPENING_S if "://" in spec else math.inf
         self.live = spec.isdigit() or "://" in spec
@@ -145,5 +148,13 @@ class Attempt:
                 if number == 0:
                     series.begin(frame, captured_ns)
                 series.put(frame, captured_ns)
+                self._tell(source)
             if source.live:
                 self._asked_s, self._patience_s = time.monotonic(), self._options.stall_s
+        self._tell(source)
+
+    def _tell(self, source: Source) -> None:
+        """Whatever was not told yet."""
+        for note in source.notes[self._notes :]:
+            self._told(note)
+        self._notes = len(source.notes)

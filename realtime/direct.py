@@ -23,7 +23,7 @@ from realtime.pipeline import run_frames
 from realtime.readers import every_frame
 from realtime.sinks import JsonlSink, Sink, VideoSink
 from realtime.sources import open_source
-from realtime.video import Source
+from realtime.video import Source, SourceOptions
 
 Summary = dict[str, Any]
 
@@ -70,7 +70,7 @@ def process(
     """
     endings = {"video": ".mp4"} if video else {}
     endings |= {"log": ".jsonl", "latency_plot": ".latency.png", "summary": ".summary.json"}
-    with open_source(spec) as source:
+    with open_source(spec, SourceOptions(poll=False)) as source:
         found = naming.job(spec, endings.values(), "demo" if spec.startswith("demo:") else uuid4().hex)
         with naming.holding(found) as job:
             files = {kind: with_ending(out / job.name, ending) for kind, ending in endings.items()}

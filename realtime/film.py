@@ -17,6 +17,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from engines.base import SourceError
+from realtime.pipes import Pipe
 
 if TYPE_CHECKING:
     Packet: TypeAlias = av.Packet[Any]  # av's own annotation; the class itself takes no parameters
@@ -29,17 +30,22 @@ LESSER = (
 )
 LONGEST_STEP_S = 10
 """In formats whose timestamps may jump, a longer step forward is a new beginning too, as FFmpeg has it ."""
+SHORTEST_RUN = 3  # packets of a stream between those of others, on the mean, where they follow each other
+LOOK_PACKETS = 512
 HELD_PACKETS = 8  # between a joint and the packet that is marked for it
 WHAT_TO_GIVE = "give a video file, a folder of images or a camera number"
 
 
-def open_film(spec: str) -> InputContainer:
-    """Open a video file of this machine.
+def open_film(
+    source: str | Pipe, demuxing: dict[str, str] | None = None, timeout: float | tuple[float, float] | None = None
+) -> InputContainer:  # fmt: skip
+    """Open a video file, an address or a pipe; ``demuxing`` and ``timeout`` are those of ``av.open``.
 
     Raises:
         av.error.FFmpegError, OSError, ValueError: it cannot be opened.
     """
-    return av.open(spec, format="apng" if _is_animated_png(spec) else None)
+    kind = "apng" if isinstance(source, str) and _is_animated_png(source) else None
+    return av.open(source, mode="r", format=kind, options=demuxing or {}, timeout=timeout)
 
 
 def _is_animated_png(spec: str) -> bool:
@@ -83,14 +89,6 @@ def presented_frames(container: InputContainer, stream: VideoStream) -> int:
     if not stream.frames or "mov" not in container.format.name or not len(entries):
         return stream.frames
     return min(stream.frames, sum(not entry.is_discard for entry in entries))
-
-
-@dataclass
-class _Span:
-    """Where in the file a stream's packets lie."""
-
-    first_byte: int
-    last_byte: int
 
 
 class Timeline:
@@ -156,7 +154,7 @@ class Film:
         stream: see ``film_of``.
         timeline: of the packets that were given.
         end_s: when the last packet that was read ends, by the file's own timestamps.
-        left_out: other video streams, in words. Where streams may follow each other, known when all packets were given.
+        left_out: other video streams, in words. Where streams may follow each other, known when packets are given.
 
     Raises:
         SourceError: it holds no video.
@@ -185,61 +183,113 @@ class Film:
         Raises:
             av.error.FFmpegError: the file is damaged.
         """
-        spans = dict[int, _Span]()
-        for packet in self._at_joints(self._container.demux(*([] if to_the_end else [self.stream, *self._others]))):
+        runs = self._runs()
+        if runs:
+            yield from self._in_turn(runs)
+            return
+        packets = self._container.demux(*([] if to_the_end else [self.stream]))
+        yield from self._placed(self._forgiven(self._own(packets), False), self.stream)
+
+    def _own(self, packets: Iterator[Packet]) -> Iterator[Packet]:
+        for packet in packets:
             if packet.pts is not None and packet.time_base is not None:
                 self.end_s = max(self.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.size and packet.pos is not None:
-                span = spans.setdefault(packet.stream.index, _Span(packet.pos, packet.pos))
-                span.last_byte = max(span.last_byte, packet.pos)
             if packet.stream is self.stream:
-                yield from self._placed(packet, self.stream)
-        if not self.left_out:
-            yield from self._continued(spans)
+                yield packet
 
-    def _at_joints(self, packets: Iterator[Packet]) -> Iterator[Packet]:
+    def _placed(self, packets: Iterator[Packet], stream: VideoStream, anew: bool = False) -> Iterator[Packet]:
+        for packet in packets:
+            if packet.size and self.timeline.place(packet, anew):
+                yield _last(stream)
+                stream.codec_context.flush_buffers()
+            anew = anew and not packet.size
+            yield packet
+
+    def _forgiven(self, packets: Iterator[Packet], ends_at_joint: bool) -> Iterator[Packet]:
         """FFmpeg takes a joint for a loss, as transport packets' counters do not go on: packets right before one are whole."""
         held: list[Packet] = []
         for packet in packets:
-            if packet.stream is not self.stream:
-                yield packet
-                continue
             joint = bool(held) and self.timeline.jumps(held[-1], packet)
-            for each in held if joint else ():
-                each.is_corrupt = False
             if joint or len(held) == HELD_PACKETS:
-                yield from held
+                yield from _whole(held) if joint else held
                 held.clear()
             if held or (packet.is_corrupt and self._patient):
                 held.append(packet)
             else:
                 yield packet
-        yield from held
+        yield from _whole(held) if ends_at_joint else held
 
-    def _placed(self, packet: Packet, stream: VideoStream, anew: bool = False) -> Iterator[Packet]:
-        if packet.size and self.timeline.place(packet, anew):
-            yield _last(stream)
-            stream.codec_context.flush_buffers()
-        yield packet
+    def _runs(self) -> "list[_Run]":
+        """Which stream goes on where, if they follow each other; empty where they lie beside each other, which is told."""
+        if self.left_out or not self._others or self._again is None:
+            return []
+        wanted, places = [self.stream.index, *(each.index for each in self._others)], list[tuple[int, int]]()
+        with open_film(self._again) as container:
+            for packet in container.demux(*(container.streams[index] for index in wanted)):
+                if packet.size and packet.pos is not None:
+                    places.append((packet.pos, packet.stream.index))
+                if len(places) % LOOK_PACKETS == LOOK_PACKETS - 1 and not _follow(_runs_of(places)):
+                    break
+        runs = _runs_of(places)
+        if _follow(runs):
+            return runs if len({run.stream for run in runs}) > 1 else []
+        self.left_out += [_not_read(each) for each in self._others]
+        return []
 
-    def _continued(self, spans: dict[int, _Span]) -> Iterator[Packet]:
-        """Packets of streams that begin behind the last packet of the one before; of others, what is left out is kept."""
-        others = [each for each in self._others if each.index in spans]
-        behind = spans[self.stream.index].last_byte if self.stream.index in spans else 0
-        for other in sorted(others, key=lambda each: spans[each.index].first_byte):
-            if self._again is None or spans[other.index].first_byte <= behind:
-                self.left_out.append(_not_read(other))
-                continue
-            behind = spans[other.index].last_byte
+    def _in_turn(self, runs: "list[_Run]") -> Iterator[Packet]:
+        """Each run from a reader of its own: what is left of a stream where another begins comes out of FFmpeg much later."""
+        assert self._again is not None
+        for run in runs:
             with open_film(self._again) as container:
-                stream = container.streams[other.index]
+                stream = container.streams[run.stream]
                 assert isinstance(stream, VideoStream)
                 stream.thread_type = self.stream.thread_type
                 stream.codec_context.options = self.stream.codec_context.options
-                anew = True
-                for packet in container.demux(stream):
-                    yield from self._placed(packet, stream, anew)
-                    anew = anew and not packet.size
+                packets = self._forgiven(_inside(container.demux(stream), run), run is not runs[-1])
+                yield from self._placed(packets, stream, anew=run is not runs[0])
+
+
+@dataclass
+class _Run:
+    """Packets of one stream with no other stream's between them: where in the file they lie, and how many there are."""
+
+    stream: int
+    first_byte: int
+    last_byte: int
+    packets: int = 0
+
+
+def _runs_of(places: list[tuple[int, int]]) -> list[_Run]:
+    """From (byte, stream) of each packet."""
+    runs: list[_Run] = []
+    for byte, stream in sorted(places):
+        if not runs or runs[-1].stream != stream:
+            runs.append(_Run(stream, byte, byte))
+        runs[-1].last_byte, runs[-1].packets = byte, runs[-1].packets + 1
+    return runs
+
+
+def _follow(runs: list[_Run]) -> bool:
+    """Whether streams follow each other; packets of those beside each other alternate."""
+    return all(
+        sum(run.packets for run in runs if run.stream == stream) >= SHORTEST_RUN * sum(run.stream == stream for run in runs)
+        for stream in {run.stream for run in runs}
+    )
+
+
+def _inside(packets: Iterator[Packet], run: _Run) -> Iterator[Packet]:
+    """Those of a run, and what empties the decoder behind them."""
+    byte = -1
+    for packet in packets:
+        byte = byte if packet.pos is None else packet.pos
+        if not packet.size or run.first_byte <= byte <= run.last_byte:
+            yield packet
+
+
+def _whole(packets: list[Packet]) -> list[Packet]:
+    for packet in packets:
+        packet.is_corrupt = False
+    return packets
 
 
 def _not_read(stream: VideoStream) -> str:

@@ -126,7 +126,7 @@ def print_summaries(summaries: Sequence[dict[str, Any]], console: Console) -> No
     for summary in summaries:
         if "stages_ms" in summary:
             console.print(latency_table(summary["source"], summary))
-        for line in summary.get("trouble", ()):
+        for line in (*summary.get("trouble", ()), *summary.get("not_read", ())):
             console.print(
                 displayable(f"{summary['source']}: {line}"), style="yellow", highlight=False, soft_wrap=True, markup=False
             )

@@ -179,9 +179,15 @@ class Feed:
             SourceError: a file cannot be read, or no source at all could be opened at first.
         """
         connection = self.connections[place]
-        series, wait_s = Series(connection, self._inbox, place), FIRST_WAIT_S
+        series, wait_s, notes = Series(connection, self._inbox, place), FIRST_WAIT_S, set[str]()
+
+        def told(note: str) -> None:
+            if note not in notes:  # another connection says it again
+                notes.add(note)
+                self._told(f"{connection.name}: {note}")
+
         while not self._inbox.closed.is_set():
-            begun_s, attempt = time.monotonic(), Attempt(self._specs[place], self._options, series)
+            begun_s, attempt = time.monotonic(), Attempt(self._specs[place], self._options, series, told)
             try:
                 attempt.run()
                 trouble = f"{connection.spec} ended"

@@ -16,7 +16,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
@@ -33,7 +33,9 @@ from engines.text import file_name
 from realtime import limits
 from realtime.demo import DemoCamera
 from realtime.frames import Frame
+from realtime.pipes import is_pipe
 from realtime.video import USUAL, Camera, Source, SourceOptions, VideoFile, reason_of
+from realtime.web_camera import NoPicturesError, WebPictures, may_be_camera
 from realtime.written import without_written
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -90,7 +92,8 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
     """Open what a user typed.
 
     Args:
-        spec: camera number, file, folder, glob, ``.zip`` or ``.tar`` of images, ``rtsp://``, ``http(s)://``, ``demo:``.
+        spec: camera number, file, folder, glob, ``.zip`` or ``.tar`` of images, a pipe or ``-``,
+             ``rtsp://``, ``http(s)://``, ``demo:``.
         options: for live ones.
 
     Raises:
@@ -104,6 +107,8 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
             raise SourceError(f"'{spec}': write demo: or demo:FRAMES, like demo:120")
         return Demo(int(count))
     if "://" in spec:
+        return _open_address(spec, options)
+    if is_pipe(spec):
         return VideoFile(spec, options)
     path = Path(spec)
     if any(character in spec for character in "*?[") and not is_there(spec):
@@ -167,6 +172,13 @@ def _bounded(file: IO[bytes], what: str, most: int = limits.FILE_BYTES) -> bytes
         content.write(chunk)
         limits.check_bytes(what, content.tell(), most)
     return content.getvalue()
+
+
+def _open_address(url: str, options: SourceOptions) -> Source:
+    if may_be_camera(url):
+        with suppress(NoPicturesError):
+            return WebPictures(url, decode_image, options)
+    return VideoFile(url, options)
 
 
 def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Member]:

@@ -13,13 +13,14 @@ import av.error
 import cv2
 import numpy as np
 from av.codec.context import Flags
-from av.video.reformatter import VideoReformatter
 
 from engines.base import SourceError
 from engines.text import file_name
+from realtime.colour import ToBgr
 from realtime.film import Film, Packet, open_film, presented_frames
 from realtime.frames import Frame
 from realtime.losses import Losses
+from realtime.pipes import STDIN, Pipe, is_pipe
 
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp"})
 """Addresses under which time does not wait; http(s) may hold a file, which does."""
@@ -42,6 +43,7 @@ class SourceOptions:
         width_px, height_px, rate_fps: asked of a camera; it may give others. None for its own.
         camera_backend: one of ``CAMERA_BACKENDS``.
         stall_s: a stream from which nothing comes for so long has stalled.
+        poll: ask an address that answers with one picture again and again, see ``realtime.web_camera``.
     """
 
     width_px: int | None = None
@@ -49,6 +51,7 @@ class SourceOptions:
     rate_fps: float | None = None
     camera_backend: str = "auto"
     stall_s: float = 3.0
+    poll: bool = True
 
 
 USUAL = SourceOptions()
@@ -98,6 +101,7 @@ class VideoFile(Source):
 
     def __init__(self, url: str, options: SourceOptions = USUAL) -> None:
         self.name, self._url, self._stall_s = name_of(url), without_password(url), options.stall_s
+        self._pipe = Pipe(url) if is_pipe(url) else None
         scheme = url.split("://", maxsplit=1)[0].lower() if "://" in url else ""
         demuxing: dict[str, str] = {}
         timeout: Any = FILE_TIMEOUT_S if scheme else None
@@ -107,14 +111,14 @@ class VideoFile(Source):
             demuxing["rtsp_transport"] = "tcp"
         begin_s = time.monotonic()
         try:
-            self._container = av.open(url, options=demuxing, timeout=timeout) if scheme else open_film(url)
+            self._container = open_film(self._pipe or url, demuxing, timeout)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             silent = scheme in LIVE_SCHEMES and time.monotonic() - begin_s >= OPEN_TIMEOUT_S  # FFmpeg has other words for it
             reason = f"no answer within {OPEN_TIMEOUT_S:g} s" if silent else reason_of(error)
             raise SourceError(f"cannot open {self._url}: {reason}") from error
         # A file on a web server can wait.
         self.live = scheme in LIVE_SCHEMES or ("://" in url and not self._container.duration)
-        self._film = Film(self._container, self._url, None if scheme else url, self.live)
+        self._film = Film(self._container, self._url, None if scheme or self._pipe else url, self.live)
         self._stream, self.notes = self._film.stream, self._film.left_out
         self._stream.thread_type = "SLICE" if self.live else "AUTO"  # threads by frames keep as many frames back
         if self.live:
@@ -127,13 +131,12 @@ class VideoFile(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         index, first_pts = 0, None
-        to_bgr = VideoReformatter()  # one for all frames: setting one up takes far longer than its work
+        to_bgr = ToBgr()
         start_ns = time.monotonic_ns()
         for picture, damaged in self._pictures():
             pts = picture.pts if picture.pts is not None else index
             first_pts = pts if first_pts is None else first_pts
-            pixels = np.asarray(to_bgr.reformat(picture, format="bgr24", threads=1).to_ndarray(), np.uint8)
-            image = np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
+            image = to_bgr(picture)
             now_ns, pts_s = time.monotonic_ns(), float((pts - first_pts) * self.time_base)
             if self.live:  # waiting for the camera is no reading
                 start_ns = round(self.heard_s * 1e9)
@@ -176,6 +179,8 @@ class VideoFile(Source):
     def close(self) -> None:
         """Release the file."""
         self._container.close()
+        if self._pipe:
+            self._pipe.close()
 
 
 class Camera(Source):
@@ -244,6 +249,8 @@ def _stem_of(spec: str) -> str:
         return Path(address.path).stem or address.hostname or "stream"
     if spec.startswith("demo:"):
         return "demo"
+    if spec in (STDIN, "/dev/stdin"):
+        return "stdin"
     path = Path(spec)
     return (path.resolve().stem if path.is_dir() else path.stem) or spec
 

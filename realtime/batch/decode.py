@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 
 import av
 import av.error
-import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from engines.base import SourceError
 from engines.localizer import SMALLEST_PX, ImageBgr
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.packets import decoded, decoded_carefully, time_of
+from realtime.colour import ToBgr
 from realtime.frames import NO_IMAGE, Frame
 from realtime.sources import Images, decode_image, open_source
 
@@ -86,7 +85,7 @@ def _read_images(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | S
 def _read_video(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | SegmentEnd]:
     """Frame by frame from a decoder with many threads; from the first sign of damage on, again, from one that is careful."""
     reading, given = _Reading(clip, segment), 0
-    to_bgr = VideoReformatter()  # one for all frames: setting one up takes far longer than its work
+    to_bgr = ToBgr()
     start_ns = time.monotonic_ns()
     for pts, picture, reason in reading.pictures():
         number = segment.first_frame + given
@@ -94,13 +93,13 @@ def _read_video(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | Se
         wanted = number % every == 0
         image = NO_IMAGE
         if picture is not None and (wanted or given == 1):
-            image = _upright(picture, to_bgr)
+            image = to_bgr(picture)
             if given == 1:
                 reading.first_crc = zlib.crc32(image.data)
         if wanted:
             yield _frame(clip, segment, number, pts, image, start_ns, reason)
         start_ns = time.monotonic_ns()
-    next_crc = None if reading.following is None else zlib.crc32(_upright(reading.following, to_bgr).data)
+    next_crc = None if reading.following is None else zlib.crc32(to_bgr(reading.following).data)
     yield SegmentEnd(segment.index, given, reading.lost_frames, reading.first_crc, next_crc, reading.trouble)
 
 
@@ -110,11 +109,6 @@ def _frame(clip: Clip, segment: Segment, number: int, pts: int, image: ImageBgr,
         image, clip.name, number, clip.pts_s(pts), now_ns, (now_ns - start_ns) / 1e6, pts=pts, time_base=clip.time_base,
         segment=segment.index, lost=lost,
     )  # fmt: skip
-
-
-def _upright(picture: av.VideoFrame, to_bgr: VideoReformatter) -> ImageBgr:
-    pixels = np.asarray(to_bgr.reformat(picture, format="bgr24", threads=1).to_ndarray(), np.uint8)
-    return np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
 
 
 @dataclass

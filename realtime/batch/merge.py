@@ -117,7 +117,8 @@ def _summary(
         "fps": round(found["frames"] / wall_s, 2) if wall_s else 0.0, **found,
         "verdict": f"{max(idle_ms, key=lambda side: idle_ms[side])}-limited", "interrupted": False,
         "segments": len(records), "seconds_worked": round(wall_s, 3), "last_segment": last.index,
-        "source_frames": clip.frames, "source_digest": clip.digest, "trouble": trouble, "audio": list(clip.audio),
+        "source_frames": clip.frames, "source_digest": clip.digest, "trouble": trouble, "not_read": list(clip.notes),
+        "audio": list(clip.audio),
         "devices": sorted({record["device"] for record in records}), **facts,
         "files": {kind: str(path) for kind, path in files.items()},
     }  # fmt: skip

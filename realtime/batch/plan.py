@@ -19,7 +19,9 @@ from engines.files import digest_of_file
 from engines.localizer import ImageBgr
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.packets import open_video
+from realtime.colour import BT709, is_mapped, is_on_its_side
 from realtime.film import Film, Packet, presented_frames
+from realtime.pipes import is_pipe
 from realtime.sources import Images, decode_image, open_source
 from realtime.video import name_of, reason_of
 
@@ -42,8 +44,8 @@ ALL = Window()
 
 
 def can_be_cut(spec: str) -> bool:
-    """Whether it can be read again from anywhere: files and images, not cameras, streams and the demo."""
-    return not (spec.isdigit() or spec.startswith("demo:") or "://" in spec)
+    """Whether it can be read again from anywhere: files and images, not cameras, streams, pipes and the demo."""
+    return not (spec.isdigit() or spec.startswith("demo:") or "://" in spec or is_pipe(spec))
 
 
 def digest_of(spec: str) -> str:
@@ -140,7 +142,7 @@ def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
             trouble = trouble or f"is cut off: {cuts.count} of {promised} frames are there"
         elif film.end_s and promised_s + begin_s - film.end_s > CUT_OFF_S and not film.joined:
             trouble = trouble or f"is cut off: {film.end_s - begin_s:.1f} of {promised_s:.1f} seconds are there"
-        turned = picture.rotation % 180 != 0
+        turned = is_on_its_side(picture)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         return Clip(
             spec, name_of(spec), "video", digest, time_base, float(rate),
@@ -247,6 +249,8 @@ def _first_picture(spec: str) -> av.VideoFrame:
 
 
 def _colour_of(picture: av.VideoFrame) -> dict[str, int]:
+    if is_mapped(picture):
+        return dict(BT709)
     found = (picture.colorspace, picture.color_range, picture.color_primaries, picture.color_trc)
     names = ("space", "range", "primaries", "transfer")
     return {n: PLAIN_COLOUR[n] if value is None else int(value) for n, value in zip(names, found, strict=True)}
