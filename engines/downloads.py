@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from engines.base import DownloadError
+from engines.files import put_in_place
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 20
@@ -69,7 +70,7 @@ def downloaded(source: Download, folder: Path) -> Path:
         _fetch(source, part)
         right = _digest(part) == source.sha256
         if right:
-            part.replace(target)
+            put_in_place(part, target)
         else:
             part.unlink()
     except (OSError, HTTPException) as error:
@@ -158,7 +159,6 @@ def _fetch(source: Download, part: Path) -> None:
                 file.write(chunk)
                 have += len(chunk)
                 bar.advance(task, len(chunk))
-            os.fsync(file.fileno())
     # A connection that closes early looks to ``read`` like the end of the file.
     if have < source.size_bytes:
         raise ConnectionError(f"the connection ended after {have} of {source.size_bytes} bytes")
