@@ -3,7 +3,7 @@
 import time
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from realtime.frames import FrameRecord
 STAGES = ("read", "wait", "prepare", "engine", "draw", "write")
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
 CORLOC_IOU = 0.5
+MEASURABLE = 0.05
 
 
 class Run:
@@ -27,10 +28,12 @@ class Run:
 
     Attributes:
         idle_ms: how long the loop had nothing to do but wait for the ``source``, or for the ``engine``.
+        work_ms: how long it took for its own work: ``prepare``, ``drawing``, ``sink`` (writing, logs included).
     """
 
     def __init__(self) -> None:
         self.idle_ms = {"source": 0.0, "engine": 0.0}
+        self.work_ms = {"prepare": 0.0, "drawing": 0.0, "sink": 0.0}
         self.outcomes: Counter[str] = Counter()
         self.total_ms = array("d")
         self.stages_ms: dict[str, array[float]] = {}
@@ -78,12 +81,8 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """``source-``, ``engine-`` or ``sink-limited``: what the loop waited for most; its own time is the drawing and writing.
-
-        Stages overlap, so the longest of them need not be the one that holds the others up; what is waited for is.
-        """
-        sides = {**self.idle_ms, "sink": self._elapsed_ms - sum(self.idle_ms.values())}
-        return f"{max(sides, key=lambda side: sides[side])}-limited"
+        """See ``verdict_of``."""
+        return verdict_of(self.idle_ms, self.work_ms, self._elapsed_ms)
 
     def summary(self) -> dict[str, Any]:
         """The run in numbers: fps, frames, dropped, verdict, latency and stages in milliseconds, CorLoc where truth is known.
@@ -98,6 +97,20 @@ class Run:
             "stages_ms": {stage: percentiles(self.stages_ms[stage]) for stage in STAGES if stage in self.stages_ms},
             **self.accuracy(),
         }  # fmt: skip
+
+
+def verdict_of(idle_ms: Mapping[str, float], work_ms: Mapping[str, float], elapsed_ms: float) -> str:
+    """What a run is limited by: ``source-limited``, ``engine-``, ``prepare-``, ``drawing-``, ``sink-`` or ``loop-limited``.
+
+    Stages overlap, so the longest of them need not be the one that holds the others up; what is waited for is. Where that is
+    neither source nor engine, it is the loop's own work, and of that the stage that took most. A stage that took less than
+    ``MEASURABLE`` of the run limits nothing: then it is what lies between the stages, the loop.
+    """
+    waited, own_ms = max(idle_ms, key=lambda side: idle_ms[side]), elapsed_ms - sum(idle_ms.values())
+    if idle_ms[waited] >= own_ms:
+        return f"{waited}-limited"
+    stage = max(work_ms, key=lambda side: work_ms[side])
+    return f"{stage}-limited" if work_ms[stage] >= MEASURABLE * elapsed_ms else "loop-limited"
 
 
 def percentiles(values_ms: Sequence[float]) -> dict[str, float]:

@@ -45,13 +45,16 @@ class Output:
             sink.write(record, picture)
         done_ns = time.monotonic_ns()
         record.stages_ms["write"] = (done_ns - mark_ns) / 1e6
+        self._run.work_ms["sink"] += record.stages_ms["write"]
         record.total_ms = record.frame.read_ms + (done_ns - record.frame.captured_ns) / 1e6
 
     def enter(self, record: FrameRecord) -> None:
         """Log and count a finished frame, whatever became of it."""
+        begin_ns = time.monotonic_ns()
         for sink in self._sinks:
             if not sink.needs_picture:
                 sink.write(record, None)
+        self._run.work_ms["sink"] += (time.monotonic_ns() - begin_ns) / 1e6
         self._run.add(record)
 
     def _drawn(self, record: FrameRecord, heat_map_every: int) -> ImageBgr:
@@ -66,4 +69,5 @@ class Output:
         objects = record.objects or ()
         picture = self._painter.paint(record.frame, record.found, status, self._look(), heat_map_every, objects)
         record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
+        self._run.work_ms["drawing"] += record.stages_ms["draw"]
         return picture

@@ -276,4 +276,5 @@ class _EngineHalf:
             record.fail(error)
             return []
         record.stages_ms["prepare"] = (time.monotonic_ns() - record.began_ns["prepare"]) / 1e6
+        self._run.work_ms["prepare"] += record.stages_ms["prepare"]
         return prepared

@@ -1,5 +1,6 @@
 """From a clip's finished segments to its results: nothing else goes into them but the source's sound."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from realtime.batch.report import plot_latency, write_report
 from realtime.batch.rows import read_rows, write_rows
 from realtime.batch.settings import Settings
 from realtime.batch.tally import Tally
+from realtime.latency import verdict_of
 
 Record = dict[str, Any]
 
@@ -107,15 +109,17 @@ def _summary(
     clip: Clip, records: Sequence[Record], tally: Tally, facts: dict[str, Any], files: dict[str, Path]
 ) -> dict[str, Any]:  # fmt: skip
     wall_s = sum(record["wall_s"] for record in records)
-    idle_ms = {side: sum(record["idle_ms"][side] for record in records) for side in ("source", "engine")}
-    idle_ms["sink"] = 1e3 * wall_s - sum(idle_ms.values())
+    spent: dict[str, Counter[str]] = {kind: Counter() for kind in ("idle_ms", "work_ms")}
+    for record in records:
+        for kind, sides in spent.items():
+            sides.update(record[kind])
     found = tally.summary()
     last = clip.segments[-1]
     trouble = [clip.trouble] if clip.trouble else []
     trouble += [f"{count} frames are lost: {cause}" for cause, count in tally.causes.items()]
     return {
         "fps": round(found["frames"] / wall_s, 2) if wall_s else 0.0, **found,
-        "verdict": f"{max(idle_ms, key=lambda side: idle_ms[side])}-limited", "interrupted": False,
+        "verdict": verdict_of(spent["idle_ms"], spent["work_ms"], 1e3 * wall_s), "interrupted": False,
         "segments": len(records), "seconds_worked": round(wall_s, 3), "last_segment": last.index,
         "source_frames": clip.frames, "source_digest": clip.digest, "trouble": trouble, "not_read": list(clip.notes),
         "audio": list(clip.audio),

@@ -14,7 +14,7 @@ from realtime.follow.following import WHOLE_FRAMES
 from realtime.follow.options import FollowOptions
 from realtime.governed import Governed
 
-FORMAT = 1
+FORMAT = 2
 """Of segments and manifests; what an older one left is done again."""
 
 

@@ -103,7 +103,7 @@ class _Writer:
         self._clip, self._settings, self._folder, self._ends, self._run = clip, settings, folder, ends, run
         self._left, self._open = list(segments), dict[int, Pieces]()
         self._strip, self._localizer = strip_frames(clip, settings.every), localizer
-        self._since_s, self._idle_ms = time.monotonic(), dict(run.idle_ms)
+        self._since_s, self._totals = time.monotonic(), _totals(run)
         self.behind = Behind()
         self.sinks: list[_Pictures | _Rows] = [_Pictures(self), _Rows(self)] if settings.video else [_Rows(self)]
 
@@ -134,10 +134,10 @@ class _Writer:
 
     def _measured(self) -> dict[str, Any]:
         """Since the last segment was complete: how long it took, and what was waited for."""
-        now_s, idle_ms, engine = time.monotonic(), dict(self._run.idle_ms), self._localizer.engine
-        spent_ms = {side: idle_ms[side] - self._idle_ms[side] for side in idle_ms}
-        wall_s, self._since_s, self._idle_ms = now_s - self._since_s, now_s, idle_ms
-        return {"wall_s": wall_s, "idle_ms": spent_ms, "device": engine.device}
+        now_s, totals = time.monotonic(), _totals(self._run)
+        spent = {kind: {side: ms - self._totals[kind][side] for side, ms in sides.items()} for kind, sides in totals.items()}
+        wall_s, self._since_s, self._totals = now_s - self._since_s, now_s, totals
+        return {"wall_s": wall_s, **spent, "device": self._localizer.engine.device}
 
     def __enter__(self) -> Self:
         return self
@@ -147,6 +147,11 @@ class _Writer:
         for pieces in self._open.values():
             if not pieces.finished:
                 pieces.abandon()
+
+
+def _totals(run: Run) -> dict[str, dict[str, float]]:
+    """What the loop waited for and what it did, in milliseconds, up to now."""
+    return {"idle_ms": dict(run.idle_ms), "work_ms": dict(run.work_ms)}
 
 
 class _Pictures:

@@ -23,6 +23,8 @@ from realtime.sources import open_source
 from tests.realtime.media import picture, write_video
 from tests.realtime.scripted import Collector, Scripted, wait_until
 
+PATIENCE_S = 20.0
+
 
 def test_every_frame_is_localized_drawn_and_written_once_in_order(localizer, tmp_path):
     collector, run = Collector(), Run()
@@ -193,37 +195,37 @@ def test_live_frames_are_taken_only_when_the_engine_is_free():
     assert all(under_way == 0 and done >= number - 1 for number, (_, under_way, done) in enumerate(taken))
 
 
-def test_end_to_end_is_nearly_as_fast_as_the_slowest_stage_alone():
-    """Stages that do not compete for processors overlap: 0.9 of the slowest one's frames a second, at best of a few times."""
-    frames, engine_s, other_s, best = 60, 0.015, 0.01, 0.0
+def test_source_engine_and_sink_work_at_the_same_time():
+    """They meet, once for each frame: with the sink at one frame, the engine is at the next, and the source at the one after."""
+    frames, meetings = 20, []
+    together = threading.Barrier(3, lambda: meetings.append(1))
 
-    class SlowSource(Scripted):
+    class MeetingSource(Scripted):
         def __iter__(self):
             for frame in super().__iter__():
-                time.sleep(other_s)
+                if frame.index >= 2:
+                    together.wait(timeout=PATIENCE_S)
                 yield frame
 
-    class SlowEngine(MockEngine):
+    class MeetingEngine(MockEngine):
+        runs = 0
+
         def run(self, feeds):
-            time.sleep(engine_s)
+            self.runs += 1
+            if 1 < self.runs < frames:
+                together.wait(timeout=PATIENCE_S)
             return super().run(feeds)
 
-    def fps(work):
-        begin_s = time.monotonic()
-        work()
-        return frames / (time.monotonic() - begin_s)
+    class MeetingSink(Collector):
+        def write(self, record, picture):
+            if record.frame.index < frames - 2:
+                together.wait(timeout=PATIENCE_S)
+            super().write(record, picture)
 
-    def end_to_end():
-        loop = run_frames(every_frame(SlowSource(frames)), localizer, [Collector(other_s)], Run())
-        assert sum(1 for _ in loop) == frames
-
-    localizer = Localizer(SlowEngine(32, slots=2))
-    images = [localizer.prepare(picture(index)) for index in range(frames)]
-    for _ in range(6):
-        best = max(best, fps(end_to_end) / fps(lambda: [localizer.infer([image]) for image in images]))
-        if best >= 0.9:
-            return
-    raise AssertionError(f"{best:.2f} of the slowest stage")
+    sink = MeetingSink()
+    list(run_frames(every_frame(MeetingSource(frames)), Localizer(MeetingEngine(32, slots=2)), [sink], Run()))
+    assert sink.records == list(range(frames))
+    assert len(meetings) == frames - 2
 
 
 def test_a_live_run_gives_the_engine_the_next_frame_while_it_draws_the_last():

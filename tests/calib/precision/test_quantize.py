@@ -140,7 +140,7 @@ def test_labelled_images_give_corloc_before_and_after(data, tmp_path):
 
 def test_the_shipped_calibrations_fit_the_shipped_network():
     for size_px, method in ((None, "sensitivity"), (None, "gestalt"), (96, "sensitivity")):
-        localizer = open_localizer(Choice(size_px=size_px, method=method))
+        localizer = open_localizer(Choice(size_px=size_px, method=method, precision="int8"))
         assert localizer.engine.precision == "int8"
         assert localizer.box_reader == "fitted head"
         assert localizer.localize(FRAMES[:1])[0].map_hw.shape == ((size_px or 128) // 8,) * 2
