@@ -5,6 +5,7 @@ be appended behind the forward graph it reads. Shapes are static: each node's ou
 mistake is an error at the line that made it.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,70 @@ from engines.base import Array, ModelError
 OPSET = 20
 IR_VERSION = 10
 SHARED_UP_TO = 4096  # elements: comparing larger constants costs more than it saves
+FOLDED = frozenset(
+    {
+        "Abs",
+        "Add",
+        "And",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Clip",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "GatherElements",
+        "Greater",
+        "GreaterOrEqual",
+        "Identity",
+        "Less",
+        "LessOrEqual",
+        "Log",
+        "Max",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "Reshape",
+        "Round",
+        "Shape",
+        "Sign",
+        "Size",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    }
+)
+"""Operators that are computed at once where all they read is constant: their cost is that of reading and writing once."""
+FOLDED_FREELY, FOLDED_SHARE = 1 << 24, 16
+"""Values that folding may read and write in all: so many, and so many times the values of the constants that were given."""
+MOST_VALUES = 1 << 40
+"""Of any tensor: no memory holds it, and products of shapes stay exact."""
+MOST_BYTES = (1 << 31) - (1 << 20)
+"""Of a graph's constants: protobuf, in which every engine reads a graph, holds 2 GB."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +110,7 @@ class Graph:
         self.types: dict[str, TensorType] = {}
         self._constant_names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._counts: dict[str, int] = {}
+        self._given = self._folding = 0  # values of constants that came from outside; that folding read and wrote
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Static shape of a tensor that is already in the graph."""
@@ -68,6 +134,7 @@ class Graph:
     def constant(self, value: Any, dtype: Any = np.float32, hint: str = "const") -> str:
         """A constant tensor; small equal values (shape, type and bytes) share one name."""
         array = np.ascontiguousarray(np.asarray(value, dtype=dtype)).reshape(np.shape(value))
+        self._given += array.size
         if array.size > SHARED_UP_TO:
             name = self.fresh(hint)
             self._store_constant(name, array)
@@ -106,26 +173,42 @@ class Graph:
         self.nodes.append(node)
 
     def _folded(self, node: onnx.NodeProto) -> bool:
-        if node.op_type == "Shape" and not node.attribute:
+        if node.op_type == "Shape" and not node.attribute and node.input[0] in self.types:
             self._store_constant(node.output[0], np.asarray(self.shape(node.input[0]), np.int64))
             return True
-        foldable = all(name in self.constants for name in node.input if name)
-        if not foldable or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type not in FOLDED or not all(name in self.constants for name in node.input if name):
             return False
+        written = sum(math.prod(kind.shape) for kind in self._inferred(node).values())
         feeds = {name: self.constants[name] for name in node.input if name}
+        self._folding += written + sum(value.size for value in feeds.values())
+        if self._folding > FOLDED_FREELY + FOLDED_SHARE * self._given:
+            raise ModelError(
+                f"{_where(node)} computes {written:,} constant values: more than the network's weights account for"
+            )
         types = [helper.make_value_info(name, self.types[name].proto()) for name in feeds]
         outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
         graph = helper.make_graph([node], "fold", types, outputs)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-        for name, value in zip([o.name for o in outputs], ReferenceEvaluator(model).run(None, feeds), strict=True):
-            self._store_constant(name, np.asarray(value))
+        try:
+            with np.errstate(all="ignore"):
+                values = [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
+        except Exception as error:  # NumPy and the evaluator raise whatever they meet
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{_where(node)} cannot be computed from its constants: {reason[:200]}") from error
+        for name, value in zip([o.name for o in outputs], values, strict=True):
+            if value.dtype.kind == "f" and value.size > 1 and not np.isfinite(value).all():
+                raise ModelError(f"{_where(node)} computes constants that are not finite: the network's weights are damaged")
+            self._store_constant(name, value)
         return True
 
     def _infer(self, node: onnx.NodeProto) -> None:
-        where = f"node '{node.name or node.output[0]}' ({node.op_type})"
+        self.types.update(self._inferred(node))
+
+    def _inferred(self, node: onnx.NodeProto) -> dict[str, TensorType]:
+        """Types of what the node writes, by name, as ONNX's own inference finds them."""
         missing = [name for name in node.input if name and name not in self.types]
         if missing:
-            raise ModelError(f"{where} reads '{missing[0]}', which nothing before it writes: sort the model's nodes")
+            raise ModelError(f"{_where(node)} reads '{missing[0]}', which nothing before it writes: sort the model's nodes")
         try:
             schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
             types = {name: self.types[name].proto() for name in node.input if name}
@@ -135,15 +218,9 @@ class Graph:
                 if name in self.constants and self.constants[name].size <= 64
             }
             found = infer_node_outputs(schema, node, types, data, opset_imports=[helper.make_opsetid("", OPSET)])
-        except (onnx.defs.SchemaError, InferenceError) as error:
-            raise ModelError(f"{where} is not valid ONNX: {str(error).splitlines()[0]}") from error
-        for name in node.output:
-            if not name:
-                continue
-            tensor = found[name].tensor_type if name in found else None
-            if tensor is None or not all(d.HasField("dim_value") for d in tensor.shape.dim):
-                raise ModelError(f"{where}: the shape of '{name}' is not known before running; export static shapes")
-            self.types[name] = TensorType(tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim))
+        except (onnx.defs.SchemaError, onnx.checker.ValidationError, InferenceError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{_where(node)} is not valid ONNX: {(str(error).strip() or '?').splitlines()[0]}") from error
+        return {name: _static_type(node, name, found.get(name)) for name in node.output if name}
 
     def producer(self, tensor: str) -> onnx.NodeProto | None:
         """The node that writes ``tensor``; None for inputs and constants."""
@@ -162,6 +239,9 @@ class Graph:
             ModelError: the ONNX checker refuses it.
         """
         nodes = needed(self.nodes, self.outputs)
+        held = sum(self.constants[name].nbytes for name in {n for node in nodes for n in node.input} & self.constants.keys())
+        if held > MOST_BYTES:
+            raise ModelError(f"the network needs {held / 1e9:.1f} GB of weights, forwards and backwards: a graph holds 2 GB")
         read = {name for node in nodes for name in node.input} | set(self.outputs)
         graph = helper.make_graph(
             nodes,
@@ -179,6 +259,23 @@ class Graph:
         except onnx.checker.ValidationError as error:
             raise ModelError(f"the built graph is not valid ONNX: {str(error).splitlines()[0]}") from error
         return model
+
+
+def _where(node: onnx.NodeProto) -> str:
+    return f"node '{node.name or next(iter(node.output), '')}' ({node.op_type})"
+
+
+def _static_type(node: onnx.NodeProto, name: str, found: onnx.TypeProto | None) -> TensorType:
+    """Element type and shape, if they are known before running and no tensor is empty or larger than any memory."""
+    tensor = found.tensor_type if found is not None and found.HasField("tensor_type") else None
+    if tensor is None or not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in tensor.shape.dim):
+        raise ModelError(f"{_where(node)}: the shape of '{name}' is not known before running; export static shapes")
+    shape = tuple(d.dim_value for d in tensor.shape.dim)
+    if any(length < 0 for length in shape) or math.prod(shape) > MOST_VALUES:
+        raise ModelError(
+            f"{_where(node)}: '{name}' would have the shape {list(shape)}: the image is too small or too large for it"
+        )
+    return TensorType(tensor.elem_type, shape)
 
 
 def needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:

@@ -6,21 +6,27 @@ it reads here (``engines.features``) stay functions of the same backward pass.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from engines.base import ModelError
-from engines.features import Array32, Feature
+from engines.features import KINDS, Array32, Feature
 from engines.files import whole_file
 from engines.graph import Graph
-from engines.maps import MapSpec
+from engines.maps import SIGNALS, MapSpec
+from engines.reading import json_object, number, shown, text, whole_number
+from engines.tensors import read_safetensors
 from engines.trust import Trust, trust_of
+
+LARGEST_SIDE = 4096
+"""Pixels of an input, or cells and quantiles of a feature, along a side."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +82,71 @@ def load_head(path: Path) -> Head:
     """Read a head.
 
     Raises:
-        ModelError: it is missing, damaged, or not a head.
+        ModelError: it is missing, damaged, not a head, or holds numbers that no box can be read with.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            description = json.loads((file.metadata() or {})["sightline_head"])
-            weight, bias, routes = (file.get_tensor(name) for name in ("weight", "bias", "routes"))
-        features = tuple(Feature(**f) for f in description["features"])
-        head = Head(
-            MapSpec(**description["spec"]), features, weight, bias,
-            description["network"], description["size_px"], description["card"], routes,
-            trust_of(description.get("trust")),
-        )  # fmt: skip
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"cannot read head {path}: {error or type(error).__name__}; fit one with 'fit'") from error
-    kinds, width = len(weight), sum(f.width for f in features)
-    routed = routes.max(initial=0) < kinds and routes.min(initial=0) >= 0 and (len(routes) > 0 or kinds == 1)
-    if weight.shape != (kinds, 4, width) or bias.shape != (kinds, 4) or not routed:
-        raise ModelError(f"head {path} is damaged: weight {list(weight.shape)} does not fit its features")
+        tensors, metadata = read_safetensors(path, "head")
+        if "sightline_head" not in metadata:
+            raise ValueError("its metadata have no 'sightline_head', so that it is another kind of file")
+        head = _head_of(tensors, json_object(metadata["sightline_head"]))
+    except (AttributeError, KeyError, TypeError, ValueError, ModelError) as error:
+        reason = f"it has no {error}" if type(error) is KeyError else str(error)
+        raise ModelError(f"cannot read head {path}: {reason}; fit one with 'fit'") from error
     return head
+
+
+def _head_of(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> Head:
+    """A head of what its file holds.
+
+    Raises:
+        KeyError, TypeError, ValueError, ModelError: something is missing, or is not what it should be.
+    """
+    for name, dtype in (("weight", np.float32), ("bias", np.float32), ("routes", np.int64)):
+        if tensors[name].dtype != dtype:
+            raise ValueError(f"its {name} holds {tensors[name].dtype}, not {np.dtype(dtype)}")
+    weight, bias, routes = (tensors[name] for name in ("weight", "bias", "routes"))
+    features = tuple(_feature_of(each) for each in description["features"])
+    kinds, width = bias.shape[0] if bias.ndim else 0, sum(feature.width for feature in features)
+    if not features or weight.shape != (kinds, 4, width) or bias.shape != (kinds, 4) or kinds < 1:
+        raise ValueError(f"it is damaged: weight {list(weight.shape)} and bias {list(bias.shape)} do not fit its features")
+    if routes.ndim != 1 or not (len(routes) or kinds == 1) or routes.max(initial=0) >= kinds or routes.min(initial=0) < 0:
+        raise ValueError("it is damaged: its routes lead to layers that it does not have")
+    for name, values in (("weight", weight), ("bias", bias)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"its {name} holds values that are not finite (NaN or infinity)")
+    spec = {name: text(value, f"its {name}") for name, value in description["spec"].items()}
+    network, card = text(description["network"], "its network"), description["card"]
+    if not re.fullmatch("[0-9a-f]{64}", network) or not isinstance(card, dict):
+        raise ValueError("its network is no sha256, or its card no JSON object")
+    _check_constant_boxes(card.get("constant_boxes"))
+    size_px = whole_number(description["size_px"], "its size_px", 1, LARGEST_SIDE)
+    return Head(
+        MapSpec(**spec), features, weight, bias, network, size_px, card, routes, trust_of(description.get("trust"))
+    )  # fmt: skip
+
+
+def _feature_of(stored: Mapping[str, Any]) -> Feature:
+    """See ``Feature``; TypeError, ValueError where it is none."""
+    feature = Feature(**stored)
+    whole_number(feature.size, "a feature's size", 1, LARGEST_SIDE)
+    number(feature.power, "a feature's power", 0.01, 100)
+    text(feature.layer, "a feature's layer")
+    if feature.kind not in KINDS or feature.signal not in ("gradient", *SIGNALS):
+        raise ValueError(f"a feature is {shown(feature.kind)} of {shown(feature.signal)}, which this version does not know")
+    return feature
+
+
+def _check_constant_boxes(boxes: object) -> None:
+    """They are stamped on every graph: names, and four fractions each."""
+    if boxes is None:
+        return
+    if not isinstance(boxes, dict):
+        raise ValueError("its constant boxes are no JSON object")
+    for name, box in boxes.items():
+        if not isinstance(box, list) or len(box) != 4:
+            raise ValueError(f"its constant box {shown(name)} has not four edges")
+        for edge in box:
+            number(edge, f"an edge of its constant box {shown(name)}", -1, 2)
 
 
 def append_box(graph: Graph, features: str, class_index: str, head: Head) -> str:

@@ -1,55 +1,47 @@
 """Any classifier from an ONNX file, as long as it is made of operators that the gradient table knows."""
 
-import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import numpy_helper
 
-from engines.base import Array, ModelError
+from engines.base import ModelError
 from engines.graph import OPSET, Graph, attributes_of
 from engines.networks import Forward
+from engines.onnx_file import OnnxFile, read_onnx
+
+MOST_VALUES, MOST_VALUES_A_PIXEL = 1 << 26, 512
+"""Of one activation, for each image: whichever is more. VGG16 has 64 a pixel."""
+MOST_TOGETHER, MOST_TOGETHER_A_PIXEL = 1 << 30, 20_000
+"""Of all activations; EfficientNet-B7 has 2,000 a pixel, DenseNet-161 12,000."""
 
 
 def forward_of_file(path: Path) -> tuple[Callable[[Graph, str], Forward], int | None, str]:
     """Read a classifier with one image input ``[N, 3, H, W]`` and one output of class scores.
 
     Returns:
-        (how to append it to a graph, its own input side in pixels if fixed, sha256 of the file).
+        (how to append it to a graph, its own input side in pixels if fixed, its digest: see ``OnnxFile``).
 
     Raises:
-        ModelError: not an ONNX model, or not one image in and one score vector out.
+        ModelError: not an ONNX model, not one image in and one score vector out, or one that cannot be used.
     """
-    try:
-        content = path.read_bytes()
-        model = onnx.load_from_string(content)
-        model = onnx.version_converter.convert_version(model, OPSET)
-    except OSError as error:
-        raise ModelError(f"cannot read model {path}: {error.strerror}") from error
-    except (DecodeError, onnx.version_converter.ConvertError, RuntimeError, onnx.checker.ValidationError) as error:
-        raise ModelError(f"{path} is not an ONNX model of opset 7 to {OPSET}: {_first_line(error)}") from error
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise ModelError(f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; a classifier has one of each")
-    dims = inputs[0].type.tensor_type.shape.dim
-    if len(dims) != 4 or dims[1].dim_value not in (0, 3):
-        raise ModelError(f"{path}: input '{inputs[0].name}' is not an image [N, 3, H, W]")
+    found = read_onnx(path, OPSET)
 
     def append(graph: Graph, x_nchw: str) -> Forward:
-        return _replay(graph, model, constants, inputs[0].name, x_nchw)
+        return _replay(graph, found, x_nchw)
 
-    return append, dims[2].dim_value or None, hashlib.sha256(content).hexdigest()
+    return append, found.side_px, found.digest
 
 
-def _replay(graph: Graph, model: onnx.ModelProto, constants: dict[str, Array], input_name: str, x_nchw: str) -> Forward:
+def _replay(graph: Graph, file: OnnxFile, x_nchw: str) -> Forward:
     """Append the file's nodes under names of our own, so that they cannot clash with ours."""
-    names = {"": "", input_name: x_nchw}
-    names.update({name: graph.constant(value, value.dtype, hint=name) for name, value in constants.items()})
+    names = {"": "", file.input_name: x_nchw}
+    names.update({name: graph.constant(value, value.dtype, hint=name) for name, value in file.constants.items()})
     layers: dict[str, str] = {}
-    for original in model.graph.node:
+    together = 0
+    for original in file.nodes:
         node = onnx.NodeProto()
         node.CopyFrom(original)
         for i, name in enumerate(original.input):
@@ -60,13 +52,46 @@ def _replay(graph: Graph, model: onnx.ModelProto, constants: dict[str, Array], i
             _append_lrn(graph, node)
         else:
             graph.append(node)
+        together += _checked_size(graph, x_nchw, node, together)
         layers[original.output[0]] = node.output[0]
-    scores = _before_softmax(graph, names[model.graph.output[0].name])
-    shape = graph.shape(scores)
-    if len(shape) != 2:
-        flat = [shape[0], -1]
-        scores = graph.add("Reshape", scores, graph.constant(flat, "int64"), hint="scores_flat")
+    scores = _before_softmax(graph, names[file.output_name])
+    scores = _checked_scores(graph, scores, x_nchw)
     return Forward(scores, _last_activations(graph, scores), layers)
+
+
+def _checked_size(graph: Graph, x_nchw: str, node: onnx.NodeProto, before: int) -> int:
+    """How many values a node writes.
+
+    Raises:
+        ModelError: so many that no classifier of such images has them; nothing was allocated for them yet.
+    """
+    images, _, height, width = graph.shape(x_nchw)
+    written = sum(math.prod(graph.shape(name)) for name in node.output if name)
+    most = images * max(MOST_VALUES, MOST_VALUES_A_PIXEL * height * width)
+    together = images * max(MOST_TOGETHER, MOST_TOGETHER_A_PIXEL * height * width)
+    if written > most or before + written > together:
+        raise ModelError(
+            f"node '{node.name or node.output[0]}' ({node.op_type}) writes {written:,} values after {before:,} before it: more "
+            "than a classifier of such images needs"
+        )
+    return written
+
+
+def _checked_scores(graph: Graph, scores: str, x_nchw: str) -> str:
+    """Class scores as ``[N, classes]``.
+
+    Raises:
+        ModelError: they do not depend on the image, or are not one vector of floats for each image.
+    """
+    images = graph.shape(x_nchw)[0]
+    shape = graph.shape(scores)
+    if graph.producer(scores) is None:
+        raise ModelError("the model's output does not depend on its input")
+    if graph.types[scores].elem != onnx.TensorProto.FLOAT or not shape or shape[0] != images:
+        raise ModelError(f"the model's output is no vector of class scores for each image: its shape is {list(shape)}")
+    if len(shape) == 2:
+        return scores
+    return graph.add("Reshape", scores, graph.constant([shape[0], -1], np.int64), hint="scores_flat")
 
 
 def _append_lrn(graph: Graph, node: onnx.NodeProto) -> None:
@@ -76,6 +101,8 @@ def _append_lrn(graph: Graph, node: onnx.NodeProto) -> None:
     """
     at = attributes_of(node)
     size, bias, beta = int(at["size"]), float(at.get("bias", 1.0)), float(at.get("beta", 0.75))
+    if not (bias > 0 and np.isfinite([bias, beta, at.get("alpha", 1e-4)]).all()):
+        raise ModelError(f"node '{node.name or node.output[0]}' (LRN): its bias must be positive, and its numbers finite")
     if size % 2 == 0:
         raise ModelError(f"node '{node.name or node.output[0]}' (LRN): an even window of {size} channels is not supported")
     alpha = float(at.get("alpha", 1e-4)) / bias
@@ -100,8 +127,3 @@ def _last_activations(graph: Graph, scores: str) -> str:
     last = convolutions[-1].output[0]
     readers = [node for node in graph.nodes if last in node.input]
     return str(readers[0].output[0] if len(readers) == 1 and readers[0].op_type == "Relu" else last)
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return "its bytes cannot be parsed" if "Assertion" in text else text[:200]

@@ -14,13 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.features import area_matrix
+from engines.reading import number
 
 SIDE = 16
 """Cells a side that a map is averaged to: its signs then hardly depend on where the backward pass stopped."""
 SIGNS = ("logit", "probability", "strength", "inside", "spread", "off_centre", "size", "aspect")
 FURTHEST = 3.0
 """Deviations from the training set's mean at which a sign is held: what was never seen tells no more than the strangest."""
+MOST_LOGIT = 500.0
+"""At which an exponential still is a float; the probability is 0 or 1 long before."""
 TINY = 1e-12
+LARGEST = 1e12
+"""Magnitude of a stored number: beyond it the sums are no numbers any more."""
 _CENTRES = (np.arange(SIDE) + 0.5) / SIDE
 _LEFT = np.arange(SIDE, dtype=np.float64)
 
@@ -47,7 +52,7 @@ class Trust:
         total = self.bias
         for sign, mean, scale, weight in zip(signs, self.mean, self.scale, self.weight, strict=True):
             total += weight * min(max((sign - mean) / scale, -FURTHEST), FURTHEST)
-        return 1 / (1 + math.exp(-total))
+        return 1 / (1 + math.exp(-min(max(total, -MOST_LOGIT), MOST_LOGIT)))
 
 
 def trust_of(stored: Mapping[str, Any] | None) -> Trust | None:
@@ -58,10 +63,13 @@ def trust_of(stored: Mapping[str, Any] | None) -> Trust | None:
     """
     if stored is None or tuple(stored["signs"]) != SIGNS:
         return None
-    mean, scale, weight = (tuple(float(value) for value in stored[name]) for name in ("mean", "scale", "weight"))
+    least = {"mean": -LARGEST, "scale": 1 / LARGEST, "weight": -LARGEST}
+    mean, scale, weight = (
+        tuple(number(value, f"a {name} of its trust", low, LARGEST) for value in stored[name]) for name, low in least.items()
+    )
     if {len(mean), len(scale), len(weight)} != {len(SIGNS)}:
         raise ValueError("its trust has not as many weights as signs")
-    return Trust(mean, scale, weight, float(stored["bias"]))
+    return Trust(mean, scale, weight, number(stored["bias"], "the bias of its trust", -LARGEST, LARGEST))
 
 
 def averaged(map_hw: NDArray[np.float32]) -> NDArray[np.float32]:

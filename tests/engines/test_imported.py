@@ -114,7 +114,7 @@ def test_an_even_lrn_window_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"not a model", "is not an ONNX model"), (b"", "is not an ONNX model"), (None, "cannot read model")],
+    [(b"not a model", "is not an ONNX model"), (b"", "is empty"), (None, "cannot read model")],
 )
 def test_files_that_are_no_model(tmp_path, content, words):
     path = tmp_path / "x.onnx"
