@@ -17,6 +17,7 @@ from engines.heuristic import Heuristic, append_heuristic_box
 from engines.maps import MapSpec, append_maps
 from engines.preprocess import append_preprocessing
 from engines.quantize import Quantization, quantize
+from engines.reading import json_object
 
 WANTED_CLASS = "wanted_class"
 FORMAT = 1
@@ -131,6 +132,9 @@ def stamp(
     search: str | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """Metadata that lets an engine be trusted and its results be read; ``search`` says what finds boxes in place of a head."""
+    names = classifier.class_names or class_names(classes)
+    if len(names) != classes:
+        raise ModelError(f"these '{classifier.name}' weights name {len(names)} classes, and the network scores {classes}")
     description: dict[str, Any] = {
         "format": FORMAT, "model": classifier.name, "network": classifier.digest, "size_px": classifier.size_px,
         "spec": asdict(spec), "head": head.digest if head else search,
@@ -138,7 +142,7 @@ def stamp(
         "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
         "trust": asdict(head.trust) if isinstance(head, Head) and head.trust else None,
     }  # fmt: skip
-    return {"sightline": json.dumps(description), "class_names": json.dumps(classifier.class_names or class_names(classes))}
+    return {"sightline": json.dumps(description), "class_names": json.dumps(names)}
 
 
 def stamped(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -148,7 +152,7 @@ def stamped(metadata: Mapping[str, str]) -> dict[str, Any]:
         ModelError: the file is not one of ours, or of another format.
     """
     try:
-        description: dict[str, Any] = json.loads(metadata["sightline"])
+        description = json_object(metadata["sightline"])
     except (KeyError, ValueError) as error:
         raise ModelError("this ONNX file was not built by Sightline: build it with 'build'") from error
     if description.get("format") != FORMAT:

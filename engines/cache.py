@@ -14,12 +14,15 @@ from pathlib import Path
 
 import onnx
 
-from engines.base import EngineError
+from engines.base import EngineError, ModelError
 from engines.downloads import cache_dir
 from engines.files import whole_file
+from engines.reading import json_object, read_file
 
 MAGIC = b"SIGHTLINE\n"
 SUFFIX = ".engine"
+MOST_BYTES = 1 << 34
+"""Of an engine file: far more than any graph compiles to."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,20 @@ def read_engine(path: Path) -> tuple[EngineKey, bytes]:
     Raises:
         CorruptEngineError: it is no engine, is cut off, or its plan is not what was written.
     """
-    content = path.read_bytes()
     start = len(MAGIC) + 4
     try:
+        content = read_file(path, "engine", MOST_BYTES)
         if not content.startswith(MAGIC):
             raise ValueError("it is no engine of Sightline's")
         (length,) = struct.unpack("<I", content[len(MAGIC) : start])
-        header = json.loads(content[start : start + length])
+        header = json_object(content[start : start + length])
         key, plan = EngineKey(**header["key"]), content[start + length :]
         if hashlib.sha256(plan).hexdigest() != header["sha256"]:
             raise ValueError("it is cut off or damaged")
+    except ModelError as error:
+        raise CorruptEngineError(f"{error}; build it again with 'build --rebuild'") from error
     except (ValueError, KeyError, TypeError, struct.error) as error:
-        reason = str(error) if type(error) is ValueError else "its header is damaged"
+        reason = str(error) if type(error) is ValueError and "JSON" not in str(error) else "its header is damaged"
         raise CorruptEngineError(f"engine {path} cannot be used: {reason}; build it again with 'build --rebuild'") from error
     return key, plan
 

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from engines.base import Array, EngineError, InputError
+from engines.base import Array, EngineError, InputError, ModelError
 from engines.boxes import iou
 from engines.files import whole_file
 from engines.localizer import ImageBgr, Localization, Localizer
+from engines.reading import number, read_json_object, text, whole_number
 
 FEWEST_FRAMES = 8
 LEAST_CHANGE = 1e-3
@@ -195,15 +195,35 @@ def load_certificate(path: Path) -> Certificate:
         EngineError: it is damaged.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path, "certificate")
         passed = content.pop("passed")
-        content["failures"], content["thresholds"] = tuple(content["failures"]), Thresholds(**content["thresholds"])
+        content["failures"] = tuple(text(each, "a failure") for each in content["failures"])
+        content["thresholds"] = Thresholds(**{n: number(v, f"its {n}", 0, 1) for n, v in content["thresholds"].items()})
+        content["subject"] = {text(n, "a subject"): text(v, "a subject") for n, v in content["subject"].items()}
         certificate = Certificate(**content)
+        _check_numbers(certificate)
         if passed is not certificate.passed:
             raise ValueError("it contradicts itself")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"cannot read certificate {path}: {error}; make it again with 'build --rebuild'") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
+        reason = f"it has no {error}" if type(error) is KeyError else str(error)
+        raise EngineError(f"cannot read certificate {path}: {reason}; make it again with 'build --rebuild'") from error
     return certificate
+
+
+def _check_numbers(certificate: Certificate) -> None:
+    """Raise ValueError unless they are what ``certify`` can have found, and one that passed met its thresholds."""
+    limits = certificate.thresholds
+    whole_number(certificate.frames, "its frames", FEWEST_FRAMES, 1 << 31)
+    for name in ("map_change", "reference_map_change"):
+        number(getattr(certificate, name), f"its {name}", -1e-6, 2 + 1e-6)
+    for name in ("box_iou_p5", "map_correlation_p5", "class_agreement"):
+        value = getattr(certificate, name)
+        if value is None and name == "box_iou_p5":
+            continue
+        if number(value, f"its {name}", -1 - 1e-6, 1 + 1e-6) < getattr(limits, name) and certificate.passed:
+            raise ValueError(f"it contradicts itself: its {name} of {value} is below what it asks for, and it passed")
+    for name in ("reference", "candidate"):
+        text(getattr(certificate, name), f"its {name}")
 
 
 def status(path: Path, subject: Mapping[str, str]) -> str:

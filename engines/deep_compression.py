@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from engines.base import ModelError
+from engines.reading import read_file
 from engines.squeezenet import shapes
+
+MOST_BYTES = 1 << 24
+"""The published file has 675,763."""
 
 
 def decode_net(path: Path) -> dict[str, np.ndarray]:
@@ -22,7 +26,7 @@ def decode_net(path: Path) -> dict[str, np.ndarray]:
     """
     layers = shapes()
     try:
-        data = path.read_bytes()
+        data = read_file(path, "weights", MOST_BYTES)
         counts = np.frombuffer(data, "<u4", len(layers))
         offset, weights = counts.nbytes, {}
         for (name, shape), count in zip(layers.items(), counts, strict=True):
@@ -36,7 +40,7 @@ def decode_net(path: Path) -> dict[str, np.ndarray]:
             flat = np.full(int(np.prod(shape)), codebook[0], np.float32)
             flat[np.cumsum(gaps.astype(np.int64) + 1) - 1] = codebook[index]
             weights[f"{name}.weight"], weights[f"{name}.bias"] = flat.reshape(shape), bias.copy()
-    except (OSError, ValueError, IndexError) as error:
+    except (ValueError, IndexError) as error:
         raise ModelError(f"cannot read {path} as SqueezeNet's compressed weights: {error}") from error
     if offset != len(data):
         raise ModelError(f"{path} holds {len(data)} bytes, SqueezeNet's compressed weights take {offset}")

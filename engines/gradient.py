@@ -92,7 +92,7 @@ def clip(step: Step, _: int) -> str:
 
 
 def max_pool(step: Step, _: int) -> str:
-    """To the largest element of each window; equal maxima of a window share its gradient evenly."""
+    """To the largest element of each window, the first of equal ones in reading order, as PyTorch does."""
     return spread_windows(step.graph, windows_of(step.graph, step.node), step.cotangent, (step.x, step.y))
 
 
@@ -243,6 +243,7 @@ def attach_gradient(
         raise ModelError(f"unknown ReLU rule '{relu_rule}': use plain or guided")
     nodes = list(graph.nodes)
     reached = _influenced(nodes, wrt)
+    graph.backward_starts.update(cotangents.values())
     found: dict[str, list[str]] = {name: [value] for name, value in cotangents.items()}
     totals: dict[str, str] = {}
     for node in reversed(nodes):

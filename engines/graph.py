@@ -5,6 +5,7 @@ be appended behind the forward graph it reads. Shapes are static: each node's ou
 mistake is an error at the line that made it.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from engines.base import Array, ModelError
 
 OPSET = 20
 IR_VERSION = 10
+BACKWARD_STARTS = "backward_starts"
+"""The model's metadata under this name list the tensors that its backward pass begins from."""
 SHARED_UP_TO = 4096  # elements: comparing larger constants costs more than it saves
 FOLDED = frozenset(
     {
@@ -99,7 +102,12 @@ class TensorType:
 
 
 class Graph:
-    """The graph under construction. Tensors are named by strings, as in ONNX."""
+    """The graph under construction. Tensors are named by strings, as in ONNX.
+
+    Attributes:
+        backward_starts: the tensors that a backward pass begins from, see ``engines.gradient.attach_gradient``. All that
+            depends on them is linear in them, up to the maps.
+    """
 
     def __init__(self, name: str = "sightline") -> None:
         self.name = name
@@ -108,6 +116,7 @@ class Graph:
         self.outputs: list[str] = []
         self.constants: dict[str, Array] = {}
         self.types: dict[str, TensorType] = {}
+        self.backward_starts: set[str] = set()
         self._constant_names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._counts: dict[str, int] = {}
         self._given = self._folding = 0  # values of constants that came from outside; that folding read and wrote
@@ -253,7 +262,8 @@ class Graph:
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="sightline"
         )
-        helper.set_model_props(model, metadata or {})
+        starts = sorted(self.backward_starts & read)
+        helper.set_model_props(model, {**(metadata or {}), **({BACKWARD_STARTS: json.dumps(starts)} if starts else {})})
         try:
             onnx.checker.check_model(model)
         except onnx.checker.ValidationError as error:

@@ -13,6 +13,7 @@ mixed-precision training (Micikevicius et al. 2018, "Mixed precision training", 
 divided by it again. Neither rounds anything.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.base import Array, ModelError
+from engines.graph import BACKWARD_STARTS
 
 GRADIENT_SCALE = 4096.0
 """With it the measured gradients lie at 2e-4 .. 1,300: a factor of 50 below the largest float16."""
@@ -28,7 +30,6 @@ WIDE_OPS = frozenset(
     {"Cast", "Softmax", "LogSoftmax", "ArgMax", "OneHot", "LRN", "Pow", "QuantizeLinear", "DequantizeLinear", "TopK"}
 )
 """Operators that stay in float32 wherever they are."""
-COTANGENT = "gestalt_cotangent"  # the constant that the Gestalt objective's backward pass starts from
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -65,12 +66,11 @@ class _Writer:
         self._scale = gradient_scale
         self._floats = set(float_ranks(model))
         self._weights = {t.name: t for t in model.graph.initializer}
-        self._half_nodes = _half_nodes(model, self._floats)
+        self._starts = backward_starts(model)
+        self._half_nodes = _half_nodes(model, self._floats, self._starts)
         if not self._half_nodes:
             raise ModelError("the graph holds no convolution or matrix product: there is nothing to compute in fp16")
         self._half = {name for node in model.graph.node if node.output[0] in self._half_nodes for name in node.output}
-        self._starts = {n.output[0] for n in model.graph.node if n.op_type == "OneHot"}
-        self._starts |= {name for name in self._weights if name.startswith(COTANGENT)}
         self._scaled = downstream(model.graph.node, self._starts) - self._starts
         self._written: set[str] = set()
         self.nodes: list[onnx.NodeProto] = []
@@ -148,8 +148,17 @@ def _upstream(nodes: Sequence[onnx.NodeProto], ends: Iterable[str]) -> set[str]:
     return reached
 
 
-def _half_nodes(model: onnx.ModelProto, floats: set[str]) -> set[str]:
-    """First outputs of the nodes that compute in float16: matrix products, and what lies between two of them."""
+def backward_starts(model: onnx.ModelProto) -> set[str]:
+    """The tensors that the backward pass begins from, as the graph's builder wrote them down; none where there is no such pass."""
+    stated = {prop.key: prop.value for prop in model.metadata_props}.get(BACKWARD_STARTS, "[]")
+    return set(json.loads(stated))
+
+
+def _half_nodes(model: onnx.ModelProto, floats: set[str], starts: set[str]) -> set[str]:
+    """First outputs of the nodes that compute in float16: matrix products, and what lies between two of them.
+
+    What the backward pass starts from stays in float32: it is scaled before it is rounded.
+    """
     nodes, weights = list(model.graph.node), {t.name for t in model.graph.initializer}
     maps = [node.input[0] for node in nodes if "map" in node.output]  # what reads the map reads small differences: float32
     behind_map = downstream(nodes, maps)
@@ -162,7 +171,7 @@ def _half_nodes(model: onnx.ModelProto, floats: set[str]) -> set[str]:
     before = _upstream(nodes, [name for node in products for name in node.input])
     chosen, wide = {node.output[0] for node in products}, set[str]()
     for node in nodes:
-        if node.output[0] in chosen or not _computes_in_floats(node, floats):
+        if node.output[0] in chosen or node.output[0] in starts or not _computes_in_floats(node, floats):
             continue
         square = node.op_type == "Mul" and node.input[0] == node.input[1]
         if node.op_type in WIDE_OPS or square or wide.intersection(node.input):

@@ -101,6 +101,8 @@ class Localizer:
         Raises:
             InputError: there is no such class.
         """
+        if class_index is not None and not isinstance(class_index, int | np.integer):
+            raise InputError(f"a class index is a whole number, not {type(class_index).__name__}: {ascii(class_index)[:80]}")
         if class_index is not None and not 0 <= class_index < len(self.class_names):
             raise InputError(f"class index {class_index} is outside 0..{len(self.class_names) - 1}")
         self._wanted[:] = -1 if class_index is None else class_index
@@ -109,8 +111,11 @@ class Localizer:
         """Give no box that is less sure than this, from the next answer on.
 
         Raises:
+            InputError: it is no probability.
             ModelError: nothing says how sure these boxes are.
         """
+        if not 0 <= confidence <= 1:
+            raise InputError(f"a least confidence lies in 0 .. 1, not {confidence}")
         if confidence > 0 and self._trust is None:
             raise ModelError(
                 f"--min-score: nothing tells how sure these boxes are ({self.box_reader}): use a head, which "
@@ -124,8 +129,11 @@ class Localizer:
         Raises:
             InputError: it is not a uint8 BGR image, or smaller than ``SMALLEST_PX`` along a side.
         """
+        expected = "an image is a NumPy array, uint8 [height, width, 3] in BGR"
+        if not isinstance(image_bgr, np.ndarray):
+            raise InputError(f"{expected}, got {type(image_bgr).__name__}")
         if image_bgr.dtype != np.uint8 or image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or not image_bgr.size:
-            raise InputError(f"an image is uint8 [height, width, 3] in BGR, got {image_bgr.dtype}{list(image_bgr.shape)}")
+            raise InputError(f"{expected}, got {image_bgr.dtype}{list(image_bgr.shape)}")
         height, width = image_bgr.shape[:2]
         if min(height, width) < SMALLEST_PX:
             raise InputError(f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to find anything")
@@ -170,9 +178,14 @@ class Localizer:
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:
         """Localize the main object of each image.
 
+        Args:
+            images_bgr: a list of images, or one array ``[N, height, width, 3]`` of them.
+
         Raises:
-            InputError: see ``prepare``.
+            InputError: see ``prepare``; or this is one image and not a list.
         """
+        if not hasattr(images_bgr, "__len__") or (isinstance(images_bgr, np.ndarray) and images_bgr.ndim < 4):
+            raise InputError("localize takes a list of images: put one image into brackets")
         found: list[Localization] = []
         for start in range(0, len(images_bgr), self.batch):
             chunk = images_bgr[start : start + self.batch]

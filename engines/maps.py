@@ -64,7 +64,9 @@ def append_maps(
         ModelError: a layer does not exist or the graph cannot be differentiated.
     """
     known = {**forward.layers, PIXELS: pixels}
-    for _, layer in wanted:
+    for signal, layer in wanted:
+        if signal not in ("gradient", *SIGNALS):
+            raise ModelError(f"unknown signal '{signal}': use gradient or {' or '.join(SIGNALS)}")
         if layer not in known:
             raise ModelError(f"the network has no layer '{layer}': choose one of {', '.join(known)}")
     differentiated = list(dict.fromkeys(known[layer] for signal, layer in wanted if signal != "activation"))

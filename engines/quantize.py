@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,12 @@ import onnx
 from engines.base import Array, ModelError
 from engines.files import whole_file
 from engines.graph import Graph, attributes_of
+from engines.reading import number, read_json_object, shown, text, whole_number
 
 FORMAT = 1
 STEPS = 127
+SMALLEST_RANGE, LARGEST_RANGE = 1e-30, 1e30
+"""Of a tensor that is zero on every image the smallest is noted: a scale must be positive. Beyond the largest is no float32."""
 QUANTIZED = ("Conv", "Gemm")
 PASSED_THROUGH = ("MaxPool", "Reshape", "Flatten", "Identity", "Dropout")
 """Operators whose output has the values, and so the scale, of what they read: the pair stands before them."""
@@ -71,15 +74,27 @@ def load_quantization(path: Path) -> Quantization:
     """Read a calibration.
 
     Raises:
-        ModelError: it is missing, damaged, or not a calibration.
+        ModelError: it is missing, damaged, not a calibration, or holds ranges that nothing can be measured in.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("sightline_int8") != FORMAT:
-            raise ValueError("it was written by another version")
-        content["ranges"] = {str(name): float(value) for name, value in content["ranges"].items()}
-        return Quantization(**{**content, "kept": tuple(content["kept"])})
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        content = read_json_object(path, "calibration")
+        if content.pop("sightline_int8", None) != FORMAT:
+            raise ValueError("it is no calibration, or was written by another version")
+        missing = {field.name for field in fields(Quantization)} ^ content.keys() - {"card"}
+        if missing - {"card"}:
+            raise ValueError(f"it lacks, or should not have, {shown(sorted(missing))}")
+        stored = {
+            name: number(value, f"the range of tensor {shown(name)}", SMALLEST_RANGE, LARGEST_RANGE)
+            for name, value in content["ranges"].items()
+        }
+        for name in ("network", "objective", "layer"):
+            text(content[name], f"its {name}")
+        whole_number(content["size_px"], "its size_px", 1, 1 << 16)
+        kept = tuple(text(name, "a layer that is kept") for name in content["kept"])
+        if not isinstance(content.get("card", {}), dict):
+            raise ValueError("its card is no JSON object")
+        return Quantization(**{**content, "ranges": stored, "kept": kept})
+    except (KeyError, TypeError, ValueError, AttributeError, ModelError) as error:
         what = f"cannot read calibration {path}: {error or type(error).__name__}"
         raise ModelError(f"{what}; make one with 'calibrate'") from error
 

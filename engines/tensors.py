@@ -1,13 +1,11 @@
 """Arrays by name from the files that others keep them in: sizes are checked before they are allocated, nothing is executed.
 
-Formats: safetensors, NumPy's archives (``.npz``) and PyTorch's (``.pth``). What is packed is unpacked only where it stays within
-``MOST_UNPACKED`` times the file's size, as true weights do: they hardly compress.
+Formats: safetensors and NumPy's archives (``.npz``). What is packed is unpacked only where it stays within ``MOST_UNPACKED`` times the file's size, as true weights do: they hardly compress.
 """
 
 import io
 import math
 import struct
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -48,7 +46,21 @@ def read_safetensors(path: Path, what: str) -> tuple[dict[str, Array], dict[str,
             header = json_object(raw.read(min(length, LONGEST_HEADER)))
             return {name: _tensor(raw, 8 + length, size, name, header[name]) for name in names}, metadata
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"cannot read {what} {path}: {_reason(error)}") from error
+        raise ModelError(f"cannot read {what} {path}: {reason_of(error)}") from error
+
+
+def read_safetensors_metadata(path: Path, what: str) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors.
+
+    Raises:
+        ModelError: see ``read_safetensors``.
+    """
+    checked_file(path, what)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"cannot read {what} {path}: {reason_of(error)}") from error
 
 
 def _tensor(raw: io.BufferedReader, data: int, size: int, name: str, entry: dict[str, list[int]]) -> Array:
@@ -75,14 +87,15 @@ def read_npz(path: Path) -> dict[str, Array]:
     size = checked_file(path, "weights")
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_unpacked(archive, size)
+            check_unpacked(archive, size)
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             return {info.filename.removesuffix(".npy"): _npy(info.filename, archive.read(info)) for info in members}
     except ZIP_ERRORS as error:
-        raise ModelError(f"cannot read weights {path} as a NumPy archive: {_reason(error)}") from error
+        raise ModelError(f"cannot read weights {path} as a NumPy archive: {reason_of(error)}") from error
 
 
-def _check_unpacked(archive: zipfile.ZipFile, size: int) -> None:
+def check_unpacked(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise ValueError where an archive of ``size`` bytes would fill the memory."""
     unpacked = sum(info.file_size for info in archive.infolist())
     if unpacked > max(MOST_UNPACKED * size, FREELY_UNPACKED):
         raise ValueError(f"{size:,} bytes would unpack to {unpacked:,}, which no weights do")
@@ -103,44 +116,7 @@ def _npy(name: str, content: bytes) -> Array:
     return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
 
 
-def read_torch(path: Path) -> dict[str, Array]:
-    """The state dictionary in a file of PyTorch's, as float32; code in it is not run.
-
-    Raises:
-        ModelError: PyTorch is missing, or the file is no state dictionary of dense tensors.
-    """
-    size = checked_file(path, "weights")
-    try:
-        import torch
-    except ImportError as error:
-        raise ModelError(torch_is_missing(path)) from error
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                _check_unpacked(archive, size)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript files are refused behind a warning
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, runtime, memory and end-of-file errors for damaged files
-        raise ModelError(f"cannot read weights {path}: {_reason(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(each, torch.Tensor) for each in state.values()):
-        raise ModelError(f"weights {path} are not a state dictionary of tensors: save model.state_dict()")
-    if not all(isinstance(name, str) for name in state):
-        raise ModelError(f"weights {path} are not a state dictionary: its names are not text")
-    for name, value in state.items():
-        if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
-            raise ModelError(f"weights {path}: {shown(name)} is not a dense tensor of real numbers")
-    if sum(value.numel() * value.element_size() for value in state.values()) > MOST_UNPACKED * size:
-        raise ModelError(f"weights {path}: its tensors claim more values than the file has bytes for: it is damaged")
-    return {name: value.float().contiguous().numpy() for name, value in state.items()}
-
-
-def torch_is_missing(path: Path) -> str:
-    """What to do where a file needs PyTorch."""
-    return f"reading {path.name} needs PyTorch: pip install 'sightline[torch]', or give a .safetensors file"
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """An error's first line, printable and not too long."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

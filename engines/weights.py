@@ -1,17 +1,18 @@
 """Weights from files and by name: safetensors, torchvision's .pth, NumPy archives, Deep Compression's .net."""
 
-import json
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
-from engines.base import ModelError
+from engines.base import Array, ModelError
 from engines.deep_compression import decode_net
 from engines.downloads import Download, cache_dir, downloaded
 from engines.install import install_extra
+from engines.reading import checked_file, parsed_json, shown, text
+from engines.tensors import MOST_UNPACKED, check_unpacked, read_npz, read_safetensors, read_safetensors_metadata, reason_of
 
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"compact": ASSETS / "compact.safetensors"}
@@ -55,7 +56,7 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
         path = downloaded(DOWNLOADS[weights or model], cache_dir() / "weights")
     else:
         path = Path(weights)
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(f"weights {path} do not exist: give a file, or one of {', '.join(DOWNLOADS)}, or random")
     reader = READERS.get(path.suffix)
     if reader is None:
@@ -68,12 +69,22 @@ def load_class_names(weights: str) -> tuple[str, ...]:
     path = Path(weights)
     if path.suffix != ".safetensors" or not path.is_file():
         return ()
-    with safe_open(path, "np") as file:
-        return tuple(json.loads((file.metadata() or {}).get("class_names", "[]")))
+    try:
+        names = parsed_json(read_safetensors_metadata(path, "weights").get("class_names", "[]"))
+        if not isinstance(names, list) or len(set(names)) != len(names):
+            raise ValueError("they are no list of different names")
+        return tuple(text(name, "a class name") for name in names)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the class names in weights {path} cannot be used: {error}") from error
 
 
 def _float32(name: str, value: np.ndarray) -> np.ndarray:
-    array = np.asarray(value, dtype=np.float32)
+    if value.dtype.kind != "f" and value.ndim:
+        raise ModelError(f"weight {shown(name)} holds {value.dtype}: give the weights as floating-point numbers, not quantised")
+    with np.errstate(over="ignore"):
+        array = np.asarray(value, dtype=np.float32)
+    if not array.size:
+        raise ModelError(f"weight {shown(name)} is empty: its shape is {list(array.shape)}")
     if not np.isfinite(array).all():
         raise ModelError(f"weight '{name}' holds values that are not finite: the file is damaged")
     flat = name.startswith(("pre_logits.fc", "head.fc")) and array.ndim == 4
@@ -90,36 +101,41 @@ def _torchvision_name(name: str) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"cannot read weights {path}: {error}") from error
+    return read_safetensors(path, "weights")[0]
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _read_torch(path: Path) -> dict[str, Array]:
+    """The state dictionary in a file of PyTorch's, as float32; code in it is not run.
+
+    Raises:
+        ModelError: PyTorch is missing, or the file is no state dictionary of dense tensors.
+    """
+    size = checked_file(path, "weights")
     try:
         import torch
     except ImportError as error:
         raise ModelError(f"reading {path.name} needs PyTorch: {install_extra('torch')}, or give a .safetensors file") from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, zip, runtime and end-of-file errors for damaged files
-        raise ModelError(
-            f"cannot read weights {path}: {str(error).splitlines()[0] if str(error) else 'damaged file'}"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"weights {path} are not a state dictionary of tensors")
-    return {name: value.float().numpy() for name, value in state.items()}
-
-
-def _read_numpy(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read weights {path}: {error}") from error
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_unpacked(archive, size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript files are refused behind a warning
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip, runtime, memory and end-of-file errors for damaged files
+        raise ModelError(f"cannot read weights {path}: {reason_of(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(each, torch.Tensor) for each in state.values()):
+        raise ModelError(f"weights {path} are not a state dictionary of tensors: save model.state_dict()")
+    if not all(isinstance(name, str) for name in state):
+        raise ModelError(f"weights {path} are not a state dictionary: its names are not text")
+    for name, value in state.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+            raise ModelError(f"weights {path}: {shown(name)} is not a dense tensor of real numbers")
+    if sum(value.numel() * value.element_size() for value in state.values()) > MOST_UNPACKED * size:
+        raise ModelError(f"weights {path}: its tensors claim more values than the file has bytes for: it is damaged")
+    return {name: value.float().contiguous().numpy() for name, value in state.items()}
 
 
 READERS: Mapping[str, Callable[[Path], dict[str, np.ndarray]]] = {
-    ".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch, ".npz": _read_numpy, ".net": decode_net,
+    ".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch, ".npz": read_npz, ".net": decode_net,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from calib.bench.stability import notch
 from engines.base import SourceError
+from engines.reading import parsed_json
 
 LEAST_CHANGE = 0.03
 """A smaller change is none, however quiet both runs were: another build of the same code shifts memory by as much."""
@@ -69,7 +70,7 @@ def load_bench(path: Path) -> dict[str, Any]:
         SourceError: the file cannot be read, or is not that.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parsed_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(
             f"cannot read {path} as JSON: {error}; write it with: sightline bench --json > {path.name}"

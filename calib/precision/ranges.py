@@ -15,7 +15,7 @@ from rich.progress import track
 
 from engines.base import Array, ModelError
 from engines.localizer import ImageBgr, Localizer
-from engines.quantize import STEPS
+from engines.quantize import SMALLEST_RANGE, STEPS
 
 BINS = 2048
 SAMPLED = 1 << 18
@@ -118,11 +118,11 @@ METHODS = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse"
 
 
 def ranges_of(histograms_by_name: Mapping[str, Histogram], method: str) -> dict[str, float]:
-    """The range of each tensor.
+    """The range of each tensor; of one that is zero on every image, the smallest there is.
 
     Raises:
         ModelError: the method is unknown.
     """
     if method not in METHODS:
         raise ModelError(f"unknown range method '{method}': use {', '.join(METHODS)}")
-    return {name: METHODS[method](histogram) for name, histogram in histograms_by_name.items()}
+    return {name: max(METHODS[method](histogram), SMALLEST_RANGE) for name, histogram in histograms_by_name.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engines.backends.torch_networks import AlexNet, SqueezeNet, Vgg16
-from engines.base import Array, EngineError, TensorSpec, Ticket, check_feeds
+from engines.base import Array, EngineError, ModelError, TensorSpec, Ticket, check_feeds
 from engines.build import WANTED_CLASS, check_head, stamp
 from engines.classifiers import Classifier
 from engines.features import Feature, area_matrix
@@ -164,12 +164,16 @@ class TorchEngine:
         return {(signal, layer): self._map(signal, floats[layer], gradients.get(layer)) for signal, layer in wanted}
 
     def _map(self, signal: str, x: Tensor, gradient: Tensor | None) -> Tensor:
-        if signal == "activation" or gradient is None:
+        if signal == "activation":
             return x.mean(1)
+        if gradient is None:
+            raise ModelError(f"signal '{signal}' is read of a layer that was not differentiated")
         if signal == "gradcam":
             return (gradient.mean(dim=(2, 3), keepdim=True) * x).mean(1).relu()
         if signal == "layercam":
             return (gradient.relu() * x).mean(1).relu()
+        if signal != "gradient":
+            raise ModelError(f"the torch backend knows no signal '{signal}': use --backend openvino")
         return gradient.abs().amax(1) if self._spec.aggregation == "max" else gradient.abs().mean(1)
 
 

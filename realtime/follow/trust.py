@@ -3,7 +3,6 @@
 "Right" is an IoU over 0.5 with the truth. The model was fitted by ``calib.shipped.trust`` on clips made of training photos.
 """
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from engines.base import ModelError
 from engines.boxes import overlap
 from engines.install import restore
+from engines.reading import read_json_object
 from realtime.follow.memory import MOST, Memory
 from realtime.follow.motion import Map
 from realtime.frames import BoxPx
@@ -60,12 +60,15 @@ def load_trust(path: Path = SHIPPED) -> Trust:
         ModelError: it is missing, damaged, or of other signs.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json_object(path, "trust")
         if tuple(stored["signs"]) != SIGNS:
             raise ModelError(f"{path} reads other signs than this version: make it again with 'python -m calib.shipped.trust'")
         mean, scale, weight = (np.array(stored[name], np.float64) for name in ("mean", "scale", "weight"))
-        return Trust(mean, scale, weight, float(stored["bias"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        bias = float(stored["bias"])
+        if mean.shape != scale.shape or not (np.isfinite([*mean, *scale, *weight, bias]).all() and (scale > 0).all()):
+            raise ValueError("its numbers are not finite, or a scale is not positive")
+        return Trust(mean, scale, weight, bias)
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error or type(error).__name__}; {restore(path)}") from error
 
 

@@ -70,7 +70,7 @@ def test_the_graphs_hash_sees_weights_head_size_and_batch():
         (lambda content: content[:-9] + b"x" + content[-8:], "cut off or damaged"),
         (lambda content: content[:20], "header is damaged"),
         (lambda content: content[:12], "header is damaged"),
-        (lambda content: b"", "no engine of Sightline's"),
+        (lambda content: b"", "is empty"),
         (lambda content: b"vtrt" + content, "no engine of Sightline's"),
     ],
 )
