@@ -149,7 +149,7 @@ def _upstream(nodes: Sequence[onnx.NodeProto], ends: Iterable[str]) -> set[str]:
 
 
 def backward_starts(model: onnx.ModelProto) -> set[str]:
-    """The tensors that the backward pass begins from, as the graph's builder wrote them down; none where there is no such pass."""
+    """The tensors that the backward pass begins from, as the graph says; none where it has no such pass."""
     stated = {prop.key: prop.value for prop in model.metadata_props}.get(BACKWARD_STARTS, "[]")
     return set(json.loads(stated))
 

@@ -1,6 +1,7 @@
 """Arrays by name from the files that others keep them in: sizes are checked before they are allocated, nothing is executed.
 
-Formats: safetensors and NumPy's archives (``.npz``). What is packed is unpacked only where it stays within ``MOST_UNPACKED`` times the file's size, as true weights do: they hardly compress.
+Formats: safetensors and NumPy's archives (``.npz``). What is packed is unpacked only where it stays within ``MOST_UNPACKED``
+times the file's size, as true weights do: they hardly compress.
 """
 
 import io
