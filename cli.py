@@ -21,7 +21,7 @@ from engines.base import SightlineError
 from engines.choose import Choice, build_chosen
 from engines.classifiers import load_classifier
 from engines.files import checked_suffix
-from engines.options import ENGINE, NETWORK, takes, takes_choice
+from engines.options import ENGINE, LARGEST, MOST_IMAGES, NETWORK, finite, takes, takes_choice
 from realtime import direct, live
 from realtime import doctor as doctors
 from realtime.batch.minute import plan_chosen
@@ -46,7 +46,10 @@ takes_data = takes("chosen", DataChoice, OPTIONS)
 Budget = Annotated[
     float | None,
     typer.Option(
-        "--budget-ms", min=0.1, help="Hold this time per frame by stepping to cheaper settings and back; 33 is 30 fps."
+        "--budget-ms",
+        min=0.1,
+        callback=finite,
+        help="Hold this time per frame by stepping to cheaper settings and back; 33 is 30 fps.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
@@ -59,7 +62,7 @@ Single = Annotated[
 @app.command(epilog="Example:  sightline demo --out out")
 @takes_choice(*ENGINE, "wanted_class")
 def demo(
-    out: Out = Path("out"), frames: Annotated[int, typer.Option(help="Length of the clip.", min=1)] = 300,
+    out: Out = Path("out"), frames: Annotated[int, typer.Option(help="Length of the clip.", min=1, max=LARGEST)] = 300,
     choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
@@ -161,7 +164,7 @@ def finetune(
 @takes_follow
 def evaluate(
     chosen: DataChoice = NO_DATA, single: Single = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1, max=LARGEST)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes, and which classes come together, are from.")] = None,
     train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
@@ -183,7 +186,7 @@ def calibrate(
     ids: Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")] = None,
     out: Annotated[Path | None, typer.Option(help="FILE.json; else where --precision int8 finds it.")] = None,
     ranges: Annotated[str, typer.Option(help="minmax, percentile, entropy, mse, or auto: the one that harms least.")] = "auto",
-    limit: Annotated[int, typer.Option(help="How many images, evenly spread.", min=16)] = 128,
+    limit: Annotated[int, typer.Option(help="How many images, evenly spread.", min=16, max=LARGEST)] = 128,
     plot: Annotated[Path | None, typer.Option(help="Picture of what each layer costs: FILE.png.")] = None,
     choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -205,7 +208,7 @@ def calibrate(
 @takes_choice(*NETWORK, "head", "precision", "calibration")
 def build(
     out: Annotated[Path | None, typer.Option(help="ONNX file to write: image in; box, class, score and map out.")] = None,
-    batch: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Images per call.", min=1, max=MOST_IMAGES)] = 1,
     backend: Annotated[str, typer.Option(help="auto: the ONNX file alone; openvino or tensorrt: certified for it.")] = "auto",
     target: Annotated[str | None, typer.Option("--for", help="A GPU that is not here: sm75, sm80, sm86, sm89, sm120.")] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build even where the engine is in the cache.")] = False,

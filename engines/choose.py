@@ -251,7 +251,7 @@ def class_index(wanted: str, names: tuple[str, ...]) -> int:
     Raises:
         ModelError: no class or several classes fit.
     """
-    if wanted.isdigit() and int(wanted) < len(names):
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 10 and int(wanted) < len(names):
         return int(wanted)
     lower = [name.lower() for name in names]
     if wanted.lower() in lower:

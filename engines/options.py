@@ -1,13 +1,29 @@
 """The command-line options of a ``Choice``, said once: a command that takes one gets an option for each of its fields."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from engines.choose import Choice
+
+LARGEST_SIDE_PX, MOST_IMAGES, LARGEST = 4096, 1024, 10**9
+"""Of a side, of images in one call, and of any other number that counts something."""
+
+
+def finite(value: float | None) -> float | None:
+    """The callback of every option that takes a float: limits alone let NaN through.
+
+    Raises:
+        typer.BadParameter: it is NaN or infinite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
 
 OPTIONS: dict[str, Any] = {
     "model": Annotated[str, typer.Option(help="compact, vgg16, alexnet, squeezenet, or a classifier FILE.onnx.")],
@@ -28,7 +44,7 @@ OPTIONS: dict[str, Any] = {
     "precision": Annotated[
         str, typer.Option(help="auto, fp32, bf16 (openvino), fp16 (tensorrt, torch on a GPU) or int8 (calibrated).")
     ],
-    "size_px": Annotated[int | None, typer.Option("--size", help="Input side in pixels.", min=16)],
+    "size_px": Annotated[int | None, typer.Option("--size", help="Input side in pixels.", min=16, max=LARGEST_SIDE_PX)],
     "layer": Annotated[
         str | None, typer.Option(help="Where the backward pass stops: pixels, or an inner layer, which is cheaper.")
     ],
@@ -42,7 +58,7 @@ OPTIONS: dict[str, Any] = {
         int,
         typer.Option(help="With --method dam or beam, find up to so many; with --follow, follow up to so many.", min=1, max=20),
     ],
-    "threads": Annotated[int, typer.Option(help="Processor threads for the engine; 0 for all.", min=0)],
+    "threads": Annotated[int, typer.Option(help="Processor threads for the engine; 0 for all.", min=0, max=1024)],
 }
 
 NETWORK = ("model", "weights", "method", "size_px", "layer")
@@ -78,4 +94,9 @@ def takes(parameter: str, kind: Any, options: Mapping[str, Any]) -> Callable[[Ca
 
 def _parameter(name: str, kind: Any, annotation: Any) -> inspect.Parameter:
     default = kind.__dataclass_fields__[name].default
+    told, kinds = annotation.__metadata__[0], (annotation.__origin__, *get_args(annotation.__origin__))
+    if float in kinds and told.parser is None:
+        told.callback = finite
+    if int in kinds and told.max is None:
+        told.max = LARGEST
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.options import takes
+from engines.options import MOST_IMAGES, takes
 from realtime.video import SourceOptions
 
 
@@ -86,10 +86,15 @@ OPTIONS: dict[str, Any] = {
         str, typer.Option(help="latest: the newest frame; every: all of them; 'max-age MS': those not older than that.")
     ],
     "batch": Annotated[
-        int, typer.Option(help="Frames of different sources in one engine call, padded where fewer wait: pays on GPUs.", min=1)
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_IMAGES,
+            help="Frames of different sources in one engine call, padded where fewer wait: pays on GPUs.",
+        ),
     ],
-    "width_px": Annotated[int | None, typer.Option("--width", help="Asked of a camera, in pixels.", min=1)],
-    "height_px": Annotated[int | None, typer.Option("--height", help="Asked of a camera, in pixels.", min=1)],
+    "width_px": Annotated[int | None, typer.Option("--width", help="Asked of a camera, in pixels.", min=1, max=65535)],
+    "height_px": Annotated[int | None, typer.Option("--height", help="Asked of a camera, in pixels.", min=1, max=65535)],
     "rate_fps": Annotated[float | None, typer.Option("--fps", help="Asked of a camera.", min=0.1)],
     "camera_backend": Annotated[
         str, typer.Option(help="How cameras are opened: auto, v4l2, gstreamer, dshow, msmf or avfoundation.")

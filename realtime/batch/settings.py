@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from engines.localizer import Localizer
-from engines.options import takes
+from engines.options import MOST_IMAGES, takes
 from realtime.batch.plan import Window
 from realtime.follow.following import WHOLE_FRAMES
 from realtime.follow.options import FollowOptions
@@ -75,7 +75,7 @@ OPTIONS: dict[str, Any] = {
         float | None,
         typer.Option("--end", parser=seconds_of, metavar="[[H:]M:]S", help="End there, counted from the beginning."),
     ],
-    "batch": Annotated[int, typer.Option(help="Frames in one engine call: pays on GPUs.", min=1)],
+    "batch": Annotated[int, typer.Option(help="Frames in one engine call: pays on GPUs.", min=1, max=MOST_IMAGES)],
 }
 takes_settings = takes("settings", Settings, OPTIONS)
 """A command's parameter ``settings`` becomes one option for each of these."""
