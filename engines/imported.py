@@ -48,6 +48,9 @@ def _replay(graph: Graph, file: OnnxFile, x_nchw: str) -> Forward:
             node.input[i] = names.get(name, name)
         for i, name in enumerate(original.output):
             names[name] = node.output[i] = graph.fresh(name) if name else ""
+        if node.op_type == "Cast" and _is_float(graph, node.input[0]) and attributes_of(node)["to"] == onnx.TensorProto.FLOAT:
+            node.op_type = "Identity"  # a network in float16 casts to and fro; here all of it is float32
+            del node.attribute[:]
         if node.op_type == "LRN":
             _append_lrn(graph, node)
         else:
@@ -57,6 +60,10 @@ def _replay(graph: Graph, file: OnnxFile, x_nchw: str) -> Forward:
     scores = _before_softmax(graph, names[file.output_name])
     scores = _checked_scores(graph, scores, x_nchw)
     return Forward(scores, _last_activations(graph, scores), layers)
+
+
+def _is_float(graph: Graph, tensor: str) -> bool:
+    return tensor in graph.types and graph.types[tensor].elem == onnx.TensorProto.FLOAT
 
 
 def _checked_size(graph: Graph, x_nchw: str, node: onnx.NodeProto, before: int) -> int:

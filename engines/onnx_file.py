@@ -77,17 +77,14 @@ def read_onnx(path: Path, opset: int) -> OnnxFile:
     digest = hashlib.sha256(content)
     reader = TensorReader(path, len(content))
     del content
-    try:
-        _check_kinds(path, model)
-        model = inlined(path, model)
-        constants = _taken_constants(model, reader)
-        image, output = _only_input(path, model, constants), _only_output(path, model)
-        _check_flow(path, model, {image.name, *constants})
-        _check_training(path, model.graph.node, constants)
-        side_px = _side_px(path, image)
-        converted = _converted(path, model, constants, image, opset)
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is damaged: a name in it is not text") from error
+    _check_kinds(path, model)
+    model = inlined(path, model)
+    constants = _taken_constants(model, reader)
+    image, output = _only_input(path, model, constants), _only_output(path, model)
+    _check_flow(path, model, {image.name, *constants})
+    _check_training(path, model.graph.node, constants)
+    side_px = _side_px(path, image)
+    converted = _converted(path, model, constants, image, opset)
     _check_finite(path, converted.graph.node, constants)
     if reader.bytes_beside:
         digest.update(reader.digest.digest())

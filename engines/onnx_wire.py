@@ -23,7 +23,7 @@ def check_structure(content: bytes) -> None:
         kind, at, end, depth = pending.pop()
         if depth > DEEPEST:
             raise ValueError("it is nested too deeply")
-        messages = _messages_of(kind)
+        messages, strings = _messages_of(kind), _strings_of(kind)
         while at < end:
             counted += 1
             if counted > MOST_FIELDS:
@@ -33,12 +33,28 @@ def check_structure(content: bytes) -> None:
             inner = messages.get(tag >> 3)
             if inner is not None and tag & 7 == _BYTES:
                 pending.append((inner, start, at, depth + 1))
+            elif tag >> 3 in strings and not _is_text(content[start:at]):
+                raise ValueError("a name in it is not text")
 
 
 @cache
 def _messages_of(kind: Any) -> dict[int, Any]:
     """Field number to message type, of those fields that hold messages."""
     return {field.number: field.message_type for field in kind.fields if field.message_type is not None}
+
+
+@cache
+def _strings_of(kind: Any) -> frozenset[int]:
+    """Numbers of the fields that hold text, which protobuf's newer readers do not check."""
+    return frozenset(field.number for field in kind.fields if field.type == field.TYPE_STRING)
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _skipped(content: bytes, at: int, end: int, wire_type: int) -> tuple[int, int]:

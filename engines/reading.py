@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def number(value: object, name: str, low: float = -math.inf, high: float = math.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is not a number: {shown(value)}")
-    if not math.isfinite(value) or not low <= value <= high:
+    low, high = max(low, -sys.float_info.max), min(high, sys.float_info.max)  # an int may be beyond every float
+    if not low <= value <= high:
         raise ValueError(f"{name} is {shown(value)}: {_limits(low, high)}")
     return float(value)
 
@@ -136,7 +138,7 @@ def shown(value: object) -> str:
 
 
 def _limits(low: float, high: float) -> str:
-    if math.isinf(low) and math.isinf(high):
+    if (low, high) == (-sys.float_info.max, sys.float_info.max):
         return "it must be finite"
     return f"it must lie in {low:g} .. {high:g}"
 

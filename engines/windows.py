@@ -208,6 +208,11 @@ def convolution_adjoint(graph: Graph, node: onnx.NodeProto, weight: np.ndarray, 
     """
     windows = windows_of(graph, node)
     groups = int(attributes_of(node).get("group", 1))
+    if weight.ndim != 4 or len(weight) % groups or weight.shape[1] * groups != graph.shape(node.input[0])[1]:
+        raise ModelError(
+            f"node '{node.name or node.output[0]}' (Conv): a weight {list(weight.shape)} in {groups} groups does not fit "
+            f"{graph.shape(node.input[0])[1]} channels"
+        )
     if windows.stride == (1, 1):
         kernel = _adjoint_kernel(weight, groups)
         reach = [d * (k - 1) for d, k in zip(windows.dilation, windows.kernel, strict=True)]

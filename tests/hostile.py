@@ -37,7 +37,9 @@ def small_model(nodes=None, tensors=None, inputs=None, outputs=None, opset=17, *
     """conv, relu, mean, matrix product: a classifier of five classes, whose parts may be replaced."""
     tensors = {"w": WEIGHT, "d": DENSE} if tensors is None else tensors
     made = [numpy_helper.from_array(v, k) if isinstance(v, np.ndarray) else v for k, v in tensors.items()]
-    graph = helper.make_graph(nodes or small_nodes(), "net", inputs or [image()], outputs or [scores()], made)
+    graph = helper.make_graph(
+        nodes or small_nodes(), "net", inputs or [image()], [scores()] if outputs is None else outputs, made
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, **extra)
 
 

@@ -11,7 +11,7 @@ from engines.base import ModelError
 from engines.build import build_graph
 from engines.choose import Choice, build_chosen
 from engines.classifiers import load_classifier
-from engines.half import GRADIENT_SCALE, to_half
+from engines.half import GRADIENT_SCALE, backward_starts, to_half
 from engines.turing import products_as_convolutions
 from realtime.demo import DemoCamera
 
@@ -153,3 +153,53 @@ def test_products_as_convolutions_give_the_same(method, half):
         assert found["class_index"] == exact["class_index"]
         np.testing.assert_allclose(found["map"], exact["map"], rtol=1e-3, atol=1e-4 * exact["map"].max())
         np.testing.assert_allclose(found["box_xyxy"], exact["box_xyxy"], atol=1e-3)
+
+
+def scaled(half):
+    """How many tensors are multiplied by the gradient's scale on their way into float16."""
+    return sum(node.op_type == "Mul" and f"gradient_times_{GRADIENT_SCALE:g}" in node.input for node in half.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [("compact", "sensitivity"), ("compact", "gestalt"), ("squeezenet", "sensitivity"), ("alexnet", "sensitivity")],
+)
+def test_the_gradient_of_every_objective_is_scaled(model, method):
+    """Networks that end in a linear layer, and such that end in a convolution, and no class at all."""
+    graph = build_chosen(Choice(model, weights="random", method=method, head="none"))
+    half = to_half(graph)
+    starts = backward_starts(graph)
+    assert len(starts) == 1
+    if method == "gestalt":  # a constant, which is multiplied where it is rounded
+        before, after = (
+            numpy_helper.to_array(next(t for t in g.graph.initializer if t.name.startswith("gestalt_cotangent")))
+            for g in (graph, half)
+        )
+        np.testing.assert_allclose(after.astype(np.float32), before * GRADIENT_SCALE, rtol=1e-3)
+    else:
+        assert scaled(half) > 0
+    back = [node for node in half.graph.node if f"gradient_times_{1 / GRADIENT_SCALE:g}" in node.input]
+    assert back
+
+
+def test_a_small_gradient_of_a_linear_layer_does_not_underflow(tmp_path):
+    """Of 3e-8, which float16 rounds to zero or to its least number."""
+    rng = np.random.default_rng(3)
+    constants = {
+        "w": rng.standard_normal((8, 3, 3, 3)),
+        "v": rng.standard_normal((8, 8, 3, 3)),
+        "d": rng.uniform(1, 2, (4, 8)) * 3e-5,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["e"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["e"], ["t"]),
+        helper.make_node("GlobalAveragePool", ["t"], ["g"]), helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Gemm", ["f", "d"], ["y"], transB=1),
+    ]  # fmt: skip
+    model, image = classifier_of(nodes, constants, tmp_path), frames(32)[0]
+    exact = run(model, image)["map"].ravel()
+    feeds = {"image_nhwc_bgr": image, "wanted_class": np.array([-1])}  # ONNX's own implementation rounds after every step
+    halves = [ReferenceEvaluator(to_half(model, scale)) for scale in (1.0, GRADIENT_SCALE)]
+    lost, kept = (half.run(["map"], feeds)[0].ravel() for half in halves)
+    off = [float(np.median(np.abs(found - exact)) / np.median(exact)) for found in (lost, kept)]
+    assert off[1] < 0.02 < 0.1 < off[0], off
