@@ -121,7 +121,7 @@ def _family_of(content: bytes) -> Family | None:
         return JSON
     if start[:1] == b"<":
         return XML
-    return TABLE if re.search(rb"[,;\t|]", start) and b"\0" not in start else None
+    return TABLE if re.search(rb"[,;\t| ]", start) else None
 
 
 def _folder(place: Path, remarks: Remarks) -> list[Label]:

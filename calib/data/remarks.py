@@ -9,17 +9,18 @@ from engines.text import displayable
 
 NAMED = 3
 """How many examples of a remark are named; the others are counted."""
-LONGEST = 100
+LONGEST, LONGEST_EXAMPLE = 100, 400
+"""Characters of a value out of a file that a message holds, and of an example with the path of its file."""
 
 
 class BadLabelError(SourceError):
     """One row, object or file of a label set cannot be used; the others can."""
 
 
-def shown(value: object) -> str:
+def shown(value: object, longest: int = LONGEST) -> str:
     """Text out of a file as a message may hold it: on one line, without control characters, cut where it is long."""
-    text = displayable(str(value)[: LONGEST + 1])
-    return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+    text = displayable(str(value)[: longest + 1])
+    return text if len(text) <= longest else text[:longest] + " ..."
 
 
 class Remarks:
@@ -42,7 +43,7 @@ class Remarks:
         self._counts[what] = self._counts.get(what, 0) + 1
         kept = self._guesses.setdefault(what, [])
         if len(kept) < NAMED and example not in kept:
-            kept.append(shown(example))
+            kept.append(shown(example, LONGEST_EXAMPLE))
 
     def leave_out(self, error: SourceError) -> None:
         """Something cannot be used and is passed over."""
@@ -78,7 +79,7 @@ class Remarks:
     def tell(self) -> None:
         """Print the lines on the standard error stream."""
         for line in self.lines():
-            print(f"note: {line}", file=sys.stderr)
+            print(displayable(f"note: {line}"), file=sys.stderr)
 
 
 def _counted(count: int, examples: list[str]) -> str:

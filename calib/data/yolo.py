@@ -150,6 +150,7 @@ def _lines(text: str) -> dict[int, str]:
 
 def yaml_names(text: str) -> dict[int, str]:
     """What ``names`` of a data.yaml holds: a list or numbers with names, in brackets or a line each; empty if it has none."""
+    text = re.sub(r"(^|[ \t])#.*$", "", text, flags=re.MULTILINE)
     start = re.search(r"^names[ \t]*:[ \t]*", text, re.MULTILINE)
     if start is None:
         return {}
@@ -160,13 +161,13 @@ def yaml_names(text: str) -> dict[int, str]:
     else:
         items = []
         for line in rest.splitlines()[1:]:
-            if line.strip() and not line.lstrip().startswith("#"):
+            if line.strip():
                 if not re.match(r"\s|-", line):
                     break
                 items.append(re.sub(r"^\s*-\s+", "", line))
     names: dict[int, str] = {}
     for item in items:
-        match = re.fullmatch(r"\s*(?:(\d{1,6})\s*:\s)?\s*(.*?)\s*", re.sub(r"\s#.*$", "", item).replace("\n", " "))
+        match = re.fullmatch(r"\s*(?:(\d{1,6})\s*:\s)?\s*(.*?)\s*", item.replace("\n", " "))
         if match and match[2]:
             names[int(match[1]) if match[1] else len(names)] = match[2].strip("'\"")
     return names
