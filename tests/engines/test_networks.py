@@ -47,7 +47,7 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize(("model", "size_px"), [("compact", 64), ("squeezenet", 95), ("vgg16", 64)])
+@pytest.mark.parametrize(("model", "size_px"), [("compact", 64), ("squeezenet", 95), ("vgg16", 32)])
 def test_in_float64_the_whole_graph_is_autograds(model, size_px, squeezenet):
     """The formula itself: what is left is the rounding of constants that the file keeps as float32."""
     classifier = load(model, squeezenet, size_px)
@@ -96,7 +96,7 @@ def test_vgg16_at_full_width_is_autograds(photos):
     """
     classifier = load_classifier("vgg16", "random")
     engine, reference = OpenVinoEngine(build_graph(classifier), "fp32"), TorchEngine(classifier)
-    for photo in photos[:3]:
+    for photo in photos[:1]:
         prepared = Localizer(engine).prepare(photo)
         found, expected = engine.infer(feeds(prepared))["map"], reference.infer(feeds(prepared))["map"]
         assert relative_error(found, expected) < 2e-2

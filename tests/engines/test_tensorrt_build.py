@@ -138,6 +138,7 @@ def test_an_8_bit_product_as_a_convolution_gives_the_same():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_vgg16_at_full_width_for_one_gpu():
     model = build_graph(load_classifier("vgg16", "random"), batch=8)
     assert len(built(typed(model, "fp16", "sm89"), "sm89")) > 2e8
