@@ -70,7 +70,7 @@ def test_numbers_begin_again():
 def test_a_loop_of_known_delay_is_measured_as_that():
     result = bench_screen(f"loop:{DELAY_MS:g}", Choice(), 4.0, console())
     elsewhere_ms = result["elsewhere_ms"]["p50"]
-    assert DELAY_MS - 1 <= elsewhere_ms, "never less than the truth; a busy machine may add to it"
+    assert elsewhere_ms >= DELAY_MS - 1, "never less than the truth; a busy machine may add to it"
     assert result["glass_to_glass_ms"]["p50"] >= max(elsewhere_ms, result["own_ms"]["p50"])
     assert 10 < result["codes_seen"] <= result["codes_shown"]
 

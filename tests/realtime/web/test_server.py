@@ -41,7 +41,7 @@ def test_a_port_in_use_is_named(hub):
 
 def test_without_the_packages_it_says_how_to_get_them(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(EngineError, match=r"sightline\[web\]"):
+    with pytest.raises(EngineError, match="pip install 'fastapi"):
         PageServer(hub, str, LOCAL)
 
 
