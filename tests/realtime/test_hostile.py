@@ -41,8 +41,8 @@ def test_a_batch_names_each_bad_one_and_does_the_good_one(bad, tmp_path):
     assert found.returncode == 1, found.stderr
     assert "Traceback" not in found.stderr
     assert "defect" not in found.stderr
-    lines = [line for line in found.stderr.splitlines() if line.startswith(str(bad[0].parent))]
-    named = [line.split(": ", 1)[0] for line in lines]
+    reasons = [line for line in found.stderr.splitlines() if line.startswith(str(bad[0].parent))]
+    named = list(dict.fromkeys(line.split(": ", 1)[0] for line in reasons))  # some are told a new name besides
     assert named == [str(path) for path in bad]
     summaries = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [summary["source"] for summary in summaries if "error" not in summary] == [str(good)]
