@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,21 @@ def numbered(name: str) -> Iterator[str]:
     yield name
     for number in itertools.count(2):
         yield f"{name}_{number}"
+
+
+def new_file(path: Path) -> Path:
+    """Make an empty file where nothing was: ``path``, or with ``_2``, ``_3`` ... behind its stem.
+
+    Raises:
+        OSError: the system's.
+    """
+    make_folder(path.parent)
+    for stem in numbered(path.stem):
+        found = path.with_stem(stem)
+        with suppress(FileExistsError):
+            found.open("x").close()
+            return found
+    raise AssertionError("numbers do not end")
 
 
 def digest_of_file(path: Path) -> str:

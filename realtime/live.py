@@ -27,7 +27,7 @@ from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
 from realtime.readers import Feed
 from realtime.recorder import Recorder, make_writable
-from realtime.sinks import JsonlSink, Sink, WindowSink, has_display
+from realtime.sinks import JsonlSink, Sink, WindowSink, check_log, has_display
 from realtime.trace import TraceSink
 from realtime.web.server import Address, PageServer
 
@@ -53,10 +53,7 @@ def stream(
     Raises:
         SightlineError: the sources or a result fail; what was recorded until then is kept.
     """
-    if options.record is not None:
-        checked_suffix(options.record, (".mp4",), "recording")
-    if options.trace is not None:
-        checked_suffix(options.trace, (".json",), "trace")
+    _check_outputs(options)
     told = partial(console.print, style="yellow", markup=False, highlight=False)
     lost = Told(told)
     feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, told)
@@ -68,7 +65,7 @@ def stream(
         heat_map=options.heat_map, alpha=options.alpha, smoothing=options.smoothing,
     )  # fmt: skip
     with ExitStack() as stack:
-        sinks = _sinks(stack, hub, options, lost)
+        sinks = _sinks(stack, hub, options, lost, told)
         if options.web is not None:
             url = stack.enter_context(_page(hub, localizer, options.web, options)).url
             console.print(f"watch on {url}", markup=False, soft_wrap=True, highlight=False)
@@ -96,6 +93,20 @@ def stream(
     }  # fmt: skip
 
 
+def _check_outputs(options: StreamOptions) -> None:
+    """Refuse names that nothing can be written to, before anything is opened.
+
+    Raises:
+        OutputError: an ending is wrong, or the log's name is that of another file.
+    """
+    if options.record is not None:
+        checked_suffix(options.record, (".mp4",), "recording")
+    if options.trace is not None:
+        checked_suffix(options.trace, (".json",), "trace")
+    if options.log is not None:
+        check_log(options.log, options.log_max_mb is not None)
+
+
 def _page(hub: Hub, localizer: Localizer | Governed, where: str, options: StreamOptions) -> PageServer:
     names = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "torch": "PyTorch"}
 
@@ -108,7 +119,9 @@ def _page(hub: Hub, localizer: Localizer | Governed, where: str, options: Stream
     return PageServer(hub, title, Address.of(where), options.web_token, options.web_dir)
 
 
-def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions, lost: Callable[[str], None]) -> list[Sink]:
+def _sinks(
+    stack: ExitStack, hub: Hub, options: StreamOptions, lost: Callable[[str], None], told: Callable[[str], None]
+) -> list[Sink]:
     """What cannot be begun ends the run before it starts; what fails later ends alone, and ``lost`` says so."""
     names = [each.name for each in hub.connections]
 
@@ -117,16 +130,23 @@ def _sinks(stack: ExitStack, hub: Hub, options: StreamOptions, lost: Callable[[s
         hub.recording_failed(path, trouble)
         lost(f"{trouble}; the run goes on")
 
+    def renamed(wanted: Path, path: Path) -> None:
+        told(displayable(f"there is a file {wanted} already: {path} is written"))
+
     def beside(sink: Sink, what: str) -> Sink:
         return stack.enter_context(Beside(sink, what, lost))
 
     if options.record is not None:
         make_writable(options.record)
-    sinks: list[Sink] = [stack.enter_context(Recorder(lambda: hub.settings.record, names, failed)), stack.enter_context(hub)]
+    recorder = Recorder(lambda: hub.settings.record, names, failed, renamed)
+    sinks: list[Sink] = [stack.enter_context(recorder), stack.enter_context(hub)]
     if options.window and has_display():
         sinks.append(beside(WindowSink("Sightline", hub.stop), "the window"))
     if options.trace is not None:
-        sinks.append(beside(TraceSink(options.trace, hub.connections), "the trace"))
+        trace = TraceSink(options.trace, hub.connections)
+        if trace.path != options.trace:
+            renamed(options.trace, trace.path)
+        sinks.append(beside(trace, "the trace"))
     if options.metrics is not None:
         sinks.append(beside(MetricsSink(options.metrics, hub), "the metrics page"))
     if options.log is not None:

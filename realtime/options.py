@@ -62,8 +62,8 @@ class StreamOptions:
 
 OPTIONS: dict[str, Any] = {
     "window": Annotated[bool, typer.Option(help="Open a window where there is a display.")],
-    "record": Annotated[Path | None, typer.Option(help="Annotated MP4 to write; of several sources, one each.")],
-    "log": Annotated[Path | None, typer.Option(help="Per-frame JSONL to write.")],
+    "record": Annotated[Path | None, typer.Option(help="Annotated MP4 to write, a new one; of several sources, one each.")],
+    "log": Annotated[Path | None, typer.Option(help="Per-frame JSONL to write; it goes on in one that is there.")],
     "log_max_mb": Annotated[float | None, typer.Option(help="Begin a new log at this size; the last 5 are kept.", min=0.01)],
     "trace": Annotated[Path | None, typer.Option(help="Timeline to write, FILE.json: opens in ui.perfetto.dev.")],
     "metrics": Annotated[

@@ -27,12 +27,14 @@ class Recorder:
         wanted: the MP4 to write; a change ends a recording and begins the next.
         sources: their names; of several, each gets a file with its name behind the stem.
         failed: gets the path and the error of a recording that has ended by one.
+        renamed: gets the wanted path and the one that a recording has, because there is a file of the wanted name.
     """
 
     def __init__(
-        self, wanted: Callable[[], Path | None], sources: list[str], failed: Callable[[Path, Exception], None]
+        self, wanted: Callable[[], Path | None], sources: list[str], failed: Callable[[Path, Exception], None],
+        renamed: Callable[[Path, Path], None] = lambda *_: None,
     ) -> None:  # fmt: skip
-        self._wanted, self._several, self._failed = wanted, len(sources) > 1, failed
+        self._wanted, self._several, self._failed, self._renamed = wanted, len(sources) > 1, failed, renamed
         self._path: Path | None = None
         self._given_up: Path | None = None
         self._files: dict[str, VideoSink] = {}
@@ -59,7 +61,9 @@ class Recorder:
         source = record.frame.source
         if source not in self._files:
             path = whole.with_stem(f"{whole.stem}_{source}") if self._several else whole
-            self._files[source] = VideoSink(path, TIME_BASE, RATE_FPS, live=True)
+            self._files[source] = file = VideoSink(path, TIME_BASE, RATE_FPS, live=True)
+            if file.path != path:
+                self._renamed(path, file.path)
         self._files[source].write(record, picture)
 
     def _finish(self) -> None:

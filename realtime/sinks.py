@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from engines.base import OutputError
-from engines.files import make_folder, put_in_place
+from engines.files import make_folder, new_file, put_in_place
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
 from realtime.limits import written_size
@@ -27,6 +27,7 @@ from realtime.video import reason_of
 
 FRAGMENT_S = 0.5
 LOGS_KEPT = 5
+LOG_BEGIN = b'{"source": "'
 
 
 class Sink(AbstractContextManager["Sink"], Protocol):
@@ -49,12 +50,19 @@ class _WholeFile:
     """A file written beside its place and moved there on success or Ctrl-C; on any other error it is removed.
 
     A ``live`` one is written in its place from the start, and stays whatever happens: its format takes being cut off, and what
-    a camera recorded before its cable came loose is worth keeping.
+    a camera recorded before its cable came loose is worth keeping. It is a new file, unless it ``goes_on``.
+
+    Attributes:
+        path: where it is, or will be; of a live one that is new, perhaps with a number behind the name that was asked for.
     """
+
+    goes_on = False
 
     def __init__(self, path: Path, live: bool = False) -> None:
         self.path, self.part, self._live = path, path if live else path.with_name(f".{path.name}.part"), live
         try:
+            if live and not self.goes_on:
+                self.path = self.part = new_file(path)
             make_folder(path.parent)
             self.part.touch()
         except OSError as error:
@@ -166,14 +174,20 @@ class JsonlSink(_WholeFile):
 
     Args:
         path: where to.
-        live: written in its place, line by line.
+        live: written in its place, line by line, behind what an earlier run wrote there.
         max_mb: when it has grown so large, it is renamed to ``NAME.1.jsonl``, what had that name to ``NAME.2.jsonl`` and so on,
             of which ``LOGS_KEPT`` stay, and a new one begins.
+
+    Raises:
+        OutputError: it cannot be written; or, of a live one, there is a file of that name that is no log.
     """
 
     needs_picture = False
+    goes_on = True
 
     def __init__(self, path: Path, live: bool = False, max_mb: float | None = None) -> None:
+        if live:
+            check_log(path, max_mb is not None)
         super().__init__(path, live)
         self._most_bytes = max_mb * 1e6 if max_mb else math.inf
         self._open()
@@ -190,8 +204,10 @@ class JsonlSink(_WholeFile):
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
 
     def _open(self) -> None:
-        self._file: IO[str] = self.part.open("w", encoding="utf-8", buffering=1)
-        self._bytes = 0
+        self._file: IO[str] = self.part.open("a" if self._live else "w", encoding="utf-8", buffering=1)
+        self._bytes = self.part.stat().st_size if self._live else 0
+        if self._bytes and self.part.is_file() and not _ends_a_line(self.part):
+            self._file.write("\n")  # the last row was cut off: the next begins a line of its own
 
     def _rotate(self) -> None:
         self._file.close()
@@ -202,10 +218,46 @@ class JsonlSink(_WholeFile):
         self._open()
 
     def _older(self, number: int) -> Path:
-        return self.path.with_suffix(f".{number}{self.path.suffix}")
+        return older_log(self.path, number)
 
     def _finish(self) -> None:
         self._file.close()
+
+
+def older_log(path: Path, number: int) -> Path:
+    """What the log before, the one before that and so on is called."""
+    return path.with_suffix(f".{number}{path.suffix}")
+
+
+def check_log(path: Path, renamed: bool) -> None:
+    """Refuse to go on in a file that is no log of ours.
+
+    Args:
+        path: of the log.
+        renamed: older ones are renamed and thrown away, see ``JsonlSink``; so they must be ours, too.
+
+    Raises:
+        OutputError: there is another file of that name.
+    """
+    for file in (path, *(older_log(path, number) for number in range(1, LOGS_KEPT + 1) if renamed)):
+        if file.is_file() and not _is_log(file):
+            raise OutputError(f"{file} is no log of Sightline's, so nothing is written to it: give another name to --log")
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a file is empty or begins with a row, see ``FrameRecord.row``; it need not be whole."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(LOG_BEGIN))
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror}") from error
+    return LOG_BEGIN.startswith(begin)
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 class WindowSink:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from engines.base import OutputError
+from engines.files import new_file
 from engines.localizer import ImageBgr
 from realtime.connection import Connection
 from realtime.frames import FrameRecord
@@ -23,6 +24,9 @@ class TraceSink:
         path: ends in ``.json``; open it in https://ui.perfetto.dev.
         connections: of the sources.
 
+    Attributes:
+        path: of the file, which is a new one: perhaps with a number behind its name.
+
     Raises:
         OutputError: it cannot be written.
     """
@@ -30,13 +34,12 @@ class TraceSink:
     needs_picture = False
 
     def __init__(self, path: Path, connections: Sequence[Connection]) -> None:
-        self._path = path
         self._processes = {each.name: number for number, each in enumerate(connections, 1)}
         self._connections = {each.name: each for each in connections}
         self._reconnects = dict.fromkeys(self._processes, 0)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = path.open("w", encoding="utf-8", buffering=1)
+            self.path = new_file(path)
+            self._file: IO[str] = self.path.open("w", encoding="utf-8", buffering=1)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
         self._write_line("[")
@@ -69,7 +72,7 @@ class TraceSink:
         try:
             self._file.write(line + "\n")
         except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+            raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from pydantic import BaseModel, ConfigDict, Field
 
 from engines.base import SightlineError
+from engines.files import numbered
 from realtime.hub import Hub
 from realtime.web.broadcast import BOUNDARY, Broadcast
 
@@ -127,10 +128,15 @@ def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: 
             hub.change(**given)
         return _state(hub, title)
 
+    given: set[str] = set()
+
     @app.post("/recording")
     def recording(wanted: Recording) -> dict[str, Any]:
         if wanted.on and hub.settings.record is None:
-            hub.change(record=recordings / time.strftime("sightline-%Y%m%d-%H%M%S.mp4"))
+            names = numbered(time.strftime("sightline-%Y%m%d-%H%M%S"))
+            name = next(each for each in names if each not in given and not list(recordings.glob(f"{each}*.mp4")))
+            given.add(name)
+            hub.change(record=recordings / f"{name}.mp4")
         elif not wanted.on:
             hub.change(record=None)
         return _state(hub, title)

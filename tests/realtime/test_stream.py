@@ -1,5 +1,6 @@
 """What a live run leaves behind and offers while it runs: recordings, logs, timelines, figures, pictures."""
 
+import io
 import json
 import shutil
 import signal
@@ -31,6 +32,7 @@ from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.recorder import Recorder
 from realtime.sinks import LOGS_KEPT, JsonlSink, has_display
+from tests.command_line import refused
 from tests.realtime.media import picture, timestamps_s, write_video
 
 ROOT = Path(__file__).parent.parent.parent
@@ -171,6 +173,54 @@ def test_a_log_begins_anew_at_its_size_and_keeps_the_last_few(tmp_path):
     assert frames == list(range(frames[0], 400)), "none lost in between"
     assert frames[0] > 0
     assert max(path.stat().st_size for path in ordered) <= 10_000
+
+
+def test_a_log_goes_on_where_an_earlier_run_ended(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for first in (0, 2):
+        with JsonlSink(path, live=True) as log:
+            for index in (first, first + 1):
+                log.write(record(index), None)
+    assert [row["frame"] for row in rows_of(path)] == [0, 1, 2, 3]
+    whole = path.read_bytes()
+    path.write_bytes(cut := whole[:-20])
+    with JsonlSink(path, live=True) as log:
+        log.write(record(9), None)
+    assert path.read_bytes().startswith(cut + b"\n")
+    assert json.loads(path.read_text().splitlines()[-1])["frame"] == 9
+    path.write_bytes(whole)
+    with JsonlSink(path, live=True, max_mb=len(whole) * 1.2e-6) as log:
+        log.write(record(4), None)
+        log.write(record(5), None)
+    assert [row["frame"] for name in ("log.1.jsonl", "log.jsonl") for row in rows_of(tmp_path / name)] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("content", [b"a film", b"[1]", b'{"mine": 1}'])
+def test_a_file_that_is_no_log_is_left_alone(content, tmp_path):
+    for name, max_mb in (("mine.txt", None), ("log.3.txt", 1)):
+        (tmp_path / name).write_bytes(content)
+        path = tmp_path / ("mine.txt" if max_mb is None else "log.txt")
+        assert f"{tmp_path / name} is no log of Sightline's" in refused(
+            "stream", "demo:5", "--no-window", "--log", path, *(["--log-max-mb", max_mb] if max_mb else [])
+        )
+        assert (tmp_path / name).read_bytes() == content
+
+
+def test_recordings_and_timelines_are_new_files(localizer, tmp_path):
+    videos = [write_video(tmp_path / f"{name}.mp4", 4) for name in "ab"]
+    content, console = videos[0].read_bytes(), Console(file=io.StringIO(), width=300)
+    options = StreamOptions(window=False, policy="every", record=videos[0], log=tmp_path / "l.jsonl", trace=tmp_path / "t.json")
+    for _ in range(2):
+        stream([str(videos[0])], localizer, console, options)
+    stream(list(map(str, videos)), localizer, console, options)
+    assert videos[0].read_bytes() == content
+    for name in ("a_2", "a_3", "a_a", "a_b"):
+        assert len(timestamps_s(tmp_path / f"{name}.mp4")) == 4
+    assert [row["frame"] for row in rows_of(tmp_path / "l.jsonl")[:8]] == [0, 1, 2, 3] * 2
+    assert len(rows_of(tmp_path / "l.jsonl")) == 16
+    assert {path.name for path in tmp_path.glob("t*.json")} == {"t.json", "t_2.json", "t_3.json"}
+    assert f"there is a file {videos[0]} already: {tmp_path / 'a_2.mp4'} is written" in console.file.getvalue()
+    assert "is no log" in refused("stream", videos[1], "--no-window", "--log", videos[1])
 
 
 def test_recordings_begin_and_end_while_the_run_goes_on(tmp_path):

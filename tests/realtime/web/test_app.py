@@ -55,6 +55,15 @@ def test_the_page_is_told_of_each_object_that_is_followed(hub):
     assert (told[0]["track_id"], told[0]["confidence"], told[0]["x1"]) == (7, 0.9, 30.0)
 
 
+def test_recordings_within_a_second_are_files_of_their_own(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("realtime.web.app.time.strftime", lambda _: "sightline-now")
+    for there in ("sightline-now.mp4", "sightline-now_3_cam.mp4"):  # of this run, and one camera's of an earlier one
+        (tmp_path / there).touch()
+    with PageServer(hub, str, LOCAL, recordings=tmp_path) as server:
+        answers = [post(server.url, "/recording", {"on": on})[1]["settings"]["record"] for on in (True, False) * 3]
+    assert answers == ["sightline-now_2.mp4", None, "sightline-now_4.mp4", None, "sightline-now_5.mp4", None]
+
+
 def test_a_source_without_pictures_is_waited_for_and_then_told(hub):
     with PageServer(hub, str, LOCAL) as server:
         assert get(server.url, "/frame.jpg?source=door&wait_s=0.2")[0].status == 204
