@@ -33,13 +33,13 @@ from engines.text import file_name
 from realtime import limits
 from realtime.demo import DemoCamera
 from realtime.frames import Frame
+from realtime.listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, LeftOut, in_words, left_out, several_in_words
+from realtime.pages import MAY_HAVE_SEVERAL, decode_heif, is_film, pages_of, pictures_in
 from realtime.pipes import is_pipe
 from realtime.video import USUAL, Camera, Source, SourceOptions, VideoFile, reason_of
 from realtime.web_camera import NoPicturesError, WebPictures, may_be_camera
 from realtime.written import without_written
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-ARCHIVE_SUFFIXES = frozenset({".zip", ".tar"})
 IMAGES_PER_SECOND = 24.0
 CHUNK_BYTES = 2**20
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # of damaged images it prints pages; we say which they are
@@ -50,24 +50,44 @@ Member = tuple[str, Callable[[], bytes]]
 class Images(Source):
     """Images of a folder, a glob, a zip or a tar, in natural order, at a fixed rate; ``members`` reads the files singly.
 
+    Attributes:
+        left_out: files that were given and are not read.
+
     Raises:
         SourceError: there is none, or one cannot be decoded.
     """
 
     time_base = Fraction(1, 24000)
 
-    def __init__(self, name: str, members: list[Member], rate_fps: float = IMAGES_PER_SECOND) -> None:
+    def __init__(
+        self, name: str, members: list[Member], rate_fps: float = IMAGES_PER_SECOND, others: LeftOut | None = None
+    ) -> None:  # fmt: skip
+        self.left_out: LeftOut = others or {}
+        self.notes = in_words(self.left_out, len(members))
         if not members:
-            raise SourceError(f"{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise SourceError("; ".join([f"{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})", *self.notes]))
         self.name, self.frames, self.rate_fps = file_name(Path(name).stem or name), len(members), rate_fps
-        self.members = members
+        self.members, self._are_files = members, Path(members[0][0]).is_file()
 
     def __iter__(self) -> Iterator[Frame]:
+        several: dict[str, int] = {}
         for index, (name, read) in enumerate(self.members):
             start_ns = time.monotonic_ns()
-            image = decode_image(name, read())
+            content = read()
+            image = decode_image(name, content)
             now_ns = time.monotonic_ns()
             yield Frame(image, self.name, index, index / self.rate_fps, now_ns, (now_ns - start_ns) / 1e6)
+            several[name] = pictures_in(io.BytesIO(content), name)
+        self.notes = [*self.notes, *several_in_words(several)]
+
+    def look_closer(self) -> list[str]:
+        """``notes``, and a line of files that hold more pictures than the first, which is the one that is read."""
+        several: dict[str, int] = {}
+        for name, read in self.members:
+            if Path(name).suffix.lower() in MAY_HAVE_SEVERAL:
+                with suppress(SourceError, OSError):
+                    several[name] = pictures_in(Path(name) if self._are_files else io.BytesIO(read()), name)
+        return [*self.notes, *several_in_words(several)]
 
 
 class Demo(Source):
@@ -112,7 +132,7 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
         return VideoFile(spec, options)
     path = Path(spec)
     if any(character in spec for character in "*?[") and not is_there(spec):
-        return Images(spec, _file_members(p for p in glob.glob(spec) if has_suffix(p)))
+        return _images(spec, [Path(name) for name in glob.glob(spec, recursive=True)])
     try:
         kind = path.stat().st_mode
         inside = list(path.iterdir()) if stat.S_ISDIR(kind) else []
@@ -121,12 +141,24 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
     except OSError as error:
         raise SourceError(f"cannot open {spec}: {error.strerror}") from error
     if stat.S_ISDIR(kind):
-        return Images(str(path.resolve()), _file_members(str(p) for p in inside if has_suffix(p.name)))
+        return _images(str(path.resolve()), inside)
     if path.suffix.lower() in ARCHIVE_SUFFIXES:
-        return Images(spec, archive_members(path))
-    if has_suffix(spec):
-        return Images(spec, [_file_member(path)])
-    return VideoFile(spec)
+        others: list[str] = []
+        return Images(spec, archive_members(path, others=others), others=left_out(others))
+    if is_film(path) or not has_suffix(path.name.lstrip(".")):
+        return VideoFile(spec)
+    if pictures_in(path, path.name) > 1:
+        members, rate_fps = pages_of(path)
+        return Images(spec, members, rate_fps or IMAGES_PER_SECOND)
+    return Images(spec, [_file_member(path)])
+
+
+def _images(name: str, inside: list[Path]) -> Images:
+    """The images among the files and folders; what Sightline wrote there does not count."""
+    folders = {path for path in inside if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_dir()}
+    files = without_written(map(Path, natural_order(str(path) for path in inside if path not in folders)))
+    members = [_file_member(path) for path in files if has_suffix(path.name)]
+    return Images(name, members, others=left_out((path.name for path in files), folders))
 
 
 def is_there(spec: str) -> bool:
@@ -181,20 +213,22 @@ def _open_address(url: str, options: SourceOptions) -> Source:
     return VideoFile(url, options)
 
 
-def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Member]:
+def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES, others: list[str] | None = None) -> list[Member]:
     """(name, reader) of every image (or other kind of file) in a zip or an uncompressed tar, in natural order.
 
-    The archive is scanned once; a reader goes straight to its member.
+    The archive is scanned once; a reader goes straight to its member. ``others`` gets the names of all other files.
 
     Raises:
         SourceError: the archive cannot be read or is damaged; a reader raises it of its member (encrypted ones too).
     """
     with _archive_errors(str(path)):
-        readers = (_zip_readers if path.suffix.lower() == ".zip" else _tar_readers)(path, suffixes)
+        readers = (_zip_readers if path.suffix.lower() == ".zip" else _tar_readers)(
+            path, suffixes, [] if others is None else others
+        )
     return [(name, _archive_errors(f"{path}: {name}")(readers[name])) for name in natural_order(readers)]
 
 
-def _zip_readers(path: Path, suffixes: Set[str]) -> dict[str, Callable[[], bytes]]:
+def _zip_readers(path: Path, suffixes: Set[str], others: list[str]) -> dict[str, Callable[[], bytes]]:
     file = _Limited(path, limits.DIRECTORY_BYTES)
     try:
         archive = zipfile.ZipFile(file)
@@ -206,7 +240,9 @@ def _zip_readers(path: Path, suffixes: Set[str]) -> dict[str, Callable[[], bytes
     _check_count(path, len(members))
     if sum(member.file_size for member in members) > limits.INFLATION * path.stat().st_size:
         raise SourceError(f"its members say that they are more than {limits.INFLATION} times as large as all of it")
-    images = (each for each in members if has_suffix(each.filename, suffixes) and not each.is_dir())
+    files = [each for each in members if not each.is_dir()]
+    images = [each for each in files if has_suffix(each.filename, suffixes)]
+    others += [each.filename for each in files if not has_suffix(each.filename, suffixes)]
     return {each.filename: partial(_zip_bytes, archive, each) for each in images}
 
 
@@ -216,14 +252,16 @@ def _zip_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         return _bounded(file, "it")
 
 
-def _tar_readers(path: Path, suffixes: Set[str]) -> dict[str, Callable[[], bytes]]:
+def _tar_readers(path: Path, suffixes: Set[str], others: list[str]) -> dict[str, Callable[[], bytes]]:
     found: dict[str, Callable[[], bytes]] = {}
     with _Limited(path, limits.HEADER_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         count = 0
         while (member := tar.next()) is not None:
             count += 1
             _check_count(path, count)
-            if member.isfile() and has_suffix(member.name, suffixes):
+            if member.isfile() and not has_suffix(member.name, suffixes):
+                others.append(member.name)
+            elif member.isfile():
                 found[member.name] = partial(_tar_bytes, path, member.offset_data, member.size, member.issparse())
             tar.members.clear()  # type: ignore[attr-defined]  # else all of them are kept
     return found
@@ -278,11 +316,6 @@ def _archive_errors(where: str) -> Iterator[None]:
         raise SourceError(f"cannot read archive {where}: {reason_of(error)}") from error
 
 
-def _file_members(paths: Iterable[str]) -> list[Member]:
-    """Files in natural order, without the pictures that Sightline wrote beside them."""
-    return [_file_member(path) for path in without_written(map(Path, natural_order(paths)))]
-
-
 def decode_image(name: str, content: bytes) -> ImageBgr:
     """uint8 BGR from an image file's bytes (gray and alpha are converted, EXIF rotation is applied).
 
@@ -296,6 +329,8 @@ def decode_image(name: str, content: bytes) -> ImageBgr:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR) if content else None
     except (cv2.error, MemoryError) as error:
         raise SourceError(f"{name} cannot be decoded: {_first_line(error)}") from error
+    if image is None and content[4:8] == b"ftyp":
+        return decode_heif(name, content)
     if image is None:
         raise SourceError(f"{name} is not a readable image: it is damaged or of an unknown format")
     return np.asarray(image, np.uint8)

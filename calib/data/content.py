@@ -11,7 +11,8 @@ from typing import Any
 from calib.data.remarks import BadLabelError, Remarks, shown
 from engines.base import SourceError
 from realtime import sources
-from realtime.sources import ARCHIVE_SUFFIXES, archive_members, has_suffix, natural_order
+from realtime.listing import ARCHIVE_SUFFIXES
+from realtime.sources import archive_members, has_suffix, natural_order
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),

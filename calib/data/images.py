@@ -21,7 +21,8 @@ from engines import MOST_IMAGE_PIXELS
 from engines.base import SourceError
 from engines.localizer import ImageBgr
 from realtime import limits
-from realtime.sources import IMAGE_SUFFIXES, Images, decode_image, open_source
+from realtime.listing import IMAGE_SUFFIXES
+from realtime.sources import Images, decode_image, open_source
 
 ENDINGS = ("", "_boxes", "_labels", "_annotations", "_groundtruth_rect", "_groundtruth", "_rect")
 """What label files are called behind the name of their images."""

@@ -1,7 +1,7 @@
 """What is known of a source before a frame of it is decoded: its facts, and the segments it is worked on in."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from typing import Any, Self
 
@@ -49,6 +49,7 @@ class Clip:
         segments: in order.
         trouble: what is wrong with it, if anything is known before decoding.
         notes: what of it is not read, in words.
+        left_out: files among images that are not read, by the reason.
         shifts: see ``realtime.film.Timeline``.
     """
 
@@ -69,6 +70,7 @@ class Clip:
     trouble: str = ""
     notes: tuple[str, ...] = ()
     shifts: tuple[int, ...] = (0,)
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def selected_frames(self) -> int:
@@ -90,7 +92,7 @@ class Clip:
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        known = {field.name: found[field.name] for field in fields(cls)}
+        known = {each.name: found[each.name] for each in fields(cls)}
         known |= {name: Fraction(found[name]) for name in ("time_base", "pixel_aspect")}
         known["segments"] = tuple(Segment(**segment) for segment in found["segments"])
         known |= {name: tuple(found[name]) for name in ("audio", "notes", "shifts")}

@@ -122,6 +122,7 @@ def _summary(
         "verdict": verdict_of(spent["idle_ms"], spent["work_ms"], 1e3 * wall_s), "interrupted": False,
         "segments": len(records), "seconds_worked": round(wall_s, 3), "last_segment": last.index,
         "source_frames": clip.frames, "source_digest": clip.digest, "trouble": trouble, "not_read": list(clip.notes),
+        "not_read_files": {reason: list(names) for reason, names in clip.left_out.items()},
         "audio": list(clip.audio),
         "devices": sorted({record["device"] for record in records}), **facts,
         "files": {kind: str(path) for kind, path in files.items()},

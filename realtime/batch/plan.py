@@ -114,7 +114,7 @@ def _plan_images(spec: str, digest: str, source: Images, window: Window) -> Clip
     height, width = _first_image(source).shape[:2]
     return Clip(
         spec, source.name, "images", digest, source.time_base, source.rate_fps, width, height, Fraction(1),
-        PLAIN_COLOUR, 0, count, (), segments,
+        PLAIN_COLOUR, 0, count, (), segments, notes=tuple(source.look_closer()), left_out=source.left_out,
     )  # fmt: skip
 
 
