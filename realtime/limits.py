@@ -17,6 +17,8 @@ HEADER_BYTES = 2**20
 """Of one header of a tar, long names and attributes included; it is read whole."""
 INFLATION = 1100
 """How many times larger than the archive all members together may be: deflate reaches 1032, more means that they overlap."""
+AHEAD_BYTES = 2**28
+"""Of pictures that wait for the next stage of the work; at least one may. Four 8K pictures take 0.4 GB."""
 WRITTEN_SIDE_PX, WRITTEN_PIXELS = 16384, 139_264 * 256
 """Of a video that is written: x264 takes no longer side, and H.264's level 6.2, its highest, no larger frame."""
 

@@ -1,11 +1,10 @@
 """Threads that read sources: one for a file that is worked through, one each for live sources, which come back."""
 
-import queue
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from engines.text import displayable, in_words
 from realtime.connection import NS, Attempt, Connection, Series
 from realtime.frames import FrameRecord
 from realtime.inbox import EVERY, LATEST, Inbox, Policy, Records
+from realtime.limits import AHEAD_BYTES
 from realtime.video import USUAL, Source, SourceOptions, name_of, without_password
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
@@ -65,40 +65,65 @@ def _read_in_thread(source: Source, inbox: Inbox, paced: bool) -> Records:
         reader.join(timeout=2.0)
 
 
-def ahead(items: Iterator[Item], count: int) -> Generator[Item, None, None]:
+def ahead(
+    items: Iterator[Item], count: int, bytes_of: Callable[[Item], int] = lambda _: 0, most_bytes: int = AHEAD_BYTES
+) -> Generator[Item, None, None]:  # fmt: skip
     """The items, which a thread takes up to ``count`` ahead. Leaving early closes them, if they are a generator.
+
+    Args:
+        items: anything.
+        count: how many may wait.
+        bytes_of: what an item takes; the next one is taken only while those that wait take less than ``most_bytes``.
+        most_bytes: see there.
 
     Raises:
         Exception: as the items raise, after those before.
     """
-    waiting: queue.Queue[tuple[Item | None, Exception | None]] = queue.Queue(count)
-    left = threading.Event()
+    waiting, changed = deque[Item](), threading.Condition()
+    ended, left, failure = False, False, list[Exception]()
+
+    def has_room() -> bool:
+        return left or (len(waiting) < count and sum(map(bytes_of, waiting)) < max(1, most_bytes))
 
     def take() -> None:
+        nonlocal ended
         try:
             for item in items:
-                waiting.put((item, None))
-                if left.is_set():
-                    break
-            waiting.put((None, None))
+                with changed:
+                    waiting.append(item)
+                    changed.notify_all()
+                    changed.wait_for(has_room)
+                    if left:
+                        break
+                del item  # it may be large
         except Exception as error:  # handed to whoever takes the items
-            waiting.put((None, error))
+            failure.append(error)
         finally:
             if isinstance(items, Generator):
                 items.close()
+            with changed:
+                ended = True
+                changed.notify_all()
 
     reader = threading.Thread(target=take, name="read ahead", daemon=True)
     reader.start()
     try:
-        while (entry := waiting.get())[0] is not None:
-            yield entry[0]
-        if entry[1] is not None:
-            raise entry[1]
+        while True:
+            with changed:
+                changed.wait_for(lambda: waiting or ended)
+                if not waiting:
+                    break
+                item = waiting.popleft()
+                changed.notify_all()
+            yield item
+            del item
+        if failure:
+            raise failure[0]
     finally:
-        left.set()
-        while reader.is_alive():
-            with suppress(queue.Empty):
-                waiting.get(timeout=0.05)
+        with changed:
+            left = True
+            changed.notify_all()
+        reader.join()
 
 
 class Feed:

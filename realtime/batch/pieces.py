@@ -26,6 +26,7 @@ from realtime.batch.clip import Clip, Segment
 from realtime.batch.decode import SegmentEnd
 from realtime.batch.settings import Settings
 from realtime.frames import BoxPx, FrameRecord
+from realtime.limits import AHEAD_BYTES
 from realtime.overlay import Look, draw
 from realtime.sinks import JsonlSink, VideoSink
 
@@ -40,17 +41,25 @@ class Behind:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[tuple[Future[None], int]] = deque()
 
-    def post(self, work: Callable[[], None]) -> None:
+    def post(self, work: Callable[[], None], size_bytes: int = 0) -> None:
         """Have it done; waits while too much is waiting.
+
+        Args:
+            work: is called.
+            size_bytes: what it keeps in memory.
 
         Raises:
             Exception: something posted before failed.
         """
-        while len(self._waiting) >= WAITING_PICTURES or (self._waiting and self._waiting[0].done()):
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(work))
+        while self._waiting and (
+            len(self._waiting) >= WAITING_PICTURES
+            or self._waiting[0][0].done()
+            or sum(size for _, size in self._waiting) + size_bytes > AHEAD_BYTES
+        ):
+            self._waiting.popleft()[0].result()
+        self._waiting.append((self._pool.submit(work), size_bytes))
 
     def finish(self) -> None:
         """Wait until all is done.
@@ -59,7 +68,7 @@ class Behind:
             Exception: something posted before failed.
         """
         while self._waiting:
-            self._waiting.popleft().result()
+            self._waiting.popleft()[0].result()
 
     def close(self) -> None:
         """End the thread; what has not begun is not done."""

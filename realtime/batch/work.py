@@ -60,11 +60,15 @@ def run_segments(
             yield from read(clip, segment, settings.every)
 
     with _Writer(clip, segments, settings, folder, ends, run, localizer) as writer:
-        records = _records(ahead(frames(), READ_AHEAD_FRAMES), ends, localizer.batch)
+        records = _records(ahead(frames(), READ_AHEAD_FRAMES, _bytes_of), ends, localizer.batch)
         following = opened(settings.following)
         under_way = min(FOLLOWING_CALLS, localizer.engine.slots) if following else 0
         yield from run_frames(records, localizer, writer.sinks, run, under_way, following=following)
         writer.finish_before(None)
+
+
+def _bytes_of(item: Frame | SegmentEnd) -> int:
+    return item.image_bgr.nbytes if isinstance(item, Frame) else 0
 
 
 class _Waiting(Run):
@@ -126,7 +130,7 @@ class _Writer:
 
     def add_heat(self, record: FrameRecord) -> None:
         """Draw and encode a frame's heat map."""
-        self.behind.post(partial(self.pieces(record.frame.segment).add_heat, record))
+        self.behind.post(partial(self.pieces(record.frame.segment).add_heat, record), record.frame.image_bgr.nbytes)
 
     @property
     def wants_heat(self) -> bool:
@@ -166,7 +170,7 @@ class _Pictures:
         """See ``Sink.write``."""
         if picture is not None:
             pieces = self._writer.pieces(record.frame.segment)
-            self._writer.behind.post(lambda: pieces.add_picture(record, picture))
+            self._writer.behind.post(lambda: pieces.add_picture(record, picture), picture.nbytes)
 
     def __enter__(self) -> Self:
         return self
