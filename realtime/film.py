@@ -17,6 +17,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from engines.base import SourceError
+from realtime import limits
 from realtime.pipes import Pipe
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 else:
     Packet = av.Packet
 
+BOUNDED = {"max_pixels": str(limits.VIDEO_PIXELS)}
+"""For decoders: no picture is larger, whatever its header or a later one says. FFmpeg's own limit is 16384 x 16384."""
 COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 LESSER = (
     Disposition.dub | Disposition.comment | Disposition.visual_impaired | Disposition.hearing_impaired | Disposition.dependent
@@ -61,18 +64,30 @@ def film_of(container: InputContainer, where: str) -> VideoStream:
     """The video stream that players show: never a cover picture, the default one before others, else the first.
 
     Raises:
-        SourceError: there is none; ``where`` names the file.
+        SourceError: there is none, or its pictures are too large; ``where`` names the file.
     """
     videos = _films(container)
     if not videos:
+        unknown = any(stream.codec_context is None for stream in container.streams.video)
         what = "only a cover picture and no video" if container.streams.video else "no video"
+        what = "only video of an unknown kind" if unknown else what
         container.close()
         raise SourceError(f"{where} holds {what}: {WHAT_TO_GIVE}")
-    return max(videos, key=_rank)
+    film = max(videos, key=_rank)
+    size_px = film.codec_context.width, film.codec_context.height
+    if any(size_px):  # else nothing of it was seen at the start
+        try:
+            limits.check_pixels(where, *size_px, limits.VIDEO_PIXELS)
+        except SourceError:
+            container.close()
+            raise
+    film.codec_context.options = BOUNDED
+    return film
 
 
 def _films(container: InputContainer) -> list[VideoStream]:
-    return [stream for stream in container.streams.video if not stream.disposition & COVER]
+    known = (stream for stream in container.streams.video if stream.codec_context is not None)  # None: no decoder takes it
+    return [stream for stream in known if not stream.disposition & COVER]
 
 
 def _rank(stream: VideoStream) -> tuple[bool, bool, bool]:

@@ -17,7 +17,7 @@ from av.codec.context import Flags
 from engines.base import SourceError
 from engines.text import file_name
 from realtime.colour import ToBgr
-from realtime.film import Film, Packet, open_film, presented_frames
+from realtime.film import BOUNDED, Film, Packet, open_film, presented_frames
 from realtime.frames import Frame
 from realtime.losses import Losses
 from realtime.pipes import STDIN, Pipe, is_pipe
@@ -124,7 +124,7 @@ class VideoFile(Source):
         if self.live:
             self._stream.codec_context.flags |= Flags.low_delay
             if self._stream.codec_context.name == "mjpeg":  # half a JPEG is an error: else its other half is made up
-                self._stream.codec_context.options = {"err_detect": "explode"}
+                self._stream.codec_context.options = {**BOUNDED, "err_detect": "explode"}
         self.frames = None if self.live else presented_frames(self._container, self._stream) or None
         self.rate_fps = float(self._stream.average_rate or 25)
         self.time_base = self._stream.time_base or Fraction(1, 90000)

@@ -10,7 +10,7 @@ from av.video.stream import VideoStream
 
 from engines.base import SourceError
 from realtime.batch.clip import Segment
-from realtime.film import Film, Packet, film_of, open_film
+from realtime.film import BOUNDED, Film, Packet, film_of, open_film
 from realtime.video import reason_of, without_password
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
@@ -121,7 +121,7 @@ def _from_key(spec: str, segment: Segment, threads: str) -> tuple[InputContainer
         first = _found(container, stream, segment, packets, seek)
         if first is not None:
             if _stands_alone(first, stream):
-                stream.codec_context.options = STRICT
+                stream.codec_context.options = {**BOUNDED, **STRICT}
             return container, _without_leading(chain(first, packets), segment.key_pts)
         container.close()
     raise SourceError(f"{spec} has changed: the key frame at {segment.key_pts} is not there any more")
