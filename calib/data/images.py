@@ -32,7 +32,7 @@ VIDEOS = (".mp4", ".avi")
 READABLE = IMAGE_SUFFIXES | {".jfif", ".jpe", ".mpo", ".jp2", ".gif", ".avif", ".dib", ".pbm", ".pgm", ".ppm", ".pnm"}
 """Endings of images that OpenCV decodes."""
 UNREADABLE = frozenset(
-    {".heic", ".heif", ".jxl", ".psd", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".tga", ".ico",
+    {".jxl", ".psd", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".tga", ".ico",
      ".exr", ".pdf", ".eps", ".dcm", ".npy", ".mat"}
 )  # fmt: skip
 """Endings of images and the like that it does not: told from images that are not there."""

@@ -16,7 +16,7 @@ from engines.files import whole_file
 from realtime.batch.clip import Clip
 from realtime.batch.packets import open_video
 from realtime.batch.pieces import piece_time_base
-from realtime.film import Packet
+from realtime.film import LONGEST_STEP_S, Packet
 from realtime.video import reason_of
 
 LATEST_START_S = 10.0
@@ -79,11 +79,14 @@ def _sound(source: InputContainer, output: OutputContainer, clip: Clip, origin_s
     first, last = clip.segments[0], clip.segments[-1]
     begin_s = None if first.start_pts is None else max(origin_s, first.start_pts * clip.time_base)
     end_s = None if last.end_pts is None else last.end_pts * clip.time_base
-    tracks = {stream.index: _track(stream, output) for stream in source.streams.audio}
+    joined = len(clip.shifts) > 1  # then the steps of one track only are known
+    streams = source.streams.audio[:1] if joined else source.streams.audio
+    tracks = {stream.index: _track(stream, output) for stream in streams}
 
     def packets() -> Iterator[Timed]:
         with suppress(av.error.FFmpegError):
-            for packet in source.demux(*source.streams.audio):
+            given = source.demux(*streams)
+            for packet in _moved(given, clip) if joined else given:
                 for found in tracks[packet.stream.index](packet):
                     if found.pts is None or found.time_base is None:
                         continue
@@ -94,6 +97,23 @@ def _sound(source: InputContainer, output: OutputContainer, clip: Clip, origin_s
                         yield found.dts * found.time_base, 1 + packet.stream.index, found
 
     return packets()
+
+
+def _moved(packets: Iterator[Packet], clip: Clip) -> Iterator[Packet]:
+    """Sound of a joined file, moved as its pictures are where time begins anew; what overlaps there is left out."""
+    run, before, last = 0, None, None
+    for packet in packets:
+        if packet.dts is None or packet.pts is None or packet.time_base is None:
+            yield packet
+            continue
+        step_s = 0.0 if before is None else float((packet.dts - before) * packet.time_base)
+        if step_s < 0 or step_s > LONGEST_STEP_S:
+            run = min(run + 1, len(clip.shifts) - 1)
+        before, shift = packet.dts, round(clip.shifts[run] * clip.time_base / packet.time_base)
+        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+        if last is None or packet.dts > last:
+            last = packet.dts
+            yield packet
 
 
 def _track(stream: av.AudioStream, output: OutputContainer) -> Callable[[Packet], list[Packet]]:

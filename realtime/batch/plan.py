@@ -142,6 +142,7 @@ def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
             trouble = trouble or f"is cut off: {cuts.count} of {promised} frames are there"
         elif film.end_s and promised_s + begin_s - film.end_s > CUT_OFF_S and not film.joined:
             trouble = trouble or f"is cut off: {film.end_s - begin_s:.1f} of {promised_s:.1f} seconds are there"
+        notes = tuple(film.left_out + _sound_left_out(film, len(container.streams.audio)))
         turned = is_on_its_side(picture)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         return Clip(
@@ -149,8 +150,12 @@ def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
             picture.height if turned else picture.width, picture.width if turned else picture.height,
             1 / aspect if turned else aspect, _colour_of(picture), first_pts, cuts.count,
             tuple(each.codec_context.codec.canonical_name for each in container.streams.audio),
-            cuts.segments(whole or film.joined), trouble, tuple(film.left_out), tuple(film.timeline.shifts),
+            cuts.segments(whole or film.joined), trouble, notes, tuple(film.timeline.shifts),
         )  # fmt: skip
+
+
+def _sound_left_out(film: Film, tracks: int) -> list[str]:
+    return [f"of {tracks} sound tracks the first is kept, since the file is joined"] if film.joined and tracks > 1 else []
 
 
 def file_digest(path: Path) -> str:

@@ -9,10 +9,12 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from rich.console import Console
 
 from engines.base import SourceError
 from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.plan import make_plan
+from realtime.batch.run import process_all
 from realtime.sources import open_source
 from tests.realtime.media import picture
 
@@ -150,6 +152,28 @@ def test_frames_that_an_edit_list_cuts_away_are_not_missed(tmp_path):
     assert len(frames) == 7
     whole = picture(3, 96, 64).astype(int)
     assert np.abs(frames[0].image_bgr - whole).mean() < 4
+
+
+def test_sound_of_joined_files_goes_on_with_the_pictures(tiny_localizer, tmp_path):
+    part = tmp_path / "part.ts"
+    with av.open(str(part), "w") as container:
+        video, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=48000)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        for index in range(FRAMES):
+            frame = av.VideoFrame.from_ndarray(picture(index, 96, 64), format="bgr24")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            container.mux(video.encode(frame))
+            noise = av.AudioFrame.from_ndarray(np.zeros((2, 4800), np.float32), format="fltp", layout="stereo")
+            noise.sample_rate, noise.pts, noise.time_base = 48000, 4800 * index, Fraction(1, 48000)
+            container.mux(sound.encode(noise))
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+    path = joined(tmp_path / "joined.ts", part, part)
+    (summary,) = process_all([str(path)], tmp_path / "out", tiny_localizer, Console(quiet=True))
+    assert (summary["frames"], summary["trouble"]) == (2 * FRAMES, [])
+    with av.open(str(tmp_path / "out" / "joined.mp4")) as written:
+        ends_s = [float(stream.duration * stream.time_base) for stream in written.streams]
+    assert ends_s == pytest.approx([2.0, 2.0], abs=0.1)
 
 
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed: apt-get install ffmpeg")
