@@ -121,9 +121,9 @@ def evaluate_chosen(
     following, choice = following.beside(choice)
     if following.objects > 1:
         raise InputError("evaluate --follow measures one object in each sequence: leave --objects out")
-    several = load_sequences(data.data, options.limit) if following.follow and data.data else None
     remarks = Remarks()
-    samples = several or load_chosen(data, "test", remarks)[: options.limit]
+    several = load_sequences(data.data, options.limit, remarks) if following.follow and data.data else None
+    samples = several or load_chosen(data, "test", remarks, options.limit)
     training = load_chosen(labels_beside(data, options.train, options.train_ids), "") if options.train else None
     if training:
         check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
@@ -135,7 +135,8 @@ def evaluate_chosen(
         "backend": engine.backend, "precision": engine.precision, "machine": machine(),
     }  # fmt: skip
     if following.follow:
-        return _follow(samples, localizer, following, options.report, f"Following on {data.title}", facts, console)
+        followed = _follow(samples, localizer, following, options.report, f"Following on {data.title}", facts, console)
+        return {**followed, "labels_skipped": remarks.left_out}
     given = conditional_probabilities(training) if training else None
     constants = baselines(localizer, training)
     found, cases = evaluation.evaluate(samples, localizer, console, constants, options.single, given, following.min_score)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from calib.data.datasets import Sample, load_dataset, of_classes
+from calib.data.datasets import Sample, decodable, load_dataset, of_classes
 from calib.data.remarks import Remarks
 from calib.data.voc import load_voc2007
 from engines.base import SourceError
@@ -67,9 +67,10 @@ def labels_beside(choice: DataChoice, data: Path, ids: Path | None) -> DataChoic
     return DataChoice(data, choice.images, ids, classes=choice.classes)
 
 
-def load_chosen(choice: DataChoice, split: str, remarks: Remarks | None = None) -> list[Sample]:
-    """The labelled images of what was chosen: all of a user's own, ``trainval`` or ``test`` of a published set.
+def load_chosen(choice: DataChoice, split: str, remarks: Remarks | None = None, limit: int | None = None) -> list[Sample]:
+    """The first ``limit`` labelled images of what was chosen: a user's own, ``trainval`` or ``test`` of a published set.
 
+    A user's own are decoded once, so that all that follows has the same images: those whose pixels are damaged are left out.
     ``remarks`` takes what is left out of a user's own or guessed, besides that it is said.
 
     Raises:
@@ -80,13 +81,13 @@ def load_chosen(choice: DataChoice, split: str, remarks: Remarks | None = None) 
     if choice.data is not None and choice.dataset is None:
         if choice.dataset_dir is not None:
             raise SourceError("--dataset-dir is where the archives of --dataset lie: with a label file, say --images")
-        return load_dataset(choice.data, choice.images, choice.ids, classes, remarks)
+        return decodable(load_dataset(choice.data, choice.images, choice.ids, classes, remarks)[:limit], remarks)
     if choice.data is None and choice.dataset is not None:
         if choice.dataset not in PUBLISHED:
             raise SourceError(f"unknown data set '{choice.dataset}': --dataset takes {', '.join(PUBLISHED)}")
         if choice.images or choice.ids:
             raise SourceError(f"--images and --ids go with a label file: {choice.dataset} names its own images")
         samples = PUBLISHED[choice.dataset](split, choice.dataset_dir or cache_dir() / "datasets")
-        return of_classes(samples, classes, f"{choice.dataset} {split}")
+        return of_classes(samples, classes, f"{choice.dataset} {split}")[:limit]
     given = "both are given" if choice.data else "neither is given"
     raise SourceError(f"give either a label file or --dataset {'|'.join(PUBLISHED)}: {given}")

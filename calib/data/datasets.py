@@ -4,7 +4,7 @@ Images lie in a folder, zip or tar; nothing is unpacked. Boxes become continuous
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from calib.data.labels import Label, SizePx, Truth, fitted
 from calib.data.remarks import BadLabelError, Remarks, shown
 from calib.data.tables import is_sequence
 from calib.data.tracks import is_track, track_boxes
+from calib.data.yolo import images_without_text
 from engines.base import SourceError
 from engines.localizer import ImageBgr
 from realtime.frames import BoxPx
@@ -97,10 +98,8 @@ def load_dataset(
     else:
         samples = _labelled_images(path, images, kept, told)
     if not any(sample.truths for sample in samples):
-        if told.first is not None:
-            more = f" ({told.left_out - 1} more cannot be used either)" if told.left_out > 1 else ""
-            raise SourceError(f"{told.first}{more}")
-        raise SourceError(f"data set {path} holds no labelled image" + (f" that {ids} names" if ids else ""))
+        nothing = SourceError(f"data set {path} holds no labelled image" + (f" that {ids} names" if ids else ""))
+        raise told.nothing_left() or nothing
     told.tell()
     if remarks is not None:
         remarks.add(told)
@@ -123,6 +122,39 @@ def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> 
     return [replace(s, truths=truths, others=s.others + len(s.truths) - len(truths)) for s, truths in kept if truths]
 
 
+def decoded(samples: Iterable[Sample], remarks: Remarks | None = None) -> Iterator[tuple[Sample, ImageBgr]]:
+    """Each sample with its image. Those whose pixels are damaged are left out, and said on the standard error stream.
+
+    ``load_dataset`` looks at the heads of image files only.
+
+    Raises:
+        SourceError: no image can be decoded.
+    """
+    told, kept = Remarks(), 0
+    for sample in samples:
+        try:
+            image = sample.read()
+        except SourceError as error:
+            told.leave_out(error)
+            continue
+        kept += 1
+        yield sample, image
+    if not kept and (nothing := told.nothing_left()):
+        raise nothing
+    told.tell()
+    if remarks is not None:
+        remarks.add(told)
+
+
+def decodable(samples: Iterable[Sample], remarks: Remarks | None = None) -> list[Sample]:
+    """The samples of ``decoded``, for what reads its images more than once or must know how many there are; none is held.
+
+    Raises:
+        SourceError: no image can be decoded.
+    """
+    return [sample for sample, _ in decoded(samples, remarks)]
+
+
 def _named_in(ids: Path) -> set[str]:
     try:
         return {line.split()[0] for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()}
@@ -142,6 +174,10 @@ def _labelled_images(path: Path, images: Path | None, kept: set[str] | None, rem
     if sequence:
         _check_count(path, len(labels), places[0], len(files[0]))
     wanted = [label for label in labels if kept is None or kept & {ImageName.of(label.image).stem, label.own_name}]
+    if any(label.normalised for label in labels):
+        for name in images_without_text(path, files[0].names):
+            if kept is None or ImageName.of(name).stem in kept:
+                remarks.guess("images without a text file are passed over: they hold no object, as YOLO has it", name)
     named = Counter((label.folder, label.image) for label in wanted)
     several = Counter(label.image for label in wanted)
     samples: list[Sample] = []

@@ -11,7 +11,7 @@ from calib.data.labels import Label
 from calib.data.remarks import BadLabelError, Remarks
 from calib.data.tables import is_sequence, read_table
 from calib.data.xml_dialects import read_xml
-from calib.data.yolo import read_text_folder
+from calib.data.yolo import NAME_FILES, read_text_folder
 from engines.base import SourceError
 
 TAKES = (
@@ -103,7 +103,7 @@ def read_labels(path: Path, remarks: Remarks) -> list[Label]:
     """
     if path.is_dir() or is_archive(path):
         return _folder(path, remarks)
-    if path.suffix.lower() in (".yaml", ".yml", ".data", ".names"):
+    if path.suffix.lower() in NAME_FILES:
         return _folder(path.parent, remarks)
     if path.suffix.lower() in REFUSED:
         raise SourceError(f"data set {path} is {REFUSED[path.suffix.lower()]}")

@@ -4,7 +4,7 @@ import re
 import unicodedata
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -17,6 +17,7 @@ from PIL import Image
 from calib.data.content import is_archive, members
 from calib.data.labels import Label, SizePx
 from calib.data.remarks import BadLabelError, Remarks, shown
+from calib.data.yolo import NAME_FILES
 from engines import MOST_IMAGE_PIXELS
 from engines.base import SourceError
 from engines.localizer import ImageBgr
@@ -72,7 +73,7 @@ def images_beside(path: Path, more_suffixes: tuple[str, ...] = ()) -> Path:
 
 def image_places(path: Path) -> list[Path]:
     """Where the images of labels may lie, in the order to look: inside the labels' own folder, zip or tar, else beside."""
-    if path.suffix.lower() in (".yaml", ".yml", ".data", ".names"):
+    if path.suffix.lower() in NAME_FILES:
         path = path.parent
     own = [path] if (path.is_dir() or is_archive(path)) and members(path, READABLE) else []
     return own or [images_beside(path)]
@@ -110,6 +111,11 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self._readers)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The path of each image inside the place."""
+        return self._names
 
     def reader(self, label: Label, labels: Path, remarks: Remarks, own_name_first: bool = False) -> Callable[[], bytes]:
         """What reads the image of a label. Folders in its name must be those it lies in, as far as they can be.

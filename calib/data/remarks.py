@@ -60,6 +60,13 @@ class Remarks:
         except SourceError as error:
             self.leave_out(error)
 
+    def nothing_left(self) -> SourceError | None:
+        """The error where all had to be left out: why the first of them was, and how many more; None where nothing was."""
+        if self.first is None:
+            return None
+        more = f" ({self.left_out - 1} more cannot be used either)" if self.left_out > 1 else ""
+        return SourceError(f"{self.first}{more}")
+
     def add(self, other: "Remarks") -> None:
         """Take over all that another collected."""
         self.left_out += other.left_out

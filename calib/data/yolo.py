@@ -1,15 +1,17 @@
 """Folders with a text file of boxes for each image: YOLO's (Darknet, Ultralytics, Roboflow) and KITTI's."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from calib.data.content import Readers, file_bytes, members, number, text_of
+from calib.data.content import Readers, file_bytes, is_archive, members, number, text_of
 from calib.data.labels import FRACTION_SLACK, Label, Truth, around, centre_and_size
 from calib.data.remarks import BadLabelError, Remarks, shown
 from realtime.frames import BoxPx
 
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt", "class_names.txt", "coco.names")
+NAME_FILES = frozenset({".yaml", ".yml", ".data", ".names"})
+"""Endings of files that stand for the folder they lie in."""
 NAME_SUFFIXES = frozenset({".yaml", ".yml", ".names", ".txt", ".labels"})
 KITTI_VALUES = 15
 
@@ -41,6 +43,15 @@ def read_text_folder(place: Path, files: Readers, remarks: Remarks) -> list[Labe
     if names is None and any(label.normalised for label in labels):
         remarks.guess("no data.yaml or classes.txt names the classes: they are called by their number", str(place))
     return labels
+
+
+def images_without_text(path: Path, images: Iterable[str]) -> list[str]:
+    """Those of ``images`` that no text file is called like; none where ``path`` is no folder of text files."""
+    place = path.parent if path.suffix.lower() in NAME_FILES else path
+    if not (place.is_dir() or is_archive(place)):
+        return []
+    stems = {PurePosixPath(name).stem.casefold() for name in members(place, {".txt"})}
+    return [name for name in images if PurePosixPath(name).stem.casefold() not in stems] if stems else []
 
 
 def _kind(lines: Sequence[Sequence[str]]) -> str | None:

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from calib.data.datasets import Sample, load_dataset
+from calib.data.datasets import Sample, decodable, load_dataset
+from calib.data.remarks import Remarks
 from calib.evaluation.metrics import CORLOC_IOU, corloc
 from calib.evaluation.sureness import coverage, kept_of, reliability, rounded
 from engines.base import ModelError, SourceError
@@ -72,10 +73,17 @@ class Followed:
         return np.asarray(iou(boxes[self.seen], self.true[self.seen]))
 
 
-def load_sequences(folder: Path, limit: int | None) -> list[Sample] | None:
-    """Every ``NAME_boxes.csv`` of a folder, of each the first ``limit`` frames; None where it has none, or is no folder."""
+def load_sequences(folder: Path, limit: int | None, remarks: Remarks | None = None) -> list[Sample] | None:
+    """Every ``NAME_boxes.csv`` of a folder, of each the first ``limit`` frames; None where it has none, or is no folder.
+
+    Frames whose pixels are damaged are left out, as if a camera had dropped them.
+
+    Raises:
+        SourceError: a file cannot be used, or no frame can be decoded.
+    """
     files = sorted(folder.glob("*_boxes.csv")) if folder.is_dir() else []
-    return [sample for file in files for sample in load_dataset(file)[:limit]] or None
+    samples = [sample for file in files for sample in load_dataset(file, remarks=remarks)[:limit]]
+    return decodable(samples, remarks) or None
 
 
 def follow_sequences(

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from calib.data.datasets import Sample, load_dataset
+from calib.data.datasets import Sample, decoded, load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.precision.certified import frames_of
 from calib.precision.quantize import Calibration, Calibrator, calibrate
@@ -49,8 +49,8 @@ class Images:
             return frames_of(self.data, self.limit // 2), []
         samples = load_dataset(Path(self.data), self.images, self.ids)
         places = np.unique(np.linspace(0, len(samples) - 1, min(self.limit, len(samples))).astype(int))
-        chosen = [samples[place] for place in places]
-        return [sample.read() for sample in chosen], chosen
+        chosen = list(decoded(samples[place] for place in places))
+        return [image for _, image in chosen], [sample for sample, _ in chosen]
 
 
 def calibrate_chosen(images: Images, choice: Choice, method: str, out: Path | None, console: Console) -> "Found":
