@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from calib.bench.command import BenchOptions, bench_chosen, takes_bench
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
@@ -22,6 +21,8 @@ from engines.choose import Choice, build_chosen
 from engines.classifiers import load_classifier
 from engines.files import checked_suffix
 from engines.options import ENGINE, LARGEST, MOST_IMAGES, NETWORK, finite, takes, takes_choice
+from engines.terminal import Terminal
+from engines.text import shown
 from realtime import direct, live
 from realtime import doctor as doctors
 from realtime.batch.minute import plan_chosen
@@ -37,7 +38,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
-console = Console(stderr=True)
+console = Terminal(stderr=True)
 DEFECT = "this is a defect of Sightline, please report it"
 DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions()
 ONE = Scale()
@@ -257,6 +258,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:
+    summaries = shown(summaries)
     print_summaries(summaries, console)
     if as_json:
         print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))

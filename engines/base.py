@@ -18,13 +18,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.text import shown
+
 Array = NDArray[Any]
 Ticket = Any
 """What ``Engine.submit`` gives for a call that is under way: each backend's own affair."""
 
 
 class SightlineError(Exception):
-    """Base of every error that is the user's to mend; its text is one line."""
+    """Base of every error that is the user's to mend; its text is one line, without secrets of addresses."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(shown(" ".join(part.split("\n"))) if isinstance(part, str) else part for part in parts))
 
 
 class ModelError(SightlineError):

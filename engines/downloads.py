@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from engines.base import DownloadError
 from engines.files import put_in_place
+from engines.terminal import Terminal
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 20
@@ -191,4 +191,4 @@ def _reason(error: Exception) -> str:
 def _progress() -> Progress:
     """On standard error: standard output belongs to ``--json``."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Terminal(stderr=True))

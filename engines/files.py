@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import OutputError
+from engines.text import shown
 
 
 @contextmanager
@@ -119,13 +120,13 @@ def checked_suffix(path: Path, allowed: Sequence[str], what: str) -> None:
 
 
 def write_json(path: Path, found: object) -> None:
-    """Write something as indented JSON, whole or not at all.
+    """Write something as indented JSON, whole or not at all; without the secrets of addresses that stand in it.
 
     Raises:
         OutputError: the place cannot be written.
     """
     with whole_file(path) as part:
-        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(shown(found), indent=2) + "\n", encoding="utf-8")
 
 
 def read_object(path: Path) -> dict[str, Any]:

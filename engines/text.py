@@ -2,8 +2,9 @@
 
 import hashlib
 import unicodedata
+from typing import Any
 
-from engines.base import SightlineError
+from engines.masks import masked
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 UNSHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -24,24 +25,37 @@ def displayable(text: str) -> str:
     return "".join(REPLACEMENT if unicodedata.category(c) in UNSHOWN or c in DIRECTIONS else c for c in text)
 
 
+def shown(found: Any) -> Any:
+    """Text, or lists and dictionaries with texts in them, displayable and without secrets of addresses. All else as it is."""
+    if isinstance(found, str):
+        return displayable(masked(found))
+    if isinstance(found, dict):
+        return {shown(key): shown(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [shown(value) for value in found]
+    return found
+
+
 def file_name(name: str) -> str:
     """A name for files, from one that may be too long or not displayable.
 
     It is the same one for the same name, and another one for another name: what is changed gets a digest behind it.
     """
-    shown = displayable(name)
-    if shown == name and len(name.encode()) <= MOST_NAME_BYTES:
+    plain = displayable(name)
+    if plain == name and len(name.encode()) <= MOST_NAME_BYTES:
         return name
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    cut = shown.encode()[: MOST_NAME_BYTES - len(digest) - 1].decode(errors="ignore")
+    cut = plain.encode()[: MOST_NAME_BYTES - len(digest) - 1].decode(errors="ignore")
     return f"{cut}_{digest}"
 
 
 def in_words(error: BaseException) -> str:
-    """An error of any kind, in one line."""
+    """An error of any kind, in one line, without secrets of addresses."""
+    from engines.base import SightlineError  # its own texts are made displayable here
+
     if isinstance(error, SightlineError):
         return displayable(" ".join(str(error).split()))
     if isinstance(error, MemoryError):
         return "not enough memory"
-    said = " ".join(str(error).split())
+    said = " ".join(masked(str(error)).split())
     return displayable(f"{type(error).__name__}: {said}" if said else type(error).__name__)

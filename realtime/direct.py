@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engines.files import write_json
 from engines.localizer import Localizer
-from engines.text import displayable
+from engines.text import shown
 from realtime.batch.names import Naming, with_ending
 from realtime.follow.following import WHOLE_FRAMES, Following, opened
 from realtime.follow.options import FollowOptions
@@ -52,7 +52,7 @@ def process_all(
     summaries: list[Summary] = []
     for spec in specs:
         found = process(spec, naming, out, localizer, console, video, following)
-        summaries.append({"source": displayable(spec), **found})
+        summaries.append({"source": shown(spec), **found})
         if summaries[-1]["interrupted"]:
             break
     return summaries

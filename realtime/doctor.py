@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from engines.text import displayable
 from realtime.checks import CHECKS, Finding, Findings
 
 
@@ -59,7 +60,8 @@ def main() -> None:
     """``python -m realtime.doctor``: the same where ``sightline`` does not start."""
     findings = examine()
     for finding in findings:
-        print(f"{finding.state:8} {finding.name}: {finding.found}" + (f"\n         → {finding.fix}" if finding.fix else ""))
+        fix = f"\n         → {finding.fix}" if finding.fix else ""
+        print(f"{finding.state:8} {displayable(finding.name)}: {displayable(finding.found)}{fix}")
     sys.exit(not is_fit(findings))
 
 

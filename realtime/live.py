@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live as LiveTable
+from rich.text import Text
 
 from engines.files import checked_suffix
 from engines.localizer import Localizer
@@ -68,7 +69,7 @@ def stream(
         sinks = _sinks(stack, hub, options, lost, told)
         if options.web is not None:
             url = stack.enter_context(_page(hub, localizer, options.web, options)).url
-            console.print(f"watch on {url}", markup=False, soft_wrap=True, highlight=False)
+            console.print(Text(f"watch on {url}"), soft_wrap=True)  # a Text: the token is there to be seen
         interrupted = stack.enter_context(_stopping_on_ctrl_c(hub.stop))
         table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
         live = Live(lambda: hub.settings, feed.stop)

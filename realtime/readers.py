@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import TypeVar
 
 from engines.base import SourceError
-from engines.text import displayable, in_words
+from engines.text import in_words, shown
 from realtime.connection import NS, Attempt, Connection, Series
 from realtime.frames import FrameRecord
 from realtime.inbox import EVERY, LATEST, Inbox, Policy, Records
 from realtime.limits import AHEAD_BYTES
-from realtime.video import USUAL, Source, SourceOptions, name_of, without_password
+from realtime.video import USUAL, Source, SourceOptions, name_of
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
 SOUND_S = 10.0  # a connection that held for so long starts the waits anew
@@ -146,9 +146,7 @@ class Feed:
         self, specs: Sequence[str], options: SourceOptions = USUAL, policy: Policy = LATEST, at_once: int = 1,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self.connections = [
-            Connection(name, displayable(without_password(spec))) for name, spec in zip(names_of(specs), specs, strict=True)
-        ]
+        self.connections = [Connection(name, shown(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
         self._specs, self._options, self._told = list(specs), options, told
         self._inbox = Inbox(policy, len(specs), at_once)
 

@@ -15,7 +15,8 @@ import numpy as np
 from av.codec.context import Flags
 
 from engines.base import SourceError
-from engines.text import file_name
+from engines.masks import MASK, masked
+from engines.text import file_name, shown
 from realtime.colour import ToBgr
 from realtime.film import BOUNDED, Film, Packet, open_film, presented_frames
 from realtime.frames import Frame
@@ -100,7 +101,7 @@ class VideoFile(Source):
     """
 
     def __init__(self, url: str, options: SourceOptions = USUAL) -> None:
-        self.name, self._url, self._stall_s = name_of(url), without_password(url), options.stall_s
+        self.name, self._url, self._stall_s = name_of(url), shown(url), options.stall_s
         self._pipe = Pipe(url) if is_pipe(url) else None
         scheme = url.split("://", maxsplit=1)[0].lower() if "://" in url else ""
         demuxing: dict[str, str] = {}
@@ -245,7 +246,7 @@ def _stem_of(spec: str) -> str:
     if spec.isdigit():
         return f"camera{spec}"
     if "://" in spec:
-        address = urlsplit(spec)
+        address = urlsplit(masked(spec).replace(MASK, ""))  # no secret, and no sign that file names do not take
         return Path(address.path).stem or address.hostname or "stream"
     if spec.startswith("demo:"):
         return "demo"
@@ -255,17 +256,8 @@ def _stem_of(spec: str) -> str:
     return (path.resolve().stem if path.is_dir() else path.stem) or spec
 
 
-def without_password(url: str) -> str:
-    """The address as it may be shown and logged."""
-    before, at, after = url.rpartition("@")
-    if not at or "://" not in before:
-        return url
-    scheme, _, user = before.partition("://")
-    return f"{scheme}://{user.partition(':')[0]}@{after}"
-
-
 def reason_of(error: BaseException) -> str:
     """FFmpeg's or the system's words without the error number and path."""
     if isinstance(error, av.error.ExitError):
         return "nothing came for too long"
-    return getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(shown(getattr(error, "strerror", None) or str(error).strip() or type(error).__name__))

@@ -25,11 +25,12 @@ import av.error
 
 from engines.base import SourceError
 from engines.localizer import ImageBgr
+from engines.text import shown
 from realtime import limits
 from realtime.colour import ToBgr
 from realtime.frames import Frame
 from realtime.jpegs import MOST_BYTES, JpegSplitter
-from realtime.video import LONGEST_LOSS_S, OPEN_TIMEOUT_S, USUAL, Source, SourceOptions, name_of, reason_of, without_password
+from realtime.video import LONGEST_LOSS_S, OPEN_TIMEOUT_S, USUAL, Source, SourceOptions, name_of, reason_of
 
 POLL_S = 1.0
 """How often an address that answers with one picture is asked."""
@@ -58,7 +59,7 @@ class WebPictures(Source):
 
     def __init__(self, url: str, decode: Decode, options: SourceOptions = USUAL) -> None:
         self.name, self.live, self._decode = name_of(url), True, decode
-        self._shown, self._stall_s, self._poll = without_password(url), options.stall_s, options.poll
+        self._shown, self._stall_s, self._poll = shown(url), options.stall_s, options.poll
         self._address, self._opener = _address_and_opener(url)
         self._known: dict[str, str] = {}
         self._last = b""
@@ -231,5 +232,5 @@ class _SafeRedirects(HTTPRedirectHandler):
         """
         scheme = urlsplit(newurl).scheme.lower()
         if scheme not in ("http", "https") or (req.type == "https" and scheme != "https"):
-            raise SourceError(f"{without_password(req.full_url)} leads from {req.type} to {scheme}, which is not followed")
+            raise SourceError(f"{shown(req.full_url)} leads from {req.type} to {scheme}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]

@@ -8,9 +8,8 @@ from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
 
-from rich.console import Console
-
 import cli
+from engines.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = 200
@@ -24,7 +23,7 @@ def command(*arguments, **environment) -> subprocess.CompletedProcess[str]:
     line, out, err, status = ["sightline", *map(str, arguments)], StringIO(), StringIO(), 0
     told = {"COLUMNS": str(COLUMNS), "SIGHTLINE_TRACEBACK": "1", **environment}
     with (
-        patch.object(sys, "argv", line), patch.dict(os.environ, told), patch.object(cli, "console", Console(stderr=True, width=COLUMNS)),
+        patch.object(sys, "argv", line), patch.dict(os.environ, told), patch.object(cli, "console", Terminal(stderr=True, width=COLUMNS)),
         redirect_stdout(out), redirect_stderr(err),
     ):  # fmt: skip
         try:

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from calib.shipped.clips import Crowd, crowds
 from engines.boxes import overlap
 from engines.choose import Choice, open_localizer
 from engines.localizer import Localizer
+from engines.terminal import Terminal
 from realtime.follow.several import Several
 from realtime.follow.trust import load_trust
 from realtime.frames import BoxPx, Tracked
@@ -91,7 +91,7 @@ def main(
     count: Annotated[int, typer.Option(help="Clips of each kind.", min=1)] = 24,
 ) -> None:
     """Measure, and print a table: clips with one, two and three objects."""
-    console, localizer = Console(), open_localizer(Choice())
+    console, localizer = Terminal(), open_localizer(Choice())
     with open_source(str(data / "imagenet_sample/images_256.zip")) as photos:
         backgrounds = [frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)]
     objects = [sample for sample in load_dataset(data / "animal_pose_voc/train.csv") if sample.one_box]

@@ -35,6 +35,7 @@ from engines.methods.choose import beam_settings, dam_settings
 from engines.methods.crops import CropSettings, first_crops
 from engines.methods.dam import build_scores_graph, build_walks_graph
 from engines.preprocess import IMAGE
+from engines.terminal import Terminal
 
 OBJECTS = 5
 CROPS = "beam in crops"
@@ -72,7 +73,7 @@ def methods(
     every: Annotated[int, typer.Option(help="Measure on every N-th single-object photo of animals only.", min=1)] = 1,
 ) -> None:
     """Measure every method and write the page after each; what is left out keeps its figures in the JSON beside it."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     kept = out.with_suffix(".json")
     pages: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     sets = single_sets(data, every)

@@ -28,6 +28,7 @@ from engines.classifiers import Classifier, load_classifier
 from engines.features import Feature
 from engines.files import whole_file
 from engines.maps import PIXELS, MapSpec
+from engines.terminal import Terminal
 
 REPORT_SEQUENCES = ("blackswan", "dance-twirl", "horsejump-high", "kite-surf", "motocross-jump", "scooter-black")
 OBJECTIVES = {"class score": "sensitivity", "Gestalt Total": "gestalt"}
@@ -55,7 +56,7 @@ def results(
     sgd: Annotated[bool, typer.Option(help="The papers' head by their 30,000 steps too: minutes for each network.")] = True,
 ) -> None:
     """Fit and measure everything, and write the page; networks that are left out keep their figures in the JSON beside it."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     train, tests = load_dataset(data / "animal_pose_voc" / "train.csv"), measured_sets(data)
     kept = out.with_suffix(".json")
     pages: dict[str, dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}

@@ -24,6 +24,7 @@ from engines.heuristic import Heuristic
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.maps import PIXELS, MapSpec
 from engines.quantize import Quantization, layers, source_of
+from engines.terminal import Terminal
 
 CELLS = 8
 FREE_BOX_IOU_P5 = 0.5
@@ -169,7 +170,7 @@ def measure(
 def rough_quantization(classifier: Classifier, objective: str) -> Quantization:
     """Ranges from two images of noise, for timing a network that has no calibration: speed does not depend on them."""
     noise = np.random.default_rng(0).integers(0, 256, (2, classifier.size_px, classifier.size_px, 3)).astype(np.uint8)
-    measured, _, always = measure(classifier, objective, list(noise), Console(quiet=True))
+    measured, _, always = measure(classifier, objective, list(noise), Terminal(quiet=True))
     return Quantization(ranges_of(measured, "minmax"), always, classifier.digest, classifier.size_px, objective, PIXELS)
 
 

@@ -26,6 +26,7 @@ from engines.classifiers import load_classifier
 from engines.head import Head
 from engines.methods.crops import ENLARGED, CropsEngine, CropSettings, Judge, first_crops, judged, widened
 from engines.shrink import resized
+from engines.terminal import Terminal
 
 PAIRS, SINGLES, CROPS, CHILDREN = 500, 250, 16, 10
 RIDGE = 1.0
@@ -43,7 +44,7 @@ def crops(
     singles_count: Annotated[int, typer.Option("--singles", help="Photos to use as they are.", min=1)] = SINGLES,
 ) -> None:
     """Fit the judge of the shipped network and head, and write it."""
-    judge = fit_judge([s for s in load_dataset(data) if s.single], pairs_count, singles_count, Console(stderr=True))
+    judge = fit_judge([s for s in load_dataset(data) if s.single], pairs_count, singles_count, Terminal(stderr=True))
     judge.save(out)
 
 

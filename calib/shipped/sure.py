@@ -22,11 +22,12 @@ from engines.base import SightlineError
 from engines.classifiers import Classifier, load_classifier
 from engines.head import Head, load_head
 from engines.shipped import shipped_head_names, shipped_head_path
+from engines.terminal import Terminal
 
 
 def sure(data: Annotated[Path, typer.Option(help="Folder with animal_pose_voc, which the heads were fitted on.")]) -> None:
     """Write it into every shipped head."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     samples = load_dataset(data / "animal_pose_voc" / "train.csv")
     for name in shipped_head_names():
         head = load_head(shipped_head_path(name))

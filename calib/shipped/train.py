@@ -31,6 +31,7 @@ from engines.backends.torch_networks import Vgg16
 from engines.base import SourceError
 from engines.classifiers import imagenet_classes, load_classifier
 from engines.files import whole_file
+from engines.terminal import Terminal
 from realtime.sources import archive_members, decode_image, open_source
 
 CLASSIFY = Recipe("classify", side_px=64, steps=5600, batch=(128,), peak_rate=0.1)
@@ -47,7 +48,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the weights; a stopped run goes on from it.")],
 ) -> None:
     """Run (or go on with) the stages and write ``compact.safetensors`` with its card."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     torch.manual_seed(0)
     network = Vgg16(CLASSIFY.channels, len(imagenet_classes()), hidden=0, batch_norm=True)
     labelled, validation = (tiny_imagenet(data / "tiny_imagenet_200", split) for split in ("train", "val"))

@@ -26,6 +26,7 @@ from engines.boxes import iou
 from engines.choose import Choice, open_localizer
 from engines.files import whole_file
 from engines.localizer import Localizer
+from engines.terminal import Terminal
 from realtime.follow.follower import Follower
 from realtime.follow.trust import SHIPPED, SIGNS, Signs, Trust, expanded
 from realtime.frames import BoxPx
@@ -133,7 +134,7 @@ def main(
     count: Annotated[int, typer.Option(help="Clips made of photos.", min=1)] = CLIPS,
 ) -> None:
     """Fit and save the model."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with open_source(str(data / "imagenet_sample/images_256.zip")) as photos:
         backgrounds = [frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)]
     objects = [sample for sample in load_dataset(data / "animal_pose_voc/train.csv") if sample.one_box]

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engines.base import OutputError, SourceError
 from engines.files import whole_file, write_json
-from engines.text import displayable
+from engines.text import shown
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.crew import QUEUED, Cluster, Crew, Hand, LostError, Ref
 from realtime.batch.failures import as_told, ends_run, failed
@@ -306,6 +306,6 @@ class _Across:
             source.job.discard()
         source.todo.clear()
         summary = failed(error)
-        line = displayable(f"{source.spec}: {summary['error']}")
+        line = shown(f"{source.spec}: {summary['error']}")
         self._console.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
         self._finish(source, summary)

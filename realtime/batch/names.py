@@ -8,9 +8,9 @@ from pathlib import Path
 
 from engines.base import OutputError
 from engines.files import numbered
-from engines.text import displayable
+from engines.text import displayable, shown
 from realtime.batch.job import Job, alone
-from realtime.video import name_of, without_password
+from realtime.video import name_of
 from realtime.written import FOLDER, Look, stamp_of, without_written
 
 
@@ -68,8 +68,8 @@ class Naming:
                 break
         self._given |= {with_ending(Path(job.name), ending).name.casefold() for ending in endings}
         if job.name != base:
-            shown = displayable(without_password(spec))
-            self._told(f"{shown}: its results are called {job.name}, because {base} is taken in {self._out}")
+            source = shown(spec)
+            self._told(f"{source}: its results are called {job.name}, because {base} is taken in {self._out}")
         return job
 
     @contextmanager

@@ -11,7 +11,7 @@ from av.video.stream import VideoStream
 from engines.base import SourceError
 from realtime.batch.clip import Segment
 from realtime.film import BOUNDED, Film, Packet, film_of, open_film
-from realtime.video import reason_of, without_password
+from realtime.video import reason_of
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 """Without it FFmpeg fills in what it cannot decode and says nothing."""
@@ -29,7 +29,7 @@ def open_video(spec: str) -> InputContainer:
     try:
         container = open_film(spec)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise SourceError(f"cannot open {without_password(spec)}: {reason_of(error)}") from error
+        raise SourceError(f"cannot open {spec}: {reason_of(error)}") from error
     film_of(container, spec)
     return container
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from engines.base import OutputError, SourceError
 from engines.files import write_json
 from engines.localizer import Localizer
-from engines.text import displayable
+from engines.text import shown
 from realtime import direct
 from realtime.batch.failures import as_told, ends_run, failed
 from realtime.batch.job import Job
@@ -99,9 +99,9 @@ def process_all(
                     raise
                 errors.append(error)
                 summary = failed(error)
-                line = displayable(f"{spec}: {summary['error']}")
+                line = shown(f"{spec}: {summary['error']}")
                 console.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
-            summaries.append({"source": displayable(spec), **summary})
+            summaries.append({"source": shown(spec), **summary})
             progress.advance(overall)
             if summary["interrupted"]:
                 break

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engines.text import displayable
+from engines.text import shown
 from realtime.batch.clip import Clip, Segment
 from realtime.batch.job import Job
 from realtime.batch.storage import is_shared
@@ -59,4 +59,4 @@ class Source:
 
     def told(self, summary: Summary) -> Summary:
         """A summary that says of what it is."""
-        return {"source": displayable(self.spec), **summary}
+        return {"source": shown(self.spec), **summary}
