@@ -29,6 +29,8 @@ def pictures_in(file: Path | BytesIO, name: str) -> int:
     """How many pictures an image file holds; 1 where it does not say, or is none."""
     if Path(name).suffix.lower() not in MAY_HAVE_SEVERAL:
         return 1
+    if isinstance(file, Path) and not file.is_file():  # to open a pipe would wait for ever
+        return 1
     try:
         with PIL.Image.open(file) as image:
             return int(getattr(image, "n_frames", 1))
