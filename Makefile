@@ -1,6 +1,7 @@
 # Two commands for a newcomer: `make run` localizes a cat in a video, `make test` proves the parts. Both set up what is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+TWO := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 .PHONY: setup run test test-long test-gpu test-caps lint bench clean
 
@@ -22,8 +23,9 @@ run: .venv/runs-with
 	$(BIN)/sightline demo --out out
 	@echo 'Next, with a camera and a page to watch it on: $(BIN)/sightline stream 0 --web 8000'
 
+# Two processes share the files of tests: many of them wait for a camera, a server or a browser.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
@@ -35,7 +37,7 @@ test-gpu: setup
 # what is slow and does not compute with it (downloads, TensorRT), or is the same promise at full width.
 test-caps: setup
 	for cap in AVX2 AVX512_CORE_VNNI; do \
-		ONEDNN_MAX_CPU_ISA=$$cap $(BIN)/python -m pytest tests/engines tests/calib/precision tests/test_cli_engines.py \
+		ONEDNN_MAX_CPU_ISA=$$cap $(BIN)/python -m pytest $(TWO) tests/engines tests/calib/precision tests/test_cli_engines.py \
 			--ignore-glob '*/test_tensorrt*.py' --ignore tests/engines/test_downloads.py --ignore tests/engines/test_torch_cuda.py \
 			-k 'not full_width and not float64' || exit 1; \
 	done

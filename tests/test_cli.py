@@ -236,9 +236,16 @@ def test_mistakes_in_naming_a_data_set(labelled_photo, tmp_path, arguments, word
 
 
 def test_a_box_beyond_its_image_names_file_image_box_and_size(labelled_photo):
-    labelled_photo.write_text(labelled_photo.read_text().replace("28,54", "28,99"))
+    labelled_photo.write_text(labelled_photo.read_text().replace("28,54", "28,300"))
     line = refused("evaluate", labelled_photo)
-    assert f"{labelled_photo}: image shot 8.png: box 4,30,28,99 of 'cat' reaches 3 px beyond the image of 128x96 px" in line
+    assert f"{labelled_photo}: image shot 8.png: box 4,30,28,300 of 'cat' reaches 204 px beyond the image of 128x96 px" in line
+
+
+def test_a_box_that_reaches_slightly_beyond_its_image_is_cut_and_that_is_said(labelled_photo):
+    labelled_photo.write_text(labelled_photo.read_text().replace("28,54", "28,99"))
+    result = command("evaluate", labelled_photo)
+    assert result.returncode == 0, result.stderr
+    assert f"boxes that reach slightly beyond their image are cut to it ({labelled_photo}: image shot 8.png)" in result.stderr
 
 
 def test_evaluate_keeps_the_classes_asked_for(labelled_photo):

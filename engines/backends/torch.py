@@ -141,8 +141,8 @@ class TorchEngine:
             maps = [torch.from_numpy(computed[f"{f.signal}:{f.layer}"]) for f in self._head.features]
             parts = [features_of(values, f) for values, f in zip(maps, self._head.features, strict=True)]
             chosen = torch.from_numpy(computed["class_index"])
-            kinds = torch.from_numpy(self._head.routes)[chosen] if len(self._head.routes) else torch.zeros_like(chosen)
-            weight, bias = torch.from_numpy(self._head.weight)[kinds], torch.from_numpy(self._head.bias)[kinds]
+            kinds = torch.tensor(self._head.routes)[chosen] if len(self._head.routes) else torch.zeros_like(chosen)
+            weight, bias = torch.tensor(self._head.weight)[kinds], torch.tensor(self._head.bias)[kinds]
             box = torch.einsum("nd,nkd->nk", torch.cat(parts, 1), weight) + bias
             box = box.clamp(0, 1)
             low, high = torch.minimum(box[:, :2], box[:, 2:]), torch.maximum(box[:, :2], box[:, 2:])

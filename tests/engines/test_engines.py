@@ -136,7 +136,7 @@ def test_the_localizer_takes_any_image_and_answers_in_its_pixels(shape):
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
 def test_the_localizer_refuses_what_is_no_bgr_image(image):
-    with pytest.raises(InputError, match="an image is uint8"):
+    with pytest.raises(InputError, match="an image is a NumPy array, uint8"):
         Localizer(MockEngine(SIZE)).localize([image])
 
 
