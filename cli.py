@@ -39,6 +39,8 @@ app = typer.Typer(
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
 )  # fmt: skip
 console = Terminal(stderr=True)
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises where a line of words does not fit its command; typer has no public name for it."""
 DEFECT = "this is a defect of Sightline, please report it"
 DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions()
 ONE = Scale()
@@ -274,15 +276,22 @@ def main() -> None:
     Any other exception is a defect of Sightline: one line and status 2 as well. ``SIGHTLINE_TRACEBACK=1`` shows all of it.
     """
     try:
-        app()
+        status = app(standalone_mode=False)
     except SightlineError as error:
         _stop(str(error))
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(2)
+        command = error.ctx.command_path if error.ctx else "sightline"
+        _stop(f"{' '.join(shown(error.format_message()).split()).rstrip('.')}; '{command} --help' lists what it takes")
     except Exception as error:
         if os.environ.get("SIGHTLINE_TRACEBACK"):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         what = " ".join(f"{type(error).__name__}: {error}".split())
         _stop(f"{DEFECT}: {what} ({Path(frame.filename).name}:{frame.lineno}; SIGHTLINE_TRACEBACK=1 shows all of it)")
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _stop(message: str) -> NoReturn:

@@ -282,3 +282,15 @@ def test_a_defect_is_one_line_and_its_traceback_is_had_on_request(monkeypatch):
     assert "KeyError" in result.stderr
     with pytest.raises(KeyError):
         command("doctor")
+
+
+def test_words_that_fit_no_command_are_one_line_without_control_characters():
+    for words, said in {
+        ("batch", "--size", "3", "x.mp4"): "Invalid value for '--size'",
+        ("batch", "--x\x1b[31m"): "No such option: --x\\x1b[31m",
+        ("nonsense",): "No such command 'nonsense'",
+    }.items():
+        result = command(*words)
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1
+        assert said in result.stderr
