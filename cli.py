@@ -19,7 +19,7 @@ from calib.precision import certified
 from engines.base import SightlineError
 from engines.choose import Choice, build_chosen
 from engines.classifiers import load_classifier
-from engines.files import checked_suffix
+from engines.files import checked_output
 from engines.options import ENGINE, LARGEST, MOST_IMAGES, NETWORK, finite, takes, takes_choice
 from engines.terminal import Terminal
 from engines.text import shown
@@ -148,7 +148,7 @@ def finetune(
     chosen: DataChoice = NO_DATA, choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fit the classifier's last layer to classes of your own, several in an image; boxes are not looked at."""
-    checked_suffix(out, (".safetensors",), "weights")
+    checked_output(out, finetuning.WEIGHTS_FILE, (*chosen.inputs, *choice.inputs))
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     found = finetuning.finetune(load_chosen(chosen, "trainval"), classifier, console)
     finetuning.save_finetuned(found, classifier, out)
@@ -194,9 +194,9 @@ def calibrate(
     choice: Choice = DEFAULT, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Make a network ready for int8: measure ranges, keep the layers that suffer in floating point, prove what comes out."""
-    if plot:
-        checked_suffix(plot, (".png", ".svg"), "picture")
-    found = calibration.calibrate_chosen(calibration.Images(data, images, ids, limit), choice, ranges, out, console)
+    pictures = calibration.Images(data, images, ids, limit)
+    calibration.check_outputs(pictures, choice, out, plot)
+    found = calibration.calibrate_chosen(pictures, choice, ranges, out, console)
     if plot:
         calibration.plot_layers(found, plot, choice.model)
         console.print(f"wrote {plot}")
@@ -220,7 +220,7 @@ def build(
 ) -> None:  # fmt: skip
     """Write the whole localization graph as one ONNX file, or build an engine of it, proved against the reference."""
     wanted = certified.BuildChoice(out, backend, choice.precision, target, rebuild, on)
-    certified.check_options(wanted)
+    certified.check_options(wanted, choice.inputs)
     reference = build_chosen(replace(choice, precision="fp32"), batch)
     graph = build_chosen(choice, batch) if choice.precision == "int8" else reference
     certified.build_chosen_engine(graph, wanted, console, reference)

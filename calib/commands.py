@@ -14,7 +14,7 @@ from calib.data.remarks import Remarks
 from calib.evaluation import evaluate as evaluation
 from calib.evaluation.baselines import baselines, check_disjoint
 from calib.evaluation.cooccurrence import conditional_probabilities
-from calib.evaluation.report import SUFFIXES, write_report
+from calib.evaluation.report import check_report, write_report
 from calib.evaluation.sequence_report import write_sequence_report
 from calib.evaluation.sequences import follow_sequences, load_sequences, sequences_table
 from calib.evaluation.sequences import report_of as following_report
@@ -23,7 +23,8 @@ from calib.heads.fit import default_features, fit_head
 from engines.base import InputError, OutputError
 from engines.choose import Choice
 from engines.classifiers import load_classifier
-from engines.files import checked_suffix
+from engines.files import checked_output
+from engines.head import HEAD_FILE
 from engines.localizer import Localizer
 from realtime.follow.following import WHOLE_FRAMES
 from realtime.follow.options import FollowOptions
@@ -59,9 +60,10 @@ def fit_chosen(data: DataChoice, options: FitOptions, choice: Choice, console: C
         SightlineError: the data or the network cannot be used, or a result cannot be written.
     """
     out, curve = options.out, options.curve
-    checked_suffix(out, (".safetensors",), "head")
+    inputs = (*data.inputs, *choice.inputs, options.curve_on, options.curve_ids)
+    checked_output(out, HEAD_FILE, inputs)
     if curve:
-        checked_suffix(curve, curves.SUFFIXES, "picture")
+        checked_output(curve, curves.CURVE_FILE, inputs)
     elif options.curve_on:
         raise OutputError("--curve-on says what a learning curve is measured on: name its picture with --curve FILE.png")
     training, test = load_chosen(data, "trainval"), load_chosen(data, "test") if data.dataset else []
@@ -117,7 +119,7 @@ def evaluate_chosen(
         SightlineError: the data or the engine cannot be used, or the report cannot be written.
     """
     if options.report:
-        checked_suffix(options.report, SUFFIXES, "report")
+        check_report(options.report, (*data.inputs, *choice.inputs, options.train, options.train_ids))
     following, choice = following.beside(choice)
     if following.objects > 1:
         raise InputError("evaluate --follow measures one object in each sequence: leave --objects out")

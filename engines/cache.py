@@ -16,11 +16,12 @@ import onnx
 
 from engines.base import EngineError, ModelError
 from engines.downloads import cache_dir
-from engines.files import whole_file
+from engines.files import Kind, whole_file
 from engines.reading import json_object, read_file
 
 MAGIC = b"SIGHTLINE\n"
 SUFFIX = ".engine"
+ENGINE_FILE = Kind("engine", (SUFFIX,), MAGIC)
 MOST_BYTES = 1 << 34
 """Of an engine file: far more than any graph compiles to."""
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from engines.base import Array, EngineError, InputError, ModelError
 from engines.boxes import iou
-from engines.files import whole_file
+from engines.files import Kind, whole_file
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.reading import number, read_json_object, text, whole_number
 
+CERTIFICATE_FILE = Kind("certificate", (), rb'\{\s*"passed": (true|false),\s*"subject": \{')
 FEWEST_FRAMES = 8
 LEAST_CHANGE = 1e-3
 """Frames whose reference maps change less than this from one to the next cannot show that a map is not frozen."""

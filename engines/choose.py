@@ -63,6 +63,11 @@ class Choice:
     objects: int = 1
     least_confidence: float = 0.0
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What of it may be files that are read."""
+        return tuple(each for each in (self.weights, self.head, self.calibration) if each)
+
 
 def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, streams: int = 1, batch: int = 1) -> Localizer:
     """Load, build and compile what was chosen.

@@ -5,13 +5,18 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.base import OutputError
 from engines.text import shown
+
+MARK_WITHIN_BYTES = 1 << 20
+"""A file's mark is looked for in so much of its beginning."""
 
 
 @contextmanager
@@ -117,6 +122,80 @@ def checked_suffix(path: Path, allowed: Sequence[str], what: str) -> None:
     """
     if path.suffix.lower() not in allowed:
         raise OutputError(f"{what} {path}: the name must end in {' or '.join(allowed)}; rename it")
+
+
+def file_key(path: str | Path) -> tuple[int, int] | None:
+    """What two names of one file have in common; None where there is no file."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Files that a command writes under a name of the user's; their beginning tells them from files of others.
+
+    Attributes:
+        what: it is, in words.
+        suffixes: that its name may have, with their dots; empty for any.
+        mark: how each such file begins, a regular expression; ``.`` is any byte.
+    """
+
+    what: str
+    suffixes: tuple[str, ...]
+    mark: bytes
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a file of this kind is there; never raises, and reads ``MARK_WITHIN_BYTES`` at most."""
+        try:
+            if not path.is_file():  # a pipe would be waited for
+                return False
+            with path.open("rb") as file:
+                return re.match(self.mark, file.read(MARK_WITHIN_BYTES), re.DOTALL) is not None
+        except OSError:
+            return False
+
+
+def picture_kind(what: str, *suffixes: str) -> Kind:
+    """Pictures that Matplotlib writes with ``signed(what, suffix)``."""
+    name = re.escape(f"Sightline {what}".encode())
+    mark = rb"\x89PNG.{,200}?Software\0" + name + rb"|<\?xml.{,4000}?<dc:title>" + name + rb"</dc:title>"
+    return Kind("picture", suffixes or (".png",), mark)
+
+
+def signed(what: str, suffix: str = ".png") -> dict[str, str]:
+    """The metadata by which ``picture_kind`` knows a picture, for Matplotlib's ``savefig``."""
+    return {"Creator" if suffix.lower() == ".svg" else "Software": f"Sightline {what}"}
+
+
+def checked_output(path: Path, kind: Kind, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Refuse a name that cannot be written to without loss; asked before long work, not after it.
+
+    Args:
+        path: to be written.
+        kind: of what is to be written; an earlier file of that kind may be replaced.
+        inputs: what the same command reads; what is no file of this machine is passed over.
+
+    Raises:
+        OutputError: the ending is wrong, an input has that name (or is the same file by a link or another spelling), or a
+            file or folder has it which is not of this kind.
+    """
+    if kind.suffixes:
+        checked_suffix(path, kind.suffixes, kind.what)
+    name, place = shown(str(path)), Path(os.path.realpath(path))  # "x/../a" is "a", even where there is no x yet
+    key = file_key(place)
+    if key is not None and any(file_key(each) == key for each in inputs if each is not None):
+        raise OutputError(f"{kind.what} {name}: this command reads that file, and would replace it; choose another name")
+    if os.path.lexists(path) or os.path.lexists(place):
+        if place.is_dir():
+            raise OutputError(f"{kind.what} {name}: that is a folder; choose another name")
+        if not kind.is_at(place):
+            raise OutputError(
+                f"{kind.what} {name}: another file has that name, and it is not replaced; choose another name, or remove that "
+                "file (one that an early version of Sightline wrote has no mark, and counts as another's)"
+            )
 
 
 def write_json(path: Path, found: object) -> None:

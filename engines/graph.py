@@ -18,9 +18,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from engines.base import Array, ModelError
+from engines.files import Kind
 
 OPSET = 20
 IR_VERSION = 10
+GRAPH_FILE = Kind("ONNX file", (), rb"\x08.\x12\x09sightline")
 BACKWARD_STARTS = "backward_starts"
 """The model's metadata under this name list the tensors that its backward pass begins from."""
 SHARED_UP_TO = 4096  # elements: comparing larger constants costs more than it saves

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from engines.base import ModelError
 from engines.features import KINDS, Array32, Feature
-from engines.files import whole_file
+from engines.files import Kind, whole_file
 from engines.graph import Graph
 from engines.maps import SIGNALS, MapSpec
 from engines.reading import json_object, number, shown, text, whole_number
@@ -26,6 +26,7 @@ from engines.tensors import read_safetensors
 from engines.trust import Trust, trust_of
 
 LARGEST_SIDE = 4096
+HEAD_FILE = Kind("head", (".safetensors",), rb'.{8}\{"__metadata__":\{"sightline_head":')
 """Pixels of an input, or cells and quantiles of a feature, along a side."""
 
 

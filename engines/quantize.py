@@ -19,11 +19,12 @@ import numpy as np
 import onnx
 
 from engines.base import Array, ModelError
-from engines.files import whole_file
+from engines.files import Kind, whole_file
 from engines.graph import Graph, attributes_of
 from engines.reading import number, read_json_object, shown, text, whole_number
 
 FORMAT = 1
+CALIBRATION_FILE = Kind("calibration", (), rb'\{\s*"sightline_int8":')
 STEPS = 127
 SMALLEST_RANGE, LARGEST_RANGE = 1e-30, 1e30
 """Of a tensor that is zero on every image the smallest is noted: a scale must be positive. Beyond the largest is no float32."""

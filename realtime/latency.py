@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.boxes import iou
-from engines.files import whole_file
+from engines.files import picture_kind, signed, whole_file
 from engines.text import displayable
 from realtime.frames import FrameRecord
 
 STAGES = ("read", "wait", "prepare", "engine", "draw", "write")
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
+LATENCY = "time per frame"
+LATENCY_FILE = picture_kind(LATENCY)
 CORLOC_IOU = 0.5
 MEASURABLE = 0.05
 
@@ -200,4 +202,4 @@ def plot_latency(run: Run, path: Path, title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     with whole_file(path) as part:
-        figure.savefig(part, format="png")
+        figure.savefig(part, format="png", metadata=signed(LATENCY))

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from calib.bench.compare import print_comparison
-from calib.bench.plots import plot_bench
+from calib.bench.plots import check_plots, plot_bench
 from calib.bench.report import print_bench
 from calib.bench.run import bench, choices, whole_numbers
 from calib.bench.screen import bench_screen, print_screen
@@ -85,6 +85,8 @@ def bench_chosen(options: BenchOptions, choice: Choice, console: Console, as_jso
             f"bench runs one source, not also {others[0]}; to compare two results: bench compare A.json B.json"
         )
     chosen = choices(options.models, choice)
+    if options.plots:
+        check_plots(options.plots, (source, *choice.inputs))
     if options.screen:
         result = bench_screen(source, chosen[0], options.seconds, console)
         print_screen(result, console)

@@ -1,22 +1,41 @@
 """Pictures of a bench: who takes how long, how steady it was, how far from the machine's bound, what size and batch cost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from engines.files import whole_file
-from realtime.latency import Run, plot_latency
+from engines.base import OutputError
+from engines.files import checked_output, file_key, picture_kind, signed, whole_file
+from engines.text import displayable
+from realtime.latency import LATENCY_FILE, Run, plot_latency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OURS, THEIRS, DARK = "#4C78A8", "#C2C8D0", "#222222"
+NAMES = ("peers", "rounds", "gpu", "roofline", "sweep")
 FIGURE_SPACE = "\u2007"  # as wide as a digit, so that columns of figures line up
 COLOURS = {"fp32": "#4C78A8", "bf16": "#E45756", "fp16": "#F2A541", "int8": "#54A24B"}
+
+
+def check_plots(folder: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse a folder whose pictures cannot be written without loss, before any work.
+
+    Raises:
+        OutputError: it is a file, or is read, or holds files of others under the names of our pictures.
+    """
+    inputs = list(inputs)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--plots {displayable(str(folder))}: that is a file; name a folder")
+    if folder.is_dir() and file_key(folder) in {file_key(each) for each in inputs if each}:
+        raise OutputError(f"--plots {displayable(str(folder))}: that folder is read; name another one")
+    checked_output(folder / "latency.png", LATENCY_FILE, inputs)
+    for name in NAMES:
+        checked_output(folder / f"{name}.png", picture_kind(f"bench {name}"), inputs)
 
 
 def plot_bench(result: dict[str, Any], run: Run, folder: Path) -> list[Path]:
@@ -38,7 +57,7 @@ def plot_bench(result: dict[str, Any], run: Run, folder: Path) -> list[Path]:
     for name, picture in draw.items():
         written.append(folder / f"{name}.png")
         with whole_file(written[-1]) as part:
-            picture(result).savefig(part, format="png")
+            picture(result).savefig(part, format="png", metadata=signed(f"bench {name}"))
     return written
 
 

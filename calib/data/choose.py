@@ -35,6 +35,11 @@ class DataChoice:
     classes: str | None = None
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files and folders that are read."""
+        return tuple(each for each in (self.data, self.images, self.ids) if each)
+
+    @property
     def name(self) -> str:
         """Of the set, for cards."""
         return self.dataset or (self.data.stem if self.data else "")

@@ -1,8 +1,9 @@
 """An evaluation as a document: one self-contained HTML file, or Markdown with its pictures beside it."""
 
+import os
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,20 @@ from urllib.parse import quote
 
 from calib.evaluation.evaluate import Case
 from calib.evaluation.pictures import Picture, case_picture, class_bars, quality_plot, sure_plot
-from engines.files import checked_suffix, whole_file
+from engines.base import OutputError
+from engines.files import Kind, checked_output, checked_suffix, file_key, whole_file
 from engines.localizer import Localizer
+from engines.text import displayable
 from realtime.documents import templates
 
 SUFFIXES = (".html", ".md")
+MARKDOWN_MARK = "<!-- Sightline evaluation -->\n"
+REPORT_FILE = Kind(
+    "report",
+    SUFFIXES,
+    b'<!-- Sightline evaluation -->|<!DOCTYPE html>.{,200}?<meta name="generator" content="Sightline evaluation">',
+)
+PICTURES = (".jpg", ".png")
 CASES_PER_GROUP = 4
 NAMES = {"whole_image": "whole image", "mean_box": "mean box", "best_constant": "best constant box"}
 TEMPLATES = Path(__file__).parent / "assets"
@@ -27,6 +37,36 @@ class Shown:
 
     case: Case
     picture: Picture
+
+
+def check_report(path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Refuse a report that cannot be written without loss, before any work; so, too, the folder of a Markdown's pictures.
+
+    Args:
+        path: of the report.
+        inputs: what the same command reads.
+
+    Raises:
+        OutputError: see ``engines.files.checked_output``; or the folder is read, or holds pictures of others.
+    """
+    inputs = list(inputs)
+    checked_output(path, REPORT_FILE, inputs)
+    folder = pictures_folder(path)
+    if path.suffix.lower() != ".md" or not os.path.lexists(folder):
+        return
+    if not folder.is_dir() or file_key(folder) in {file_key(each) for each in inputs if each}:
+        raise OutputError(f"report {displayable(str(path))}: its pictures need the folder {folder.name}; choose another name")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        found = [each.name for each in folder.iterdir() if each.suffix in PICTURES]
+    except OSError as error:
+        raise OutputError(f"cannot read {displayable(str(folder))}: {error.strerror or error}") from error
+    others = [name for name in found if f"({link_to(folder, name)})" not in text]
+    if others:
+        raise OutputError(
+            f"report {displayable(str(path))}: the folder of its pictures, {displayable(folder.name)}, holds "
+            f"{displayable(others[0])}, which no report there names; choose another name, or remove that folder"
+        )
 
 
 def write_report(
@@ -76,9 +116,19 @@ def write_document(path: Path, template: str, content: Mapping[str, Any], pictur
     if path.suffix.lower() == ".html":
         write_all({path: rendered(f"{template}.html", embedded, content).encode()})
         return
-    folder = path.with_name(f"{path.stem}_files")
-    text = rendered(f"{template}.md", lambda picture: f"{quote(folder.name)}/{quote(picture.name)}", content)
+    folder = pictures_folder(path)
+    text = MARKDOWN_MARK + rendered(f"{template}.md", lambda picture: link_to(folder, picture.name), content)
     write_all({path: text.encode()} | {folder / picture.name: picture.content for picture in pictures})
+
+
+def pictures_folder(path: Path) -> Path:
+    """Where the pictures of a Markdown report lie."""
+    return path.with_name(f"{path.stem}_files")
+
+
+def link_to(folder: Path, name: str) -> str:
+    """A picture's address in a Markdown report."""
+    return "/".join(quote(each, errors="surrogateescape") for each in (folder.name, name))
 
 
 def example_cases(cases: Sequence[Case]) -> dict[str, list[Case]]:

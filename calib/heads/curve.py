@@ -20,14 +20,15 @@ from engines.base import SourceError
 from engines.boxes import iou
 from engines.classifiers import Classifier
 from engines.features import Feature
-from engines.files import checked_suffix, whole_file
+from engines.files import checked_suffix, picture_kind, signed, whole_file
 from engines.maps import MapSpec
 
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SUBSETS = 5
 HELD_OUT = 5  # one image (of sequences, one sequence) in so many, where no other set is given
 NEAREST = 2 / 3  # of all boxes: a larger subset would be nearly all of them
-SUFFIXES = (".png",)
+CURVE = "learning curve"
+CURVE_FILE = picture_kind(CURVE)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def plot_curve(curve: Curve, path: Path, title: str) -> None:
     """
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
-    checked_suffix(path, SUFFIXES, "picture")
+    checked_suffix(path, CURVE_FILE.suffixes, CURVE_FILE.what)
     boxes = [point.boxes for point in curve.points]
     panels = (
         ("CorLoc, %", [100 * np.array(p.corloc) for p in curve.points], 100 * curve.constant_corloc),
@@ -186,4 +187,4 @@ def plot_curve(curve: Curve, path: Path, title: str) -> None:
         axes.grid(alpha=0.25)
     figure.axes[0].legend(loc="upper left", frameon=False, fontsize=9)
     with whole_file(path) as part:
-        figure.savefig(part, format="png")
+        figure.savefig(part, format="png", metadata=signed(CURVE))

@@ -21,11 +21,12 @@ from calib.evaluation.detection import average_precision, mean_ap
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import ModelError, SourceError
 from engines.classifiers import Classifier
-from engines.files import whole_file
+from engines.files import Kind, whole_file
 from engines.graph import Graph
 from engines.localizer import Localizer
 from engines.preprocess import IMAGE, append_preprocessing
 
+WEIGHTS_FILE = Kind("weights", (".safetensors",), rb'.{8}\{"__metadata__":\{.*?"sightline_weights":"finetuned"')
 LAST = {"compact": "classifier", "vgg16": "classifier.6", "alexnet": "fc8"}
 """The weights of each network's last linear layer. SqueezeNet's is a convolution with a ReLU behind it."""
 STRENGTHS = (1e-4, 1e-3, 1e-2)
@@ -137,5 +138,5 @@ def save_finetuned(found: Finetuned, classifier: Classifier, path: Path) -> Clas
     replaced = {f"{prefix}.weight": found.weight.astype(np.float32), f"{prefix}.bias": found.bias.astype(np.float32)}
     tensors = {name: np.ascontiguousarray(value) for name, value in {**classifier.weights, **replaced}.items()}
     with whole_file(path) as part:
-        part.write_bytes(save(tensors, {"class_names": json.dumps(found.classes)}))
+        part.write_bytes(save(tensors, {"sightline_weights": "finetuned", "class_names": json.dumps(found.classes)}))
     return replace(classifier, weights=tensors, class_names=found.classes)

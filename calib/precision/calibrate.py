@@ -1,5 +1,6 @@
 """The ``calibrate`` command: which images, where the calibration goes, and what is shown of it."""
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from calib.data.datasets import Sample, decoded, load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.precision.certified import frames_of
 from calib.precision.quantize import Calibration, Calibrator, calibrate
-from engines.base import SourceError
+from engines.base import OutputError, SourceError
 from engines.choose import Choice, calibration_paths, choose_head, chosen_spec
 from engines.classifiers import load_classifier
-from engines.files import whole_file
+from engines.files import checked_output, picture_kind, signed, whole_file
 from engines.localizer import ImageBgr, Localizer
+from engines.quantize import CALIBRATION_FILE
 
+LAYERS = "cost of layers"
+LAYERS_FILE = picture_kind(LAYERS, ".png", ".svg")
 LABELS = (".csv", ".tsv", ".xml", ".json", ".txt")
 
 
@@ -51,6 +55,21 @@ class Images:
         places = np.unique(np.linspace(0, len(samples) - 1, min(self.limit, len(samples))).astype(int))
         chosen = list(decoded(samples[place] for place in places))
         return [image for _, image in chosen], [sample for sample, _ in chosen]
+
+
+def check_outputs(images: Images, choice: Choice, out: Path | None, plot: Path | None) -> None:
+    """Refuse names that cannot be written to, before any work.
+
+    Raises:
+        OutputError: one of them; see ``engines.files.checked_output``.
+    """
+    inputs = (images.data, images.images, images.ids, *choice.inputs)
+    if plot:
+        checked_output(plot, LAYERS_FILE, inputs)
+    if out:
+        checked_output(out, CALIBRATION_FILE, inputs)
+    if out and plot and os.path.realpath(out) == os.path.realpath(plot):
+        raise OutputError(f"{plot} cannot hold both the calibration and the picture: give --out another name")
 
 
 def calibrate_chosen(images: Images, choice: Choice, method: str, out: Path | None, console: Console) -> "Found":
@@ -134,4 +153,4 @@ def plot_layers(found: Found, path: Path, network: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
     with whole_file(path) as part:
-        figure.savefig(part, format=path.suffix[1:], dpi=150)
+        figure.savefig(part, format=path.suffix[1:], dpi=150, metadata=signed(LAYERS, path.suffix))

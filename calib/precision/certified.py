@@ -1,6 +1,7 @@
 """``build``: the graph as a file, or as an engine of one backend, held against the reference before it may run."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from rich.console import Console
 from engines import cache
 from engines.backends.openvino import OpenVinoEngine
 from engines.base import Engine, EngineError, OutputError, SourceError
-from engines.certificate import Certificate, certificate_path, certify
+from engines.certificate import CERTIFICATE_FILE, Certificate, certificate_path, certify
 from engines.certified import checked_precision, key_of, openvino_key, openvino_subject, subject_of, typed_graph
 from engines.cuda import probe_gpu
-from engines.files import checked_suffix, whole_file
+from engines.files import checked_output, whole_file
+from engines.graph import GRAPH_FILE
 from engines.localizer import ImageBgr, Localizer
 from realtime.sources import open_source
 
@@ -73,8 +75,12 @@ def build_chosen_engine(
     return _certify_openvino(model, reference, choice, console) if choice.backend == "openvino" else None
 
 
-def check_options(choice: BuildChoice) -> None:
-    """Refuse options that contradict each other, before anything is built.
+def check_options(choice: BuildChoice, inputs: Iterable[str] = ()) -> None:
+    """Refuse options that contradict each other, and names that cannot be written to, before anything is built.
+
+    Args:
+        choice: the options.
+        inputs: files that the network is read from.
 
     Raises:
         EngineError, OutputError: one line that says which.
@@ -90,8 +96,13 @@ def check_options(choice: BuildChoice) -> None:
             raise EngineError("--precision and --on are about an engine: say which with --backend openvino or tensorrt")
     else:
         checked_precision(choice.precision)
-        if choice.out is not None:
-            checked_suffix(choice.out, (cache.SUFFIX,), "engine")
+    read = (*inputs, choice.on)
+    if choice.out is not None:
+        checked_output(choice.out, GRAPH_FILE if choice.backend != "tensorrt" else cache.ENGINE_FILE, read)
+        if choice.backend == "tensorrt" and choice.out.exists() and not choice.rebuild:
+            raise OutputError(f"engine {choice.out} is there: add --rebuild to replace it, or choose another name")
+        if choice.backend == "openvino":
+            checked_output(certificate_path(choice.out), CERTIFICATE_FILE, read)
 
 
 def _certify_openvino(model: onnx.ModelProto, reference: onnx.ModelProto, choice: BuildChoice, console: Console) -> Certificate:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engines.base import OutputError
-from engines.files import numbered
+from engines.files import file_key, numbered
 from engines.text import displayable, shown
 from realtime.batch.job import Job, alone
 from realtime.video import name_of
@@ -89,15 +89,6 @@ class Naming:
 def place_of(spec: str) -> str:
     """By what a source is known again: a file's path without links, or its address."""
     return spec if "://" in spec else os.path.realpath(spec)
-
-
-def file_key(path: str | Path) -> tuple[int, int] | None:
-    """What two names of one file have in common; None where there is no file."""
-    try:
-        found = Path(path).stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino
 
 
 def without_results(specs: Sequence[str], told: Callable[[str], None]) -> list[str]:

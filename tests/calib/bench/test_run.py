@@ -10,9 +10,10 @@ from rich.console import Console
 from calib.bench import run as bench
 from calib.bench.loop import bench_end_to_end
 from calib.bench.peers import PEERS
-from calib.bench.plots import plot_bench
+from calib.bench.plots import check_plots, plot_bench
 from calib.bench.report import print_bench
 from calib.bench.roofline import count_work
+from engines.base import OutputError
 from engines.choose import Choice
 from engines.classifiers import load_classifier
 from tests.realtime.media import write_images
@@ -50,6 +51,19 @@ def result(tmp_path_factory):
         found, run = bench.bench("demo:20", [TINY], 0.2, QUIET, sizes_px=[32, 64], batches=[1, 2])
     folder = tmp_path_factory.mktemp("plots") / "deep"
     return found, plot_bench(found, run, folder)
+
+
+def test_pictures_may_be_renewed_and_those_of_others_may_not(result, tmp_path):
+    _, pictures = result
+    folder = pictures[0].parent
+    check_plots(folder, ["demo:20"])
+    with pytest.raises(OutputError, match="that folder is read"):
+        check_plots(folder, [str(folder)])
+    with pytest.raises(OutputError, match="that is a file"):
+        check_plots(pictures[0], [])
+    (tmp_path / "sweep.png").write_bytes((folder / "peers.png").read_bytes())
+    with pytest.raises(OutputError, match=r"sweep\.png: another file has that name"):
+        check_plots(tmp_path, [])
 
 
 def test_the_bench_reports_the_contract_s_fields(result):

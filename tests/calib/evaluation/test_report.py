@@ -1,6 +1,7 @@
 """Reports: what they say, that they stand alone, which cases they show, and that they are written whole or not at all."""
 
 import json
+import os
 import re
 from base64 import b64decode
 
@@ -13,10 +14,11 @@ from calib.data.datasets import Sample, load_dataset
 from calib.evaluation.evaluate import Case, evaluate
 from calib.evaluation.metrics import ConstantBoxes
 from calib.evaluation.pictures import PANEL_PX, class_bars, outline
-from calib.evaluation.report import example_cases, write_report
+from calib.evaluation.report import check_report, example_cases, write_report
 from engines.backends.mock import MockEngine
 from engines.base import OutputError
 from engines.localizer import Localizer
+from realtime.documents import ASSETS, templates
 from realtime.overlay import SHADE_BGR, TRUTH_BGR
 from tests.command_line import command, refused
 from tests.realtime.media import picture
@@ -91,6 +93,37 @@ def test_a_report_that_cannot_be_written_leaves_nothing(write, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
     with pytest.raises(OutputError, match=r"\.html or \.md; rename it"):
         write(tmp_path / "r.pdf")
+
+
+def test_a_report_may_be_renewed_and_another_s_files_may_not_be_lost(write, tmp_path):
+    for name in ("r.md", "r.html"):
+        check_report(tmp_path / name)
+        write(tmp_path / name)
+        check_report(tmp_path / name)
+    with pytest.raises(OutputError, match=r"its pictures need the folder r_files"):
+        check_report(tmp_path / "r.md", [tmp_path / "r_files"])
+    (tmp_path / "r_files" / "notes.txt").touch()
+    check_report(tmp_path / "r.md")
+    (tmp_path / "r_files" / "worst_9.jpg").write_bytes(b"theirs")
+    with pytest.raises(OutputError, match=r"r_files, holds worst_9\.jpg"):
+        check_report(tmp_path / "r.md")
+    (tmp_path / "r_files" / "worst_9.jpg").unlink()
+    (tmp_path / "r_files" / os.fsdecode(b"\xff.jpg")).touch()
+    with pytest.raises(OutputError, match="r_files, holds \N{REPLACEMENT CHARACTER}.jpg"):
+        check_report(tmp_path / "r.md")
+    (tmp_path / "r_files" / os.fsdecode(b"\xff.jpg")).unlink()
+    (tmp_path / "r.md").unlink()  # the pictures alone may be anybody's
+    with pytest.raises(OutputError, match=r"which no report there names"):
+        check_report(tmp_path / "r.md")
+    (tmp_path / "s_files").touch()
+    with pytest.raises(OutputError, match=r"its pictures need the folder s_files"):
+        check_report(tmp_path / "s.md")
+
+
+def test_a_page_of_another_command_is_no_report_of_this_one(tmp_path):
+    (tmp_path / "clip.html").write_text(templates(ASSETS).get_template("document.html").render(title="a clip"))
+    with pytest.raises(OutputError, match="another file has that name"):
+        check_report(tmp_path / "clip.html")
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (7, [2, 2, 2]), (30, [4, 4, 4])])
