@@ -18,6 +18,7 @@ from calib.evaluation.report import check_report, example_cases, write_report
 from engines.backends.mock import MockEngine
 from engines.base import OutputError
 from engines.localizer import Localizer
+from engines.text import REPLACEMENT
 from realtime.documents import ASSETS, templates
 from realtime.overlay import SHADE_BGR, TRUTH_BGR
 from tests.command_line import command, refused
@@ -109,7 +110,7 @@ def test_a_report_may_be_renewed_and_another_s_files_may_not_be_lost(write, tmp_
         check_report(tmp_path / "r.md")
     (tmp_path / "r_files" / "worst_9.jpg").unlink()
     (tmp_path / "r_files" / os.fsdecode(b"\xff.jpg")).touch()
-    with pytest.raises(OutputError, match="r_files, holds \N{REPLACEMENT CHARACTER}.jpg"):
+    with pytest.raises(OutputError, match=f"r_files, holds {REPLACEMENT}[.]jpg"):
         check_report(tmp_path / "r.md")
     (tmp_path / "r_files" / os.fsdecode(b"\xff.jpg")).unlink()
     (tmp_path / "r.md").unlink()  # the pictures alone may be anybody's
