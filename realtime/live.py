@@ -149,7 +149,7 @@ def _sinks(
             renamed(options.trace, trace.path)
         sinks.append(beside(trace, "the trace"))
     if options.metrics is not None:
-        sinks.append(beside(MetricsSink(options.metrics, hub), "the metrics page"))
+        sinks.append(beside(MetricsSink(options.metrics, hub, options.web_token), "the metrics page"))
     if options.log is not None:
         sinks.append(beside(JsonlSink(options.log, live=True, max_mb=options.log_max_mb), "the log"))
     return sinks

@@ -1,21 +1,20 @@
 """A run's figures for Prometheus, and its newest picture as a plain JPEG, over HTTP."""
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from socketserver import ThreadingMixIn
-from typing import Any, Self
-from urllib.parse import parse_qs
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
 
 from engines.base import OutputError
 from engines.install import install_extra
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
 from realtime.hub import Hub
+from realtime.web.server import Address, GuardedServer
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from prometheus_client import CollectorRegistry
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-ADDRESS = "127.0.0.1"
 
 
 class MetricsSink:
@@ -28,18 +27,24 @@ class MetricsSink:
     Args:
         port: 0 for any free one; see ``port``.
         hub: of the run.
+        token: who has it may look (``Authorization: Bearer``); None for everyone on this machine.
 
     Raises:
-        OutputError: prometheus-client is missing, or the port is taken.
+        OutputError: FastAPI, uvicorn or prometheus-client is missing, or the port is taken.
+
+    Attributes:
+        port: that it listens on.
     """
 
     needs_picture = False
 
-    def __init__(self, port: int, hub: Hub) -> None:
+    def __init__(self, port: int, hub: Hub, token: str | None = None) -> None:
         try:
+            import fastapi  # noqa: F401
             import prometheus_client as prometheus
+            import uvicorn  # noqa: F401
         except ImportError as error:
-            raise OutputError(f"--metrics needs prometheus-client: {install_extra('web')}") from error
+            raise OutputError(f"--metrics needs FastAPI, uvicorn and prometheus-client: {install_extra('web')}") from error
         registry = prometheus.CollectorRegistry()
         self._frames = prometheus.Counter("sightline_frames", "Frames", ["source", "outcome", "cause"], registry=registry)
         self._stages, self._age, self._latency = (
@@ -51,12 +56,8 @@ class MetricsSink:
         )  # fmt: skip
         self._objects = prometheus.Gauge("sightline_objects", "Objects followed", ["source"], registry=registry)
         registry.register(_Connections(hub))
-        application = _application(prometheus.make_wsgi_app(registry), hub)
-        try:
-            self._server = make_server(ADDRESS, port, application, _Threading, _Quiet)
-        except OSError as error:
-            raise OutputError(f"cannot serve metrics on port {port}: {error.strerror}; give another to --metrics") from error
-        self.port: int = self._server.server_port
+        self._server = GuardedServer(_application(registry, hub), Address(port=port), token, "--metrics")
+        self.port = self._server.port
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``."""
@@ -72,12 +73,11 @@ class MetricsSink:
             self._latency.labels(source).observe(record.total_ms / 1e3)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        self._server.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.__exit__(None, None, None)
 
 
 class _Connections:
@@ -97,34 +97,33 @@ class _Connections:
         yield from (reconnects, up)
 
 
-def _application(metrics: Callable[..., Iterable[bytes]], hub: Hub) -> Callable[..., Iterable[bytes]]:
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/metrics":
-            return metrics(environ, start_response)
-        if environ["PATH_INFO"] == "/snapshot.jpg":
-            source = parse_qs(environ.get("QUERY_STRING", "")).get("source", [hub.connections[0].name])[0]
-            found = hub.snapshot(source)
-            if found is not None:
-                start_response("200 OK", [("Content-Type", "image/jpeg"), ("Cache-Control", "no-store")])
-                return [found]
-            start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
-            return [f"no picture of {source} now\n".encode()]
-        start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [b"here are /metrics and /snapshot.jpg\n"]
+def _application(registry: "CollectorRegistry", hub: Hub) -> "FastAPI":
+    from fastapi import FastAPI, Query, Request
+    from fastapi.responses import PlainTextResponse, Response
+    from prometheus_client.exposition import choose_encoder
 
-    return serve
+    app = FastAPI(title="Sightline", docs_url=None, redoc_url=None, openapi_url=None)
 
+    @app.get("/metrics")
+    def metrics(request: Request) -> Response:
+        """All figures; ``?name[]=`` chooses some."""
+        try:
+            encode, kind = choose_encoder(request.headers.get("accept", ""))
+        except ValueError:  # a version that is none
+            encode, kind = choose_encoder("")
+        names = request.query_params.getlist("name[]")
+        return Response(encode(registry.restricted_registry(names) if names else registry), headers={"Content-Type": kind})
 
-class _Threading(ThreadingMixIn, WSGIServer):
-    """A slow reader holds up nobody."""
+    @app.get("/snapshot.jpg")
+    def snapshot(source: str = Query(hub.connections[0].name)) -> Response:
+        """The newest picture; 503 where none comes."""
+        found = hub.snapshot(source)
+        if found is None:
+            return PlainTextResponse(f"no picture of {source} now\n", 503)
+        return Response(found, media_type="image/jpeg")
 
-    daemon_threads = True
+    @app.exception_handler(404)
+    async def nothing(_: Any, __: Exception) -> Response:
+        return PlainTextResponse("here are /metrics and /snapshot.jpg\n", 404)
 
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        """Requests are not the user's affair."""
-
-    def handle(self) -> None:
-        with suppress(ConnectionError):  # a viewer that goes away
-            super().handle()
+    return app

@@ -22,7 +22,7 @@ class StreamOptions:
         trace: timeline to write, see ``realtime.trace``.
         metrics: port for Prometheus and ``/snapshot.jpg``, see ``realtime.metrics``.
         web: ``[HOST:]PORT`` of the page, see ``realtime.web.server``.
-        web_token: who has it may look; None for none on this machine alone, for a new one elsewhere.
+        web_token: opens the page and the metrics; None for none on this machine alone, for a new one elsewhere.
         web_dir: where recordings go that are begun on the page.
         heat_map: see ``realtime.overlay.Look``.
         alpha: likewise.
@@ -72,7 +72,10 @@ OPTIONS: dict[str, Any] = {
     "web": Annotated[str | None, typer.Option(help="Serve a page to watch and steer on, at [HOST:]PORT.")],
     "web_token": Annotated[
         str | None,
-        typer.Option(envvar="SIGHTLINE_WEB_TOKEN", help="Secret to see the page; beyond this machine, a new one if not given."),
+        typer.Option(
+            envvar="SIGHTLINE_WEB_TOKEN",
+            help="Secret to see the page and the metrics; beyond this machine, a new one if not given.",
+        ),
     ],
     "web_dir": Annotated[Path, typer.Option(help="Folder for recordings begun on the page.")],
     "heat_map": Annotated[str, typer.Option(help="inset: in the corner; over: on the whole picture; off.")],

@@ -1,5 +1,8 @@
 """Who may look: everyone on this machine, or whoever has the token; no other site through somebody's browser."""
 
+import hashlib
+import ipaddress
+import re
 import secrets
 from urllib.parse import urlsplit
 
@@ -8,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+HOST = re.compile(r"(?P<name>[\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{0,5})?", re.ASCII)
+"""What a Host header may say: a name, or an address, IPv6 in brackets; then a port."""
 DAY_S = 24 * 3600
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'",
@@ -48,32 +52,66 @@ class Guard:
         await answer(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            return _refused(403, "this comes from another site's page")
+        host, origin = request.headers.get("host"), request.headers.get("origin")
+        named = HOST.fullmatch("127.0.0.1" if host is None else host)  # browsers always send one
+        if named is None:
+            return refused(400, "the Host header is no host")
+        if origin is not None and _netloc(origin) != (host or "").lower():
+            return refused(403, "this comes from another site's page")
         if request.headers.get("sec-fetch-site") in ("cross-site", "same-site") and request.url.path != "/":
-            return _refused(403, "this comes from another site's page")
+            return refused(403, "this comes from another site's page")
         if self._token is None:
-            named = request.url.hostname or ""
-            return None if named in LOOPBACK else _refused(403, f"this machine is not called {named} here: use 127.0.0.1")
-        given = [request.query_params.get("token"), request.cookies.get(self._cookie), _bearer(request)]
-        if any(secrets.compare_digest(each.encode(), self._token.encode()) for each in given if each is not None):
+            name = named["name"]
+            return None if _is_loopback(name) else refused(403, f"this machine is not called {name} here: use 127.0.0.1")
+        if self._is_allowed(request, self._token):
             return None
-        return _refused(401, "the token is missing or wrong: open the address that was printed when the stream began")
+        return refused(401, "the token is missing or wrong: open the address that was printed when the stream began")
+
+    def _is_allowed(self, request: Request, token: str) -> bool:
+        given = [
+            (request.query_params.get("token"), token),
+            (request.cookies.get(self._cookie), _kept(token)),
+            (_bearer(request), token),
+        ]
+        return any(secrets.compare_digest(_bytes(each), _bytes(wanted)) for each, wanted in given if each is not None)
 
     def _welcome(self, request: Request) -> Response | None:
         """The page was opened with the token: keep it, and take it out of the address bar."""
         if self._token is None or request.url.path != "/" or "token" not in request.query_params:
             return None
         response = RedirectResponse("/", status_code=303)
-        response.set_cookie(self._cookie, self._token, max_age=30 * DAY_S, httponly=True, samesite="lax")
+        response.set_cookie(self._cookie, _kept(self._token), max_age=30 * DAY_S, httponly=True, samesite="lax")
         return response
+
+
+def _kept(token: str) -> str:
+    """What the cookie holds: a cookie takes few kinds of characters, a token any."""
+    return hashlib.sha256(_bytes(token)).hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return name.lower() == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _bearer(request: Request) -> str | None:
     kind, _, value = request.headers.get("authorization", "").partition(" ")
-    return value if kind.lower() == "bearer" else None
+    return value.encode("latin-1").decode(errors="replace") if kind.lower() == "bearer" else None
 
 
-def _refused(status: int, why: str) -> Response:
+def refused(status: int, why: str) -> Response:
+    """An answer that says why not, in ``error``."""
     return JSONResponse({"error": why}, status)

@@ -1,4 +1,4 @@
-"""Serving the page from a thread of its own, for as long as a run goes on."""
+"""Serving over HTTP from a thread of its own, behind the guard, for as long as a run goes on: the page, and the metrics."""
 
 import secrets
 import socket
@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
 
 from engines.base import EngineError, OutputError
 from engines.install import install_extra
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from realtime.hub import Hub
 
 LOCAL = "127.0.0.1"
 SEND_BUFFER_BYTES = 1 << 17
 """For each viewer: what lies in the system's own buffer is late; the usual megabytes would be seconds of a slow line."""
 CLOSING_S = 3.0
+ANOTHER_PORT = 8001
 
 
 @dataclass(frozen=True)
@@ -56,44 +60,42 @@ class Address:
         return all(str(entry[4][0]) == "::1" or str(entry[4][0]).startswith("127.") for entry in found)
 
 
-class PageServer:
-    """The page, served in its ``with`` block.
+class GuardedServer:
+    """An application behind ``Guard``, served in the ``with`` block. Every address that Sightline listens on is one of these.
 
     Args:
-        hub: of the run.
-        title: says what runs, in words.
+        app: what is served.
         address: where to listen.
         token: who has it may look; None for none on this machine alone, and for a new one elsewhere.
-        recordings: folder for what is recorded from the page.
+        option: the command line's, which messages name.
 
     Raises:
-        EngineError: FastAPI or uvicorn are not installed.
-        OutputError: the address cannot be listened on.
+        ImportError: FastAPI or uvicorn are not installed.
+        OutputError: the address cannot be listened on, or the token cannot be written in an address.
 
     Attributes:
+        port: that it listens on.
         url: to open in a browser, with the token where there is one.
     """
 
-    def __init__(
-        self, hub: "Hub", title: Callable[[], str], address: Address, token: str | None = None, recordings: Path = Path()
-    ) -> None:
-        try:
-            import uvicorn
+    def __init__(self, app: "ASGIApp", address: Address, token: str | None = None, option: str = "--web") -> None:
+        import uvicorn
 
-            from realtime.web.app import page_app
-            from realtime.web.guard import Guard
-        except ImportError as error:
-            raise EngineError(f"--web needs FastAPI and uvicorn: {install_extra('web')}") from error
+        from realtime.web.guard import Guard
+
         token = token or (None if address.is_loopback else secrets.token_urlsafe(16))
-        self._socket = _listening(address)
-        port = self._socket.getsockname()[1]
-        app = Guard(page_app(hub, title, recordings), token, port)
+        if token is not None and not token.isprintable():
+            raise OutputError(f"{option}: the token holds characters that cannot be typed; choose letters and digits")
+        self._socket = _listening(address, option)
+        self.port: int = self._socket.getsockname()[1]
         # No access log: a line for every picture. No "Server" header: nobody needs to know.
-        config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", ws="none", server_header=False)
+        config = uvicorn.Config(
+            Guard(app, token, self.port), log_level="error", access_log=False, lifespan="off", ws="none", server_header=False,
+        )  # fmt: skip
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="page", daemon=True)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name=option, daemon=True)
         shown_host = f"[{address.host}]" if ":" in address.host else address.host
-        self.url = f"http://{shown_host}:{port}/" + (f"?token={token}" if token else "")
+        self.url = f"http://{shown_host}:{self.port}/" + (f"?token={quote(token, safe='')}" if token else "")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -105,12 +107,40 @@ class PageServer:
         self._socket.close()
 
 
-def _listening(address: Address) -> socket.socket:
+class PageServer(GuardedServer):
+    """The page, served in its ``with`` block.
+
+    Args:
+        hub: of the run.
+        title: says what runs, in words.
+        address: see ``GuardedServer``.
+        token: likewise.
+        recordings: folder for what is recorded from the page.
+
+    Raises:
+        EngineError: FastAPI or uvicorn are not installed.
+        OutputError: see ``GuardedServer``.
+    """
+
+    def __init__(
+        self, hub: "Hub", title: Callable[[], str], address: Address, token: str | None = None, recordings: Path = Path()
+    ) -> None:
+        try:
+            from realtime.web.app import page_app
+
+            super().__init__(page_app(hub, title, recordings), address, token)
+        except ImportError as error:
+            raise EngineError(f"--web needs FastAPI and uvicorn: {install_extra('web')}") from error
+
+
+def _listening(address: Address, option: str) -> socket.socket:
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((address.host, address.port), family=family)
     except OSError as error:
         where = f"{address.host}:{address.port}"
-        raise OutputError(f"cannot listen on {where}: {error.strerror or error}; choose another port: --web 8001") from error
+        raise OutputError(
+            f"cannot listen on {where}: {error.strerror or error}; choose another port: {option} {ANOTHER_PORT}"
+        ) from error
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # connections inherit it
     return listening

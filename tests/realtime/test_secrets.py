@@ -1,5 +1,6 @@
 """Secrets of addresses come out nowhere: not printed, not in a file or its name, not on the page or in the figures."""
 
+import socket
 import threading
 import time
 import urllib.request
@@ -46,14 +47,15 @@ def test_a_camera_that_answers(tmp_path):
         sources = [f"{with_user}/{quote('user=admin&password=hunter3.mp4')}?pwd=hunter2&n={n}" for n in range(2)]
         sources[0] = sources[0].replace("%3D", "=").replace("%26", "&")
         said = {}
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+            ports = {"state": one.getsockname()[1], "metrics": other.getsockname()[1]}
 
         def look():
             for name in ("state", "metrics"):
                 for _ in range(100):
                     time.sleep(0.1)
                     try:
-                        port = {"state": 18423, "metrics": 18424}[name]
-                        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/{name}", timeout=2).read().decode()
+                        text = urllib.request.urlopen(f"http://127.0.0.1:{ports[name]}/{name}", timeout=2).read().decode()
                     except OSError:
                         continue
                     said[name] = text
@@ -62,7 +64,7 @@ def test_a_camera_that_answers(tmp_path):
         viewer = threading.Thread(target=look)
         viewer.start()
         run = process(
-            "stream", *sources, "--no-window", "--web", "18423", "--metrics", "18424", "--record", made / "cam.mp4",
+            "stream", *sources, "--no-window", "--web", ports["state"], "--metrics", ports["metrics"], "--record", made / "cam.mp4",
             "--log", made / "l.jsonl", "--trace", made / "t.json", "--json", "--size", "64",
         )  # fmt: skip
         viewer.join()

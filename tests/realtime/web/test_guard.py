@@ -4,8 +4,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from realtime.metrics import MetricsSink
 from realtime.web.server import Address, PageServer
-from tests.realtime.web.served import LOCAL, get, post
+from tests.realtime.web.served import LOCAL, get, post, show
 
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 
@@ -52,3 +53,33 @@ def test_other_sites_pages_cannot_use_a_browser_on_this_machine(hub):
         assert hub.settings == before
         assert post(server.url, "/settings", {"box": not before.box})[0] == 200
     assert hub.settings.box is not before.box
+
+
+FOREIGN = [
+    {"Host": "evil.example"}, {"Host": "evil.example:9100"}, {"Host": "127.0.0.1.evil.example"}, {"Host": "[::1"}, {"Host": "127.0.0.1@evil.example"},
+    {"Host": "10.0.0.1"}, {"Host": ""}, {"Host": "localhost:99999999"}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://["},
+    {"Host": "evil.example", "Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/snapshot.jpg", "/nothing"])
+def test_the_metrics_have_the_guard_of_the_page(hub, path):
+    show(hub, 0)
+    with MetricsSink(0, hub) as sink:
+        url = f"http://127.0.0.1:{sink.port}"
+        for headers in FOREIGN:
+            reply, content = get(url, path, headers)
+            assert 400 <= reply.status < 500, headers
+            assert b"error" in content or not content
+        for host in ("127.0.0.1", "localhost", "LOCALHOST:1", "[::1]", "[::1]:9100"):
+            assert get(url, path, {"Host": host})[0].status == (404 if path == "/nothing" else 200)
+
+
+def test_a_token_opens_the_metrics_too(hub):
+    with MetricsSink(0, hub, "s3cret \N{SNOWMAN}") as sink:
+        url = f"http://127.0.0.1:{sink.port}"
+        assert get(url, "/metrics")[0].status == 401
+        assert get(url, "/metrics", {"Authorization": b"Bearer nothing"})[0].status == 401
+        assert get(url, "/metrics", {"Authorization": "Bearer s3cret \N{SNOWMAN}".encode()})[0].status == 200
+        assert get(url, "/metrics", {"Accept": "text/plain;version=\xff"})[0].status == 401
+        assert get(url, "/metrics?token=s3cret%20%E2%98%83", {"Accept": "text/plain;version=\xff"})[0].status == 200
