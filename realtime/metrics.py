@@ -109,7 +109,7 @@ def _application(registry: "CollectorRegistry", hub: Hub) -> "FastAPI":
         """All figures; ``?name[]=`` chooses some."""
         try:
             encode, kind = choose_encoder(request.headers.get("accept", ""))
-        except ValueError:  # a version that is none
+        except (ValueError, TypeError):  # a version that is none
             encode, kind = choose_encoder("")
         names = request.query_params.getlist("name[]")
         return Response(encode(registry.restricted_registry(names) if names else registry), headers={"Content-Type": kind})
