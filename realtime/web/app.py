@@ -1,22 +1,31 @@
 """The page's server side: what can be seen and what can be changed, over a ``Hub``."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.base import SightlineError
+from engines.choose import class_index
 from engines.files import numbered
 from realtime.hub import Hub
+from realtime.recorder import make_writable
 from realtime.web.broadcast import BOUNDARY, Broadcast
+from realtime.web.guard import refused
 
 ASSETS = Path(__file__).parent / "assets"
 FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/charts.js": "charts.js", "/icon.svg": "icon.svg"}
 LONGEST_WAIT_S = 10.0
+
+
+Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Changes(BaseModel):
@@ -28,11 +37,11 @@ class Changes(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wanted_class: str | None = None
-    box: bool | None = None
+    box: bool | None = Field(None, strict=True)
     heat_map: str | None = Field(None, pattern="^(off|inset|over)$")
-    alpha: float | None = Field(None, ge=0, le=1)
-    smoothing: float | None = Field(None, ge=0, le=1)
-    point: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] | None = None
+    alpha: Share | None = None
+    smoothing: Share | None = None
+    point: tuple[Share, Share] | None = None
     source: str | None = None
 
 
@@ -41,7 +50,11 @@ class Recording(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    on: bool
+    on: bool = Field(strict=True)
+
+
+Count = Annotated[int, Query(ge=0, le=1 << 62)]
+Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 
 def page_app(hub: Hub, title: Callable[[], str], recordings: Path) -> FastAPI:
@@ -60,8 +73,16 @@ def page_app(hub: Hub, title: Callable[[], str], recordings: Path) -> FastAPI:
     _add_steering(app, hub, title, recordings)
 
     @app.exception_handler(SightlineError)
-    async def refused(_: Any, error: SightlineError) -> Response:
-        return JSONResponse({"error": str(error)}, 400)
+    async def impossible(_: Any, error: SightlineError) -> Response:
+        return refused(400, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def unreadable(_: Any, error: HTTPException) -> Response:
+        return refused(error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Any, error: RequestValidationError) -> Response:
+        return refused(422, _in_words(error.errors()))
 
     return app
 
@@ -82,7 +103,7 @@ def _add_pictures(app: FastAPI, broadcasts: dict[str, Broadcast]) -> None:
         return broadcasts[source]
 
     @app.get("/frame.jpg")
-    async def frame(source: str = first, after: int = 0, wait_s: float = 2.0) -> Response:
+    async def frame(source: str = first, after: Count = 0, wait_s: Seconds = 2.0) -> Response:
         """The newest picture once it is another than ``after``: who asks for the next when it has shown the last never lags."""
         shown = await broadcast_of(source).newer(after, min(max(wait_s, 0.0), LONGEST_WAIT_S))
         if shown is None:
@@ -117,12 +138,15 @@ def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: 
         return list(hub.class_names)
 
     @app.post("/settings")
-    def settings(changes: Changes) -> dict[str, Any]:
+    def settings(changes: Annotated[Changes, Depends(_reader(Changes))]) -> dict[str, Any]:
         given = changes.model_dump(exclude_unset=True, exclude_none=True)
         if "wanted_class" in given:
-            hub.look_for(given.pop("wanted_class").strip() or None)
+            wanted = given.pop("wanted_class").strip()
+            given["class_index"] = class_index(wanted, hub.class_names) if wanted else None
         source, point = given.pop("source", None), given.pop("point", None)
-        if point is not None:
+        if source is not None and point is None:
+            raise SightlineError("a source is named, but no point in it")
+        if point is not None:  # all that can be refused comes before anything is changed
             hub.select(source, point)
         if given:
             hub.change(**given)
@@ -130,9 +154,13 @@ def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: 
 
     given: set[str] = set()
 
-    @app.post("/recording")
-    def recording(wanted: Recording) -> dict[str, Any]:
+    @app.post("/recording", response_model=None)
+    def recording(wanted: Annotated[Recording, Depends(_reader(Recording))]) -> Any:
         if wanted.on and hub.settings.record is None:
+            try:
+                make_writable(recordings / "sightline.mp4")
+            except SightlineError as error:
+                return refused(409, str(error))
             names = numbered(time.strftime("sightline-%Y%m%d-%H%M%S"))
             name = next(each for each in names if each not in given and not list(recordings.glob(f"{each}*.mp4")))
             given.add(name)
@@ -140,6 +168,40 @@ def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: 
         elif not wanted.on:
             hub.change(record=None)
         return _state(hub, title)
+
+
+def _reader(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
+    """Reads the body of a request: one JSON object with nothing in it twice, and no number that JSON does not have."""
+
+    async def read(request: Request) -> Model:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise HTTPException(415, "send application/json")
+        try:
+            found = json.loads(await request.body(), object_pairs_hook=_object, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(400, "the body is no JSON that can be read") from error
+        try:
+            return model.model_validate(found)
+        except ValidationError as error:
+            raise HTTPException(422, _in_words(error.errors(include_input=False, include_url=False))) from error
+
+    return read
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name comes twice")
+    return found
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _in_words(errors: Sequence[Any]) -> str:
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors[:3])
 
 
 def _state(hub: Hub, title: Callable[[], str]) -> dict[str, Any]:

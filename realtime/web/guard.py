@@ -2,17 +2,25 @@
 
 import hashlib
 import ipaddress
+import math
 import re
 import secrets
-from urllib.parse import urlsplit
+import time
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engines.text import displayable
+
 HOST = re.compile(r"(?P<name>[\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{0,5})?", re.ASCII)
 """What a Host header may say: a name, or an address, IPv6 in brackets; then a port."""
+TARGET_BYTES = 8 << 10
+HEADERS_BYTES = 16 << 10
+BODY_BYTES = 64 << 10
+FEW_FAILURES, FAILURES_S, MOST_ADDRESSES = 5, 60.0, 1024
 DAY_S = 24 * 3600
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'",
@@ -36,6 +44,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str | None, port: int) -> None:
         self._app, self._token, self._cookie = app, token, f"sightline_{port}"
+        self._failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -48,8 +57,25 @@ class Guard:
         if scope["type"] != "http":
             return
         request = Request(scope)
-        answer: ASGIApp = self._refusal(request) or self._welcome(request) or self._app
-        await answer(scope, receive, send_with_headers)
+        answer: ASGIApp | None = _malformed(request) or self._refusal(request)
+        if answer is None:
+            scope.get("state", {}).get("let_in", lambda: None)()
+            body = await _body(receive)
+            receive, answer = _again(body or b"", receive), self._welcome(request) or self._app
+            if body is None:
+                answer = refused(413, f"a request holds at most {BODY_BYTES} bytes")
+        started = False
+
+        async def send_once(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send_with_headers(message)
+
+        try:
+            await answer(scope, receive, send_once)
+        except Exception as error:  # its text would be one of ours, and a traceback is not for the terminal
+            if not started:
+                await refused(500, f"this is a defect of Sightline: {type(error).__name__}")(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
         host, origin = request.headers.get("host"), request.headers.get("origin")
@@ -65,6 +91,9 @@ class Guard:
             return None if _is_loopback(name) else refused(403, f"this machine is not called {name} here: use 127.0.0.1")
         if self._is_allowed(request, self._token):
             return None
+        wait_s = self._failures.count(request) if self._has_guessed(request) else 0
+        if wait_s:
+            return refused(429, f"too many wrong tokens: wait {wait_s} seconds", {"Retry-After": str(wait_s)})
         return refused(401, "the token is missing or wrong: open the address that was printed when the stream began")
 
     def _is_allowed(self, request: Request, token: str) -> bool:
@@ -74,6 +103,9 @@ class Guard:
             (_bearer(request), token),
         ]
         return any(secrets.compare_digest(_bytes(each), _bytes(wanted)) for each, wanted in given if each is not None)
+
+    def _has_guessed(self, request: Request) -> bool:
+        return "token" in request.query_params or "authorization" in request.headers or self._cookie in request.cookies
 
     def _welcome(self, request: Request) -> Response | None:
         """The page was opened with the token: keep it, and take it out of the address bar."""
@@ -112,6 +144,68 @@ def _bearer(request: Request) -> str | None:
     return value.encode("latin-1").decode(errors="replace") if kind.lower() == "bearer" else None
 
 
-def refused(status: int, why: str) -> Response:
-    """An answer that says why not, in ``error``."""
-    return JSONResponse({"error": why}, status)
+def refused(status: int, why: str, headers: dict[str, str] | None = None) -> Response:
+    """An answer that says why not, in ``error``, and closes the connection."""
+    return JSONResponse({"error": displayable(why)}, status, {"Connection": "close", **(headers or {})})
+
+
+class Failures:
+    """Wrong tokens by network address, of the last minute; the addresses that failed last are remembered."""
+
+    def __init__(self) -> None:
+        self._times_s: dict[str, list[float]] = {}
+
+    def count(self, request: Request) -> int:
+        """Enter one; returns the seconds to wait, 0 while there were few."""
+        address, now_s = request.client.host if request.client else "", time.monotonic()
+        times = [each for each in self._times_s.pop(address, []) if now_s - each < FAILURES_S][-FEW_FAILURES:]
+        self._times_s[address] = [*times, now_s]
+        if len(self._times_s) > MOST_ADDRESSES:
+            del self._times_s[next(iter(self._times_s))]
+        return 0 if len(times) < FEW_FAILURES else math.ceil(FAILURES_S - (now_s - times[0]))
+
+
+def _malformed(request: Request) -> Response | None:
+    target = request.scope["raw_path"] + b"?" + request.scope["query_string"]
+    if len(target) > TARGET_BYTES:
+        return refused(414, "the address is too long")
+    if sum(len(name) + len(value) for name, value in request.scope["headers"]) > HEADERS_BYTES:
+        return refused(431, "the headers are too long")
+    decoded = unquote_to_bytes(target)
+    try:
+        text = decoded.decode()
+    except UnicodeDecodeError:
+        return refused(400, "the address is not UTF-8")
+    if re.search(rb"%(?![0-9a-fA-F]{2})", target) or re.search(r"[\x00-\x1f\x7f]", text):
+        return refused(400, "the address is malformed")
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > BODY_BYTES:
+        return refused(413, f"a request holds at most {BODY_BYTES} bytes")
+    return None
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body; None where it is too long."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            break  # the client has gone
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+        if len(body) > BODY_BYTES:
+            return None
+    return body
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that has been read, then what else comes."""
+    given = False
+
+    async def once() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once

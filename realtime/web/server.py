@@ -1,5 +1,7 @@
 """Serving over HTTP from a thread of its own, behind the guard, for as long as a run goes on: the page, and the metrics."""
 
+import asyncio
+import logging
 import secrets
 import socket
 import threading
@@ -7,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from engines.base import EngineError, OutputError
@@ -23,6 +25,8 @@ SEND_BUFFER_BYTES = 1 << 17
 """For each viewer: what lies in the system's own buffer is late; the usual megabytes would be seconds of a slow line."""
 CLOSING_S = 3.0
 ANOTHER_PORT = 8001
+BACKLOG = 32
+"""Connections that are taken at a time, before any of them is counted."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class GuardedServer:
         address: where to listen.
         token: who has it may look; None for none on this machine alone, and for a new one elsewhere.
         option: the command line's, which messages name.
+        most: connections at a time; None for what the limit of open files allows.
+        request_s: until a whole request must be here.
 
     Raises:
         ImportError: FastAPI or uvicorn are not installed.
@@ -78,9 +84,13 @@ class GuardedServer:
         url: to open in a browser, with the token where there is one.
     """
 
-    def __init__(self, app: "ASGIApp", address: Address, token: str | None = None, option: str = "--web") -> None:
+    def __init__(
+        self, app: "ASGIApp", address: Address, token: str | None = None, option: str = "--web", most: int | None = None,
+        request_s: float = 10.0,
+    ) -> None:  # fmt: skip
         import uvicorn
 
+        from realtime.web.connections import Limits, most_connections
         from realtime.web.guard import Guard
 
         token = token or (None if address.is_loopback else secrets.token_urlsafe(16))
@@ -89,13 +99,23 @@ class GuardedServer:
         self._socket = _listening(address, option)
         self.port: int = self._socket.getsockname()[1]
         # No access log: a line for every picture. No "Server" header: nobody needs to know.
+        protocol: Any = Limits(most or most_connections(), request_s).protocol
         config = uvicorn.Config(
-            Guard(app, token, self.port), log_level="error", access_log=False, lifespan="off", ws="none", server_header=False,
+            Guard(app, token, self.port), http=protocol, log_config=None, log_level=logging.CRITICAL + 1, access_log=False,
+            lifespan="off", ws="none", server_header=False, backlog=BACKLOG,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name=option, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=option, daemon=True)
         shown_host = f"[{address.host}]" if ":" in address.host else address.host
         self.url = f"http://{shown_host}:{self.port}/" + (f"?token={quote(token, safe='')}" if token else "")
+
+    def _run(self) -> None:
+        """The thread."""
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, __: None)  # broken connections, no free file descriptors
+        await self._server.serve([self._socket])
 
     def __enter__(self) -> Self:
         self._thread.start()
