@@ -32,7 +32,7 @@ TARGETS = [
     "/frame.jpg?source=", "/snapshot.jpg?source=../x", "/live.mjpg?source=%0d%0aX:%20y", "//evil.example/", "/docs", "/openapi.json",
 ]  # fmt: skip
 RAW = [
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\r\n\r\n", b"\x00\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET /\r\n\r\n", b"\x00\r\n\r\n",
     b"GET /state HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"GET /state HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 40000 + b"\r\n\r\n",
     b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 600000000\r\n\r\n",
     b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
@@ -62,7 +62,7 @@ def request(method, target, body="", headers=JSON):
 
 
 def test_hostile_requests_are_refused_one_by_one(hub, capfd):
-    before, refusals = hub.settings, 0
+    before = hub.settings
     attacks = [
         *(request("POST", "/settings", each) for each in BODIES), *(request("POST", "/recording", each) for each in BODIES),
         *(request("GET", each) for each in TARGETS), *RAW,
@@ -70,13 +70,11 @@ def test_hostile_requests_are_refused_one_by_one(hub, capfd):
         *(request("POST", "/settings", '{"alpha": 0.25}', {"Content-Type": kind}) for kind in ("text/plain", "", "multipart/form-data", "json")),
     ]  # fmt: skip
     with PageServer(hub, str, LOCAL) as server:
-        for attack in attacks:
-            line = raw(server.url, attack)
-            assert line.startswith("HTTP/1.1 4"), (line, attack[:200])
-            refusals += 1
+        answers = [(raw(server.url, attack), attack[:200]) for attack in attacks]
+        assert [each for each in answers if not each[0].startswith("HTTP/1.1 4")] == []
         assert get(server.url, "/state")[0].status == 200
         assert hub.settings == before
-    assert refusals > 100
+    assert len(answers) > 100
     assert capfd.readouterr() == ("", "")
 
 
