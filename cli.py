@@ -14,25 +14,23 @@ from calib.bench.command import BenchOptions, bench_chosen, takes_bench
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
 from calib.data.choose import OPTIONS, DataChoice, load_chosen
 from calib.heads import finetune as finetuning
+from calib.precision import build as certified
 from calib.precision import calibrate as calibration
-from calib.precision import certified
-from engines.base import SightlineError
 from engines.choose import Choice, build_chosen
-from engines.classifiers import load_classifier
+from engines.errors import SightlineError
 from engines.files import checked_output
+from engines.networks.registry import load_classifier
 from engines.options import ENGINE, LARGEST, MOST_IMAGES, NETWORK, finite, takes, takes_choice
-from engines.terminal import Terminal
-from engines.text import shown
+from engines.text import Terminal, shown
 from realtime import direct, live
 from realtime import doctor as doctors
-from realtime.batch.minute import plan_chosen
+from realtime.batch.estimate import plan_chosen
+from realtime.batch.options import Settings, takes_settings
 from realtime.batch.scale import Scale, batch_chosen, takes_scale
-from realtime.batch.settings import Settings, takes_settings
-from realtime.follow.following import WHOLE_FRAMES
-from realtime.follow.options import FollowOptions, takes_follow
-from realtime.latency import print_summaries
-from realtime.opening import open_within
+from realtime.latency_budget import open_within
 from realtime.options import StreamOptions, takes_stream
+from realtime.statistics import print_summaries
+from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, takes_follow
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,

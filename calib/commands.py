@@ -12,23 +12,21 @@ from calib.data.choose import DataChoice, labels_beside, load_chosen
 from calib.data.datasets import Sample
 from calib.data.remarks import Remarks
 from calib.evaluation import evaluate as evaluation
-from calib.evaluation.baselines import baselines, check_disjoint
-from calib.evaluation.cooccurrence import conditional_probabilities
-from calib.evaluation.report import check_report, write_report
-from calib.evaluation.sequence_report import write_sequence_report
+from calib.evaluation.detection import conditional_probabilities
+from calib.evaluation.metrics import baselines, check_disjoint
+from calib.evaluation.report import check_report, write_report, write_sequence_report
 from calib.evaluation.sequences import follow_sequences, load_sequences, sequences_table
 from calib.evaluation.sequences import report_of as following_report
 from calib.heads import curve as curves
 from calib.heads.fit import default_features, fit_head
-from engines.base import InputError, OutputError
 from engines.choose import Choice
-from engines.classifiers import load_classifier
+from engines.errors import InputError, OutputError
 from engines.files import checked_output
 from engines.head import HEAD_FILE
 from engines.localizer import Localizer
-from realtime.follow.following import WHOLE_FRAMES
-from realtime.follow.options import FollowOptions
-from realtime.opening import open_told
+from engines.networks.registry import load_classifier
+from realtime.latency_budget import open_told
+from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 
 @dataclass(frozen=True)

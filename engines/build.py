@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engines.base import ModelError
-from engines.classifiers import Classifier, class_names
+from engines.errors import ModelError
 from engines.features import Feature, append_features
 from engines.graph import INT64, Graph
 from engines.head import Head, append_box
 from engines.heuristic import Heuristic, append_heuristic_box
+from engines.int8 import Quantization, quantize
 from engines.maps import MapSpec, append_maps
+from engines.networks.registry import Classifier, class_names
 from engines.preprocess import append_preprocessing
-from engines.quantize import Quantization, quantize
 from engines.reading import json_object
 
 WANTED_CLASS = "wanted_class"
@@ -47,7 +47,7 @@ def build_graph(
         batch: images per call.
         features: head inputs to publish, for fitting.
         expose: tensors to publish too, as ``NAME_out``: ``scores``, a layer's activations, any tensor of the graph.
-        quantization: run in 8 bits what it says, see ``engines.quantize``.
+        quantization: run in 8 bits what it says, see ``engines.int8``.
 
     Raises:
         ModelError: the head or the quantization belongs to another network, size or objective, or the graph cannot be built.

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import onnx
 
-from engines.base import Engine, EngineError, ModelError
 from engines.build import build_graph
-from engines.certified import open_certified, refuse_failed
-from engines.classifiers import Classifier, load_classifier
+from engines.certificate import open_certified, refuse_failed
 from engines.downloads import cache_dir
-from engines.head import Head, load_head
+from engines.engine import Engine
+from engines.errors import EngineError, ModelError
+from engines.head import Head, load_head, shipped_head_names, shipped_head_path, shipped_heads
 from engines.heuristic import Heuristic, default_heuristic
 from engines.install import install_extra
+from engines.int8 import Quantization, load_quantization
 from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec
-from engines.methods.choose import open_search
-from engines.methods.crops import Judge, load_judge
-from engines.quantize import Quantization, load_quantization
-from engines.shipped import shipped_head_names, shipped_head_path, shipped_heads
-from engines.weights import ASSETS
+from engines.networks.registry import Classifier, load_classifier
+from engines.networks.weights import ASSETS
+from engines.search.choose import open_search
+from engines.search.crops import Judge, load_judge
 
 METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class", "dam": "class", "beam": "class"}
 """What each method differentiates."""
@@ -34,7 +34,7 @@ class Choice:
     """The common options of every command; None means the best default for the rest.
 
     Attributes:
-        model: see ``engines.classifiers.load_classifier``.
+        model: see ``engines.networks.registry.load_classifier``.
         weights: a file, a name to download, ``random``, or None.
         method: ``sensitivity`` (class score), ``gestalt``, ``heuristic`` (class score, no fitted head), or one of ``SEARCHES``.
         head: a head file, the name of a shipped one (``compact_gestalt``), ``none``, or None for the shipped one where it fits.

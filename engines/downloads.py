@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from engines.base import DownloadError
+from engines.errors import DownloadError
 from engines.files import put_in_place
-from engines.terminal import Terminal
+from engines.text import Terminal
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 20

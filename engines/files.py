@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import OutputError
+from engines.errors import OutputError
 from engines.text import shown
 
 MARK_WITHIN_BYTES = 1 << 20

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from engines.base import ModelError
+from engines.errors import ModelError
 from engines.graph import Graph, attributes_of
 from engines.windows import convolution_adjoint, lrn_adjoint, spread_windows, windows_of
 

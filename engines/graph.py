@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-from engines.base import Array, ModelError
+from engines.engine import Array
+from engines.errors import ModelError
 from engines.files import Kind
 
 OPSET = 20

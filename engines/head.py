@@ -1,8 +1,4 @@
-"""The box head: a linear layer on cheap features of the maps, as graph nodes and as a small file.
-
-The papers' head reads the box off the whole map: ``box = W m + b`` (Ebrahimpour & Noelle, section 3.2). The features that
-it reads here (``engines.features``) stay functions of the same backward pass.
-"""
+"""The box head: a linear layer on cheap features of the maps, as graph nodes and as a small file; and the heads that ship."""
 
 import hashlib
 import json
@@ -16,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from engines.base import ModelError
+from engines.confidence import Trust, trust_of
+from engines.errors import ModelError
 from engines.features import KINDS, Array32, Feature
 from engines.files import Kind, whole_file
 from engines.graph import Graph
 from engines.maps import SIGNALS, MapSpec
-from engines.reading import json_object, number, shown, text, whole_number
-from engines.tensors import read_safetensors
-from engines.trust import Trust, trust_of
+from engines.networks.weights import ASSETS
+from engines.reading import json_object, number, read_safetensors, shown, text, whole_number
 
 LARGEST_SIDE = 4096
 HEAD_FILE = Kind("head", (".safetensors",), rb'.{8}\{"__metadata__":\{"sightline_head":')
@@ -173,3 +169,23 @@ def append_box(graph: Graph, features: str, class_index: str, head: Head) -> str
     first = graph.constant([[True, True, False, False]], np.bool_)
     ordered = [graph.add(op, inside, swapped, hint=f"box_{op.lower()}") for op in ("Min", "Max")]
     return graph.add("Where", first, *ordered, hint="box")
+
+
+ENDING = "_head.safetensors"
+
+
+def shipped_head_names() -> list[str]:
+    """The usual ones first: a longer name says what is unusual."""
+    names = (path.name.removesuffix(ENDING) for path in ASSETS.glob(f"*{ENDING}"))
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def shipped_head_path(name: str) -> Path:
+    """Where the head of that name is, if there is one."""
+    return ASSETS / f"{name}{ENDING}"
+
+
+def shipped_heads(network: str) -> dict[str, Head]:
+    """Name to head, of all that were fitted on the network with this digest, at any size, the usual ones first."""
+    heads = {name: load_head(shipped_head_path(name)) for name in shipped_head_names()}
+    return {name: head for name, head in heads.items() if head.network == network}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from engines.base import ModelError
+from engines.errors import ModelError
 from engines.graph import Graph
 from engines.maps import PIXELS, MapSpec
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import Array, Engine, InputError, ModelError, Ticket
 from engines.build import WANTED_CLASS
-from engines.preprocess import IMAGE
-from engines.shrink import resized
-from engines.trust import signs_of, trust_of
+from engines.confidence import signs_of, trust_of
+from engines.engine import Array, Engine, Ticket
+from engines.errors import InputError, ModelError
+from engines.preprocess import IMAGE, resized
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
@@ -45,7 +45,7 @@ class Localization:
         map_hw: the sensitivity map, float32, stretched over the whole image, not normalised.
         detections: every object that was found, best first, by methods that look for several; ``box_xyxy_px`` is the first's.
             Empty where the method finds one box.
-        confidence: probability that the box is right (IoU over 0.5), see ``engines.trust``; None where nothing tells.
+        confidence: probability that the box is right (IoU over 0.5), see ``engines.confidence``; None where nothing tells.
     """
 
     box_xyxy_px: tuple[float, float, float, float] | None

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.base import ModelError
+from engines.errors import ModelError
 from engines.gradient import attach_gradient
 from engines.graph import Graph, attributes_of
-from engines.networks import Forward
+from engines.networks.network import Forward
 
 PIXELS = "pixels"
 OBJECTIVES = ("class", "gestalt")

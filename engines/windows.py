@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engines.base import ModelError
+from engines.errors import ModelError
 from engines.graph import Graph, attributes_of
 
 

@@ -15,15 +15,14 @@ from engines.files import write_json
 from engines.localizer import Localizer
 from engines.text import shown
 from realtime.batch.names import Naming, with_ending
-from realtime.follow.following import WHOLE_FRAMES, Following, opened
-from realtime.follow.options import FollowOptions
-from realtime.governed import Governed
-from realtime.latency import Run, plot_latency
+from realtime.capture import every_frame
+from realtime.latency_budget import Governed
 from realtime.pipeline import run_frames
-from realtime.readers import every_frame
 from realtime.sinks import JsonlSink, Sink, VideoSink
-from realtime.sources import open_source
-from realtime.video import Source, SourceOptions
+from realtime.sources.images import open_source
+from realtime.sources.video import Source, SourceOptions
+from realtime.statistics import Run, plot_latency
+from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened
 
 Summary = dict[str, Any]
 
@@ -35,7 +34,7 @@ def process_all(
     """Localize every frame of each source in turn; see ``process``.
 
     Args:
-        specs: see ``realtime.sources.open_source``.
+        specs: see ``realtime.sources.images.open_source``.
         out: folder for the results.
         localizer: the engine, or the engines that a budget is held with.
         console: for progress bars and names.

@@ -110,7 +110,7 @@ class FrameRecord:
         followed: the next record is there already and of another source: both can go into one engine call.
         track: what following knows of it; None without ``--follow``. Of several objects, of the first.
         objects: where several are followed, each of them; None where it is one or none.
-        follower: who follows it, see ``realtime.follow.following``; ``view_px`` is the size of what the engine sees of it.
+        follower: who follows it, see ``realtime.tracking.options``; ``view_px`` is the size of what the engine sees of it.
         carried: the engine need not see it: the last answer is carried along.
     """
 

@@ -16,20 +16,17 @@ from rich.text import Text
 from engines.files import checked_suffix
 from engines.localizer import Localizer
 from engines.text import displayable, in_words
-from realtime.beside import Beside, Told
-from realtime.follow.following import WHOLE_FRAMES, opened
-from realtime.follow.options import FollowOptions
-from realtime.governed import Governed
-from realtime.hub import Hub
-from realtime.inbox import Policy
-from realtime.ledger import Ledger, live_table
+from realtime.capture import Feed
+from realtime.frame_queue import Policy
+from realtime.latency_budget import Governed
 from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
-from realtime.readers import Feed
-from realtime.recorder import Recorder, make_writable
-from realtime.sinks import JsonlSink, Sink, WindowSink, check_log, has_display
+from realtime.session import Hub
+from realtime.sinks import Beside, JsonlSink, Recorder, Sink, Told, WindowSink, check_log, has_display, make_writable
+from realtime.statistics import Ledger, live_table
 from realtime.trace import TraceSink
+from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, opened
 from realtime.web.server import Address, PageServer
 
 TABLE_EVERY_S = 0.5
@@ -42,7 +39,7 @@ def stream(
     """Run until all sources have ended, ``options.seconds`` have passed, the window is quit, or Ctrl-C.
 
     Args:
-        specs: see ``realtime.sources.open_source``.
+        specs: see ``realtime.sources.images.open_source``.
         localizer: the engine, or the engines that a budget is held with; its batch is how many cameras share a call.
         console: shows a rolling table, and a line when a source is lost or back.
         options: all else.

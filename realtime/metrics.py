@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from engines.base import OutputError
+from engines.errors import OutputError
 from engines.install import install_extra
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
-from realtime.hub import Hub
+from realtime.session import Hub
 from realtime.web.server import Address, GuardedServer
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from engines.options import MOST_IMAGES, takes
-from realtime.video import SourceOptions
+from realtime.sources.video import SourceOptions
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class StreamOptions:
 
     Attributes:
         window: open one for each source where there is a display.
-        record: annotated MP4 to write, see ``realtime.hub.Settings``.
+        record: annotated MP4 to write, see ``realtime.session.Settings``.
         log: JSONL to write.
         log_max_mb: begin a new one when it has grown so large, keeping the last few; None for one that grows.
         trace: timeline to write, see ``realtime.trace``.
@@ -24,13 +24,13 @@ class StreamOptions:
         web: ``[HOST:]PORT`` of the page, see ``realtime.web.server``.
         web_token: opens the page and the metrics; None for none on this machine alone, for a new one elsewhere.
         web_dir: where recordings go that are begun on the page.
-        heat_map: see ``realtime.overlay.Look``.
+        heat_map: see ``realtime.annotate.Look``.
         alpha: likewise.
         smoothing: likewise.
         seconds: when to stop.
-        policy: what becomes of frames that come too fast, see ``realtime.inbox.Policy``.
+        policy: what becomes of frames that come too fast, see ``realtime.frame_queue.Policy``.
         batch: frames of different sources in one engine call; where fewer wait, it is filled up, and takes as long.
-        width_px, height_px, rate_fps, camera_backend, stall_s: see ``realtime.video.SourceOptions``.
+        width_px, height_px, rate_fps, camera_backend, stall_s: see ``realtime.sources.video.SourceOptions``.
     """
 
     window: bool = True

@@ -15,17 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from engines.base import Ticket
+from engines.engine import Ticket
 from engines.localizer import ImageBgr, Localization, Localizer
-from realtime.follow.following import Following
+from realtime.annotate import Look
+from realtime.frame_queue import Records
 from realtime.frames import FrameRecord
-from realtime.governed import Governed, Pace
-from realtime.hub import Settings
-from realtime.inbox import Records
-from realtime.latency import Run
-from realtime.output import Output
-from realtime.overlay import Look
-from realtime.sinks import Sink
+from realtime.latency_budget import Governed, Pace
+from realtime.session import Settings
+from realtime.sinks import Output, Sink
+from realtime.statistics import Run
+from realtime.tracking.options import Following
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def run_frames(
     the loop ends, the engine is left idle and ``records`` closed.
 
     Args:
-        records: from ``realtime.readers``; the engine's half takes them.
+        records: from ``realtime.capture``; the engine's half takes them.
         localizer: prepares, runs and reads the engine; a ``Governed`` one may change from frame to frame.
         sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
         run: filled as the loop goes, so that an interrupted run can still be summed up.

@@ -1,12 +1,14 @@
 """Where results go: an annotated video, a line-wise log, a window. Files appear under their name only when complete."""
 
+import errno
 import json
 import math
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -18,12 +20,15 @@ import av.error
 import cv2
 import numpy as np
 
-from engines.base import OutputError
+from engines.errors import OutputError
 from engines.files import make_folder, new_file, put_in_place
 from engines.localizer import ImageBgr
+from engines.text import in_words
+from realtime.annotate import Look, Painter, clock
 from realtime.frames import FrameRecord
-from realtime.limits import written_size
-from realtime.video import reason_of
+from realtime.sources.limits import written_size
+from realtime.sources.video import reason_of
+from realtime.statistics import Run
 
 FRAGMENT_S = 0.5
 LOGS_KEPT = 5
@@ -318,3 +323,227 @@ def _answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> bo
         except OSError:
             return False
     return True
+
+
+class Told:
+    """Says lines, and keeps them for the summary.
+
+    Args:
+        told: gets each.
+    """
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        self._told, self._lines = told, list[str]()
+
+    def __call__(self, line: str) -> None:
+        """Say one."""
+        self._lines.append(line)
+        self._told(line)
+
+    def summary(self) -> dict[str, list[str]]:
+        """``trouble``, where there was any."""
+        return {"trouble": self._lines} if self._lines else {}
+
+
+class Beside:
+    """A sink whose errors, of any kind, end it and nothing else.
+
+    Args:
+        sink: gets everything until it fails.
+        what: names it in the line that says so.
+        told: gets that line, once.
+    """
+
+    def __init__(self, sink: Sink, what: str, told: Callable[[str], None]) -> None:
+        self._sink, self._what, self._told, self._failed = sink, what, told, False
+
+    @property
+    def needs_picture(self) -> bool:
+        """See ``Sink.needs_picture``."""
+        return not self._failed and self._sink.needs_picture
+
+    def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
+        """See ``Sink.write``; raises nothing."""
+        if self._failed:
+            return
+        try:
+            self._sink.write(record, picture)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = True
+        self._told(f"{self._what} has ended, and the run goes on without it: {in_words(error)}")
+
+    def __enter__(self) -> Self:
+        self._sink.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._failed:
+            with suppress(Exception):
+                self._sink.__exit__(kind, error, trace)
+            return
+        try:
+            self._sink.__exit__(kind, error, trace)
+        except Exception as failure:
+            self._fail(failure)
+
+
+TIME_BASE = Fraction(1, 90000)
+RATE_FPS = 25.0  # for the encoder's rate control only: live frames come as they come
+
+
+class Recorder:
+    """A sink that writes pictures to where ``wanted`` says at that moment, or nowhere.
+
+    An error, such as a full disk, ends that recording and nothing else; what was written until then stays.
+
+    Args:
+        wanted: the MP4 to write; a change ends a recording and begins the next.
+        sources: their names; of several, each gets a file with its name behind the stem.
+        failed: gets the path and the error of a recording that has ended by one.
+        renamed: gets the wanted path and the one that a recording has, because there is a file of the wanted name.
+    """
+
+    def __init__(
+        self, wanted: Callable[[], Path | None], sources: list[str], failed: Callable[[Path, Exception], None],
+        renamed: Callable[[Path, Path], None] = lambda *_: None,
+    ) -> None:  # fmt: skip
+        self._wanted, self._several, self._failed, self._renamed = wanted, len(sources) > 1, failed, renamed
+        self._path: Path | None = None
+        self._given_up: Path | None = None
+        self._files: dict[str, VideoSink] = {}
+
+    @property
+    def needs_picture(self) -> bool:
+        return self._wanted() not in (None, self._given_up) or self._path is not None
+
+    def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
+        """See ``Sink.write``; raises nothing."""
+        wanted = self._wanted()
+        if wanted != self._given_up:
+            self._given_up = None
+        if wanted != self._path and self._given_up is None:
+            self._finish()
+            self._path = wanted
+        if picture is not None and self._path is not None:
+            try:
+                self._write(self._path, record, picture)
+            except Exception as error:
+                self._give_up(self._path, error)
+
+    def _write(self, whole: Path, record: FrameRecord, picture: ImageBgr) -> None:
+        source = record.frame.source
+        if source not in self._files:
+            path = whole.with_stem(f"{whole.stem}_{source}") if self._several else whole
+            self._files[source] = file = VideoSink(path, TIME_BASE, RATE_FPS, live=True)
+            if file.path != path:
+                self._renamed(path, file.path)
+        self._files[source].write(record, picture)
+
+    def _finish(self) -> None:
+        path, self._path = self._path, None
+        for file in self._taken():
+            try:
+                with file:
+                    pass  # leaving closes it
+            except Exception as error:
+                self._failed(path or file.path, error)
+
+    def _give_up(self, path: Path, error: Exception) -> None:
+        self._path, self._given_up = None, path
+        for file in self._taken():
+            with suppress(Exception), file:
+                pass
+        self._failed(path, error)
+
+    def _taken(self) -> list[VideoSink]:
+        files = list(self._files.values())
+        self._files.clear()
+        return files
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._finish()
+
+
+def make_writable(path: Path) -> None:
+    """Make the folder of a recording, before anything depends on it.
+
+    Raises:
+        OutputError: it cannot be made or written, or a folder has the recording's name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+class Output:
+    """What the frame loop does with an answer.
+
+    Args:
+        sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
+        run: the account.
+        look: how to draw at the moment.
+        alone: a frame that cannot be drawn fails alone.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], run: Run, look: Callable[[], Look], alone: bool = False) -> None:
+        self._sinks, self._run, self._look, self._alone = sinks, run, look, alone
+        self._painter = Painter()
+
+    def draw_and_write(self, record: FrameRecord, heat_map_every: int) -> None:
+        """Give a shown frame's picture to the sinks that want one; timed.
+
+        Raises:
+            OutputError: as a sink raises.
+        """
+        if record.outcome != "shown":
+            return
+        wanting = [sink for sink in self._sinks if sink.needs_picture]
+        try:
+            picture = self._drawn(record, heat_map_every) if wanting else None
+        except Exception as error:
+            if not self._alone:
+                raise
+            record.fail(error)
+            return
+        mark_ns = record.began_ns["write"] = time.monotonic_ns()
+        for sink in wanting:
+            sink.write(record, picture)
+        done_ns = time.monotonic_ns()
+        record.stages_ms["write"] = (done_ns - mark_ns) / 1e6
+        self._run.work_ms["sink"] += record.stages_ms["write"]
+        record.total_ms = record.frame.read_ms + (done_ns - record.frame.captured_ns) / 1e6
+
+    def enter(self, record: FrameRecord) -> None:
+        """Log and count a finished frame, whatever became of it."""
+        begin_ns = time.monotonic_ns()
+        for sink in self._sinks:
+            if not sink.needs_picture:
+                sink.write(record, None)
+        self._run.work_ms["sink"] += (time.monotonic_ns() - begin_ns) / 1e6
+        self._run.add(record)
+
+    def _drawn(self, record: FrameRecord, heat_map_every: int) -> ImageBgr:
+        start_ns = record.began_ns["draw"] = time.monotonic_ns()
+        assert record.found is not None  # a shown frame has its answer
+        status = f"{record.frame.source} {record.frame.index}   {record.stages_ms['engine']:.1f} ms"
+        if (track := record.track) is not None:
+            numbers = [one.track.track_id for one in record.objects or ()] or [track.track_id]
+            status += f"   {track.state} " + ", ".join(str(number or "") for number in numbers)
+        if record.frame.pts is not None:  # whole files, whose pictures must not depend on the machine
+            status = f"{record.frame.source}   {clock(record.frame.pts_s)}"
+        objects = record.objects or ()
+        picture = self._painter.paint(record.frame, record.found, status, self._look(), heat_map_every, objects)
+        record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
+        self._run.work_ms["drawing"] += record.stages_ms["draw"]
+        return picture

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-from engines.base import OutputError
+from engines.errors import OutputError
 from engines.files import new_file
 from engines.localizer import ImageBgr
-from realtime.connection import Connection
+from realtime.capture import Connection
 from realtime.frames import FrameRecord
-from realtime.latency import STAGES
+from realtime.statistics import STAGES
 
 
 class TraceSink:

@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import cli
-from engines.terminal import Terminal
+from engines.text import Terminal
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = 200

@@ -9,9 +9,9 @@ import pytest
 
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
-from engines.classifiers import load_classifier
 from engines.downloads import cache_dir
 from engines.localizer import Localizer
+from engines.networks.registry import load_classifier
 
 # Before PyTorch is loaded: its threads would spin for want of work, on the processors that OpenVINO's threads are waiting for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

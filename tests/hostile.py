@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
-from engines.base import SightlineError
+from engines.errors import SightlineError
 
 SIDE = 32
 RNG = np.random.default_rng(5)

@@ -163,7 +163,7 @@ def test_a_one_pixel_image_is_refused_and_leaves_nothing_behind(tmp_path):
 def test_weights_of_the_wrong_shape(tmp_path):
     from safetensors.numpy import save_file
 
-    from engines import vgg
+    from engines.networks import vgg
 
     weights = vgg.random_weights((4, 4, 4, 4, 4), hidden=0)
     weights["features.5.weight"] = weights["features.5.weight"][:, :2].copy()

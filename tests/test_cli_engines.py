@@ -71,8 +71,8 @@ def test_fit_makes_a_head_per_class_that_evaluate_takes(tmp_path):
 
 
 def has_driver():
-    from engines.base import EngineError
-    from engines.cuda import probe_gpu
+    from engines.backends.cuda import probe_gpu
+    from engines.errors import EngineError
 
     try:
         return probe_gpu()

@@ -87,7 +87,9 @@ def test_no_command_sends_anything(watched, tmp_path):
     assert_nothing_was_sent(watched)
 
 
-@pytest.mark.parametrize("module", ["engines", "realtime.checks", "calib.bench.machine", "realtime.batch.worker", "cli"])
+@pytest.mark.parametrize(
+    "module", ["engines", "realtime.doctor", "calib.bench.machine", "realtime.batch.cluster.worker", "cli"]
+)
 def test_no_import_of_ours_lets_openvino_send(watched, module):
     code = f"import {module}, openvino.tools.ovc as ovc; assert 'stub' in type(ovc.telemetry).__module__"
     run(watched, sys.executable, "-c", code)

@@ -9,16 +9,16 @@ from matplotlib.figure import Figure
 
 from calib.heads.curve import CURVE_FILE, Curve, Point, plot_curve
 from calib.heads.finetune import WEIGHTS_FILE, Finetuned, save_finetuned
-from calib.precision.certified import BuildChoice, check_options
-from engines.base import OutputError
-from engines.cache import ENGINE_FILE, EngineKey, write_engine
+from calib.precision.build import BuildChoice, check_options
 from engines.certificate import CERTIFICATE_FILE, Certificate
 from engines.choose import Choice, choose_head
-from engines.classifiers import load_classifier
+from engines.errors import OutputError
 from engines.files import Kind, checked_output, picture_kind, signed
 from engines.head import HEAD_FILE
-from engines.quantize import CALIBRATION_FILE, Quantization
-from realtime.latency import LATENCY_FILE
+from engines.int8 import CALIBRATION_FILE, Quantization
+from engines.networks.registry import load_classifier
+from engines.plan_cache import ENGINE_FILE, EngineKey, write_engine
+from realtime.statistics import LATENCY_FILE
 from tests.command_line import command, refused
 
 ANYTHING = Kind("result", (), b"")

@@ -9,12 +9,11 @@ import typer
 from rich.console import Console
 
 from calib.bench.compare import print_comparison
-from calib.bench.plots import check_plots, plot_bench
-from calib.bench.report import print_bench
+from calib.bench.report import check_plots, plot_bench, print_bench
 from calib.bench.run import bench, choices, whole_numbers
 from calib.bench.screen import bench_screen, print_screen
-from engines.base import SightlineError
 from engines.choose import Choice
+from engines.errors import SightlineError
 from engines.options import takes
 
 

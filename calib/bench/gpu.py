@@ -1,40 +1,128 @@
-"""A GPU's part of the bench, in trtexec's words, and beside what others run on the same GPU.
+"""A GPU's part of the bench, in trtexec's words, with its clocks, and beside what others run on the same GPU."""
 
-=============== ====================================================================================================
-Enqueue         on the host: filling pinned memory and putting copy, graph and copy on the stream
-H2D, D2H        copies to the device and back, between events on the stream
-GPU Compute     the graph, between events
-Latency         H2D + GPU Compute + D2H
-Host            from before ``submit`` until ``collect`` has given the outputs, with ``slots`` calls under way
-Throughput      calls a second of the whole run, copies overlapped with computing as the slots allow
-=============== ====================================================================================================
-"""
-
+import threading
 import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from calib.bench.gpu_clocks import GpuClocks
-from calib.bench.loop import WARM_UP_CALLS
+from calib.bench.compare import WINDOW_FRAMES, Rule, until_settled
 from calib.bench.machine import Neighbours
 from calib.bench.peers import Call, forward_graph
-from calib.bench.stability import WINDOW_FRAMES, Rule, until_settled
-from calib.bench.turns import row_of, take_turns
-from engines.base import Array, EngineError
+from calib.bench.turns import WARM_UP_CALLS, row_of, take_turns
+from engines.backends.slots import SlottedEngine
 from engines.build import WANTED_CLASS
 from engines.choose import Choice, open_localizer
-from engines.classifiers import Classifier, load_classifier
+from engines.engine import Array
+from engines.errors import EngineError
+from engines.install import install_packages
+from engines.networks.registry import Classifier, load_classifier
 from engines.preprocess import IMAGE
-from engines.slots import SlottedEngine
-from realtime.latency import percentiles
+from realtime.statistics import percentiles
+
+PERIOD_S = 0.2
+REASONS = {
+    "nvmlClocksEventReasonGpuIdle": "idle",
+    "nvmlClocksEventReasonApplicationsClocksSetting": "clocks set by an application",
+    "nvmlClocksEventReasonSwPowerCap": "power cap",
+    "nvmlClocksEventReasonHwSlowdown": "hardware slowdown",
+    "nvmlClocksEventReasonSyncBoost": "sync boost",
+    "nvmlClocksEventReasonSwThermalSlowdown": "heat (driver)",
+    "nvmlClocksEventReasonHwThermalSlowdown": "heat (hardware)",
+    "nvmlClocksEventReasonHwPowerBrakeSlowdown": "power brake",
+    "nvmlClocksEventReasonDisplayClockSetting": "display clock",
+}
+"""Why a GPU runs below its highest clock: constant of the library to words."""
+
+
+class GpuClocks:
+    """Watches GPU 0 from a thread of its own, from entering to leaving.
+
+    Args:
+        load: gives the management library (package nvidia-ml-py); for tests.
+    """
+
+    def __init__(self, load: Callable[[], ModuleType] | None = None) -> None:
+        self._load = load or _pynvml
+        self._samples: list[tuple[int, int, int, int, int]] = []
+        self._stop = threading.Event()
+        self._why_not: str | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "GpuClocks":
+        try:
+            self._library = self._load()
+        except ImportError:
+            self._why_not = f"nvidia-ml-py is not installed: {install_packages('nvidia-ml-py')}"
+            return self
+        try:
+            self._library.nvmlInit()
+            self._gpu = self._library.nvmlDeviceGetHandleByIndex(0)
+            self._highest_mhz = self._library.nvmlDeviceGetMaxClockInfo(self._gpu, self._library.NVML_CLOCK_SM)
+            self._sample()
+        except self._library.NVMLError as error:
+            self._why_not = str(error)
+            return self
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._library.nvmlShutdown()
+
+    def report(self) -> Mapping[str, Any]:
+        """``sm_mhz``, ``memory_mhz`` (least, median, most), ``highest_sm_mhz``, ``celsius``, ``watts`` (most), ``held_back``.
+
+        ``held_back`` maps a reason in words to the share of samples in which it was there. ``not_available`` alone where the
+        library is missing or does not answer.
+        """
+        if self._why_not is not None:
+            return {"not_available": self._why_not}
+        sm_mhz, memory_mhz, celsius, milliwatts, reasons = np.array(self._samples, np.int64).T
+        held_back = {words: float(np.mean(reasons & getattr(self._library, name) != 0)) for name, words in REASONS.items()}
+        return {
+            "sm_mhz": _spread(sm_mhz), "memory_mhz": _spread(memory_mhz), "highest_sm_mhz": self._highest_mhz,
+            "celsius": int(celsius.max()), "watts": round(float(milliwatts.max()) / 1e3, 1),
+            "held_back": {words: round(share, 2) for words, share in held_back.items() if share},
+            "samples": len(self._samples),
+        }  # fmt: skip
+
+    def _watch(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            try:
+                self._sample()
+            except self._library.NVMLError:
+                return  # what was seen before still holds
+
+    def _sample(self) -> None:
+        nvml, gpu = self._library, self._gpu
+        self._samples.append((
+            nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM), nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
+            nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU), nvml.nvmlDeviceGetPowerUsage(gpu),
+            nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu),
+        ))  # fmt: skip
+
+
+def _spread(values: Any) -> dict[str, int]:
+    return {"least": int(values.min()), "median": int(np.median(values)), "most": int(values.max())}
+
+
+def _pynvml() -> ModuleType:
+    import pynvml  # the optional package nvidia-ml-py
+
+    return pynvml  # type: ignore[no-any-return]
+
 
 GPU_BACKENDS = ("tensorrt", "torch")
 WARM_UP_S = 0.2  # as trtexec
@@ -203,10 +291,10 @@ def tensorrt_forward(classifier: Classifier, precision: str, feed: Mapping[str, 
     Raises:
         EngineError: it cannot be built or run.
     """
+    from engines.backends.cuda import probe_gpu
     from engines.backends.tensorrt import TensorRtEngine, load_tensorrt
     from engines.backends.tensorrt_build import Build, build_plan
-    from engines.certified import typed_graph
-    from engines.cuda import probe_gpu
+    from engines.certificate import typed_graph
 
     library, precision = load_tensorrt(), "fp16" if precision == "int8" else precision
     graph = typed_graph(forward_graph(classifier), precision, library.__name__, probe_gpu().sm)

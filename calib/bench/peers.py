@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from engines.base import Array
 from engines.build import WANTED_CLASS
-from engines.classifiers import Classifier
+from engines.engine import Array
 from engines.graph import Graph
 from engines.install import install_extra, install_packages
+from engines.networks.registry import Classifier
 from engines.preprocess import IMAGE, append_preprocessing
 
 if TYPE_CHECKING:

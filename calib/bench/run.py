@@ -11,22 +11,21 @@ import onnx
 from rich.console import Console
 
 from calib.bench.gpu import GPU_BACKENDS, bench_gpu
-from calib.bench.loop import WARM_UP_CALLS, bench_end_to_end
-from calib.bench.machine import measure_peaks
+from calib.bench.machine import Peaks, Work, count_work, measure_peaks, roofline_point
 from calib.bench.peers import Call, Task, peers
-from calib.bench.roofline import Peaks, Work, count_work, roofline_point
-from calib.bench.turns import engine_call, row_of, take_turns
+from calib.bench.turns import WARM_UP_CALLS, bench_end_to_end, engine_call, row_of, take_turns
 from calib.precision.quantize import rough_quantization
 from engines.backends.openvino import OpenVinoEngine, best_precision, has_vnni
-from engines.base import Engine, SightlineError
 from engines.build import WANTED_CLASS, build_graph
 from engines.choose import Choice, choose_head, choose_quantization, chosen_spec, objective_of
-from engines.classifiers import Classifier, load_classifier
+from engines.engine import Engine
+from engines.errors import SightlineError
 from engines.heuristic import Heuristic
+from engines.int8 import Quantization
 from engines.maps import PIXELS, MapSpec
+from engines.networks.registry import Classifier, load_classifier
 from engines.preprocess import IMAGE
-from engines.quantize import Quantization
-from realtime.latency import Run, percentiles
+from realtime.statistics import Run, percentiles
 
 
 @dataclass(frozen=True)

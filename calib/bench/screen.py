@@ -28,17 +28,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from calib.bench.loop import engine_facts, warm_up
 from calib.bench.machine import machine
-from engines.base import SightlineError, SourceError
+from calib.bench.turns import engine_facts, warm_up
 from engines.choose import Choice, open_localizer
+from engines.errors import SightlineError, SourceError
 from engines.localizer import ImageBgr
+from realtime.capture import latest_frames
 from realtime.frames import FrameRecord
-from realtime.latency import PERCENTILES, Run, percentiles
 from realtime.pipeline import run_frames
-from realtime.readers import latest_frames
 from realtime.sinks import has_display
-from realtime.sources import open_source
+from realtime.sources.images import open_source
+from realtime.statistics import PERCENTILES, Run, percentiles
 
 CODES = 1000
 CODE_PX, BORDER_PX = 350, 65

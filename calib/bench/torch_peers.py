@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.backends.torch import DTYPES, torch_network
 from engines.backends.torch_cuda import WARM_UP_RUNS
-from engines.backends.torch_networks import Vgg16
-from engines.base import Array
-from engines.classifiers import Classifier
+from engines.backends.torch_reference import DTYPES, Vgg16, torch_network
+from engines.engine import Array
+from engines.networks.registry import Classifier
 
 Call = Callable[[], Array]
 

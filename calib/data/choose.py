@@ -10,8 +10,8 @@ import typer
 from calib.data.datasets import Sample, decodable, load_dataset, of_classes
 from calib.data.remarks import Remarks
 from calib.data.voc import load_voc2007
-from engines.base import SourceError
 from engines.downloads import cache_dir
+from engines.errors import SourceError
 
 PUBLISHED: Mapping[str, Callable[[str, Path], list[Sample]]] = {"voc2007": load_voc2007}
 

@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calib.data.remarks import BadLabelError, Remarks, shown
-from engines.base import SourceError
-from realtime import sources
-from realtime.listing import ARCHIVE_SUFFIXES
-from realtime.sources import archive_members, has_suffix, natural_order
+from engines.errors import SourceError
+from realtime.sources import images as sources
+from realtime.sources.images import archive_members, has_suffix, natural_order
+from realtime.sources.listing import ARCHIVE_SUFFIXES
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),

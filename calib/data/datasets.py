@@ -26,10 +26,10 @@ from calib.data.remarks import BadLabelError, Remarks, shown
 from calib.data.tables import is_sequence
 from calib.data.tracks import is_track, track_boxes
 from calib.data.yolo import images_without_text
-from engines.base import SourceError
+from engines.errors import SourceError
 from engines.localizer import ImageBgr
 from realtime.frames import BoxPx
-from realtime.sources import decode_image, has_suffix
+from realtime.sources.images import decode_image, has_suffix
 
 MOST_LISTED = 40
 

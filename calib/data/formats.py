@@ -12,7 +12,7 @@ from calib.data.remarks import BadLabelError, Remarks
 from calib.data.tables import is_sequence, read_table
 from calib.data.xml_dialects import read_xml
 from calib.data.yolo import NAME_FILES, read_text_folder
-from engines.base import SourceError
+from engines.errors import SourceError
 
 TAKES = (
     "give a .csv, .json, .txt, or a folder, zip or tar of .xml files; CVAT, labelme, Label Studio, VIA, Create ML and YOLO's "

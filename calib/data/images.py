@@ -19,11 +19,11 @@ from calib.data.labels import Label, SizePx
 from calib.data.remarks import BadLabelError, Remarks, shown
 from calib.data.yolo import NAME_FILES
 from engines import MOST_IMAGE_PIXELS
-from engines.base import SourceError
+from engines.errors import SourceError
 from engines.localizer import ImageBgr
-from realtime import limits
-from realtime.listing import IMAGE_SUFFIXES
-from realtime.sources import Images, decode_image, open_source
+from realtime.sources import limits
+from realtime.sources.images import Images, decode_image, open_source
+from realtime.sources.listing import IMAGE_SUFFIXES
 
 ENDINGS = ("", "_boxes", "_labels", "_annotations", "_groundtruth_rect", "_groundtruth", "_rect")
 """What label files are called behind the name of their images."""

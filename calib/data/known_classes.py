@@ -7,7 +7,7 @@ cannot name them.
 from collections.abc import Sequence
 from functools import cache
 
-from engines.classifiers import imagenet_classes
+from engines.networks.registry import imagenet_classes
 
 _BALLS = (430, 522, 574, 722, 768, 805, 852, 890)
 KNOWN: dict[str, Sequence[int]] = {

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engines.base import SourceError
+from engines.errors import SourceError
 from engines.text import displayable
 
 NAMED = 3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calib.data.content import file_bytes
 from calib.data.remarks import shown
-from engines.base import SourceError
+from engines.errors import SourceError
 from realtime.frames import BoxPx
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from calib.data.datasets import Sample, labelled
 from calib.data.remarks import Remarks
 from calib.data.xml_dialects import xml_label
-from engines.base import SourceError
 from engines.downloads import Download, downloaded
-from realtime.sources import archive_members
+from engines.errors import SourceError
+from realtime.sources.images import archive_members
 
 ADDRESS = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007"
 """The publisher's server for https; what is mostly cited, ``host.robots.ox.ac.uk``, is plain http."""

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from calib.data.datasets import Sample
 from calib.data.known_classes import everyday_names
-from calib.evaluation.cooccurrence import Given, rescored
-from calib.evaluation.detection import Predicted, detection_ap, localization_ap, mean_ap, peak_xy
+from calib.evaluation.detection import Given, Predicted, detection_ap, localization_ap, mean_ap, peak_xy, rescored
 from calib.evaluation.metrics import (
     CORLOC_IOU,
     MARGINS,
@@ -25,8 +24,8 @@ from calib.evaluation.metrics import (
     corloc,
     iou_histogram,
 )  # fmt: skip
-from calib.evaluation.sureness import print_sureness, rounded, sureness
-from engines.base import ModelError, SourceError
+from calib.evaluation.reliability import print_sureness, rounded, sureness
+from engines.errors import ModelError, SourceError
 from engines.localizer import Localization, Localizer
 
 
@@ -163,7 +162,7 @@ def _case(
 
 
 def sureness_of(cases: Sequence[Case], min_score: float) -> dict[str, Any]:
-    """See ``calib.evaluation.sureness``; by image: a box is right on any of its labelled objects. Empty where nothing tells."""
+    """See ``calib.evaluation.reliability``; by image: a box is right on any of its objects. Empty where nothing tells."""
     best: dict[str, tuple[float, float]] = {}
     for case in cases:
         if case.confidence is None:

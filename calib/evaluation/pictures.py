@@ -11,7 +11,7 @@ import numpy as np
 from calib.evaluation.evaluate import Case
 from calib.evaluation.metrics import centre_correct, corloc, iou_histogram
 from engines.localizer import ImageBgr, Localizer
-from realtime.overlay import PREDICTED_BGR, SHADE_BGR, TRUTH_BGR, heat_map
+from realtime.annotate import PREDICTED_BGR, SHADE_BGR, TRUTH_BGR, heat_map
 
 PANEL_PX = (420, 300)  # the largest width and height of a photo
 GAP_PX = 6

@@ -21,14 +21,14 @@ from rich.table import Table
 from calib.data.datasets import Sample, decodable, load_dataset
 from calib.data.remarks import Remarks
 from calib.evaluation.metrics import CORLOC_IOU, corloc
-from calib.evaluation.sureness import coverage, kept_of, reliability, rounded
-from engines.base import ModelError, SourceError
+from calib.evaluation.reliability import coverage, kept_of, reliability, rounded
 from engines.boxes import iou
+from engines.errors import ModelError, SourceError
 from engines.localizer import ImageBgr, Localization, Localizer
-from realtime.follow.follower import Follower
-from realtime.follow.options import FollowOptions
-from realtime.follow.trust import load_trust
 from realtime.frames import BoxPx, Track
+from realtime.tracking.confidence import load_trust
+from realtime.tracking.options import FollowOptions
+from realtime.tracking.tracker import Follower
 
 Boxes = NDArray[np.float64]
 RATE_FPS = 25.0
@@ -179,7 +179,7 @@ def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
     """``followed``, ``raw`` and ``whole``: means over the sequences of ``measures``, and fps; under ``sequences`` each one's.
 
     Those of ``followed`` are at the top too, under the names of ``calib.evaluation.evaluate.report_of``.
-    ``coverage`` and ``reliability``: see ``calib.evaluation.sureness``.
+    ``coverage`` and ``reliability``: see ``calib.evaluation.reliability``.
     """
     each = {s.name: _row(s) for s in sequences}
     kinds: dict[str, dict[str, float]] = {}

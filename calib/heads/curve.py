@@ -11,17 +11,16 @@ from rich.progress import track
 from rich.table import Table
 
 from calib.data.datasets import Sample
-from calib.evaluation.baselines import check_disjoint
-from calib.evaluation.metrics import constant_boxes, corloc
+from calib.evaluation.metrics import check_disjoint, constant_boxes, corloc
 from calib.evaluation.pictures import plain
 from calib.heads.features import FeatureTable, feature_table
 from calib.heads.linear import FOLDS, Rows, fit_rows, group_numbers, predict
-from engines.base import SourceError
 from engines.boxes import iou
-from engines.classifiers import Classifier
+from engines.errors import SourceError
 from engines.features import Feature
 from engines.files import checked_suffix, picture_kind, signed, whole_file
 from engines.maps import MapSpec
+from engines.networks.registry import Classifier
 
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SUBSETS = 5

@@ -16,20 +16,20 @@ from calib.data.images import size_of
 from calib.data.labels import SizePx
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
-from engines.classifiers import Classifier
+from engines.confidence import averaged, signs_of
 from engines.downloads import cache_dir
 from engines.features import Feature
 from engines.files import whole_file
 from engines.localizer import Localizer
 from engines.maps import MapSpec
-from engines.trust import averaged, signs_of
+from engines.networks.registry import Classifier
 
 TABLE_FORMAT = 3
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the engine said of each of N images, as far as it tells how sure a box is, see ``engines.trust``.
+    """What the engine said of each of N images, as far as it tells how sure a box is, see ``engines.confidence``.
 
     Attributes:
         maps: averaged, float32 ``[N, SIDE, SIDE]``.

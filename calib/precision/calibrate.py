@@ -11,14 +11,14 @@ from rich.table import Table
 
 from calib.data.datasets import Sample, decoded, load_dataset
 from calib.evaluation.evaluate import evaluate
-from calib.precision.certified import frames_of
+from calib.precision.build import frames_of
 from calib.precision.quantize import Calibration, Calibrator, calibrate
-from engines.base import OutputError, SourceError
 from engines.choose import Choice, calibration_paths, choose_head, chosen_spec
-from engines.classifiers import load_classifier
+from engines.errors import OutputError, SourceError
 from engines.files import checked_output, picture_kind, signed, whole_file
+from engines.int8 import CALIBRATION_FILE
 from engines.localizer import ImageBgr, Localizer
-from engines.quantize import CALIBRATION_FILE
+from engines.networks.registry import load_classifier
 
 LAYERS = "cost of layers"
 LAYERS_FILE = picture_kind(LAYERS, ".png", ".svg")

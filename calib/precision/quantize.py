@@ -1,30 +1,138 @@
-"""``calibrate``: measures, on real images, which ranges 8 bits should span, and which layers do not bear them.
-
-The graph is held against itself in fp32. The ranges that harm least are taken; where the certificate (``engines.certificate``)
-is not met, the layers that harm most stay in floating point, one after another, until it is.
-"""
+"""``calibrate``: measures, on real images, which ranges 8 bits should span, and which layers do not bear them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from calib.precision.ranges import METHODS, Histogram, histograms, ranges_of
 from engines.backends.openvino import OpenVinoEngine
-from engines.base import EngineError, SourceError
 from engines.boxes import iou
 from engines.build import assemble, build_graph
 from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify, correlation
-from engines.classifiers import Classifier
+from engines.engine import Array
+from engines.errors import EngineError, ModelError, SourceError
 from engines.graph import Graph
 from engines.head import Head
 from engines.heuristic import Heuristic
+from engines.int8 import SMALLEST_RANGE, STEPS, Quantization, layers, source_of
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.maps import PIXELS, MapSpec
-from engines.quantize import Quantization, layers, source_of
-from engines.terminal import Terminal
+from engines.networks.registry import Classifier
+from engines.text import Terminal
+
+BINS = 2048
+SAMPLED = 1 << 18
+"""Of a larger tensor, every n-th value is counted; the largest is always exact."""
+PERCENTILE = 99.99
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Magnitudes of one tensor: ``counts`` int64 ``[BINS]`` over equal bins from 0 to ``largest``."""
+
+    counts: NDArray[np.int64]
+    largest: float
+
+    @property
+    def centres(self) -> Array:
+        return (np.arange(BINS) + 0.5) * (self.largest / BINS)
+
+
+def histograms(
+    localizer: Localizer, tensors: Sequence[str], prepared: Sequence[ImageBgr], console: Console
+) -> dict[str, Histogram]:
+    """The magnitudes of ``tensors``, which the engine publishes as ``NAME_out``, over prepared images, in two passes."""
+    largest = dict.fromkeys(tensors, 0.0)
+    for image in track(prepared, "largest values", console=console):
+        outputs = localizer.infer([image])
+        for name in tensors:
+            values = outputs[f"{name}_out"]
+            largest[name] = max(largest[name], float(values.max()), -float(values.min()))
+    counts = {name: np.zeros(BINS, np.int64) for name in tensors}
+    for image in track(prepared, "histograms", console=console):
+        outputs = localizer.infer([image])
+        for name in tensors:
+            counts[name] += _counted(outputs[f"{name}_out"], largest[name])
+    return {name: Histogram(counts[name], largest[name]) for name in tensors}
+
+
+def _counted(values: Array, largest: float) -> NDArray[np.int64]:
+    flat = np.abs(values.reshape(-1)[:: 1 + values.size // SAMPLED])
+    bins = np.minimum(flat * (BINS / max(largest, 1e-30)), BINS - 1).astype(np.int64)
+    return np.bincount(bins, minlength=BINS)
+
+
+def minmax(histogram: Histogram) -> float:
+    """The largest value seen."""
+    return histogram.largest
+
+
+def percentile(histogram: Histogram) -> float:
+    """``PERCENTILE`` % of the values that are not zero (a ReLU's are by half) lie below."""
+    counts = histogram.counts.copy()
+    counts[0] = 0
+    if not counts.any():
+        return histogram.largest
+    below = np.cumsum(counts) / counts.sum()
+    return float((np.searchsorted(below, PERCENTILE / 100) + 1) * histogram.largest / BINS)
+
+
+def mse(histogram: Histogram) -> float:
+    """The range with the least expected squared error of rounding and clipping."""
+    centres, counts = histogram.centres, histogram.counts
+    errors = [float(counts @ _squared_error(centres, ends)) for ends in _candidates(histogram)]
+    return float(_candidates(histogram)[int(np.argmin(errors))])
+
+
+def _squared_error(values: Array, largest: float) -> Array:
+    step = largest / STEPS
+    return np.where(values > largest, (values - largest) ** 2, np.minimum(step**2 / 12, values**2))
+
+
+def _candidates(histogram: Histogram) -> NDArray[np.float64]:
+    return histogram.largest * np.arange(STEPS + 1, BINS + 1, 16) / BINS
+
+
+def entropy(histogram: Histogram) -> float:
+    """The range whose 127 steps lose the least information: least Kullback-Leibler divergence (Migacz 2017)."""
+    counts = histogram.counts.astype(np.float64)
+    counts[0] = 0  # zero stays zero at any range
+    if not counts.any():
+        return histogram.largest
+    divergences = {ends: _divergence(counts, ends) for ends in range(STEPS + 1, BINS + 1, 16)}
+    best = min(divergences, key=lambda ends: divergences[ends])
+    return best * histogram.largest / BINS
+
+
+def _divergence(counts: NDArray[np.float64], ends: int) -> float:
+    """Of the counts below ``ends`` (what lies beyond added to the last), from themselves at 127 steps."""
+    clipped = counts[:ends].copy()
+    clipped[-1] += counts[ends:].sum()
+    steps = np.arange(ends) * STEPS // ends
+    filled = clipped > 0
+    mass = np.bincount(steps, counts[:ends], STEPS)
+    share = np.bincount(steps, filled, STEPS)
+    spread = np.where(filled, mass[steps] / np.maximum(share[steps], 1), 0)
+    p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1e-30)
+    return float((p[filled] * np.log(p[filled] / np.maximum(q[filled], 1e-12))).sum())
+
+
+METHODS = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
+
+
+def ranges_of(histograms_by_name: Mapping[str, Histogram], method: str) -> dict[str, float]:
+    """The range of each tensor; of one that is zero on every image, the smallest there is.
+
+    Raises:
+        ModelError: the method is unknown.
+    """
+    if method not in METHODS:
+        raise ModelError(f"unknown range method '{method}': use {', '.join(METHODS)}")
+    return {name: max(METHODS[method](histogram), SMALLEST_RANGE) for name, histogram in histograms_by_name.items()}
+
 
 CELLS = 8
 FREE_BOX_IOU_P5 = 0.5
@@ -123,7 +231,7 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
 
     Args:
         calibrator: the graph and its images.
-        method: of choosing ranges, one of ``calib.precision.ranges.METHODS``; ``auto`` for the one that harms least.
+        method: of choosing ranges, one of ``calib.precision.quantize.METHODS``; ``auto`` for the one that harms least.
 
     Raises:
         ModelError: the method is unknown.

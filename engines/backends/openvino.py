@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import openvino as ov
 
-from engines.base import Array, EngineError, TensorSpec, Ticket, check_feeds
-from engines.quantize import is_quantized
+from engines.engine import Array, TensorSpec, Ticket, check_feeds
+from engines.errors import EngineError
+from engines.int8 import is_quantized
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What each computes in that is not an 8-bit layer: beside those, fp32 costs no more than bf16 (measured), and is truer."""
@@ -28,7 +29,7 @@ MOST_STREAMS = 4  # each keeps activations of its own
 
 
 class OpenVinoEngine:
-    """One compiled graph, and requests that can be under way at once. See ``engines.base.Engine``.
+    """One compiled graph, and requests that can be under way at once. See ``engines.engine.Engine``.
 
     Args:
         model: what ``engines.build.build_graph`` made.
@@ -76,7 +77,7 @@ class OpenVinoEngine:
         self.losses = losses(self.precision, precision)
 
     def submit(self, feeds: Mapping[str, Array]) -> Ticket:
-        """See ``engines.base.Engine.submit``."""
+        """See ``engines.engine.Engine.submit``."""
         check_feeds(self.inputs, feeds)
         if self._closed:
             raise EngineError("this engine is closed: build it again")
@@ -89,7 +90,7 @@ class OpenVinoEngine:
         return request
 
     def collect(self, ticket: Ticket) -> dict[str, Array]:
-        """See ``engines.base.Engine.collect``."""
+        """See ``engines.engine.Engine.collect``."""
         if ticket not in self._under_way:
             raise EngineError("this call was collected before, or the engine was closed")
         try:
@@ -102,7 +103,7 @@ class OpenVinoEngine:
             self._free.append(ticket)
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """See ``engines.base.Engine.infer``."""
+        """See ``engines.engine.Engine.infer``."""
         return self.collect(self.submit(feeds))
 
     def kernels(self) -> "Counter[tuple[str, str]]":

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from engines.backends.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
+from engines.backends.slots import GpuTimes, Layout, SlottedEngine, check_tensors
 from engines.backends.tensorrt_build import quiet_logger
-from engines.base import Array, EngineError, TensorSpec
-from engines.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
+from engines.engine import Array, TensorSpec
+from engines.errors import EngineError
 from engines.install import install_extra, install_packages
-from engines.slots import GpuTimes, Layout, SlottedEngine, check_tensors
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which other libraries use
 
@@ -73,7 +74,7 @@ def load_pycuda() -> Any:
 
 
 class TensorRtEngine(SlottedEngine):
-    """A plan on a GPU. See ``engines.base.Engine``, and ``engines.slots.SlottedEngine`` for who may call.
+    """A plan on a GPU. See ``engines.engine.Engine``, and ``engines.backends.slots.SlottedEngine`` for who may call.
 
     Args:
         plan: what ``build_plan`` made.

@@ -15,7 +15,7 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from engines.base import EngineError, ModelError
+from engines.errors import EngineError, ModelError
 from engines.files import whole_file
 from engines.install import install_packages
 

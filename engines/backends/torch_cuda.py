@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines.backends.torch import DTYPES, TorchEngine
-from engines.base import Array, EngineError
+from engines.backends.slots import GpuTimes, SlottedEngine
+from engines.backends.torch_reference import DTYPES, TorchEngine
 from engines.build import WANTED_CLASS
-from engines.classifiers import Classifier
+from engines.engine import Array
+from engines.errors import EngineError
 from engines.head import Head
 from engines.heuristic import Heuristic
 from engines.maps import MapSpec
+from engines.networks.registry import Classifier
 from engines.preprocess import IMAGE
-from engines.slots import GpuTimes, SlottedEngine
 
 WARM_UP_RUNS = 3  # before a capture, as PyTorch's notes on CUDA graphs ask for
 
@@ -62,7 +63,7 @@ class _Slot:
 
 
 class TorchStreamEngine(SlottedEngine, TorchEngine):
-    """See ``engines.base.Engine``.
+    """See ``engines.engine.Engine``.
 
     Args:
         classifier, spec, head, batch: as for ``TorchEngine``.

@@ -1,9 +1,6 @@
-"""What is known of one source's work on disk: a manifest, a record for each segment that is done, and what came of it.
+"""One source's work on disk: a manifest, a record for each finished segment, what becomes of an error."""
 
-Every file of it is written whole, so that a run can be killed at any moment: the next one goes on with the segments that have
-no record. Content is known by its digest: what a power failure or a bad disk damaged is done again.
-"""
-
+import errno
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,11 +8,34 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from engines.base import OutputError
+from engines.errors import OutputError, SightlineError, SourceError
 from engines.files import read_object, whole_file
-from realtime.batch.clip import Clip, Segment
-from realtime.batch.pieces import read_record
+from engines.text import in_words
+from realtime.batch.encode import read_record
+from realtime.batch.segment import Clip, Segment
 from realtime.written import FOLDER, MANIFEST, Look, Stamp, is_written, stamp_of, stamps_of, written_names
+
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Results of no source can be written any more: the disk or the quota is full, or the file system became read-only."""
+
+
+def ends_run(error: Exception) -> bool:
+    """Whether the sources that are left would fail by it, too."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    return isinstance(error, OutputError | OSError) and isinstance(cause, OSError) and cause.errno in FULL_ERRNOS
+
+
+def failed(error: BaseException) -> dict[str, str | int | bool]:
+    """The summary of a source of which nothing came."""
+    return {"error": in_words(error), "frames": 0, "failed": 0, "interrupted": False}
+
+
+def as_told(error: Exception) -> SightlineError:
+    """An error of any kind as one that the command line shows; a defect of ours says which it is."""
+    return error if isinstance(error, SightlineError) else SourceError(in_words(error))
+
 
 try:
     import fcntl

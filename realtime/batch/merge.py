@@ -1,22 +1,154 @@
-"""From a clip's finished segments to its results: nothing else goes into them but the source's sound."""
+"""From a clip's finished segments to its results: rows, video beside the source's own sound, summary."""
 
+import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from engines.base import SourceError
-from engines.files import write_json
-from realtime.batch.clip import Clip
+import av
+import av.error
+from av.container import InputContainer, OutputContainer
+
+from engines.errors import OutputError, SourceError
+from engines.files import whole_file, write_json
+from realtime.batch.decode import open_video
+from realtime.batch.encode import piece_time_base
 from realtime.batch.job import Job
-from realtime.batch.join import join_pieces
 from realtime.batch.names import with_ending
+from realtime.batch.options import Settings
 from realtime.batch.report import plot_latency, write_report
-from realtime.batch.rows import read_rows, write_rows
-from realtime.batch.settings import Settings
-from realtime.batch.tally import Tally
-from realtime.latency import verdict_of
+from realtime.batch.segment import Clip
+from realtime.batch.table import Tally, read_rows, write_rows
+from realtime.sources.film import LONGEST_STEP_S, Packet
+from realtime.sources.video import reason_of
+from realtime.statistics import verdict_of
+
+LATEST_START_S = 10.0
+"""Timestamps are the source's own, unless it begins later than this, as broadcasts do, or at ``--start``: then from 0."""
+COPIED_AUDIO = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
+"""What MP4 holds and players play. Other sound is encoded to AAC."""
+Timed = tuple[Fraction, int, Any]
+
+
+def join_pieces(clip: Clip, pieces: Sequence[tuple[Path, int]], path: Path, from_zero: bool) -> None:
+    """Write an MP4, whole or not at all; its index is at the front, so that a browser plays it while it loads.
+
+    Args:
+        clip: whose.
+        pieces: each with the source's timestamp of its first frame; at least one.
+        path: the MP4.
+        from_zero: begin at 0, whatever the source's timestamps say.
+
+    Raises:
+        OutputError: it cannot be written.
+        SourceError: the source's sound cannot be opened.
+    """
+    first_s = clip.first_pts * clip.time_base
+    origin_s = Fraction(0) if not from_zero and 0 <= first_s <= LATEST_START_S else pieces[0][1] * clip.time_base
+    unit = piece_time_base(clip)
+    options = {"movflags": "faststart", "movie_timescale": str(unit.denominator)}
+    try:
+        with whole_file(path) as part, ExitStack() as stack:
+            output = stack.enter_context(av.open(str(part), "w", format="mp4", options=options))
+            with av.open(str(pieces[0][0])) as first:
+                video = output.add_stream_from_template(first.streams.video[0])
+            video.time_base = unit
+            sounds: list[Iterator[Timed]] = []
+            if clip.audio:
+                source = stack.enter_context(open_video(clip.spec))
+                sounds = [_sound(source, output, clip, origin_s)]
+            for _, _, packet in heapq.merge(_pictures(pieces, video, clip, origin_s), *sounds, key=lambda timed: timed[:2]):
+                output.mux(packet)
+    except av.error.FFmpegError as error:
+        raise OutputError(f"cannot write {path}: {reason_of(error)}") from error
+
+
+def _pictures(pieces: Sequence[tuple[Path, int]], video: av.VideoStream, clip: Clip, origin_s: Fraction) -> Iterator[Timed]:
+    unit = piece_time_base(clip)
+    for path, base_pts in pieces:
+        start = round((base_pts * clip.time_base - origin_s) / unit)
+        with av.open(str(path)) as piece:
+            for packet in piece.demux(piece.streams.video[0]):
+                if packet.pts is None or packet.dts is None or packet.time_base is None:
+                    continue
+                finer = round(unit / packet.time_base)  # MP4 may count in parts of it
+                packet.pts, packet.dts = start + packet.pts // finer, start + packet.dts // finer
+                packet.duration = (packet.duration or 0) // finer
+                packet.time_base, packet.stream = unit, video
+                yield packet.dts * unit, 0, packet
+
+
+def _sound(source: InputContainer, output: OutputContainer, clip: Clip, origin_s: Fraction) -> Iterator[Timed]:
+    """The source's packets of sound within the selected time; as far as they can be read."""
+    first, last = clip.segments[0], clip.segments[-1]
+    begin_s = None if first.start_pts is None else max(origin_s, first.start_pts * clip.time_base)
+    end_s = None if last.end_pts is None else last.end_pts * clip.time_base
+    joined = len(clip.shifts) > 1  # then the steps of one track only are known
+    streams = source.streams.audio[:1] if joined else source.streams.audio
+    tracks = {stream.index: _track(stream, output) for stream in streams}
+
+    def packets() -> Iterator[Timed]:
+        with suppress(av.error.FFmpegError):
+            given = source.demux(*streams)
+            for packet in _moved(given, clip) if joined else given:
+                for found in tracks[packet.stream.index](packet):
+                    if found.pts is None or found.time_base is None:
+                        continue
+                    time_s = found.pts * found.time_base
+                    if (begin_s is None or time_s >= begin_s) and (end_s is None or time_s < end_s):
+                        shift = round(origin_s / found.time_base)
+                        found.pts, found.dts = found.pts - shift, (found.pts if found.dts is None else found.dts) - shift
+                        yield found.dts * found.time_base, 1 + packet.stream.index, found
+
+    return packets()
+
+
+def _moved(packets: Iterator[Packet], clip: Clip) -> Iterator[Packet]:
+    """Sound of a joined file, moved as its pictures are where time begins anew; what overlaps there is left out."""
+    run, before, last = 0, None, None
+    for packet in packets:
+        if packet.dts is None or packet.pts is None or packet.time_base is None:
+            yield packet
+            continue
+        step_s = 0.0 if before is None else float((packet.dts - before) * packet.time_base)
+        if step_s < 0 or step_s > LONGEST_STEP_S:
+            run = min(run + 1, len(clip.shifts) - 1)
+        before, shift = packet.dts, round(clip.shifts[run] * clip.time_base / packet.time_base)
+        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+        if last is None or packet.dts > last:
+            last = packet.dts
+            yield packet
+
+
+def _track(stream: av.AudioStream, output: OutputContainer) -> Callable[[Packet], list[Packet]]:
+    """What becomes of a packet of that sound: it goes to the output as it is, or is encoded again as AAC."""
+    if stream.codec_context.codec.canonical_name in COPIED_AUDIO:
+        copy = output.add_stream_from_template(stream)
+
+        def copied(packet: Packet) -> list[Packet]:
+            packet.stream = copy
+            return [packet] if packet.size else []
+
+        return copied
+    encoder = output.add_stream("aac", rate=stream.codec_context.sample_rate, layout=stream.codec_context.layout)
+    resampler = av.AudioResampler("fltp", stream.codec_context.layout, stream.codec_context.sample_rate)
+
+    def encoded(packet: Packet) -> list[Packet]:
+        found: list[Packet] = []
+        with suppress(av.error.FFmpegError):  # damaged sound is left out
+            for frame in packet.decode():
+                for part in resampler.resample(frame):  # type: ignore[arg-type]
+                    found += encoder.encode(part)
+            if not packet.size:
+                found += encoder.encode(None)
+        return found
+
+    return encoded
+
 
 Record = dict[str, Any]
 

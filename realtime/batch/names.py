@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from engines.base import OutputError
+from engines.errors import OutputError
 from engines.files import file_key, numbered
 from engines.text import displayable, shown
 from realtime.batch.job import Job, alone
-from realtime.video import name_of
+from realtime.sources.video import name_of
 from realtime.written import FOLDER, Look, stamp_of, without_written
 
 

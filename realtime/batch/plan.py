@@ -14,16 +14,16 @@ import av
 import av.error
 import numpy as np
 
-from engines.base import SourceError
+from engines.errors import SourceError
 from engines.files import digest_of_file
 from engines.localizer import ImageBgr
-from realtime.batch.clip import Clip, Segment
-from realtime.batch.packets import open_video
-from realtime.colour import BT709, is_mapped, is_on_its_side
-from realtime.film import Film, Packet, presented_frames
-from realtime.pipes import is_pipe
-from realtime.sources import Images, decode_image, open_source
-from realtime.video import name_of, reason_of
+from realtime.batch.decode import open_video
+from realtime.batch.segment import Clip, Segment
+from realtime.sources.colour import BT709, is_mapped, is_on_its_side
+from realtime.sources.film import Film, Packet, presented_frames
+from realtime.sources.images import Images, decode_image, open_source
+from realtime.sources.pipes import is_pipe
+from realtime.sources.video import name_of, reason_of
 
 SEGMENT_S = 10.0
 """A segment ends at the first key frame after so long."""

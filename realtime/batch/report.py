@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.files import whole_file
-from realtime.batch.clip import Clip
-from realtime.batch.tally import Tally
+from realtime.annotate import clock
+from realtime.batch.segment import Clip
+from realtime.batch.table import Tally
 from realtime.documents import templates
-from realtime.latency import STAGES, set_title
-from realtime.overlay import clock
+from realtime.statistics import STAGES, set_title
 
 MOST_OBJECTS = 30
 ASSETS = Path(__file__).parent / "assets"

@@ -12,21 +12,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engines.base import OutputError, SourceError
+from engines.errors import OutputError, SourceError
 from engines.files import write_json
 from engines.localizer import Localizer
 from engines.text import shown
 from realtime import direct
-from realtime.batch.failures import as_told, ends_run, failed
-from realtime.batch.job import Job
+from realtime.batch.encode import run_segments
+from realtime.batch.job import Job, as_told, ends_run, failed
 from realtime.batch.merge import UnsafeCutError, endings, merge_job
 from realtime.batch.names import Naming, overview_path, place_of, without_results
+from realtime.batch.options import Settings, settings_digest
 from realtime.batch.plan import can_be_cut, digest_of, make_plan
-from realtime.batch.settings import Settings, settings_digest
-from realtime.batch.work import run_segments
-from realtime.governed import Governed
-from realtime.sources import is_there, open_source
-from realtime.video import name_of
+from realtime.latency_budget import Governed
+from realtime.sources.images import is_there, open_source
+from realtime.sources.video import name_of
 
 Summary = dict[str, Any]
 
@@ -62,9 +61,9 @@ def process_all(
     are not worked on again. Cameras, streams and ``demo:`` cannot be read twice and go straight through (``realtime.direct``).
 
     Args:
-        specs: see ``realtime.sources.open_source``. Where a name is taken by another source's results or by files that are not
-            Sightline's, ``_2``, ``_3`` ... is put behind it, and said; see ``Naming``. Results of earlier runs among several
-            sources are left out.
+        specs: see ``realtime.sources.images.open_source``. Where a name is taken by another source's
+            results or by files that are not Sightline's, ``_2``, ``_3`` ... is put behind it, and said; see
+            ``Naming``. Results of earlier runs among several sources are left out.
         out: folder for the results.
         localizer: the engine, or the engines that a budget is held with.
         console: for progress bars.

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from engines.base import InputError
 from engines.choose import Choice
+from engines.errors import InputError
 from engines.options import takes
+from realtime.batch.cluster.storage import expanded, is_shared
+from realtime.batch.cluster.worker import CARRIED, carried
+from realtime.batch.options import Settings
 from realtime.batch.run import process_all
-from realtime.batch.settings import Settings
-from realtime.batch.storage import expanded, is_shared
-from realtime.batch.worker import CARRIED, carried
-from realtime.opening import open_within
+from realtime.latency_budget import open_within
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Scale:
     """How much, and on what.
 
     Attributes:
-        ray: address of a Ray cluster, see ``realtime.batch.cluster.Cluster``; None for this machine alone.
+        ray: address of a Ray cluster, see ``realtime.batch.cluster.ray.Cluster``; None for this machine alone.
         workers: engines on the cluster at most.
         plan: only estimate, see ``realtime.batch.estimate``.
         cameras, hours, within_h, machines: of the estimate.
@@ -57,7 +57,7 @@ takes_scale = takes("scale", Scale, OPTIONS)
 def batch_chosen(
     specs: Sequence[str], out: str, settings: Settings, scale: Scale, choice: Choice, budget_ms: float | None, console: Console
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Work through sources, here or on a cluster; see ``process_all`` and ``realtime.batch.across.process_across``.
+    """Work through sources, here or on a cluster; see ``process_all`` and ``realtime.batch.cluster.scheduler.process_across``.
 
     Raises:
         InputError: the options contradict each other.
@@ -74,8 +74,8 @@ def batch_chosen(
         return process_all(specs, Path(out), localizer, console, settings, inputs)
     if budget_ms is not None:
         raise InputError("--budget-ms measures one machine: leave it away, or --ray")
-    from realtime.batch.across import process_across
-    from realtime.batch.cluster import Cluster  # Ray is not everybody's
+    from realtime.batch.cluster.ray import Cluster
+    from realtime.batch.cluster.scheduler import process_across
 
     specs = expanded(specs)
     with Cluster(scale.ray, choice, carried(choice), settings) as cluster:

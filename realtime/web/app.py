@@ -11,11 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engines.base import SightlineError
 from engines.choose import class_index
+from engines.errors import SightlineError
 from engines.files import numbered
-from realtime.hub import Hub
-from realtime.recorder import make_writable
+from realtime.session import Hub
+from realtime.sinks import make_writable
 from realtime.web.broadcast import BOUNDARY, Broadcast
 from realtime.web.guard import refused
 
@@ -29,7 +29,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Changes(BaseModel):
-    """What a viewer may change; see ``realtime.hub.Settings``. ``wanted_class``: a name or index, empty for the likeliest.
+    """What a viewer may change; see ``realtime.session.Settings``. ``wanted_class``: a name or index, empty for the likeliest.
 
     ``point``: of the object to follow, in shares of the picture of ``source``.
     """

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 
-from realtime.hub import Hub, Shown
+from realtime.session import Hub, Shown
 
 IDLE_S = 3.0
 WAIT_S = 0.5

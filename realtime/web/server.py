@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from engines.base import EngineError, OutputError
+from engines.errors import EngineError, OutputError
 from engines.install import install_extra
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from realtime.hub import Hub
+    from realtime.session import Hub
 
 LOCAL = "127.0.0.1"
 SEND_BUFFER_BYTES = 1 << 17

@@ -10,7 +10,7 @@ import pytest
 
 from calib.data.datasets import load_dataset
 from calib.data.remarks import Remarks
-from engines.base import SourceError
+from engines.errors import SourceError
 from tests.realtime.media import picture, write_video
 
 BOX = (10.0, 20.0, 40.0, 60.0)

@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from engines.build import build_graph
-from engines.classifiers import load_classifier
+from engines.networks.registry import load_classifier
 from tests.engines.gpu import SIZE, machine_with_gpu
 
 

@@ -14,14 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 
-from engines import certified, cuda
+from engines import certificate as certified
+from engines.backends import cuda
 from engines.backends import tensorrt as backend
+from engines.backends.cuda import Gpu
 from engines.backends.openvino import OpenVinoEngine
-from engines.cache import write_engine
-from engines.certificate import certificate_path, certify
-from engines.certified import key_of, subject_of, typed_graph
-from engines.cuda import Gpu
+from engines.certificate import certificate_path, certify, key_of, subject_of, typed_graph
 from engines.localizer import Localizer
+from engines.plan_cache import write_engine
 
 GPU = Gpu("NVIDIA L4", (8, 9), 13000)
 SIZE = 64
@@ -234,7 +234,7 @@ class Execution:
 
 
 def captured_graphs(driver):
-    """A class in place of ``engines.cuda.CapturedGraph``: what is put on the stream while capturing is run at each launch."""
+    """A class in place of ``engines.backends.cuda.CapturedGraph``: what is put on the stream while capturing is run at each launch."""
 
     class Graph:
         made, launched, closed = 0, 0, 0

@@ -9,7 +9,7 @@ import pytest
 
 from engines.backends import openvino as backend
 from engines.backends.openvino import OpenVinoEngine, best_precision, has_vnni, losses, low_cap
-from engines.base import EngineError
+from engines.errors import EngineError
 from engines.graph import FLOAT, Graph
 from tests.command_line import ROOT
 from tests.processors import CAPS, X86, has_set_of, processor_flags

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.backends.mock import MockEngine
 from engines.backends.openvino import OpenVinoEngine
-from engines.base import EngineError, InputError
 from engines.certificate import Thresholds, certificate_path, certify, load_certificate, require, status
 from engines.choose import Choice, build_chosen
-from engines.half import to_half
+from engines.errors import EngineError, InputError
+from engines.fp16 import to_half
 from engines.localizer import Localizer
-from realtime.demo import DemoCamera
+from realtime.sources.demo import DemoCamera
+from tests.engines.mock import MockEngine
 
 SIZE = 32
 SUBJECT = {"graph": "g", "engine": "e"}

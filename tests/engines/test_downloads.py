@@ -9,8 +9,8 @@ import time
 import pytest
 
 from engines import downloads
-from engines.base import DownloadError
 from engines.downloads import Download, downloaded
+from engines.errors import DownloadError
 from tests.web import FileServer
 
 CONTENT = bytes(range(256)) * 4000

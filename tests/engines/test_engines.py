@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
-from engines.backends.mock import MockEngine
 from engines.backends.openvino import OpenVinoEngine
-from engines.backends.torch import TorchEngine
-from engines.base import EngineError, InputError, ModelError, TensorSpec
+from engines.backends.torch_reference import TorchEngine
 from engines.boxes import iou
 from engines.build import WANTED_CLASS, build_graph
 from engines.choose import class_index
-from engines.classifiers import load_classifier
+from engines.engine import TensorSpec
+from engines.errors import EngineError, InputError, ModelError
 from engines.localizer import Localizer
+from engines.networks.registry import load_classifier
 from engines.preprocess import IMAGE
+from tests.engines.mock import MockEngine
 
 SIZE = 64
 
@@ -176,7 +177,7 @@ def test_class_names_are_found_by_index_name_or_part():
 
 
 def test_imagenets_class_names_are_all_different():
-    from engines.classifiers import imagenet_classes
+    from engines.networks.registry import imagenet_classes
 
     classes = imagenet_classes()
     assert len({name for _, name in classes}) == len({wnid for wnid, _ in classes}) == 1000

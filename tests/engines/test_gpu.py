@@ -11,15 +11,15 @@ import pytest
 from rich.console import Console
 
 from calib.bench.gpu import bench_gpu
-from calib.precision.certified import BuildChoice, build_chosen_engine
+from calib.precision.build import BuildChoice, build_chosen_engine
+from engines.backends.cuda import probe_gpu
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.tensorrt import TensorRtEngine, load_pycuda, load_tensorrt
-from engines.base import EngineError
-from engines.cache import cached_engines, read_engine
 from engines.choose import Choice, build_chosen, open_localizer
-from engines.cuda import probe_gpu
+from engines.errors import EngineError
 from engines.localizer import Localizer
-from realtime.demo import DemoCamera
+from engines.plan_cache import cached_engines, read_engine
+from realtime.sources.demo import DemoCamera
 
 pytestmark = pytest.mark.gpu
 

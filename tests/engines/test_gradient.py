@@ -5,7 +5,7 @@ import pytest
 
 from engines import gradient
 from engines.backends.openvino import OpenVinoEngine
-from engines.base import ModelError
+from engines.errors import ModelError
 from engines.gradient import RULES, attach_gradient
 from engines.graph import FLOAT, Graph
 from tests import oracles

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.base import ModelError
+from engines.errors import ModelError
 from engines.graph import FLOAT, Graph, needed
 
 

@@ -10,17 +10,17 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from engines.backends.openvino import OpenVinoEngine, best_precision
-from engines.backends.torch import TorchEngine
-from engines.base import ModelError
+from engines.backends.torch_reference import TorchEngine
 from engines.build import WANTED_CLASS, build_graph, stamped
-from engines.classifiers import load_classifier
+from engines.errors import ModelError
 from engines.features import Feature, append_features, area_matrix
 from engines.graph import FLOAT, INT64, Graph
 from engines.head import Head, append_box, load_head
 from engines.localizer import Localizer
 from engines.maps import MapSpec
+from engines.networks.registry import load_classifier
 from engines.preprocess import IMAGE
-from tests.engines.test_trust import CERTAIN
+from tests.engines.test_confidence import CERTAIN
 
 RNG = np.random.default_rng(8)
 MAPS = RNG.random((2, 15, 12)).astype(np.float32) ** 4

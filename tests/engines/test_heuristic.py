@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from engines.backends.openvino import OpenVinoEngine
-from engines.backends.torch import TorchEngine
-from engines.base import ModelError
+from engines.backends.torch_reference import TorchEngine
 from engines.build import WANTED_CLASS, build_graph
-from engines.classifiers import load_classifier
+from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
 from engines.heuristic import Heuristic, append_heuristic_box, gaussian_matrix
 from engines.localizer import Localizer
 from engines.maps import MapSpec
+from engines.networks.registry import load_classifier
 from engines.preprocess import IMAGE
 
 

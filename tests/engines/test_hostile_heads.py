@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from engines.base import SightlineError
 from engines.certificate import load_certificate
-from engines.head import load_head
-from engines.quantize import load_quantization
-from engines.shipped import shipped_head_names, shipped_head_path
-from engines.weights import ASSETS
+from engines.errors import SightlineError
+from engines.head import load_head, shipped_head_names, shipped_head_path
+from engines.int8 import load_quantization
+from engines.networks.weights import ASSETS
 from tests.command_line import refused
 from tests.hostile import calibration, head_bytes, head_parts, message_of, with_header, written
 

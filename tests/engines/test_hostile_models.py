@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends.openvino import OpenVinoEngine
-from engines.base import SightlineError
 from engines.build import WANTED_CLASS, build_graph
-from engines.classifiers import load_classifier
-from engines.onnx_wire import MOST_FIELDS, check_structure
+from engines.errors import SightlineError
+from engines.networks.onnx_tensors import MOST_FIELDS, check_structure
+from engines.networks.registry import load_classifier
 from engines.preprocess import IMAGE
 from tests.command_line import refused
 from tests.hostile import DENSE, SIDE, WEIGHT, external, image, message_of, scores, small_model, small_nodes, written

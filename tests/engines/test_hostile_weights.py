@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from engines.base import SightlineError
 from engines.build import build_graph
-from engines.classifiers import load_classifier
-from engines.tensors import read_safetensors
-from engines.vgg import COMPACT_CHANNELS, random_weights
+from engines.errors import SightlineError
+from engines.networks.registry import load_classifier
+from engines.networks.vgg import COMPACT_CHANNELS, random_weights
+from engines.reading import read_safetensors
 from tests.command_line import refused
 from tests.hostile import message_of, with_header, written
 

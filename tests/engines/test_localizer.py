@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from engines.backends.torch import TorchEngine
-from engines.base import InputError, ModelError
+from engines.backends.torch_reference import TorchEngine
 from engines.build import build_graph
-from engines.classifiers import load_classifier
+from engines.errors import InputError, ModelError
 from engines.maps import MapSpec
+from engines.networks.registry import load_classifier
 
 IMAGE = np.zeros((40, 48, 3), np.uint8)
 

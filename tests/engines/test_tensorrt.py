@@ -11,9 +11,9 @@ import pytest
 
 from engines.backends import tensorrt as backend
 from engines.backends.openvino import OpenVinoEngine
-from engines.base import EngineError, InputError
 from engines.build import WANTED_CLASS, build_graph
-from engines.classifiers import load_classifier
+from engines.errors import EngineError, InputError
+from engines.networks.registry import load_classifier
 from engines.preprocess import IMAGE
 from tests.engines.gpu import SIZE, plan_of
 

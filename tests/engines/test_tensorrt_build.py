@@ -13,17 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from rich.console import Console
 
-from calib.precision.certified import BuildChoice, build_chosen_engine
+from calib.precision.build import BuildChoice, build_chosen_engine
 from calib.precision.quantize import rough_quantization
 from engines.backends.tensorrt import load_tensorrt
 from engines.backends.tensorrt_build import Build, build_plan, network_flags, quiet_logger, targets
-from engines.base import EngineError, ModelError
 from engines.build import build_graph
-from engines.cache import engines_dir, read_engine
-from engines.certified import typed_graph
+from engines.certificate import typed_graph
 from engines.choose import Choice, build_chosen
-from engines.classifiers import load_classifier
-from engines.half import to_half
+from engines.errors import EngineError, ModelError
+from engines.fp16 import to_half
+from engines.networks.registry import load_classifier
+from engines.plan_cache import engines_dir, read_engine
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[rtx]'")
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
@@ -200,7 +200,7 @@ def test_a_graph_without_outputs_is_refused():
 
 
 def test_what_it_cannot_compile_is_one_line():
-    """Its own reason for Turing, which ``engines.turing`` is there for."""
+    """Its own reason for Turing, which ``engines.matmul_to_conv`` is there for."""
     with pytest.raises(EngineError, match=r"tensorrt_rtx cannot build for sm75: .*FP32 GEMM is not supported") as caught:
         built(build_graph(load_classifier("compact", "random", 64)), "sm75")
     assert "\n" not in str(caught.value)
@@ -208,7 +208,7 @@ def test_what_it_cannot_compile_is_one_line():
 
 def test_without_a_gpu_it_cannot_build_for_this_one():
     try:
-        from engines.cuda import probe_gpu
+        from engines.backends.cuda import probe_gpu
 
         probe_gpu()
     except EngineError:

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from engines.backends.torch import TorchEngine
 from engines.backends.torch_cuda import TorchStreamEngine, open_torch
-from engines.base import EngineError
+from engines.backends.torch_reference import TorchEngine
 from engines.build import WANTED_CLASS
 from engines.choose import Choice, choose_head
-from engines.classifiers import load_classifier
+from engines.errors import EngineError
 from engines.maps import MapSpec
+from engines.networks.registry import load_classifier
 from engines.preprocess import IMAGE
-from realtime.demo import DemoCamera
+from realtime.sources.demo import DemoCamera
 
 SIZE = 64
 

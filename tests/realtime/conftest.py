@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.backends.mock import MockEngine
 from engines.localizer import Localizer
+from tests.engines.mock import MockEngine
 from tests.realtime.cameras import NEEDS, PYTHON, RtspCamera
 
 

@@ -3,7 +3,7 @@
 import time
 
 from realtime.frames import Frame
-from realtime.video import Source
+from realtime.sources.video import Source
 from tests.realtime.media import picture
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engines.weights import ASSETS
-from realtime import cameras, checks
-from realtime.checks import CHECKS, Finding
-from realtime.doctor import as_json, examine, is_fit, print_findings
+from engines.networks.weights import ASSETS
+from realtime import doctor as checks
+from realtime.doctor import CHECKS, Finding, as_json, examine, is_fit, print_findings
+from realtime.sources import cameras
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -108,7 +108,7 @@ def test_a_missing_package_is_named_and_not_fit(monkeypatch):
 
 def test_weights_that_cannot_be_read_are_not_fit(monkeypatch, tmp_path):
     (tmp_path / "compact.safetensors").write_bytes(ASSETS.joinpath("compact.safetensors").read_bytes()[:1000])
-    monkeypatch.setattr("engines.weights.SHIPPED", {"compact": tmp_path / "compact.safetensors"})
+    monkeypatch.setattr("engines.networks.weights.SHIPPED", {"compact": tmp_path / "compact.safetensors"})
     network = by_name(examine([checks.network]))["shipped network"]
     assert network.state == "problem"
     assert network.needed

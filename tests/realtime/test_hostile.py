@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.base import SourceError
-from realtime import limits
-from realtime.sources import decode_image, open_source
+from engines.errors import SourceError
+from realtime.sources import limits
+from realtime.sources.images import decode_image, open_source
 from tests.command_line import ROOT, command
 from tests.realtime import hostile
 from tests.realtime.media import picture
@@ -68,8 +68,8 @@ def test_one_bad_image_of_a_folder_costs_no_other(tmp_path):
 
 MEASURE = """
 import resource, sys
-from engines.base import SourceError
-from realtime.sources import open_source
+from engines.errors import SourceError
+from realtime.sources.images import open_source
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for spec in sys.argv[1:]:
     try:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.base import SourceError
-from realtime.limits import WRITTEN_SIDE_PX
-from realtime.sources import open_source
+from engines.errors import SourceError
+from realtime.sources.images import open_source
+from realtime.sources.limits import WRITTEN_SIDE_PX
 from tests.command_line import command
 from tests.realtime.media import write_video
 

@@ -7,9 +7,9 @@ import time
 import cv2
 import pytest
 
-from engines.backends.mock import MockEngine
-from engines.base import EngineError
-from realtime.inbox import Policy
+from engines.errors import EngineError
+from realtime.frame_queue import Policy
+from tests.engines.mock import MockEngine
 from tests.realtime.media import picture, web_server, write_video
 from tests.realtime.watched import PATIENCE_S, Watched, assert_no_frame_twice_and_none_invented
 

@@ -9,17 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.backends.mock import MockEngine
-from engines.base import EngineError, InputError, OutputError, SourceError
+from engines.errors import EngineError, InputError, OutputError, SourceError
 from engines.localizer import Localizer
+from realtime.capture import every_frame, latest_frames
+from realtime.frame_queue import LATEST, Inbox
 from realtime.frames import Frame
-from realtime.hub import Settings
-from realtime.inbox import LATEST, Inbox
-from realtime.latency import Run
 from realtime.pipeline import Live, run_frames
-from realtime.readers import every_frame, latest_frames
+from realtime.session import Settings
 from realtime.sinks import JsonlSink
-from realtime.sources import open_source
+from realtime.sources.images import open_source
+from realtime.statistics import Run
+from tests.engines.mock import MockEngine
 from tests.realtime.media import picture, write_video
 from tests.realtime.scripted import Collector, Scripted, wait_until
 

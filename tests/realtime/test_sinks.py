@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from engines.base import OutputError, SourceError
+from engines.errors import OutputError, SourceError
 from engines.localizer import Detection, Localization
+from realtime.annotate import PREDICTED_BGR, TRUTH_BGR, Look, draw, heat_map
 from realtime.frames import Frame, FrameRecord
-from realtime.overlay import PREDICTED_BGR, TRUTH_BGR, Look, draw, heat_map
 from realtime.sinks import JsonlSink, VideoSink, fitted
 from tests.realtime.media import picture, timestamps_s
 

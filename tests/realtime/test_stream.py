@@ -18,21 +18,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from engines.backends.mock import MockEngine
-from engines.base import OutputError
 from engines.boxes import iou
+from engines.errors import OutputError
 from engines.localizer import Localizer
-from realtime.connection import Connection
-from realtime.demo import DemoCamera
+from realtime.capture import Connection
 from realtime.frames import Frame, FrameRecord
-from realtime.hub import Hub
-from realtime.ledger import Histogram, Ledger
 from realtime.live import stream
 from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
-from realtime.recorder import Recorder
-from realtime.sinks import LOGS_KEPT, JsonlSink, has_display
+from realtime.session import Hub
+from realtime.sinks import LOGS_KEPT, JsonlSink, Recorder, has_display
+from realtime.sources.demo import DemoCamera
+from realtime.statistics import Histogram, Ledger
 from tests.command_line import refused
+from tests.engines.mock import MockEngine
 from tests.realtime.media import picture, timestamps_s, write_video
 
 ROOT = Path(__file__).parent.parent.parent

@@ -5,14 +5,14 @@ import time
 from collections import Counter
 from contextlib import closing
 
-from engines.backends.mock import MockEngine
 from engines.localizer import Localizer
-from realtime.hub import Hub
-from realtime.inbox import LATEST
-from realtime.ledger import Ledger
+from realtime.capture import Feed
+from realtime.frame_queue import LATEST
 from realtime.pipeline import Live, run_frames
-from realtime.readers import Feed
-from realtime.video import SourceOptions
+from realtime.session import Hub
+from realtime.sources.video import SourceOptions
+from realtime.statistics import Ledger
+from tests.engines.mock import MockEngine
 from tests.realtime.cameras import number_in
 
 PATIENCE_S = 30.0

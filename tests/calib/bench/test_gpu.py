@@ -8,11 +8,10 @@ from rich.console import Console
 from calib.bench import gpu as bench_gpu
 from calib.bench import run as bench
 from calib.bench.compare import changes
-from calib.bench.plots import plot_bench
-from calib.bench.report import print_bench
+from calib.bench.report import plot_bench, print_bench
 from engines.backends import tensorrt_build
-from engines.base import EngineError
 from engines.choose import Choice, build_chosen
+from engines.errors import EngineError
 from tests.command_line import refused
 from tests.engines.gpu import certify_plan, keep_plan, machine_with_gpu, plan_of
 

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from calib.bench.gpu_clocks import REASONS, GpuClocks
+from calib.bench.gpu import REASONS, GpuClocks
 from engines.install import install_packages
 
 
@@ -36,7 +36,7 @@ def library(clocks_mhz, reasons):
 
 
 def test_clocks_and_what_held_them_back(monkeypatch):
-    monkeypatch.setattr("calib.bench.gpu_clocks.PERIOD_S", 0.001)
+    monkeypatch.setattr("calib.bench.gpu.PERIOD_S", 0.001)
     nvml = library([1980, 1500, 1755], [0, 1 << list(REASONS.values()).index("power cap"), 0])
     with GpuClocks(lambda: nvml) as clocks:
         while len(clocks._samples) < 4:

@@ -9,9 +9,9 @@ import pytest
 from calib.bench.peers import PEERS, Task, peers
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import WANTED_CLASS, build_graph
-from engines.classifiers import load_classifier
 from engines.install import install_extra
 from engines.maps import MapSpec
+from engines.networks.registry import load_classifier
 from engines.preprocess import IMAGE
 
 

@@ -8,14 +8,13 @@ import pytest
 from rich.console import Console
 
 from calib.bench import run as bench
-from calib.bench.loop import bench_end_to_end
+from calib.bench.machine import count_work
 from calib.bench.peers import PEERS
-from calib.bench.plots import check_plots, plot_bench
-from calib.bench.report import print_bench
-from calib.bench.roofline import count_work
-from engines.base import OutputError
+from calib.bench.report import check_plots, plot_bench, print_bench
+from calib.bench.turns import bench_end_to_end
 from engines.choose import Choice
-from engines.classifiers import load_classifier
+from engines.errors import OutputError
+from engines.networks.registry import load_classifier
 from tests.realtime.media import write_images
 
 QUIET = Console(quiet=True)

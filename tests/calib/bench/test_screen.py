@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from calib.bench.screen import CODES, Codes, WindowScreen, bench_screen
-from engines.base import SightlineError
 from engines.choose import Choice
+from engines.errors import SightlineError
 
 DELAY_MS = 150.0
 

@@ -8,13 +8,12 @@ import pytest
 from rich.console import Console
 
 from calib.data.datasets import load_dataset
-from calib.evaluation.baselines import baselines
 from calib.evaluation.evaluate import evaluate
+from calib.evaluation.metrics import baselines
 from calib.heads.fit import default_features, fit_head
-from engines.backends.mock import MockEngine
-from engines.base import SourceError
-from engines.classifiers import load_classifier
+from engines.errors import SourceError
 from engines.localizer import Localizer
+from engines.networks.registry import load_classifier
 from tests.calib.layouts import (
     BOX,
     LABELLED,
@@ -33,6 +32,7 @@ from tests.calib.layouts import (
     vot_native,
     zoo,
 )
+from tests.engines.mock import MockEngine
 from tests.realtime.media import picture
 
 QUIET = Console(quiet=True)

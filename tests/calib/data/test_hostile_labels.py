@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calib.data.datasets import load_dataset
-from engines.base import SightlineError
+from engines.errors import SightlineError
 from tests import command_line
 from tests.calib.layouts import images, voc_xml
 

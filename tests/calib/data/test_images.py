@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calib.data.datasets import load_dataset
-from engines.base import SourceError
+from engines.errors import SourceError
 from tests.calib.layouts import LABELLED, csv, frames_csv, images, otb, refused, told, vot, zoo
 from tests.realtime.media import picture
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import cli
 from calib.data import voc
 from calib.data.choose import DataChoice, load_chosen
-from engines.base import DownloadError, SourceError
 from engines.downloads import cache_dir
+from engines.errors import DownloadError, SourceError
 from tests.web import FileServer
 
 CLASSES = ("dog", "cat")

@@ -5,7 +5,7 @@ import pytest
 
 from calib.data.known_classes import KNOWN, everyday_names
 from calib.evaluation.detection import Predicted, all_found, average_precision, detection_ap, localization_ap, mean_ap, peak_xy
-from engines.classifiers import imagenet_classes
+from engines.networks.registry import imagenet_classes
 
 
 def test_the_area_under_the_envelope_by_hand():

@@ -10,10 +10,11 @@ from rich.console import Console
 from calib.data.datasets import load_dataset
 from calib.evaluation.evaluate import evaluate, report_table
 from calib.evaluation.metrics import ConstantBoxes
-from engines.backends.mock import MockEngine
-from engines.base import ModelError, SourceError, TensorSpec
+from engines.engine import TensorSpec
+from engines.errors import ModelError, SourceError
 from engines.localizer import Localizer
-from tests.engines.test_trust import Sure
+from tests.engines.mock import MockEngine
+from tests.engines.test_confidence import Sure
 from tests.realtime.media import picture
 
 QUIET = Console(quiet=True)

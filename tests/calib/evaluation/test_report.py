@@ -15,13 +15,13 @@ from calib.evaluation.evaluate import Case, evaluate
 from calib.evaluation.metrics import ConstantBoxes
 from calib.evaluation.pictures import PANEL_PX, class_bars, outline
 from calib.evaluation.report import check_report, example_cases, write_report
-from engines.backends.mock import MockEngine
-from engines.base import OutputError
+from engines.errors import OutputError
 from engines.localizer import Localizer
 from engines.text import REPLACEMENT
+from realtime.annotate import SHADE_BGR, TRUTH_BGR
 from realtime.documents import ASSETS, templates
-from realtime.overlay import SHADE_BGR, TRUTH_BGR
 from tests.command_line import command, refused
+from tests.engines.mock import MockEngine
 from tests.realtime.media import picture
 
 FACTS = {"model": "mock <b>", "machine": "a | b"}

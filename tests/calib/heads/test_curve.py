@@ -13,10 +13,10 @@ from calib.heads.curve import Curve, Point, curve_of, curve_table, learning_curv
 from calib.heads.features import FeatureTable, feature_table
 from calib.heads.fit import default_features, fit_head
 from calib.heads.linear import choose_strength, fit_rows, solve
-from engines.base import OutputError, SourceError
-from engines.classifiers import load_classifier
+from engines.errors import OutputError, SourceError
 from engines.features import Feature
 from engines.maps import MapSpec
+from engines.networks.registry import load_classifier
 from tests.command_line import command, refused
 
 QUIET = Console(quiet=True)

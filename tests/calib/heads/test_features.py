@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 
 from calib.data.datasets import load_dataset
-from calib.evaluation.baselines import baselines
+from calib.evaluation.metrics import baselines
 from calib.heads.features import TABLE_FORMAT, feature_table
-from engines.backends.mock import MockEngine
-from engines.classifiers import load_classifier
 from engines.downloads import cache_dir
 from engines.features import Feature
 from engines.localizer import Localizer
 from engines.maps import MapSpec
+from engines.networks.registry import load_classifier
+from tests.engines.mock import MockEngine
 from tests.realtime.media import picture
 
 QUIET = Console(quiet=True)

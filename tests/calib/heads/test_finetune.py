@@ -11,11 +11,11 @@ from rich.console import Console
 from calib.data.datasets import load_dataset
 from calib.heads.finetune import LAST, finetune, fit_sigmoid, image_ap, last_inputs, save_finetuned
 from engines.backends.openvino import OpenVinoEngine
-from engines.backends.torch import torch_network
-from engines.base import ModelError, SourceError
+from engines.backends.torch_reference import torch_network
 from engines.build import build_graph
-from engines.classifiers import load_classifier
+from engines.errors import ModelError, SourceError
 from engines.localizer import Localizer
+from engines.networks.registry import load_classifier
 
 QUIET = Console(quiet=True)
 

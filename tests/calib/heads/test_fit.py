@@ -11,14 +11,14 @@ from calib.data.datasets import load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.evaluation.metrics import constant_boxes
 from calib.heads.fit import fit_head
-from calib.shipped.sure import with_trust
+from calib.research.head_confidence import with_trust
 from engines.backends.openvino import OpenVinoEngine
-from engines.base import SourceError
 from engines.build import build_graph
-from engines.classifiers import load_classifier
+from engines.errors import SourceError
 from engines.features import Feature
 from engines.localizer import Localizer
 from engines.maps import MapSpec
+from engines.networks.registry import load_classifier
 
 QUIET = Console(quiet=True)
 

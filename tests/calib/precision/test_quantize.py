@@ -9,13 +9,13 @@ from rich.console import Console
 from calib.precision.calibrate import Images, calibrate_chosen, plot_layers
 from calib.precision.quantize import Calibrator, Harm, _counts, always_kept, calibrate, rough_quantization
 from engines.backends.openvino import has_vnni
-from engines.base import EngineError, ModelError, SourceError
 from engines.build import assemble
 from engines.choose import Choice, calibration_paths, choose_quantization, open_localizer
-from engines.classifiers import load_classifier
+from engines.errors import EngineError, ModelError, SourceError
+from engines.int8 import load_quantization
 from engines.maps import MapSpec
-from engines.quantize import load_quantization
-from realtime.demo import DemoCamera
+from engines.networks.registry import load_classifier
+from realtime.sources.demo import DemoCamera
 
 QUIET = Console(quiet=True)
 FRAMES = [DemoCamera(300).shoot(i * 14)[0] for i in range(20)]

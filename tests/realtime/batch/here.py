@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines.base import SightlineError
 from engines.choose import Choice
-from realtime.batch.clip import Clip, Segment
-from realtime.batch.crew import LostError
-from realtime.batch.settings import Settings
-from realtime.batch.worker import Opened, Worker, carried
+from engines.errors import SightlineError
+from realtime.batch.cluster.scheduler import LostError
+from realtime.batch.cluster.worker import Opened, Worker, carried
+from realtime.batch.options import Settings
+from realtime.batch.segment import Clip, Segment
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class Call:
 
 @dataclass
 class Here:
-    """See ``realtime.batch.crew.Cluster``.
+    """See ``realtime.batch.cluster.scheduler.Cluster``.
 
     Attributes:
         places: workers that there is room for.

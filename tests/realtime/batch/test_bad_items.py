@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engines.base import OutputError
+from engines.errors import OutputError
 from realtime.batch import run as batch_run
+from realtime.batch.options import Settings
 from realtime.batch.run import process_all
-from realtime.batch.settings import Settings
 from tests.realtime.media import write_images, write_video
 
 QUIET = Console(file=io.StringIO())

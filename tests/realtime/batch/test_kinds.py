@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from engines.base import OutputError, SourceError
+from engines.errors import OutputError, SourceError
+from realtime.batch.options import Settings
 from realtime.batch.run import process_all
-from realtime.batch.settings import Settings
 from tests.conftest import ROOT
 from tests.realtime.batch.clips import (
     cut_off,

@@ -10,15 +10,15 @@ import fsspec
 import pytest
 from rich.console import Console
 
-from engines.backends.mock import MockEngine
-from engines.base import OutputError
 from engines.choose import Choice
+from engines.errors import OutputError
 from engines.localizer import Localizer
-from realtime.batch.across import process_across
+from realtime.batch.cluster.scheduler import process_across
 from realtime.batch.names import Naming, overview_path, without_results
+from realtime.batch.options import Settings
 from realtime.batch.run import process_all
-from realtime.batch.settings import Settings
 from realtime.written import FOLDER, MANIFEST
+from tests.engines.mock import MockEngine
 from tests.realtime.batch.here import Here
 from tests.realtime.media import write_images, write_video
 

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engines.backends.mock import MockEngine
-from engines.base import OutputError
+from engines.errors import OutputError
 from engines.localizer import Localizer
+from realtime.batch.encode import run_segments
 from realtime.batch.job import Job
+from realtime.batch.options import Settings, settings_digest
 from realtime.batch.plan import digest_of, make_plan
 from realtime.batch.run import process_all
-from realtime.batch.settings import Settings, settings_digest
-from realtime.batch.work import run_segments
 from realtime.written import MANIFEST
 from tests.command_line import ROOT, command
+from tests.engines.mock import MockEngine
 from tests.realtime.batch.clips import decoded, make_clip, packet_times, rows_of, table_of
 
 HEAT = Settings(heat_video=True)

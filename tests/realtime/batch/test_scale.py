@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engines.base import InputError
 from engines.choose import Choice
+from engines.errors import InputError
+from realtime.batch.cluster.worker import carried, unpacked
+from realtime.batch.options import Settings
 from realtime.batch.scale import Scale, batch_chosen
-from realtime.batch.settings import Settings
-from realtime.batch.worker import carried, unpacked
 
 CONSOLE = Console(quiet=True)
 

@@ -10,25 +10,24 @@ import av
 import pytest
 from rich.console import Console
 
-from engines.backends.mock import MockEngine
 from engines.backends.openvino import OpenVinoEngine
-from engines.base import OutputError
 from engines.build import build_graph
 from engines.choose import Choice, open_localizer
-from engines.classifiers import load_classifier
+from engines.errors import OutputError
 from engines.localizer import Localizer
-from realtime.batch.clip import Clip
+from engines.networks.registry import load_classifier
 from realtime.batch.decode import SegmentEnd, read_segment
+from realtime.batch.encode import Behind, run_segments
 from realtime.batch.job import alone
 from realtime.batch.merge import UnsafeCutError, merge
-from realtime.batch.pieces import Behind
+from realtime.batch.options import Settings, seconds_of, settings_digest
 from realtime.batch.plan import Window, digest_of, make_plan
 from realtime.batch.run import process_all
-from realtime.batch.settings import Settings, seconds_of, settings_digest
-from realtime.batch.work import run_segments
-from realtime.follow.options import FollowOptions
-from realtime.readers import ahead, names_of
-from realtime.video import VideoFile
+from realtime.batch.segment import Clip
+from realtime.capture import ahead, names_of
+from realtime.sources.video import VideoFile
+from realtime.tracking.options import FollowOptions
+from tests.engines.mock import MockEngine
 from tests.realtime.batch.clips import make_clip, rows_of, table_of
 from tests.realtime.media import write_images, write_video
 

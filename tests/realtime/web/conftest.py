@@ -2,9 +2,9 @@
 
 import pytest
 
-from realtime.connection import Connection
-from realtime.hub import Hub
-from realtime.ledger import Ledger
+from realtime.capture import Connection
+from realtime.session import Hub
+from realtime.statistics import Ledger
 
 
 @pytest.fixture

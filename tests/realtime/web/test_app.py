@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from realtime.follow.following import Following
-from realtime.follow.options import FollowOptions
 from realtime.frames import Frame, FrameRecord, Track, Tracked
+from realtime.tracking.options import Following, FollowOptions
 from realtime.web.server import PageServer
 from tests.realtime.web.served import LOCAL, get, post, show
 

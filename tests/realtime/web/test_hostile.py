@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime.connection import Connection
-from realtime.hub import Hub
-from realtime.ledger import Ledger
+from realtime.capture import Connection
+from realtime.session import Hub
+from realtime.statistics import Ledger
 from realtime.web.server import Address, GuardedServer, PageServer
 from tests.realtime.web.served import LOCAL, get, post, show
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.realtime.follow.scenes import texture
+from tests.realtime.tracking.scenes import texture
 from tests.realtime.web.page import PATIENCE_S, ROOT, Run, streaming, wait_for
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from engines.base import EngineError, OutputError
+from engines.errors import EngineError, OutputError
 from realtime.web.server import Address, PageServer
 from tests.realtime.web.served import LOCAL, show
 

@@ -1,0 +1,211 @@
+"""``build``: the graph as a file, or as an engine of one backend, held against the reference before it may run."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from rich.console import Console
+
+from engines import plan_cache as cache
+from engines.backends.cuda import probe_gpu
+from engines.backends.openvino import OpenVinoEngine
+from engines.certificate import (
+    CERTIFICATE_FILE,
+    Certificate,
+    certificate_path,
+    certify,
+    checked_precision,
+    key_of,
+    openvino_key,
+    openvino_subject,
+    subject_of,
+    typed_graph,
+)
+from engines.engine import Engine
+from engines.errors import EngineError, OutputError, SourceError
+from engines.files import checked_output, whole_file
+from engines.graph import GRAPH_FILE
+from engines.localizer import ImageBgr, Localizer
+from realtime.sources.images import open_source
+
+FRAMES = 16
+READ_AT_MOST = 600
+DEMO = "demo:300"
+
+
+@dataclass(frozen=True)
+class BuildChoice:
+    """The options of ``build`` besides the network's.
+
+    Attributes:
+        out: file to write; may be None for TensorRT, whose engines are kept in the cache.
+        backend: ``auto`` for the ONNX file alone, ``openvino`` or ``tensorrt``.
+        precision: of the engine.
+        target: compute capability of a GPU that is not here (``sm89``); None for the one that is.
+        rebuild: even where the engine is in the cache.
+        on: the clip whose frames it is certified on; None for the demo's.
+    """
+
+    out: Path | None = None
+    backend: str = "auto"
+    precision: str = "auto"
+    target: str | None = None
+    rebuild: bool = False
+    on: str | None = None
+
+
+def build_chosen_engine(
+    model: onnx.ModelProto, choice: BuildChoice, console: Console, reference: onnx.ModelProto | None = None
+) -> Certificate | None:
+    """Build what was chosen of a graph, and say what was written.
+
+    Args:
+        model: the graph; for int8 with its scales.
+        choice: what to make of it.
+        console: for lines and progress.
+        reference: the graph to hold it against, in fp32 on the processor; the same one when None. For int8, the one without
+            scales.
+
+    Returns:
+        The certificate; None where nothing was certified: an ONNX file for any runtime, or an engine for an absent GPU.
+
+    Raises:
+        EngineError: it cannot be built, or it failed its certificate.
+        OutputError: there is no place to write, or it cannot be written.
+    """
+    check_options(choice)
+    reference = reference or model
+    if choice.backend == "tensorrt":
+        return _build_tensorrt(model, reference, choice, console)
+    assert choice.out is not None  # check_options
+    with whole_file(choice.out) as part:
+        part.write_bytes(model.SerializeToString())
+    console.print(f"wrote {choice.out}: {len(model.graph.node)} nodes, {choice.out.stat().st_size / 1e6:.1f} MB")
+    return _certify_openvino(model, reference, choice, console) if choice.backend == "openvino" else None
+
+
+def check_options(choice: BuildChoice, inputs: Iterable[str] = ()) -> None:
+    """Refuse options that contradict each other, and names that cannot be written to, before anything is built.
+
+    Args:
+        choice: the options.
+        inputs: files that the network is read from.
+
+    Raises:
+        EngineError, OutputError: one line that says which.
+    """
+    if choice.backend not in ("auto", "openvino", "tensorrt"):
+        raise EngineError(f"'build' makes engines of openvino or tensorrt, not of '{choice.backend}'")
+    if choice.backend != "tensorrt":
+        if choice.out is None:
+            raise OutputError("say where the ONNX file goes: --out FILE.onnx")
+        if choice.target or choice.rebuild:
+            raise EngineError("--for and --rebuild are about TensorRT engines: add --backend tensorrt")
+        if choice.backend == "auto" and (choice.precision != "auto" or choice.on):
+            raise EngineError("--precision and --on are about an engine: say which with --backend openvino or tensorrt")
+    else:
+        checked_precision(choice.precision)
+    read = (*inputs, choice.on)
+    if choice.out is not None:
+        checked_output(choice.out, GRAPH_FILE if choice.backend != "tensorrt" else cache.ENGINE_FILE, read)
+        if choice.backend == "tensorrt" and choice.out.exists() and not choice.rebuild:
+            raise OutputError(f"engine {choice.out} is there: add --rebuild to replace it, or choose another name")
+        if choice.backend == "openvino":
+            checked_output(certificate_path(choice.out), CERTIFICATE_FILE, read)
+
+
+def _certify_openvino(model: onnx.ModelProto, reference: onnx.ModelProto, choice: BuildChoice, console: Console) -> Certificate:
+    assert choice.out is not None
+    engine = OpenVinoEngine(model, choice.precision)
+    key = openvino_key(model, engine)
+    certificate = _certified(reference, engine, choice, console).of(openvino_subject(key))
+    for place in (choice.out, key.path):  # beside the file for people, in the cache for what runs the same graph
+        certificate.save(certificate_path(place))
+    return _reported(certificate, certificate_path(choice.out), console)
+
+
+def _build_tensorrt(
+    model: onnx.ModelProto, reference: onnx.ModelProto, choice: BuildChoice, console: Console
+) -> Certificate | None:
+    from engines.backends.tensorrt import load_tensorrt
+    from engines.backends.tensorrt_build import Build, build_plan
+
+    precision = checked_precision(choice.precision)
+    gpu = None if choice.target else probe_gpu()
+    library = load_tensorrt(ahead=gpu is None)
+    sm = gpu.sm if gpu else str(choice.target)
+    typed = typed_graph(model, precision, library.__name__, sm)
+    key = key_of(model, typed, library, str(gpu or sm), precision)
+    timings = cache.engines_dir() / f"{library.__name__}-{library.__version__}-{sm}.timings" if gpu else None
+    options = Build(library, choice.target, timings, console)
+
+    def told(line: str) -> None:
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+    plan = cache.load_or_build(key, lambda: build_plan(typed, options), told, choice.rebuild)
+    words = f"{len(plan) / 1e6:.1f} MB, {library.__name__} {library.__version__}, {precision}, {key.target}"
+    console.print(f"{key.path}: {words}", highlight=False, soft_wrap=True)
+    if choice.out is not None:
+        with whole_file(choice.out) as part:
+            shutil.copyfile(key.path, part)
+        console.print(f"wrote {choice.out}")
+    if gpu is None:
+        told(
+            f"not certified, there is no {key.target} here: where there is, put the file into {cache.engines_dir()} under the "
+            "same name, and run this command without --for"
+        )
+        return None
+    certificate = _certify_plan(model, reference, key, plan, choice, console)
+    return _reported(certificate, certificate_path(key.path), console)
+
+
+def _certify_plan(
+    model: onnx.ModelProto, reference: onnx.ModelProto, key: cache.EngineKey, plan: bytes, choice: BuildChoice, console: Console
+) -> Certificate:
+    from engines.backends.tensorrt import TensorRtEngine
+
+    engine = TensorRtEngine(plan, model, key.precision)
+    try:
+        certificate = _certified(reference, engine, choice, console).of(subject_of(key, plan))
+    finally:
+        engine.close()
+    certificate.save(certificate_path(key.path))
+    return certificate
+
+
+def _certified(reference: onnx.ModelProto, engine: Engine, choice: BuildChoice, console: Console) -> Certificate:
+    """The engine against the reference in fp32 on the processor."""
+    with console.status("certifying ..."):
+        trusted = Localizer(OpenVinoEngine(reference, "fp32"))
+        return certify(trusted, Localizer(engine), frames_of(choice.on or DEMO))
+
+
+def _reported(certificate: Certificate, path: Path, console: Console) -> Certificate:
+    console.print(str(certificate), highlight=False, soft_wrap=True)
+    console.print(f"wrote {path}")
+    if not certificate.passed:
+        raise EngineError(f"the engine failed its certificate ({'; '.join(certificate.failures)}): it will not be used")
+    return certificate
+
+
+def frames_of(source: str, count: int = FRAMES) -> list[ImageBgr]:
+    """About ``count`` to twice as many frames, evenly spread over the first ``READ_AT_MOST`` of a source.
+
+    Raises:
+        SourceError: it cannot be read, or holds no frame.
+    """
+    kept: list[ImageBgr] = []
+    step = 1
+    with open_source(source) as frames:
+        for index, frame in enumerate(frames):
+            if index >= READ_AT_MOST:
+                break
+            if index % step == 0:
+                kept.append(frame.image_bgr)
+            if len(kept) > 2 * count:  # how long the source is shows only at its end
+                kept, step = kept[::2], step * 2
+    if not kept:
+        raise SourceError(f"{source} holds no frame to certify an engine on")
+    return kept

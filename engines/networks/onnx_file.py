@@ -1,0 +1,455 @@
+"""Any classifier from an ONNX file: checked before it is used, and made of operators that have a gradient rule."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from engines.engine import Array
+from engines.errors import ModelError
+from engines.graph import OPSET, Graph, attributes_of
+from engines.networks.network import Forward
+from engines.networks.onnx_tensors import FLOATS, MOST_BYTES, MOST_NODES, TensorReader, check_structure, inlined
+from engines.reading import read_file, shown
+
+LARGEST_SIDE_PX = 4096
+SMALL = 4096
+"""Values up to which a constant is shown to ONNX's version converter: it reads shapes and axes, not weights."""
+INTEGER_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    }
+)
+BOUNDS_OPS = frozenset({"Clip", "Pad", "Where", "Min", "Max"})
+"""Operators to which infinity may be a limit or a filling."""
+LARGEST_WINDOW = 1 << 16
+Model = onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was read.
+
+    Attributes:
+        nodes: of ``opset``, in order, without Constant nodes.
+        constants: weights and all other constants by name, floats as float32.
+        input_name, output_name: of the image and the scores.
+        side_px: of the image, where the file fixes it.
+        digest: sha256 of the file, and of the weights beside it where there are any.
+    """
+
+    nodes: Sequence[onnx.NodeProto]
+    constants: Mapping[str, Array]
+    input_name: str
+    output_name: str
+    side_px: int | None
+    digest: str
+
+
+def read_onnx(path: Path, opset: int) -> OnnxFile:
+    """Read and check a classifier's file.
+
+    Args:
+        path: of the file.
+        opset: to which its operators are converted.
+
+    Raises:
+        ModelError: it cannot be used; the text says why.
+    """
+    content = read_file(path, "model", MOST_BYTES)
+    model = _parsed(path, content)
+    digest = hashlib.sha256(content)
+    reader = TensorReader(path, len(content))
+    del content
+    _check_kinds(path, model)
+    model = inlined(path, model)
+    constants = _taken_constants(model, reader)
+    image, output = _only_input(path, model, constants), _only_output(path, model)
+    _check_flow(path, model, {image.name, *constants})
+    _check_training(path, model.graph.node, constants)
+    side_px = _side_px(path, image)
+    converted = _converted(path, model, constants, image, opset)
+    _check_finite(path, converted.graph.node, constants)
+    if reader.bytes_beside:
+        digest.update(reader.digest.digest())
+    return OnnxFile(list(converted.graph.node), constants, image.name, output, side_px, digest.hexdigest())
+
+
+def _parsed(path: Path, content: bytes) -> Model:
+    if content[:4] == b"PK\x03\x04" or content[:2] == b"\x80\x02":
+        raise ModelError(f"{path} is a PyTorch file or an archive, not an ONNX model: export it with torch.onnx.export")
+    try:
+        check_structure(content)
+        model: Model = onnx.ModelProto.FromString(content)
+    except (ValueError, DecodeError) as error:
+        reason = str(error) if type(error) is ValueError else "its bytes cannot be parsed"
+        raise ModelError(f"{path} is not an ONNX model: {reason}") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} is not an ONNX model of a network: it holds no operators")
+    return model
+
+
+def _check_kinds(path: Path, model: Model) -> None:
+    """Refuse what cannot be run or differentiated, by its kind."""
+    own = {(function.domain, function.name) for function in model.functions}
+    if model.graph.sparse_initializer:
+        raise ModelError(f"{path} holds sparse weights, which are not supported: export it with dense ones")
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    if len(nodes) > MOST_NODES:
+        raise ModelError(f"{path} has {len(nodes):,} operators: at most {MOST_NODES:,} are read")
+    for node in nodes:
+        where = _where(path, node)
+        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) or a.HasField("g") or a.graphs for a in node.attribute):
+            raise ModelError(
+                f"{where} is a loop or a branch, whose end only running it would show: export a network without control flow"
+            )
+        if node.op_type in INTEGER_OPS or node.op_type.startswith("QLinear"):
+            raise ModelError(
+                f"{where}: the network is quantised already, and integers have no gradient: give the float32 model; "
+                "'calibrate' makes it int8"
+            )
+        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in own:
+            raise ModelError(
+                f"{where} is an operator of {shown(node.domain)}, not of ONNX's own: export without fused or vendor operators"
+            )
+        if any(a.HasField("sparse_tensor") or a.sparse_tensors for a in node.attribute):
+            raise ModelError(f"{where} holds sparse values, which are not supported: export it with dense ones")
+
+
+def _taken_constants(model: Model, reader: TensorReader) -> dict[str, Array]:
+    """Take weights and Constant nodes out of the graph, as arrays; what stays is float32 too."""
+    constants: dict[str, Array] = {}
+
+    def keep(name: str, value: Array) -> None:
+        if not name or name in constants:
+            raise ModelError(f"the model has two constants with the name {shown(name)}, or one without a name")
+        constants[name] = value
+
+    for tensor in model.graph.initializer:
+        keep(tensor.name, reader.array(tensor, "weight"))
+    del model.graph.initializer[:]
+    kept = []
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            for name in node.output[:1]:
+                keep(name, _constant_value(node, reader))
+            continue
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                attribute.t.CopyFrom(numpy_helper.from_array(reader.array(attribute.t, f"the value of {node.op_type}")))
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in FLOATS:
+                attribute.i = TensorProto.FLOAT
+        kept.append(node)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return constants
+
+
+def _constant_value(node: onnx.NodeProto, reader: TensorReader) -> Array:
+    """The value of a Constant node, however it is written."""
+    if len(node.attribute) == 1:
+        attribute = node.attribute[0]
+        if attribute.name == "value" and attribute.HasField("t"):
+            return reader.array(attribute.t, "constant")
+        values = {"value_float": attribute.f, "value_int": attribute.i}
+        values |= {"value_floats": list(attribute.floats), "value_ints": list(attribute.ints)}
+        if attribute.name in values:
+            dtype = np.float32 if "float" in attribute.name else np.int64
+            return np.asarray(values[attribute.name], dtype)
+    raise ModelError(f"constant {shown(node.output[0] if node.output else '')} is no tensor of numbers: the file is damaged")
+
+
+def _only_input(path: Path, model: Model, constants: Mapping[str, Array]) -> onnx.ValueInfoProto:
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        raise ModelError(f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; a classifier has one of each")
+    image: onnx.ValueInfoProto = inputs[0]
+    return image
+
+
+def _only_output(path: Path, model: Model) -> str:
+    written = {name for node in model.graph.node for name in node.output}
+    name = model.graph.output[0].name
+    if name not in written:
+        raise ModelError(f"{path}: nothing computes its output {shown(name)}")
+    return str(name)
+
+
+def _side_px(path: Path, image: onnx.ValueInfoProto) -> int | None:
+    tensor, name = image.type.tensor_type, shown(image.name)
+    dims = tensor.shape.dim
+    if len(dims) != 4 or dims[1].dim_value not in (0, 3):
+        shape = [dim.dim_value if dim.HasField("dim_value") else "any" for dim in dims]
+        raise ModelError(f"{path}: input {name} is not an image [N, 3, H, W]: its shape is {shown(shape)}")
+    if tensor.elem_type not in FLOATS:
+        kinds = {number: kind.lower() for kind, number in TensorProto.DataType.items()}
+        kind = kinds.get(tensor.elem_type, str(tensor.elem_type))
+        raise ModelError(f"{path}: input {name} holds {kind}: a classifier takes normalised floating-point values")
+    height, width = dims[2].dim_value, dims[3].dim_value
+    if height and width and height != width:
+        raise ModelError(f"{path}: input {name} is {width} x {height} pixels: only squares are supported")
+    side = height or width
+    if side < 0 or side > LARGEST_SIDE_PX:
+        raise ModelError(f"{path}: input {name} is {side:,} pixels a side: at most {LARGEST_SIDE_PX:,} are supported")
+    return side or None
+
+
+def _check_flow(path: Path, model: Model, known: Iterable[str]) -> None:
+    """Every tensor is written once, and before it is read; every node is one that ONNX knows."""
+    version = _opset(path, model)
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": version}
+    written = set(known)
+    for node in model.graph.node:
+        where = _where(path, node)
+        for name in node.input:
+            if name and name not in written:
+                raise ModelError(f"{where} reads {shown(name)}, which nothing before it writes: a cycle, or nodes out of order")
+        for name in node.output:
+            if name and name in written:
+                raise ModelError(f"{where} writes {shown(name)}, which another node or weight writes, too")
+        if not node.output or not node.output[0]:
+            raise ModelError(f"{where} writes nothing: the file is damaged")
+        if len({attribute.name for attribute in node.attribute}) != len(node.attribute):
+            raise ModelError(f"{where} has an attribute twice: the file is damaged")
+        _check_windows(where, node)
+        try:
+            onnx.checker.check_node(node, context)
+        except onnx.checker.ValidationError as error:
+            raise ModelError(f"{where} is not valid ONNX: {first_line(error)}") from error
+        written.update(node.output)
+
+
+def _opset(path: Path, model: Model) -> int:
+    found = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    newest = onnx.defs.onnx_opset_version()
+    if not found or not 7 <= found[0] <= newest:
+        said = f"is of opset {found[0]}" if found else "does not say its opset"
+        raise ModelError(f"{path} {said}: ONNX models of opset 7 to {newest} are read; export it with one of those")
+    return int(found[0])
+
+
+def _check_windows(where: str, node: onnx.NodeProto) -> None:
+    """Kernels, strides and groups are positive, and no window or padding is larger than any image."""
+    for attribute in node.attribute:
+        least = {"kernel_shape": 1, "strides": 1, "dilations": 1, "group": 1, "blocksize": 1, "pads": 0, "size": 1}
+        if attribute.name not in least or (node.op_type == "Pad" and attribute.name == "pads"):
+            continue
+        values = list(attribute.ints) or [attribute.i]
+        if attribute.ints or attribute.type == AttributeProto.INT:
+            low = least[attribute.name]
+            if any(not low <= value <= LARGEST_WINDOW for value in values):
+                raise ModelError(f"{where}: {attribute.name} {shown(values)} must lie in {low} .. {LARGEST_WINDOW}")
+
+
+def _check_training(path: Path, nodes: Iterable[onnx.NodeProto], constants: Mapping[str, Array]) -> None:
+    """In training mode a network normalises by its batch and drops values by chance: its scores are not what it learned."""
+    for node in nodes:
+        mode = {a.name: a.i for a in node.attribute if a.name == "training_mode"}.get("training_mode", 0)
+        training = node.op_type == "BatchNormalization" and (mode == 1 or any(node.output[1:]))
+        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
+            value = constants.get(node.input[2])
+            training = value is None or bool(np.any(value))
+        if training:
+            raise ModelError(
+                f"{path} was exported in training mode ({_node_words(node)}): call model.eval() before the export, and do not "
+                "pass training=TRAINING"
+            )
+
+
+def _converted(path: Path, model: Model, constants: dict[str, Array], image: onnx.ValueInfoProto, opset: int) -> Model:
+    """The nodes in another opset. Weights stand in as inputs: the converter needs no gigabyte of values.
+
+    ``constants`` gets what the converter adds.
+    """
+    typed = [_float_value(image)]
+    small = []
+    for name, value in constants.items():
+        if value.size <= SMALL:
+            small.append(numpy_helper.from_array(value, name))
+        else:
+            typed.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape))
+    outputs = [helper.make_tensor_value_info(value.name, TensorProto.FLOAT, None) for value in model.graph.output]
+    graph = helper.make_graph(model.graph.node, "classifier", typed, outputs, small)
+    imports = [helper.make_opsetid("", _opset(path, model))]
+    try:
+        converted = onnx.version_converter.convert_version(helper.make_model(graph, opset_imports=imports, ir_version=8), opset)
+    except Exception as error:  # the native converter raises its own, RuntimeError, IndexError and more
+        version = imports[0].version
+        raise ModelError(f"{path} (opset {version}) cannot be turned into opset {opset}: {first_line(error)}") from error
+    for tensor in converted.graph.initializer:
+        constants.setdefault(tensor.name, numpy_helper.to_array(tensor))
+    return converted
+
+
+def _float_value(image: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    value = onnx.ValueInfoProto()
+    value.CopyFrom(image)
+    value.type.tensor_type.elem_type = TensorProto.FLOAT
+    return value
+
+
+def _check_finite(path: Path, nodes: Iterable[onnx.NodeProto], constants: Mapping[str, Array]) -> None:
+    """Single numbers may be infinite where they are limits; larger arrays were checked when they were read."""
+    single = {n: float(v.ravel()[0]) for n, v in constants.items() if v.size == 1 and v.dtype == np.float32}
+    odd = {name: value for name, value in single.items() if not math.isfinite(value)}
+    for node in nodes:
+        for name in odd.keys() & set(node.input):
+            if math.isnan(odd[name]) or node.op_type not in BOUNDS_OPS:
+                raise ModelError(
+                    f"{_where(path, node)} reads the constant {shown(name)}, which is {odd[name]}: not a finite number"
+                )
+
+
+def _where(path: Path, node: onnx.NodeProto) -> str:
+    return f"{path}: {_node_words(node)}"
+
+
+def _node_words(node: onnx.NodeProto) -> str:
+    name = node.name or next(iter(node.output), "")
+    return f"node {shown(name)} ({shown(node.op_type)[1:-1]})"
+
+
+def first_line(error: Exception) -> str:
+    """What a library said, on one line; a failed assertion's place in its source is dropped."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "Assertion" in text:
+        text = "the operators contradict each other" if text.endswith("failed:") else text.rsplit("failed: ", 1)[-1]
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+
+
+MOST_VALUES, MOST_VALUES_A_PIXEL = 1 << 26, 512
+"""Of one activation, for each image: whichever is more. VGG16 has 64 a pixel."""
+MOST_TOGETHER, MOST_TOGETHER_A_PIXEL = 1 << 30, 20_000
+"""Of all activations; EfficientNet-B7 has 2,000 a pixel, DenseNet-161 12,000."""
+
+
+def forward_of_file(path: Path) -> tuple[Callable[[Graph, str], Forward], int | None, str]:
+    """Read a classifier with one image input ``[N, 3, H, W]`` and one output of class scores.
+
+    Returns:
+        (how to append it to a graph, its own input side in pixels if fixed, its digest: see ``OnnxFile``).
+
+    Raises:
+        ModelError: not an ONNX model, not one image in and one score vector out, or one that cannot be used.
+    """
+    found = read_onnx(path, OPSET)
+
+    def append(graph: Graph, x_nchw: str) -> Forward:
+        return _replay(graph, found, x_nchw)
+
+    return append, found.side_px, found.digest
+
+
+def _replay(graph: Graph, file: OnnxFile, x_nchw: str) -> Forward:
+    """Append the file's nodes under names of our own, so that they cannot clash with ours."""
+    names = {"": "", file.input_name: x_nchw}
+    names.update({name: graph.constant(value, value.dtype, hint=name) for name, value in file.constants.items()})
+    layers: dict[str, str] = {}
+    together = 0
+    for original in file.nodes:
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        for i, name in enumerate(original.input):
+            node.input[i] = names.get(name, name)
+        for i, name in enumerate(original.output):
+            names[name] = node.output[i] = graph.fresh(name) if name else ""
+        if node.op_type == "Cast" and _is_float(graph, node.input[0]) and attributes_of(node)["to"] == onnx.TensorProto.FLOAT:
+            node.op_type = "Identity"  # a network in float16 casts to and fro; here all of it is float32
+            del node.attribute[:]
+        if node.op_type == "LRN":
+            _append_lrn(graph, node)
+        else:
+            graph.append(node)
+        together += _checked_size(graph, x_nchw, node, together)
+        layers[original.output[0]] = node.output[0]
+    scores = _before_softmax(graph, names[file.output_name])
+    scores = _checked_scores(graph, scores, x_nchw)
+    return Forward(scores, _last_activations(graph, scores), layers)
+
+
+def _is_float(graph: Graph, tensor: str) -> bool:
+    return tensor in graph.types and graph.types[tensor].elem == onnx.TensorProto.FLOAT
+
+
+def _checked_size(graph: Graph, x_nchw: str, node: onnx.NodeProto, before: int) -> int:
+    """How many values a node writes.
+
+    Raises:
+        ModelError: so many that no classifier of such images has them; nothing was allocated for them yet.
+    """
+    images, _, height, width = graph.shape(x_nchw)
+    written = sum(math.prod(graph.shape(name)) for name in node.output if name)
+    most = images * max(MOST_VALUES, MOST_VALUES_A_PIXEL * height * width)
+    together = images * max(MOST_TOGETHER, MOST_TOGETHER_A_PIXEL * height * width)
+    if written > most or before + written > together:
+        raise ModelError(
+            f"node '{node.name or node.output[0]}' ({node.op_type}) writes {written:,} values after {before:,} before it: more "
+            "than a classifier of such images needs"
+        )
+    return written
+
+
+def _checked_scores(graph: Graph, scores: str, x_nchw: str) -> str:
+    """Class scores as ``[N, classes]``.
+
+    Raises:
+        ModelError: they do not depend on the image, or are not one vector of floats for each image.
+    """
+    images = graph.shape(x_nchw)[0]
+    shape = graph.shape(scores)
+    if graph.producer(scores) is None:
+        raise ModelError("the model's output does not depend on its input")
+    if graph.types[scores].elem != onnx.TensorProto.FLOAT or not shape or shape[0] != images:
+        raise ModelError(f"the model's output is no vector of class scores for each image: its shape is {list(shape)}")
+    if len(shape) == 2:
+        return scores
+    return graph.add("Reshape", scores, graph.constant([shape[0], -1], np.int64), hint="scores_flat")
+
+
+def _append_lrn(graph: Graph, node: onnx.NodeProto) -> None:
+    """LRN with a bias of 1 and a factor: ``(b + a s)^-beta = b^-beta (1 + a/b s)^-beta``.
+
+    OpenVINO's CPU plugin computes with bias 1 whatever the node says (2026.4; ONNX Runtime and float64 agree with each other).
+    """
+    at = attributes_of(node)
+    size, bias, beta = int(at["size"]), float(at.get("bias", 1.0)), float(at.get("beta", 0.75))
+    if not (bias > 0 and np.isfinite([bias, beta, at.get("alpha", 1e-4)]).all()):
+        raise ModelError(f"node '{node.name or node.output[0]}' (LRN): its bias must be positive, and its numbers finite")
+    if size % 2 == 0:
+        raise ModelError(f"node '{node.name or node.output[0]}' (LRN): an even window of {size} channels is not supported")
+    alpha = float(at.get("alpha", 1e-4)) / bias
+    scaled = graph.add("LRN", node.input[0], size=size, alpha=alpha, beta=beta, bias=1.0, hint="lrn_scaled")
+    factor = graph.constant(bias**-beta)
+    graph.append(onnx.helper.make_node("Mul", [scaled, factor], list(node.output), name=node.name))
+
+
+def _before_softmax(graph: Graph, scores: str) -> str:
+    """The raw scores: a final softmax would flatten the gradient of a confident class."""
+    node = graph.producer(scores)
+    while node is not None and node.op_type in ("Reshape", "Flatten", "Squeeze", "Identity"):
+        node = graph.producer(node.input[0])
+    return str(node.input[0]) if node is not None and node.op_type in ("Softmax", "LogSoftmax") else scores
+
+
+def _last_activations(graph: Graph, scores: str) -> str:
+    """Output of the last convolution, after its ReLU where it has one."""
+    convolutions = [node for node in graph.nodes if node.op_type == "Conv"]
+    if not convolutions:
+        raise ModelError("the model has no convolution: a sensitivity map needs one")
+    last = convolutions[-1].output[0]
+    readers = [node for node in graph.nodes if last in node.input]
+    return str(readers[0].output[0] if len(readers) == 1 and readers[0].op_type == "Relu" else last)

@@ -1,0 +1,76 @@
+"""From what a user typed to a search: the methods that take more than one engine call."""
+
+from dataclasses import replace
+
+import onnx
+
+from engines.engine import Engine
+from engines.errors import EngineError, ModelError
+from engines.head import Head
+from engines.networks.registry import Classifier
+from engines.search.beam import BeamEngine, BeamSettings
+from engines.search.compound import Compile, CompoundEngine
+from engines.search.crops import CropsEngine, CropSettings, Judge
+from engines.search.dam import DamEngine, DamSettings
+
+DAM = {
+    "compact": DamSettings(layer="conv5_3"),
+    "squeezenet": DamSettings(k=10, percentile=60, dilate=0.06),
+}
+"""By network what is best on the training split of animal_pose_voc; the paper's values where it made no difference."""
+BEAM = {"compact": BeamSettings(), "squeezenet": BeamSettings()}
+CLASSES_OF_SEVERAL = 2
+
+
+def dam_settings(network: str, objects: int = 1, layer: str | None = None) -> DamSettings:
+    """The usual settings of a network, for so many objects, at a layer of one's own."""
+    return replace(DAM.get(network, DamSettings()), objects=objects, layer=layer or DAM.get(network, DamSettings()).layer)
+
+
+def beam_settings(network: str, objects: int = 1, layer: str | None = None) -> BeamSettings:
+    """As ``dam_settings``; for several objects, ``CLASSES_OF_SEVERAL`` of the likeliest classes are searched for."""
+    usual = BEAM.get(network, BeamSettings())
+    classes = 1 if objects == 1 else CLASSES_OF_SEVERAL
+    return replace(usual, objects=objects, classes=classes, layer=layer or usual.layer)
+
+
+def search_engine(
+    method: str,
+    classifier: Classifier,
+    compiled: Compile,
+    objects: int = 1,
+    layer: str | None = None,
+    readers: tuple[Head, Judge] | None = None,
+) -> CompoundEngine:
+    """The engine of a method; with ``readers`` the beam searches crops of the image, see ``engines.search.crops``.
+
+    Raises:
+        ModelError, EngineError: see ``DamEngine``, ``BeamEngine`` and ``CropsEngine``.
+    """
+    if readers:
+        return CropsEngine(classifier, *readers, CropSettings(objects=objects), compiled)
+    if method == "dam":
+        return DamEngine(classifier, dam_settings(classifier.name, objects, layer), compiled)
+    return BeamEngine(classifier, beam_settings(classifier.name, objects, layer), compiled)
+
+
+def open_search(
+    method: str, classifier: Classifier, *, backend: str = "auto", precision: str = "auto", threads: int = 0, streams: int = 1,
+    objects: int = 1, layer: str | None = None, readers: tuple[Head, Judge] | None = None,
+) -> Engine:  # fmt: skip
+    """Compile a method's graphs on OpenVINO, which is the only backend that runs them; the arguments are a ``Choice``'s.
+
+    Raises:
+        EngineError: another backend is asked for, or the precision cannot be had.
+        ModelError: int8 is asked for, or a graph cannot be built.
+    """
+    if backend not in ("auto", "openvino"):
+        raise EngineError(f"--method {method} asks several graphs in turn, on OpenVINO only: use --backend openvino")
+    if precision == "int8":
+        raise ModelError(f"--method {method} is not calibrated for int8: use --precision bf16 or fp32")
+    from engines.backends.openvino import OpenVinoEngine  # only where it is used
+
+    def compiled(graph: onnx.ModelProto) -> Engine:
+        return OpenVinoEngine(graph, precision, threads, streams)
+
+    return search_engine(method, classifier, compiled, objects, layer, readers)

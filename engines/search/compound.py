@@ -1,0 +1,162 @@
+"""What a search over an image is, seen from outside: an engine made of several; and regions of an image from maps."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from engines.engine import Array, Engine, TensorSpec, Ticket, check_feeds
+from engines.errors import EngineError
+
+Mask = NDArray[np.bool_]
+Boxes = NDArray[np.float64]
+
+
+def bright_mask(map_hw: NDArray[np.float32], percentile: float) -> Mask:
+    """Pixels at or over the ``percentile`` of the positive ones, ``[h, w]``; all False where none is positive.
+
+    Of the positive ones, because a neuron sees only a part of the image: where its map is 0 for most pixels, so may be the
+    percentile of all of them.
+    """
+    positive = map_hw[map_hw > 0]
+    if not positive.size:
+        return np.zeros(map_hw.shape, np.bool_)
+    return np.asarray(map_hw >= np.percentile(positive, percentile))
+
+
+def opened(mask: Mask, erode_px: int, dilate_px: int) -> Mask:
+    """Erosion by a square of ``erode_px`` a side removes specks, dilation by one of ``dilate_px`` joins what is near.
+
+    Pixels outside the image neither erode nor dilate. A mask of which erosion leaves nothing is not eroded.
+    """
+    values = mask.astype(np.uint8)
+    eroded = cv2.erode(values, np.ones((erode_px, erode_px), np.uint8))
+    kept = eroded if eroded.any() else values
+    return np.asarray(cv2.dilate(kept, np.ones((dilate_px, dilate_px), np.uint8)) > 0)
+
+
+def box_of(mask: Mask) -> Boxes:
+    """Bounding box of a mask as fractions of width and height, ``[4]``; the whole image where the mask is empty."""
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return np.array([0.0, 0.0, 1.0, 1.0])
+    edges = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+    return np.array(edges, np.float64)
+
+
+def blobs(mask: Mask) -> list[Mask]:
+    """The 8-connected parts of a mask, the largest first."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    order = sorted(range(1, count), key=lambda label: -int(stats[label, cv2.CC_STAT_AREA]))
+    return [np.asarray(labels == label) for label in order]
+
+
+Compile = Callable[[onnx.ModelProto], Engine]
+NOBODY = -1
+DETECTION_WIDTH = 6
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object: its box in fractions of width and height, its class, its score."""
+
+    box_xyxy: tuple[float, ...]
+    class_index: int
+    score: float
+
+
+class CompoundEngine(ABC):
+    """See ``engines.engine.Engine``; one image a call.
+
+    Outputs: as of ``engines.build.build_graph``, and ``detections`` float32 ``[1, objects, 6]``: x0, y0, x1, y1 in 0..1, class
+    and score of each object, best first; class -1 where there are fewer.
+
+    Args:
+        first: takes the image and the wanted class.
+        others: asked by ``search``.
+        map_shape: of the map that ``search`` gives, (h, w).
+        objects: how many detections at most.
+
+    Attributes:
+        calls: how many engine calls were made since the engine was opened.
+    """
+
+    def __init__(
+        self, first: Engine, others: Sequence[Engine], map_shape: tuple[int, int], objects: int, metadata: Mapping[str, str]
+    ) -> None:
+        self.backend, self.precision, self.device = first.backend, first.precision, first.device
+        self.losses: list[str] = getattr(first, "losses", [])
+        self.inputs, self.slots, self.metadata = first.inputs, first.slots, metadata
+        self.outputs: tuple[TensorSpec, ...] = (
+            TensorSpec("class_index", np.dtype(np.int64), (1,)),
+            TensorSpec("score", np.dtype(np.float32), (1,)),
+            TensorSpec("map", np.dtype(np.float32), (1, *map_shape)),
+            TensorSpec("box_xyxy", np.dtype(np.float32), (1, 4)),
+            TensorSpec("detections", np.dtype(np.float32), (1, objects, DETECTION_WIDTH)),
+        )
+        self.calls = 0
+        self._first, self._others, self._objects = first, tuple(others), objects
+
+    @abstractmethod
+    def search(self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]) -> tuple[list[Found], NDArray[np.float32]]:
+        """Find the objects of one image.
+
+        Args:
+            outputs: of the first graph.
+            feeds: what it was given.
+
+        Returns:
+            (the objects, best first, at least one; the map ``[h, w]``).
+        """
+
+    def submit(self, feeds: Mapping[str, Array]) -> Ticket:
+        """See ``engines.engine.Engine.submit``: starts the first graph."""
+        check_feeds(self.inputs, feeds)
+        self.calls += 1
+        return self._first.submit(feeds), feeds
+
+    def collect(self, ticket: Ticket) -> dict[str, Array]:
+        """See ``engines.engine.Engine.collect``: the search itself is done here."""
+        inner, feeds = ticket
+        outputs = self._first.collect(inner)
+        found, map_hw = self.search(outputs, feeds)
+        rows = np.full((1, self._objects, DETECTION_WIDTH), 0, np.float32)
+        rows[:, :, 4] = NOBODY
+        for place, each in enumerate(found[: self._objects]):
+            rows[0, place] = [*each.box_xyxy, each.class_index, each.score]
+        return {
+            "class_index": outputs["class_index"], "score": outputs["score"], "map": map_hw[None].astype(np.float32),
+            "box_xyxy": np.array([found[0].box_xyxy], np.float32), "detections": rows,
+        }  # fmt: skip
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See ``engines.engine.Engine.infer``."""
+        return self.collect(self.submit(feeds))
+
+    def ask(self, engine: Engine, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one of the others, counted."""
+        self.calls += 1
+        return engine.infer(feeds)
+
+    def close(self) -> None:
+        """See ``engines.engine.Engine.close``."""
+        for engine in (self._first, *self._others):
+            engine.close()
+
+
+def known_layer(layers: Mapping[str, str], usual: Mapping[str, str], network: str, wanted: str | None) -> str:
+    """The layer that is asked for, or the usual one of a network.
+
+    Raises:
+        EngineError: the network has no such layer, or none is known for it.
+    """
+    layer = wanted or usual.get(network)
+    if layer in layers:
+        return str(layer)
+    reason = f"has no layer '{layer}'" if layer else "has no usual layer for this method: name one with --layer"
+    raise EngineError(f"{network} {reason}; it has {', '.join(layers)}")

@@ -1,0 +1,415 @@
+"""Segments through the frame loop into files: decode, engine, draw and encode at once, and no pause between two segments."""
+
+import base64
+import hashlib
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+
+from engines.files import digest_of_file, read_object, whole_file
+from engines.localizer import ImageBgr, Localizer
+from realtime.annotate import Look, draw
+from realtime.batch.decode import SegmentEnd, read_segment
+from realtime.batch.options import Settings
+from realtime.batch.segment import Clip, Segment
+from realtime.capture import ahead
+from realtime.frame_queue import Records
+from realtime.frames import BoxPx, Frame, FrameRecord
+from realtime.latency_budget import Governed
+from realtime.pipeline import run_frames
+from realtime.sinks import JsonlSink, VideoSink
+from realtime.sources.limits import AHEAD_BYTES
+from realtime.statistics import Run
+from realtime.tracking.options import opened
+
+ENCODER_THREADS = 4  # what x264 writes depends on it, so it must not depend on the machine
+WAITING_PICTURES = 4
+HEAT = Look(box=False, heat_map="over", alpha=0.6)
+STRIP_PICTURES, STRIP_HEIGHT_PX = 12, 200
+
+
+class Behind:
+    """A thread that does one thing after the other, a few behind whoever asks; the first error is raised there, later."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+
+    def post(self, work: Callable[[], None], size_bytes: int = 0) -> None:
+        """Have it done; waits while too much is waiting.
+
+        Args:
+            work: is called.
+            size_bytes: what it keeps in memory.
+
+        Raises:
+            Exception: something posted before failed.
+        """
+        while self._waiting and (
+            len(self._waiting) >= WAITING_PICTURES
+            or self._waiting[0][0].done()
+            or sum(size for _, size in self._waiting) + size_bytes > AHEAD_BYTES
+        ):
+            self._waiting.popleft()[0].result()
+        self._waiting.append((self._pool.submit(work), size_bytes))
+
+    def finish(self) -> None:
+        """Wait until all is done.
+
+        Raises:
+            Exception: something posted before failed.
+        """
+        while self._waiting:
+            self._waiting.popleft()[0].result()
+
+    def close(self) -> None:
+        """End the thread; what has not begun is not done."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class PieceVideo(VideoSink):
+    """A piece of a video: it begins at 0, in the source's unit of time, with the source's shape, colours and pixels.
+
+    Attributes:
+        base_pts: the source's timestamp of its first frame.
+    """
+
+    def __init__(self, path: Path, clip: Clip, base_pts: int) -> None:
+        super().__init__(path, piece_time_base(clip), clip.rate_fps)
+        self.base_pts, self._clip = base_pts, clip
+        self._to_yuv = VideoReformatter()
+        space, full = clip.colour["space"], clip.colour["range"] == ColorRange.JPEG
+        self._space = Colorspace(space) if space in {int(known) for known in Colorspace} else Colorspace.ITU601
+        self._range = ColorRange.JPEG if full else ColorRange.MPEG
+
+    def _pts_of(self, record: FrameRecord) -> int:
+        assert record.frame.pts is not None  # all frames of files have one
+        return (record.frame.pts - self.base_pts) * self._clip.time_base.numerator
+
+    def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
+        found: av.VideoFrame = self._to_yuv.reformat(
+            frame, format="yuv420p", dst_colorspace=self._space, dst_color_range=self._range, threads=1
+        )
+        return found
+
+    def _open_stream(self, picture: ImageBgr) -> av.VideoStream:
+        clip = self._clip
+        stream = super()._open_stream(np.empty((clip.height_px, clip.width_px, 3), np.uint8))
+        context = stream.codec_context
+        context.sample_aspect_ratio = clip.pixel_aspect
+        context.colorspace, context.color_range = clip.colour["space"], int(self._range)
+        context.color_primaries, context.color_trc = clip.colour["primaries"], clip.colour["transfer"]
+        stream.options = {**stream.options, "threads": str(ENCODER_THREADS)}
+        return stream
+
+
+def piece_time_base(clip: Clip) -> Fraction:
+    """What MP4 can count in: the source's unit, or a whole part of it."""
+    return Fraction(1, clip.time_base.denominator)
+
+
+class Pieces:
+    """One segment's files as they grow. ``finish`` gives them their names; the record comes last: all are there.
+
+    Attributes:
+        finished: it has.
+    """
+
+    def __init__(self, clip: Clip, segment: Segment, settings: Settings, folder: Path, strip: frozenset[int]) -> None:
+        self.segment, self._clip, self._settings, self._folder, self._strip = segment, clip, settings, folder, strip
+        self._rows = JsonlSink(self._path(".jsonl"))
+        self._video: PieceVideo | None = None
+        self._heat: PieceVideo | None = None
+        self._pictures: list[dict[str, Any]] = []
+        self._outcomes: Counter[str] = Counter()
+        self.finished = False
+
+    def add_picture(self, record: FrameRecord, picture: ImageBgr) -> None:
+        """Encode a drawing."""
+        assert record.frame.pts is not None
+        self._video = self._video or PieceVideo(self._path(".mp4"), self._clip, record.frame.pts)
+        self._video.write(record, picture)
+
+    def add_heat(self, record: FrameRecord) -> None:
+        """Encode the heat map over the frame."""
+        assert record.frame.pts is not None
+        assert record.found is not None
+        self._heat = self._heat or PieceVideo(self._path(".heat.mp4"), self._clip, record.frame.pts)
+        self._heat.write(record, draw(record.frame.image_bgr, record.found, look=HEAT))
+
+    def add_row(self, record: FrameRecord) -> None:
+        """Log a frame; keep a small picture of it, if it is one of those for the film strip."""
+        self._rows.write(record, None)
+        self._outcomes[record.outcome] += 1
+        if record.frame.index in self._strip and record.found is not None:
+            self._pictures.append(_small(record))
+
+    def finish(self, end: SegmentEnd, measured: dict[str, Any]) -> None:
+        """Close everything, and say that it is done.
+
+        Raises:
+            OutputError: something cannot be written.
+        """
+        written: dict[str, Any] = {"rows": self._closed(self._rows)}
+        for kind, video in (("video", self._video), ("heat_video", self._heat)):
+            if video is not None:
+                written[kind] = {**self._closed(video), "base_pts": video.base_pts}
+        record = {
+            **asdict(end), "source": self._clip.digest, "outcomes": dict(self._outcomes), "pieces": written, **measured,
+            "strip": self._pictures,
+        }  # fmt: skip
+        with whole_file(self._path(".json")) as part:
+            part.write_text(json.dumps({"digest": record_digest(record), **record}) + "\n", encoding="utf-8")
+        self.finished = True
+
+    def abandon(self) -> None:
+        """Close everything and leave nothing."""
+        for sink in (self._rows, self._video, self._heat):
+            if sink is not None:
+                with suppress(Exception):
+                    sink.__exit__(OSError, OSError(), None)
+
+    def _path(self, ending: str) -> Path:
+        return self._folder / f"{self.segment.index:05d}{ending}"
+
+    def _closed(self, sink: JsonlSink | VideoSink) -> dict[str, Any]:
+        with sink:
+            pass  # leaving closes it
+        return {"file": sink.path.name, "digest": digest_of_file(sink.path)}
+
+
+def read_record(folder: Path, clip: Clip, segment: Segment) -> dict[str, Any] | None:
+    """What was written when a segment was done.
+
+    Returns:
+        None where it is not done, or where its record or one of its files is not what was written.
+    """
+    record = read_object(folder / f"{segment.index:05d}.json")
+    told = record.pop("digest", None)
+    if told is None or told != record_digest(record) or (record["source"], record["segment"]) != (clip.digest, segment.index):
+        return None
+    try:
+        same = all(digest_of_file(folder / piece["file"]) == piece["digest"] for piece in record["pieces"].values())
+    except OSError:
+        return None
+    return record if same else None
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """Of a record's content, so that damage is noticed."""
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=20).hexdigest()
+
+
+def strip_frames(clip: Clip, every: int) -> frozenset[int]:
+    """Numbers of the frames that the film strip shows: evenly over what is selected."""
+    first, count = clip.segments[0].first_frame, clip.selected_frames
+    places = (first + (2 * k + 1) * count // (2 * STRIP_PICTURES) for k in range(STRIP_PICTURES))
+    return frozenset(place + -place % every for place in places)
+
+
+def _small(record: FrameRecord) -> dict[str, Any]:
+    """The drawing at the film strip's height, as a JPEG in base64."""
+    frame, found = record.frame, record.found
+    assert found is not None
+    height, width = frame.image_bgr.shape[:2]
+    scale = STRIP_HEIGHT_PX / height
+    size = (max(1, round(width * scale)), STRIP_HEIGHT_PX)
+    small = np.asarray(cv2.resize(frame.image_bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
+    objects = tuple(replace(each, box_xyxy_px=_scaled(each.box_xyxy_px, scale)) for each in record.objects or ())
+    found = replace(found, box_xyxy_px=_scaled(found.box_xyxy_px, scale), detections=())
+    encoded = cv2.imencode(".jpg", draw(small, found, objects=objects), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    return {"frame": frame.index, "pts_s": frame.pts_s, "jpeg": base64.b64encode(encoded.tobytes()).decode()}
+
+
+def _scaled(box_px: BoxPx | None, scale: float) -> BoxPx | None:
+    if box_px is None:
+        return None
+    x0, y0, x1, y1 = (edge * scale for edge in box_px)
+    return x0, y0, x1, y1
+
+
+READ_AHEAD_FRAMES = 4
+FOLLOWING_CALLS = 2
+"""Under way at once where something is followed: where to look depends on what is known by then, and not on the machine.
+Engines that take one call only are asked one after the other."""
+
+Read = Callable[[Clip, Segment, int], Iterable[Frame | SegmentEnd]]
+"""What gives a segment's frames: ``read_segment``, or something that has them from elsewhere."""
+
+
+def run_segments(
+    clip: Clip, segments: Sequence[Segment], localizer: Localizer | Governed, settings: Settings, folder: Path,
+    read: Read = read_segment,
+) -> Generator[FrameRecord, None, None]:  # fmt: skip
+    """Work on segments of a clip, one after the other.
+
+    Of each, ``folder`` gets ``NNNNN.jsonl`` (rows), ``NNNNN.mp4`` and ``NNNNN.heat.mp4`` (where the settings want them), and
+    last ``NNNNN.json``: it is done when that is there. They depend on clip, segment and settings only, but for times in rows.
+
+    Args:
+        clip: whose segments they are.
+        segments: any of them, in order.
+        localizer: finds.
+        settings: what is wanted.
+        folder: on a local disk.
+        read: gives the frames.
+
+    Yields:
+        Each record when its frame is finished; its image may still be needed.
+
+    Raises:
+        SourceError: the source cannot be read any more.
+        OutputError: a file cannot be written.
+    """
+    run, ends = _Waiting(), dict[int, SegmentEnd]()
+
+    def frames() -> Iterator[Frame | SegmentEnd]:
+        for segment in segments:
+            yield from read(clip, segment, settings.every)
+
+    with _Writer(clip, segments, settings, folder, ends, run, localizer) as writer:
+        records = _records(ahead(frames(), READ_AHEAD_FRAMES, _bytes_of), ends, localizer.batch)
+        following = opened(settings.following)
+        under_way = min(FOLLOWING_CALLS, localizer.engine.slots) if following else 0
+        yield from run_frames(records, localizer, writer.sinks, run, under_way, following=following)
+        writer.finish_before(None)
+
+
+def _bytes_of(item: Frame | SegmentEnd) -> int:
+    return item.image_bgr.nbytes if isinstance(item, Frame) else 0
+
+
+class _Waiting(Run):
+    """What the loop waited for; what frames took is in the rows, and would not fit in memory for every length."""
+
+    def add(self, record: FrameRecord) -> None:
+        """Nothing is kept."""
+
+
+def _records(items: Iterator[Frame | SegmentEnd], ends: dict[int, SegmentEnd], batch: int) -> Records:
+    """Records of the frames. Frames of a segment that follow each other may share an engine call, if that takes several."""
+    held: FrameRecord | None = None
+    for item in items:
+        if isinstance(item, SegmentEnd):
+            ends[item.segment] = item
+            if held is not None:
+                yield held
+            held = None
+            continue
+        record = FrameRecord(item)
+        if item.lost:
+            record.outcome, record.cause = "failed", item.lost
+        if held is not None:
+            held.followed = batch > 1 and held.outcome == record.outcome == "shown"
+            yield held
+        held = record
+
+
+class _Writer:
+    """Hands records to the pieces of their segments, and closes those that are complete."""
+
+    def __init__(
+        self, clip: Clip, segments: Sequence[Segment], settings: Settings, folder: Path, ends: dict[int, SegmentEnd], run: Run,
+        localizer: Localizer | Governed,
+    ) -> None:  # fmt: skip
+        self._clip, self._settings, self._folder, self._ends, self._run = clip, settings, folder, ends, run
+        self._left, self._open = list(segments), dict[int, Pieces]()
+        self._strip, self._localizer = strip_frames(clip, settings.every), localizer
+        self._since_s, self._totals = time.monotonic(), _totals(run)
+        self.behind = Behind()
+        self.sinks: list[_Pictures | _Rows] = [_Pictures(self), _Rows(self)] if settings.video else [_Rows(self)]
+
+    def pieces(self, index: int) -> Pieces:
+        """Of a segment."""
+        if index not in self._open:
+            segment = next(segment for segment in self._left if segment.index == index)
+            self._open[index] = Pieces(self._clip, segment, self._settings, self._folder, self._strip)
+        return self._open[index]
+
+    def finish_before(self, index: int | None) -> None:
+        """Close the segments before this one, or all of them."""
+        while self._left and (index is None or self._left[0].index < index):
+            pieces, end = self.pieces(self._left[0].index), self._ends[self._left[0].index]
+            del self._left[0]
+            self.behind.post(partial(pieces.finish, end, self._measured()))
+            self._open = {place: each for place, each in self._open.items() if not each.finished}
+        if index is None:
+            self.behind.finish()
+
+    def add_heat(self, record: FrameRecord) -> None:
+        """Draw and encode a frame's heat map."""
+        self.behind.post(partial(self.pieces(record.frame.segment).add_heat, record), record.frame.image_bgr.nbytes)
+
+    @property
+    def wants_heat(self) -> bool:
+        return self._settings.heat_video
+
+    def _measured(self) -> dict[str, Any]:
+        """Since the last segment was complete: how long it took, and what was waited for."""
+        now_s, totals = time.monotonic(), _totals(self._run)
+        spent = {kind: {side: ms - self._totals[kind][side] for side, ms in sides.items()} for kind, sides in totals.items()}
+        wall_s, self._since_s, self._totals = now_s - self._since_s, now_s, totals
+        return {"wall_s": wall_s, **spent, "device": self._localizer.engine.device}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.behind.close()
+        for pieces in self._open.values():
+            if not pieces.finished:
+                pieces.abandon()
+
+
+def _totals(run: Run) -> dict[str, dict[str, float]]:
+    """What the loop waited for and what it did, in milliseconds, up to now."""
+    return {"idle_ms": dict(run.idle_ms), "work_ms": dict(run.work_ms)}
+
+
+class _Pictures:
+    """The sink that takes drawings."""
+
+    needs_picture = True
+
+    def __init__(self, writer: _Writer) -> None:
+        self._writer = writer
+
+    def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
+        """See ``Sink.write``."""
+        if picture is not None:
+            pieces = self._writer.pieces(record.frame.segment)
+            self._writer.behind.post(lambda: pieces.add_picture(record, picture), picture.nbytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass  # the writer closes
+
+
+class _Rows(_Pictures):
+    """The sink that takes what is known of every frame."""
+
+    needs_picture = False
+
+    def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
+        """See ``Sink.write``."""
+        writer, segment = self._writer, record.frame.segment
+        writer.finish_before(segment)
+        writer.pieces(segment).add_row(record)
+        if writer.wants_heat and record.found is not None:
+            writer.add_heat(record)

@@ -1,0 +1,192 @@
+"""Between a live run and those who watch and steer it: the page, a snapshot's address, the window."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+
+from engines.choose import class_index
+from engines.errors import InputError, OutputError
+from engines.localizer import ImageBgr
+from realtime.annotate import HEAT_MAPS, Look
+from realtime.capture import Connection
+from realtime.frames import FrameRecord
+from realtime.statistics import Ledger
+from realtime.tracking.options import Following
+
+WATCHED_S = 5.0
+JPEG_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Settings(Look):
+    """What can be changed while a run goes on: the look, and these; the loop looks it up for each frame.
+
+    Attributes:
+        class_index: look for this class; None for the likeliest.
+        record: the MP4 that the pictures are written to; None while nothing is recorded. Of several sources, each has its own:
+            its name is put behind the stem.
+    """
+
+    class_index: int | None = None
+    record: Path | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The newest picture of a source: drawn on, uint8 BGR, not to be written to. ``number`` counts them from 1."""
+
+    number: int
+    record: FrameRecord
+    picture: ImageBgr
+
+    @cached_property
+    def jpeg(self) -> bytes:
+        """The picture as a JPEG, encoded once for all who ask."""
+        return bytes(cv2.imencode(".jpg", self.picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1])
+
+
+class Hub:
+    """A sink of the loop, and the one object that everything around the loop holds; every method may be called from any thread.
+
+    To read: ``newest`` or ``wait_newer`` give the last picture of a source with its record, ``rolling`` the figures of the last
+    seconds, ``connections`` how each source is doing. Frames are drawn only while somebody asks for pictures, so watching
+    costs nothing to those who do not; a slow viewer misses pictures and holds nothing up.
+
+    To steer: ``change(heat_map="off")`` replaces ``settings`` from the next frame on, ``look_for`` does so by a class's name,
+    ``change(record=PATH)`` and ``change(record=None)`` start and stop a recording, ``stop`` ends the run.
+
+    Args:
+        connections: of the sources.
+        ledger: of the run.
+        class_names: that the network knows.
+        settings: at first.
+        stop: ends the run.
+        following: of the run; None where nothing is followed.
+
+    Attributes:
+        closed: the run has ended; nothing more comes.
+        trouble: why the last recording has ended, if not because it was asked to.
+    """
+
+    def __init__(
+        self, connections: list[Connection], ledger: Ledger, class_names: tuple[str, ...], settings: Settings = Settings(),
+        stop: Callable[[], None] = lambda: None, following: Following | None = None,
+    ) -> None:  # fmt: skip
+        self.connections, self.class_names, self.settings, self.stop = connections, class_names, settings, stop
+        self.ledger, self.following = ledger, following
+        self._changed = threading.Condition()
+        self._newest: dict[str, Shown] = {}
+        self._asked_s = -WATCHED_S
+        self.closed = threading.Event()
+        self.trouble = ""
+
+    @property
+    def needs_picture(self) -> bool:
+        """Whether anybody has asked for a picture lately."""
+        return time.monotonic() - self._asked_s < WATCHED_S
+
+    def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
+        """See ``Sink.write``."""
+        if picture is not None and record.outcome == "shown":
+            with self._changed:
+                last = self._newest.get(record.frame.source)
+                self._newest[record.frame.source] = Shown(last.number + 1 if last else 1, record, picture)
+                self._changed.notify_all()
+
+    def newest(self, source: str) -> Shown | None:
+        """The last picture of a source, if there is one yet."""
+        self._asked_s = time.monotonic()
+        return self._newest.get(source)
+
+    def wait_newer(self, source: str, than: int = 0, timeout_s: float = 2.0) -> Shown | None:
+        """The last picture of a source as soon as its number is greater than ``than``; None when the time is up."""
+        self._asked_s = time.monotonic()
+        with self._changed:
+            self._changed.wait_for(lambda: self._number(source) > than or self.closed.is_set(), timeout_s)
+            found = self._newest.get(source)
+        return found if found and found.number > than else None
+
+    def snapshot(self, source: str, timeout_s: float = 2.0) -> bytes | None:
+        """The newest picture of a source as a JPEG, not older than ``WATCHED_S``; None if there is none in time."""
+        found = self.newest(source)
+        if found is None or time.monotonic_ns() - found.record.frame.captured_ns > WATCHED_S * 1e9:
+            found = self.wait_newer(source, found.number if found else 0, timeout_s)
+        return found.jpeg if found else None
+
+    def objects(self, source: str) -> list[dict[str, Any]]:
+        """Of several that are followed: each one's entry in the log, as of the newest picture."""
+        found = self._newest.get(source)
+        return [each.row() for each in found.record.objects or ()] if found else []
+
+    def _number(self, source: str) -> int:
+        return self._newest[source].number if source in self._newest else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self.closed.set()
+            self._changed.notify_all()
+
+    def rolling(self) -> dict[str, Any]:
+        """The last seconds: see ``Ledger.rolling``."""
+        return self.ledger.rolling()
+
+    def change(self, **changes: Any) -> Settings:
+        """Replace fields of ``settings`` and return them all.
+
+        Raises:
+            OutputError: the recording's name does not end in .mp4, or there is no such heat map.
+            ValueError: a value is out of its range.
+        """
+        record = changes.get("record")
+        if record is not None and Path(record).suffix.lower() != ".mp4":
+            raise OutputError(f"recording {record}: the name must end in .mp4; rename it")
+        if changes.get("heat_map", "off") not in HEAT_MAPS:
+            raise OutputError(f"the heat map is one of {', '.join(HEAT_MAPS)}, not '{changes['heat_map']}'")
+        for name in ("alpha", "smoothing"):
+            if not 0 <= changes.get(name, 0) <= 1:
+                raise ValueError(f"{name} goes from 0 to 1, not {changes[name]}")
+        with self._changed:
+            if record is not None:
+                self.trouble = ""
+            self.settings = replace(self.settings, **changes)
+            return self.settings
+
+    def recording_failed(self, path: Path, trouble: str) -> None:
+        """It has ended by an error; another may be begun."""
+        with self._changed:
+            self.trouble = trouble
+            if self.settings.record == path:
+                self.settings = replace(self.settings, record=None)
+
+    def look_for(self, wanted: str | None) -> int | None:
+        """Look for a class by its name or index from the next frame on; None or an empty name for the likeliest.
+
+        Returns:
+            The class's index.
+
+        Raises:
+            ModelError: no class or several fit the name.
+        """
+        return self.change(class_index=class_index(wanted, self.class_names) if wanted else None).class_index
+
+    def select(self, source: str | None, point: tuple[float, float]) -> None:
+        """Follow what is at a point of the next frame, in shares of its width and height; of the first source if none is named.
+
+        Raises:
+            InputError: nothing is followed in this run, or there is no such source.
+        """
+        if self.following is None:
+            raise InputError("nothing is followed in this run: start it with --follow")
+        names = [each.name for each in self.connections]
+        if source is not None and source not in names:
+            raise InputError(f"there is no source '{source}': there is {', '.join(names)}")
+        self.following.select(source or names[0], point)

@@ -1,0 +1,110 @@
+"""Image files that hold several pictures: animations, and pages."""
+
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import av
+import av.error
+import cv2
+import numpy as np
+import PIL.Image
+
+from engines import MOST_IMAGE_PIXELS
+from engines.errors import SourceError
+from engines.localizer import ImageBgr
+from realtime.sources import limits
+from realtime.sources.colour import ToBgr
+from realtime.sources.film import film_of
+from realtime.sources.video import reason_of
+
+MAY_HAVE_SEVERAL = frozenset({".png", ".webp", ".gif", ".avif", ".tif", ".tiff", ".mpo"})
+FILMS = frozenset({"GIF", "PNG"})
+"""Formats whose animations FFmpeg plays."""
+Member = tuple[str, Callable[[], bytes]]
+
+
+def pictures_in(file: Path | BytesIO, name: str) -> int:
+    """How many pictures an image file holds; 1 where it does not say, or is none."""
+    if Path(name).suffix.lower() not in MAY_HAVE_SEVERAL:
+        return 1
+    if isinstance(file, Path) and not file.is_file():  # to open a pipe would wait for ever
+        return 1
+    try:
+        with PIL.Image.open(file) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # whatever a damaged header makes of it: who decodes it says so
+        return 1
+
+
+def is_film(path: Path) -> bool:
+    """Whether it is an animation that is read as a video is."""
+    if path.suffix.lower() == ".gif":
+        return True
+    return path.suffix.lower() == ".png" and pictures_in(path, path.name) > 1
+
+
+def pages_of(path: Path) -> tuple[list[Member], float | None]:
+    """(name, reader) of each picture in a file of several, and how many are shown a second, where it says.
+
+    Raises:
+        SourceError: it cannot be read; a reader raises it of its picture.
+    """
+    try:
+        limits.check_bytes(str(path), path.stat().st_size)
+        content = path.read_bytes()
+        image = PIL.Image.open(BytesIO(content))
+        count = int(getattr(image, "n_frames", 1))
+        limits.check_pixels(str(path), *image.size, MOST_IMAGE_PIXELS)
+        if image.format == "TIFF":  # OpenCV knows more kinds of pixels
+            return [(f"{path}[{page}]", partial(_tiff_page, path, content, page)) for page in range(count)], None
+        image.seek(min(1, count - 1))
+        image.load()
+        length_ms = float(image.info.get("duration") or 0)
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise SourceError(f"cannot read {path}: {error}") from error
+    members: list[Member] = [(f"{path}[{page}]", partial(_page, path, image, page)) for page in range(count)]
+    return members, 1000 / length_ms if length_ms else None
+
+
+def decode_heif(name: str, content: bytes) -> ImageBgr:
+    """A picture in an ISO media file (HEIC), upright.
+
+    Raises:
+        SourceError: FFmpeg does not read it, or gives its tiles only.
+    """
+    try:
+        with av.open(BytesIO(content), "r") as container:
+            tiles = len(container.streams.video)
+            if tiles > 2:  # the other may be a thumbnail
+                raise SourceError(f"{name} is stored as {tiles} tiles, which are not put together: convert it to JPEG")
+            stream = film_of(container, name)
+            limits.check_pixels(name, stream.codec_context.width, stream.codec_context.height, MOST_IMAGE_PIXELS)
+            return ToBgr()(next(container.decode(stream)))
+    except (av.error.FFmpegError, ValueError, StopIteration) as error:
+        raise SourceError(f"{name} is not a readable image: {reason_of(error)}") from error
+
+
+def _page(path: Path, image: PIL.Image.Image, page: int) -> bytes:
+    """As a BMP."""
+    try:
+        image.seek(page)
+        rgb = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise SourceError(f"cannot read picture {page} of {path}: {error}") from error
+    return _bmp(np.asarray(rgb[:, :, ::-1], np.uint8))
+
+
+def _tiff_page(path: Path, content: bytes, page: int) -> bytes:
+    try:
+        good, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR, range=(page, page + 1))
+    except cv2.error as error:
+        raise SourceError(f"cannot read page {page} of {path}: {error.err}") from error
+    if not good or not len(pages):
+        raise SourceError(f"cannot read page {page} of {path}: it is damaged or of an unknown format")
+    return _bmp(np.asarray(pages[0], np.uint8))
+
+
+def _bmp(bgr: ImageBgr) -> bytes:
+    return cv2.imencode(".bmp", np.ascontiguousarray(bgr))[1].tobytes()

@@ -1,0 +1,191 @@
+"""What tracking can be told, its command-line options, and the trackers of a run."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import typer
+
+from engines.choose import SEARCHES, Choice
+from engines.errors import InputError
+from engines.localizer import SMALLEST_PX, ImageBgr, Localization
+from engines.options import takes
+from realtime.frames import BoxPx, FrameRecord, Track
+from realtime.tracking.confidence import Trust, load_trust
+from realtime.tracking.multi_tracker import Several
+from realtime.tracking.tracker import Follower
+
+POINT_SHARE = 0.3
+"""Of the frame's sides: what is taken for the object around a point, until more is known."""
+
+
+@dataclass(frozen=True)
+class FollowOptions:
+    """See ``realtime.tracking.options``.
+
+    Attributes:
+        follow: look where the object was, and carry its box along.
+        min_score: a box less sure than this is not shown: no object. Of followed boxes the follower says how sure they are, of
+            others the head.
+        select: ``X0,Y0,X1,Y1`` or ``X,Y``, in pixels of the first frame, or a class.
+        objects: up to so many are followed.
+        every_frame: the engine looks at each frame, also where the last box could be carried along.
+    """
+
+    follow: bool = False
+    min_score: float = 0.0
+    select: str | None = None
+    every_frame: bool = False
+    objects: int = 1
+    place: tuple[float, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        if not self.follow and (self.select or self.every_frame):
+            raise InputError("--select and --every-frame are about the object that is followed: add --follow")
+        parts = [part.strip() for part in (self.select or "").split(",")]
+        if len(parts) < 2:
+            return
+        try:
+            place = tuple(float(part) for part in parts)
+        except ValueError:
+            return  # a class: some have commas in their names
+        if len(place) not in (2, 4) or (len(place) == 4 and not (place[0] < place[2] and place[1] < place[3])):
+            raise InputError(f"--select {self.select}: give a box X0,Y0,X1,Y1, a point X,Y, or a class")
+        object.__setattr__(self, "place", place)
+
+    @property
+    def class_name(self) -> str | None:
+        """The class that is selected; None where it is a place, or nothing."""
+        return None if self.place else self.select
+
+    def beside(self, choice: Choice) -> "tuple[FollowOptions, Choice]":
+        """These options, with the number of objects, and the engine's, with the class that is selected, and how sure boxes must
+        be where no follower sees to that.
+
+        Methods that find one box are asked for one: that others are found is then the follower's part.
+
+        Raises:
+            InputError: there would be no box to follow.
+        """
+        if not self.follow:
+            return self, replace(choice, least_confidence=self.min_score)
+        if choice.head == "none" and choice.method not in SEARCHES:
+            raise InputError("--follow follows boxes, and --head none gives none: leave one of them out")
+        wanted = replace(choice, wanted_class=self.class_name or choice.wanted_class)
+        return replace(self, objects=choice.objects), wanted if choice.method in SEARCHES else replace(wanted, objects=1)
+
+    def box_in(self, width_px: int, height_px: int) -> BoxPx | None:
+        """The place that is selected, as a box in a frame of that size; None where there is none.
+
+        Raises:
+            InputError: it lies outside.
+        """
+        if not self.place:
+            return None
+        x0, y0, x1, y1 = self.place * (2 if len(self.place) == 2 else 1)
+        if x0 >= width_px or y0 >= height_px or x1 <= 0 or y1 <= 0:
+            raise InputError(f"--select {self.select} lies outside the frame of {width_px}x{height_px} pixels")
+        if len(self.place) == 2:
+            return box_around((x0, y0), width_px, height_px)
+        return max(0.0, x0), max(0.0, y0), min(float(width_px), x1), min(float(height_px), y1)
+
+
+def box_around(point_px: tuple[float, float], width_px: int, height_px: int) -> BoxPx:
+    """What is taken for the object at a point, inside the frame."""
+    (x, y), half_w, half_h = point_px, POINT_SHARE * width_px / 2, POINT_SHARE * height_px / 2
+    return max(0.0, x - half_w), max(0.0, y - half_h), min(float(width_px), x + half_w), min(float(height_px), y + half_h)
+
+
+OPTIONS: dict[str, Any] = {
+    "follow": Annotated[bool, typer.Option("--follow", help="Look where the object was: finds small ones, calms the box.")],
+    "min_score": Annotated[
+        float, typer.Option(help="No box where that is less likely to be right; 0.8 is right 8 times in 10.", min=0, max=1)
+    ],
+    "select": Annotated[
+        str | None, typer.Option(help="With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.")
+    ],
+    "every_frame": Annotated[
+        bool, typer.Option("--every-frame", help="With --follow: look at each frame, not at every other: surer, but fewer fps.")
+    ],
+}
+takes_follow = takes("following", FollowOptions, OPTIONS)
+"""A command's parameter ``following`` becomes one option for each of these."""
+
+
+class Following:
+    """What the frame loop asks of following. One thread uses it, the loop's, but for ``select``.
+
+    Args:
+        options: what to follow.
+        trust: says how sure a box is; the shipped model if None.
+
+    Raises:
+        ModelError: the shipped model is damaged.
+    """
+
+    def __init__(self, options: FollowOptions, trust: Trust | None = None) -> None:
+        self._options, self._trust = options, trust or load_trust()
+        self._followers: dict[str, tuple[tuple[int, ...], Follower | Several]] = {}
+        self._points: dict[str, tuple[float, float]] = {}
+
+    def select(self, source: str, point: tuple[float, float]) -> None:
+        """Follow what is at a point of a source's next frame, in shares of its width and height. Any thread may ask."""
+        self._points[source] = point
+
+    def view(self, record: FrameRecord) -> ImageBgr | None:
+        """What the engine is to see of a frame, None for nothing; ``record`` keeps who asked.
+
+        Raises:
+            InputError: what was selected lies outside the frame.
+        """
+        image, frame = record.frame.image_bgr, record.frame
+        if image.ndim != 3 or min(image.shape[:2]) < SMALLEST_PX:
+            return image  # refused by the localizer
+        shape, follower = self._followers.get(frame.source, ((), None))
+        if follower is None or shape != image.shape:
+            height, width = image.shape[:2]
+            selected = self._options.box_in(width, height) if follower is None else None
+            follower = self._begun(width, height, selected)
+            self._followers[frame.source] = image.shape, follower
+        if point := self._points.pop(frame.source, None):
+            height, width = image.shape[:2]
+            follower.choose(box_around((point[0] * width, point[1] * height), width, height))
+        window, record.follower = follower.window(image, frame.pts_s), follower
+        if window is None:
+            record.carried = True
+            return None
+        x0, y0, x1, y1 = (int(edge) for edge in window)
+        record.view_px = x1 - x0, y1 - y0
+        return image[y0:y1, x0:x1]
+
+    def followed(self, record: FrameRecord, found: Localization | None) -> Localization:
+        """The answer for a frame, with the followed box, or none where it is not sure enough; ``record.track`` says more,
+        and ``record.objects`` of several.
+
+        Args:
+            record: of the frame, as ``view`` left it.
+            found: the engine's; None where it did not see the frame.
+        """
+        follower: Follower | Several = record.follower
+        if isinstance(follower, Several):
+            result, record.track, objects = follower.update(found)
+            record.objects = tuple(each if self._sure(each.track) else replace(each, box_xyxy_px=None) for each in objects)
+        else:
+            result, record.track = follower.update(found)
+        return replace(result, confidence=record.track.confidence).sure(self._options.min_score)
+
+    def _begun(self, width_px: int, height_px: int, selected_px: BoxPx | None) -> Follower | Several:
+        most = self._options.objects
+        if most == 1:
+            return Follower(width_px, height_px, self._trust, selected_px, every_frame=self._options.every_frame)
+        return Several(width_px, height_px, self._trust, most, selected_px)
+
+    def _sure(self, track: Track) -> bool:
+        return track.confidence >= self._options.min_score
+
+
+WHOLE_FRAMES = FollowOptions()
+
+
+def opened(options: FollowOptions) -> Following | None:
+    """What the loop is given; None where nothing is to be followed."""
+    return Following(options) if options.follow else None

@@ -1,0 +1,113 @@
+"""Which built engine may run, on a stand-in for GPU, pycuda and TensorRT's runtime (``tests.engines.gpu``)."""
+
+import pytest
+
+from engines import certificate as certified
+from engines.backends import tensorrt as backend
+from engines.backends.openvino import OpenVinoEngine
+from engines.build import build_graph
+from engines.certificate import open_certified, typed_graph
+from engines.choose import Choice, open_localizer
+from engines.errors import EngineError
+from engines.networks.registry import load_classifier
+from engines.plan_cache import write_engine
+from tests.engines.gpu import SIZE, certify_plan, keep_plan, plan_of
+from tests.engines.test_tensorrt import assert_equal, feeds
+
+
+@pytest.fixture
+def own_engines(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_engines")
+def test_only_a_certified_engine_is_opened(gpu, model):
+    with pytest.raises(EngineError, match="no TensorRT engine of this graph is built for NVIDIA L4 sm89: run 'sightline build"):
+        open_certified(lambda: model, "fp32")
+    key = keep_plan(model, gpu)
+    with pytest.raises(EngineError, match="has no certificate yet: run 'sightline build --backend tensorrt --precision fp32'"):
+        open_certified(lambda: model, "fp32")
+    certify_plan(model, key, failures=("a map is zero everywhere",))
+    with pytest.raises(EngineError, match="failed its certificate"):
+        open_certified(lambda: model, "fp32")
+    certify_plan(model, key)
+    engine = open_certified(lambda: model, "fp32")
+    assert (engine.backend, engine.precision, engine.device) == ("tensorrt", "fp32", "NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116")
+    assert_equal(engine.infer(feeds(0)), OpenVinoEngine(model, "fp32").infer(feeds(0)))
+    engine.close()
+    write_engine(key.path, key, plan_of(model) + b"\x18\x00")
+    with pytest.raises(EngineError, match="stale certificate"):
+        open_certified(lambda: model, "fp32")
+    key.path.write_bytes(key.path.read_bytes()[:-1])
+    with pytest.raises(EngineError, match="cut off or damaged; build it again with 'build --rebuild'"):
+        open_certified(lambda: model, "fp32")
+
+
+@pytest.mark.usefixtures("own_engines")
+def test_an_engine_built_ahead_for_this_kind_of_gpu_is_found(gpu, model):
+    certify_plan(model, keep_plan(model, gpu, target="sm89"))
+    open_certified(lambda: model, "fp32").close()
+    with pytest.raises(EngineError, match="no TensorRT engine"):
+        open_certified(lambda: model, "fp16")
+
+
+@pytest.mark.usefixtures("own_engines")
+def test_auto_takes_tensorrt_where_all_of_it_is_there_and_else_says_why(gpu, monkeypatch):
+    choice, told = Choice(weights="random", size_px=SIZE, head="none", precision="fp32"), []
+    localizer = open_localizer(choice, told.append)
+    assert localizer.engine.backend == "openvino"
+    assert told[0].split(":")[:2] == ["not TensorRT", " no TensorRT engine of this graph is built for NVIDIA L4 sm89"]
+    assert told[1:] == localizer.engine.losses, "and what the processor costs, on some"
+    graph = build_graph(load_classifier("compact", "random", SIZE))
+    certify_plan(graph, keep_plan(graph, gpu))
+    told.clear()
+    localizer = open_localizer(choice, told.append)
+    assert localizer.engine.backend == "tensorrt"
+    assert told == []
+    localizer.engine.close()
+
+    def missing(**_):
+        raise EngineError("TensorRT is not installed")
+
+    monkeypatch.setattr(backend, "load_tensorrt", missing)
+    assert open_localizer(choice, told.append).engine.backend == "openvino"
+    assert told[0] == "not TensorRT: TensorRT is not installed"
+
+
+def test_the_driver_is_asked_before_any_library(monkeypatch, model):
+    def no_driver(*_):
+        raise EngineError("no NVIDIA driver")
+
+    def too_early(*_, **__):
+        raise AssertionError("a library was loaded before the driver was asked")
+
+    for module in (backend, certified):
+        monkeypatch.setattr(module, "probe_gpu", no_driver)
+    monkeypatch.setattr(backend, "load_tensorrt", too_early)
+    monkeypatch.setattr(backend, "load_pycuda", too_early)
+    with pytest.raises(EngineError, match="no NVIDIA driver"):
+        backend.TensorRtEngine(b"", model, "fp32")
+    with pytest.raises(EngineError, match="no NVIDIA driver"):
+        open_certified(too_early)
+
+
+def test_missing_libraries_are_named_with_what_to_install(monkeypatch):
+    import sys
+
+    for name in ("tensorrt", "tensorrt_rtx", "pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EngineError, match=r"TensorRT is not installed: .*install 'tensorrt_rtx>="):
+        backend.load_tensorrt()
+    with pytest.raises(EngineError, match="pycuda cannot be loaded"):
+        backend.load_pycuda()
+
+
+def test_precisions_and_graphs_that_do_not_fit(model):
+    assert certified.checked_precision("auto") == "fp16"
+    with pytest.raises(EngineError, match="TensorRT engines run in fp32, fp16, int8, not bf16"):
+        certified.checked_precision("bf16")
+    with pytest.raises(EngineError, match="a graph without 8-bit scales cannot be built in int8"):
+        typed_graph(model, "int8", "tensorrt", "sm89")
+    turned = typed_graph(model, "fp32", "tensorrt_rtx", "sm75")
+    assert not any(node.op_type == "Gemm" for node in turned.graph.node)
+    assert typed_graph(model, "fp32", "tensorrt", "sm75") is model

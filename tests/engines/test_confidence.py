@@ -1,0 +1,122 @@
+"""Signs of an answer by hand arithmetic; what a model says of them; models that cannot be used."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from engines.confidence import SIDE, SIGNS, Trust, averaged, signs_of, trust_of
+from engines.engine import TensorSpec
+from engines.errors import ModelError
+from engines.head import load_head, shipped_head_names, shipped_head_path
+from engines.localizer import Localizer
+from tests.engines.mock import MockEngine
+
+CERTAIN = Trust((0.0,) * len(SIGNS), (1.0,) * len(SIGNS), (1.0, *(0.0,) * (len(SIGNS) - 1)), 0.0)
+"""It looks at the logit alone."""
+
+
+def named(box, map_hw, probability=0.25, logit=3.0):
+    return dict(zip(SIGNS, signs_of(box, map_hw, probability, logit), strict=True))
+
+
+def test_signs_of_a_flat_map_are_those_of_its_box():
+    flat = np.full((SIDE, SIDE), 2.0, np.float32)
+    found = named((0.25, 0.5, 0.75, 0.75), flat)
+    spread = 2 * math.log(math.sqrt((1 - 1 / SIDE**2) / 12))  # of SIDE equal cells, along both axes
+    assert found == pytest.approx({
+        "logit": 3.0, "probability": 0.5, "strength": math.log(2), "inside": 0.125, "spread": spread, "off_centre": 0.0,
+        "size": math.log(0.125), "aspect": math.log(2),
+    }, abs=1e-6)  # fmt: skip
+    assert named((0.03, 0.5, 0.5, 0.6), flat)["inside"] == pytest.approx(0.47 * 0.1, abs=1e-6)  # parts of cells count in part
+
+
+def test_what_lies_inside_and_how_far_it_spreads():
+    map_hw = np.zeros((SIDE, SIDE), np.float32)
+    map_hw[4, 4], map_hw[12, 12] = 3, 1
+    found = named((0.0, 0.0, 0.5, 0.5), map_hw)
+    assert found["inside"] == pytest.approx(0.75)
+    assert found["spread"] == pytest.approx(2 * math.log(0.5 * math.sqrt(0.75 * 0.25)))
+    assert named((0, 0, 0.5, 0.5), np.full((SIDE, SIDE), 0.1, np.float32))["spread"] > found["spread"]
+
+
+@pytest.mark.parametrize("side", [8, 16, 128, 227])
+def test_maps_of_any_size_have_the_same_signs(side):
+    ramp = np.outer(np.linspace(1, 2, side), np.linspace(1, 3, side)).astype(np.float32)
+    assert averaged(ramp).shape == (SIDE, SIDE)
+    one, other = named((0.1, 0.2, 0.8, 0.9), ramp), named((0.1, 0.2, 0.8, 0.9), averaged(ramp))
+    assert one == pytest.approx(other)
+    assert one["inside"] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("map_hw", [np.zeros((SIDE, SIDE), np.float32), np.eye(SIDE, dtype=np.float32) * 1e-30])
+@pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, 1, 1), (0.3, 0.3, 0.3, 0.9)])
+def test_empty_maps_and_boxes_have_signs_too(box, map_hw):
+    assert np.isfinite(signs_of(box, map_hw, 0.0, -5.0)).all()
+
+
+def test_the_model_is_logistic_and_holds_what_it_never_saw():
+    signs = [2.0, *(0.0,) * (len(SIGNS) - 1)]
+    assert CERTAIN(signs) == pytest.approx(1 / (1 + math.exp(-2)))
+    assert CERTAIN([1e9, *signs[1:]]) == CERTAIN([3.0, *signs[1:]])
+    shifted = replace(CERTAIN, mean=(1.0, *CERTAIN.mean[1:]), scale=(0.5, *CERTAIN.scale[1:]), bias=-1.0)
+    assert shifted(signs) == pytest.approx(1 / (1 + math.exp(-(2 - 1))))
+
+
+def test_a_stored_model_comes_back_and_one_of_other_signs_is_none():
+    stored = json.loads(json.dumps(asdict(CERTAIN)))
+    assert trust_of(stored) == CERTAIN
+    assert trust_of(None) is None
+    assert trust_of({**stored, "signs": ["logit"]}) is None
+    with pytest.raises(ValueError, match="weights"):
+        trust_of({**stored, "weight": [1.0]})
+
+
+class Sure(MockEngine):
+    """The mock, whose first image has a logit of 2 and whose others have one of -2."""
+
+    def __init__(self, trust=CERTAIN):
+        super().__init__(96)
+        self.outputs = (*self.outputs, TensorSpec("logit", np.dtype(np.float32), (1,)))
+        self.metadata = {
+            **self.metadata,
+            "sightline": json.dumps({"trust": asdict(trust) if trust else None, "head": "0" * 64}),
+        }
+
+    def run(self, feeds):
+        return {**super().run(feeds), "logit": np.array([2.0 if self.calls == 1 else -2.0], np.float32)}
+
+
+PHOTOS = [np.full((96, 128, 3), 90, np.uint8)] * 2
+
+
+def test_every_answer_says_how_sure_it_is():
+    found = Localizer(Sure()).localize(PHOTOS)
+    assert [each.confidence for each in found] == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2))])
+    assert all(each.box_xyxy_px is not None for each in found)
+    assert [each.confidence for each in Localizer(MockEngine(96)).localize(PHOTOS)] == [None, None]
+
+
+def test_a_localizer_abstains_where_it_is_told_to():
+    localizer = Localizer(Sure())
+    localizer.abstain_below(0.5)
+    sure, unsure = localizer.localize(PHOTOS)
+    assert sure.box_xyxy_px is not None
+    assert unsure.box_xyxy_px is None
+    assert unsure.confidence < 0.5
+    localizer.abstain_below(0.0)
+    assert localizer.localize(PHOTOS)[1].box_xyxy_px is not None
+
+
+def test_a_head_that_does_not_say_cannot_be_asked():
+    localizer = Localizer(Sure(trust=None))
+    localizer.abstain_below(0.0)
+    with pytest.raises(ModelError, match=r"--min-score: nothing tells .*\(fitted head\).*fit it again"):
+        localizer.abstain_below(0.5)
+
+
+@pytest.mark.parametrize("name", shipped_head_names())
+def test_every_shipped_head_says_how_sure_it_is(name):
+    assert load_head(shipped_head_path(name)).trust is not None

@@ -1,0 +1,14 @@
+"""The heads that come along."""
+
+from engines.head import shipped_head_names, shipped_head_path, shipped_heads
+from engines.networks.registry import load_classifier
+
+
+def test_the_usual_heads_come_first_and_all_can_be_read():
+    names = shipped_head_names()
+    assert names.index("compact_sensitivity") < names.index("compact_sensitivity_pixels")
+    assert all(shipped_head_path(name).exists() for name in names)
+    compact = load_classifier("compact").digest
+    assert list(shipped_heads(compact)) == names
+    assert shipped_heads(compact)["compact_gestalt"].spec.objective == "gestalt"
+    assert shipped_heads("0" * 64) == {}
