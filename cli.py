@@ -1,4 +1,4 @@
-"""Sightline's command line. Each command is a thin face of one function in ``realtime``, ``calib`` or ``engines``."""
+"""Sightline's command line. Each command calls one function of ``realtime``, ``calib`` or ``engines``."""
 
 import json
 import os

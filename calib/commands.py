@@ -1,4 +1,4 @@
-"""``fit`` and ``evaluate`` from start to end: labelled images in; head, figures, pictures and reports out."""
+"""The commands ``fit`` and ``evaluate`` from labelled images to heads, figures, pictures and reports."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""Arithmetic of boxes, as continuous pixel edges x0, y0, x1, y1."""
+"""Arithmetic of boxes. A box is its continuous pixel edges x0, y0, x1, y1."""
 
 from collections.abc import Sequence
 

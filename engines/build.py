@@ -1,4 +1,4 @@
-"""From a classifier to one checked, stamped ONNX graph: pixels in; box, class, score and map out."""
+"""Builds one checked ONNX graph from a classifier: pixels in; box, class, score and map out."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Proof that an engine gives what its reference gives, on real frames, and which built engine may run because of it."""
+"""Certificates: the proof on real frames that an engine agrees with its reference, and the choice of certified engines."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""From what a user typed to a running engine: model, weights, method, head, backend, precision."""
+"""Opens the engine that a user's options describe: model, weights, method, head, backend, precision."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from engines.search.crops import Judge, load_judge
 METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class", "dam": "class", "beam": "class"}
 """What each method differentiates."""
 SEARCHES = ("dam", "beam")
-"""Methods that take several engine calls, see ``engines.methods``."""
+"""Methods that take several engine calls, see ``engines.search``."""
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 
 

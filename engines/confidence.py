@@ -1,4 +1,4 @@
-"""How sure a box is: a few signs of one answer, and a logistic model of how often boxes with such signs were right.
+"""The confidence of a box: a logistic model on a few numbers of the answer, fitted to how often such boxes were right.
 
 "Right" is an IoU over 0.5 with the truth. A model belongs to a head, whose file holds it: ``fit`` makes it of boxes of images
 that the head did not see (``calib.heads.confidence``).

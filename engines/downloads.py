@@ -1,4 +1,4 @@
-"""Files from the web: over https only, kept in the user's cache, resumed where they stopped, checked before every use."""
+"""Downloads files over https into the user's cache, resumes them, and checks them before every use."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What every engine looks like from outside."""
+"""The interface of every engine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

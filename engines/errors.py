@@ -1,4 +1,4 @@
-"""Every error that Sightline raises on purpose.
+"""All errors that Sightline raises on purpose.
 
 The error tree (each is one clear line: what, where, what to do; the command line ends with status 2)::
 

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, so that they outlast a power failure."""
+"""Writes files whole or not at all, so that they survive a power failure."""
 
 import errno
 import hashlib

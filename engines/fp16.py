@@ -1,4 +1,4 @@
-"""A float32 graph in half precision: casts and float16 weights, written into the ONNX graph itself.
+"""Converts a float32 graph to half precision: casts and float16 weights become part of the ONNX graph.
 
 Strongly typed engines (TensorRT 10 and later) compute in the types that the graph names, so precision is a matter of the
 graph. Float16 holds 6e-5 .. 65504 at full precision, and loses digits down to 6e-8; what does not fit stays float32:

@@ -1,4 +1,4 @@
-"""The box head: a linear layer on cheap features of the maps, as graph nodes and as a small file; and the heads that ship."""
+"""The box head: a linear layer on features of the maps, as graph nodes and as a small file; and the shipped heads."""
 
 import hashlib
 import json

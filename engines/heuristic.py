@@ -1,4 +1,4 @@
-"""A box off a map without training: blur it, keep the brightest pixels, box them in.
+"""The training-free box: blur a map, keep its brightest pixels, and take their bounding box.
 
 The papers' baseline (Ebrahimpour & Noelle, section 4: Gaussian blur, top 20 % of the pixels, bounding box). It needs no
 labelled box, so it is what a network without a fitted head falls back on.

@@ -1,4 +1,4 @@
-"""The commands that install what is missing. Each works as it is printed: in any folder, for the Python that runs Sightline.
+"""The commands that install what is missing. Each works in any folder, for the Python that runs Sightline.
 
 An extra is printed as the packages that it stands for: ``pip install '.[web]'`` works in the folder of a clone only, and
 Sightline itself is on no package index. What has its command's name there is somebody else's.

@@ -1,4 +1,4 @@
-"""8-bit integers in the graph, written as pairs of QuantizeLinear and DequantizeLinear that OpenVINO and TensorRT both read.
+"""Writes 8-bit integers into the graph as pairs of QuantizeLinear and DequantizeLinear, which OpenVINO and TensorRT read.
 
 The integers are symmetric (no zero point) and span -127..127. Weights are quantized per output channel; an activation or a
 cotangent has one scale, measured on real images by ``calib.precision.quantize``. Biases stay in floating point.

@@ -1,4 +1,4 @@
-"""An engine with what surrounds it: any BGR image in, a box in that image's pixels out."""
+"""A localizer: an engine with its preparation and its reading. Any BGR image in, a box in that image's pixels out."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a method asks of the graph: which objective, differentiated by which layer, folded over channels how."""
+"""Appends maps to the graph: an objective, differentiated by a layer, reduced over channels to a signal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

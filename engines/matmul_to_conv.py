@@ -1,4 +1,4 @@
-"""Matrix products as 1x1 convolutions, for the one GPU generation whose compiler has no other float32 ones.
+"""Replaces matrix products by 1x1 convolutions, which one generation of GPUs needs.
 
 TensorRT for RTX (1.7) refuses float32 matrix products for compute capability 7.5, and takes the same product as a convolution.
 """

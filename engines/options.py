@@ -1,4 +1,4 @@
-"""The command-line options of a ``Choice``, said once: a command that takes one gets an option for each of its fields."""
+"""The command-line options of a ``Choice``. A command that takes a ``Choice`` gets one option for each of its fields."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""Built engines, kept in the user's cache under what they were built from; written whole, checked when they are read.
+"""The cache of built engines. Each is kept under the key of what it was built from, and checked when it is read.
 
 A file is ``SIGHTLINE`` , the header's length, the header (JSON: the key, the plan's sha256) and the plan as the library wrote
 it. A plan loads only in the very build of the library that wrote it, and on the GPU that it was written for: both are part of

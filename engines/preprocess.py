@@ -1,4 +1,4 @@
-"""From the camera's bytes to the network's input: resized on the host, normalised inside the graph."""
+"""Prepares a frame for the network: the host resizes it, the graph normalizes it."""
 
 from functools import lru_cache
 from math import gcd

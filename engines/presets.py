@@ -1,4 +1,4 @@
-"""Cheaper and cheaper settings of the same task, for a governor to step through when frames take too long.
+"""The presets of a latency budget: cheaper and cheaper settings of the same task.
 
 In this order, for what it costs in accuracy: precision, then depth of the backward pass and input size (which come with a head
 that was fitted for them, or with the training-free box), and last a heat map that is not drawn afresh for every frame.

@@ -1,4 +1,4 @@
-"""Reading files that others made: whole, bounded, and with the true reason where one is not what it says."""
+"""Reads files that others made: whole, within a limit, and with a clear reason where one is not what it should be."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Text from outside as it can be shown, drawn and stored anywhere: without secrets, without control characters."""
+"""Makes text from outside safe to print, draw and store: no secrets, no control characters."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Adjoints of sliding windows: convolution and pooling, for any kernel, stride, padding, dilation and rounding.
+"""The gradients of sliding windows: convolution and pooling, for any kernel, stride, padding, dilation and rounding.
 
 With stride ``s``, input position ``i`` and padding ``p``, write ``i + p = s * q + r``: block ``q``, phase ``r``. Kernel tap
 ``k = r + s * m`` of window ``q - m`` is the one that reads it, so the adjoint needs only a few shifts ``m`` of whole maps,

@@ -1,4 +1,4 @@
-"""What is drawn on a frame: boxes, a label, the heat map; sizes follow the frame, so 240p and 4K both read."""
+"""Draws boxes, labels and the heat map on a frame, and smooths drawn boxes. Sizes follow the frame's size."""
 
 import math
 from collections import defaultdict

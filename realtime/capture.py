@@ -1,4 +1,4 @@
-"""Threads that read sources: one for a file that is worked through, one each for live sources, which reconnect."""
+"""The threads that read sources: one for a file that is read to its end, one for each live source, which reconnects."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""A source straight through: every frame into an annotated video, a log, a latency plot and a summary; nothing to resume."""
+"""Runs a source in one go to an annotated video, a log, a latency plot and a summary. It cannot be resumed."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing

@@ -1,4 +1,4 @@
-"""``doctor``: what this machine has of what Sightline can use; each problem with its fix. No check can end the others."""
+"""The ``doctor`` command: what this machine has, and each problem with its fix. A failed check does not end the others."""
 
 import importlib
 import importlib.metadata

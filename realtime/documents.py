@@ -1,4 +1,4 @@
-"""Pages of results have one look: their templates extend ``assets/document.html``."""
+"""The common template of result pages. All of them extend ``assets/document.html``."""
 
 from pathlib import Path
 

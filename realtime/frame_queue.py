@@ -1,4 +1,4 @@
-"""Between the threads that read sources and the loop: a bounded place for frames, and a policy for when it is full."""
+"""The frame queue between the reading threads and the loop: it is bounded, and a policy says what happens when it is full."""
 
 import re
 import threading

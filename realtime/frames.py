@@ -1,4 +1,4 @@
-"""What travels through the frame loop: a frame, and the record of what became of it."""
+"""The frame, and the record of a frame: what became of it, when, and how long each stage took."""
 
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -49,7 +49,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Track:
-    """What following adds to an answer, see ``realtime.follow``.
+    """What tracking adds to an answer, see ``realtime.tracking.tracker``.
 
     Attributes:
         state: ``searching`` (nothing is known yet), ``following``, ``widened`` (not sure: a larger window), ``lost``.

@@ -1,4 +1,4 @@
-"""Holding a time per frame: a localizer that steps to cheaper settings when frames take too long, and back."""
+"""Keeps a latency budget: a localizer that goes to cheaper settings when frames take too long, and back."""
 
 import time
 from collections import deque

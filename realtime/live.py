@@ -1,4 +1,4 @@
-"""Streaming: the newest frames of cameras, streams and files at their own pace, shown, recorded and logged as they come."""
+"""Runs live sources: the newest frames of cameras and streams are shown, recorded and logged as they come."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""A run's figures for Prometheus, and its newest picture as a plain JPEG, over HTTP."""
+"""Serves the figures of a run to Prometheus, and its newest picture as a JPEG, over HTTP."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self

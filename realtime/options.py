@@ -1,4 +1,4 @@
-"""What ``stream`` does besides localizing, and its command-line options, said once."""
+"""The options of ``stream`` besides those of the engine and of tracking."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The frame loop: the only one. Source to engine to drawing to sinks, every stage timed, every captured frame accounted for.
+"""The frame loop, the only one: source, engine, drawing, sinks. It times every stage and accounts for every frame.
 
 ::
 

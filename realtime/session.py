@@ -1,4 +1,4 @@
-"""Between a live run and those who watch and steer it: the page, a snapshot's address, the window."""
+"""The state of a live run that the page, the snapshot address and the window read and change."""
 
 import threading
 import time

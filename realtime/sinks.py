@@ -1,4 +1,4 @@
-"""Where results go: an annotated video, a line-wise log, a window. Files appear under their name only when complete."""
+"""The sinks: annotated video, log, window and recorder. A file gets its name only when it is complete."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What a run took and what became of its frames: every stage of every frame, as percentiles, tables and a plot."""
+"""The statistics of a run: times of every stage and outcomes of every frame, as percentiles, tables and a plot."""
 
 import math
 import threading

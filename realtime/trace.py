@@ -1,4 +1,4 @@
-"""A timeline of a run: every stage of every frame, in the trace-event format that Perfetto and Chrome open.
+"""Writes the timeline of a run, every stage of every frame, in the trace-event format of Perfetto and Chrome.
 
 The array form needs no closing bracket, so a file that was cut off opens too.
 Format: "Trace Event Format", https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU

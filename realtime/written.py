@@ -1,4 +1,4 @@
-"""Which files of a folder Sightline wrote: its state folder there says so. All others are the user's, and are never replaced.
+"""Knows which files of a folder Sightline wrote. All others are the user's and are never replaced.
 
 ``FOLDER/NAME/manifest.json`` belongs to the results called NAME. ``results`` and ``earlier`` give size and time of change of
 each file as it was written; ``claims`` names files that a run was about to write when it ended.

@@ -68,3 +68,9 @@ def test_documents_that_the_code_names_exist():
         for path in (ROOT / folder).rglob("*.py"):
             for name in re.findall(r"\bdocs/[\w./-]+\w|\b[A-Z]{3,}\.md\b", path.read_text(encoding="utf-8")):
                 assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def test_the_architecture_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = [p for package in ("engines", "realtime", "calib") for p in (ROOT / package).rglob("*.py") if p.stem != "__init__"]
+    assert [str(p.relative_to(ROOT)) for p in files if f"`{p.stem}`" not in text] == []

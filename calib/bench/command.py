@@ -1,4 +1,4 @@
-"""The ``bench`` command: its options, said once, and what it does with them."""
+"""The options of the ``bench`` command, and the function that runs it."""
 
 import json
 from dataclasses import dataclass

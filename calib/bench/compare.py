@@ -1,4 +1,4 @@
-"""When a measurement has settled, and two benches beside each other: what got slower by more than the runs' own noise."""
+"""Decides when a measurement is stable, and compares two benches: what became slower by more than the noise of the runs."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

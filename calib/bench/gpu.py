@@ -1,4 +1,4 @@
-"""A GPU's part of the bench, in trtexec's words, with its clocks, and beside what others run on the same GPU."""
+"""The GPU part of the bench: times as trtexec reports them, the GPU's clocks, and the peers on the same GPU."""
 
 import threading
 import time

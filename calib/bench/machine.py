@@ -1,4 +1,4 @@
-"""What this machine is, what it reaches at its best, and how far from that bound a graph runs."""
+"""Describes this machine, measures its best compute rate and memory bandwidth, and compares a graph with that bound."""
 
 import os
 import platform

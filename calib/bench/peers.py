@@ -1,4 +1,4 @@
-"""What the engine is timed against, in the same run: what others' users run, on the same network and the same image."""
+"""The peers: other libraries that run the same network on the same image, timed in the same run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A bench as tables for the terminal and as pictures: what ran how fast, beside whom, how far from the machine's bound."""
+"""Shows a bench: tables for the terminal, and plots of latency, peers, sweeps and the roofline."""
 
 from collections.abc import Callable, Iterable
 from itertools import cycle

@@ -1,4 +1,4 @@
-"""Timing without flattery: every call counts, peers take turns with us, and what did not settle is said not to have."""
+"""The bench: which source, networks and peers are timed, and the result as JSON."""
 
 from array import array
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Glass to glass: how long after something happens on the screen the picture of it is on the screen again.
+"""Measures latency from glass to glass: from an event on the screen, through the camera, to its picture on the screen.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The timed loops of the bench: frames a second from a source to drawn frames, and calls of ours and of our peers in turns."""
+"""The timed loops of the bench: frames a second from source to drawn frame, and engine calls that alternate with the peers'."""
 
 import tempfile
 import time

@@ -1,4 +1,4 @@
-"""From what a user typed to labelled images: a label file, or a published set by name."""
+"""Opens the labelled images that a user named: a label file, or a published data set by its name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The bytes, texts and values of label files: found in a folder, zip or tar, decoded, and checked for their kind."""
+"""Reads the bytes, texts and values of label files in a folder, zip or tar, and checks their kind."""
 
 import codecs
 import json

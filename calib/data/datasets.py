@@ -1,4 +1,4 @@
-"""Images with true boxes, from every layout that people have: CSV, PASCAL VOC and ImageNet-LOC XML, COCO json, sequences.
+"""Loads images with true boxes from every supported layout: CSV, PASCAL VOC and ImageNet-LOC XML, COCO json, sequences.
 
 Images lie in a folder, zip or tar; nothing is unpacked. Boxes become continuous pixel edges x0, y0, x1, y1 of the image.
 """

@@ -1,4 +1,4 @@
-"""From a label file, or a folder, zip or tar of label files, to what they say: which reader is for which kind of files."""
+"""Chooses the reader for a label file, or for a folder, zip or tar of label files."""
 
 import re
 from collections.abc import Callable, Set

@@ -1,4 +1,4 @@
-"""Where the images of a label file lie, and what reads each of them when it is asked for; nothing is unpacked or held."""
+"""Finds the image files of a label file and reads each one when it is needed. Nothing is unpacked or kept in memory."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""Label files in JSON: COCO, and what the usual annotation tools write; each is told by its shape, see ``DIALECTS``."""
+"""Reads label files in JSON: COCO and the common annotation tools. ``DIALECTS`` says how each is recognized."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What a label file says of one image, and whether that can be: no file is opened here.
+"""The labels of one image, and the checks of their values. This module opens no file.
 
 Boxes become continuous pixel edges x0, y0, x1, y1 of the image, counted from 0.
 """

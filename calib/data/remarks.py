@@ -1,4 +1,4 @@
-"""What was left out or guessed while labels were read: every case counted, the first few kept, said once."""
+"""Collects what was left out or guessed while labels were read. It counts every case and keeps the first few."""
 
 import sys
 from collections.abc import Iterator

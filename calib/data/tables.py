@@ -1,4 +1,4 @@
-"""Tables with a row for each box, as spreadsheets, TensorFlow, keras-retinanet, Open Images and others write them.
+"""Reads tables with one row for each box, as spreadsheets, TensorFlow, keras-retinanet, Open Images and others write them.
 
 Any delimiter, any spelling of the usual column names, or no first line of names at all.
 """

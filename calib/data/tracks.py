@@ -1,4 +1,4 @@
-"""Tracking truth, one line a frame: OTB's ``x,y,w,h`` counted from 1, VOT's four corners."""
+"""Reads true boxes of sequences, one line a frame: OTB's ``x,y,w,h`` counted from 1, and VOT's four corners."""
 
 import codecs
 import math

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 as it is published: one tar of 450 MB for each half, read where it lies.
+"""Reads PASCAL VOC 2007 from its published files: one tar of 450 MB for each half, without unpacking it.
 
 Everingham et al., "The PASCAL Visual Object Classes Challenge 2007": 20 classes, 5,011 images to learn from, 4,952 to test.
 """

@@ -1,4 +1,4 @@
-"""Label files in XML: PASCAL VOC and ImageNet-LOC (a file for each image), CVAT (images and tracks), dlib."""
+"""Reads label files in XML: PASCAL VOC and ImageNet-LOC (one file an image), CVAT (images and tracks), dlib."""
 
 import re
 from collections.abc import Callable

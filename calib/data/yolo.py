@@ -1,4 +1,4 @@
-"""Folders with a text file of boxes for each image: YOLO's (Darknet, Ultralytics, Roboflow) and KITTI's."""
+"""Reads folders with one text file of boxes for each image: YOLO (Darknet, Ultralytics, Roboflow) and KITTI."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

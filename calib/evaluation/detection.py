@@ -1,4 +1,4 @@
-"""Average precision of points and boxes over classes, and what classes seen together say of a doubtful detection."""
+"""Average precision of points and boxes over classes, and the correction of scores by classes that occur together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""How good boxes are, and how good they would be without looking: the constant boxes that every result is held against."""
+"""Measures of boxes (IoU, CorLoc), and the constant boxes that every result is compared with."""
 
 import hashlib
 from collections.abc import Sequence

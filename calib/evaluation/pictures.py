@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: photos with both boxes beside their maps, and a bar per class."""
+"""Pictures of an evaluation: photos with the true and the found box beside their maps, and one bar for each class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

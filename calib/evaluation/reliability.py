@@ -1,4 +1,4 @@
-"""Whether what is said of boxes is true: of those that are 80 % sure, are 80 % right? And what is left without unsure ones."""
+"""Compares the stated confidence of boxes with how often they are right, and measures what is left above a threshold."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""An evaluation as a document: one self-contained HTML file, or Markdown with its pictures beside it; photos and sequences."""
+"""Writes an evaluation of photos or sequences as one HTML file, or as Markdown with its pictures beside it."""
 
 import os
 import re

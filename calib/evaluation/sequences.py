@@ -1,4 +1,4 @@
-"""Following, measured: sequences with a box per frame, each frame localized whole and followed, in the same run.
+"""Measures tracking: sequences with a true box in each frame, localized whole and with tracking in the same run.
 
 Measures: CorLoc and mean IoU over frames; success (area under the share of frames over an IoU threshold) and precision (share
 of centres within 20 pixels) as in Wu, Lim & Yang, "Online Object Tracking: A Benchmark", CVPR 2013, section 3; jitter: mean

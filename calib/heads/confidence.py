@@ -1,4 +1,4 @@
-"""How sure a head's boxes are, from boxes of images that it did not see: a logistic model of ``engines.confidence``'s signs."""
+"""Fits a head's confidence model: logistic regression on the boxes of images that the head has not seen."""
 
 import numpy as np
 

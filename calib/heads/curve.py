@@ -1,4 +1,4 @@
-"""The learning curve: how good heads get with how many labelled boxes, beside a box that needs no image."""
+"""The learning curve: accuracy of heads over the number of labelled boxes, beside a box that needs no image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Map features of a labelled set, computed once by the engine and cached by content."""
+"""Computes the features of a labelled set once with the engine, and caches them by content."""
 
 import hashlib
 import json

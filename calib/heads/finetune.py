@@ -1,4 +1,4 @@
-"""The classifier's last layer, fitted to a user's own classes; several of them may be in one image.
+"""Fits the classifier's last layer to a user's own classes. An image may have several of them.
 
 As Bency et al., "Weakly Supervised Localization using Deep Feature Maps" (2016), fine-tune for VOC and COCO: sigmoid
 cross-entropy over multi-label images. Boxes are not used, only which classes an image has. The layers below stay as they are,

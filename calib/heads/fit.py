@@ -1,4 +1,4 @@
-"""Fitting a box head to a labelled set: which features, which images, what the head file tells of it."""
+"""Fits a box head to a labelled set: which features and images it uses, and what the head file says of it."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The linear layer from map features to boxes: ridge regression, its strength by cross-validation, then refined."""
+"""Fits the linear layer from features to boxes: ridge regression, strength by cross-validation, then refinement."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

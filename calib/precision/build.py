@@ -1,4 +1,4 @@
-"""``build``: the graph as a file, or as an engine of one backend, held against the reference before it may run."""
+"""The ``build`` command: writes the graph as a file, or builds an engine and compares it with the reference."""
 
 import shutil
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The ``calibrate`` command: which images, where the calibration goes, and what is shown of it."""
+"""The ``calibrate`` command: chooses the images, writes the calibration, and shows what each layer costs."""
 
 import os
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""``calibrate``: measures, on real images, which ranges 8 bits should span, and which layers do not bear them."""
+"""Measures on real images which ranges 8 bits must cover, and which layers must stay in floating point."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace

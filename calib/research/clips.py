@@ -1,4 +1,4 @@
-"""Clips whose truth is known, made of photos: one photo's object moves over another photo, before a camera that moves too.
+"""Makes clips with known boxes from photos: the object of one photo moves over another photo, and the camera moves too.
 
 Real sequences with a box per frame are few, and what is learnt on them cannot be reported on them. These are harsher than life:
 objects are cut out as ellipses, and backgrounds show objects of their own that stand still.

@@ -1,8 +1,9 @@
-"""The model that says how sure a followed box is: ``python -m calib.research.confidence --data DATA``.
+"""Fits the confidence model of tracked boxes: ``python -m calib.research.confidence --data DATA``.
 
 Clips are made of training photos (``clips``: objects of ``animal_pose_voc`` train over photos of ``imagenet_sample``) and
-followed; so are photos as they are, before a camera that sways, and the DAVIS sequences that may be tuned on. A logistic model
-learns from the signs of each box whether it was right. Twice, because what is trusted decides where is looked next.
+tracked; so are plain photos before a camera that sways, and the DAVIS sequences that may be tuned on. A logistic model learns
+from eleven numbers of each box whether it was right. This is done twice, because the confidence decides where the tracker looks
+next.
 """
 
 import json

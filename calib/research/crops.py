@@ -1,8 +1,8 @@
-"""Fit what a search over crops believes: ``python -m calib.research.crops --data train.csv --out judge.safetensors``.
+"""Fits the model that scores crops for ``--method beam``: ``python -m calib.research.crops --data DATA --out FILE``.
 
 Labelled photos show one object each. Two of them, beside each other or one pasted into the other, are a photo with two, whose
 boxes are known; crops of such pairs and of single photos, each read by the fitted head, either hold a box with an IoU over 0.5
-or do not. A ridge regression of that on the head's features is the judge (``engines.search.crops.Judge``).
+or do not. The model is a ridge regression of that on the head's features (``engines.search.crops.Judge``).
 """
 
 import sys

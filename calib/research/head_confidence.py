@@ -1,7 +1,7 @@
-"""What says how sure the shipped heads' boxes are: ``python -m calib.research.head_confidence --data DATA``.
+"""Fits the confidence models of the shipped heads: ``python -m calib.research.head_confidence --data DATA``.
 
-Each head is fitted again on four fifths of its training set at a time, as ``fit`` does; what its boxes in the rest tell is put
-into its file. The head itself stays as it is. Heads of one's own get theirs by ``fit``.
+Each head is fitted again on four fifths of its training set at a time, as ``fit`` does. The model is fitted to its boxes in the
+rest and written into the head's file. The head itself stays as it is. A user's own heads get their models from ``fit``.
 """
 
 import sys

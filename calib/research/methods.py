@@ -1,4 +1,4 @@
-"""The page that holds the methods against each other: ``python -m calib.research.methods --data DATA --out docs/methods.md``.
+"""Writes the page that compares the methods: ``python -m calib.research.methods --data DATA --out docs/methods.md``.
 
 Nothing was chosen on the sets that are measured here. One call of a method takes several of the engine; what it costs beside a
 plain forward pass is counted in FLOP, and timed in the same run.

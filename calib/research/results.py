@@ -1,4 +1,4 @@
-"""The results page: ``python -m calib.research.results --data DATA --out docs/results.md``."""
+"""Writes the results page: ``python -m calib.research.results --data DATA --out docs/results.md``."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Following several objects, measured: ``python -m calib.research.several --data DATA``.
+"""Measures the tracking of several objects: ``python -m calib.research.several --data DATA``.
 
 Clips are made of the second half of the training photos (``calib.research.clips.crowds``): what was chosen was chosen on clips
 of the first. Right is an IoU over 0.5; a switch is an object that is right again under another number (Bernardin &

@@ -1,4 +1,4 @@
-"""Train the compact VGG16 that Sightline ships: ``python -m calib.research.train --data DATA --out DIR``."""
+"""Trains the compact VGG16 that Sightline ships: ``python -m calib.research.train --data DATA --out DIR``."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The NVIDIA driver, asked through ctypes before any CUDA library is loaded, and the few driver calls that pycuda lacks.
+"""Asks the NVIDIA driver through ctypes which GPU there is, and makes the few driver calls that pycuda lacks.
 
 Creating a TensorRT runtime without a driver ends the process, so nothing of it is touched until ``probe_gpu`` has answered.
 Calls and constants: CUDA Driver API, ``cuda.h`` 13.0.

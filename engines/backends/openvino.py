@@ -1,4 +1,4 @@
-"""OpenVINO: the default engine, on any CPU."""
+"""The OpenVINO backend: the default, on any CPU."""
 
 import os
 from collections import Counter, deque

@@ -1,4 +1,4 @@
-"""Where an engine's tensors lie in a buffer, and whose turn it is: what a GPU engine decides without a GPU.
+"""The layout of tensors in a GPU engine's buffers, and the order in which its slots are used. It needs no GPU.
 
 Each slot has one block of host memory and one of device memory for all inputs, and one of each for all outputs, so that a
 frame is one copy to the device and one back, however many tensors there are.

@@ -1,4 +1,4 @@
-"""TensorRT on NVIDIA GPUs: one stream, slots of pinned and device memory, and a captured graph for each slot.
+"""The TensorRT backend on NVIDIA GPUs: one stream, slots of pinned and device memory, one captured graph a slot.
 
 The only file that imports TensorRT or pycuda, and only when an engine is asked for. ``tensorrt`` 10 and 11 and ``tensorrt_rtx``
 go by the same code.

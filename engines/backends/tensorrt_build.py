@@ -1,4 +1,4 @@
-"""From an ONNX graph to a TensorRT plan, with or without the GPU it is for. The library itself is handed in.
+"""Builds a TensorRT plan from an ONNX graph, with or without the target GPU. The caller passes the library in.
 
 One way for TensorRT 10, 11 and TensorRT for RTX: the network is strongly typed, so precision is what the graph says, and none
 of what TensorRT 11 took away (precision flags, calibrators) is used.

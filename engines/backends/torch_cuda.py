@@ -1,4 +1,4 @@
-"""PyTorch on an NVIDIA GPU: the reference's maths in half precision, with static memory, slots and replayed CUDA graphs.
+"""PyTorch on an NVIDIA GPU: the reference in half precision, with static memory, slots and replayed CUDA graphs.
 
 For machines without TensorRT. What only a GPU has (pinned memory, streams, events, graphs) is left out on the processor, where
 the same class runs in the tests.

@@ -1,4 +1,4 @@
-"""PyTorch autograd on independent modules: the reference that compiled graphs are held against, slow and plain."""
+"""The reference: PyTorch autograd on independent modules. Compiled graphs are compared with it."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What the rest of Sightline needs to know of a classifier's forward graph, whichever network it is."""
+"""The landmarks of a forward graph and the preprocessing that every network must state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Any classifier from an ONNX file: checked before it is used, and made of operators that have a gradient rule."""
+"""Loads any classifier from an ONNX file. It is checked first, and may use only operators that have a gradient rule."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""An ONNX file's structure, functions and tensors: sizes are checked before anything is allocated."""
+"""Reads the structure, functions and tensors of an ONNX file. Sizes are checked before memory is allocated."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Which classifier: the names and files that ``--model`` and ``--weights`` take, and how each becomes a forward graph."""
+"""The known networks: the names that ``--model`` and ``--weights`` take, and how each becomes a forward graph."""
 
 import hashlib
 import json

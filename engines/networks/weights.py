@@ -1,4 +1,4 @@
-"""Weights from files and by name: safetensors, torchvision's .pth, NumPy archives, Deep Compression's .net."""
+"""Loads weights by name or from files: safetensors, torchvision's .pth, NumPy archives, Deep Compression's .net."""
 
 import warnings
 import zipfile

@@ -1,4 +1,4 @@
-"""Beam search over the last feature map: crops of it that the classifier's own last layers find most like a class.
+"""Beam search over the last feature map: finds the crops that the classifier's last layers score highest for a class.
 
 Bency, Kwon, Lee, Karthikeyan & Manjunath, "Weakly Supervised Localization using Deep Feature Maps" (ECCV 2016). The image goes
 through the convolutions once. A candidate is a rectangle of the L x L map, stretched back to L x L by bilinear interpolation

@@ -1,4 +1,4 @@
-"""From what a user typed to a search: the methods that take more than one engine call."""
+"""Opens the search that ``--method`` names. A search takes several engine calls an image."""
 
 from dataclasses import replace
 

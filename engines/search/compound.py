@@ -1,4 +1,4 @@
-"""What a search over an image is, seen from outside: an engine made of several; and regions of an image from maps."""
+"""The base of all searches: an engine that is made of several engines. It also turns maps into regions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence

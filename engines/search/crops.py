@@ -1,4 +1,4 @@
-"""Beam search over crops of the image, each read by the fitted head: a box for every animal of a group.
+"""Beam search over crops of the image. The fitted head reads each crop, so that each animal of a group gets a box.
 
 A crop of the feature map that holds two dogs is as much a dog as one that holds one, so that the search of Bency et al.
 (``engines.search.beam``) has no cause to part them; measured in ``docs/methods.md``. Here a candidate is a crop of the image.

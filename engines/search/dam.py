@@ -1,4 +1,4 @@
-"""DAM: the neurons that the class rests on, each traced back to the pixels by guided backpropagation.
+"""DAM: traces the neurons that a class rests on back to the pixels by guided backpropagation.
 
 Dwaraknath, Menghani & Mongia, "Fast Unsupervised Object Localization" (Stanford). Algorithm 1: of one layer (their 11th
 convolution), the ``kmax`` neurons with the largest activation times gradient of the class score; of each, the pixels that it

@@ -1,13 +1,13 @@
-"""Whole files, in segments that stand for themselves.
+"""Whole files, worked on in segments. A segment's result depends on nothing but the segment and the settings.
 
 ::
 
-    plan.make_plan     packets only: a Clip with its Segments, cut at key frames       (clip.py says what they are)
-    work.run_segments  segments ─► packets.py, decode.py ─► the frame loop ─► pieces.py: rows, video, record of each
-    merge.merge        records of all ─► rows.py, join.py, tally.py, report.py: the results
-    job.Job            the folder in which all that lies, and what of it is done
-    run.process_all    the above for every source, here
+    plan.make_plan       reads packets only: a Clip with its Segments (segment.py), cut at key frames
+    encode.run_segments  segments ─► decode.py ─► the frame loop ─► rows, video and record of each segment
+    merge.merge          the records of all segments ─► table.py (rows), merge.py (video and sound), report.py (page)
+    job.Job              the folder that holds all this, and which segments are done
+    run.process_all      all of the above for every source, on this machine
 
-A segment's files depend on clip, segment and settings alone, so who works on which, when, and how often it was killed does not
-show in the results.
+A segment's files depend on clip, segment and settings alone. So the results do not show which worker did it, when, or how often
+it was killed.
 """

@@ -1,4 +1,4 @@
-"""The frames of one segment, exactly those that decoding from the start of the file gives; what is damaged is noticed."""
+"""Decodes the frames of one segment, exactly as decoding from the start of the file would, and reports damaged ones."""
 
 import time
 import zlib

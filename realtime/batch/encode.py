@@ -1,4 +1,4 @@
-"""Segments through the frame loop into files: decode, engine, draw and encode at once, and no pause between two segments."""
+"""Runs segments through the frame loop into files: rows, video and record of each segment."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""How long a batch takes, on how much, from a minute of the user's own video measured on this machine."""
+"""Estimates how long a batch takes and on how many machines, from a measured minute of the user's own video."""
 
 import json
 import math

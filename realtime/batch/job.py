@@ -1,4 +1,4 @@
-"""One source's work on disk: a manifest, a record for each finished segment, what becomes of an error."""
+"""The job of one source: its folder, its manifest, and which of its segments are done."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""From a clip's finished segments to its results: rows, video beside the source's own sound, summary."""
+"""Merges a clip's finished segments: one table of rows, one video with the source's own sound, one summary."""
 
 import heapq
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What results are called: after their source, and where that name is taken by another's files, with a number behind it."""
+"""Names of results: the source's name, with a number behind it where another's files have that name."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is asked of a batch, and what of it decides the results."""
+"""The options of ``batch``, and the digest of those that decide the results."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Cutting a source into segments at key frames: packets are read, nothing is decoded but the first picture.
+"""Cuts a source into segments at key frames. It reads packets, and decodes only the first picture.
 
 Where a segment ends depends on the file alone, never on the machine: results of one machine, of many, and of a run that was
 interrupted are the same.

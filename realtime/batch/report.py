@@ -1,4 +1,4 @@
-"""What came of one clip, as a page that stands alone (but for the video beside it), and as a plot of what frames took."""
+"""Writes the report of one clip: an HTML page, and a plot of the time that frames took."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A batch: source after source, segment after segment. What is done already is not done again; what breaks is told."""
+"""Runs a batch on this machine: source after source, segment after segment. Finished segments are not done again."""
 
 import time
 from collections.abc import Sequence

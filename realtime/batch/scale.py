@@ -1,4 +1,4 @@
-"""What ``batch`` takes for work that is too much for one machine, and what it does with it."""
+"""The options of ``batch`` for more than one machine, and the choice between this machine and a cluster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

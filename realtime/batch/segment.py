@@ -1,4 +1,4 @@
-"""What is known of a source before a frame of it is decoded: its facts, and the segments it is worked on in."""
+"""The facts of a source before any frame is decoded (``Clip``), and its parts (``Segment``)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields

@@ -1,4 +1,4 @@
-"""Rows of all segments as one JSONL and one Parquet file; and what they come to, in memory that does not grow."""
+"""Writes the rows of all segments as one JSONL and one Parquet file, and sums them up in constant memory."""
 
 import json
 from collections import Counter

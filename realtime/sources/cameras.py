@@ -1,4 +1,4 @@
-"""Which cameras are here, and how fast they really are. Run as a program, so that a driver that hangs can be left behind.
+"""Finds cameras and measures their real frame rate. It runs as a program of its own, because a driver may hang.
 
 ``python -m realtime.sources.cameras 0`` opens camera 0, reads for a moment and prints one JSON object.
 """

@@ -1,4 +1,4 @@
-"""From a decoder's picture to upright 8-bit BGR of ordinary colours.
+"""Turns a decoder's picture into upright 8-bit BGR with ordinary colours.
 
 High dynamic range (PQ, HLG) and wide gamut (BT.2020) become BT.709 as an ordinary screen shows it, through one table.
 """

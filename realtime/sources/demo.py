@@ -1,4 +1,4 @@
-"""A clip whose truth is known: a virtual camera pans and zooms over a wall on which a cat's photo hangs.
+"""The demo clip, whose true boxes are known: a virtual camera moves over a wall with a photo of a cat.
 
 Photo: "Chelsea" by Stefan van der Walt, CC0, as distributed with scikit-image.
 """

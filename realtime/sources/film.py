@@ -1,4 +1,4 @@
-"""The video of an open file as players present it: which of its streams that is, and its packets on one timeline.
+"""The video stream of an open file as players present it, and its packets on one timeline.
 
 Files that were joined end to end begin their timestamps anew, or go on in another stream; pictures of a cover are no video.
 """

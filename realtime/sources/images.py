@@ -1,4 +1,4 @@
-"""Where frames come from: video files, network streams and cameras (``video.py``), image folders and archives, ``demo:``.
+"""Opens every kind of source (``open_source``), and reads images of folders, globs and archives, and the demo.
 
 A source is opened by ``open_source``, iterated once, and closed by its ``with`` block.
 """

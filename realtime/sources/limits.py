@@ -1,4 +1,4 @@
-"""How much of what a file, an archive or a camera declares is believed. A header costs its writer nothing, and us memory.
+"""Limits on what a file, an archive or a camera may declare. A header costs its writer nothing, but us memory.
 
 Each limit lies above what real cameras and archives have, and below what would exhaust a small machine.
 """

@@ -1,4 +1,4 @@
-"""Which files of a folder, glob or archive are read as images, and which are not: each of these is named, with the reason."""
+"""Chooses the files of a folder, glob or archive that are read as images, and names the others with the reason."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence

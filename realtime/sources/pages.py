@@ -1,4 +1,4 @@
-"""Image files that hold several pictures: animations, and pages."""
+"""Reads image files that hold several pictures: animations and pages."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""What can be read only once and in order: standard input, named pipes and other files that are none."""
+"""Reads what can be read only once and in order: standard input, named pipes and devices."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""Sources that are video: files and network streams through PyAV, cameras through OpenCV; what is lost is noticed."""
+"""Sources that are video: files and streams through PyAV, cameras through OpenCV. Lost frames are noticed."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Cameras on the web: JPEG after JPEG (MJPEG), and addresses that answer with one picture. FFmpeg reads everything else."""
+"""Reads web cameras: MJPEG streams, and addresses that answer with one picture. FFmpeg reads all else."""
 
 import http.client
 import re

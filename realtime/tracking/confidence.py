@@ -1,4 +1,4 @@
-"""How sure a followed box is: a few signs, and a logistic model of how often boxes with such signs were right.
+"""The confidence of a tracked box: a logistic model on eleven numbers, fitted to how often such boxes were right.
 
 "Right" is an IoU over 0.5 with the truth. The model was fitted by ``calib.research.confidence`` on clips of training photos.
 """

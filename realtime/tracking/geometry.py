@@ -1,4 +1,4 @@
-"""Boxes in windows, from frame to frame; and numbers for what is tracked."""
+"""Moves, widens and smooths boxes from frame to frame, and gives tracked objects their numbers."""
 
 import math
 

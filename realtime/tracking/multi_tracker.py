@@ -1,7 +1,7 @@
-"""Several objects of one source, each with a follower of its own: they take turns, and the engine looks for one in each frame.
+"""Tracks several objects of one source, each with a tracker of its own. The engine looks for one of them in each frame.
 
-The others are carried along with the motion, which is computed once for all. What moves within another's box, or as another
-does, is nothing to a follower. While there is room for one more, one follower searches among what is left over.
+The boxes of the others are propagated with the motion, which is computed once for all. A tracker ignores what moves within the
+box of another object, or as another object does. While there are fewer objects than asked for, one tracker searches the rest.
 """
 
 from collections import deque

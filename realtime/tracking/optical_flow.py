@@ -1,4 +1,4 @@
-"""What moves against its surroundings: dense flow between two small frames, less the motion of the camera."""
+"""Finds what moves by itself: dense optical flow between two small frames, less the motion of the camera."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What tracking can be told, its command-line options, and the trackers of a run."""
+"""The options of tracking, and the trackers of a run, one for each source."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""One object, tracked: where to look next, what the answer means, how sure that is. Pure: images and answers in, boxes out."""
+"""Tracks one object: where to look next, what the answer means, how confident it is. It reads no clock and no file."""
 
 import math
 from collections import deque

@@ -1,4 +1,4 @@
-"""Where the object is, frame after frame: log odds on a small grid, carried along with the flow.
+"""The vote grid: log odds on a small grid that say where the object is, moved along with the optical flow.
 
 Each frame adds votes: what moves by itself, where the sensitivity map of the window is high, what lies in the window's box.
 What was voted before fades. The object's box is the box of the heaviest blob.

@@ -1,4 +1,4 @@
-"""The page's server side: what can be seen and what can be changed, over a ``Hub``."""
+"""The web application of the page: the addresses that show a run and the ones that change it."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""One JPEG per picture for any number of viewers: a thread waits and encodes, viewers wait in the event loop."""
+"""Encodes each picture once, for any number of viewers. A thread encodes; viewers wait in the event loop."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Who may look: everyone on this machine, or whoever has the token; no other site through somebody's browser."""
+"""Decides which requests are answered: this machine's, or those with the token, and none from other sites' pages."""
 
 import hashlib
 import ipaddress

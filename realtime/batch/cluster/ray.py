@@ -1,4 +1,4 @@
-"""Ray: the only file that imports it, and only when a cluster is used.
+"""The Ray cluster. This is the only file that imports Ray, and only when a cluster is used.
 
 A worker is an actor with an engine of its own. It decodes in its own process, beside engine, drawing and encoding: compressed
 packets are what crosses the network. Where workers have GPUs, tasks on other processors decode for them, a few frames ahead.

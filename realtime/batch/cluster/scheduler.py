@@ -1,4 +1,4 @@
-"""A batch on a cluster: segments of all sources to free workers; each source is merged in order when its last one is there."""
+"""Runs a batch on a cluster: gives segments of all sources to free workers, and merges a source when its last is done."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence

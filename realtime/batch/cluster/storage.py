@@ -1,4 +1,4 @@
-"""Shared storage by address, such as ``s3://bucket/film.mp4``: sources are fetched from it, results are put there whole.
+"""Shared storage by address, such as ``s3://bucket/film.mp4``: fetches sources and stores whole results.
 
 A put of an object store is atomic; on other storage a file gets its name when it is complete.
 """

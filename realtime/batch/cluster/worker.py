@@ -1,4 +1,4 @@
-"""One engine of several, wherever it runs: it takes a segment and gives back the files of its result."""
+"""A worker: one engine in a process of its own. It takes a segment and returns the files of its result."""
 
 import hashlib
 from collections.abc import Mapping
