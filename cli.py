@@ -30,7 +30,7 @@ from realtime.batch.scale import Scale, batch_chosen, takes_scale
 from realtime.latency_budget import open_within
 from realtime.options import StreamOptions, takes_stream
 from realtime.statistics import print_summaries
-from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, takes_follow
+from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -43,6 +43,20 @@ DEFECT = "this is a defect of Sightline, please report it"
 DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions()
 ONE = Scale()
 takes_data = takes("chosen", DataChoice, OPTIONS)
+FOLLOW_OPTIONS: dict[str, Any] = {
+    "follow": Annotated[bool, typer.Option("--follow", help="Look where the object was: finds small ones, calms the box.")],
+    "min_score": Annotated[
+        float, typer.Option(help="No box where that is less likely to be right; 0.8 is right 8 times in 10.", min=0, max=1)
+    ],
+    "select": Annotated[
+        str | None, typer.Option(help="With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.")
+    ],
+    "every_frame": Annotated[
+        bool, typer.Option("--every-frame", help="With --follow: look at each frame, not at every other: surer, but fewer fps.")
+    ],
+}
+takes_follow = takes("following", FollowOptions, FOLLOW_OPTIONS)
+"""A command's parameter ``following`` becomes one option for each of these."""
 
 Budget = Annotated[
     float | None,

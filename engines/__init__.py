@@ -9,10 +9,14 @@ before any of them is loaded; processes that are started later inherit it.
 - Ray (only ``--ray`` uses it) reports each cluster that it starts.
 
 OpenCV reads its limit when it is loaded.
+
+The public names are loaded when they are asked for, so that importing a package loads no library; ``docs/api.md`` shows them.
 """
 
 import os
 import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's own mark of a module that must not be loaded
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -21,3 +25,53 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 MOST_IMAGE_PIXELS = 2**28
 """Of an image that is decoded: sensors on sale have up to 200 million. As BGR it takes 0.8 GB, and a drawing on it as much."""
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_IMAGE_PIXELS))
+
+if TYPE_CHECKING:
+    from engines.choose import Choice as EngineOptions
+    from engines.choose import open_localizer
+    from engines.errors import (
+        DownloadError,
+        EngineError,
+        InputError,
+        ModelError,
+        OutputError,
+        SightlineError,
+        SourceError,
+    )
+    from engines.localizer import Detection, Localization, Localizer
+
+__all__ = [
+    "Detection",
+    "DownloadError",
+    "EngineError",
+    "EngineOptions",
+    "InputError",
+    "Localization",
+    "Localizer",
+    "ModelError",
+    "OutputError",
+    "SightlineError",
+    "SourceError",
+    "open_localizer",
+]
+_MODULES = {
+    "open_localizer": "engines.choose",
+    "EngineOptions": "engines.choose",
+    "Localizer": "engines.localizer",
+    "Localization": "engines.localizer",
+    "Detection": "engines.localizer",
+}
+"""Where a public name is defined; all others are errors."""
+
+if not TYPE_CHECKING:  # else a type checker takes every name for one that exists
+
+    def __getattr__(name: str) -> object:
+        """Load a public name."""
+        if name not in __all__:
+            raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+        module = import_module(_MODULES.get(name, "engines.errors"))
+        return getattr(module, "Choice" if name == "EngineOptions" else name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

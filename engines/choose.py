@@ -1,8 +1,9 @@
 """Opens the engine that a user's options describe: model, weights, method, head, backend, precision."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -10,7 +11,7 @@ from engines.build import build_graph
 from engines.certificate import open_certified, refuse_failed
 from engines.downloads import cache_dir
 from engines.engine import Engine
-from engines.errors import EngineError, ModelError
+from engines.errors import EngineError, InputError, ModelError, SightlineError
 from engines.head import Head, load_head, shipped_head_names, shipped_head_path, shipped_heads
 from engines.heuristic import Heuristic, default_heuristic
 from engines.install import install_extra
@@ -69,19 +70,24 @@ class Choice:
         return tuple(each for each in (self.weights, self.head, self.calibration) if each)
 
 
-def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, streams: int = 1, batch: int = 1) -> Localizer:
+def open_localizer(
+    model: str | Choice = "compact", told: Callable[[str], None] | None = None, streams: int = 1, batch: int = 1, **options: Any
+) -> Localizer:
     """Load, build and compile what was chosen.
 
     Args:
-        choice: the common options.
+        model: a network's name or file, or all the common options.
         told: gets what a user should know of it, such as why ``auto`` does not take TensorRT.
         streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see ``OpenVinoEngine``.
         batch: images that one call takes.
+        options: any fields of ``Choice``, which go before those of ``model``.
 
     Raises:
         ModelError: the model, weights or head cannot be used, or does not say how sure it is where that is asked for.
         EngineError: the backend cannot run them.
+        TypeError: there is no such option.
     """
+    choice = chosen(model, options)
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     if choice.method in SEARCHES and (choice.head is None or (choice.method, choice.head) == ("beam", "none")):
         engine = open_search(
@@ -94,10 +100,29 @@ def open_localizer(choice: Choice, told: Callable[[str], None] | None = None, st
         for loss in getattr(engine, "losses", ()):
             told(loss)
     localizer = Localizer(engine)
-    if choice.wanted_class is not None:
-        localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
-    localizer.abstain_below(choice.least_confidence)
+    try:
+        if choice.wanted_class is not None:
+            localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
+        localizer.abstain_below(choice.least_confidence)
+    except SightlineError:
+        localizer.close()
+        raise
     return localizer
+
+
+def chosen(model: str | Choice, options: Mapping[str, Any]) -> Choice:
+    """The common options of a network's name, or those that are given, with some of them replaced.
+
+    Raises:
+        InputError: ``model`` is something else.
+        TypeError: there is no such option.
+    """
+    unknown = sorted(set(options) - Choice.__dataclass_fields__.keys())
+    if unknown:
+        raise TypeError(f"there is no option '{unknown[0]}': there are {', '.join(Choice.__dataclass_fields__)}")
+    if not isinstance(model, str | Choice):
+        raise InputError(f"a model is a name, a file's path as text, or EngineOptions, not {type(model).__name__}")
+    return replace(model if isinstance(model, Choice) else Choice(model), **options)
 
 
 def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class Localization:
 
 
 class Localizer:
-    """Prepares images for an engine and reads its outputs.
+    """Prepares images for an engine and reads its outputs. As a ``with`` block it closes the engine at the end.
 
     Args:
         engine: of any backend; its batch size is how many images one call takes.
@@ -75,6 +75,21 @@ class Localizer:
         self.batch, self.size_px = engine.inputs[0].shape[0], engine.inputs[0].shape[1]
         self._wanted = np.full(self.batch, -1, np.int64)
         self._trust, self._least = trust_of(self.description.get("trust")), 0.0
+
+    def close(self) -> None:
+        """Free the engine; afterwards nothing more can be localized. Calling it twice is fine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def least_confidence(self) -> float:
+        """No box is given that is less sure than this."""
+        return self._least
 
     @property
     def description(self) -> dict[str, Any]:

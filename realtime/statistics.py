@@ -177,6 +177,13 @@ def set_title(axes: Any, text: str) -> None:
     axes.set_title("".join(c if ord(c) in known else "?" for c in displayable(text)), parse_math=False)
 
 
+class WaitingTimes(Run):
+    """What the loop waited for, and nothing of each frame: for runs without an end, and those whose rows hold all of it."""
+
+    def add(self, record: FrameRecord) -> None:
+        """Nothing is kept."""
+
+
 def plot_latency(run: Run, path: Path, title: str) -> None:
     """Two panels: each frame's stages stacked over time, and the distribution of each stage.
 

@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -15,7 +15,9 @@ from av.video.stream import VideoStream
 from engines.errors import SourceError
 from engines.localizer import SMALLEST_PX, ImageBgr
 from realtime.batch.segment import Clip, Segment
-from realtime.frames import NO_IMAGE, Frame
+from realtime.capture import ahead
+from realtime.frame_queue import Records
+from realtime.frames import NO_IMAGE, Frame, FrameRecord
 from realtime.sources.colour import ToBgr
 from realtime.sources.film import BOUNDED, Film, Packet, film_of, open_film
 from realtime.sources.images import Images, decode_image, open_source
@@ -333,3 +335,56 @@ class _Reading:
         if self._last_pts is None:
             return self.clip.first_pts
         return self._last_pts + max(1, round(1 / (self.clip.rate_fps * self.clip.time_base)))
+
+
+Read = Callable[[Clip, Segment, int], Iterable[Frame | SegmentEnd]]
+"""What gives a segment's frames: ``read_segment``, or something that has them from elsewhere."""
+READ_AHEAD_FRAMES = 4
+
+
+def records_of(
+    clip: Clip,
+    segments: Sequence[Segment],
+    every: int,
+    batch: int,
+    ends: dict[int, SegmentEnd],
+    read: Read = read_segment,
+) -> Records:
+    """Records for the frame loop, which a thread reads a few frames ahead; a frame that cannot be decoded has failed.
+
+    Args:
+        clip: whose segments they are.
+        segments: any of them, in order.
+        every: see ``read_segment``.
+        batch: images that an engine call takes. Frames of a segment that follow each other may share one.
+        ends: gets the end of each segment, by its index.
+        read: gives the frames.
+
+    Raises:
+        SourceError: the file cannot be opened any more.
+    """
+
+    def items() -> Iterator[Frame | SegmentEnd]:
+        for segment in segments:
+            yield from read(clip, segment, every)
+
+    held: FrameRecord | None = None
+    with closing(ahead(items(), READ_AHEAD_FRAMES, _bytes_of)) as found:
+        for item in found:
+            if isinstance(item, SegmentEnd):
+                ends[item.segment] = item
+                if held is not None:
+                    yield held
+                held = None
+                continue
+            record = FrameRecord(item)
+            if item.lost:
+                record.outcome, record.cause = "failed", item.lost
+            if held is not None:
+                held.followed = batch > 1 and held.outcome == record.outcome == "shown"
+                yield held
+            held = record
+
+
+def _bytes_of(item: Frame | SegmentEnd) -> int:
+    return item.image_bgr.nbytes if isinstance(item, Frame) else 0

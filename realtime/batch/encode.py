@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -23,18 +23,16 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from engines.files import digest_of_file, read_object, whole_file
 from engines.localizer import ImageBgr, Localizer
 from realtime.annotate import Look, draw
-from realtime.batch.decode import SegmentEnd, read_segment
+from realtime.batch.decode import Read, SegmentEnd, read_segment, records_of
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
-from realtime.capture import ahead
-from realtime.frame_queue import Records
-from realtime.frames import BoxPx, Frame, FrameRecord
+from realtime.frames import BoxPx, FrameRecord
 from realtime.latency_budget import Governed
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink, VideoSink
 from realtime.sources.limits import AHEAD_BYTES
-from realtime.statistics import Run
-from realtime.tracking.options import opened
+from realtime.statistics import Run, WaitingTimes
+from realtime.tracking.options import calls_under_way, opened
 
 ENCODER_THREADS = 4  # what x264 writes depends on it, so it must not depend on the machine
 WAITING_PICTURES = 4
@@ -242,15 +240,6 @@ def _scaled(box_px: BoxPx | None, scale: float) -> BoxPx | None:
     return x0, y0, x1, y1
 
 
-READ_AHEAD_FRAMES = 4
-FOLLOWING_CALLS = 2
-"""Under way at once where something is followed: where to look depends on what is known by then, and not on the machine.
-Engines that take one call only are asked one after the other."""
-
-Read = Callable[[Clip, Segment, int], Iterable[Frame | SegmentEnd]]
-"""What gives a segment's frames: ``read_segment``, or something that has them from elsewhere."""
-
-
 def run_segments(
     clip: Clip, segments: Sequence[Segment], localizer: Localizer | Governed, settings: Settings, folder: Path,
     read: Read = read_segment,
@@ -275,48 +264,13 @@ def run_segments(
         SourceError: the source cannot be read any more.
         OutputError: a file cannot be written.
     """
-    run, ends = _Waiting(), dict[int, SegmentEnd]()
-
-    def frames() -> Iterator[Frame | SegmentEnd]:
-        for segment in segments:
-            yield from read(clip, segment, settings.every)
-
+    run, ends = WaitingTimes(), dict[int, SegmentEnd]()
     with _Writer(clip, segments, settings, folder, ends, run, localizer) as writer:
-        records = _records(ahead(frames(), READ_AHEAD_FRAMES, _bytes_of), ends, localizer.batch)
+        records = records_of(clip, segments, settings.every, localizer.batch, ends, read)
         following = opened(settings.following)
-        under_way = min(FOLLOWING_CALLS, localizer.engine.slots) if following else 0
+        under_way = calls_under_way(following, localizer.engine.slots)
         yield from run_frames(records, localizer, writer.sinks, run, under_way, following=following)
         writer.finish_before(None)
-
-
-def _bytes_of(item: Frame | SegmentEnd) -> int:
-    return item.image_bgr.nbytes if isinstance(item, Frame) else 0
-
-
-class _Waiting(Run):
-    """What the loop waited for; what frames took is in the rows, and would not fit in memory for every length."""
-
-    def add(self, record: FrameRecord) -> None:
-        """Nothing is kept."""
-
-
-def _records(items: Iterator[Frame | SegmentEnd], ends: dict[int, SegmentEnd], batch: int) -> Records:
-    """Records of the frames. Frames of a segment that follow each other may share an engine call, if that takes several."""
-    held: FrameRecord | None = None
-    for item in items:
-        if isinstance(item, SegmentEnd):
-            ends[item.segment] = item
-            if held is not None:
-                yield held
-            held = None
-            continue
-        record = FrameRecord(item)
-        if item.lost:
-            record.outcome, record.cause = "failed", item.lost
-        if held is not None:
-            held.followed = batch > 1 and held.outcome == record.outcome == "shown"
-            yield held
-        held = record
 
 
 class _Writer:

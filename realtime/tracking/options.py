@@ -1,14 +1,10 @@
 """The options of tracking, and the trackers of a run, one for each source."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
-
-import typer
 
 from engines.choose import SEARCHES, Choice
 from engines.errors import InputError
 from engines.localizer import SMALLEST_PX, ImageBgr, Localization
-from engines.options import takes
 from realtime.frames import BoxPx, FrameRecord, Track
 from realtime.tracking.confidence import Trust, load_trust
 from realtime.tracking.multi_tracker import Several
@@ -16,6 +12,9 @@ from realtime.tracking.tracker import Follower
 
 POINT_SHARE = 0.3
 """Of the frame's sides: what is taken for the object around a point, until more is known."""
+FOLLOWING_CALLS = 2
+"""Engine calls under way at once where something is followed: where to look depends on what is known by then, and not on the
+machine. Engines that take one call only are asked one after the other."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +92,6 @@ def box_around(point_px: tuple[float, float], width_px: int, height_px: int) -> 
     """What is taken for the object at a point, inside the frame."""
     (x, y), half_w, half_h = point_px, POINT_SHARE * width_px / 2, POINT_SHARE * height_px / 2
     return max(0.0, x - half_w), max(0.0, y - half_h), min(float(width_px), x + half_w), min(float(height_px), y + half_h)
-
-
-OPTIONS: dict[str, Any] = {
-    "follow": Annotated[bool, typer.Option("--follow", help="Look where the object was: finds small ones, calms the box.")],
-    "min_score": Annotated[
-        float, typer.Option(help="No box where that is less likely to be right; 0.8 is right 8 times in 10.", min=0, max=1)
-    ],
-    "select": Annotated[
-        str | None, typer.Option(help="With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.")
-    ],
-    "every_frame": Annotated[
-        bool, typer.Option("--every-frame", help="With --follow: look at each frame, not at every other: surer, but fewer fps.")
-    ],
-}
-takes_follow = takes("following", FollowOptions, OPTIONS)
-"""A command's parameter ``following`` becomes one option for each of these."""
 
 
 class Following:
@@ -189,3 +172,8 @@ WHOLE_FRAMES = FollowOptions()
 def opened(options: FollowOptions) -> Following | None:
     """What the loop is given; None where nothing is to be followed."""
     return Following(options) if options.follow else None
+
+
+def calls_under_way(following: Following | None, slots: int) -> int:
+    """The ``under_way`` of ``realtime.pipeline.run_frames`` for whole files, given how many calls the engine takes."""
+    return min(FOLLOWING_CALLS, slots) if following else 0

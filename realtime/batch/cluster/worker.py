@@ -11,8 +11,8 @@ from engines.downloads import cache_dir
 from engines.files import whole_file
 from engines.localizer import Localizer
 from realtime.batch.cluster.storage import local_path
-from realtime.batch.decode import read_segment
-from realtime.batch.encode import Read, run_segments
+from realtime.batch.decode import Read, read_segment
+from realtime.batch.encode import run_segments
 from realtime.batch.options import Settings, settings_digest
 from realtime.batch.plan import Window, digest_of, make_plan
 from realtime.batch.segment import Clip, Segment
