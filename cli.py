@@ -33,9 +33,12 @@ from realtime.statistics import print_summaries
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
     help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
-)  # fmt: skip
+)
 console = Terminal(stderr=True)
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises where a line of words does not fit its command; typer has no public name for it."""
@@ -77,9 +80,12 @@ Single = Annotated[
 @app.command(epilog="Example:  sightline demo --out out")
 @takes_choice(*ENGINE, "wanted_class")
 def demo(
-    out: Out = Path("out"), frames: Annotated[int, typer.Option(help="Length of the clip.", min=1, max=LARGEST)] = 300,
-    choice: Choice = DEFAULT, budget_ms: Budget = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    out: Out = Path("out"),
+    frames: Annotated[int, typer.Option(help="Length of the clip.", min=1, max=LARGEST)] = 300,
+    choice: Choice = DEFAULT,
+    budget_ms: Budget = None,
+    as_json: AsJson = False,
+) -> None:
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
     localizer = open_within(choice, budget_ms, console, streams=0)
     _report(direct.process_all([f"demo:{frames}"], out, localizer, console), as_json)
@@ -96,9 +102,13 @@ def demo(
 def batch(
     sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
     out: Annotated[str, typer.Option(help="Folder for the results; with --ray, an address, too.")] = "out",
-    settings: Settings = AS_IS, following: FollowOptions = WHOLE_FRAMES, scale: Scale = ONE, choice: Choice = DEFAULT,
-    budget_ms: Budget = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    settings: Settings = AS_IS,
+    following: FollowOptions = WHOLE_FRAMES,
+    scale: Scale = ONE,
+    choice: Choice = DEFAULT,
+    budget_ms: Budget = None,
+    as_json: AsJson = False,
+) -> None:
     """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
 
     Exit status 1 where a source was damaged or could not be read, and the others are done.
@@ -120,9 +130,12 @@ def batch(
 @takes_follow
 def stream(
     sources: Annotated[list[str], typer.Argument(help="Camera numbers, rtsp:// or http(s)://, files, folders, demo:")],
-    options: StreamOptions = AS_USUAL, following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT,
-    budget_ms: Budget = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    options: StreamOptions = AS_USUAL,
+    following: FollowOptions = WHOLE_FRAMES,
+    choice: Choice = DEFAULT,
+    budget_ms: Budget = None,
+    as_json: AsJson = False,
+) -> None:
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
     following, choice = following.beside(choice)
     localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(sources)))
@@ -143,8 +156,9 @@ def fit(
     curve: Annotated[Path | None, typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png.")] = None,
     curve_on: Annotated[Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")] = None,
     curve_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --curve-on to keep.")] = None,
-    choice: Choice = DEFAULT, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    choice: Choice = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
     """Fit a box head to labelled images with one object each, by cross-validation; a published set's test half measures it."""
     options = FitOptions(out, kind, per_class, curve, curve_on, curve_ids)
     result = fit_chosen(chosen, options, choice, console)
@@ -157,8 +171,10 @@ def fit(
 @takes_data
 def finetune(
     out: Annotated[Path, typer.Option(help="The weights to write (.safetensors), for --weights.")],
-    chosen: DataChoice = NO_DATA, choice: Choice = DEFAULT, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    chosen: DataChoice = NO_DATA,
+    choice: Choice = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
     """Fit the classifier's last layer to classes of your own, several in an image; boxes are not looked at."""
     checked_output(out, finetuning.WEIGHTS_FILE, (*chosen.inputs, *choice.inputs))
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
@@ -178,13 +194,16 @@ def finetune(
 @takes_data
 @takes_follow
 def evaluate(
-    chosen: DataChoice = NO_DATA, single: Single = False,
+    chosen: DataChoice = NO_DATA,
+    single: Single = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1, max=LARGEST)] = None,
     train: Annotated[Path | None, typer.Option(help="Where constant boxes, and which classes come together, are from.")] = None,
     train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
-    following: FollowOptions = WHOLE_FRAMES, choice: Choice = DEFAULT, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    following: FollowOptions = WHOLE_FRAMES,
+    choice: Choice = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
     """Measure boxes against the truth, beside constant boxes that need no image; of a published set, its test half."""
     result = evaluate_chosen(chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console, following)
     if as_json:
@@ -203,8 +222,9 @@ def calibrate(
     ranges: Annotated[str, typer.Option(help="minmax, percentile, entropy, mse, or auto: the one that harms least.")] = "auto",
     limit: Annotated[int, typer.Option(help="How many images, evenly spread.", min=16, max=LARGEST)] = 128,
     plot: Annotated[Path | None, typer.Option(help="Picture of what each layer costs: FILE.png.")] = None,
-    choice: Choice = DEFAULT, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    choice: Choice = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
     """Make a network ready for int8: measure ranges, keep the layers that suffer in floating point, prove what comes out."""
     pictures = calibration.Images(data, images, ids, limit)
     calibration.check_outputs(pictures, choice, out, plot)
@@ -229,7 +249,7 @@ def build(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build even where the engine is in the cache.")] = False,
     on: Annotated[str | None, typer.Option(help="Clip or folder whose frames certify the engine; else the demo's.")] = None,
     choice: Choice = DEFAULT,
-) -> None:  # fmt: skip
+) -> None:
     """Write the whole localization graph as one ONNX file, or build an engine of it, proved against the reference."""
     wanted = certified.BuildChoice(out, backend, choice.precision, target, rebuild, on)
     certified.check_options(wanted, choice.inputs)

@@ -131,9 +131,13 @@ def evaluate_chosen(
     localizer.abstain_below(0.0)  # every box is measured, and what --min-score leaves of them is counted
     engine = localizer.engine
     facts = {
-        "model": choice.model, "method": choice.method, "head": choice.head or localizer.box_reader,
-        "backend": engine.backend, "precision": engine.precision, "machine": machine(),
-    }  # fmt: skip
+        "model": choice.model,
+        "method": choice.method,
+        "head": choice.head or localizer.box_reader,
+        "backend": engine.backend,
+        "precision": engine.precision,
+        "machine": machine(),
+    }
     if following.follow:
         followed = _follow(samples, localizer, following, options.report, f"Following on {data.title}", facts, console)
         return {**followed, "labels_skipped": remarks.left_out}
@@ -148,9 +152,14 @@ def evaluate_chosen(
 
 
 def _follow(
-    samples: Sequence[Sample], localizer: Localizer, following: FollowOptions, report: Path | None, title: str,
-    facts: dict[str, str], console: Console,
-) -> dict[str, Any]:  # fmt: skip
+    samples: Sequence[Sample],
+    localizer: Localizer,
+    following: FollowOptions,
+    report: Path | None,
+    title: str,
+    facts: dict[str, str],
+    console: Console,
+) -> dict[str, Any]:
     sequences = follow_sequences(samples, localizer, following, console)
     found = following_report(sequences)
     console.print(sequences_table(found))

@@ -81,9 +81,14 @@ class Assembled:
 
 
 def assemble(
-    classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None = None, *, batch: int = 1,
-    features: Sequence[Feature] = (), expose: Sequence[str] = (),
-) -> Assembled:  # fmt: skip
+    classifier: Classifier,
+    spec: MapSpec,
+    head: Head | Heuristic | None = None,
+    *,
+    batch: int = 1,
+    features: Sequence[Feature] = (),
+    expose: Sequence[str] = (),
+) -> Assembled:
     """Preprocessing, forward pass, backward pass, maps and head, in fp32; the arguments are those of ``build_graph``."""
     graph = Graph()
     pixels, normalised = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
@@ -128,20 +133,28 @@ def check_quantization(quantization: Quantization, classifier: Classifier, spec:
 
 
 def stamp(
-    classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, quantization: Quantization | None, classes: int,
+    classifier: Classifier,
+    spec: MapSpec,
+    head: Head | Heuristic | None,
+    quantization: Quantization | None,
+    classes: int,
     search: str | None = None,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Metadata that lets an engine be trusted and its results be read; ``search`` says what finds boxes in place of a head."""
     names = classifier.class_names or class_names(classes)
     if len(names) != classes:
         raise ModelError(f"these '{classifier.name}' weights name {len(names)} classes, and the network scores {classes}")
     description: dict[str, Any] = {
-        "format": FORMAT, "model": classifier.name, "network": classifier.digest, "size_px": classifier.size_px,
-        "spec": asdict(spec), "head": head.digest if head else search,
+        "format": FORMAT,
+        "model": classifier.name,
+        "network": classifier.digest,
+        "size_px": classifier.size_px,
+        "spec": asdict(spec),
+        "head": head.digest if head else search,
         "quantization": quantization.digest if quantization else None,
         "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
         "trust": asdict(head.trust) if isinstance(head, Head) and head.trust else None,
-    }  # fmt: skip
+    }
     return {"sightline": json.dumps(description), "class_names": json.dumps(names)}
 
 

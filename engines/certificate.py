@@ -127,11 +127,17 @@ def certify(
         raise EngineError(f"maps of {found[0].map_hw.shape} cannot be held against {true[0].map_hw.shape}")
     limits = thresholds or Thresholds()
     result = Certificate(
-        {}, _words(reference), _words(candidate), len(frames), _box_iou_p5(true, found),
+        {},
+        _words(reference),
+        _words(candidate),
+        len(frames),
+        _box_iou_p5(true, found),
         _p5([correlation(t.map_hw, f.map_hw) for t, f in zip(true, found, strict=True)]),
         float(np.mean([t.class_index == f.class_index for t, f in zip(true, found, strict=True)])),
-        _change(found), _change(true), limits,
-    )  # fmt: skip
+        _change(found),
+        _change(true),
+        limits,
+    )
     if result.reference_map_change < LEAST_CHANGE:
         raise InputError("these frames are all alike, a frozen map would not show: certify on a clip in which something moves")
     return replace(result, failures=tuple(_failures(result, [f.map_hw for f in found])))
@@ -319,9 +325,7 @@ def key_of(model: onnx.ModelProto, typed: onnx.ModelProto, library: Any, target:
         precision: in words.
     """
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    return EngineKey(
-        model_name(model), graph_digest(typed), library.__name__, library.__version__, target, precision, batch
-    )  # fmt: skip
+    return EngineKey(model_name(model), graph_digest(typed), library.__name__, library.__version__, target, precision, batch)
 
 
 def model_name(model: onnx.ModelProto) -> str:
@@ -369,7 +373,7 @@ def openvino_key(model: onnx.ModelProto, engine: Engine) -> EngineKey:
     version = openvino.__version__.split("-")[0]
     return EngineKey(
         model_name(model), graph_digest(model), "openvino", version, engine.device, engine.precision, engine.inputs[0].shape[0]
-    )  # fmt: skip
+    )
 
 
 def refuse_failed(model: onnx.ModelProto, engine: Engine) -> None:

@@ -91,9 +91,16 @@ def open_localizer(
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     if choice.method in SEARCHES and (choice.head is None or (choice.method, choice.head) == ("beam", "none")):
         engine = open_search(
-            choice.method, classifier, backend=choice.backend, precision=choice.precision, threads=choice.threads,
-            streams=streams, objects=choice.objects, layer=choice.layer, readers=readers_of_crops(choice, classifier),
-        )  # fmt: skip
+            choice.method,
+            classifier,
+            backend=choice.backend,
+            precision=choice.precision,
+            threads=choice.threads,
+            streams=streams,
+            objects=choice.objects,
+            layer=choice.layer,
+            readers=readers_of_crops(choice, classifier),
+        )
     else:
         engine = open_engine(choice, classifier, choose_head(choice, classifier), told, streams, batch)
     if told is not None:
@@ -203,9 +210,13 @@ def calibration_paths(classifier: Classifier, objective: str) -> tuple[Path, Pat
 
 
 def open_engine(
-    choice: Choice, classifier: Classifier, head: Head | Heuristic | None, told: Callable[[str], None] | None = None,
-    streams: int = 1, batch: int = 1,
-) -> Engine:  # fmt: skip
+    choice: Choice,
+    classifier: Classifier,
+    head: Head | Heuristic | None,
+    told: Callable[[str], None] | None = None,
+    streams: int = 1,
+    batch: int = 1,
+) -> Engine:
     """Compile the graph on the chosen backend, or find it compiled and certified; the arguments as for ``open_localizer``."""
     spec, told = chosen_spec(choice, head), told or (lambda _: None)
     if choice.backend in ("auto", "tensorrt"):

@@ -101,10 +101,15 @@ def signs_of(box_xyxy: Sequence[float], map_hw: NDArray[np.float32], probability
     inside = float(_covered(y0, y1) @ cells @ _covered(x0, x1)) / total
     width, height = max(x1 - x0, 1 / SIDE), max(y1 - y0, 1 / SIDE)
     return [
-        logit, math.sqrt(max(probability, 0.0)), math.log(max(float(cells.max()), TINY)), inside,
-        math.log(_deviation(columns) * _deviation(rows)), abs((x0 + x1) / 2 - 0.5),
-        math.log(width * height), abs(math.log(width / height)),
-    ]  # fmt: skip
+        logit,
+        math.sqrt(max(probability, 0.0)),
+        math.log(max(float(cells.max()), TINY)),
+        inside,
+        math.log(_deviation(columns) * _deviation(rows)),
+        abs((x0 + x1) / 2 - 0.5),
+        math.log(width * height),
+        abs(math.log(width / height)),
+    ]
 
 
 def _covered(low: float, high: float) -> NDArray[np.float64]:

@@ -212,12 +212,30 @@ def _unbroadcast(step: Step, cotangent: str, target: str) -> str:
 
 
 RULES: Mapping[str, Rule] = {
-    "Conv": conv, "Relu": relu, "Clip": clip, "MaxPool": max_pool, "AveragePool": average_pool,
-    "GlobalAveragePool": global_average_pool, "ReduceMean": reduce_mean, "MatMul": matmul, "Gemm": gemm,
-    "Add": add, "Sub": sub, "Mul": mul, "Div": div, "Concat": concat, "Reshape": reshape, "Flatten": reshape,
-    "Squeeze": reshape, "Unsqueeze": reshape, "Transpose": transpose, "Identity": identity, "Dropout": identity,
-    "BatchNormalization": batch_normalization, "LRN": lrn,
-}  # fmt: skip
+    "Conv": conv,
+    "Relu": relu,
+    "Clip": clip,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average_pool,
+    "ReduceMean": reduce_mean,
+    "MatMul": matmul,
+    "Gemm": gemm,
+    "Add": add,
+    "Sub": sub,
+    "Mul": mul,
+    "Div": div,
+    "Concat": concat,
+    "Reshape": reshape,
+    "Flatten": reshape,
+    "Squeeze": reshape,
+    "Unsqueeze": reshape,
+    "Transpose": transpose,
+    "Identity": identity,
+    "Dropout": identity,
+    "BatchNormalization": batch_normalization,
+    "LRN": lrn,
+}
 
 
 def attach_gradient(

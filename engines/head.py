@@ -65,10 +65,13 @@ class Head:
             OutputError: the place cannot be written.
         """
         description = {
-            "spec": asdict(self.spec), "features": [asdict(f) for f in self.features],
-            "network": self.network, "size_px": self.size_px, "card": dict(self.card),
+            "spec": asdict(self.spec),
+            "features": [asdict(f) for f in self.features],
+            "network": self.network,
+            "size_px": self.size_px,
+            "card": dict(self.card),
             "trust": asdict(self.trust) if self.trust else None,
-        }  # fmt: skip
+        }
         arrays = {"weight": self.weight, "bias": self.bias, "routes": self.routes}
         tensors = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
         with whole_file(path) as part:
@@ -117,9 +120,7 @@ def _head_of(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]
         raise ValueError("its network is no sha256, or its card no JSON object")
     _check_constant_boxes(card.get("constant_boxes"))
     size_px = whole_number(description["size_px"], "its size_px", 1, LARGEST_SIDE)
-    return Head(
-        MapSpec(**spec), features, weight, bias, network, size_px, card, routes, trust_of(description.get("trust"))
-    )  # fmt: skip
+    return Head(MapSpec(**spec), features, weight, bias, network, size_px, card, routes, trust_of(description.get("trust")))
 
 
 def _feature_of(stored: Mapping[str, Any]) -> Feature:

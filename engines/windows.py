@@ -82,9 +82,13 @@ def windows_of(graph: Graph, node: onnx.NodeProto) -> Windows:
 
 
 def _pads(
-    at: dict[str, Any], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
-    size_in: Sequence[int], size_out: Sequence[int],
-) -> tuple[tuple[int, int], tuple[int, int]]:  # fmt: skip
+    at: dict[str, Any],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    size_in: Sequence[int],
+    size_out: Sequence[int],
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """(begin, end) padding, resolving ``auto_pad``."""
     mode = at.get("auto_pad", b"NOTSET").decode()
     if mode == "NOTSET":
@@ -221,9 +225,15 @@ def convolution_adjoint(graph: Graph, node: onnx.NodeProto, weight: np.ndarray, 
         source = shifted(graph, cotangent, [min(0, b) for b in begin], [min(0, e) for e in end])
         pads = [max(0, v) for v in (*begin, *end)]
         return graph.add(
-            "Conv", source, graph.constant(kernel, hint="weight_adjoint"), hint="grad_conv",
-            kernel_shape=list(windows.kernel), pads=pads, dilations=list(windows.dilation), group=groups,
-        )  # fmt: skip
+            "Conv",
+            source,
+            graph.constant(kernel, hint="weight_adjoint"),
+            hint="grad_conv",
+            kernel_shape=list(windows.kernel),
+            pads=pads,
+            dilations=list(windows.dilation),
+            group=groups,
+        )
     return _strided_adjoint(graph, windows, groups, weight, cotangent)
 
 
@@ -242,9 +252,14 @@ def _strided_adjoint(graph: Graph, windows: Windows, groups: int, weight: np.nda
     )
     end = [q - t for q, t in zip(whole.blocks, windows.size_out, strict=True)]
     result = graph.add(
-        "Conv", cotangent, graph.constant(kernel, hint="weight_adjoint"), hint="grad_conv",
-        kernel_shape=[mh, mw], pads=[mh - 1, mw - 1, *end], group=groups,
-    )  # fmt: skip
+        "Conv",
+        cotangent,
+        graph.constant(kernel, hint="weight_adjoint"),
+        hint="grad_conv",
+        kernel_shape=[mh, mw],
+        pads=[mh - 1, mw - 1, *end],
+        group=groups,
+    )
     if sh == sw:
         result = graph.add("DepthToSpace", result, blocksize=sh, mode="CRD", hint="phases")
     else:

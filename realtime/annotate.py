@@ -91,8 +91,15 @@ def _share(cutoff_hz: float | NDArray[np.float64], passed_s: float) -> NDArray[n
 
 PREDICTED_BGR, TRUTH_BGR, TEXT_BGR, SHADE_BGR = (60, 60, 255), (90, 220, 90), (255, 255, 255), (24, 24, 24)
 OBJECTS_BGR = (
-    PREDICTED_BGR, (230, 140, 30), (30, 180, 240), (190, 60, 190), (140, 170, 20), (20, 100, 230), (200, 90, 90), (90, 60, 140),
-)  # fmt: skip
+    PREDICTED_BGR,
+    (230, 140, 30),
+    (30, 180, 240),
+    (190, 60, 190),
+    (140, 170, 20),
+    (20, 100, 230),
+    (200, 90, 90),
+    (90, 60, 140),
+)
 """Of objects that are followed beside each other, by number; the next begin anew."""
 INSET_SHARE = 0.26  # of the frame's height
 SMALLEST_WITH_INSET_PX = 32
@@ -134,9 +141,14 @@ class Painter:
         self._heat: dict[str, _Heat] = {}
 
     def paint(
-        self, frame: Frame, found: Localization, status: str, look: Look = PLAIN, heat_map_every: int = 1,
+        self,
+        frame: Frame,
+        found: Localization,
+        status: str,
+        look: Look = PLAIN,
+        heat_map_every: int = 1,
         objects: Sequence[Tracked] = (),
-    ) -> ImageBgr:  # fmt: skip
+    ) -> ImageBgr:
         """A copy of the frame with everything drawn on it; ``found`` is left as it is.
 
         Args:
@@ -176,9 +188,14 @@ class _Heat:
 
 
 def draw(
-    image_bgr: ImageBgr, found: Localization, truth_xyxy_px: BoxPx | None = None, status: str = "",
-    heat: ImageBgr | None = None, look: Look = PLAIN, objects: Sequence[Tracked] = (),
-) -> ImageBgr:  # fmt: skip
+    image_bgr: ImageBgr,
+    found: Localization,
+    truth_xyxy_px: BoxPx | None = None,
+    status: str = "",
+    heat: ImageBgr | None = None,
+    look: Look = PLAIN,
+    objects: Sequence[Tracked] = (),
+) -> ImageBgr:
     """A copy of the frame with everything drawn on it.
 
     Args:

@@ -216,7 +216,7 @@ def _read_in_thread(source: Source, inbox: Inbox, paced: bool) -> Records:
 
 def ahead(
     items: Iterator[Item], count: int, bytes_of: Callable[[Item], int] = lambda _: 0, most_bytes: int = AHEAD_BYTES
-) -> Generator[Item, None, None]:  # fmt: skip
+) -> Generator[Item, None, None]:
     """The items, which a thread takes up to ``count`` ahead. Leaving early closes them, if they are a generator.
 
     Args:
@@ -292,9 +292,13 @@ class Feed:
     """
 
     def __init__(
-        self, specs: Sequence[str], options: SourceOptions = USUAL, policy: Policy = LATEST, at_once: int = 1,
+        self,
+        specs: Sequence[str],
+        options: SourceOptions = USUAL,
+        policy: Policy = LATEST,
+        at_once: int = 1,
         told: Callable[[str], None] = lambda _: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.connections = [Connection(name, shown(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
         self._specs, self._options, self._told = list(specs), options, told
         self._inbox = Inbox(policy, len(specs), at_once)

@@ -28,9 +28,13 @@ Summary = dict[str, Any]
 
 
 def process_all(
-    specs: Sequence[str], out: Path, localizer: Localizer | Governed, console: Console, video: bool = True,
+    specs: Sequence[str],
+    out: Path,
+    localizer: Localizer | Governed,
+    console: Console,
+    video: bool = True,
     following: FollowOptions = WHOLE_FRAMES,
-) -> list[Summary]:  # fmt: skip
+) -> list[Summary]:
     """Localize every frame of each source in turn; see ``process``.
 
     Args:
@@ -58,9 +62,14 @@ def process_all(
 
 
 def process(
-    spec: str, naming: Naming, out: Path, localizer: Localizer | Governed, console: Console, video: bool,
+    spec: str,
+    naming: Naming,
+    out: Path,
+    localizer: Localizer | Governed,
+    console: Console,
+    video: bool,
     following: FollowOptions = WHOLE_FRAMES,
-) -> Summary:  # fmt: skip
+) -> Summary:
     """Localize every frame of a source.
 
     Writes ``NAME.mp4`` (with ``video``), ``NAME.jsonl``, ``NAME.latency.png`` and ``NAME.summary.json``; the summary, with the
@@ -103,18 +112,27 @@ def _process(
         files.pop("latency_plot")
     engine = localizer.engine
     summary: Summary = {
-        **run.summary(), "interrupted": interrupted, "backend": engine.backend, "precision": engine.precision,
-        "device": engine.device, "size_px": localizer.size_px, "files": {kind: str(path) for kind, path in files.items()},
+        **run.summary(),
+        "interrupted": interrupted,
+        "backend": engine.backend,
+        "precision": engine.precision,
+        "device": engine.device,
+        "size_px": localizer.size_px,
+        "files": {kind: str(path) for kind, path in files.items()},
         **(localizer.summary() if isinstance(localizer, Governed) else {}),
-    }  # fmt: skip
+    }
     write_json(files["summary"], summary)
     return summary
 
 
 def _run_with_progress(
-    source: Source, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, console: Console,
+    source: Source,
+    localizer: Localizer | Governed,
+    sinks: Sequence[Sink],
+    run: Run,
+    console: Console,
     following: Following | None,
-) -> None:  # fmt: skip
+) -> None:
     counts = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), BarColumn(), *counts, console=console) as bar:
         task = bar.add_task(escape(source.name), total=source.frames, fps="")

@@ -19,17 +19,29 @@ from engines.install import install_extra, install_packages, restore
 from engines.text import displayable
 
 PACKAGES = {
-    "numpy": "numpy", "cv2": "opencv-python", "onnx": "onnx", "openvino": "openvino", "av": "av", "typer": "typer",
-    "rich": "rich", "safetensors": "safetensors", "matplotlib": "matplotlib", "jinja2": "jinja2", "pyarrow": "pyarrow",
+    "numpy": "numpy",
+    "cv2": "opencv-python",
+    "onnx": "onnx",
+    "openvino": "openvino",
+    "av": "av",
+    "typer": "typer",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "matplotlib": "matplotlib",
+    "jinja2": "jinja2",
+    "pyarrow": "pyarrow",
     "packaging": "packaging",
-}  # fmt: skip
+}
 """Modules without which nothing runs, and the packages that bring them."""
 DECODERS = ("h264", "hevc", "vp9", "av1", "mjpeg", "mpeg4")
 ENCODERS = ("libx264", "libx265", "libsvtav1", "h264_nvenc", "h264_qsv", "h264_vaapi")
 CPU_FLAGS = {
-    "AVX2": ("avx2",), "AVX-512": ("avx512f",), "VNNI": ("avx512_vnni", "avx_vnni"), "bf16": ("avx512_bf16", "amx_bf16"),
+    "AVX2": ("avx2",),
+    "AVX-512": ("avx512f",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "bf16": ("avx512_bf16", "amx_bf16"),
     "AMX": ("amx_tile",),
-}  # fmt: skip
+}
 ROOM_BYTES = 1 << 30
 PLATFORMS = {
     ("Linux", "x86_64"): ("tested", "every test runs here"),
@@ -312,8 +324,17 @@ def _version(module: str) -> str:
 
 
 CHECKS: tuple[Callable[[], Findings], ...] = (
-    python, processor, openvino, network, video, display, cameras, nvidia, page, cache,
-)  # fmt: skip
+    python,
+    processor,
+    openvino,
+    network,
+    video,
+    display,
+    cameras,
+    nvidia,
+    page,
+    cache,
+)
 
 
 def examine(checks: Sequence[Callable[[], Findings]] = CHECKS) -> list[Finding]:

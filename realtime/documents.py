@@ -15,6 +15,10 @@ def templates(folder: Path, escape: bool = True) -> Environment:
         escape: for HTML, whose content may hold anything; Markdown stays as it is.
     """
     return Environment(
-        loader=FileSystemLoader([folder, ASSETS]), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=escape,
-    )  # fmt: skip
+        loader=FileSystemLoader([folder, ASSETS]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=escape,
+    )

@@ -70,9 +70,12 @@ class Track:
         raw = [round(edge, 3) for edge in self.raw_xyxy_px] if self.raw_xyxy_px else None
         window = [round(edge) for edge in self.window_xyxy_px] if self.window_xyxy_px else None
         return {
-            "state": self.state, "confidence": round(self.confidence, 4), "track_id": self.track_id,
-            "window": window, "raw": raw,
-        }  # fmt: skip
+            "state": self.state,
+            "confidence": round(self.confidence, 4),
+            "track_id": self.track_id,
+            "window": window,
+            "raw": raw,
+        }
 
 
 @dataclass(frozen=True)
@@ -155,19 +158,25 @@ class FrameRecord:
         unit = self.frame.time_base
         exact = {"pts": self.frame.pts, "time_base_num": unit.numerator, "time_base_den": unit.denominator}
         return {
-            "source": self.frame.source, "frame": self.frame.index, "pts_s": round(self.frame.pts_s, 6),
+            "source": self.frame.source,
+            "frame": self.frame.index,
+            "pts_s": round(self.frame.pts_s, 6),
             **({} if self.frame.pts is None else exact),
-            "captured_ns": self.frame.captured_ns, "outcome": self.outcome, "cause": displayable(self.cause),
-            "class_id": found.class_index if found else None, "class_name": displayable(found.class_name) if found else None,
+            "captured_ns": self.frame.captured_ns,
+            "outcome": self.outcome,
+            "cause": displayable(self.cause),
+            "class_id": found.class_index if found else None,
+            "class_name": displayable(found.class_name) if found else None,
             "score": round(found.score, 6) if found else None,
             **({"confidence": round(found.confidence, 4)} if found and found.confidence is not None else {}),
             **_corners(found.box_xyxy_px if found else None),
             **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
-            "total_ms": round(self.total_ms, 4), "rung": self.rung or None,
+            "total_ms": round(self.total_ms, 4),
+            "rung": self.rung or None,
             **({"detections": [_object_row(each) for each in several]} if several else {}),
             **(self.track.row() if self.track else {}),
             **({} if self.objects is None else {"objects": [each.row() for each in self.objects]}),
-        }  # fmt: skip
+        }
 
 
 def _object_row(found: Detection | Tracked) -> dict[str, Any]:

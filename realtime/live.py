@@ -33,9 +33,12 @@ TABLE_EVERY_S = 0.5
 
 
 def stream(
-    specs: Sequence[str], localizer: Localizer | Governed, console: Console, options: StreamOptions = StreamOptions(),
+    specs: Sequence[str],
+    localizer: Localizer | Governed,
+    console: Console,
+    options: StreamOptions = StreamOptions(),
     following: FollowOptions = WHOLE_FRAMES,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Run until all sources have ended, ``options.seconds`` have passed, the window is quit, or Ctrl-C.
 
     Args:
@@ -59,9 +62,12 @@ def stream(
     ledger = Ledger(names)
     hub = Hub(feed.connections, ledger, localizer.class_names, stop=feed.stop, following=opened(following))
     hub.change(
-        class_index=localizer.wanted_class, record=options.record,
-        heat_map=options.heat_map, alpha=options.alpha, smoothing=options.smoothing,
-    )  # fmt: skip
+        class_index=localizer.wanted_class,
+        record=options.record,
+        heat_map=options.heat_map,
+        alpha=options.alpha,
+        smoothing=options.smoothing,
+    )
     with ExitStack() as stack:
         sinks = _sinks(stack, hub, options, lost, told)
         if options.web is not None:
@@ -83,12 +89,18 @@ def stream(
                     shown_s = time.monotonic()
         finally:
             _enter_left(feed, sinks, ledger)
-    governed = localizer.summary() if isinstance(localizer, Governed) else {}
+    budget = localizer.summary() if isinstance(localizer, Governed) else {}
+    return {**_summary(feed, ledger, interrupted.is_set()), **lost.summary(), **budget}
+
+
+def _summary(feed: Feed, ledger: Ledger, interrupted: bool) -> dict[str, Any]:
     return {
-        "source": ", ".join(each.spec for each in feed.connections), **ledger.summary(), "captured": feed.captured,
-        "connections": [vars(each) for each in feed.connections], "interrupted": interrupted.is_set(),
-        **lost.summary(), **governed,
-    }  # fmt: skip
+        "source": ", ".join(each.spec for each in feed.connections),
+        **ledger.summary(),
+        "captured": feed.captured,
+        "connections": [vars(each) for each in feed.connections],
+        "interrupted": interrupted,
+    }
 
 
 def _check_outputs(options: StreamOptions) -> None:

@@ -50,10 +50,11 @@ class MetricsSink:
         self._stages, self._age, self._latency = (
             prometheus.Histogram(f"sightline_{name}_seconds", text, labels, buckets=BUCKETS_S, registry=registry)
             for name, text, labels in (
-                ("stage", "Time of a stage", ["source", "stage"]), ("age", "Capture to display", ["source"]),
+                ("stage", "Time of a stage", ["source", "stage"]),
+                ("age", "Capture to display", ["source"]),
                 ("latency", "Start of reading to display", ["source"]),
             )
-        )  # fmt: skip
+        )
         self._objects = prometheus.Gauge("sightline_objects", "Objects followed", ["source"], registry=registry)
         registry.register(_Connections(hub))
         self._server = GuardedServer(_application(registry, hub), Address(port=port), token, "--metrics")

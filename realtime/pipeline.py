@@ -41,9 +41,14 @@ class Live:
 
 
 def run_frames(
-    records: Records, localizer: Localizer | Governed, sinks: Sequence[Sink], run: Run, under_way: int = 0,
-    live: Live | None = None, following: Following | None = None,
-) -> Records:  # fmt: skip
+    records: Records,
+    localizer: Localizer | Governed,
+    sinks: Sequence[Sink],
+    run: Run,
+    under_way: int = 0,
+    live: Live | None = None,
+    following: Following | None = None,
+) -> Records:
     """Localize, draw and write each frame that is not dropped; yields every record when it is finished, in order.
 
     Reading, the engine, and drawing with writing overlap: a thread feeds the engine; the caller's draws, calls the sinks and
@@ -135,9 +140,14 @@ class _EngineHalf:
     """Keeps the engine busy in a thread of its own, and hands its answers over, in order."""
 
     def __init__(
-        self, records: Records, chosen: Localizer | Governed, run: Run, most: int, live: Live | None,
+        self,
+        records: Records,
+        chosen: Localizer | Governed,
+        run: Run,
+        most: int,
+        live: Live | None,
         following: Following | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._records, self._chosen, self._run, self._most, self._live = records, chosen, run, most, live
         self._following = following
         self._begun: deque[_Call] = deque()

@@ -75,9 +75,14 @@ class Hub:
     """
 
     def __init__(
-        self, connections: list[Connection], ledger: Ledger, class_names: tuple[str, ...], settings: Settings = Settings(),
-        stop: Callable[[], None] = lambda: None, following: Following | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        connections: list[Connection],
+        ledger: Ledger,
+        class_names: tuple[str, ...],
+        settings: Settings = Settings(),
+        stop: Callable[[], None] = lambda: None,
+        following: Following | None = None,
+    ) -> None:
         self.connections, self.class_names, self.settings, self.stop = connections, class_names, settings, stop
         self.ledger, self.following = ledger, following
         self._changed = threading.Condition()

@@ -407,9 +407,12 @@ class Recorder:
     """
 
     def __init__(
-        self, wanted: Callable[[], Path | None], sources: list[str], failed: Callable[[Path, Exception], None],
+        self,
+        wanted: Callable[[], Path | None],
+        sources: list[str],
+        failed: Callable[[Path, Exception], None],
         renamed: Callable[[Path, Path], None] = lambda *_: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._wanted, self._several, self._failed, self._renamed = wanted, len(sources) > 1, failed, renamed
         self._path: Path | None = None
         self._given_up: Path | None = None

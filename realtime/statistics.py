@@ -98,11 +98,15 @@ class Run:
         ``latency_ms`` is a frame's age when it has been written, counted from the start of its reading.
         """
         return {
-            "fps": round(self.fps, 2), "frames": self.outcomes["shown"], "dropped": self.outcomes["dropped"],
-            "failed": self.outcomes["failed"], "verdict": self.verdict, "latency_ms": percentiles(self.total_ms),
+            "fps": round(self.fps, 2),
+            "frames": self.outcomes["shown"],
+            "dropped": self.outcomes["dropped"],
+            "failed": self.outcomes["failed"],
+            "verdict": self.verdict,
+            "latency_ms": percentiles(self.total_ms),
             "stages_ms": {stage: percentiles(self.stages_ms[stage]) for stage in STAGES if stage in self.stages_ms},
             **self.accuracy(),
-        }  # fmt: skip
+        }
 
 
 def verdict_of(idle_ms: Mapping[str, float], work_ms: Mapping[str, float], elapsed_ms: float) -> str:
@@ -318,10 +322,12 @@ class Account:
             for stage, value in entry[3].items():
                 stages.setdefault(stage, []).append(value)
         return {
-            **self.counts(), "fps": round(len(recent) / max(now_s - since_s, 1e-3), 2),
-            "age_ms": percentiles([entry[1] for entry in recent]), "latency_ms": percentiles([entry[2] for entry in recent]),
+            **self.counts(),
+            "fps": round(len(recent) / max(now_s - since_s, 1e-3), 2),
+            "age_ms": percentiles([entry[1] for entry in recent]),
+            "latency_ms": percentiles([entry[2] for entry in recent]),
             "stages_ms": {stage: percentiles(stages[stage]) for stage in STAGES if stage in stages},
-        }  # fmt: skip
+        }
 
 
 class Ledger(Run):

@@ -23,9 +23,12 @@ def command(*arguments, **environment) -> subprocess.CompletedProcess[str]:
     line, out, err, status = ["sightline", *map(str, arguments)], StringIO(), StringIO(), 0
     told = {"COLUMNS": str(COLUMNS), "SIGHTLINE_TRACEBACK": "1", **environment}
     with (
-        patch.object(sys, "argv", line), patch.dict(os.environ, told), patch.object(cli, "console", Terminal(stderr=True, width=COLUMNS)),
-        redirect_stdout(out), redirect_stderr(err),
-    ):  # fmt: skip
+        patch.object(sys, "argv", line),
+        patch.dict(os.environ, told),
+        patch.object(cli, "console", Terminal(stderr=True, width=COLUMNS)),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         try:
             cli.main()
         except SystemExit as end:
@@ -37,9 +40,13 @@ def process(*arguments, timeout=120, **environment) -> subprocess.CompletedProce
     """Run a command in a process of its own: where the environment is read at the start, and all that is printed counts."""
     return subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        check=False,
         env={**os.environ, "COLUMNS": str(COLUMNS), "SIGHTLINE_TRACEBACK": "1", **environment},
-    )  # fmt: skip
+    )
 
 
 def refused(*arguments, run=command, **environment) -> str:

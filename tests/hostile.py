@@ -27,10 +27,12 @@ def scores(name="y", elem=TensorProto.FLOAT):
 
 def small_nodes():
     return [
-        helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("GlobalAveragePool", ["r"], ["g"]), helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
         helper.make_node("MatMul", ["f", "d"], ["y"]),
-    ]  # fmt: skip
+    ]
 
 
 def small_model(nodes=None, tensors=None, inputs=None, outputs=None, opset=17, **extra) -> onnx.ModelProto:
@@ -56,16 +58,19 @@ def external(tensor: TensorProto, **said) -> TensorProto:
 def head_parts(network="0" * 64):
     """(tensors, description) of a head of one feature."""
     tensors = {
-        "weight": RNG.standard_normal((1, 4, 6)).astype(np.float32), "bias": np.full((1, 4), 0.5, np.float32),
+        "weight": RNG.standard_normal((1, 4, 6)).astype(np.float32),
+        "bias": np.full((1, 4), 0.5, np.float32),
         "routes": np.zeros(0, np.int64),
-    }  # fmt: skip
+    }
     signs = ["logit", "probability", "strength", "inside", "spread", "off_centre", "size", "aspect"]
     description = {
         "spec": {"objective": "class", "aggregation": "max", "layer": "conv4_3", "relu_rule": "plain", "signal": "gradient"},
         "features": [{"kind": "quantiles", "layer": "conv4_3", "size": 3, "power": 0.5, "signal": "gradient"}],
-        "network": network, "size_px": 64, "card": {"constant_boxes": {"mean_box": [0.1, 0.1, 0.9, 0.9]}},
+        "network": network,
+        "size_px": 64,
+        "card": {"constant_boxes": {"mean_box": [0.1, 0.1, 0.9, 0.9]}},
         "trust": {"mean": [0.0] * 8, "scale": [1.0] * 8, "weight": [0.1] * 8, "bias": 0.0, "signs": signs},
-    }  # fmt: skip
+    }
     return tensors, description
 
 
@@ -76,9 +81,15 @@ def head_bytes(tensors, description) -> bytes:
 
 def calibration(network="0" * 64):
     return {
-        "sightline_int8": 1, "ranges": {"pixels": 255.0, "conv1_1": 3.5}, "kept": ["conv1_1_linear"], "network": network,
-        "size_px": 64, "objective": "class", "layer": "conv4_3", "card": {"images": 16},
-    }  # fmt: skip
+        "sightline_int8": 1,
+        "ranges": {"pixels": 255.0, "conv1_1": 3.5},
+        "kept": ["conv1_1_linear"],
+        "network": network,
+        "size_px": 64,
+        "objective": "class",
+        "layer": "conv4_3",
+        "card": {"images": 16},
+    }
 
 
 def with_header(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:

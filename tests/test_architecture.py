@@ -12,9 +12,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("engines", "realtime", "calib")
 ALLOWED = {"engines": {"engines"}, "realtime": {"engines", "realtime"}, "calib": {"engines", "realtime", "calib"}}
 TORCH_FILES = {
-    "engines/backends/torch_reference.py", "engines/backends/torch_cuda.py", "engines/networks/weights.py",
-    "calib/research/train.py", "calib/bench/torch_peers.py",
-}  # fmt: skip
+    "engines/backends/torch_reference.py",
+    "engines/backends/torch_cuda.py",
+    "engines/networks/weights.py",
+    "calib/research/train.py",
+    "calib/bench/torch_peers.py",
+}
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 
 

@@ -19,8 +19,11 @@ def test_demo_writes_video_log_plot_and_summary(tmp_path):
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     assert sorted(p.name for p in tmp_path.glob("[!.]*")) == [
-        "demo.jsonl", "demo.latency.png", "demo.mp4", "demo.summary.json",
-    ]  # fmt: skip
+        "demo.jsonl",
+        "demo.latency.png",
+        "demo.mp4",
+        "demo.summary.json",
+    ]
     assert summary["frames"] == 40
     assert timestamps_s(tmp_path / "demo.mp4") == pytest.approx([i / 30 for i in range(40)], abs=1e-4)
     assert len((tmp_path / "demo.jsonl").read_text().splitlines()) == 40
@@ -104,8 +107,11 @@ def test_stream_plays_a_file_at_its_own_pace_and_logs_every_frame(tmp_path):
 def test_ctrl_c_ends_with_130_and_playable_files(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "cli.py", "demo", "--frames", "100000", "--out", str(tmp_path)],
-        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     log = tmp_path / ".demo.jsonl.part"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 20):

@@ -95,8 +95,16 @@ def test_without_a_gpu_tensorrt_is_one_line_and_auto_says_why_it_is_openvino(tmp
 
 
 def test_build_proves_an_openvino_engine(tmp_path):
-    result = command("build", "--backend", "openvino", "--precision", "fp32", "--out", tmp_path / "net.onnx",
-                     SIGHTLINE_CACHE=str(tmp_path / "cache"))  # fmt: skip
+    result = command(
+        "build",
+        "--backend",
+        "openvino",
+        "--precision",
+        "fp32",
+        "--out",
+        tmp_path / "net.onnx",
+        SIGHTLINE_CACHE=str(tmp_path / "cache"),
+    )
     assert result.returncode == 0, result.stderr
     assert "certificate passed" in result.stderr
     assert json.loads((tmp_path / "net.certificate.json").read_text())["passed"] is True
@@ -146,8 +154,20 @@ def test_calibrate_then_int8(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["certificate"]["passed"]
     result = command(
-        "demo", "--frames", 20, "--size", 64, "--layer", "conv4_3", "--precision", "int8", "--calibration", file, "--out", tmp_path
-    )  # fmt: skip
+        "demo",
+        "--frames",
+        20,
+        "--size",
+        64,
+        "--layer",
+        "conv4_3",
+        "--precision",
+        "int8",
+        "--calibration",
+        file,
+        "--out",
+        tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     assert "on openvino int8" in result.stderr
     file.write_text("{}")

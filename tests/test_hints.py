@@ -13,9 +13,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CODE = [*sorted(path for top in ("engines", "realtime", "calib") for path in (ROOT / top).rglob("*.py")), ROOT / "cli.py"]
 TEXTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "Dockerfile", "Dockerfile.nvidia", ".ci/run")),
-    *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*.yaml")), *sorted((ROOT / "tests").rglob("*.py")),
-]  # fmt: skip
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "Dockerfile", "Dockerfile.nvidia", ".ci/run")
+    ),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.yaml")),
+    *sorted((ROOT / "tests").rglob("*.py")),
+]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PINNED = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line}

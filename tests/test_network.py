@@ -47,9 +47,13 @@ def watched(tmp_path):
     (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
     kept = {key: value for key, value in os.environ.items() if not re.match(r"CI$|ORT_|RAY_|GITHUB_|TF_BUILD|PYTEST", key)}
     return kept | {
-        "PYTHONPATH": f"{tmp_path / 'watch'}:{ROOT}", "WATCHED": str(tmp_path / "watched.txt"), "HOME": str(tmp_path / "home"),
-        "SIGHTLINE_CACHE": str(tmp_path / "cache"), "MPLCONFIGDIR": str(tmp_path / "cache"), "XDG_CACHE_HOME": str(tmp_path / "home"),
-    }  # fmt: skip
+        "PYTHONPATH": f"{tmp_path / 'watch'}:{ROOT}",
+        "WATCHED": str(tmp_path / "watched.txt"),
+        "HOME": str(tmp_path / "home"),
+        "SIGHTLINE_CACHE": str(tmp_path / "cache"),
+        "MPLCONFIGDIR": str(tmp_path / "cache"),
+        "XDG_CACHE_HOME": str(tmp_path / "home"),
+    }
 
 
 def run(watched, *arguments, standard_input=None):
@@ -76,12 +80,15 @@ def test_no_command_sends_anything(watched, tmp_path):
     rows = [f"{path.name},cat,4,30,28,54" for path in sorted((tmp_path / "photos").iterdir())]
     (tmp_path / "photos.csv").write_text("\n".join(["file,class,x0,y0,x1,y1", *rows]) + "\n")
     lines = [
-        ["--help"], ["doctor"], ["demo", "--frames", "2", "--out", tmp_path / "demo"],
+        ["--help"],
+        ["doctor"],
+        ["demo", "--frames", "2", "--out", tmp_path / "demo"],
         ["batch", tmp_path / "clip.mp4", "--out", tmp_path / "batch"],
         ["stream", "demo:5", "--no-window", "--log", tmp_path / "log.jsonl"],
         ["fit", tmp_path / "photos.csv", "--out", tmp_path / "head.safetensors", "--size", "64"],
-        ["evaluate", tmp_path / "photos.csv", "--size", "64"], ["build", "--out", tmp_path / "map.onnx"],
-    ]  # fmt: skip
+        ["evaluate", tmp_path / "photos.csv", "--size", "64"],
+        ["build", "--out", tmp_path / "map.onnx"],
+    ]
     given = "\n".join("\t".join(map(str, line)) for line in lines)
     run(watched, sys.executable, "-c", SEVERAL, standard_input=given)
     assert_nothing_was_sent(watched)

@@ -7,9 +7,13 @@ import cli
 from tests.command_line import command
 
 NEEDED = {
-    "batch": ["x.mp4"], "stream": ["x.mp4"], "fit": ["x.csv", "--out", "h.safetensors"], "calibrate": ["x.csv"],
-    "finetune": ["x.csv", "--out", "w.safetensors"], "evaluate": ["x.csv"],
-}  # fmt: skip
+    "batch": ["x.mp4"],
+    "stream": ["x.mp4"],
+    "fit": ["x.csv", "--out", "h.safetensors"],
+    "calibrate": ["x.csv"],
+    "finetune": ["x.csv", "--out", "w.safetensors"],
+    "evaluate": ["x.csv"],
+}
 NONSENSE = ("nan", "inf", "-inf", "-1", "1e400", "9" * 400, "0x10", "", "½")
 TIMES = {"--start", "--end"}  # written as 1:02:03, and so read by a parser of their own
 

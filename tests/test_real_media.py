@@ -8,11 +8,21 @@ from tests.command_line import command
 from tests.realtime.media import timestamps_s
 
 FRAMES = {
-    "videos/bottle-detection.mp4": 1189, "videos/car-detection.mp4": 377, "videos/one-by-one-person-detection.mp4": 1394,
-    "videos/bag.avi": 196, "otb/MotorRolling.tar": 164, "davis/blackswan.tar": 50, "davis/camel.tar": 90,
-    "davis/car-roundabout.tar": 75, "davis/dance-twirl.tar": 90, "davis/dog.tar": 60, "davis/horsejump-high.tar": 50,
-    "davis/kite-surf.tar": 50, "davis/motocross-jump.tar": 40, "davis/scooter-black.tar": 43,
-}  # fmt: skip
+    "videos/bottle-detection.mp4": 1189,
+    "videos/car-detection.mp4": 377,
+    "videos/one-by-one-person-detection.mp4": 1394,
+    "videos/bag.avi": 196,
+    "otb/MotorRolling.tar": 164,
+    "davis/blackswan.tar": 50,
+    "davis/camel.tar": 90,
+    "davis/car-roundabout.tar": 75,
+    "davis/dance-twirl.tar": 90,
+    "davis/dog.tar": 60,
+    "davis/horsejump-high.tar": 50,
+    "davis/kite-surf.tar": 50,
+    "davis/motocross-jump.tar": 40,
+    "davis/scooter-black.tar": 43,
+}
 
 
 @pytest.mark.long

@@ -45,7 +45,8 @@ OPTIONS: dict[str, Any] = {
     "what": Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SOURCE] | compare A.json B.json", show_default=False,
+            metavar="[SOURCE] | compare A.json B.json",
+            show_default=False,
             help="What to run end to end, demo:300 unless told (a file called compare: ./compare). Or two results of --json.",
         ),
     ],
@@ -62,7 +63,7 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "across_machines": Annotated[bool, typer.Option("--across-machines", help="Compare what was not measured alike.")],
-}  # fmt: skip
+}
 takes_bench = takes("options", BenchOptions, OPTIONS)
 """A command's parameter ``options`` becomes one option for each of these."""
 

@@ -101,9 +101,13 @@ class Rule:
     def report(self, stable: bool, seconds: float) -> dict[str, object]:
         """For the JSON: what was asked, and whether it came to pass within the time limit."""
         return {
-            "stable": stable, "windows": WINDOWS, "window": self.length, "unit": self.unit, "tolerance": self.tolerance,
+            "stable": stable,
+            "windows": WINDOWS,
+            "window": self.length,
+            "unit": self.unit,
+            "tolerance": self.tolerance,
             "time_limit_s": seconds,
-        }  # fmt: skip
+        }
 
 
 def until_settled(
@@ -299,11 +303,16 @@ def compare_report(found: list[Change], differing: list[str]) -> dict[str, Any]:
     """For the JSON."""
     rows = [
         {
-            "name": c.name, "before_ms": round(c.before_ms, 4), "after_ms": round(c.after_ms, 4), "change": round(c.change, 4),
-            "noise": None if np.isnan(c.noise) else round(c.noise, 4), "verdict": c.verdict, "judged": c.judged,
+            "name": c.name,
+            "before_ms": round(c.before_ms, 4),
+            "after_ms": round(c.after_ms, 4),
+            "change": round(c.change, 4),
+            "noise": None if np.isnan(c.noise) else round(c.noise, 4),
+            "verdict": c.verdict,
+            "judged": c.judged,
         }
         for c in found
-    ]  # fmt: skip
+    ]
     return {"regressed": [c.name for c in found if c.regressed], "differences": differing, "rows": rows}
 
 

@@ -92,11 +92,14 @@ class GpuClocks:
         sm_mhz, memory_mhz, celsius, milliwatts, reasons = np.array(self._samples, np.int64).T
         held_back = {words: float(np.mean(reasons & getattr(self._library, name) != 0)) for name, words in REASONS.items()}
         return {
-            "sm_mhz": _spread(sm_mhz), "memory_mhz": _spread(memory_mhz), "highest_sm_mhz": self._highest_mhz,
-            "celsius": int(celsius.max()), "watts": round(float(milliwatts.max()) / 1e3, 1),
+            "sm_mhz": _spread(sm_mhz),
+            "memory_mhz": _spread(memory_mhz),
+            "highest_sm_mhz": self._highest_mhz,
+            "celsius": int(celsius.max()),
+            "watts": round(float(milliwatts.max()) / 1e3, 1),
             "held_back": {words: round(share, 2) for words, share in held_back.items() if share},
             "samples": len(self._samples),
-        }  # fmt: skip
+        }
 
     def _watch(self) -> None:
         while not self._stop.wait(PERIOD_S):
@@ -107,11 +110,15 @@ class GpuClocks:
 
     def _sample(self) -> None:
         nvml, gpu = self._library, self._gpu
-        self._samples.append((
-            nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM), nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
-            nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU), nvml.nvmlDeviceGetPowerUsage(gpu),
-            nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu),
-        ))  # fmt: skip
+        self._samples.append(
+            (
+                nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
+                nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
+                nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+                nvml.nvmlDeviceGetPowerUsage(gpu),
+                nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu),
+            )
+        )
 
 
 def _spread(values: Any) -> dict[str, int]:
@@ -127,8 +134,14 @@ def _pynvml() -> ModuleType:
 GPU_BACKENDS = ("tensorrt", "torch")
 WARM_UP_S = 0.2  # as trtexec
 CALLS = Rule(WINDOW_FRAMES, "calls")
-WORDS = {"enqueue_ms": "Enqueue", "h2d_ms": "H2D", "compute_ms": "GPU Compute", "d2h_ms": "D2H", "latency_ms": "Latency",
-         "host_ms": "Host"}  # fmt: skip
+WORDS = {
+    "enqueue_ms": "Enqueue",
+    "h2d_ms": "H2D",
+    "compute_ms": "GPU Compute",
+    "d2h_ms": "D2H",
+    "latency_ms": "Latency",
+    "host_ms": "Host",
+}
 
 
 def open_gpu(choice: Choice, batch: int = 1) -> SlottedEngine:
@@ -183,10 +196,14 @@ def bench_gpu(choice: Choice, batches: Sequence[int], seconds: float, console: C
         samples_ms, stability = take_turns(calls, seconds, console, title, rest_s=0)  # a GPU at rest lowers its clocks
     first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
     return {
-        "engine": title, "calls": len(next(iter(samples_ms.values()))), "warm_up_calls": WARM_UP_CALLS, "stability": stability,
+        "engine": title,
+        "calls": len(next(iter(samples_ms.values()))),
+        "warm_up_calls": WARM_UP_CALLS,
+        "stability": stability,
         "peers": [row_of(name, values, first) for name, values in samples_ms.items()],
-        "not_available": [{"name": name, "why": why} for name, why in missing.items()], "gpu": timed,
-    }  # fmt: skip
+        "not_available": [{"name": name, "why": why} for name, why in missing.items()],
+        "gpu": timed,
+    }
 
 
 def time_calls(engine: SlottedEngine, feed: Mapping[str, Array], seconds: float) -> dict[str, Any]:
@@ -218,9 +235,13 @@ def time_calls(engine: SlottedEngine, feed: Mapping[str, Array], seconds: float)
         times = engine.times
         assert times is not None
         return {
-            "enqueue_ms": enqueue_ms, "h2d_ms": times.h2d_ms, "compute_ms": times.compute_ms, "d2h_ms": times.d2h_ms,
-            "latency_ms": times.h2d_ms + times.compute_ms + times.d2h_ms, "host_ms": (time.perf_counter() - before) * 1e3,
-        }  # fmt: skip
+            "enqueue_ms": enqueue_ms,
+            "h2d_ms": times.h2d_ms,
+            "compute_ms": times.compute_ms,
+            "d2h_ms": times.d2h_ms,
+            "latency_ms": times.h2d_ms + times.compute_ms + times.d2h_ms,
+            "host_ms": (time.perf_counter() - before) * 1e3,
+        }
 
     start, neighbours = time.perf_counter(), Neighbours()
     series, stable = until_settled(one_call, CALLS, seconds, time.perf_counter)
@@ -271,10 +292,12 @@ def gpu_calls(choice: Choice, engines: ExitStack) -> tuple[dict[str, Call], dict
 
 
 TORCH_PEERS = (
-    ("eager", "forward + autograd", "autograd"), ("CUDA graph", "forward + autograd", "captured_autograd"),
-    ("compile", "forward + autograd", "compiled"), ("eager", "forward only", "forward"),
+    ("eager", "forward + autograd", "autograd"),
+    ("CUDA graph", "forward + autograd", "captured_autograd"),
+    ("compile", "forward + autograd", "compiled"),
+    ("eager", "forward only", "forward"),
     ("CUDA graph", "forward only", "captured_forward"),
-)  # fmt: skip
+)
 
 
 def torch_peer(classifier: Classifier, image_nhwc_bgr: Array, dtype: str, method: str) -> Call:

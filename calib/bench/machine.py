@@ -21,9 +21,20 @@ from engines.graph import FLOAT, Graph, attributes_of
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Of one element."""
 MOVING = {
-    "Conv", "ConvTranspose", "Gemm", "MatMul", "MaxPool", "AveragePool", "GlobalAveragePool", "LRN",
-    "ReduceMax", "ReduceMean", "ReduceSum", "CumSum", "TopK",
-}  # fmt: skip
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "LRN",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceSum",
+    "CumSum",
+    "TopK",
+}
 """Nodes that read their inputs and write their outputs; an engine fuses the others with their neighbours."""
 
 
@@ -115,12 +126,18 @@ def roofline_point(work: Work, precision: str, peaks: Peaks, achieved_ms: float)
     compute_ms = work.flop / peaks.gflop_per_s[precision] / 1e6
     memory_ms = moved / peaks.gbyte_per_s / 1e6
     return {
-        "precision": precision, "flop": work.flop, "bytes": moved, "flop_per_byte": round(work.flop / max(moved, 1), 3),
-        "compute_ms": round(compute_ms, 4), "memory_ms": round(memory_ms, 4),
-        "roofline_ms": round(max(compute_ms, memory_ms), 4), "bound": "compute" if compute_ms >= memory_ms else "memory",
-        "achieved_ms": achieved_ms, "gap": round(achieved_ms / max(compute_ms, memory_ms), 3),
+        "precision": precision,
+        "flop": work.flop,
+        "bytes": moved,
+        "flop_per_byte": round(work.flop / max(moved, 1), 3),
+        "compute_ms": round(compute_ms, 4),
+        "memory_ms": round(memory_ms, 4),
+        "roofline_ms": round(max(compute_ms, memory_ms), 4),
+        "bound": "compute" if compute_ms >= memory_ms else "memory",
+        "achieved_ms": achieved_ms,
+        "gap": round(achieved_ms / max(compute_ms, memory_ms), 3),
         "gflop_per_s": round(work.flop / achieved_ms / 1e6, 2),
-    }  # fmt: skip
+    }
 
 
 STAT = Path("/proc/stat")

@@ -37,9 +37,13 @@ class Variant:
 
 
 def bench(
-    source: str, choices: Sequence[Choice], seconds: float, console: Console,
-    sizes_px: Sequence[int] = (), batches: Sequence[int] = (),
-) -> tuple[dict[str, Any], Run]:  # fmt: skip
+    source: str,
+    choices: Sequence[Choice],
+    seconds: float,
+    console: Console,
+    sizes_px: Sequence[int] = (),
+    batches: Sequence[int] = (),
+) -> tuple[dict[str, Any], Run]:
     """Everything: end to end with the first choice, each choice beside its peers, sweeps of the first, the roofline.
 
     Where the backend is one of ``GPU_BACKENDS``, each choice is timed in trtexec's words and beside peers on that GPU, and
@@ -160,10 +164,13 @@ def bench_engine(choice: Choice, seconds: float, console: Console) -> tuple[dict
     rows = [row_of(name, values, first) for name, values in samples_ms.items()]
     works = {name: (variant.engine.precision, count_work(variant.graph)) for name, variant in ours.items()}
     return {
-        "engine": title, "calls": len(next(iter(samples_ms.values()))), "warm_up_calls": WARM_UP_CALLS,
-        "stability": stability, "peers": rows,
+        "engine": title,
+        "calls": len(next(iter(samples_ms.values()))),
+        "warm_up_calls": WARM_UP_CALLS,
+        "stability": stability,
+        "peers": rows,
         "not_available": [{"name": name, "why": why} for name, why in missing.items()],
-    }, works  # fmt: skip
+    }, works
 
 
 def sweep(choice: Choice, sizes_px: Sequence[int], batches: Sequence[int], seconds: float, console: Console) -> dict[str, Any]:

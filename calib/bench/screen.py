@@ -256,11 +256,17 @@ def bench_screen(source: str, choice: Choice, seconds: float, console: Console) 
         )
     elsewhere_ms = [glass - own for glass, own in zip(sink.glass_ms, sink.own_ms, strict=True)]
     return {
-        "glass_to_glass_ms": percentiles(sink.glass_ms), "own_ms": percentiles(sink.own_ms),
-        "elsewhere_ms": percentiles(array("d", elsewhere_ms)), "codes_shown": codes.count, "codes_seen": len(sink.glass_ms),
-        "frames": run.outcomes["shown"], "dropped": run.outcomes["dropped"], "source": source,
-        "engine": engine_facts(choice, localizer), "machine": machine(),
-    }  # fmt: skip
+        "glass_to_glass_ms": percentiles(sink.glass_ms),
+        "own_ms": percentiles(sink.own_ms),
+        "elsewhere_ms": percentiles(array("d", elsewhere_ms)),
+        "codes_shown": codes.count,
+        "codes_seen": len(sink.glass_ms),
+        "frames": run.outcomes["shown"],
+        "dropped": run.outcomes["dropped"],
+        "source": source,
+        "engine": engine_facts(choice, localizer),
+        "machine": machine(),
+    }
 
 
 @contextmanager

@@ -166,9 +166,10 @@ def torchvision_stand_in() -> Iterator[None]:
         yield
         return
     names: dict[str, tuple[str, ...]] = {
-        "torchvision": (), "torchvision.transforms": ("Compose", "Normalize", "ToTensor"),
+        "torchvision": (),
+        "torchvision.transforms": ("Compose", "Normalize", "ToTensor"),
         "torchvision.transforms.functional": ("resize",),
-    }  # fmt: skip
+    }
     for name, attributes in names.items():
         module: Any = ModuleType(name)
         for attribute in attributes:

@@ -50,11 +50,15 @@ def bench_end_to_end(choice: Choice, source: str, seconds: float, console: Conso
         "latency_ms": window_values(run.total_ms, WINDOW_FRAMES),
     }
     return {
-        **summary, "windows": {name: [round(v, 4) for v in values] for name, values in windows.items()}, "passes": passes,
-        "warm_up_calls": WARM_UP_CALLS, "source": source,
+        **summary,
+        "windows": {name: [round(v, 4) for v in values] for name, values in windows.items()},
+        "passes": passes,
+        "warm_up_calls": WARM_UP_CALLS,
+        "source": source,
         "stability": {**FRAMES.report(stable, seconds), "busy_elsewhere": neighbours.share()},
-        "engine": engine_facts(choice, localizer), "machine": machine(),
-    }, run  # fmt: skip
+        "engine": engine_facts(choice, localizer),
+        "machine": machine(),
+    }, run
 
 
 def warm_up(localizer: Localizer) -> None:
@@ -125,11 +129,13 @@ def row_of(name: str, samples_ms: Sequence[float], first_p50_ms: float) -> dict[
     """``name``, ``p50_ms``, ``p90_ms``, ``ratio`` (its median over ours), ``windows_ms`` (medians) and every sample."""
     found = percentiles(array("d", samples_ms))
     return {
-        "name": name, "p50_ms": found["p50"], "p90_ms": found["p90"],
+        "name": name,
+        "p50_ms": found["p50"],
+        "p90_ms": found["p90"],
         "ratio": round(found["p50"] / first_p50_ms, 3),
         "windows_ms": [round(value, 4) for value in window_values(samples_ms, WINDOW_ROUNDS)],
         "samples_ms": [round(value, 4) for value in samples_ms],
-    }  # fmt: skip
+    }
 
 
 def engine_call(engine: Engine, feed: Mapping[str, Array]) -> Call:

@@ -33,14 +33,40 @@ VIDEOS = (".mp4", ".avi")
 READABLE = IMAGE_SUFFIXES | {".jfif", ".jpe", ".mpo", ".jp2", ".gif", ".avif", ".dib", ".pbm", ".pgm", ".ppm", ".pnm"}
 """Endings of images that OpenCV decodes."""
 UNREADABLE = frozenset(
-    {".jxl", ".psd", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".tga", ".ico",
-     ".exr", ".pdf", ".eps", ".dcm", ".npy", ".mat"}
-)  # fmt: skip
+    {
+        ".jxl",
+        ".psd",
+        ".svg",
+        ".raw",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".orf",
+        ".rw2",
+        ".tga",
+        ".ico",
+        ".exr",
+        ".pdf",
+        ".eps",
+        ".dcm",
+        ".npy",
+        ".mat",
+    }
+)
 """Endings of images and the like that it does not: told from images that are not there."""
 SPLITS = {
-    "train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
 EXIF_ORIENTATION = 274
 HEADS = frozenset({"JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "MPO"})
 """Formats of which Pillow and OpenCV give the same size."""

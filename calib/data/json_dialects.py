@@ -295,8 +295,9 @@ def _turned_percent(box: BoxPx, degrees: float, sizes: Any) -> BoxPx:
     if size_px is None:
         raise BadLabelError("it is turned, and the image's size (original_width, original_height) is not given")
     width, height = size_px
-    x0, y0, x1, y1 = turned((box[0] * width, box[1] * height, box[2] * width, box[3] * height), degrees,
-                            (box[0] * width, box[1] * height))  # fmt: skip
+    x0, y0, x1, y1 = turned(
+        (box[0] * width, box[1] * height, box[2] * width, box[3] * height), degrees, (box[0] * width, box[1] * height)
+    )
     return x0 / width, y0 / height, x1 / width, y1 / height
 
 

@@ -17,13 +17,17 @@ ADDRESS = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007"
 ARCHIVES = {
     "trainval": Download(
         f"{ADDRESS}/VOCtrainval_06-Nov-2007.tar",
-        "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508", 460_032_000, "VOCtrainval_06-Nov-2007.tar",
+        "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508",
+        460_032_000,
+        "VOCtrainval_06-Nov-2007.tar",
     ),
     "test": Download(
         f"{ADDRESS}/VOCtest_06-Nov-2007.tar",
-        "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892", 451_020_800, "VOCtest_06-Nov-2007.tar",
+        "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892",
+        451_020_800,
+        "VOCtest_06-Nov-2007.tar",
     ),
-}  # fmt: skip
+}
 ROOT = "VOCdevkit/VOC2007"
 
 

@@ -22,8 +22,12 @@ from calib.data.remarks import BadLabelError, Remarks, shown
 from realtime.frames import BoxPx
 
 Element = ElementTree.Element
-CORNERS = (("xmin", "x_min", "left", "x1"), ("ymin", "y_min", "top", "y1"), ("xmax", "x_max", "right", "x2"),
-           ("ymax", "y_max", "bottom", "y2"))  # fmt: skip
+CORNERS = (
+    ("xmin", "x_min", "left", "x1"),
+    ("ymin", "y_min", "top", "y1"),
+    ("xmax", "x_max", "right", "x2"),
+    ("ymax", "y_max", "bottom", "y2"),
+)
 BOX_TAGS = ("bndbox", "bbox", "box", "boundingbox", "bounding_box")
 NAME_TAGS = ("name", "label", "class", "category")
 DEEPEST = 64

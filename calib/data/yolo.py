@@ -78,9 +78,14 @@ def _image_name(name: str) -> str:
 
 
 def _label(
-    lines: Sequence[Sequence[str]], kind: str, image: str, where: str, names: Mapping[int, str] | None, keypoints: bool,
+    lines: Sequence[Sequence[str]],
+    kind: str,
+    image: str,
+    where: str,
+    names: Mapping[int, str] | None,
+    keypoints: bool,
     remarks: Remarks,
-) -> Label:  # fmt: skip
+) -> Label:
     truths, others = [], 0
     for place, values in enumerate(lines, start=1):
         if not values or (kind == "kitti" and values[0] == "DontCare"):

@@ -23,7 +23,7 @@ from calib.evaluation.metrics import (
     centre_correct,
     corloc,
     iou_histogram,
-)  # fmt: skip
+)
 from calib.evaluation.reliability import print_sureness, rounded, sureness
 from engines.errors import ModelError, SourceError
 from engines.localizer import Localization, Localizer
@@ -54,9 +54,14 @@ class Case:
 
 
 def evaluate(
-    samples: Sequence[Sample], localizer: Localizer, console: Console, baselines: ConstantBoxes | None, single: bool = False,
-    given: Given | None = None, min_score: float = 0.0,
-) -> tuple[dict[str, Any], list[Case]]:  # fmt: skip
+    samples: Sequence[Sample],
+    localizer: Localizer,
+    console: Console,
+    baselines: ConstantBoxes | None,
+    single: bool = False,
+    given: Given | None = None,
+    min_score: float = 0.0,
+) -> tuple[dict[str, Any], list[Case]]:
     """Localize every image and compare.
 
     An image with objects of several classes counts once for each of them, as VOC's CorLoc per class does. Frames without an
@@ -144,9 +149,11 @@ class AveragePrecision:
         again = {} if self._given is None else detection_ap(rescored(self._boxes, self._given), truths)
         return {
             **({"detection_ap_in_context": round(mean_ap(again), 4)} if again else {}),
-            "localization_ap": round(mean_ap(points), 4), "detection_ap": round(mean_ap(boxes), 4),
-            "localization_ap_per_class": rounded(points), "detection_ap_per_class": rounded(boxes),
-        }  # fmt: skip
+            "localization_ap": round(mean_ap(points), 4),
+            "detection_ap": round(mean_ap(boxes), 4),
+            "localization_ap_per_class": rounded(points),
+            "detection_ap_per_class": rounded(boxes),
+        }
 
 
 def _case(
@@ -197,9 +204,10 @@ def report_of(cases: Sequence[Case], min_score: float = 0.0) -> dict[str, Any]:
 
 
 AP_WORDS = {
-    "localization_ap": "localization AP", "detection_ap": "detection AP",
+    "localization_ap": "localization AP",
+    "detection_ap": "detection AP",
     "detection_ap_in_context": "detection AP, re-scored by the company of other classes",
-}  # fmt: skip
+}
 
 
 def report_table(report: dict[str, Any], kind: str = "") -> Table:

@@ -114,9 +114,15 @@ def write_report(
     }
     quality, sure = quality_plot(cases), sure_plot(report) if "reliability" in report else None
     content = {
-        "title": title, "report": report, "rows": measures(report), "facts": facts, "bars": bars, "groups": groups,
-        "quality": quality, "sure": sure,
-    }  # fmt: skip
+        "title": title,
+        "report": report,
+        "rows": measures(report),
+        "facts": facts,
+        "bars": bars,
+        "groups": groups,
+        "quality": quality,
+        "sure": sure,
+    }
     cases_shown = [shown.picture for group in groups.values() for shown in group]
     pictures = [*cases_shown, *(each for each in (bars, quality, sure) if each)]
     write_document(path, "report", content, pictures)
@@ -217,9 +223,13 @@ def write_sequence_report(
         for each in sequences
     ]
     content: dict[str, Any] = {
-        "title": title, "report": report, "facts": facts, "shown": shown, "curves": curves(report, sequences),
+        "title": title,
+        "report": report,
+        "facts": facts,
+        "shown": shown,
+        "curves": curves(report, sequences),
         "shades": SHADES,
-    }  # fmt: skip
+    }
     pictures: list[Picture] = [content["curves"], *(each[kind] for each in shown for kind in ("plot", "strip"))]
     write_document(path, "sequences", content, pictures)
 

@@ -125,9 +125,17 @@ def _followed(name: str, samples: Sequence[Sample], localizer: Localizer, option
     raw = np.array([said.raw_xyxy_px or NOWHERE for said in tracks], np.float64)
     took = np.array(times_ms)
     return Followed(
-        name, tuple(samples), true, np.array(whole, np.float64), raw, np.array(followed, np.float64), tuple(tracks),
-        took[:, 0], took[:, 1], recovery_s(samples, true, localizer, begin()),
-    )  # fmt: skip
+        name,
+        tuple(samples),
+        true,
+        np.array(whole, np.float64),
+        raw,
+        np.array(followed, np.float64),
+        tuple(tracks),
+        took[:, 0],
+        took[:, 1],
+        recovery_s(samples, true, localizer, begin()),
+    )
 
 
 def _beginner(first: ImageBgr, options: FollowOptions) -> Callable[[], Follower]:
@@ -168,11 +176,12 @@ def measures(sequence: Followed, boxes: Boxes) -> dict[str, float]:
     there = (boxes[:, 2] > 0) & seen
     change = change[there[1:] & there[:-1]]
     return {
-        "corloc": corloc(ious), "mean_iou": float(ious.mean()),
+        "corloc": corloc(ious),
+        "mean_iou": float(ious.mean()),
         "success_auc": float(np.mean([(ious > least).mean() for least in SUCCESS_IOUS])),
         "precision_20px": float((np.linalg.norm(centres, axis=1) <= PRECISION_PX).mean()),
         "jitter_px": float(np.abs(change).mean()) if len(change) else 0.0,
-    }  # fmt: skip
+    }
 
 
 def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
@@ -191,13 +200,21 @@ def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
     sure = np.concatenate([np.array([t.confidence for t in s.tracks])[s.seen] for s in sequences])
     right = np.concatenate([s.ious(s.followed) for s in sequences]) > CORLOC_IOU
     shown = np.concatenate([s.followed[s.seen, 2] > 0 for s in sequences])
-    report = rounded({
-        "images": len(sure), **{name: value for name, value in kinds["followed"].items() if name != "fps"},
-        "ms_per_image": 1e3 / kinds["followed"]["fps"], "baselines": {"whole_frame": kinds["whole"]["corloc"]},
-        "frames": sum(len(s.samples) for s in sequences), **kinds, "shown": float(shown.mean()),
-        "corloc_shown": kept_of(right[shown], len(right))["corloc"], "coverage": coverage(sure, right),
-        "reliability": reliability(sure, right), "sequences": each,
-    })  # fmt: skip
+    report = rounded(
+        {
+            "images": len(sure),
+            **{name: value for name, value in kinds["followed"].items() if name != "fps"},
+            "ms_per_image": 1e3 / kinds["followed"]["fps"],
+            "baselines": {"whole_frame": kinds["whole"]["corloc"]},
+            "frames": sum(len(s.samples) for s in sequences),
+            **kinds,
+            "shown": float(shown.mean()),
+            "corloc_shown": kept_of(right[shown], len(right))["corloc"],
+            "coverage": coverage(sure, right),
+            "reliability": reliability(sure, right),
+            "sequences": each,
+        }
+    )
     return dict(report)
 
 
@@ -220,7 +237,12 @@ def sequences_table(report: Mapping[str, Any]) -> Table:
         ratio = followed["jitter_px"] / max(whole["jitter_px"], 1e-9)
         after = "" if name == "mean" else "never" if back is None else f"{back:.2f} s"
         table.add_row(
-            name, *shares, f"{followed['mean_iou']:.3f}", f"{followed['jitter_px']:.1f}", f"{ratio:.2f}", after,
+            name,
+            *shares,
+            f"{followed['mean_iou']:.3f}",
+            f"{followed['jitter_px']:.1f}",
+            f"{ratio:.2f}",
+            after,
             style="bold" if name == "mean" else "",
-        )  # fmt: skip
+        )
     return table

@@ -61,9 +61,13 @@ class Curve:
 
 
 def curve_of(
-    samples: Sequence[Sample], held_out: Sequence[Sample] | None, classifier: Classifier, spec: MapSpec,
-    features: Sequence[Feature], console: Console,
-) -> Curve:  # fmt: skip
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample] | None,
+    classifier: Classifier,
+    spec: MapSpec,
+    features: Sequence[Feature],
+    console: Console,
+) -> Curve:
     """The learning curve of a data set; images with exactly one box count.
 
     Args:

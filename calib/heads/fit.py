@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -248,17 +249,25 @@ def fit_head(
         fitter = FITTERS[kind]
         kinds, found = shared_kind(*fitter(table, rows, strength)), held_out_boxes(table, rows, strength, fitter)
     ious = iou(found, table.boxes_xyxy)
-    card = {
-        "data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names)),
-        "kind": kind, "layers": kinds.names, "strength": strength,
-        "cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4),
-        "constant_boxes": asdict(constant_boxes(table.boxes_xyxy)),
-    }  # fmt: skip
+    measured = {"cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4)}
+    fitted = {"kind": kind, "layers": kinds.names, "strength": strength}
+    card = {**_card_of_data(table, name), **fitted, **measured, "constant_boxes": asdict(constant_boxes(table.boxes_xyxy))}
     head = Head(
-        spec, tuple(features), kinds.weight.astype(np.float32), kinds.bias.astype(np.float32),
-        classifier.digest, classifier.size_px, card, kinds.routes, fit_trust(table, found),
-    )  # fmt: skip
+        spec,
+        tuple(features),
+        kinds.weight.astype(np.float32),
+        kinds.bias.astype(np.float32),
+        classifier.digest,
+        classifier.size_px,
+        card,
+        kinds.routes,
+        fit_trust(table, found),
+    )
     return Fit(head, strength, float(ious.mean()), corloc(ious))
+
+
+def _card_of_data(table: FeatureTable, name: str) -> dict[str, Any]:
+    return {"data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names))}
 
 
 def _by_ridge(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Array64]:

@@ -207,8 +207,13 @@ class Calibrator:
     def quantization(self, ranges: Mapping[str, float], kept: Sequence[str]) -> Quantization:
         """A trial."""
         return Quantization(
-            dict(ranges), tuple(kept), self.classifier.digest, self.classifier.size_px, self.spec.objective, self.spec.layer,
-        )  # fmt: skip
+            dict(ranges),
+            tuple(kept),
+            self.classifier.digest,
+            self.classifier.size_px,
+            self.spec.objective,
+            self.spec.layer,
+        )
 
     def localizer(self, quantization: Quantization) -> Localizer:
         """The graph in 8 bits."""
@@ -311,11 +316,12 @@ def _card(
     method: str, by_method: Mapping[str, Harm], by_layer: Mapping[str, Harm], certificate: Certificate, images: int
 ) -> dict[str, object]:
     return {
-        "ranges": method, "images": images,
+        "ranges": method,
+        "images": images,
         "by_method": {name: asdict(harm) for name, harm in by_method.items()},
         "by_layer": {name: asdict(harm) for name, harm in by_layer.items()},
         "certificate": {"passed": certificate.passed, **asdict(certificate)},
-    }  # fmt: skip
+    }
 
 
 def _cells(map_hw: np.ndarray) -> np.ndarray:

@@ -143,9 +143,13 @@ def _cut_out(objects: Sequence[Sample], random: np.random.Generator) -> _Cut:
 
 
 def _places(
-    cut: _Cut, most_px: float, random: np.random.Generator, frames: int = FRAMES, begins: tuple[float, float] = (0.3, 0.7),
+    cut: _Cut,
+    most_px: float,
+    random: np.random.Generator,
+    frames: int = FRAMES,
+    begins: tuple[float, float] = (0.3, 0.7),
     areas: tuple[float, float] = AREAS,
-) -> list[NDArray[np.float64]]:  # fmt: skip
+) -> list[NDArray[np.float64]]:
     """An affine map for each frame, from the object's pixels to the frame's; two thirds of it stay in view.
 
     ``begins``: between which shares of the frame's width its path has its middle.

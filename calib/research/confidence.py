@@ -114,9 +114,12 @@ def fitted(data: Judged) -> Trust:
 def save(model: Trust, path: Path) -> None:
     """Write it, whole or not at all."""
     stored = {
-        "signs": SIGNS, "mean": model.mean.round(5).tolist(), "scale": model.scale.round(5).tolist(),
-        "weight": model.weight.round(5).tolist(), "bias": round(model.bias, 5),
-    }  # fmt: skip
+        "signs": SIGNS,
+        "mean": model.mean.round(5).tolist(),
+        "scale": model.scale.round(5).tolist(),
+        "weight": model.weight.round(5).tolist(),
+        "bias": round(model.bias, 5),
+    }
     with whole_file(path) as part:
         part.write_text(json.dumps(stored) + "\n", encoding="utf-8")
 

@@ -112,9 +112,13 @@ def several_sets(data: Path) -> dict[str, list[Sample]]:
 
 
 def network_rows(
-    name: str, weights: str | None, sets: dict[str, list[Sample]], several: dict[str, list[Sample]], only: Sequence[str],
+    name: str,
+    weights: str | None,
+    sets: dict[str, list[Sample]],
+    several: dict[str, list[Sample]],
+    only: Sequence[str],
     console: Console,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """Each method, of ``only`` if any, that the network runs without fitting; with the compact one also its shipped heads."""
     classifier = load_classifier(name, weights)
     fitted = ("sensitivity", "gestalt", CROPS) if name == "compact" else ()

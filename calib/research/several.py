@@ -108,9 +108,12 @@ def main(
             counted(crowd.boxes[start:], followed[start:], late)
         shares = (whole.all_right / whole.frames, late.all_right / late.frames, whole.right / whole.objects)
         table.add_row(
-            str(several), *(f"{100 * share:.1f} %" for share in shares), f"{whole.nowhere / whole.frames:.2f}",
-            f"{whole.switches / count:.2f}", f"{calls / whole.frames:.2f}",
-        )  # fmt: skip
+            str(several),
+            *(f"{100 * share:.1f} %" for share in shares),
+            f"{whole.nowhere / whole.frames:.2f}",
+            f"{whole.switches / count:.2f}",
+            f"{calls / whole.frames:.2f}",
+        )
     console.print(table)
 
 

@@ -238,7 +238,13 @@ def optimise(network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoin
     start = _resume(checkpoint, recipe, network, optimizer)
     known = np.unique(np.concatenate([examples.labels for examples in sets]))
     classes = torch.from_numpy(known[known != UNKNOWN])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"), TimeRemainingColumn())  # fmt: skip  # noqa: E501
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[losses]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(recipe.stage, total=recipe.steps, completed=start, losses="")
         for step, batch in enumerate(prefetched(batches(recipe, sets, start)), start=start):
@@ -252,9 +258,11 @@ def optimise(network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoin
             bar.update(task, advance=1, losses=said)
             if (step + 1) % SAVED_EVERY == 0 or step + 1 == recipe.steps:
                 state = {
-                    "network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
                     "recipe": json.dumps(asdict(recipe)),
-                }  # fmt: skip
+                }
                 with whole_file(checkpoint) as part:
                     torch.save(state, part)
 

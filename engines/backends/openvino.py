@@ -21,9 +21,14 @@ VNNI_FLAGS = {"avx512_vnni", "avx_vnni"}
 CAP_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """What caps the instruction sets of oneDNN, which computes for OpenVINO: the first that is not empty counts."""
 LOW_CAPS: dict[str, set[str]] = {
-    "SSE41": set(), "AVX": set(), "AVX2": set(), "AVX2_VNNI": {"avx_vnni"}, "AVX2_VNNI_2": {"avx_vnni"},
-    "AVX512_CORE": set(), "AVX512_CORE_VNNI": VNNI_FLAGS,
-}  # fmt: skip
+    "SSE41": set(),
+    "AVX": set(),
+    "AVX2": set(),
+    "AVX2_VNNI": {"avx_vnni"},
+    "AVX2_VNNI_2": {"avx_vnni"},
+    "AVX512_CORE": set(),
+    "AVX512_CORE_VNNI": VNNI_FLAGS,
+}
 """The caps under which bf16 is not computed natively, each with what is left of VNNI. oneDNN ignores words it does not know."""
 MOST_STREAMS = 4  # each keeps activations of its own
 

@@ -73,9 +73,16 @@ class TorchStreamEngine(SlottedEngine, TorchEngine):
     """
 
     def __init__(
-        self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1,
-        *, device: str = "cuda", precision: str = "fp16", slots: int = 2,
-    ) -> None:  # fmt: skip
+        self,
+        classifier: Classifier,
+        spec: MapSpec | None = None,
+        head: Head | Heuristic | None = None,
+        batch: int = 1,
+        *,
+        device: str = "cuda",
+        precision: str = "fp16",
+        slots: int = 2,
+    ) -> None:
         SlottedEngine.__init__(self, slots)
         TorchEngine.__init__(self, classifier, spec, head, batch, device=device, precision=precision)
         self._gpu = self._place.type == "cuda"

@@ -58,9 +58,14 @@ class Vgg16(nn.Module):
         self.hidden, self.grid = hidden, grid
         if hidden:
             self.classifier: nn.Module = nn.Sequential(
-                nn.Linear(width_in * grid * grid, hidden), nn.ReLU(), nn.Dropout(),
-                nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, classes),
-            )  # fmt: skip
+                nn.Linear(width_in * grid * grid, hidden),
+                nn.ReLU(),
+                nn.Dropout(),
+                nn.Linear(hidden, hidden),
+                nn.ReLU(),
+                nn.Dropout(),
+                nn.Linear(hidden, classes),
+            )
         else:
             self.classifier = nn.Linear(width_in, classes)
 
@@ -110,9 +115,15 @@ class SqueezeNet(nn.Module):
     """SqueezeNet v1.0 in its Caffe form: no padding in the first layer, pools that round up, padding 1 in the last."""
 
     FIRES: ClassVar[dict[str, tuple[int, int, int]]] = {
-        "fire2": (96, 16, 64), "fire3": (128, 16, 64), "fire4": (128, 32, 128), "fire5": (256, 32, 128),
-        "fire6": (256, 48, 192), "fire7": (384, 48, 192), "fire8": (384, 64, 256), "fire9": (512, 64, 256),
-    }  # fmt: skip
+        "fire2": (96, 16, 64),
+        "fire3": (128, 16, 64),
+        "fire4": (128, 32, 128),
+        "fire5": (256, 32, 128),
+        "fire6": (256, 48, 192),
+        "fire7": (384, 48, 192),
+        "fire8": (384, 64, 256),
+        "fire9": (512, 64, 256),
+    }
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
@@ -223,9 +234,15 @@ class TorchEngine:
     slots: int = 1
 
     def __init__(
-        self, classifier: Classifier, spec: MapSpec | None = None, head: Head | Heuristic | None = None, batch: int = 1,
-        *, device: str = "cpu", precision: str = "fp32",
-    ) -> None:  # fmt: skip
+        self,
+        classifier: Classifier,
+        spec: MapSpec | None = None,
+        head: Head | Heuristic | None = None,
+        batch: int = 1,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
         self._spec = spec or (head.spec if head else MapSpec())
         if head is not None:
             check_head(head, classifier, self._spec)

@@ -16,19 +16,31 @@ CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 DENSE = ("fc6", "fc7", "fc8")
 GROUPS = {"conv2": 2, "conv4": 2, "conv5": 2}
 _TORCHVISION = {
-    "features.0": "conv1", "features.3": "conv2", "features.6": "conv3", "features.8": "conv4", "features.10": "conv5",
-    "classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8",
-}  # fmt: skip
+    "features.0": "conv1",
+    "features.3": "conv2",
+    "features.6": "conv3",
+    "features.8": "conv4",
+    "features.10": "conv5",
+    "classifier.1": "fc6",
+    "classifier.4": "fc7",
+    "classifier.6": "fc8",
+}
 GRID = 6
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "bias": 1.0}
 CAFFE_SHAPES = {
-    "conv1": (96, 3, 11, 11), "conv2": (256, 48, 5, 5), "conv3": (384, 256, 3, 3), "conv4": (384, 192, 3, 3),
+    "conv1": (96, 3, 11, 11),
+    "conv2": (256, 48, 5, 5),
+    "conv3": (384, 256, 3, 3),
+    "conv4": (384, 192, 3, 3),
     "conv5": (256, 192, 3, 3),
-}  # fmt: skip
+}
 TORCHVISION_SHAPES = {
-    "conv1": (64, 3, 11, 11), "conv2": (192, 64, 5, 5), "conv3": (384, 192, 3, 3), "conv4": (256, 384, 3, 3),
+    "conv1": (64, 3, 11, 11),
+    "conv2": (192, 64, 5, 5),
+    "conv3": (384, 192, 3, 3),
+    "conv4": (256, 384, 3, 3),
     "conv5": (256, 256, 3, 3),
-}  # fmt: skip
+}
 PADDING = {"conv2": 2, "conv3": 1, "conv4": 1, "conv5": 1}
 
 
@@ -69,9 +81,14 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
         strides = [4, 4] if layer == "conv1" else [1, 1]
         inputs = (x, graph.constant(weight, hint=f"{layer}.weight"), graph.constant(bias, hint=f"{layer}.bias"))
         linear = graph.add(
-            "Conv", *inputs, hint=f"{layer}_linear", kernel_shape=list(weight.shape[2:]), strides=strides,
-            pads=[padding] * 4, group=groups,
-        )  # fmt: skip
+            "Conv",
+            *inputs,
+            hint=f"{layer}_linear",
+            kernel_shape=list(weight.shape[2:]),
+            strides=strides,
+            pads=[padding] * 4,
+            group=groups,
+        )
         x = layers[layer] = graph.add("Relu", linear, hint=layer)
         if layer in ("conv1", "conv2") and caffe:
             x = layers[f"norm{layer[4:]}"] = graph.add("LRN", x, hint=f"norm{layer[4:]}", **LRN)

@@ -126,9 +126,12 @@ def inlined(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _expanded(
-    path: Path, nodes: Sequence[onnx.NodeProto], functions: Mapping[Key, onnx.FunctionProto],
-    known: dict[Key, int], callers: tuple[Key, ...],
-) -> int:  # fmt: skip
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    functions: Mapping[Key, onnx.FunctionProto],
+    known: dict[Key, int],
+    callers: tuple[Key, ...],
+) -> int:
     """How many operators these nodes stand for."""
     total = 0
     for node in nodes:
@@ -150,10 +153,20 @@ MOST_BYTES = (1 << 31) - (1 << 20)
 """Protobuf, in which every engine reads a graph, holds 2 GB."""
 MOST_AXES = 16
 _BYTES_OF: dict[int, int] = {
-    TensorProto.FLOAT: 4, TensorProto.DOUBLE: 8, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2, TensorProto.BOOL: 1,
-    TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.INT16: 2, TensorProto.UINT16: 2, TensorProto.INT32: 4,
-    TensorProto.UINT32: 4, TensorProto.INT64: 8, TensorProto.UINT64: 8,
-}  # fmt: skip
+    TensorProto.FLOAT: 4,
+    TensorProto.DOUBLE: 8,
+    TensorProto.FLOAT16: 2,
+    TensorProto.BFLOAT16: 2,
+    TensorProto.BOOL: 1,
+    TensorProto.INT8: 1,
+    TensorProto.UINT8: 1,
+    TensorProto.INT16: 2,
+    TensorProto.UINT16: 2,
+    TensorProto.INT32: 4,
+    TensorProto.UINT32: 4,
+    TensorProto.INT64: 8,
+    TensorProto.UINT64: 8,
+}
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 """Types of numbers that a network may be stored in; all are computed as float32."""
 

@@ -66,18 +66,24 @@ SHIPPED = {"compact": ASSETS / "compact.safetensors"}
 DOWNLOADS: Mapping[str, Download] = {
     "vgg16": Download(
         "https://download.pytorch.org/models/vgg16-397923af.pth",
-        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", 553_433_881, "vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        553_433_881,
+        "vgg16-397923af.pth",
     ),
     "alexnet": Download(
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02", 244_408_911, "alexnet-owt-7be5be79.pth",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        244_408_911,
+        "alexnet-owt-7be5be79.pth",
     ),
     "squeezenet": Download(
         "https://raw.githubusercontent.com/songhan/SqueezeNet-Deep-Compression/"
         "fb13faa2cf121ced9999f8a9d538ec6c56084733/compressed_SqueezeNet.net",
-        "e4ab6960ae8cd81505e1c2136921201507e930966c53deaf15862a395b3a3261", 675_763, "compressed_SqueezeNet.net",
+        "e4ab6960ae8cd81505e1c2136921201507e930966c53deaf15862a395b3a3261",
+        675_763,
+        "compressed_SqueezeNet.net",
     ),
-}  # fmt: skip
+}
 """torchvision's file names end in the first eight digits of the file's sha256. Neither VGG16's nor AlexNet's file could be
 fetched where this was written: sha256 and size are those that many projects publish. Names, shapes and finite values are
 checked when a file is read.
@@ -182,5 +188,9 @@ def _read_torch(path: Path) -> dict[str, Array]:
 
 
 READERS: Mapping[str, Callable[[Path], dict[str, np.ndarray]]] = {
-    ".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch, ".npz": read_npz, ".net": decode_net,
-}  # fmt: skip
+    ".safetensors": _read_safetensors,
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".npz": read_npz,
+    ".net": decode_net,
+}

@@ -55,9 +55,17 @@ def search_engine(
 
 
 def open_search(
-    method: str, classifier: Classifier, *, backend: str = "auto", precision: str = "auto", threads: int = 0, streams: int = 1,
-    objects: int = 1, layer: str | None = None, readers: tuple[Head, Judge] | None = None,
-) -> Engine:  # fmt: skip
+    method: str,
+    classifier: Classifier,
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    streams: int = 1,
+    objects: int = 1,
+    layer: str | None = None,
+    readers: tuple[Head, Judge] | None = None,
+) -> Engine:
     """Compile a method's graphs on OpenVINO, which is the only backend that runs them; the arguments are a ``Choice``'s.
 
     Raises:

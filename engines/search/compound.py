@@ -130,9 +130,12 @@ class CompoundEngine(ABC):
         for place, each in enumerate(found[: self._objects]):
             rows[0, place] = [*each.box_xyxy, each.class_index, each.score]
         return {
-            "class_index": outputs["class_index"], "score": outputs["score"], "map": map_hw[None].astype(np.float32),
-            "box_xyxy": np.array([found[0].box_xyxy], np.float32), "detections": rows,
-        }  # fmt: skip
+            "class_index": outputs["class_index"],
+            "score": outputs["score"],
+            "map": map_hw[None].astype(np.float32),
+            "box_xyxy": np.array([found[0].box_xyxy], np.float32),
+            "detections": rows,
+        }
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See ``engines.engine.Engine.infer``."""

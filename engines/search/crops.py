@@ -213,12 +213,14 @@ class Read:
 def first_crops() -> Rows:
     """The whole image, its halves and larger parts, and squares of 0.6 and 0.4 of its sides: ``[36, 4]``, x0, y0, x1, y1."""
     sizes = ((1, 1, 1, 1), (0.5, 1, 3, 1), (1, 0.5, 1, 3), (0.7, 1, 2, 1), (1, 0.7, 1, 2), (0.6, 0.6, 3, 3), (0.4, 0.4, 4, 4))
-    return np.array([
-        (x, y, x + width, y + height)
-        for width, height, across, down in sizes
-        for x in np.linspace(0, 1 - width, across)
-        for y in np.linspace(0, 1 - height, down)
-    ])  # fmt: skip
+    return np.array(
+        [
+            (x, y, x + width, y + height)
+            for width, height, across, down in sizes
+            for x in np.linspace(0, 1 - width, across)
+            for y in np.linspace(0, 1 - height, down)
+        ]
+    )
 
 
 def widened(boxes: Rows, margin: float) -> Rows:

@@ -271,9 +271,17 @@ def _read_video(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | Se
 def _frame(clip: Clip, segment: Segment, number: int, pts: int, image: ImageBgr, start_ns: int, lost: str) -> Frame:
     now_ns = time.monotonic_ns()
     return Frame(
-        image, clip.name, number, clip.pts_s(pts), now_ns, (now_ns - start_ns) / 1e6, pts=pts, time_base=clip.time_base,
-        segment=segment.index, lost=lost,
-    )  # fmt: skip
+        image,
+        clip.name,
+        number,
+        clip.pts_s(pts),
+        now_ns,
+        (now_ns - start_ns) / 1e6,
+        pts=pts,
+        time_base=clip.time_base,
+        segment=segment.index,
+        lost=lost,
+    )
 
 
 @dataclass

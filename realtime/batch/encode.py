@@ -167,9 +167,13 @@ class Pieces:
             if video is not None:
                 written[kind] = {**self._closed(video), "base_pts": video.base_pts}
         record = {
-            **asdict(end), "source": self._clip.digest, "outcomes": dict(self._outcomes), "pieces": written, **measured,
+            **asdict(end),
+            "source": self._clip.digest,
+            "outcomes": dict(self._outcomes),
+            "pieces": written,
+            **measured,
             "strip": self._pictures,
-        }  # fmt: skip
+        }
         with whole_file(self._path(".json")) as part:
             part.write_text(json.dumps({"digest": record_digest(record), **record}) + "\n", encoding="utf-8")
         self.finished = True
@@ -241,9 +245,13 @@ def _scaled(box_px: BoxPx | None, scale: float) -> BoxPx | None:
 
 
 def run_segments(
-    clip: Clip, segments: Sequence[Segment], localizer: Localizer | Governed, settings: Settings, folder: Path,
+    clip: Clip,
+    segments: Sequence[Segment],
+    localizer: Localizer | Governed,
+    settings: Settings,
+    folder: Path,
     read: Read = read_segment,
-) -> Generator[FrameRecord, None, None]:  # fmt: skip
+) -> Generator[FrameRecord, None, None]:
     """Work on segments of a clip, one after the other.
 
     Of each, ``folder`` gets ``NNNNN.jsonl`` (rows), ``NNNNN.mp4`` and ``NNNNN.heat.mp4`` (where the settings want them), and
@@ -277,9 +285,15 @@ class _Writer:
     """Hands records to the pieces of their segments, and closes those that are complete."""
 
     def __init__(
-        self, clip: Clip, segments: Sequence[Segment], settings: Settings, folder: Path, ends: dict[int, SegmentEnd], run: Run,
+        self,
+        clip: Clip,
+        segments: Sequence[Segment],
+        settings: Settings,
+        folder: Path,
+        ends: dict[int, SegmentEnd],
+        run: Run,
         localizer: Localizer | Governed,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._clip, self._settings, self._folder, self._ends, self._run = clip, settings, folder, ends, run
         self._left, self._open = list(segments), dict[int, Pieces]()
         self._strip, self._localizer = strip_frames(clip, settings.every), localizer

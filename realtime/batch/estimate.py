@@ -111,9 +111,12 @@ class Estimate:
 
 
 def estimate(
-    minute: Minute, video_h: float, machines: int | None = None, within_h: float | None = None,
+    minute: Minute,
+    video_h: float,
+    machines: int | None = None,
+    within_h: float | None = None,
     network_gbit: float = NETWORK_GBIT,
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """Estimate.
 
     Args:
@@ -131,19 +134,30 @@ def estimate(
     hours = frames / fps / 3600
     moved_bytes_s = minute.in_bytes_s + 2 * minute.out_bytes_s
     return Estimate(
-        video_h, frames, machine_h, count, hours, fps, limit, video_h * 3600 * minute.in_bytes_s / 1e12,
-        video_h * 3600 * minute.out_bytes_s / 1e12, fps / minute.rate_fps * moved_bytes_s * 8 / 1e9,
-        math.floor(_network_fps(minute, network_gbit) / minute.whole_fps), math.floor(minute.merged_fps / minute.whole_fps),
-        drivers, minute.whole_fps / minute.rate_fps,
-    )  # fmt: skip
+        video_h,
+        frames,
+        machine_h,
+        count,
+        hours,
+        fps,
+        limit,
+        video_h * 3600 * minute.in_bytes_s / 1e12,
+        video_h * 3600 * minute.out_bytes_s / 1e12,
+        fps / minute.rate_fps * moved_bytes_s * 8 / 1e9,
+        math.floor(_network_fps(minute, network_gbit) / minute.whole_fps),
+        math.floor(minute.merged_fps / minute.whole_fps),
+        drivers,
+        minute.whole_fps / minute.rate_fps,
+    )
 
 
 def throughput(minute: Minute, machines: int, network_gbit: float = NETWORK_GBIT, drivers: int = 1) -> tuple[float, str]:
     """Frames a second of so many machines, and what limits them."""
     limits = {
-        minute.limit: machines * minute.whole_fps, "network": _network_fps(minute, network_gbit),
+        minute.limit: machines * minute.whole_fps,
+        "network": _network_fps(minute, network_gbit),
         "merge": drivers * minute.merged_fps,
-    }  # fmt: skip
+    }
     limit = min(limits, key=lambda name: limits[name])
     return limits[limit], limit
 
@@ -160,7 +174,7 @@ KEPT_BYTES = 400_000_000
 
 def plan_chosen(
     specs: Sequence[str], settings: Settings, scale: Scale, choice: Choice, console: Console, as_json: bool
-) -> None:  # fmt: skip
+) -> None:
     """Measure a minute of the sources, estimate, and say so; as JSON: ``measured``, a ``Minute``, and ``estimate``.
 
     Raises:
@@ -216,10 +230,19 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
     rates = {name: counts[name] / sums[name] if sums[name] else math.inf for name in sums}
     file_frames = sum(clip.selected_frames for clip in clips) / len(clips) / settings.every
     return Minute(
-        counts["whole"] / video_s, rates["decode"], rates["engine"], rates["encode"], rates["whole"], rates["merge"],
-        float(np.median(file_s)), file_frames, in_bytes / video_s, out_bytes / video_s, localizer.engine.device,
+        counts["whole"] / video_s,
+        rates["decode"],
+        rates["engine"],
+        rates["encode"],
+        rates["whole"],
+        rates["merge"],
+        float(np.median(file_s)),
+        file_frames,
+        in_bytes / video_s,
+        out_bytes / video_s,
+        localizer.engine.device,
         counts["whole"],
-    )  # fmt: skip
+    )
 
 
 def _add(sums: dict[str, float], counts: dict[str, int], name: str, spent_s: float, count: int) -> None:

@@ -170,7 +170,7 @@ def merge_job(job: Job, clip: Clip, settings: Settings, out: Path, facts: dict[s
 
 def merge(
     clip: Clip, records: Sequence[Record], settings: Settings, folder: Path, out: Path, name: str, facts: dict[str, Any]
-) -> tuple[dict[str, Any], list[Path]]:  # fmt: skip
+) -> tuple[dict[str, Any], list[Path]]:
     """Write a clip's results.
 
     Args:
@@ -239,7 +239,7 @@ def _shifts(clip: Clip, records: Sequence[Record]) -> list[tuple[Record, int]]:
 
 def _summary(
     clip: Clip, records: Sequence[Record], tally: Tally, facts: dict[str, Any], files: dict[str, Path]
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     wall_s = sum(record["wall_s"] for record in records)
     spent: dict[str, Counter[str]] = {kind: Counter() for kind in ("idle_ms", "work_ms")}
     for record in records:
@@ -250,12 +250,20 @@ def _summary(
     trouble = [clip.trouble] if clip.trouble else []
     trouble += [f"{count} frames are lost: {cause}" for cause, count in tally.causes.items()]
     return {
-        "fps": round(found["frames"] / wall_s, 2) if wall_s else 0.0, **found,
-        "verdict": verdict_of(spent["idle_ms"], spent["work_ms"], 1e3 * wall_s), "interrupted": False,
-        "segments": len(records), "seconds_worked": round(wall_s, 3), "last_segment": last.index,
-        "source_frames": clip.frames, "source_digest": clip.digest, "trouble": trouble, "not_read": list(clip.notes),
+        "fps": round(found["frames"] / wall_s, 2) if wall_s else 0.0,
+        **found,
+        "verdict": verdict_of(spent["idle_ms"], spent["work_ms"], 1e3 * wall_s),
+        "interrupted": False,
+        "segments": len(records),
+        "seconds_worked": round(wall_s, 3),
+        "last_segment": last.index,
+        "source_frames": clip.frames,
+        "source_digest": clip.digest,
+        "trouble": trouble,
+        "not_read": list(clip.notes),
         "not_read_files": {reason: list(names) for reason, names in clip.left_out.items()},
         "audio": list(clip.audio),
-        "devices": sorted({record["device"] for record in records}), **facts,
+        "devices": sorted({record["device"] for record in records}),
+        **facts,
         "files": {kind: str(path) for kind, path in files.items()},
-    }  # fmt: skip
+    }

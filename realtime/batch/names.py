@@ -34,9 +34,13 @@ class Naming:
     """
 
     def __init__(
-        self, out: Path, told: Callable[[str], None], inputs: Iterable[str | Path] = (), look: Look = stamp_of,
+        self,
+        out: Path,
+        told: Callable[[str], None],
+        inputs: Iterable[str | Path] = (),
+        look: Look = stamp_of,
         fetch: Callable[[Path], None] = lambda _: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._out, self._told, self._look, self._fetch = out, told, look, fetch
         self._inputs = {key for path in inputs if (key := file_key(path))}
         self._given: set[str] = set()

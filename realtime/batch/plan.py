@@ -113,9 +113,23 @@ def _plan_images(spec: str, digest: str, source: Images, window: Window) -> Clip
     )
     height, width = _first_image(source).shape[:2]
     return Clip(
-        spec, source.name, "images", digest, source.time_base, source.rate_fps, width, height, Fraction(1),
-        PLAIN_COLOUR, 0, count, (), segments, notes=tuple(source.look_closer()), left_out=source.left_out,
-    )  # fmt: skip
+        spec,
+        source.name,
+        "images",
+        digest,
+        source.time_base,
+        source.rate_fps,
+        width,
+        height,
+        Fraction(1),
+        PLAIN_COLOUR,
+        0,
+        count,
+        (),
+        segments,
+        notes=tuple(source.look_closer()),
+        left_out=source.left_out,
+    )
 
 
 def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
@@ -146,12 +160,24 @@ def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
         turned = is_on_its_side(picture)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         return Clip(
-            spec, name_of(spec), "video", digest, time_base, float(rate),
-            picture.height if turned else picture.width, picture.width if turned else picture.height,
-            1 / aspect if turned else aspect, _colour_of(picture), first_pts, cuts.count,
+            spec,
+            name_of(spec),
+            "video",
+            digest,
+            time_base,
+            float(rate),
+            picture.height if turned else picture.width,
+            picture.width if turned else picture.height,
+            1 / aspect if turned else aspect,
+            _colour_of(picture),
+            first_pts,
+            cuts.count,
             tuple(each.codec_context.codec.canonical_name for each in container.streams.audio),
-            cuts.segments(whole or film.joined), trouble, notes, tuple(film.timeline.shifts),
-        )  # fmt: skip
+            cuts.segments(whole or film.joined),
+            trouble,
+            notes,
+            tuple(film.timeline.shifts),
+        )
 
 
 def _sound_left_out(film: Film, tracks: int) -> list[str]:

@@ -24,9 +24,14 @@ INK, LOST = "#4C78A8", "#E45756"
 
 
 def write_report(
-    path: Path, title: str, clip: Clip, summary: Mapping[str, Any], tally: Tally, strip: Sequence[Mapping[str, Any]],
+    path: Path,
+    title: str,
+    clip: Clip,
+    summary: Mapping[str, Any],
+    tally: Tally,
+    strip: Sequence[Mapping[str, Any]],
     latency_plot: Path,
-) -> None:  # fmt: skip
+) -> None:
     """Write the page, whole or not at all.
 
     Args:
@@ -44,16 +49,29 @@ def write_report(
     worked = sum(tally.outcomes.values())
     facts = {
         "engine": f"{summary['backend']} {summary['precision']}, {summary['size_px']} px",
-        "processor": ", ".join(summary["devices"]), "picture": f"{clip.width_px} x {clip.height_px}",
-        "length": clock(float(clip.frames / clip.rate_fps)), "sound": ", ".join(clip.audio) or "none",
+        "processor": ", ".join(summary["devices"]),
+        "picture": f"{clip.width_px} x {clip.height_px}",
+        "length": clock(float(clip.frames / clip.rate_fps)),
+        "sound": ", ".join(clip.audio) or "none",
         "segments": str(len(clip.segments)),
-    }  # fmt: skip
-    page = templates(ASSETS).get_template("report.html").render(
-        title=title, summary=summary, facts=facts, clip=clip, worked=worked, strip=strip, clock=clock,
-        objects=dict(sorted(tally.objects.items(), key=lambda each: -each[1].frames)[:MOST_OBJECTS]),
-        curves=b64encode(_curves(tally)).decode(), latency=b64encode(latency_plot.read_bytes()).decode(),
-        video=quote(Path(summary["files"]["video"]).name) if "video" in summary["files"] else "",
-    )  # fmt: skip
+    }
+    page = (
+        templates(ASSETS)
+        .get_template("report.html")
+        .render(
+            title=title,
+            summary=summary,
+            facts=facts,
+            clip=clip,
+            worked=worked,
+            strip=strip,
+            clock=clock,
+            objects=dict(sorted(tally.objects.items(), key=lambda each: -each[1].frames)[:MOST_OBJECTS]),
+            curves=b64encode(_curves(tally)).decode(),
+            latency=b64encode(latency_plot.read_bytes()).decode(),
+            video=quote(Path(summary["files"]["video"]).name) if "video" in summary["files"] else "",
+        )
+    )
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")
 

@@ -1,7 +1,7 @@
 """Runs a batch on this machine: source after source, segment after segment. Finished segments are not done again."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -50,9 +50,13 @@ class _Bars:
 
 
 def process_all(
-    specs: Sequence[str], out: Path, localizer: Localizer | Governed, console: Console, settings: Settings = Settings(),
+    specs: Sequence[str],
+    out: Path,
+    localizer: Localizer | Governed,
+    console: Console,
+    settings: Settings = Settings(),
     inputs: Sequence[str | Path] = (),
-) -> list[Summary]:  # fmt: skip
+) -> list[Summary]:
     """Localize every frame of each source in turn.
 
     Of each, ``out`` gets ``NAME.mp4``, ``NAME.heat.mp4``, ``NAME.jsonl``, ``NAME.parquet``, ``NAME.latency.png``,
@@ -61,9 +65,8 @@ def process_all(
     are not worked on again. Cameras, streams and ``demo:`` cannot be read twice and go straight through (``realtime.direct``).
 
     Args:
-        specs: see ``realtime.sources.images.open_source``. Where a name is taken by another source's
-            results or by files that are not Sightline's, ``_2``, ``_3`` ... is put behind it, and said; see
-            ``Naming``. Results of earlier runs among several sources are left out.
+        specs: see ``realtime.sources.images.open_source``. ``Naming`` says what results are called where a name is
+            taken. Results of earlier runs among several sources are left out.
         out: folder for the results.
         localizer: the engine, or the engines that a budget is held with.
         console: for progress bars.
@@ -78,16 +81,16 @@ def process_all(
         OutputError: the place of the results is full; what is there stays, and the run can be continued.
     """
     for spec in specs:
-        if can_be_cut(spec):
-            open_source(spec).close() if not is_there(spec) else None
-    told = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        if can_be_cut(spec) and not is_there(spec):
+            open_source(spec).close()  # the error says what is missing
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    told = partial(say, style="yellow")
     specs = without_results(specs, told)
     naming = Naming(out, told, [*specs, *inputs])
     overview = overview_path(out, told)
     summaries: list[Summary] = []
     errors: list[Exception] = []
-    columns = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), BarColumn(), *columns, console=console) as progress:
+    with _progress(console) as progress:
         overall = progress.add_task("all", total=len(specs), fps="", visible=len(specs) > 1)
         bars = _Bars(progress, overall, progress.add_task("", total=None, fps="", visible=False))
         for spec in specs:
@@ -97,17 +100,26 @@ def process_all(
                 if ends_run(error):
                     raise
                 errors.append(error)
-                summary = failed(error)
-                line = shown(f"{spec}: {summary['error']}")
-                console.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
+                summary = _said_failed(spec, error, say)
             summaries.append({"source": shown(spec), **summary})
             progress.advance(overall)
             if summary["interrupted"]:
                 break
-    if errors and len(errors) == len(specs):
+    if len(errors) == len(specs) > 0:
         raise as_told(errors[0])
     write_json(overview, summaries)
     return summaries
+
+
+def _said_failed(spec: str, error: Exception, say: Callable[..., None]) -> Summary:
+    summary = failed(error)
+    say(shown(f"{spec}: {summary['error']}"), style="red")
+    return summary
+
+
+def _progress(console: Console) -> Progress:
+    columns = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), BarColumn(), *columns, console=console)
 
 
 def _process(
@@ -141,9 +153,7 @@ def _process(
         return {"frames": 0, "failed": 0, "interrupted": True}
 
 
-def _finish(
-    job: Job, spec: str, out: Path, localizer: Localizer | Governed, settings: Settings, bars: _Bars
-) -> Summary:  # fmt: skip
+def _finish(job: Job, spec: str, out: Path, localizer: Localizer | Governed, settings: Settings, bars: _Bars) -> Summary:
     """Do the segments that are not done, and merge."""
     if job.clip is None:
         job.begin(make_plan(spec, job.source_digest, settings.window, settings.whole))

@@ -56,7 +56,7 @@ takes_scale = takes("scale", Scale, OPTIONS)
 
 def batch_chosen(
     specs: Sequence[str], out: str, settings: Settings, scale: Scale, choice: Choice, budget_ms: float | None, console: Console
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Work through sources, here or on a cluster; see ``process_all`` and ``realtime.batch.cluster.scheduler.process_across``.
 
     Raises:

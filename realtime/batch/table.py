@@ -63,16 +63,32 @@ def _schema() -> Any:
     corners = [(name, pa.float64()) for name in ("x0", "y0", "x1", "y1")]
     found = [("class_id", pa.int32()), ("class_name", pa.string()), ("score", pa.float64()), *corners]
     of_track = [
-        ("state", pa.string()), ("confidence", pa.float64()), ("track_id", pa.int64()), ("window", pa.list_(pa.int64())),
+        ("state", pa.string()),
+        ("confidence", pa.float64()),
+        ("track_id", pa.int64()),
+        ("window", pa.list_(pa.int64())),
         ("raw", pa.list_(pa.float64())),
-    ]  # fmt: skip
+    ]
     times = [(f"{stage}_ms", pa.float64()) for stage in (*STAGES, "total")]
-    return pa.schema([
-        ("source", pa.string()), ("frame", pa.int64()), ("pts_s", pa.float64()), ("pts", pa.int64()),
-        ("time_base_num", pa.int64()), ("time_base_den", pa.int64()), ("captured_ns", pa.int64()), ("outcome", pa.string()),
-        ("cause", pa.string()), *found, *times, ("rung", pa.string()), ("detections", pa.list_(pa.struct(found))),
-        *of_track, ("objects", pa.list_(pa.struct([*found, *of_track]))),
-    ])  # fmt: skip
+    return pa.schema(
+        [
+            ("source", pa.string()),
+            ("frame", pa.int64()),
+            ("pts_s", pa.float64()),
+            ("pts", pa.int64()),
+            ("time_base_num", pa.int64()),
+            ("time_base_den", pa.int64()),
+            ("captured_ns", pa.int64()),
+            ("outcome", pa.string()),
+            ("cause", pa.string()),
+            *found,
+            *times,
+            ("rung", pa.string()),
+            ("detections", pa.list_(pa.struct(found))),
+            *of_track,
+            ("objects", pa.list_(pa.struct([*found, *of_track]))),
+        ]
+    )
 
 
 MOST_BINS = 400
@@ -154,7 +170,10 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         """``frames``, ``dropped``, ``failed``, ``causes``, ``latency_ms`` and ``stages_ms`` as in ``Run.summary``."""
         return {
-            "frames": self.outcomes["shown"], "dropped": self.outcomes["dropped"], "failed": self.outcomes["failed"],
-            "causes": dict(self.causes), "latency_ms": self.total.percentiles(),
+            "frames": self.outcomes["shown"],
+            "dropped": self.outcomes["dropped"],
+            "failed": self.outcomes["failed"],
+            "causes": dict(self.causes),
+            "latency_ms": self.total.percentiles(),
             "stages_ms": {stage: self.stages[stage].percentiles() for stage in STAGES if stage in self.stages},
-        }  # fmt: skip
+        }

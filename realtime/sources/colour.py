@@ -69,9 +69,10 @@ class ToBgr:
             path = Path(folder) / "colours.cube"
             path.write_text(cube(int(picture.color_trc or 0), int(picture.color_primaries or 0)), encoding="ascii")
             steps = [
-                graph.add("format", "gbrp16le"), graph.add("lut3d", f"file={path.as_posix()}:interp=tetrahedral"),
+                graph.add("format", "gbrp16le"),
+                graph.add("lut3d", f"file={path.as_posix()}:interp=tetrahedral"),
                 graph.add("format", "bgr24"),
-            ]  # fmt: skip
+            ]
             for before, behind in zip([given, *steps], [*steps, taken], strict=True):
                 before.link_to(behind)
             graph.configure()

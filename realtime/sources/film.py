@@ -41,7 +41,7 @@ WHAT_TO_GIVE = "give a video file, a folder of images or a camera number"
 
 def open_film(
     source: str | Pipe, demuxing: dict[str, str] | None = None, timeout: float | tuple[float, float] | None = None
-) -> InputContainer:  # fmt: skip
+) -> InputContainer:
     """Open a video file, an address or a pipe; ``demuxing`` and ``timeout`` are those of ``av.open``.
 
     Raises:

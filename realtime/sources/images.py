@@ -61,7 +61,7 @@ class Images(Source):
 
     def __init__(
         self, name: str, members: list[Member], rate_fps: float = IMAGES_PER_SECOND, others: LeftOut | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.left_out: LeftOut = others or {}
         self.notes = in_words(self.left_out, len(members))
         if not members:
@@ -364,11 +364,17 @@ def _header_readers() -> tuple[Callable[[IO[bytes]], PIL.Image.Image], ...]:
     )
 
     return (
-        JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, WebPImagePlugin.WebPImageFile,
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
         TiffImagePlugin.TiffImageFile,
-        BmpImagePlugin.BmpImageFile, GifImagePlugin.GifImageFile, PpmImagePlugin.PpmImageFile, SunImagePlugin.SunImageFile,
-        Jpeg2KImagePlugin.Jpeg2KImageFile, AvifImagePlugin.AvifImageFile,
-    )  # fmt: skip
+        BmpImagePlugin.BmpImageFile,
+        GifImagePlugin.GifImageFile,
+        PpmImagePlugin.PpmImageFile,
+        SunImagePlugin.SunImageFile,
+        Jpeg2KImagePlugin.Jpeg2KImageFile,
+        AvifImagePlugin.AvifImageFile,
+    )
 
 
 def _first_line(error: BaseException) -> str:

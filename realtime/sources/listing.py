@@ -7,11 +7,11 @@ from pathlib import Path, PurePath
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".gif", ".avif", ".tif", ".tiff", ".jp2"}
     | {".pbm", ".pgm", ".ppm", ".pnm", ".heic", ".heif"}
-)  # fmt: skip
+)
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".wmv", ".flv", ".3gp"}
     | {".ogv", ".mjpeg", ".mjpg", ".h264", ".hevc", ".y4m"}
-)  # fmt: skip
+)
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar"})
 NAMES_IN_LINE = 4
 MOST_NAMES = 1000

@@ -67,9 +67,13 @@ OPEN_TIMEOUT_S, FILE_TIMEOUT_S = 5.0, 10.0
 NOTICE_S = 0.5  # who watches for a stall notices it before FFmpeg does
 LONGEST_LOSS_S = 10.0  # key pictures come more often; a new connection begins with one
 CAMERA_BACKENDS = {
-    "auto": cv2.CAP_ANY, "v4l2": cv2.CAP_V4L2, "gstreamer": cv2.CAP_GSTREAMER, "dshow": cv2.CAP_DSHOW, "msmf": cv2.CAP_MSMF,
+    "auto": cv2.CAP_ANY,
+    "v4l2": cv2.CAP_V4L2,
+    "gstreamer": cv2.CAP_GSTREAMER,
+    "dshow": cv2.CAP_DSHOW,
+    "msmf": cv2.CAP_MSMF,
     "avfoundation": cv2.CAP_AVFOUNDATION,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -243,9 +247,11 @@ class Camera(Source):
         if not self._capture.isOpened():
             raise SourceError(f"camera {index} cannot be opened: check that it is plugged in and not in use")
         wanted = {
-            cv2.CAP_PROP_FRAME_WIDTH: options.width_px, cv2.CAP_PROP_FRAME_HEIGHT: options.height_px,
-            cv2.CAP_PROP_FPS: options.rate_fps, cv2.CAP_PROP_READ_TIMEOUT_MSEC: 1e3 * options.stall_s,
-        }  # fmt: skip
+            cv2.CAP_PROP_FRAME_WIDTH: options.width_px,
+            cv2.CAP_PROP_FRAME_HEIGHT: options.height_px,
+            cv2.CAP_PROP_FPS: options.rate_fps,
+            cv2.CAP_PROP_READ_TIMEOUT_MSEC: 1e3 * options.stall_s,
+        }
         for what, value in wanted.items():
             if value is not None:
                 self._capture.set(what, value)

@@ -294,9 +294,7 @@ def _address_and_opener(url: str) -> tuple[str, OpenerDirector]:
     passwords = HTTPPasswordMgrWithDefaultRealm()
     if parts.username is not None:
         passwords.add_password(None, address, unquote(parts.username), unquote(parts.password or ""))
-    opener = build_opener(
-        ProxyHandler({}), _SafeRedirects(), HTTPBasicAuthHandler(passwords), HTTPDigestAuthHandler(passwords)
-    )  # fmt: skip
+    opener = build_opener(ProxyHandler({}), _SafeRedirects(), HTTPBasicAuthHandler(passwords), HTTPDigestAuthHandler(passwords))
     opener.addheaders = [("User-Agent", "sightline"), ("Accept", "*/*")]
     return address, opener
 

@@ -99,9 +99,19 @@ def signs_of(
     ring_moving = (float(evidence[around].sum()) - float(moving.sum())) / max(near.size - moving.size, 1)
     for_it, for_any = float(np.maximum(mine, 0).sum()), float(np.maximum(votes, 0).sum())
     edges = [x0 == 0, y0 == 0, x1 == w, y1 == h]
-    return np.array([
-        float(mine.mean()) / MOST, (float(mine.mean()) - ring) / MOST, float((mine > 0).mean()),
-        1 - for_it / max(for_any, 1e-6), overlap(box_px, said_px), np.sqrt(score),
-        0.0 if expected_px is None else overlap(box_px, expected_px), np.log(mine.size / votes.size),
-        float(moving.mean()) - ring_moving, min(age, SETTLED_FRAMES) / SETTLED_FRAMES, sum(edges) / 4,
-    ], np.float64)  # fmt: skip
+    return np.array(
+        [
+            float(mine.mean()) / MOST,
+            (float(mine.mean()) - ring) / MOST,
+            float((mine > 0).mean()),
+            1 - for_it / max(for_any, 1e-6),
+            overlap(box_px, said_px),
+            np.sqrt(score),
+            0.0 if expected_px is None else overlap(box_px, expected_px),
+            np.log(mine.size / votes.size),
+            float(moving.mean()) - ring_moving,
+            min(age, SETTLED_FRAMES) / SETTLED_FRAMES,
+            sum(edges) / 4,
+        ],
+        np.float64,
+    )

@@ -183,7 +183,7 @@ class Several:
 
     def _meant(
         self, looking: _Seat, found: Localization, window_px: BoxPx
-    ) -> tuple[Localization | None, tuple[Detection, ...]]:  # fmt: skip
+    ) -> tuple[Localization | None, tuple[Detection, ...]]:
         """(the answer as one to who looks; what else was detected, nobody's yet). An answer about another's object is none; one
         after the other, they say that there is nothing else.
         """

@@ -72,9 +72,15 @@ class Follower:
     """
 
     def __init__(
-        self, width_px: int, height_px: int, trust: Trust, selected_px: BoxPx | None = None, motion: Motion | None = None,
-        numbers: Numbers | None = None, every_frame: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        width_px: int,
+        height_px: int,
+        trust: Trust,
+        selected_px: BoxPx | None = None,
+        motion: Motion | None = None,
+        numbers: Numbers | None = None,
+        every_frame: bool = False,
+    ) -> None:
         self.state, self.track_id = SEARCHING, 0
         self._size_px, self._trust, self._selected_px = (width_px, height_px), trust, selected_px
         self._motion = motion or Motion(width_px, height_px)
@@ -165,9 +171,7 @@ class Follower:
             self._settled = self._apart(voted)
             self._raw = self._memory.box(self._settled, self._near) or said
             self._calm = calmed(self._raw, expected, now.begun)
-            signs = signs_of(
-                self._memory, self._settled, now.step.evidence, self._box, said, expected, found.score, now.begun
-            )  # fmt: skip
+            signs = signs_of(self._memory, self._settled, now.step.evidence, self._box, said, expected, found.score, now.begun)
             confidence = self._trust(signs)
         self._settle(now, confidence)
         self.confidence = confidence

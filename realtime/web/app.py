@@ -207,15 +207,21 @@ def _in_words(errors: Sequence[Any]) -> str:
 def _state(hub: Hub, title: Callable[[], str]) -> dict[str, Any]:
     rolling, now = hub.rolling(), hub.settings
     figures = rolling.pop("sources")
-    sources = [
-        {**vars(each), **figures.get(each.name, {}), "objects": hub.objects(each.name)} for each in hub.connections
-    ]  # fmt: skip
+    sources = [{**vars(each), **figures.get(each.name, {}), "objects": hub.objects(each.name)} for each in hub.connections]
     wanted = None if now.class_index is None else hub.class_names[now.class_index]
     settings = {
-        "wanted_class": wanted, "box": now.box, "heat_map": now.heat_map, "alpha": now.alpha, "smoothing": now.smoothing,
+        "wanted_class": wanted,
+        "box": now.box,
+        "heat_map": now.heat_map,
+        "alpha": now.alpha,
+        "smoothing": now.smoothing,
         "record": now.record.name if now.record else None,
-    }  # fmt: skip
+    }
     return {
-        "title": title(), "sources": sources, "all": rolling, "settings": settings, "trouble": hub.trouble,
+        "title": title(),
+        "sources": sources,
+        "all": rolling,
+        "settings": settings,
+        "trouble": hub.trouble,
         "follows": hub.following is not None,
-    }  # fmt: skip
+    }

@@ -79,9 +79,13 @@ class LimitedProtocol(H11Protocol):
     """One connection, closed where a request does not come in time. The guard calls ``scope["state"]["let_in"]``."""
 
     def __init__(
-        self, limits: Limits, config: Config, server_state: ServerState, app_state: dict[str, Any],
+        self,
+        limits: Limits,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(config, server_state, {**app_state, "let_in": partial(limits.let_in, self)}, _loop)
         self._limits, self.address = limits, ""
         self._timer: asyncio.TimerHandle | None = None

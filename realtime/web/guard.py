@@ -24,9 +24,11 @@ FEW_FAILURES, FAILURES_S, MOST_ADDRESSES = 5, 60.0, 1024
 DAY_S = 24 * 3600
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
-}  # fmt: skip
+}
 
 
 class Guard:

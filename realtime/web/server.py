@@ -85,9 +85,14 @@ class GuardedServer:
     """
 
     def __init__(
-        self, app: "ASGIApp", address: Address, token: str | None = None, option: str = "--web", most: int | None = None,
+        self,
+        app: "ASGIApp",
+        address: Address,
+        token: str | None = None,
+        option: str = "--web",
+        most: int | None = None,
         request_s: float = 10.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         import uvicorn
 
         from realtime.web.connections import Limits, most_connections
@@ -101,9 +106,16 @@ class GuardedServer:
         # No access log: a line for every picture. No "Server" header: nobody needs to know.
         protocol: Any = Limits(most or most_connections(), request_s).protocol
         config = uvicorn.Config(
-            Guard(app, token, self.port), http=protocol, log_config=None, log_level=logging.CRITICAL + 1, access_log=False,
-            lifespan="off", ws="none", server_header=False, backlog=BACKLOG,
-        )  # fmt: skip
+            Guard(app, token, self.port),
+            http=protocol,
+            log_config=None,
+            log_level=logging.CRITICAL + 1,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            backlog=BACKLOG,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name=option, daemon=True)
         shown_host = f"[{address.host}]" if ":" in address.host else address.host

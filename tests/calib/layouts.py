@@ -82,11 +82,17 @@ def imagenet_loc(folder, box=BOX):
 def coco(folder, box=BOX):
     images(folder / "set")
     x0, y0, x1, y1 = box
-    (folder / "set.json").write_text(json.dumps({
-        "images": [{"id": i, "file_name": name, "width": 128, "height": 96} for i, name in enumerate(NAMES)],
-        "categories": [{"id": 7, "name": "cat"}],
-        "annotations": [{"image_id": i, "category_id": 7, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0} for i in (0, 1)],
-    }))  # fmt: skip
+    (folder / "set.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": i, "file_name": name, "width": 128, "height": 96} for i, name in enumerate(NAMES)],
+                "categories": [{"id": 7, "name": "cat"}],
+                "annotations": [
+                    {"image_id": i, "category_id": 7, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0} for i in (0, 1)
+                ],
+            }
+        )
+    )
     return folder / "set.json"
 
 

@@ -26,10 +26,19 @@ def test_signs_of_a_flat_map_are_those_of_its_box():
     flat = np.full((SIDE, SIDE), 2.0, np.float32)
     found = named((0.25, 0.5, 0.75, 0.75), flat)
     spread = 2 * math.log(math.sqrt((1 - 1 / SIDE**2) / 12))  # of SIDE equal cells, along both axes
-    assert found == pytest.approx({
-        "logit": 3.0, "probability": 0.5, "strength": math.log(2), "inside": 0.125, "spread": spread, "off_centre": 0.0,
-        "size": math.log(0.125), "aspect": math.log(2),
-    }, abs=1e-6)  # fmt: skip
+    assert found == pytest.approx(
+        {
+            "logit": 3.0,
+            "probability": 0.5,
+            "strength": math.log(2),
+            "inside": 0.125,
+            "spread": spread,
+            "off_centre": 0.0,
+            "size": math.log(0.125),
+            "aspect": math.log(2),
+        },
+        abs=1e-6,
+    )
     assert named((0.03, 0.5, 0.5, 0.6), flat)["inside"] == pytest.approx(0.47 * 0.1, abs=1e-6)  # parts of cells count in part
 
 

@@ -48,12 +48,15 @@ def test_outputs_are_as_specified_and_stay_the_callers(engine):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({IMAGE: np.zeros((1, SIZE, SIZE, 3), np.float32)}, r"input 'image_nhwc_bgr': got float32\[1, 64, 64, 3\], expected uint8\[1, 64, 64, 3\]; convert"),
+        (
+            {IMAGE: np.zeros((1, SIZE, SIZE, 3), np.float32)},
+            r"input 'image_nhwc_bgr': got float32\[1, 64, 64, 3\], expected uint8\[1, 64, 64, 3\]; convert",
+        ),
         ({IMAGE: np.zeros((1, 8, 8, 3), np.uint8)}, r"got uint8\[1, 8, 8, 3\], expected uint8\[1, 64, 64, 3\]; resize it"),
         ({"extra": np.zeros(1)}, "unknown input 'extra': this engine takes image_nhwc_bgr, wanted_class"),
         ({WANTED_CLASS: None}, r"input 'wanted_class' is missing: pass an array int64\[1\]"),
     ],
-)  # fmt: skip
+)
 def test_wrong_feeds_name_tensor_what_came_what_was_expected_and_what_to_do(engine, change, words):
     feeds = {k: v for k, v in {**good(), **change}.items() if v is not None}
     with pytest.raises(InputError, match=words):

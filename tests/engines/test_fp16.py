@@ -115,10 +115,12 @@ def test_local_response_normalization_stays_in_float32(tmp_path):
     rng = np.random.default_rng(0)
     constants = {"w": rng.standard_normal((8, 3, 3, 3)) * 400, "v": rng.standard_normal((4, 8, 32, 32)) * 0.01}
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("LRN", ["r"], ["n"], size=5, alpha=1e-4, beta=0.75), helper.make_node("Conv", ["n", "v"], ["s"]),
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("LRN", ["r"], ["n"], size=5, alpha=1e-4, beta=0.75),
+        helper.make_node("Conv", ["n", "v"], ["s"]),
         helper.make_node("Flatten", ["s"], ["y"]),
-    ]  # fmt: skip
+    ]
     model, image = classifier_of(nodes, constants, tmp_path), frames(32)[0]
     exact, found = run(model, image), run(to_half(model), image)
     assert np.isfinite(found["map"]).all()
@@ -191,11 +193,14 @@ def test_a_small_gradient_of_a_linear_layer_does_not_underflow(tmp_path):
         "d": rng.uniform(1, 2, (4, 8)) * 3e-5,
     }
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("Conv", ["r", "v"], ["e"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["e"], ["t"]),
-        helper.make_node("GlobalAveragePool", ["t"], ["g"]), helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["e"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["e"], ["t"]),
+        helper.make_node("GlobalAveragePool", ["t"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
         helper.make_node("Gemm", ["f", "d"], ["y"], transB=1),
-    ]  # fmt: skip
+    ]
     model, image = classifier_of(nodes, constants, tmp_path), frames(32)[0]
     exact = run(model, image)["map"].ravel()
     feeds = {"image_nhwc_bgr": image, "wanted_class": np.array([-1])}  # ONNX's own implementation rounds after every step

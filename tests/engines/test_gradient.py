@@ -209,10 +209,30 @@ def test_the_checker_catches_a_planted_error_of_a_thousandth(monkeypatch, rule, 
 
 def test_every_rule_is_tested_here():
     tested = {
-        "Conv", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "MatMul", "Gemm", "Add",
-        "Sub", "Mul", "Div", "Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout",
-        "BatchNormalization", "LRN",
-    }  # fmt: skip
+        "Conv",
+        "Relu",
+        "Clip",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "ReduceMean",
+        "MatMul",
+        "Gemm",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Concat",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Identity",
+        "Dropout",
+        "BatchNormalization",
+        "LRN",
+    }
     assert set(RULES) == tested
 
 

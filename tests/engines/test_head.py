@@ -98,10 +98,14 @@ def head_for(classifier, features, spec=None):
 
 
 MANY = (
-    Feature("quantiles", "pixels", 7), Feature("quantiles", "conv3_3", 5, 2.0), Feature("grid", "conv4_3", 5, 0.5),
-    Feature("grid", "conv5_3", 4, 1.0, "activation"), Feature("quantiles", "conv5_3", 3, 1.0, "activation"),
-    Feature("grid", "conv5_3", 2, 1.0, "gradcam"), Feature("quantiles", "conv4_3", 3, 0.5, "layercam"),
-)  # fmt: skip
+    Feature("quantiles", "pixels", 7),
+    Feature("quantiles", "conv3_3", 5, 2.0),
+    Feature("grid", "conv4_3", 5, 0.5),
+    Feature("grid", "conv5_3", 4, 1.0, "activation"),
+    Feature("quantiles", "conv5_3", 3, 1.0, "activation"),
+    Feature("grid", "conv5_3", 2, 1.0, "gradcam"),
+    Feature("quantiles", "conv4_3", 3, 0.5, "layercam"),
+)
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,13 @@ HEADS = {
     "a header that is no JSON": (lambda: with_header(b"{weight: 1}    "), "cannot read head"),
     "a deep header": (lambda: with_header(b'{"a":' * 5000 + b"1" + b"}" * 5000), "cannot read head"),
     "offsets beyond the file": (
-        lambda: with_header(b'{"weight":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}', bytes(8)), "cannot read head",
+        lambda: with_header(b'{"weight":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}', bytes(8)),
+        "cannot read head",
     ),
     "a shape of 2^120": (
-        lambda: with_header(b'{"weight":{"dtype":"F32","shape":[1152921504606846976,1152921504606846976],"data_offsets":[0,8]}}', bytes(8)),
+        lambda: with_header(
+            b'{"weight":{"dtype":"F32","shape":[1152921504606846976,1152921504606846976],"data_offsets":[0,8]}}', bytes(8)
+        ),
         "cannot read head",
     ),
     "another's safetensors": (lambda: save({"weight": np.ones((2, 2), np.float32)}), "another kind of file"),
@@ -123,7 +126,7 @@ HEADS = {
     "a trust of 1e300": (lambda: head("trust", "bias", to=1e300), "the bias of its trust"),
     "a trust that is a list": (lambda: head("trust", to=[1, 2]), "cannot read head"),
     "a trust with 1e400": (lambda: head_bytes(head_parts()[0], '{"spec": 1e400}'), "beyond every float"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -218,16 +221,28 @@ def test_sound_calibrations_load(tmp_path):
 def certificate():
     limits = {"box_iou_p5": 0.85, "map_correlation_p5": 0.9, "class_agreement": 0.9, "change_ratio": 0.5}
     return {
-        "passed": True, "subject": {"graph": "1"}, "reference": "a", "candidate": "b", "frames": 16, "box_iou_p5": 0.9,
-        "map_correlation_p5": 0.95, "class_agreement": 1.0, "map_change": 0.1, "reference_map_change": 0.1,
-        "thresholds": limits, "failures": [],
-    }  # fmt: skip
+        "passed": True,
+        "subject": {"graph": "1"},
+        "reference": "a",
+        "candidate": "b",
+        "frames": 16,
+        "box_iou_p5": 0.9,
+        "map_correlation_p5": 0.95,
+        "class_agreement": 1.0,
+        "map_change": 0.1,
+        "reference_map_change": 0.1,
+        "thresholds": limits,
+        "failures": [],
+    }
 
 
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ("", "is empty"), (DEEP, "nested too deeply"), ("[]", "not a JSON object"), ('{"passed": NaN}', "NaN"),
+        ("", "is empty"),
+        (DEEP, "nested too deeply"),
+        ("[]", "not a JSON object"),
+        ('{"passed": NaN}', "NaN"),
         (changed(certificate(), "passed", to=DELETE), "has no 'passed'"),
         (changed(certificate(), "passed", to="yes"), "contradicts itself"),
         (changed(certificate(), "passed", to=False), "contradicts itself"),
@@ -245,7 +260,7 @@ def certificate():
         (changed(certificate(), "candidate", to=None), "its candidate is not text"),
         (changed(certificate(), "more", to=1), "more"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_certificate_is_one_line(tmp_path, made, words):
     path = written(tmp_path / "c.json", as_text(made))
     if words:

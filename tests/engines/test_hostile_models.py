@@ -85,10 +85,11 @@ def calling_itself():
 
 def loop():
     body = helper.make_graph(
-        [NODE("Identity", ["go"], ["go_on"]), NODE("Add", ["v", "v"], ["w2"])], "body",
+        [NODE("Identity", ["go"], ["go_on"]), NODE("Add", ["v", "v"], ["w2"])],
+        "body",
         [helper.make_tensor_value_info("i", 7, []), helper.make_tensor_value_info("go", 9, []), scores("v")],
         [helper.make_tensor_value_info("go_on", 9, []), scores("w2")],
-    )  # fmt: skip
+    )
     often, true = np.array(2**62), np.array(True)
     return behind_the_convolution(NODE("Loop", ["often", "true", "c"], ["r"], body=body), often=often, true=true)
 
@@ -172,33 +173,55 @@ BAD = {
     "a weight of complex numbers": (lambda: with_weight(data_type=TensorProto.COMPLEX64), "holds COMPLEX64"),
     "a weight of 8 bits": (lambda: with_weight(data_type=TensorProto.FLOAT8E4M3FN), "holds FLOAT8E4M3FN"),
     "a type that does not exist": (lambda: with_weight(data_type=77), "holds 77"),
-    "two weights of one name": (lambda: small_model(tensors={"w": WEIGHT, "d": numpy_helper.from_array(DENSE, "w")}), "two constants with the name 'w'"),
+    "two weights of one name": (
+        lambda: small_model(tensors={"w": WEIGHT, "d": numpy_helper.from_array(DENSE, "w")}),
+        "two constants with the name 'w'",
+    ),
     "a sparse weight": (sparse, "sparse weights"),
     "beyond float32": (lambda: small_model(tensors={"w": WEIGHT.astype(np.float64) * 1e300, "d": DENSE}), "beyond float32"),
     # nodes
     "a cycle": (lambda: behind_the_convolution(NODE("Add", ["c", "e"], ["r"]), NODE("Relu", ["r"], ["e"])), "reads 'e'"),
     "an unknown input": (lambda: behind_the_convolution(NODE("Add", ["c", "ghost"], ["r"])), "reads 'ghost'"),
-    "a tensor written twice": (lambda: behind_the_convolution(NODE("Relu", ["c"], ["r"]), NODE("Relu", ["c"], ["r"])), "writes 'r'"),
-    "a weight that is overwritten": (lambda: behind_the_convolution(NODE("Relu", ["c"], ["w"]), NODE("Relu", ["c"], ["r"])), "'w'"),
-    "a node without outputs": (lambda: behind_the_convolution(NODE("Relu", ["c"], []), NODE("Relu", ["c"], ["r"])), "writes nothing"),
+    "a tensor written twice": (
+        lambda: behind_the_convolution(NODE("Relu", ["c"], ["r"]), NODE("Relu", ["c"], ["r"])),
+        "writes 'r'",
+    ),
+    "a weight that is overwritten": (
+        lambda: behind_the_convolution(NODE("Relu", ["c"], ["w"]), NODE("Relu", ["c"], ["r"])),
+        "'w'",
+    ),
+    "a node without outputs": (
+        lambda: behind_the_convolution(NODE("Relu", ["c"], []), NODE("Relu", ["c"], ["r"])),
+        "writes nothing",
+    ),
     "a node without inputs": (lambda: behind_the_convolution(NODE("Relu", [], ["r"])), "not valid ONNX"),
     "an operator that does not exist": (lambda: behind_the_convolution(NODE("Frobnicate", ["c"], ["r"])), "Frobnicate"),
-    "a vendor's operator": (lambda: behind_the_convolution(NODE("FusedConv", ["c"], ["r"], domain="com.microsoft")), "com.microsoft"),
+    "a vendor's operator": (
+        lambda: behind_the_convolution(NODE("FusedConv", ["c"], ["r"], domain="com.microsoft")),
+        "com.microsoft",
+    ),
     "an operator without a rule": (lambda: behind_the_convolution(NODE("Erf", ["c"], ["r"])), "has no gradient rule"),
-    "strides of zero": (lambda: small_model([NODE("Conv", ["x", "w"], ["c"], strides=[0, 0]), *small_nodes()[1:]]), r"strides \[0, 0\]"),
+    "strides of zero": (
+        lambda: small_model([NODE("Conv", ["x", "w"], ["c"], strides=[0, 0]), *small_nodes()[1:]]),
+        r"strides \[0, 0\]",
+    ),
     "a window of 2^40": (
-        lambda: behind_the_convolution(NODE("MaxPool", ["c"], ["r"], kernel_shape=[2**40, 1])), r"kernel_shape \[1099511627776, 1\]",
+        lambda: behind_the_convolution(NODE("MaxPool", ["c"], ["r"], kernel_shape=[2**40, 1])),
+        r"kernel_shape \[1099511627776, 1\]",
     ),
     "padding of 2^40": (
-        lambda: small_model([NODE("Conv", ["x", "w"], ["c"], pads=[2**40, 0, 0, 0]), *small_nodes()[1:]]), "pads",
+        lambda: small_model([NODE("Conv", ["x", "w"], ["c"], pads=[2**40, 0, 0, 0]), *small_nodes()[1:]]),
+        "pads",
     ),
     "padding of 60,000": (
-        lambda: small_model([NODE("Conv", ["x", "w"], ["c"], pads=[60_000] * 4), *small_nodes()[1:]]), "more than a classifier",
+        lambda: small_model([NODE("Conv", ["x", "w"], ["c"], pads=[60_000] * 4), *small_nodes()[1:]]),
+        "more than a classifier",
     ),
     "no groups": (lambda: small_model([NODE("Conv", ["x", "w"], ["c"], group=0), *small_nodes()[1:]]), r"group \[0\]"),
     "groups that do not divide": (lambda: small_model([NODE("Conv", ["x", "w"], ["c"], group=7), *small_nodes()[1:]]), "group"),
     "a kernel larger than the image": (
-        lambda: small_model(tensors={"w": np.ones((4, 3, 99, 99), np.float32), "d": DENSE}), "too small or too large|not valid ONNX",
+        lambda: small_model(tensors={"w": np.ones((4, 3, 99, 99), np.float32), "d": DENSE}),
+        "too small or too large|not valid ONNX",
     ),
     "a kernel for other channels": (lambda: small_model(tensors={"w": WEIGHT[:, :2], "d": DENSE}), "channels|not valid ONNX"),
     "a matrix that does not fit": (lambda: small_model(tensors={"w": WEIGHT, "d": DENSE[:3]}), "not valid ONNX"),
@@ -209,36 +232,47 @@ BAD = {
     "quantised": (
         lambda: behind_the_convolution(
             NODE("QuantizeLinear", ["c", "s"], ["q"]), NODE("DequantizeLinear", ["q", "s"], ["r"]), s=np.array(0.1, np.float32)
-        ), "quantised already",
+        ),
+        "quantised already",
     ),
     "in training mode": (lambda: normalised("", "", opset=17, training_mode=1), "training mode"),
     "in training mode, of old": (lambda: normalised("m1", "v1", "m2", "v2"), "training mode"),
     "with dropout that trains": (lambda: dropped(True), "training mode"),
     "a limit that is no number": (
-        lambda: behind_the_convolution(NODE("Clip", ["c", "low"], ["r"]), low=np.array(np.nan, np.float32)), "nan: not a finite",
+        lambda: behind_the_convolution(NODE("Clip", ["c", "low"], ["r"]), low=np.array(np.nan, np.float32)),
+        "nan: not a finite",
     ),
     "a sum with infinity": (
-        lambda: behind_the_convolution(NODE("Add", ["c", "far"], ["r"]), far=np.array(np.inf, np.float32)), "inf: not a finite",
+        lambda: behind_the_convolution(NODE("Add", ["c", "far"], ["r"]), far=np.array(np.inf, np.float32)),
+        "inf: not a finite",
     ),
     # constants that would be computed
     "2^40 ones": (lambda: big_constant("ConstantOfShape", [2**20, 2**20]), "computes 1,099,511,627,776 constant values"),
-    "expanded to 2^40": (lambda: big_constant("Expand", np.float32(1), [2**20, 2**20]), "computes 1,099,511,627,776 constant values"),
+    "expanded to 2^40": (
+        lambda: big_constant("Expand", np.float32(1), [2**20, 2**20]),
+        "computes 1,099,511,627,776 constant values",
+    ),
     "2^40 random numbers": (lambda: big_constant("RandomNormal", shape=[2**20, 2**20]), "more than a classifier"),
     "a range of 2^40": (lambda: big_constant("Range", np.int64(0), np.int64(2**40), np.int64(1)), "computes|not valid"),
     "tiled to 2^40": (lambda: big_constant("Tile", np.ones((1, 1), np.float32), [2**20, 2**20]), "computes"),
     "a division by zero": (
         lambda: behind_the_convolution(
-            NODE("Div", ["one", "none"], ["k"]), NODE("Mul", ["c", "k"], ["r"]), one=np.ones((4, 1, 1), np.float32),
+            NODE("Div", ["one", "none"], ["k"]),
+            NODE("Mul", ["c", "k"], ["r"]),
+            one=np.ones((4, 1, 1), np.float32),
             none=np.zeros((4, 1, 1), np.float32),
-        ), "not finite",
+        ),
+        "not finite",
     ),
     "no convolution": (
-        lambda: small_model([NODE("GlobalAveragePool", ["x"], ["g"]), NODE("Flatten", ["g"], ["y"])], {}), "has no convolution",
+        lambda: small_model([NODE("GlobalAveragePool", ["x"], ["g"]), NODE("Flatten", ["g"], ["y"])], {}),
+        "has no convolution",
     ),
     "an output that ignores the image": (
-        lambda: small_model([*small_nodes()[:-1], NODE("Identity", ["d"], ["y"])]), "does not depend on its input",
+        lambda: small_model([*small_nodes()[:-1], NODE("Identity", ["d"], ["y"])]),
+        "does not depend on its input",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -290,9 +324,11 @@ def test_other_floats_are_computed_as_float32(tmp_path, dtype):
 def test_casts_to_float16_within_a_network_are_float32(tmp_path):
     half = WEIGHT.astype(np.float16)
     nodes = [
-        NODE("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16), NODE("Conv", ["x16", "w"], ["c16"]),
-        NODE("Cast", ["c16"], ["c"], to=TensorProto.FLOAT), *small_nodes()[1:],
-    ]  # fmt: skip
+        NODE("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16),
+        NODE("Conv", ["x16", "w"], ["c16"]),
+        NODE("Cast", ["c16"], ["c"], to=TensorProto.FLOAT),
+        *small_nodes()[1:],
+    ]
     found = answer(saved(tmp_path, small_model(nodes, {"w": half, "d": DENSE})))
     expected = answer(saved(tmp_path, small_model(tensors={"w": half.astype(np.float32), "d": DENSE}), "usual.onnx"))
     np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-6)

@@ -109,7 +109,8 @@ BAD = {
         "of no values": (of_compact(FIRST[:0]), "is empty"),
         "beyond float32": (of_compact(FIRST.astype(np.float64) * 1e300), "not finite"),
         "a type that nobody has": (
-            with_header(b'{"w":{"dtype":"F7","shape":[1],"data_offsets":[0,1]}}', b"x"), "cannot read weights"
+            with_header(b'{"w":{"dtype":"F7","shape":[1],"data_offsets":[0,1]}}', b"x"),
+            "cannot read weights",
         ),
         "float8": (with_header(b'{"w":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}', bytes(8)), "holds F8_E4M3"),
         "names that are no JSON": (named("{oops"), "class names"),
@@ -153,7 +154,10 @@ BAD = {
         "a bomb": (archive(("x/data.pkl", bytes(50_000_000)), ("x/version", b"3")), "would unpack to"),
         "another's": (pth({"a": torch.ones(2)}), "not VGG16 weights"),
         "NaN": (pth({k: torch.from_numpy(np.array(v)) for k, v in compact(**{NAME: nan_like(FIRST)}).items()}), "not finite"),
-        "of before archives, cut off": (pth({"a": torch.ones(9)}, _use_new_zipfile_serialization=False)[:-8], "cannot read weights"),
+        "of before archives, cut off": (
+            pth({"a": torch.ones(9)}, _use_new_zipfile_serialization=False)[:-8],
+            "cannot read weights",
+        ),
     },
     ".net": {
         "empty": (b"", "is empty"),
@@ -164,7 +168,7 @@ BAD = {
         "git lfs pointer": (LFS, "Git LFS pointer"),
     },
     ".caffemodel": {"of Caffe": (b"\x0a\x00", "unknown format '.caffemodel'")},
-}  # fmt: skip
+}
 KINDS = [(ending, kind) for ending, kinds in BAD.items() for kind in kinds]
 
 
@@ -188,9 +192,12 @@ def test_sound_weights_of_every_format_load(tmp_path):
     tensors = {name: torch.from_numpy(value.copy()) for name, value in weights.items()}
     halves = {name: value.astype(np.float16) for name, value in weights.items()}
     for name, content in (
-        ("a.safetensors", save(weights)), ("a.npz", npz(**weights)), ("b.npz", npz(np.savez_compressed, **weights)),
-        ("a.pth", pth(tensors)), ("b.pth", pth(tensors, _use_new_zipfile_serialization=False)),
-    ):  # fmt: skip
+        ("a.safetensors", save(weights)),
+        ("a.npz", npz(**weights)),
+        ("b.npz", npz(np.savez_compressed, **weights)),
+        ("a.pth", pth(tensors)),
+        ("b.pth", pth(tensors, _use_new_zipfile_serialization=False)),
+    ):
         found = load_classifier("compact", str(written(tmp_path / name, content)), 64)
         assert found.digest == load_classifier("compact", str(written(tmp_path / "a.safetensors", save(weights))), 64).digest
     assert load(written(tmp_path / "h.safetensors", save(halves)))

@@ -15,13 +15,25 @@ IMAGE = np.zeros((40, 48, 3), np.uint8)
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (None, "got NoneType"), ("cat.jpg", "got str"), (7, "got int"), ([[0, 0, 0]], "got list"), (b"jpeg", "got bytes"),
-        (IMAGE.astype(np.float32), "float32"), (IMAGE.astype(np.int64), "int64"), (IMAGE.astype(object), "object"),
-        (IMAGE > 0, "bool"), (IMAGE[:, :, 0], r"\[40, 48\]"), (IMAGE[:, :, :1], r"\[40, 48, 1\]"),
-        (np.zeros((40, 48, 4), np.uint8), r"\[40, 48, 4\]"), (IMAGE[None], r"\[1, 40, 48, 3\]"),
-        (IMAGE[:0], r"\[0, 48, 3\]"), (IMAGE[:, :0], r"\[40, 0, 3\]"), (IMAGE[:4], "48x4 pixels"), (np.uint8(3), "got uint8"),
+        (None, "got NoneType"),
+        ("cat.jpg", "got str"),
+        (7, "got int"),
+        ([[0, 0, 0]], "got list"),
+        (b"jpeg", "got bytes"),
+        (IMAGE.astype(np.float32), "float32"),
+        (IMAGE.astype(np.int64), "int64"),
+        (IMAGE.astype(object), "object"),
+        (IMAGE > 0, "bool"),
+        (IMAGE[:, :, 0], r"\[40, 48\]"),
+        (IMAGE[:, :, :1], r"\[40, 48, 1\]"),
+        (np.zeros((40, 48, 4), np.uint8), r"\[40, 48, 4\]"),
+        (IMAGE[None], r"\[1, 40, 48, 3\]"),
+        (IMAGE[:0], r"\[0, 48, 3\]"),
+        (IMAGE[:, :0], r"\[40, 0, 3\]"),
+        (IMAGE[:4], "48x4 pixels"),
+        (np.uint8(3), "got uint8"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_image_is_named(tiny_localizer, image, words):
     with pytest.raises(InputError, match=words):
         tiny_localizer.localize([image])

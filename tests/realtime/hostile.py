@@ -202,4 +202,4 @@ ARCHIVES: dict[str, Callable[[Path], None]] = {
     "member_hole.tar": _hole(2**32, _tar_of_size(2**32 - 4096)),
     "sparse.tar": _sparse_tar,
     "directory_hole.zip": _hole(2**32, b"PK\x05\x06"),
-}  # fmt: skip
+}

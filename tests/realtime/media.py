@@ -24,9 +24,16 @@ def picture(index: int, width: int = 128, height: int = 96) -> np.ndarray:
 
 
 def write_video(
-    path: Path, frames: int = 12, *, pts: list[int] | None = None, time_base: Fraction = Fraction(1, 25), codec: str = "libx264",
-    width: int = 128, height: int = 96, rotation: int = 0,
-) -> Path:  # fmt: skip
+    path: Path,
+    frames: int = 12,
+    *,
+    pts: list[int] | None = None,
+    time_base: Fraction = Fraction(1, 25),
+    codec: str = "libx264",
+    width: int = 128,
+    height: int = 96,
+    rotation: int = 0,
+) -> Path:
     """A video with exactly the given timestamps (in units of ``time_base``)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)

@@ -158,9 +158,13 @@ def test_jitter_is_calmed_more_with_strength_and_a_fast_box_is_followed():
 
 @pytest.mark.parametrize(
     ("second", "pts_s", "size"),
-    [((250.0, 10.0, 310.0, 60.0), 0.04, (320, 240)), ((50.0, 40.0, 210.0, 180.0), 5.0, (320, 240)),
-     ((50.0, 40.0, 210.0, 180.0), 0.0, (320, 240)), ((50.0, 40.0, 210.0, 180.0), 0.04, (640, 480))],
-)  # fmt: skip
+    [
+        ((250.0, 10.0, 310.0, 60.0), 0.04, (320, 240)),
+        ((50.0, 40.0, 210.0, 180.0), 5.0, (320, 240)),
+        ((50.0, 40.0, 210.0, 180.0), 0.0, (320, 240)),
+        ((50.0, 40.0, 210.0, 180.0), 0.04, (640, 480)),
+    ],
+)
 def test_it_begins_anew_for_another_object_after_a_pause_when_time_goes_back_and_for_another_size(second, pts_s, size):
     smoother = BoxSmoother()
     smoother.smoothed(found(), 0.0, 320, 240, 1.0)

@@ -110,9 +110,10 @@ def test_large_videos_are_scaled_as_a_whole():
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
-    suffix=st.sampled_from(hostile.SUFFIXES), changes=st.lists(st.tuples(st.integers(0, 63), st.integers(0, 255)), max_size=6),
+    suffix=st.sampled_from(hostile.SUFFIXES),
+    changes=st.lists(st.tuples(st.integers(0, 63), st.integers(0, 255)), max_size=6),
     length=st.integers(0, 400),
-)  # fmt: skip
+)
 def test_any_change_of_an_images_header_gives_an_image_or_is_refused(suffix, changes, length):
     content = bytearray(hostile.encoded(suffix))
     for place, value in changes:

@@ -38,9 +38,27 @@ def test_every_frame_is_localized_drawn_and_written_once_in_order(localizer, tmp
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["frame"] for row in rows] == list(range(8))
     required = {
-        "source", "frame", "pts_s", "captured_ns", "outcome", "cause", "class_id", "class_name", "score",
-        "x0", "y0", "x1", "y1", "read_ms", "wait_ms", "prepare_ms", "engine_ms", "draw_ms", "write_ms", "total_ms",
-    }  # fmt: skip
+        "source",
+        "frame",
+        "pts_s",
+        "captured_ns",
+        "outcome",
+        "cause",
+        "class_id",
+        "class_name",
+        "score",
+        "x0",
+        "y0",
+        "x1",
+        "y1",
+        "read_ms",
+        "wait_ms",
+        "prepare_ms",
+        "engine_ms",
+        "draw_ms",
+        "write_ms",
+        "total_ms",
+    }
     for row in rows:
         assert required <= set(row)
         parts = sum(row[f"{stage}_ms"] for stage in ("read", "wait", "prepare", "engine", "draw", "write"))

@@ -11,9 +11,11 @@ from tests.realtime.media import web_server, write_video
 
 SECRETS = ("hunter2", "hunter3", "hunter4", "hunter5")
 DEAD = [
-    "http://127.0.0.1:9/cgi?user=admin&pwd=hunter2", "http://127.0.0.1:9/user=admin&password=hunter3&channel=1",
-    "rtsp://admin:hunter4@127.0.0.1:9/live", f"http://127.0.0.1:9/?to={quote('rtsp://a:hunter5@camera/1', safe='')}",
-]  # fmt: skip
+    "http://127.0.0.1:9/cgi?user=admin&pwd=hunter2",
+    "http://127.0.0.1:9/user=admin&password=hunter3&channel=1",
+    "rtsp://admin:hunter4@127.0.0.1:9/live",
+    f"http://127.0.0.1:9/?to={quote('rtsp://a:hunter5@camera/1', safe='')}",
+]
 
 
 def assert_no_secret(folder, *texts):
@@ -64,9 +66,23 @@ def test_a_camera_that_answers(tmp_path):
         viewer = threading.Thread(target=look)
         viewer.start()
         run = process(
-            "stream", *sources, "--no-window", "--web", ports["state"], "--metrics", ports["metrics"], "--record", made / "cam.mp4",
-            "--log", made / "l.jsonl", "--trace", made / "t.json", "--json", "--size", "64",
-        )  # fmt: skip
+            "stream",
+            *sources,
+            "--no-window",
+            "--web",
+            ports["state"],
+            "--metrics",
+            ports["metrics"],
+            "--record",
+            made / "cam.mp4",
+            "--log",
+            made / "l.jsonl",
+            "--trace",
+            made / "t.json",
+            "--json",
+            "--size",
+            "64",
+        )
         viewer.join()
         batch = command("batch", sources[0], "--out", made / "out", "--json")
     assert run.returncode == 0, run.stderr

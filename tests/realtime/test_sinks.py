@@ -119,8 +119,14 @@ def test_the_log_lists_detections_only_where_they_are_several():
     two = FrameRecord(frame, found=replace(found, detections=(one, replace(one, class_index=1, class_name="b")))).row()
     assert [each["class_name"] for each in two["detections"]] == ["a", "b"]
     assert two["detections"][0] == {
-        "class_id": 0, "class_name": "a", "score": 0.25, "x0": 1.0, "y0": 2.0, "x1": 3.0, "y1": 4.0,
-    }  # fmt: skip
+        "class_id": 0,
+        "class_name": "a",
+        "score": 0.25,
+        "x0": 1.0,
+        "y0": 2.0,
+        "x1": 3.0,
+        "y1": 4.0,
+    }
     assert (two["x0"], two["score"]) == (1.0, 0.5)
 
 

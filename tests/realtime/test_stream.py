@@ -47,9 +47,23 @@ def running(folder, *more):
     """The program on an endless source, recording, when it has run for some seconds."""
     log = folder / "log.jsonl"
     command = [
-        "stream", "demo:100000", "--no-window", "--model", "compact", "--weights", "random", "--size", "64", "--log", log,
-        "--record", folder / "r.mp4", "--trace", folder / "trace.json", *more,
-    ]  # fmt: skip
+        "stream",
+        "demo:100000",
+        "--no-window",
+        "--model",
+        "compact",
+        "--weights",
+        "random",
+        "--size",
+        "64",
+        "--log",
+        log,
+        "--record",
+        folder / "r.mp4",
+        "--trace",
+        folder / "trace.json",
+        *more,
+    ]
     process = subprocess.Popen(
         [sys.executable, "cli.py", *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -83,9 +97,23 @@ def test_a_run_that_is_killed_leaves_all_but_the_last_second(tmp_path):
     assert len(events_of(tmp_path / "trace.json")) > 6 * (len(shown) - 5), "six stages of every frame but the last"
     if shutil.which("ffprobe"):
         found = subprocess.run(
-            ["ffprobe", "-v", "error", "-count_frames", "-select_streams", "v", "-show_entries", "stream=nb_read_frames", "-of",
-             "csv=p=0", str(tmp_path / "r.mp4")], capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            [
+                "ffprobe",
+                "-v",
+                "error",
+                "-count_frames",
+                "-select_streams",
+                "v",
+                "-show_entries",
+                "stream=nb_read_frames",
+                "-of",
+                "csv=p=0",
+                str(tmp_path / "r.mp4"),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert found.stderr == ""
         assert int(found.stdout.strip().strip(",")) == len(times_s)
 

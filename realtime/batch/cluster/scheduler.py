@@ -148,8 +148,9 @@ class Crew:
             self.opened = opened
             self.console.print(
                 f"workers: {opened.backend} {opened.precision} at {opened.size_px} px, the first on {opened.device}",
-                style="dim", soft_wrap=True,
-            )  # fmt: skip
+                style="dim",
+                soft_wrap=True,
+            )
         if opened.settings_digest != self.opened.settings_digest:
             self._refuse(hand, f"it would give other results ({opened.backend} {opened.precision} on {opened.device})")
             return
@@ -232,9 +233,14 @@ TICK_S = 1.0
 
 
 def process_across(
-    specs: Sequence[str], out: str, cluster: Cluster, console: Console, settings: Settings = Settings(),
-    most: int | None = None, inputs: Sequence[str | Path] = (),
-) -> list[Summary]:  # fmt: skip
+    specs: Sequence[str],
+    out: str,
+    cluster: Cluster,
+    console: Console,
+    settings: Settings = Settings(),
+    most: int | None = None,
+    inputs: Sequence[str | Path] = (),
+) -> list[Summary]:
     """Localize every frame of all sources; results, errors and resuming as in ``realtime.batch.run.process_all``.
 
     Args:
@@ -274,7 +280,7 @@ class _Across:
 
     def __init__(
         self, specs: Sequence[str], store: Store, naming: Naming, crew: Crew, console: Console, settings: Settings
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._crew, self._console, self._settings = store, crew, console, settings
         self._sources = [Source(*item) for item in zip(range(len(specs)), specs, names_of(specs), strict=True)]
         self._fresh, self._open = deque(self._sources), list[Source]()
@@ -372,7 +378,7 @@ class _Across:
         where = source.spec if source.ident else place_of(source.spec)
         found = self._naming.job(
             source.spec, endings(self._settings).values(), digest, self._crew.opened.settings_digest, where
-        )  # fmt: skip
+        )
         source.job = source.lock.enter_context(self._naming.holding(found))
         if source.job.summary is not None:
             self._finish(source, {**source.job.summary, "skipped": True})

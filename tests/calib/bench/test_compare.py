@@ -20,10 +20,15 @@ def saved(path, scale=1.0, windows=(0.99, 1.0, 1.01), **changed):
 
     peers_rows = [row("Sightline bf16", 8.0 * scale), row("torch eager forward only", 9.0)]
     bench_of = {
-        "fps": 100 / scale, "latency_ms": {"p50": 10 * scale}, "machine": "m", "engine": "e", "source": "s", "peers": peers_rows,
+        "fps": 100 / scale,
+        "latency_ms": {"p50": 10 * scale},
+        "machine": "m",
+        "engine": "e",
+        "source": "s",
+        "peers": peers_rows,
         "windows": {name: [10 * scale * share for share in windows] for name in ("ms_per_frame", "latency_ms")},
         "engines": [{"engine": "compact at 128 px", "peers": peers_rows}],
-    }  # fmt: skip
+    }
     path.write_text(json.dumps({**bench_of, **changed}))
     return path
 

@@ -46,8 +46,9 @@ def test_calls_are_told_in_trtexec_s_words(gpu, monkeypatch, tmp_path):
         assert times["calls"] >= 3
     assert [row["name"] for row in engine["peers"]] == ["Sightline tensorrt fp32", "TensorRT fp32 forward only"]
     assert {row["name"] for row in engine["not_available"]} == {
-        "torch eager fp32 forward + autograd", "torch eager fp16 forward + autograd",
-    }  # fmt: skip
+        "torch eager fp32 forward + autograd",
+        "torch eager fp16 forward + autograd",
+    }
     assert "roofline" not in found
     console = Console(width=160)
     with console.capture() as captured:

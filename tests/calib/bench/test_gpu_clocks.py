@@ -27,12 +27,21 @@ def library(clocks_mhz, reasons):
 
     constants = {name: 1 << bit for bit, name in enumerate(REASONS)}
     return SimpleNamespace(
-        NVMLError=Refused, NVML_CLOCK_SM="sm", NVML_CLOCK_MEM="memory", NVML_TEMPERATURE_GPU=0, state=state,
-        nvmlInit=lambda: state.update(open=state["open"] + 1), nvmlShutdown=lambda: state.update(open=state["open"] - 1),
-        nvmlDeviceGetHandleByIndex=lambda index: index, nvmlDeviceGetMaxClockInfo=lambda *_: 1980,
-        nvmlDeviceGetClockInfo=clock, nvmlDeviceGetTemperature=lambda *_: 61, nvmlDeviceGetPowerUsage=lambda _: 412_345,
-        nvmlDeviceGetCurrentClocksEventReasons=cause, **constants,
-    )  # fmt: skip
+        NVMLError=Refused,
+        NVML_CLOCK_SM="sm",
+        NVML_CLOCK_MEM="memory",
+        NVML_TEMPERATURE_GPU=0,
+        state=state,
+        nvmlInit=lambda: state.update(open=state["open"] + 1),
+        nvmlShutdown=lambda: state.update(open=state["open"] - 1),
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMaxClockInfo=lambda *_: 1980,
+        nvmlDeviceGetClockInfo=clock,
+        nvmlDeviceGetTemperature=lambda *_: 61,
+        nvmlDeviceGetPowerUsage=lambda _: 412_345,
+        nvmlDeviceGetCurrentClocksEventReasons=cause,
+        **constants,
+    )
 
 
 def test_clocks_and_what_held_them_back(monkeypatch):

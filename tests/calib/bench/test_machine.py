@@ -44,9 +44,11 @@ def test_multiply_adds_by_hand(node, shapes, expected):
 def test_a_small_graph_by_hand():
     """3 x 3 convolution of 2 to 4 channels on 6 x 6 without padding, ReLU, product with 64 x 5."""
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("Flatten", ["r"], ["f"]), helper.make_node("Gemm", ["f", "m"], ["y"]),
-    ]  # fmt: skip
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Flatten", ["r"], ["f"]),
+        helper.make_node("Gemm", ["f", "m"], ["y"]),
+    ]
     weights = [
         helper.make_tensor(name, TensorProto.FLOAT, dims, np.zeros(np.prod(dims)))
         for name, dims in (("w", (4, 2, 3, 3)), ("m", (64, 5)))

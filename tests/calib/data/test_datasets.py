@@ -82,10 +82,15 @@ def test_boxes_that_reach_slightly_beyond_their_image_are_cut_to_it_and_this_is_
 @pytest.mark.parametrize(
     ("layout", "groups"),
     [
-        (csv, {"a.png", "b.png"}), (voc, {"a.png", "b.png"}), (frames_csv, {"more"}), (otb, {"set"}), (vot, {"clip"}),
-        (otb_native, {"Jogging"}), (vot_native, {"bag"}),
+        (csv, {"a.png", "b.png"}),
+        (voc, {"a.png", "b.png"}),
+        (frames_csv, {"more"}),
+        (otb, {"set"}),
+        (vot, {"clip"}),
+        (otb_native, {"Jogging"}),
+        (vot_native, {"bag"}),
     ],
-)  # fmt: skip
+)
 def test_frames_of_a_sequence_are_one_group_and_photos_their_own(tmp_path, layout, groups):
     assert {sample.group for sample in load_dataset(layout(tmp_path))} == groups
 
@@ -207,11 +212,15 @@ def test_the_raccoon_table_and_its_xml_agree(data):
 @pytest.mark.parametrize(
     ("name", "boxes"),
     [
-        ("tiny_imagenet_200/val.csv", 10_000), ("animal_pose_voc/test.csv", 789), ("raccoon/annotations.tar", 217),
-        ("coco128/train2017_boxes.csv", 929), ("davis/dog_boxes.csv", 60), ("otb/MotorRolling_groundtruth_rect.txt", 164),
+        ("tiny_imagenet_200/val.csv", 10_000),
+        ("animal_pose_voc/test.csv", 789),
+        ("raccoon/annotations.tar", 217),
+        ("coco128/train2017_boxes.csv", 929),
+        ("davis/dog_boxes.csv", 60),
+        ("otb/MotorRolling_groundtruth_rect.txt", 164),
         ("videos/bag_groundtruth.txt", 196),
     ],
-)  # fmt: skip
+)
 def test_no_box_of_a_real_set_is_refused(data, name, boxes):
     samples = load_dataset(data / name)
     for sample in samples[:: max(1, len(samples) // 200)]:

@@ -23,23 +23,42 @@ def rows(header, row):
 
 
 TABLES = {
-    "semicolons": PLAIN.replace(",", ";"), "tabs": PLAIN.replace(",", "\t"), "pipes": PLAIN.replace(",", "|"), "spaces": PLAIN.replace(",", ", "),
-    "commas at the end": PLAIN.replace("\n", ",\n"), "commas at the end of rows": "file,class,x0,y0,x1,y1\n" + ROWS.replace("\n", ",,\n"),
-    "quoted": PLAIN.replace("cat", '"cat"').replace("a.png", '"a.png"'), "capitals": PLAIN.replace("file,class,x0,y0", "FileName,Class,X0,Y0"),
-    "excel": "sep=;\r\n" + PLAIN.replace(",", ";").replace("\n", "\r\n"), "carriage returns": PLAIN.replace("\n", "\r"), "empty lines": PLAIN.replace("\n", "\n\n"),
-    "decimal commas": PLAIN.replace(",", ";").replace("10;", "10,0;"), "a comment": "# " + PLAIN,
-    "corners": rows("image,x1,y1,x2,y2,label", "IMAGE.png,10,20,40,60,cat"), "sides": rows("path;left;top;right;bottom;category", "IMAGE.png;10;20;40;60;cat"),
+    "semicolons": PLAIN.replace(",", ";"),
+    "tabs": PLAIN.replace(",", "\t"),
+    "pipes": PLAIN.replace(",", "|"),
+    "spaces": PLAIN.replace(",", ", "),
+    "commas at the end": PLAIN.replace("\n", ",\n"),
+    "commas at the end of rows": "file,class,x0,y0,x1,y1\n" + ROWS.replace("\n", ",,\n"),
+    "quoted": PLAIN.replace("cat", '"cat"').replace("a.png", '"a.png"'),
+    "capitals": PLAIN.replace("file,class,x0,y0", "FileName,Class,X0,Y0"),
+    "excel": "sep=;\r\n" + PLAIN.replace(",", ";").replace("\n", "\r\n"),
+    "carriage returns": PLAIN.replace("\n", "\r"),
+    "empty lines": PLAIN.replace("\n", "\n\n"),
+    "decimal commas": PLAIN.replace(",", ";").replace("10;", "10,0;"),
+    "a comment": "# " + PLAIN,
+    "corners": rows("image,x1,y1,x2,y2,label", "IMAGE.png,10,20,40,60,cat"),
+    "sides": rows("path;left;top;right;bottom;category", "IMAGE.png;10;20;40;60;cat"),
     "tensorflow": rows("filename,width,height,class,xmin,ymin,xmax,ymax", "IMAGE.png,128,96,cat,11,21,40,60"),
-    "size": rows("image_id,label,x,y,w,h", "IMAGE,cat,10,20,30,40"), "long size": rows("Image Name,Label Name,bbox_x,bbox_y,bbox_width,bbox_height", "IMAGE.png,cat,10,20,30,40"),
-    "centre": rows("file_name,name,cx,cy,w,h", "IMAGE.png,cat,25,40,30,40"), "one column": rows("image_id,width,height,bbox,class", 'IMAGE,128,96,"[10.0, 20, 30.0, 40]",cat'),
-    "open images": rows("ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded", f"IMAGE,x,cat,1,{10 / 128},{40 / 128},{20 / 96},{60 / 96},0"),
+    "size": rows("image_id,label,x,y,w,h", "IMAGE,cat,10,20,30,40"),
+    "long size": rows("Image Name,Label Name,bbox_x,bbox_y,bbox_width,bbox_height", "IMAGE.png,cat,10,20,30,40"),
+    "centre": rows("file_name,name,cx,cy,w,h", "IMAGE.png,cat,25,40,30,40"),
+    "one column": rows("image_id,width,height,bbox,class", 'IMAGE,128,96,"[10.0, 20, 30.0, 40]",cat'),
+    "open images": rows(
+        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded",
+        f"IMAGE,x,cat,1,{10 / 128},{40 / 128},{20 / 96},{60 / 96},0",
+    ),
     "fractions": rows("file,class,x0,y0,x1,y1", f"IMAGE.png,cat,{10 / 128},{20 / 96},{40 / 128},{60 / 96}"),
-    "retinanet": rows("", "IMAGE.png,10,20,40,60,cat").lstrip(), "retinanet, first empty": "c.png,,,,,\n" + rows("", "IMAGE.png,10,20,40,60,cat").lstrip(),
-    "no names": rows("", "IMAGE.png;cat;10;20;40;60").lstrip(), "class numbers": rows("", "IMAGE.png,10,20,40,60,3").lstrip(),
-    "makesense": rows("", "cat,10,20,30,40,IMAGE.png,128,96").lstrip(), "spaces only": rows("", "IMAGE.png 10 20 40 60 cat").lstrip(),
-    "via": rows("filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes",
-                'IMAGE.png,1,"{}",1,0,"{""name"":""rect"",""x"":10,""y"":20,""width"":30,""height"":40}","{""class"":""cat""}"'),
-}  # fmt: skip
+    "retinanet": rows("", "IMAGE.png,10,20,40,60,cat").lstrip(),
+    "retinanet, first empty": "c.png,,,,,\n" + rows("", "IMAGE.png,10,20,40,60,cat").lstrip(),
+    "no names": rows("", "IMAGE.png;cat;10;20;40;60").lstrip(),
+    "class numbers": rows("", "IMAGE.png,10,20,40,60,3").lstrip(),
+    "makesense": rows("", "cat,10,20,30,40,IMAGE.png,128,96").lstrip(),
+    "spaces only": rows("", "IMAGE.png 10 20 40 60 cat").lstrip(),
+    "via": rows(
+        "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes",
+        'IMAGE.png,1,"{}",1,0,"{""name"":""rect"",""x"":10,""y"":20,""width"":30,""height"":40}","{""class"":""cat""}"',
+    ),
+}
 UNSAID = {
     "semicolons",
     "tabs",
@@ -112,8 +131,11 @@ def runs_as_text(runs):
 
 RUNS = [10 * 96 + 20, 40, *[56, 40] * 29, 96 * 88 + 36]
 SHAPES = [
-    [[10, 20, 40, 20, 40, 60, 10, 60]], [10, 20, 40, 60], {"size": [96, 128], "counts": RUNS}, {"size": [96, 128], "counts": runs_as_text(RUNS)},
-]  # fmt: skip
+    [[10, 20, 40, 20, 40, 60, 10, 60]],
+    [10, 20, 40, 60],
+    {"size": [96, 128], "counts": RUNS},
+    {"size": [96, 128], "counts": runs_as_text(RUNS)},
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -177,14 +199,26 @@ def test_json_with_a_mark(tmp_path, encoding):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda text: text.replace("<width>128", "<width>128.0"), lambda text: text.replace(SIZE, "<size><width>x</width></size>"), lambda text: "\n " + text,
-        lambda text: text.replace("<annotation>", '<annotation xmlns="http://example.com/voc" verified="yes">'), lambda text: text.replace("<annotation>", "<?xml version='1.0'?><annotation>"),
-        lambda text: text.replace("annotation>", "Annotation>").replace("bndbox", "BndBox"), lambda text: text.replace("xmin", "x_min"),
-        lambda text: text.replace("<bndbox><xmin>11</xmin><ymin>21</ymin><xmax>40</xmax><ymax>60</ymax></bndbox>", "<robndbox><cx>25</cx><cy>40</cy><w>40</w><h>30</h><angle>1.5707963267948966</angle></robndbox>"),
-        lambda text: text.replace("<bndbox><xmin>11</xmin><ymin>21</ymin><xmax>40</xmax><ymax>60</ymax></bndbox>", "<polygon><pt><x>10</x><y>20</y></pt><pt><x>40</x><y>60</y></pt></polygon>"),
-        lambda text: text.replace("11</xmin><ymin>21", f"{10 / 128}</xmin><ymin>{20 / 96}").replace("40</xmax><ymax>60", f"{40 / 128}</xmax><ymax>{60 / 96}"),
+        lambda text: text.replace("<width>128", "<width>128.0"),
+        lambda text: text.replace(SIZE, "<size><width>x</width></size>"),
+        lambda text: "\n " + text,
+        lambda text: text.replace("<annotation>", '<annotation xmlns="http://example.com/voc" verified="yes">'),
+        lambda text: text.replace("<annotation>", "<?xml version='1.0'?><annotation>"),
+        lambda text: text.replace("annotation>", "Annotation>").replace("bndbox", "BndBox"),
+        lambda text: text.replace("xmin", "x_min"),
+        lambda text: text.replace(
+            "<bndbox><xmin>11</xmin><ymin>21</ymin><xmax>40</xmax><ymax>60</ymax></bndbox>",
+            "<robndbox><cx>25</cx><cy>40</cy><w>40</w><h>30</h><angle>1.5707963267948966</angle></robndbox>",
+        ),
+        lambda text: text.replace(
+            "<bndbox><xmin>11</xmin><ymin>21</ymin><xmax>40</xmax><ymax>60</ymax></bndbox>",
+            "<polygon><pt><x>10</x><y>20</y></pt><pt><x>40</x><y>60</y></pt></polygon>",
+        ),
+        lambda text: text.replace("11</xmin><ymin>21", f"{10 / 128}</xmin><ymin>{20 / 96}").replace(
+            "40</xmax><ymax>60", f"{40 / 128}</xmax><ymax>{60 / 96}"
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_spellings_of_xml(tmp_path, change, encoding):
     labels = voc(tmp_path)
@@ -294,21 +328,76 @@ def tools(name):
     """One image's labels as the tool writes them."""
     corners = {"x": 10, "y": 20, "width": 30, "height": 40}
     return {
-        "labelme.json": {"shapes": [{"label": "cat", "points": [[40, 20], [10, 60]], "shape_type": "rectangle"}], "imagePath": f"..\\images\\{name}", "imageHeight": 96, "imageWidth": 128},
-        "polygon.json": {"shapes": [{"label": "cat", "points": [[10, 20], [40, 20], [25, 60]]}, {"label": "x", "points": [[1, 1]], "shape_type": "point"}], "imagePath": name},
-        "studio.json": [{"id": 1, "data": {"picture": f"/data/upload/1/0a1b2c3d-{name}"}, "annotations": [{"was_cancelled": True}, {"result": [{"type": "choices", "value": {"choices": ["x"]}}, {"value": STUDIO, **OF}]}]}],
-        "turned.json": [{"data": {"image": f"/data/local-files/?d=some/{name}"}, "annotations": [{"result": [{"value": TURNED, **OF}]}]}],
+        "labelme.json": {
+            "shapes": [{"label": "cat", "points": [[40, 20], [10, 60]], "shape_type": "rectangle"}],
+            "imagePath": f"..\\images\\{name}",
+            "imageHeight": 96,
+            "imageWidth": 128,
+        },
+        "polygon.json": {
+            "shapes": [
+                {"label": "cat", "points": [[10, 20], [40, 20], [25, 60]]},
+                {"label": "x", "points": [[1, 1]], "shape_type": "point"},
+            ],
+            "imagePath": name,
+        },
+        "studio.json": [
+            {
+                "id": 1,
+                "data": {"picture": f"/data/upload/1/0a1b2c3d-{name}"},
+                "annotations": [
+                    {"was_cancelled": True},
+                    {"result": [{"type": "choices", "value": {"choices": ["x"]}}, {"value": STUDIO, **OF}]},
+                ],
+            }
+        ],
+        "turned.json": [
+            {"data": {"image": f"/data/local-files/?d=some/{name}"}, "annotations": [{"result": [{"value": TURNED, **OF}]}]}
+        ],
         "min.json": [{"image": f"http://localhost:8080/data/{name}?x=1", "id": 1, "boxes": [{**STUDIO, **OF}]}],
-        "via.json": {"x": {"filename": name, "size": 1, "regions": [{"shape_attributes": {"name": "rect", **corners}, "region_attributes": {"type": "cat"}}]}},
-        "project.json": {"_via_img_metadata": {"x": {"filename": name, "regions": {"0": {"shape_attributes": {"name": "polygon", "all_points_x": [10, 40], "all_points_y": [20, 60]}, "region_attributes": {"a": {"cat": True}}}}}}},
-        "createml.json": [{"image": name, "annotations": [{"label": "cat", "coordinates": {"x": 25, "y": 40, "width": 30, "height": 40}}]}],
-        "bdd.json": [{"name": name, "labels": [{"category": "cat", "box2d": {"x1": 10, "y1": 20, "x2": 40, "y2": 60}}, {"category": "lane", "poly2d": []}]}],
-        f"{name}.json": {"size": {"width": 128, "height": 96}, "objects": [{"classTitle": "cat", "geometryType": "rectangle", "points": {"exterior": [[10, 20], [40, 60]], "interior": []}}]},
+        "via.json": {
+            "x": {
+                "filename": name,
+                "size": 1,
+                "regions": [{"shape_attributes": {"name": "rect", **corners}, "region_attributes": {"type": "cat"}}],
+            }
+        },
+        "project.json": {
+            "_via_img_metadata": {
+                "x": {
+                    "filename": name,
+                    "regions": {
+                        "0": {
+                            "shape_attributes": {"name": "polygon", "all_points_x": [10, 40], "all_points_y": [20, 60]},
+                            "region_attributes": {"a": {"cat": True}},
+                        }
+                    },
+                }
+            }
+        },
+        "createml.json": [
+            {"image": name, "annotations": [{"label": "cat", "coordinates": {"x": 25, "y": 40, "width": 30, "height": 40}}]}
+        ],
+        "bdd.json": [
+            {
+                "name": name,
+                "labels": [
+                    {"category": "cat", "box2d": {"x1": 10, "y1": 20, "x2": 40, "y2": 60}},
+                    {"category": "lane", "poly2d": []},
+                ],
+            }
+        ],
+        f"{name}.json": {
+            "size": {"width": 128, "height": 96},
+            "objects": [
+                {"classTitle": "cat", "geometryType": "rectangle", "points": {"exterior": [[10, 20], [40, 60]], "interior": []}}
+            ],
+        },
         "cvat.xml": f'<annotations><image id="0" name="{name}" width="128" height="96"><box label="cat" xtl="10" ytl="20" xbr="40" ybr="60"/><points label="x" points="1,2"/></image></annotations>',
         "cvat_turned.xml": f'<annotations><image name="{name}" width="128" height="96"><box label="cat" xtl="5" ytl="25" xbr="45" ybr="55" rotation="90"/></image></annotations>',
         "cvat_polygon.xml": f'<annotations><image name="{name}" width="128" height="96"><polygon label="cat" points="10,20;40,30;20,60"/></image></annotations>',
         "dlib.xml": f'<dataset><images><image file="{name}"><box top="20" left="10" width="30" height="40"><label>cat</label></box></image></images></dataset>',
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", tools("a.png"))
@@ -353,13 +442,27 @@ def test_what_is_known_but_not_read_is_named(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("images\\a.png", "images/a.png"), ("images\\1/a.png", "images/a.png"), ("C:\\Users\\me\\a.png", "images/a.png"), ("/home/me/set/a.png", "images/deep/a.png"),
-        ("http://localhost:8080/data/a.png?w=1", "images/a.png"), ("file:///home/me/a.png", "images/a.png"), ("..\\..\\x\\a.png", "images/a.png"), ("s3://bucket/x/a.png", "images/a.png"),
-        ("my%20cat.png", "images/my cat.png"), ("100%25.png", "images/100%25.png"), ("A.PNG", "images/a.png"), ("a.png", "images/A.PNG"), ("a.jpg", "images/a.png"), ("a", "images/a.png"),
-        (unicodedata.normalize("NFD", "Käse.png"), "images/" + unicodedata.normalize("NFC", "Käse.png")), (unicodedata.normalize("NFC", "Käse.png"), "images/" + unicodedata.normalize("NFD", "Käse.png")),
-        (" a.png ", "images/a.png"), ("/x/train/a.png", "images/train/a.png"), ("D:\\x\\train\\a.png", "images/a.png"),
+        ("images\\a.png", "images/a.png"),
+        ("images\\1/a.png", "images/a.png"),
+        ("C:\\Users\\me\\a.png", "images/a.png"),
+        ("/home/me/set/a.png", "images/deep/a.png"),
+        ("http://localhost:8080/data/a.png?w=1", "images/a.png"),
+        ("file:///home/me/a.png", "images/a.png"),
+        ("..\\..\\x\\a.png", "images/a.png"),
+        ("s3://bucket/x/a.png", "images/a.png"),
+        ("my%20cat.png", "images/my cat.png"),
+        ("100%25.png", "images/100%25.png"),
+        ("A.PNG", "images/a.png"),
+        ("a.png", "images/A.PNG"),
+        ("a.jpg", "images/a.png"),
+        ("a", "images/a.png"),
+        (unicodedata.normalize("NFD", "Käse.png"), "images/" + unicodedata.normalize("NFC", "Käse.png")),
+        (unicodedata.normalize("NFC", "Käse.png"), "images/" + unicodedata.normalize("NFD", "Käse.png")),
+        (" a.png ", "images/a.png"),
+        ("/x/train/a.png", "images/train/a.png"),
+        ("D:\\x\\train\\a.png", "images/a.png"),
     ],
-)  # fmt: skip
+)
 def test_images_are_found_by_the_name_that_people_mean(tmp_path, name, given):
     images((tmp_path / given).parent, [(tmp_path / given).name])
     (tmp_path / "labels.csv").write_text(PLAIN.split("a.png")[0] + f'"{name}",cat,10,20,40,60\n')

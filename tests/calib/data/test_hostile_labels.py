@@ -33,24 +33,60 @@ NUMBERS = [
     "true",
 ]
 GARBAGE = [
-    b"", b"\0", b"\0" * 5000, b"\xff\xfe", b"\xff\xfe\x00", b"\xef\xbb\xbf", b"\xfe\xff\xd8\x00", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
-    b"\x1f\x8b\x08\0\0\0", b"PK\x03\x04", b"%PDF-1.7", b"\n\n\n", b"   ", b"hello", bytes(range(256)), b"\xff\xfe\0\0" + b"\0" * 9,
+    b"",
+    b"\0",
+    b"\0" * 5000,
+    b"\xff\xfe",
+    b"\xff\xfe\x00",
+    b"\xef\xbb\xbf",
+    b"\xfe\xff\xd8\x00",
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    b"\x1f\x8b\x08\0\0\0",
+    b"PK\x03\x04",
+    b"%PDF-1.7",
+    b"\n\n\n",
+    b"   ",
+    b"hello",
+    bytes(range(256)),
+    b"\xff\xfe\0\0" + b"\0" * 9,
     random.Random(0).randbytes(20_000),
-]  # fmt: skip
+]
 TABLES = [
     *GARBAGE,
     *[HEAD + f"a.png,cat,1,2,{value},40\n".encode() for value in NUMBERS],
-    HEAD + b"a.png,cat,40,2,10,40\n", HEAD + b"a.png,cat,500,500,600,600\n", HEAD + b"a.png,cat,5,5,5,5\n", HEAD + b",cat,1,2,30,40\n",
-    HEAD + b"a.png,,1,2,30,40\n", HEAD + b"a.png\n", HEAD + b"a.png,cat,1,2,30\n", HEAD + b"a.png,cat,1,2,30,40,50,60\n",
-    HEAD + b'"a.png,cat,1,2,30,40\n', HEAD + b'a.png,"ca"t,1,2,30,40\n', HEAD + b"a\0.png,cat,1,2,30,40\n",
-    HEAD + b"../../../etc/passwd,cat,1,2,30,40\n", HEAD + b"a.png,cat," + b"1" * 200_000 + b",2,30,40\n", HEAD[:11], HEAD,
-    HEAD + b"x" * 300_000 + b",cat,1,2,30,40\n", b"file,class,x0,y0,x1\na.png,cat,1,2,3\n", b"class,x0,y0,x1,y1\ncat,1,2,30,40\n",
-    b"," * 100_000 + b"\n", b"1,2,3,4,5,6\n" * 50, b"file,bbox\na.png,[1;2;3]\n", b"file,bbox\na.png,[[[[[[\n", b"file,bbox\na.png," + b"[" * 90_000,
+    HEAD + b"a.png,cat,40,2,10,40\n",
+    HEAD + b"a.png,cat,500,500,600,600\n",
+    HEAD + b"a.png,cat,5,5,5,5\n",
+    HEAD + b",cat,1,2,30,40\n",
+    HEAD + b"a.png,,1,2,30,40\n",
+    HEAD + b"a.png\n",
+    HEAD + b"a.png,cat,1,2,30\n",
+    HEAD + b"a.png,cat,1,2,30,40,50,60\n",
+    HEAD + b'"a.png,cat,1,2,30,40\n',
+    HEAD + b'a.png,"ca"t,1,2,30,40\n',
+    HEAD + b"a\0.png,cat,1,2,30,40\n",
+    HEAD + b"../../../etc/passwd,cat,1,2,30,40\n",
+    HEAD + b"a.png,cat," + b"1" * 200_000 + b",2,30,40\n",
+    HEAD[:11],
+    HEAD,
+    HEAD + b"x" * 300_000 + b",cat,1,2,30,40\n",
+    b"file,class,x0,y0,x1\na.png,cat,1,2,3\n",
+    b"class,x0,y0,x1,y1\ncat,1,2,30,40\n",
+    b"," * 100_000 + b"\n",
+    b"1,2,3,4,5,6\n" * 50,
+    b"file,bbox\na.png,[1;2;3]\n",
+    b"file,bbox\na.png,[[[[[[\n",
+    b"file,bbox\na.png," + b"[" * 90_000,
     b"filename,region_shape_attributes,region_attributes\na.png,{,}\n",
     b"filename,region_shape_attributes,region_attributes\na.png," + b"[" * 90_000 + b",{}\n",
-    b"filename,region_shape_attributes,region_attributes\na.png,[1],{}\n", HEAD.replace(b",", b"\x01"), HEAD + b"http://[bad,cat,1,2,30,40\n",
-    HEAD + b"%zz%00.png,cat,1,2,30,40\n", HEAD + b"\\\\\\,cat,1,2,30,40\n", HEAD + b"..,cat,1,2,30,40\n", HEAD + b"a" * 5000 + b",cat,1,2,3,4\n",
-]  # fmt: skip
+    b"filename,region_shape_attributes,region_attributes\na.png,[1],{}\n",
+    HEAD.replace(b",", b"\x01"),
+    HEAD + b"http://[bad,cat,1,2,30,40\n",
+    HEAD + b"%zz%00.png,cat,1,2,30,40\n",
+    HEAD + b"\\\\\\,cat,1,2,30,40\n",
+    HEAD + b"..,cat,1,2,30,40\n",
+    HEAD + b"a" * 5000 + b",cat,1,2,3,4\n",
+]
 BAD_VALUES = [
     None,
     "",
@@ -105,7 +141,11 @@ JSONS = [
     *[of_coco(item={"category_id": value}) for value in BAD_VALUES],
     *[of_coco(image={"file_name": value}) for value in BAD_VALUES],
     *[of_coco(image={"id": value}) for value in BAD_VALUES],
-    *[of_coco(category={"name": value}) for value in BAD_VALUES if value not in ("x", -1, True, "9" * 5000, "\ud800", "\0", 10**400)],
+    *[
+        of_coco(category={"name": value})
+        for value in BAD_VALUES
+        if value not in ("x", -1, True, "9" * 5000, "\ud800", "\0", 10**400)
+    ],
     *[of_coco(whole={"images": value}) for value in BAD_VALUES],
     *[of_coco(whole={"annotations": value}) for value in BAD_VALUES],
     *[of_coco(whole={"categories": value}) for value in BAD_VALUES],
@@ -113,8 +153,22 @@ JSONS = [
     *[of_coco(item={"bbox": None, "segmentation": {"size": [96, 128], "counts": value}}) for value in BAD_VALUES],
     of_coco(item={"bbox": None, "segmentation": {"size": [0, 0], "counts": [1, 2]}}),
     of_coco(item={"bbox": None, "segmentation": {"size": [96, 128], "counts": "o" * 100_000}}),
-    b"[" * 200_000, b'{"a":' * 200_000, b"[" * 200_000 + b"]" * 200_000, b'{"images": [' + b"9" * 5000 + b"]}", b'{"images": NaN}', b"null", b"1", b'"text"',
-    of_coco()[:-20], of_coco() * 2, b'{"images": [], "annotations": []}', b"[1, 2, 3]", b"[[[]]]", b"[{}]", b"{}", b"[]",
+    b"[" * 200_000,
+    b'{"a":' * 200_000,
+    b"[" * 200_000 + b"]" * 200_000,
+    b'{"images": [' + b"9" * 5000 + b"]}",
+    b'{"images": NaN}',
+    b"null",
+    b"1",
+    b'"text"',
+    of_coco()[:-20],
+    of_coco() * 2,
+    b'{"images": [], "annotations": []}',
+    b"[1, 2, 3]",
+    b"[[[]]]",
+    b"[{}]",
+    b"{}",
+    b"[]",
     *[labelme({"label": "cat", "points": value}) for value in BAD_VALUES],
     *[labelme({"label": "cat", "points": [[1, 2], [value, 50]]}) for value in BAD_VALUES if value != -1],
     *[labelme(value) for value in BAD_VALUES],
@@ -123,14 +177,31 @@ JSONS = [
     labelme({"label": "", "points": [[1, 2], [30, 40]]}),
     *[studio(RECTANGLE | {"width": value}) for value in BAD_VALUES],
     *[studio(RECTANGLE | {"rotation": value}) for value in BAD_VALUES if value and value is not True and value != -1],
-    studio(RECTANGLE | {"rotation": 30}), studio(RECTANGLE | {"rotation": float("nan")}, original_width=9, original_height=9), studio([]),
-    _json([{"data": {}, "annotations": []}]), _json([{"data": None, "annotations": None}]), _json([{"image": "a.png", "annotations": [{"label": "x"}]}]),
-    _json([{"image": "a.png", "annotations": [{"label": "x", "coordinates": []}]}]), _json([{"name": 1, "labels": [{"box2d": 3}]}]),
-    _json({"a": {"filename": "a.png", "regions": [3]}}), _json({"_via_img_metadata": {"a": 3}}), _json({"objects": [{}], "size": {}}),
-    _json({"a": {"filename": "a.png", "regions": {"0": {"shape_attributes": {"name": "polygon", "all_points_x": [1], "all_points_y": []}}}}}),
-    _json([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]), _json({"type": "FeatureCollection", "features": []}),
-    _json({"items": [], "categories": {}}), _json([{"Labeled Data": "x"}]), _json([{"a": "b", "rects": [{"rectanglelabels": []}]}]),
-]  # fmt: skip
+    studio(RECTANGLE | {"rotation": 30}),
+    studio(RECTANGLE | {"rotation": float("nan")}, original_width=9, original_height=9),
+    studio([]),
+    _json([{"data": {}, "annotations": []}]),
+    _json([{"data": None, "annotations": None}]),
+    _json([{"image": "a.png", "annotations": [{"label": "x"}]}]),
+    _json([{"image": "a.png", "annotations": [{"label": "x", "coordinates": []}]}]),
+    _json([{"name": 1, "labels": [{"box2d": 3}]}]),
+    _json({"a": {"filename": "a.png", "regions": [3]}}),
+    _json({"_via_img_metadata": {"a": 3}}),
+    _json({"objects": [{}], "size": {}}),
+    _json(
+        {
+            "a": {
+                "filename": "a.png",
+                "regions": {"0": {"shape_attributes": {"name": "polygon", "all_points_x": [1], "all_points_y": []}}},
+            }
+        }
+    ),
+    _json([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]),
+    _json({"type": "FeatureCollection", "features": []}),
+    _json({"items": [], "categories": {}}),
+    _json([{"Labeled Data": "x"}]),
+    _json([{"a": "b", "rects": [{"rectanglelabels": []}]}]),
+]
 LAUGHS = (
     b'<!DOCTYPE l [<!ENTITY a "ha">'
     + b"".join(b'<!ENTITY %c "&%c;&%c;">' % (98 + n, 97 + n, 97 + n) for n in range(20))
@@ -142,28 +213,59 @@ XMLS = [
     *GARBAGE,
     *[VOC.replace(b"<xmax>40", b"<xmax>" + value.encode()) for value in NUMBERS],
     *[CVAT % value.encode() for value in NUMBERS],
-    LAUGHS + b"<annotation><filename>&u;</filename></annotation>", LAUGHS.decode().encode("utf-16") + "<annotation/>".encode("utf-16-le"),
+    LAUGHS + b"<annotation><filename>&u;</filename></annotation>",
+    LAUGHS.decode().encode("utf-16") + "<annotation/>".encode("utf-16-le"),
     b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><filename>&x;</filename></annotation>',
     b'<!DOCTYPE a SYSTEM "http://127.0.0.1:9/x.dtd"><annotation>&y;</annotation>',
-    b"<annotation>" * 300_000, b"<annotation>" + b"<a>" * 100_000 + b"</a>" * 100_000 + b"</annotation>", VOC[:-30], VOC + VOC, b"<" * 1000,
-    b"<annotation/>", b"<annotation></annotations>", b"<html/>", b"<svg xmlns='http://x'/>", b"<annotations/>", b"<dataset/>", b"<?xml version='1.0' encoding='nonsense'?><annotation/>",
-    b"<?xml version='1.0' encoding='zlib'?><annotation/>", b"<?xml version='1.0' encoding='utf-16'?><annotation/>", b"<annotation><object/></annotation>",
-    b"<annotation><object><name>cat</name></object></annotation>", b"<annotation><object><name>cat</name><bndbox/></object></annotation>",
-    b"<annotation><object><name>cat</name><polygon/></object></annotation>", b"<annotation><object><name>cat</name><robndbox><cx>1</cx></robndbox></object></annotation>",
-    b"<annotation><object><name>cat</name><polygon><x1>a</x1><y1>2</y1></polygon></object></annotation>", VOC.replace(b"cat", b""),
-    VOC.replace(b"<width>128", b"<width>12800"), VOC.replace(b"<xmin>11", b"<xmin>50"), VOC.replace(b"<xmin>11", b"<xmin>-900"), VOC.replace(b"cat", b"c\0t"),
-    b"<annotations><image/></annotations>", b'<annotations><image name="a.png"><polygon label="cat" points="1,2;3"/></image></annotations>',
-    b'<annotations><track label="cat"><box frame="x" xtl="1"/></track></annotations>', b'<annotations><track><box frame="0" xtl="1" ytl="1" xbr="9" ybr="9"/></track></annotations>',
+    b"<annotation>" * 300_000,
+    b"<annotation>" + b"<a>" * 100_000 + b"</a>" * 100_000 + b"</annotation>",
+    VOC[:-30],
+    VOC + VOC,
+    b"<" * 1000,
+    b"<annotation/>",
+    b"<annotation></annotations>",
+    b"<html/>",
+    b"<svg xmlns='http://x'/>",
+    b"<annotations/>",
+    b"<dataset/>",
+    b"<?xml version='1.0' encoding='nonsense'?><annotation/>",
+    b"<?xml version='1.0' encoding='zlib'?><annotation/>",
+    b"<?xml version='1.0' encoding='utf-16'?><annotation/>",
+    b"<annotation><object/></annotation>",
+    b"<annotation><object><name>cat</name></object></annotation>",
+    b"<annotation><object><name>cat</name><bndbox/></object></annotation>",
+    b"<annotation><object><name>cat</name><polygon/></object></annotation>",
+    b"<annotation><object><name>cat</name><robndbox><cx>1</cx></robndbox></object></annotation>",
+    b"<annotation><object><name>cat</name><polygon><x1>a</x1><y1>2</y1></polygon></object></annotation>",
+    VOC.replace(b"cat", b""),
+    VOC.replace(b"<width>128", b"<width>12800"),
+    VOC.replace(b"<xmin>11", b"<xmin>50"),
+    VOC.replace(b"<xmin>11", b"<xmin>-900"),
+    VOC.replace(b"cat", b"c\0t"),
+    b"<annotations><image/></annotations>",
+    b'<annotations><image name="a.png"><polygon label="cat" points="1,2;3"/></image></annotations>',
+    b'<annotations><track label="cat"><box frame="x" xtl="1"/></track></annotations>',
+    b'<annotations><track><box frame="0" xtl="1" ytl="1" xbr="9" ybr="9"/></track></annotations>',
     b'<annotations><track label="cat"><box frame="' + b"9" * 5000 + b'" xtl="1"/></track></annotations>',
     b'<annotations><image name="a.png"><box label="cat" xtl="1" ytl="1" xbr="9" ybr="9" rotation="nan"/></image></annotations>',
-    b'<dataset><images><image file="a.png"><box top="a" left="1" width="2" height="3"/></image></images></dataset>', b"<a " + b'b="1" ' * 50_000 + b"/>",
-]  # fmt: skip
+    b'<dataset><images><image file="a.png"><box top="a" left="1" width="2" height="3"/></image></images></dataset>',
+    b"<a " + b'b="1" ' * 50_000 + b"/>",
+]
 TEXTS = [
     *GARBAGE,
     *[f"0 0.5 0.5 {value} 0.4\n".encode() for value in NUMBERS],
-    b"0 5 5 5 5\n", b"0 0.5 0.5 -0.2 0.2\n", b"0 0.5\n", b"9 0.5 0.5 0.2 0.2\n", b"1e999 0.5 0.5 0.2 0.2\n", b"nan 0.5 0.5 0.2 0.2\n", b"0 0.1 0.1 0.2 0.2 0.3 0.3 0.4\n",
-    b"Car 0 0 0 a b c d 1 1 1 1 1 1 1\n", b"Car 0 0 0 1 2 nan 4 1 1 1 1 1 1 1\n", b"0 " + b"0.5 " * 100_001 + b"\n", b"1,2,3,4\n",
-]  # fmt: skip
+    b"0 5 5 5 5\n",
+    b"0 0.5 0.5 -0.2 0.2\n",
+    b"0 0.5\n",
+    b"9 0.5 0.5 0.2 0.2\n",
+    b"1e999 0.5 0.5 0.2 0.2\n",
+    b"nan 0.5 0.5 0.2 0.2\n",
+    b"0 0.1 0.1 0.2 0.2 0.3 0.3 0.4\n",
+    b"Car 0 0 0 a b c d 1 1 1 1 1 1 1\n",
+    b"Car 0 0 0 1 2 nan 4 1 1 1 1 1 1 1\n",
+    b"0 " + b"0.5 " * 100_001 + b"\n",
+    b"1,2,3,4\n",
+]
 NAMES = [
     b"names: [cat",
     b"names:\n  0: \n",
@@ -261,8 +363,13 @@ def test_memory_stays_bounded(place, name, content, capsys):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("labels.csv", HEAD + b"a.png,cat,1,2,nan,40\n"), ("labels.json", b"[" * 200_000), ("labels.xml", LAUGHS + b"<annotation>&u;</annotation>"), ("labels.json", GARBAGE[-2])],
-)  # fmt: skip
+    [
+        ("labels.csv", HEAD + b"a.png,cat,1,2,nan,40\n"),
+        ("labels.json", b"[" * 200_000),
+        ("labels.xml", LAUGHS + b"<annotation>&u;</annotation>"),
+        ("labels.json", GARBAGE[-2]),
+    ],
+)
 def test_through_the_command_line(place, name, content):
     (place / name).write_bytes(content)
     assert str(place / name) in command_line.refused("evaluate", place / name)
@@ -302,9 +409,12 @@ def test_valid_files_with_some_bytes_changed(place, name, changes):
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["id", "bbox", "points", "label", "value", "x", "data"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["id", "bbox", "points", "label", "value", "x", "data"]), inner, max_size=4)
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("name", ["labels.json", "studio.json", "via.json", "runs.json"])

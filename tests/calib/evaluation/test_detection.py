@@ -42,10 +42,13 @@ TRUTHS = {
 def test_a_true_box_is_found_once_and_classes_do_not_mix():
     """Cats by score: right, the same box again, right, in an image without cats. The dog's box overlaps by 9/16 only."""
     predicted = [
-        Predicted("a", "cat", 0.9, (0, 0, 10, 9)), Predicted("a", "cat", 0.8, (0, 0, 10, 10)),
-        Predicted("a", "cat", 0.7, (20, 0, 30, 10)), Predicted("c", "cat", 0.6, (0, 0, 10, 10)),
-        Predicted("b", "dog", 0.5, (5, 5, 8, 8)), Predicted("b", "cow", 0.9, (0, 0, 1, 1)),
-    ]  # fmt: skip
+        Predicted("a", "cat", 0.9, (0, 0, 10, 9)),
+        Predicted("a", "cat", 0.8, (0, 0, 10, 10)),
+        Predicted("a", "cat", 0.7, (20, 0, 30, 10)),
+        Predicted("c", "cat", 0.6, (0, 0, 10, 10)),
+        Predicted("b", "dog", 0.5, (5, 5, 8, 8)),
+        Predicted("b", "cow", 0.9, (0, 0, 1, 1)),
+    ]
     found = detection_ap(predicted, TRUTHS)
     assert found == {"cat": pytest.approx((1 + 2 / 3) / 3), "dog": 1}
     assert detection_ap(predicted, TRUTHS, 0.6)["dog"] == 0
@@ -55,9 +58,11 @@ def test_a_true_box_is_found_once_and_classes_do_not_mix():
 
 def test_a_point_in_any_box_of_the_class_is_right_and_an_image_counts_once():
     predicted = [
-        Predicted("a", "cat", 0.9, (25, 5)), Predicted("a", "cat", 0.8, (15, 5)), Predicted("b", "cat", 0.7, (8, 8)),
+        Predicted("a", "cat", 0.9, (25, 5)),
+        Predicted("a", "cat", 0.8, (15, 5)),
+        Predicted("b", "cat", 0.7, (8, 8)),
         Predicted("b", "dog", 0.5, (8, 8)),
-    ]  # fmt: skip
+    ]
     assert localization_ap(predicted, TRUTHS) == {"cat": 0.5, "dog": 1}
 
 

@@ -32,9 +32,11 @@ def test_scores_rise_with_what_is_seen_beside_them():
     """s_i + alpha * sum p(i|j) s_j: 0.2 + 0.5 * (0.5 * 0.8); of two persons the better counts; other images do not."""
     given = {"person": {"dog": 0.5}, "dog": {"person": 0.25}}
     predicted = [
-        Predicted("a", "dog", 0.2, BOX), Predicted("a", "person", 0.8, BOX), Predicted("a", "person", 0.3, BOX),
+        Predicted("a", "dog", 0.2, BOX),
+        Predicted("a", "person", 0.8, BOX),
+        Predicted("a", "person", 0.3, BOX),
         Predicted("b", "dog", 0.4, BOX),
-    ]  # fmt: skip
+    ]
     scores = [each.score for each in rescored(predicted, given, alpha=0.5)]
     assert scores == pytest.approx([0.2 + 0.5 * 0.5 * 0.8, 0.8 + 0.5 * 0.25 * 0.2, 0.3 + 0.5 * 0.25 * 0.2, 0.4])
     assert [each.score for each in rescored(predicted, given, alpha=0)] == [0.2, 0.8, 0.3, 0.4]

@@ -11,9 +11,10 @@ SURE, RIGHT = np.array([0.1, 0.15, 0.85, 0.95, 1.0]), np.array([False, True, Tru
 def test_boxes_are_counted_by_what_was_said():
     rows = reliability(SURE, RIGHT)
     assert rows == [
-        {"boxes": 2.0, "said": pytest.approx(0.125), "right": 0.5}, {"boxes": 1.0, "said": pytest.approx(0.85), "right": 1.0},
+        {"boxes": 2.0, "said": pytest.approx(0.125), "right": 0.5},
+        {"boxes": 1.0, "said": pytest.approx(0.85), "right": 1.0},
         {"boxes": 2.0, "said": pytest.approx(0.975), "right": 1.0},
-    ]  # fmt: skip
+    ]
     assert calibration_error(rows) == pytest.approx((2 * 0.375 + 0.15 + 2 * 0.025) / 5)
 
 

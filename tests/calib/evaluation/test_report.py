@@ -174,9 +174,20 @@ def test_the_command_writes_a_report(labels, tmp_path):
 def test_real_photos_of_one_class_need_no_bars(data, tmp_path):
     raccoon = data / "raccoon"
     result = command(
-        "evaluate", raccoon / "annotations.tar", "--ids", raccoon / "test.txt", "--images", raccoon / "images.tar",
-        "--method", "gestalt", "--report", tmp_path / "r.md", "--min-score", 0.7, "--json",
-    )  # fmt: skip
+        "evaluate",
+        raccoon / "annotations.tar",
+        "--ids",
+        raccoon / "test.txt",
+        "--images",
+        raccoon / "images.tar",
+        "--method",
+        "gestalt",
+        "--report",
+        tmp_path / "r.md",
+        "--min-score",
+        0.7,
+        "--json",
+    )
     assert result.returncode == 0, result.stderr
     pictures = {path.name for path in (tmp_path / "r_files").iterdir()}
     assert len(pictures) == 14

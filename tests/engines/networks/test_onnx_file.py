@@ -19,11 +19,12 @@ def write_model(path, nodes, tensors, opset=13, size=32, outputs=("scores",), ba
     """``batch`` may be a name, as exporters write dynamic axes."""
     shape = [batch, 3, size, size]
     graph = helper.make_graph(
-        nodes, "net",
+        nodes,
+        "net",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
         [numpy_helper.from_array(v, k) for k, v in tensors.items()],
-    )  # fmt: skip
+    )
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
     return str(path)
 
@@ -32,11 +33,15 @@ def small_net(path, *, softmax=False, batch=1, opset=13):
     """conv, batch norm, relu, overlapping pool, global average, a reshape by a computed shape, gemm."""
     tensors = {
         "w": 0.3 * RNG.standard_normal((6, 3, 5, 5)).astype(np.float32),
-        "gamma": RNG.uniform(0.5, 1.5, 6).astype(np.float32), "beta": RNG.standard_normal(6).astype(np.float32),
-        "mean": RNG.standard_normal(6).astype(np.float32), "var": RNG.uniform(0.5, 1.5, 6).astype(np.float32),
-        "fc": RNG.standard_normal((4, 6)).astype(np.float32), "fc_b": RNG.standard_normal(4).astype(np.float32),
-        "zero": np.array([0]), "minus": np.array([-1]),
-    }  # fmt: skip
+        "gamma": RNG.uniform(0.5, 1.5, 6).astype(np.float32),
+        "beta": RNG.standard_normal(6).astype(np.float32),
+        "mean": RNG.standard_normal(6).astype(np.float32),
+        "var": RNG.uniform(0.5, 1.5, 6).astype(np.float32),
+        "fc": RNG.standard_normal((4, 6)).astype(np.float32),
+        "fc_b": RNG.standard_normal(4).astype(np.float32),
+        "zero": np.array([0]),
+        "minus": np.array([-1]),
+    }
     nodes = [
         helper.make_node("Conv", ["image", "w"], ["c"], strides=[2, 2], pads=[2, 2, 2, 2]),
         helper.make_node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"]),

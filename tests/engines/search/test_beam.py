@@ -127,7 +127,7 @@ def test_dense_layers_behind_the_map_score_crops_too():
     classifier = load_classifier("alexnet", "random")
     classifier = type(classifier)(
         "alexnet", lambda g, x: alexnet.forward(g, x, weights), classifier.preprocessing, 227, "d", weights
-    )  # fmt: skip
+    )
     engine = BeamEngine(classifier, BeamSettings(beam=2, levels=2), lambda graph: OpenVinoEngine(graph, "fp32"))
     image = np.random.default_rng(1).integers(0, 256, (1, 227, 227, 3)).astype(np.uint8)
     out = engine.infer({IMAGE: image, WANTED_CLASS: np.array([-1])})

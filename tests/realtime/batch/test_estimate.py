@@ -7,9 +7,17 @@ import pytest
 from realtime.batch.estimate import Minute, estimate, throughput
 
 MINUTE = Minute(
-    rate_fps=25, decode_fps=500, engine_fps=250, encode_fps=400, whole_fps=200, merge_fps=8000, file_s=0.5, file_frames=4000,
-    in_bytes_s=125_000, out_bytes_s=250_000,
-)  # fmt: skip
+    rate_fps=25,
+    decode_fps=500,
+    engine_fps=250,
+    encode_fps=400,
+    whole_fps=200,
+    merge_fps=8000,
+    file_s=0.5,
+    file_frames=4000,
+    in_bytes_s=125_000,
+    out_bytes_s=250_000,
+)
 
 
 def test_one_machine():

@@ -27,7 +27,7 @@ from tests.realtime.batch.clips import (
     rows_of,
     sound_of,
     table_of,
-)  # fmt: skip
+)
 from tests.realtime.media import write_images, write_video
 
 QUIET = Console(quiet=True)
@@ -76,8 +76,9 @@ def test_what_a_phone_turned_stands_upright(degrees, tiny_localizer, tmp_path):
         assert frame.rotation == 0
     turned = subprocess.run(
         ["ffmpeg", "-v", "error", "-i", clip, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "gray", "-"],
-        capture_output=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        check=True,
+    ).stdout
     shown = np.frombuffer(turned, np.uint8).reshape((96, 128) if degrees == 180 else (128, 96)).astype(float)
     alike = {turn: np.corrcoef(np.rot90(shown, turn).ravel(), seen.ravel())[0, 1] for turn in (0, 2)}
     assert seen.shape == shown.shape

@@ -73,8 +73,9 @@ def test_films_of_one_name_keep_their_results_in_one_run_and_the_next(localizer,
     assert [Path(summary["files"]["log"]).name for summary in summaries] == ["cam_2.jsonl", "cam_3.jsonl"]
     assert said.count("its results are called cam_") == 2
     assert {name: content for name, content in contents(out).items() if name in first} == {
-        **first, "summary.json": (out / "summary.json").read_bytes(),
-    }  # fmt: skip
+        **first,
+        "summary.json": (out / "summary.json").read_bytes(),
+    }
     again = [run(localizer, [film], out)[0][0] for film in reversed(films)]
     assert all(summary["skipped"] for summary in again)
     assert [Path(summary["files"]["log"]).name for summary in again] == ["cam_3.jsonl", "cam_2.jsonl", "cam.jsonl"]
@@ -173,9 +174,15 @@ def test_a_result_that_is_read_in_this_run_is_not_renewed_in_it(localizer, tmp_p
 def test_names_that_only_differ_in_case_or_meet_another_kinds_ending(tmp_path):
     naming = Naming(tmp_path, print)
     endings = [".mp4", ".heat.mp4"]
-    assert [naming.job(spec, endings, spec).name for spec in ("Clip.mp4", "clip.mp4", "clip.heat.mp4", "x.heat.mp4", "x.mp4")] == [
-        "Clip", "clip_2", "clip.heat_2", "x.heat", "x_2",
-    ]  # fmt: skip
+    assert [
+        naming.job(spec, endings, spec).name for spec in ("Clip.mp4", "clip.mp4", "clip.heat.mp4", "x.heat.mp4", "x.mp4")
+    ] == [
+        "Clip",
+        "clip_2",
+        "clip.heat_2",
+        "x.heat",
+        "x_2",
+    ]
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 50, b"[1]", b'{"source": 3, "results": [], "claims": {"a": 1}}', b"[" * 9000])

@@ -31,8 +31,11 @@ def test_a_folder_names_what_it_does_not_read(tmp_path):
     clip = make_plan(str(mixed(tmp_path / "shots")), "")
     assert clip.frames == 5
     assert clip.left_out == {
-        HIDDEN: [".hidden.png"], VIDEO: ["film.mp4"], OTHER: ["shot 8.xml"], SUBFOLDER: ["sub/shot 8.png"],
-    }  # fmt: skip
+        HIDDEN: [".hidden.png"],
+        VIDEO: ["film.mp4"],
+        OTHER: ["shot 8.xml"],
+        SUBFOLDER: ["sub/shot 8.png"],
+    }
     (line,) = clip.notes
     assert line.startswith("4 of 9 files are not read: ")
     assert all(name in line for name in ("film.mp4", "shot 8.xml", "sub/shot 8.png", ".hidden.png"))

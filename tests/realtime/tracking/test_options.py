@@ -86,8 +86,9 @@ def test_of_several_objects_each_has_its_entry_in_every_row(tmp_path):
     last = rows[-1]["objects"]
     assert [each["track_id"] for each in last] == [1]
     assert {*last[0]} == {
-        *("class_id", "class_name", "score", "x0", "y0", "x1", "y1"), *("state", "confidence", "track_id", "window", "raw")
-    }  # fmt: skip
+        *("class_id", "class_name", "score", "x0", "y0", "x1", "y1"),
+        *("state", "confidence", "track_id", "window", "raw"),
+    }
     assert [last[0][edge] for edge in ("x0", "y0", "x1", "y1")] == [rows[-1][edge] for edge in ("x0", "y0", "x1", "y1")]
     assert "objects" not in logged(tmp_path, FollowOptions(follow=True))[-1]
 

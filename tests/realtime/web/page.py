@@ -54,9 +54,20 @@ def streaming(folder, *options, source="demo:100000"):
     """The command itself, as a user runs it; ended by Ctrl-C."""
     log, recordings = folder / "log.jsonl", folder / "recordings"
     command = [
-        sys.executable, "-m", "cli", "stream", source, "--web", "0", "--no-window", "--log", str(log),
-        "--web-dir", str(recordings), *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "cli",
+        "stream",
+        source,
+        "--web",
+        "0",
+        "--no-window",
+        "--log",
+        str(log),
+        "--web-dir",
+        str(recordings),
+        *options,
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         said = []

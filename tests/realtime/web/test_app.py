@@ -22,8 +22,13 @@ def test_state_tells_of_every_source(hub):
     assert state["sources"][0]["frames"] == 1
     assert state["sources"][0]["stages_ms"]["engine"]["p50"] == 3.0
     assert state["settings"] == {
-        "wanted_class": None, "box": True, "heat_map": "inset", "alpha": 0.5, "smoothing": 0.0, "record": None,
-    }  # fmt: skip
+        "wanted_class": None,
+        "box": True,
+        "heat_map": "inset",
+        "alpha": 0.5,
+        "smoothing": 0.0,
+        "record": None,
+    }
 
 
 def test_a_click_says_what_is_followed_where_anything_is(hub):
@@ -70,9 +75,15 @@ def test_a_source_without_pictures_is_waited_for_and_then_told(hub):
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/settings", {"alpha": 2}), ("/settings", {"heat_map": "loud"}), ("/settings", {"record": "/etc/passwd"}),
-     ("/settings", {"wanted_class": "no such thing"}), ("/recording", {"on": "../x"}), ("/recording", {"path": "x.mp4"})],
-)  # fmt: skip
+    [
+        ("/settings", {"alpha": 2}),
+        ("/settings", {"heat_map": "loud"}),
+        ("/settings", {"record": "/etc/passwd"}),
+        ("/settings", {"wanted_class": "no such thing"}),
+        ("/recording", {"on": "../x"}),
+        ("/recording", {"path": "x.mp4"}),
+    ],
+)
 def test_impossible_wishes_are_refused(hub, path, body):
     before = hub.settings
     with PageServer(hub, str, LOCAL) as server:

@@ -56,10 +56,20 @@ def test_other_sites_pages_cannot_use_a_browser_on_this_machine(hub):
 
 
 FOREIGN = [
-    {"Host": "evil.example"}, {"Host": "evil.example:9100"}, {"Host": "127.0.0.1.evil.example"}, {"Host": "[::1"}, {"Host": "127.0.0.1@evil.example"},
-    {"Host": "10.0.0.1"}, {"Host": ""}, {"Host": "localhost:99999999"}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://["},
-    {"Host": "evil.example", "Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"},
-]  # fmt: skip
+    {"Host": "evil.example"},
+    {"Host": "evil.example:9100"},
+    {"Host": "127.0.0.1.evil.example"},
+    {"Host": "[::1"},
+    {"Host": "127.0.0.1@evil.example"},
+    {"Host": "10.0.0.1"},
+    {"Host": ""},
+    {"Host": "localhost:99999999"},
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://["},
+    {"Host": "evil.example", "Origin": "http://evil.example"},
+    {"Sec-Fetch-Site": "cross-site"},
+]
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/snapshot.jpg", "/nothing"])

@@ -18,29 +18,85 @@ from tests.realtime.web.served import LOCAL, get, post, show
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 JSON = {"Content-Type": "application/json"}
 BODIES = [
-    '{"alpha": NaN}', '{"alpha": Infinity}', '{"alpha": -Infinity}', '{"alpha": 1e400}', '{"alpha": -1}', '{"alpha": 1' + "0" * 400 + "}",
-    '{"alpha": 1' + "0" * 5000 + "}", '{"alpha": true}', '{"alpha": "0.5"}', '{"alpha": [0.5]}', '{"box": 1}', '{"box": "true"}',
-    '{"wanted_class": "\\ud800"}', '{"\\ud800": 1}', '{"heat_map": "\\udfff"}', '{"source": "\\ud800", "point": [0, 0]}',
-    '{"wanted_class": "cat", "point": [0, 0]}', '{"wanted_class": "cat", "source": "nowhere"}', '{"wanted_class": "cat", "alpha": 7}',
-    '{"alpha": 0.1, "alpha": 0.2}', '{"unknown": 1}', '{"point": [0]}', '{"point": [0, NaN]}', '{"point": [true, false]}', '{"point": {}}',
-    "[]", "[1]", "1", '"x"', "null", "", "{", "\x00", "[" * 60000, '{"a":' * 10000, '{"wanted_class": 1}', '{"smoothing": 2}',
-]  # fmt: skip
+    '{"alpha": NaN}',
+    '{"alpha": Infinity}',
+    '{"alpha": -Infinity}',
+    '{"alpha": 1e400}',
+    '{"alpha": -1}',
+    '{"alpha": 1' + "0" * 400 + "}",
+    '{"alpha": 1' + "0" * 5000 + "}",
+    '{"alpha": true}',
+    '{"alpha": "0.5"}',
+    '{"alpha": [0.5]}',
+    '{"box": 1}',
+    '{"box": "true"}',
+    '{"wanted_class": "\\ud800"}',
+    '{"\\ud800": 1}',
+    '{"heat_map": "\\udfff"}',
+    '{"source": "\\ud800", "point": [0, 0]}',
+    '{"wanted_class": "cat", "point": [0, 0]}',
+    '{"wanted_class": "cat", "source": "nowhere"}',
+    '{"wanted_class": "cat", "alpha": 7}',
+    '{"alpha": 0.1, "alpha": 0.2}',
+    '{"unknown": 1}',
+    '{"point": [0]}',
+    '{"point": [0, NaN]}',
+    '{"point": [true, false]}',
+    '{"point": {}}',
+    "[]",
+    "[1]",
+    "1",
+    '"x"',
+    "null",
+    "",
+    "{",
+    "\x00",
+    "[" * 60000,
+    '{"a":' * 10000,
+    '{"wanted_class": 1}',
+    '{"smoothing": 2}',
+]
 TARGETS = [
-    "/%", "/%zz", "/%ff", "/%00", "/\\..\\x", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/recordings/..%2f..%2fx", "/recording/x.mp4",
-    "/" + "a" * 9000, "/state?" + "a=b&" * 4000, "/?x=%", "/frame.jpg?after=NaN", "/frame.jpg?after=-1", "/frame.jpg?after=1e400",
-    "/frame.jpg?wait_s=nan", "/frame.jpg?wait_s=inf", "/frame.jpg?wait_s=-1", "/frame.jpg?after=1" + "0" * 400, "/frame.jpg?source=%ED%A0%80",
-    "/frame.jpg?source=", "/snapshot.jpg?source=../x", "/live.mjpg?source=%0d%0aX:%20y", "//evil.example/", "/docs", "/openapi.json",
-]  # fmt: skip
+    "/%",
+    "/%zz",
+    "/%ff",
+    "/%00",
+    "/\\..\\x",
+    "/../../etc/passwd",
+    "/%2e%2e/%2e%2e/etc/passwd",
+    "/recordings/..%2f..%2fx",
+    "/recording/x.mp4",
+    "/" + "a" * 9000,
+    "/state?" + "a=b&" * 4000,
+    "/?x=%",
+    "/frame.jpg?after=NaN",
+    "/frame.jpg?after=-1",
+    "/frame.jpg?after=1e400",
+    "/frame.jpg?wait_s=nan",
+    "/frame.jpg?wait_s=inf",
+    "/frame.jpg?wait_s=-1",
+    "/frame.jpg?after=1" + "0" * 400,
+    "/frame.jpg?source=%ED%A0%80",
+    "/frame.jpg?source=",
+    "/snapshot.jpg?source=../x",
+    "/live.mjpg?source=%0d%0aX:%20y",
+    "//evil.example/",
+    "/docs",
+    "/openapi.json",
+]
 RAW = [
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET /\r\n\r\n", b"\x00\r\n\r\n",
-    b"GET /state HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"GET /state HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 40000 + b"\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    b"GET /\r\n\r\n",
+    b"\x00\r\n\r\n",
+    b"GET /state HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"GET /state HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 40000 + b"\r\n\r\n",
     b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 600000000\r\n\r\n",
     b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
     b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n14000\r\n" + b"x" * 0x14000 + b"\r\n",
     b"GET /state HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: " + b"\xff" * 20 + b"\r\nOrigin: http://[\r\n\r\n",
     b"BREW /state HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
-]  # fmt: skip
+]
 
 
 def raw(url, content):
@@ -64,11 +120,17 @@ def request(method, target, body="", headers=JSON):
 def test_hostile_requests_are_refused_one_by_one(hub, capfd):
     before = hub.settings
     attacks = [
-        *(request("POST", "/settings", each) for each in BODIES), *(request("POST", "/recording", each) for each in BODIES),
-        *(request("GET", each) for each in TARGETS), *RAW,
-        *(request(method, "/state") for method in ("POST", "PUT", "DELETE", "TRACE", "OPTIONS", "PATCH")), request("GET", "/settings"),
-        *(request("POST", "/settings", '{"alpha": 0.25}', {"Content-Type": kind}) for kind in ("text/plain", "", "multipart/form-data", "json")),
-    ]  # fmt: skip
+        *(request("POST", "/settings", each) for each in BODIES),
+        *(request("POST", "/recording", each) for each in BODIES),
+        *(request("GET", each) for each in TARGETS),
+        *RAW,
+        *(request(method, "/state") for method in ("POST", "PUT", "DELETE", "TRACE", "OPTIONS", "PATCH")),
+        request("GET", "/settings"),
+        *(
+            request("POST", "/settings", '{"alpha": 0.25}', {"Content-Type": kind})
+            for kind in ("text/plain", "", "multipart/form-data", "json")
+        ),
+    ]
     with PageServer(hub, str, LOCAL) as server:
         answers = [(raw(server.url, attack), attack[:200]) for attack in attacks]
         assert [each for each in answers if not each[0].startswith("HTTP/1.1 4")] == []
@@ -80,8 +142,9 @@ def test_hostile_requests_are_refused_one_by_one(hub, capfd):
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.sampled_from(["\ud800", "cat", "off", 10**400]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
 NAMES = st.sampled_from(["wanted_class", "box", "heat_map", "alpha", "smoothing", "point", "source", "on", "x"])
 
 

@@ -97,9 +97,19 @@ def test_box_heat_map_alpha_and_smoothing_are_switched(page, run):
     page.get_by_role("radio", name="Over").check()
     for name, value in (("alpha", 0.8), ("smoothing", 0.6)):
         page.locator(f"#{name}").fill(str(value))
-    wait_for(lambda: (run.state()["settings"] | {"record": 0}) == {
-        "wanted_class": None, "box": False, "heat_map": "over", "alpha": 0.8, "smoothing": 0.6, "record": 0,
-    })  # fmt: skip
+    wait_for(
+        lambda: (
+            (run.state()["settings"] | {"record": 0})
+            == {
+                "wanted_class": None,
+                "box": False,
+                "heat_map": "over",
+                "alpha": 0.8,
+                "smoothing": 0.6,
+                "record": 0,
+            }
+        )
+    )
     wait_for(lambda: brightness(run) < 0.8 * bright)
     page.get_by_role("radio", name="Off").check()
     wait_for(lambda: run.state()["settings"]["heat_map"] == "off")

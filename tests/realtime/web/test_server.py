@@ -16,10 +16,16 @@ pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 
 @pytest.mark.parametrize(
     ("text", "host", "port", "loopback"),
-    [("8000", "127.0.0.1", 8000, True), ("0.0.0.0:80", "0.0.0.0", 80, False), ("[::1]:9", "::1", 9, True),
-     ("[::]:9", "::", 9, False), ("localhost:1", "localhost", 1, True), ("192.168.1.7:1", "192.168.1.7", 1, False),
-     ("127.evil.example.invalid:1", "127.evil.example.invalid", 1, False)],
-)  # fmt: skip
+    [
+        ("8000", "127.0.0.1", 8000, True),
+        ("0.0.0.0:80", "0.0.0.0", 80, False),
+        ("[::1]:9", "::1", 9, True),
+        ("[::]:9", "::", 9, False),
+        ("localhost:1", "localhost", 1, True),
+        ("192.168.1.7:1", "192.168.1.7", 1, False),
+        ("127.evil.example.invalid:1", "127.evil.example.invalid", 1, False),
+    ],
+)
 def test_addresses_are_read(text, host, port, loopback):
     address = Address.of(text)
     assert (address.host, address.port) == (host, port)

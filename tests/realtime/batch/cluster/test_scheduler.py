@@ -131,9 +131,9 @@ def test_sources_and_results_on_shared_storage(made, tmp_path):
     names = {path.removeprefix("/results/run/") for path in files.find("/results/run")}
     assert {"first.mp4", "first.jsonl", "first.parquet", "first.summary.json", "second.mp4", "summary.json"} <= names
     assert {name for name in names if name.startswith(".")} == {
-        f".sightline/{name}" for name in
-        ("first/manifest.json", "second/manifest.json", ".digests/first.json", ".digests/second.json")
-    }  # fmt: skip
+        f".sightline/{name}"
+        for name in ("first/manifest.json", "second/manifest.json", ".digests/first.json", ".digests/second.json")
+    }
     files.get("/results/run/", str(tmp_path / "back"), recursive=True)
     assert_same(tmp_path / "back", made / "whole", ["first", "second"])
     again = Here(CHOICE)

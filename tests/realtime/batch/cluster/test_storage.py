@@ -24,8 +24,13 @@ def memory():
 
 def test_addresses_of_files_are_told_from_streams():
     assert [is_shared(spec) for spec in ("s3://b/a.mp4", "memory://a", "rtsp://cam", "http://a/b.mp4", "a.mp4", "demo:")] == [
-        True, True, False, False, False, False,
-    ]  # fmt: skip
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_pattern_becomes_the_files_it_matches_in_order(memory):
