@@ -100,7 +100,7 @@ def process_all(
                 if ends_run(error):
                     raise
                 errors.append(error)
-                summary = _said_failed(spec, error, say)
+                summary = _said_failed(spec, error, say) if len(specs) > 1 else failed(error)
             summaries.append({"source": shown(spec), **summary})
             progress.advance(overall)
             if summary["interrupted"]:
