@@ -5,11 +5,13 @@ import json
 import math
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +51,22 @@ class Sink(AbstractContextManager["Sink"], Protocol):
         Raises:
             OutputError: it cannot be written.
         """
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: between an encoder and its file it would lose a packet that later ones need."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield
+        return
+    pressed = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed.is_set() and callable(before):
+        before(signal.SIGINT, None)
 
 
 class _WholeFile:
@@ -129,7 +147,8 @@ class VideoSink(_WholeFile):
             frame = self._converted(av.VideoFrame.from_numpy_buffer(whole, format="bgr24"))
             pts = max(self._pts_of(record), self._last_pts + 1)
             frame.pts, frame.time_base, self._last_pts = pts, self._time_base, pts
-            self._container.mux(stream.encode(frame))
+            with interrupts_held():
+                self._container.mux(stream.encode(frame))
         except (OSError, av.error.FFmpegError) as error:
             raise OutputError(f"cannot write {self.path}: {reason_of(error)}") from error
 
@@ -153,9 +172,10 @@ class VideoSink(_WholeFile):
         return stream
 
     def _finish(self) -> None:
-        if self._stream is not None:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
+        with interrupts_held():
+            if self._stream is not None:
+                self._container.mux(self._stream.encode(None))
+            self._container.close()
 
 
 def fitted(picture: ImageBgr, width: int, height: int) -> ImageBgr:

@@ -1,5 +1,6 @@
 """Files appear whole or not at all, and carry the source's timestamps."""
 
+import signal
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -11,7 +12,7 @@ from engines.errors import OutputError, SourceError
 from engines.localizer import Detection, Localization
 from realtime.annotate import PREDICTED_BGR, TRUTH_BGR, Look, draw, heat_map
 from realtime.frames import Frame, FrameRecord
-from realtime.sinks import JsonlSink, VideoSink, fitted
+from realtime.sinks import JsonlSink, VideoSink, fitted, interrupts_held
 from tests.realtime.media import picture, timestamps_s
 
 MAP = np.zeros((16, 16), np.float32)
@@ -68,6 +69,20 @@ def test_ctrl_c_keeps_what_was_written(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert timestamps_s(tmp_path / "out.mp4") == [0.0]
+
+
+def test_ctrl_c_waits_until_a_frame_is_wholly_written():
+    done = []
+
+    def write():
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            done.append("after the signal")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert done == ["after the signal"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("sink", [JsonlSink, lambda path: VideoSink(path, Fraction(1, 25), 25)])
