@@ -34,7 +34,19 @@ def without_times(value: Any) -> Any:
             for key, each in value.items()
             if not (key.endswith(("_ms", "_s", "fps", "_mb")) and key not in ("pts_s", "recovery_s"))
             and key
-            not in ("captured_ns", "stages", "output", "files", "machine", "seconds", "log", "video", "report", "latency")
+            not in (
+                "captured_ns",
+                "ms_per_image",
+                "stages",
+                "output",
+                "files",
+                "machine",
+                "seconds",
+                "log",
+                "video",
+                "report",
+                "latency",
+            )
         }
     if isinstance(value, list):
         return [without_times(each) for each in value]
