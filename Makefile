@@ -1,7 +1,8 @@
 # Two commands for a newcomer: `make run` localizes a cat in a video, `make test` proves the parts. Both set up what is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-TWO := -n 2 --dist loadfile
+# A test process that dies ends the run: pytest-xdist (3.8) may wait forever once it has replaced one.
+TWO := -n 2 --dist loadfile --max-worker-restart 0
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 .PHONY: setup run test test-long test-gpu test-caps lint bench clean
 

@@ -126,16 +126,16 @@ def openvino() -> Findings:
     """OpenVINO: version, devices, what it computes in."""
     import openvino as ov
 
-    from engines.backends.openvino import best_precision
+    from engines.backends.openvino import best_precision, shared_core
 
-    core = ov.Core()
+    core = shared_core()
     if "CPU" not in core.available_devices:
         yield Finding(
             "OpenVINO", "problem", "has no CPU device", install_packages("openvino", options="--force-reinstall"), True
         )
         return
     abilities = set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    if best_precision(core) != "bf16":
+    if best_precision() != "bf16":
         abilities.discard("BF16")  # OpenVINO does not know of the cap
     kinds = [kind for kind in ("FP32", "BF16", "FP16", "INT8") if kind in abilities]
     found = f"{ov.__version__.split('-')[0]}, devices {', '.join(core.available_devices)}; CPU computes {', '.join(kinds)}"

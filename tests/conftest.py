@@ -1,6 +1,7 @@
 """What tests share: where the real data lies, small real videos, a compiled engine."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from engines.networks.registry import load_classifier
 
 # Before PyTorch is loaded: its threads would spin for want of work, on the processors that OpenVINO's threads are waiting for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As in a terminal: a test command that runs in the background may be started with Ctrl-C ignored, and so are its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SIGHTLINE_DATA") or ROOT.parent / "shared" / "data")

@@ -15,7 +15,7 @@ import onnx
 import openvino
 from onnx import helper, shape_inference
 
-from engines.backends.openvino import OpenVinoEngine, best_precision, low_cap
+from engines.backends.openvino import OpenVinoEngine, best_precision, low_cap, shared_core
 from engines.graph import FLOAT, Graph, attributes_of
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
@@ -148,7 +148,7 @@ COPIED_VALUES = 1 << 25  # float64: 256 MiB, far more than any cache holds
 
 def machine() -> str:
     """Processor, cores and system in words."""
-    name = str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
+    name = str(shared_core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
     versions = f"Python {platform.python_version()}, OpenVINO {openvino.__version__.split('-')[0]}"
     cap = f", capped by {low_cap()}" if low_cap() else ""
     return f"{name}, {os.cpu_count()} cores{cap}, {platform.system()}, {versions}"
@@ -184,8 +184,8 @@ def measure_peaks() -> Peaks:
 
     Of the calls the fastest counts: a peak is what the machine can do, not what it does while others use it.
     """
-    core = openvino.Core()
-    precisions = ["fp32", *(["bf16"] if best_precision(core) == "bf16" else [])]
+    core = shared_core()
+    precisions = ["fp32", *(["bf16"] if best_precision() == "bf16" else [])]
     precisions += ["int8"] if "INT8" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else []
     kernels = large_convolution, large_product
     peaks = {precision: max(_peak_gflop_per_s(kernel(precision), precision) for kernel in kernels) for precision in precisions}

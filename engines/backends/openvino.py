@@ -3,6 +3,7 @@
 import os
 from collections import Counter, deque
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ class OpenVinoEngine:
     backend = "openvino"
 
     def __init__(self, model: onnx.ModelProto, precision: str = "auto", threads: int = 0, streams: int = 1) -> None:
-        core = ov.Core()
-        self.precision = _checked_precision(model, precision, core)
+        core = shared_core()
+        self.precision = _checked_precision(model, precision)
         options: dict[str, Any] = {
             "NUM_STREAMS": streams or min(MOST_STREAMS, threads or core.get_property("CPU", "RANGE_FOR_STREAMS")[1]),
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
@@ -130,21 +131,31 @@ class OpenVinoEngine:
         self._free, self._under_way, self._closed = deque(), [], True
 
 
-def _checked_precision(model: onnx.ModelProto, precision: str, core: ov.Core) -> str:
+@cache
+def shared_core() -> ov.Core:
+    """The one core of the process, which is never freed.
+
+    A core gives the thread that makes it a stack for signals, and takes it back when it is freed. Cores that are freed in
+    another order, or by another thread, leave a stack that is gone, and Ctrl-C ends in a segmentation fault (OpenVINO 2026.4).
+    """
+    return ov.Core()
+
+
+def _checked_precision(model: onnx.ModelProto, precision: str) -> str:
     """What ``precision`` comes to for this graph on this processor."""
     quantized = is_quantized(model)
     if precision == "auto":
-        return "int8" if quantized else best_precision(core)
+        return "int8" if quantized else best_precision()
     if precision not in PRECISIONS:
         raise EngineError(f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {precision}")
     if quantized != (precision == "int8"):
         raise EngineError(f"a graph {'with' if quantized else 'without'} 8-bit scales does not run in {precision}")
-    return best_precision(core) if precision == "bf16" else precision
+    return best_precision() if precision == "bf16" else precision
 
 
-def best_precision(core: ov.Core | None = None) -> str:
+def best_precision() -> str:
     """``bf16`` where the processor computes it natively, else ``fp32``."""
-    capabilities = (core or ov.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bf16" if "BF16" in capabilities and not low_cap() else "fp32"
 
 
