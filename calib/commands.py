@@ -25,7 +25,7 @@ from engines.files import checked_output
 from engines.head import HEAD_FILE
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
-from realtime.latency_budget import open_told
+from realtime.latency_budget import open_with_notes
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 
@@ -75,7 +75,7 @@ def fit_chosen(data: DataChoice, options: FitOptions, choice: Choice, console: C
     console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
     result = {**fitted.head.card, "head": str(out)}
     if test:
-        localizer = open_told(replace(choice, head=str(out), layer=None), console)
+        localizer = open_with_notes(replace(choice, head=str(out), layer=None), console)
         found = evaluation.evaluate(test, localizer, console, baselines(localizer, None))
         result["test"] = evaluation.print_report(*found, True, console)
     if curve:
@@ -127,7 +127,7 @@ def evaluate_chosen(
     training = load_chosen(labels_beside(data, options.train, options.train_ids), "") if options.train else None
     if training:
         check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
-    localizer = open_told(choice, console)
+    localizer = open_with_notes(choice, console)
     localizer.abstain_below(0.0)  # every box is measured, and what --min-score leaves of them is counted
     engine = localizer.engine
     facts = {

@@ -153,7 +153,7 @@ def stamp(
         "head": head.digest if head else search,
         "quantization": quantization.digest if quantization else None,
         "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
-        "trust": asdict(head.trust) if isinstance(head, Head) and head.trust else None,
+        "trust": head.confidence_model.stored() if isinstance(head, Head) and head.confidence_model else None,
     }
     return {"sightline": json.dumps(description), "class_names": json.dumps(names)}
 

@@ -21,7 +21,7 @@ from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier, load_classifier
 from engines.networks.weights import ASSETS
 from engines.search.choose import open_search
-from engines.search.crops import Judge, load_judge
+from engines.search.crops import CropScorer, load_crop_scorer
 
 METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class", "dam": "class", "beam": "class"}
 """What each method differentiates."""
@@ -71,13 +71,17 @@ class Choice:
 
 
 def open_localizer(
-    model: str | Choice = "compact", told: Callable[[str], None] | None = None, streams: int = 1, batch: int = 1, **options: Any
+    model: str | Choice = "compact",
+    notify: Callable[[str], None] | None = None,
+    streams: int = 1,
+    batch: int = 1,
+    **options: Any,
 ) -> Localizer:
     """Load, build and compile what was chosen.
 
     Args:
         model: a network's name or file, or all the common options.
-        told: gets what a user should know of it, such as why ``auto`` does not take TensorRT.
+        notify: gets what a user should know of it, such as why ``auto`` does not take TensorRT.
         streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see ``OpenVinoEngine``.
         batch: images that one call takes.
         options: any fields of ``Choice``, which go before those of ``model``.
@@ -102,10 +106,10 @@ def open_localizer(
             readers=readers_of_crops(choice, classifier),
         )
     else:
-        engine = open_engine(choice, classifier, choose_head(choice, classifier), told, streams, batch)
-    if told is not None:
+        engine = open_engine(choice, classifier, choose_head(choice, classifier), notify, streams, batch)
+    if notify is not None:
         for loss in getattr(engine, "losses", ()):
-            told(loss)
+            notify(loss)
     localizer = Localizer(engine)
     try:
         if choice.wanted_class is not None:
@@ -161,7 +165,7 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     return default_heuristic(classifier.name, objective, choice.layer)
 
 
-def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, Judge] | None:
+def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, CropScorer] | None:
     """The shipped head and judge with which ``--method beam`` looks for several objects; None for the paper's search.
 
     That is what one object, ``--head none`` and a feature map of one's own are searched with, and networks without a judge.
@@ -172,10 +176,10 @@ def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, Judg
     path = ASSETS / f"{classifier.name}_crops.safetensors"
     if choice.method != "beam" or choice.objects == 1 or choice.head or choice.layer or not path.exists():
         return None
-    judge = load_judge(path)
+    crop_scorer = load_crop_scorer(path)
     for head in shipped_heads(classifier.digest).values():
-        if (head.network, head.digest) == (judge.network, judge.head):
-            return head, judge
+        if (head.network, head.digest) == (crop_scorer.network, crop_scorer.head):
+            return head, crop_scorer
     return None
 
 
@@ -213,12 +217,12 @@ def open_engine(
     choice: Choice,
     classifier: Classifier,
     head: Head | Heuristic | None,
-    told: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
     streams: int = 1,
     batch: int = 1,
 ) -> Engine:
     """Compile the graph on the chosen backend, or find it compiled and certified; the arguments as for ``open_localizer``."""
-    spec, told = chosen_spec(choice, head), told or (lambda _: None)
+    spec, notify = chosen_spec(choice, head), notify or (lambda _: None)
     if choice.backend in ("auto", "tensorrt"):
         try:
             quantization = choose_quantization(choice, classifier, spec) if choice.precision == "int8" else None
@@ -228,7 +232,7 @@ def open_engine(
         except EngineError as error:
             if choice.backend == "tensorrt":
                 raise EngineError(f"{error}; --backend openvino needs no GPU") from error
-            told(f"not TensorRT: {error}")
+            notify(f"not TensorRT: {error}")
     if choice.backend in ("auto", "openvino"):
         from engines.backends.openvino import OpenVinoEngine, has_vnni  # only the chosen backend is imported
 

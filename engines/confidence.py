@@ -6,7 +6,7 @@ that the head did not see (``calib.heads.confidence``).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +17,10 @@ from engines.features import area_matrix
 from engines.reading import number
 
 SIDE = 16
-"""Cells a side that a map is averaged to: its signs then hardly depend on where the backward pass stopped."""
-SIGNS = ("logit", "probability", "strength", "inside", "spread", "off_centre", "size", "aspect")
+"""Cells a side that a map is averaged to: its cues then hardly depend on where the backward pass stopped."""
+CUES = ("logit", "probability", "strength", "inside", "spread", "off_centre", "size", "aspect")
 FURTHEST = 3.0
-"""Deviations from the training set's mean at which a sign is held: what was never seen tells no more than the strangest."""
+"""Deviations from the training set's mean at which a cue is held: what was never seen tells no more than the strangest."""
 MOST_LOGIT = 500.0
 """At which an exponential still is a float; the probability is 0 or 1 long before."""
 TINY = 1e-12
@@ -31,45 +31,47 @@ _LEFT = np.arange(SIDE, dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class Trust:
-    """Probability that a box is right, from its signs.
+class ConfidenceModel:
+    """Probability that a box is right, from its cues.
 
     Attributes:
-        mean, scale: of each sign in the training set.
-        weight: of each standardized sign.
+        mean, scale: of each cue in the training set.
+        weight: of each standardized cue.
         bias: what is left.
-        signs: their names, which must be those of this version.
     """
 
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     weight: tuple[float, ...]
     bias: float
-    signs: tuple[str, ...] = SIGNS
 
-    def __call__(self, signs: Sequence[float]) -> float:
+    def stored(self) -> dict[str, Any]:
+        """For JSON; ``confidence_model_of`` reads it back."""
+        return {**asdict(self), "signs": CUES}
+
+    def __call__(self, cues: Sequence[float]) -> float:
         """0..1."""
         total = self.bias
-        for sign, mean, scale, weight in zip(signs, self.mean, self.scale, self.weight, strict=True):
-            total += weight * min(max((sign - mean) / scale, -FURTHEST), FURTHEST)
+        for cue, mean, scale, weight in zip(cues, self.mean, self.scale, self.weight, strict=True):
+            total += weight * min(max((cue - mean) / scale, -FURTHEST), FURTHEST)
         return 1 / (1 + math.exp(-min(max(total, -MOST_LOGIT), MOST_LOGIT)))
 
 
-def trust_of(stored: Mapping[str, Any] | None) -> Trust | None:
-    """A model as ``dataclasses.asdict`` and JSON leave it; None where there is none, or of another version's signs.
+def confidence_model_of(stored: Mapping[str, Any] | None) -> ConfidenceModel | None:
+    """What ``ConfidenceModel.stored`` and JSON leave; None where there is none, or one of another version's cues.
 
     Raises:
         KeyError, TypeError, ValueError: it is none.
     """
-    if stored is None or tuple(stored["signs"]) != SIGNS:
+    if stored is None or tuple(stored["signs"]) != CUES:
         return None
     least = {"mean": -LARGEST, "scale": 1 / LARGEST, "weight": -LARGEST}
     mean, scale, weight = (
         tuple(number(value, f"a {name} of its trust", low, LARGEST) for value in stored[name]) for name, low in least.items()
     )
-    if {len(mean), len(scale), len(weight)} != {len(SIGNS)}:
+    if {len(mean), len(scale), len(weight)} != {len(CUES)}:
         raise ValueError("its trust has not as many weights as signs")
-    return Trust(mean, scale, weight, number(stored["bias"], "the bias of its trust", -LARGEST, LARGEST))
+    return ConfidenceModel(mean, scale, weight, number(stored["bias"], "the bias of its trust", -LARGEST, LARGEST))
 
 
 def averaged(map_hw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -85,12 +87,12 @@ def _cells(length: int) -> NDArray[np.float32]:
     return area_matrix(length, SIDE)
 
 
-def signs_of(box_xyxy: Sequence[float], map_hw: NDArray[np.float32], probability: float, logit: float) -> list[float]:
-    """The signs of a box, in the order of ``SIGNS``.
+def cues_of(box_xyxy: Sequence[float], map_hw: NDArray[np.float32], probability: float, logit: float) -> list[float]:
+    """The cues of a box, in the order of ``CUES``.
 
     Args:
         box_xyxy: in fractions of width and height.
-        map_hw: the sensitivity map, not normalised: how strong it is is a sign, too.
+        map_hw: the sensitivity map, not normalised: how strong it is is a cue, too.
         probability: of the class.
         logit: its score before the softmax.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from engines.confidence import Trust, trust_of
+from engines.confidence import ConfidenceModel, confidence_model_of
 from engines.errors import ModelError
 from engines.features import KINDS, Array32, Feature
 from engines.files import Kind, whole_file
@@ -39,7 +39,7 @@ class Head:
         size_px: input side at which it was fitted.
         card: what it was fitted on, and the constant boxes of that data (the honest baselines).
         routes: int64 ``[classes]``: which of the K layers serves each class of the network; empty where there is one.
-        trust: says how sure its boxes are; None in files from before there was one.
+        confidence_model: says how sure its boxes are; None in files from before there was one.
     """
 
     spec: MapSpec
@@ -50,7 +50,7 @@ class Head:
     size_px: int
     card: Mapping[str, object] = field(default_factory=dict)
     routes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    trust: Trust | None = None
+    confidence_model: ConfidenceModel | None = None
 
     @property
     def digest(self) -> str:
@@ -70,7 +70,7 @@ class Head:
             "network": self.network,
             "size_px": self.size_px,
             "card": dict(self.card),
-            "trust": asdict(self.trust) if self.trust else None,
+            "trust": self.confidence_model.stored() if self.confidence_model else None,
         }
         arrays = {"weight": self.weight, "bias": self.bias, "routes": self.routes}
         tensors = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
@@ -120,7 +120,9 @@ def _head_of(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]
         raise ValueError("its network is no sha256, or its card no JSON object")
     _check_constant_boxes(card.get("constant_boxes"))
     size_px = whole_number(description["size_px"], "its size_px", 1, LARGEST_SIDE)
-    return Head(MapSpec(**spec), features, weight, bias, network, size_px, card, routes, trust_of(description.get("trust")))
+    return Head(
+        MapSpec(**spec), features, weight, bias, network, size_px, card, routes, confidence_model_of(description.get("trust"))
+    )
 
 
 def _feature_of(stored: Mapping[str, Any]) -> Feature:

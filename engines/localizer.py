@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.build import WANTED_CLASS
-from engines.confidence import signs_of, trust_of
+from engines.confidence import confidence_model_of, cues_of
 from engines.engine import Array, Engine, Ticket
 from engines.errors import InputError, ModelError
 from engines.preprocess import IMAGE, resized
@@ -74,7 +74,7 @@ class Localizer:
         self.class_names: tuple[str, ...] = tuple(json.loads(engine.metadata["class_names"]))
         self.batch, self.size_px = engine.inputs[0].shape[0], engine.inputs[0].shape[1]
         self._wanted = np.full(self.batch, -1, np.int64)
-        self._trust, self._least = trust_of(self.description.get("trust")), 0.0
+        self._confidence_model, self._least = confidence_model_of(self.description.get("trust")), 0.0
 
     def close(self) -> None:
         """Free the engine; afterwards nothing more can be localized. Calling it twice is fine."""
@@ -131,7 +131,7 @@ class Localizer:
         """
         if not 0 <= confidence <= 1:
             raise InputError(f"a least confidence lies in 0 .. 1, not {confidence}")
-        if confidence > 0 and self._trust is None:
+        if confidence > 0 and self._confidence_model is None:
             raise ModelError(
                 f"--min-score: nothing tells how sure these boxes are ({self.box_reader}): use a head, which "
                 "'fit' makes (an old one: fit it again), or add --follow"
@@ -186,8 +186,10 @@ class Localizer:
         index = int(outputs["class_index"][place])
         score, map_hw = float(outputs["score"][place]), outputs["map"][place]
         confidence = None
-        if self._trust is not None and box is not None:
-            confidence = self._trust(signs_of(outputs["box_xyxy"][place], map_hw, score, float(outputs["logit"][place])))
+        if self._confidence_model is not None and box is not None:
+            confidence = self._confidence_model(
+                cues_of(outputs["box_xyxy"][place], map_hw, score, float(outputs["logit"][place]))
+            )
         return Localization(box, index, self.class_names[index], score, map_hw, detections, confidence).sure(self._least)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:

@@ -94,9 +94,9 @@ def takes(parameter: str, kind: Any, options: Mapping[str, Any]) -> Callable[[Ca
 
 def _parameter(name: str, kind: Any, annotation: Any) -> inspect.Parameter:
     default = kind.__dataclass_fields__[name].default
-    told, kinds = annotation.__metadata__[0], (annotation.__origin__, *get_args(annotation.__origin__))
-    if float in kinds and told.parser is None:
-        told.callback = finite
-    if int in kinds and told.max is None:
-        told.max = LARGEST
+    option, kinds = annotation.__metadata__[0], (annotation.__origin__, *get_args(annotation.__origin__))
+    if float in kinds and option.parser is None:
+        option.callback = finite
+    if int in kinds and option.max is None:
+        option.max = LARGEST
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -125,13 +125,13 @@ def find_engine(keys: list[EngineKey]) -> tuple[EngineKey, bytes] | None:
     return None
 
 
-def load_or_build(key: EngineKey, build: Callable[[], bytes], told: Callable[[str], None], rebuild: bool = False) -> bytes:
+def load_or_build(key: EngineKey, build: Callable[[], bytes], notify: Callable[[str], None], rebuild: bool = False) -> bytes:
     """The plan of ``key``: from the cache, or built and put there.
 
     Args:
         key: which.
         build: makes the plan.
-        told: gets a line where a damaged entry is built again.
+        notify: gets a line where a damaged entry is built again.
         rebuild: build even where there is one.
 
     Raises:
@@ -142,7 +142,7 @@ def load_or_build(key: EngineKey, build: Callable[[], bytes], told: Callable[[st
         try:
             found = find_engine([key])
         except CorruptEngineError as error:
-            told(str(error).split(";")[0] + "; building it again")
+            notify(str(error).split(";")[0] + "; building it again")
             found = None
         if found:
             return found[1]

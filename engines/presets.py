@@ -21,20 +21,20 @@ from engines.networks.registry import Classifier, load_classifier
 
 PRECISION_COST = {"fp32": 1.0, "bf16": 0.53, "int8": 0.37}
 """Time of a graph beside that in fp32, where the processor computes in it natively (measured on the compact network)."""
-SIZE_STEP_PX, SMALLEST_SHARE = 32, 0.5  # of training-free rungs: networks take multiples of 32; below half, little is found
+SIZE_STEP_PX, SMALLEST_SHARE = 32, 0.5  # of training-free presets: networks take multiples of 32; below half, little is found
 COARSE_SIDE = 8  # pixels of the image that one of an inner map stands for
 SPARSE_HEAT_MAP = 8
 WORTH_A_STEP = 0.9
 
 
 @dataclass(frozen=True)
-class Rung:
+class Preset:
     """One setting.
 
     Attributes:
         name: what distinguishes it, for people.
         choice: what to open.
-        cost: estimated time in the engine, beside the other rungs'.
+        cost: estimated time in the engine, beside the other presets'.
         heat_map_every: draw a fresh heat map only every so many frames.
     """
 
@@ -44,26 +44,26 @@ class Rung:
     heat_map_every: int = 1
 
 
-def rungs(choice: Choice) -> list[Rung]:
+def presets(choice: Choice) -> list[Preset]:
     """The settings from what was chosen to the cheapest, each estimated to be cheaper than the one before.
 
     With a head that the user named, precision and heat map are all that changes: another head might look for something else.
 
     Raises:
         ModelError: the network, weights or head of the choice cannot be used.
-        EngineError: no rung's precision can be run here.
+        EngineError: no preset's precision can be run here.
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     depth = backward_shares(classifier)
     top, *others = _variants(choice, classifier, depth)
-    ladder = [_rung(top, precision, depth) for precision in _precisions(choice, classifier)]
+    ladder = [_preset(top, precision, depth) for precision in _precisions(choice, classifier)]
     cheaper = []
     for other in others:
         *_, cheapest = _precisions(replace(other.choice, precision="auto"), replace(classifier, size_px=other.size_px))
-        cheaper.append(_rung(other, cheapest, depth))
-    for rung in sorted(cheaper, key=lambda rung: -rung.cost):
-        if rung.cost < WORTH_A_STEP * ladder[-1].cost:
-            ladder.append(rung)
+        cheaper.append(_preset(other, cheapest, depth))
+    for preset in sorted(cheaper, key=lambda preset: -preset.cost):
+        if preset.cost < WORTH_A_STEP * ladder[-1].cost:
+            ladder.append(preset)
     last = ladder[-1]
     return [*ladder, replace(last, name=f"{last.name}, heat map every {SPARSE_HEAT_MAP}th", heat_map_every=SPARSE_HEAT_MAP)]
 
@@ -77,10 +77,10 @@ class _Variant:
     deepest: str  # layer at which the backward pass ends
 
 
-def _rung(variant: _Variant, precision: str, depth: Mapping[str, float]) -> Rung:
+def _preset(variant: _Variant, precision: str, depth: Mapping[str, float]) -> Preset:
     cost = PRECISION_COST[precision] * variant.size_px**2 * (1 + depth[variant.deepest])
     name = f"{precision}, {variant.size_px} px, back to {variant.deepest}"
-    return Rung(name, replace(variant.choice, precision=precision, size_px=variant.size_px), cost)
+    return Preset(name, replace(variant.choice, precision=precision, size_px=variant.size_px), cost)
 
 
 def _precisions(choice: Choice, classifier: Classifier) -> list[str]:

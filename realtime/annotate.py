@@ -132,7 +132,7 @@ class Look:
 PLAIN = Look()
 
 
-class Painter:
+class Annotator:
     """Draws the frames of any number of sources; knows of each what the next picture needs of the last."""
 
     def __init__(self) -> None:

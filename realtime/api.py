@@ -28,7 +28,7 @@ from realtime.statistics import WaitingTimes
 from realtime.tracking.options import FollowOptions, calls_under_way, opened
 
 MOST_OBJECTS = 20
-Told = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def localize(
     select: str | None = None,
     every: int = 1,
     camera: SourceOptions = USUAL,
-    told: Told | None = None,
+    notify: Notify | None = None,
     **options: Any,
 ) -> Generator[Result, None, None]:
     """Localize the frames of one source, in order.
@@ -138,7 +138,7 @@ def localize(
         select: with ``follow``, what on the first frame: ``X0,Y0,X1,Y1`` or ``X,Y`` in pixels, or a class.
         every: only one in so many frames.
         camera: how live sources are opened.
-        told: gets lines of what a user should know, such as a connection that is lost; from any thread.
+        notify: gets lines of what a user should know, such as a connection that is lost; from any thread.
         options: any fields of ``EngineOptions``.
 
     Raises:
@@ -150,9 +150,9 @@ def localize(
         EngineError: the backend is missing or failed.
         DownloadError: weights cannot be fetched.
     """
-    wanted = _Source(_spec_of(source), every, camera, told or (lambda _: None))
+    wanted = _Source(_spec_of(source), every, camera, notify or (lambda _: None))
     _check(every, objects, min_score)
-    engine, following = _chosen(model, options, FollowOptions(follow, min_score or 0.0, select), objects, min_score, told)
+    engine, following = _chosen(model, options, FollowOptions(follow, min_score or 0.0, select), objects, min_score, notify)
     return _results(wanted, engine, following)
 
 
@@ -167,7 +167,7 @@ class _Source:
     spec: str
     every: int
     camera: SourceOptions
-    told: Told
+    notify: Notify
 
 
 def _spec_of(source: object) -> str:
@@ -193,7 +193,7 @@ def _chosen(
     following: FollowOptions,
     objects: int | None,
     min_score: float | None,
-    told: Told | None,
+    notify: Notify | None,
 ) -> tuple[Engine, FollowOptions]:
     """What localizes, and what is followed; where nothing is said of objects and scores, as the options of the model say."""
     if isinstance(model, Localizer):
@@ -208,12 +208,12 @@ def _chosen(
     choice = chosen(model, options if objects is None else {**options, "objects": objects})
     least = choice.least_confidence if min_score is None else min_score
     following, choice = replace(following, min_score=least).beside(replace(choice, least_confidence=0.0))
-    return partial(_opened_here, choice, told), following
+    return partial(_opened_here, choice, notify), following
 
 
 @contextmanager
-def _opened_here(choice: Choice, told: Told | None, streams: int) -> Iterator[Localizer]:
-    with open_localizer(choice, told, streams) as localizer:
+def _opened_here(choice: Choice, notify: Notify | None, streams: int) -> Iterator[Localizer]:
+    with open_localizer(choice, notify, streams) as localizer:
         yield localizer
 
 
@@ -257,7 +257,7 @@ def _opened(source: _Source, stack: ExitStack) -> tuple[Callable[[int], Records]
     if can_be_cut(spec):
         clip = make_plan(spec, "", whole=True)
         for note in clip.notes:
-            source.told(note)
+            source.notify(note)
         trouble = f"{shown(spec)} {clip.trouble}" if clip.trouble else ""
         return lambda batch: records_of(clip, clip.segments, every, batch, {}), None, trouble
     if not spec.isdigit() and spec.split("://", maxsplit=1)[0].lower() not in LIVE_SCHEMES:
@@ -265,7 +265,7 @@ def _opened(source: _Source, stack: ExitStack) -> tuple[Callable[[int], Records]
         if not found.live:
             return lambda _: _one_in(every_frame(found), every), None, ""
         found.close()  # an address that turned out live is read by what opens it again when it is lost
-    feed = Feed([spec], source.camera, told=source.told)
+    feed = Feed([spec], source.camera, notify=source.notify)
     return lambda _: _one_in(feed.records(), every), feed, ""
 
 

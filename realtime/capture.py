@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from engines.errors import SourceError
 from engines.text import in_words, shown
-from realtime.frame_queue import EVERY, LATEST, Inbox, Policy, Records
+from realtime.frame_queue import EVERY, LATEST, FrameQueue, Policy, Records
 from realtime.frames import Frame, FrameRecord
 from realtime.sources.images import open_source
 from realtime.sources.limits import AHEAD_BYTES
@@ -51,8 +51,8 @@ class Connection:
 class Series:
     """One source's frames on their way into the inbox, numbered and timed through all its connections."""
 
-    def __init__(self, connection: Connection, inbox: Inbox, place: int) -> None:
-        self.connection, self.inbox = connection, inbox
+    def __init__(self, connection: Connection, frame_queue: FrameQueue, place: int) -> None:
+        self.connection, self.frame_queue = connection, frame_queue
         self._place, self._index, self._first_ns, self._begin_s = place, 0, 0, 0.0
 
     def begin(self, frame: Frame, captured_ns: int) -> None:
@@ -70,7 +70,7 @@ class Series:
         connection.height_px, connection.width_px = frame.image_bgr.shape[:2]
         pts_s = self._begin_s + frame.pts_s
         frame = replace(frame, source=connection.name, index=self._index, pts_s=pts_s, captured_ns=captured_ns)
-        if self.inbox.put(frame, self._place):
+        if self.frame_queue.put(frame, self._place):
             self._index += 1
 
 
@@ -84,14 +84,16 @@ class Attempt:
         spec: see ``realtime.sources.images.open_source``.
         options: how it is opened.
         series: where its frames go.
-        told: gets what of the source is not read, in words.
+        notify: gets what of the source is not read, in words.
 
     Attributes:
         live: whether it may be a camera or a network stream, which is worth opening again; an address may turn out a file.
     """
 
-    def __init__(self, spec: str, options: SourceOptions, series: Series, told: Callable[[str], None] = lambda _: None) -> None:
-        self._spec, self._options, self._series, self._told = spec, options, series, told
+    def __init__(
+        self, spec: str, options: SourceOptions, series: Series, notify: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._spec, self._options, self._series, self._notify = spec, options, series, notify
         self._source: Source | None = None
         self._error: Exception | None = None
         self._notes = 0
@@ -108,7 +110,7 @@ class Attempt:
         name = f"connection of {self._series.connection.name}"
         threading.Thread(target=self._read, name=name, daemon=True).start()
         while not self._done.wait(LOOK_EVERY_S):
-            if self._series.inbox.closed.is_set():
+            if self._series.frame_queue.closed.is_set():
                 if not self._done.wait(LEAVE_S):
                     self._leave()
                 return
@@ -145,10 +147,10 @@ class Attempt:
         for number, frame in enumerate(source):
             self._asked_s, captured_ns = math.inf, frame.captured_ns  # now the source waits for us
             if not source.live:  # a file: at its own pace
-                series.inbox.closed.wait(max(0.0, frame.pts_s - (time.monotonic() - start_s)))
+                series.frame_queue.closed.wait(max(0.0, frame.pts_s - (time.monotonic() - start_s)))
                 captured_ns = time.monotonic_ns()
             with self._lock:
-                if self._left or series.inbox.closed.is_set():
+                if self._left or series.frame_queue.closed.is_set():
                     return
                 if number == 0:
                     series.begin(frame, captured_ns)
@@ -161,7 +163,7 @@ class Attempt:
     def _tell(self, source: Source) -> None:
         """Whatever was not told yet."""
         for note in source.notes[self._notes :]:
-            self._told(note)
+            self._notify(note)
         self._notes = len(source.notes)
 
 
@@ -176,7 +178,7 @@ def every_frame(source: Source) -> Records:
     Raises:
         SourceError: as the source raises, after the frames that it gave.
     """
-    return _read_in_thread(source, Inbox(EVERY), paced=False)
+    return _read_in_thread(source, FrameQueue(EVERY), paced=False)
 
 
 def latest_frames(source: Source, paced: bool) -> Records:
@@ -189,28 +191,28 @@ def latest_frames(source: Source, paced: bool) -> Records:
     Raises:
         SourceError: as the source raises, after the frames that it gave.
     """
-    return _read_in_thread(source, Inbox(LATEST), paced)
+    return _read_in_thread(source, FrameQueue(LATEST), paced)
 
 
-def _read_in_thread(source: Source, inbox: Inbox, paced: bool) -> Records:
+def _read_in_thread(source: Source, frame_queue: FrameQueue, paced: bool) -> Records:
     def read() -> None:
         start_ns = time.monotonic_ns()
         try:
             for frame in source:
                 if paced:
-                    inbox.closed.wait(max(0.0, frame.pts_s - (time.monotonic_ns() - start_ns) / NS))
-                if not inbox.put(replace(frame, captured_ns=time.monotonic_ns()) if paced else frame):
+                    frame_queue.closed.wait(max(0.0, frame.pts_s - (time.monotonic_ns() - start_ns) / NS))
+                if not frame_queue.put(replace(frame, captured_ns=time.monotonic_ns()) if paced else frame):
                     return
-            inbox.end(None)
+            frame_queue.end(None)
         except Exception as error:  # handed to the loop, which raises it where it can be dealt with
-            inbox.end(error)
+            frame_queue.end(error)
 
     reader = threading.Thread(target=read, name=f"read {source.name}", daemon=True)
     reader.start()
     try:
-        yield from inbox.records()
+        yield from frame_queue.records()
     finally:
-        inbox.close()
+        frame_queue.close()
         reader.join(timeout=2.0)
 
 
@@ -287,8 +289,8 @@ class Feed:
         specs: see ``realtime.sources.images.open_source``.
         options: how live ones are opened.
         policy: what becomes of frames that come too fast.
-        at_once: see ``Inbox``.
-        told: gets a line when a source is lost and when it is back, from that source's thread.
+        at_once: see ``FrameQueue``.
+        notify: gets a line when a source is lost and when it is back, from that source's thread.
     """
 
     def __init__(
@@ -297,16 +299,16 @@ class Feed:
         options: SourceOptions = USUAL,
         policy: Policy = LATEST,
         at_once: int = 1,
-        told: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.connections = [Connection(name, shown(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
-        self._specs, self._options, self._told = list(specs), options, told
-        self._inbox = Inbox(policy, len(specs), at_once)
+        self._specs, self._options, self._notify = list(specs), options, notify
+        self._frame_queue = FrameQueue(policy, len(specs), at_once)
 
     @property
     def captured(self) -> dict[str, int]:
         """Frames that came, by source: each of them ends as one record."""
-        return {each.name: count for each, count in zip(self.connections, self._inbox.captured, strict=True)}
+        return {each.name: count for each, count in zip(self.connections, self._frame_queue.captured, strict=True)}
 
     def records(self) -> Records:
         """Open all sources and give their records until all have ended or ``stop`` is called. Once only.
@@ -321,32 +323,32 @@ class Feed:
         for reader in readers:
             reader.start()
         try:
-            yield from self._inbox.records()
+            yield from self._frame_queue.records()
         finally:
-            self._inbox.close()
+            self._frame_queue.close()
             for reader in readers:
                 reader.join(timeout=2.0)
 
     def stop(self) -> None:
         """End the records soon; frames that wait become dropped ones. May be called from any thread or a signal's handler."""
-        self._inbox.stop()
+        self._frame_queue.stop()
 
     def left(self) -> list[FrameRecord]:
-        """See ``Inbox.left``."""
-        return self._inbox.left()
+        """See ``FrameQueue.left``."""
+        return self._frame_queue.left()
 
     def _read(self, place: int) -> None:
         """A reader's whole life."""
         connection = self.connections[place]
         try:
             self._keep_reading(place)
-            self._inbox.end(None)
+            self._frame_queue.end(None)
         except Exception as error:  # handed to the loop, which raises it where it can be dealt with
             connection.state, connection.trouble = "failed", in_words(error)
             if connection.width_px:
-                self._inbox.end(error)
+                self._frame_queue.end(error)
             else:  # it never gave a frame: what was typed is wrong
-                self._inbox.abort(error)
+                self._frame_queue.abort(error)
 
     def _keep_reading(self, place: int) -> None:
         """Read, wait, open again, until the run ends; a file is read once.
@@ -355,15 +357,15 @@ class Feed:
             SourceError: a file cannot be read, or no source at all could be opened at first.
         """
         connection = self.connections[place]
-        series, wait_s, notes = Series(connection, self._inbox, place), FIRST_WAIT_S, set[str]()
+        series, wait_s, notes = Series(connection, self._frame_queue, place), FIRST_WAIT_S, set[str]()
 
-        def told(note: str) -> None:
+        def notify(note: str) -> None:
             if note not in notes:  # another connection says it again
                 notes.add(note)
-                self._told(f"{connection.name}: {note}")
+                self._notify(f"{connection.name}: {note}")
 
-        while not self._inbox.closed.is_set():
-            begun_s, attempt = time.monotonic(), Attempt(self._specs[place], self._options, series, told)
+        while not self._frame_queue.closed.is_set():
+            begun_s, attempt = time.monotonic(), Attempt(self._specs[place], self._options, series, notify)
             try:
                 attempt.run()
                 trouble = f"{connection.spec} ended"
@@ -374,15 +376,15 @@ class Feed:
             if not attempt.live:
                 connection.state = "ended"
                 return
-            if self._inbox.closed.is_set():
+            if self._frame_queue.closed.is_set():
                 return
             was_live, connection.state, connection.trouble = connection.state == "live", "waiting", trouble
             if self._none_could_be_opened():
                 raise SourceError(trouble)
             if was_live or wait_s == FIRST_WAIT_S:
-                self._told(f"{connection.name}: {trouble}; trying again")
+                self._notify(f"{connection.name}: {trouble}; trying again")
             wait_s = FIRST_WAIT_S if time.monotonic() - begun_s > SOUND_S else wait_s
-            self._inbox.closed.wait(wait_s * random.uniform(0.5, 1.0))
+            self._frame_queue.closed.wait(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
 
     def _none_could_be_opened(self) -> bool:

@@ -16,7 +16,7 @@ from engines.localizer import Localizer
 from engines.text import shown
 from realtime.batch.names import Naming, with_ending
 from realtime.capture import every_frame
-from realtime.latency_budget import Governed
+from realtime.latency_budget import BudgetLocalizer
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink, Sink, VideoSink
 from realtime.sources.images import open_source
@@ -30,7 +30,7 @@ Summary = dict[str, Any]
 def process_all(
     specs: Sequence[str],
     out: Path,
-    localizer: Localizer | Governed,
+    localizer: Localizer | BudgetLocalizer,
     console: Console,
     video: bool = True,
     following: FollowOptions = WHOLE_FRAMES,
@@ -65,7 +65,7 @@ def process(
     spec: str,
     naming: Naming,
     out: Path,
-    localizer: Localizer | Governed,
+    localizer: Localizer | BudgetLocalizer,
     console: Console,
     video: bool,
     following: FollowOptions = WHOLE_FRAMES,
@@ -93,9 +93,9 @@ def process(
 
 
 def _process(
-    source: Source, files: dict[str, Path], localizer: Localizer | Governed, console: Console, following: FollowOptions
+    source: Source, files: dict[str, Path], localizer: Localizer | BudgetLocalizer, console: Console, following: FollowOptions
 ) -> Summary:
-    if isinstance(localizer, Governed):
+    if isinstance(localizer, BudgetLocalizer):
         localizer.begin()
     run, interrupted = Run(), False
     try:
@@ -119,7 +119,7 @@ def _process(
         "device": engine.device,
         "size_px": localizer.size_px,
         "files": {kind: str(path) for kind, path in files.items()},
-        **(localizer.summary() if isinstance(localizer, Governed) else {}),
+        **(localizer.summary() if isinstance(localizer, BudgetLocalizer) else {}),
     }
     write_json(files["summary"], summary)
     return summary
@@ -127,7 +127,7 @@ def _process(
 
 def _run_with_progress(
     source: Source,
-    localizer: Localizer | Governed,
+    localizer: Localizer | BudgetLocalizer,
     sinks: Sequence[Sink],
     run: Run,
     console: Console,

@@ -56,7 +56,7 @@ class Policy:
 LATEST, EVERY = Policy("latest"), Policy("every")
 
 
-class Inbox:
+class FrameQueue:
     """Frames of one or more sources on their way to the loop. Readers put, each at its own place; the loop takes from all.
 
     Args:

@@ -109,12 +109,12 @@ class FrameRecord:
         found: what the engine answered.
         stages_ms: what each stage took, in a frame's order; ``began_ns`` says when each began, on ``captured_ns``'s clock.
         total_ms: from the start of its reading until it was written.
-        rung: the settings that made it, where a governor chooses them.
+        preset: the settings that made it, where a latency budget chooses them.
         followed: the next record is there already and of another source: both can go into one engine call.
         track: what following knows of it; None without ``--follow``. Of several objects, of the first.
         objects: where several are followed, each of them; None where it is one or none.
-        follower: who follows it, see ``realtime.tracking.options``; ``view_px`` is the size of what the engine sees of it.
-        carried: the engine need not see it: the last answer is carried along.
+        tracker: who follows it, see ``realtime.tracking.options``; ``view_px`` is the size of what the engine sees of it.
+        propagated: the engine need not see it: the last answer is carried along.
     """
 
     frame: Frame
@@ -123,14 +123,14 @@ class FrameRecord:
     found: Localization | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     total_ms: float = 0.0
-    rung: str = ""
+    preset: str = ""
     began_ns: dict[str, int] = field(default_factory=dict)
     followed: bool = False
     track: Track | None = None
     objects: tuple[Tracked, ...] | None = None
-    follower: Any = None
+    tracker: Any = None
     view_px: tuple[int, int] | None = None
-    carried: bool = False
+    propagated: bool = False
 
     @property
     def age_ms(self) -> float:
@@ -172,7 +172,7 @@ class FrameRecord:
             **_corners(found.box_xyxy_px if found else None),
             **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
             "total_ms": round(self.total_ms, 4),
-            "rung": self.rung or None,
+            "rung": self.preset or None,
             **({"detections": [_object_row(each) for each in several]} if several else {}),
             **(self.track.row() if self.track else {}),
             **({} if self.objects is None else {"objects": [each.row() for each in self.objects]}),

@@ -14,43 +14,43 @@ from engines.choose import Choice, open_localizer
 from engines.engine import Engine
 from engines.errors import SightlineError
 from engines.localizer import Localizer
-from engines.presets import Rung, rungs
+from engines.presets import Preset, presets
 from realtime.frames import FrameRecord
 from realtime.statistics import Run
 
 WINDOW_FRAMES = 20
-FEWEST_FRAMES = 10  # of one rung, before it is judged
+FEWEST_FRAMES = 10  # of one preset, before it is judged
 SETTLING_FRAMES = 3  # after a step: caches are cold
-MARGIN = 0.85  # of the budget, which a better rung must be expected to keep to
+MARGIN = 0.85  # of the budget, which a better preset must be expected to keep to
 HOLD_S = 3.0  # for so long without a break, before it is tried
 LONGEST_HOLD_S = 60.0
-TRIAL_S = 10.0  # a better rung that is left sooner than that has failed
+TRIAL_S = 10.0  # a better preset that is left sooner than that has failed
 
 
 @dataclass(frozen=True)
 class Step:
-    """A decision: from which rung to which, and why, in words."""
+    """A decision: from which preset to which, and why, in words."""
 
     source: int
     target: int
     why: str
 
 
-class Governor:
-    """The decision alone: times in, rungs out; it reads no clock and runs nothing.
+class BudgetController:
+    """The decision alone: times in, presets out; it reads no clock and runs nothing.
 
-    Rung 0 is the best and dearest. It steps down as soon as the 90th percentile of the last frames is over the budget, to the
-    best rung that is expected to hold it. It steps up by one when, for ``HOLD_S`` on end, the better rung has been expected to
-    keep to ``MARGIN`` of the budget. A rung that fails its trial is held off for twice as long the next time, so that settings
-    do not flap where the budget lies between two rungs.
+    Preset 0 is the best and dearest. It steps down as soon as the 90th percentile of the last frames is over the budget, to the
+    best preset that is expected to hold it. It steps up by one when, for ``HOLD_S`` on end, the better preset has been expected to
+    keep to ``MARGIN`` of the budget. A preset that fails its trial is held off for twice as long the next time, so that settings
+    do not flap where the budget lies between two presets.
 
     Args:
         budget_ms: for one frame.
-        costs: of each rung in the engine, relative to each other.
+        costs: of each preset in the engine, relative to each other.
     """
 
     def __init__(self, budget_ms: float, costs: Sequence[float]) -> None:
-        self.budget_ms, self.rung = budget_ms, 0
+        self.budget_ms, self.preset = budget_ms, 0
         self._costs = list(costs)
         self._usable = [True] * len(self._costs)
         self._hold_s = [HOLD_S] * len(self._costs)
@@ -61,12 +61,12 @@ class Governor:
 
     @property
     def p90_ms(self) -> float:
-        """90th percentile of the last frames of this rung."""
+        """90th percentile of the last frames of this preset."""
         return float(np.percentile([frame_ms for frame_ms, _ in self._window], 90)) if self._window else 0.0
 
     @property
     def missed(self) -> bool:
-        """Whether even the cheapest usable rung is over the budget now."""
+        """Whether even the cheapest usable preset is over the budget now."""
         return not self.cheaper() and len(self._window) == WINDOW_FRAMES and self.p90_ms > self.budget_ms
 
     def observe(self, now_s: float, frame_ms: float, engine_ms: float) -> Step | None:
@@ -85,30 +85,30 @@ class Governor:
             return None
         self._window.append((frame_ms, min(engine_ms, frame_ms)))
         if self._tried_at_s is not None and now_s - self._tried_at_s >= TRIAL_S:
-            self._tried_at_s, self._hold_s[self.rung] = None, HOLD_S  # it has held
+            self._tried_at_s, self._hold_s[self.preset] = None, HOLD_S  # it has held
         if len(self._window) < FEWEST_FRAMES:
             return None
         return self._down() if self.p90_ms > self.budget_ms else self._up(now_s)
 
     def stepped(self, step: Step, now_s: float) -> None:
         """The frames from now on are of the step's target."""
-        if step.target > self.rung and self._tried_at_s is not None:
-            self._hold_s[self.rung] = min(LONGEST_HOLD_S, 2 * self._hold_s[self.rung])
-        self._tried_at_s = now_s if step.target < self.rung else None
-        self.rung, self._settling, self._fits_since_s = step.target, SETTLING_FRAMES, None
+        if step.target > self.preset and self._tried_at_s is not None:
+            self._hold_s[self.preset] = min(LONGEST_HOLD_S, 2 * self._hold_s[self.preset])
+        self._tried_at_s = now_s if step.target < self.preset else None
+        self.preset, self._settling, self._fits_since_s = step.target, SETTLING_FRAMES, None
         self._window.clear()
 
-    def give_up(self, rung: int) -> None:
-        """Never step to this rung: it cannot be run here."""
-        self._usable[rung] = False
+    def give_up(self, preset: int) -> None:
+        """Never step to this preset: it cannot be run here."""
+        self._usable[preset] = False
 
     def cheaper(self) -> list[int]:
-        """The usable rungs below this one, the nearest first."""
-        return [rung for rung in range(self.rung + 1, len(self._costs)) if self._usable[rung]]
+        """The usable presets below this one, the nearest first."""
+        return [preset for preset in range(self.preset + 1, len(self._costs)) if self._usable[preset]]
 
-    def expected_ms(self, rung: int) -> float:
-        """What the last frames would have taken on another rung, 90th percentile: the engine's part scales with its cost."""
-        share = self._costs[rung] / self._costs[self.rung]
+    def expected_ms(self, preset: int) -> float:
+        """What the last frames would have taken on another preset, 90th percentile: the engine's part scales with its cost."""
+        share = self._costs[preset] / self._costs[self.preset]
         return float(np.percentile([frame_ms + (share - 1) * engine_ms for frame_ms, engine_ms in self._window], 90))
 
     def _down(self) -> Step | None:
@@ -116,11 +116,11 @@ class Governor:
         cheaper = self.cheaper()
         if not cheaper:
             return None
-        target = next((rung for rung in cheaper if self.expected_ms(rung) <= self.budget_ms), cheaper[-1])
-        return Step(self.rung, target, f"p90 {self.p90_ms:.1f} ms is over the budget of {self.budget_ms:g} ms")
+        target = next((preset for preset in cheaper if self.expected_ms(preset) <= self.budget_ms), cheaper[-1])
+        return Step(self.preset, target, f"p90 {self.p90_ms:.1f} ms is over the budget of {self.budget_ms:g} ms")
 
     def _up(self, now_s: float) -> Step | None:
-        better = next((rung for rung in range(self.rung - 1, -1, -1) if self._usable[rung]), None)
+        better = next((preset for preset in range(self.preset - 1, -1, -1) if self._usable[preset]), None)
         if better is None or self.expected_ms(better) > MARGIN * self.budget_ms:
             self._fits_since_s = None
             return None
@@ -128,36 +128,36 @@ class Governor:
         if now_s - self._fits_since_s < self._hold_s[better]:
             return None
         expected = f"{self.expected_ms(better):.1f} ms expected"
-        return Step(self.rung, better, f"p90 {self.p90_ms:.1f} ms leaves room: {expected} of {self.budget_ms:g} ms")
+        return Step(self.preset, better, f"p90 {self.p90_ms:.1f} ms leaves room: {expected} of {self.budget_ms:g} ms")
 
 
-class Governed:
+class BudgetLocalizer:
     """The settings of the hour. One thread uses it: that of the frame loop.
 
-    The engine of the next cheaper rung is built in the background as soon as a rung is entered, any other when it is asked for;
+    The engine of the next cheaper preset is built in the background as soon as a preset is entered, any other when it is asked for;
     frames go on as they are until it is ready. While something is being built, which takes processor time from the frames,
-    nothing is decided. Engines further than one rung away are closed.
+    nothing is decided. Engines further than one preset away are closed.
 
     Args:
-        choice: the best settings, see ``engines.presets.rungs``.
-        budget_ms: for one frame, see ``Governor``.
-        told: gets each step in words as it is made.
+        choice: the best settings, see ``engines.presets.presets``.
+        budget_ms: for one frame, see ``BudgetController``.
+        notify: gets each step in words as it is made.
         streams, batch: see ``engines.choose.open_localizer``.
 
     Raises:
         SightlineError: the best settings cannot be run.
 
     Attributes:
-        rung: the settings for the next frame.
+        preset: the settings for the next frame.
         localizer: their engine.
         steps: of this run: ``frame`` after which it was decided, ``from``, ``to``, ``why``.
     """
 
     def __init__(
-        self, choice: Choice, budget_ms: float, told: Callable[[str], None], *, streams: int = 1, batch: int = 1
+        self, choice: Choice, budget_ms: float, notify: Callable[[str], None], *, streams: int = 1, batch: int = 1
     ) -> None:
-        self._ladder, self._told, self._streams, self._batch = rungs(choice), told, streams, batch
-        self._governor = Governor(budget_ms, [rung.cost for rung in self._ladder])
+        self._ladder, self._notify, self._streams, self._batch = presets(choice), notify, streams, batch
+        self._controller = BudgetController(budget_ms, [preset.cost for preset in self._ladder])
         self._open = {self._ladder[0].choice: self._opened(self._ladder[0].choice)}
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open engine")
         self._opening: tuple[int, Future[Localizer]] | None = None
@@ -165,22 +165,22 @@ class Governed:
         self.begin()
 
     def begin(self) -> None:
-        """Start the accounts of a run; the rung stays."""
+        """Start the accounts of a run; the preset stays."""
         self.steps: list[dict[str, Any]] = []
         self._missed = ""
 
     @property
-    def rung(self) -> Rung:
-        return self._ladder[self._governor.rung]
+    def preset(self) -> Preset:
+        return self._ladder[self._controller.preset]
 
     @property
     def localizer(self) -> Localizer:
-        return self._open[self.rung.choice]
+        return self._open[self.preset.choice]
 
     @property
     def description(self) -> dict[str, Any]:
         """What decides the results: the best settings and the budget. How long frames take does, too."""
-        return {"budget_ms": self._governor.budget_ms, "best": asdict(self._ladder[0].choice)}
+        return {"budget_ms": self._controller.budget_ms, "best": asdict(self._ladder[0].choice)}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -198,7 +198,7 @@ class Governed:
 
     @property
     def engine(self) -> Engine:
-        """The engine of the rung."""
+        """The engine of the preset."""
         return self.localizer.engine
 
     @property
@@ -207,29 +207,29 @@ class Governed:
         return self.localizer.size_px
 
     def finished(self, record: FrameRecord, now_s: float, frame_ms: float) -> None:
-        """Judge a finished frame, and step where that is called for; see ``Governor.observe``.
+        """CropScorer a finished frame, and step where that is called for; see ``BudgetController.observe``.
 
         Raises:
-            Exception: an engine could not be built, for a reason that is not a ``SightlineError`` (those give the rung up).
+            Exception: an engine could not be built, for a reason that is not a ``SightlineError`` (those give the preset up).
         """
-        if record.rung != self.rung.name:
+        if record.preset != self.preset.name:
             return  # from before the last step
         self._close_far_ones()
         self._look_at_opening()
         if self._opening is None and self._wanted is None:
-            self._wanted = self._governor.observe(now_s, frame_ms, record.stages_ms["engine"])
-            if self._governor.missed and not self._missed:
-                cheapest = f"even the cheapest setting ({self.rung.name}) takes {self._governor.p90_ms:.1f} ms (p90)"
-                self._missed = f"{cheapest}, over the budget of {self._governor.budget_ms:g} ms"
-                self._told(self._missed)
+            self._wanted = self._controller.observe(now_s, frame_ms, record.stages_ms["engine"])
+            if self._controller.missed and not self._missed:
+                cheapest = f"even the cheapest setting ({self.preset.name}) takes {self._controller.p90_ms:.1f} ms (p90)"
+                self._missed = f"{cheapest}, over the budget of {self._controller.budget_ms:g} ms"
+                self._notify(self._missed)
         if self._wanted is not None:
             self._step(self._wanted, record, now_s)
         elif self._opening is None:
             self._open_next_cheaper()
 
     def summary(self) -> dict[str, Any]:
-        """For a run's summary: ``budget_ms``, the last ``rung``, the ``steps``, and ``over_budget``: in words, or None."""
-        budget = {"budget_ms": self._governor.budget_ms, "rung": self.rung.name}
+        """For a run's summary: ``budget_ms``, the last ``preset``, the ``steps``, and ``over_budget``: in words, or None."""
+        budget = {"budget_ms": self._controller.budget_ms, "rung": self.preset.name}
         return {**budget, "steps": self.steps, "over_budget": self._missed or None}
 
     def close(self) -> None:
@@ -248,13 +248,13 @@ class Governed:
             if self._opening is None:
                 self._opening = step.target, self._opener.submit(self._opened, target.choice)
             return
-        self._told(f"frame {record.frame.index}: {self.rung.name} → {target.name}: {step.why}")
-        self.steps.append({"frame": record.frame.index, "from": self.rung.name, "to": target.name, "why": step.why})
-        self._governor.stepped(step, now_s)
+        self._notify(f"frame {record.frame.index}: {self.preset.name} → {target.name}: {step.why}")
+        self.steps.append({"frame": record.frame.index, "from": self.preset.name, "to": target.name, "why": step.why})
+        self._controller.stepped(step, now_s)
         self._wanted = None
 
     def _open_next_cheaper(self) -> None:
-        cheaper = self._governor.cheaper()
+        cheaper = self._controller.cheaper()
         if cheaper and self._ladder[cheaper[0]].choice not in self._open:
             self._opening = cheaper[0], self._opener.submit(self._opened, self._ladder[cheaper[0]].choice)
 
@@ -265,14 +265,14 @@ class Governed:
         try:
             self._open[self._ladder[index].choice] = future.result()
         except SightlineError as error:
-            self._governor.give_up(index)
+            self._controller.give_up(index)
             self._wanted = None
-            self._told(f"left out: {self._ladder[index].name}: {error}")
+            self._notify(f"left out: {self._ladder[index].name}: {error}")
 
     def _close_far_ones(self) -> None:
-        """Called when a frame of this rung is finished: frames come in order, so no other engine has one any more."""
-        index = self._governor.rung
-        near = {rung.choice for rung in self._ladder[max(0, index - 1) : index + 2]}
+        """Called when a frame of this preset is finished: frames come in order, so no other engine has one any more."""
+        index = self._controller.preset
+        near = {preset.choice for preset in self._ladder[max(0, index - 1) : index + 2]}
         if self._wanted is not None:
             near.add(self._ladder[self._wanted.target].choice)
         for choice in [choice for choice in self._open if choice not in near]:
@@ -297,7 +297,7 @@ class Pace:
         return sum(self._last_ms) / len(self._last_ms)
 
 
-def open_told(choice: Choice, console: Console, streams: int = 1, batch: int = 1) -> Localizer:
+def open_with_notes(choice: Choice, console: Console, streams: int = 1, batch: int = 1) -> Localizer:
     """Open what was chosen and say what it is; the arguments and errors are those of ``engines.choose.open_localizer``."""
     reasons: list[str] = []
     with console.status(f"building {choice.model} ..."):
@@ -312,12 +312,14 @@ def open_told(choice: Choice, console: Console, streams: int = 1, batch: int = 1
 
 def open_within(
     choice: Choice, budget_ms: float | None, console: Console, streams: int = 1, batch: int = 1
-) -> Localizer | Governed:
+) -> Localizer | BudgetLocalizer:
     """One engine, or one that changes to hold a budget of so many milliseconds a frame."""
     if budget_ms is None:
-        return open_told(choice, console, streams, batch)
+        return open_with_notes(choice, console, streams, batch)
     with console.status(f"building {choice.model} ..."):
-        governed = Governed(choice, budget_ms, lambda line: console.print(line, style="yellow"), streams=streams, batch=batch)
-    what = f"{choice.model} within {budget_ms:g} ms a frame, from {governed.rung.name}"
-    console.print("; ".join([what, *getattr(governed.engine, "losses", ())]), style="dim", soft_wrap=True)
-    return governed
+        budgeted = BudgetLocalizer(
+            choice, budget_ms, lambda line: console.print(line, style="yellow"), streams=streams, batch=batch
+        )
+    what = f"{choice.model} within {budget_ms:g} ms a frame, from {budgeted.preset.name}"
+    console.print("; ".join([what, *getattr(budgeted.engine, "losses", ())]), style="dim", soft_wrap=True)
+    return budgeted

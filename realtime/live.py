@@ -18,13 +18,13 @@ from engines.localizer import Localizer
 from engines.text import displayable, in_words
 from realtime.capture import Feed
 from realtime.frame_queue import Policy
-from realtime.latency_budget import Governed
+from realtime.latency_budget import BudgetLocalizer
 from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
-from realtime.session import Hub
-from realtime.sinks import Beside, JsonlSink, Recorder, Sink, Told, WindowSink, check_log, has_display, make_writable
-from realtime.statistics import Ledger, live_table
+from realtime.session import Session
+from realtime.sinks import Beside, JsonlSink, Notices, Recorder, Sink, WindowSink, check_log, has_display, make_writable
+from realtime.statistics import LiveRun, live_table
 from realtime.trace import TraceSink
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, opened
 from realtime.web.server import Address, PageServer
@@ -34,7 +34,7 @@ TABLE_EVERY_S = 0.5
 
 def stream(
     specs: Sequence[str],
-    localizer: Localizer | Governed,
+    localizer: Localizer | BudgetLocalizer,
     console: Console,
     options: StreamOptions = StreamOptions(),
     following: FollowOptions = WHOLE_FRAMES,
@@ -55,13 +55,13 @@ def stream(
         SightlineError: the sources or a result fail; what was recorded until then is kept.
     """
     _check_outputs(options)
-    told = partial(console.print, style="yellow", markup=False, highlight=False)
-    lost = Told(told)
-    feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, told)
+    notify = partial(console.print, style="yellow", markup=False, highlight=False)
+    lost = Notices(notify)
+    feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, notify)
     names = [each.name for each in feed.connections]
-    ledger = Ledger(names)
-    hub = Hub(feed.connections, ledger, localizer.class_names, stop=feed.stop, following=opened(following))
-    hub.change(
+    live_run = LiveRun(names)
+    session = Session(feed.connections, live_run, localizer.class_names, stop=feed.stop, following=opened(following))
+    session.change(
         class_index=localizer.wanted_class,
         record=options.record,
         heat_map=options.heat_map,
@@ -69,34 +69,34 @@ def stream(
         smoothing=options.smoothing,
     )
     with ExitStack() as stack:
-        sinks = _sinks(stack, hub, options, lost, told)
+        sinks = _sinks(stack, session, options, lost, notify)
         if options.web is not None:
-            url = stack.enter_context(_page(hub, localizer, options.web, options)).url
+            url = stack.enter_context(_page(session, localizer, options.web, options)).url
             console.print(Text(f"watch on {url}"), soft_wrap=True)  # a Text: the token is there to be seen
-        interrupted = stack.enter_context(_stopping_on_ctrl_c(hub.stop))
+        interrupted = stack.enter_context(_stopping_on_ctrl_c(session.stop))
         table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
-        live = Live(lambda: hub.settings, feed.stop)
-        loop = run_frames(feed.records(), localizer, sinks, ledger, live=live, following=hub.following)
+        live = Live(lambda: session.settings, feed.stop)
+        loop = run_frames(feed.records(), localizer, sinks, live_run, live=live, following=session.following)
         if options.seconds is not None:
-            timer = threading.Timer(options.seconds, hub.stop)
+            timer = threading.Timer(options.seconds, session.stop)
             stack.callback(timer.cancel)
             timer.start()
         shown_s = 0.0
         try:
             for _ in stack.enter_context(closing(loop)):
                 if time.monotonic() - shown_s >= TABLE_EVERY_S:
-                    table.update(live_table(ledger.rolling(), feed.connections))
+                    table.update(live_table(live_run.rolling(), feed.connections))
                     shown_s = time.monotonic()
         finally:
-            _enter_left(feed, sinks, ledger)
-    budget = localizer.summary() if isinstance(localizer, Governed) else {}
-    return {**_summary(feed, ledger, interrupted.is_set()), **lost.summary(), **budget}
+            _enter_left(feed, sinks, live_run)
+    budget = localizer.summary() if isinstance(localizer, BudgetLocalizer) else {}
+    return {**_summary(feed, live_run, interrupted.is_set()), **lost.summary(), **budget}
 
 
-def _summary(feed: Feed, ledger: Ledger, interrupted: bool) -> dict[str, Any]:
+def _summary(feed: Feed, live_run: LiveRun, interrupted: bool) -> dict[str, Any]:
     return {
         "source": ", ".join(each.spec for each in feed.connections),
-        **ledger.summary(),
+        **live_run.summary(),
         "captured": feed.captured,
         "connections": [vars(each) for each in feed.connections],
         "interrupted": interrupted,
@@ -117,60 +117,60 @@ def _check_outputs(options: StreamOptions) -> None:
         check_log(options.log, options.log_max_mb is not None)
 
 
-def _page(hub: Hub, localizer: Localizer | Governed, where: str, options: StreamOptions) -> PageServer:
+def _page(session: Session, localizer: Localizer | BudgetLocalizer, where: str, options: StreamOptions) -> PageServer:
     names = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "torch": "PyTorch"}
 
     def title() -> str:
         """What runs now: a budget may change it."""
-        now = localizer.localizer if isinstance(localizer, Governed) else localizer
+        now = localizer.localizer if isinstance(localizer, BudgetLocalizer) else localizer
         engine = f"{names.get(now.engine.backend, now.engine.backend)} {now.engine.precision}"
         return " · ".join(filter(None, [now.description.get("model", ""), engine, f"{now.size_px} px"]))
 
-    return PageServer(hub, title, Address.of(where), options.web_token, options.web_dir)
+    return PageServer(session, title, Address.of(where), options.web_token, options.web_dir)
 
 
 def _sinks(
-    stack: ExitStack, hub: Hub, options: StreamOptions, lost: Callable[[str], None], told: Callable[[str], None]
+    stack: ExitStack, session: Session, options: StreamOptions, lost: Callable[[str], None], notify: Callable[[str], None]
 ) -> list[Sink]:
     """What cannot be begun ends the run before it starts; what fails later ends alone, and ``lost`` says so."""
-    names = [each.name for each in hub.connections]
+    names = [each.name for each in session.connections]
 
     def failed(path: Path, error: Exception) -> None:
         trouble = f"the recording {displayable(str(path))} has ended: {in_words(error)}"
-        hub.recording_failed(path, trouble)
+        session.recording_failed(path, trouble)
         lost(f"{trouble}; the run goes on")
 
     def renamed(wanted: Path, path: Path) -> None:
-        told(displayable(f"there is a file {wanted} already: {path} is written"))
+        notify(displayable(f"there is a file {wanted} already: {path} is written"))
 
     def beside(sink: Sink, what: str) -> Sink:
         return stack.enter_context(Beside(sink, what, lost))
 
     if options.record is not None:
         make_writable(options.record)
-    recorder = Recorder(lambda: hub.settings.record, names, failed, renamed)
-    sinks: list[Sink] = [stack.enter_context(recorder), stack.enter_context(hub)]
+    recorder = Recorder(lambda: session.settings.record, names, failed, renamed)
+    sinks: list[Sink] = [stack.enter_context(recorder), stack.enter_context(session)]
     if options.window and has_display():
-        sinks.append(beside(WindowSink("Sightline", hub.stop), "the window"))
+        sinks.append(beside(WindowSink("Sightline", session.stop), "the window"))
     if options.trace is not None:
-        trace = TraceSink(options.trace, hub.connections)
+        trace = TraceSink(options.trace, session.connections)
         if trace.path != options.trace:
             renamed(options.trace, trace.path)
         sinks.append(beside(trace, "the trace"))
     if options.metrics is not None:
-        sinks.append(beside(MetricsSink(options.metrics, hub, options.web_token), "the metrics page"))
+        sinks.append(beside(MetricsSink(options.metrics, session, options.web_token), "the metrics page"))
     if options.log is not None:
         sinks.append(beside(JsonlSink(options.log, live=True, max_mb=options.log_max_mb), "the log"))
     return sinks
 
 
-def _enter_left(feed: Feed, sinks: Sequence[Sink], ledger: Ledger) -> None:
+def _enter_left(feed: Feed, sinks: Sequence[Sink], live_run: LiveRun) -> None:
     """A run that failed leaves frames behind that nobody took: they end here."""
     for record in feed.left():
         for sink in sinks:
             if not sink.needs_picture:
                 sink.write(record, None)
-        ledger.add(record)
+        live_run.add(record)
 
 
 @contextmanager

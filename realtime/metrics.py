@@ -7,7 +7,7 @@ from engines.errors import OutputError
 from engines.install import install_extra
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
-from realtime.session import Hub
+from realtime.session import Session
 from realtime.web.server import Address, GuardedServer
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class MetricsSink:
 
     Args:
         port: 0 for any free one; see ``port``.
-        hub: of the run.
+        session: of the run.
         token: who has it may look (``Authorization: Bearer``); None for everyone on this machine.
 
     Raises:
@@ -38,7 +38,7 @@ class MetricsSink:
 
     needs_picture = False
 
-    def __init__(self, port: int, hub: Hub, token: str | None = None) -> None:
+    def __init__(self, port: int, session: Session, token: str | None = None) -> None:
         try:
             import fastapi  # noqa: F401
             import prometheus_client as prometheus
@@ -56,8 +56,8 @@ class MetricsSink:
             )
         )
         self._objects = prometheus.Gauge("sightline_objects", "Objects followed", ["source"], registry=registry)
-        registry.register(_Connections(hub))
-        self._server = GuardedServer(_application(registry, hub), Address(port=port), token, "--metrics")
+        registry.register(_Connections(session))
+        self._server = GuardedServer(_application(registry, session), Address(port=port), token, "--metrics")
         self.port = self._server.port
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
@@ -84,21 +84,21 @@ class MetricsSink:
 class _Connections:
     """Asked at each scrape: how the sources are doing then."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         reconnects = CounterMetricFamily("sightline_reconnects", "Times that a source came back", labels=["source"])
         up = GaugeMetricFamily("sightline_up", "1 while a source gives frames", labels=["source"])
-        for each in self._hub.connections:
+        for each in self._session.connections:
             reconnects.add_metric([each.name], each.reconnects)
             up.add_metric([each.name], float(each.state == "live"))
         yield from (reconnects, up)
 
 
-def _application(registry: "CollectorRegistry", hub: Hub) -> "FastAPI":
+def _application(registry: "CollectorRegistry", session: Session) -> "FastAPI":
     from fastapi import FastAPI, Query, Request
     from fastapi.responses import PlainTextResponse, Response
     from prometheus_client.exposition import choose_encoder
@@ -116,9 +116,9 @@ def _application(registry: "CollectorRegistry", hub: Hub) -> "FastAPI":
         return Response(encode(registry.restricted_registry(names) if names else registry), headers={"Content-Type": kind})
 
     @app.get("/snapshot.jpg")
-    def snapshot(source: str = Query(hub.connections[0].name)) -> Response:
+    def snapshot(source: str = Query(session.connections[0].name)) -> Response:
         """The newest picture; 503 where none comes."""
-        found = hub.snapshot(source)
+        found = session.snapshot(source)
         if found is None:
             return PlainTextResponse(f"no picture of {source} now\n", 503)
         return Response(found, media_type="image/jpeg")

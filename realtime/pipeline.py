@@ -20,7 +20,7 @@ from engines.localizer import ImageBgr, Localization, Localizer
 from realtime.annotate import Look
 from realtime.frame_queue import Records
 from realtime.frames import FrameRecord
-from realtime.latency_budget import Governed, Pace
+from realtime.latency_budget import BudgetLocalizer, Pace
 from realtime.session import Settings
 from realtime.sinks import Output, Sink
 from realtime.statistics import Run
@@ -42,7 +42,7 @@ class Live:
 
 def run_frames(
     records: Records,
-    localizer: Localizer | Governed,
+    localizer: Localizer | BudgetLocalizer,
     sinks: Sequence[Sink],
     run: Run,
     under_way: int = 0,
@@ -60,7 +60,7 @@ def run_frames(
 
     Args:
         records: from ``realtime.capture``; the engine's half takes them.
-        localizer: prepares, runs and reads the engine; a ``Governed`` one may change from frame to frame.
+        localizer: prepares, runs and reads the engine; a ``BudgetLocalizer`` one may change from frame to frame.
         sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
         run: filled as the loop goes, so that an interrupted run can still be summed up.
         under_way: engine calls at once. 0, for as many as it takes, has the most frames a second. Results are the same.
@@ -114,10 +114,10 @@ class _Call:
         for record in self.records:
             if record.outcome != "shown":
                 continue
-            record.found = None if record.carried else next(answers)
+            record.found = None if record.propagated else next(answers)
             if following is not None:
                 record.found = following.followed(record, record.found)
-            record.stages_ms["engine"] = 0.0 if record.carried else (self.found_ns - self.submitted_ns) / 1e6
+            record.stages_ms["engine"] = 0.0 if record.propagated else (self.found_ns - self.submitted_ns) / 1e6
 
     def _answers(self, run: Run) -> Iterator[Localization]:
         if self.localizer is None:
@@ -126,7 +126,9 @@ class _Call:
         outputs = self.localizer.collect(self.ticket)
         self.found_ns = time.monotonic_ns()
         run.idle_ms["engine"] += (self.found_ns - asked_ns) / 1e6
-        for place, record in enumerate(record for record in self.records if record.outcome == "shown" and not record.carried):
+        for place, record in enumerate(
+            record for record in self.records if record.outcome == "shown" and not record.propagated
+        ):
             width, height = record.view_px or record.frame.image_bgr.shape[1::-1]
             yield self.localizer.read(outputs, place, width, height)
 
@@ -142,7 +144,7 @@ class _EngineHalf:
     def __init__(
         self,
         records: Records,
-        chosen: Localizer | Governed,
+        chosen: Localizer | BudgetLocalizer,
         run: Run,
         most: int,
         live: Live | None,
@@ -196,17 +198,17 @@ class _EngineHalf:
                 if self._stopped:
                     return
                 call = self._begun.popleft()
-                self._govern(call, pace)
+                self._keep_budget(call, pace)
                 self._answers.put(call)
             self._answers.put(self._failure)
         except BaseException as error:  # raised by the other half, where it can be dealt with
             self._answers.put(error)
 
-    def _govern(self, call: _Call, pace: Pace) -> None:
+    def _keep_budget(self, call: _Call, pace: Pace) -> None:
         for record in call.records:
-            if isinstance(self._chosen, Governed) and record.outcome == "shown":
+            if isinstance(self._chosen, BudgetLocalizer) and record.outcome == "shown":
                 frame_ms = pace.frame_ms()
-                if not record.carried:
+                if not record.propagated:
                     self._chosen.finished(record, time.monotonic(), frame_ms)
 
     def _begin_some(self) -> bool:
@@ -242,10 +244,10 @@ class _EngineHalf:
         call.records.append(self._take())
         if call.records[0].outcome != "shown":
             return
-        chosen, rung = self._chosen, ""
-        localizer = chosen.localizer if isinstance(chosen, Governed) else chosen
-        if isinstance(chosen, Governed):
-            call.heat_map_every, rung = chosen.rung.heat_map_every, chosen.rung.name
+        chosen, preset = self._chosen, ""
+        localizer = chosen.localizer if isinstance(chosen, BudgetLocalizer) else chosen
+        if isinstance(chosen, BudgetLocalizer):
+            call.heat_map_every, preset = chosen.preset.heat_map_every, chosen.preset.name
         if self._live is not None:
             localizer.look_for(self._live.settings().class_index)
         prepared = self._prepared(localizer, call.records[-1])
@@ -257,7 +259,7 @@ class _EngineHalf:
             call.ticket = localizer.submit(prepared)
             call.localizer = localizer
         for record in call.records:
-            record.rung, record.began_ns["engine"] = rung, call.submitted_ns
+            record.preset, record.began_ns["engine"] = preset, call.submitted_ns
 
     def _take(self) -> FrameRecord:
         asked_ns = time.monotonic_ns()

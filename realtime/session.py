@@ -16,7 +16,7 @@ from engines.localizer import ImageBgr
 from realtime.annotate import HEAT_MAPS, Look
 from realtime.capture import Connection
 from realtime.frames import FrameRecord
-from realtime.statistics import Ledger
+from realtime.statistics import LiveRun
 from realtime.tracking.options import Following
 
 WATCHED_S = 5.0
@@ -51,7 +51,7 @@ class Shown:
         return bytes(cv2.imencode(".jpg", self.picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1])
 
 
-class Hub:
+class Session:
     """A sink of the loop, and the one object that everything around the loop holds; every method may be called from any thread.
 
     To read: ``newest`` or ``wait_newer`` give the last picture of a source with its record, ``rolling`` the figures of the last
@@ -63,7 +63,7 @@ class Hub:
 
     Args:
         connections: of the sources.
-        ledger: of the run.
+        live_run: of the run.
         class_names: that the network knows.
         settings: at first.
         stop: ends the run.
@@ -77,14 +77,14 @@ class Hub:
     def __init__(
         self,
         connections: list[Connection],
-        ledger: Ledger,
+        live_run: LiveRun,
         class_names: tuple[str, ...],
         settings: Settings = Settings(),
         stop: Callable[[], None] = lambda: None,
         following: Following | None = None,
     ) -> None:
         self.connections, self.class_names, self.settings, self.stop = connections, class_names, settings, stop
-        self.ledger, self.following = ledger, following
+        self.live_run, self.following = live_run, following
         self._changed = threading.Condition()
         self._newest: dict[str, Shown] = {}
         self._asked_s = -WATCHED_S
@@ -141,8 +141,8 @@ class Hub:
             self._changed.notify_all()
 
     def rolling(self) -> dict[str, Any]:
-        """The last seconds: see ``Ledger.rolling``."""
-        return self.ledger.rolling()
+        """The last seconds: see ``LiveRun.rolling``."""
+        return self.live_run.rolling()
 
     def change(self, **changes: Any) -> Settings:
         """Replace fields of ``settings`` and return them all.

@@ -26,7 +26,7 @@ from engines.errors import OutputError
 from engines.files import make_folder, new_file, put_in_place
 from engines.localizer import ImageBgr
 from engines.text import in_words
-from realtime.annotate import Look, Painter, clock
+from realtime.annotate import Annotator, Look, clock
 from realtime.frames import FrameRecord
 from realtime.sources.limits import written_size
 from realtime.sources.video import reason_of
@@ -345,20 +345,20 @@ def _answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> bo
     return True
 
 
-class Told:
+class Notices:
     """Says lines, and keeps them for the summary.
 
     Args:
-        told: gets each.
+        notify: gets each.
     """
 
-    def __init__(self, told: Callable[[str], None]) -> None:
-        self._told, self._lines = told, list[str]()
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self._notify, self._lines = notify, list[str]()
 
     def __call__(self, line: str) -> None:
         """Say one."""
         self._lines.append(line)
-        self._told(line)
+        self._notify(line)
 
     def summary(self) -> dict[str, list[str]]:
         """``trouble``, where there was any."""
@@ -371,11 +371,11 @@ class Beside:
     Args:
         sink: gets everything until it fails.
         what: names it in the line that says so.
-        told: gets that line, once.
+        notify: gets that line, once.
     """
 
-    def __init__(self, sink: Sink, what: str, told: Callable[[str], None]) -> None:
-        self._sink, self._what, self._told, self._failed = sink, what, told, False
+    def __init__(self, sink: Sink, what: str, notify: Callable[[str], None]) -> None:
+        self._sink, self._what, self._notify, self._failed = sink, what, notify, False
 
     @property
     def needs_picture(self) -> bool:
@@ -393,7 +393,7 @@ class Beside:
 
     def _fail(self, error: Exception) -> None:
         self._failed = True
-        self._told(f"{self._what} has ended, and the run goes on without it: {in_words(error)}")
+        self._notify(f"{self._what} has ended, and the run goes on without it: {in_words(error)}")
 
     def __enter__(self) -> Self:
         self._sink.__enter__()
@@ -521,7 +521,7 @@ class Output:
 
     def __init__(self, sinks: Sequence[Sink], run: Run, look: Callable[[], Look], alone: bool = False) -> None:
         self._sinks, self._run, self._look, self._alone = sinks, run, look, alone
-        self._painter = Painter()
+        self._annotator = Annotator()
 
     def draw_and_write(self, record: FrameRecord, heat_map_every: int) -> None:
         """Give a shown frame's picture to the sinks that want one; timed.
@@ -566,7 +566,7 @@ class Output:
         if record.frame.pts is not None:  # whole files, whose pictures must not depend on the machine
             status = f"{record.frame.source}   {clock(record.frame.pts_s)}"
         objects = record.objects or ()
-        picture = self._painter.paint(record.frame, record.found, status, self._look(), heat_map_every, objects)
+        picture = self._annotator.paint(record.frame, record.found, status, self._look(), heat_map_every, objects)
         record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
         self._run.work_ms["drawing"] += record.stages_ms["draw"]
         return picture

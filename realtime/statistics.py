@@ -330,7 +330,7 @@ class Account:
         }
 
 
-class Ledger(Run):
+class LiveRun(Run):
     """The measurements of a live run. The loop enters frames; any thread may ask.
 
     Args:

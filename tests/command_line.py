@@ -21,10 +21,10 @@ def command(*arguments, **environment) -> subprocess.CompletedProcess[str]:
     An error that is not the user's, and a warning, come out of here as they are.
     """
     line, out, err, status = ["sightline", *map(str, arguments)], StringIO(), StringIO(), 0
-    told = {"COLUMNS": str(COLUMNS), "SIGHTLINE_TRACEBACK": "1", **environment}
+    notify = {"COLUMNS": str(COLUMNS), "SIGHTLINE_TRACEBACK": "1", **environment}
     with (
         patch.object(sys, "argv", line),
-        patch.dict(os.environ, told),
+        patch.dict(os.environ, notify),
         patch.object(cli, "console", Terminal(stderr=True, width=COLUMNS)),
         redirect_stdout(out),
         redirect_stderr(err),

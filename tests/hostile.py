@@ -62,14 +62,14 @@ def head_parts(network="0" * 64):
         "bias": np.full((1, 4), 0.5, np.float32),
         "routes": np.zeros(0, np.int64),
     }
-    signs = ["logit", "probability", "strength", "inside", "spread", "off_centre", "size", "aspect"]
+    cues = ["logit", "probability", "strength", "inside", "spread", "off_centre", "size", "aspect"]
     description = {
         "spec": {"objective": "class", "aggregation": "max", "layer": "conv4_3", "relu_rule": "plain", "signal": "gradient"},
         "features": [{"kind": "quantiles", "layer": "conv4_3", "size": 3, "power": 0.5, "signal": "gradient"}],
         "network": network,
         "size_px": 64,
         "card": {"constant_boxes": {"mean_box": [0.1, 0.1, 0.9, 0.9]}},
-        "trust": {"mean": [0.0] * 8, "scale": [1.0] * 8, "weight": [0.1] * 8, "bias": 0.0, "signs": signs},
+        "trust": {"mean": [0.0] * 8, "scale": [1.0] * 8, "weight": [0.1] * 8, "bias": 0.0, "signs": cues},
     }
     return tensors, description
 

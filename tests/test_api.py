@@ -75,9 +75,9 @@ def test_what_type_checkers_are_told_is_what_there_is(tmp_path):
     """Each name is imported under TYPE_CHECKING from the module that it comes from at run time."""
     for package in (engines, realtime):
         source = (ROOT / package.__name__ / "__init__.py").read_text(encoding="utf-8")
-        told = source.split("if TYPE_CHECKING:\n")[1].split("\n__all__")[0]
+        notify = source.split("if TYPE_CHECKING:\n")[1].split("\n__all__")[0]
         names = {}
-        exec("\n".join(line[4:] for line in told.splitlines()), names)
+        exec("\n".join(line[4:] for line in notify.splitlines()), names)
         assert {name: getattr(package, name) for name in package.__all__} == {name: names[name] for name in package.__all__}
 
 
@@ -182,12 +182,12 @@ def test_a_live_source_gives_its_newest_frames_until_it_is_closed(localizer, mon
         head(handler, "image/jpeg")
         handler.wfile.write(next(answers))
 
-    told = []
-    with serving(answer) as address, closing(localize(address, localizer, told=told.append)) as results:
+    notify = []
+    with serving(answer) as address, closing(localize(address, localizer, notify=notify.append)) as results:
         found = list(islice(results, 3))
     assert [result.frame for result in found] == sorted({result.frame for result in found})
     assert all(result.image_bgr.shape == (96, 128, 3) and not result.error for result in found)
-    assert any("asked again" in line for line in told)
+    assert any("asked again" in line for line in notify)
     assert localizer.localize([picture(0)])  # it is open still
 
 
@@ -216,7 +216,7 @@ def test_an_open_localizer_is_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "error", "told"),
+    ("arguments", "options", "error", "said"),
     [
         ((3.5,), {}, InputError, "source"),
         ((True,), {}, InputError, "source"),
@@ -229,8 +229,8 @@ def test_an_open_localizer_is_left_as_it_was():
         (("demo:2",), {"wieghts": "random"}, TypeError, "wieghts"),
     ],
 )
-def test_wrong_arguments_are_refused_at_once(arguments, options, error, told):
-    with pytest.raises(error, match=told):
+def test_wrong_arguments_are_refused_at_once(arguments, options, error, notify):
+    with pytest.raises(error, match=notify):
         localize(*arguments, **options)
 
 

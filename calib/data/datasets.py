@@ -91,18 +91,18 @@ def load_dataset(
     """
     if not path.exists():
         raise SourceError(f"data set {path} does not exist")
-    told = Remarks()
+    noted = Remarks()
     kept = _named_in(ids) if ids else None
     if path.suffix.lower() == ".txt" and is_track(path):
         samples = [sample for sample in _track(path, images) if kept is None or Path(sample.name).stem in kept]
     else:
-        samples = _labelled_images(path, images, kept, told)
+        samples = _labelled_images(path, images, kept, noted)
     if not any(sample.truths for sample in samples):
         nothing = SourceError(f"data set {path} holds no labelled image" + (f" that {ids} names" if ids else ""))
-        raise told.nothing_left() or nothing
-    told.tell()
+        raise noted.nothing_left() or nothing
+    noted.tell()
     if remarks is not None:
-        remarks.add(told)
+        remarks.add(noted)
     return of_classes(samples, classes, str(path))
 
 
@@ -130,20 +130,20 @@ def decoded(samples: Iterable[Sample], remarks: Remarks | None = None) -> Iterat
     Raises:
         SourceError: no image can be decoded.
     """
-    told, kept = Remarks(), 0
+    noted, kept = Remarks(), 0
     for sample in samples:
         try:
             image = sample.read()
         except SourceError as error:
-            told.leave_out(error)
+            noted.leave_out(error)
             continue
         kept += 1
         yield sample, image
-    if not kept and (nothing := told.nothing_left()):
+    if not kept and (nothing := noted.nothing_left()):
         raise nothing
-    told.tell()
+    noted.tell()
     if remarks is not None:
-        remarks.add(told)
+        remarks.add(noted)
 
 
 def decodable(samples: Iterable[Sample], remarks: Remarks | None = None) -> list[Sample]:

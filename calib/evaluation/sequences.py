@@ -26,9 +26,9 @@ from engines.boxes import iou
 from engines.errors import ModelError, SourceError
 from engines.localizer import ImageBgr, Localization, Localizer
 from realtime.frames import BoxPx, Track
-from realtime.tracking.confidence import load_trust
+from realtime.tracking.confidence import load_confidence_model
 from realtime.tracking.options import FollowOptions
-from realtime.tracking.tracker import Follower
+from realtime.tracking.tracker import Tracker
 
 Boxes = NDArray[np.float64]
 RATE_FPS = 25.0
@@ -45,7 +45,7 @@ class Followed:
     Attributes:
         name: of it.
         samples: its frames.
-        true, whole, raw, followed: boxes ``[T, 4]`` in pixels: nan where there is no object; the whole frame's; the follower's
+        true, whole, raw, followed: boxes ``[T, 4]`` in pixels: nan where there is no object; the whole frame's; the tracker's
             before and after it is calmed, ``NOWHERE`` where it abstains.
         tracks: what following said of each frame.
         whole_ms, followed_ms: time of each frame, from image to box.
@@ -109,14 +109,14 @@ def follow_sequences(
 def _followed(name: str, samples: Sequence[Sample], localizer: Localizer, options: FollowOptions, console: Console) -> Followed:
     first = samples[0].read()
     begin = _beginner(first, options)
-    follower, whole, followed, tracks = begin(), [], [], []
+    tracker, whole, followed, tracks = begin(), [], [], []
     times_ms: list[tuple[float, float]] = []
     for number, sample in enumerate(track(samples, f"following {name}", console=console)):
         image = sample.read()
         marks = [time.perf_counter()]
         whole.append(_box(localizer.localize([image])[0]))
         marks.append(time.perf_counter())
-        found, said = follow_frame(follower, localizer, image, number / RATE_FPS)
+        found, said = follow_frame(tracker, localizer, image, number / RATE_FPS)
         marks.append(time.perf_counter())
         followed.append(_box(found) if said.confidence >= options.min_score else NOWHERE)
         tracks.append(said)
@@ -138,31 +138,33 @@ def _followed(name: str, samples: Sequence[Sample], localizer: Localizer, option
     )
 
 
-def _beginner(first: ImageBgr, options: FollowOptions) -> Callable[[], Follower]:
+def _beginner(first: ImageBgr, options: FollowOptions) -> Callable[[], Tracker]:
     height, width = first.shape[:2]
-    return lambda: Follower(width, height, load_trust(), options.box_in(width, height), every_frame=options.every_frame)
+    return lambda: Tracker(
+        width, height, load_confidence_model(), options.box_in(width, height), every_frame=options.every_frame
+    )
 
 
 def _box(found: Localization) -> BoxPx:
     return found.box_xyxy_px or NOWHERE
 
 
-def follow_frame(follower: Follower, localizer: Localizer, image_bgr: ImageBgr, pts_s: float) -> tuple[Localization, Track]:
-    """One frame, followed: an engine call, waited for, where the follower asks for one."""
-    window = follower.window(image_bgr, pts_s)
+def follow_frame(tracker: Tracker, localizer: Localizer, image_bgr: ImageBgr, pts_s: float) -> tuple[Localization, Track]:
+    """One frame, followed: an engine call, waited for, where the tracker asks for one."""
+    window = tracker.window(image_bgr, pts_s)
     if window is None:
-        return follower.update(None)
+        return tracker.update(None)
     x0, y0, x1, y1 = (int(edge) for edge in window)
-    return follower.update(localizer.localize([image_bgr[y0:y1, x0:x1]])[0])
+    return tracker.update(localizer.localize([image_bgr[y0:y1, x0:x1]])[0])
 
 
-def recovery_s(samples: Sequence[Sample], true: Boxes, localizer: Localizer, follower: Follower) -> float:
+def recovery_s(samples: Sequence[Sample], true: Boxes, localizer: Localizer, tracker: Tracker) -> float:
     """Follow once more, with a second of black from the first third on: seconds from its end until a box is right."""
     start, length = len(samples) // 3, round(RATE_FPS)
     for number, sample in enumerate(samples):
         image = sample.read()
         black = start <= number < start + length
-        found, _ = follow_frame(follower, localizer, np.zeros_like(image) if black else image, number / RATE_FPS)
+        found, _ = follow_frame(tracker, localizer, np.zeros_like(image) if black else image, number / RATE_FPS)
         if number >= start + length and float(iou(_box(found), true[number])) > CORLOC_IOU:
             return (number + 1 - start - length) / RATE_FPS
     return float("nan")

@@ -6,14 +6,14 @@ from calib.evaluation.metrics import CORLOC_IOU
 from calib.heads.features import FeatureTable
 from calib.heads.linear import Array64
 from engines.boxes import iou
-from engines.confidence import FURTHEST, Trust
+from engines.confidence import FURTHEST, ConfidenceModel
 
 PENALTY = 3.0
-"""On the squared weights of standardized signs, beside a sum over the boxes: of few boxes little more than the share of right
+"""On the squared weights of standardized cues, beside a sum over the boxes: of few boxes little more than the share of right
 ones is said. On animal_pose_voc train, cross-validated, anything from 1 to 10 does about as well."""
 
 
-def fit_trust(table: FeatureTable, boxes_xyxy: Array64) -> Trust | None:
+def fit_confidence_model(table: FeatureTable, boxes_xyxy: Array64) -> ConfidenceModel | None:
     """The model of how sure boxes are; None where the table does not know what was answered.
 
     Args:
@@ -23,12 +23,12 @@ def fit_trust(table: FeatureTable, boxes_xyxy: Array64) -> Trust | None:
     if table.answers is None:
         return None
     right = (iou(boxes_xyxy, table.boxes_xyxy) > CORLOC_IOU).astype(np.float64)
-    signs = table.answers.signs(boxes_xyxy)
-    mean, scale = signs.mean(axis=0), signs.std(axis=0) + 1e-3
-    held = np.clip((signs - mean) / scale, -FURTHEST, FURTHEST)
+    cues = table.answers.cues(boxes_xyxy)
+    mean, scale = cues.mean(axis=0), cues.std(axis=0) + 1e-3
+    held = np.clip((cues - mean) / scale, -FURTHEST, FURTHEST)
     weight, bias = logistic(held, smoothed(right), np.ones(len(right)), PENALTY)
     rounded = [tuple(np.round(each, 5).tolist()) for each in (mean, scale, weight)]
-    return Trust(rounded[0], rounded[1], rounded[2], round(bias, 5))
+    return ConfidenceModel(rounded[0], rounded[1], rounded[2], round(bias, 5))
 
 
 def smoothed(right: Array64) -> Array64:

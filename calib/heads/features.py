@@ -16,7 +16,7 @@ from calib.data.images import size_of
 from calib.data.labels import SizePx
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
-from engines.confidence import averaged, signs_of
+from engines.confidence import averaged, cues_of
 from engines.downloads import cache_dir
 from engines.features import Feature
 from engines.files import whole_file
@@ -44,10 +44,10 @@ class Answers:
         """Those of some of the images."""
         return Answers(self.maps[rows], self.scores[rows], self.logits[rows])
 
-    def signs(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The signs of a box ``[N, 4]`` in each image, ``[N, S]``."""
+    def cues(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The cues of a box ``[N, 4]`` in each image, ``[N, S]``."""
         each = zip(boxes_xyxy, self.maps, self.scores, self.logits, strict=True)
-        return np.array([signs_of(box, map_hw, float(score), float(logit)) for box, map_hw, score, logit in each])
+        return np.array([cues_of(box, map_hw, float(score), float(logit)) for box, map_hw, score, logit in each])
 
 
 @dataclass(frozen=True)

@@ -141,10 +141,10 @@ def _build_tensorrt(
     timings = cache.engines_dir() / f"{library.__name__}-{library.__version__}-{sm}.timings" if gpu else None
     options = Build(library, choice.target, timings, console)
 
-    def told(line: str) -> None:
+    def notify(line: str) -> None:
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
-    plan = cache.load_or_build(key, lambda: build_plan(typed, options), told, choice.rebuild)
+    plan = cache.load_or_build(key, lambda: build_plan(typed, options), notify, choice.rebuild)
     words = f"{len(plan) / 1e6:.1f} MB, {library.__name__} {library.__version__}, {precision}, {key.target}"
     console.print(f"{key.path}: {words}", highlight=False, soft_wrap=True)
     if choice.out is not None:
@@ -152,7 +152,7 @@ def _build_tensorrt(
             shutil.copyfile(key.path, part)
         console.print(f"wrote {choice.out}")
     if gpu is None:
-        told(
+        notify(
             f"not certified, there is no {key.target} here: where there is, put the file into {cache.engines_dir()} under the "
             "same name, and run this command without --for"
         )

@@ -30,8 +30,8 @@ from engines.localizer import Localizer
 from engines.text import Terminal
 from realtime.frames import BoxPx
 from realtime.sources.images import open_source
-from realtime.tracking.confidence import SHIPPED, SIGNS, Signs, Trust, expanded
-from realtime.tracking.tracker import Follower
+from realtime.tracking.confidence import CUES, SHIPPED, ConfidenceModel, Cues, expanded
+from realtime.tracking.tracker import Tracker
 
 TUNING = ("camel", "dog", "car-roundabout")
 CLIPS, BACKGROUNDS, ROUNDS = 150, 100, 2
@@ -44,25 +44,25 @@ UNSURE = 0.7
 
 
 @dataclass(frozen=True)
-class Judged:
+class RatedAnswer:
     """Signs of boxes ``[N, S]``, whether each was right ``[N]``, and what each counts for ``[N]``."""
 
-    signs: NDArray[np.float64]
+    cues: NDArray[np.float64]
     right: NDArray[np.float64]
     weights: NDArray[np.float64]
 
 
-class _Watched(Trust):
-    """A model that keeps the signs it was asked about; without weights it says ``UNSURE``."""
+class _Watched(ConfidenceModel):
+    """A model that keeps the cues it was asked about; without weights it says ``UNSURE``."""
 
-    asked: list[Signs]
+    asked: list[Cues]
 
-    def __call__(self, signs: Signs) -> float:
-        self.asked.append(signs)
-        return super().__call__(signs) if self.weight.size else UNSURE
+    def __call__(self, cues: Cues) -> float:
+        self.asked.append(cues)
+        return super().__call__(cues) if self.weight.size else UNSURE
 
 
-def watched(model: Trust | None) -> _Watched:
+def watched(model: ConfidenceModel | None) -> _Watched:
     """The model, or one that knows nothing, which keeps what it is asked."""
     empty = np.zeros(0)
     watch = _Watched(model.mean, model.scale, model.weight, model.bias) if model else _Watched(empty, empty, empty, 0.0)
@@ -70,51 +70,51 @@ def watched(model: Trust | None) -> _Watched:
     return watch
 
 
-def follow(clip: Clip, localizer: Localizer, trust: Trust) -> list[tuple[BoxPx | None, BoxPx | None]]:
+def follow(clip: Clip, localizer: Localizer, confidence_model: ConfidenceModel) -> list[tuple[BoxPx | None, BoxPx | None]]:
     """(followed, true) box of each frame that was looked at, one engine call after the other."""
     height, width = clip.frames[0].shape[:2]
-    follower = Follower(width, height, trust)
+    tracker = Tracker(width, height, confidence_model)
     found = []
     for number, (frame, truth) in enumerate(zip(clip.frames, clip.boxes, strict=True)):
-        answer, said = follow_frame(follower, localizer, frame, number / RATE_FPS)
+        answer, said = follow_frame(tracker, localizer, frame, number / RATE_FPS)
         if said.window_xyxy_px:
             found.append((answer.box_xyxy_px, truth))
     return found
 
 
-def judged(
-    groups: Sequence[tuple[float, Iterable[Clip]]], localizer: Localizer, model: Trust | None, console: Console
-) -> Judged:
+def rated_answers(
+    groups: Sequence[tuple[float, Iterable[Clip]]], localizer: Localizer, model: ConfidenceModel | None, console: Console
+) -> RatedAnswer:
     """Follow clips with a model and judge every box; each group of clips has its share of the weight."""
-    signs: list[Signs] = []
+    cues: list[Cues] = []
     right: list[float] = []
     weights: list[float] = []
     for share, group in groups:
-        before = len(signs)
+        before = len(cues)
         for clip in track(list(group), "following", console=console):
             watch = watched(model)
             boxes = follow(clip, localizer, watch)
-            signs += watch.asked
+            cues += watch.asked
             right += [_right(box, truth) for box, truth in boxes]
-        weights += [share / (len(signs) - before)] * (len(signs) - before)
-    return Judged(np.array(signs), np.array(right), np.array(weights))
+        weights += [share / (len(cues) - before)] * (len(cues) - before)
+    return RatedAnswer(np.array(cues), np.array(right), np.array(weights))
 
 
 def _right(box: tuple[float, ...] | None, truth: tuple[float, ...] | None) -> float:
     return float(box is not None and truth is not None and float(iou(box, truth)) > CORLOC_IOU)
 
 
-def fitted(data: Judged) -> Trust:
-    """Logistic regression on the signs and their products."""
-    mean, scale = data.signs.mean(axis=0), data.signs.std(axis=0) + 1e-3
-    x = expanded((data.signs - mean) / scale)
-    return Trust(mean, scale, *logistic(x, data.right, data.weights * len(x), PENALTY))
+def fitted(data: RatedAnswer) -> ConfidenceModel:
+    """Logistic regression on the cues and their products."""
+    mean, scale = data.cues.mean(axis=0), data.cues.std(axis=0) + 1e-3
+    x = expanded((data.cues - mean) / scale)
+    return ConfidenceModel(mean, scale, *logistic(x, data.right, data.weights * len(x), PENALTY))
 
 
-def save(model: Trust, path: Path) -> None:
+def save(model: ConfidenceModel, path: Path) -> None:
     """Write it, whole or not at all."""
     stored = {
-        "signs": SIGNS,
+        "signs": CUES,
         "mean": model.mean.round(5).tolist(),
         "scale": model.scale.round(5).tolist(),
         "weight": model.weight.round(5).tolist(),
@@ -147,7 +147,7 @@ def main(
     groups = [(1 - REAL_SHARE - STILL_SHARE, made), (STILL_SHARE, still), (REAL_SHARE, real)]
     localizer, model = open_localizer(Choice()), None
     for _ in range(ROUNDS):
-        seen = judged(groups, localizer, model, console)
+        seen = rated_answers(groups, localizer, model, console)
         model = fitted(seen)
         console.print(f"{len(seen.right)} boxes, {100 * seen.right.mean():.1f} % of them right")
     assert model is not None

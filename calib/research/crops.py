@@ -2,7 +2,7 @@
 
 Labelled photos show one object each. Two of them, beside each other or one pasted into the other, are a photo with two, whose
 boxes are known; crops of such pairs and of single photos, each read by the fitted head, either hold a box with an IoU over 0.5
-or do not. The model is a ridge regression of that on the head's features (``engines.search.crops.Judge``).
+or do not. The model is a ridge regression of that on the head's features (``engines.search.crops.CropScorer``).
 """
 
 import sys
@@ -25,7 +25,7 @@ from engines.errors import ModelError, SightlineError, SourceError
 from engines.head import Head
 from engines.networks.registry import load_classifier
 from engines.preprocess import resized
-from engines.search.crops import ENLARGED, CropsEngine, CropSettings, Judge, first_crops, judged, widened
+from engines.search.crops import ENLARGED, CropScorer, CropsEngine, CropSettings, crop_cues, first_crops, widened
 from engines.text import Terminal
 
 PAIRS, SINGLES, CROPS, CHILDREN = 500, 250, 16, 10
@@ -44,11 +44,13 @@ def crops(
     singles_count: Annotated[int, typer.Option("--singles", help="Photos to use as they are.", min=1)] = SINGLES,
 ) -> None:
     """Fit the judge of the shipped network and head, and write it."""
-    judge = fit_judge([s for s in load_dataset(data) if s.single], pairs_count, singles_count, Terminal(stderr=True))
-    judge.save(out)
+    crop_scorer = fit_crop_scorer(
+        [s for s in load_dataset(data) if s.single], pairs_count, singles_count, Terminal(stderr=True)
+    )
+    crop_scorer.save(out)
 
 
-def fit_judge(samples: Sequence[Sample], pairs_count: int, singles_count: int, console: Console) -> Judge:
+def fit_crop_scorer(samples: Sequence[Sample], pairs_count: int, singles_count: int, console: Console) -> CropScorer:
     """Fit the judge of the shipped network and head to photos with one object each.
 
     Raises:
@@ -60,7 +62,7 @@ def fit_judge(samples: Sequence[Sample], pairs_count: int, singles_count: int, c
     head = choose_head(Choice(), classifier)
     if not isinstance(head, Head):
         raise ModelError("a judge belongs to a fitted head")
-    blank = Judge(np.zeros(sum(f.width for f in head.features) + 11), 0.0, classifier.digest, head.digest)
+    blank = CropScorer(np.zeros(sum(f.width for f in head.features) + 11), 0.0, classifier.digest, head.digest)
     engine = CropsEngine(classifier, head, blank, CropSettings(), lambda graph: OpenVinoEngine(graph, "auto"))
     chosen = [samples[i] for i in rng.permutation(len(samples))[:singles_count]]
     shown = [*pairs(samples, pairs_count, rng), *((s.read(), np.array([s.truths[0].box_xyxy_px])) for s in chosen)]
@@ -69,7 +71,7 @@ def fit_judge(samples: Sequence[Sample], pairs_count: int, singles_count: int, c
         for x, y in examples(engine, image, boxes_px, rng):
             values.append(x)
             right.append(y)
-    return Judge(*ridge(np.concatenate(values), np.concatenate(right)), classifier.digest, head.digest)
+    return CropScorer(*ridge(np.concatenate(values), np.concatenate(right)), classifier.digest, head.digest)
 
 
 def examples(engine: CropsEngine, image: Image, boxes_px: Rows, rng: np.random.Generator) -> Iterator[tuple[Rows, Rows]]:
@@ -81,7 +83,7 @@ def examples(engine: CropsEngine, image: Image, boxes_px: Rows, rng: np.random.G
     for _ in range(2):
         read = engine.read(square, now)
         best = iou(read.boxes[:, None], truths[None]).max(axis=1)
-        yield np.concatenate([read.features, judged(now, read)], axis=1), (best > 0.5).astype(np.float64)
+        yield np.concatenate([read.features, crop_cues(now, read)], axis=1), (best > 0.5).astype(np.float64)
         now = widened(read.boxes, CropSettings().margin)[:CHILDREN]
 
 

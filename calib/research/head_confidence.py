@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from calib.data.datasets import Sample, load_dataset
-from calib.heads.confidence import fit_trust
+from calib.heads.confidence import fit_confidence_model
 from calib.heads.features import feature_table
 from calib.heads.linear import held_out_boxes
 from engines.errors import SightlineError
@@ -30,15 +30,17 @@ def sure(data: Annotated[Path, typer.Option(help="Folder with animal_pose_voc, w
     samples = load_dataset(data / "animal_pose_voc" / "train.csv")
     for name in shipped_head_names():
         head = load_head(shipped_head_path(name))
-        with_trust(head, samples, load_classifier("compact", size_px=head.size_px), console).save(shipped_head_path(name))
+        with_confidence_model(head, samples, load_classifier("compact", size_px=head.size_px), console).save(
+            shipped_head_path(name)
+        )
         console.print(f"{name}: done")
 
 
-def with_trust(head: Head, samples: Sequence[Sample], classifier: Classifier, console: Console) -> Head:
+def with_confidence_model(head: Head, samples: Sequence[Sample], classifier: Classifier, console: Console) -> Head:
     """A head that was fitted on these samples, and with it what says how sure its boxes are."""
     table = feature_table(samples, classifier, head.spec, head.features, console)
     found = held_out_boxes(table, np.arange(len(table.values)), float(str(head.card["strength"])))
-    return replace(head, trust=fit_trust(table, found))
+    return replace(head, confidence_model=fit_confidence_model(table, found))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from engines.localizer import Localizer
 from engines.text import Terminal
 from realtime.frames import BoxPx, Tracked
 from realtime.sources.images import open_source
-from realtime.tracking.confidence import load_trust
-from realtime.tracking.multi_tracker import Several
+from realtime.tracking.confidence import load_confidence_model
+from realtime.tracking.multi_tracker import MultiTracker
 
 RATE_FPS, LEAD_S = 24.0, 0.6
 BACKGROUNDS = 200
@@ -74,7 +74,7 @@ def _matched(boxes: Sequence[BoxPx], objects: Objects) -> dict[int, int]:
 def follow_crowd(crowd: Crowd, localizer: Localizer, most: int) -> tuple[list[Objects], int]:
     """What is followed in each frame, and how many engine calls that took."""
     height, width = crowd.frames[0].shape[:2]
-    several = Several(width, height, load_trust(), most)
+    several = MultiTracker(width, height, load_confidence_model(), most)
     followed: list[Objects] = []
     calls = 0
     for number, frame in enumerate(crowd.frames):

@@ -10,7 +10,7 @@ from engines.head import Head
 from engines.networks.registry import Classifier
 from engines.search.beam import BeamEngine, BeamSettings
 from engines.search.compound import Compile, CompoundEngine
-from engines.search.crops import CropsEngine, CropSettings, Judge
+from engines.search.crops import CropScorer, CropsEngine, CropSettings
 from engines.search.dam import DamEngine, DamSettings
 
 DAM = {
@@ -40,7 +40,7 @@ def search_engine(
     compiled: Compile,
     objects: int = 1,
     layer: str | None = None,
-    readers: tuple[Head, Judge] | None = None,
+    readers: tuple[Head, CropScorer] | None = None,
 ) -> CompoundEngine:
     """The engine of a method; with ``readers`` the beam searches crops of the image, see ``engines.search.crops``.
 
@@ -64,7 +64,7 @@ def open_search(
     streams: int = 1,
     objects: int = 1,
     layer: str | None = None,
-    readers: tuple[Head, Judge] | None = None,
+    readers: tuple[Head, CropScorer] | None = None,
 ) -> Engine:
     """Compile a method's graphs on OpenVINO, which is the only backend that runs them; the arguments are a ``Choice``'s.
 

@@ -67,11 +67,11 @@ class CropSettings:
 
 
 @dataclass(frozen=True)
-class Judge:
+class CropScorer:
     """A linear layer that says how likely the box that a head finds in a crop has an IoU over 0.5 with an object.
 
     Attributes:
-        weight: ``[D + 11]``, of the head's features and of ``judged``.
+        weight: ``[D + 11]``, of the head's features and of ``crop_cues``.
         bias: one number.
         network, head: digests of the classifier and of the head that it belongs to.
     """
@@ -81,9 +81,9 @@ class Judge:
     network: str
     head: str
 
-    def chances(self, features: Array, judged: Array) -> Rows:
+    def chances(self, features: Array, crop_cues: Array) -> Rows:
         """Of each crop, clipped to 0..1: ``[N]``."""
-        linear = np.concatenate([features, judged], axis=1) @ self.weight + self.bias
+        linear = np.concatenate([features, crop_cues], axis=1) @ self.weight + self.bias
         return np.asarray(np.clip(linear, 0, 1), np.float64)
 
     def save(self, path: Path) -> None:
@@ -99,7 +99,7 @@ class Judge:
             )
 
 
-def load_judge(path: Path) -> Judge:
+def load_crop_scorer(path: Path) -> CropScorer:
     """Read a judge.
 
     Raises:
@@ -109,7 +109,7 @@ def load_judge(path: Path) -> Judge:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             weight, bias = (file.get_tensor(name).astype(np.float64) for name in ("weight", "bias"))
-        return Judge(weight, float(bias[0]), metadata["network"], metadata["head"])
+        return CropScorer(weight, float(bias[0]), metadata["network"], metadata["head"])
     except (OSError, SafetensorError, KeyError, IndexError) as error:
         raise ModelError(
             f"cannot read {path}: {error or type(error).__name__}; python -m calib.research.crops fits one"
@@ -122,7 +122,7 @@ class CropsEngine(CompoundEngine):
     Args:
         classifier: the network.
         head: reads a box off each crop.
-        judge: says which of them to believe.
+        crop_scorer: says which of them to believe.
         settings: the search's.
         compiled: compiles a graph.
 
@@ -133,12 +133,14 @@ class CropsEngine(CompoundEngine):
         ModelError: head or judge belong to another network.
     """
 
-    def __init__(self, classifier: Classifier, head: Head, judge: Judge, settings: CropSettings, compiled: Compile) -> None:
-        if (judge.network, judge.head) != (classifier.digest, head.digest):
+    def __init__(
+        self, classifier: Classifier, head: Head, crop_scorer: CropScorer, settings: CropSettings, compiled: Compile
+    ) -> None:
+        if (crop_scorer.network, crop_scorer.head) != (classifier.digest, head.digest):
             raise ModelError(
                 "the judge of crops was fitted to another network or head: python -m calib.research.crops fits one"
             )
-        self._settings, self._judge, side = settings, judge, classifier.size_px
+        self._settings, self._crop_scorer, side = settings, crop_scorer, classifier.size_px
         whole = build_graph(classifier, head.spec, head)
         self._reader = compiled(build_graph(classifier, head.spec, head, batch=BATCH, features=head.features))
         metadata = {p.key: p.value for p in whole.metadata_props}
@@ -168,7 +170,7 @@ class CropsEngine(CompoundEngine):
         crops, found, chances = first_crops(), list[Found](), list[float]()
         for _ in range(settings.levels):
             read = self.read(image, crops, wanted)
-            now = self._judge.chances(read.features, judged(crops, read))
+            now = self._crop_scorer.chances(read.features, crop_cues(crops, read))
             chances += now.tolist()
             found += [
                 Found(tuple(box), int(index), float(chance * score))
@@ -237,7 +239,7 @@ def cropped(image_hwc: NDArray[np.uint8], crop: Rows) -> NDArray[np.uint8]:
     return np.asarray(image_hwc[y0 : max(y1, y0 + 8), x0 : max(x1, x0 + 8)])
 
 
-def judged(crops: Rows, read: Read) -> Rows:
+def crop_cues(crops: Rows, read: Read) -> Rows:
     """What tells a judge of each crop, beside the head's features: ``[N, 11]``.
 
     The box inside the crop, the log of the class's probability, the crop's width and height, and which of the crop's edges the

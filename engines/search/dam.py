@@ -82,18 +82,18 @@ class DamEngine(CompoundEngine):
 
     def __init__(self, classifier: Classifier, settings: DamSettings, compiled: Compile) -> None:
         self._settings, self._mean = settings, _mean_bgr(classifier)
-        self._judge = compiled(build_scores_graph(classifier, settings.kmax))
+        self._scorer = compiled(build_scores_graph(classifier, settings.kmax))
         walks = build_walks_graph(classifier, settings)
         metadata = {p.key: p.value for p in walks.metadata_props}
         side = classifier.size_px
-        super().__init__(compiled(walks), [self._judge], (side, side), settings.objects, metadata)
+        super().__init__(compiled(walks), [self._scorer], (side, side), settings.objects, metadata)
 
     def search(self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]) -> tuple[list[Found], NDArray[np.float32]]:
         """See ``CompoundEngine.search``; the map is the sum of the united walks, each scaled to a maximum of 1."""
         settings, walks, index = self._settings, outputs["walks"], int(outputs["class_index"][0])
         masks = regions_of(walks, settings)
         images = masked_images(feeds[IMAGE][0], masks, self._mean)
-        scores = self.ask(self._judge, {IMAGE: images})["scores"][:, index]
+        scores = self.ask(self._scorer, {IMAGE: images})["scores"][:, index]
         groups = grouped(masks, scores, settings)
         found = [Found(tuple(box_of(np.any(masks[g], axis=0))), index, float(scores[g].max())) for g in groups]
         shown = walks[np.concatenate(groups)]

@@ -27,7 +27,7 @@ from realtime.batch.decode import Read, SegmentEnd, read_segment, records_of
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
 from realtime.frames import BoxPx, FrameRecord
-from realtime.latency_budget import Governed
+from realtime.latency_budget import BudgetLocalizer
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink, VideoSink
 from realtime.sources.limits import AHEAD_BYTES
@@ -201,8 +201,12 @@ def read_record(folder: Path, clip: Clip, segment: Segment) -> dict[str, Any] | 
         None where it is not done, or where its record or one of its files is not what was written.
     """
     record = read_object(folder / f"{segment.index:05d}.json")
-    told = record.pop("digest", None)
-    if told is None or told != record_digest(record) or (record["source"], record["segment"]) != (clip.digest, segment.index):
+    stored_digest = record.pop("digest", None)
+    if (
+        stored_digest is None
+        or stored_digest != record_digest(record)
+        or (record["source"], record["segment"]) != (clip.digest, segment.index)
+    ):
         return None
     try:
         same = all(digest_of_file(folder / piece["file"]) == piece["digest"] for piece in record["pieces"].values())
@@ -247,7 +251,7 @@ def _scaled(box_px: BoxPx | None, scale: float) -> BoxPx | None:
 def run_segments(
     clip: Clip,
     segments: Sequence[Segment],
-    localizer: Localizer | Governed,
+    localizer: Localizer | BudgetLocalizer,
     settings: Settings,
     folder: Path,
     read: Read = read_segment,
@@ -292,7 +296,7 @@ class _Writer:
         folder: Path,
         ends: dict[int, SegmentEnd],
         run: Run,
-        localizer: Localizer | Governed,
+        localizer: Localizer | BudgetLocalizer,
     ) -> None:
         self._clip, self._settings, self._folder, self._ends, self._run = clip, settings, folder, ends, run
         self._left, self._open = list(segments), dict[int, Pieces]()

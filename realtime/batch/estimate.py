@@ -25,7 +25,7 @@ from realtime.batch.scale import Scale
 from realtime.batch.segment import Clip, Segment
 from realtime.batch.table import Tally, read_rows, write_rows
 from realtime.frames import Frame, FrameRecord
-from realtime.latency_budget import open_told
+from realtime.latency_budget import open_with_notes
 
 NETWORK_GBIT = 10.0
 """Of shared storage to all machines together, where nothing else is known."""
@@ -184,14 +184,14 @@ def plan_chosen(
     clips = [make_plan(spec, "", settings.window) for spec in specs if can_be_cut(spec)]
     if not clips:
         raise SourceError("--plan measures a minute of video files of this machine: name one")
-    localizer = open_told(choice, console, streams=0, batch=settings.batch)
+    localizer = open_with_notes(choice, console, streams=0, batch=settings.batch)
     with console.status("measuring a minute ..."):
         minute = measure(clips, localizer, settings)
     own_h = sum(_seconds(clip) for clip in clips) / 3600
     each_h = scale.hours or (24.0 if scale.cameras else own_h)
     within_h = scale.within_h or (each_h if scale.cameras and not scale.machines else None)  # to keep up with them
     found = estimate(minute, each_h * (scale.cameras or 1), scale.machines, within_h)
-    for line in told(minute, found):
+    for line in estimate_lines(minute, found):
         console.print(line, highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps({"measured": asdict(minute), "estimate": found.json()}))
@@ -335,7 +335,7 @@ def _merged(clip: Clip, localizer: Localizer, settings: Settings, folder: Path) 
     return float(grown), grows_s, max(0.0, all_s - grows_s)
 
 
-def told(minute: Minute, found: Estimate) -> list[str]:
+def estimate_lines(minute: Minute, found: Estimate) -> list[str]:
     """Both, in words."""
     encoder = "" if math.isinf(minute.encode_fps) else f", encoder {minute.encode_fps:.0f}"
     return [

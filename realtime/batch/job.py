@@ -32,7 +32,7 @@ def failed(error: BaseException) -> dict[str, str | int | bool]:
     return {"error": in_words(error), "frames": 0, "failed": 0, "interrupted": False}
 
 
-def as_told(error: Exception) -> SightlineError:
+def as_sightline_error(error: Exception) -> SightlineError:
     """An error of any kind as one that the command line shows; a defect of ours says which it is."""
     return error if isinstance(error, SightlineError) else SourceError(in_words(error))
 

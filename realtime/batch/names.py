@@ -27,7 +27,7 @@ class Naming:
 
     Args:
         out: folder of the results.
-        told: gets a line where a name is another than the source's.
+        notify: gets a line where a name is another than the source's.
         inputs: files that the run reads.
         look: what is known of a result, see ``Job``.
         fetch: gets what other machines left in a job's folder.
@@ -36,12 +36,12 @@ class Naming:
     def __init__(
         self,
         out: Path,
-        told: Callable[[str], None],
+        notify: Callable[[str], None],
         inputs: Iterable[str | Path] = (),
         look: Look = stamp_of,
         fetch: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        self._out, self._told, self._look, self._fetch = out, told, look, fetch
+        self._out, self._notify, self._look, self._fetch = out, notify, look, fetch
         self._inputs = {key for path in inputs if (key := file_key(path))}
         self._given: set[str] = set()
 
@@ -73,7 +73,7 @@ class Naming:
         self._given |= {with_ending(Path(job.name), ending).name.casefold() for ending in endings}
         if job.name != base:
             source = shown(spec)
-            self._told(f"{source}: its results are called {job.name}, because {base} is taken in {self._out}")
+            self._notify(f"{source}: its results are called {job.name}, because {base} is taken in {self._out}")
         return job
 
     @contextmanager
@@ -95,7 +95,7 @@ def place_of(spec: str) -> str:
     return spec if "://" in spec else os.path.realpath(spec)
 
 
-def without_results(specs: Sequence[str], told: Callable[[str], None]) -> list[str]:
+def without_results(specs: Sequence[str], notify: Callable[[str], None]) -> list[str]:
     """The sources but those that are results of earlier runs, as ``*.mp4`` finds them; all, where they are nothing else."""
     files = [Path(spec) for spec in specs if Path(spec).is_file()]
     results = {str(path) for path in files} - {str(path) for path in without_written(files)}
@@ -103,18 +103,18 @@ def without_results(specs: Sequence[str], told: Callable[[str], None]) -> list[s
     if not kept or not results:
         return list(specs)
     for name in sorted(results):
-        told(f"{displayable(name)} is left out: it is a result of Sightline's (to work on it, name it alone)")
+        notify(f"{displayable(name)} is left out: it is a result of Sightline's (to work on it, name it alone)")
     return kept
 
 
 def overview_path(
-    out: Path, told: Callable[[str], None], look: Look = stamp_of, read: Callable[[Path], bytes] = Path.read_bytes
+    out: Path, notify: Callable[[str], None], look: Look = stamp_of, read: Callable[[Path], bytes] = Path.read_bytes
 ) -> Path:
     """Where the summary of all sources goes: ``summary.json``, or with a number where that is a file of the user's."""
     paths = (out / f"{name}.json" for name in numbered("summary"))
     found = next(path for path in paths if look(path) is None or _is_overview(path, read))
     if found.stem != "summary":
-        told(f"the summary of all sources is called {found.name}: {out / 'summary.json'} is not Sightline's")
+        notify(f"the summary of all sources is called {found.name}: {out / 'summary.json'} is not Sightline's")
     return found
 
 

@@ -10,7 +10,7 @@ import typer
 from engines.localizer import Localizer
 from engines.options import MOST_IMAGES, takes
 from realtime.batch.plan import Window
-from realtime.latency_budget import Governed
+from realtime.latency_budget import BudgetLocalizer
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 FORMAT = 2
@@ -80,7 +80,7 @@ takes_settings = takes("settings", Settings, OPTIONS)
 """A command's parameter ``settings`` becomes one option for each of these."""
 
 
-def settings_digest(settings: Settings, localizer: Localizer | Governed) -> str:
+def settings_digest(settings: Settings, localizer: Localizer | BudgetLocalizer) -> str:
     """Of everything but the source that decides the results: two runs with the same give the same files.
 
     The processor is not among it, nor are threads.

@@ -18,12 +18,12 @@ from engines.localizer import Localizer
 from engines.text import shown
 from realtime import direct
 from realtime.batch.encode import run_segments
-from realtime.batch.job import Job, as_told, ends_run, failed
+from realtime.batch.job import Job, as_sightline_error, ends_run, failed
 from realtime.batch.merge import UnsafeCutError, endings, merge_job
 from realtime.batch.names import Naming, overview_path, place_of, without_results
 from realtime.batch.options import Settings, settings_digest
 from realtime.batch.plan import can_be_cut, digest_of, make_plan
-from realtime.latency_budget import Governed
+from realtime.latency_budget import BudgetLocalizer
 from realtime.sources.images import is_there, open_source
 from realtime.sources.video import name_of
 
@@ -52,7 +52,7 @@ class _Bars:
 def process_all(
     specs: Sequence[str],
     out: Path,
-    localizer: Localizer | Governed,
+    localizer: Localizer | BudgetLocalizer,
     console: Console,
     settings: Settings = Settings(),
     inputs: Sequence[str | Path] = (),
@@ -84,10 +84,10 @@ def process_all(
         if can_be_cut(spec) and not is_there(spec):
             open_source(spec).close()  # the error says what is missing
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    told = partial(say, style="yellow")
-    specs = without_results(specs, told)
-    naming = Naming(out, told, [*specs, *inputs])
-    overview = overview_path(out, told)
+    notify = partial(say, style="yellow")
+    specs = without_results(specs, notify)
+    naming = Naming(out, notify, [*specs, *inputs])
+    overview = overview_path(out, notify)
     summaries: list[Summary] = []
     errors: list[Exception] = []
     with _progress(console) as progress:
@@ -106,7 +106,7 @@ def process_all(
             if summary["interrupted"]:
                 break
     if len(errors) == len(specs) > 0:
-        raise as_told(errors[0])
+        raise as_sightline_error(errors[0])
     write_json(overview, summaries)
     return summaries
 
@@ -123,7 +123,13 @@ def _progress(console: Console) -> Progress:
 
 
 def _process(
-    spec: str, naming: Naming, out: Path, localizer: Localizer | Governed, console: Console, settings: Settings, bars: _Bars
+    spec: str,
+    naming: Naming,
+    out: Path,
+    localizer: Localizer | BudgetLocalizer,
+    console: Console,
+    settings: Settings,
+    bars: _Bars,
 ) -> Summary:
     if not can_be_cut(spec):
         bars.progress.stop()  # it has its own
@@ -135,7 +141,7 @@ def _process(
     found = naming.job(spec, endings(settings).values(), *digests, place_of(spec))
     if found.summary is not None:
         return {**found.summary, "skipped": True}
-    if isinstance(localizer, Governed):
+    if isinstance(localizer, BudgetLocalizer):
         localizer.begin()
     try:
         with naming.holding(found) as job:
@@ -153,7 +159,7 @@ def _process(
         return {"frames": 0, "failed": 0, "interrupted": True}
 
 
-def _finish(job: Job, spec: str, out: Path, localizer: Localizer | Governed, settings: Settings, bars: _Bars) -> Summary:
+def _finish(job: Job, spec: str, out: Path, localizer: Localizer | BudgetLocalizer, settings: Settings, bars: _Bars) -> Summary:
     """Do the segments that are not done, and merge."""
     if job.clip is None:
         job.begin(make_plan(spec, job.source_digest, settings.window, settings.whole))
@@ -169,7 +175,7 @@ def _finish(job: Job, spec: str, out: Path, localizer: Localizer | Governed, set
     engine = localizer.engine
     facts = {"backend": engine.backend, "precision": engine.precision, "device": engine.device, "size_px": localizer.size_px}
     facts["segments_resumed"] = resumed
-    facts |= localizer.summary() if isinstance(localizer, Governed) else {}
+    facts |= localizer.summary() if isinstance(localizer, BudgetLocalizer) else {}
     summary, files = merge_job(job, clip, settings, out, facts)
     job.end(files, summary)
     return summary

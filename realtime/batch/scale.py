@@ -12,7 +12,7 @@ from engines.choose import Choice
 from engines.errors import InputError
 from engines.options import takes
 from realtime.batch.cluster.storage import expanded, is_shared
-from realtime.batch.cluster.worker import CARRIED, carried
+from realtime.batch.cluster.worker import ATTACHED, attached
 from realtime.batch.options import Settings
 from realtime.batch.run import process_all
 from realtime.latency_budget import open_within
@@ -63,7 +63,7 @@ def batch_chosen(
         InputError: the options contradict each other.
         SightlineError: see there.
     """
-    inputs = [path for field in CARRIED if isinstance(path := getattr(choice, field), str)]
+    inputs = [path for field in ATTACHED if isinstance(path := getattr(choice, field), str)]
     if scale.ray is None:
         for spec in (*specs, out):
             if is_shared(spec):
@@ -78,5 +78,5 @@ def batch_chosen(
     from realtime.batch.cluster.scheduler import process_across
 
     specs = expanded(specs)
-    with Cluster(scale.ray, choice, carried(choice), settings) as cluster:
+    with Cluster(scale.ray, choice, attached(choice), settings) as cluster:
         return process_across(specs, out, cluster, console, settings, scale.workers, inputs)

@@ -16,44 +16,44 @@ from engines.install import restore
 from engines.reading import read_json_object
 from realtime.frames import BoxPx
 from realtime.tracking.optical_flow import Map
-from realtime.tracking.vote_grid import MOST, Memory
+from realtime.tracking.vote_grid import MOST, VoteGrid
 
 SHIPPED = Path(__file__).parent / "trust.json"
 SETTLED_FRAMES = 12
 RING = 1.6
-Signs = NDArray[np.float64]
-SIGNS = ("inside", "contrast", "filled", "elsewhere", "agreement", "score", "steadiness", "size", "moves", "settled", "at_edge")
-PAIRS = np.triu_indices(len(SIGNS))
+Cues = NDArray[np.float64]
+CUES = ("inside", "contrast", "filled", "elsewhere", "agreement", "score", "steadiness", "size", "moves", "settled", "at_edge")
+PAIRS = np.triu_indices(len(CUES))
 
 
 @dataclass(frozen=True)
-class Trust:
-    """Probability that a box is right, from its signs.
+class ConfidenceModel:
+    """Probability that a box is right, from its cues.
 
     Attributes:
-        mean, scale: of each sign in the training set.
-        weight: of each standardized sign and of each product of two.
+        mean, scale: of each cue in the training set.
+        weight: of each standardized cue and of each product of two.
         bias: what is left.
     """
 
-    mean: Signs
-    scale: Signs
-    weight: Signs
+    mean: Cues
+    scale: Cues
+    weight: Cues
     bias: float
 
-    def __call__(self, signs: Signs) -> float:
+    def __call__(self, cues: Cues) -> float:
         """0..1."""
-        return float(1 / (1 + np.exp(-(expanded((signs - self.mean) / self.scale) @ self.weight + self.bias))))
+        return float(1 / (1 + np.exp(-(expanded((cues - self.mean) / self.scale) @ self.weight + self.bias))))
 
 
 def expanded(standard: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Signs ``[..., S]`` and the products of each two of them, held within 3 deviations."""
+    """Cues ``[..., S]`` and the products of each two of them, held within 3 deviations."""
     held = np.clip(standard, -3, 3)
     return np.concatenate([held, held[..., PAIRS[0]] * held[..., PAIRS[1]]], axis=-1)
 
 
 @lru_cache(maxsize=2)
-def load_trust(path: Path = SHIPPED) -> Trust:
+def load_confidence_model(path: Path = SHIPPED) -> ConfidenceModel:
     """Read a model.
 
     Raises:
@@ -61,7 +61,7 @@ def load_trust(path: Path = SHIPPED) -> Trust:
     """
     try:
         stored = read_json_object(path, "trust")
-        if tuple(stored["signs"]) != SIGNS:
+        if tuple(stored["signs"]) != CUES:
             raise ModelError(
                 f"{path} reads other signs than this version: make it again with 'python -m calib.research.confidence'"
             )
@@ -69,18 +69,25 @@ def load_trust(path: Path = SHIPPED) -> Trust:
         bias = float(stored["bias"])
         if mean.shape != scale.shape or not (np.isfinite([*mean, *scale, *weight, bias]).all() and (scale > 0).all()):
             raise ValueError("its numbers are not finite, or a scale is not positive")
-        return Trust(mean, scale, weight, bias)
+        return ConfidenceModel(mean, scale, weight, bias)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error or type(error).__name__}; {restore(path)}") from error
 
 
-def signs_of(
-    memory: Memory, votes: Map, evidence: Map, box_px: BoxPx, said_px: BoxPx, expected_px: BoxPx | None, score: float, age: int
-) -> Signs:
-    """The signs of a box, in the order of ``SIGNS``.
+def cues_of(
+    vote_grid: VoteGrid,
+    votes: Map,
+    evidence: Map,
+    box_px: BoxPx,
+    said_px: BoxPx,
+    expected_px: BoxPx | None,
+    score: float,
+    age: int,
+) -> Cues:
+    """The cues of a box, in the order of ``CUES``.
 
     Args:
-        memory: that the votes belong to.
+        vote_grid: that the votes belong to.
         votes: after the answer.
         evidence: of motion, this frame's.
         box_px: the box that is judged.
@@ -89,7 +96,7 @@ def signs_of(
         score: of the class.
         age: frames since the object was found.
     """
-    x0, y0, x1, y1 = memory.cells(box_px)
+    x0, y0, x1, y1 = vote_grid.cells(box_px)
     h, w = votes.shape
     rx, ry = round((x1 - x0) * (RING - 1) / 2) + 1, round((y1 - y0) * (RING - 1) / 2) + 1
     around = slice(max(0, y0 - ry), y1 + ry), slice(max(0, x0 - rx), x1 + rx)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from engines.boxes import overlap, shared
 from engines.localizer import Detection, ImageBgr, Localization
 from realtime.frames import BoxPx, Track, Tracked
-from realtime.tracking.confidence import Trust
+from realtime.tracking.confidence import ConfidenceModel
 from realtime.tracking.geometry import Numbers, moved, widened
-from realtime.tracking.optical_flow import Course, Motion, Step
-from realtime.tracking.tracker import HELD, NOTHING, PATIENCE_FRAMES, SEARCHING, Follower
-from realtime.tracking.vote_grid import Memory
+from realtime.tracking.optical_flow import Motion, MotionHistory, Step
+from realtime.tracking.tracker import HELD, NOTHING, PATIENCE_FRAMES, SEARCHING, Tracker
+from realtime.tracking.vote_grid import VoteGrid
 
 SAME_IOU, SAME_SHARE = 0.5, 0.8
 """Of two boxes, or of the smaller one that lies in the other, from which on they are one object's."""
@@ -38,12 +38,12 @@ GIVEN_LOOKS = 4
 
 
 @dataclass
-class _Seat:
-    """A follower, and its turns: frames since it was looked for, looks in all, frames that it has followed something for, looks
+class _TrackSlot:
+    """A tracker, and its turns: frames since it was looked for, looks in all, frames that it has followed something for, looks
     in a row that showed another's object; ``given``: its place was pointed out.
     """
 
-    follower: Follower
+    tracker: Tracker
     waited: int = 0
     looks: int = 0
     frames: int = 0
@@ -52,137 +52,139 @@ class _Seat:
 
     @property
     def held(self) -> bool:
-        return self.follower.state in HELD
+        return self.tracker.state in HELD
 
     @property
     def ready(self) -> bool:
         """It has found something, or votes for something."""
-        return self.held or self.given or float(self.follower.votes.max()) > READY_VOTES
+        return self.held or self.given or float(self.tracker.votes.max()) > READY_VOTES
 
 
 @dataclass
-class _Turn:
+class _Pending:
     """A frame whose answer is awaited: who takes part in it, and who looks where."""
 
-    seats: tuple[_Seat, ...]
-    looking: _Seat
+    slots: tuple[_TrackSlot, ...]
+    looking: _TrackSlot
     window_px: BoxPx | None
 
 
-class Several:
+class MultiTracker:
     """Follows up to so many objects through the frames of one source, all of one size.
 
-    Used as ``Follower`` is. The first of its objects is the main one: the longest followed, or what the user chose.
+    Used as ``Tracker`` is. The first of its objects is the main one: the longest followed, or what the user chose.
 
     Args:
         width_px, height_px: of the frames.
-        trust: says how sure a box is.
+        confidence_model: says how sure a box is.
         most: objects.
         selected_px: the box to follow from the first frame on; None for what is found.
     """
 
-    def __init__(self, width_px: int, height_px: int, trust: Trust, most: int, selected_px: BoxPx | None = None) -> None:
-        self._size_px, self._trust, self._most = (width_px, height_px), trust, most
+    def __init__(
+        self, width_px: int, height_px: int, confidence_model: ConfidenceModel, most: int, selected_px: BoxPx | None = None
+    ) -> None:
+        self._size_px, self._confidence_model, self._most = (width_px, height_px), confidence_model, most
         self._motion, self._numbers = Motion(width_px, height_px), Numbers(REACH * width_px)
-        self._memory, self._course = Memory(self._motion, width_px, height_px), Course(self._motion)
-        self._seats = [self._seat(selected_px)]
-        self._turns: deque[_Turn] = deque()
-        self._map = self._memory.empty
+        self._vote_grid, self._history = VoteGrid(self._motion, width_px, height_px), MotionHistory(self._motion)
+        self._slots = [self._fill_slot(selected_px)]
+        self._pending: deque[_Pending] = deque()
+        self._map = self._vote_grid.empty
 
     def choose(self, box_px: BoxPx) -> None:
         """Follow what lies in this box of the next frame as the main object."""
         x, y = (box_px[0] + box_px[2]) / 2, (box_px[1] + box_px[3]) / 2
-        for seat, (x0, y0, x1, y1) in self._held():
+        for slot, (x0, y0, x1, y1) in self._held():
             if x0 <= x <= x1 and y0 <= y <= y1:
-                self._seats.remove(seat)
-                self._seats.insert(0, seat)
+                self._slots.remove(slot)
+                self._slots.insert(0, slot)
                 return
-        self._seats = [self._seat(box_px), *(seat for seat in self._seats if seat.held)][: self._most]
+        self._slots = [self._fill_slot(box_px), *(slot for slot in self._slots if slot.held)][: self._most]
 
     def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx | None:
         """Where to look in the next frame: whole pixels, inside it."""
         step = self._motion.step(image_bgr)
-        self._course.add(step)
+        self._history.add(step)
         self._hide()
-        looking = max(self._seats, key=lambda seat: seat.waited)
+        looking = max(self._slots, key=lambda slot: slot.waited)
         window = None
-        for seat in self._seats:
-            look = seat is looking
-            seat.waited, seat.looks = (0, seat.looks + 1) if look else (seat.waited + 1, seat.looks)
-            whole = not seat.ready or (not seat.held and seat.looks % WHOLE_LOOKS == 0) if len(self._seats) > 1 else None
-            seat.frames += seat.held
-            window = seat.follower.window_after(self._own(seat, step), pts_s, look, whole) or window
-        self._turns.append(_Turn(tuple(self._seats), looking, window))
+        for slot in self._slots:
+            look = slot is looking
+            slot.waited, slot.looks = (0, slot.looks + 1) if look else (slot.waited + 1, slot.looks)
+            whole = not slot.ready or (not slot.held and slot.looks % WHOLE_LOOKS == 0) if len(self._slots) > 1 else None
+            slot.frames += slot.held
+            window = slot.tracker.window_after(self._own(slot, step), pts_s, look, whole) or window
+        self._pending.append(_Pending(tuple(self._slots), looking, window))
         return window
 
     def update(self, found: Localization | None) -> tuple[Localization, Track, tuple[Tracked, ...]]:
-        """Take the answer for the oldest frame that is awaited; see ``Follower.update``.
+        """Take the answer for the oldest frame that is awaited; see ``Tracker.update``.
 
         Returns:
             (the main object, with the map of what was looked at in its place; what following says of it, with the window that
             the engine saw, whomever it was for; every object).
         """
-        turn, said = self._turns.popleft(), dict[int, Track]()
-        window, further = turn.window_px, tuple[Detection, ...]()
+        pending, said = self._pending.popleft(), dict[int, Track]()
+        window, further = pending.window_px, tuple[Detection, ...]()
         if found is not None and window is not None:
-            self._map = self._memory.placed(found.map_hw, window)
-            found, further = self._meant(turn.looking, found, window)
-        held = [seat for seat, _ in self._held()]
-        for seat in turn.seats:
-            _, said[id(seat)] = seat.follower.update(found if seat is turn.looking else None)
+            self._map = self._vote_grid.placed(found.map_hw, window)
+            found, further = self._meant(pending.looking, found, window)
+        held = [slot for slot, _ in self._held()]
+        for slot in pending.slots:
+            _, said[id(slot)] = slot.tracker.update(found if slot is pending.looking else None)
         self._merge()
-        for seat in held:
-            if not seat.held:
-                seat.frames = 0
-                seat.follower.forget()
-        self._seat_others(further)
-        objects = tuple(_tracked(seat.follower, said[id(seat)]) for seat, _ in self._held() if id(seat) in said)
-        first = self._seats[0]
-        track = said.get(id(first)) or Track(first.follower.state, None, 0.0, 0, None)
-        main = replace(first.follower.found or NOTHING, map_hw=self._map, detections=())
+        for slot in held:
+            if not slot.held:
+                slot.frames = 0
+                slot.tracker.forget()
+        self._fill_other_slots(further)
+        objects = tuple(_tracked(slot.tracker, said[id(slot)]) for slot, _ in self._held() if id(slot) in said)
+        first = self._slots[0]
+        track = said.get(id(first)) or Track(first.tracker.state, None, 0.0, 0, None)
+        main = replace(first.tracker.found or NOTHING, map_hw=self._map, detections=())
         return main, replace(track, window_xyxy_px=window), objects
 
-    def _seat(self, selected_px: BoxPx | None = None) -> _Seat:
-        follower = Follower(*self._size_px, self._trust, selected_px, self._motion, self._numbers, every_frame=True)
-        return _Seat(follower, given=selected_px is not None)
+    def _fill_slot(self, selected_px: BoxPx | None = None) -> _TrackSlot:
+        tracker = Tracker(*self._size_px, self._confidence_model, selected_px, self._motion, self._numbers, every_frame=True)
+        return _TrackSlot(tracker, given=selected_px is not None)
 
-    def _held(self) -> list[tuple[_Seat, BoxPx]]:
+    def _held(self) -> list[tuple[_TrackSlot, BoxPx]]:
         """Those that follow something, and its box."""
-        return [(seat, seat.follower.box_px) for seat in self._seats if seat.held and seat.follower.box_px]
+        return [(slot, slot.tracker.box_px) for slot in self._slots if slot.held and slot.tracker.box_px]
 
     def _hide(self) -> None:
-        """Tell each follower what is another's."""
+        """Tell each tracker what is another's."""
         held = self._held()
-        for seat in self._seats:
-            others = [box for other, box in held if other is not seat]
+        for slot in self._slots:
+            others = [box for other, box in held if other is not slot]
             hidden: NDArray[np.bool_] = np.zeros(self._motion.shape, np.bool_)
             for box in others:
-                self._mark(hidden, box, True, 0.0 if seat.held else MARGIN)
-            if seat.held and seat.follower.box_px:
-                self._mark(hidden, seat.follower.box_px, False)
-            seat.follower.hidden = hidden if others else None
+                self._mark(hidden, box, True, 0.0 if slot.held else MARGIN)
+            if slot.held and slot.tracker.box_px:
+                self._mark(hidden, slot.tracker.box_px, False)
+            slot.tracker.hidden = hidden if others else None
 
     def _mark(self, cells: NDArray[np.bool_], box_px: BoxPx, value: bool, margin: float = 0.0) -> None:
-        x0, y0, x1, y1 = self._memory.cells(widened(box_px, margin))
+        x0, y0, x1, y1 = self._vote_grid.cells(widened(box_px, margin))
         cells[y0:y1, x0:x1] = value
 
-    def _own(self, seat: _Seat, step: Step) -> Step:
-        """The step as a follower sees it: what goes otherwise than its object is evidence against it, or none at all.
+    def _own(self, slot: _TrackSlot, step: Step) -> Step:
+        """The step as a tracker sees it: what goes otherwise than its object is evidence against it, or none at all.
 
         Against it at first, when one box may hold two objects, and where another's box is near: else, legs would be lost.
         """
-        box = seat.follower.box_px
+        box = slot.tracker.box_px
         if step.flow is None or box is None:
             return step
-        alike = self._course.alike(self._memory.cells(box), seat.follower.votes)
-        others = [other for another, other in self._held() if another is not seat]
-        against = seat.frames <= YOUNG_FRAMES or any(overlap(widened(box, NEAR), other) for other in others)
+        alike = self._history.alike(self._vote_grid.cells(box), slot.tracker.votes)
+        others = [other for another, other in self._held() if another is not slot]
+        against = slot.frames <= YOUNG_FRAMES or any(overlap(widened(box, NEAR), other) for other in others)
         share = 2 * alike - 1 if against else alike
         own = np.where(step.evidence > 0, step.evidence * share, step.evidence)
-        return replace(step, judge=lambda: (own, step.moving))
+        return replace(step, rate=lambda: (own, step.moving))
 
     def _meant(
-        self, looking: _Seat, found: Localization, window_px: BoxPx
+        self, looking: _TrackSlot, found: Localization, window_px: BoxPx
     ) -> tuple[Localization | None, tuple[Detection, ...]]:
         """(the answer as one to who looks; what else was detected, nobody's yet). An answer about another's object is none; one
         after the other, they say that there is nothing else.
@@ -191,10 +193,10 @@ class Several:
             return found, ()
         first = Detection(found.box_xyxy_px, found.class_index, found.class_name, found.score)
         nobodys = list[tuple[Detection, BoxPx]]()
-        mine = looking.follower.box_px if looking.held else None
+        mine = looking.tracker.box_px if looking.held else None
         for each in found.detections or (first,):
             box = moved(each.box_xyxy_px, window_px)
-            theirs = max((overlap(box, other) for seat, other in self._held() if seat is not looking), default=0.0)
+            theirs = max((overlap(box, other) for slot, other in self._held() if slot is not looking), default=0.0)
             if theirs <= max(SAME_IOU, overlap(box, mine) if mine else 0.0):
                 nobodys.append((each, box))
         looking.denied = 0 if nobodys else looking.denied + 1
@@ -210,22 +212,22 @@ class Several:
         """Two that have come to one box are one: the older stays."""
         for (one, a), (other, b) in combinations(self._held(), 2):
             if one.held and other.held and (overlap(a, b) > SAME_IOU or float(shared(a, b)) > SAME_SHARE):
-                max(one, other, key=lambda seat: seat.follower.track_id).follower.give_up()
+                max(one, other, key=lambda slot: slot.tracker.track_id).tracker.give_up()
 
-    def _seat_others(self, further: Sequence[Detection]) -> None:
-        """Who lost its object makes room, but for the last; what was detected besides gets a seat each, a search the next."""
-        kept = [seat for seat in self._seats if seat.held or (seat.given and seat.looks < GIVEN_LOOKS)]
-        rest = [seat for seat in self._seats if seat not in kept]
+    def _fill_other_slots(self, further: Sequence[Detection]) -> None:
+        """Who lost its object makes room, but for the last; what was detected besides gets a slot each, a search the next."""
+        kept = [slot for slot in self._slots if slot.held or (slot.given and slot.looks < GIVEN_LOOKS)]
+        rest = [slot for slot in self._slots if slot not in kept]
         boxes = [box for _, box in self._held()]
         for each in further:
             if boxes and len(kept) < self._most and all(overlap(each.box_xyxy_px, box) < SAME_IOU for box in boxes):
-                kept.append(self._seat(each.box_xyxy_px))
+                kept.append(self._fill_slot(each.box_xyxy_px))
                 boxes.append(each.box_xyxy_px)
         if boxes and len(kept) < self._most:
-            kept += [seat for seat in rest if seat.follower.state == SEARCHING and not seat.given][:1] or [self._seat()]
-        self._seats = kept or rest[:1]
+            kept += [slot for slot in rest if slot.tracker.state == SEARCHING and not slot.given][:1] or [self._fill_slot()]
+        self._slots = kept or rest[:1]
 
 
-def _tracked(follower: Follower, track: Track) -> Tracked:
-    found = follower.found or NOTHING
-    return Tracked(follower.box_px, found.class_index, found.class_name, found.score, track)
+def _tracked(tracker: Tracker, track: Track) -> Tracked:
+    found = tracker.found or NOTHING
+    return Tracked(tracker.box_px, found.class_index, found.class_name, found.score, track)

@@ -38,7 +38,7 @@ class Step:
 
     Attributes:
         flow: ``[h, w, 2]``: where each pixel of this frame was, as (x, y) displacements; None for a first frame, after a cut.
-        judge: computes ``evidence`` and ``moving``, when they are first asked for.
+        rate: computes ``evidence`` and ``moving``, when they are first asked for.
         evidence: ``[h, w]`` -1 (moves with the camera) to 1 (moves by itself).
         moving: 0 (nothing moves by itself: no reason to vote against anything) to 1 (something does).
         blank: the frame shows nothing.
@@ -46,21 +46,21 @@ class Step:
     """
 
     flow: NDArray[np.float32] | None
-    judge: Callable[[], tuple[Map, float]]
+    rate: Callable[[], tuple[Map, float]]
     blank: bool = False
     cut: bool = False
 
     @property
     def evidence(self) -> Map:
-        return self._judged[0]
+        return self._rated[0]
 
     @property
     def moving(self) -> float:
-        return self._judged[1]
+        return self._rated[1]
 
     @cached_property
-    def _judged(self) -> tuple[Map, float]:
-        return self.judge()
+    def _rated(self) -> tuple[Map, float]:
+        return self.rate()
 
 
 class Motion:
@@ -100,23 +100,23 @@ class Motion:
         if last is None:
             return Step(None, self._nothing, cut=True)
         flow = np.asarray(self._dis.calc(gray, last, None), np.float32)  # type: ignore[call-overload]
-        carried = self._carried(last, flow)
-        if _is_cut(gray, carried):
+        propagated = self._propagated(last, flow)
+        if _is_cut(gray, propagated):
             return Step(None, self._nothing, cut=True)
-        return Step(flow, partial(self._judge, flow, gray, last, carried))
+        return Step(flow, partial(self._rate, flow, gray, last, propagated))
 
     def _nothing(self) -> tuple[Map, float]:
         return np.zeros(self.shape, np.float32), 0.0
 
-    def _judge(self, flow: NDArray[np.float32], gray: Gray, last: Gray, carried: Gray) -> tuple[Map, float]:
+    def _rate(self, flow: NDArray[np.float32], gray: Gray, last: Gray, propagated: Gray) -> tuple[Map, float]:
         """(evidence, moving)."""
         camera = self._terms @ self._camera(flow).astype(np.float32)
-        moving = _moving(gray, carried, self._carried(last, camera))
+        moving = _moving(gray, propagated, self._propagated(last, camera))
         own = flow - camera
         votes = _evidence(np.asarray(cv2.magnitude(own[..., 0], own[..., 1]), np.float32), gray)
         return np.where(votes < 0, moving * votes, votes), moving
 
-    def whence(self, flow: NDArray[np.float32]) -> tuple[Map, Map]:
+    def remap_grid(self, flow: NDArray[np.float32]) -> tuple[Map, Map]:
         """The (x, y) that each pixel of the grid comes from, as OpenCV wants them."""
         return self._xs + flow[..., 0], self._ys + flow[..., 1]
 
@@ -138,16 +138,16 @@ class Motion:
             weights = 1 / np.square(1 + squares / max(2.25 * median, STILL**2))
         return np.asarray(motion)
 
-    def _carried(self, last: Gray, flow: NDArray[np.float32]) -> Gray:
+    def _propagated(self, last: Gray, flow: NDArray[np.float32]) -> Gray:
         """The last frame as this one would be."""
-        return np.asarray(cv2.remap(last, *self.whence(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+        return np.asarray(cv2.remap(last, *self.remap_grid(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
-def _is_cut(gray: Gray, carried: Gray) -> bool:
+def _is_cut(gray: Gray, propagated: Gray) -> bool:
     """Whether a frame has little in common with the last one, carried along."""
-    if cv2.norm(gray, carried, cv2.NORM_L1) < ALIKE * gray.size * deviation(gray):
+    if cv2.norm(gray, propagated, cv2.NORM_L1) < ALIKE * gray.size * deviation(gray):
         return False  # no need to look closer
-    return float(cv2.matchTemplate(gray, carried, cv2.TM_CCOEFF_NORMED)[0, 0]) < CUT_CORRELATION
+    return float(cv2.matchTemplate(gray, propagated, cv2.TM_CCOEFF_NORMED)[0, 0]) < CUT_CORRELATION
 
 
 def _moving(gray: Gray, by_flow: Gray, by_camera: Gray) -> float:
@@ -191,7 +191,7 @@ ROUNDS, SPARSE, ENOUGH = 3, 5, 64
 """Of mean shift; one in so many rows and columns tells how most of the frame goes, and so many cells how an object does."""
 
 
-class Course:
+class MotionHistory:
     """Mean motion ``[h, w, 2]`` of what is at each cell of the grid, against most of the frame, carried along with the flow.
 
     Args:
@@ -209,8 +209,10 @@ class Course:
             return
         now = np.ones_like(self._sums)
         now[..., :2] = step.flow - np.median(step.flow[::SPARSE, ::SPARSE].reshape(-1, 2), axis=0)
-        carried = cv2.remap(self._sums, *self._motion.whence(step.flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        self._sums = np.asarray(KEPT * carried + (1 - KEPT) * now, np.float32)
+        propagated = cv2.remap(
+            self._sums, *self._motion.remap_grid(step.flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+        )
+        self._sums = np.asarray(KEPT * propagated + (1 - KEPT) * now, np.float32)
         self._mean = self._sums[..., :2] / self._sums[..., 2:]
 
     def alike(self, cells: tuple[int, int, int, int], votes: Map) -> Map:

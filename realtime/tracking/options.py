@@ -6,9 +6,9 @@ from engines.choose import SEARCHES, Choice
 from engines.errors import InputError
 from engines.localizer import SMALLEST_PX, ImageBgr, Localization
 from realtime.frames import BoxPx, FrameRecord, Track
-from realtime.tracking.confidence import Trust, load_trust
-from realtime.tracking.multi_tracker import Several
-from realtime.tracking.tracker import Follower
+from realtime.tracking.confidence import ConfidenceModel, load_confidence_model
+from realtime.tracking.multi_tracker import MultiTracker
+from realtime.tracking.tracker import Tracker
 
 POINT_SHARE = 0.3
 """Of the frame's sides: what is taken for the object around a point, until more is known."""
@@ -23,7 +23,7 @@ class FollowOptions:
 
     Attributes:
         follow: look where the object was, and carry its box along.
-        min_score: a box less sure than this is not shown: no object. Of followed boxes the follower says how sure they are, of
+        min_score: a box less sure than this is not shown: no object. Of followed boxes the tracker says how sure they are, of
             others the head.
         select: ``X0,Y0,X1,Y1`` or ``X,Y``, in pixels of the first frame, or a class.
         objects: up to so many are followed.
@@ -58,9 +58,9 @@ class FollowOptions:
 
     def beside(self, choice: Choice) -> "tuple[FollowOptions, Choice]":
         """These options, with the number of objects, and the engine's, with the class that is selected, and how sure boxes must
-        be where no follower sees to that.
+        be where no tracker sees to that.
 
-        Methods that find one box are asked for one: that others are found is then the follower's part.
+        Methods that find one box are asked for one: that others are found is then the tracker's part.
 
         Raises:
             InputError: there would be no box to follow.
@@ -99,15 +99,15 @@ class Following:
 
     Args:
         options: what to follow.
-        trust: says how sure a box is; the shipped model if None.
+        confidence_model: says how sure a box is; the shipped model if None.
 
     Raises:
         ModelError: the shipped model is damaged.
     """
 
-    def __init__(self, options: FollowOptions, trust: Trust | None = None) -> None:
-        self._options, self._trust = options, trust or load_trust()
-        self._followers: dict[str, tuple[tuple[int, ...], Follower | Several]] = {}
+    def __init__(self, options: FollowOptions, confidence_model: ConfidenceModel | None = None) -> None:
+        self._options, self._confidence_model = options, confidence_model or load_confidence_model()
+        self._trackers: dict[str, tuple[tuple[int, ...], Tracker | MultiTracker]] = {}
         self._points: dict[str, tuple[float, float]] = {}
 
     def select(self, source: str, point: tuple[float, float]) -> None:
@@ -123,18 +123,18 @@ class Following:
         image, frame = record.frame.image_bgr, record.frame
         if image.ndim != 3 or min(image.shape[:2]) < SMALLEST_PX:
             return image  # refused by the localizer
-        shape, follower = self._followers.get(frame.source, ((), None))
-        if follower is None or shape != image.shape:
+        shape, tracker = self._trackers.get(frame.source, ((), None))
+        if tracker is None or shape != image.shape:
             height, width = image.shape[:2]
-            selected = self._options.box_in(width, height) if follower is None else None
-            follower = self._begun(width, height, selected)
-            self._followers[frame.source] = image.shape, follower
+            selected = self._options.box_in(width, height) if tracker is None else None
+            tracker = self._begun(width, height, selected)
+            self._trackers[frame.source] = image.shape, tracker
         if point := self._points.pop(frame.source, None):
             height, width = image.shape[:2]
-            follower.choose(box_around((point[0] * width, point[1] * height), width, height))
-        window, record.follower = follower.window(image, frame.pts_s), follower
+            tracker.choose(box_around((point[0] * width, point[1] * height), width, height))
+        window, record.tracker = tracker.window(image, frame.pts_s), tracker
         if window is None:
-            record.carried = True
+            record.propagated = True
             return None
         x0, y0, x1, y1 = (int(edge) for edge in window)
         record.view_px = x1 - x0, y1 - y0
@@ -148,19 +148,19 @@ class Following:
             record: of the frame, as ``view`` left it.
             found: the engine's; None where it did not see the frame.
         """
-        follower: Follower | Several = record.follower
-        if isinstance(follower, Several):
-            result, record.track, objects = follower.update(found)
+        tracker: Tracker | MultiTracker = record.tracker
+        if isinstance(tracker, MultiTracker):
+            result, record.track, objects = tracker.update(found)
             record.objects = tuple(each if self._sure(each.track) else replace(each, box_xyxy_px=None) for each in objects)
         else:
-            result, record.track = follower.update(found)
+            result, record.track = tracker.update(found)
         return replace(result, confidence=record.track.confidence).sure(self._options.min_score)
 
-    def _begun(self, width_px: int, height_px: int, selected_px: BoxPx | None) -> Follower | Several:
+    def _begun(self, width_px: int, height_px: int, selected_px: BoxPx | None) -> Tracker | MultiTracker:
         most = self._options.objects
         if most == 1:
-            return Follower(width_px, height_px, self._trust, selected_px, every_frame=self._options.every_frame)
-        return Several(width_px, height_px, self._trust, most, selected_px)
+            return Tracker(width_px, height_px, self._confidence_model, selected_px, every_frame=self._options.every_frame)
+        return MultiTracker(width_px, height_px, self._confidence_model, most, selected_px)
 
     def _sure(self, track: Track) -> bool:
         return track.confidence >= self._options.min_score

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from engines.localizer import ImageBgr, Localization
 from realtime.frames import NO_MAP, BoxPx, Track
-from realtime.tracking.confidence import Trust, signs_of
+from realtime.tracking.confidence import ConfidenceModel, cues_of
 from realtime.tracking.geometry import Numbers, calmed, moved, touches
 from realtime.tracking.optical_flow import Map, Motion, Step
-from realtime.tracking.vote_grid import UNSEEN, Memory
+from realtime.tracking.vote_grid import UNSEEN, VoteGrid
 
 SEARCHING, FOLLOWING, WIDENED, LOST = "searching", "following", "widened", "lost"
 HELD = (FOLLOWING, WIDENED)
@@ -23,7 +23,7 @@ LEAD_FRAMES = 4
 LOOK_AROUND = {SEARCHING: 8, FOLLOWING: 8, WIDENED: 8, LOST: 2}
 """The whole frame is looked at in the first few frames, and then in one of so many, so that no better object is missed."""
 SURE, UNSURE, HOPELESS = 0.5, 0.4, 0.15
-MOST_CARRIED, CARRY_UNSURE_FRAMES = 1, 12
+MOST_PROPAGATED, PROPAGATE_UNSURE_FRAMES = 1, 12
 """The engine need not look at every frame: after one that it saw, so many are carried along with the motion. While nothing is
 sure, that begins after so many frames. It costs what is shown in the docs; two or three at a time save little more."""
 PATIENCE_FRAMES = 6
@@ -33,7 +33,7 @@ PATIENCE_FRAMES = 6
 @dataclass
 class _Pending:
     """A frame whose answer is awaited, or, without a window, its turn; ``votes`` of before it, where they are known already;
-    ``chosen`` by the user on it; ``judged``: what moves has a vote.
+    ``chosen`` by the user on it; ``rated``: what moves has a vote.
     """
 
     step: Step
@@ -43,13 +43,13 @@ class _Pending:
     begun: int
     votes: Map | None
     chosen: bool
-    judged: bool
+    rated: bool
 
 
 NOTHING = Localization(None, 0, "", 0.0, NO_MAP)
 
 
-class Follower:
+class Tracker:
     """Follows one object through the frames of one source, all of one size.
 
     ``window`` is called for each frame in turn, ``update`` with each answer, in the same order; several frames may be under
@@ -57,7 +57,7 @@ class Follower:
 
     Args:
         width_px, height_px: of the frames.
-        trust: says how sure a box is.
+        confidence_model: says how sure a box is.
         selected_px: the box to follow from the first frame on; None for what is found.
         motion: computes the steps; its own if None.
         numbers: of the source's objects; its own if None.
@@ -75,26 +75,26 @@ class Follower:
         self,
         width_px: int,
         height_px: int,
-        trust: Trust,
+        confidence_model: ConfidenceModel,
         selected_px: BoxPx | None = None,
         motion: Motion | None = None,
         numbers: Numbers | None = None,
         every_frame: bool = False,
     ) -> None:
         self.state, self.track_id = SEARCHING, 0
-        self._size_px, self._trust, self._selected_px = (width_px, height_px), trust, selected_px
+        self._size_px, self._confidence_model, self._selected_px = (width_px, height_px), confidence_model, selected_px
         self._motion = motion or Motion(width_px, height_px)
-        self._memory, self._numbers = Memory(self._motion, width_px, height_px), numbers or Numbers()
-        self._settled = self._ahead = self._memory.empty
+        self._vote_grid, self._numbers = VoteGrid(self._motion, width_px, height_px), numbers or Numbers()
+        self._settled = self._ahead = self._vote_grid.empty
         self._pending: deque[_Pending] = deque()
         self._begun, self._hopeless, self._number, self._last_sure_s = 0, 0, 0, -math.inf
         self._calm: BoxPx | None = None
         self._raw: BoxPx | None = None
         self.found: Localization | None = None
         self.hidden: NDArray[np.bool_] | None = None
-        self.confidence, self._carried_frames, self._another = 0.0, 0, False
+        self.confidence, self._propagated_frames, self._another = 0.0, 0, False
         self._cut_off = False
-        self._most_carried = 0 if every_frame else MOST_CARRIED
+        self._most_propagated = 0 if every_frame else MOST_PROPAGATED
 
     def choose(self, box_px: BoxPx) -> None:
         """Follow what lies in this box of the next frame, from there on."""
@@ -116,20 +116,20 @@ class Follower:
         known = not self._pending
         self._begun = 0 if step.cut or step.blank else self._begun + 1
         selected, chosen = self._selected_px, self._selected_px is not None and not step.blank
-        looks = (chosen or not self._may_carry(step)) if look is None else look
-        now = _Pending(step, None, False, pts_s, self._begun, None, chosen, judged=looks or look is not None)
+        looks = (chosen or not self._may_propagate(step)) if look is None else look
+        now = _Pending(step, None, False, pts_s, self._begun, None, chosen, rated=looks or look is not None)
         if selected is not None and chosen:
-            self._ahead, known, self._begun = self._memory.marked(selected), True, LEAD_FRAMES + 1
+            self._ahead, known, self._begun = self._vote_grid.marked(selected), True, LEAD_FRAMES + 1
             self._selected_px, now.begun = None, self._begun
         else:
             self._ahead = self._next(self._ahead, now)
         self._ahead = self._apart(self._ahead)
         now.votes = self._ahead if known else None
         self._pending.append(now)
-        self._carried_frames = 0 if looks else self._carried_frames + 1
+        self._propagated_frames = 0 if looks else self._propagated_frames + 1
         if not looks:
             return None
-        box = self._memory.box(self._ahead, None if chosen else self._near)
+        box = self._vote_grid.box(self._ahead, None if chosen else self._near)
         now.whole = box is None or (self._due if whole is None else whole)
         now.window_px = self._around((0.0, 0.0, *self._size_px) if box is None or now.whole else box)
         return now.window_px
@@ -137,14 +137,14 @@ class Follower:
     @property
     def _due(self) -> bool:
         """Whether it is time to look at the whole frame; of a lost object's frames half are looked at so, however many are."""
-        looks = 1 + self._most_carried if self.state == LOST else 1
+        looks = 1 + self._most_propagated if self.state == LOST else 1
         return self._begun <= LEAD_FRAMES or self._begun % (looks * LOOK_AROUND[self.state]) == 0
 
-    def _may_carry(self, step: Step) -> bool:
+    def _may_propagate(self, step: Step) -> bool:
         """Whether the last box may be carried along to the next frame, and the engine spared."""
-        settled = self.state == FOLLOWING or self._begun > CARRY_UNSURE_FRAMES
+        settled = self.state == FOLLOWING or self._begun > PROPAGATE_UNSURE_FRAMES
         known = self._calm is not None and step.flow is not None
-        return settled and known and not self._due and self._carried_frames < self._most_carried
+        return settled and known and not self._due and self._propagated_frames < self._most_propagated
 
     def update(self, found: Localization | None) -> tuple[Localization, Track]:
         """Take the answer for the oldest frame that is awaited.
@@ -160,29 +160,29 @@ class Follower:
             self._calm, self.state, self.track_id, self._another = None, SEARCHING, 0, True
         votes = self._next(self._settled, now) if now.votes is None else now.votes
         if now.window_px is None or found is None:
-            return self._carry(now, votes)
+            return self._propagate(now, votes)
         if now.step.blank or found.box_xyxy_px is None:
             self._settled, confidence, self._raw = votes, 0.0, None
         else:
             said = moved(found.box_xyxy_px, now.window_px)
             self._cut_off = touches(said, now.window_px, self._size_px)
             expected = self._expected(now.step)
-            voted = self._memory.voted(votes, found.map_hw, said, now.window_px, now.whole, now.step.moving)
+            voted = self._vote_grid.voted(votes, found.map_hw, said, now.window_px, now.whole, now.step.moving)
             self._settled = self._apart(voted)
-            self._raw = self._memory.box(self._settled, self._near) or said
+            self._raw = self._vote_grid.box(self._settled, self._near) or said
             self._calm = calmed(self._raw, expected, now.begun)
-            signs = signs_of(self._memory, self._settled, now.step.evidence, self._box, said, expected, found.score, now.begun)
-            confidence = self._trust(signs)
+            cues = cues_of(self._vote_grid, self._settled, now.step.evidence, self._box, said, expected, found.score, now.begun)
+            confidence = self._confidence_model(cues)
         self._settle(now, confidence)
         self.confidence = confidence
         self._look_ahead()
         track = Track(self.state, now.window_px, confidence, self.track_id, self._raw)
-        map_hw = self._memory.placed(found.map_hw, now.window_px)
+        map_hw = self._vote_grid.placed(found.map_hw, now.window_px)
         detections = tuple(replace(one, box_xyxy_px=moved(one.box_xyxy_px, now.window_px)) for one in found.detections)
         self.found = replace(found, box_xyxy_px=self.box_px, map_hw=map_hw, detections=detections)
         return self.found, track
 
-    def _carry(self, now: _Pending, votes: Map) -> tuple[Localization, Track]:
+    def _propagate(self, now: _Pending, votes: Map) -> tuple[Localization, Track]:
         """A frame without an answer: the last one's, carried along."""
         expected = self._expected(now.step)
         if expected and self._calm and self._raw:
@@ -209,7 +209,7 @@ class Follower:
 
     def _next(self, votes: Map, pending: _Pending) -> Map:
         """The votes as they are in a frame that is awaited, before its answer."""
-        return self._memory.carried(votes, pending.step, self._near, pending.judged)
+        return self._vote_grid.propagated(votes, pending.step, self._near, pending.rated)
 
     @property
     def box_px(self) -> BoxPx | None:
@@ -249,7 +249,7 @@ class Follower:
         """The calm box of the last frame, carried along."""
         if self._calm is None or step.flow is None:
             return None
-        x, y = self._memory.shift_px(self._settled, step, self._box)
+        x, y = self._vote_grid.shift_px(self._settled, step, self._box)
         x0, y0, x1, y1 = self._calm
         return x0 + x, y0 + y, x1 + x, y1 + y
 

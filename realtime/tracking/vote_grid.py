@@ -29,7 +29,7 @@ NEAR, FAR_MOTION, FAR_BLOB = 0.25, 0.3, 0.3
 """Margin, of a box's sides, around an object that is followed; what votes of motion and blobs count for beyond it."""
 
 
-class Memory:
+class VoteGrid:
     """The votes for one source's object; the frames are of one size.
 
     Args:
@@ -42,22 +42,22 @@ class Memory:
         self.cell_px = width_px / w, height_px / h
         self.empty: Map = np.zeros((h, w), np.float32)
 
-    def carried(self, votes: Map, step: Step, near_px: BoxPx | None = None, judged: bool = True) -> Map:
+    def propagated(self, votes: Map, step: Step, near_px: BoxPx | None = None, rated: bool = True) -> Map:
         """The votes as they are in the next frame, before its answer is known.
 
         Args:
             votes: of the last frame.
             step: to the next.
             near_px: where the object was; what moves far from there counts for little.
-            judged: whether what moves has a vote; finding that out takes time.
+            rated: whether what moves has a vote; finding that out takes time.
         """
         if step.blank:
             return votes * np.float32(KEPT)
         if step.flow is None:
             return self.empty
-        xs, ys = self._motion.whence(step.flow)
+        xs, ys = self._motion.remap_grid(step.flow)
         moved = cv2.remap(votes, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=UNSEEN)
-        if not judged:
+        if not rated:
             return np.asarray(np.float32(KEPT) * moved, np.float32)
         kept = KEPT * step.moving + KEPT_STILL * (1 - step.moving)
         return np.asarray(kept * moved + step.evidence * self._nearness(near_px, FAR_MOTION), np.float32)
@@ -66,7 +66,7 @@ class Memory:
         """The votes with those of an answer.
 
         Args:
-            votes: of this frame, as ``carried``.
+            votes: of this frame, as ``propagated``.
             map_hw: of the window.
             box_px: what the head says, in the frame.
             window_px: what the engine saw of the frame.

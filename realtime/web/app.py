@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engines.choose import class_index
 from engines.errors import SightlineError
 from engines.files import numbered
-from realtime.session import Hub
+from realtime.session import Session
 from realtime.sinks import make_writable
 from realtime.web.broadcast import BOUNDARY, Broadcast
 from realtime.web.guard import refused
@@ -57,20 +57,20 @@ Count = Annotated[int, Query(ge=0, le=1 << 62)]
 Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 
-def page_app(hub: Hub, title: Callable[[], str], recordings: Path) -> FastAPI:
+def page_app(session: Session, title: Callable[[], str], recordings: Path) -> FastAPI:
     """The application.
 
     Args:
-        hub: of the run.
+        session: of the run.
         title: says what runs, in words.
         recordings: folder for what is recorded from the page; a viewer never names files.
     """
     app = FastAPI(title="Sightline", docs_url=None, redoc_url=None, openapi_url=None)
-    broadcasts = {each.name: Broadcast(hub, each.name) for each in hub.connections}
+    broadcasts = {each.name: Broadcast(session, each.name) for each in session.connections}
     for path, name in FILES.items():
         app.get(path)(_file(ASSETS / name))
     _add_pictures(app, broadcasts)
-    _add_steering(app, hub, title, recordings)
+    _add_steering(app, session, title, recordings)
 
     @app.exception_handler(SightlineError)
     async def impossible(_: Any, error: SightlineError) -> Response:
@@ -127,36 +127,36 @@ def _add_pictures(app: FastAPI, broadcasts: dict[str, Broadcast]) -> None:
         return StreamingResponse(broadcast_of(source).multipart(), media_type=kind)
 
 
-def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: Path) -> None:
+def _add_steering(app: FastAPI, session: Session, title: Callable[[], str], recordings: Path) -> None:
     @app.get("/state")
     def state() -> dict[str, Any]:
         """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``, ``follows`` (a click says what)."""
-        return _state(hub, title)
+        return _state(session, title)
 
     @app.get("/classes")
     def classes() -> list[str]:
-        return list(hub.class_names)
+        return list(session.class_names)
 
     @app.post("/settings")
     def settings(changes: Annotated[Changes, Depends(_reader(Changes))]) -> dict[str, Any]:
         given = changes.model_dump(exclude_unset=True, exclude_none=True)
         if "wanted_class" in given:
             wanted = given.pop("wanted_class").strip()
-            given["class_index"] = class_index(wanted, hub.class_names) if wanted else None
+            given["class_index"] = class_index(wanted, session.class_names) if wanted else None
         source, point = given.pop("source", None), given.pop("point", None)
         if source is not None and point is None:
             raise SightlineError("a source is named, but no point in it")
         if point is not None:  # all that can be refused comes before anything is changed
-            hub.select(source, point)
+            session.select(source, point)
         if given:
-            hub.change(**given)
-        return _state(hub, title)
+            session.change(**given)
+        return _state(session, title)
 
     given: set[str] = set()
 
     @app.post("/recording", response_model=None)
     def recording(wanted: Annotated[Recording, Depends(_reader(Recording))]) -> Any:
-        if wanted.on and hub.settings.record is None:
+        if wanted.on and session.settings.record is None:
             try:
                 make_writable(recordings / "sightline.mp4")
             except SightlineError as error:
@@ -164,10 +164,10 @@ def _add_steering(app: FastAPI, hub: Hub, title: Callable[[], str], recordings: 
             names = numbered(time.strftime("sightline-%Y%m%d-%H%M%S"))
             name = next(each for each in names if each not in given and not list(recordings.glob(f"{each}*.mp4")))
             given.add(name)
-            hub.change(record=recordings / f"{name}.mp4")
+            session.change(record=recordings / f"{name}.mp4")
         elif not wanted.on:
-            hub.change(record=None)
-        return _state(hub, title)
+            session.change(record=None)
+        return _state(session, title)
 
 
 def _reader(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
@@ -204,11 +204,13 @@ def _in_words(errors: Sequence[Any]) -> str:
     return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors[:3])
 
 
-def _state(hub: Hub, title: Callable[[], str]) -> dict[str, Any]:
-    rolling, now = hub.rolling(), hub.settings
+def _state(session: Session, title: Callable[[], str]) -> dict[str, Any]:
+    rolling, now = session.rolling(), session.settings
     figures = rolling.pop("sources")
-    sources = [{**vars(each), **figures.get(each.name, {}), "objects": hub.objects(each.name)} for each in hub.connections]
-    wanted = None if now.class_index is None else hub.class_names[now.class_index]
+    sources = [
+        {**vars(each), **figures.get(each.name, {}), "objects": session.objects(each.name)} for each in session.connections
+    ]
+    wanted = None if now.class_index is None else session.class_names[now.class_index]
     settings = {
         "wanted_class": wanted,
         "box": now.box,
@@ -222,6 +224,6 @@ def _state(hub: Hub, title: Callable[[], str]) -> dict[str, Any]:
         "sources": sources,
         "all": rolling,
         "settings": settings,
-        "trouble": hub.trouble,
-        "follows": hub.following is not None,
+        "trouble": session.trouble,
+        "follows": session.following is not None,
     }

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 
-from realtime.session import Hub, Shown
+from realtime.session import Session, Shown
 
 IDLE_S = 3.0
 WAIT_S = 0.5
@@ -19,8 +19,8 @@ class Broadcast:
     what it takes. While nobody asks, the thread is gone, and the loop does not even draw.
     """
 
-    def __init__(self, hub: Hub, source: str) -> None:
-        self._hub, self._source = hub, source
+    def __init__(self, session: Session, source: str) -> None:
+        self._session, self._source = session, source
         self._shown: Shown | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._asked_s, self._running = 0.0, False
@@ -30,7 +30,7 @@ class Broadcast:
         loop, end_s = asyncio.get_running_loop(), time.monotonic() + timeout_s
         while True:
             self._asked_s = time.monotonic()
-            if self._hub.closed.is_set():
+            if self._session.closed.is_set():
                 return None
             if not self._running:
                 self._start(loop)
@@ -48,7 +48,7 @@ class Broadcast:
     async def multipart(self) -> AsyncIterator[bytes]:
         """Motion JPEG as long as the run goes on, ``multipart/x-mixed-replace``. Who does not read is waited for here."""
         number = 0
-        while not self._hub.closed.is_set():
+        while not self._session.closed.is_set():
             shown = await self.newer(number, IDLE_S)
             if shown is not None:
                 number = shown.number
@@ -61,11 +61,11 @@ class Broadcast:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         """The thread."""
-        newest = self._hub.newest(self._source)
+        newest = self._session.newest(self._source)
         number = newest.number if newest else 0  # drawn when somebody last looked, perhaps long ago
         try:
-            while time.monotonic() - self._asked_s < IDLE_S and not self._hub.closed.is_set():
-                shown = self._hub.wait_newer(self._source, number, WAIT_S)
+            while time.monotonic() - self._asked_s < IDLE_S and not self._session.closed.is_set():
+                shown = self._session.wait_newer(self._source, number, WAIT_S)
                 if shown is not None:
                     number = shown.number
                     _ = shown.jpeg  # encoded here, once

@@ -18,7 +18,7 @@ from engines.install import install_extra
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from realtime.session import Hub
+    from realtime.session import Session
 
 LOCAL = "127.0.0.1"
 SEND_BUFFER_BYTES = 1 << 17
@@ -143,7 +143,7 @@ class PageServer(GuardedServer):
     """The page, served in its ``with`` block.
 
     Args:
-        hub: of the run.
+        session: of the run.
         title: says what runs, in words.
         address: see ``GuardedServer``.
         token: likewise.
@@ -155,12 +155,17 @@ class PageServer(GuardedServer):
     """
 
     def __init__(
-        self, hub: "Hub", title: Callable[[], str], address: Address, token: str | None = None, recordings: Path = Path()
+        self,
+        session: "Session",
+        title: Callable[[], str],
+        address: Address,
+        token: str | None = None,
+        recordings: Path = Path(),
     ) -> None:
         try:
             from realtime.web.app import page_app
 
-            super().__init__(page_app(hub, title, recordings), address, token)
+            super().__init__(page_app(session, title, recordings), address, token)
         except ImportError as error:
             raise EngineError(f"--web needs FastAPI and uvicorn: {install_extra('web')}") from error
 

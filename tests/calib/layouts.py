@@ -144,7 +144,7 @@ def refused(words, path, **options):
     assert str(path) in str(error.value)
 
 
-def told(words, path, **options):
+def notify(words, path, **options):
     """The samples of a set of which something is left out or guessed, and said."""
     remarks = Remarks()
     samples = load_dataset(path, remarks=remarks, **options)

@@ -70,9 +70,9 @@ def test_what_the_cap_takes_away_is_computed_in_fp32_and_told_in_one_line(capped
         "auto": [] if vnni else ["bf16 and VNNI instructions: runs in fp32"],
     }
     for precision, expected in words.items():
-        told = [line for line in found[precision]["told"] if "TensorRT" not in line]
-        assert len(told) == len(expected), told
-        assert all(word in line for word, line in zip(expected, told, strict=True))
+        notify = [line for line in found[precision]["told"] if "TensorRT" not in line]
+        assert len(notify) == len(expected), notify
+        assert all(word in line for word, line in zip(expected, notify, strict=True))
     assert ("capped by" in found["fp32"]["device"]) == (cap != "DEFAULT")
 
 

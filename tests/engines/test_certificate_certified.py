@@ -53,25 +53,25 @@ def test_an_engine_built_ahead_for_this_kind_of_gpu_is_found(gpu, model):
 
 @pytest.mark.usefixtures("own_engines")
 def test_auto_takes_tensorrt_where_all_of_it_is_there_and_else_says_why(gpu, monkeypatch):
-    choice, told = Choice(weights="random", size_px=SIZE, head="none", precision="fp32"), []
-    localizer = open_localizer(choice, told.append)
+    choice, notify = Choice(weights="random", size_px=SIZE, head="none", precision="fp32"), []
+    localizer = open_localizer(choice, notify.append)
     assert localizer.engine.backend == "openvino"
-    assert told[0].split(":")[:2] == ["not TensorRT", " no TensorRT engine of this graph is built for NVIDIA L4 sm89"]
-    assert told[1:] == localizer.engine.losses, "and what the processor costs, on some"
+    assert notify[0].split(":")[:2] == ["not TensorRT", " no TensorRT engine of this graph is built for NVIDIA L4 sm89"]
+    assert notify[1:] == localizer.engine.losses, "and what the processor costs, on some"
     graph = build_graph(load_classifier("compact", "random", SIZE))
     certify_plan(graph, keep_plan(graph, gpu))
-    told.clear()
-    localizer = open_localizer(choice, told.append)
+    notify.clear()
+    localizer = open_localizer(choice, notify.append)
     assert localizer.engine.backend == "tensorrt"
-    assert told == []
+    assert notify == []
     localizer.engine.close()
 
     def missing(**_):
         raise EngineError("TensorRT is not installed")
 
     monkeypatch.setattr(backend, "load_tensorrt", missing)
-    assert open_localizer(choice, told.append).engine.backend == "openvino"
-    assert told[0] == "not TensorRT: TensorRT is not installed"
+    assert open_localizer(choice, notify.append).engine.backend == "openvino"
+    assert notify[0] == "not TensorRT: TensorRT is not installed"
 
 
 def test_the_driver_is_asked_before_any_library(monkeypatch, model):

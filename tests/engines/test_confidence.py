@@ -7,19 +7,19 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from engines.confidence import SIDE, SIGNS, Trust, averaged, signs_of, trust_of
+from engines.confidence import CUES, SIDE, ConfidenceModel, averaged, confidence_model_of, cues_of
 from engines.engine import TensorSpec
 from engines.errors import ModelError
 from engines.head import load_head, shipped_head_names, shipped_head_path
 from engines.localizer import Localizer
 from tests.engines.mock import MockEngine
 
-CERTAIN = Trust((0.0,) * len(SIGNS), (1.0,) * len(SIGNS), (1.0, *(0.0,) * (len(SIGNS) - 1)), 0.0)
+CERTAIN = ConfidenceModel((0.0,) * len(CUES), (1.0,) * len(CUES), (1.0, *(0.0,) * (len(CUES) - 1)), 0.0)
 """It looks at the logit alone."""
 
 
 def named(box, map_hw, probability=0.25, logit=3.0):
-    return dict(zip(SIGNS, signs_of(box, map_hw, probability, logit), strict=True))
+    return dict(zip(CUES, cues_of(box, map_hw, probability, logit), strict=True))
 
 
 def test_signs_of_a_flat_map_are_those_of_its_box():
@@ -63,35 +63,35 @@ def test_maps_of_any_size_have_the_same_signs(side):
 @pytest.mark.parametrize("map_hw", [np.zeros((SIDE, SIDE), np.float32), np.eye(SIDE, dtype=np.float32) * 1e-30])
 @pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, 1, 1), (0.3, 0.3, 0.3, 0.9)])
 def test_empty_maps_and_boxes_have_signs_too(box, map_hw):
-    assert np.isfinite(signs_of(box, map_hw, 0.0, -5.0)).all()
+    assert np.isfinite(cues_of(box, map_hw, 0.0, -5.0)).all()
 
 
 def test_the_model_is_logistic_and_holds_what_it_never_saw():
-    signs = [2.0, *(0.0,) * (len(SIGNS) - 1)]
-    assert CERTAIN(signs) == pytest.approx(1 / (1 + math.exp(-2)))
-    assert CERTAIN([1e9, *signs[1:]]) == CERTAIN([3.0, *signs[1:]])
+    cues = [2.0, *(0.0,) * (len(CUES) - 1)]
+    assert CERTAIN(cues) == pytest.approx(1 / (1 + math.exp(-2)))
+    assert CERTAIN([1e9, *cues[1:]]) == CERTAIN([3.0, *cues[1:]])
     shifted = replace(CERTAIN, mean=(1.0, *CERTAIN.mean[1:]), scale=(0.5, *CERTAIN.scale[1:]), bias=-1.0)
-    assert shifted(signs) == pytest.approx(1 / (1 + math.exp(-(2 - 1))))
+    assert shifted(cues) == pytest.approx(1 / (1 + math.exp(-(2 - 1))))
 
 
 def test_a_stored_model_comes_back_and_one_of_other_signs_is_none():
-    stored = json.loads(json.dumps(asdict(CERTAIN)))
-    assert trust_of(stored) == CERTAIN
-    assert trust_of(None) is None
-    assert trust_of({**stored, "signs": ["logit"]}) is None
+    stored = json.loads(json.dumps(CERTAIN.stored()))
+    assert confidence_model_of(stored) == CERTAIN
+    assert confidence_model_of(None) is None
+    assert confidence_model_of({**stored, "signs": ["logit"]}) is None
     with pytest.raises(ValueError, match="weights"):
-        trust_of({**stored, "weight": [1.0]})
+        confidence_model_of({**stored, "weight": [1.0]})
 
 
 class Sure(MockEngine):
     """The mock, whose first image has a logit of 2 and whose others have one of -2."""
 
-    def __init__(self, trust=CERTAIN):
+    def __init__(self, confidence_model=CERTAIN):
         super().__init__(96)
         self.outputs = (*self.outputs, TensorSpec("logit", np.dtype(np.float32), (1,)))
         self.metadata = {
             **self.metadata,
-            "sightline": json.dumps({"trust": asdict(trust) if trust else None, "head": "0" * 64}),
+            "sightline": json.dumps({"trust": confidence_model.stored() if confidence_model else None, "head": "0" * 64}),
         }
 
     def run(self, feeds):
@@ -120,7 +120,7 @@ def test_a_localizer_abstains_where_it_is_told_to():
 
 
 def test_a_head_that_does_not_say_cannot_be_asked():
-    localizer = Localizer(Sure(trust=None))
+    localizer = Localizer(Sure(confidence_model=None))
     localizer.abstain_below(0.0)
     with pytest.raises(ModelError, match=r"--min-score: nothing tells .*\(fitted head\).*fit it again"):
         localizer.abstain_below(0.5)
@@ -128,4 +128,4 @@ def test_a_head_that_does_not_say_cannot_be_asked():
 
 @pytest.mark.parametrize("name", shipped_head_names())
 def test_every_shipped_head_says_how_sure_it_is(name):
-    assert load_head(shipped_head_path(name)).trust is not None
+    assert load_head(shipped_head_path(name)).confidence_model is not None

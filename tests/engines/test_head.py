@@ -156,11 +156,11 @@ def test_routes_must_lead_somewhere(tmp_path):
 
 def test_a_head_survives_its_file(tmp_path):
     classifier = load_classifier("compact", "random", 64)
-    head = replace(head_for(classifier, MANY), trust=CERTAIN)
+    head = replace(head_for(classifier, MANY), confidence_model=CERTAIN)
     head.save(tmp_path / "deep" / "head.safetensors")
     found = load_head(tmp_path / "deep" / "head.safetensors")
-    assert found.digest == head.digest == replace(head, trust=None).digest  # how sure boxes are decides none
-    assert found.trust == CERTAIN
+    assert found.digest == head.digest == replace(head, confidence_model=None).digest  # how sure boxes are decides none
+    assert found.confidence_model == CERTAIN
     assert found.card == head.card
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["head.safetensors"]
 
@@ -185,17 +185,17 @@ def test_heads_from_before_there_was_trust_still_load(tmp_path):
         tensors = {name: file.get_tensor(name) for name in ("weight", "bias", "routes")}
     del description["trust"]
     save_file(tensors, path, {"sightline_head": json.dumps(description)})
-    assert load_head(path).trust is None
+    assert load_head(path).confidence_model is None
     save_file(tensors, path, {"sightline_head": json.dumps({**description, "trust": {"signs": "logit"}})})
-    assert load_head(path).trust is None
-    save_file(tensors, path, {"sightline_head": json.dumps({**description, "trust": {**asdict(CERTAIN), "weight": [1]}})})
+    assert load_head(path).confidence_model is None
+    save_file(tensors, path, {"sightline_head": json.dumps({**description, "trust": {**CERTAIN.stored(), "weight": [1]}})})
     with pytest.raises(ModelError, match="cannot read head"):
         load_head(path)
 
 
 def test_the_graph_gives_the_class_score_before_the_softmax_as_the_reference_does(photos):
     classifier = load_classifier("compact", "random", 64)
-    head = replace(head_for(classifier, MANY[:1]), trust=CERTAIN)
+    head = replace(head_for(classifier, MANY[:1]), confidence_model=CERTAIN)
     engine, reference = (
         OpenVinoEngine(build_graph(classifier, head=head, expose=["scores"]), "fp32"),
         TorchEngine(classifier, head=head),

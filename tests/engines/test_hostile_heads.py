@@ -139,7 +139,7 @@ def test_a_bad_head_is_one_line(tmp_path, kind):
 def test_sound_heads_load(tmp_path):
     assert load_head(written(tmp_path / "head.safetensors", SOUND_HEAD)).size_px == 64
     for name in shipped_head_names():
-        assert load_head(shipped_head_path(name)).trust is not None
+        assert load_head(shipped_head_path(name)).confidence_model is not None
 
 
 def test_places_that_are_no_files(tmp_path):

@@ -21,7 +21,7 @@ def run(command, *arguments):
 
 
 def test_every_field_of_a_choice_has_an_option_and_none_is_left_over():
-    assert set(OPTIONS) == set(Choice.__dataclass_fields__) - {"least_confidence"}  # --min-score, which followers read, too
+    assert set(OPTIONS) == set(Choice.__dataclass_fields__) - {"least_confidence"}  # --min-score, which trackers read, too
     assert set(DATA_OPTIONS) == set(DataChoice.__dataclass_fields__)
     assert set(ENGINE) | {"wanted_class"} == set(OPTIONS)
     assert set(NETWORK) < set(ENGINE)

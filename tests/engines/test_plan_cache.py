@@ -30,16 +30,16 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
 
 
-def nothing_told(line):
+def no_notice(line):
     raise AssertionError(line)
 
 
 def test_an_engine_is_built_once_and_found_again():
     assert find_engine([KEY]) is None
-    assert load_or_build(KEY, lambda: PLAN, nothing_told) == PLAN
-    assert load_or_build(KEY, lambda: pytest.fail("built twice"), nothing_told) == PLAN
+    assert load_or_build(KEY, lambda: PLAN, no_notice) == PLAN
+    assert load_or_build(KEY, lambda: pytest.fail("built twice"), no_notice) == PLAN
     assert find_engine([replace(KEY, target="sm89"), KEY]) == (KEY, PLAN)
-    assert load_or_build(KEY, lambda: b"new", nothing_told, rebuild=True) == b"new"
+    assert load_or_build(KEY, lambda: b"new", no_notice, rebuild=True) == b"new"
     assert read_engine(KEY.path) == (KEY, b"new")
     assert [p.name for p in engines_dir().iterdir()] == [KEY.path.name]
 
@@ -79,11 +79,11 @@ def test_a_damaged_engine_is_built_again_and_says_so(damage, words):
     KEY.path.write_bytes(damage(KEY.path.read_bytes()))
     with pytest.raises(CorruptEngineError, match=f"{words}; build it again with 'build --rebuild'"):
         find_engine([KEY])
-    told = []
-    assert load_or_build(KEY, lambda: PLAN, told.append) == PLAN
-    assert len(told) == 1
-    assert words in told[0]
-    assert told[0].endswith("building it again")
+    notify = []
+    assert load_or_build(KEY, lambda: PLAN, notify.append) == PLAN
+    assert len(notify) == 1
+    assert words in notify[0]
+    assert notify[0].endswith("building it again")
     assert find_engine([KEY]) == (KEY, PLAN)
 
 
@@ -98,7 +98,7 @@ def test_a_build_that_fails_leaves_nothing():
         raise EngineError("no memory")
 
     with pytest.raises(EngineError, match="no memory"):
-        load_or_build(KEY, fails, nothing_told)
+        load_or_build(KEY, fails, no_notice)
     assert not engines_dir().exists() or not list(engines_dir().iterdir())
 
 
@@ -106,7 +106,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match="cannot write"):
-        load_or_build(KEY, lambda: PLAN, nothing_told)
+        load_or_build(KEY, lambda: PLAN, no_notice)
 
 
 def test_listing_and_clearing():

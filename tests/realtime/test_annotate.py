@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.localizer import Localization, Localizer
-from realtime.annotate import OBJECTS_BGR, PREDICTED_BGR, TEXT_BGR, BoxSmoother, Look, OneEuro, Painter, draw, label
+from realtime.annotate import OBJECTS_BGR, PREDICTED_BGR, TEXT_BGR, Annotator, BoxSmoother, Look, OneEuro, draw, label
 from realtime.capture import every_frame
 from realtime.frames import Frame, Track, Tracked
 from realtime.pipeline import Live, run_frames
@@ -68,21 +68,21 @@ def test_a_heat_map_over_the_frame_shines_where_the_map_is_and_alpha_mixes(size)
 
 
 def test_a_heat_map_drawn_every_third_frame_stays_between_and_changes_at_once_with_the_look():
-    painter, calm, look = Painter(), np.roll(SPOT, 12), Look(box=False)
-    pictures = [painter.paint(frame(i), found(map_hw=SPOT if i == 0 else calm), "", look, 3) for i in range(4)]
+    annotator, calm, look = Annotator(), np.roll(SPOT, 12), Look(box=False)
+    pictures = [annotator.paint(frame(i), found(map_hw=SPOT if i == 0 else calm), "", look, 3) for i in range(4)]
     assert (pictures[0] == pictures[1]).all()
     assert (pictures[0] == pictures[2]).all()
     assert (pictures[0] != pictures[3]).any()
-    assert (painter.paint(frame(4), found(), "", Look(box=False, heat_map="off"), 3) == 128).all()
+    assert (annotator.paint(frame(4), found(), "", Look(box=False, heat_map="off"), 3) == 128).all()
 
 
 def test_sources_are_calmed_apart_and_what_was_found_stays_as_it_is():
-    painter, look = Painter(), Look(heat_map="off", smoothing=1.0)
-    painter.paint(frame(0, 0.0), found(), "", look)
+    annotator, look = Annotator(), Look(heat_map="off", smoothing=1.0)
+    annotator.paint(frame(0, 0.0), found(), "", look)
     moved = found((60.0, 40.0, 220.0, 180.0))
-    drawn = painter.paint(frame(1, 0.04), moved, "", look)
+    drawn = annotator.paint(frame(1, 0.04), moved, "", look)
     assert moved.box_xyxy_px == (60.0, 40.0, 220.0, 180.0)
-    elsewhere = painter.paint(frame(1, 0.04, "other"), moved, "", look)
+    elsewhere = annotator.paint(frame(1, 0.04, "other"), moved, "", look)
     assert (drawn != elsewhere).any()
     assert (elsewhere == draw(frame().image_bgr, moved, look=Look(heat_map="off"))).all()
 
@@ -105,11 +105,11 @@ def test_several_objects_have_their_own_colours_and_one_that_is_not_sure_is_not_
 
 
 def test_each_of_several_objects_is_calmed_apart():
-    painter, look = Painter(), Look(heat_map="off", smoothing=1.0)
+    annotator, look = Annotator(), Look(heat_map="off", smoothing=1.0)
     one, other = (20.0, 60.0, 90.0, 120.0), (150.0, 60.0, 220.0, 120.0)
-    painter.paint(frame(0, 0.0), found(), "", look, objects=[tracked(1, one), tracked(2, other)])
+    annotator.paint(frame(0, 0.0), found(), "", look, objects=[tracked(1, one), tracked(2, other)])
     swapped = [tracked(2, other), tracked(1, one)]
-    drawn = painter.paint(frame(1, 0.04), found(), "", look, objects=swapped)
+    drawn = annotator.paint(frame(1, 0.04), found(), "", look, objects=swapped)
     assert (drawn == draw(frame().image_bgr, found(), look=Look(heat_map="off"), objects=swapped)).all()
 
 

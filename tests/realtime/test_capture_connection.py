@@ -8,7 +8,7 @@ import pytest
 from engines.errors import SourceError
 from realtime import capture as connection
 from realtime.capture import Attempt, Connection, Series
-from realtime.frame_queue import EVERY, Inbox
+from realtime.frame_queue import EVERY, FrameQueue
 from realtime.frames import Frame
 from realtime.sources.video import Source, SourceOptions
 from tests.realtime.media import picture
@@ -39,7 +39,7 @@ class Hanging(Source):
 
 @pytest.fixture
 def series():
-    return Series(Connection("cam", "rtsp://cam"), Inbox(EVERY), 0)
+    return Series(Connection("cam", "rtsp://cam"), FrameQueue(EVERY), 0)
 
 
 def test_a_source_that_hangs_is_left_behind_and_its_late_frame_does_not_count(monkeypatch, series):
@@ -50,7 +50,7 @@ def test_a_source_that_hangs_is_left_behind_and_its_late_frame_does_not_count(mo
     assert not source.closed.is_set()
     source.let_go.set()
     assert source.closed.wait(PATIENCE_S), "its own thread closes it"
-    assert series.inbox.captured == [1]
+    assert series.frame_queue.captured == [1]
 
 
 def test_opening_may_hang_too(monkeypatch, series):
@@ -60,7 +60,7 @@ def test_opening_may_hang_too(monkeypatch, series):
     with pytest.raises(SourceError, match="nothing came"):
         Attempt("rtsp://cam", SourceOptions(stall_s=0.3), series).run()
     let_go.set()
-    assert series.inbox.captured == [0]
+    assert series.frame_queue.captured == [0]
 
 
 def test_a_source_that_is_heard_is_waited_for_and_so_is_the_taker(monkeypatch, series):
@@ -80,14 +80,14 @@ def test_a_source_that_is_heard_is_waited_for_and_so_is_the_taker(monkeypatch, s
     taken = []
 
     def take():
-        for record in series.inbox.records():
+        for record in series.frame_queue.records():
             time.sleep(0.7)
             taken.append(record.frame.index)
 
     taker = threading.Thread(target=take)
     taker.start()
     Attempt("rtsp://cam", SourceOptions(stall_s=0.5), series).run()
-    series.inbox.end(None)
+    series.frame_queue.end(None)
     taker.join(PATIENCE_S)
     assert taken == [0, 1, 2, 3]
 
@@ -98,7 +98,7 @@ def test_the_end_of_the_run_does_not_wait_for_what_hangs(monkeypatch, series):
     monkeypatch.setattr(connection, "LEAVE_S", 0.2)
     attempt = threading.Thread(target=Attempt("rtsp://cam", SourceOptions(stall_s=1000), series).run)
     attempt.start()
-    series.inbox.close()
+    series.frame_queue.close()
     attempt.join(PATIENCE_S)
     assert not attempt.is_alive()
     source.let_go.set()

@@ -75,9 +75,9 @@ def test_the_page_on_platforms_says_the_same():
 
 
 def test_json_and_terminal_say_the_same(findings):
-    told = json.loads(as_json(findings))
-    assert told["ok"] is True
-    assert [row["name"] for row in told["findings"]] == [finding.name for finding in findings]
+    notify = json.loads(as_json(findings))
+    assert notify["ok"] is True
+    assert [row["name"] for row in notify["findings"]] == [finding.name for finding in findings]
     console = Console(record=True, width=400, file=io.StringIO())
     print_findings([Finding("x[red]", "problem", "is [odd]", "mend it")], console)
     assert "x[red]: is [odd]" in console.export_text()

@@ -23,7 +23,7 @@ def test_frames_older_than_their_age_are_dropped(tmp_path):
     with Watched(video, policy=Policy.of("max-age 100"), delay_s=0.06) as run:
         run._thread.join(PATIENCE_S)
     run.check()
-    causes = run.ledger.summary()["causes"]
+    causes = run.live_run.summary()["causes"]
     assert causes["older than 100 ms"] > 5
     assert set(causes) == {"older than 100 ms"}
     assert np.median([row["wait_ms"] for row in run.shown()]) < 100
@@ -49,7 +49,7 @@ def test_a_run_that_is_stopped_accounts_for_what_was_waiting(tmp_path):
         run.wait_for_more(5)
     run.check()
     assert run.error is None
-    assert run.ledger.summary()["causes"].get("the run ended", 0) >= 1
+    assert run.live_run.summary()["causes"].get("the run ended", 0) >= 1
 
 
 class Hasty(Source):
@@ -103,7 +103,7 @@ def test_a_source_faster_than_the_engine_costs_neither_age_nor_memory(monkeypatc
         while run.feed.captured["camera0"] < frames and time.monotonic() < end:
             time.sleep(0.2)
     assert run.feed.captured["camera0"] >= frames
-    summary = run.ledger.summary()
+    summary = run.live_run.summary()
     print({k: summary[k] for k in ("fps", "frames", "dropped", "age_ms")})
     print("resident MB:", [round(mb) for mb in resident[:: max(1, len(resident) // 10)]])
     assert summary["frames"] + summary["dropped"] == run.feed.captured["camera0"]

@@ -28,7 +28,7 @@ def test_a_camera_that_dies_comes_back_with_another_size(rtsp_camera):
     assert set(run.sizes) == {(240, 320), (360, 480)}
     assert_no_frame_twice_and_none_invented(run)
     run.check()
-    assert any("trying again" in line for line in run.told)
+    assert any("trying again" in line for line in run.notify)
 
 
 def test_a_camera_that_stalls_is_opened_again(rtsp_camera):
@@ -139,9 +139,9 @@ def test_when_the_engine_breaks_every_frame_still_ends_once(tmp_path):
         run._thread.join(PATIENCE_S)
         for record in run.feed.left():
             run.write(record, None)
-            run.ledger.add(record)
+            run.live_run.add(record)
     assert "the engine broke" in str(run.error)
-    assert run.ledger.summary()["failed"] == 1
+    assert run.live_run.summary()["failed"] == 1
     run.check()
 
 
@@ -150,7 +150,7 @@ def test_a_frame_that_cannot_be_used_fails_alone(tmp_path):
     with Watched(video, str(write_video(tmp_path / "clip.mp4", 10)), engine=MockEngine(32, batch=2)) as run:
         run._thread.join(PATIENCE_S)
     assert run.error is None
-    summary = run.ledger.summary()["sources"]
+    summary = run.live_run.summary()["sources"]
     assert (summary["tiny"]["frames"], summary["tiny"]["failed"] + summary["tiny"]["dropped"]) == (0, 10)
     assert summary["clip"]["frames"] > 0
     assert any("at least 8 a side" in cause for cause in summary["tiny"]["causes"])

@@ -12,7 +12,7 @@ import pytest
 from engines.errors import EngineError, InputError, OutputError, SourceError
 from engines.localizer import Localizer
 from realtime.capture import every_frame, latest_frames
-from realtime.frame_queue import LATEST, Inbox
+from realtime.frame_queue import LATEST, FrameQueue
 from realtime.frames import Frame
 from realtime.pipeline import Live, run_frames
 from realtime.session import Settings
@@ -247,7 +247,7 @@ def test_source_engine_and_sink_work_at_the_same_time():
 
 
 def test_a_live_run_gives_the_engine_the_next_frame_while_it_draws_the_last():
-    inbox, seen = Inbox(LATEST), []
+    frame_queue, seen = FrameQueue(LATEST), []
 
     class Engine(MockEngine):
         """While it works, three more frames come, of which the newest stays."""
@@ -255,20 +255,20 @@ def test_a_live_run_gives_the_engine_the_next_frame_while_it_draws_the_last():
         def collect(self, ticket):
             outputs = super().collect(ticket)
             for index in range(3 * self.calls, 3 * self.calls + 3 if self.calls < 4 else 0):
-                inbox.put(Frame(picture(index), "many", index, index / 25, time.monotonic_ns(), 0.5))
+                frame_queue.put(Frame(picture(index), "many", index, index / 25, time.monotonic_ns(), 0.5))
             return outputs
 
     class Watching(Collector):
         def write(self, record, picture):
             seen.append(record.frame.index)
             if record.frame.index == 11:
-                inbox.stop()
+                frame_queue.stop()
             else:
                 wait_until(lambda: engine.calls == len(seen) + 1)
 
     engine = Engine(32, slots=3)
-    inbox.put(Frame(picture(0), "many", 0, 0.0, time.monotonic_ns(), 0.5))
-    live = Live(Settings, inbox.stop)
-    records = list(run_frames(inbox.records(), Localizer(engine), [Watching()], Run(), live=live))
+    frame_queue.put(Frame(picture(0), "many", 0, 0.0, time.monotonic_ns(), 0.5))
+    live = Live(Settings, frame_queue.stop)
+    records = list(run_frames(frame_queue.records(), Localizer(engine), [Watching()], Run(), live=live))
     assert seen == [0, 5, 8, 11], "one call at once, of the newest frame, and no more"
     assert [record.frame.index for record in records if record.outcome == "dropped"] == [3, 4, 6, 7, 9, 10]

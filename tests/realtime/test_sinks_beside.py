@@ -11,9 +11,9 @@ from rich.console import Console
 from engines.errors import OutputError
 from engines.localizer import Localizer
 from realtime import live
-from realtime.annotate import Painter
+from realtime.annotate import Annotator
 from realtime.options import StreamOptions
-from realtime.session import Hub
+from realtime.session import Session
 from realtime.sinks import JsonlSink, Recorder, VideoSink
 from tests.engines.mock import MockEngine
 from tests.realtime.media import timestamps_s, write_video
@@ -38,7 +38,7 @@ def test_a_recording_that_cannot_be_begun_ends_alone(clip, tmp_path, monkeypatch
     (tmp_path / "afile").write_text("precious")
     seen: list[str] = []
 
-    class Pressing(Hub):
+    class Pressing(Session):
         def write(self, record, picture):
             super().write(record, picture)
             if record.frame.index == 5:
@@ -48,7 +48,7 @@ def test_a_recording_that_cannot_be_begun_ends_alone(clip, tmp_path, monkeypatch
                 seen.append(self.trouble)
                 self.change(record=tmp_path / "good.mp4")
 
-    monkeypatch.setattr(live, "Hub", Pressing)
+    monkeypatch.setattr(live, "Session", Pressing)
     summary, said = played(clip, StreamOptions())
     assert summary["frames"] == FRAMES
     assert "afile/r.mp4 has ended" in seen[0]
@@ -103,14 +103,14 @@ def test_one_source_of_several_that_cannot_be_recorded(tmp_path):
 
 
 def test_a_frame_that_cannot_be_drawn_fails_alone(clip, monkeypatch, tmp_path):
-    paint = Painter.paint
+    paint = Annotator.paint
 
     def failing(self, frame, *arguments):
         if frame.index == 7:
             raise MemoryError
         return paint(self, frame, *arguments)
 
-    monkeypatch.setattr(Painter, "paint", failing)
+    monkeypatch.setattr(Annotator, "paint", failing)
     summary, _ = played(clip, StreamOptions(record=tmp_path / "r.mp4"))
     assert summary["failed"] == 1
     assert summary["frames"] == FRAMES - 1

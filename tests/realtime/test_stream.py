@@ -26,10 +26,10 @@ from realtime.frames import Frame, FrameRecord
 from realtime.live import stream
 from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
-from realtime.session import Hub
+from realtime.session import Session
 from realtime.sinks import LOGS_KEPT, JsonlSink, Recorder, has_display
 from realtime.sources.demo import DemoCamera
-from realtime.statistics import Histogram, Ledger
+from realtime.statistics import Histogram, LiveRun
 from tests.command_line import refused
 from tests.engines.mock import MockEngine
 from tests.realtime.media import picture, timestamps_s, write_video
@@ -158,13 +158,13 @@ def get(address):
 
 def test_figures_and_a_picture_over_http(localizer, tmp_path):
     video = str(write_video(tmp_path / "clip.mp4", 100))
-    ledger = Ledger(["clip"])
-    hub = Hub([Connection("clip", video, "live", reconnects=2)], ledger, localizer.class_names)
-    with MetricsSink(0, hub) as sink, hub:
+    live_run = LiveRun(["clip"])
+    session = Session([Connection("clip", video, "live", reconnects=2)], live_run, localizer.class_names)
+    with MetricsSink(0, session) as sink, session:
         address = f"http://127.0.0.1:{sink.port}"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(f"{address}/nothing")
-        threading.Timer(0.3, lambda: hub.write(record(0), picture(0))).start()
+        threading.Timer(0.3, lambda: session.write(record(0), picture(0))).start()
         image = cv2.imdecode(np.frombuffer(get(f"{address}/snapshot.jpg"), np.uint8), cv2.IMREAD_COLOR_BGR)
         assert np.abs(image.astype(int) - picture(0)).mean() < 4
         with pytest.raises(urllib.error.HTTPError, match="503"):
@@ -174,7 +174,7 @@ def test_figures_and_a_picture_over_http(localizer, tmp_path):
         sink.write(record(3, outcome="dropped", cause="a newer frame was waiting"), None)
         text = get(f"{address}/metrics").decode()
         with pytest.raises(OutputError, match="choose another port: --metrics"):
-            MetricsSink(sink.port, hub)
+            MetricsSink(sink.port, session)
     assert 'sightline_frames_total{cause="",outcome="shown",source="clip"} 3.0' in text
     assert 'sightline_frames_total{cause="a newer frame was waiting",outcome="dropped",source="clip"} 1.0' in text
     assert 'sightline_stage_seconds_bucket{le="0.005",source="clip",stage="engine"} 0.0' in text

@@ -9,9 +9,9 @@ from engines.localizer import Localizer
 from realtime.capture import Feed
 from realtime.frame_queue import LATEST
 from realtime.pipeline import Live, run_frames
-from realtime.session import Hub
+from realtime.session import Session
 from realtime.sources.video import SourceOptions
-from realtime.statistics import Ledger
+from realtime.statistics import LiveRun
 from tests.engines.mock import MockEngine
 from tests.realtime.cameras import number_in
 
@@ -24,10 +24,10 @@ class Watched:
     def __init__(self, *specs, policy=LATEST, engine=None, delay_s=0.0, stall_s=1.0):
         self.engine, self.delay_s = engine or MockEngine(32), delay_s
         localizer = Localizer(self.engine)
-        self.told, self.rows, self.numbers, self.sizes, self.error = [], [], [], [], None
-        self.feed = Feed(specs, SourceOptions(stall_s=stall_s), policy, localizer.batch, self.told.append)
-        self.ledger = Ledger([each.name for each in self.feed.connections])
-        self.hub = Hub(self.feed.connections, self.ledger, localizer.class_names, stop=self.feed.stop)
+        self.notify, self.rows, self.numbers, self.sizes, self.error = [], [], [], [], None
+        self.feed = Feed(specs, SourceOptions(stall_s=stall_s), policy, localizer.batch, self.notify.append)
+        self.live_run = LiveRun([each.name for each in self.feed.connections])
+        self.session = Session(self.feed.connections, self.live_run, localizer.class_names, stop=self.feed.stop)
         self._localizer = localizer
         self._thread = threading.Thread(target=self._run)
 
@@ -41,9 +41,11 @@ class Watched:
             self.sizes.append(record.frame.image_bgr.shape[:2])
 
     def _run(self):
-        live = Live(lambda: self.hub.settings, self.feed.stop)
+        live = Live(lambda: self.session.settings, self.feed.stop)
         try:
-            with closing(run_frames(self.feed.records(), self._localizer, [self.hub, self], self.ledger, live=live)) as loop:
+            with closing(
+                run_frames(self.feed.records(), self._localizer, [self.session, self], self.live_run, live=live)
+            ) as loop:
                 for _ in loop:
                     pass
         except Exception as error:
@@ -54,15 +56,15 @@ class Watched:
         return self
 
     def __exit__(self, *_):
-        self.hub.stop()
-        self.hub.closed.set()
+        self.session.stop()
+        self.session.closed.set()
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
     def wait_for(self, what):
         end = time.monotonic() + PATIENCE_S
         while not what():
-            assert time.monotonic() < end, (self.told, self.feed.connections)
+            assert time.monotonic() < end, (self.notify, self.feed.connections)
             time.sleep(0.02)
 
     def shown(self, source=None):
@@ -76,7 +78,7 @@ class Watched:
 
     def check(self):
         """Every captured frame is in the ledger exactly once, by two counts that know nothing of each other."""
-        summary = self.ledger.summary()
+        summary = self.live_run.summary()
         captured = self.feed.captured
         assert Counter(row["source"] for row in self.rows) == Counter({k: v for k, v in captured.items() if v})
         for name, source in summary["sources"].items():

@@ -17,7 +17,7 @@ from engines.errors import EngineError, SightlineError
 from engines.install import install_extra
 from realtime.batch.cluster.scheduler import LostError, Ref
 from realtime.batch.cluster.storage import local_path
-from realtime.batch.cluster.worker import Carried, Worker
+from realtime.batch.cluster.worker import AttachedFiles, Worker
 from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
@@ -37,7 +37,7 @@ class Cluster:
     Args:
         address: ``auto`` for the one that this machine is part of, ``local`` for one of this machine alone, or ``HOST:PORT``.
         choice: of the engines.
-        carried: files that go along with it.
+        attached: files that go along with it.
         settings: what workers are asked for.
         fed: whether other tasks decode for the workers; None for where these have GPUs.
 
@@ -45,7 +45,9 @@ class Cluster:
         EngineError: Ray is not installed, or there is no such cluster.
     """
 
-    def __init__(self, address: str, choice: Choice, carried: Carried, settings: Settings, fed: bool | None = None) -> None:
+    def __init__(
+        self, address: str, choice: Choice, attached: AttachedFiles, settings: Settings, fed: bool | None = None
+    ) -> None:
         ray = self._ray = _connected(address)
         self._tasks: dict[Callable[..., Any], Any] = {}
         nodes = self._nodes()
@@ -54,7 +56,7 @@ class Cluster:
         sizes = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
         self._cpus = 1 if self.uses_gpus or self._fed else choice.threads or min([CPUS_EACH, *sizes])
         self._room, self._counted_s = 0, float("-inf")
-        self._arguments = ray.put((replace(choice, threads=choice.threads or self._cpus), dict(carried), settings, self._fed))
+        self._arguments = ray.put((replace(choice, threads=choice.threads or self._cpus), dict(attached), settings, self._fed))
 
     def room(self) -> int:
         """How many workers the cluster has room for as it is now."""
@@ -76,7 +78,7 @@ class Cluster:
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
-    def hire(self) -> "RayWorker":
+    def start_worker(self) -> "RayWorker":
         """A new worker; it may have to wait for a place, or for Ray to start another machine."""
         kind = self._ray.remote(_Actor)
         return RayWorker(kind.options(num_cpus=self._cpus, num_gpus=int(self.uses_gpus)).remote(self._arguments))
@@ -87,7 +89,7 @@ class Cluster:
             self._tasks[function] = self._ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(function)
         return self._tasks[function].remote(*arguments)
 
-    def dismiss(self, worker: "RayWorker") -> None:
+    def stop_worker(self, worker: "RayWorker") -> None:
         """End a worker."""
         with suppress(Exception):
             self._ray.kill(worker.actor)
@@ -147,9 +149,9 @@ class RayWorker:
 class _Actor(Worker):
     """A worker that Ray starts."""
 
-    def __init__(self, arguments: tuple[Choice, Carried, Settings, bool]) -> None:
-        choice, carried, settings, fed = arguments
-        super().__init__(choice, carried, settings, _frames_from_tasks if fed else read_segment)
+    def __init__(self, arguments: tuple[Choice, AttachedFiles, Settings, bool]) -> None:
+        choice, attached, settings, fed = arguments
+        super().__init__(choice, attached, settings, _frames_from_tasks if fed else read_segment)
 
 
 def _connected(address: str) -> Any:

@@ -17,7 +17,7 @@ from engines.files import whole_file, write_json
 from engines.text import shown
 from realtime.batch.cluster.storage import Digests, Store, identity, is_shared, local_path
 from realtime.batch.cluster.worker import Opened, find_digest, find_plan
-from realtime.batch.job import Job, as_told, ends_run, failed
+from realtime.batch.job import Job, as_sightline_error, ends_run, failed
 from realtime.batch.merge import UnsafeCutError, endings, merge_job
 from realtime.batch.names import Naming, overview_path, place_of, without_results
 from realtime.batch.options import Settings
@@ -52,9 +52,9 @@ class Cluster(Protocol):
 
     def room(self) -> int: ...
 
-    def hire(self) -> RemoteWorker: ...
+    def start_worker(self) -> RemoteWorker: ...
 
-    def dismiss(self, worker: Any) -> None: ...
+    def stop_worker(self, worker: Any) -> None: ...
 
     def task(self, function: Callable[..., Any], *arguments: Any) -> Ref: ...
 
@@ -64,7 +64,7 @@ class Cluster(Protocol):
 
 
 @dataclass(eq=False)
-class Hand:
+class WorkerHandle:
     """A worker as it is known here.
 
     Attributes:
@@ -83,7 +83,7 @@ class Hand:
 
 
 @dataclass
-class Crew:
+class WorkerPool:
     """Workers.
 
     Args:
@@ -101,10 +101,10 @@ class Crew:
     console: Console
     opened: Opened | None = None
     lost: int = 0
-    hands: list[Hand] = field(default_factory=list)
+    handles: list[WorkerHandle] = field(default_factory=list)
     _lost_unready: int = 0
 
-    def hire(self, segments: int) -> dict[Ref, Hand]:
+    def start_worker(self, segments: int) -> dict[Ref, WorkerHandle]:
         """Hire until there are enough for ``segments``, or no room is left.
 
         Returns:
@@ -114,17 +114,17 @@ class Crew:
             EngineError: the cluster has no room for a single one.
         """
         room = self.cluster.room() if self.most is None else self.most
-        if not room and not self.hands:
+        if not room and not self.handles:
             raise EngineError("the cluster has no free processor or GPU for a worker: lower --threads, or add machines")
         found = {}
         first = 1 if self.opened is None else room  # the others, when it is known that the engine can be opened
-        while len(self.hands) < min(room, first, max(1, segments)):
-            hand = Hand(self.cluster.hire())
-            self.hands.append(hand)
-            found[hand.worker.open()] = hand
+        while len(self.handles) < min(room, first, max(1, segments)):
+            handle = WorkerHandle(self.cluster.start_worker())
+            self.handles.append(handle)
+            found[handle.worker.open()] = handle
         return found
 
-    def open(self, hand: Hand, ref: Ref) -> None:
+    def open(self, handle: WorkerHandle, ref: Ref) -> None:
         """Hear what a new worker says.
 
         Raises:
@@ -133,7 +133,7 @@ class Crew:
         try:
             opened: Opened = self.cluster.get(ref)
         except LostError as error:
-            self.lose(hand)
+            self.lose(handle)
             self._lost_unready += 1
             if self._lost_unready >= MOST_LOST:
                 raise EngineError(f"{MOST_LOST} workers in a row died while they opened their engine: {error}") from error
@@ -141,7 +141,7 @@ class Crew:
         except SightlineError as error:
             if self.opened is None:
                 raise
-            self._refuse(hand, str(error))
+            self._refuse(handle, str(error))
             return
         self._lost_unready = 0
         if self.opened is None:
@@ -152,26 +152,26 @@ class Crew:
                 soft_wrap=True,
             )
         if opened.settings_digest != self.opened.settings_digest:
-            self._refuse(hand, f"it would give other results ({opened.backend} {opened.precision} on {opened.device})")
+            self._refuse(handle, f"it would give other results ({opened.backend} {opened.precision} on {opened.device})")
             return
-        hand.ready = True
+        handle.ready = True
 
-    def _refuse(self, hand: Hand, why: str) -> None:
-        """Keep its place, so that no other of its kind is hired, but give it nothing."""
+    def _refuse(self, handle: WorkerHandle, why: str) -> None:
+        """Keep its place, so that no other of its kind is started, but give it nothing."""
         self.console.print(f"a worker is not used: {why}", style="yellow", soft_wrap=True)
-        self.cluster.dismiss(hand.worker)
+        self.cluster.stop_worker(handle.worker)
 
-    def lose(self, hand: Hand) -> None:
+    def lose(self, handle: WorkerHandle) -> None:
         """It is gone."""
-        if hand in self.hands:
-            hand.blamed = hand.segments[0] if hand.segments else None
-            self.hands.remove(hand)
+        if handle in self.handles:
+            handle.blamed = handle.segments[0] if handle.segments else None
+            self.handles.remove(handle)
             self.lost += 1
-            self.cluster.dismiss(hand.worker)
+            self.cluster.stop_worker(handle.worker)
 
-    def free(self) -> Hand | None:
+    def free(self) -> WorkerHandle | None:
         """The one with the least to do, if it can take another segment."""
-        found = min((hand for hand in self.hands if hand.ready), key=lambda hand: len(hand.segments), default=None)
+        found = min((handle for handle in self.handles if handle.ready), key=lambda handle: len(handle.segments), default=None)
         return found if found and len(found.segments) < QUEUED else None
 
 
@@ -221,7 +221,7 @@ class Source:
         assert self.job.clip is not None
         return replace(self.job.clip, spec=self.where)  # it may have been planned on another machine
 
-    def told(self, summary: Summary) -> Summary:
+    def completed(self, summary: Summary) -> Summary:
         """A summary that says of what it is."""
         return {"source": shown(self.spec), **summary}
 
@@ -262,12 +262,12 @@ def process_across(
             raise SourceError(f"{spec} cannot be read by several at once: leave --ray away")
         if not is_there(spec):
             open_source(spec).close()
-    told = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    completed = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
     try:
-        store, specs = Store(out), without_results(specs, told)
-        naming = Naming(store.folder, told, [*specs, *inputs], store.stamp, store.get_folder)
-        overview = overview_path(store.folder, told, store.stamp, store.read)
-        summaries = _Across(specs, store, naming, Crew(cluster, most, console), console, settings).run()
+        store, specs = Store(out), without_results(specs, completed)
+        naming = Naming(store.folder, completed, [*specs, *inputs], store.stamp, store.get_folder)
+        overview = overview_path(store.folder, completed, store.stamp, store.read)
+        summaries = _Across(specs, store, naming, WorkerPool(cluster, most, console), console, settings).run()
         write_json(overview, summaries)
         store.put([overview])
         return summaries
@@ -279,9 +279,9 @@ class _Across:
     """The loop that waits for results, and says what becomes of each."""
 
     def __init__(
-        self, specs: Sequence[str], store: Store, naming: Naming, crew: Crew, console: Console, settings: Settings
+        self, specs: Sequence[str], store: Store, naming: Naming, pool: WorkerPool, console: Console, settings: Settings
     ) -> None:
-        self._store, self._crew, self._console, self._settings = store, crew, console, settings
+        self._store, self._pool, self._console, self._settings = store, pool, console, settings
         self._sources = [Source(*item) for item in zip(range(len(specs)), specs, names_of(specs), strict=True)]
         self._fresh, self._open = deque(self._sources), list[Source]()
         self._summaries, self._errors = dict[int, Summary](), list[Exception]()
@@ -303,36 +303,36 @@ class _Across:
                     self._step()
         except KeyboardInterrupt:
             for source in self._sources:
-                self._summaries.setdefault(source.place, source.told({"frames": 0, "failed": 0, "interrupted": True}))
+                self._summaries.setdefault(source.place, source.completed({"frames": 0, "failed": 0, "interrupted": True}))
         finally:
             self._merging.shutdown(cancel_futures=True)
             for source in self._open:
                 source.lock.close()
         if self._errors and len(self._errors) == len(self._sources):
-            raise as_told(self._errors[0])
+            raise as_sightline_error(self._errors[0])
         return [self._summaries[place] for place in sorted(self._summaries)]
 
     def _step(self) -> None:
         waiting = sum(len(source.todo) for source in self._open)
-        for ref, new in self._crew.hire(waiting + sum(source.out for source in self._open) + len(self._fresh)).items():
-            self._then[ref] = partial(self._crew.open, new)
+        for ref, new in self._pool.start_worker(waiting + sum(source.out for source in self._open) + len(self._fresh)).items():
+            self._then[ref] = partial(self._pool.open, new)
         looking = sum(source.job is None for source in self._open)
-        ready = sum(hand.ready for hand in self._crew.hands)
-        while self._fresh and self._crew.opened and looking < 2 + ready and waiting < 2 * QUEUED * (1 + ready):
+        ready = sum(handle.ready for handle in self._pool.handles)
+        while self._fresh and self._pool.opened and looking < 2 + ready and waiting < 2 * QUEUED * (1 + ready):
             self._look(self._fresh.popleft())
             looking += 1
-        while (hand := self._crew.free()) and (source := self._next_for(hand)):
-            self._hand_out(hand, source)
-        for ref in self._crew.cluster.wait(list(self._then), 0.1 if self._merges else TICK_S):
+        while (handle := self._pool.free()) and (source := self._next_for(handle)):
+            self._assign(handle, source)
+        for ref in self._pool.cluster.wait(list(self._then), 0.1 if self._merges else TICK_S):
             self._then.pop(ref)(ref)
         for place in [place for place, merged in self._merges.items() if merged.done()]:
             self._merged(self._sources[place], self._merges.pop(place))
-        self._progress.update(self._bar, description=f"{len(self._crew.hands)} workers, {len(self._open)} files")
+        self._progress.update(self._bar, description=f"{len(self._pool.handles)} workers, {len(self._open)} files")
 
-    def _next_for(self, hand: Hand) -> Source | None:
+    def _next_for(self, handle: WorkerHandle) -> Source | None:
         """The source that it worked on last, which is on its machine already; else the one that fewest work on."""
         sources = [source for source in self._open if source.todo]
-        return min(sources, key=lambda source: (source.name != hand.source, source.out, source.place), default=None)
+        return min(sources, key=lambda source: (source.name != handle.source, source.out, source.place), default=None)
 
     def _look(self, source: Source) -> None:
         """Find out its digest, and then its plan."""
@@ -358,9 +358,9 @@ class _Across:
     def _ask(self, source: Source, function: Callable[..., Any], then: Callable[[Source, Any], None], *arguments: Any) -> None:
         """Have a task done for a source."""
 
-        def heard(ref: Ref) -> None:
+        def on_result(ref: Ref) -> None:
             try:
-                found = self._crew.cluster.get(ref)
+                found = self._pool.cluster.get(ref)
             except LostError as error:
                 self._fail(source, SourceError(f"{source.spec}: whoever looked through it died: {error}"))
             except Exception as error:
@@ -368,16 +368,16 @@ class _Across:
             else:
                 self._go_on(source, partial(then, source, found))
 
-        self._then[self._crew.cluster.task(function, *arguments)] = heard
+        self._then[self._pool.cluster.task(function, *arguments)] = on_result
 
     def _begin(self, source: Source, digest: str) -> None:
-        assert self._crew.opened is not None
+        assert self._pool.opened is not None
         source.digest = digest
         if source.ident and self._digests.find(source.name, source.ident) is None:
             self._digests.keep(source.name, source.ident, digest)
         where = source.spec if source.ident else place_of(source.spec)
         found = self._naming.job(
-            source.spec, endings(self._settings).values(), digest, self._crew.opened.settings_digest, where
+            source.spec, endings(self._settings).values(), digest, self._pool.opened.settings_digest, where
         )
         source.job = source.lock.enter_context(self._naming.holding(found))
         if source.job.summary is not None:
@@ -403,28 +403,28 @@ class _Across:
         self._progress.update(self._bar, total=self._planned, advance=source.clip.selected_frames - left)
         self._merge_if_done(source)
 
-    def _hand_out(self, hand: Hand, source: Source) -> None:
+    def _assign(self, handle: WorkerHandle, source: Source) -> None:
         segment = source.todo.popleft()
-        hand.segments.append(segment)
-        hand.source, source.out = source.name, source.out + 1
-        self._then[hand.worker.work(source.clip, segment)] = partial(self._worked, hand, source, segment)
+        handle.segments.append(segment)
+        handle.source, source.out = source.name, source.out + 1
+        self._then[handle.worker.work(source.clip, segment)] = partial(self._worked, handle, source, segment)
 
-    def _worked(self, hand: Hand, source: Source, segment: Segment, ref: Ref) -> None:
+    def _worked(self, handle: WorkerHandle, source: Source, segment: Segment, ref: Ref) -> None:
         """Keep what came of a segment; its record last, which says that it is done."""
         source.out -= 1
         try:
-            files: dict[str, bytes] = self._crew.cluster.get(ref)
-            hand.segments.remove(segment)
+            files: dict[str, bytes] = self._pool.cluster.get(ref)
+            handle.segments.remove(segment)
         except LostError as error:
-            self._crew.lose(hand)
-            self._again(source, segment, error, hand.blamed is segment)
+            self._pool.lose(handle)
+            self._again(source, segment, error, handle.blamed is segment)
             return
         except OutputError as error:  # its disk is full
-            hand.segments.remove(segment)
+            handle.segments.remove(segment)
             self._again(source, segment, error, True)
             return
         except Exception as error:
-            hand.segments.remove(segment)
+            handle.segments.remove(segment)
             self._fail(source, error)
             return
         if not source.over:
@@ -454,7 +454,7 @@ class _Across:
 
     def _merge(self, source: Source) -> Summary:
         """On a thread, beside everything else."""
-        job, out, opened = source.job, self._store.folder, self._crew.opened
+        job, out, opened = source.job, self._store.folder, self._pool.opened
         assert job is not None
         assert opened is not None
         clip = source.clip
@@ -488,7 +488,7 @@ class _Across:
         source.over = True
         source.lock.close()
         self._open.remove(source)
-        self._summaries[source.place] = source.told(summary)
+        self._summaries[source.place] = source.completed(summary)
 
     def _fail(self, source: Source, error: Exception) -> None:
         """It is of no use; the others go on.

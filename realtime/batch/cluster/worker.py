@@ -17,9 +17,9 @@ from realtime.batch.options import Settings, settings_digest
 from realtime.batch.plan import Window, digest_of, make_plan
 from realtime.batch.segment import Clip, Segment
 
-CARRIED = ("model", "weights", "head", "calibration")
+ATTACHED = ("model", "weights", "head", "calibration")
 """Fields of a ``Choice`` that may name a file."""
-Carried = Mapping[str, tuple[str, bytes]]
+AttachedFiles = Mapping[str, tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Worker:
 
     Args:
         choice: of the engine, as the user made it on his machine.
-        carried: the files that it names, see ``carried``.
+        attached: the files that it names, see ``attached``.
         settings: what is wanted.
         read: gives the frames of a segment.
     """
 
-    def __init__(self, choice: Choice, carried: Carried, settings: Settings, read: Read = read_segment) -> None:
-        self._choice, self._carried, self._settings, self._read = choice, carried, settings, read
+    def __init__(self, choice: Choice, attached: AttachedFiles, settings: Settings, read: Read = read_segment) -> None:
+        self._choice, self._attached, self._settings, self._read = choice, attached, settings, read
         self._localizer: Localizer | None = None
 
     def open(self) -> Opened:
@@ -63,7 +63,7 @@ class Worker:
         Raises:
             SightlineError: see ``engines.choose.open_localizer``.
         """
-        found = open_localizer(unpacked(self._choice, self._carried), streams=0, batch=self._settings.batch)
+        found = open_localizer(unpacked(self._choice, self._attached), streams=0, batch=self._settings.batch)
         self._localizer, engine = found, found.engine
         digest = settings_digest(self._settings, found)
         return Opened(digest, engine.backend, engine.precision, engine.device, found.size_px)
@@ -96,9 +96,9 @@ def find_plan(spec: str, digest: str, window: Window, whole: bool) -> Clip:
     return replace(make_plan(local_path(spec), digest, window, whole), spec=spec)
 
 
-def carried(choice: Choice) -> dict[str, tuple[str, bytes]]:
+def attached(choice: Choice) -> dict[str, tuple[str, bytes]]:
     """Name and content of each file that ``choice`` names, to go along to other machines."""
-    named = {field: getattr(choice, field) for field in CARRIED}
+    named = {field: getattr(choice, field) for field in ATTACHED}
     return {
         field: (Path(path).name, Path(path).read_bytes())
         for field, path in named.items()
@@ -106,7 +106,7 @@ def carried(choice: Choice) -> dict[str, tuple[str, bytes]]:
     }
 
 
-def unpacked(choice: Choice, files: Carried) -> Choice:
+def unpacked(choice: Choice, files: AttachedFiles) -> Choice:
     """``choice`` with files that are on this machine."""
     paths = {}
     for field, (name, content) in files.items():

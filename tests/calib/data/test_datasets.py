@@ -22,10 +22,10 @@ from tests.calib.layouts import (
     coco,
     csv,
     frames_csv,
+    notify,
     otb,
     otb_native,
     refused,
-    told,
     voc,
     voc_xml,
     vot,
@@ -75,7 +75,7 @@ def test_boxes_that_cannot_be_are_refused(tmp_path, layout, box, words):
 @pytest.mark.parametrize("layout", LABELLED)
 @pytest.mark.parametrize("box", [(-1.5, 20, 40, 60), (10, 20, 130, 60), (10, 20, 40, 97.25)])
 def test_boxes_that_reach_slightly_beyond_their_image_are_cut_to_it_and_this_is_said(tmp_path, layout, box):
-    samples = told(r"boxes that reach slightly beyond their image are cut to it \(.*a\b", layout(tmp_path, box))
+    samples = notify(r"boxes that reach slightly beyond their image are cut to it \(.*a\b", layout(tmp_path, box))
     assert samples[0].truths[0].box_xyxy_px == (max(0, box[0]), box[1], min(128, box[2]), min(96, box[3]))
 
 
@@ -100,7 +100,7 @@ def test_labels_made_for_an_image_of_another_size_are_left_out(tmp_path, size):
     labels = voc(tmp_path)
     (labels / "b.xml").write_text(voc_xml("b.png", (10, 20, 40, 60), size=size))
     words = r"image b\.png has 128x96 px, its label says (64x96|128x90): give the images that the labels were made for"
-    assert [sample.name for sample in told(words, labels)] == ["a.png"]
+    assert [sample.name for sample in notify(words, labels)] == ["a.png"]
     (labels / "a.xml").unlink()
     refused(words, labels)
 

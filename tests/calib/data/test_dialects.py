@@ -10,7 +10,7 @@ import pytest
 from calib.data.datasets import load_dataset
 from calib.data.remarks import Remarks
 from calib.data.yolo import yaml_names
-from tests.calib.layouts import BOX, SIZE, coco, images, refused, told, voc, voc_xml
+from tests.calib.layouts import BOX, SIZE, coco, images, notify, refused, voc, voc_xml
 from tests.realtime.media import picture, write_video
 
 X0, Y0, X1, Y1 = (int(edge) for edge in BOX)
@@ -103,7 +103,7 @@ def test_encodings_and_endings_of_tables(tmp_path, encoding, name):
     images(tmp_path / "images")
     mark = "\ufeff" if encoding == "utf-16-le" else ""
     (tmp_path / name).write_bytes((mark + PLAIN.replace("cat", "käfer")).encode(encoding))
-    samples = told("read as Windows-1252" if encoding == "cp1252" else "^$", tmp_path / name)
+    samples = notify("read as Windows-1252" if encoding == "cp1252" else "^$", tmp_path / name)
     assert [sample.truths[0].class_name for sample in samples] == ["käfer"] * 2
 
 
@@ -167,21 +167,21 @@ def test_coco_without_a_box_has_that_of_its_outline(tmp_path, shape, box):
     ],
 )
 def test_one_bad_row_of_coco_is_told_and_left_out(tmp_path, change, words, kept):
-    samples = [sample for sample in told(words, coco_of(tmp_path, change)) if sample.truths]
+    samples = [sample for sample in notify(words, coco_of(tmp_path, change)) if sample.truths]
     assert len(samples) == kept
 
 
 def test_coco_without_categories_or_with_fractions(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-    samples = told("no 'categories'", coco_of(tmp_path / "a", lambda data: data.pop("categories")))
+    samples = notify("no 'categories'", coco_of(tmp_path / "a", lambda data: data.pop("categories")))
     assert {truth.class_name for sample in samples for truth in sample.truths} == {"7"}
 
     def fractions(data):
         for item in data["annotations"]:
             item["bbox"] = [10 / 128, 20 / 96, 30 / 128, 40 / 96]
 
-    same(told("between 0 and 1: read as fractions", coco_of(tmp_path / "b", fractions)))
+    same(notify("between 0 and 1: read as fractions", coco_of(tmp_path / "b", fractions)))
 
 
 def test_an_image_with_a_bad_object_is_no_single_object_image(tmp_path):
@@ -241,14 +241,14 @@ def test_swapped_sizes_are_taken_where_boxes_fit_and_exif_is_named(tmp_path):
     labels = voc(tmp_path)
     swapped = SIZE.replace("128", "0").replace("96", "128").replace(">0<", ">96<")
     (labels / "a.xml").write_text(voc_xml("a.png", size=swapped))
-    same(told("wrong order .EXIF rotation does so.: boxes fit and are taken .*96x128, the image has 128x96 px", labels))
+    same(notify("wrong order .EXIF rotation does so.: boxes fit and are taken .*96x128, the image has 128x96 px", labels))
     jpeg = cv2.imencode(".jpg", np.rot90(picture(0)))[1].tobytes()
     exif = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     (tmp_path / "JPEGImages" / "c.jpg").write_bytes(jpeg[:2] + exif + jpeg[2:])
     (labels / "a.xml").write_text(voc_xml("c.jpg", size=swapped))
-    assert told("the size before EXIF rotation: boxes fit", labels)[0].read().shape == (96, 128, 3)
+    assert notify("the size before EXIF rotation: boxes fit", labels)[0].read().shape == (96, 128, 3)
     (labels / "a.xml").write_text(voc_xml("c.jpg", (10, 20, 40, 120), size=swapped))
-    told("c.jpg has 128x96 px, its label says 96x128; the file's EXIF data turn it by 90 degrees", labels)
+    notify("c.jpg has 128x96 px, its label says 96x128; the file's EXIF data turn it by 90 degrees", labels)
 
 
 def yolo(
@@ -298,11 +298,13 @@ def test_lines_of_yolo_and_kitti(tmp_path, line, data):
 def test_yolo_says_what_it_leaves_out(tmp_path):
     yolo(tmp_path, data="")
     (tmp_path / "labels" / "train" / "a.txt").write_text("")
-    samples = told("names the classes: they are called by their number", tmp_path)
+    samples = notify("names the classes: they are called by their number", tmp_path)
     assert [[truth.class_name for truth in sample.truths] for sample in samples] == [[], ["0"]]
     (tmp_path / "classes.txt").write_text("dog\n")
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 64 48 30 40\n3 0.5 0.5 0.1 0.1\n")
-    samples = told("a.txt line 1: its box 64 48 30 40 is not between 0 and 1.*\n.*a.txt line 2: its class is 3, of 1", tmp_path)
+    samples = notify(
+        "a.txt line 1: its box 64 48 30 40 is not between 0 and 1.*\n.*a.txt line 2: its class is 3, of 1", tmp_path
+    )
     assert [[truth.class_name for truth in sample.truths] for sample in samples] == [["dog"]]
 
 
@@ -408,7 +410,7 @@ def test_what_other_tools_write(tmp_path, kind):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     same(load_dataset(path), 1)
     (tmp_path / "settings.json" if kind.endswith("json") else tmp_path / "settings.xml").write_text("{}")
-    same(told("left out: .*settings", tmp_path), 1)
+    same(notify("left out: .*settings", tmp_path), 1)
 
 
 def test_tracks_of_cvat_give_frames_by_number(tmp_path):
@@ -472,12 +474,12 @@ def test_images_are_found_by_the_name_that_people_mean(tmp_path, name, given):
 def test_another_split_s_image_is_not_taken_for_one_of_another_machine(tmp_path):
     images(tmp_path / "images" / "val")
     (tmp_path / "labels.csv").write_text(PLAIN.replace("a.png", "/home/me/train/a.png"))
-    told(
+    notify(
         r"left out: .*names image /home/me/train/a\.png, which is not in .*images, only val/a\.png is", tmp_path / "labels.csv"
     )
     images(tmp_path / "images" / "x" / "train", ["a.png"])
     images(tmp_path / "images" / "y" / "train", ["a.png"])
-    told(r"which .*images has as [xy]/train/a\.png and [xy]/train/a\.png: name the folder", tmp_path / "labels.csv")
+    notify(r"which .*images has as [xy]/train/a\.png and [xy]/train/a\.png: name the folder", tmp_path / "labels.csv")
 
 
 def test_xml_beside_images(tmp_path):
@@ -505,7 +507,7 @@ def test_an_image_called_as_its_label_file_is(tmp_path, image):
 def test_label_files_that_all_name_one_image_are_of_their_own(tmp_path):
     labels = voc(tmp_path)
     (labels / "b.xml").write_text(voc_xml("a.png"))
-    first, second = told("by the name of their label file", labels)
+    first, second = notify("by the name of their label file", labels)
     assert not np.array_equal(first.read(), second.read())
 
 
@@ -515,9 +517,9 @@ def test_hidden_and_stray_files(tmp_path):
     for name in (".idea/misc.xml", "__MACOSX/a.xml", ".ipynb_checkpoints/a.xml"):
         (labels / name).parent.mkdir()
         (labels / name).write_text("<project/>")
-    same(told("^$", labels))
+    same(notify("^$", labels))
     (labels / "pom.xml").write_text("<project/>")
-    same(told(r"^left out: .*Annotations: pom\.xml is not VOC XML: its root is <project>, not <annotation>$", labels))
+    same(notify(r"^left out: .*Annotations: pom\.xml is not VOC XML: its root is <project>, not <annotation>$", labels))
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".mpo", ".jp2", ".gif", ".avif", ".heic", ".psd"])
@@ -527,6 +529,6 @@ def test_kinds_of_images(tmp_path, suffix):
     (tmp_path / "images" / f"a{suffix}").write_bytes(cv2.imencode(kind, picture(0))[1].tobytes())
     (tmp_path / "labels.csv").write_text(PLAIN.replace("a.png", f"a{suffix}"))
     if suffix == ".psd":
-        told(rf"names image a\{suffix}, which is of an unsupported kind \(\{suffix}\): convert it", tmp_path / "labels.csv")
+        notify(rf"names image a\{suffix}, which is of an unsupported kind \(\{suffix}\): convert it", tmp_path / "labels.csv")
     else:
-        same(told("^$", tmp_path / "labels.csv"))
+        same(notify("^$", tmp_path / "labels.csv"))

@@ -8,7 +8,7 @@ import pytest
 
 from calib.data.datasets import load_dataset
 from engines.errors import SourceError
-from tests.calib.layouts import LABELLED, csv, frames_csv, images, otb, refused, told, vot, zoo
+from tests.calib.layouts import LABELLED, csv, frames_csv, images, notify, otb, refused, vot, zoo
 from tests.realtime.media import picture
 
 
@@ -20,7 +20,7 @@ def test_a_missing_image_is_named(tmp_path, layout):
     if layout is frames_csv:
         refused(words, labels, images=tmp_path / "others")  # a sequence must be whole
     else:
-        assert len(told(words, labels, images=tmp_path / "others")) == 1
+        assert len(notify(words, labels, images=tmp_path / "others")) == 1
         images(tmp_path / "none", ["c.png"])
         refused(
             r"names image a(\.png)?, which is not in .*none: .* \(1 more cannot be used either\)",
@@ -37,7 +37,7 @@ def test_the_same_name_in_two_folders_is_not_guessed(tmp_path):
     (tmp_path / "set" / "a.png").rename(tmp_path / "set" / "small" / "c.png")
     assert len(load_dataset(labels)) == 2, "b.png is at the top, a.png in one folder only"
     images(tmp_path / "set" / "large", ["a.png"])
-    told("image a.png, which .*set has as (large|small)/a.png and (large|small)/a.png: name the folder", labels)
+    notify("image a.png, which .*set has as (large|small)/a.png and (large|small)/a.png: name the folder", labels)
 
 
 def test_a_folder_that_the_label_names_must_be_the_image_s_own(tmp_path):
@@ -88,7 +88,7 @@ def test_frames_of_a_sequence_are_read_in_any_order_and_none_is_held(tmp_path, l
 def test_damaged_images_and_archives_are_named(tmp_path):
     labels = csv(tmp_path)
     (tmp_path / "set" / "b.png").write_bytes(b"no image")
-    assert len(told(r"set\.csv: image b\.png is not a readable image", labels)) == 1
+    assert len(notify(r"set\.csv: image b\.png is not a readable image", labels)) == 1
     (tmp_path / "set" / "b.png").unlink()
     samples = load_dataset(labels, images=images(tmp_path / "set"))
     (tmp_path / "set" / "b.png").unlink()

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from calib.data.xml_dialects import xml_label
-from tests.calib.layouts import coco, csv, otb, refused, told, voc, voc_xml
+from tests.calib.layouts import coco, csv, notify, otb, refused, voc, voc_xml
 
 HEAD = "file,class,x0,y0,x1,y1\n"
 
@@ -46,7 +46,7 @@ def test_malformed_csv(tmp_path, text, words):
 def test_malformed_xml(tmp_path, text, words):
     labels = voc(tmp_path)
     (labels / "b.xml").write_text(text)
-    assert [sample.name for sample in told(words, labels)] == ["a.png"]
+    assert [sample.name for sample in notify(words, labels)] == ["a.png"]
     (labels / "a.xml").unlink()
     refused(words, labels)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from calib.heads.confidence import fit_trust, logistic, smoothed
+from calib.heads.confidence import fit_confidence_model, logistic, smoothed
 from calib.heads.features import Answers, FeatureTable
-from engines.confidence import SIDE, signs_of
+from engines.confidence import SIDE, cues_of
 
 RNG = np.random.default_rng(0)
 
@@ -24,18 +24,18 @@ def test_what_is_said_is_true_of_the_boxes():
     logits = RNG.normal(size=4000)
     true = 1 / (1 + np.exp(-1.5 * logits - 0.5))
     table, found = table_of(4000, RNG.random(4000) < true, logits)
-    trust = fit_trust(table, np.roll(found, 0, axis=0))
+    confidence_model = fit_confidence_model(table, np.roll(found, 0, axis=0))
     box, map_hw = (0.3, 0.3, 0.6, 0.6), np.ones((SIDE, SIDE), np.float32)
-    said = [trust(signs_of(box, map_hw, 0.5, logit)) for logit in (-2.0, 0.0, 2.0)]
+    said = [confidence_model(cues_of(box, map_hw, 0.5, logit)) for logit in (-2.0, 0.0, 2.0)]
     assert said[0] < said[1] < said[2]
-    each = np.array([trust(signs) for signs in table.answers.signs(np.tile(box, (4000, 1)))])
+    each = np.array([confidence_model(cues) for cues in table.answers.cues(np.tile(box, (4000, 1)))])
     assert np.corrcoef(each, true)[0, 1] > 0.99
 
 
 def test_few_boxes_say_little_and_never_all():
     right = np.ones(12, np.bool_)
     table, found = table_of(12, right, RNG.normal(size=12))
-    said = [fit_trust(table, found)(signs) for signs in table.answers.signs(found)]
+    said = [fit_confidence_model(table, found)(cues) for cues in table.answers.cues(found)]
     assert said == pytest.approx([13 / 14] * 12, abs=0.02)
     assert smoothed(np.array([1.0, 1.0, 0.0])).tolist() == [3 / 4, 3 / 4, 1 / 3]
 
@@ -43,7 +43,7 @@ def test_few_boxes_say_little_and_never_all():
 def test_a_table_without_answers_gives_no_model():
     table, found = table_of(4, np.ones(4, np.bool_), np.zeros(4))
     assert (
-        fit_trust(
+        fit_confidence_model(
             FeatureTable(table.values, table.mirrored, table.boxes_xyxy, table.class_names, table.class_indices, table.groups),
             found,
         )

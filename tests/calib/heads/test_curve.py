@@ -74,10 +74,10 @@ def test_a_point_does_not_depend_on_the_other_points():
 
 
 def test_rows_are_fitted_with_the_strength_that_they_alone_choose():
-    told, rows = table(60), np.arange(30)
-    whole = replace(told, boxes_xyxy=np.concatenate([told.boxes_xyxy[:30][::-1], told.boxes_xyxy[30:]]))
+    notify, rows = table(60), np.arange(30)
+    whole = replace(notify, boxes_xyxy=np.concatenate([notify.boxes_xyxy[:30][::-1], notify.boxes_xyxy[30:]]))
     alone = whole.take(rows)  # of these, features tell nothing
-    assert alone.class_names == told.class_names[:30]
+    assert alone.class_names == notify.class_names[:30]
     assert choose_strength(alone, rows) > choose_strength(whole, np.arange(60))
     expected = solve(alone, rows, choose_strength(alone, rows))
     for found, wanted in zip(fit_rows(whole, rows), expected, strict=True):

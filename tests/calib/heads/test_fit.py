@@ -11,7 +11,7 @@ from calib.data.datasets import load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.evaluation.metrics import constant_boxes
 from calib.heads.fit import fit_head
-from calib.research.head_confidence import with_trust
+from calib.research.head_confidence import with_confidence_model
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.errors import SourceError
@@ -44,8 +44,8 @@ def test_a_head_learns_where_a_square_is(tmp_path):
     assert len(cases) == report["images"] == 16
     assert report["corloc"] > 0.8
     assert report["corloc"] > report["baselines"]["best_constant"]
-    bare = replace(fitted.head, trust=None)  # as heads were before there was one
-    assert with_trust(bare, samples[:40], classifier, QUIET).trust == fitted.head.trust
+    bare = replace(fitted.head, confidence_model=None)  # as heads were before there was one
+    assert with_confidence_model(bare, samples[:40], classifier, QUIET).confidence_model == fitted.head.confidence_model
     assert abs(np.mean([case.confidence for case in cases]) - fitted.cv_corloc) < 0.15
     assert set(report["center_correctness"]) == {"0.0", "0.1", "0.2", "0.3", "0.4", "0.5"}
     with pytest.raises(SourceError, match="needs at least 10"):

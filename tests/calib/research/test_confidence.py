@@ -6,8 +6,8 @@ import pytest
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
 from calib.research.clips import CROWD_FRAMES, FRAMES, SIZE_PX, clips, crowds
-from calib.research.confidence import Judged, fitted, save, watched
-from realtime.tracking.confidence import SIGNS, load_trust
+from calib.research.confidence import RatedAnswer, fitted, save, watched
+from realtime.tracking.confidence import CUES, load_confidence_model
 from tests.realtime.tracking.scenes import texture
 
 
@@ -43,11 +43,11 @@ def test_clips_are_drawn_by_their_seed():
 
 def test_the_model_says_what_is_true_of_its_boxes():
     random = np.random.default_rng(0)
-    signs = random.normal(size=(4000, len(SIGNS)))
-    true = 1 / (1 + np.exp(-(1.5 * signs[:, 0] - signs[:, 1] + 0.5)))
+    cues = random.normal(size=(4000, len(CUES)))
+    true = 1 / (1 + np.exp(-(1.5 * cues[:, 0] - cues[:, 1] + 0.5)))
     right = (random.random(4000) < true).astype(float)
-    model = fitted(Judged(signs, right, np.full(4000, 1 / 4000)))
-    said = np.array([model(row) for row in signs])
+    model = fitted(RatedAnswer(cues, right, np.full(4000, 1 / 4000)))
+    said = np.array([model(row) for row in cues])
     assert np.abs(said - true).mean() < 0.05
     sure = (said > 0.75) & (said < 0.85)
     assert right[sure].mean() == pytest.approx(0.8, abs=0.05)
@@ -56,14 +56,14 @@ def test_the_model_says_what_is_true_of_its_boxes():
 def test_what_is_saved_is_what_is_read(tmp_path):
     random = np.random.default_rng(0)
     model = fitted(
-        Judged(random.normal(size=(200, len(SIGNS))), (random.random(200) > 0.5).astype(float), np.full(200, 1 / 200))
+        RatedAnswer(random.normal(size=(200, len(CUES))), (random.random(200) > 0.5).astype(float), np.full(200, 1 / 200))
     )
     save(model, tmp_path / "trust.json")
-    signs = random.normal(size=len(SIGNS))
-    assert load_trust(tmp_path / "trust.json")(signs) == pytest.approx(model(signs), abs=1e-3)
+    cues = random.normal(size=len(CUES))
+    assert load_confidence_model(tmp_path / "trust.json")(cues) == pytest.approx(model(cues), abs=1e-3)
     watch = watched(model)
-    assert watch(signs) == model(signs)
-    assert watched(None)(signs) == 0.7
+    assert watch(cues) == model(cues)
+    assert watched(None)(cues) == 0.7
     assert len(watch.asked) == 1
 
 

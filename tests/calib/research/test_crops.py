@@ -6,7 +6,7 @@ from rich.console import Console
 
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
-from calib.research.crops import fit_judge, pairs, pasted, ridge, side_by_side
+from calib.research.crops import fit_crop_scorer, pairs, pasted, ridge, side_by_side
 from engines.errors import SourceError
 
 QUIET = Console(quiet=True)
@@ -67,8 +67,8 @@ def test_ridge_against_its_definition():
 
 def test_a_judge_is_fitted_to_the_shipped_head():
     samples = [sample(str(i), tuple(np.random.default_rng(i).integers(0, 256, 3).tolist())) for i in range(3)]
-    judge = fit_judge(samples, 2, 2, QUIET)
-    assert np.isfinite(judge.weight).all()
-    assert judge.weight.any()
+    crop_scorer = fit_crop_scorer(samples, 2, 2, QUIET)
+    assert np.isfinite(crop_scorer.weight).all()
+    assert crop_scorer.weight.any()
     with pytest.raises(SourceError, match="at least two photos"):
-        fit_judge(samples[:1], 2, 2, QUIET)
+        fit_crop_scorer(samples[:1], 2, 2, QUIET)

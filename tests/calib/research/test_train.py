@@ -91,8 +91,8 @@ def test_labelled_images_may_ignore_the_teachers_scores():
     changed[labels != UNKNOWN] += np.arange(10, dtype=np.float16)
     other = (images, labels, replace(lessons, scores=changed))
     for listens, same in ((True, False), (False, True)):
-        told = replace(recipe, scores_of_labelled=listens)
-        found = [losses_of(network, batch, classes, told)[1].item() for batch in ((images, labels, lessons), other)]
+        notify = replace(recipe, scores_of_labelled=listens)
+        found = [losses_of(network, batch, classes, notify)[1].item() for batch in ((images, labels, lessons), other)]
         assert (abs(found[0] - found[1]) < 1e-6) == same
 
 

@@ -14,15 +14,15 @@ from engines.networks.registry import load_classifier
 from engines.preprocess import resized
 from engines.search.crops import (
     BATCH,
+    CropScorer,
     CropsEngine,
     CropSettings,
-    Judge,
     Read,
     apart,
+    crop_cues,
     cropped,
     first_crops,
-    judged,
-    load_judge,
+    load_crop_scorer,
     widened,
 )
 
@@ -71,7 +71,7 @@ def test_a_judge_is_told_where_the_box_was_cut_off():
     """Crop 0 is the left half: its box touches its right edge, where the image goes on, and its left one, where it does not."""
     inner = np.array([[0.0, 0.2, 1.0, 0.8], [0.1, 0.1, 0.5, 0.99]])
     read = Read(inner, inner, np.array([1, 2]), np.array([0.5, 0.1], np.float32), np.zeros((2, 3), np.float32))
-    found = judged(np.array([[0.0, 0.0, 0.5, 1.0], [0.3, 0.3, 0.9, 0.9]]), read)
+    found = crop_cues(np.array([[0.0, 0.0, 0.5, 1.0], [0.3, 0.3, 0.9, 0.9]]), read)
     np.testing.assert_allclose(found[0], [*inner[0], np.log(0.5), 0.5, 1.0, 0, 0, 1, 0], atol=1e-6)
     np.testing.assert_allclose(found[1], [*inner[1], np.log(0.1), 0.6, 0.6, 0, 0, 0, 1], atol=1e-6)
 
@@ -102,7 +102,7 @@ def test_one_box_of_two_objects_loses_to_theirs_and_unlikely_ones_are_left_out()
 
 def test_the_search_does_what_it_says_step_by_step(engine, readers, compact, photos):
     """Every crop through an engine of its own, one at a time; the best two of them once more; the best pair of all boxes."""
-    head, judge = readers
+    head, crop_scorer = readers
     from engines.build import WANTED_CLASS, build_graph
     from engines.preprocess import IMAGE
 
@@ -116,7 +116,7 @@ def test_the_search_does_what_it_says_step_by_step(engine, readers, compact, pho
             inner, size = out["box_xyxy"].astype(np.float64), np.tile(crop[2:] - crop[:2], 2)
             boxes.append(np.tile(crop[:2], 2) + inner[0] * size)
             read = Read(inner, inner, out["class_index"], out["score"], out["features"])
-            now.append(float(judge.chances(read.features, judged(crop[None], read))[0]))
+            now.append(float(crop_scorer.chances(read.features, crop_cues(crop[None], read))[0]))
         chances += now
         crops = widened(np.array(boxes[-len(crops) :])[np.argsort(-np.array(now), kind="stable")[:2]], 0.15)
     expected = np.array(boxes)[apart(np.array(boxes), np.array(chances), CropSettings())]
@@ -148,17 +148,17 @@ def test_several_objects_are_searched_for_in_crops_where_there_is_a_judge(compac
 
 
 def test_a_judge_comes_back_from_its_file_and_is_tied_to_its_head(tmp_path, compact, readers):
-    head, judge = readers
+    head, crop_scorer = readers
     file = tmp_path / "judge.safetensors"
-    judge.save(file)
-    again = load_judge(file)
-    np.testing.assert_array_equal(again.weight, judge.weight)
-    assert (again.bias, again.network, again.head) == (judge.bias, judge.network, judge.head)
-    other = Judge(judge.weight, judge.bias, judge.network, "another head")
+    crop_scorer.save(file)
+    again = load_crop_scorer(file)
+    np.testing.assert_array_equal(again.weight, crop_scorer.weight)
+    assert (again.bias, again.network, again.head) == (crop_scorer.bias, crop_scorer.network, crop_scorer.head)
+    other = CropScorer(crop_scorer.weight, crop_scorer.bias, crop_scorer.network, "another head")
     with pytest.raises(ModelError, match="another network or head"):
         CropsEngine(compact, head, other, CropSettings(), lambda graph: OpenVinoEngine(graph, "fp32"))
     file.write_bytes(b"no")
     with pytest.raises(ModelError, match="cannot read"):
-        load_judge(file)
+        load_crop_scorer(file)
     with pytest.raises(ModelError, match="at least one candidate"):
         CropSettings(levels=0)

@@ -8,7 +8,7 @@ from typing import Any
 from engines.choose import Choice
 from engines.errors import SightlineError
 from realtime.batch.cluster.scheduler import LostError
-from realtime.batch.cluster.worker import Opened, Worker, carried
+from realtime.batch.cluster.worker import Opened, Worker, attached
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
 
@@ -47,17 +47,17 @@ class Here:
     dies: Callable[[Clip, Segment], bool] = lambda *_: False
     says: dict[int, Callable[[Opened], Opened]] = field(default_factory=dict)
     worked: list[tuple[int, str, int]] = field(default_factory=list)
-    hired: int = 0
+    started_workers: int = 0
     calls: deque[Call] = field(default_factory=deque)
 
     def room(self) -> int:
         return self.places
 
-    def hire(self) -> "_Hand":
-        self.hired += 1
-        return _Hand(self, self.hired - 1, Worker(self.choice, carried(self.choice), self.settings))
+    def start_worker(self) -> "_Hand":
+        self.started_workers += 1
+        return _Hand(self, self.started_workers - 1, Worker(self.choice, attached(self.choice), self.settings))
 
-    def dismiss(self, worker: "_Hand") -> None:
+    def stop_worker(self, worker: "_Hand") -> None:
         worker.dead = True
 
     def task(self, function: Callable[..., Any], *arguments: Any) -> Call:

@@ -164,10 +164,10 @@ def test_a_file_that_is_cut_off_gives_what_is_there(ending, tiny_localizer, tmp_
 def test_what_cannot_be_read_at_all_is_told_and_the_rest_goes_on(tiny_localizer, tmp_path):
     clip, text = write_video(tmp_path / "clip.mp4"), tmp_path / "text.mp4"
     text.write_text("no video")
-    told = Console(file=io.StringIO(), width=200)
-    bad, good = process_all([str(text), str(clip)], tmp_path / "out", tiny_localizer, told)
+    notify = Console(file=io.StringIO(), width=200)
+    bad, good = process_all([str(text), str(clip)], tmp_path / "out", tiny_localizer, notify)
     assert "cannot open" in bad["error"]
-    assert "text.mp4" in told.file.getvalue()
+    assert "text.mp4" in notify.file.getvalue()
     assert good["frames"] == 12
     assert not (tmp_path / "out" / ".sightline" / "text").exists()
     with pytest.raises(SourceError, match=r"none\.mp4 does not exist"):

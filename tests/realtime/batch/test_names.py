@@ -127,9 +127,9 @@ def test_results_among_sources_are_left_out_and_said(localizer, tmp_path):
         summaries, said = run(localizer, sorted(tmp_path.glob("*.mp4")), tmp_path, Settings())
         assert [summary["source"] for summary in summaries] == list(map(str, clips))
     assert said.count("is left out: it is a result of Sightline's") == 2
-    told: list[str] = []
-    assert without_results([str(tmp_path / "a_2.mp4")], told.append) == [str(tmp_path / "a_2.mp4")], "named alone"
-    assert not told
+    notify: list[str] = []
+    assert without_results([str(tmp_path / "a_2.mp4")], notify.append) == [str(tmp_path / "a_2.mp4")], "named alone"
+    assert not notify
 
 
 def test_a_cameras_results_stay_and_the_demos_are_renewed(localizer, tmp_path):

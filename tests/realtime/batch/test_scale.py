@@ -8,7 +8,7 @@ from rich.console import Console
 
 from engines.choose import Choice
 from engines.errors import InputError
-from realtime.batch.cluster.worker import carried, unpacked
+from realtime.batch.cluster.worker import attached, unpacked
 from realtime.batch.options import Settings
 from realtime.batch.scale import Scale, batch_chosen
 
@@ -33,7 +33,7 @@ def test_files_that_an_engine_is_made_of_go_along_to_other_machines(tmp_path):
     weights = tmp_path / "mine.safetensors"
     weights.write_bytes(b"weights")
     choice = Choice(weights=str(weights), head="none")
-    along = carried(choice)
+    along = attached(choice)
     assert along == {"weights": ("mine.safetensors", b"weights")}
     weights.unlink()  # another machine does not have it
     found = unpacked(choice, along)

@@ -1,4 +1,4 @@
-"""Several followers taking turns, with answers of a known engine: whoever is in the window is what it sees."""
+"""Several trackers taking turns, with answers of a known engine: whoever is in the window is what it sees."""
 
 from collections import deque
 
@@ -7,8 +7,8 @@ import pytest
 
 from engines.boxes import overlap
 from engines.localizer import Detection, Localization
-from realtime.tracking.confidence import load_trust
-from realtime.tracking.multi_tracker import Several
+from realtime.tracking.confidence import load_confidence_model
+from realtime.tracking.multi_tracker import MultiTracker
 from realtime.tracking.tracker import HELD
 from tests.realtime.tracking.scenes import SIZE_PX, answer, scene
 
@@ -34,7 +34,7 @@ def seen(boxes, window, score=0.6):
 
 def followed(images, truth, most=2, under_way=1, say=seen, **options):
     """Of each frame: the objects, the main answer, its track; and how often the engine was asked."""
-    several, pending, found, calls = Several(*SIZE_PX, load_trust(), most, **options), deque(), [], 0
+    several, pending, found, calls = MultiTracker(*SIZE_PX, load_confidence_model(), most, **options), deque(), [], 0
     for number, image in enumerate(images):
         if len(pending) == under_way:
             found.append(several.update(pending.popleft()))
@@ -91,7 +91,7 @@ def test_what_is_selected_is_the_main_object_and_the_other_joins_it():
 
 def test_a_click_on_a_followed_object_makes_it_the_main_one():
     images, truth = two(FRAMES + 4)
-    several, objects = Several(*SIZE_PX, load_trust(), 2), ()
+    several, objects = MultiTracker(*SIZE_PX, load_confidence_model(), 2), ()
     for number, image in enumerate(images):
         if number == FRAMES:
             before = {each.track.track_id for each in objects}
@@ -133,7 +133,7 @@ def test_who_is_shown_nothing_but_anothers_object_gives_up():
     """The second patch goes out like a light; from then on every answer is the first one's box, wherever was looked."""
     images, truth = two()
     alone, first = scene(50, start=(20 + 2 * FRAMES, 20), speed=(0, 0))
-    several, shown = Several(*SIZE_PX, load_trust(), 2), []
+    several, shown = MultiTracker(*SIZE_PX, load_confidence_model(), 2), []
     for number, image in enumerate(images + alone):
         window = several.window(image, number / RATE)
         lit = number < FRAMES

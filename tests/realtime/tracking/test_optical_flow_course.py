@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realtime.tracking.optical_flow import Course, Motion, Step
+from realtime.tracking.optical_flow import Motion, MotionHistory, Step
 
 W, H = 160, 80  # two pixels a cell
 
@@ -19,7 +19,7 @@ def step(*moving, shake=0.0, seed=0):
 
 @pytest.fixture
 def course():
-    return Course(Motion(W, H))
+    return MotionHistory(Motion(W, H))
 
 
 LEFT, RIGHT, BOTH = (20, 10, 32, 20), (32, 10, 38, 20), (20, 10, 38, 20)

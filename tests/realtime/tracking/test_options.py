@@ -102,10 +102,10 @@ def test_of_several_objects_those_that_are_not_sure_have_no_box(tmp_path):
 
 def test_the_engine_is_asked_for_several_objects_only_by_methods_that_find_several():
     follow = FollowOptions(True)
-    told, choice = follow.beside(Choice(objects=3))
-    assert (told.objects, choice.objects) == (3, 1)
-    told, choice = follow.beside(Choice(method="beam", objects=3))
-    assert (told.objects, choice.objects) == (3, 3)
+    notify, choice = follow.beside(Choice(objects=3))
+    assert (notify.objects, choice.objects) == (3, 1)
+    notify, choice = follow.beside(Choice(method="beam", objects=3))
+    assert (notify.objects, choice.objects) == (3, 3)
     assert FollowOptions().beside(Choice(objects=3)) == (FollowOptions(), Choice(objects=3))
 
 

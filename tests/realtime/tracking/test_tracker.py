@@ -1,4 +1,4 @@
-"""The follower: states, windows and numbers, with answers of a known engine."""
+"""The tracker: states, windows and numbers, with answers of a known engine."""
 
 from collections import deque
 from dataclasses import replace
@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from engines.boxes import overlap
-from realtime.tracking.confidence import load_trust
-from realtime.tracking.tracker import CARRY_UNSURE_FRAMES, FOLLOWING, LOST, SCALE, SEARCHING, WIDENED, Follower
+from realtime.tracking.confidence import load_confidence_model
+from realtime.tracking.tracker import FOLLOWING, LOST, PROPAGATE_UNSURE_FRAMES, SCALE, SEARCHING, WIDENED, Tracker
 from tests.realtime.tracking.scenes import SIZE_PX, answer, misled, scene
 
 RATE = 25.0
 
 
-def followed(images, say, under_way=1, trust=None, **options):
+def followed(images, say, under_way=1, confidence_model=None, **options):
     """(boxes, tracks): ``say`` answers (number, window)."""
-    follower, pending, found = Follower(*SIZE_PX, trust or load_trust(), **options), deque(), []
+    tracker, pending, found = Tracker(*SIZE_PX, confidence_model or load_confidence_model(), **options), deque(), []
     for number, image in enumerate(images):
         if len(pending) == under_way:
-            found.append(follower.update(say(*pending.popleft())))
-        pending.append((number, follower.window(image, number / RATE)))
-    found += [follower.update(say(*each)) for each in pending]
+            found.append(tracker.update(say(*pending.popleft())))
+        pending.append((number, tracker.window(image, number / RATE)))
+    found += [tracker.update(say(*each)) for each in pending]
     return [each.box_xyxy_px for each, _ in found], [track for _, track in found]
 
 
@@ -45,11 +45,11 @@ def test_a_moving_object_is_found_and_its_windows_close_in_on_it(under_way):
 def test_while_it_is_followed_every_other_frame_is_not_looked_at(under_way):
     images, truth = scene(40, pan=(2, 1))
     boxes, tracks = followed(images, lambda number, window: answer(truth[number], window), under_way)
-    carried = [track.window_xyxy_px is None for track in tracks]
-    assert not any(carried[:6])
-    assert sum(carried[12:]) >= 10
-    assert not any(both == (True, True) for both in pairwise(carried))
-    for number in np.flatnonzero(carried):
+    propagated = [track.window_xyxy_px is None for track in tracks]
+    assert not any(propagated[:6])
+    assert sum(propagated[12:]) >= 10
+    assert not any(both == (True, True) for both in pairwise(propagated))
+    for number in np.flatnonzero(propagated):
         assert overlap(boxes[number], truth[number]) > 0.5
         assert tracks[number].confidence == tracks[number - 1].confidence
         assert (tracks[number].state, tracks[number].row()["window"]) == (FOLLOWING, None)
@@ -57,11 +57,11 @@ def test_while_it_is_followed_every_other_frame_is_not_looked_at(under_way):
 
 def test_while_nothing_is_sure_the_first_frames_are_all_looked_at():
     images, _ = scene(40, speed=(0, 0))
-    _, tracks = followed(images, misled, trust=replace(load_trust(), bias=-50.0))
+    _, tracks = followed(images, misled, confidence_model=replace(load_confidence_model(), bias=-50.0))
     looks = [track.window_xyxy_px is not None for track in tracks]
     assert {track.state for track in tracks} == {SEARCHING}
-    assert all(looks[:CARRY_UNSURE_FRAMES])
-    assert 0.4 < np.mean(looks[CARRY_UNSURE_FRAMES:]) < 0.7
+    assert all(looks[:PROPAGATE_UNSURE_FRAMES])
+    assert 0.4 < np.mean(looks[PROPAGATE_UNSURE_FRAMES:]) < 0.7
 
 
 def test_every_frame_is_looked_at_where_that_is_asked():
@@ -80,12 +80,12 @@ def test_an_object_that_never_moves_keeps_the_box_that_the_engine_gives_it():
 @pytest.mark.parametrize(("reaches_by", "scale"), [(0, SCALE[WIDENED]), (-12, SCALE[FOLLOWING])])
 def test_where_a_box_reaches_the_edge_of_its_window_the_next_one_is_larger(reaches_by, scale):
     images, truth = scene(16, speed=(0, 0))
-    follower = Follower(*SIZE_PX, load_trust(), truth[0], every_frame=True)
+    tracker = Tracker(*SIZE_PX, load_confidence_model(), truth[0], every_frame=True)
     for number, image in enumerate(images):
-        window = follower.window(image, number / RATE)
+        window = tracker.window(image, number / RATE)
         last = number == 14
         said = (truth[0][0], truth[0][1], window[2] + reaches_by, truth[0][3]) if last else truth[0]
-        found, track = follower.update(answer(said, window))
+        found, track = tracker.update(answer(said, window))
         if last:
             height = found.box_xyxy_px[3] - found.box_xyxy_px[1]
     assert track.state == FOLLOWING
@@ -146,9 +146,9 @@ def test_what_the_user_draws_is_followed_though_something_else_moves_too(chosen)
 
 def test_the_map_is_put_in_its_place_in_the_frame():
     images, truth = scene(20)
-    follower = Follower(*SIZE_PX, load_trust())
+    tracker = Tracker(*SIZE_PX, load_confidence_model())
     for number, image in enumerate(images):
-        found, _ = follower.update(answer(truth[number], follower.window(image, number / RATE)))
+        found, _ = tracker.update(answer(truth[number], tracker.window(image, number / RATE)))
     height, width = found.map_hw.shape
     hot = np.argwhere(found.map_hw > 0.8).mean(axis=0) / [height, width] * [SIZE_PX[1], SIZE_PX[0]]
     x0, y0, x1, y1 = truth[-1]
@@ -159,12 +159,12 @@ def test_the_map_is_put_in_its_place_in_the_frame():
 def test_another_object_can_be_chosen_while_one_is_followed():
     images, truth = scene(40, start=(20, 20), speed=(1, 0), second=(170, 100))
     other = [(170.0 - n, 100.0, 220.0 - n, 140.0) for n in range(40)]
-    follower, ids = Follower(*SIZE_PX, load_trust()), []
+    tracker, ids = Tracker(*SIZE_PX, load_confidence_model()), []
     for number, image in enumerate(images):
         if number == 20:
-            follower.choose(other[20])
+            tracker.choose(other[20])
         target = (truth if number < 20 else other)[number]
-        found, track = follower.update(answer(target, follower.window(image, number / RATE)))
+        found, track = tracker.update(answer(target, tracker.window(image, number / RATE)))
         ids.append(track.track_id)
         assert number < 8 or overlap(found.box_xyxy_px, target) > 0.5
     assert ids[19] == 1

@@ -3,11 +3,11 @@
 import pytest
 
 from realtime.capture import Connection
-from realtime.session import Hub
-from realtime.statistics import Ledger
+from realtime.session import Session
+from realtime.statistics import LiveRun
 
 
 @pytest.fixture
-def hub():
-    with Hub([Connection("cam", "0"), Connection("door", "1")], Ledger(["cam", "door"]), ("cat", "dog")) as found:
+def session():
+    with Session([Connection("cam", "0"), Connection("door", "1")], LiveRun(["cam", "door"]), ("cat", "dog")) as found:
         yield found

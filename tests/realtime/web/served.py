@@ -14,15 +14,15 @@ from realtime.web.server import Address
 LOCAL = Address(port=0)
 
 
-def show(hub, index, source="cam", objects=None):
+def show(session, index, source="cam", objects=None):
     found = Localization((1.0, 2.0, 30.0, 40.0), 0, "cat", 0.5, np.zeros((4, 4), np.float32))
     image = np.full((48, 64, 3), index % 256, np.uint8)
     record = FrameRecord(
         Frame(image, source, index, index / 30, time.monotonic_ns(), 0.1), found=found, total_ms=5.0, objects=objects
     )
     record.stages_ms = {"read": 0.1, "engine": 3.0}
-    hub.write(record, image)
-    hub.ledger.add(record)
+    session.write(record, image)
+    session.live_run.add(record)
 
 
 def get(url, path="", headers=None):

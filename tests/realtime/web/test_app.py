@@ -13,9 +13,9 @@ from tests.realtime.web.served import LOCAL, get, post, show
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 
 
-def test_state_tells_of_every_source(hub):
-    show(hub, 0)
-    with PageServer(hub, lambda: "an engine", LOCAL) as server:
+def test_state_tells_of_every_source(session):
+    show(session, 0)
+    with PageServer(session, lambda: "an engine", LOCAL) as server:
         state = json.loads(get(server.url, "/state")[1])
     assert state["title"] == "an engine"
     assert [source["name"] for source in state["sources"]] == ["cam", "door"]
@@ -31,45 +31,45 @@ def test_state_tells_of_every_source(hub):
     }
 
 
-def test_a_click_says_what_is_followed_where_anything_is(hub):
-    with PageServer(hub, str, LOCAL) as server:
+def test_a_click_says_what_is_followed_where_anything_is(session):
+    with PageServer(session, str, LOCAL) as server:
         assert json.loads(get(server.url, "/state")[1])["follows"] is False
         status, answer = post(server.url, "/settings", {"point": [0.5, 0.5]})
         assert (status, "--follow" in answer["error"]) == (400, True)
-        hub.following = Following(FollowOptions(follow=True))
+        session.following = Following(FollowOptions(follow=True))
         assert post(server.url, "/settings", {"point": [0.5, 0.25], "source": "door"})[0] == 200
         assert post(server.url, "/settings", {"point": [0.5, 1.5]})[0] in (400, 422)
         assert post(server.url, "/settings", {"point": [0.5, 0.5], "source": "attic"})[0] == 400
         assert json.loads(get(server.url, "/state")[1])["follows"] is True
     image = np.random.default_rng(0).integers(0, 255, (100, 200, 3), np.uint8)
     for name, whole in (("cam", True), ("door", False)):
-        seen = hub.following.view(FrameRecord(Frame(image, name, 0, 0.0, 0, 0.0)))
+        seen = session.following.view(FrameRecord(Frame(image, name, 0, 0.0, 0, 0.0)))
         assert (seen.shape == image.shape) is whole
 
 
-def test_the_page_is_told_of_each_object_that_is_followed(hub):
+def test_the_page_is_told_of_each_object_that_is_followed(session):
     box = (1.0, 2.0, 30.0, 40.0)
     each = Tracked(box, 0, "cat", 0.5, Track("following", box, 0.9, 7, box))
-    with PageServer(hub, str, LOCAL) as server:
-        show(hub, 0)
+    with PageServer(session, str, LOCAL) as server:
+        show(session, 0)
         assert [source["objects"] for source in json.loads(get(server.url, "/state")[1])["sources"]] == [[], []]
-        show(hub, 1, objects=(each,))
-        told = json.loads(get(server.url, "/state")[1])["sources"][0]["objects"]
-    assert told == [each.row()]
-    assert (told[0]["track_id"], told[0]["confidence"], told[0]["x1"]) == (7, 0.9, 30.0)
+        show(session, 1, objects=(each,))
+        notify = json.loads(get(server.url, "/state")[1])["sources"][0]["objects"]
+    assert notify == [each.row()]
+    assert (notify[0]["track_id"], notify[0]["confidence"], notify[0]["x1"]) == (7, 0.9, 30.0)
 
 
-def test_recordings_within_a_second_are_files_of_their_own(hub, tmp_path, monkeypatch):
+def test_recordings_within_a_second_are_files_of_their_own(session, tmp_path, monkeypatch):
     monkeypatch.setattr("realtime.web.app.time.strftime", lambda _: "sightline-now")
     for there in ("sightline-now.mp4", "sightline-now_3_cam.mp4"):  # of this run, and one camera's of an earlier one
         (tmp_path / there).touch()
-    with PageServer(hub, str, LOCAL, recordings=tmp_path) as server:
+    with PageServer(session, str, LOCAL, recordings=tmp_path) as server:
         answers = [post(server.url, "/recording", {"on": on})[1]["settings"]["record"] for on in (True, False) * 3]
     assert answers == ["sightline-now_2.mp4", None, "sightline-now_4.mp4", None, "sightline-now_5.mp4", None]
 
 
-def test_a_source_without_pictures_is_waited_for_and_then_told(hub):
-    with PageServer(hub, str, LOCAL) as server:
+def test_a_source_without_pictures_is_waited_for_and_then_told(session):
+    with PageServer(session, str, LOCAL) as server:
         assert get(server.url, "/frame.jpg?source=door&wait_s=0.2")[0].status == 204
 
 
@@ -84,17 +84,17 @@ def test_a_source_without_pictures_is_waited_for_and_then_told(hub):
         ("/recording", {"path": "x.mp4"}),
     ],
 )
-def test_impossible_wishes_are_refused(hub, path, body):
-    before = hub.settings
-    with PageServer(hub, str, LOCAL) as server:
+def test_impossible_wishes_are_refused(session, path, body):
+    before = session.settings
+    with PageServer(session, str, LOCAL) as server:
         status, answer = post(server.url, path, body)
     assert status in (400, 422)
     assert "Traceback" not in str(answer)
-    assert hub.settings == before
+    assert session.settings == before
 
 
-def test_unknown_sources_are_named(hub):
-    with PageServer(hub, str, LOCAL) as server:
+def test_unknown_sources_are_named(session):
+    with PageServer(session, str, LOCAL) as server:
         reply, content = get(server.url, "/frame.jpg?source=nowhere")
     assert reply.status == 400
     assert json.loads(content)["error"] == "there is no source 'nowhere': there is cam, door"

@@ -16,22 +16,22 @@ from tests.realtime.web.served import show
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 
 
-def test_one_jpeg_is_made_for_all_viewers_and_none_while_nobody_looks(hub, monkeypatch):
+def test_one_jpeg_is_made_for_all_viewers_and_none_while_nobody_looks(session, monkeypatch):
     made, real = [], cv2.imencode
     monkeypatch.setattr(cv2, "imencode", lambda *given: made.append(1) or real(*given))
-    show(hub, 0)
-    assert not hub.needs_picture
+    show(session, 0)
+    assert not session.needs_picture
     assert not made
     from realtime.web.broadcast import Broadcast
 
     async def watch():
-        broadcast = Broadcast(hub, "cam")
+        broadcast = Broadcast(session, "cam")
         viewers = [asyncio.create_task(broadcast.newer(0, 20.0)) for _ in range(20)]
-        while not hub.needs_picture:  # until the thread looks out for pictures
+        while not session.needs_picture:  # until the thread looks out for pictures
             await asyncio.sleep(0.05)
-        show(hub, 1)
+        show(session, 1)
         first = await asyncio.gather(*viewers)
-        show(hub, 2)
+        show(session, 2)
         later = await asyncio.gather(*[broadcast.newer(first[0].number, 20.0) for _ in range(20)])
         return first, later
 
@@ -39,10 +39,10 @@ def test_one_jpeg_is_made_for_all_viewers_and_none_while_nobody_looks(hub, monke
     assert {shown.number for shown in first} == {2}, "what was drawn before anybody looked is old"
     assert {shown.number for shown in later} == {3}
     assert len(made) == 2
-    assert hub.needs_picture
+    assert session.needs_picture
 
 
-def test_the_encoding_thread_ends_when_nobody_looks_and_begins_again(hub, monkeypatch):
+def test_the_encoding_thread_ends_when_nobody_looks_and_begins_again(session, monkeypatch):
     monkeypatch.setattr("realtime.web.broadcast.IDLE_S", 0.2)
     monkeypatch.setattr("realtime.web.broadcast.WAIT_S", 0.05)
     from realtime.web.broadcast import Broadcast
@@ -51,12 +51,12 @@ def test_the_encoding_thread_ends_when_nobody_looks_and_begins_again(hub, monkey
         return [thread for thread in threading.enumerate() if thread.name == "encode cam"]
 
     async def watch():
-        broadcast = Broadcast(hub, "cam")
+        broadcast = Broadcast(session, "cam")
         for _ in range(2):
             waiting = asyncio.create_task(broadcast.newer(0, 20.0))
             for index in range(400):
                 if not waiting.done():
-                    show(hub, index)
+                    show(session, index)
                     await asyncio.sleep(0.05)
             assert await waiting is not None
             end = time.monotonic() + 20

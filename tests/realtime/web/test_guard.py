@@ -11,10 +11,10 @@ from tests.realtime.web.served import LOCAL, get, post, show
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
 
 
-def test_beyond_this_machine_a_new_token_is_made_each_time(hub):
+def test_beyond_this_machine_a_new_token_is_made_each_time(session):
     tokens = set()
     for _ in range(2):
-        with PageServer(hub, str, Address("0.0.0.0", 0)) as server:
+        with PageServer(session, str, Address("0.0.0.0", 0)) as server:
             (token,) = parse_qs(urlsplit(server.url).query)["token"]
             tokens.add(token)
             local = server.url.replace("0.0.0.0", "127.0.0.1")
@@ -30,8 +30,8 @@ def test_beyond_this_machine_a_new_token_is_made_each_time(hub):
     assert min(map(len, tokens)) >= 20
 
 
-def test_on_this_machine_no_token_is_needed_and_every_answer_is_hardened(hub):
-    with PageServer(hub, lambda: "an engine", LOCAL) as server:
+def test_on_this_machine_no_token_is_needed_and_every_answer_is_hardened(session):
+    with PageServer(session, lambda: "an engine", LOCAL) as server:
         assert "?" not in server.url
         reply, content = get(server.url)
         assert b"Sightline" in content
@@ -44,15 +44,15 @@ def test_on_this_machine_no_token_is_needed_and_every_answer_is_hardened(hub):
         assert get(server.url, "/../server.py")[0].status == 404
 
 
-def test_other_sites_pages_cannot_use_a_browser_on_this_machine(hub):
-    before = hub.settings
-    with PageServer(hub, str, LOCAL) as server:
+def test_other_sites_pages_cannot_use_a_browser_on_this_machine(session):
+    before = session.settings
+    with PageServer(session, str, LOCAL) as server:
         assert get(server.url, "/state", {"Host": "evil.example"})[0].status == 403
         assert post(server.url, "/settings", {"box": not before.box}, {"Origin": "http://evil.example"})[0] == 403
         assert get(server.url, "/snapshot.jpg", {"Sec-Fetch-Site": "cross-site"})[0].status == 403
-        assert hub.settings == before
+        assert session.settings == before
         assert post(server.url, "/settings", {"box": not before.box})[0] == 200
-    assert hub.settings.box is not before.box
+    assert session.settings.box is not before.box
 
 
 FOREIGN = [
@@ -73,9 +73,9 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/snapshot.jpg", "/nothing"])
-def test_the_metrics_have_the_guard_of_the_page(hub, path):
-    show(hub, 0)
-    with MetricsSink(0, hub) as sink:
+def test_the_metrics_have_the_guard_of_the_page(session, path):
+    show(session, 0)
+    with MetricsSink(0, session) as sink:
         url = f"http://127.0.0.1:{sink.port}"
         for headers in FOREIGN:
             reply, content = get(url, path, headers)
@@ -85,8 +85,8 @@ def test_the_metrics_have_the_guard_of_the_page(hub, path):
             assert get(url, path, {"Host": host})[0].status == (404 if path == "/nothing" else 200)
 
 
-def test_a_token_opens_the_metrics_too(hub):
-    with MetricsSink(0, hub, "s3cret \N{SNOWMAN}") as sink:
+def test_a_token_opens_the_metrics_too(session):
+    with MetricsSink(0, session, "s3cret \N{SNOWMAN}") as sink:
         url = f"http://127.0.0.1:{sink.port}"
         assert get(url, "/metrics")[0].status == 401
         assert get(url, "/metrics", {"Authorization": b"Bearer nothing"})[0].status == 401

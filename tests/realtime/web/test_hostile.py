@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime.capture import Connection
-from realtime.session import Hub
-from realtime.statistics import Ledger
+from realtime.session import Session
+from realtime.statistics import LiveRun
 from realtime.web.server import Address, GuardedServer, PageServer
 from tests.realtime.web.served import LOCAL, get, post, show
 
@@ -117,8 +117,8 @@ def request(method, target, body="", headers=JSON):
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
-def test_hostile_requests_are_refused_one_by_one(hub, capfd):
-    before = hub.settings
+def test_hostile_requests_are_refused_one_by_one(session, capfd):
+    before = session.settings
     attacks = [
         *(request("POST", "/settings", each) for each in BODIES),
         *(request("POST", "/recording", each) for each in BODIES),
@@ -131,11 +131,11 @@ def test_hostile_requests_are_refused_one_by_one(hub, capfd):
             for kind in ("text/plain", "", "multipart/form-data", "json")
         ),
     ]
-    with PageServer(hub, str, LOCAL) as server:
+    with PageServer(session, str, LOCAL) as server:
         answers = [(raw(server.url, attack), attack[:200]) for attack in attacks]
         assert [each for each in answers if not each[0].startswith("HTTP/1.1 4")] == []
         assert get(server.url, "/state")[0].status == 200
-        assert hub.settings == before
+        assert session.settings == before
     assert len(answers) > 100
     assert capfd.readouterr() == ("", "")
 
@@ -150,18 +150,21 @@ NAMES = st.sampled_from(["wanted_class", "box", "heat_map", "alpha", "smoothing"
 
 @pytest.fixture(scope="module")
 def page():
-    with Hub([Connection("cam", "0")], Ledger(["cam"]), ("cat", "dog")) as hub, PageServer(hub, str, LOCAL) as server:
-        yield hub, server.url
+    with (
+        Session([Connection("cam", "0")], LiveRun(["cam"]), ("cat", "dog")) as session,
+        PageServer(session, str, LOCAL) as server,
+    ):
+        yield session, server.url
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(body=st.dictionaries(NAMES, VALUES, max_size=4) | VALUES)
 def test_any_body_is_taken_whole_or_refused_whole(page, body):
-    hub, url = page
-    before = hub.settings
+    session, url = page
+    before = session.settings
     status = int(raw(url, request("POST", "/settings", json.dumps(body))).split()[1])
     assert status == 200 or 400 <= status < 500
-    assert status == 200 or hub.settings == before
+    assert status == 200 or session.settings == before
 
 
 async def say_hello(scope, receive, send):
@@ -184,7 +187,7 @@ def test_half_requests_leave_room_and_end(beginning):
             client.close()
 
 
-def test_a_body_that_does_not_come_ends(hub):
+def test_a_body_that_does_not_come_ends(session):
     with (
         GuardedServer(say_hello, LOCAL, request_s=0.5) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow,
@@ -194,21 +197,21 @@ def test_a_body_that_does_not_come_ends(hub):
             assert slow.recv(1000) == b""
 
 
-def test_who_watches_is_not_cut_off(hub):
-    server = PageServer(hub, str, LOCAL)
+def test_who_watches_is_not_cut_off(session):
+    server = PageServer(session, str, LOCAL)
     with server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as viewer:
         viewer.sendall(b"GET /live.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert b"multipart" in viewer.recv(4096)
         others = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(100)]
         assert get(server.url, "/state")[0].status == 200
-        show(hub, 0)
+        show(session, 0)
         assert viewer.recv(1)
         for other in others:
             other.close()
 
 
-def test_wrong_tokens_are_slowed_down_and_the_right_one_is_not(hub):
-    with PageServer(hub, str, LOCAL, token="s3cret") as server:
+def test_wrong_tokens_are_slowed_down_and_the_right_one_is_not(session):
+    with PageServer(session, str, LOCAL, token="s3cret") as server:
         answers = [get(server.url, f"/state?token=wrong{n}")[0] for n in range(8)]
         assert [each.status for each in answers] == [401] * 5 + [429] * 3
         assert 0 < int(answers[-1].headers["Retry-After"]) <= 60
@@ -216,9 +219,9 @@ def test_wrong_tokens_are_slowed_down_and_the_right_one_is_not(hub):
         assert get(server.url, "/state")[0].status == 401
 
 
-def test_a_recording_that_cannot_be_begun_is_refused(hub, tmp_path):
+def test_a_recording_that_cannot_be_begun_is_refused(session, tmp_path):
     (tmp_path / "file").touch()
-    with PageServer(hub, str, Address(port=0), recordings=tmp_path / "file" / "rec") as server:
+    with PageServer(session, str, Address(port=0), recordings=tmp_path / "file" / "rec") as server:
         status, answer = post(server.url, "/recording", {"on": True})
-        assert (status, hub.settings.record) == (409, None)
+        assert (status, session.settings.record) == (409, None)
         assert "cannot write" in answer["error"]

@@ -38,22 +38,22 @@ def test_what_is_no_address_is_refused(text):
         Address.of(text)
 
 
-def test_a_port_in_use_is_named(hub):
+def test_a_port_in_use_is_named(session):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OutputError, match=f"{port}.*another port"):
-            PageServer(hub, str, Address(port=port))
+            PageServer(session, str, Address(port=port))
 
 
-def test_without_the_packages_it_says_how_to_get_them(hub, monkeypatch):
+def test_without_the_packages_it_says_how_to_get_them(session, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(EngineError, match="pip install 'fastapi"):
-        PageServer(hub, str, LOCAL)
+        PageServer(session, str, LOCAL)
 
 
-def test_viewers_are_let_go_when_the_run_ends(hub):
-    with PageServer(hub, str, LOCAL) as server:
-        show(hub, 0)
+def test_viewers_are_let_go_when_the_run_ends(session):
+    with PageServer(session, str, LOCAL) as server:
+        show(session, 0)
         with socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port)) as viewer:
             viewer.sendall(b"GET /live.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert b"multipart" in viewer.recv(4096)

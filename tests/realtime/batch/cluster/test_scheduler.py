@@ -60,7 +60,7 @@ def test_a_death_costs_only_its_segment(made, tmp_path):
     cluster = Here(CHOICE, dies=dies)
     run(made, tmp_path, cluster, ("first",))
     assert len(deaths) == 2
-    assert cluster.hired >= 3
+    assert cluster.started_workers >= 3
     assert sorted(index for _, _, index in cluster.worked) == [0, 1, 2]
     assert_same(tmp_path, made / "whole", ["first"])
 
