@@ -1,4 +1,6 @@
-"""Sightline's command line. Each command calls one function of ``realtime``, ``calib`` or ``engines``."""
+"""Sightline's command line. Each command calls one function of ``realtime``, ``calib`` or
+``engines``.
+"""
 
 import json
 import os
@@ -37,25 +39,51 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Find the main object in every frame, with nothing but an image classifier: a box, and the reason for it.",
+    help=(
+        "Find the main object in every frame, with nothing but an image classifier: a box, and the"
+        " reason for it."
+    ),
 )
 console = Terminal(stderr=True)
 UsageError: Any = typer.BadParameter.__base__
-"""What typer raises where a line of words does not fit its command; typer has no public name for it."""
+"""What typer raises where a line of words does not fit its command; typer has no public name for
+it.
+"""
 DEFECT = "this is a defect of Sightline, please report it"
-DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = Choice(), DataChoice(), StreamOptions(), Settings(), BenchOptions()
+DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = (
+    Choice(),
+    DataChoice(),
+    StreamOptions(),
+    Settings(),
+    BenchOptions(),
+)
 ONE = Scale()
 takes_data = takes("chosen", DataChoice, OPTIONS)
 FOLLOW_OPTIONS: dict[str, Any] = {
-    "follow": Annotated[bool, typer.Option("--follow", help="Look where the object was: finds small ones, calms the box.")],
+    "follow": Annotated[
+        bool,
+        typer.Option(
+            "--follow", help="Look where the object was: finds small ones, calms the box."
+        ),
+    ],
     "min_score": Annotated[
-        float, typer.Option(help="No box where that is less likely to be right; 0.8 is right 8 times in 10.", min=0, max=1)
+        float,
+        typer.Option(
+            help="No box where that is less likely to be right; 0.8 is right 8 times in 10.",
+            min=0,
+            max=1,
+        ),
     ],
     "select": Annotated[
-        str | None, typer.Option(help="With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.")
+        str | None,
+        typer.Option(help="With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class."),
     ],
     "every_frame": Annotated[
-        bool, typer.Option("--every-frame", help="With --follow: look at each frame, not at every other: surer, but fewer fps.")
+        bool,
+        typer.Option(
+            "--every-frame",
+            help="With --follow: look at each frame, not at every other: surer, but fewer fps.",
+        ),
     ],
 }
 takes_follow = takes("following", FollowOptions, FOLLOW_OPTIONS)
@@ -70,10 +98,16 @@ Budget = Annotated[
         help="Hold this time per frame by stepping to cheaper settings and back; 33 is 30 fps.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the summary as JSON on standard output.")
+]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Single = Annotated[
-    bool, typer.Option("--single", help="Only images with exactly one labelled object, of whatever class (--classes or not).")
+    bool,
+    typer.Option(
+        "--single",
+        help="Only images with exactly one labelled object, of whatever class (--classes or not).",
+    ),
 ]
 
 
@@ -92,16 +126,23 @@ def demo(
 
 
 @app.command(
-    epilog="Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4 --every 5 --plan --machines 4"
-    "   ·   sightline batch film.mkv --end 1:10:00 --heat-video   ·   sightline batch 's3://b/*' --out s3://b/out --ray auto"
+    epilog=(
+        "Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4"
+        " --every 5 --plan --machines 4   ·   sightline batch film.mkv --end 1:10:00 --heat-video  "
+        " ·   sightline batch 's3://b/*' --out s3://b/out --ray auto"
+    )
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_settings
 @takes_follow
 @takes_scale
 def batch(
-    sources: Annotated[list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")],
-    out: Annotated[str, typer.Option(help="Folder for the results; with --ray, an address, too.")] = "out",
+    sources: Annotated[
+        list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")
+    ],
+    out: Annotated[
+        str, typer.Option(help="Folder for the results; with --ray, an address, too.")
+    ] = "out",
     settings: Settings = AS_IS,
     following: FollowOptions = WHOLE_FRAMES,
     scale: Scale = ONE,
@@ -109,7 +150,8 @@ def batch(
     budget_ms: Budget = None,
     as_json: AsJson = False,
 ) -> None:
-    """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report; goes on where it was killed.
+    """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report;
+    goes on where it was killed.
 
     Exit status 1 where a source was damaged or could not be read, and the others are done.
     """
@@ -122,44 +164,69 @@ def batch(
 
 
 @app.command(
-    epilog="Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33"
-    "   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50   ·   sightline stream 0 --follow"
+    epilog=(
+        "Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4"
+        " --budget-ms 33   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb"
+        " 50   ·   sightline stream 0 --follow"
+    )
 )
 @takes_choice(*ENGINE, "wanted_class")
 @takes_stream
 @takes_follow
 def stream(
-    sources: Annotated[list[str], typer.Argument(help="Camera numbers, rtsp:// or http(s)://, files, folders, demo:")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Camera numbers, rtsp:// or http(s)://, files, folders, demo:"),
+    ],
     options: StreamOptions = AS_USUAL,
     following: FollowOptions = WHOLE_FRAMES,
     choice: Choice = DEFAULT,
     budget_ms: Budget = None,
     as_json: AsJson = False,
 ) -> None:
-    """Localize live: the newest frames of cameras and streams, or files at their own pace; every frame is accounted for."""
+    """Localize live: the newest frames of cameras and streams, or files at their own pace; every
+    frame is accounted for.
+    """
     following, choice = following.beside(choice)
     localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(sources)))
     _report([live.stream(sources, localizer, console, options, following)], as_json)
 
 
 @app.command(
-    epilog="Examples:  sightline fit photos.csv --out head.safetensors --curve curve.png"
-    "   ·   sightline fit --dataset voc2007 --model vgg16 --weights vgg16.pth --out voc_head.safetensors"
+    epilog=(
+        "Examples:  sightline fit photos.csv --out head.safetensors --curve curve.png   ·  "
+        " sightline fit --dataset voc2007 --model vgg16 --weights vgg16.pth --out"
+        " voc_head.safetensors"
+    )
 )
 @takes_choice(*NETWORK)
 @takes_data
 def fit(
     out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
     chosen: DataChoice = NO_DATA,
-    kind: Annotated[str, typer.Option(help="best; paper or paper-sgd: the papers' linear layer on the whole map.")] = "best",
-    per_class: Annotated[bool, typer.Option("--per-class", help="A layer per class besides the one for everything.")] = False,
-    curve: Annotated[Path | None, typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png.")] = None,
-    curve_on: Annotated[Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")] = None,
-    curve_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --curve-on to keep.")] = None,
+    kind: Annotated[
+        str,
+        typer.Option(help="best; paper or paper-sgd: the papers' linear layer on the whole map."),
+    ] = "best",
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="A layer per class besides the one for everything.")
+    ] = False,
+    curve: Annotated[
+        Path | None,
+        typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png."),
+    ] = None,
+    curve_on: Annotated[
+        Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")
+    ] = None,
+    curve_ids: Annotated[
+        Path | None, typer.Option(help="Text file naming the images of --curve-on to keep.")
+    ] = None,
     choice: Choice = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a box head to labelled images with one object each, by cross-validation; a published set's test half measures it."""
+    """Fit a box head to labelled images with one object each, by cross-validation; a published
+    set's test half measures it.
+    """
     options = FitOptions(out, kind, per_class, curve, curve_on, curve_ids)
     result = fit_chosen(chosen, options, choice, console)
     if as_json:
@@ -175,20 +242,36 @@ def finetune(
     choice: Choice = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the classifier's last layer to classes of your own, several in an image; boxes are not looked at."""
+    """Fit the classifier's last layer to classes of your own, several in an image; boxes are not
+    looked at.
+    """
     checked_output(out, finetuning.WEIGHTS_FILE, (*chosen.inputs, *choice.inputs))
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     found = finetuning.finetune(load_chosen(chosen, "trainval"), classifier, console)
     finetuning.save_finetuned(found, classifier, out)
-    console.print(f"{len(found.classes)} classes, mean AP {100 * found.mean_average_precision:.1f} % held out; wrote {out}")
+    console.print(
+        f"{len(found.classes)} classes, mean AP {100 * found.mean_average_precision:.1f} % held"
+        f" out; wrote {out}"
+    )
     if as_json:
-        print(json.dumps({"classes": found.classes, "average_precision": found.average_precision, "weights": str(out)}))
+        print(
+            json.dumps(
+                {
+                    "classes": found.classes,
+                    "average_precision": found.average_precision,
+                    "weights": str(out),
+                }
+            )
+        )
 
 
 @app.command(
-    epilog="Examples:  sightline evaluate photos.csv --single --json   ·   sightline evaluate photos.csv --report photos.html"
-    "   ·   sightline evaluate --dataset voc2007 --head voc_head.safetensors --classes dog,cat"
-    "   ·   sightline evaluate street_boxes.csv --follow --report street.html"
+    epilog=(
+        "Examples:  sightline evaluate photos.csv --single --json   ·   sightline evaluate"
+        " photos.csv --report photos.html   ·   sightline evaluate --dataset voc2007 --head"
+        " voc_head.safetensors --classes dog,cat   ·   sightline evaluate street_boxes.csv --follow"
+        " --report street.html"
+    )
 )
 @takes_choice(*ENGINE)
 @takes_data
@@ -196,36 +279,74 @@ def finetune(
 def evaluate(
     chosen: DataChoice = NO_DATA,
     single: Single = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1, max=LARGEST)] = None,
-    train: Annotated[Path | None, typer.Option(help="Where constant boxes, and which classes come together, are from.")] = None,
-    train_ids: Annotated[Path | None, typer.Option(help="Text file naming the images of --train to keep.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N images.", min=1, max=LARGEST)
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Where constant boxes, and which classes come together, are from."),
+    ] = None,
+    train_ids: Annotated[
+        Path | None, typer.Option(help="Text file naming the images of --train to keep.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")
+    ] = None,
     following: FollowOptions = WHOLE_FRAMES,
     choice: Choice = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Measure boxes against the truth, beside constant boxes that need no image; of a published set, its test half."""
-    result = evaluate_chosen(chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console, following)
+    """Measure boxes against the truth, beside constant boxes that need no image; of a published
+    set, its test half.
+    """
+    result = evaluate_chosen(
+        chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console, following
+    )
     if as_json:
         print(json.dumps(result))
 
 
 @app.command(
-    epilog="Examples:  sightline calibrate holiday.mp4   ·   sightline calibrate photos.csv --model vgg16 --weights vgg16.pth"
+    epilog=(
+        "Examples:  sightline calibrate holiday.mp4   ·   sightline calibrate photos.csv --model"
+        " vgg16 --weights vgg16.pth"
+    )
 )
 @takes_choice(*NETWORK[:3], "head", "size_px", "layer")
 def calibrate(
-    data: Annotated[str, typer.Argument(help="Labelled images, as for evaluate, or any source: clip, folder, zip, demo:.")],
-    images: Annotated[Path | None, typer.Option(help="Folder, zip, tar or video, where it is not beside the labels.")] = None,
-    ids: Annotated[Path | None, typer.Option(help="Text file that names the images to use, by file stem, one a line.")] = None,
-    out: Annotated[Path | None, typer.Option(help="FILE.json; else where --precision int8 finds it.")] = None,
-    ranges: Annotated[str, typer.Option(help="minmax, percentile, entropy, mse, or auto: the one that harms least.")] = "auto",
-    limit: Annotated[int, typer.Option(help="How many images, evenly spread.", min=16, max=LARGEST)] = 128,
-    plot: Annotated[Path | None, typer.Option(help="Picture of what each layer costs: FILE.png.")] = None,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Labelled images, as for evaluate, or any source: clip, folder, zip, demo:."
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder, zip, tar or video, where it is not beside the labels."),
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(help="Text file that names the images to use, by file stem, one a line."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="FILE.json; else where --precision int8 finds it.")
+    ] = None,
+    ranges: Annotated[
+        str,
+        typer.Option(help="minmax, percentile, entropy, mse, or auto: the one that harms least."),
+    ] = "auto",
+    limit: Annotated[
+        int, typer.Option(help="How many images, evenly spread.", min=16, max=LARGEST)
+    ] = 128,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture of what each layer costs: FILE.png.")
+    ] = None,
     choice: Choice = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Make a network ready for int8: measure ranges, keep the layers that suffer in floating point, prove what comes out."""
+    """Make a network ready for int8: measure ranges, keep the layers that suffer in floating point,
+    prove what comes out.
+    """
     pictures = calibration.Images(data, images, ids, limit)
     calibration.check_outputs(pictures, choice, out, plot)
     found = calibration.calibrate_chosen(pictures, choice, ranges, out, console)
@@ -237,20 +358,38 @@ def calibrate(
 
 
 @app.command(
-    epilog="Examples:  sightline build --model squeezenet --weights squeezenet.net --out squeezenet_map.onnx"
-    "   ·   sightline build --backend tensorrt --precision fp16   ·   sightline build --backend tensorrt --for sm89"
+    epilog=(
+        "Examples:  sightline build --model squeezenet --weights squeezenet.net --out"
+        " squeezenet_map.onnx   ·   sightline build --backend tensorrt --precision fp16   ·  "
+        " sightline build --backend tensorrt --for sm89"
+    )
 )
 @takes_choice(*NETWORK, "head", "precision", "calibration")
 def build(
-    out: Annotated[Path | None, typer.Option(help="ONNX file to write: image in; box, class, score and map out.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="ONNX file to write: image in; box, class, score and map out."),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images per call.", min=1, max=MOST_IMAGES)] = 1,
-    backend: Annotated[str, typer.Option(help="auto: the ONNX file alone; openvino or tensorrt: certified for it.")] = "auto",
-    target: Annotated[str | None, typer.Option("--for", help="A GPU that is not here: sm75, sm80, sm86, sm89, sm120.")] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build even where the engine is in the cache.")] = False,
-    on: Annotated[str | None, typer.Option(help="Clip or folder whose frames certify the engine; else the demo's.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="auto: the ONNX file alone; openvino or tensorrt: certified for it.")
+    ] = "auto",
+    target: Annotated[
+        str | None,
+        typer.Option("--for", help="A GPU that is not here: sm75, sm80, sm86, sm89, sm120."),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build even where the engine is in the cache.")
+    ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Clip or folder whose frames certify the engine; else the demo's."),
+    ] = None,
     choice: Choice = DEFAULT,
 ) -> None:
-    """Write the whole localization graph as one ONNX file, or build an engine of it, proved against the reference."""
+    """Write the whole localization graph as one ONNX file, or build an engine of it, proved against
+    the reference.
+    """
     wanted = certified.BuildChoice(out, backend, choice.precision, target, rebuild, on)
     certified.check_options(wanted, choice.inputs)
     reference = build_chosen(replace(choice, precision="fp32"), batch)
@@ -259,26 +398,37 @@ def build(
 
 
 @app.command(
-    epilog="Examples:  sightline bench   ·   sightline bench holiday.mp4 --models squeezenet --json"
-    "   ·   sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8"
-    "   ·   sightline bench compare before.json after.json   ·   sightline bench --screen 0 --seconds 20"
+    epilog=(
+        "Examples:  sightline bench   ·   sightline bench holiday.mp4 --models squeezenet --json  "
+        " ·   sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8   ·  "
+        " sightline bench compare before.json after.json   ·   sightline bench --screen 0"
+        " --seconds 20"
+    )
 )
 @takes_choice("weights", "method", "head", "size_px", "backend", "precision")
 @takes_bench
-def bench(options: BenchOptions = AS_TIMED, choice: Choice = DEFAULT, as_json: AsJson = False) -> None:
-    """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No outlier is removed.
+def bench(
+    options: BenchOptions = AS_TIMED, choice: Choice = DEFAULT, as_json: AsJson = False
+) -> None:
+    """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No
+    outlier is removed.
 
-    compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the two runs.
+    compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the
+        two runs.
     """
     if bench_chosen(options, choice, console, as_json):
         raise typer.Exit(1)
 
 
 @app.command(
-    epilog="Examples:  sightline doctor   ·   sightline doctor --json   ·   where that fails: python -m realtime.doctor"
+    epilog=(
+        "Examples:  sightline doctor   ·   sightline doctor --json   ·   where that fails: python"
+        " -m realtime.doctor"
+    )
 )
 def doctor(as_json: AsJson = False) -> None:
-    """Look at packages, processor, codecs, display, cameras, GPU, weights and cache: each problem with its fix.
+    """Look at packages, processor, codecs, display, cameras, GPU, weights and cache: each problem
+    with its fix.
 
     Exit status 1 where something that running on the processor needs is broken.
     """
@@ -305,7 +455,8 @@ def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:
 def main() -> None:
     """Run the command line; a user's mistake is one line and status 2.
 
-    Any other exception is a defect of Sightline: one line and status 2 as well. ``SIGHTLINE_TRACEBACK=1`` shows all of it.
+    Any other exception is a defect of Sightline: one line and status 2 as well.
+    ``SIGHTLINE_TRACEBACK=1`` shows all of it.
     """
     try:
         status = app(standalone_mode=False)
@@ -316,13 +467,19 @@ def main() -> None:
             error.show()
             sys.exit(2)
         command = error.ctx.command_path if error.ctx else "sightline"
-        _stop(f"{' '.join(shown(error.format_message()).split()).rstrip('.')}; '{command} --help' lists what it takes")
+        _stop(
+            f"{' '.join(shown(error.format_message()).split()).rstrip('.')}; '{command} --help'"
+            " lists what it takes"
+        )
     except Exception as error:
         if os.environ.get("SIGHTLINE_TRACEBACK"):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        _stop(f"{DEFECT}: {what} ({Path(frame.filename).name}:{frame.lineno}; SIGHTLINE_TRACEBACK=1 shows all of it)")
+        _stop(
+            f"{DEFECT}: {what} ({Path(frame.filename).name}:{frame.lineno}; SIGHTLINE_TRACEBACK=1"
+            " shows all of it)"
+        )
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -1,4 +1,6 @@
-"""The commands ``fit`` and ``evaluate`` from labelled images to heads, figures, pictures and reports."""
+"""The commands ``fit`` and ``evaluate`` from labelled images to heads, figures, pictures and
+reports.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +39,8 @@ class FitOptions:
         out: head to write.
         kind, per_class: see ``calib.heads.fit.fit_head``.
         curve: picture of the learning curve to draw.
-        curve_on, curve_ids: labels it is measured on, and which of them; None for a fifth of the data.
+        curve_on, curve_ids: labels it is measured on, and which of them; None for a fifth of the
+            data.
     """
 
     out: Path
@@ -48,7 +51,9 @@ class FitOptions:
     curve_ids: Path | None = None
 
 
-def fit_chosen(data: DataChoice, options: FitOptions, choice: Choice, console: Console) -> dict[str, Any]:
+def fit_chosen(
+    data: DataChoice, options: FitOptions, choice: Choice, console: Console
+) -> dict[str, Any]:
     """Fit and save a head; measure it on a published set's test half; draw its learning curve.
 
     Returns:
@@ -63,16 +68,31 @@ def fit_chosen(data: DataChoice, options: FitOptions, choice: Choice, console: C
     if curve:
         checked_output(curve, curves.CURVE_FILE, inputs)
     elif options.curve_on:
-        raise OutputError("--curve-on says what a learning curve is measured on: name its picture with --curve FILE.png")
-    training, test = load_chosen(data, "trainval"), load_chosen(data, "test") if data.dataset else []
-    held_out = load_chosen(labels_beside(data, options.curve_on, options.curve_ids), "") if options.curve_on else None
+        raise OutputError(
+            "--curve-on says what a learning curve is measured on: name its picture with --curve"
+            " FILE.png"
+        )
+    training, test = (
+        load_chosen(data, "trainval"),
+        load_chosen(data, "test") if data.dataset else [],
+    )
+    held_out = (
+        load_chosen(labels_beside(data, options.curve_on, options.curve_ids), "")
+        if options.curve_on
+        else None
+    )
     if curve:
         curves.check_enough(training, held_out)
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     spec, features = default_features(classifier, choice.method, options.kind, choice.layer)
-    fitted = fit_head(training, classifier, spec, features, console, data.name, options.kind, options.per_class)
+    fitted = fit_head(
+        training, classifier, spec, features, console, data.name, options.kind, options.per_class
+    )
     fitted.head.save(out)
-    console.print(f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f}; wrote {out}")
+    console.print(
+        f"cross-validated CorLoc {100 * fitted.cv_corloc:.1f} %, mean IoU {fitted.cv_mean_iou:.3f};"
+        f" wrote {out}"
+    )
     result = {**fitted.head.card, "head": str(out)}
     if test:
         localizer = open_with_notes(replace(choice, head=str(out), layer=None), console)
@@ -93,8 +113,8 @@ class EvaluateOptions:
     Attributes:
         single: only images with exactly one object.
         limit: only the first so many images.
-        train, train_ids: labels that constant boxes, and how classes come together, are taken from, and which of them; None
-            for constant boxes of the head's own.
+        train, train_ids: labels that constant boxes, and how classes come together, are taken from,
+            and which of them; None for constant boxes of the head's own.
         report: page to write.
     """
 
@@ -106,9 +126,14 @@ class EvaluateOptions:
 
 
 def evaluate_chosen(
-    data: DataChoice, options: EvaluateOptions, choice: Choice, console: Console, following: FollowOptions = WHOLE_FRAMES
+    data: DataChoice,
+    options: EvaluateOptions,
+    choice: Choice,
+    console: Console,
+    following: FollowOptions = WHOLE_FRAMES,
 ) -> dict[str, Any]:
-    """Measure boxes against the truth, print the figures and write the report; of sequences, those that are followed.
+    """Measure boxes against the truth, print the figures and write the report; of sequences, those
+    that are followed.
 
     Returns:
         The figures, and what they are of.
@@ -117,18 +142,32 @@ def evaluate_chosen(
         SightlineError: the data or the engine cannot be used, or the report cannot be written.
     """
     if options.report:
-        check_report(options.report, (*data.inputs, *choice.inputs, options.train, options.train_ids))
+        check_report(
+            options.report, (*data.inputs, *choice.inputs, options.train, options.train_ids)
+        )
     following, choice = following.beside(choice)
     if following.objects > 1:
-        raise InputError("evaluate --follow measures one object in each sequence: leave --objects out")
+        raise InputError(
+            "evaluate --follow measures one object in each sequence: leave --objects out"
+        )
     remarks = Remarks()
-    several = load_sequences(data.data, options.limit, remarks) if following.follow and data.data else None
+    several = (
+        load_sequences(data.data, options.limit, remarks)
+        if following.follow and data.data
+        else None
+    )
     samples = several or load_chosen(data, "test", remarks, options.limit)
-    training = load_chosen(labels_beside(data, options.train, options.train_ids), "") if options.train else None
+    training = (
+        load_chosen(labels_beside(data, options.train, options.train_ids), "")
+        if options.train
+        else None
+    )
     if training:
         check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
     localizer = open_with_notes(choice, console)
-    localizer.abstain_below(0.0)  # every box is measured, and what --min-score leaves of them is counted
+    localizer.abstain_below(
+        0.0
+    )  # every box is measured, and what --min-score leaves of them is counted
     engine = localizer.engine
     facts = {
         "model": choice.model,
@@ -139,14 +178,26 @@ def evaluate_chosen(
         "machine": machine(),
     }
     if following.follow:
-        followed = _follow(samples, localizer, following, options.report, f"Following on {data.title}", facts, console)
+        followed = _follow(
+            samples,
+            localizer,
+            following,
+            options.report,
+            f"Following on {data.title}",
+            facts,
+            console,
+        )
         return {**followed, "labels_skipped": remarks.left_out}
     given = conditional_probabilities(training) if training else None
     constants = baselines(localizer, training)
-    found, cases = evaluation.evaluate(samples, localizer, console, constants, options.single, given, following.min_score)
+    found, cases = evaluation.evaluate(
+        samples, localizer, console, constants, options.single, given, following.min_score
+    )
     measured = evaluation.print_report(found, cases, data.dataset is not None, console)
     if options.report:
-        write_report(options.report, f"Localization on {data.title}", found, cases, localizer, facts)
+        write_report(
+            options.report, f"Localization on {data.title}", found, cases, localizer, facts
+        )
         console.print(f"wrote {options.report}")
     return {**measured, "labels_skipped": remarks.left_out, **facts}
 

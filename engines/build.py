@@ -35,10 +35,13 @@ def build_graph(
 ) -> onnx.ModelProto:
     """Assemble the localization graph.
 
-    Inputs: ``image_nhwc_bgr`` uint8 ``[N, S, S, 3]``; ``wanted_class`` int64 ``[N]``, -1 for the best-scoring class.
-    Outputs: ``class_index`` int64 ``[N]``; ``score`` float32 ``[N]`` (softmax probability of that class); ``map`` float32
-    ``[N, h, w]`` at ``spec.layer``; ``logit`` float32 ``[N]`` (the class's score before the softmax); with a head ``box_xyxy``
-    float32 ``[N, 4]`` in 0..1 of width and height; with ``features`` their values ``[N, D]``.
+    Inputs: ``image_nhwc_bgr`` uint8 ``[N, S, S, 3]``; ``wanted_class`` int64 ``[N]``, -1 for the
+        best-scoring class.
+    Outputs: ``class_index`` int64 ``[N]``; ``score`` float32 ``[N]`` (softmax probability of that
+        class); ``map`` float32
+    ``[N, h, w]`` at ``spec.layer``; ``logit`` float32 ``[N]`` (the class's score before the
+    softmax); with a head ``box_xyxy`` float32 ``[N, 4]`` in 0..1 of width and height; with
+    ``features`` their values ``[N, D]``.
 
     Args:
         classifier: the network.
@@ -46,11 +49,13 @@ def build_graph(
         head: fitted or training-free, reads the box; None for the map alone.
         batch: images per call.
         features: head inputs to publish, for fitting.
-        expose: tensors to publish too, as ``NAME_out``: ``scores``, a layer's activations, any tensor of the graph.
+        expose: tensors to publish too, as ``NAME_out``: ``scores``, a layer's activations, any
+            tensor of the graph.
         quantization: run in 8 bits what it says, see ``engines.int8``.
 
     Raises:
-        ModelError: the head or the quantization belongs to another network, size or objective, or the graph cannot be built.
+        ModelError: the head or the quantization belongs to another network, size or objective, or
+            the graph cannot be built.
     """
     spec = spec or (head.spec if head else MapSpec())
     if head is not None:
@@ -89,19 +94,32 @@ def assemble(
     features: Sequence[Feature] = (),
     expose: Sequence[str] = (),
 ) -> Assembled:
-    """Preprocessing, forward pass, backward pass, maps and head, in fp32; the arguments are those of ``build_graph``."""
+    """Preprocessing, forward pass, backward pass, maps and head, in fp32; the arguments are those
+    of ``build_graph``.
+    """
     graph = Graph()
-    pixels, normalised = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
+    pixels, normalised = append_preprocessing(
+        graph, batch, classifier.size_px, classifier.preprocessing
+    )
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
     forward = classifier.append(graph, normalised)
     class_index, score = append_chosen_class(graph, forward.scores, wanted)
     logit = append_picked(graph, forward.scores, class_index)
     head_features = head.features if isinstance(head, Head) else ()
     read = [(f.signal, f.layer) for f in (*head_features, *features)]
-    maps = append_maps(graph, forward, pixels, class_index, spec, [(spec.signal, spec.layer), *read])
-    outputs = {"class_index": class_index, "score": score, "map": maps[spec.signal, spec.layer], "logit": logit}
+    maps = append_maps(
+        graph, forward, pixels, class_index, spec, [(spec.signal, spec.layer), *read]
+    )
+    outputs = {
+        "class_index": class_index,
+        "score": score,
+        "map": maps[spec.signal, spec.layer],
+        "logit": logit,
+    }
     if isinstance(head, Head):
-        outputs["box_xyxy"] = append_box(graph, append_features(graph, maps, head.features), class_index, head)
+        outputs["box_xyxy"] = append_box(
+            graph, append_features(graph, maps, head.features), class_index, head
+        )
     elif head is not None:
         outputs["box_xyxy"] = append_heuristic_box(graph, maps[spec.signal, spec.layer], head)
     if features:
@@ -115,20 +133,28 @@ def check_head(head: Head | Heuristic, classifier: Classifier, spec: MapSpec) ->
     """Raise ModelError unless the head was fitted on exactly this network, size and map."""
     remedy = "fit one for it with 'fit', or pass --head none"
     if isinstance(head, Head) and head.network != classifier.digest:
-        raise ModelError(f"the head was fitted on another network than these '{classifier.name}' weights; {remedy}")
+        raise ModelError(
+            f"the head was fitted on another network than these '{classifier.name}' weights;"
+            f" {remedy}"
+        )
     if isinstance(head, Head) and head.size_px != classifier.size_px:
-        raise ModelError(f"the head was fitted at {head.size_px} px, not {classifier.size_px}; {remedy}")
+        raise ModelError(
+            f"the head was fitted at {head.size_px} px, not {classifier.size_px}; {remedy}"
+        )
     if head.spec != spec:
         raise ModelError(f"the head reads the map {head.spec}, not {spec}; {remedy}")
 
 
 def check_quantization(quantization: Quantization, classifier: Classifier, spec: MapSpec) -> None:
-    """Raise ModelError unless the ranges were measured on exactly this network, size and objective."""
+    """Raise ModelError unless the ranges were measured on exactly this network, size and
+    objective.
+    """
     have = (quantization.network, quantization.size_px, quantization.objective)
     if have != (classifier.digest, classifier.size_px, spec.objective):
         raise ModelError(
-            f"the int8 calibration is of another network, size or objective ({quantization.size_px} px, "
-            f"{quantization.objective}) than this ({classifier.size_px} px, {spec.objective}): run 'calibrate' for it"
+            f"the int8 calibration is of another network, size or objective ({quantization.size_px}"
+            f" px, {quantization.objective}) than this ({classifier.size_px} px, {spec.objective}):"
+            " run 'calibrate' for it"
         )
 
 
@@ -140,10 +166,15 @@ def stamp(
     classes: int,
     search: str | None = None,
 ) -> dict[str, str]:
-    """Metadata that lets an engine be trusted and its results be read; ``search`` says what finds boxes in place of a head."""
+    """Metadata that lets an engine be trusted and its results be read; ``search`` says what finds
+    boxes in place of a head.
+    """
     names = classifier.class_names or class_names(classes)
     if len(names) != classes:
-        raise ModelError(f"these '{classifier.name}' weights name {len(names)} classes, and the network scores {classes}")
+        raise ModelError(
+            f"these '{classifier.name}' weights name {len(names)} classes, and the network scores"
+            f" {classes}"
+        )
     description: dict[str, Any] = {
         "format": FORMAT,
         "model": classifier.name,
@@ -153,7 +184,11 @@ def stamp(
         "head": head.digest if head else search,
         "quantization": quantization.digest if quantization else None,
         "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
-        "trust": head.confidence_model.stored() if isinstance(head, Head) and head.confidence_model else None,
+        "trust": (
+            head.confidence_model.stored()
+            if isinstance(head, Head) and head.confidence_model
+            else None
+        ),
     }
     return {"sightline": json.dumps(description), "class_names": json.dumps(names)}
 
@@ -167,9 +202,13 @@ def stamped(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         description = json_object(metadata["sightline"])
     except (KeyError, ValueError) as error:
-        raise ModelError("this ONNX file was not built by Sightline: build it with 'build'") from error
+        raise ModelError(
+            "this ONNX file was not built by Sightline: build it with 'build'"
+        ) from error
     if description.get("format") != FORMAT:
-        raise ModelError("this graph was built by another version of Sightline: build it again with 'build'")
+        raise ModelError(
+            "this graph was built by another version of Sightline: build it again with 'build'"
+        )
     return description
 
 
@@ -178,11 +217,15 @@ def append_chosen_class(graph: Graph, scores: str, wanted: str) -> tuple[str, st
     best = graph.add("ArgMax", scores, axis=1, keepdims=0, hint="best_class")
     automatic = graph.add("Less", wanted, graph.constant(0, np.int64), hint="automatic")
     chosen = graph.add("Where", automatic, best, wanted, hint="chosen_class")
-    return chosen, append_picked(graph, graph.add("Softmax", scores, axis=1, hint="probability"), chosen)
+    return chosen, append_picked(
+        graph, graph.add("Softmax", scores, axis=1, hint="probability"), chosen
+    )
 
 
 def append_picked(graph: Graph, values: str, class_index: str) -> str:
     """Of values ``[N, classes]`` those of a class each: ``[N]``."""
-    column = graph.add("Unsqueeze", class_index, graph.constant([1], np.int64), hint="chosen_column")
+    column = graph.add(
+        "Unsqueeze", class_index, graph.constant([1], np.int64), hint="chosen_column"
+    )
     picked = graph.add("GatherElements", values, column, axis=1, hint="chosen_value")
     return graph.add("Squeeze", picked, graph.constant([1], np.int64), hint="chosen_values")

@@ -1,4 +1,6 @@
-"""Certificates: the proof on real frames that an engine agrees with its reference, and the choice of certified engines."""
+"""Certificates: the proof on real frames that an engine agrees with its reference, and the choice
+of certified engines.
+"""
 
 import hashlib
 import json
@@ -27,7 +29,9 @@ from engines.reading import number, read_json_object, text, whole_number
 CERTIFICATE_FILE = Kind("certificate", (), rb'\{\s*"passed": (true|false),\s*"subject": \{')
 FEWEST_FRAMES = 8
 LEAST_CHANGE = 1e-3
-"""Frames whose reference maps change less than this from one to the next cannot show that a map is not frozen."""
+"""Frames whose reference maps change less than this from one to the next cannot show that a map is
+not frozen.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,12 @@ class Thresholds:
         box_iou_p5: 5th percentile over the frames of the overlap of its box with the reference's.
         map_correlation_p5: 5th percentile of Pearson's correlation of its map with the reference's.
         class_agreement: share of the frames in which both name the same class.
-        change_ratio: how much its maps change from frame to frame, over how much the reference's do.
+        change_ratio: how much its maps change from frame to frame, over how much the reference's
+            do.
 
-    The defaults let bf16 through, which our tests hold against the reference: on the demo's frames it has a box IoU of 0.91
-    (training-free boxes, which hang on single pixels) to 0.98, map correlation 0.967 to 0.995, class agreement 0.95 to 1.
+    The defaults let bf16 through, which our tests hold against the reference: on the demo's frames
+    it has a box IoU of 0.91 (training-free boxes, which hang on single pixels) to 0.98, map
+    correlation 0.967 to 0.995, class agreement 0.95 to 1.
     """
 
     box_iou_p5: float = 0.85
@@ -55,12 +61,14 @@ class Certificate:
     """What a comparison found.
 
     Attributes:
-        subject: what was compared, by which a stale certificate is told (graph and engine digests, library, precision).
+        subject: what was compared, by which a stale certificate is told (graph and engine digests,
+            library, precision).
         reference, candidate: the engines in words.
         frames: how many different ones.
         box_iou_p5: None where there is no head.
         map_correlation_p5, class_agreement: see ``Thresholds``.
-        map_change, reference_map_change: 1 less the correlation of each map with the next frame's, mean.
+        map_change, reference_map_change: 1 less the correlation of each map with the next frame's,
+            mean.
         thresholds: that were in force.
         failures: a few words for each that was not met; empty for an engine that passed.
     """
@@ -93,19 +101,26 @@ class Certificate:
             OutputError: the place cannot be written.
         """
         with whole_file(path) as part:
-            part.write_text(json.dumps({"passed": self.passed, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
+            part.write_text(
+                json.dumps({"passed": self.passed, **asdict(self)}, indent=2) + "\n",
+                encoding="utf-8",
+            )
 
     def __str__(self) -> str:
         box = "no box" if self.box_iou_p5 is None else f"box IoU {self.box_iou_p5:.3f}"
         verdict = "passed" if self.passed else f"FAILED ({'; '.join(self.failures)})"
         return (
-            f"certificate {verdict}: {box} and map correlation {self.map_correlation_p5:.4f} (5th percentiles), "
-            f"class agreement {100 * self.class_agreement:.0f} %, on {self.frames} frames against {self.reference}"
+            f"certificate {verdict}: {box} and map correlation {self.map_correlation_p5:.4f} (5th"
+            f" percentiles), class agreement {100 * self.class_agreement:.0f} %, on {self.frames}"
+            f" frames against {self.reference}"
         )
 
 
 def certify(
-    reference: Localizer, candidate: Localizer, images_bgr: Sequence[ImageBgr], thresholds: Thresholds | None = None
+    reference: Localizer,
+    candidate: Localizer,
+    images_bgr: Sequence[ImageBgr],
+    thresholds: Thresholds | None = None,
 ) -> Certificate:
     """Compare two engines on the same frames.
 
@@ -116,15 +131,21 @@ def certify(
         thresholds: None for the usual ones.
 
     Raises:
-        InputError: there are too few different frames, or they are so alike that a frozen map would not show.
+        InputError: there are too few different frames, or they are so alike that a frozen map would
+            not show.
         EngineError: the two do not have maps of one shape.
     """
     frames = _different(images_bgr)
     if len(frames) < FEWEST_FRAMES:
-        raise InputError(f"{len(frames)} different frames are too few to certify an engine: give at least {FEWEST_FRAMES}")
+        raise InputError(
+            f"{len(frames)} different frames are too few to certify an engine: give at least"
+            f" {FEWEST_FRAMES}"
+        )
     true, found = reference.localize(frames), candidate.localize(frames)
     if true[0].map_hw.shape != found[0].map_hw.shape:
-        raise EngineError(f"maps of {found[0].map_hw.shape} cannot be held against {true[0].map_hw.shape}")
+        raise EngineError(
+            f"maps of {found[0].map_hw.shape} cannot be held against {true[0].map_hw.shape}"
+        )
     limits = thresholds or Thresholds()
     result = Certificate(
         {},
@@ -139,7 +160,10 @@ def certify(
         limits,
     )
     if result.reference_map_change < LEAST_CHANGE:
-        raise InputError("these frames are all alike, a frozen map would not show: certify on a clip in which something moves")
+        raise InputError(
+            "these frames are all alike, a frozen map would not show: certify on a clip in which"
+            " something moves"
+        )
     return replace(result, failures=tuple(_failures(result, [f.map_hw for f in found])))
 
 
@@ -173,7 +197,9 @@ def _words(localizer: Localizer) -> str:
 
 def _box_iou_p5(true: Sequence[Localization], found: Sequence[Localization]) -> float | None:
     boxes = [(t.box_xyxy_px, f.box_xyxy_px) for t, f in zip(true, found, strict=True)]
-    overlaps = [float(iou(np.array(t), np.array(f))) for t, f in boxes if t is not None and f is not None]
+    overlaps = [
+        float(iou(np.array(t), np.array(f))) for t, f in boxes if t is not None and f is not None
+    ]
     return _p5(overlaps) if overlaps else None
 
 
@@ -211,20 +237,28 @@ def load_certificate(path: Path) -> Certificate:
         content = read_json_object(path, "certificate")
         passed = content.pop("passed")
         content["failures"] = tuple(text(each, "a failure") for each in content["failures"])
-        content["thresholds"] = Thresholds(**{n: number(v, f"its {n}", 0, 1) for n, v in content["thresholds"].items()})
-        content["subject"] = {text(n, "a subject"): text(v, "a subject") for n, v in content["subject"].items()}
+        content["thresholds"] = Thresholds(
+            **{n: number(v, f"its {n}", 0, 1) for n, v in content["thresholds"].items()}
+        )
+        content["subject"] = {
+            text(n, "a subject"): text(v, "a subject") for n, v in content["subject"].items()
+        }
         certificate = Certificate(**content)
         _check_numbers(certificate)
         if passed is not certificate.passed:
             raise ValueError("it contradicts itself")
     except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
         reason = f"it has no {error}" if type(error) is KeyError else str(error)
-        raise EngineError(f"cannot read certificate {path}: {reason}; make it again with 'build --rebuild'") from error
+        raise EngineError(
+            f"cannot read certificate {path}: {reason}; make it again with 'build --rebuild'"
+        ) from error
     return certificate
 
 
 def _check_numbers(certificate: Certificate) -> None:
-    """Raise ValueError unless they are what ``certify`` can have found, and one that passed met its thresholds."""
+    """Raise ValueError unless they are what ``certify`` can have found, and one that passed met its
+    thresholds.
+    """
     limits = certificate.thresholds
     whole_number(certificate.frames, "its frames", FEWEST_FRAMES, 1 << 31)
     for name in ("map_change", "reference_map_change"):
@@ -233,8 +267,14 @@ def _check_numbers(certificate: Certificate) -> None:
         value = getattr(certificate, name)
         if value is None and name == "box_iou_p5":
             continue
-        if number(value, f"its {name}", -1 - 1e-6, 1 + 1e-6) < getattr(limits, name) and certificate.passed:
-            raise ValueError(f"it contradicts itself: its {name} of {value} is below what it asks for, and it passed")
+        if (
+            number(value, f"its {name}", -1 - 1e-6, 1 + 1e-6) < getattr(limits, name)
+            and certificate.passed
+        ):
+            raise ValueError(
+                f"it contradicts itself: its {name} of {value} is below what it asks for, and it"
+                " passed"
+            )
     for name in ("reference", "candidate"):
         text(getattr(certificate, name), f"its {name}")
 
@@ -262,7 +302,8 @@ def require(path: Path, subject: Mapping[str, str], command: str) -> None:
         command: that makes the certificate, for the message.
 
     Raises:
-        EngineError: the certificate is missing, failed, stale or damaged; the message says what to do.
+        EngineError: the certificate is missing, failed, stale or damaged; the message says what to
+            do.
     """
     found = status(path, subject)
     if found == "passed":
@@ -270,7 +311,10 @@ def require(path: Path, subject: Mapping[str, str], command: str) -> None:
     if found == "missing":
         reason, remedy = "has no certificate yet", command
     elif found == "stale":
-        reason, remedy = "has a stale certificate, of another graph or build", f"{command} --rebuild"
+        reason, remedy = (
+            "has a stale certificate, of another graph or build",
+            f"{command} --rebuild",
+        )
     else:
         failures = "; ".join(load_certificate(path).failures)
         reason, remedy = f"failed its certificate ({failures})", f"{command} --rebuild"
@@ -299,7 +343,8 @@ def typed_graph(model: onnx.ModelProto, precision: str, library: str, sm: str) -
     """The graph as TensorRT is to read it: its types say the precision.
 
     Args:
-        model: from ``engines.build.build_graph``, in float32; for int8 with its pairs of QuantizeLinear and DequantizeLinear.
+        model: from ``engines.build.build_graph``, in float32; for int8 with its pairs of
+            QuantizeLinear and DequantizeLinear.
         precision: one of ``PRECISIONS``.
         library: ``tensorrt`` or ``tensorrt_rtx``.
         sm: the GPU's compute capability.
@@ -309,12 +354,17 @@ def typed_graph(model: onnx.ModelProto, precision: str, library: str, sm: str) -
     """
     quantized = is_quantized(model)
     if quantized != (precision == "int8"):
-        raise EngineError(f"a graph {'with' if quantized else 'without'} 8-bit scales cannot be built in {precision}")
+        raise EngineError(
+            f"a graph {'with' if quantized else 'without'} 8-bit scales cannot be built in"
+            f" {precision}"
+        )
     typed = to_half(model) if precision == "fp16" else model
     return products_as_convolutions(typed) if library == "tensorrt_rtx" and sm == TURING else typed
 
 
-def key_of(model: onnx.ModelProto, typed: onnx.ModelProto, library: Any, target: str, precision: str) -> EngineKey:
+def key_of(
+    model: onnx.ModelProto, typed: onnx.ModelProto, library: Any, target: str, precision: str
+) -> EngineKey:
     """The cache key of a TensorRT engine.
 
     Args:
@@ -325,7 +375,15 @@ def key_of(model: onnx.ModelProto, typed: onnx.ModelProto, library: Any, target:
         precision: in words.
     """
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    return EngineKey(model_name(model), graph_digest(typed), library.__name__, library.__version__, target, precision, batch)
+    return EngineKey(
+        model_name(model),
+        graph_digest(typed),
+        library.__name__,
+        library.__version__,
+        target,
+        precision,
+        batch,
+    )
 
 
 def model_name(model: onnx.ModelProto) -> str:
@@ -335,7 +393,10 @@ def model_name(model: onnx.ModelProto) -> str:
 
 def subject_of(key: EngineKey, plan: bytes) -> dict[str, str]:
     """What a certificate is about."""
-    return {**{name: str(value) for name, value in asdict(key).items()}, "engine": hashlib.sha256(plan).hexdigest()}
+    return {
+        **{name: str(value) for name, value in asdict(key).items()},
+        "engine": hashlib.sha256(plan).hexdigest(),
+    }
 
 
 def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto") -> Engine:
@@ -346,7 +407,8 @@ def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto"
         precision: ``auto`` or one of ``PRECISIONS``.
 
     Raises:
-        EngineError: driver, GPU, library, engine or certificate is missing, or does not fit; the message says what to do.
+        EngineError: driver, GPU, library, engine or certificate is missing, or does not fit; the
+            message says what to do.
     """
     from engines.backends.tensorrt import TensorRtEngine, load_pycuda, load_tensorrt
 
@@ -358,28 +420,43 @@ def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto"
     typed = typed_graph(model, precision, library.__name__, gpu.sm)
     command = f"sightline build --backend tensorrt --precision {precision}"
     # Built here, or ahead of time for GPUs of this kind and copied into the cache.
-    found = find_engine([key_of(model, typed, library, target, precision) for target in (str(gpu), gpu.sm)])
+    found = find_engine(
+        [key_of(model, typed, library, target, precision) for target in (str(gpu), gpu.sm)]
+    )
     if found is None:
-        raise EngineError(f"no TensorRT engine of this graph is built for {gpu}: run '{command}' with the same model and head")
+        raise EngineError(
+            f"no TensorRT engine of this graph is built for {gpu}: run '{command}' with the same"
+            " model and head"
+        )
     key, plan = found
     require(certificate_path(key.path), subject_of(key, plan), command)
     return TensorRtEngine(plan, model, precision)
 
 
 def openvino_key(model: onnx.ModelProto, engine: Engine) -> EngineKey:
-    """What an OpenVINO certificate is about: there is no plan, the graph is compiled when it is opened."""
+    """What an OpenVINO certificate is about: there is no plan, the graph is compiled when it is
+    opened.
+    """
     import openvino
 
     version = openvino.__version__.split("-")[0]
     return EngineKey(
-        model_name(model), graph_digest(model), "openvino", version, engine.device, engine.precision, engine.inputs[0].shape[0]
+        model_name(model),
+        graph_digest(model),
+        "openvino",
+        version,
+        engine.device,
+        engine.precision,
+        engine.inputs[0].shape[0],
     )
 
 
 def refuse_failed(model: onnx.ModelProto, engine: Engine) -> None:
-    """Raise EngineError if ``build`` found that this very engine does not give what its reference gives.
+    """Raise EngineError if ``build`` found that this very engine does not give what its reference
+    gives.
 
-    An OpenVINO engine that was never certified may run: its precisions are held against the reference by our own tests.
+    An OpenVINO engine that was never certified may run: its precisions are held against the
+    reference by our own tests.
     """
     if not any(engines_dir().glob("*-openvino-*")):
         return  # the usual case, in which the graph need not be hashed
@@ -387,7 +464,10 @@ def refuse_failed(model: onnx.ModelProto, engine: Engine) -> None:
     path = certificate_path(key.path)
     if status(path, openvino_subject(key)) == "failed":
         reasons = "; ".join(load_certificate(path).failures)
-        raise EngineError(f"OpenVINO in {engine.precision} failed its certificate ({reasons}): use --precision fp32")
+        raise EngineError(
+            f"OpenVINO in {engine.precision} failed its certificate ({reasons}): use --precision"
+            " fp32"
+        )
 
 
 def openvino_subject(key: EngineKey) -> Mapping[str, str]:

@@ -1,4 +1,6 @@
-"""Opens the engine that a user's options describe: model, weights, method, head, backend, precision."""
+"""Opens the engine that a user's options describe: model, weights, method, head, backend,
+precision.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +25,13 @@ from engines.networks.weights import ASSETS
 from engines.search.choose import open_search
 from engines.search.crops import CropScorer, load_crop_scorer
 
-METHODS = {"sensitivity": "class", "gestalt": "gestalt", "heuristic": "class", "dam": "class", "beam": "class"}
+METHODS = {
+    "sensitivity": "class",
+    "gestalt": "gestalt",
+    "heuristic": "class",
+    "dam": "class",
+    "beam": "class",
+}
 """What each method differentiates."""
 SEARCHES = ("dam", "beam")
 """Methods that take several engine calls, see ``engines.search``."""
@@ -37,12 +45,16 @@ class Choice:
     Attributes:
         model: see ``engines.networks.registry.load_classifier``.
         weights: a file, a name to download, ``random``, or None.
-        method: ``sensitivity`` (class score), ``gestalt``, ``heuristic`` (class score, no fitted head), or one of ``SEARCHES``.
-        head: a head file, the name of a shipped one (``compact_gestalt``), ``none``, or None for the shipped one where it fits.
-        backend: ``auto`` (TensorRT where all of it is there and certified, else OpenVINO), or one of ``BACKENDS``.
+        method: ``sensitivity`` (class score), ``gestalt``, ``heuristic`` (class score, no fitted
+            head), or one of ``SEARCHES``.
+        head: a head file, the name of a shipped one (``compact_gestalt``), ``none``, or None for
+            the shipped one where it fits.
+        backend: ``auto`` (TensorRT where all of it is there and certified, else OpenVINO), or one
+            of ``BACKENDS``.
         precision: ``auto``, or what the backend can: ``fp32``, ``bf16``, ``fp16``, ``int8``.
         size_px: input side.
-        layer: where the backward pass stops: ``pixels``, or an inner layer, which is cheaper; None for the head's.
+        layer: where the backward pass stops: ``pixels``, or an inner layer, which is cheaper; None
+            for the head's.
         calibration: file for ``int8``; None for the shipped one or the one that ``calibrate`` made.
         wanted_class: name or index of the class to look for.
         threads: processor threads; 0 for all.
@@ -82,18 +94,22 @@ def open_localizer(
     Args:
         model: a network's name or file, or all the common options.
         notify: gets what a user should know of it, such as why ``auto`` does not take TensorRT.
-        streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see ``OpenVinoEngine``.
+        streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see
+            ``OpenVinoEngine``.
         batch: images that one call takes.
         options: any fields of ``Choice``, which go before those of ``model``.
 
     Raises:
-        ModelError: the model, weights or head cannot be used, or does not say how sure it is where that is asked for.
+        ModelError: the model, weights or head cannot be used, or does not say how sure it is where
+            that is asked for.
         EngineError: the backend cannot run them.
         TypeError: there is no such option.
     """
     choice = chosen(model, options)
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
-    if choice.method in SEARCHES and (choice.head is None or (choice.method, choice.head) == ("beam", "none")):
+    if choice.method in SEARCHES and (
+        choice.head is None or (choice.method, choice.head) == ("beam", "none")
+    ):
         engine = open_search(
             choice.method,
             classifier,
@@ -106,7 +122,9 @@ def open_localizer(
             readers=readers_of_crops(choice, classifier),
         )
     else:
-        engine = open_engine(choice, classifier, choose_head(choice, classifier), notify, streams, batch)
+        engine = open_engine(
+            choice, classifier, choose_head(choice, classifier), notify, streams, batch
+        )
     if notify is not None:
         for loss in getattr(engine, "losses", ()):
             notify(loss)
@@ -130,14 +148,20 @@ def chosen(model: str | Choice, options: Mapping[str, Any]) -> Choice:
     """
     unknown = sorted(set(options) - Choice.__dataclass_fields__.keys())
     if unknown:
-        raise TypeError(f"there is no option '{unknown[0]}': there are {', '.join(Choice.__dataclass_fields__)}")
+        raise TypeError(
+            f"there is no option '{unknown[0]}': there are {', '.join(Choice.__dataclass_fields__)}"
+        )
     if not isinstance(model, str | Choice):
-        raise InputError(f"a model is a name, a file's path as text, or EngineOptions, not {type(model).__name__}")
+        raise InputError(
+            "a model is a name, a file's path as text, or EngineOptions, not"
+            f" {type(model).__name__}"
+        )
     return replace(model if isinstance(model, Choice) else Choice(model), **options)
 
 
 def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | None:
-    """The named head, or the shipped one that fits, or the training-free one; None where none is wanted.
+    """The named head, or the shipped one that fits, or the training-free one; None where none is
+    wanted.
 
     Raises:
         ModelError: the head cannot be read, or the options contradict each other.
@@ -145,36 +169,53 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     objective = objective_of(choice.method)
     if choice.method in SEARCHES:
         raise ModelError(
-            f"--method {choice.method} takes several graphs and no head of one's own: it runs in demo, batch, stream and "
-            "evaluate, without --head and --budget-ms"
+            f"--method {choice.method} takes several graphs and no head of one's own: it runs in"
+            " demo, batch, stream and evaluate, without --head and --budget-ms"
         )
     if choice.objects > 1:
-        raise ModelError(f"--method {choice.method} finds the main object only: for more, use --method {' or '.join(SEARCHES)}")
+        raise ModelError(
+            f"--method {choice.method} finds the main object only: for more, use --method"
+            f" {' or '.join(SEARCHES)}"
+        )
     if choice.head == "none":
         return None
     if choice.head is not None:
         if choice.method == "heuristic":
-            raise ModelError(f"--method heuristic reads the box without a fitted head: drop it, or drop --head {choice.head}")
+            raise ModelError(
+                "--method heuristic reads the box without a fitted head: drop it, or drop --head"
+                f" {choice.head}"
+            )
         path = Path(choice.head)
         is_name = not path.exists() and choice.head in shipped_head_names()
         return load_head(shipped_head_path(choice.head) if is_name else path)
     for name, head in shipped_heads(classifier.digest).items():
-        is_usual = name.startswith(f"{classifier.name}_{choice.method}") and head.size_px == classifier.size_px
+        is_usual = (
+            name.startswith(f"{classifier.name}_{choice.method}")
+            and head.size_px == classifier.size_px
+        )
         if is_usual and choice.layer in (None, head.spec.layer):
             return head
     return default_heuristic(classifier.name, objective, choice.layer)
 
 
 def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, CropScorer] | None:
-    """The shipped head and judge with which ``--method beam`` looks for several objects; None for the paper's search.
+    """The shipped head and judge with which ``--method beam`` looks for several objects; None for
+    the paper's search.
 
-    That is what one object, ``--head none`` and a feature map of one's own are searched with, and networks without a judge.
+    That is what one object, ``--head none`` and a feature map of one's own are searched with, and
+    networks without a judge.
 
     Raises:
         ModelError: the judge is damaged.
     """
     path = ASSETS / f"{classifier.name}_crops.safetensors"
-    if choice.method != "beam" or choice.objects == 1 or choice.head or choice.layer or not path.exists():
+    if (
+        choice.method != "beam"
+        or choice.objects == 1
+        or choice.head
+        or choice.layer
+        or not path.exists()
+    ):
         return None
     crop_scorer = load_crop_scorer(path)
     for head in shipped_heads(classifier.digest).values():
@@ -183,10 +224,14 @@ def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, Crop
     return None
 
 
-def choose_quantization(choice: Choice, classifier: Classifier, spec: MapSpec) -> Quantization | None:
-    """The named calibration, or the one that fits: the user's, made by ``calibrate`` before, or the shipped one.
+def choose_quantization(
+    choice: Choice, classifier: Classifier, spec: MapSpec
+) -> Quantization | None:
+    """The named calibration, or the one that fits: the user's, made by ``calibrate`` before, or the
+    shipped one.
 
-    None for other precisions, and for ``auto`` where there is none or it was not certified for maps at this layer.
+    None for other precisions, and for ``auto`` where there is none or it was not certified for maps
+    at this layer.
 
     Raises:
         ModelError: int8 is asked for, and there is none, or the named one cannot be read.
@@ -202,13 +247,15 @@ def choose_quantization(choice: Choice, classifier: Classifier, spec: MapSpec) -
     if choice.precision == "auto":
         return None
     raise ModelError(
-        f"no int8 calibration of these {classifier.name} weights at {classifier.size_px} px: make one with "
-        "'sightline calibrate', or name its file with --calibration"
+        f"no int8 calibration of these {classifier.name} weights at {classifier.size_px} px: make"
+        " one with 'sightline calibrate', or name its file with --calibration"
     )
 
 
 def calibration_paths(classifier: Classifier, objective: str) -> tuple[Path, Path]:
-    """Where a calibration of this network is: in the user's cache, where ``calibrate`` puts it, or among the shipped files."""
+    """Where a calibration of this network is: in the user's cache, where ``calibrate`` puts it, or
+    among the shipped files.
+    """
     name = f"{classifier.name}_{objective}_{classifier.size_px}_{classifier.digest[:12]}.int8.json"
     return cache_dir() / "calibrations" / name, ASSETS / name
 
@@ -221,20 +268,30 @@ def open_engine(
     streams: int = 1,
     batch: int = 1,
 ) -> Engine:
-    """Compile the graph on the chosen backend, or find it compiled and certified; the arguments as for ``open_localizer``."""
+    """Compile the graph on the chosen backend, or find it compiled and certified; the arguments as
+    for ``open_localizer``.
+    """
     spec, notify = chosen_spec(choice, head), notify or (lambda _: None)
     if choice.backend in ("auto", "tensorrt"):
         try:
-            quantization = choose_quantization(choice, classifier, spec) if choice.precision == "int8" else None
+            quantization = (
+                choose_quantization(choice, classifier, spec)
+                if choice.precision == "int8"
+                else None
+            )
             return open_certified(
-                lambda: build_graph(classifier, spec, head, batch=batch, quantization=quantization), choice.precision
+                lambda: build_graph(classifier, spec, head, batch=batch, quantization=quantization),
+                choice.precision,
             )
         except EngineError as error:
             if choice.backend == "tensorrt":
                 raise EngineError(f"{error}; --backend openvino needs no GPU") from error
             notify(f"not TensorRT: {error}")
     if choice.backend in ("auto", "openvino"):
-        from engines.backends.openvino import OpenVinoEngine, has_vnni  # only the chosen backend is imported
+        from engines.backends.openvino import (
+            OpenVinoEngine,
+            has_vnni,
+        )  # only the chosen backend is imported
 
         wanted = choice.precision == "int8" or choice.calibration is not None or has_vnni()
         quantization = choose_quantization(choice, classifier, spec) if wanted else None
@@ -246,7 +303,9 @@ def open_engine(
         try:
             from engines.backends.torch_cuda import open_torch
         except ImportError as error:
-            raise EngineError(f"--backend torch needs PyTorch: {install_extra('torch')}, or use openvino") from error
+            raise EngineError(
+                f"--backend torch needs PyTorch: {install_extra('torch')}, or use openvino"
+            ) from error
         return open_torch(classifier, spec, head, choice.precision, batch)
     raise EngineError(f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}")
 
@@ -260,7 +319,9 @@ def build_chosen(choice: Choice, batch: int = 1) -> onnx.ModelProto:
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
     spec = chosen_spec(choice, head)
-    quantization = choose_quantization(choice, classifier, spec) if choice.precision == "int8" else None
+    quantization = (
+        choose_quantization(choice, classifier, spec) if choice.precision == "int8" else None
+    )
     return build_graph(classifier, spec, head, batch=batch, quantization=quantization)
 
 
@@ -273,9 +334,15 @@ def chosen_spec(choice: Choice, head: Head | Heuristic | None) -> MapSpec:
     objective = objective_of(choice.method)
     spec = head.spec if head else MapSpec(objective, layer=choice.layer or PIXELS)
     if choice.layer not in (None, spec.layer):
-        raise ModelError(f"the head reads the map at {spec.layer}, not at {choice.layer}: drop --layer, or --head")
+        raise ModelError(
+            f"the head reads the map at {spec.layer}, not at {choice.layer}: drop --layer, or"
+            " --head"
+        )
     if spec.objective != objective:
-        raise ModelError(f"the head reads the {spec.objective} objective, not method {choice.method}; drop one of the two")
+        raise ModelError(
+            f"the head reads the {spec.objective} objective, not method {choice.method}; drop one"
+            " of the two"
+        )
     return spec
 
 
@@ -305,4 +372,7 @@ def class_index(wanted: str, names: tuple[str, ...]) -> int:
     if len(found) == 1:
         return found[0]
     some = ", ".join(names[i] for i in found[:6])
-    raise ModelError(f"class '{wanted}' " + (f"could be {some}: write one of them" if found else "is unknown to this network"))
+    raise ModelError(
+        f"class '{wanted}' "
+        + (f"could be {some}: write one of them" if found else "is unknown to this network")
+    )

@@ -1,7 +1,8 @@
-"""The confidence of a box: a logistic model on a few numbers of the answer, fitted to how often such boxes were right.
+"""The confidence of a box: a logistic model on a few numbers of the answer, fitted to how often
+such boxes were right.
 
-"Right" is an IoU over 0.5 with the truth. A model belongs to a head, whose file holds it: ``fit`` makes it of boxes of images
-that the head did not see (``calib.heads.confidence``).
+"Right" is an IoU over 0.5 with the truth. A model belongs to a head, whose file holds it: ``fit``
+makes it of boxes of images that the head did not see (``calib.heads.confidence``).
 """
 
 import math
@@ -17,10 +18,14 @@ from engines.features import area_matrix
 from engines.reading import number
 
 SIDE = 16
-"""Cells a side that a map is averaged to: its cues then hardly depend on where the backward pass stopped."""
+"""Cells a side that a map is averaged to: its cues then hardly depend on where the backward pass
+stopped.
+"""
 CUES = ("logit", "probability", "strength", "inside", "spread", "off_centre", "size", "aspect")
 FURTHEST = 3.0
-"""Deviations from the training set's mean at which a cue is held: what was never seen tells no more than the strangest."""
+"""Deviations from the training set's mean at which a cue is held: what was never seen tells no more
+than the strangest.
+"""
 MOST_LOGIT = 500.0
 """At which an exponential still is a float; the probability is 0 or 1 long before."""
 TINY = 1e-12
@@ -58,7 +63,8 @@ class ConfidenceModel:
 
 
 def confidence_model_of(stored: Mapping[str, Any] | None) -> ConfidenceModel | None:
-    """What ``ConfidenceModel.stored`` and JSON leave; None where there is none, or one of another version's cues.
+    """What ``ConfidenceModel.stored`` and JSON leave; None where there is none, or one of another
+    version's cues.
 
     Raises:
         KeyError, TypeError, ValueError: it is none.
@@ -67,11 +73,14 @@ def confidence_model_of(stored: Mapping[str, Any] | None) -> ConfidenceModel | N
         return None
     least = {"mean": -LARGEST, "scale": 1 / LARGEST, "weight": -LARGEST}
     mean, scale, weight = (
-        tuple(number(value, f"a {name} of its trust", low, LARGEST) for value in stored[name]) for name, low in least.items()
+        tuple(number(value, f"a {name} of its trust", low, LARGEST) for value in stored[name])
+        for name, low in least.items()
     )
     if {len(mean), len(scale), len(weight)} != {len(CUES)}:
         raise ValueError("its trust has not as many weights as signs")
-    return ConfidenceModel(mean, scale, weight, number(stored["bias"], "the bias of its trust", -LARGEST, LARGEST))
+    return ConfidenceModel(
+        mean, scale, weight, number(stored["bias"], "the bias of its trust", -LARGEST, LARGEST)
+    )
 
 
 def averaged(map_hw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -87,7 +96,9 @@ def _cells(length: int) -> NDArray[np.float32]:
     return area_matrix(length, SIDE)
 
 
-def cues_of(box_xyxy: Sequence[float], map_hw: NDArray[np.float32], probability: float, logit: float) -> list[float]:
+def cues_of(
+    box_xyxy: Sequence[float], map_hw: NDArray[np.float32], probability: float, logit: float
+) -> list[float]:
     """The cues of a box, in the order of ``CUES``.
 
     Args:
@@ -116,7 +127,9 @@ def cues_of(box_xyxy: Sequence[float], map_hw: NDArray[np.float32], probability:
 
 def _covered(low: float, high: float) -> NDArray[np.float64]:
     """Of each of ``SIDE`` cells, the part that lies between two places in 0..1."""
-    return np.asarray((np.minimum(_LEFT + 1, high * SIDE) - np.maximum(_LEFT, low * SIDE)).clip(0.0))
+    return np.asarray(
+        (np.minimum(_LEFT + 1, high * SIDE) - np.maximum(_LEFT, low * SIDE)).clip(0.0)
+    )
 
 
 def _deviation(shares: NDArray[np.float64]) -> float:

@@ -1,4 +1,6 @@
-"""Downloads files over https into the user's cache, resumes them, and checks them before every use."""
+"""Downloads files over https into the user's cache, resumes them, and checks them before every
+use.
+"""
 
 import hashlib
 import os
@@ -40,24 +42,30 @@ class Download:
 
 
 def cache_dir() -> Path:
-    """Where downloads and built engines are kept: ``SIGHTLINE_CACHE``, else ``sightline`` under the user's cache folder."""
+    """Where downloads and built engines are kept: ``SIGHTLINE_CACHE``, else ``sightline`` under the
+    user's cache folder.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SIGHTLINE_CACHE") or Path(base) / "sightline")
 
 
 _seen: set[tuple[str, int, int, str]] = set()
-"""Files that this process has checked: path, size, time of change in ns, sha256. A file of 0.5 GB takes a second or two."""
+"""Files that this process has checked: path, size, time of change in ns, sha256. A file of 0.5 GB
+takes a second or two.
+"""
 
 
 def downloaded(source: Download, folder: Path) -> Path:
-    """The file in ``folder``, where a user may have put it, else from the web; it appears there only with the right checksum.
+    """The file in ``folder``, where a user may have put it, else from the web; it appears there
+    only with the right checksum.
 
-    A file that is there already is checked too, once in each process, and again when it has changed. It may be the user's own,
-    so one that is not right is refused and left as it is. A download that stops leaves ``FILE.part`` behind, and the next one
-    goes on from there.
+    A file that is there already is checked too, once in each process, and again when it has
+    changed. It may be the user's own, so one that is not right is refused and left as it is. A
+    download that stops leaves ``FILE.part`` behind, and the next one goes on from there.
 
     Raises:
-        DownloadError: offline, cut off, or the file is not the published one; the message says what to put where.
+        DownloadError: offline, cut off, or the file is not the published one; the message says what
+            to put where.
     """
     target = folder / source.file
     by_hand = f"fetch it by hand and put it at {target}"
@@ -77,9 +85,14 @@ def downloaded(source: Download, folder: Path) -> Path:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         again = f"try again to go on after {_size(part)} bytes, or " if _size(part) else ""
-        raise DownloadError(f"cannot download {_shown(source.url)} ({_reason(error)}): {again}{by_hand}") from error
+        raise DownloadError(
+            f"cannot download {_shown(source.url)} ({_reason(error)}): {again}{by_hand}"
+        ) from error
     if not right:
-        raise DownloadError(f"{_shown(source.url)} came with a sha256 that is not {source.sha256}: try again, or {by_hand}")
+        raise DownloadError(
+            f"{_shown(source.url)} came with a sha256 that is not {source.sha256}: try again, or"
+            f" {by_hand}"
+        )
     _seen.add(_state(target, source))
     return target
 
@@ -98,8 +111,15 @@ def _refuse_other(target: Path, source: Download) -> None:
     except OSError as error:
         raise DownloadError(f"cannot read {target}: {error.strerror or error}") from error
     if not right:
-        words = f"{length} bytes of {source.size_bytes}" if length != source.size_bytes else "its sha256 differs"
-        raise DownloadError(f"{target} is cut off, damaged or another file ({words}): remove it, and it is downloaded anew")
+        words = (
+            f"{length} bytes of {source.size_bytes}"
+            if length != source.size_bytes
+            else "its sha256 differs"
+        )
+        raise DownloadError(
+            f"{target} is cut off, damaged or another file ({words}): remove it, and it is"
+            " downloaded anew"
+        )
     _seen.add(state)
 
 
@@ -112,7 +132,13 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
     """Follows a server to other https addresses, never to an address without encryption."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: Message,
+        newurl: str,
     ) -> urllib.request.Request | None:
         try:
             _refuse_plain(newurl)
@@ -133,7 +159,9 @@ def _refuse_plain(url: str) -> None:
 
 
 def _shown(url: str) -> str:
-    """The address without what may be secret: name and password, and what follows a question mark."""
+    """The address without what may be secret: name and password, and what follows a question
+    mark.
+    """
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -148,14 +176,18 @@ def _fetch(source: Download, part: Path) -> None:
     have = _size(part)
     if have >= source.size_bytes:
         return  # nothing is left to fetch; the checksum tells whether it is the file
-    request = urllib.request.Request(source.url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(
+        source.url, headers={"Range": f"bytes={have}-"} if have else {}
+    )
     reply: HTTPResponse = urllib.request.build_opener(_HttpsOnly).open(request, timeout=TIMEOUT_S)
     with reply, _progress() as bar:
         resumed = reply.status == HTTPStatus.PARTIAL_CONTENT
         have = have if resumed else 0
         task = bar.add_task(part.stem, total=source.size_bytes, completed=have)
         with _opened(part, "ab" if resumed else "wb") as file:
-            while have < source.size_bytes and (chunk := reply.read(min(CHUNK_BYTES, source.size_bytes - have))):
+            while have < source.size_bytes and (
+                chunk := reply.read(min(CHUNK_BYTES, source.size_bytes - have))
+            ):
                 file.write(chunk)
                 have += len(chunk)
                 bar.advance(task, len(chunk))
@@ -165,13 +197,17 @@ def _fetch(source: Download, part: Path) -> None:
 
 
 def _opened(part: Path, mode: str) -> IO[bytes]:
-    """``part`` to write to. Others may not write to it, whatever the umask; a link that waits in its place is not followed.
+    """``part`` to write to. Others may not write to it, whatever the umask; a link that waits in
+    its place is not followed.
 
     Raises:
         OSError: it cannot be opened.
     """
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "ab" else os.O_TRUNC)
-    return os.fdopen(os.open(part, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o644), mode)
+    return os.fdopen(
+        os.open(part, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o644),
+        mode,
+    )
 
 
 def _size(path: Path) -> int:
@@ -185,10 +221,18 @@ def _digest(path: Path) -> str:
 
 def _reason(error: Exception) -> str:
     """``HTTP Error 404: Not Found``, or the system's words under urllib's."""
-    return str(error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)) or type(error).__name__
+    return (
+        str(error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error))
+        or type(error).__name__
+    )
 
 
 def _progress() -> Progress:
     """On standard error: standard output belongs to ``--json``."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     return Progress(*columns, console=Terminal(stderr=True))

@@ -31,8 +31,8 @@ class TensorSpec:
 class Engine(Protocol):
     """A compiled graph. Not thread-safe: one thread owns it.
 
-    ``infer`` runs and waits. ``submit`` and ``collect`` are its two halves, so that a caller can do other things meanwhile and
-    keep several calls under way.
+    ``infer`` runs and waits. ``submit`` and ``collect`` are its two halves, so that a caller can do
+    other things meanwhile and keep several calls under way.
 
     Attributes:
         backend: ``openvino``, ``torch``, ``mock`` ...
@@ -40,7 +40,8 @@ class Engine(Protocol):
         device: the processor in words.
         inputs, outputs: in the graph's order.
         metadata: what ``engines.build`` stamped on the graph.
-        slots: how many calls may be under way at once; with that many the processor never waits for the caller.
+        slots: how many calls may be under way at once; with that many the processor never waits for
+            the caller.
     """
 
     backend: str
@@ -67,7 +68,8 @@ class Engine(Protocol):
         ...
 
     def collect(self, ticket: Ticket) -> dict[str, Array]:
-        """Wait for a call and take its outputs, as ``infer`` returns them. Once for each ticket, in the order of submission.
+        """Wait for a call and take its outputs, as ``infer`` returns them. Once for each ticket, in
+        the order of submission.
 
         Raises:
             EngineError: the call failed.
@@ -90,21 +92,31 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the engine holds, once the calls under way have ended. Calling it twice is fine."""
+        """Free what the engine holds, once the calls under way have ended. Calling it twice is
+        fine.
+        """
         ...
 
 
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
-    """Raise InputError, naming tensor, what came, what was expected and what to do, unless the feeds fit the specs."""
+    """Raise InputError, naming tensor, what came, what was expected and what to do, unless the
+    feeds fit the specs.
+    """
     expected = {spec.name: spec for spec in specs}
     for name in feeds:
         if name not in expected:
-            raise InputError(f"unknown input '{name}': this engine takes {', '.join(expected)}; leave it out")
+            raise InputError(
+                f"unknown input '{name}': this engine takes {', '.join(expected)}; leave it out"
+            )
     for name, spec in expected.items():
         if name not in feeds:
             raise InputError(f"input '{name}' is missing: pass an array {spec}")
         came = feeds[name]
         if came.dtype != spec.dtype or came.shape != spec.shape:
             got = TensorSpec(name, came.dtype, came.shape)
-            todo = "convert it with .astype" if came.shape == spec.shape else "resize it or build for that shape"
+            todo = (
+                "convert it with .astype"
+                if came.shape == spec.shape
+                else "resize it or build for that shape"
+            )
             raise InputError(f"input '{name}': got {got}, expected {spec}; {todo}")

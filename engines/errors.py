@@ -1,6 +1,7 @@
 """All errors that Sightline raises on purpose.
 
-The error tree (each is one clear line: what, where, what to do; the command line ends with status 2)::
+The error tree (each is one clear line: what, where, what to do; the command line ends with status
+2)::
 
     SightlineError
     ├── ModelError    a network, its weights or a head cannot be used
@@ -15,10 +16,17 @@ from engines.text import shown
 
 
 class SightlineError(Exception):
-    """Base of every error that is the user's to mend; its text is one line, without secrets of addresses."""
+    """Base of every error that is the user's to mend; its text is one line, without secrets of
+    addresses.
+    """
 
     def __init__(self, *parts: object) -> None:
-        super().__init__(*(shown(" ".join(part.split("\n"))) if isinstance(part, str) else part for part in parts))
+        super().__init__(
+            *(
+                shown(" ".join(part.split("\n"))) if isinstance(part, str) else part
+                for part in parts
+            )
+        )
 
 
 class ModelError(SightlineError):

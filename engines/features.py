@@ -1,7 +1,9 @@
-"""Computes a head's features from the maps: coarse grids, and quantiles of the marginals, which move with the object.
+"""Computes a head's features from the maps: coarse grids, and quantiles of the marginals, which
+move with the object.
 
-All maps of one size are worked on together, as channels of one tensor: a small network's head would otherwise be hundreds
-of tiny nodes, whose overhead costs as much as the backward pass (measured: 1.3 ms of 5 on two cores).
+All maps of one size are worked on together, as channels of one tensor: a small network's head would
+otherwise be hundreds of tiny nodes, whose overhead costs as much as the backward pass (measured:
+1.3 ms of 5 on two cores).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +24,15 @@ class Feature:
     """One group of the head's inputs, computed from one map.
 
     Attributes:
-        kind: ``grid`` (the map averaged to ``size`` x ``size`` cells; the papers' head is the grid of full size) or
-            ``quantiles`` (positions, 0..1, of ``size`` evenly spaced quantiles of the marginals along x, then y).
+        kind: ``grid`` (the map averaged to ``size`` x ``size`` cells; the papers' head is the grid
+            of full size) or ``quantiles`` (positions, 0..1, of ``size`` evenly spaced quantiles of
+            the marginals along x, then y).
         layer: where the map is taken: ``pixels`` or an inner layer.
         size: cells per side, or number of quantiles per axis.
-        power: exponent on the map before it is normalised to a mean of 1; below 1 it tames single hot pixels.
-        signal: ``gradient`` (the sensitivity map), ``activation`` (the layer's mean activation: no backward pass),
+        power: exponent on the map before it is normalised to a mean of 1; below 1 it tames single
+            hot pixels.
+        signal: ``gradient`` (the sensitivity map), ``activation`` (the layer's mean activation: no
+            backward pass),
             ``gradcam`` or ``layercam``: see ``engines.maps.SIGNALS``.
     """
 
@@ -69,24 +74,40 @@ def append_features(graph: Graph, maps: Mapping[Source, str], features: Sequence
                 if (f.kind, f.size) == (kind, size):
                     places[f] = width + channel * f.width
             width += graph.shape(blocks[-1])[1]
-    joined = blocks[0] if len(blocks) == 1 else graph.add("Concat", *blocks, axis=1, hint="blocks_joined")
+    joined = (
+        blocks[0]
+        if len(blocks) == 1
+        else graph.add("Concat", *blocks, axis=1, hint="blocks_joined")
+    )
     columns = np.concatenate([np.arange(places[f], places[f] + f.width) for f in features])
     if np.array_equal(columns, np.arange(width)):
         return joined
-    return graph.add("Gather", joined, graph.constant(columns, np.int64), axis=1, hint="features_joined")
+    return graph.add(
+        "Gather", joined, graph.constant(columns, np.int64), axis=1, hint="features_joined"
+    )
 
 
 def _stacked(graph: Graph, maps_nhw: Sequence[str], powers: Sequence[float]) -> str:
-    """Every map to every power, as channels: ``[N, len(powers) * len(maps), h, w]``, the maps running fastest."""
+    """Every map to every power, as channels: ``[N, len(powers) * len(maps), h, w]``, the maps
+    running fastest.
+    """
     axis = graph.constant([1], np.int64)
     images = [graph.add("Unsqueeze", each, axis, hint="map_image") for each in maps_nhw]
-    base = images[0] if len(images) == 1 else graph.add("Concat", *images, axis=1, hint="maps_stacked")
+    base = (
+        images[0] if len(images) == 1 else graph.add("Concat", *images, axis=1, hint="maps_stacked")
+    )
     raised = [base if power == 1 else _power(graph, base, power) for power in powers]
-    return raised[0] if len(raised) == 1 else graph.add("Concat", *raised, axis=1, hint="powers_stacked")
+    return (
+        raised[0]
+        if len(raised) == 1
+        else graph.add("Concat", *raised, axis=1, hint="powers_stacked")
+    )
 
 
 def _power(graph: Graph, tensor: str, power: float) -> str:
-    """Square and root have operators of their own, which are many times cheaper than a general power."""
+    """Square and root have operators of their own, which are many times cheaper than a general
+    power.
+    """
     if power == 0.5:
         return graph.add("Sqrt", tensor, hint="map_root")
     if power == 2:
@@ -96,19 +117,28 @@ def _power(graph: Graph, tensor: str, power: float) -> str:
 
 def _share(graph: Graph, tensor: str, axes: Sequence[int]) -> str:
     """Divided by its mean over ``axes``; what is zero throughout stays zero."""
-    mean = graph.add("ReduceMean", tensor, graph.constant(list(axes), np.int64), keepdims=1, hint="map_mean")
-    return graph.add("Div", tensor, graph.add("Max", mean, graph.constant(1e-30)), hint="map_normalised")
+    mean = graph.add(
+        "ReduceMean", tensor, graph.constant(list(axes), np.int64), keepdims=1, hint="map_mean"
+    )
+    return graph.add(
+        "Div", tensor, graph.add("Max", mean, graph.constant(1e-30)), hint="map_normalised"
+    )
 
 
 def _grids(graph: Graph, stack: str, size: int) -> str:
-    """Mean of each cell of maps ``[N, M, h, w]`` with a mean of 1: ``[N, M * size * size]``; cells need not align with pixels.
+    """Mean of each cell of maps ``[N, M, h, w]`` with a mean of 1: ``[N, M * size * size]``; cells
+    need not align with pixels.
 
     Cells have equal areas, so the mean over the cells is the mean over the map.
     """
     n, count, height, width = graph.shape(stack)
     if height % size == 0 and width % size == 0:
         cell = [height // size, width // size]
-        cells = graph.add("AveragePool", stack, kernel_shape=cell, strides=cell, hint="grid") if cell != [1, 1] else stack
+        cells = (
+            graph.add("AveragePool", stack, kernel_shape=cell, strides=cell, hint="grid")
+            if cell != [1, 1]
+            else stack
+        )
     else:
         rows = _weighted_mean(graph, stack, area_matrix(height, size), axis=2)
         cells = _weighted_mean(graph, rows, area_matrix(width, size), axis=3)
@@ -119,17 +149,21 @@ def _grids(graph: Graph, stack: str, size: int) -> str:
 def _weighted_mean(graph: Graph, tensor: str, matrix: Array32, axis: int) -> str:
     """Multiply one axis of ``[N, M, h, w]`` by a matrix ``[cells, length]``.
 
-    Written as products and a sum, not as a matrix product: engines that compute matrix products in bf16 keep what follows
-    the last of them in fp32, and the box deserves it.
+    Written as products and a sum, not as a matrix product: engines that compute matrix products in
+    bf16 keep what follows the last of them in fp32, and the box deserves it.
     """
     shape = [1, 1, *matrix.shape, 1] if axis == 2 else [1, 1, 1, *matrix.shape]
     spread = graph.add("Unsqueeze", tensor, graph.constant([axis], np.int64), hint="map_spread")
     products = graph.add("Mul", spread, graph.constant(matrix.reshape(shape)), hint="cell_products")
-    return graph.add("ReduceSum", products, graph.constant([axis + 1], np.int64), keepdims=0, hint="cells")
+    return graph.add(
+        "ReduceSum", products, graph.constant([axis + 1], np.int64), keepdims=0, hint="cells"
+    )
 
 
 def area_matrix(length: int, cells: int) -> Array32:
-    """``[cells, length]``: row i averages the i-th of ``cells`` equal stretches, parts of pixels counted in part."""
+    """``[cells, length]``: row i averages the i-th of ``cells`` equal stretches, parts of pixels
+    counted in part.
+    """
     edges = np.linspace(0, length, cells + 1)
     low, high = edges[:-1, None], edges[1:, None]
     pixels = np.arange(length)
@@ -139,32 +173,52 @@ def area_matrix(length: int, cells: int) -> Array32:
 
 
 def _quantiles(graph: Graph, stack: str, count: int) -> str:
-    """``[N, M, h, w]`` to ``[N, M * 2 * count]``: positions of the quantiles (i + 1/2) / count of both marginals, x then y.
+    """``[N, M, h, w]`` to ``[N, M * 2 * count]``: positions of the quantiles (i + 1/2) / count of
+    both marginals, x then y.
 
-    A position is the share of the axis below the quantile: bin j, of mass p_j between C_j and C_j + p_j, counts by the
-    part of it that lies below q, ``clip((q - C_j) / p_j, 0, 1)``.
+    A position is the share of the axis below the quantile: bin j, of mass p_j between C_j and C_j +
+    p_j, counts by the part of it that lies below q, ``clip((q - C_j) / p_j, 0, 1)``.
     """
     n, maps, height, width = graph.shape(stack)
-    marginals = [graph.add("ReduceMean", stack, graph.constant([a], np.int64), keepdims=0, hint="marginal") for a in (2, 3)]
+    marginals = [
+        graph.add("ReduceMean", stack, graph.constant([a], np.int64), keepdims=0, hint="marginal")
+        for a in (2, 3)
+    ]
     if height == width:  # both axes at once: [N, M, 2, side]
-        both = [graph.add("Unsqueeze", each, graph.constant([2], np.int64), hint="marginal_row") for each in marginals]
+        both = [
+            graph.add("Unsqueeze", each, graph.constant([2], np.int64), hint="marginal_row")
+            for each in marginals
+        ]
         found = _positions(graph, graph.add("Concat", *both, axis=2, hint="marginals"), count)
     else:
-        rows = [graph.add("Unsqueeze", each, graph.constant([2], np.int64), hint="marginal_row") for each in marginals]
-        found = graph.add("Concat", *(_positions(graph, row, count) for row in rows), axis=2, hint="quantiles_xy")
-    return graph.add("Reshape", found, graph.constant([n, maps * 2 * count], np.int64), hint="quantiles_flat")
+        rows = [
+            graph.add("Unsqueeze", each, graph.constant([2], np.int64), hint="marginal_row")
+            for each in marginals
+        ]
+        found = graph.add(
+            "Concat", *(_positions(graph, row, count) for row in rows), axis=2, hint="quantiles_xy"
+        )
+    return graph.add(
+        "Reshape", found, graph.constant([n, maps * 2 * count], np.int64), hint="quantiles_flat"
+    )
 
 
 def _positions(graph: Graph, marginals: str, count: int) -> str:
     """``[N, M, K, length]`` to the quantiles' positions ``[N, M, K, count]``."""
     length = graph.shape(marginals)[3]
     levels = graph.constant(((np.arange(count) + 0.5) / count).reshape(1, 1, 1, count, 1))
-    mass = graph.add("Mul", _share(graph, marginals, (3,)), graph.constant(1 / length), hint="marginal_mass")
+    mass = graph.add(
+        "Mul", _share(graph, marginals, (3,)), graph.constant(1 / length), hint="marginal_mass"
+    )
     mass = graph.add("Unsqueeze", mass, graph.constant([3], np.int64), hint="mass")
     below = graph.add("CumSum", mass, graph.constant(4, np.int64), exclusive=1, hint="mass_below")
-    part = graph.add("Div", graph.add("Sub", levels, below), graph.add("Max", mass, graph.constant(1e-12)))
+    part = graph.add(
+        "Div", graph.add("Sub", levels, below), graph.add("Max", mass, graph.constant(1e-12))
+    )
     part = graph.add("Clip", part, graph.constant(0.0), graph.constant(1.0), hint="bins_below")
-    return graph.add("ReduceMean", part, graph.constant([4], np.int64), keepdims=0, hint="quantiles")
+    return graph.add(
+        "ReduceMean", part, graph.constant([4], np.int64), keepdims=0, hint="quantiles"
+    )
 
 
 KINDS = {"grid": _grids, "quantiles": _quantiles}

@@ -21,9 +21,11 @@ MARK_WITHIN_BYTES = 1 << 20
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+    """A temporary path beside ``path`` to write to; it takes the place of ``path`` when the block
+    ends without an error.
 
-    Its content is on the disk before it has its name, and the name is on the disk when this returns.
+    Its content is on the disk before it has its name, and the name is on the disk when this
+    returns.
 
     Raises:
         OutputError: the place cannot be written.
@@ -83,7 +85,9 @@ def _sync(path: Path) -> None:
 
 
 def numbered(name: str) -> Iterator[str]:
-    """Names for what may be there already: the name itself, then with ``_2``, ``_3`` ... behind it, without end."""
+    """Names for what may be there already: the name itself, then with ``_2``, ``_3`` ... behind it,
+    without end.
+    """
     yield name
     for number in itertools.count(2):
         yield f"{name}_{number}"
@@ -135,7 +139,8 @@ def file_key(path: str | Path) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Kind:
-    """Files that a command writes under a name of the user's; their beginning tells them from files of others.
+    """Files that a command writes under a name of the user's; their beginning tells them from files
+    of others.
 
     Attributes:
         what: it is, in words.
@@ -148,7 +153,9 @@ class Kind:
     mark: bytes
 
     def is_at(self, path: Path) -> bool:
-        """Whether a file of this kind is there; never raises, and reads ``MARK_WITHIN_BYTES`` at most."""
+        """Whether a file of this kind is there; never raises, and reads ``MARK_WITHIN_BYTES`` at
+        most.
+        """
         try:
             if not path.is_file():  # a pipe would be waited for
                 return False
@@ -161,7 +168,13 @@ class Kind:
 def picture_kind(what: str, *suffixes: str) -> Kind:
     """Pictures that Matplotlib writes with ``signed(what, suffix)``."""
     name = re.escape(f"Sightline {what}".encode())
-    mark = rb"\x89PNG.{,200}?Software\0" + name + rb"|<\?xml.{,4000}?<dc:title>" + name + rb"</dc:title>"
+    mark = (
+        rb"\x89PNG.{,200}?Software\0"
+        + name
+        + rb"|<\?xml.{,4000}?<dc:title>"
+        + name
+        + rb"</dc:title>"
+    )
     return Kind("picture", suffixes or (".png",), mark)
 
 
@@ -179,27 +192,35 @@ def checked_output(path: Path, kind: Kind, inputs: Iterable[str | Path | None] =
         inputs: what the same command reads; what is no file of this machine is passed over.
 
     Raises:
-        OutputError: the ending is wrong, an input has that name (or is the same file by a link or another spelling), or a
-            file or folder has it which is not of this kind.
+        OutputError: the ending is wrong, an input has that name (or is the same file by a link or
+            another spelling), or a file or folder has it which is not of this kind.
     """
     if kind.suffixes:
         checked_suffix(path, kind.suffixes, kind.what)
-    name, place = shown(str(path)), Path(os.path.realpath(path))  # "x/../a" is "a", even where there is no x yet
+    name, place = (
+        shown(str(path)),
+        Path(os.path.realpath(path)),
+    )  # "x/../a" is "a", even where there is no x yet
     key = file_key(place)
     if key is not None and any(file_key(each) == key for each in inputs if each is not None):
-        raise OutputError(f"{kind.what} {name}: this command reads that file, and would replace it; choose another name")
+        raise OutputError(
+            f"{kind.what} {name}: this command reads that file, and would replace it; choose"
+            " another name"
+        )
     if os.path.lexists(path) or os.path.lexists(place):
         if place.is_dir():
             raise OutputError(f"{kind.what} {name}: that is a folder; choose another name")
         if not kind.is_at(place):
             raise OutputError(
-                f"{kind.what} {name}: another file has that name, and it is not replaced; choose another name, or remove that "
-                "file (one that an early version of Sightline wrote has no mark, and counts as another's)"
+                f"{kind.what} {name}: another file has that name, and it is not replaced; choose"
+                " another name, or remove that file (one that an early version of Sightline wrote"
+                " has no mark, and counts as another's)"
             )
 
 
 def write_json(path: Path, found: object) -> None:
-    """Write something as indented JSON, whole or not at all; without the secrets of addresses that stand in it.
+    """Write something as indented JSON, whole or not at all; without the secrets of addresses that
+    stand in it.
 
     Raises:
         OutputError: the place cannot be written.

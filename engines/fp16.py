@@ -1,16 +1,20 @@
-"""Converts a float32 graph to half precision: casts and float16 weights become part of the ONNX graph.
+"""Converts a float32 graph to half precision: casts and float16 weights become part of the ONNX
+graph.
 
-Strongly typed engines (TensorRT 10 and later) compute in the types that the graph names, so precision is a matter of the
-graph. Float16 holds 6e-5 .. 65504 at full precision, and loses digits down to 6e-8; what does not fit stays float32:
+Strongly typed engines (TensorRT 10 and later) compute in the types that the graph names, so
+precision is a matter of the graph. Float16 holds 6e-5 .. 65504 at full precision, and loses digits
+down to 6e-8; what does not fit stays float32:
 
-- everything before the first and behind the last convolution or matrix product: pixels, softmax and arg-max, the objective's
-  own gradient, maps, features, box;
-- powers and squares, and what is computed of them up to the next convolution (local response normalization).
+- everything before the first and behind the last convolution or matrix product: pixels, softmax and
+  arg-max, the objective's own gradient, maps, features, box;
+- powers and squares, and what is computed of them up to the next convolution (local response
+  normalization).
 
-Gradients are small: the backward pass of a class score, measured in float32 on the shipped network, SqueezeNet and VGG16, has
-values of 4e-8 .. 0.3. It is linear in the gradient that it starts from, so that one is multiplied by a power of two, as in
-mixed-precision training (Micikevicius et al. 2018, "Mixed precision training", section 3.2), and what leaves float16 is
-divided by it again. Neither rounds anything.
+Gradients are small: the backward pass of a class score, measured in float32 on the shipped network,
+SqueezeNet and VGG16, has values of 4e-8 .. 0.3. It is linear in the gradient that it starts from,
+so that one is multiplied by a power of two, as in mixed-precision training (Micikevicius et al.
+2018, "Mixed precision training", section 3.2), and what leaves float16 is divided by it again.
+Neither rounds anything.
 """
 
 import json
@@ -28,7 +32,18 @@ GRADIENT_SCALE = 4096.0
 """With it the measured gradients lie at 2e-4 .. 1,300: a factor of 50 below the largest float16."""
 MATRIX_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 WIDE_OPS = frozenset(
-    {"Cast", "Softmax", "LogSoftmax", "ArgMax", "OneHot", "LRN", "Pow", "QuantizeLinear", "DequantizeLinear", "TopK"}
+    {
+        "Cast",
+        "Softmax",
+        "LogSoftmax",
+        "ArgMax",
+        "OneHot",
+        "LRN",
+        "Pow",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "TopK",
+    }
 )
 """Operators that stay in float32 wherever they are."""
 LARGEST = float(np.finfo(np.float16).max)
@@ -55,13 +70,17 @@ def to_half(model: onnx.ModelProto, gradient_scale: float = GRADIENT_SCALE) -> o
     del result.graph.node[:]
     result.graph.node.extend(writer.nodes)
     read = {name for node in writer.nodes for name in node.input}
-    result.graph.initializer.extend(t for t in (*model.graph.initializer, *writer.constants.values()) if t.name in read)
+    result.graph.initializer.extend(
+        t for t in (*model.graph.initializer, *writer.constants.values()) if t.name in read
+    )
     onnx.checker.check_model(result)
     return result
 
 
 class _Writer:
-    """Writes the nodes once more, with casts between the two types and one scale on the way in and out of the gradient."""
+    """Writes the nodes once more, with casts between the two types and one scale on the way in and
+    out of the gradient.
+    """
 
     def __init__(self, model: onnx.ModelProto, gradient_scale: float) -> None:
         self._scale = gradient_scale
@@ -70,8 +89,16 @@ class _Writer:
         self._starts = backward_starts(model)
         self._half_nodes = _half_nodes(model, self._floats, self._starts)
         if not self._half_nodes:
-            raise ModelError("the graph holds no convolution or matrix product: there is nothing to compute in fp16")
-        self._half = {name for node in model.graph.node if node.output[0] in self._half_nodes for name in node.output}
+            raise ModelError(
+                "the graph holds no convolution or matrix product: there is nothing to compute in"
+                " fp16"
+            )
+        self._half = {
+            name
+            for node in model.graph.node
+            if node.output[0] in self._half_nodes
+            for name in node.output
+        }
         self._scaled = downstream(model.graph.node, self._starts) - self._starts
         self._written: set[str] = set()
         self.nodes: list[onnx.NodeProto] = []
@@ -83,7 +110,11 @@ class _Writer:
         half = node.output[0] in self._half_nodes
         for place, name in enumerate(node.input):
             if name in self._floats:
-                copy.input[place] = self._as_half(name) if half and _takes_half(node, place) else self._as_float(name)
+                copy.input[place] = (
+                    self._as_half(name)
+                    if half and _takes_half(node, place)
+                    else self._as_float(name)
+                )
         self.nodes.append(copy)
 
     def _as_half(self, name: str) -> str:
@@ -109,7 +140,9 @@ class _Writer:
 
     def _times(self, name: str, factor: float) -> str:
         constant = f"gradient_times_{factor:g}"
-        self.constants.setdefault(constant, numpy_helper.from_array(np.array(factor, np.float32), constant))
+        self.constants.setdefault(
+            constant, numpy_helper.from_array(np.array(factor, np.float32), constant)
+        )
         output = f"{name}_times_{factor:g}"
         return self._once(helper.make_node("Mul", [name, constant], [output], name=output))
 
@@ -127,7 +160,10 @@ class _Writer:
             value = value * np.float32(self._scale) if name in self._starts else value
             finite = value[np.isfinite(value)]  # pools pad with minus infinity, which float16 has
             if finite.size and np.abs(finite).max() > LARGEST:
-                raise ModelError(f"weight '{name}' reaches {np.abs(finite).max():.3g}, beyond float16: use --precision fp32")
+                raise ModelError(
+                    f"weight '{name}' reaches {np.abs(finite).max():.3g}, beyond float16: use"
+                    " --precision fp32"
+                )
             self.constants[output] = numpy_helper.from_array(value.astype(np.float16), output)
         return output
 
@@ -150,29 +186,40 @@ def _upstream(nodes: Sequence[onnx.NodeProto], ends: Iterable[str]) -> set[str]:
 
 
 def backward_starts(model: onnx.ModelProto) -> set[str]:
-    """The tensors that the backward pass begins from, as the graph says; none where it has no such pass."""
+    """The tensors that the backward pass begins from, as the graph says; none where it has no such
+    pass.
+    """
     stated = {prop.key: prop.value for prop in model.metadata_props}.get(BACKWARD_STARTS, "[]")
     return set(json.loads(stated))
 
 
 def _half_nodes(model: onnx.ModelProto, floats: set[str], starts: set[str]) -> set[str]:
-    """First outputs of the nodes that compute in float16: matrix products, and what lies between two of them.
+    """First outputs of the nodes that compute in float16: matrix products, and what lies between
+    two of them.
 
     What the backward pass starts from stays in float32: it is scaled before it is rounded.
     """
     nodes, weights = list(model.graph.node), {t.name for t in model.graph.initializer}
-    maps = [node.input[0] for node in nodes if "map" in node.output]  # what reads the map reads small differences: float32
+    maps = [
+        node.input[0] for node in nodes if "map" in node.output
+    ]  # what reads the map reads small differences: float32
     behind_map = downstream(nodes, maps)
     products = [
         node
         for node in nodes
-        if node.op_type in MATRIX_OPS and weights.intersection(node.input) and not behind_map.intersection(node.input)
+        if node.op_type in MATRIX_OPS
+        and weights.intersection(node.input)
+        and not behind_map.intersection(node.input)
     ]
     after = downstream(nodes, [node.output[0] for node in products])
     before = _upstream(nodes, [name for node in products for name in node.input])
     chosen, wide = {node.output[0] for node in products}, set[str]()
     for node in nodes:
-        if node.output[0] in chosen or node.output[0] in starts or not _computes_in_floats(node, floats):
+        if (
+            node.output[0] in chosen
+            or node.output[0] in starts
+            or not _computes_in_floats(node, floats)
+        ):
             continue
         square = node.op_type == "Mul" and node.input[0] == node.input[1]
         if node.op_type in WIDE_OPS or square or wide.intersection(node.input):
@@ -187,7 +234,9 @@ def _computes_in_floats(node: onnx.NodeProto, floats: set[str]) -> bool:
 
 
 def _takes_half(node: onnx.NodeProto, place: int) -> bool:
-    """Whether the operator allows float16 there: the scales of a Resize, say, are always float32."""
+    """Whether the operator allows float16 there: the scales of a Resize, say, are always
+    float32.
+    """
     schema = onnx.defs.get_schema(node.op_type)
     formal = schema.inputs[min(place, len(schema.inputs) - 1)]
     return "tensor(float16)" in formal.types
@@ -196,19 +245,34 @@ def _takes_half(node: onnx.NodeProto, place: int) -> bool:
 def float_ranks(model: onnx.ModelProto) -> dict[str, int | None]:
     """The float32 tensors by name, with their number of axes where it is known.
 
-    Weights stand in as inputs, so that no gigabyte is copied to learn their types; axes and shapes are needed as they are.
+    Weights stand in as inputs, so that no gigabyte is copied to learn their types; axes and shapes
+    are needed as they are.
     """
     bare = without_initializers(model)
-    bare.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer)
-    bare.graph.initializer.extend(t for t in model.graph.initializer if t.data_type == TensorProto.INT64)
+    bare.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+        for t in model.graph.initializer
+    )
+    bare.graph.initializer.extend(
+        t for t in model.graph.initializer if t.data_type == TensorProto.INT64
+    )
     graph = onnx.shape_inference.infer_shapes(bare).graph
-    values = [v for v in (*graph.input, *graph.output, *graph.value_info) if v.type.tensor_type.elem_type == TensorProto.FLOAT]
-    return {v.name: len(v.type.tensor_type.shape.dim) if v.type.tensor_type.HasField("shape") else None for v in values}
+    values = [
+        v
+        for v in (*graph.input, *graph.output, *graph.value_info)
+        if v.type.tensor_type.elem_type == TensorProto.FLOAT
+    ]
+    return {
+        v.name: len(v.type.tensor_type.shape.dim) if v.type.tensor_type.HasField("shape") else None
+        for v in values
+    }
 
 
 def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     """Everything else of it, metadata included."""
-    graph = helper.make_graph(model.graph.node, model.graph.name, model.graph.input, model.graph.output)
+    graph = helper.make_graph(
+        model.graph.node, model.graph.name, model.graph.input, model.graph.output
+    )
     bare = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     bare.producer_name = model.producer_name
     bare.metadata_props.extend(model.metadata_props)

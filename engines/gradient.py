@@ -1,8 +1,10 @@
-"""Reverse-mode differentiation of an ONNX graph, written as ONNX: a table of vector-Jacobian rules and one reverse walk.
+"""Reverse-mode differentiation of an ONNX graph, written as ONNX: a table of vector-Jacobian rules
+and one reverse walk.
 
-Each rule gets the cotangent of a node's output (the gradient of the objective with respect to it) and appends the nodes
-that compute the cotangent of its data input. Weights are constants and get none. The formulas are those of Griewank &
-Walther (2008, chapter 3), in the forms that OpenVINO and TensorRT compile well: no ConvTranspose, no scatter.
+Each rule gets the cotangent of a node's output (the gradient of the objective with respect to it)
+and appends the nodes that compute the cotangent of its data input. Weights are constants and get
+none. The formulas are those of Griewank & Walther (2008, chapter 3), in the forms that OpenVINO and
+TensorRT compile well: no ConvTranspose, no scatter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,9 @@ from engines.windows import convolution_adjoint, lrn_adjoint, spread_windows, wi
 
 @dataclass(frozen=True)
 class Step:
-    """One node on the way back: the graph, the node, the cotangent of its output and the ReLU rule in force."""
+    """One node on the way back: the graph, the node, the cotangent of its output and the ReLU rule
+    in force.
+    """
 
     graph: Graph
     node: onnx.NodeProto
@@ -42,9 +46,13 @@ class Step:
         return self.graph.shape(tensor)
 
     def batched(self, shape: Sequence[int]) -> list[int]:
-        """The shape of a gradient: that of its tensor, with as many images as the cotangent has where it has the output's."""
+        """The shape of a gradient: that of its tensor, with as many images as the cotangent has
+        where it has the output's.
+        """
         kept = bool(shape) and bool(self.shape(self.y)) and shape[0] == self.shape(self.y)[0]
-        return [self.shape(self.cotangent)[0] if kept and i == 0 else n for i, n in enumerate(shape)]
+        return [
+            self.shape(self.cotangent)[0] if kept and i == 0 else n for i, n in enumerate(shape)
+        ]
 
     def add(self, op: str, *inputs: str, **attributes: object) -> str:
         return self.graph.add(op, *inputs, hint=f"grad_{self.y}", **attributes)
@@ -58,8 +66,8 @@ class Step:
         name = self.node.input[index]
         if name not in self.graph.constants:
             raise ModelError(
-                f"node '{self.node.name or self.y}' ({self.node.op_type}): input '{name}' must be a constant "
-                "for the gradient graph"
+                f"node '{self.node.name or self.y}' ({self.node.op_type}): input '{name}' must be a"
+                " constant for the gradient graph"
             )
         return self.graph.constants[name]
 
@@ -74,7 +82,9 @@ def conv(step: Step, _: int) -> str:
 
 
 def relu(step: Step, _: int) -> str:
-    """Passes where the unit is active; guided backpropagation (Springenberg et al. 2015) also needs a positive cotangent."""
+    """Passes where the unit is active; guided backpropagation (Springenberg et al. 2015) also needs
+    a positive cotangent.
+    """
     zero = step.graph.constant(0.0)
     active = step.add("Greater", step.y, zero)
     passed = step.add("Relu", step.cotangent) if step.guided else step.cotangent
@@ -92,14 +102,22 @@ def clip(step: Step, _: int) -> str:
 
 
 def max_pool(step: Step, _: int) -> str:
-    """To the largest element of each window, the first of equal ones in reading order, as PyTorch does."""
-    return spread_windows(step.graph, windows_of(step.graph, step.node), step.cotangent, (step.x, step.y))
+    """To the largest element of each window, the first of equal ones in reading order, as PyTorch
+    does.
+    """
+    return spread_windows(
+        step.graph, windows_of(step.graph, step.node), step.cotangent, (step.x, step.y)
+    )
 
 
 def average_pool(step: Step, _: int) -> str:
-    """Evenly to each window's elements (only those inside the image, unless ``count_include_pad``)."""
+    """Evenly to each window's elements (only those inside the image, unless
+    ``count_include_pad``).
+    """
     windows = windows_of(step.graph, step.node)
-    weights = step.graph.constant(1.0 / windows.counts(bool(step.attributes.get("count_include_pad", 0))))
+    weights = step.graph.constant(
+        1.0 / windows.counts(bool(step.attributes.get("count_include_pad", 0)))
+    )
     return spread_windows(step.graph, windows, step.add("Mul", step.cotangent, weights), None)
 
 
@@ -127,7 +145,9 @@ def _expand_mean(step: Step, cotangent: str) -> str:
 
 def matmul(step: Step, _: int) -> str:
     """X @ W: g @ W^T."""
-    return step.add("MatMul", step.cotangent, step.graph.constant(step.constant(1).swapaxes(-1, -2)))
+    return step.add(
+        "MatMul", step.cotangent, step.graph.constant(step.constant(1).swapaxes(-1, -2))
+    )
 
 
 def gemm(step: Step, _: int) -> str:
@@ -135,9 +155,17 @@ def gemm(step: Step, _: int) -> str:
     at = step.attributes
     step.constant(1)
     if at.get("transA", 0):
-        raise ModelError(f"node '{step.node.name or step.y}' (Gemm): a transposed data input is not supported")
+        raise ModelError(
+            f"node '{step.node.name or step.y}' (Gemm): a transposed data input is not supported"
+        )
     alpha = float(at.get("alpha", 1.0))  # type: ignore[arg-type]
-    return step.add("Gemm", step.cotangent, step.node.input[1], transB=1 - int(bool(at.get("transB", 0))), alpha=alpha)
+    return step.add(
+        "Gemm",
+        step.cotangent,
+        step.node.input[1],
+        transB=1 - int(bool(at.get("transB", 0))),
+        alpha=alpha,
+    )
 
 
 def add(step: Step, index: int) -> str:
@@ -152,7 +180,9 @@ def sub(step: Step, index: int) -> str:
 def mul(step: Step, index: int) -> str:
     """Product with a constant."""
     step.constant(1 - index)
-    return _unbroadcast(step, step.add("Mul", step.cotangent, step.node.input[1 - index]), step.node.input[index])
+    return _unbroadcast(
+        step, step.add("Mul", step.cotangent, step.node.input[1 - index]), step.node.input[index]
+    )
 
 
 def div(step: Step, _: int) -> str:
@@ -245,17 +275,20 @@ def attach_gradient(
 
     Args:
         graph: the forward graph; the gradient nodes are appended to it.
-        cotangents: for each tensor that the objective reads directly, the name of the objective's gradient with respect
-            to it: of the same shape, or where the forward graph is of one image, of several objectives at once.
-        wrt: the tensors to differentiate by: the pixels, inner activations, several at once. The walk stops at the last
-            of them, so that an inner layer is cheaper than the pixels.
+        cotangents: for each tensor that the objective reads directly, the name of the objective's
+            gradient with respect
+            to it: of the same shape, or where the forward graph is of one image, of several
+                objectives at once.
+        wrt: the tensors to differentiate by: the pixels, inner activations, several at once. The
+            walk stops at the last of them, so that an inner layer is cheaper than the pixels.
         relu_rule: ``plain``, or ``guided`` for guided backpropagation.
 
     Returns:
         For each tensor in ``wrt``, the name of its gradient.
 
     Raises:
-        ModelError: an operator on the way has no rule, or a tensor in ``wrt`` does not influence the objective.
+        ModelError: an operator on the way has no rule, or a tensor in ``wrt`` does not influence
+            the objective.
     """
     if relu_rule not in ("plain", "guided"):
         raise ModelError(f"unknown ReLU rule '{relu_rule}': use plain or guided")
@@ -284,7 +317,9 @@ def attach_gradient(
     totals.update({name: _sum(graph, parts) for name, parts in found.items() if name in wrt})
     for name in wrt:
         if name not in totals:
-            raise ModelError(f"the objective does not depend on tensor '{name}': choose a layer before it")
+            raise ModelError(
+                f"the objective does not depend on tensor '{name}': choose a layer before it"
+            )
     return {name: totals[name] for name in wrt}
 
 

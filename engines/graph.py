@@ -1,8 +1,9 @@
-"""A small append-only writer of ONNX graphs that knows every tensor's shape and every constant's value.
+"""A small append-only writer of ONNX graphs that knows every tensor's shape and every constant's
+value.
 
-A node can only read what is already written, so the node list is always in topological order and the gradient graph can
-be appended behind the forward graph it reads. Shapes are static: each node's output is inferred as it is appended, and a
-mistake is an error at the line that made it.
+A node can only read what is already written, so the node list is always in topological order and
+the gradient graph can be appended behind the forward graph it reads. Shapes are static: each node's
+output is inferred as it is appended, and a mistake is an error at the line that made it.
 """
 
 import json
@@ -84,9 +85,13 @@ FOLDED = frozenset(
         "Where",
     }
 )
-"""Operators that are computed at once where all they read is constant: their cost is that of reading and writing once."""
+"""Operators that are computed at once where all they read is constant: their cost is that of
+reading and writing once.
+"""
 FOLDED_FREELY, FOLDED_SHARE = 1 << 24, 16
-"""Values that folding may read and write in all: so many, and so many times the values of the constants that were given."""
+"""Values that folding may read and write in all: so many, and so many times the values of the
+constants that were given.
+"""
 MOST_VALUES = 1 << 40
 """Of any tensor: no memory holds it, and products of shapes stay exact."""
 MOST_BYTES = (1 << 31) - (1 << 20)
@@ -108,8 +113,9 @@ class Graph:
     """The graph under construction. Tensors are named by strings, as in ONNX.
 
     Attributes:
-        backward_starts: the tensors that a backward pass begins from, see ``engines.gradient.attach_gradient``. All that
-            depends on them is linear in them, up to the maps.
+        backward_starts: the tensors that a backward pass begins from, see
+            ``engines.gradient.attach_gradient``. All that depends on them is linear in them, up to
+            the maps.
     """
 
     def __init__(self, name: str = "sightline") -> None:
@@ -122,7 +128,9 @@ class Graph:
         self.backward_starts: set[str] = set()
         self._constant_names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._counts: dict[str, int] = {}
-        self._given = self._folding = 0  # values of constants that came from outside; that folding read and wrote
+        self._given = self._folding = (
+            0  # values of constants that came from outside; that folding read and wrote
+        )
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Static shape of a tensor that is already in the graph."""
@@ -159,7 +167,9 @@ class Graph:
         return self._constant_names[key]
 
     def keep_constant(self, name: str, array: Array) -> None:
-        """Store a constant under the name that another graph's nodes read it by, unless it is there."""
+        """Store a constant under the name that another graph's nodes read it by, unless it is
+        there.
+        """
         if name not in self.types:
             self._store_constant(name, array)
 
@@ -168,13 +178,16 @@ class Graph:
         self.types[name] = TensorType(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
     def add(self, op: str, *inputs: str, hint: str = "", **attributes: Any) -> str:
-        """Append a node with one output and return the output's name. Empty strings are omitted optional inputs."""
+        """Append a node with one output and return the output's name. Empty strings are omitted
+        optional inputs.
+        """
         output = self.fresh(hint or op.lower())
         self.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
     def append(self, node: onnx.NodeProto) -> None:
-        """Append a ready node, keeping its names; nodes whose inputs are all constant become constants.
+        """Append a ready node, keeping its names; nodes whose inputs are all constant become
+        constants.
 
         Raises:
             ModelError: the node is invalid, or its output shape cannot be known.
@@ -188,28 +201,38 @@ class Graph:
         if node.op_type == "Shape" and not node.attribute and node.input[0] in self.types:
             self._store_constant(node.output[0], np.asarray(self.shape(node.input[0]), np.int64))
             return True
-        if node.op_type not in FOLDED or not all(name in self.constants for name in node.input if name):
+        if node.op_type not in FOLDED or not all(
+            name in self.constants for name in node.input if name
+        ):
             return False
         written = sum(math.prod(kind.shape) for kind in self._inferred(node).values())
         feeds = {name: self.constants[name] for name in node.input if name}
         self._folding += written + sum(value.size for value in feeds.values())
         if self._folding > FOLDED_FREELY + FOLDED_SHARE * self._given:
             raise ModelError(
-                f"{_where(node)} computes {written:,} constant values: more than the network's weights account for"
+                f"{_where(node)} computes {written:,} constant values: more than the network's"
+                " weights account for"
             )
         types = [helper.make_value_info(name, self.types[name].proto()) for name in feeds]
         outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
         graph = helper.make_graph([node], "fold", types, outputs)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        )
         try:
             with np.errstate(all="ignore"):
                 values = [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
         except Exception as error:  # NumPy and the evaluator raise whatever they meet
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{_where(node)} cannot be computed from its constants: {reason[:200]}") from error
+            raise ModelError(
+                f"{_where(node)} cannot be computed from its constants: {reason[:200]}"
+            ) from error
         for name, value in zip([o.name for o in outputs], values, strict=True):
             if value.dtype.kind == "f" and value.size > 1 and not np.isfinite(value).all():
-                raise ModelError(f"{_where(node)} computes constants that are not finite: the network's weights are damaged")
+                raise ModelError(
+                    f"{_where(node)} computes constants that are not finite: the network's weights"
+                    " are damaged"
+                )
             self._store_constant(name, value)
         return True
 
@@ -220,7 +243,10 @@ class Graph:
         """Types of what the node writes, by name, as ONNX's own inference finds them."""
         missing = [name for name in node.input if name and name not in self.types]
         if missing:
-            raise ModelError(f"{_where(node)} reads '{missing[0]}', which nothing before it writes: sort the model's nodes")
+            raise ModelError(
+                f"{_where(node)} reads '{missing[0]}', which nothing before it writes: sort the"
+                " model's nodes"
+            )
         try:
             schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
             types = {name: self.types[name].proto() for name in node.input if name}
@@ -229,9 +255,19 @@ class Graph:
                 for name in node.input
                 if name in self.constants and self.constants[name].size <= 64
             }
-            found = infer_node_outputs(schema, node, types, data, opset_imports=[helper.make_opsetid("", OPSET)])
-        except (onnx.defs.SchemaError, onnx.checker.ValidationError, InferenceError, RuntimeError, ValueError) as error:
-            raise ModelError(f"{_where(node)} is not valid ONNX: {(str(error).strip() or '?').splitlines()[0]}") from error
+            found = infer_node_outputs(
+                schema, node, types, data, opset_imports=[helper.make_opsetid("", OPSET)]
+            )
+        except (
+            onnx.defs.SchemaError,
+            onnx.checker.ValidationError,
+            InferenceError,
+            RuntimeError,
+            ValueError,
+        ) as error:
+            raise ModelError(
+                f"{_where(node)} is not valid ONNX: {(str(error).strip() or '?').splitlines()[0]}"
+            ) from error
         return {name: _static_type(node, name, found.get(name)) for name in node.output if name}
 
     def producer(self, tensor: str) -> onnx.NodeProto | None:
@@ -251,26 +287,43 @@ class Graph:
             ModelError: the ONNX checker refuses it.
         """
         nodes = needed(self.nodes, self.outputs)
-        held = sum(self.constants[name].nbytes for name in {n for node in nodes for n in node.input} & self.constants.keys())
+        held = sum(
+            self.constants[name].nbytes
+            for name in {n for node in nodes for n in node.input} & self.constants.keys()
+        )
         if held > MOST_BYTES:
-            raise ModelError(f"the network needs {held / 1e9:.1f} GB of weights, forwards and backwards: a graph holds 2 GB")
+            raise ModelError(
+                f"the network needs {held / 1e9:.1f} GB of weights, forwards and backwards: a graph"
+                " holds 2 GB"
+            )
         read = {name for node in nodes for name in node.input} | set(self.outputs)
         graph = helper.make_graph(
             nodes,
             self.name,
             [helper.make_value_info(name, self.types[name].proto()) for name in self.inputs],
             [helper.make_value_info(name, self.types[name].proto()) for name in self.outputs],
-            [numpy_helper.from_array(value, name) for name, value in self.constants.items() if name in read],
+            [
+                numpy_helper.from_array(value, name)
+                for name, value in self.constants.items()
+                if name in read
+            ],
         )
         model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="sightline"
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="sightline",
         )
         starts = sorted(self.backward_starts & read)
-        helper.set_model_props(model, {**(metadata or {}), **({BACKWARD_STARTS: json.dumps(starts)} if starts else {})})
+        helper.set_model_props(
+            model, {**(metadata or {}), **({BACKWARD_STARTS: json.dumps(starts)} if starts else {})}
+        )
         try:
             onnx.checker.check_model(model)
         except onnx.checker.ValidationError as error:
-            raise ModelError(f"the built graph is not valid ONNX: {str(error).splitlines()[0]}") from error
+            raise ModelError(
+                f"the built graph is not valid ONNX: {str(error).splitlines()[0]}"
+            ) from error
         return model
 
 
@@ -279,14 +332,24 @@ def _where(node: onnx.NodeProto) -> str:
 
 
 def _static_type(node: onnx.NodeProto, name: str, found: onnx.TypeProto | None) -> TensorType:
-    """Element type and shape, if they are known before running and no tensor is empty or larger than any memory."""
+    """Element type and shape, if they are known before running and no tensor is empty or larger
+    than any memory.
+    """
     tensor = found.tensor_type if found is not None and found.HasField("tensor_type") else None
-    if tensor is None or not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in tensor.shape.dim):
-        raise ModelError(f"{_where(node)}: the shape of '{name}' is not known before running; export static shapes")
+    if (
+        tensor is None
+        or not tensor.HasField("shape")
+        or not all(d.HasField("dim_value") for d in tensor.shape.dim)
+    ):
+        raise ModelError(
+            f"{_where(node)}: the shape of '{name}' is not known before running; export static"
+            " shapes"
+        )
     shape = tuple(d.dim_value for d in tensor.shape.dim)
     if any(length < 0 for length in shape) or math.prod(shape) > MOST_VALUES:
         raise ModelError(
-            f"{_where(node)}: '{name}' would have the shape {list(shape)}: the image is too small or too large for it"
+            f"{_where(node)}: '{name}' would have the shape {list(shape)}: the image is too small"
+            " or too large for it"
         )
     return TensorType(tensor.elem_type, shape)
 

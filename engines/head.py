@@ -1,4 +1,6 @@
-"""The box head: a linear layer on features of the maps, as graph nodes and as a small file; and the shipped heads."""
+"""The box head: a linear layer on features of the maps, as graph nodes and as a small file; and the
+shipped heads.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,8 @@ HEAD_FILE = Kind("head", (".safetensors",), rb'.{8}\{"__metadata__":\{"sightline
 
 @dataclass(frozen=True)
 class Head:
-    """A fitted linear layer from map features to the box, or one for each of K kinds, tied to the network it was fitted on.
+    """A fitted linear layer from map features to the box, or one for each of K kinds, tied to the
+    network it was fitted on.
 
     Attributes:
         spec: the maps it reads.
@@ -38,7 +41,8 @@ class Head:
         network: sha256 of the classifier (``Classifier.digest``).
         size_px: input side at which it was fitted.
         card: what it was fitted on, and the constant boxes of that data (the honest baselines).
-        routes: int64 ``[classes]``: which of the K layers serves each class of the network; empty where there is one.
+        routes: int64 ``[classes]``: which of the K layers serves each class of the network; empty
+            where there is one.
         confidence_model: says how sure its boxes are; None in files from before there was one.
     """
 
@@ -55,8 +59,12 @@ class Head:
     @property
     def digest(self) -> str:
         """sha256 of everything that decides its boxes."""
-        parts = json.dumps([asdict(self.spec), [asdict(f) for f in self.features], self.network, self.size_px])
-        return hashlib.sha256(parts.encode() + self.weight.tobytes() + self.bias.tobytes() + self.routes.tobytes()).hexdigest()
+        parts = json.dumps(
+            [asdict(self.spec), [asdict(f) for f in self.features], self.network, self.size_px]
+        )
+        return hashlib.sha256(
+            parts.encode() + self.weight.tobytes() + self.bias.tobytes() + self.routes.tobytes()
+        ).hexdigest()
 
     def save(self, path: Path) -> None:
         """Write it as safetensors, whole or not at all.
@@ -82,12 +90,15 @@ def load_head(path: Path) -> Head:
     """Read a head.
 
     Raises:
-        ModelError: it is missing, damaged, not a head, or holds numbers that no box can be read with.
+        ModelError: it is missing, damaged, not a head, or holds numbers that no box can be read
+            with.
     """
     try:
         tensors, metadata = read_safetensors(path, "head")
         if "sightline_head" not in metadata:
-            raise ValueError("its metadata have no 'sightline_head', so that it is another kind of file")
+            raise ValueError(
+                "its metadata have no 'sightline_head', so that it is another kind of file"
+            )
         head = _head_of(tensors, json_object(metadata["sightline_head"]))
     except (AttributeError, KeyError, TypeError, ValueError, ModelError) as error:
         reason = f"it has no {error}" if type(error) is KeyError else str(error)
@@ -99,7 +110,8 @@ def _head_of(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]
     """A head of what its file holds.
 
     Raises:
-        KeyError, TypeError, ValueError, ModelError: something is missing, or is not what it should be.
+        KeyError, TypeError, ValueError, ModelError: something is missing, or is not what it should
+        be.
     """
     for name, dtype in (("weight", np.float32), ("bias", np.float32), ("routes", np.int64)):
         if tensors[name].dtype != dtype:
@@ -108,8 +120,16 @@ def _head_of(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]
     features = tuple(_feature_of(each) for each in description["features"])
     kinds, width = bias.shape[0] if bias.ndim else 0, sum(feature.width for feature in features)
     if not features or weight.shape != (kinds, 4, width) or bias.shape != (kinds, 4) or kinds < 1:
-        raise ValueError(f"it is damaged: weight {list(weight.shape)} and bias {list(bias.shape)} do not fit its features")
-    if routes.ndim != 1 or not (len(routes) or kinds == 1) or routes.max(initial=0) >= kinds or routes.min(initial=0) < 0:
+        raise ValueError(
+            f"it is damaged: weight {list(weight.shape)} and bias {list(bias.shape)} do not fit its"
+            " features"
+        )
+    if (
+        routes.ndim != 1
+        or not (len(routes) or kinds == 1)
+        or routes.max(initial=0) >= kinds
+        or routes.min(initial=0) < 0
+    ):
         raise ValueError("it is damaged: its routes lead to layers that it does not have")
     for name, values in (("weight", weight), ("bias", bias)):
         if not np.isfinite(values).all():
@@ -121,7 +141,15 @@ def _head_of(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]
     _check_constant_boxes(card.get("constant_boxes"))
     size_px = whole_number(description["size_px"], "its size_px", 1, LARGEST_SIDE)
     return Head(
-        MapSpec(**spec), features, weight, bias, network, size_px, card, routes, confidence_model_of(description.get("trust"))
+        MapSpec(**spec),
+        features,
+        weight,
+        bias,
+        network,
+        size_px,
+        card,
+        routes,
+        confidence_model_of(description.get("trust")),
     )
 
 
@@ -132,7 +160,10 @@ def _feature_of(stored: Mapping[str, Any]) -> Feature:
     number(feature.power, "a feature's power", 0.01, 100)
     text(feature.layer, "a feature's layer")
     if feature.kind not in KINDS or feature.signal not in ("gradient", *SIGNALS):
-        raise ValueError(f"a feature is {shown(feature.kind)} of {shown(feature.signal)}, which this version does not know")
+        raise ValueError(
+            f"a feature is {shown(feature.kind)} of {shown(feature.signal)}, which this version"
+            " does not know"
+        )
     return feature
 
 
@@ -154,21 +185,30 @@ def append_box(graph: Graph, features: str, class_index: str, head: Head) -> str
 
     Where the head has several, ``class_index`` (int64 ``[N]``) decides which.
 
-    Written as a product and a sum, not as a matrix product: engines that compute matrix products in bf16 keep what follows
-    the last of them in fp32, and the box deserves it. The bias is the weight of a feature that is 1: OpenVINO 2026.4 adds a
-    ``[1, 4]`` behind the sum wrongly where there are several images (the other images' boxes came out of place).
+    Written as a product and a sum, not as a matrix product: engines that compute matrix products in
+    bf16 keep what follows the last of them in fp32, and the box deserves it. The bias is the weight
+    of a feature that is 1: OpenVINO 2026.4 adds a ``[1, 4]`` behind the sum wrongly where there are
+        several images (the other images' boxes came out of place).
     """
     one = graph.constant(np.ones((graph.shape(features)[0], 1)), hint="one")
     rows = graph.add("Concat", features, one, axis=1, hint="features_and_one")
     rows = graph.add("Unsqueeze", rows, graph.constant([1], np.int64), hint="features_rows")
-    weight = graph.constant(np.concatenate([head.weight, head.bias[:, :, None]], axis=2), hint="head_weight")
+    weight = graph.constant(
+        np.concatenate([head.weight, head.bias[:, :, None]], axis=2), hint="head_weight"
+    )
     if len(head.weight) > 1:
-        kind = graph.add("Gather", graph.constant(head.routes, np.int64, hint="routes"), class_index, hint="kind")
+        kind = graph.add(
+            "Gather", graph.constant(head.routes, np.int64, hint="routes"), class_index, hint="kind"
+        )
         weight = graph.add("Gather", weight, kind, hint="routed")
     products = graph.add("Mul", rows, weight, hint="box_products")
-    linear = graph.add("ReduceSum", products, graph.constant([2], np.int64), keepdims=0, hint="box_linear")
+    linear = graph.add(
+        "ReduceSum", products, graph.constant([2], np.int64), keepdims=0, hint="box_linear"
+    )
     inside = graph.add("Clip", linear, graph.constant(0.0), graph.constant(1.0), hint="box_inside")
-    swapped = graph.add("Gather", inside, graph.constant([2, 3, 0, 1], np.int64), axis=1, hint="box_swapped")
+    swapped = graph.add(
+        "Gather", inside, graph.constant([2, 3, 0, 1], np.int64), axis=1, hint="box_swapped"
+    )
     first = graph.constant([[True, True, False, False]], np.bool_)
     ordered = [graph.add(op, inside, swapped, hint=f"box_{op.lower()}") for op in ("Min", "Max")]
     return graph.add("Where", first, *ordered, hint="box")
@@ -189,6 +229,8 @@ def shipped_head_path(name: str) -> Path:
 
 
 def shipped_heads(network: str) -> dict[str, Head]:
-    """Name to head, of all that were fitted on the network with this digest, at any size, the usual ones first."""
+    """Name to head, of all that were fitted on the network with this digest, at any size, the usual
+    ones first.
+    """
     heads = {name: load_head(shipped_head_path(name)) for name in shipped_head_names()}
     return {name: head for name, head in heads.items() if head.network == network}

@@ -1,7 +1,8 @@
 """The training-free box: blur a map, keep its brightest pixels, and take their bounding box.
 
-The papers' baseline (Ebrahimpour & Noelle, section 4: Gaussian blur, top 20 % of the pixels, bounding box). It needs no
-labelled box, so it is what a network without a fitted head falls back on.
+The papers' baseline (Ebrahimpour & Noelle, section 4: Gaussian blur, top 20 % of the pixels,
+bounding box). It needs no labelled box, so it is what a network without a fitted head falls back
+on.
 """
 
 from dataclasses import dataclass, field
@@ -31,28 +32,46 @@ class Heuristic:
 
     def __post_init__(self) -> None:
         if not (0 <= self.sigma <= 1 and 0 < self.share <= 1):
-            raise ModelError(f"a heuristic head keeps a share in 0..1 after a blur in 0..1, not {self.share}, {self.sigma}")
+            raise ModelError(
+                f"a heuristic head keeps a share in 0..1 after a blur in 0..1, not {self.share},"
+                f" {self.sigma}"
+            )
 
     @property
     def digest(self) -> str:
         """What decides its boxes, in words."""
         what = f"{self.spec.signal} at {self.spec.layer}, {self.spec.aggregation}"
-        return f"heuristic: {what}, blur {self.sigma:g} of the side, top {100 * self.share:g} % of the pixels, bounding box"
+        return (
+            f"heuristic: {what}, blur {self.sigma:g} of the side, top {100 * self.share:g} % of the"
+            " pixels, bounding box"
+        )
 
 
 def append_heuristic_box(graph: Graph, map_nhw: str, heuristic: Heuristic) -> str:
-    """Append the box of the brightest part of a map ``[N, h, w]``: ``[N, 4]``, fractions of width and height."""
+    """Append the box of the brightest part of a map ``[N, h, w]``: ``[N, 4]``, fractions of width
+    and height.
+    """
     n, height, width = graph.shape(map_nhw)
     blurred = map_nhw
     if heuristic.sigma:
-        rows, columns = (graph.constant(gaussian_matrix(side, heuristic.sigma * side)) for side in (height, width))
+        rows, columns = (
+            graph.constant(gaussian_matrix(side, heuristic.sigma * side))
+            for side in (height, width)
+        )
         blurred = graph.add("MatMul", rows, blurred, hint="blurred_rows")
         transposed = graph.add("Transpose", columns, perm=[1, 0], hint="blur_columns")
         blurred = graph.add("MatMul", blurred, transposed, hint="blurred")
     kept = max(1, round(heuristic.share * height * width))
-    flat = graph.add("Reshape", blurred, graph.constant([n, height * width], np.int64), hint="blurred_flat")
+    flat = graph.add(
+        "Reshape", blurred, graph.constant([n, height * width], np.int64), hint="blurred_flat"
+    )
     least = _kth_largest(graph, flat, kept)
-    bright = graph.add("GreaterOrEqual", blurred, graph.add("Unsqueeze", least, graph.constant([2], np.int64)), hint="bright")
+    bright = graph.add(
+        "GreaterOrEqual",
+        blurred,
+        graph.add("Unsqueeze", least, graph.constant([2], np.int64)),
+        hint="bright",
+    )
     bright = graph.add("Cast", bright, to=1, hint="bright_float")
     edges = [_extent(graph, bright, axis, length) for axis, length in ((1, width), (2, height))]
     order = [edges[0][0], edges[1][0], edges[0][1], edges[1][1]]
@@ -63,17 +82,29 @@ def _kth_largest(graph: Graph, flat: str, k: int) -> str:
     """The k-th largest value of each row, ``[N, L]`` to ``[N, 1]``."""
     values, places = graph.fresh("largest"), graph.fresh("largest_places")
     count = graph.constant([k], np.int64)
-    graph.append(helper.make_node("TopK", [flat, count], [values, places], name=values, axis=1, largest=1, sorted=1))
+    graph.append(
+        helper.make_node(
+            "TopK", [flat, count], [values, places], name=values, axis=1, largest=1, sorted=1
+        )
+    )
     return graph.add("Gather", values, graph.constant([k - 1], np.int64), axis=1, hint="least_kept")
 
 
 def _extent(graph: Graph, bright: str, across: int, length: int) -> tuple[str, str]:
     """(first, last) edge along one axis of what is 1 in ``[N, h, w]``, each ``[N, 1]`` in 0..1."""
     hit = graph.add("ReduceMax", bright, graph.constant([across], np.int64), keepdims=0, hint="hit")
-    low = graph.constant(1 - np.arange(length)[None] / length)  # the larger, the nearer to the start
+    low = graph.constant(
+        1 - np.arange(length)[None] / length
+    )  # the larger, the nearer to the start
     high = graph.constant((np.arange(length)[None] + 1) / length)
     ends = [
-        graph.add("ReduceMax", graph.add("Mul", hit, scale), graph.constant([1], np.int64), keepdims=1, hint="edge")
+        graph.add(
+            "ReduceMax",
+            graph.add("Mul", hit, scale),
+            graph.constant([1], np.int64),
+            keepdims=1,
+            hint="edge",
+        )
         for scale in (low, high)
     ]
     return graph.add("Sub", graph.constant(1.0), ends[0], hint="first_edge"), ends[1]
@@ -87,7 +118,9 @@ def gaussian_matrix(length: int, sigma_px: float) -> NDArray[np.float32]:
 
 
 def default_heuristic(network: str, objective: str, layer: str | None = None) -> Heuristic:
-    """The training-free head of a network, known (see ``DEFAULTS``) or imported, which is read at its pixels; or at a layer."""
+    """The training-free head of a network, known (see ``DEFAULTS``) or imported, which is read at
+    its pixels; or at a layer.
+    """
     usual, signal, sigma, share = DEFAULTS.get(network, (PIXELS, "gradient", 0.02, 0.2))
     return Heuristic(MapSpec(objective, layer=layer or usual, signal=signal), sigma, share)
 
@@ -97,4 +130,6 @@ DEFAULTS = {
     "vgg16": ("conv4_3", "layercam", 0.02, 0.2),
     "alexnet": ("conv5", "layercam", 0.02, 0.2),
 }
-"""network: (layer, signal, sigma, share) that are best on animal_pose_voc's training split; VGG16's, AlexNet's by analogy."""
+"""network: (layer, signal, sigma, share) that are best on animal_pose_voc's training split;
+VGG16's, AlexNet's by analogy.
+"""

@@ -1,7 +1,9 @@
-"""The commands that install what is missing. Each works in any folder, for the Python that runs Sightline.
+"""The commands that install what is missing. Each works in any folder, for the Python that runs
+Sightline.
 
-An extra is printed as the packages that it stands for: ``pip install '.[web]'`` works in the folder of a clone only, and
-Sightline itself is on no package index. What has its command's name there is somebody else's.
+An extra is printed as the packages that it stands for: ``pip install '.[web]'`` works in the folder
+of a clone only, and Sightline itself is on no package index. What has its command's name there is
+somebody else's.
 """
 
 import importlib.metadata
@@ -41,11 +43,17 @@ def install_extra(name: str) -> str:
 
 
 def restore(path: Path) -> str:
-    """What brings back a damaged file or folder of Sightline's own: a command, or words where none can be known."""
+    """What brings back a damaged file or folder of Sightline's own: a command, or words where none
+    can be known.
+    """
     if (ROOT / ".git").exists() and path.is_relative_to(ROOT):
-        return f"git -C {_quoted(str(ROOT))} checkout -- {_quoted(path.relative_to(ROOT).as_posix())}"
+        return (
+            f"git -C {_quoted(str(ROOT))} checkout -- {_quoted(path.relative_to(ROOT).as_posix())}"
+        )
     try:
-        origin = json.loads(importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}").get("url", "")
+        origin = json.loads(
+            importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}"
+        ).get("url", "")
     except importlib.metadata.PackageNotFoundError:
         origin = ""
     source = Path(url2pathname(urlparse(origin).path))
@@ -68,22 +76,31 @@ def extra_requirements(name: str) -> list[str]:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": name}):
             continue
         if requirement.name == DISTRIBUTION:
-            found += [other for extra in sorted(requirement.extras) for other in extra_requirements(extra)]
+            found += [
+                other for extra in sorted(requirement.extras) for other in extra_requirements(extra)
+            ]
         else:
             found.append(f"{requirement.name}{requirement.specifier}")
     return list(dict.fromkeys(found))
 
 
 def _extras() -> dict[str, list[str]]:
-    """Every extra's requirements: as pyproject.toml has them in a clone, else from the metadata of the installed wheel."""
+    """Every extra's requirements: as pyproject.toml has them in a clone, else from the metadata of
+    the installed wheel.
+    """
     project = ROOT / "pyproject.toml"
     if project.is_file():
-        stated: dict[str, list[str]] = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        stated: dict[str, list[str]] = tomllib.loads(project.read_text(encoding="utf-8"))[
+            "project"
+        ]["optional-dependencies"]
         return stated
     metadata = importlib.metadata.metadata(DISTRIBUTION)
     names = metadata.get_all("Provides-Extra") or []
     requirements = [text for text in metadata.get_all("Requires-Dist") or [] if "extra ==" in text]
-    return {name: [text for text in requirements if re.search(rf"extra == ['\"]{name}['\"]", text)] for name in names}
+    return {
+        name: [text for text in requirements if re.search(rf"extra == ['\"]{name}['\"]", text)]
+        for name in names
+    }
 
 
 def _pip_install() -> str:
@@ -99,4 +116,8 @@ def _pip_install() -> str:
 def _quoted(word: str) -> str:
     """The word as a shell reads it back: a bare ``>`` would write to a file."""
     quote = '"' if os.name == "nt" else "'"
-    return word if re.fullmatch(r"[\w./:\\-]+" if os.name == "nt" else r"[\w./-]+", word) else f"{quote}{word}{quote}"
+    return (
+        word
+        if re.fullmatch(r"[\w./:\\-]+" if os.name == "nt" else r"[\w./-]+", word)
+        else f"{quote}{word}{quote}"
+    )

@@ -1,11 +1,15 @@
-"""Writes 8-bit integers into the graph as pairs of QuantizeLinear and DequantizeLinear, which OpenVINO and TensorRT read.
+"""Writes 8-bit integers into the graph as pairs of QuantizeLinear and DequantizeLinear, which
+OpenVINO and TensorRT read.
 
-The integers are symmetric (no zero point) and span -127..127. Weights are quantized per output channel; an activation or a
-cotangent has one scale, measured on real images by ``calib.precision.quantize``. Biases stay in floating point.
+The integers are symmetric (no zero point) and span -127..127. Weights are quantized per output
+channel; an activation or a cotangent has one scale, measured on real images by
+``calib.precision.quantize``. Biases stay in floating point.
 
-Where the pairs stand decides whether the map survives: **one pair right behind the tensor's producer, and every reader on its
-output**. A pooling window's gradient goes where the input equals the output; were only one of the two rounded, they would
-never be equal: the scores stay right, and the map is zero, or (in the form of ``engines.windows``) smeared over the window.
+Where the pairs stand decides whether the map survives: **one pair right behind the tensor's
+producer, and every reader on its output**. A pooling window's gradient goes where the input equals
+the output; were only one of the two rounded, they would
+never be equal: the scores stay right, and the map is zero, or (in the form of ``engines.windows``)
+smeared over the window.
 """
 
 import hashlib
@@ -28,10 +32,14 @@ FORMAT = 1
 CALIBRATION_FILE = Kind("calibration", (), rb'\{\s*"sightline_int8":')
 STEPS = 127
 SMALLEST_RANGE, LARGEST_RANGE = 1e-30, 1e30
-"""Of a tensor that is zero on every image the smallest is noted: a scale must be positive. Beyond the largest is no float32."""
+"""Of a tensor that is zero on every image the smallest is noted: a scale must be positive. Beyond
+the largest is no float32.
+"""
 QUANTIZED = ("Conv", "Gemm")
 PASSED_THROUGH = ("MaxPool", "Reshape", "Flatten", "Identity", "Dropout")
-"""Operators whose output has the values, and so the scale, of what they read: the pair stands before them."""
+"""Operators whose output has the values, and so the scale, of what they read: the pair stands
+before them.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,14 +77,18 @@ class Quantization:
             OutputError: the place cannot be written.
         """
         with whole_file(path) as part:
-            part.write_text(json.dumps({"sightline_int8": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+            part.write_text(
+                json.dumps({"sightline_int8": FORMAT, **asdict(self)}, indent=1) + "\n",
+                encoding="utf-8",
+            )
 
 
 def load_quantization(path: Path) -> Quantization:
     """Read a calibration.
 
     Raises:
-        ModelError: it is missing, damaged, not a calibration, or holds ranges that nothing can be measured in.
+        ModelError: it is missing, damaged, not a calibration, or holds ranges that nothing can be
+            measured in.
     """
     try:
         content = read_json_object(path, "calibration")
@@ -107,12 +119,20 @@ def is_quantized(model: onnx.ModelProto) -> bool:
 
 
 def layers(graph: Graph) -> list[onnx.NodeProto]:
-    """The nodes that can be quantized, in order: convolutions and matrix products with constant weights, both ways."""
-    return [node for node in graph.nodes if node.op_type in QUANTIZED and node.input[1] in graph.constants]
+    """The nodes that can be quantized, in order: convolutions and matrix products with constant
+    weights, both ways.
+    """
+    return [
+        node
+        for node in graph.nodes
+        if node.op_type in QUANTIZED and node.input[1] in graph.constants
+    ]
 
 
 def source_of(graph: Graph, tensor: str) -> str:
-    """The tensor that needs a pair for a layer that reads ``tensor`` to run in 8 bits: that one, or what it was pooled from."""
+    """The tensor that needs a pair for a layer that reads ``tensor`` to run in 8 bits: that one, or
+    what it was pooled from.
+    """
     producer = graph.producer(tensor)
     while producer is not None and producer.op_type in PASSED_THROUGH:
         tensor = str(producer.input[0])
@@ -121,19 +141,27 @@ def source_of(graph: Graph, tensor: str) -> str:
 
 
 def quantize(graph: Graph, quantization: Quantization) -> None:
-    """Rewrite the graph, whose outputs are not declared yet, so that every layer that is not ``kept`` runs in 8 bits.
+    """Rewrite the graph, whose outputs are not declared yet, so that every layer that is not
+    ``kept`` runs in 8 bits.
 
-    A layer that reads a pooled or joined tensor gets a second pair right before it. It changes no value, but without it
-    OpenVINO (2026.4.1) computes wrong scores as soon as a Concat is anywhere in the graph; nor may the pairs stand before
-    what is joined.
+    A layer that reads a pooled or joined tensor gets a second pair right before it. It changes no
+    value, but without it OpenVINO (2026.4.1) computes wrong scores as soon as a Concat is anywhere
+    in the graph; nor may the pairs stand before what is joined.
 
     Raises:
         ModelError: the calibration does not know one of the graph's tensors.
     """
-    chosen = {n.name: source_of(graph, str(n.input[0])) for n in layers(graph) if n.name not in quantization.kept}
+    chosen = {
+        n.name: source_of(graph, str(n.input[0]))
+        for n in layers(graph)
+        if n.name not in quantization.kept
+    }
     for name in chosen.values():
         if name not in quantization.ranges:
-            raise ModelError(f"the int8 calibration does not know tensor '{name}' of this graph: run 'calibrate' again for it")
+            raise ModelError(
+                f"the int8 calibration does not know tensor '{name}' of this graph: run 'calibrate'"
+                " again for it"
+            )
     nodes, graph.nodes, sources = graph.nodes, [], set(chosen.values())
     rounded: dict[str, str] = {}
     joined = {node.output[0] for node in nodes if node.op_type == "Concat"}
@@ -152,7 +180,10 @@ def quantize(graph: Graph, quantization: Quantization) -> None:
 
 
 def _pair(graph: Graph, tensor: str, largest: float) -> str:
-    scale, zero = graph.constant(short_float(max(largest, 1e-20) / STEPS)), graph.constant(0, np.int8)
+    scale, zero = (
+        graph.constant(short_float(max(largest, 1e-20) / STEPS)),
+        graph.constant(0, np.int8),
+    )
     integers = graph.add("QuantizeLinear", tensor, scale, zero, hint=f"{tensor}_int8")
     return graph.add("DequantizeLinear", integers, scale, zero, hint=f"{tensor}_rounded")
 
@@ -160,15 +191,18 @@ def _pair(graph: Graph, tensor: str, largest: float) -> str:
 def short_float(value: float) -> float:
     """The nearest number of 8 significant bits, so that its multiples up to 255 are exact.
 
-    With other scales OpenVINO (2026.4.1) may find the range's ends not symmetric, by a rounding error, and turn zeros into
-    tiny positive numbers, which open every ReLU's mask: the scores stay right and the map is wrong.
+    With other scales OpenVINO (2026.4.1) may find the range's ends not symmetric, by a rounding
+    error, and turn zeros into tiny positive numbers, which open every ReLU's mask: the scores stay
+    right and the map is wrong.
     """
     mantissa, exponent = math.frexp(value)
     return math.ldexp(round(mantissa * 256), exponent - 8)
 
 
 def _quantize_weight(graph: Graph, node: onnx.NodeProto) -> None:
-    """Give a node its weight as int8 per output channel, which is axis 0 (a Gemm's is turned there: transB = 1)."""
+    """Give a node its weight as int8 per output channel, which is axis 0 (a Gemm's is turned there:
+    transB = 1).
+    """
     weight = graph.constants[node.input[1]]
     if node.op_type == "Gemm" and not attributes_of(node).get("transB", 0):
         weight = np.ascontiguousarray(weight.T)
@@ -176,9 +210,14 @@ def _quantize_weight(graph: Graph, node: onnx.NodeProto) -> None:
         del node.attribute[:]
         node.attribute.extend([*kept, onnx.helper.make_attribute("transB", 1)])
     integers, scales = rounded_weight(weight)
-    names = graph.constant(integers, np.int8, f"{node.name}_weight"), graph.constant(scales, hint=f"{node.name}_scales")
+    names = (
+        graph.constant(integers, np.int8, f"{node.name}_weight"),
+        graph.constant(scales, hint=f"{node.name}_scales"),
+    )
     zeros = graph.constant(np.zeros(len(scales)), np.int8)
-    node.input[1] = graph.add("DequantizeLinear", *names, zeros, axis=0, hint=f"{node.name}_weight_rounded")
+    node.input[1] = graph.add(
+        "DequantizeLinear", *names, zeros, axis=0, hint=f"{node.name}_weight_rounded"
+    )
 
 
 def rounded_weight(weight: Array) -> tuple[Array, Array]:

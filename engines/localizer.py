@@ -1,4 +1,6 @@
-"""A localizer: an engine with its preparation and its reading. Any BGR image in, a box in that image's pixels out."""
+"""A localizer: an engine with its preparation and its reading. Any BGR image in, a box in that
+image's pixels out.
+"""
 
 import json
 from collections.abc import Sequence
@@ -39,13 +41,15 @@ class Localization:
     """What was found in one image.
 
     Attributes:
-        box_xyxy_px: continuous pixel edges x0, y0, x1, y1 in the image; None without a head, and where it is not sure enough.
+        box_xyxy_px: continuous pixel edges x0, y0, x1, y1 in the image; None without a head, and
+            where it is not sure enough.
         class_index, class_name: the class whose score was differentiated.
         score: softmax probability of that class.
         map_hw: the sensitivity map, float32, stretched over the whole image, not normalised.
-        detections: every object that was found, best first, by methods that look for several; ``box_xyxy_px`` is the first's.
-            Empty where the method finds one box.
-        confidence: probability that the box is right (IoU over 0.5), see ``engines.confidence``; None where nothing tells.
+        detections: every object that was found, best first, by methods that look for several;
+            ``box_xyxy_px`` is the first's. Empty where the method finds one box.
+        confidence: probability that the box is right (IoU over 0.5), see ``engines.confidence``;
+            None where nothing tells.
     """
 
     box_xyxy_px: tuple[float, float, float, float] | None
@@ -63,7 +67,8 @@ class Localization:
 
 
 class Localizer:
-    """Prepares images for an engine and reads its outputs. As a ``with`` block it closes the engine at the end.
+    """Prepares images for an engine and reads its outputs. As a ``with`` block it closes the engine
+    at the end.
 
     Args:
         engine: of any backend; its batch size is how many images one call takes.
@@ -74,7 +79,10 @@ class Localizer:
         self.class_names: tuple[str, ...] = tuple(json.loads(engine.metadata["class_names"]))
         self.batch, self.size_px = engine.inputs[0].shape[0], engine.inputs[0].shape[1]
         self._wanted = np.full(self.batch, -1, np.int64)
-        self._confidence_model, self._least = confidence_model_of(self.description.get("trust")), 0.0
+        self._confidence_model, self._least = (
+            confidence_model_of(self.description.get("trust")),
+            0.0,
+        )
 
     def close(self) -> None:
         """Free the engine; afterwards nothing more can be localized. Calling it twice is fine."""
@@ -93,17 +101,23 @@ class Localizer:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What ``engines.build.stamp`` wrote of the graph; empty for engines that were not built by it."""
+        """What ``engines.build.stamp`` wrote of the graph; empty for engines that were not built by
+        it.
+        """
         found: dict[str, Any] = json.loads(self.engine.metadata.get("sightline", "{}"))
         return found
 
     @property
     def box_reader(self) -> str:
-        """What reads the box off the map, in words: ``none``, ``fitted head``, or the settings of the training-free one."""
+        """What reads the box off the map, in words: ``none``, ``fitted head``, or the settings of
+        the training-free one.
+        """
         head = self.description.get("head")
         if head is None:
             return "none"
-        return str(head) if ": " in str(head) else "fitted head"  # a fitted head's digest has no words
+        return (
+            str(head) if ": " in str(head) else "fitted head"
+        )  # a fitted head's digest has no words
 
     @property
     def wanted_class(self) -> int | None:
@@ -111,13 +125,17 @@ class Localizer:
         return None if self._wanted[0] < 0 else int(self._wanted[0])
 
     def look_for(self, class_index: int | None) -> None:
-        """Differentiate the score of this class from the next image on; None for whichever scores best.
+        """Differentiate the score of this class from the next image on; None for whichever scores
+        best.
 
         Raises:
             InputError: there is no such class.
         """
         if class_index is not None and not isinstance(class_index, int | np.integer):
-            raise InputError(f"a class index is a whole number, not {type(class_index).__name__}: {ascii(class_index)[:80]}")
+            raise InputError(
+                f"a class index is a whole number, not {type(class_index).__name__}:"
+                f" {ascii(class_index)[:80]}"
+            )
         if class_index is not None and not 0 <= class_index < len(self.class_names):
             raise InputError(f"class index {class_index} is outside 0..{len(self.class_names) - 1}")
         self._wanted[:] = -1 if class_index is None else class_index
@@ -133,8 +151,8 @@ class Localizer:
             raise InputError(f"a least confidence lies in 0 .. 1, not {confidence}")
         if confidence > 0 and self._confidence_model is None:
             raise ModelError(
-                f"--min-score: nothing tells how sure these boxes are ({self.box_reader}): use a head, which "
-                "'fit' makes (an old one: fit it again), or add --follow"
+                f"--min-score: nothing tells how sure these boxes are ({self.box_reader}): use a"
+                " head, which 'fit' makes (an old one: fit it again), or add --follow"
             )
         self._least = confidence
 
@@ -147,15 +165,24 @@ class Localizer:
         expected = "an image is a NumPy array, uint8 [height, width, 3] in BGR"
         if not isinstance(image_bgr, np.ndarray):
             raise InputError(f"{expected}, got {type(image_bgr).__name__}")
-        if image_bgr.dtype != np.uint8 or image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or not image_bgr.size:
+        if (
+            image_bgr.dtype != np.uint8
+            or image_bgr.ndim != 3
+            or image_bgr.shape[2] != 3
+            or not image_bgr.size
+        ):
             raise InputError(f"{expected}, got {image_bgr.dtype}{list(image_bgr.shape)}")
         height, width = image_bgr.shape[:2]
         if min(height, width) < SMALLEST_PX:
-            raise InputError(f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to find anything")
+            raise InputError(
+                f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to"
+                " find anything"
+            )
         return resized(image_bgr, self.size_px)
 
     def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
-        """Start the engine on at most ``batch`` prepared images; missing ones are filled up with black.
+        """Start the engine on at most ``batch`` prepared images; missing ones are filled up with
+        black.
 
         Returns:
             The ticket to ``collect``; at most ``engine.slots`` may be out.
@@ -173,13 +200,17 @@ class Localizer:
         """Run the engine on at most ``batch`` prepared images, and wait."""
         return self.collect(self.submit(prepared))
 
-    def read(self, outputs: dict[str, Array], place: int, width_px: int, height_px: int) -> Localization:
+    def read(
+        self, outputs: dict[str, Array], place: int, width_px: int, height_px: int
+    ) -> Localization:
         """The localization of image ``place`` of the batch, in an image of the given size."""
         size = (width_px, height_px)
         box = in_pixels(outputs["box_xyxy"][place], size) if "box_xyxy" in outputs else None
         rows = outputs["detections"][place] if "detections" in outputs else ()
         detections = tuple(
-            Detection(in_pixels(row, size), int(row[4]), self.class_names[int(row[4])], float(row[5]))
+            Detection(
+                in_pixels(row, size), int(row[4]), self.class_names[int(row[4])], float(row[5])
+            )
             for row in rows
             if row[4] >= 0
         )
@@ -190,7 +221,9 @@ class Localizer:
             confidence = self._confidence_model(
                 cues_of(outputs["box_xyxy"][place], map_hw, score, float(outputs["logit"][place]))
             )
-        return Localization(box, index, self.class_names[index], score, map_hw, detections, confidence).sure(self._least)
+        return Localization(
+            box, index, self.class_names[index], score, map_hw, detections, confidence
+        ).sure(self._least)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:
         """Localize the main object of each image.
@@ -201,13 +234,18 @@ class Localizer:
         Raises:
             InputError: see ``prepare``; or this is one image and not a list.
         """
-        if not hasattr(images_bgr, "__len__") or (isinstance(images_bgr, np.ndarray) and images_bgr.ndim < 4):
+        if not hasattr(images_bgr, "__len__") or (
+            isinstance(images_bgr, np.ndarray) and images_bgr.ndim < 4
+        ):
             raise InputError("localize takes a list of images: put one image into brackets")
         found: list[Localization] = []
         for start in range(0, len(images_bgr), self.batch):
             chunk = images_bgr[start : start + self.batch]
             outputs = self.infer([self.prepare(image) for image in chunk])
-            found += [self.read(outputs, i, image.shape[1], image.shape[0]) for i, image in enumerate(chunk)]
+            found += [
+                self.read(outputs, i, image.shape[1], image.shape[0])
+                for i, image in enumerate(chunk)
+            ]
         return found
 
 

@@ -1,4 +1,6 @@
-"""Appends maps to the graph: an objective, differentiated by a layer, reduced over channels to a signal."""
+"""Appends maps to the graph: an objective, differentiated by a layer, reduced over channels to a
+signal.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +22,8 @@ class MapSpec:
     """A sensitivity map (Ebrahimpour & Noelle, section 3).
 
     Attributes:
-        objective: ``class``, the score of the class that is asked for (or the best one), or ``gestalt``, the mean of the
-            last feature maps, which needs no class.
+        objective: ``class``, the score of the class that is asked for (or the best one), or
+            ``gestalt``, the mean of the last feature maps, which needs no class.
         aggregation: ``max`` or ``mean`` of the absolute gradient over channels.
         layer: ``pixels``, or an inner layer, where the backward pass stops and is cheaper for it.
         relu_rule: ``plain``, or ``guided`` for guided backpropagation.
@@ -45,7 +47,12 @@ class MapSpec:
 
 
 def append_maps(
-    graph: Graph, forward: Forward, pixels: str, class_index: str, spec: MapSpec, wanted: Sequence[tuple[str, str]]
+    graph: Graph,
+    forward: Forward,
+    pixels: str,
+    class_index: str,
+    spec: MapSpec,
+    wanted: Sequence[tuple[str, str]],
 ) -> dict[tuple[str, str], str]:
     """Append the backward pass, as deep as it is needed, and the maps.
 
@@ -68,8 +75,12 @@ def append_maps(
         if signal not in ("gradient", *SIGNALS):
             raise ModelError(f"unknown signal '{signal}': use gradient or {' or '.join(SIGNALS)}")
         if layer not in known:
-            raise ModelError(f"the network has no layer '{layer}': choose one of {', '.join(known)}")
-    differentiated = list(dict.fromkeys(known[layer] for signal, layer in wanted if signal != "activation"))
+            raise ModelError(
+                f"the network has no layer '{layer}': choose one of {', '.join(known)}"
+            )
+    differentiated = list(
+        dict.fromkeys(known[layer] for signal, layer in wanted if signal != "activation")
+    )
     gradients = {}
     if differentiated:
         if spec.objective == "gestalt":
@@ -108,32 +119,50 @@ def _gradcam(graph: Graph, x_nchw: str, gradient_nchw: str, layer: str) -> str:
 
     Where global average pooling follows, this is CAM (Zhou et al. 2016) without its negative part.
     """
-    weights = graph.add("ReduceMean", gradient_nchw, graph.constant([2, 3], np.int64), keepdims=1, hint="channel_weights")
-    weighted = _channel_mean(graph, graph.add("Mul", weights, x_nchw, hint="weighted"), f"weighted_mean_{layer}")
+    weights = graph.add(
+        "ReduceMean",
+        gradient_nchw,
+        graph.constant([2, 3], np.int64),
+        keepdims=1,
+        hint="channel_weights",
+    )
+    weighted = _channel_mean(
+        graph, graph.add("Mul", weights, x_nchw, hint="weighted"), f"weighted_mean_{layer}"
+    )
     return graph.add("Relu", weighted, hint=f"gradcam_{layer}")
 
 
 def _layercam(graph: Graph, x_nchw: str, gradient_nchw: str, layer: str) -> str:
     """LayerCAM (Jiang et al. 2021, equations 5 and 6), with a mean over channels for their sum."""
     positive = graph.add("Relu", gradient_nchw, hint="positive_gradient")
-    weighted = _channel_mean(graph, graph.add("Mul", positive, x_nchw, hint="weighted"), f"weighted_mean_{layer}")
+    weighted = _channel_mean(
+        graph, graph.add("Mul", positive, x_nchw, hint="weighted"), f"weighted_mean_{layer}"
+    )
     return graph.add("Relu", weighted, hint=f"layercam_{layer}")
 
 
 SIGNALS = {"activation": _activation, "gradcam": _gradcam, "layercam": _layercam}
-"""What a map may show besides the ``gradient``, each from (graph, activations, gradient, layer name)."""
+"""What a map may show besides the ``gradient``, each from (graph, activations, gradient, layer
+name).
+"""
 
 
 def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> dict[str, str]:
-    """A tensor, and the gradient with respect to it of the score of class ``class_index`` (int64 ``[N]``).
+    """A tensor, and the gradient with respect to it of the score of class ``class_index`` (int64
+    ``[N]``).
 
-    Where the scores (``[N, classes]``) are a linear layer's, that is a row of its weight for its input, and no product at all.
+    Where the scores (``[N, classes]``) are a linear layer's, that is a row of its weight for its
+    input, and no product at all.
     """
     last = graph.producer(scores)
     if last is not None and last.op_type == "Gemm" and last.input[1] in graph.constants:
         at = attributes_of(last)
         if at.get("transB", 0) and at.get("alpha", 1.0) == 1 and not at.get("transA", 0):
-            return {last.input[0]: graph.add("Gather", last.input[1], class_index, axis=0, hint="class_weights")}
+            return {
+                last.input[0]: graph.add(
+                    "Gather", last.input[1], class_index, axis=0, hint="class_weights"
+                )
+            }
     depth = graph.constant(graph.shape(scores)[1], np.int64)
     values = graph.constant([0.0, 1.0])
     return {scores: graph.add("OneHot", class_index, depth, values, axis=1, hint="one_hot")}
@@ -142,7 +171,8 @@ def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> dict[s
 def gestalt_cotangent(graph: Graph, activations: str) -> str:
     """Gradient of the Gestalt Total, the mean of the last feature maps, with respect to those maps.
 
-    ``GT = mean(A_last)`` (Ebrahimpour & Noelle, "Fast Object Localization via Sensitivity Analysis", section 3), per image.
+    ``GT = mean(A_last)`` (Ebrahimpour & Noelle, "Fast Object Localization via Sensitivity
+    Analysis", section 3), per image.
     """
     shape = graph.shape(activations)
     return graph.constant(np.full(shape, 1.0 / np.prod(shape[1:])), hint="gestalt_cotangent")

@@ -1,6 +1,7 @@
 """Replaces matrix products by 1x1 convolutions, which one generation of GPUs needs.
 
-TensorRT for RTX (1.7) refuses float32 matrix products for compute capability 7.5, and takes the same product as a convolution.
+TensorRT for RTX (1.7) refuses float32 matrix products for compute capability 7.5, and takes the
+same product as a convolution.
 """
 
 from collections.abc import Callable
@@ -16,20 +17,30 @@ from engines.graph import attributes_of, needed
 
 
 def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph without float32 Gemm and MatMul of a constant matrix and two or three axes; others are left alone.
+    """The same graph without float32 Gemm and MatMul of a constant matrix and two or three axes;
+    others are left alone.
 
-    A row of K values becomes K channels of one pixel, and a matrix ``[K, M]`` a kernel ``[M, K, 1, 1]``.
+    A row of K values becomes K channels of one pixel, and a matrix ``[K, M]`` a kernel
+    ``[M, K, 1, 1]``.
     """
     ranks = float_ranks(model)
     weights = {t.name: t for t in model.graph.initializer}
-    rounded = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
+    rounded = {
+        n.output[0]: n
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in weights
+    }
     writer = _Writer({})
     for node in model.graph.node:
         if node.op_type == "Gemm" and node.input[1] in rounded and ranks.get(node.input[0]) == 2:
             source = rounded[node.input[1]]
             _rounded_gemm(writer, node, source, numpy_helper.to_array(weights[source.input[0]]))
             continue
-        places = [place for place, name in enumerate(node.input[:2]) if name in weights and ranks.get(name) == 2]
+        places = [
+            place
+            for place, name in enumerate(node.input[:2])
+            if name in weights and ranks.get(name) == 2
+        ]
         rewrite = _REWRITES.get(node.op_type)
         rank = ranks.get(node.input[1 - places[0]]) if len(places) == 1 else None
         if rewrite is None or rank not in (2, 3):
@@ -42,7 +53,9 @@ def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     read = {name for node in nodes for name in node.input}
-    result.graph.initializer.extend(t for t in (*model.graph.initializer, *writer.constants.values()) if t.name in read)
+    result.graph.initializer.extend(
+        t for t in (*model.graph.initializer, *writer.constants.values()) if t.name in read
+    )
     onnx.checker.check_model(result)
     return result
 
@@ -62,13 +75,19 @@ class _Writer:
 
     def product(self, x: str, kernel_mk: Array, bias: list[str], y: str, axes: list[int]) -> None:
         """``y = x @ kernel^T + bias`` over axis 1 of ``x``, which lacks ``axes`` to be an image."""
-        self.convolution(x, self.constant(f"{y}_kernel", kernel_mk[:, :, None, None]), bias, y, axes)
+        self.convolution(
+            x, self.constant(f"{y}_kernel", kernel_mk[:, :, None, None]), bias, y, axes
+        )
 
     def convolution(self, x: str, kernel: str, bias: list[str], y: str, axes: list[int]) -> None:
         """The same with a kernel that is written already."""
         missing = self.constant(f"axes_{'_'.join(map(str, axes))}", np.array(axes, np.int64))
         image = self.add("Unsqueeze", [x, missing], f"{y}_image")
-        self.add("Squeeze", [self.add("Conv", [image, kernel, *bias], f"{y}_conv", kernel_shape=[1, 1]), missing], y)
+        self.add(
+            "Squeeze",
+            [self.add("Conv", [image, kernel, *bias], f"{y}_conv", kernel_shape=[1, 1]), missing],
+            y,
+        )
 
 
 def _gemm(writer: _Writer, node: onnx.NodeProto, matrix: Array, place: int, _: int | None) -> None:
@@ -81,10 +100,18 @@ def _gemm(writer: _Writer, node: onnx.NodeProto, matrix: Array, place: int, _: i
     writer.product(node.input[0], kernel, list(node.input[2:]), node.output[0], [2, 3])
 
 
-def _rounded_gemm(writer: _Writer, node: onnx.NodeProto, source: onnx.NodeProto, integers: Array) -> None:
-    """A Gemm whose weight is 8-bit, rounded per output: the convolution reads the same integers, with the same scales."""
+def _rounded_gemm(
+    writer: _Writer, node: onnx.NodeProto, source: onnx.NodeProto, integers: Array
+) -> None:
+    """A Gemm whose weight is 8-bit, rounded per output: the convolution reads the same integers,
+    with the same scales.
+    """
     at = attributes_of(node)
-    plain = at.get("transB", 0) and not at.get("transA", 0) and at.get("alpha", 1.0) == at.get("beta", 1.0) == 1.0
+    plain = (
+        at.get("transB", 0)
+        and not at.get("transA", 0)
+        and at.get("alpha", 1.0) == at.get("beta", 1.0) == 1.0
+    )
     if not plain or integers.ndim != 2 or attributes_of(source).get("axis", 1) != 0:
         writer.nodes.append(node)
         return
@@ -94,8 +121,12 @@ def _rounded_gemm(writer: _Writer, node: onnx.NodeProto, source: onnx.NodeProto,
     writer.convolution(node.input[0], wide, list(node.input[2:]), y, [2, 3])
 
 
-def _matmul(writer: _Writer, node: onnx.NodeProto, matrix: Array, place: int, rank: int | None) -> None:
-    """A constant from the left mixes the rows of a map ``[N, h, w]``; from the right, its columns, or rows of values."""
+def _matmul(
+    writer: _Writer, node: onnx.NodeProto, matrix: Array, place: int, rank: int | None
+) -> None:
+    """A constant from the left mixes the rows of a map ``[N, h, w]``; from the right, its columns,
+    or rows of values.
+    """
     y = str(node.output[0])
     if place == 0 and rank == 3:
         writer.product(node.input[1], matrix, [], y, [3])
@@ -109,4 +140,7 @@ def _matmul(writer: _Writer, node: onnx.NodeProto, matrix: Array, place: int, ra
         writer.nodes.append(node)
 
 
-_REWRITES: dict[str, Callable[[_Writer, onnx.NodeProto, Array, int, int | None], None]] = {"Gemm": _gemm, "MatMul": _matmul}
+_REWRITES: dict[str, Callable[[_Writer, onnx.NodeProto, Array, int, int | None], None]] = {
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}

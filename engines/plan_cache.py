@@ -1,8 +1,10 @@
-"""The cache of built engines. Each is kept under the key of what it was built from, and checked when it is read.
+"""The cache of built engines. Each is kept under the key of what it was built from, and checked
+when it is read.
 
-A file is ``SIGHTLINE`` , the header's length, the header (JSON: the key, the plan's sha256) and the plan as the library wrote
-it. A plan loads only in the very build of the library that wrote it, and on the GPU that it was written for: both are part of
-the key, so another build or GPU simply finds nothing and builds its own.
+A file is ``SIGHTLINE`` , the header's length, the header (JSON: the key, the plan's sha256) and the
+plan as the library wrote it. A plan loads only in the very build of the library that wrote it, and
+on the GPU that it was written for: both are part of the key, so another build or GPU simply finds
+nothing and builds its own.
 """
 
 import hashlib
@@ -35,7 +37,8 @@ class EngineKey:
         graph: sha256 of the ONNX graph, weights included.
         library: ``tensorrt``, ``tensorrt_rtx`` or ``openvino``.
         version: the library's build.
-        target: GPU (or processor) name and compute capability, or only the latter (``sm89``) for builds ahead of time.
+        target: GPU (or processor) name and compute capability, or only the latter (``sm89``) for
+            builds ahead of time.
         precision: ``fp32``, ``fp16``, ``int8`` ...
         batch: images per call.
     """
@@ -56,8 +59,8 @@ class EngineKey:
     @property
     def path(self) -> Path:
         """Where the engine is kept, whether it is there or not."""
-        name = f"{Path(self.model).stem}-{self.library}-{self.precision}-b{self.batch}-{self.digest[:16]}"
-        return engines_dir() / f"{name}{SUFFIX}"
+        name = f"{Path(self.model).stem}-{self.library}-{self.precision}-b{self.batch}"
+        return engines_dir() / f"{name}-{self.digest[:16]}{SUFFIX}"
 
 
 class CorruptEngineError(EngineError):
@@ -105,8 +108,14 @@ def read_engine(path: Path) -> tuple[EngineKey, bytes]:
     except ModelError as error:
         raise CorruptEngineError(f"{error}; build it again with 'build --rebuild'") from error
     except (ValueError, KeyError, TypeError, struct.error) as error:
-        reason = str(error) if type(error) is ValueError and "JSON" not in str(error) else "its header is damaged"
-        raise CorruptEngineError(f"engine {path} cannot be used: {reason}; build it again with 'build --rebuild'") from error
+        reason = (
+            str(error)
+            if type(error) is ValueError and "JSON" not in str(error)
+            else "its header is damaged"
+        )
+        raise CorruptEngineError(
+            f"engine {path} cannot be used: {reason}; build it again with 'build --rebuild'"
+        ) from error
     return key, plan
 
 
@@ -120,12 +129,16 @@ def find_engine(keys: list[EngineKey]) -> tuple[EngineKey, bytes] | None:
         if key.path.exists():
             found, plan = read_engine(key.path)
             if found != key:
-                raise CorruptEngineError(f"engine {key.path} holds another engine: build it again with 'build --rebuild'")
+                raise CorruptEngineError(
+                    f"engine {key.path} holds another engine: build it again with 'build --rebuild'"
+                )
             return key, plan
     return None
 
 
-def load_or_build(key: EngineKey, build: Callable[[], bytes], notify: Callable[[str], None], rebuild: bool = False) -> bytes:
+def load_or_build(
+    key: EngineKey, build: Callable[[], bytes], notify: Callable[[str], None], rebuild: bool = False
+) -> bytes:
     """The plan of ``key``: from the cache, or built and put there.
 
     Args:

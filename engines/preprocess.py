@@ -14,7 +14,9 @@ from engines.networks.network import Preprocessing
 IMAGE = "image_nhwc_bgr"
 
 
-def append_preprocessing(graph: Graph, batch: int, size_px: int, preprocessing: Preprocessing) -> tuple[str, str]:
+def append_preprocessing(
+    graph: Graph, batch: int, size_px: int, preprocessing: Preprocessing
+) -> tuple[str, str]:
     """Declare the image input and append its normalisation.
 
     Args:
@@ -24,16 +26,25 @@ def append_preprocessing(graph: Graph, batch: int, size_px: int, preprocessing: 
         preprocessing: channel order, mean and standard deviation.
 
     Returns:
-        (pixels, normalised): float32 ``[N, 3, S, S]`` in 0..255 and the network's channel order, which gradients "to the
-        pixels" are taken by, and the network's input.
+        (pixels, normalised): float32 ``[N, 3, S, S]`` in 0..255 and the network's channel order,
+        which gradients "to the pixels" are taken by, and the network's input.
     """
     image = graph.input(IMAGE, UINT8, (batch, size_px, size_px, 3))
-    pixels = graph.add("Transpose", graph.add("Cast", image, to=FLOAT), perm=[0, 3, 1, 2], hint="pixels")
+    pixels = graph.add(
+        "Transpose", graph.add("Cast", image, to=FLOAT), perm=[0, 3, 1, 2], hint="pixels"
+    )
     if preprocessing.order == "rgb":
-        pixels = graph.add("Gather", pixels, graph.constant([2, 1, 0], np.int64), axis=1, hint="pixels_rgb")
+        pixels = graph.add(
+            "Gather", pixels, graph.constant([2, 1, 0], np.int64), axis=1, hint="pixels_rgb"
+        )
     x = graph.add("Sub", pixels, _per_channel(graph, preprocessing.mean), hint="centred")
     if any(value != 1 for value in preprocessing.std):
-        x = graph.add("Mul", x, _per_channel(graph, [1 / value for value in preprocessing.std]), hint="normalised")
+        x = graph.add(
+            "Mul",
+            x,
+            _per_channel(graph, [1 / value for value in preprocessing.std]),
+            hint="normalised",
+        )
     return pixels, x
 
 
@@ -42,24 +53,29 @@ def _per_channel(graph: Graph, values: tuple[float, ...] | list[float]) -> str:
 
 
 MOST_ROWS = 16  # in a group; the products grow with it, and no longer pay
-MOST_PRODUCTS = 1 << 18  # in one call: OpenBLAS keeps these on the calling thread, away from the engine's
+MOST_PRODUCTS = (
+    1 << 18
+)  # in one call: OpenBLAS keeps these on the calling thread, away from the engine's
 BLOCK_BYTES = 1 << 19  # of float32 at a time: it stays in the core's own cache
 
 
 def resized(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """Squash an image of any size to ``[size_px, size_px, 3]``: means of what a pixel covers, or where it covers less than one
-    along a side, bilinear.
+    """Squash an image of any size to ``[size_px, size_px, 3]``: means of what a pixel covers, or
+    where it covers less than one along a side, bilinear.
     """
     if min(image_bgr.shape[:2]) > size_px:
         return shrunk(image_bgr, size_px)
-    return np.asarray(cv2.resize(image_bgr, (size_px, size_px), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(
+        cv2.resize(image_bgr, (size_px, size_px), interpolation=cv2.INTER_LINEAR), np.uint8
+    )
 
 
 def shrunk(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """Squash an image, larger than that on both sides, to ``[size_px, size_px, 3]``; each pixel is the mean of what it covers.
+    """Squash an image, larger than that on both sides, to ``[size_px, size_px, 3]``; each pixel is
+    the mean of what it covers.
 
-    Equal to ``cv2.resize(..., interpolation=cv2.INTER_AREA)`` but for means that end in exactly one half: either may round them
-    the other way, by one level.
+    Equal to ``cv2.resize(..., interpolation=cv2.INTER_AREA)`` but for means that end in exactly one
+    half: either may round them the other way, by one level.
     """
     side = (size_px, size_px)
     height, width, channels = image_bgr.shape

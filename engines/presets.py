@@ -1,7 +1,8 @@
 """The presets of a latency budget: cheaper and cheaper settings of the same task.
 
-In this order, for what it costs in accuracy: precision, then depth of the backward pass and input size (which come with a head
-that was fitted for them, or with the training-free box), and last a heat map that is not drawn afresh for every frame.
+In this order, for what it costs in accuracy: precision, then depth of the backward pass and input
+size (which come with a head that was fitted for them, or with the training-free box), and last a
+heat map that is not drawn afresh for every frame.
 """
 
 import math
@@ -20,8 +21,13 @@ from engines.networks.network import Forward
 from engines.networks.registry import Classifier, load_classifier
 
 PRECISION_COST = {"fp32": 1.0, "bf16": 0.53, "int8": 0.37}
-"""Time of a graph beside that in fp32, where the processor computes in it natively (measured on the compact network)."""
-SIZE_STEP_PX, SMALLEST_SHARE = 32, 0.5  # of training-free presets: networks take multiples of 32; below half, little is found
+"""Time of a graph beside that in fp32, where the processor computes in it natively (measured on the
+compact network).
+"""
+SIZE_STEP_PX, SMALLEST_SHARE = (
+    32,
+    0.5,
+)  # of training-free presets: networks take multiples of 32; below half, little is found
 COARSE_SIDE = 8  # pixels of the image that one of an inner map stands for
 SPARSE_HEAT_MAP = 8
 WORTH_A_STEP = 0.9
@@ -45,9 +51,11 @@ class Preset:
 
 
 def presets(choice: Choice) -> list[Preset]:
-    """The settings from what was chosen to the cheapest, each estimated to be cheaper than the one before.
+    """The settings from what was chosen to the cheapest, each estimated to be cheaper than the one
+    before.
 
-    With a head that the user named, precision and heat map are all that changes: another head might look for something else.
+    With a head that the user named, precision and heat map are all that changes: another head might
+    look for something else.
 
     Raises:
         ModelError: the network, weights or head of the choice cannot be used.
@@ -59,13 +67,22 @@ def presets(choice: Choice) -> list[Preset]:
     ladder = [_preset(top, precision, depth) for precision in _precisions(choice, classifier)]
     cheaper = []
     for other in others:
-        *_, cheapest = _precisions(replace(other.choice, precision="auto"), replace(classifier, size_px=other.size_px))
+        *_, cheapest = _precisions(
+            replace(other.choice, precision="auto"), replace(classifier, size_px=other.size_px)
+        )
         cheaper.append(_preset(other, cheapest, depth))
     for preset in sorted(cheaper, key=lambda preset: -preset.cost):
         if preset.cost < WORTH_A_STEP * ladder[-1].cost:
             ladder.append(preset)
     last = ladder[-1]
-    return [*ladder, replace(last, name=f"{last.name}, heat map every {SPARSE_HEAT_MAP}th", heat_map_every=SPARSE_HEAT_MAP)]
+    return [
+        *ladder,
+        replace(
+            last,
+            name=f"{last.name}, heat map every {SPARSE_HEAT_MAP}th",
+            heat_map_every=SPARSE_HEAT_MAP,
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,8 @@ def _preset(variant: _Variant, precision: str, depth: Mapping[str, float]) -> Pr
 
 
 def _precisions(choice: Choice, classifier: Classifier) -> list[str]:
-    """The chosen precision and the cheaper ones that this machine runs, int8 only where there is a calibration.
+    """The chosen precision and the cheaper ones that this machine runs, int8 only where there is a
+    calibration.
 
     Raises:
         EngineError: the chosen one is not among them.
@@ -92,11 +110,21 @@ def _precisions(choice: Choice, classifier: Classifier) -> list[str]:
     """
     if choice.backend == "torch":
         return ["fp32"]
-    from engines.backends.openvino import PRECISIONS, best_precision, has_vnni  # only the chosen backend is imported
+    from engines.backends.openvino import (
+        PRECISIONS,
+        best_precision,
+        has_vnni,
+    )  # only the chosen backend is imported
 
     if choice.precision not in (*PRECISIONS, "auto"):
-        raise EngineError(f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {choice.precision}")
-    native = ["fp32", *(["bf16"] if best_precision() == "bf16" else []), *(["int8"] if _calibrated(choice, classifier) else [])]
+        raise EngineError(
+            f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {choice.precision}"
+        )
+    native = [
+        "fp32",
+        *(["bf16"] if best_precision() == "bf16" else []),
+        *(["int8"] if _calibrated(choice, classifier) else []),
+    ]
     chosen = choice.precision
     if chosen == "auto":
         chosen = native[-1] if has_vnni() or choice.calibration is not None else best_precision()
@@ -112,10 +140,15 @@ def _calibrated(choice: Choice, classifier: Classifier) -> bool:
         ModelError: it is asked for, and there is no calibration.
     """
     asked = choice if choice.precision == "int8" else replace(choice, precision="auto")
-    return choose_quantization(asked, classifier, chosen_spec(choice, choose_head(choice, classifier))) is not None
+    return (
+        choose_quantization(asked, classifier, chosen_spec(choice, choose_head(choice, classifier)))
+        is not None
+    )
 
 
-def _variants(choice: Choice, classifier: Classifier, depth: Mapping[str, float]) -> Iterator[_Variant]:
+def _variants(
+    choice: Choice, classifier: Classifier, depth: Mapping[str, float]
+) -> Iterator[_Variant]:
     """What was chosen, then every other head or training-free setting that may take its place."""
     head = choose_head(choice, classifier)
     yield _Variant(choice, classifier.size_px, _deepest(head, depth))
@@ -125,10 +158,14 @@ def _variants(choice: Choice, classifier: Classifier, depth: Mapping[str, float]
         for name, other in shipped_heads(head.network).items():
             fits = other.spec.objective == head.spec.objective and other.size_px <= head.size_px
             if fits and other.digest != head.digest:
-                yield _Variant(replace(choice, head=name, layer=None), other.size_px, _deepest(other, depth))
+                yield _Variant(
+                    replace(choice, head=name, layer=None), other.size_px, _deepest(other, depth)
+                )
         return
     usual, coarse = _deepest(head, depth), _coarse_layer(classifier)
-    for size_px in range(classifier.size_px, int(SMALLEST_SHARE * classifier.size_px) - 1, -SIZE_STEP_PX):
+    for size_px in range(
+        classifier.size_px, int(SMALLEST_SHARE * classifier.size_px) - 1, -SIZE_STEP_PX
+    ):
         yield _Variant(choice, size_px, usual)
         if head is not None and depth[coarse] < depth[usual]:
             yield _Variant(replace(choice, layer=coarse), size_px, coarse)
@@ -137,17 +174,27 @@ def _variants(choice: Choice, classifier: Classifier, depth: Mapping[str, float]
 def _deepest(head: Head | Heuristic | None, depth: Mapping[str, float]) -> str:
     """The layer nearest to the image that the head's maps are differentiated with respect to."""
     spec = head.spec if head else MapSpec()
-    wanted = [(spec.signal, spec.layer), *((f.signal, f.layer) for f in (head.features if isinstance(head, Head) else ()))]
-    return max((layer for signal, layer in wanted if signal != "activation"), key=lambda layer: depth[layer])
+    wanted = [
+        (spec.signal, spec.layer),
+        *((f.signal, f.layer) for f in (head.features if isinstance(head, Head) else ())),
+    ]
+    return max(
+        (layer for signal, layer in wanted if signal != "activation"),
+        key=lambda layer: depth[layer],
+    )
 
 
 def _forward_graph(classifier: Classifier) -> tuple[Graph, Forward]:
     graph = Graph()
-    return graph, classifier.append(graph, graph.input(PIXELS, FLOAT, (1, 3, classifier.size_px, classifier.size_px)))
+    return graph, classifier.append(
+        graph, graph.input(PIXELS, FLOAT, (1, 3, classifier.size_px, classifier.size_px))
+    )
 
 
 def backward_shares(classifier: Classifier) -> dict[str, float]:
-    """For ``pixels`` and every layer, the share of the forward pass's products behind it: what going back to it costs again."""
+    """For ``pixels`` and every layer, the share of the forward pass's products behind it: what
+    going back to it costs again.
+    """
     graph, forward = _forward_graph(classifier)
     done, done_at = 0, {PIXELS: 0}
     for node in graph.nodes:
@@ -167,7 +214,9 @@ def _products(graph: Graph, node: onnx.NodeProto) -> int:
 
 
 def _coarse_layer(classifier: Classifier) -> str:
-    """The layer nearest to the image that has a value for ``COARSE_SIDE`` x ``COARSE_SIDE`` pixels or more; else the pixels."""
+    """The layer nearest to the image that has a value for ``COARSE_SIDE`` x ``COARSE_SIDE`` pixels
+    or more; else the pixels.
+    """
     graph, forward = _forward_graph(classifier)
     for layer, tensor in forward.layers.items():
         shape = graph.shape(tensor)

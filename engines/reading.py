@@ -1,4 +1,6 @@
-"""Reads files that others made: whole, within a limit, and with a clear reason where one is not what it should be."""
+"""Reads files that others made: whole, within a limit, and with a clear reason where one is not
+what it should be.
+"""
 
 import io
 import json
@@ -28,7 +30,9 @@ _FOREIGN = (
 
 
 def foreign_kind(content: bytes) -> str | None:
-    """What a file is whose first bytes show that it only stands in for another, in words that say what to do; else None."""
+    """What a file is whose first bytes show that it only stands in for another, in words that say
+    what to do; else None.
+    """
     head = content[:64].lstrip().lower()
     return next((what for start, what in _FOREIGN if head.startswith(start.lower())), None)
 
@@ -37,7 +41,8 @@ def checked_file(path: Path, what: str) -> int:
     """The size in bytes of a file that is about to be read.
 
     Raises:
-        ModelError: it is missing, a folder or a device, cannot be opened, is empty, or is a stand-in for the real one.
+        ModelError: it is missing, a folder or a device, cannot be opened, is empty, or is a
+            stand-in for the real one.
     """
     try:
         if path.is_dir():
@@ -48,7 +53,9 @@ def checked_file(path: Path, what: str) -> int:
         with path.open("rb") as file:
             foreign = foreign_kind(file.read(64))
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise ModelError(f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ModelError(
+            f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if not size:
         raise ModelError(f"{what} {path} is empty")
     if foreign:
@@ -72,7 +79,8 @@ def read_file(path: Path, what: str, most_bytes: int) -> bytes:
 
 
 def parsed_json(text: str | bytes) -> Any:
-    """JSON without ``NaN`` and ``Infinity``, which it does not have, and without numbers that no float holds.
+    """JSON without ``NaN`` and ``Infinity``, which it does not have, and without numbers that no
+    float holds.
 
     Raises:
         ValueError: it is not JSON, or nested too deeply.
@@ -115,7 +123,10 @@ def number(value: object, name: str, low: float = -math.inf, high: float = math.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is not a number: {shown(value)}")
-    low, high = max(low, -sys.float_info.max), min(high, sys.float_info.max)  # an int may be beyond every float
+    low, high = (
+        max(low, -sys.float_info.max),
+        min(high, sys.float_info.max),
+    )  # an int may be beyond every float
     if not low <= value <= high:
         raise ValueError(f"{name} is {shown(value)}: {_limits(low, high)}")
     return float(value)
@@ -165,7 +176,16 @@ def _finite_float(digits: str) -> float:
 MOST_UNPACKED = 32
 FREELY_UNPACKED = 1 << 22  # bytes that small archives may always unpack to
 LONGEST_HEADER = 1 << 26
-ZIP_ERRORS = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+ZIP_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 NUMPY_OF = {
     "F64": "<f8",
     "F32": "<f4",
@@ -200,7 +220,9 @@ def read_safetensors(path: Path, what: str) -> tuple[dict[str, Array], dict[str,
         with path.open("rb") as raw:
             (length,) = struct.unpack("<Q", raw.read(8))
             header = json_object(raw.read(min(length, LONGEST_HEADER)))
-            return {name: _tensor(raw, 8 + length, size, name, header[name]) for name in names}, metadata
+            return {
+                name: _tensor(raw, 8 + length, size, name, header[name]) for name in names
+            }, metadata
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ModelError(f"cannot read {what} {path}: {reason_of(error)}") from error
 
@@ -219,11 +241,15 @@ def read_safetensors_metadata(path: Path, what: str) -> dict[str, str]:
         raise ModelError(f"cannot read {what} {path}: {reason_of(error)}") from error
 
 
-def _tensor(raw: io.BufferedReader, data: int, size: int, name: str, entry: dict[str, list[int]]) -> Array:
+def _tensor(
+    raw: io.BufferedReader, data: int, size: int, name: str, entry: dict[str, list[int]]
+) -> Array:
     """One tensor, at its offsets behind ``data``."""
     kind, shape, (start, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
     if kind != "BF16" and kind not in NUMPY_OF:
-        raise ValueError(f"tensor {shown(name)} holds {kind}, which is not supported: convert it to F32")
+        raise ValueError(
+            f"tensor {shown(name)} holds {kind}, which is not supported: convert it to F32"
+        )
     dtype = np.dtype("<u2" if kind == "BF16" else NUMPY_OF[kind])
     if not 0 <= start <= end <= size - data or end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"tensor {shown(name)} does not fit its shape {list(shape)}")
@@ -245,9 +271,14 @@ def read_npz(path: Path) -> dict[str, Array]:
         with zipfile.ZipFile(path) as archive:
             check_unpacked(archive, size)
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            return {info.filename.removesuffix(".npy"): _npy(info.filename, archive.read(info)) for info in members}
+            return {
+                info.filename.removesuffix(".npy"): _npy(info.filename, archive.read(info))
+                for info in members
+            }
     except ZIP_ERRORS as error:
-        raise ModelError(f"cannot read weights {path} as a NumPy archive: {reason_of(error)}") from error
+        raise ModelError(
+            f"cannot read weights {path} as a NumPy archive: {reason_of(error)}"
+        ) from error
 
 
 def check_unpacked(archive: zipfile.ZipFile, size: int) -> None:
@@ -260,13 +291,19 @@ def check_unpacked(archive: zipfile.ZipFile, size: int) -> None:
 def _npy(name: str, content: bytes) -> Array:
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     if version not in readers:
         raise ValueError(f"{shown(name)} is of NumPy's format {version}, which is not supported")
     shape, fortran, dtype = readers[version](stream)
     if dtype.hasobject or dtype.kind not in "fiub":
         raise ValueError(f"{shown(name)} holds {dtype}: only numbers are read")
-    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+    if (
+        any(length < 0 for length in shape)
+        or math.prod(shape) * dtype.itemsize != len(content) - stream.tell()
+    ):
         raise ValueError(f"{shown(name)} does not fit its shape {shown(list(shape))}")
     values = np.frombuffer(content, dtype, offset=stream.tell())
     return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)

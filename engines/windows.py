@@ -1,8 +1,10 @@
-"""The gradients of sliding windows: convolution and pooling, for any kernel, stride, padding, dilation and rounding.
+"""The gradients of sliding windows: convolution and pooling, for any kernel, stride, padding,
+dilation and rounding.
 
-With stride ``s``, input position ``i`` and padding ``p``, write ``i + p = s * q + r``: block ``q``, phase ``r``. Kernel tap
-``k = r + s * m`` of window ``q - m`` is the one that reads it, so the adjoint needs only a few shifts ``m`` of whole maps,
-and the phases fall into place by a reshape. For the usual 2x2 pool with stride 2 that is one comparison, with no shift.
+With stride ``s``, input position ``i`` and padding ``p``, write ``i + p = s * q + r``: block ``q``,
+phase ``r``. Kernel tap ``k = r + s * m`` of window ``q - m`` is the one that reads it, so the
+adjoint needs only a few shifts ``m`` of whole maps, and the phases fall into place by a reshape.
+For the usual 2x2 pool with stride 2 that is one comparison, with no shift.
 """
 
 import math
@@ -37,11 +39,15 @@ class Windows:
 
     def _blocks(self, axis: int) -> int:
         last_read = self.stride[axis] * (self.size_out[axis] - 1) + self.kernel[axis]
-        return math.ceil(max(self.size_in[axis] + self.pad_begin[axis], last_read) / self.stride[axis])
+        return math.ceil(
+            max(self.size_in[axis] + self.pad_begin[axis], last_read) / self.stride[axis]
+        )
 
     @property
     def beyond(self) -> tuple[int, int]:
-        """Positions behind the input that the last blocks cover (negative: inputs that no window reads)."""
+        """Positions behind the input that the last blocks cover (negative: inputs that no window
+        reads).
+        """
         return (self._beyond(0), self._beyond(1))
 
     def _beyond(self, axis: int) -> int:
@@ -105,7 +111,9 @@ def _pads(
     return (begin[0], begin[1]), (end[0], end[1])
 
 
-def shifted(graph: Graph, tensor: str, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> str:
+def shifted(
+    graph: Graph, tensor: str, begin: Sequence[int], end: Sequence[int], value: float = 0.0
+) -> str:
     """Pad (positive) or crop (negative) the two last axes of ``[N, C, H, W]``."""
     crop_begin, crop_end = [max(0, -b) for b in begin], [max(0, -e) for e in end]
     if any(crop_begin + crop_end):
@@ -115,22 +123,27 @@ def shifted(graph: Graph, tensor: str, begin: Sequence[int], end: Sequence[int],
         tensor = graph.add("Slice", tensor, *bounds, hint="crop")
     pads = [0, 0, *(max(0, b) for b in begin), 0, 0, *(max(0, e) for e in end)]
     if any(pads):
-        tensor = graph.add("Pad", tensor, graph.constant(pads, np.int64), graph.constant(value), hint="pad")
+        tensor = graph.add(
+            "Pad", tensor, graph.constant(pads, np.int64), graph.constant(value), hint="pad"
+        )
     return tensor
 
 
-def spread_windows(graph: Graph, windows: Windows, cotangent: str, maximum: tuple[str, str] | None) -> str:
+def spread_windows(
+    graph: Graph, windows: Windows, cotangent: str, maximum: tuple[str, str] | None
+) -> str:
     """Spread each window's cotangent over the positions that it read.
 
-    The work is done channels last: there a whole pixel is contiguous, and OpenVINO, whose convolutions are channels last
+    The work is done channels last: there a whole pixel is contiguous, and OpenVINO, whose
+        convolutions are channels last
     too, needs no reordering.
 
     Args:
         graph: appended to.
         windows: the pool's windows.
         cotangent: ``[N, C, out_h, out_w]``.
-        maximum: (pool input, pool output) to give it to the largest element only, the first of equal ones in reading
-            order, as PyTorch does; None to give it to all.
+        maximum: (pool input, pool output) to give it to the largest element only, the first of
+            equal ones in reading order, as PyTorch does; None to give it to all.
 
     Returns:
         ``[N, C, H, W]``.
@@ -148,9 +161,16 @@ def spread_windows(graph: Graph, windows: Windows, cotangent: str, maximum: tupl
             hit = graph.add("Equal", ranks[i], winner, hint="is_max")
             part = graph.add("Where", hit, part, graph.constant(0.0), hint="to_max")
         else:
-            part = graph.add("Mul", part, graph.constant(_tap_ranks(windows, shift) > 0, np.float32), hint="to_taps")
+            part = graph.add(
+                "Mul",
+                part,
+                graph.constant(_tap_ranks(windows, shift) > 0, np.float32),
+                hint="to_taps",
+            )
         total = graph.add("Add", total, part, hint="spread") if total else part
-    full = graph.add("Reshape", total, graph.constant([n, qh * sh, qw * sw, c], np.int64), hint="unblocked")
+    full = graph.add(
+        "Reshape", total, graph.constant([n, qh * sh, qw * sw, c], np.int64), hint="unblocked"
+    )
     full = graph.add("Transpose", full, perm=[0, 3, 1, 2], hint="channels_first")
     return shifted(graph, full, [-p for p in windows.pad_begin], [-e for e in windows.beyond])
 
@@ -171,32 +191,49 @@ def _blocked(graph: Graph, tensor: str, per_block: tuple[int, int]) -> str:
 
 
 def _ranks(graph: Graph, windows: Windows, x: str, y: str) -> list[str]:
-    """Per shift, at each position the rank of its tap where it equals the window's maximum, else 0 (blocked)."""
-    x_blocked = _blocked(graph, shifted(graph, x, windows.pad_begin, windows.beyond, -np.inf), windows.stride)
+    """Per shift, at each position the rank of its tap where it equals the window's maximum, else 0
+    (blocked).
+    """
+    x_blocked = _blocked(
+        graph, shifted(graph, x, windows.pad_begin, windows.beyond, -np.inf), windows.stride
+    )
     ranks = []
     for shift, end in _shifts(windows):
-        equal = graph.add("Equal", x_blocked, _blocked(graph, shifted(graph, y, shift, end), (1, 1)), hint="equals_max")
+        equal = graph.add(
+            "Equal",
+            x_blocked,
+            _blocked(graph, shifted(graph, y, shift, end), (1, 1)),
+            hint="equals_max",
+        )
         rank = graph.constant(_tap_ranks(windows, shift))
         ranks.append(graph.add("Where", equal, rank, graph.constant(0.0), hint="rank"))
     return ranks
 
 
 def _best_ranks(graph: Graph, windows: Windows, ranks: Sequence[str]) -> str:
-    """The highest rank in each window: ``[N, C, out_h, out_w]``. Ranks fall in reading order, so the first maximum wins."""
+    """The highest rank in each window: ``[N, C, out_h, out_w]``. Ranks fall in reading order, so
+    the first maximum wins.
+    """
     (qh, qw), (sh, sw), (out_h, out_w) = windows.blocks, windows.stride, windows.size_out
     best = ""
     for rank, ((down, right), _) in zip(ranks, _shifts(windows), strict=True):
         n, c = graph.shape(rank)[0], graph.shape(rank)[5]
-        flat = graph.add("Reshape", rank, graph.constant([n, qh * sh, qw * sw, c], np.int64), hint="rank_flat")
+        flat = graph.add(
+            "Reshape", rank, graph.constant([n, qh * sh, qw * sw, c], np.int64), hint="rank_flat"
+        )
         image = graph.add("Transpose", flat, perm=[0, 3, 1, 2], hint="rank_image")
-        pooled = graph.add("MaxPool", image, kernel_shape=[sh, sw], strides=[sh, sw], hint="block_rank")
+        pooled = graph.add(
+            "MaxPool", image, kernel_shape=[sh, sw], strides=[sh, sw], hint="block_rank"
+        )
         pooled = shifted(graph, pooled, (-down, -right), (down + out_h - qh, right + out_w - qw))
         best = graph.add("Max", best, pooled, hint="best_rank") if best else pooled
     return best
 
 
 def _tap_ranks(windows: Windows, shift: Sequence[int]) -> np.ndarray:
-    """Rank of each phase's tap at this shift, counting down to 1 in reading order, 0 for no tap: ``[1, 1, s_h, 1, s_w, 1]``."""
+    """Rank of each phase's tap at this shift, counting down to 1 in reading order, 0 for no tap:
+    ``[1, 1, s_h, 1, s_w, 1]``.
+    """
     (kh, kw), (sh, sw) = windows.kernel, windows.stride
     rows, columns = np.arange(sh) + sh * shift[0], np.arange(sw) + sw * shift[1]
     ranks = kh * kw - (rows[:, None] * kw + columns[None, :])
@@ -204,18 +241,25 @@ def _tap_ranks(windows: Windows, shift: Sequence[int]) -> np.ndarray:
     return np.where(inside, ranks, 0).astype(np.float32).reshape(1, 1, sh, 1, sw, 1)
 
 
-def convolution_adjoint(graph: Graph, node: onnx.NodeProto, weight: np.ndarray, cotangent: str) -> str:
+def convolution_adjoint(
+    graph: Graph, node: onnx.NodeProto, weight: np.ndarray, cotangent: str
+) -> str:
     """Gradient of a convolution with respect to its input, as a convolution.
 
-    Stride 1: correlation with the flipped kernel. Stride s: one convolution makes all s x s phases as channels, and
+    Stride 1: correlation with the flipped kernel. Stride s: one convolution makes all s x s phases
+        as channels, and
     DepthToSpace puts them in place, so nothing is multiplied by inserted zeros.
     """
     windows = windows_of(graph, node)
     groups = int(attributes_of(node).get("group", 1))
-    if weight.ndim != 4 or len(weight) % groups or weight.shape[1] * groups != graph.shape(node.input[0])[1]:
+    if (
+        weight.ndim != 4
+        or len(weight) % groups
+        or weight.shape[1] * groups != graph.shape(node.input[0])[1]
+    ):
         raise ModelError(
-            f"node '{node.name or node.output[0]}' (Conv): a weight {list(weight.shape)} in {groups} groups does not fit "
-            f"{graph.shape(node.input[0])[1]} channels"
+            f"node '{node.name or node.output[0]}' (Conv): a weight {list(weight.shape)} in"
+            f" {groups} groups does not fit {graph.shape(node.input[0])[1]} channels"
         )
     if windows.stride == (1, 1):
         kernel = _adjoint_kernel(weight, groups)
@@ -237,18 +281,27 @@ def convolution_adjoint(graph: Graph, node: onnx.NodeProto, weight: np.ndarray, 
     return _strided_adjoint(graph, windows, groups, weight, cotangent)
 
 
-def _strided_adjoint(graph: Graph, windows: Windows, groups: int, weight: np.ndarray, cotangent: str) -> str:
+def _strided_adjoint(
+    graph: Graph, windows: Windows, groups: int, weight: np.ndarray, cotangent: str
+) -> str:
     weight = _dilated(weight, windows.dilation)
     (sh, sw), (kh, kw) = windows.stride, weight.shape[2:]
     mh, mw = math.ceil(kh / sh), math.ceil(kw / sw)
     taps = np.zeros((*weight.shape[:2], mh * sh, mw * sw), weight.dtype)
     taps[:, :, :kh, :kw] = weight
     out_channels, per_group = weight.shape[:2]
-    # [O, I, m_h, s_h, m_w, s_w] -> [O, I * s_h * s_w, m_h, m_w]; the phase is the fastest part of the channel (CRD).
+    # [O, I, m_h, s_h, m_w, s_w] -> [O, I * s_h * s_w, m_h, m_w]; the phase is the fastest part of
+    # the channel (CRD).
     phases = taps.reshape(out_channels, per_group, mh, sh, mw, sw).transpose(0, 1, 3, 5, 2, 4)
     kernel = _adjoint_kernel(phases.reshape(out_channels, per_group * sh * sw, mh, mw), groups)
     whole = Windows(  # the same windows with the dilated kernel
-        (kh, kw), windows.stride, windows.pad_begin, windows.pad_end, (1, 1), windows.size_in, windows.size_out
+        (kh, kw),
+        windows.stride,
+        windows.pad_begin,
+        windows.pad_end,
+        (1, 1),
+        windows.size_in,
+        windows.size_out,
     )
     end = [q - t for q, t in zip(whole.blocks, windows.size_out, strict=True)]
     result = graph.add(
@@ -265,8 +318,12 @@ def _strided_adjoint(graph: Graph, windows: Windows, groups: int, weight: np.nda
     else:
         n, channels, (qh, qw) = graph.shape(result)[0], groups * per_group, whole.blocks
         split = graph.constant([n, channels, sh, sw, qh, qw], np.int64)
-        result = graph.add("Transpose", graph.add("Reshape", result, split), perm=[0, 1, 4, 2, 5, 3])
-        result = graph.add("Reshape", result, graph.constant([n, channels, qh * sh, qw * sw], np.int64))
+        result = graph.add(
+            "Transpose", graph.add("Reshape", result, split), perm=[0, 1, 4, 2, 5, 3]
+        )
+        result = graph.add(
+            "Reshape", result, graph.constant([n, channels, qh * sh, qw * sw], np.int64)
+        )
     size = graph.shape(result)[2:]
     beyond = [i + p - n for i, p, n in zip(windows.size_in, windows.pad_begin, size, strict=True)]
     return shifted(graph, result, [-p for p in windows.pad_begin], beyond)
@@ -276,7 +333,9 @@ def _adjoint_kernel(weight: np.ndarray, groups: int) -> np.ndarray:
     """``[O, I/g, kh, kw]`` to ``[I, O/g, kh, kw]``, flipped in both image axes."""
     out_channels, per_group, kh, kw = weight.shape
     grouped = weight.reshape(groups, out_channels // groups, per_group, kh, kw).swapaxes(1, 2)
-    return np.ascontiguousarray(grouped.reshape(groups * per_group, out_channels // groups, kh, kw)[:, :, ::-1, ::-1])
+    return np.ascontiguousarray(
+        grouped.reshape(groups * per_group, out_channels // groups, kh, kw)[:, :, ::-1, ::-1]
+    )
 
 
 def _dilated(weight: np.ndarray, dilation: Sequence[int]) -> np.ndarray:
@@ -288,7 +347,8 @@ def _dilated(weight: np.ndarray, dilation: Sequence[int]) -> np.ndarray:
 
 
 def lrn_adjoint(graph: Graph, node: onnx.NodeProto, cotangent: str) -> str:
-    """Gradient of local response normalization (Krizhevsky et al. 2012, section 3.3) with respect to its input.
+    """Gradient of local response normalization (Krizhevsky et al. 2012, section 3.3) with respect
+    to its input.
 
     With s = bias + alpha / n * sum over the window of x^2 and y = x * s^-beta:
     dx = g * s^-beta - (2 * alpha * beta / n) * x * sum over the reversed window of (g * y / s).
@@ -302,9 +362,23 @@ def lrn_adjoint(graph: Graph, node: onnx.NodeProto, cotangent: str) -> str:
 
     def window_sum(tensor: str, pads: tuple[int, int]) -> str:
         shape = graph.shape(tensor)
-        rows = add("Reshape", tensor, graph.constant([shape[0], 1, shape[1], math.prod(shape[2:])], np.int64))
-        mean = add("AveragePool", rows, kernel_shape=[size, 1], pads=[pads[0], 0, pads[1], 0], count_include_pad=1)
-        return add("Mul", add("Reshape", mean, graph.constant(shape, np.int64)), graph.constant(float(size)))
+        rows = add(
+            "Reshape",
+            tensor,
+            graph.constant([shape[0], 1, shape[1], math.prod(shape[2:])], np.int64),
+        )
+        mean = add(
+            "AveragePool",
+            rows,
+            kernel_shape=[size, 1],
+            pads=[pads[0], 0, pads[1], 0],
+            count_include_pad=1,
+        )
+        return add(
+            "Mul",
+            add("Reshape", mean, graph.constant(shape, np.int64)),
+            graph.constant(float(size)),
+        )
 
     scaled = add("Mul", window_sum(add("Mul", x, x), (before, after)), graph.constant(alpha / size))
     s = add("Add", scaled, graph.constant(float(at.get("bias", 1.0))))

@@ -1,4 +1,6 @@
-"""Video: frames in, results out. The public names are loaded when they are asked for; ``docs/api.md`` shows them."""
+"""Video: frames in, results out. The public names are loaded when they are asked for;
+``docs/api.md`` shows them.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -17,7 +19,10 @@ if not TYPE_CHECKING:  # else a type checker takes every name for one that exist
         """Load a public name."""
         if name not in __all__:
             raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-        return getattr(import_module("realtime.sources.video" if name == "SourceOptions" else "realtime.api"), name)
+        return getattr(
+            import_module("realtime.sources.video" if name == "SourceOptions" else "realtime.api"),
+            name,
+        )
 
 
 def __dir__() -> list[str]:

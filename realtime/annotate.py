@@ -1,4 +1,6 @@
-"""Draws boxes, labels and the heat map on a frame, and smooths drawn boxes. Sizes follow the frame's size."""
+"""Draws boxes, labels and the heat map on a frame, and smooths drawn boxes. Sizes follow the
+frame's size.
+"""
 
 import math
 from collections import defaultdict
@@ -20,14 +22,17 @@ Boxed = TypeVar("Boxed", Localization, Tracked)
 LIGHT_HZ, HEAVY_HZ = 4.0, 0.15
 """Cut-off frequencies of a box at rest for the least and the greatest strength."""
 BETA = 6.0
-"""Hz that a box which crosses the frame in a second gains: fast boxes are followed, not dragged behind."""
+"""Hz that a box which crosses the frame in a second gains: fast boxes are followed, not dragged
+behind.
+"""
 DERIVATIVE_HZ = 1.0  # the paper's own
 STALE_S = 1.0
 ANOTHER_OBJECT_IOU = 0.1
 
 
 class OneEuro:
-    """Low-pass filter whose cut-off rises with speed: steady at rest, prompt in motion (algorithm 1 of the paper).
+    """Low-pass filter whose cut-off rises with speed: steady at rest, prompt in motion (algorithm 1
+    of the paper).
 
     Args:
         min_cutoff_hz: at rest; lower is steadier.
@@ -52,13 +57,17 @@ class OneEuro:
 
 
 class BoxSmoother:
-    """The boxes of one source, calmed. It begins anew after a pause, a change of size, or a jump to another object."""
+    """The boxes of one source, calmed. It begins anew after a pause, a change of size, or a jump to
+    another object.
+    """
 
     def __init__(self) -> None:
         self._filter, self._size, self._last_s = OneEuro(0.0, BETA), (0, 0), -math.inf
         self._last: tuple[float, ...] = ()
 
-    def smoothed(self, found: Boxed, pts_s: float, width_px: int, height_px: int, strength: float) -> Boxed:
+    def smoothed(
+        self, found: Boxed, pts_s: float, width_px: int, height_px: int, strength: float
+    ) -> Boxed:
         """A copy with the box to draw.
 
         Args:
@@ -73,23 +82,38 @@ class BoxSmoother:
             self._last = ()
             return found
         passed_s = pts_s - self._last_s
-        another = not self._last or (width_px, height_px) != self._size or iou(box, self._last) < ANOTHER_OBJECT_IOU
+        another = (
+            not self._last
+            or (width_px, height_px) != self._size
+            or iou(box, self._last) < ANOTHER_OBJECT_IOU
+        )
         if another or not 0 < passed_s <= STALE_S:
             self._filter = OneEuro(0.0, BETA)
         self._filter.min_cutoff_hz = LIGHT_HZ * (HEAVY_HZ / LIGHT_HZ) ** min(1.0, strength)
-        scale = np.array([width_px, height_px, width_px, height_px], np.float64)  # speeds in frames a second, at any size
-        x0, y0, x1, y1 = (float(edge) for edge in self._filter(np.asarray(box) / scale, pts_s) * scale)
+        scale = np.array(
+            [width_px, height_px, width_px, height_px], np.float64
+        )  # speeds in frames a second, at any size
+        x0, y0, x1, y1 = (
+            float(edge) for edge in self._filter(np.asarray(box) / scale, pts_s) * scale
+        )
         self._size, self._last_s, self._last = (width_px, height_px), pts_s, (x0, y0, x1, y1)
         return replace(found, box_xyxy_px=(x0, y0, x1, y1))
 
 
 def _share(cutoff_hz: float | NDArray[np.float64], passed_s: float) -> NDArray[np.float64]:
-    """How far the output goes towards the input (equation 6): a low pass with this cut-off, after this time."""
+    """How far the output goes towards the input (equation 6): a low pass with this cut-off, after
+    this time.
+    """
     turn = 2 * math.pi * np.asarray(cutoff_hz) * passed_s
     return np.asarray(turn / (turn + 1))
 
 
-PREDICTED_BGR, TRUTH_BGR, TEXT_BGR, SHADE_BGR = (60, 60, 255), (90, 220, 90), (255, 255, 255), (24, 24, 24)
+PREDICTED_BGR, TRUTH_BGR, TEXT_BGR, SHADE_BGR = (
+    (60, 60, 255),
+    (90, 220, 90),
+    (255, 255, 255),
+    (24, 24, 24),
+)
 OBJECTS_BGR = (
     PREDICTED_BGR,
     (230, 140, 30),
@@ -133,7 +157,9 @@ PLAIN = Look()
 
 
 class Annotator:
-    """Draws the frames of any number of sources; knows of each what the next picture needs of the last."""
+    """Draws the frames of any number of sources; knows of each what the next picture needs of the
+    last.
+    """
 
     def __init__(self) -> None:
         self._smoothers: defaultdict[str, BoxSmoother] = defaultdict(BoxSmoother)
@@ -156,14 +182,21 @@ class Annotator:
             found: what was found in it.
             status: a line for the lower left corner.
             look: what to draw, and how.
-            heat_map_every: draw a new heat map in one of so many frames, and the last one in the others.
+            heat_map_every: draw a new heat map in one of so many frames, and the last one in the
+                others.
             objects: that are followed beside each other, see ``draw``.
         """
         height, width = frame.image_bgr.shape[:2]
-        calm = self._smoothers[frame.source].smoothed(found, frame.pts_s, width, height, look.smoothing)
+        calm = self._smoothers[frame.source].smoothed(
+            found, frame.pts_s, width, height, look.smoothing
+        )
         objects = self._calm(frame, objects, look.smoothing) if objects else ()
         heat = self._heat.get(frame.source)
-        if heat is None or heat.age + 1 >= heat_map_every or heat.made_for != (height, width, look.heat_map):
+        if (
+            heat is None
+            or heat.age + 1 >= heat_map_every
+            or heat.made_for != (height, width, look.heat_map)
+        ):
             picture = heat_picture(found, height, width, look)
             heat = self._heat[frame.source] = _Heat(picture, (height, width, look.heat_map))
         else:
@@ -173,9 +206,17 @@ class Annotator:
     def _calm(self, frame: Frame, objects: Sequence[Tracked], smoothing: float) -> list[Tracked]:
         """Each object's box has a smoother of its own, as long as it is followed."""
         height, width = frame.image_bgr.shape[:2]
-        last, pairs = self._of_objects.get(frame.source, {}), [(each.track.track_id, each) for each in objects]
-        smoothers = self._of_objects[frame.source] = {number: last.get(number) or BoxSmoother() for number, _ in pairs}
-        return [smoothers[number].smoothed(each, frame.pts_s, width, height, smoothing) for number, each in pairs]
+        last, pairs = (
+            self._of_objects.get(frame.source, {}),
+            [(each.track.track_id, each) for each in objects],
+        )
+        smoothers = self._of_objects[frame.source] = {
+            number: last.get(number) or BoxSmoother() for number, _ in pairs
+        }
+        return [
+            smoothers[number].smoothed(each, frame.pts_s, width, height, smoothing)
+            for number, each in pairs
+        ]
 
 
 @dataclass
@@ -205,20 +246,27 @@ def draw(
         status: a line for the lower left corner, such as the latency.
         heat: the heat map as ``heat_picture`` makes it, if that was made before.
         look: what to draw, and how.
-        objects: that are followed beside each other, drawn in place of what was found: each in its own colour, with number and
-            confidence.
+        objects: that are followed beside each other, drawn in place of what was found: each in its
+            own colour, with number and confidence.
     """
     height, width = image_bgr.shape[:2]
     heat = heat_picture(found, height, width, look) if heat is None else heat
     if look.heat_map == "over" and heat.size:
-        canvas = np.asarray(cv2.addWeighted(image_bgr, 1 - look.alpha, heat, look.alpha, 0), np.uint8)
+        canvas = np.asarray(
+            cv2.addWeighted(image_bgr, 1 - look.alpha, heat, look.alpha, 0), np.uint8
+        )
     else:
         canvas = image_bgr.copy()
     unit = max(1, round(min(height, width) / 240))
     if look.heat_map == "inset" and heat.size:
         plate_w, plate_h = _plate_px(status, unit) if status else (0, 0)
         meets = plate_w > width - heat.shape[1] - 6 * unit
-        _draw_inset(canvas, heat, unit, plate_h if meets and plate_h + heat.shape[0] + 6 * unit < height else 0)
+        _draw_inset(
+            canvas,
+            heat,
+            unit,
+            plate_h if meets and plate_h + heat.shape[0] + 6 * unit < height else 0,
+        )
     if truth_xyxy_px is not None:
         _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
     if look.box and objects:
@@ -226,7 +274,13 @@ def draw(
     elif look.box:
         for other in found.detections[1:]:
             _rectangle(canvas, other.box_xyxy_px, PREDICTED_BGR, unit)
-            _text(canvas, f"{other.class_name} {other.score:.2f}", other.box_xyxy_px[:2], unit, PREDICTED_BGR)
+            _text(
+                canvas,
+                f"{other.class_name} {other.score:.2f}",
+                other.box_xyxy_px[:2],
+                unit,
+                PREDICTED_BGR,
+            )
         corner = (0.0, 0.0)
         if found.box_xyxy_px is not None:
             _rectangle(canvas, found.box_xyxy_px, PREDICTED_BGR, 2 * unit)
@@ -243,12 +297,17 @@ def _draw_objects(canvas: ImageBgr, objects: Sequence[Tracked], unit: int) -> No
         colour = OBJECTS_BGR[(each.track.track_id - 1) % len(OBJECTS_BGR)]
         if each.box_xyxy_px is not None:
             _rectangle(canvas, each.box_xyxy_px, colour, unit if place else 2 * unit)
-            text = f"{each.track.track_id} {each.class_name} {each.score:.2f}, box {100 * each.track.confidence:.0f} %"
+            text = (
+                f"{each.track.track_id} {each.class_name} {each.score:.2f}, box"
+                f" {100 * each.track.confidence:.0f} %"
+            )
             _text(canvas, text, each.box_xyxy_px[:2], unit, colour)
 
 
 def label(found: Localization) -> str:
-    """What is written at the box: the class, its score, and how sure the box is; or that nothing is sure enough."""
+    """What is written at the box: the class, its score, and how sure the box is; or that nothing is
+    sure enough.
+    """
     if found.confidence is None:
         return f"{found.class_name} {found.score:.2f}"
     if found.box_xyxy_px is None:
@@ -257,7 +316,9 @@ def label(found: Localization) -> str:
 
 
 def heat_picture(found: Localization, height_px: int, width_px: int, look: Look) -> ImageBgr:
-    """The heat map as ``draw`` shows it in a frame of that size: small, as large as the frame, or empty."""
+    """The heat map as ``draw`` shows it in a frame of that size: small, as large as the frame, or
+    empty.
+    """
     if look.heat_map == "inset" and min(height_px, width_px) >= SMALLEST_WITH_INSET_PX:
         size_px = max(1, round(width_px * INSET_SHARE)), max(1, round(height_px * INSET_SHARE))
         return heat_map(found.map_hw, *size_px)
@@ -265,19 +326,26 @@ def heat_picture(found: Localization, height_px: int, width_px: int, look: Look)
 
 
 def heat_map(map_hw: NDArray[np.float32], width_px: int, height_px: int) -> ImageBgr:
-    """The map as colours, smoothed over a fiftieth of its side and scaled to its 99.5th percentile, at a given size.
+    """The map as colours, smoothed over a fiftieth of its side and scaled to its 99.5th percentile,
+    at a given size.
 
     A sensitivity map is spiky: without smoothing, single pixels hide where its mass lies.
     """
     smooth = cv2.GaussianBlur(map_hw.astype(np.float32), (0, 0), max(map_hw.shape) / 50)
-    step = max(1, min(map_hw.shape) // 64)  # neighbours are smoothed alike: 64 x 64 samples tell the percentile
+    step = max(
+        1, min(map_hw.shape) // 64
+    )  # neighbours are smoothed alike: 64 x 64 samples tell the percentile
     samples = smooth[::step, ::step].ravel()
     place = round(0.995 * (samples.size - 1))
     top = max(float(np.partition(samples, place)[place]), 1e-30)
     gray = cv2.convertScaleAbs(smooth, alpha=255 / top)
-    if width_px * height_px > LARGE_PX:  # colours are mixed in place of values: a third of the time, and no eye tells
+    if (
+        width_px * height_px > LARGE_PX
+    ):  # colours are mixed in place of values: a third of the time, and no eye tells
         colours = cv2.applyColorMap(gray, COLOURS_BGR)
-        return np.asarray(cv2.resize(colours, (width_px, height_px), interpolation=cv2.INTER_LINEAR), np.uint8)
+        return np.asarray(
+            cv2.resize(colours, (width_px, height_px), interpolation=cv2.INTER_LINEAR), np.uint8
+        )
     resized = cv2.resize(gray, (width_px, height_px), interpolation=cv2.INTER_LINEAR)
     return np.asarray(cv2.applyColorMap(resized, COLOURS_BGR), np.uint8)
 
@@ -300,7 +368,9 @@ def _draw_inset(canvas: ImageBgr, inset: ImageBgr, unit: int, lift_px: int) -> N
     cv2.rectangle(canvas, (x - 1, y - 1), (x + width, y + height), TEXT_BGR, unit)
 
 
-def _rectangle(canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int], thickness: int) -> None:
+def _rectangle(
+    canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int], thickness: int
+) -> None:
     """An outline drawn inside the box, so that a box at the frame's edge stays visible."""
     height, width = canvas.shape[:2]
     half = thickness // 2
@@ -310,7 +380,9 @@ def _rectangle(canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int
     cv2.rectangle(canvas, first, second, colour, thickness)
 
 
-def _text(canvas: ImageBgr, text: str, corner: tuple[float, float], unit: int, back: tuple[int, int, int]) -> None:
+def _text(
+    canvas: ImageBgr, text: str, corner: tuple[float, float], unit: int, back: tuple[int, int, int]
+) -> None:
     """White on a plate above the given corner, moved into the frame where it would leave it."""
     text = displayable(text)
     scale, thickness, pad = _letters(unit)
@@ -319,7 +391,16 @@ def _text(canvas: ImageBgr, text: str, corner: tuple[float, float], unit: int, b
     x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - plate_w)))
     y = int(np.clip(corner[1] - plate_h, 0, max(0, canvas.shape[0] - plate_h)))
     cv2.rectangle(canvas, (x, y), (x + plate_w, y + plate_h), back, cv2.FILLED)
-    cv2.putText(canvas, text, (x + pad, y + height + pad // 2), FONT, scale, TEXT_BGR, thickness, cv2.LINE_AA)
+    cv2.putText(
+        canvas,
+        text,
+        (x + pad, y + height + pad // 2),
+        FONT,
+        scale,
+        TEXT_BGR,
+        thickness,
+        cv2.LINE_AA,
+    )
 
 
 def _letters(unit: int) -> tuple[float, int, int]:

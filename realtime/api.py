@@ -40,7 +40,8 @@ class Box:
         class_index, class_name: what it was found as.
         score: of the class, 0 to 1; what it means is the method's own.
         confidence: probability that the box is right (IoU over 0.5); None where nothing tells.
-        track_id: the same number for the same object, from 1; None where nothing is followed, or it is not held yet.
+        track_id: the same number for the same object, from 1; None where nothing is followed, or it
+            is not held yet.
     """
 
     xyxy_px: BoxPx
@@ -59,12 +60,17 @@ class Result:
         frame: number of the frame in its source, from 0.
         pts_s: its time in seconds since the source's first frame.
         source: the source's name.
-        image_bgr: uint8 ``[height, width, 3]``; empty where the frame could not be decoded. Draw on a copy.
+        image_bgr: uint8 ``[height, width, 3]``; empty where the frame could not be decoded. Draw on
+            a copy.
         boxes: the objects, the main one first; empty where nothing is sure enough.
-        class_name, score: of the frame's main object, also where it has no box; empty and 0 where ``error`` is set.
-        confidence: probability that the main object's box is right, also where it is withheld; None where nothing tells.
-        map_hw: the sensitivity map over the whole frame, float32 ``[h, w]``, not normalised; empty where ``error`` is set.
-        state: ``searching``, ``following``, ``widened`` or ``lost``, of the main object; None where nothing is followed.
+        class_name, score: of the frame's main object, also where it has no box; empty and 0 where
+            ``error`` is set.
+        confidence: probability that the main object's box is right, also where it is withheld; None
+            where nothing tells.
+        map_hw: the sensitivity map over the whole frame, float32 ``[h, w]``, not normalised; empty
+            where ``error`` is set.
+        state: ``searching``, ``following``, ``widened`` or ``lost``, of the main object; None where
+            nothing is followed.
         error: why nothing is known of this frame, such as damage; empty where all went well.
     """
 
@@ -100,10 +106,18 @@ class Result:
         if record.found is None or self.error:  # it may have failed after it was found
             return self.image_bgr.copy()
         truth = record.frame.truth_xyxy_px
-        return draw(self.image_bgr, record.found, truth, look=Look(box, heat_map, alpha), objects=record.objects or ())
+        return draw(
+            self.image_bgr,
+            record.found,
+            truth,
+            look=Look(box, heat_map, alpha),
+            objects=record.objects or (),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """The frame's row in the logs that the commands write: flat, and ready for ``json.dumps``."""
+        """The frame's row in the logs that the commands write: flat, and ready for
+        ``json.dumps``.
+        """
         return self._record.row()
 
 
@@ -122,37 +136,43 @@ def localize(
 ) -> Generator[Result, None, None]:
     """Localize the frames of one source, in order.
 
-    Of a file, folder or archive every frame comes. Of a live source (a camera, a network stream) the newest frame comes, frames
-    that are not taken in time are skipped, and a connection that is lost is opened again. Everything is opened when the first
-    result is asked for. Closing the generator, or taking it to its end, frees threads and cameras, and the engine where this
-    call opened it.
+    Of a file, folder or archive every frame comes. Of a live source (a camera, a network stream)
+    the newest frame comes, frames that are not taken in time are skipped, and a connection that is
+    lost is opened again. Everything is opened when the first result is asked for. Closing the
+    generator, or taking it to its end, frees threads and cameras, and the engine where this call
+    opened it.
 
     Args:
-        source: a camera's number, a file, folder or pattern, a ``.zip`` or ``.tar`` of images, an address (``rtsp://``,
-            ``http(s)://``), ``-``, or ``demo:``. An address that answers with one picture is asked again and again.
-        model: a network's name or file, ``EngineOptions``, or a ``Localizer`` that is open: it stays open, is used by nobody
-            else meanwhile, and as it was.
+        source: a camera's number, a file, folder or pattern, a ``.zip`` or ``.tar`` of images, an
+            address (``rtsp://``, ``http(s)://``), ``-``, or ``demo:``. An address that answers with
+            one picture is asked again and again.
+        model: a network's name or file, ``EngineOptions``, or a ``Localizer`` that is open: it
+            stays open, is used by nobody else meanwhile, and as it was.
         follow: track objects from frame to frame.
         objects: at most so many are looked for; None for the options' own.
         min_score: no box whose confidence is less; None for the options' own.
-        select: with ``follow``, what on the first frame: ``X0,Y0,X1,Y1`` or ``X,Y`` in pixels, or a class.
+        select: with ``follow``, what on the first frame: ``X0,Y0,X1,Y1`` or ``X,Y`` in pixels, or a
+            class.
         every: only one in so many frames.
         camera: how live sources are opened.
-        notify: gets lines of what a user should know, such as a connection that is lost; from any thread.
+        notify: gets lines of what a user should know, such as a connection that is lost; from any
+            thread.
         options: any fields of ``EngineOptions``.
 
     Raises:
         InputError: an argument is out of its range; at once.
         TypeError: there is no such option; at once.
-        SourceError: the source cannot be opened, or not be read to its end; as those below, when a result is asked for. A frame
-            that is damaged is a result with an ``error``.
+        SourceError: the source cannot be opened, or not be read to its end; as those below, when a
+            result is asked for. A frame that is damaged is a result with an ``error``.
         ModelError: the model, weights or head cannot be used.
         EngineError: the backend is missing or failed.
         DownloadError: weights cannot be fetched.
     """
     wanted = _Source(_spec_of(source), every, camera, notify or (lambda _: None))
     _check(every, objects, min_score)
-    engine, following = _chosen(model, options, FollowOptions(follow, min_score or 0.0, select), objects, min_score, notify)
+    engine, following = _chosen(
+        model, options, FollowOptions(follow, min_score or 0.0, select), objects, min_score, notify
+    )
     return _results(wanted, engine, following)
 
 
@@ -195,19 +215,30 @@ def _chosen(
     min_score: float | None,
     notify: Notify | None,
 ) -> tuple[Engine, FollowOptions]:
-    """What localizes, and what is followed; where nothing is said of objects and scores, as the options of the model say."""
+    """What localizes, and what is followed; where nothing is said of objects and scores, as the
+    options of the model say.
+    """
     if isinstance(model, Localizer):
         if options:
-            raise InputError(f"{', '.join(options)}: a Localizer that is open has its options already")
+            raise InputError(
+                f"{', '.join(options)}: a Localizer that is open has its options already"
+            )
         if objects is not None and not following.follow:
-            raise InputError("objects: a Localizer that is open finds as many as it was opened for; open it for more")
+            raise InputError(
+                "objects: a Localizer that is open finds as many as it was opened for; open it for"
+                " more"
+            )
         following = replace(
-            following, objects=objects or 1, min_score=model.least_confidence if min_score is None else min_score
+            following,
+            objects=objects or 1,
+            min_score=model.least_confidence if min_score is None else min_score,
         )
         return partial(_borrowed, model, following), following
     choice = chosen(model, options if objects is None else {**options, "objects": objects})
     least = choice.least_confidence if min_score is None else min_score
-    following, choice = replace(following, min_score=least).beside(replace(choice, least_confidence=0.0))
+    following, choice = replace(following, min_score=least).beside(
+        replace(choice, least_confidence=0.0)
+    )
     return partial(_opened_here, choice, notify), following
 
 
@@ -232,14 +263,20 @@ def _borrowed(localizer: Localizer, following: FollowOptions, _streams: int) -> 
             localizer.look_for(wanted)
 
 
-def _results(source: _Source, engine: Engine, following: FollowOptions) -> Generator[Result, None, None]:
+def _results(
+    source: _Source, engine: Engine, following: FollowOptions
+) -> Generator[Result, None, None]:
     with ExitStack() as stack:
         records_for, feed, trouble = _opened(source, stack)
         localizer = stack.enter_context(engine(1 if feed else 0))
         tracker = opened(following)
-        live = Live(lambda: Settings(class_index=localizer.wanted_class), feed.stop) if feed else None
+        live = (
+            Live(lambda: Settings(class_index=localizer.wanted_class), feed.stop) if feed else None
+        )
         under_way = 0 if feed else calls_under_way(tracker, localizer.engine.slots)
-        loop = run_frames(records_for(localizer.batch), localizer, (), WaitingTimes(), under_way, live, tracker)
+        loop = run_frames(
+            records_for(localizer.batch), localizer, (), WaitingTimes(), under_way, live, tracker
+        )
         for record in stack.enter_context(closing(loop)):
             if record.outcome != "dropped":
                 yield _result(record)
@@ -248,7 +285,8 @@ def _results(source: _Source, engine: Engine, following: FollowOptions) -> Gener
 
 
 def _opened(source: _Source, stack: ExitStack) -> tuple[Callable[[int], Records], Feed | None, str]:
-    """Records, given the images that an engine call takes; what reads a live source; what is wrong with a file as a whole.
+    """Records, given the images that an engine call takes; what reads a live source; what is wrong
+    with a file as a whole.
 
     Raises:
         SourceError: the source cannot be opened.
@@ -264,7 +302,8 @@ def _opened(source: _Source, stack: ExitStack) -> tuple[Callable[[int], Records]
         found = stack.enter_context(open_source(spec, source.camera))
         if not found.live:
             return lambda _: _one_in(every_frame(found), every), None, ""
-        found.close()  # an address that turned out live is read by what opens it again when it is lost
+        # an address that turned out live is read by what opens it again when it is lost
+        found.close()
     feed = Feed([spec], source.camera, notify=source.notify)
     return lambda _: _one_in(feed.records(), every), feed, ""
 
@@ -284,7 +323,14 @@ def _one_in(records: Records, every: int) -> Records:
 
 def _result(record: FrameRecord) -> Result:
     frame, found = record.frame, record.found if record.outcome == "shown" else None
-    result = Result(frame.index, frame.pts_s, frame.source, frame.image_bgr, record, error=displayable(record.cause))
+    result = Result(
+        frame.index,
+        frame.pts_s,
+        frame.source,
+        frame.image_bgr,
+        record,
+        error=displayable(record.cause),
+    )
     if found is None:
         return result
     return replace(
@@ -299,20 +345,41 @@ def _result(record: FrameRecord) -> Result:
 
 
 def _boxes(record: FrameRecord) -> tuple[Box, ...]:
-    """What is sure enough to be shown: objects that are followed, or else what was found in this frame."""
+    """What is sure enough to be shown: objects that are followed, or else what was found in this
+    frame.
+    """
     found, track = record.found, record.track
     if record.objects is not None:
         return tuple(
-            Box(each.box_xyxy_px, each.class_index, each.class_name, each.score, each.track.confidence, each.track.track_id)
+            Box(
+                each.box_xyxy_px,
+                each.class_index,
+                each.class_name,
+                each.score,
+                each.track.confidence,
+                each.track.track_id,
+            )
             for each in record.objects
             if each.box_xyxy_px is not None
         )
     if found is None or found.box_xyxy_px is None:
         return ()
     number = track.track_id or None if track else None
-    main = Box(found.box_xyxy_px, found.class_index, found.class_name, found.score, found.confidence, number)
+    main = Box(
+        found.box_xyxy_px,
+        found.class_index,
+        found.class_name,
+        found.score,
+        found.confidence,
+        number,
+    )
     if track is not None or not found.detections:
         return (main,)
     first, *others = found.detections
-    boxes = [Box(first.box_xyxy_px, first.class_index, first.class_name, first.score, found.confidence)]
-    return (*boxes, *(Box(each.box_xyxy_px, each.class_index, each.class_name, each.score) for each in others))
+    boxes = [
+        Box(first.box_xyxy_px, first.class_index, first.class_name, first.score, found.confidence)
+    ]
+    return (
+        *boxes,
+        *(Box(each.box_xyxy_px, each.class_index, each.class_name, each.score) for each in others),
+    )

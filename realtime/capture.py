@@ -1,4 +1,6 @@
-"""The threads that read sources: one for a file that is read to its end, one for each live source, which reconnects."""
+"""The threads that read sources: one for a file that is read to its end, one for each live source,
+which reconnects.
+"""
 
 import math
 import random
@@ -17,7 +19,9 @@ from realtime.sources.images import open_source
 from realtime.sources.limits import AHEAD_BYTES
 from realtime.sources.video import USUAL, Source, SourceOptions, name_of
 
-OPENING_S = 12.0  # of an address; FFmpeg gives up sooner, if it can. How long a camera's driver takes is its own affair
+# of an address; FFmpeg gives up sooner, if it can. How long a camera's driver takes is its own
+# affair
+OPENING_S = 12.0
 FIRST_FRAME_S = 10.0  # some cameras take their time to begin
 LOOK_EVERY_S = 0.1
 LEAVE_S = 1.0
@@ -31,7 +35,8 @@ class Connection:
     Attributes:
         name: of its frames, different from all others'.
         spec: what the user typed, without a password.
-        state: ``opening``, ``live``, ``waiting`` (to try again), ``ended`` (a file played to its end) or ``failed`` (for good).
+        state: ``opening``, ``live``, ``waiting`` (to try again), ``ended`` (a file played to its
+            end) or ``failed`` (for good).
         trouble: the last error, in words.
         width_px, height_px: of its last frame.
         rate_fps: nominal.
@@ -49,7 +54,9 @@ class Connection:
 
 
 class Series:
-    """One source's frames on their way into the inbox, numbered and timed through all its connections."""
+    """One source's frames on their way into the inbox, numbered and timed through all its
+    connections.
+    """
 
     def __init__(self, connection: Connection, frame_queue: FrameQueue, place: int) -> None:
         self.connection, self.frame_queue = connection, frame_queue
@@ -69,16 +76,19 @@ class Series:
         connection = self.connection
         connection.height_px, connection.width_px = frame.image_bgr.shape[:2]
         pts_s = self._begin_s + frame.pts_s
-        frame = replace(frame, source=connection.name, index=self._index, pts_s=pts_s, captured_ns=captured_ns)
+        frame = replace(
+            frame, source=connection.name, index=self._index, pts_s=pts_s, captured_ns=captured_ns
+        )
         if self.frame_queue.put(frame, self._place):
             self._index += 1
 
 
 class Attempt:
-    """One connection, in a thread of its own that is left behind when nothing comes from it any more.
+    """One connection, in a thread of its own that is left behind when nothing comes from it any
+    more.
 
-    A call that a stopped server or a driver holds up cannot be interrupted, but done without: when it comes back, its thread
-    closes the source and ends, and what it brings does not count.
+    A call that a stopped server or a driver holds up cannot be interrupted, but done without: when
+    it comes back, its thread closes the source and ends, and what it brings does not count.
 
     Args:
         spec: see ``realtime.sources.images.open_source``.
@@ -87,11 +97,16 @@ class Attempt:
         notify: gets what of the source is not read, in words.
 
     Attributes:
-        live: whether it may be a camera or a network stream, which is worth opening again; an address may turn out a file.
+        live: whether it may be a camera or a network stream, which is worth opening again; an
+            address may turn out a file.
     """
 
     def __init__(
-        self, spec: str, options: SourceOptions, series: Series, notify: Callable[[str], None] = lambda _: None
+        self,
+        spec: str,
+        options: SourceOptions,
+        series: Series,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._spec, self._options, self._series, self._notify = spec, options, series, notify
         self._source: Source | None = None
@@ -116,7 +131,9 @@ class Attempt:
                 return
             if self._silent_s > self._patience_s:
                 self._leave()
-                raise SourceError(f"{self._series.connection.spec}: nothing came for {self._patience_s:g} s")
+                raise SourceError(
+                    f"{self._series.connection.spec}: nothing came for {self._patience_s:g} s"
+                )
         if self._error is not None:
             raise self._error
 
@@ -141,7 +158,10 @@ class Attempt:
     def _read_open(self, source: Source) -> None:
         series, start_s = self._series, time.monotonic()
         self.live, series.connection.rate_fps = source.live, source.rate_fps
-        self._asked_s, self._patience_s = time.monotonic(), max(FIRST_FRAME_S, self._options.stall_s)
+        self._asked_s, self._patience_s = (
+            time.monotonic(),
+            max(FIRST_FRAME_S, self._options.stall_s),
+        )
         if not source.live:
             self._patience_s = math.inf
         for number, frame in enumerate(source):
@@ -173,7 +193,8 @@ Item = TypeVar("Item")
 
 
 def every_frame(source: Source) -> Records:
-    """Each frame in turn, as fast as they are taken; nothing is dropped. A thread reads a few frames ahead.
+    """Each frame in turn, as fast as they are taken; nothing is dropped. A thread reads a few
+    frames ahead.
 
     Raises:
         SourceError: as the source raises, after the frames that it gave.
@@ -182,7 +203,8 @@ def every_frame(source: Source) -> Records:
 
 
 def latest_frames(source: Source, paced: bool) -> Records:
-    """The newest frame whenever one is asked for; frames that came and went unseen are recorded as dropped.
+    """The newest frame whenever one is asked for; frames that came and went unseen are recorded as
+    dropped.
 
     Args:
         source: read in a thread of its own.
@@ -200,8 +222,12 @@ def _read_in_thread(source: Source, frame_queue: FrameQueue, paced: bool) -> Rec
         try:
             for frame in source:
                 if paced:
-                    frame_queue.closed.wait(max(0.0, frame.pts_s - (time.monotonic_ns() - start_ns) / NS))
-                if not frame_queue.put(replace(frame, captured_ns=time.monotonic_ns()) if paced else frame):
+                    frame_queue.closed.wait(
+                        max(0.0, frame.pts_s - (time.monotonic_ns() - start_ns) / NS)
+                    )
+                if not frame_queue.put(
+                    replace(frame, captured_ns=time.monotonic_ns()) if paced else frame
+                ):
                     return
             frame_queue.end(None)
         except Exception as error:  # handed to the loop, which raises it where it can be dealt with
@@ -217,14 +243,19 @@ def _read_in_thread(source: Source, frame_queue: FrameQueue, paced: bool) -> Rec
 
 
 def ahead(
-    items: Iterator[Item], count: int, bytes_of: Callable[[Item], int] = lambda _: 0, most_bytes: int = AHEAD_BYTES
+    items: Iterator[Item],
+    count: int,
+    bytes_of: Callable[[Item], int] = lambda _: 0,
+    most_bytes: int = AHEAD_BYTES,
 ) -> Generator[Item, None, None]:
-    """The items, which a thread takes up to ``count`` ahead. Leaving early closes them, if they are a generator.
+    """The items, which a thread takes up to ``count`` ahead. Leaving early closes them, if they are
+    a generator.
 
     Args:
         items: anything.
         count: how many may wait.
-        bytes_of: what an item takes; the next one is taken only while those that wait take less than ``most_bytes``.
+        bytes_of: what an item takes; the next one is taken only while those that wait take less
+            than ``most_bytes``.
         most_bytes: see there.
 
     Raises:
@@ -278,12 +309,14 @@ def ahead(
 
 
 class Feed:
-    """Several sources at once, each in a thread of its own; their records come merged, in the order of their capture or nearly.
+    """Several sources at once, each in a thread of its own; their records come merged, in the order
+    of their capture or nearly.
 
-    A camera or network stream that fails, ends or gives nothing for ``options.stall_s`` is opened again, after waits that
-    double from ``FIRST_WAIT_S`` to ``LONGEST_WAIT_S``, each shortened by up to half at random, so that many viewers of a server
-    that restarts do not come back at the same instant. Its frames' numbers and times go on. The other sources do not notice. A
-    file plays once, at its own pace.
+    A camera or network stream that fails, ends or gives nothing for ``options.stall_s`` is opened
+    again, after waits that double from ``FIRST_WAIT_S`` to ``LONGEST_WAIT_S``, each shortened by up
+    to half at random, so that many viewers of a server that restarts do not come back at the same
+    instant. Its frames' numbers and times go on. The other sources do not notice. A file plays
+    once, at its own pace.
 
     Args:
         specs: see ``realtime.sources.images.open_source``.
@@ -301,23 +334,31 @@ class Feed:
         at_once: int = 1,
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.connections = [Connection(name, shown(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
+        self.connections = [
+            Connection(name, shown(spec)) for name, spec in zip(names_of(specs), specs, strict=True)
+        ]
         self._specs, self._options, self._notify = list(specs), options, notify
         self._frame_queue = FrameQueue(policy, len(specs), at_once)
 
     @property
     def captured(self) -> dict[str, int]:
         """Frames that came, by source: each of them ends as one record."""
-        return {each.name: count for each, count in zip(self.connections, self._frame_queue.captured, strict=True)}
+        return {
+            each.name: count
+            for each, count in zip(self.connections, self._frame_queue.captured, strict=True)
+        }
 
     def records(self) -> Records:
-        """Open all sources and give their records until all have ended or ``stop`` is called. Once only.
+        """Open all sources and give their records until all have ended or ``stop`` is called. Once
+        only.
 
         Raises:
             SourceError: none of them could be opened at first, or a file cannot be read.
         """
         readers = [
-            threading.Thread(target=self._read, args=(place,), name=f"read {each.name}", daemon=True)
+            threading.Thread(
+                target=self._read, args=(place,), name=f"read {each.name}", daemon=True
+            )
             for place, each in enumerate(self.connections)
         ]
         for reader in readers:
@@ -330,7 +371,9 @@ class Feed:
                 reader.join(timeout=2.0)
 
     def stop(self) -> None:
-        """End the records soon; frames that wait become dropped ones. May be called from any thread or a signal's handler."""
+        """End the records soon; frames that wait become dropped ones. May be called from any thread
+        or a signal's handler.
+        """
         self._frame_queue.stop()
 
     def left(self) -> list[FrameRecord]:
@@ -357,7 +400,11 @@ class Feed:
             SourceError: a file cannot be read, or no source at all could be opened at first.
         """
         connection = self.connections[place]
-        series, wait_s, notes = Series(connection, self._frame_queue, place), FIRST_WAIT_S, set[str]()
+        series, wait_s, notes = (
+            Series(connection, self._frame_queue, place),
+            FIRST_WAIT_S,
+            set[str](),
+        )
 
         def notify(note: str) -> None:
             if note not in notes:  # another connection says it again
@@ -365,7 +412,10 @@ class Feed:
                 self._notify(f"{connection.name}: {note}")
 
         while not self._frame_queue.closed.is_set():
-            begun_s, attempt = time.monotonic(), Attempt(self._specs[place], self._options, series, notify)
+            begun_s, attempt = (
+                time.monotonic(),
+                Attempt(self._specs[place], self._options, series, notify),
+            )
             try:
                 attempt.run()
                 trouble = f"{connection.spec} ended"
@@ -378,7 +428,11 @@ class Feed:
                 return
             if self._frame_queue.closed.is_set():
                 return
-            was_live, connection.state, connection.trouble = connection.state == "live", "waiting", trouble
+            was_live, connection.state, connection.trouble = (
+                connection.state == "live",
+                "waiting",
+                trouble,
+            )
             if self._none_could_be_opened():
                 raise SourceError(trouble)
             if was_live or wait_s == FIRST_WAIT_S:
@@ -388,12 +442,18 @@ class Feed:
             wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
 
     def _none_could_be_opened(self) -> bool:
-        """A camera that is dead from the start is waited for only beside others; alone, it is more likely a mistake."""
-        return all(each.state in ("waiting", "failed") and not each.width_px for each in self.connections)
+        """A camera that is dead from the start is waited for only beside others; alone, it is more
+        likely a mistake.
+        """
+        return all(
+            each.state in ("waiting", "failed") and not each.width_px for each in self.connections
+        )
 
 
 def names_of(specs: Sequence[str]) -> list[str]:
-    """A name for each source, the second of a name with ``_2`` behind it, or the next number that no other has."""
+    """A name for each source, the second of a name with ``_2`` behind it, or the next number that
+    no other has.
+    """
     names: list[str] = []
     for spec in specs:
         name = name_of(spec)

@@ -1,4 +1,6 @@
-"""Runs a source in one go to an annotated video, a log, a latency plot and a summary. It cannot be resumed."""
+"""Runs a source in one go to an annotated video, a log, a latency plot and a summary. It cannot be
+resumed.
+"""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -46,12 +48,18 @@ def process_all(
         following: whether and what to follow.
 
     Returns:
-        A summary of each; on Ctrl-C the last is that of the frames so far, with ``interrupted`` true.
+        A summary of each; on Ctrl-C the last is that of the frames so far, with ``interrupted``
+        true.
 
     Raises:
-        SightlineError: a source cannot be read to its end or a result cannot be written; nothing of that source is left.
+        SightlineError: a source cannot be read to its end or a result cannot be written; nothing of
+            that source is left.
     """
-    naming = Naming(out, partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True), specs)
+    naming = Naming(
+        out,
+        partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True),
+        specs,
+    )
     summaries: list[Summary] = []
     for spec in specs:
         found = process(spec, naming, out, localizer, console, video, following)
@@ -72,14 +80,17 @@ def process(
 ) -> Summary:
     """Localize every frame of a source.
 
-    Writes ``NAME.mp4`` (with ``video``), ``NAME.jsonl``, ``NAME.latency.png`` and ``NAME.summary.json``; the summary, with the
-    ``files`` by kind, is also returned. What a camera showed does not come again: each run gets a name that is free. The
-    demo's results are renewed.
+    Writes ``NAME.mp4`` (with ``video``), ``NAME.jsonl``, ``NAME.latency.png`` and
+    ``NAME.summary.json``; the summary, with the ``files`` by kind, is also returned. What a camera
+    showed does not come again: each run gets a name that is free. The demo's results are
+        renewed.
     """
     endings = {"video": ".mp4"} if video else {}
     endings |= {"log": ".jsonl", "latency_plot": ".latency.png", "summary": ".summary.json"}
     with open_source(spec, SourceOptions(poll=False)) as source:
-        found = naming.job(spec, endings.values(), "demo" if spec.startswith("demo:") else uuid4().hex)
+        found = naming.job(
+            spec, endings.values(), "demo" if spec.startswith("demo:") else uuid4().hex
+        )
         with naming.holding(found) as job:
             files = {kind: with_ending(out / job.name, ending) for kind, ending in endings.items()}
             job.claim(files.values())
@@ -93,7 +104,11 @@ def process(
 
 
 def _process(
-    source: Source, files: dict[str, Path], localizer: Localizer | BudgetLocalizer, console: Console, following: FollowOptions
+    source: Source,
+    files: dict[str, Path],
+    localizer: Localizer | BudgetLocalizer,
+    console: Console,
+    following: FollowOptions,
 ) -> Summary:
     if isinstance(localizer, BudgetLocalizer):
         localizer.begin()
@@ -102,7 +117,11 @@ def _process(
         with ExitStack() as stack:
             sinks: list[Sink] = [stack.enter_context(JsonlSink(files["log"]))]
             if "video" in files:
-                sinks.append(stack.enter_context(VideoSink(files["video"], source.time_base, source.rate_fps)))
+                sinks.append(
+                    stack.enter_context(
+                        VideoSink(files["video"], source.time_base, source.rate_fps)
+                    )
+                )
             _run_with_progress(source, localizer, sinks, run, console, opened(following))
     except KeyboardInterrupt:
         interrupted = True
@@ -136,6 +155,8 @@ def _run_with_progress(
     counts = (MofNCompleteColumn(), TextColumn("{task.fields[fps]}"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), BarColumn(), *counts, console=console) as bar:
         task = bar.add_task(escape(source.name), total=source.frames, fps="")
-        with closing(run_frames(every_frame(source), localizer, sinks, run, following=following)) as records:
+        with closing(
+            run_frames(every_frame(source), localizer, sinks, run, following=following)
+        ) as records:
             for _ in records:
                 bar.update(task, advance=1, fps=f"{run.fps:.0f} fps")

@@ -1,4 +1,6 @@
-"""The ``doctor`` command: what this machine has, and each problem with its fix. A failed check does not end the others."""
+"""The ``doctor`` command: what this machine has, and each problem with its fix. A failed check does
+not end the others.
+"""
 
 import importlib
 import importlib.metadata
@@ -45,14 +47,17 @@ CPU_FLAGS = {
 ROOM_BYTES = 1 << 30
 PLATFORMS = {
     ("Linux", "x86_64"): ("tested", "every test runs here"),
-    ("Linux", "aarch64"): ("untested", "wheels of every package exist, for glibc 2.35 or newer; Jetson too is untested"),
+    ("Linux", "aarch64"): (
+        "untested",
+        "wheels of every package exist, for glibc 2.35 or newer; Jetson too is untested",
+    ),
     ("Windows", "amd64"): ("untested", "wheels of every package exist"),
     ("Windows", "arm64"): ("not supported", "OpenVINO, OpenCV and PyArrow have no wheels for it"),
     ("Darwin", "arm64"): ("untested", "wheels of every package exist, those for NVIDIA GPUs apart"),
     ("Darwin", "x86_64"): ("not supported", "OpenVINO has no wheel for it any more"),
 }
-"""Where Sightline runs, by ``platform.system()`` and ``platform.machine()`` in small letters: what is known of the pinned
-versions (November 2026)."""
+"""Where Sightline runs, by ``platform.system()`` and ``platform.machine()`` in small letters: what
+is known of the pinned versions (November 2026)."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,20 @@ def python() -> Findings:
     """Python: its version and the packages that everything needs."""
     old = sys.version_info < (3, 11)
     state, fix = ("problem", "install Python 3.11 or newer") if old else ("ok", "")
-    yield Finding("Python", state, f"{platform.python_version()} on {platform.system()} {platform.machine()}", fix, True)
+    yield Finding(
+        "Python",
+        state,
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        fix,
+        True,
+    )
     where = (platform.system(), platform.machine().lower())
     support, known = PLATFORMS.get(where, ("untested", "nothing is known of it"))
-    yield Finding("platform", "ok" if support == "tested" else "absent", f"{' '.join(where)}: {support}; {known}")
+    yield Finding(
+        "platform",
+        "ok" if support == "tested" else "absent",
+        f"{' '.join(where)}: {support}; {known}",
+    )
     versions = []
     for module, package in PACKAGES.items():
         try:
@@ -93,13 +108,21 @@ def python() -> Findings:
         except importlib.metadata.PackageNotFoundError:
             versions.append(package)  # of another build, such as opencv-python-headless
         except Exception as error:  # broken libraries raise all kinds of things
-            yield Finding(package, "problem", f"cannot be imported: {error}".splitlines()[0], _package_fix(module, error), True)
+            yield Finding(
+                package,
+                "problem",
+                f"cannot be imported: {error}".splitlines()[0],
+                _package_fix(module, error),
+                True,
+            )
     yield Finding("packages", "ok", ", ".join(versions))
 
 
 def _package_fix(module: str, error: Exception) -> str:
     if module == "cv2" and "lib" in str(error):
-        return f"apt-get install libgl1 libglib2.0-0, or {install_packages('opencv-python-headless')}"
+        return (
+            f"apt-get install libgl1 libglib2.0-0, or {install_packages('opencv-python-headless')}"
+        )
     return install_packages(PACKAGES[module], options="--force-reinstall")
 
 
@@ -108,18 +131,35 @@ def processor() -> Findings:
     path = Path("/proc/cpuinfo")
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
-        flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+        flags = {
+            flag
+            for line in lines
+            if line.startswith(("flags", "Features"))
+            for flag in line.split()
+        }
         has = [name for name, any_of in CPU_FLAGS.items() if flags & set(any_of)]
         lacks = [name for name in CPU_FLAGS if name not in has]
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-        found = f"{name}, {os.cpu_count()} threads; {', '.join(has) or 'none of the fast instruction sets'}"
+        name = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+            platform.machine(),
+        )
+        found = (
+            f"{name}, {os.cpu_count()} threads;"
+            f" {', '.join(has) or 'none of the fast instruction sets'}"
+        )
         yield Finding("processor", "ok", found + (f"; without {', '.join(lacks)}" if lacks else ""))
     else:
-        yield Finding("processor", "ok", f"{platform.processor() or platform.machine()}, {os.cpu_count()} threads")
+        yield Finding(
+            "processor",
+            "ok",
+            f"{platform.processor() or platform.machine()}, {os.cpu_count()} threads",
+        )
     for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         if os.environ.get(variable):
             found = f"{variable}={os.environ[variable]} caps the instruction sets, and so the speed"
-            yield Finding("instruction cap", "problem", found, f"unset {variable}, unless you meant to")
+            yield Finding(
+                "instruction cap", "problem", found, f"unset {variable}, unless you meant to"
+            )
 
 
 def openvino() -> Findings:
@@ -131,14 +171,21 @@ def openvino() -> Findings:
     core = shared_core()
     if "CPU" not in core.available_devices:
         yield Finding(
-            "OpenVINO", "problem", "has no CPU device", install_packages("openvino", options="--force-reinstall"), True
+            "OpenVINO",
+            "problem",
+            "has no CPU device",
+            install_packages("openvino", options="--force-reinstall"),
+            True,
         )
         return
     abilities = set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     if best_precision() != "bf16":
         abilities.discard("BF16")  # OpenVINO does not know of the cap
     kinds = [kind for kind in ("FP32", "BF16", "FP16", "INT8") if kind in abilities]
-    found = f"{ov.__version__.split('-')[0]}, devices {', '.join(core.available_devices)}; CPU computes {', '.join(kinds)}"
+    found = (
+        f"{ov.__version__.split('-')[0]}, devices {', '.join(core.available_devices)}; CPU computes"
+        f" {', '.join(kinds)}"
+    )
     yield Finding("OpenVINO", "ok", found)
 
 
@@ -159,9 +206,13 @@ def network() -> Findings:
         except Exception as error:  # damaged files raise all kinds of things
             words = f"{name}: {error}".splitlines()[0]
             yield Finding("head", "problem", words, restore(shipped_head_path(name)))
-    yield Finding("heads", "ok" if names else "problem", f"{len(names)} shipped: {', '.join(names)}")
+    yield Finding(
+        "heads", "ok" if names else "problem", f"{len(names)} shipped: {', '.join(names)}"
+    )
     scales = [path.name.removesuffix(".int8.json") for path in sorted(ASSETS.glob("*.int8.json"))]
-    yield Finding("calibrations", "ok" if scales else "absent", f"{len(scales)} shipped: {', '.join(scales)}")
+    yield Finding(
+        "calibrations", "ok" if scales else "absent", f"{len(scales)} shipped: {', '.join(scales)}"
+    )
     try:
         localizer = open_localizer(Choice(backend="openvino"))
         photo = np.asarray(cv2.imread(str(PHOTO), cv2.IMREAD_COLOR_BGR), np.uint8)
@@ -177,7 +228,13 @@ def network() -> Findings:
     engine = localizer.engine
     losses = "".join(f"; {loss}" for loss in getattr(engine, "losses", ()))
     how = f"{localizer.size_px} px, {engine.precision}, {took_ms:.1f} ms"
-    yield Finding("shipped network", "ok", f"runs at {how}: sees '{found.class_name}' in the demo photo{losses}", "", True)
+    yield Finding(
+        "shipped network",
+        "ok",
+        f"runs at {how}: sees '{found.class_name}' in the demo photo{losses}",
+        "",
+        True,
+    )
 
 
 def video() -> Findings:
@@ -196,13 +253,22 @@ def video() -> Findings:
 
     decoders, encoders = known(DECODERS, "r"), known(ENCODERS, "w")
     libraries = ".".join(str(part) for part in av.library_versions["libavcodec"])
-    fix = f"{install_packages('av', options='--force-reinstall')} (its own wheel, not one built against the system's FFmpeg)"
+    fix = (
+        f"{install_packages('av', options='--force-reinstall')} (its own wheel, not one built"
+        " against the system's FFmpeg)"
+    )
     good = "h264" in decoders
     found = f"{', '.join(decoders)} (libavcodec {libraries})"
     yield Finding("decoders", "ok" if good else "problem", found, "" if good else fix, True)
     good = "libx264" in encoders and _encodes()
     found = ", ".join(encoders) or "none that is used"
-    yield Finding("encoders", "ok" if good else "problem", found, "" if good else f"{fix}; until then: --no-video", False)
+    yield Finding(
+        "encoders",
+        "ok" if good else "problem",
+        found,
+        "" if good else f"{fix}; until then: --no-video",
+        False,
+    )
 
 
 def _encodes() -> bool:
@@ -215,7 +281,11 @@ def _encodes() -> bool:
         with av.open(path, "w") as container:
             stream = container.add_stream("libx264", rate=25)
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="bgr24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="bgr24")
+                )
+            )
             container.mux(stream.encode(None))
         with av.open(path) as container:
             return sum(1 for _ in container.decode(video=0)) == 1
@@ -228,14 +298,22 @@ def display() -> Findings:
     from realtime.sinks import has_display
 
     lines = [line.strip() for line in cv2.getBuildInformation().splitlines()]
-    toolkit = next((line.partition(":")[2].strip() for line in lines if line.startswith("GUI:")), "NONE")
+    toolkit = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("GUI:")), "NONE"
+    )
     if toolkit in ("", "NONE"):
         fix = (
-            f"{install_packages('opencv-python')} (in place of opencv-python-headless); or watch on the page: stream --web 8000"
+            f"{install_packages('opencv-python')} (in place of opencv-python-headless); or watch on"
+            " the page: stream --web 8000"
         )
         yield Finding("display", "absent", "this OpenCV opens no windows", fix)
     elif not has_display():
-        yield Finding("display", "absent", "no display here, so no window", "watch on the page: stream --web 8000")
+        yield Finding(
+            "display",
+            "absent",
+            "no display here, so no window",
+            "watch on the page: stream --web 8000",
+        )
     else:
         yield Finding("display", "ok", f"windows by {toolkit}")
 
@@ -246,15 +324,23 @@ def cameras() -> Findings:
 
     found = find_cameras()
     if not found:
-        yield Finding("cameras", "absent", "none here", "plug one in; in a container: --device /dev/video0")
+        yield Finding(
+            "cameras", "absent", "none here", "plug one in; in a container: --device /dev/video0"
+        )
     for camera in found:
         name = f"camera {camera.index}"
         if camera.problem:
-            fix = "close what uses it; on Linux your user must be in group 'video' (metadata devices cannot be opened: ignore)"
+            fix = (
+                "close what uses it; on Linux your user must be in group 'video' (metadata devices"
+                " cannot be opened: ignore)"
+            )
             yield Finding(name, "problem", camera.problem, fix)
             continue
         slow = camera.nominal_fps and camera.fps < 0.8 * camera.nominal_fps
-        found_words = f"{camera.width_px} x {camera.height_px}, {camera.fps:g} frames/s measured, {camera.nominal_fps:g} said"
+        found_words = (
+            f"{camera.width_px} x {camera.height_px}, {camera.fps:g} frames/s measured,"
+            f" {camera.nominal_fps:g} said"
+        )
         fix = "more light (long exposures halve the rate), or another USB port" if slow else ""
         yield Finding(name, "problem" if slow else "ok", f"{found_words} ({camera.backend})", fix)
 
@@ -271,17 +357,33 @@ def nvidia() -> Findings:
         yield Finding("CUDA driver", "ok", f"{gpu}, {version}")
     except EngineError as error:
         broken = "error" in str(error)
-        fix = "reinstall the NVIDIA driver, then: nvidia-smi" if broken else "none is needed: Sightline runs on the processor"
+        fix = (
+            "reinstall the NVIDIA driver, then: nvidia-smi"
+            if broken
+            else "none is needed: Sightline runs on the processor"
+        )
         yield Finding("CUDA driver", "problem" if broken else "absent", str(error), fix)
-    libraries = {"TensorRT": ("tensorrt", "tensorrt_rtx"), "pycuda": ("pycuda",), "PyTorch": ("torch",)}
+    libraries = {
+        "TensorRT": ("tensorrt", "tensorrt_rtx"),
+        "pycuda": ("pycuda",),
+        "PyTorch": ("torch",),
+    }
     fixes = {"PyTorch": f"{install_extra('torch')}, for --backend torch and .pth weights"}
     for name, modules in libraries.items():
-        versions = [f"{module} {_version(module)}" for module in modules if importlib.util.find_spec(module)]
-        fix = fixes.get(name, f"{install_extra('rtx')} (GeForce, RTX), or {install_extra('tensorrt')} (data centre)")
+        versions = [
+            f"{module} {_version(module)}" for module in modules if importlib.util.find_spec(module)
+        ]
+        fix = fixes.get(
+            name,
+            f"{install_extra('rtx')} (GeForce, RTX), or {install_extra('tensorrt')} (data centre)",
+        )
         missing = "problem" if gpu is not None and name != "PyTorch" else "absent"
         no_use = "" if gpu is not None or name == "PyTorch" else "of use with an NVIDIA GPU only"
         yield Finding(
-            name, "ok" if versions else missing, ", ".join(versions) or "not installed", "" if versions else no_use or fix
+            name,
+            "ok" if versions else missing,
+            ", ".join(versions) or "not installed",
+            "" if versions else no_use or fix,
         )
 
 
@@ -289,7 +391,12 @@ def page() -> Findings:
     """Page: what stream --web needs."""
     missing = [name for name in ("fastapi", "uvicorn") if not importlib.util.find_spec(name)]
     if missing:
-        yield Finding("page", "absent", f"{' and '.join(missing)} not installed", f"{install_extra('web')}, for stream --web")
+        yield Finding(
+            "page",
+            "absent",
+            f"{' and '.join(missing)} not installed",
+            f"{install_extra('web')}, for stream --web",
+        )
     else:
         yield Finding("page", "ok", f"fastapi {_version('fastapi')}, uvicorn {_version('uvicorn')}")
 
@@ -312,7 +419,10 @@ def cache() -> Findings:
     found = f"{place}: {len(files)} files, {used / 1e6:.1f} MB; {free / 1e9:.1f} GB free"
     roomy = free >= ROOM_BYTES
     yield Finding(
-        "cache", "ok" if roomy else "problem", found, "" if roomy else "free some room: engines and weights are kept here"
+        "cache",
+        "ok" if roomy else "problem",
+        found,
+        "" if roomy else "free some room: engines and weights are kept here",
     )
 
 
@@ -345,8 +455,11 @@ def examine(checks: Sequence[Callable[[], Findings]] = CHECKS) -> list[Finding]:
         try:
             findings += check()
         except Exception as error:  # whatever is broken here must not hide what else is
-            found = f"cannot be told: {type(error).__name__}: {str(error).strip() or 'no reason given'}".splitlines()[0]
-            findings.append(Finding(name, "problem", found, "mend what is named before; else report this line"))
+            reason = str(error).strip() or "no reason given"
+            found = f"cannot be told: {type(error).__name__}: {reason}".splitlines()[0]
+            findings.append(
+                Finding(name, "problem", found, "mend what is named before; else report this line")
+            )
     return findings
 
 
@@ -357,7 +470,9 @@ def is_fit(findings: list[Finding]) -> bool:
 
 def as_json(findings: list[Finding]) -> str:
     """``ok`` and ``findings`` (``name, state, found, fix, needed``)."""
-    return json.dumps({"ok": is_fit(findings), "findings": [asdict(finding) for finding in findings]})
+    return json.dumps(
+        {"ok": is_fit(findings), "findings": [asdict(finding) for finding in findings]}
+    )
 
 
 def print_findings(findings: list[Finding], to: Any) -> None:
@@ -367,15 +482,21 @@ def print_findings(findings: list[Finding], to: Any) -> None:
 
     for finding in findings:
         to.print(
-            f"{marks[finding.state]}  [bold]{escape(finding.name)}[/]: {escape(finding.found)}", highlight=False, soft_wrap=True
+            f"{marks[finding.state]}  [bold]{escape(finding.name)}[/]: {escape(finding.found)}",
+            highlight=False,
+            soft_wrap=True,
         )
         if finding.fix:
             to.print(
-                f"         → {escape(finding.fix)}", style="yellow" if finding.state == "problem" else "dim", soft_wrap=True
+                f"         → {escape(finding.fix)}",
+                style="yellow" if finding.state == "problem" else "dim",
+                soft_wrap=True,
             )
     fit = is_fit(findings)
     words = (
-        "everything that running on the processor needs is here" if fit else "something that running needs is broken, see above"
+        "everything that running on the processor needs is here"
+        if fit
+        else "something that running needs is broken, see above"
     )
     to.print(words, style="bold green" if fit else "bold red")
 

@@ -1,4 +1,6 @@
-"""The frame queue between the reading threads and the loop: it is bounded, and a policy says what happens when it is full."""
+"""The frame queue between the reading threads and the loop: it is bounded, and a policy says what
+happens when it is full.
+"""
 
 import re
 import threading
@@ -22,8 +24,10 @@ NEWER, DAMAGED, FULL = "a newer frame was waiting", "damaged on the way", "too m
 class Policy:
     """What becomes of frames that come faster than they are taken.
 
-    ``latest``: the newest one waits, older ones are dropped. ``every``: the reader waits, nothing is dropped. ``max-age``: they
-    wait in turn, and are dropped when they are older than ``max_age_ms`` before their turn comes.
+    ``latest``: the newest one waits, older ones are dropped. ``every``: the reader waits, nothing
+        is dropped. ``max-age``: they
+    wait in turn, and are dropped when they are older than ``max_age_ms`` before their turn
+    comes.
     """
 
     name: str = "latest"
@@ -49,7 +53,10 @@ class Policy:
             return cls(text)
         found = re.fullmatch(r"max-age[ =:](\d+(?:\.\d+)?)(?: ?ms)?", text.strip())
         if not found or float(found[1]) <= 0:
-            raise SourceError(f"unknown policy '{text}': write latest, every, or 'max-age MS' such as 'max-age 200'")
+            raise SourceError(
+                f"unknown policy '{text}': write latest, every, or 'max-age MS' such as 'max-age"
+                " 200'"
+            )
         return cls("max-age", float(found[1]))
 
 
@@ -57,12 +64,14 @@ LATEST, EVERY = Policy("latest"), Policy("every")
 
 
 class FrameQueue:
-    """Frames of one or more sources on their way to the loop. Readers put, each at its own place; the loop takes from all.
+    """Frames of one or more sources on their way to the loop. Readers put, each at its own place;
+    the loop takes from all.
 
     Args:
         policy: for each source.
         sources: how many put frames here.
-        at_once: how many frames of different sources are given out together, if so many wait; a slow one is not waited for.
+        at_once: how many frames of different sources are given out together, if so many wait; a
+            slow one is not waited for.
 
     Attributes:
         closed: nothing more is taken in.
@@ -81,7 +90,9 @@ class FrameQueue:
         self._error: Exception | None = None
 
     def put(self, frame: Frame, place: int = 0) -> bool:
-        """Take in a frame; waits while it is full, if the policy drops none. False when closed: the frame does not count."""
+        """Take in a frame; waits while it is full, if the policy drops none. False when closed: the
+        frame does not count.
+        """
         with self._changed:
             waiting, full = self._waiting[place], self._policy.capacity
             if not self._policy.drops:
@@ -100,7 +111,9 @@ class FrameQueue:
             return True
 
     def end(self, error: Exception | None) -> None:
-        """A source has ended; the first error is raised in the loop when all have, after what still waits."""
+        """A source has ended; the first error is raised in the loop when all have, after what still
+        waits.
+        """
         with self._changed:
             self._reading -= 1
             self._error = self._error or error
@@ -124,10 +137,16 @@ class FrameQueue:
         self.close()
 
     def records(self) -> Iterator[FrameRecord]:
-        """Dropped records and waiting frames, until all sources have ended; then their error, if any, is raised."""
+        """Dropped records and waiting frames, until all sources have ended; then their error, if
+        any, is raised.
+        """
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._dropped or any(self._waiting) or self._reading <= 0 or self._draining)
+                self._changed.wait_for(
+                    lambda: (
+                        self._dropped or any(self._waiting) or self._reading <= 0 or self._draining
+                    )
+                )
                 if self._draining:
                     self._drop_waiting()
                 taken = self._take()

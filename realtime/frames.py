@@ -28,7 +28,8 @@ class Frame:
         read_ms: what decoding it took, waiting for a camera not counted.
         truth_xyxy_px: the true box where it is known (``demo:``).
         damaged: parts of it were lost on the way, and the decoder filled them in.
-        pts, time_base: the source's own timestamp and its unit in seconds, where whole files are worked through.
+        pts, time_base: the source's own timestamp and its unit in seconds, where whole files are
+            worked through.
         segment: which part of the file it is of, see ``realtime.batch``.
         lost: why it could not be decoded; its image is empty then.
     """
@@ -52,8 +53,10 @@ class Track:
     """What tracking adds to an answer, see ``realtime.tracking.tracker``.
 
     Attributes:
-        state: ``searching`` (nothing is known yet), ``following``, ``widened`` (not sure: a larger window), ``lost``.
-        window_xyxy_px: what the engine saw of the frame; None where it was not asked, and the last answer was carried along.
+        state: ``searching`` (nothing is known yet), ``following``, ``widened`` (not sure: a larger
+            window), ``lost``.
+        window_xyxy_px: what the engine saw of the frame; None where it was not asked, and the last
+            answer was carried along.
         confidence: probability that the box is right (IoU over 0.5).
         track_id: counts objects from 1; 0 while none is followed.
         raw_xyxy_px: the box before it was calmed; None where the frame shows nothing.
@@ -105,15 +108,20 @@ class FrameRecord:
 
     Attributes:
         frame: what was captured.
-        outcome: ``shown`` (also while it is under way), ``dropped`` or ``failed``; ``cause`` says why.
+        outcome: ``shown`` (also while it is under way), ``dropped`` or ``failed``; ``cause`` says
+            why.
         found: what the engine answered.
-        stages_ms: what each stage took, in a frame's order; ``began_ns`` says when each began, on ``captured_ns``'s clock.
+        stages_ms: what each stage took, in a frame's order; ``began_ns`` says when each began, on
+            ``captured_ns``'s clock.
         total_ms: from the start of its reading until it was written.
         preset: the settings that made it, where a latency budget chooses them.
-        followed: the next record is there already and of another source: both can go into one engine call.
-        track: what following knows of it; None without ``--follow``. Of several objects, of the first.
+        followed: the next record is there already and of another source: both can go into one
+            engine call.
+        track: what following knows of it; None without ``--follow``. Of several objects, of the
+            first.
         objects: where several are followed, each of them; None where it is one or none.
-        tracker: who follows it, see ``realtime.tracking.options``; ``view_px`` is the size of what the engine sees of it.
+        tracker: who follows it, see ``realtime.tracking.options``; ``view_px`` is the size of what
+            the engine sees of it.
         propagated: the engine need not see it: the last answer is carried along.
     """
 
@@ -138,7 +146,9 @@ class FrameRecord:
         return max(0.0, self.total_ms - self.frame.read_ms)
 
     def fail(self, error: BaseException | None) -> None:
-        """It is not shown, because of an error; or dropped, if there was none and the run just ended."""
+        """It is not shown, because of an error; or dropped, if there was none and the run just
+        ended.
+        """
         if self.outcome == "shown":
             failed = isinstance(error, Exception)
             self.outcome, self.cause = ("failed", str(error)) if failed else ("dropped", ENDED)
@@ -150,13 +160,18 @@ class FrameRecord:
             self.found = replace(self.found, map_hw=NO_MAP)
 
     def row(self) -> dict[str, Any]:
-        """One row of the per-frame log, flat; ``detections``, every one found, is there only when they are several, ``objects``
-        only where several may be followed, and ``confidence`` where it is known.
+        """One row of the per-frame log, flat; ``detections``, every one found, is there only when
+        they are several, ``objects`` only where several may be followed, and ``confidence`` where
+        it is known.
         """
         found = self.found
         several = found.detections if found and len(found.detections) > 1 else ()
         unit = self.frame.time_base
-        exact = {"pts": self.frame.pts, "time_base_num": unit.numerator, "time_base_den": unit.denominator}
+        exact = {
+            "pts": self.frame.pts,
+            "time_base_num": unit.numerator,
+            "time_base_den": unit.denominator,
+        }
         return {
             "source": self.frame.source,
             "frame": self.frame.index,
@@ -168,7 +183,11 @@ class FrameRecord:
             "class_id": found.class_index if found else None,
             "class_name": displayable(found.class_name) if found else None,
             "score": round(found.score, 6) if found else None,
-            **({"confidence": round(found.confidence, 4)} if found and found.confidence is not None else {}),
+            **(
+                {"confidence": round(found.confidence, 4)}
+                if found and found.confidence is not None
+                else {}
+            ),
             **_corners(found.box_xyxy_px if found else None),
             **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
             "total_ms": round(self.total_ms, 4),
@@ -180,10 +199,18 @@ class FrameRecord:
 
 
 def _object_row(found: Detection | Tracked) -> dict[str, Any]:
-    named = {"class_id": found.class_index, "class_name": displayable(found.class_name), "score": round(found.score, 6)}
+    named = {
+        "class_id": found.class_index,
+        "class_name": displayable(found.class_name),
+        "score": round(found.score, 6),
+    }
     return {**named, **_corners(found.box_xyxy_px)}
 
 
 def _corners(box_px: BoxPx | None) -> dict[str, float | None]:
     names = "x0", "y0", "x1", "y1"
-    return dict.fromkeys(names) if box_px is None else {k: round(v, 3) for k, v in zip(names, box_px, strict=True)}
+    return (
+        dict.fromkeys(names)
+        if box_px is None
+        else {k: round(v, 3) for k, v in zip(names, box_px, strict=True)}
+    )

@@ -1,4 +1,6 @@
-"""Keeps a latency budget: a localizer that goes to cheaper settings when frames take too long, and back."""
+"""Keeps a latency budget: a localizer that goes to cheaper settings when frames take too long, and
+back.
+"""
 
 import time
 from collections import deque
@@ -39,10 +41,11 @@ class Step:
 class BudgetController:
     """The decision alone: times in, presets out; it reads no clock and runs nothing.
 
-    Preset 0 is the best and dearest. It steps down as soon as the 90th percentile of the last frames is over the budget, to the
-    best preset that is expected to hold it. It steps up by one when, for ``HOLD_S`` on end, the better preset has been expected to
-    keep to ``MARGIN`` of the budget. A preset that fails its trial is held off for twice as long the next time, so that settings
-    do not flap where the budget lies between two presets.
+    Preset 0 is the best and dearest. It steps down as soon as the 90th percentile of the last
+    frames is over the budget, to the best preset that is expected to hold it. It steps up by one
+    when, for ``HOLD_S`` on end, the better preset has been expected to keep to ``MARGIN`` of the
+    budget. A preset that fails its trial is held off for twice as long the next time, so that
+    settings do not flap where the budget lies between two presets.
 
     Args:
         budget_ms: for one frame.
@@ -62,12 +65,20 @@ class BudgetController:
     @property
     def p90_ms(self) -> float:
         """90th percentile of the last frames of this preset."""
-        return float(np.percentile([frame_ms for frame_ms, _ in self._window], 90)) if self._window else 0.0
+        return (
+            float(np.percentile([frame_ms for frame_ms, _ in self._window], 90))
+            if self._window
+            else 0.0
+        )
 
     @property
     def missed(self) -> bool:
         """Whether even the cheapest usable preset is over the budget now."""
-        return not self.cheaper() and len(self._window) == WINDOW_FRAMES and self.p90_ms > self.budget_ms
+        return (
+            not self.cheaper()
+            and len(self._window) == WINDOW_FRAMES
+            and self.p90_ms > self.budget_ms
+        )
 
     def observe(self, now_s: float, frame_ms: float, engine_ms: float) -> Step | None:
         """Take note of a finished frame.
@@ -104,23 +115,40 @@ class BudgetController:
 
     def cheaper(self) -> list[int]:
         """The usable presets below this one, the nearest first."""
-        return [preset for preset in range(self.preset + 1, len(self._costs)) if self._usable[preset]]
+        return [
+            preset for preset in range(self.preset + 1, len(self._costs)) if self._usable[preset]
+        ]
 
     def expected_ms(self, preset: int) -> float:
-        """What the last frames would have taken on another preset, 90th percentile: the engine's part scales with its cost."""
+        """What the last frames would have taken on another preset, 90th percentile: the engine's
+        part scales with its cost.
+        """
         share = self._costs[preset] / self._costs[self.preset]
-        return float(np.percentile([frame_ms + (share - 1) * engine_ms for frame_ms, engine_ms in self._window], 90))
+        return float(
+            np.percentile(
+                [frame_ms + (share - 1) * engine_ms for frame_ms, engine_ms in self._window], 90
+            )
+        )
 
     def _down(self) -> Step | None:
         self._fits_since_s = None
         cheaper = self.cheaper()
         if not cheaper:
             return None
-        target = next((preset for preset in cheaper if self.expected_ms(preset) <= self.budget_ms), cheaper[-1])
-        return Step(self.preset, target, f"p90 {self.p90_ms:.1f} ms is over the budget of {self.budget_ms:g} ms")
+        target = next(
+            (preset for preset in cheaper if self.expected_ms(preset) <= self.budget_ms),
+            cheaper[-1],
+        )
+        return Step(
+            self.preset,
+            target,
+            f"p90 {self.p90_ms:.1f} ms is over the budget of {self.budget_ms:g} ms",
+        )
 
     def _up(self, now_s: float) -> Step | None:
-        better = next((preset for preset in range(self.preset - 1, -1, -1) if self._usable[preset]), None)
+        better = next(
+            (preset for preset in range(self.preset - 1, -1, -1) if self._usable[preset]), None
+        )
         if better is None or self.expected_ms(better) > MARGIN * self.budget_ms:
             self._fits_since_s = None
             return None
@@ -128,15 +156,20 @@ class BudgetController:
         if now_s - self._fits_since_s < self._hold_s[better]:
             return None
         expected = f"{self.expected_ms(better):.1f} ms expected"
-        return Step(self.preset, better, f"p90 {self.p90_ms:.1f} ms leaves room: {expected} of {self.budget_ms:g} ms")
+        return Step(
+            self.preset,
+            better,
+            f"p90 {self.p90_ms:.1f} ms leaves room: {expected} of {self.budget_ms:g} ms",
+        )
 
 
 class BudgetLocalizer:
     """The settings of the hour. One thread uses it: that of the frame loop.
 
-    The engine of the next cheaper preset is built in the background as soon as a preset is entered, any other when it is asked for;
-    frames go on as they are until it is ready. While something is being built, which takes processor time from the frames,
-    nothing is decided. Engines further than one preset away are closed.
+    The engine of the next cheaper preset is built in the background as soon as a preset is entered,
+    any other when it is asked for; frames go on as they are until it is ready. While something is
+    being built, which takes processor time from the frames, nothing is decided. Engines further
+    than one preset away are closed.
 
     Args:
         choice: the best settings, see ``engines.presets.presets``.
@@ -154,9 +187,20 @@ class BudgetLocalizer:
     """
 
     def __init__(
-        self, choice: Choice, budget_ms: float, notify: Callable[[str], None], *, streams: int = 1, batch: int = 1
+        self,
+        choice: Choice,
+        budget_ms: float,
+        notify: Callable[[str], None],
+        *,
+        streams: int = 1,
+        batch: int = 1,
     ) -> None:
-        self._ladder, self._notify, self._streams, self._batch = presets(choice), notify, streams, batch
+        self._ladder, self._notify, self._streams, self._batch = (
+            presets(choice),
+            notify,
+            streams,
+            batch,
+        )
         self._controller = BudgetController(budget_ms, [preset.cost for preset in self._ladder])
         self._open = {self._ladder[0].choice: self._opened(self._ladder[0].choice)}
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open engine")
@@ -179,7 +223,9 @@ class BudgetLocalizer:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What decides the results: the best settings and the budget. How long frames take does, too."""
+        """What decides the results: the best settings and the budget. How long frames take does,
+        too.
+        """
         return {"budget_ms": self._controller.budget_ms, "best": asdict(self._ladder[0].choice)}
 
     @property
@@ -207,10 +253,12 @@ class BudgetLocalizer:
         return self.localizer.size_px
 
     def finished(self, record: FrameRecord, now_s: float, frame_ms: float) -> None:
-        """CropScorer a finished frame, and step where that is called for; see ``BudgetController.observe``.
+        """CropScorer a finished frame, and step where that is called for; see
+        ``BudgetController.observe``.
 
         Raises:
-            Exception: an engine could not be built, for a reason that is not a ``SightlineError`` (those give the preset up).
+            Exception: an engine could not be built, for a reason that is not a ``SightlineError``
+                (those give the preset up).
         """
         if record.preset != self.preset.name:
             return  # from before the last step
@@ -219,7 +267,10 @@ class BudgetLocalizer:
         if self._opening is None and self._wanted is None:
             self._wanted = self._controller.observe(now_s, frame_ms, record.stages_ms["engine"])
             if self._controller.missed and not self._missed:
-                cheapest = f"even the cheapest setting ({self.preset.name}) takes {self._controller.p90_ms:.1f} ms (p90)"
+                cheapest = (
+                    f"even the cheapest setting ({self.preset.name}) takes"
+                    f" {self._controller.p90_ms:.1f} ms (p90)"
+                )
                 self._missed = f"{cheapest}, over the budget of {self._controller.budget_ms:g} ms"
                 self._notify(self._missed)
         if self._wanted is not None:
@@ -228,7 +279,9 @@ class BudgetLocalizer:
             self._open_next_cheaper()
 
     def summary(self) -> dict[str, Any]:
-        """For a run's summary: ``budget_ms``, the last ``preset``, the ``steps``, and ``over_budget``: in words, or None."""
+        """For a run's summary: ``budget_ms``, the last ``preset``, the ``steps``, and
+        ``over_budget``: in words, or None.
+        """
         budget = {"budget_ms": self._controller.budget_ms, "rung": self.preset.name}
         return {**budget, "steps": self.steps, "over_budget": self._missed or None}
 
@@ -249,14 +302,24 @@ class BudgetLocalizer:
                 self._opening = step.target, self._opener.submit(self._opened, target.choice)
             return
         self._notify(f"frame {record.frame.index}: {self.preset.name} → {target.name}: {step.why}")
-        self.steps.append({"frame": record.frame.index, "from": self.preset.name, "to": target.name, "why": step.why})
+        self.steps.append(
+            {
+                "frame": record.frame.index,
+                "from": self.preset.name,
+                "to": target.name,
+                "why": step.why,
+            }
+        )
         self._controller.stepped(step, now_s)
         self._wanted = None
 
     def _open_next_cheaper(self) -> None:
         cheaper = self._controller.cheaper()
         if cheaper and self._ladder[cheaper[0]].choice not in self._open:
-            self._opening = cheaper[0], self._opener.submit(self._opened, self._ladder[cheaper[0]].choice)
+            self._opening = (
+                cheaper[0],
+                self._opener.submit(self._opened, self._ladder[cheaper[0]].choice),
+            )
 
     def _look_at_opening(self) -> None:
         if self._opening is None or not self._opening[1].done():
@@ -270,7 +333,9 @@ class BudgetLocalizer:
             self._notify(f"left out: {self._ladder[index].name}: {error}")
 
     def _close_far_ones(self) -> None:
-        """Called when a frame of this preset is finished: frames come in order, so no other engine has one any more."""
+        """Called when a frame of this preset is finished: frames come in order, so no other engine
+        has one any more.
+        """
         index = self._controller.preset
         near = {preset.choice for preset in self._ladder[max(0, index - 1) : index + 2]}
         if self._wanted is not None:
@@ -280,7 +345,8 @@ class BudgetLocalizer:
 
 
 class Pace:
-    """What a frame takes of the loop's time, waiting for the source not counted, for the sinks counted.
+    """What a frame takes of the loop's time, waiting for the source not counted, for the sinks
+    counted.
 
     With several under way, answers may come in bunches: it is the mean of as many frames.
     """
@@ -297,16 +363,26 @@ class Pace:
         return sum(self._last_ms) / len(self._last_ms)
 
 
-def open_with_notes(choice: Choice, console: Console, streams: int = 1, batch: int = 1) -> Localizer:
-    """Open what was chosen and say what it is; the arguments and errors are those of ``engines.choose.open_localizer``."""
+def open_with_notes(
+    choice: Choice, console: Console, streams: int = 1, batch: int = 1
+) -> Localizer:
+    """Open what was chosen and say what it is; the arguments and errors are those of
+    ``engines.choose.open_localizer``.
+    """
     reasons: list[str] = []
     with console.status(f"building {choice.model} ..."):
         localizer = open_localizer(choice, reasons.append, streams, batch)
     engine = localizer.engine
-    what = f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision}, {engine.device}"
+    what = (
+        f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision},"
+        f" {engine.device}"
+    )
     console.print("; ".join([what, *reasons]), style="dim", soft_wrap=True)
     if localizer.box_reader.startswith("heuristic") and choice.method != "heuristic":
-        console.print(f"no fitted head for this network yet ('fit' makes one); {localizer.box_reader}", style="yellow")
+        console.print(
+            f"no fitted head for this network yet ('fit' makes one); {localizer.box_reader}",
+            style="yellow",
+        )
     return localizer
 
 
@@ -318,8 +394,14 @@ def open_within(
         return open_with_notes(choice, console, streams, batch)
     with console.status(f"building {choice.model} ..."):
         budgeted = BudgetLocalizer(
-            choice, budget_ms, lambda line: console.print(line, style="yellow"), streams=streams, batch=batch
+            choice,
+            budget_ms,
+            lambda line: console.print(line, style="yellow"),
+            streams=streams,
+            batch=batch,
         )
     what = f"{choice.model} within {budget_ms:g} ms a frame, from {budgeted.preset.name}"
-    console.print("; ".join([what, *getattr(budgeted.engine, "losses", ())]), style="dim", soft_wrap=True)
+    console.print(
+        "; ".join([what, *getattr(budgeted.engine, "losses", ())]), style="dim", soft_wrap=True
+    )
     return budgeted

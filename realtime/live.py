@@ -1,4 +1,6 @@
-"""Runs live sources: the newest frames of cameras and streams are shown, recorded and logged as they come."""
+"""Runs live sources: the newest frames of cameras and streams are shown, recorded and logged as
+they come.
+"""
 
 import signal
 import threading
@@ -23,7 +25,17 @@ from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
 from realtime.session import Session
-from realtime.sinks import Beside, JsonlSink, Notices, Recorder, Sink, WindowSink, check_log, has_display, make_writable
+from realtime.sinks import (
+    Beside,
+    JsonlSink,
+    Notices,
+    Recorder,
+    Sink,
+    WindowSink,
+    check_log,
+    has_display,
+    make_writable,
+)
 from realtime.statistics import LiveRun, live_table
 from realtime.trace import TraceSink
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, opened
@@ -39,17 +51,20 @@ def stream(
     options: StreamOptions = StreamOptions(),
     following: FollowOptions = WHOLE_FRAMES,
 ) -> dict[str, Any]:
-    """Run until all sources have ended, ``options.seconds`` have passed, the window is quit, or Ctrl-C.
+    """Run until all sources have ended, ``options.seconds`` have passed, the window is quit, or
+    Ctrl-C.
 
     Args:
         specs: see ``realtime.sources.images.open_source``.
-        localizer: the engine, or the engines that a budget is held with; its batch is how many cameras share a call.
+        localizer: the engine, or the engines that a budget is held with; its batch is how many
+            cameras share a call.
         console: shows a rolling table, and a line when a source is lost or back.
         options: all else.
         following: whether and what to follow.
 
     Returns:
-        The summary of the run, with ``captured`` (frames by source), ``connections`` and ``interrupted``.
+        The summary of the run, with ``captured`` (frames by source), ``connections`` and
+        ``interrupted``.
 
     Raises:
         SightlineError: the sources or a result fail; what was recorded until then is kept.
@@ -60,7 +75,13 @@ def stream(
     feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, notify)
     names = [each.name for each in feed.connections]
     live_run = LiveRun(names)
-    session = Session(feed.connections, live_run, localizer.class_names, stop=feed.stop, following=opened(following))
+    session = Session(
+        feed.connections,
+        live_run,
+        localizer.class_names,
+        stop=feed.stop,
+        following=opened(following),
+    )
     session.change(
         class_index=localizer.wanted_class,
         record=options.record,
@@ -72,11 +93,17 @@ def stream(
         sinks = _sinks(stack, session, options, lost, notify)
         if options.web is not None:
             url = stack.enter_context(_page(session, localizer, options.web, options)).url
-            console.print(Text(f"watch on {url}"), soft_wrap=True)  # a Text: the token is there to be seen
+            console.print(
+                Text(f"watch on {url}"), soft_wrap=True
+            )  # a Text: the token is there to be seen
         interrupted = stack.enter_context(_stopping_on_ctrl_c(session.stop))
-        table = stack.enter_context(LiveTable(console=console, refresh_per_second=4, transient=True))
+        table = stack.enter_context(
+            LiveTable(console=console, refresh_per_second=4, transient=True)
+        )
         live = Live(lambda: session.settings, feed.stop)
-        loop = run_frames(feed.records(), localizer, sinks, live_run, live=live, following=session.following)
+        loop = run_frames(
+            feed.records(), localizer, sinks, live_run, live=live, following=session.following
+        )
         if options.seconds is not None:
             timer = threading.Timer(options.seconds, session.stop)
             stack.callback(timer.cancel)
@@ -117,22 +144,32 @@ def _check_outputs(options: StreamOptions) -> None:
         check_log(options.log, options.log_max_mb is not None)
 
 
-def _page(session: Session, localizer: Localizer | BudgetLocalizer, where: str, options: StreamOptions) -> PageServer:
+def _page(
+    session: Session, localizer: Localizer | BudgetLocalizer, where: str, options: StreamOptions
+) -> PageServer:
     names = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "torch": "PyTorch"}
 
     def title() -> str:
         """What runs now: a budget may change it."""
         now = localizer.localizer if isinstance(localizer, BudgetLocalizer) else localizer
         engine = f"{names.get(now.engine.backend, now.engine.backend)} {now.engine.precision}"
-        return " · ".join(filter(None, [now.description.get("model", ""), engine, f"{now.size_px} px"]))
+        return " · ".join(
+            filter(None, [now.description.get("model", ""), engine, f"{now.size_px} px"])
+        )
 
     return PageServer(session, title, Address.of(where), options.web_token, options.web_dir)
 
 
 def _sinks(
-    stack: ExitStack, session: Session, options: StreamOptions, lost: Callable[[str], None], notify: Callable[[str], None]
+    stack: ExitStack,
+    session: Session,
+    options: StreamOptions,
+    lost: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> list[Sink]:
-    """What cannot be begun ends the run before it starts; what fails later ends alone, and ``lost`` says so."""
+    """What cannot be begun ends the run before it starts; what fails later ends alone, and ``lost``
+    says so.
+    """
     names = [each.name for each in session.connections]
 
     def failed(path: Path, error: Exception) -> None:
@@ -158,9 +195,13 @@ def _sinks(
             renamed(options.trace, trace.path)
         sinks.append(beside(trace, "the trace"))
     if options.metrics is not None:
-        sinks.append(beside(MetricsSink(options.metrics, session, options.web_token), "the metrics page"))
+        sinks.append(
+            beside(MetricsSink(options.metrics, session, options.web_token), "the metrics page")
+        )
     if options.log is not None:
-        sinks.append(beside(JsonlSink(options.log, live=True, max_mb=options.log_max_mb), "the log"))
+        sinks.append(
+            beside(JsonlSink(options.log, live=True, max_mb=options.log_max_mb), "the log")
+        )
     return sinks
 
 
@@ -177,7 +218,9 @@ def _enter_left(feed: Feed, sinks: Sequence[Sink], live_run: LiveRun) -> None:
 def _stopping_on_ctrl_c(stop: Callable[[], None]) -> Iterator[threading.Event]:
     """The first Ctrl-C ends the run in order, and sets the event; a second one ends it at once."""
     pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # signals reach the main thread only
         yield pressed
         return
 

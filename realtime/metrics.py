@@ -18,11 +18,13 @@ BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1.0, 2
 
 
 class MetricsSink:
-    """Serves ``/metrics`` and ``/snapshot.jpg`` (``?source=NAME`` for one of several) on this machine while it is entered.
+    """Serves ``/metrics`` and ``/snapshot.jpg`` (``?source=NAME`` for one of several) on this
+    machine while it is entered.
 
-    ``sightline_frames_total`` by source, outcome and cause; ``sightline_stage_seconds`` by source and stage;
-    ``sightline_age_seconds`` from capture to display and ``sightline_latency_seconds`` from the start of reading, by source;
-    ``sightline_reconnects_total`` and ``sightline_up`` by source; ``sightline_objects``, of several that are followed.
+    ``sightline_frames_total`` by source, outcome and cause; ``sightline_stage_seconds`` by source
+    and stage; ``sightline_age_seconds`` from capture to display and ``sightline_latency_seconds``
+    from the start of reading, by source; ``sightline_reconnects_total`` and ``sightline_up`` by
+    source; ``sightline_objects``, of several that are followed.
 
     Args:
         port: 0 for any free one; see ``port``.
@@ -44,26 +46,38 @@ class MetricsSink:
             import prometheus_client as prometheus
             import uvicorn  # noqa: F401
         except ImportError as error:
-            raise OutputError(f"--metrics needs FastAPI, uvicorn and prometheus-client: {install_extra('web')}") from error
+            raise OutputError(
+                f"--metrics needs FastAPI, uvicorn and prometheus-client: {install_extra('web')}"
+            ) from error
         registry = prometheus.CollectorRegistry()
-        self._frames = prometheus.Counter("sightline_frames", "Frames", ["source", "outcome", "cause"], registry=registry)
+        self._frames = prometheus.Counter(
+            "sightline_frames", "Frames", ["source", "outcome", "cause"], registry=registry
+        )
         self._stages, self._age, self._latency = (
-            prometheus.Histogram(f"sightline_{name}_seconds", text, labels, buckets=BUCKETS_S, registry=registry)
+            prometheus.Histogram(
+                f"sightline_{name}_seconds", text, labels, buckets=BUCKETS_S, registry=registry
+            )
             for name, text, labels in (
                 ("stage", "Time of a stage", ["source", "stage"]),
                 ("age", "Capture to display", ["source"]),
                 ("latency", "Start of reading to display", ["source"]),
             )
         )
-        self._objects = prometheus.Gauge("sightline_objects", "Objects followed", ["source"], registry=registry)
+        self._objects = prometheus.Gauge(
+            "sightline_objects", "Objects followed", ["source"], registry=registry
+        )
         registry.register(_Connections(session))
-        self._server = GuardedServer(_application(registry, session), Address(port=port), token, "--metrics")
+        self._server = GuardedServer(
+            _application(registry, session), Address(port=port), token, "--metrics"
+        )
         self.port = self._server.port
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``."""
         source = record.frame.source
-        cause = record.cause if record.outcome == "dropped" else ""  # a failure's words differ from time to time
+        cause = (
+            record.cause if record.outcome == "dropped" else ""
+        )  # a failure's words differ from time to time
         self._frames.labels(source, record.outcome, cause).inc()
         if record.objects is not None:
             self._objects.labels(source).set(len(record.objects))
@@ -90,7 +104,9 @@ class _Connections:
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        reconnects = CounterMetricFamily("sightline_reconnects", "Times that a source came back", labels=["source"])
+        reconnects = CounterMetricFamily(
+            "sightline_reconnects", "Times that a source came back", labels=["source"]
+        )
         up = GaugeMetricFamily("sightline_up", "1 while a source gives frames", labels=["source"])
         for each in self._session.connections:
             reconnects.add_metric([each.name], each.reconnects)
@@ -113,7 +129,10 @@ def _application(registry: "CollectorRegistry", session: Session) -> "FastAPI":
         except (ValueError, TypeError):  # a version that is none
             encode, kind = choose_encoder("")
         names = request.query_params.getlist("name[]")
-        return Response(encode(registry.restricted_registry(names) if names else registry), headers={"Content-Type": kind})
+        return Response(
+            encode(registry.restricted_registry(names) if names else registry),
+            headers={"Content-Type": kind},
+        )
 
     @app.get("/snapshot.jpg")
     def snapshot(source: str = Query(session.connections[0].name)) -> Response:

@@ -1,10 +1,11 @@
-"""The frame loop, the only one: source, engine, drawing, sinks. It times every stage and accounts for every frame.
+"""The frame loop, the only one: source, engine, drawing, sinks. It times every stage and accounts
+for every frame.
 
 ::
 
-    reading threads            the engine's half, a thread               the caller's thread
-    Frame ─► (a few wait) ─►   prepare (resize) ─► submit ─► collect ─►  draw ─► write (every sink) ─► yield
-                               several calls under way, in order         one call at once
+    reading threads         the engine's half, a thread               the caller's thread
+    Frame ─► (a few) ─►     prepare (resize) ─► submit ─► collect ─►  draw ─► every sink ─► yield
+                            several calls under way, in order         one call at once
 """
 
 import threading
@@ -49,25 +50,33 @@ def run_frames(
     live: Live | None = None,
     following: Following | None = None,
 ) -> Records:
-    """Localize, draw and write each frame that is not dropped; yields every record when it is finished, in order.
+    """Localize, draw and write each frame that is not dropped; yields every record when it is
+    finished, in order.
 
-    Reading, the engine, and drawing with writing overlap: a thread feeds the engine; the caller's draws, calls the sinks and
-    yields. An answer is handed over when the one before it is written: as little as may be is under way.
+    Reading, the engine, and drawing with writing overlap: a thread feeds the engine; the caller's
+    draws, calls the sinks and yields. An answer is handed over when the one before it is written:
+    as little as may be is under way.
 
-    Records that are ``followed`` share an engine call with the next one, as far as the engine's batch goes. An error of a stage
-    is raised once, after the frames before it are finished where they can be (an error of a sink is not waited for). However
-    the loop ends, the engine is left idle and ``records`` closed.
+    Records that are ``followed`` share an engine call with the next one, as far as the engine's
+    batch goes. An error of a stage is raised once, after the frames before it are finished where
+    they can be (an error of a sink is not waited for). However the loop ends, the engine is left
+    idle and ``records`` closed.
 
     Args:
         records: from ``realtime.capture``; the engine's half takes them.
-        localizer: prepares, runs and reads the engine; a ``BudgetLocalizer`` one may change from frame to frame.
-        sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
+        localizer: prepares, runs and reads the engine; a ``BudgetLocalizer`` one may change from
+            frame to frame.
+        sinks: each gets every record, and the drawing where there is one; logs get it last, when
+            all is timed.
         run: filled as the loop goes, so that an interrupted run can still be summed up.
-        under_way: engine calls at once. 0, for as many as it takes, has the most frames a second. Results are the same.
-        live: for live sources, which want each answer soon: one call at once, of the newest frames when the engine is free. A
-            frame that cannot be used fails alone, and frames that are under way when the run fails are entered as failed.
-        following: decides what the engine sees of each frame, and what its answer means; None for the whole of it. With several
-            calls under way, a frame's window is chosen before the answers just before it are there.
+        under_way: engine calls at once. 0, for as many as it takes, has the most frames a second.
+            Results are the same.
+        live: for live sources, which want each answer soon: one call at once, of the newest frames
+            when the engine is free. A frame that cannot be used fails alone, and frames that are
+            under way when the run fails are entered as failed.
+        following: decides what the engine sees of each frame, and what its answer means; None for
+            the whole of it. With several calls under way, a frame's window is chosen before the
+            answers just before it are there.
     """
     most = 1 if live else under_way or localizer.engine.slots
     half = _EngineHalf(records, localizer, run, most, live, following)
@@ -95,7 +104,9 @@ def run_frames(
 
 @dataclass
 class _Call:
-    """Frames that the engine works on in one call; ``localizer`` is None where it works on none: dropped ones, carried ones."""
+    """Frames that the engine works on in one call; ``localizer`` is None where it works on none:
+    dropped ones, carried ones.
+    """
 
     records: deque[FrameRecord]
     localizer: Localizer | None = None
@@ -117,7 +128,9 @@ class _Call:
             record.found = None if record.propagated else next(answers)
             if following is not None:
                 record.found = following.followed(record, record.found)
-            record.stages_ms["engine"] = 0.0 if record.propagated else (self.found_ns - self.submitted_ns) / 1e6
+            record.stages_ms["engine"] = (
+                0.0 if record.propagated else (self.found_ns - self.submitted_ns) / 1e6
+            )
 
     def _answers(self, run: Run) -> Iterator[Localization]:
         if self.localizer is None:
@@ -150,7 +163,13 @@ class _EngineHalf:
         live: Live | None,
         following: Following | None,
     ) -> None:
-        self._records, self._chosen, self._run, self._most, self._live = records, chosen, run, most, live
+        self._records, self._chosen, self._run, self._most, self._live = (
+            records,
+            chosen,
+            run,
+            most,
+            live,
+        )
         self._following = following
         self._begun: deque[_Call] = deque()
         self._failure: Exception | None = None
@@ -160,7 +179,8 @@ class _EngineHalf:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def answers(self) -> Iterator[_Call]:
-        """Every call with its answers. The engine's next one is handed over when this one is done with.
+        """Every call with its answers. The engine's next one is handed over when this one is done
+        with.
 
         Raises:
             Exception: what went wrong, after what went right before it.
@@ -193,7 +213,9 @@ class _EngineHalf:
         try:
             while not self._stopped and self._begin_some():
                 self._begun[0].collect(self._run, self._following)
-                if self._begun[0].localizer is not None:  # what was dropped keeps no new frame waiting
+                if (
+                    self._begun[0].localizer is not None
+                ):  # what was dropped keeps no new frame waiting
                     self._taken.acquire()
                 if self._stopped:
                     return
@@ -212,7 +234,9 @@ class _EngineHalf:
                     self._chosen.finished(record, time.monotonic(), frame_ms)
 
     def _begin_some(self) -> bool:
-        """Wait for frames and give them to the engine, until all that may be under way are; False if none is left."""
+        """Wait for frames and give them to the engine, until all that may be under way are; False
+        if none is left.
+        """
         while self._more and sum(call.under_way for call in self._begun) < self._most:
             self._begin()
             if self._live is not None and self._begun:
@@ -269,11 +293,16 @@ class _EngineHalf:
         if record.outcome == "shown":
             captured_ns, read_ms = record.frame.captured_ns, record.frame.read_ms
             record.stages_ms |= {"read": read_ms, "wait": (taken_ns - captured_ns) / 1e6}
-            record.began_ns |= {"read": captured_ns - round(read_ms * 1e6), "wait": captured_ns, "prepare": taken_ns}
+            record.began_ns |= {
+                "read": captured_ns - round(read_ms * 1e6),
+                "wait": captured_ns,
+                "prepare": taken_ns,
+            }
         return record
 
     def _prepared(self, localizer: Localizer, record: FrameRecord) -> list[ImageBgr]:
-        """The frame as the engine takes it; nothing where it need not see it, or, and the record failed, cannot in a live run.
+        """The frame as the engine takes it; nothing where it need not see it, or, and the record
+        failed, cannot in a live run.
 
         Raises:
             InputError: it cannot be used.

@@ -25,12 +25,13 @@ JPEG_QUALITY = 85
 
 @dataclass(frozen=True)
 class Settings(Look):
-    """What can be changed while a run goes on: the look, and these; the loop looks it up for each frame.
+    """What can be changed while a run goes on: the look, and these; the loop looks it up for each
+    frame.
 
     Attributes:
         class_index: look for this class; None for the likeliest.
-        record: the MP4 that the pictures are written to; None while nothing is recorded. Of several sources, each has its own:
-            its name is put behind the stem.
+        record: the MP4 that the pictures are written to; None while nothing is recorded. Of several
+            sources, each has its own: its name is put behind the stem.
     """
 
     class_index: int | None = None
@@ -39,7 +40,9 @@ class Settings(Look):
 
 @dataclass(frozen=True)
 class Shown:
-    """The newest picture of a source: drawn on, uint8 BGR, not to be written to. ``number`` counts them from 1."""
+    """The newest picture of a source: drawn on, uint8 BGR, not to be written to. ``number`` counts
+    them from 1.
+    """
 
     number: int
     record: FrameRecord
@@ -48,18 +51,25 @@ class Shown:
     @cached_property
     def jpeg(self) -> bytes:
         """The picture as a JPEG, encoded once for all who ask."""
-        return bytes(cv2.imencode(".jpg", self.picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1])
+        return bytes(
+            cv2.imencode(".jpg", self.picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+        )
 
 
 class Session:
-    """A sink of the loop, and the one object that everything around the loop holds; every method may be called from any thread.
+    """A sink of the loop, and the one object that everything around the loop holds; every method
+    may be called from any thread.
 
-    To read: ``newest`` or ``wait_newer`` give the last picture of a source with its record, ``rolling`` the figures of the last
-    seconds, ``connections`` how each source is doing. Frames are drawn only while somebody asks for pictures, so watching
-    costs nothing to those who do not; a slow viewer misses pictures and holds nothing up.
+    To read: ``newest`` or ``wait_newer`` give the last picture of a source with its record,
+        ``rolling`` the figures of the last
+    seconds, ``connections`` how each source is doing. Frames are drawn only while somebody asks for
+    pictures, so watching costs nothing to those who do not; a slow viewer misses pictures and holds
+    nothing up.
 
-    To steer: ``change(heat_map="off")`` replaces ``settings`` from the next frame on, ``look_for`` does so by a class's name,
-    ``change(record=PATH)`` and ``change(record=None)`` start and stop a recording, ``stop`` ends the run.
+    To steer: ``change(heat_map="off")`` replaces ``settings`` from the next frame on, ``look_for``
+        does so by a class's name,
+    ``change(record=PATH)`` and ``change(record=None)`` start and stop a recording, ``stop`` ends
+    the run.
 
     Args:
         connections: of the sources.
@@ -83,7 +93,12 @@ class Session:
         stop: Callable[[], None] = lambda: None,
         following: Following | None = None,
     ) -> None:
-        self.connections, self.class_names, self.settings, self.stop = connections, class_names, settings, stop
+        self.connections, self.class_names, self.settings, self.stop = (
+            connections,
+            class_names,
+            settings,
+            stop,
+        )
         self.live_run, self.following = live_run, following
         self._changed = threading.Condition()
         self._newest: dict[str, Shown] = {}
@@ -101,7 +116,9 @@ class Session:
         if picture is not None and record.outcome == "shown":
             with self._changed:
                 last = self._newest.get(record.frame.source)
-                self._newest[record.frame.source] = Shown(last.number + 1 if last else 1, record, picture)
+                self._newest[record.frame.source] = Shown(
+                    last.number + 1 if last else 1, record, picture
+                )
                 self._changed.notify_all()
 
     def newest(self, source: str) -> Shown | None:
@@ -110,15 +127,21 @@ class Session:
         return self._newest.get(source)
 
     def wait_newer(self, source: str, than: int = 0, timeout_s: float = 2.0) -> Shown | None:
-        """The last picture of a source as soon as its number is greater than ``than``; None when the time is up."""
+        """The last picture of a source as soon as its number is greater than ``than``; None when
+        the time is up.
+        """
         self._asked_s = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: self._number(source) > than or self.closed.is_set(), timeout_s)
+            self._changed.wait_for(
+                lambda: self._number(source) > than or self.closed.is_set(), timeout_s
+            )
             found = self._newest.get(source)
         return found if found and found.number > than else None
 
     def snapshot(self, source: str, timeout_s: float = 2.0) -> bytes | None:
-        """The newest picture of a source as a JPEG, not older than ``WATCHED_S``; None if there is none in time."""
+        """The newest picture of a source as a JPEG, not older than ``WATCHED_S``; None if there is
+        none in time.
+        """
         found = self.newest(source)
         if found is None or time.monotonic_ns() - found.record.frame.captured_ns > WATCHED_S * 1e9:
             found = self.wait_newer(source, found.number if found else 0, timeout_s)
@@ -155,7 +178,9 @@ class Session:
         if record is not None and Path(record).suffix.lower() != ".mp4":
             raise OutputError(f"recording {record}: the name must end in .mp4; rename it")
         if changes.get("heat_map", "off") not in HEAT_MAPS:
-            raise OutputError(f"the heat map is one of {', '.join(HEAT_MAPS)}, not '{changes['heat_map']}'")
+            raise OutputError(
+                f"the heat map is one of {', '.join(HEAT_MAPS)}, not '{changes['heat_map']}'"
+            )
         for name in ("alpha", "smoothing"):
             if not 0 <= changes.get(name, 0) <= 1:
                 raise ValueError(f"{name} goes from 0 to 1, not {changes[name]}")
@@ -173,7 +198,8 @@ class Session:
                 self.settings = replace(self.settings, record=None)
 
     def look_for(self, wanted: str | None) -> int | None:
-        """Look for a class by its name or index from the next frame on; None or an empty name for the likeliest.
+        """Look for a class by its name or index from the next frame on; None or an empty name for
+        the likeliest.
 
         Returns:
             The class's index.
@@ -181,10 +207,13 @@ class Session:
         Raises:
             ModelError: no class or several fit the name.
         """
-        return self.change(class_index=class_index(wanted, self.class_names) if wanted else None).class_index
+        return self.change(
+            class_index=class_index(wanted, self.class_names) if wanted else None
+        ).class_index
 
     def select(self, source: str | None, point: tuple[float, float]) -> None:
-        """Follow what is at a point of the next frame, in shares of its width and height; of the first source if none is named.
+        """Follow what is at a point of the next frame, in shares of its width and height; of the
+        first source if none is named.
 
         Raises:
             InputError: nothing is followed in this run, or there is no such source.

@@ -1,4 +1,6 @@
-"""The sinks: annotated video, log, window and recorder. A file gets its name only when it is complete."""
+"""The sinks: annotated video, log, window and recorder. A file gets its name only when it is
+complete.
+"""
 
 import errno
 import json
@@ -55,8 +57,12 @@ class Sink(AbstractContextManager["Sink"], Protocol):
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: between an encoder and its file it would lose a packet that later ones need."""
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+    """Ctrl-C waits for the end of the block: between an encoder and its file it would lose a packet
+    that later ones need.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # signals reach the main thread only
         yield
         return
     pressed = threading.Event()
@@ -70,19 +76,26 @@ def interrupts_held() -> Iterator[None]:
 
 
 class _WholeFile:
-    """A file written beside its place and moved there on success or Ctrl-C; on any other error it is removed.
+    """A file written beside its place and moved there on success or Ctrl-C; on any other error it
+    is removed.
 
-    A ``live`` one is written in its place from the start, and stays whatever happens: its format takes being cut off, and what
-    a camera recorded before its cable came loose is worth keeping. It is a new file, unless it ``goes_on``.
+    A ``live`` one is written in its place from the start, and stays whatever happens: its format
+    takes being cut off, and what a camera recorded before its cable came loose is worth keeping. It
+    is a new file, unless it ``goes_on``.
 
     Attributes:
-        path: where it is, or will be; of a live one that is new, perhaps with a number behind the name that was asked for.
+        path: where it is, or will be; of a live one that is new, perhaps with a number behind the
+            name that was asked for.
     """
 
     goes_on = False
 
     def __init__(self, path: Path, live: bool = False) -> None:
-        self.path, self.part, self._live = path, path if live else path.with_name(f".{path.name}.part"), live
+        self.path, self.part, self._live = (
+            path,
+            path if live else path.with_name(f".{path.name}.part"),
+            live,
+        )
         try:
             if live and not self.goes_on:
                 self.path = self.part = new_file(path)
@@ -97,7 +110,12 @@ class _WholeFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         keep = self._live or kind is None or issubclass(kind, KeyboardInterrupt)
         try:
             self._finish()
@@ -114,18 +132,22 @@ class _WholeFile:
 class VideoSink(_WholeFile):
     """H.264 MP4 with the source's timestamps.
 
-    While it grows it is fragmented, so that a killed run leaves a playable file; once closed it is an ordinary MP4.
+    While it grows it is fragmented, so that a killed run leaves a playable file; once closed it is
+    an ordinary MP4.
 
     Args:
         path: ends in ``.mp4``.
         time_base: unit of the timestamps, in seconds.
         rate_fps: nominal rate (for the encoder's rate control only).
-        live: written in its place, and to the disk every ``FRAGMENT_S``, whatever it costs in size: a kill loses no more.
+        live: written in its place, and to the disk every ``FRAGMENT_S``, whatever it costs in size:
+            a kill loses no more.
     """
 
     needs_picture = True
 
-    def __init__(self, path: Path, time_base: Fraction, rate_fps: float, live: bool = False) -> None:
+    def __init__(
+        self, path: Path, time_base: Fraction, rate_fps: float, live: bool = False
+    ) -> None:
         super().__init__(path, live)
         self._time_base, self._rate = time_base, Fraction(rate_fps).limit_denominator(1001)
         muxing = {"movflags": "hybrid_fragmented+frag_keyframe"}
@@ -136,7 +158,9 @@ class VideoSink(_WholeFile):
         self._last_pts = -1
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
-        """See ``Sink.write``; large pictures are scaled down, later ones of another size fitted into the first one's."""
+        """See ``Sink.write``; large pictures are scaled down, later ones of another size fitted
+        into the first one's.
+        """
         if picture is None:
             return
         try:
@@ -165,7 +189,9 @@ class VideoSink(_WholeFile):
         stream.width, stream.height = written_size(width, height)
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = self._time_base
-        stream.codec_context.gop_size = max(1, round(self._rate))  # a key frame, so a fragment, per second
+        stream.codec_context.gop_size = max(
+            1, round(self._rate)
+        )  # a key frame, so a fragment, per second
         stream.options = {"preset": "veryfast", "crf": "21", "bf": "0"}
         if self._live:
             stream.options |= {"tune": "zerolatency"}  # nothing stays in the encoder
@@ -179,15 +205,23 @@ class VideoSink(_WholeFile):
 
 
 def fitted(picture: ImageBgr, width: int, height: int) -> ImageBgr:
-    """The picture inside ``width`` x ``height``: as it is, with a repeated last row or column, or scaled with black bars."""
+    """The picture inside ``width`` x ``height``: as it is, with a repeated last row or column, or
+    scaled with black bars.
+    """
     rows, columns = picture.shape[:2]
     if (rows, columns) == (height, width):
         return picture
     if 0 <= height - rows <= 1 and 0 <= width - columns <= 1:
         edge = cv2.BORDER_REPLICATE
-        return np.asarray(cv2.copyMakeBorder(picture, 0, height - rows, 0, width - columns, edge), np.uint8)
+        return np.asarray(
+            cv2.copyMakeBorder(picture, 0, height - rows, 0, width - columns, edge), np.uint8
+        )
     scale = min(width / columns, height / rows)
-    small = cv2.resize(picture, (max(1, round(columns * scale)), max(1, round(rows * scale))), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        picture,
+        (max(1, round(columns * scale)), max(1, round(rows * scale))),
+        interpolation=cv2.INTER_AREA,
+    )
     canvas = np.zeros((height, width, 3), np.uint8)
     y, x = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
     canvas[y : y + small.shape[0], x : x + small.shape[1]] = small
@@ -200,11 +234,12 @@ class JsonlSink(_WholeFile):
     Args:
         path: where to.
         live: written in its place, line by line, behind what an earlier run wrote there.
-        max_mb: when it has grown so large, it is renamed to ``NAME.1.jsonl``, what had that name to ``NAME.2.jsonl`` and so on,
-            of which ``LOGS_KEPT`` stay, and a new one begins.
+        max_mb: when it has grown so large, it is renamed to ``NAME.1.jsonl``, what had that name to
+            ``NAME.2.jsonl`` and so on, of which ``LOGS_KEPT`` stay, and a new one begins.
 
     Raises:
-        OutputError: it cannot be written; or, of a live one, there is a file of that name that is no log.
+        OutputError: it cannot be written; or, of a live one, there is a file of that name that is
+            no log.
     """
 
     needs_picture = False
@@ -229,7 +264,9 @@ class JsonlSink(_WholeFile):
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
 
     def _open(self) -> None:
-        self._file: IO[str] = self.part.open("a" if self._live else "w", encoding="utf-8", buffering=1)
+        self._file: IO[str] = self.part.open(
+            "a" if self._live else "w", encoding="utf-8", buffering=1
+        )
         self._bytes = self.part.stat().st_size if self._live else 0
         if self._bytes and self.part.is_file() and not _ends_a_line(self.part):
             self._file.write("\n")  # the last row was cut off: the next begins a line of its own
@@ -259,18 +296,24 @@ def check_log(path: Path, renamed: bool) -> None:
 
     Args:
         path: of the log.
-        renamed: older ones are renamed and thrown away, see ``JsonlSink``; so they must be ours, too.
+        renamed: older ones are renamed and thrown away, see ``JsonlSink``; so they must be ours,
+            too.
 
     Raises:
         OutputError: there is another file of that name.
     """
     for file in (path, *(older_log(path, number) for number in range(1, LOGS_KEPT + 1) if renamed)):
         if file.is_file() and not _is_log(file):
-            raise OutputError(f"{file} is no log of Sightline's, so nothing is written to it: give another name to --log")
+            raise OutputError(
+                f"{file} is no log of Sightline's, so nothing is written to it: give another name"
+                " to --log"
+            )
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a file is empty or begins with a row, see ``FrameRecord.row``; it need not be whole."""
+    """Whether a file is empty or begins with a row, see ``FrameRecord.row``; it need not be
+    whole.
+    """
     try:
         with path.open("rb") as file:
             begin = file.read(len(LOG_BEGIN))
@@ -286,7 +329,9 @@ def _ends_a_line(path: Path) -> bool:
 
 
 class WindowSink:
-    """A window on the screen for each source; q or Escape calls ``stop``. When the display goes away, the run goes on."""
+    """A window on the screen for each source; q or Escape calls ``stop``. When the display goes
+    away, the run goes on.
+    """
 
     def __init__(self, title: str, stop: Callable[[], None]) -> None:
         self.needs_picture = True
@@ -294,7 +339,9 @@ class WindowSink:
         self._open: set[str] = set()
 
     def __enter__(self) -> Self:
-        os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt misses fonts that OpenCV does not ship
+        os.environ.setdefault(
+            "QT_LOGGING_RULES", "*.warning=false"
+        )  # Qt misses fonts that OpenCV does not ship
         return self
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
@@ -304,7 +351,9 @@ class WindowSink:
         title = f"{self._title} - {record.frame.source}"
         try:
             if title not in self._open:
-                cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+                cv2.namedWindow(
+                    title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL
+                )
                 cv2.resizeWindow(title, picture.shape[1], picture.shape[0])
                 self._open.add(title)
             cv2.imshow(title, picture)
@@ -320,7 +369,9 @@ class WindowSink:
 
 
 def has_display() -> bool:
-    """Whether a window can be opened here: there is a display, and it answers (Qt ends the program where it does not)."""
+    """Whether a window can be opened here: there is a display, and it answers (Qt ends the program
+    where it does not).
+    """
     if os.name == "nt" or sys.platform == "darwin":
         return True
     name, folder = os.environ.get("WAYLAND_DISPLAY"), os.environ.get("XDG_RUNTIME_DIR", "")
@@ -399,7 +450,12 @@ class Beside:
         self._sink.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._failed:
             with suppress(Exception):
                 self._sink.__exit__(kind, error, trace)
@@ -417,13 +473,15 @@ RATE_FPS = 25.0  # for the encoder's rate control only: live frames come as they
 class Recorder:
     """A sink that writes pictures to where ``wanted`` says at that moment, or nowhere.
 
-    An error, such as a full disk, ends that recording and nothing else; what was written until then stays.
+    An error, such as a full disk, ends that recording and nothing else; what was written until then
+    stays.
 
     Args:
         wanted: the MP4 to write; a change ends a recording and begins the next.
         sources: their names; of several, each gets a file with its name behind the stem.
         failed: gets the path and the error of a recording that has ended by one.
-        renamed: gets the wanted path and the one that a recording has, because there is a file of the wanted name.
+        renamed: gets the wanted path and the one that a recording has, because there is a file of
+            the wanted name.
     """
 
     def __init__(
@@ -433,7 +491,12 @@ class Recorder:
         failed: Callable[[Path, Exception], None],
         renamed: Callable[[Path, Path], None] = lambda *_: None,
     ) -> None:
-        self._wanted, self._several, self._failed, self._renamed = wanted, len(sources) > 1, failed, renamed
+        self._wanted, self._several, self._failed, self._renamed = (
+            wanted,
+            len(sources) > 1,
+            failed,
+            renamed,
+        )
         self._path: Path | None = None
         self._given_up: Path | None = None
         self._files: dict[str, VideoSink] = {}
@@ -489,7 +552,12 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._finish()
 
 
@@ -513,13 +581,16 @@ class Output:
     """What the frame loop does with an answer.
 
     Args:
-        sinks: each gets every record, and the drawing where there is one; logs get it last, when all is timed.
+        sinks: each gets every record, and the drawing where there is one; logs get it last, when
+            all is timed.
         run: the account.
         look: how to draw at the moment.
         alone: a frame that cannot be drawn fails alone.
     """
 
-    def __init__(self, sinks: Sequence[Sink], run: Run, look: Callable[[], Look], alone: bool = False) -> None:
+    def __init__(
+        self, sinks: Sequence[Sink], run: Run, look: Callable[[], Look], alone: bool = False
+    ) -> None:
         self._sinks, self._run, self._look, self._alone = sinks, run, look, alone
         self._annotator = Annotator()
 
@@ -563,10 +634,14 @@ class Output:
         if (track := record.track) is not None:
             numbers = [one.track.track_id for one in record.objects or ()] or [track.track_id]
             status += f"   {track.state} " + ", ".join(str(number or "") for number in numbers)
-        if record.frame.pts is not None:  # whole files, whose pictures must not depend on the machine
+        if (
+            record.frame.pts is not None
+        ):  # whole files, whose pictures must not depend on the machine
             status = f"{record.frame.source}   {clock(record.frame.pts_s)}"
         objects = record.objects or ()
-        picture = self._annotator.paint(record.frame, record.found, status, self._look(), heat_map_every, objects)
+        picture = self._annotator.paint(
+            record.frame, record.found, status, self._look(), heat_map_every, objects
+        )
         record.stages_ms["draw"] = (time.monotonic_ns() - start_ns) / 1e6
         self._run.work_ms["drawing"] += record.stages_ms["draw"]
         return picture

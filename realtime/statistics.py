@@ -1,4 +1,6 @@
-"""The statistics of a run: times of every stage and outcomes of every frame, as percentiles, tables and a plot."""
+"""The statistics of a run: times of every stage and outcomes of every frame, as percentiles, tables
+and a plot.
+"""
 
 import math
 import threading
@@ -33,8 +35,10 @@ class Run:
     """The measurements of a run, as far as it got; a few numbers a frame, so that hours fit.
 
     Attributes:
-        idle_ms: how long the loop had nothing to do but wait for the ``source``, or for the ``engine``.
-        work_ms: how long it took for its own work: ``prepare``, ``drawing``, ``sink`` (writing, logs included).
+        idle_ms: how long the loop had nothing to do but wait for the ``source``, or for the
+            ``engine``.
+        work_ms: how long it took for its own work: ``prepare``, ``drawing``, ``sink`` (writing,
+            logs included).
     """
 
     def __init__(self) -> None:
@@ -74,7 +78,10 @@ class Run:
         if not self.truth_ious:
             return {}
         ious = np.asarray(self.truth_ious)
-        return {"corloc": round(float(np.mean(ious > CORLOC_IOU)), 4), "mean_iou": round(float(ious.mean()), 4)}
+        return {
+            "corloc": round(float(np.mean(ious > CORLOC_IOU)), 4),
+            "mean_iou": round(float(ious.mean()), 4),
+        }
 
     @property
     def fps(self) -> float:
@@ -91,11 +98,15 @@ class Run:
         return verdict_of(self.idle_ms, self.work_ms, self._elapsed_ms)
 
     def summary(self) -> dict[str, Any]:
-        """The run in numbers: fps, frames, dropped, verdict, latency and stages in milliseconds, CorLoc where truth is known.
+        """The run in numbers: fps, frames, dropped, verdict, latency and stages in milliseconds,
+        CorLoc where truth is known.
 
-        Stages, in a frame's order: ``read`` (decoding), ``wait`` (in the queue before the loop), ``prepare``, ``engine`` (from
-        handing it over to having the answer: with several under way, their waiting for each other too), ``draw``, ``write``.
-        ``latency_ms`` is a frame's age when it has been written, counted from the start of its reading.
+        Stages, in a frame's order: ``read`` (decoding), ``wait`` (in the queue before the loop),
+        ``prepare``, ``engine`` (from
+        handing it over to having the answer: with several under way, their waiting for each other
+            too), ``draw``, ``write``.
+        ``latency_ms`` is a frame's age when it has been written, counted from the start of its
+        reading.
         """
         return {
             "fps": round(self.fps, 2),
@@ -104,19 +115,30 @@ class Run:
             "failed": self.outcomes["failed"],
             "verdict": self.verdict,
             "latency_ms": percentiles(self.total_ms),
-            "stages_ms": {stage: percentiles(self.stages_ms[stage]) for stage in STAGES if stage in self.stages_ms},
+            "stages_ms": {
+                stage: percentiles(self.stages_ms[stage])
+                for stage in STAGES
+                if stage in self.stages_ms
+            },
             **self.accuracy(),
         }
 
 
-def verdict_of(idle_ms: Mapping[str, float], work_ms: Mapping[str, float], elapsed_ms: float) -> str:
-    """What a run is limited by: ``source-limited``, ``engine-``, ``prepare-``, ``drawing-``, ``sink-`` or ``loop-limited``.
+def verdict_of(
+    idle_ms: Mapping[str, float], work_ms: Mapping[str, float], elapsed_ms: float
+) -> str:
+    """What a run is limited by: ``source-limited``, ``engine-``, ``prepare-``, ``drawing-``,
+    ``sink-`` or ``loop-limited``.
 
-    Stages overlap, so the longest of them need not be the one that holds the others up; what is waited for is. Where that is
-    neither source nor engine, it is the loop's own work, and of that the stage that took most. A stage that took less than
+    Stages overlap, so the longest of them need not be the one that holds the others up; what is
+    waited for is. Where that is neither source nor engine, it is the loop's own work, and of that
+    the stage that took most. A stage that took less than
     ``MEASURABLE`` of the run limits nothing: then it is what lies between the stages, the loop.
     """
-    waited, own_ms = max(idle_ms, key=lambda side: idle_ms[side]), elapsed_ms - sum(idle_ms.values())
+    waited, own_ms = (
+        max(idle_ms, key=lambda side: idle_ms[side]),
+        elapsed_ms - sum(idle_ms.values()),
+    )
     if idle_ms[waited] >= own_ms:
         return f"{waited}-limited"
     stage = max(work_ms, key=lambda side: work_ms[side])
@@ -140,7 +162,11 @@ def latency_table(title: str, summary: dict[str, Any]) -> Group:
         table.add_column(f"{name} ms", justify="right")
     for stage, values in {**summary["stages_ms"], "total": summary["latency_ms"]}.items():
         if values:
-            table.add_row(stage, *(f"{values[name]:.2f}" for name in shown), style="bold" if stage == "total" else "")
+            table.add_row(
+                stage,
+                *(f"{values[name]:.2f}" for name in shown),
+                style="bold" if stage == "total" else "",
+            )
     return Group(table, _caption(summary))
 
 
@@ -151,7 +177,11 @@ def print_summaries(summaries: Sequence[dict[str, Any]], console: Console) -> No
             console.print(latency_table(summary["source"], summary))
         for line in (*summary.get("trouble", ()), *summary.get("not_read", ())):
             console.print(
-                displayable(f"{summary['source']}: {line}"), style="yellow", highlight=False, soft_wrap=True, markup=False
+                displayable(f"{summary['source']}: {line}"),
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
             )
         if summary.get("skipped"):
             console.print("  done already, of the same content and settings", style="dim")
@@ -169,20 +199,29 @@ def _caption(summary: dict[str, Any]) -> str:
     if "corloc" in summary:
         parts.append(f"CorLoc {100 * summary['corloc']:.1f} %, mean IoU {summary['mean_iou']:.2f}")
     if "steps" in summary:
-        parts.append(f"budget {summary['budget_ms']:g} ms: {len(summary['steps'])} steps, last {summary['rung']}")
+        parts.append(
+            f"budget {summary['budget_ms']:g} ms: {len(summary['steps'])} steps, last"
+            f" {summary['rung']}"
+        )
     return "  ·  ".join(parts)
 
 
 def set_title(axes: Any, text: str) -> None:
-    """Put any text above a plot: nothing in it is a formula, and what the font lacks is a question mark."""
+    """Put any text above a plot: nothing in it is a formula, and what the font lacks is a question
+    mark.
+    """
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     known = get_font(findfont(FontProperties())).get_charmap()
-    axes.set_title("".join(c if ord(c) in known else "?" for c in displayable(text)), parse_math=False)
+    axes.set_title(
+        "".join(c if ord(c) in known else "?" for c in displayable(text)), parse_math=False
+    )
 
 
 class WaitingTimes(Run):
-    """What the loop waited for, and nothing of each frame: for runs without an end, and those whose rows hold all of it."""
+    """What the loop waited for, and nothing of each frame: for runs without an end, and those whose
+    rows hold all of it.
+    """
 
     def add(self, record: FrameRecord) -> None:
         """Nothing is kept."""
@@ -197,7 +236,9 @@ def plot_latency(run: Run, path: Path, title: str) -> None:
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
     stages = [stage for stage in STAGES if stage in run.stages_ms]
-    colours = dict(zip(STAGES, ("#4C78A8", "#C8CCD2", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True))
+    colours = dict(
+        zip(STAGES, ("#4C78A8", "#C8CCD2", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True)
+    )
     figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     frames = np.arange(len(run.total_ms))
@@ -207,12 +248,20 @@ def plot_latency(run: Run, path: Path, title: str) -> None:
     set_title(left, title)
     left.set_ylim(0, 1.25 * float(np.percentile(run.total_ms, 99)))
     handles, labels = left.get_legend_handles_labels()
-    left.legend(handles[::-1], labels[::-1], loc="upper right", frameon=False, ncols=len(stages), fontsize=8)
+    left.legend(
+        handles[::-1], labels[::-1], loc="upper right", frameon=False, ncols=len(stages), fontsize=8
+    )
     for stage in stages:
         values = np.sort(np.asarray(run.stages_ms[stage]))
         share = np.arange(1, len(values) + 1) / len(values)
         right.step(values, 100 * share, color=colours[stage], label=stage, linewidth=1.6)
-    right.set(xscale="log", xlabel="milliseconds", ylabel="% of frames at or below", ylim=(0, 101), title="per stage")
+    right.set(
+        xscale="log",
+        xlabel="milliseconds",
+        ylabel="% of frames at or below",
+        ylim=(0, 101),
+        title="per stage",
+    )
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -240,7 +289,11 @@ class Histogram:
         """Count one time."""
         steps = math.log(max(value_ms, SMALLEST_MS) / SMALLEST_MS) / math.log(BUCKET_RATIO)
         self._counts[min(int(steps), BUCKETS - 1)] += 1
-        self.count, self.max_ms, self._min_ms = self.count + 1, max(self.max_ms, value_ms), min(self._min_ms, value_ms)
+        self.count, self.max_ms, self._min_ms = (
+            self.count + 1,
+            max(self.max_ms, value_ms),
+            min(self._min_ms, value_ms),
+        )
 
     def merge(self, other: "Histogram") -> None:
         """Count all that the other has counted, too."""
@@ -279,7 +332,9 @@ class Account:
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.age, self.total = Histogram(), Histogram()
         self.stages: dict[str, Histogram] = {}
-        self.recent: deque[tuple[float, float, float, dict[str, float]]] = deque(maxlen=ROLLING_FRAMES)
+        self.recent: deque[tuple[float, float, float, dict[str, float]]] = deque(
+            maxlen=ROLLING_FRAMES
+        )
 
     def add(self, record: FrameRecord, now_s: float) -> None:
         """Enter a finished frame."""
@@ -303,19 +358,39 @@ class Account:
 
     def counts(self) -> dict[str, Any]:
         """``frames`` (shown), ``dropped``, ``failed``, and why: ``causes``."""
-        of = {name: sum(n for (o, _), n in self.outcomes.items() if o == name) for name in ("shown", "dropped", "failed")}
+        of = {
+            name: sum(n for (o, _), n in self.outcomes.items() if o == name)
+            for name in ("shown", "dropped", "failed")
+        }
         causes = {cause: n for (_, cause), n in self.outcomes.items() if cause}
-        return {"frames": of["shown"], "dropped": of["dropped"], "failed": of["failed"], "causes": causes}
+        return {
+            "frames": of["shown"],
+            "dropped": of["dropped"],
+            "failed": of["failed"],
+            "causes": causes,
+        }
 
     def times(self) -> dict[str, Any]:
-        """``latency_ms`` (from the start of reading), ``age_ms`` (from capture) and ``stages_ms`` of all frames."""
-        stages = {stage: self.stages[stage].percentiles() for stage in STAGES if stage in self.stages}
-        return {"latency_ms": self.total.percentiles(), "age_ms": self.age.percentiles(), "stages_ms": stages}
+        """``latency_ms`` (from the start of reading), ``age_ms`` (from capture) and ``stages_ms``
+        of all frames.
+        """
+        stages = {
+            stage: self.stages[stage].percentiles() for stage in STAGES if stage in self.stages
+        }
+        return {
+            "latency_ms": self.total.percentiles(),
+            "age_ms": self.age.percentiles(),
+            "stages_ms": stages,
+        }
 
     def rolling(self, now_s: float, started_s: float) -> dict[str, Any]:
-        """``fps``, ``latency_ms``, ``age_ms`` and ``stages_ms`` of the last ``ROLLING_S``, and ``counts`` of all."""
+        """``fps``, ``latency_ms``, ``age_ms`` and ``stages_ms`` of the last ``ROLLING_S``, and
+        ``counts`` of all.
+        """
         recent = [entry for entry in self.recent if entry[0] > now_s - ROLLING_S]
-        full = len(recent) == len(self.recent) == ROLLING_FRAMES  # more than are kept came within that time
+        full = (
+            len(recent) == len(self.recent) == ROLLING_FRAMES
+        )  # more than are kept came within that time
         since_s = recent[0][0] if full else max(now_s - ROLLING_S, started_s)
         stages: dict[str, list[float]] = {}
         for entry in recent:
@@ -353,27 +428,46 @@ class LiveRun(Run):
         with self._lock:
             self._ended_ns = time.monotonic_ns()
             self.outcomes[record.outcome] += 1
-            self._accounts.setdefault(record.frame.source, Account()).add(record, self._ended_ns / 1e9)
+            self._accounts.setdefault(record.frame.source, Account()).add(
+                record, self._ended_ns / 1e9
+            )
             if record.outcome == "shown":
                 self.compare(record)  # a number a frame, of the demo alone
 
     def summary(self) -> dict[str, Any]:
-        """``Run.summary`` of all, with ``age_ms`` and ``causes``, and the same of each source under ``sources``."""
+        """``Run.summary`` of all, with ``age_ms`` and ``causes``, and the same of each source under
+        ``sources``.
+        """
         with self._lock:
             elapsed_s = max((self._ended_ns - self._started_ns) / 1e9, 1e-9)
             sources = {
-                name: {"fps": round(account.outcomes["shown", ""] / elapsed_s, 2), **account.counts(), **account.times()}
+                name: {
+                    "fps": round(account.outcomes["shown", ""] / elapsed_s, 2),
+                    **account.counts(),
+                    **account.times(),
+                }
                 for name, account in self._accounts.items()
             }
             both = self._all()
-            figures = {"fps": round(self.fps, 2), **both.counts(), "verdict": self.verdict, **both.times(), **self.accuracy()}
+            figures = {
+                "fps": round(self.fps, 2),
+                **both.counts(),
+                "verdict": self.verdict,
+                **both.times(),
+                **self.accuracy(),
+            }
             return {**figures, "sources": sources}
 
     def rolling(self) -> dict[str, Any]:
-        """The last seconds, see ``Account.rolling``: of all, and of each source under ``sources``."""
+        """The last seconds, see ``Account.rolling``: of all, and of each source under
+        ``sources``.
+        """
         with self._lock:
             now_s = time.monotonic()
-            sources = {name: account.rolling(now_s, self._started_s) for name, account in self._accounts.items()}
+            sources = {
+                name: account.rolling(now_s, self._started_s)
+                for name, account in self._accounts.items()
+            }
             fps = round(sum(source["fps"] for source in sources.values()), 2)
             return {**self._all().rolling(now_s, self._started_s), "fps": fps, "sources": sources}
 
@@ -385,16 +479,38 @@ class LiveRun(Run):
 
 
 def live_table(rolling: dict[str, Any], connections: Sequence[Connection]) -> Group:
-    """The last seconds of a live run for the terminal: a row for each source, and the stages of all."""
+    """The last seconds of a live run for the terminal: a row for each source, and the stages of
+    all.
+    """
     table = Table(title="the last seconds (Ctrl-C ends)", title_justify="left")
-    for name in ("source", "fps", "age p50", "p99 ms", "shown", "dropped", "failed", "back", "state"):
+    for name in (
+        "source",
+        "fps",
+        "age p50",
+        "p99 ms",
+        "shown",
+        "dropped",
+        "failed",
+        "back",
+        "state",
+    ):
         table.add_column(name, justify="left" if name in ("source", "state") else "right")
     for each in connections:
         figures = rolling["sources"][each.name]
-        ages = [f"{figures['age_ms'][name]:.1f}" if figures["age_ms"] else "" for name in ("p50", "p99")]
+        ages = [
+            f"{figures['age_ms'][name]:.1f}" if figures["age_ms"] else "" for name in ("p50", "p99")
+        ]
         counts = [str(figures[name]) for name in ("frames", "dropped", "failed")]
         size = f" {each.width_px}x{each.height_px}" if each.width_px else ""
-        state = f"{each.state}{size}" if each.state == "live" else f"{each.state}: {each.trouble}".removesuffix(": ")
-        table.add_row(each.name, f"{figures['fps']:.1f}", *ages, *counts, str(each.reconnects), state)
-    stages = "   ".join(f"{stage} {times['p50']:.1f}" for stage, times in rolling["stages_ms"].items())
+        state = (
+            f"{each.state}{size}"
+            if each.state == "live"
+            else f"{each.state}: {each.trouble}".removesuffix(": ")
+        )
+        table.add_row(
+            each.name, f"{figures['fps']:.1f}", *ages, *counts, str(each.reconnects), state
+        )
+    stages = "   ".join(
+        f"{stage} {times['p50']:.1f}" for stage, times in rolling["stages_ms"].items()
+    )
     return Group(table, f"p50 ms:   {stages}")

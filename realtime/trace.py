@@ -1,7 +1,9 @@
-"""Writes the timeline of a run, every stage of every frame, in the trace-event format of Perfetto and Chrome.
+"""Writes the timeline of a run, every stage of every frame, in the trace-event format of Perfetto
+and Chrome.
 
 The array form needs no closing bracket, so a file that was cut off opens too.
-Format: "Trace Event Format", https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+Format: "Trace Event Format",
+https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
 """
 
 import json
@@ -18,7 +20,8 @@ from realtime.statistics import STAGES
 
 
 class TraceSink:
-    """A process for each source, a track for each stage; dropped and failed frames and reconnections are marks.
+    """A process for each source, a track for each stage; dropped and failed frames and
+    reconnections are marks.
 
     Args:
         path: ends in ``.json``; open it in https://ui.perfetto.dev.
@@ -47,7 +50,9 @@ class TraceSink:
             self._event("M", process, 0, name="process_name", args={"name": name})
             for track, stage in enumerate(STAGES, 1):
                 self._event("M", process, track, name="thread_name", args={"name": stage})
-                self._event("M", process, track, name="thread_sort_index", args={"sort_index": track})
+                self._event(
+                    "M", process, track, name="thread_sort_index", args={"sort_index": track}
+                )
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``."""
@@ -56,16 +61,36 @@ class TraceSink:
         for track, stage in enumerate(STAGES, 1):
             if stage in record.stages_ms and stage in record.began_ns:
                 begin_us, took_us = record.began_ns[stage] / 1e3, 1e3 * record.stages_ms[stage]
-                self._event("X", process, track, name=f"{stage} {index}", cat=stage, ts=begin_us, dur=took_us, args=args)
+                self._event(
+                    "X",
+                    process,
+                    track,
+                    name=f"{stage} {index}",
+                    cat=stage,
+                    ts=begin_us,
+                    dur=took_us,
+                    args=args,
+                )
         captured_us = record.frame.captured_ns / 1e3
         if record.outcome != "shown":
-            self._event("i", process, 1, name=f"{record.outcome}: {record.cause}", ts=captured_us, s="p", args=args)
+            self._event(
+                "i",
+                process,
+                1,
+                name=f"{record.outcome}: {record.cause}",
+                ts=captured_us,
+                s="p",
+                args=args,
+            )
         if self._connections[source].reconnects != self._reconnects[source]:
             self._reconnects[source] = self._connections[source].reconnects
             self._event("i", process, 1, name="reconnected", ts=captured_us, s="p", args=args)
 
     def _event(self, phase: str, process: int, track: int, **fields: Any) -> None:
-        rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in fields.items()}
+        rounded = {
+            key: round(value, 3) if isinstance(value, float) else value
+            for key, value in fields.items()
+        }
         self._write_line(json.dumps({"ph": phase, "pid": process, "tid": track, **rounded}) + ",")
 
     def _write_line(self, line: str) -> None:

@@ -1,7 +1,8 @@
 """Knows which files of a folder Sightline wrote. All others are the user's and are never replaced.
 
-``FOLDER/NAME/manifest.json`` belongs to the results called NAME. ``results`` and ``earlier`` give size and time of change of
-each file as it was written; ``claims`` names files that a run was about to write when it ended.
+``FOLDER/NAME/manifest.json`` belongs to the results called NAME. ``results`` and ``earlier`` give
+size and time of change of each file as it was written; ``claims`` names files that a run was about
+to write when it ended.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,9 @@ CLOCK_NS = 2_000_000_000  # file systems keep times as coarsely as that
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """Of what has that name on this machine, be it a file, a folder or a link that leads nowhere."""
+    """Of what has that name on this machine, be it a file, a folder or a link that leads
+    nowhere.
+    """
     try:
         found = path.stat() if path.exists() else path.lstat()
     except OSError:
@@ -29,7 +32,9 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def stamps_of(manifest: Mapping[str, Any], *kinds: str) -> dict[str, Stamp]:
-    """What a manifest says of files, by name; what is damaged is left out. An older one knows only sizes."""
+    """What a manifest says of files, by name; what is damaged is left out. An older one knows only
+    sizes.
+    """
     found: dict[str, Stamp] = {}
     for kind in kinds:
         entries = manifest.get(kind)
@@ -57,7 +62,9 @@ def written_names(manifest: Mapping[str, Any]) -> set[str]:
 
 
 def is_written(manifest: Mapping[str, Any], path: Path, look: Look = stamp_of) -> bool:
-    """Whether what has that name now is what the manifest's results wrote there, and nobody changed it since."""
+    """Whether what has that name now is what the manifest's results wrote there, and nobody changed
+    it since.
+    """
     claims = manifest.get("claims")
     if isinstance(claims, list) and path.name in claims:
         return True

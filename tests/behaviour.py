@@ -1,7 +1,8 @@
 """A record of what Sightline does, for a change that must change nothing.
 
-``python -m tests.behaviour record FILE.json`` before and after; ``python -m tests.behaviour compare A.json B.json`` names each
-difference. Times, and numbers that hang on them, are left out. Both records must come from one machine.
+``python -m tests.behaviour record FILE.json`` before and after;
+``python -m tests.behaviour compare A.json B.json`` names each difference. Times, and numbers that
+hang on them, are left out. Both records must come from one machine.
 """
 
 import hashlib
@@ -32,7 +33,9 @@ def without_times(value: Any) -> Any:
         return {
             key: without_times(each)
             for key, each in value.items()
-            if not (key.endswith(("_ms", "_s", "fps", "_mb")) and key not in ("pts_s", "recovery_s"))
+            if not (
+                key.endswith(("_ms", "_s", "fps", "_mb")) and key not in ("pts_s", "recovery_s")
+            )
             and key
             not in (
                 "captured_ns",
@@ -85,7 +88,9 @@ def graphs(folder: Path) -> dict[str, str]:
             out = folder / f"{model}_{method}.onnx"
             options = ["--weights", weights] if weights else []
             head = ["--head", "none"] if weights else []
-            result = command("build", "--model", model, "--method", method, *options, *head, "--out", out)
+            result = command(
+                "build", "--model", model, "--method", method, *options, *head, "--out", out
+            )
             assert result.returncode == 0, result.stderr
             found[f"{model} {method}"] = digest(out.read_bytes())
     return found
@@ -105,7 +110,9 @@ def page_state() -> Any:
     from threading import Thread
 
     port = "18765"
-    run = Thread(target=process, args=("stream", "demo:9000", "--web", port, "--no-window", "--seconds", "8"))
+    run = Thread(
+        target=process, args=("stream", "demo:9000", "--web", port, "--no-window", "--seconds", "8")
+    )
     run.start()
     state: Any = None
     for _ in range(60):
@@ -139,7 +146,9 @@ def record() -> dict[str, Any]:
             "batch": batch_rows(folder / "whole"),
             "batch --follow": batch_rows(folder / "follow", "--follow"),
             "evaluate animals": answer_of("evaluate", DATA / "animal_pose_voc" / "test.csv"),
-            "evaluate davis --follow": answer_of("evaluate", DATA / "davis", "--follow", "--limit", "20"),
+            "evaluate davis --follow": answer_of(
+                "evaluate", DATA / "davis", "--follow", "--limit", "20"
+            ),
             "state": page_state(),
         }
 
@@ -147,7 +156,11 @@ def record() -> dict[str, Any]:
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
     """Where two records differ."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return [line for key in {**a, **b} for line in differences(a.get(key), b.get(key), f"{where}/{key}")]
+        return [
+            line
+            for key in {**a, **b}
+            for line in differences(a.get(key), b.get(key), f"{where}/{key}")
+        ]
     return [] if a == b else [f"{where}: {a} | {b}"]
 
 

@@ -16,7 +16,8 @@ COLUMNS = 200
 
 
 def command(*arguments, **environment) -> subprocess.CompletedProcess[str]:
-    """Run a command from its words to its exit status, in this process: nine tenths of a second sooner than ``process``.
+    """Run a command from its words to its exit status, in this process: nine tenths of a second
+    sooner than ``process``.
 
     An error that is not the user's, and a warning, come out of here as they are.
     """
@@ -37,7 +38,9 @@ def command(*arguments, **environment) -> subprocess.CompletedProcess[str]:
 
 
 def process(*arguments, timeout=120, **environment) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own: where the environment is read at the start, and all that is printed counts."""
+    """Run a command in a process of its own: where the environment is read at the start, and all
+    that is printed counts.
+    """
     return subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
         capture_output=True,

@@ -14,9 +14,11 @@ from engines.downloads import cache_dir
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
 
-# Before PyTorch is loaded: its threads would spin for want of work, on the processors that OpenVINO's threads are waiting for.
+# Before PyTorch is loaded: its threads would spin for want of work, on the processors that
+# OpenVINO's threads are waiting for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# As in a terminal: a test command that runs in the background may be started with Ctrl-C ignored, and so are its children.
+# As in a terminal: a test command that runs in the background may be started with Ctrl-C ignored,
+# and so are its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,6 @@
-"""Small files of each kind that Sightline reads of others, sound ones to begin with, for tests that spoil them."""
+"""Small files of each kind that Sightline reads of others, sound ones to begin with, for tests that
+spoil them.
+"""
 
 import json
 import struct
@@ -35,14 +37,27 @@ def small_nodes():
     ]
 
 
-def small_model(nodes=None, tensors=None, inputs=None, outputs=None, opset=17, **extra) -> onnx.ModelProto:
-    """conv, relu, mean, matrix product: a classifier of five classes, whose parts may be replaced."""
+def small_model(
+    nodes=None, tensors=None, inputs=None, outputs=None, opset=17, **extra
+) -> onnx.ModelProto:
+    """conv, relu, mean, matrix product: a classifier of five classes, whose parts may be
+    replaced.
+    """
     tensors = {"w": WEIGHT, "d": DENSE} if tensors is None else tensors
-    made = [numpy_helper.from_array(v, k) if isinstance(v, np.ndarray) else v for k, v in tensors.items()]
+    made = [
+        numpy_helper.from_array(v, k) if isinstance(v, np.ndarray) else v
+        for k, v in tensors.items()
+    ]
     graph = helper.make_graph(
-        nodes or small_nodes(), "net", inputs or [image()], [scores()] if outputs is None else outputs, made
+        nodes or small_nodes(),
+        "net",
+        inputs or [image()],
+        [scores()] if outputs is None else outputs,
+        made,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, **extra)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, **extra
+    )
 
 
 def external(tensor: TensorProto, **said) -> TensorProto:
@@ -64,12 +79,26 @@ def head_parts(network="0" * 64):
     }
     cues = ["logit", "probability", "strength", "inside", "spread", "off_centre", "size", "aspect"]
     description = {
-        "spec": {"objective": "class", "aggregation": "max", "layer": "conv4_3", "relu_rule": "plain", "signal": "gradient"},
-        "features": [{"kind": "quantiles", "layer": "conv4_3", "size": 3, "power": 0.5, "signal": "gradient"}],
+        "spec": {
+            "objective": "class",
+            "aggregation": "max",
+            "layer": "conv4_3",
+            "relu_rule": "plain",
+            "signal": "gradient",
+        },
+        "features": [
+            {"kind": "quantiles", "layer": "conv4_3", "size": 3, "power": 0.5, "signal": "gradient"}
+        ],
         "network": network,
         "size_px": 64,
         "card": {"constant_boxes": {"mean_box": [0.1, 0.1, 0.9, 0.9]}},
-        "trust": {"mean": [0.0] * 8, "scale": [1.0] * 8, "weight": [0.1] * 8, "bias": 0.0, "signs": cues},
+        "trust": {
+            "mean": [0.0] * 8,
+            "scale": [1.0] * 8,
+            "weight": [0.1] * 8,
+            "bias": 0.0,
+            "signs": cues,
+        },
     }
     return tensors, description
 

@@ -1,6 +1,7 @@
 """Slow, obvious float64 definitions of operators, and differentiation by central differences.
 
-Nothing here shares code with the project: loops over output positions, written from the operators' definitions.
+Nothing here shares code with the project: loops over output positions, written from the operators'
+definitions.
 """
 
 import itertools
@@ -12,7 +13,9 @@ import numpy as np
 STEP = 1e-6
 
 
-def numeric_gradient(forward: Callable[[np.ndarray], np.ndarray], x: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+def numeric_gradient(
+    forward: Callable[[np.ndarray], np.ndarray], x: np.ndarray, cotangent: np.ndarray
+) -> np.ndarray:
     """d(sum(cotangent * forward(x))) / dx by central differences in float64."""
     gradient = np.zeros(x.shape)
     for index in np.ndindex(x.shape):
@@ -39,13 +42,20 @@ def conv(x, weight, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1)
     for b, o, i, j in np.ndindex(y.shape):
         group = o // (out_channels // groups)
         for c, u, v in np.ndindex(per_group, kh, kw):
-            pixel = x[b, group * per_group + c, i * stride[0] + u * dilation[0], j * stride[1] + v * dilation[1]]
+            pixel = x[
+                b,
+                group * per_group + c,
+                i * stride[0] + u * dilation[0],
+                j * stride[1] + v * dilation[1],
+            ]
             y[b, o, i, j] += weight[o, c, u, v] * pixel
     return y
 
 
 def pool(x, kind, kernel, stride, pads=(0, 0, 0, 0), ceil=False, count_pads=False):
-    """Max or mean of each window; windows may start inside the padding's end only if they reach the image or its padding."""
+    """Max or mean of each window; windows may start inside the padding's end only if they reach the
+    image or its padding.
+    """
     height, width = x.shape[2:]
     sizes = []
     for axis, length in enumerate((height, width)):
@@ -62,12 +72,16 @@ def pool(x, kind, kernel, stride, pads=(0, 0, 0, 0), ceil=False, count_pads=Fals
             area += row < height + pads[2] and column < width + pads[3]
             if 0 <= row < height and 0 <= column < width:
                 values.append(x[b, c, row, column])
-        y[b, c, i, j] = max(values) if kind == "max" else sum(values) / (area if count_pads else len(values))
+        y[b, c, i, j] = (
+            max(values) if kind == "max" else sum(values) / (area if count_pads else len(values))
+        )
     return y
 
 
 def lrn(x, size, alpha, beta, bias):
-    """Krizhevsky et al. 2012, section 3.3, with ONNX's window: floor((n-1)/2) channels before, ceil((n-1)/2) after."""
+    """Krizhevsky et al. 2012, section 3.3, with ONNX's window: floor((n-1)/2) channels before,
+    ceil((n-1)/2) after.
+    """
     y = np.zeros(x.shape)
     for c in range(x.shape[1]):
         low, high = max(0, c - (size - 1) // 2), min(x.shape[1] - 1, c + math.ceil((size - 1) / 2))

@@ -1,4 +1,6 @@
-"""What tests need to know of the processor: its instruction sets, and the caps under which they are run."""
+"""What tests need to know of the processor: its instruction sets, and the caps under which they are
+run.
+"""
 
 import platform
 from pathlib import Path
@@ -6,7 +8,9 @@ from pathlib import Path
 import pytest
 
 CAPS = ("AVX2", "AVX512_CORE_VNNI", "DEFAULT")
-"""Values of ``ONEDNN_MAX_CPU_ISA``; ``make test-caps`` repeats the engine tests under the first two."""
+"""Values of ``ONEDNN_MAX_CPU_ISA``; ``make test-caps`` repeats the engine tests under the first
+two.
+"""
 CAP_FLAGS = {"AVX2": "avx2", "AVX512_CORE": "avx512f", "AVX512_CORE_VNNI": "avx512_vnni"}
 
 
@@ -19,7 +23,13 @@ def processor_flags() -> set[str]:
 
 def has_set_of(cap: str) -> bool:
     """Whether this processor has what a cap allows: without it, the cap changes nothing."""
-    return platform.machine().lower() in ("x86_64", "amd64") and CAP_FLAGS.get(cap, "avx2") in processor_flags()
+    return (
+        platform.machine().lower() in ("x86_64", "amd64")
+        and CAP_FLAGS.get(cap, "avx2") in processor_flags()
+    )
 
 
-X86 = pytest.mark.skipif(not has_set_of("AVX2"), reason="caps on oneDNN are about x86 processors with AVX2, and need Linux")
+X86 = pytest.mark.skipif(
+    not has_set_of("AVX2"),
+    reason="caps on oneDNN are about x86 processors with AVX2, and need Linux",
+)

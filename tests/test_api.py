@@ -1,4 +1,6 @@
-"""The public API: what docs/api.md shows runs, what is exported is what it names, and nothing heavy is loaded for it."""
+"""The public API: what docs/api.md shows runs, what is exported is what it names, and nothing heavy
+is loaded for it.
+"""
 
 import importlib
 import itertools
@@ -78,7 +80,9 @@ def test_what_type_checkers_are_told_is_what_there_is(tmp_path):
         notify = source.split("if TYPE_CHECKING:\n")[1].split("\n__all__")[0]
         names = {}
         exec("\n".join(line[4:] for line in notify.splitlines()), names)
-        assert {name: getattr(package, name) for name in package.__all__} == {name: names[name] for name in package.__all__}
+        assert {name: getattr(package, name) for name in package.__all__} == {
+            name: names[name] for name in package.__all__
+        }
 
 
 def test_importing_loads_no_library_and_using_it_neither_torch_nor_the_command_line(tmp_path):
@@ -104,9 +108,19 @@ def untimed(row):
 def test_rows_are_those_of_the_log_of_batch(tmp_path, follow):
     video = write_video(tmp_path / "clip.mp4", 12)
     options = ("--weights", "random", "--size", 64, "--backend", "openvino", "--precision", "fp32")
-    assert command("batch", video, "--out", tmp_path / "out", *options, "--every", 2, *follow).returncode == 0
-    logged = [json.loads(line) for line in (tmp_path / "out" / "clip.jsonl").read_text().splitlines()]
-    rows = [json.loads(json.dumps(each.to_dict())) for each in localize(video, SMALL, every=2, follow=bool(follow))]
+    assert (
+        command(
+            "batch", video, "--out", tmp_path / "out", *options, "--every", 2, *follow
+        ).returncode
+        == 0
+    )
+    logged = [
+        json.loads(line) for line in (tmp_path / "out" / "clip.jsonl").read_text().splitlines()
+    ]
+    rows = [
+        json.loads(json.dumps(each.to_dict()))
+        for each in localize(video, SMALL, every=2, follow=bool(follow))
+    ]
     drawing = {"draw_ms", "write_ms"}
     assert [untimed(row) for row in rows] == [untimed(row) for row in logged]
     assert logged[0].keys() - rows[0].keys() <= drawing
@@ -117,9 +131,20 @@ def test_a_result_says_what_its_row_says(localizer, threads_end):
     assert [result.frame for result in results] == [0, 1, 2]
     for result in results:
         row, (box,) = result.to_dict(), result.boxes
-        assert [row[key] for key in ("x0", "y0", "x1", "y1")] == pytest.approx(box.xyxy_px, abs=1e-3)
-        assert (row["class_name"], row["source"], row["frame"]) == (box.class_name, result.source, result.frame)
-        assert (result.class_name, result.state, box.track_id, result.error) == (box.class_name, None, None, "")
+        assert [row[key] for key in ("x0", "y0", "x1", "y1")] == pytest.approx(
+            box.xyxy_px, abs=1e-3
+        )
+        assert (row["class_name"], row["source"], row["frame"]) == (
+            box.class_name,
+            result.source,
+            result.frame,
+        )
+        assert (result.class_name, result.state, box.track_id, result.error) == (
+            box.class_name,
+            None,
+            None,
+            "",
+        )
         assert result.map_hw.ndim == 2
         before = result.image_bgr.copy()
         for heat_map in ("inset", "over", "off"):
@@ -142,7 +167,11 @@ def test_objects_that_are_followed_have_numbers(threads_end):
     with closing(localize("demo:", backend="openvino", follow=True, objects=2)) as frames:
         several = list(islice(frames, 12))
     assert any(result.boxes for result in several)
-    assert all(box.confidence is not None and box.track_id >= 1 for result in several for box in result.boxes)
+    assert all(
+        box.confidence is not None and box.track_id >= 1
+        for result in several
+        for box in result.boxes
+    )
 
 
 def test_several_objects_of_one_frame():
@@ -174,7 +203,9 @@ def test_a_video_that_is_cut_off_ends_with_an_error(tmp_path, localizer, threads
     assert results
 
 
-def test_a_live_source_gives_its_newest_frames_until_it_is_closed(localizer, monkeypatch, threads_end):
+def test_a_live_source_gives_its_newest_frames_until_it_is_closed(
+    localizer, monkeypatch, threads_end
+):
     monkeypatch.setattr(web_camera, "POLL_S", 0.02)
     answers = itertools.cycle(JPEGS)
 
@@ -183,7 +214,10 @@ def test_a_live_source_gives_its_newest_frames_until_it_is_closed(localizer, mon
         handler.wfile.write(next(answers))
 
     notify = []
-    with serving(answer) as address, closing(localize(address, localizer, notify=notify.append)) as results:
+    with (
+        serving(answer) as address,
+        closing(localize(address, localizer, notify=notify.append)) as results,
+    ):
         found = list(islice(results, 3))
     assert [result.frame for result in found] == sorted({result.frame for result in found})
     assert all(result.image_bgr.shape == (96, 128, 3) and not result.error for result in found)
@@ -229,8 +263,8 @@ def test_an_open_localizer_is_left_as_it_was():
         (("demo:2",), {"wieghts": "random"}, TypeError, "wieghts"),
     ],
 )
-def test_wrong_arguments_are_refused_at_once(arguments, options, error, notify):
-    with pytest.raises(error, match=notify):
+def test_wrong_arguments_are_refused_at_once(arguments, options, error, said):
+    with pytest.raises(error, match=said):
         localize(*arguments, **options)
 
 
@@ -251,7 +285,9 @@ def test_an_open_localizer_takes_no_options(localizer):
         ("demo:2", {"backend": "no such backend"}, EngineError),
     ],
 )
-def test_what_cannot_be_opened_raises_when_a_result_is_asked_for(source, options, error, threads_end):
+def test_what_cannot_be_opened_raises_when_a_result_is_asked_for(
+    source, options, error, threads_end
+):
     results = localize(source, **options)
     with pytest.raises(error, match=r"no|none"):
         next(results)

@@ -1,4 +1,6 @@
-"""The command line as a user meets it: exit codes, what is written, one line of error; each kind of end as a whole process too."""
+"""The command line as a user meets it: exit codes, what is written, one line of error; each kind of
+end as a whole process too.
+"""
 
 import json
 import signal
@@ -25,7 +27,9 @@ def test_demo_writes_video_log_plot_and_summary(tmp_path):
         "demo.summary.json",
     ]
     assert summary["frames"] == 40
-    assert timestamps_s(tmp_path / "demo.mp4") == pytest.approx([i / 30 for i in range(40)], abs=1e-4)
+    assert timestamps_s(tmp_path / "demo.mp4") == pytest.approx(
+        [i / 30 for i in range(40)], abs=1e-4
+    )
     assert len((tmp_path / "demo.jsonl").read_text().splitlines()) == 40
     assert json.loads((tmp_path / "demo.summary.json").read_text())["frames"] == 40
     assert cv2.imread(str(tmp_path / "demo.latency.png")).shape[1] > 1000
@@ -53,7 +57,9 @@ def test_batch_takes_videos_and_folders(tmp_path):
     result = command("batch", video, folder, "--out", tmp_path / "out", "--json")
     assert result.returncode == 0, result.stderr
     assert [s["frames"] for s in json.loads(result.stdout)] == [12, 5]
-    assert timestamps_s(tmp_path / "out" / "clip.mp4") == pytest.approx(timestamps_s(video), abs=1e-4)
+    assert timestamps_s(tmp_path / "out" / "clip.mp4") == pytest.approx(
+        timestamps_s(video), abs=1e-4
+    )
     assert len(timestamps_s(tmp_path / "out" / "shots.mp4")) == 5
 
 
@@ -77,13 +83,20 @@ def test_a_broken_file_is_told_the_rest_is_done_and_the_status_says_so(tmp_path)
     assert "text.mp4: cannot open" in " ".join(result.stderr.split())
     bad, good = json.loads(result.stdout)
     assert (bad["frames"], good["frames"]) == (0, 12)
-    assert command("batch", video, "--out", tmp_path / "out", "--start", "0:00.2", "--every", 2).returncode == 0
+    assert (
+        command(
+            "batch", video, "--out", tmp_path / "out", "--start", "0:00.2", "--every", 2
+        ).returncode
+        == 0
+    )
     assert len((tmp_path / "out" / "clip.jsonl").read_text().splitlines()) == 3
 
 
 def test_sources_of_the_same_name_do_not_overwrite_each_other(tmp_path):
     first, second = (
-        write_video(tmp_path / d / "clip.mp4", n) for d, n in (("a", 3), ("b", 4)) if (tmp_path / d).mkdir() is None
+        write_video(tmp_path / d / "clip.mp4", n)
+        for d, n in (("a", 3), ("b", 4))
+        if (tmp_path / d).mkdir() is None
     )
     result = command("batch", first, second, "--out", tmp_path / "out", "--no-video", "--json")
     assert result.returncode == 0, result.stderr
@@ -94,7 +107,16 @@ def test_sources_of_the_same_name_do_not_overwrite_each_other(tmp_path):
 def test_stream_plays_a_file_at_its_own_pace_and_logs_every_frame(tmp_path):
     video = write_video(tmp_path / "clip.mp4", 25)
     start = time.monotonic()
-    result = process("stream", video, "--no-window", "--log", tmp_path / "log.jsonl", "--record", tmp_path / "r.mp4", "--json")
+    result = process(
+        "stream",
+        video,
+        "--no-window",
+        "--log",
+        tmp_path / "log.jsonl",
+        "--record",
+        tmp_path / "r.mp4",
+        "--json",
+    )
     assert result.returncode == 0, result.stderr
     assert time.monotonic() - start > 0.96
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -114,7 +136,9 @@ def test_ctrl_c_ends_with_130_and_playable_files(tmp_path):
     )
     log = tmp_path / ".demo.jsonl.part"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 20):
+    while time.monotonic() < deadline and not (
+        log.exists() and len(log.read_text().splitlines()) > 20
+    ):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -143,7 +167,9 @@ def bad_onnx(path, operator):
 
 
 def test_missing_file(tmp_path):
-    assert "no.mp4 does not exist" in refused("batch", tmp_path / "no.mp4", "--out", tmp_path / "out", run=process)
+    assert "no.mp4 does not exist" in refused(
+        "batch", tmp_path / "no.mp4", "--out", tmp_path / "out", run=process
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -212,7 +238,9 @@ def test_an_unwritable_output(tmp_path):
 
 
 def test_offline_the_error_says_what_to_put_where(tmp_path):
-    line = refused("demo", "--model", "vgg16", SIGHTLINE_CACHE=str(tmp_path), https_proxy="http://127.0.0.1:9")
+    line = refused(
+        "demo", "--model", "vgg16", SIGHTLINE_CACHE=str(tmp_path), https_proxy="http://127.0.0.1:9"
+    )
     assert "vgg16-397923af.pth" in line
     assert str(tmp_path / "weights") in line
     assert not list((tmp_path / "weights").iterdir())
@@ -220,8 +248,19 @@ def test_offline_the_error_says_what_to_put_where(tmp_path):
 
 def test_offline_a_published_set_names_both_ways_out(tmp_path):
     out = tmp_path / "head.safetensors"
-    line = refused("fit", "--dataset", "voc2007", "--out", out, SIGHTLINE_CACHE=str(tmp_path), https_proxy="http://127.0.0.1:9")
-    assert "cannot download https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtrainval_06-Nov-2007.tar" in line
+    line = refused(
+        "fit",
+        "--dataset",
+        "voc2007",
+        "--out",
+        out,
+        SIGHTLINE_CACHE=str(tmp_path),
+        https_proxy="http://127.0.0.1:9",
+    )
+    assert (
+        "cannot download https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtrainval_06-Nov-2007.tar"
+        in line
+    )
     assert f"put it at {tmp_path / 'datasets' / 'VOCtrainval_06-Nov-2007.tar'}" in line
     assert not out.exists()
 
@@ -244,14 +283,20 @@ def test_mistakes_in_naming_a_data_set(labelled_photo, tmp_path, arguments, word
 def test_a_box_beyond_its_image_names_file_image_box_and_size(labelled_photo):
     labelled_photo.write_text(labelled_photo.read_text().replace("28,54", "28,300"))
     line = refused("evaluate", labelled_photo)
-    assert f"{labelled_photo}: image shot 8.png: box 4,30,28,300 of 'cat' reaches 204 px beyond the image of 128x96 px" in line
+    assert (
+        f"{labelled_photo}: image shot 8.png: box 4,30,28,300 of 'cat' reaches 204 px beyond the image of 128x96 px"
+        in line
+    )
 
 
 def test_a_box_that_reaches_slightly_beyond_its_image_is_cut_and_that_is_said(labelled_photo):
     labelled_photo.write_text(labelled_photo.read_text().replace("28,54", "28,99"))
     result = command("evaluate", labelled_photo)
     assert result.returncode == 0, result.stderr
-    assert f"boxes that reach slightly beyond their image are cut to it ({labelled_photo}: image shot 8.png)" in result.stderr
+    assert (
+        f"boxes that reach slightly beyond their image are cut to it ({labelled_photo}: image shot 8.png)"
+        in result.stderr
+    )
 
 
 def test_evaluate_keeps_the_classes_asked_for(labelled_photo):
@@ -260,7 +305,9 @@ def test_evaluate_keeps_the_classes_asked_for(labelled_photo):
     assert result.returncode == 0, result.stderr
     assert list(json.loads(result.stdout)["corloc_per_class"]) == ["cat"]
     line = refused("evaluate", labelled_photo, "--classes", "cat", "--single")
-    assert "no image with exactly one object in this data set" in line, "the dog beside the cat counts"
+    assert "no image with exactly one object in this data set" in line, (
+        "the dog beside the cat counts"
+    )
 
 
 def test_a_camera_that_is_not_there_is_one_line():

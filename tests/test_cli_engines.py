@@ -20,8 +20,12 @@ def test_the_built_file_gives_elsewhere_what_it_gives_here(tmp_path):
     assert result.returncode == 0, result.stderr
     images = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3)).astype(np.uint8)
     feeds = {"image_nhwc_bgr": images, "wanted_class": np.array([-1, 3])}
-    session = onnxruntime.InferenceSession(tmp_path / "deep" / "net.onnx", providers=["CPUExecutionProvider"])
-    found = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+    session = onnxruntime.InferenceSession(
+        tmp_path / "deep" / "net.onnx", providers=["CPUExecutionProvider"]
+    )
+    found = dict(
+        zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True)
+    )
     here = open_localizer(Choice(precision="fp32"))
     for place, wanted in enumerate((None, 3)):
         here.look_for(wanted)
@@ -48,7 +52,9 @@ def test_a_network_without_a_fitted_head_gets_training_free_boxes_and_is_told_so
 
 
 def test_a_shipped_head_by_name(labelled_photo):
-    named = command("evaluate", labelled_photo, "--method", "gestalt", "--head", "compact_gestalt", "--json")
+    named = command(
+        "evaluate", labelled_photo, "--method", "gestalt", "--head", "compact_gestalt", "--json"
+    )
     default = command("evaluate", labelled_photo, "--method", "gestalt", "--json")
     assert named.returncode == default.returncode == 0, named.stderr
     assert json.loads(named.stdout)["mean_iou"] == json.loads(default.stdout)["mean_iou"]
@@ -115,9 +121,21 @@ def test_build_proves_an_openvino_engine(tmp_path):
     [
         ([], "say where the ONNX file goes"),
         (["--for", "sm89", "--out", "x.onnx"], "add --backend tensorrt"),
-        (["--backend", "tensorrt", "--precision", "bf16"], "TensorRT engines run in fp32, fp16, int8, not bf16"),
         (
-            ["--backend", "tensorrt", "--for", "sm89", "--precision", "int8", "--weights", "random"],
+            ["--backend", "tensorrt", "--precision", "bf16"],
+            "TensorRT engines run in fp32, fp16, int8, not bf16",
+        ),
+        (
+            [
+                "--backend",
+                "tensorrt",
+                "--for",
+                "sm89",
+                "--precision",
+                "int8",
+                "--weights",
+                "random",
+            ],
             "no int8 calibration of these",
         ),
     ],
@@ -131,13 +149,38 @@ def test_builds_that_make_no_sense(arguments, words):
 def test_a_processor_with_fewer_instructions_runs_in_fp32_and_says_so_once(tmp_path):
     """The cap on oneDNN's instruction set stands in for an older processor."""
     asked = [
-        ("AVX2", [], "fp32", "ONEDNN_MAX_CPU_ISA=AVX2 leaves no bf16 and VNNI instructions: runs in fp32"),
-        ("AVX2", ["--precision", "bf16"], "fp32", "ONEDNN_MAX_CPU_ISA=AVX2 leaves no bf16 instructions: runs in fp32"),
-        ("AVX512_CORE", ["--precision", "int8"], "int8", "ONEDNN_MAX_CPU_ISA=AVX512_CORE leaves no VNNI instructions"),
+        (
+            "AVX2",
+            [],
+            "fp32",
+            "ONEDNN_MAX_CPU_ISA=AVX2 leaves no bf16 and VNNI instructions: runs in fp32",
+        ),
+        (
+            "AVX2",
+            ["--precision", "bf16"],
+            "fp32",
+            "ONEDNN_MAX_CPU_ISA=AVX2 leaves no bf16 instructions: runs in fp32",
+        ),
+        (
+            "AVX512_CORE",
+            ["--precision", "int8"],
+            "int8",
+            "ONEDNN_MAX_CPU_ISA=AVX512_CORE leaves no VNNI instructions",
+        ),
     ]
     for index, (cap, options, precision, lost) in enumerate(asked):
         out = tmp_path / str(index)
-        result = process("demo", "--frames", 30, *options, "--out", out, "--json", ONEDNN_MAX_CPU_ISA=cap, DNNL_MAX_CPU_ISA="")
+        result = process(
+            "demo",
+            "--frames",
+            30,
+            *options,
+            "--out",
+            out,
+            "--json",
+            ONEDNN_MAX_CPU_ISA=cap,
+            DNNL_MAX_CPU_ISA="",
+        )
         assert result.returncode == 0, result.stderr
         assert f"on openvino {precision}" in result.stderr
         assert result.stderr.count(lost) == 1
@@ -149,7 +192,19 @@ def test_a_processor_with_fewer_instructions_runs_in_fp32_and_says_so_once(tmp_p
 def test_calibrate_then_int8(tmp_path):
     file = tmp_path / "mine.int8.json"
     result = command(
-        "calibrate", "demo:64", "--limit", 32, "--size", 64, "--layer", "conv4_3", "--ranges", "mse", "--out", file, "--json"
+        "calibrate",
+        "demo:64",
+        "--limit",
+        32,
+        "--size",
+        64,
+        "--layer",
+        "conv4_3",
+        "--ranges",
+        "mse",
+        "--out",
+        file,
+        "--json",
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["certificate"]["passed"]
@@ -171,7 +226,9 @@ def test_calibrate_then_int8(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "on openvino int8" in result.stderr
     file.write_text("{}")
-    assert "cannot read calibration" in refused("demo", "--precision", "int8", "--calibration", file)
+    assert "cannot read calibration" in refused(
+        "demo", "--precision", "int8", "--calibration", file
+    )
     assert "no int8 calibration of these alexnet weights" in refused(
         "demo", "--model", "alexnet", "--weights", "random", "--precision", "int8"
     )
@@ -180,10 +237,14 @@ def test_calibrate_then_int8(tmp_path):
 
 @pytest.mark.parametrize("method", ["dam", "beam"])
 def test_methods_that_search_run_wherever_a_box_is_wanted(method, labelled_photo, tmp_path):
-    """Every frame of a clip through batch; evaluate with its report; the log lists detections only where they are several."""
+    """Every frame of a clip through batch; evaluate with its report; the log lists detections only
+    where they are several.
+    """
     clip = tmp_path / "clip.mp4"
     write_video(clip, 6)
-    result = command("batch", clip, "--method", method, "--objects", 3, "--out", tmp_path / "out", "--json")
+    result = command(
+        "batch", clip, "--method", method, "--objects", 3, "--out", tmp_path / "out", "--json"
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["frames"] == 6
     for row in map(json.loads, (tmp_path / "out" / "clip.jsonl").read_text().splitlines()):
@@ -193,7 +254,9 @@ def test_methods_that_search_run_wherever_a_box_is_wanted(method, labelled_photo
         assert not several or [several[0][edge] for edge in ("x0", "y0", "x1", "y1")] == [
             row[e] for e in ("x0", "y0", "x1", "y1")
         ]
-    result = command("evaluate", labelled_photo, "--method", method, "--report", tmp_path / "r.md", "--json")
+    result = command(
+        "evaluate", labelled_photo, "--method", method, "--report", tmp_path / "r.md", "--json"
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["head"].startswith(f"{method}: ")
@@ -202,11 +265,21 @@ def test_methods_that_search_run_wherever_a_box_is_wanted(method, labelled_photo
 
 
 def test_what_methods_that_search_cannot_do_is_said(labelled_photo, tmp_path):
-    assert "without --head" in refused("evaluate", labelled_photo, "--method", "dam", "--head", "none")
-    assert "not calibrated for int8" in refused("demo", "--method", "beam", "--precision", "int8", "--out", tmp_path)
-    assert "on OpenVINO only" in refused("demo", "--method", "dam", "--backend", "torch", "--out", tmp_path)
-    assert "takes several graphs" in refused("demo", "--method", "dam", "--budget-ms", 30, "--out", tmp_path)
-    assert "takes several graphs" in refused("build", "--method", "dam", "--out", tmp_path / "m.onnx")
+    assert "without --head" in refused(
+        "evaluate", labelled_photo, "--method", "dam", "--head", "none"
+    )
+    assert "not calibrated for int8" in refused(
+        "demo", "--method", "beam", "--precision", "int8", "--out", tmp_path
+    )
+    assert "on OpenVINO only" in refused(
+        "demo", "--method", "dam", "--backend", "torch", "--out", tmp_path
+    )
+    assert "takes several graphs" in refused(
+        "demo", "--method", "dam", "--budget-ms", 30, "--out", tmp_path
+    )
+    assert "takes several graphs" in refused(
+        "build", "--method", "dam", "--out", tmp_path / "m.onnx"
+    )
     assert "fit with sensitivity or gestalt" in refused(
         "fit", labelled_photo, "--method", "beam", "--out", tmp_path / "h.safetensors"
     )

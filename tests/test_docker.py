@@ -1,4 +1,6 @@
-"""The images' recipes name what there is: files, extras, commands. Building them needs a Docker daemon, and is not done here."""
+"""The images' recipes name what there is: files, extras, commands. Building them needs a Docker
+daemon, and is not done here.
+"""
 
 import contextlib
 import importlib.metadata
@@ -25,7 +27,9 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_all_that_is_copied_exists_and_is_not_ignored(path):
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    copied = [name for word, rest in instructions(path) if word == "COPY" for name in rest.split()[:-1]]
+    copied = [
+        name for word, rest in instructions(path) if word == "COPY" for name in rest.split()[:-1]
+    ]
     assert copied
     for name in copied:
         assert (ROOT / name).exists(), name
@@ -34,17 +38,27 @@ def test_all_that_is_copied_exists_and_is_not_ignored(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_everything_that_is_installed_is_copied(path):
-    copied = {name for word, rest in instructions(path) if word == "COPY" for name in rest.split()[:-1]}
+    copied = {
+        name for word, rest in instructions(path) if word == "COPY" for name in rest.split()[:-1]
+    }
     packages = {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
     modules = {f"{name}.py" for name in PROJECT["tool"]["setuptools"]["py-modules"]}
-    project = {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"], "pyproject.toml", "constraints.txt"}
+    project = {
+        PROJECT["project"]["readme"],
+        *PROJECT["project"]["license-files"],
+        "pyproject.toml",
+        "constraints.txt",
+    }
     assert packages | modules | project == copied
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_extras_and_entry_point_exist(path):
     asked = [
-        extra for _, rest in instructions(path) for found in re.findall(r"\.\[([a-z,]+)\]", rest) for extra in found.split(",")
+        extra
+        for _, rest in instructions(path)
+        for found in re.findall(r"\.\[([a-z,]+)\]", rest)
+        for extra in found.split(",")
     ]
     assert asked
     assert set(asked) <= set(PROJECT["project"]["optional-dependencies"])
@@ -64,7 +78,11 @@ def test_images_run_as_a_plain_user(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_base_images_are_named_by_version(path):
-    names = [rest.partition("=")[2] for word, rest in instructions(path) if word == "ARG" and rest.startswith("BASE=")]
+    names = [
+        rest.partition("=")[2]
+        for word, rest in instructions(path)
+        if word == "ARG" and rest.startswith("BASE=")
+    ]
     names += [rest for word, rest in instructions(path) if word == "FROM" and "$" not in rest]
     assert names
     for name in names:
@@ -83,15 +101,21 @@ def test_packages_are_pinned_and_no_cache_is_left(path):
 
 
 def test_every_package_of_an_image_has_a_pin():
-    """Those of Sightline, of the extras, and of ray[default], as far as this environment knows what they need."""
+    """Those of Sightline, of the extras, and of ray[default], as far as this environment knows what
+    they need.
+    """
     todo = [f"{PROJECT['project']['name']}[cluster,web,tensorrt]", "ray[default]"]
-    pinned = {canonicalize_name(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    pinned = {
+        canonicalize_name(line.split("==")[0])
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
     seen = set()
     while todo:
         wanted = Requirement(todo.pop())
         name = canonicalize_name(wanted.name)
         if wanted.marker is not None and not any(
-            wanted.marker.evaluate({"extra": e}) for e in ("", "cluster", "web", "tensorrt", "default")
+            wanted.marker.evaluate({"extra": e})
+            for e in ("", "cluster", "web", "tensorrt", "default")
         ):
             continue
         if (name, *wanted.extras) in seen:
@@ -99,13 +123,18 @@ def test_every_package_of_an_image_has_a_pin():
         seen.add((name, *wanted.extras))
         if name == PROJECT["project"]["name"]:
             stated = PROJECT["project"]
-            todo += [*stated["dependencies"], *(text for e in wanted.extras for text in stated["optional-dependencies"][e])]
+            todo += [
+                *stated["dependencies"],
+                *(text for e in wanted.extras for text in stated["optional-dependencies"][e]),
+            ]
             continue
         assert name in pinned, f"{name} has no pin in constraints.txt"
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             for text in importlib.metadata.requires(name) or []:
                 marker = Requirement(text).marker
-                if marker is None or any(marker.evaluate({"extra": e}) for e in ({""} | wanted.extras)):
+                if marker is None or any(
+                    marker.evaluate({"extra": e}) for e in ({""} | wanted.extras)
+                ):
                     todo.append(text)
     assert len(seen) > 50
 
@@ -116,7 +145,9 @@ def test_the_cluster_that_docs_show_is_one_that_ray_takes():
     import ray
     import yaml
 
-    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(
+        (Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8")
+    )
     found = yaml.safe_load((ROOT / "docs" / "cluster.yaml").read_text(encoding="utf-8"))
     jsonschema.validate(found, schema)
     assert found["head_node_type"] in found["available_node_types"]

@@ -1,4 +1,5 @@
-"""Every command that Sightline prints or its texts show for installing something names what exists, and never a package of another's.
+"""Every command that Sightline prints or its texts show for installing something names what exists,
+and never a package of another's.
 
 Sightline is on no package index; ``sightline`` there is somebody else's.
 """
@@ -11,11 +12,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CODE = [*sorted(path for top in ("engines", "realtime", "calib") for path in (ROOT / top).rglob("*.py")), ROOT / "cli.py"]
+CODE = [
+    *sorted(
+        path for top in ("engines", "realtime", "calib") for path in (ROOT / top).rglob("*.py")
+    ),
+    ROOT / "cli.py",
+]
 TEXTS = [
     *(
         ROOT / name
-        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "Dockerfile", "Dockerfile.nvidia", ".ci/run")
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "Makefile",
+            "Dockerfile",
+            "Dockerfile.nvidia",
+            ".ci/run",
+        )
     ),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs").glob("*.yaml")),
@@ -23,26 +37,46 @@ TEXTS = [
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-PINNED = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line}
+PINNED = {
+    line.split("==")[0].lower()
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if line
+}
 STATED = {
-    re.split(r"[\[<>=;! ]", text)[0].lower() for texts in (PROJECT["dependencies"], *EXTRAS.values()) for text in texts
+    re.split(r"[\[<>=;! ]", text)[0].lower()
+    for texts in (PROJECT["dependencies"], *EXTRAS.values())
+    for text in texts
 } - {PROJECT["name"]}
 KNOWN = PINNED | STATED | {"opencv-python-headless", "pip"}
 
 
 def calls(path: Path) -> list[ast.Call]:
-    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_are_made_in_one_place(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documents = {
-        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    written = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documents]
+    written = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and id(node) not in documents
+    ]
     if path.name != "install.py":
-        assert not [text for text in written if isinstance(text, str) and re.search(r"pip3? install|conda install", text)]
+        assert not [
+            text
+            for text in written
+            if isinstance(text, str) and re.search(r"pip3? install|conda install", text)
+        ]
 
 
 def test_what_the_code_asks_for_exists():
@@ -53,7 +87,9 @@ def test_what_the_code_asks_for_exists():
             for word in call.args if name in ("install_extra", "install_packages") else []:
                 if isinstance(word, ast.Constant):
                     asked.append(word.value)
-                    assert word.value.lower() in (EXTRAS if name == "install_extra" else KNOWN), f"{path.name}: {word.value}"
+                    assert word.value.lower() in (EXTRAS if name == "install_extra" else KNOWN), (
+                        f"{path.name}: {word.value}"
+                    )
     assert {"rtx", "tensorrt", "torch", "web", "cluster", "bench", "openvino"} <= set(asked)
 
 
@@ -64,7 +100,9 @@ def test_texts_install_from_a_clone_a_wheel_or_packages_that_exist(path):
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"\bsightline(-vision)?\[[a-z]", text), "no index has it"
     for line in re.findall(r"pip install ([^\n`\"]+)", text):
-        for quoted, bare in re.findall(r"'([^']+)'|(?:^|\s)([\w.-]+)", line.split("#")[0].split("(")[0]):
+        for quoted, bare in re.findall(
+            r"'([^']+)'|(?:^|\s)([\w.-]+)", line.split("#")[0].split("(")[0]
+        ):
             word = quoted or bare
             if bare and not re.fullmatch(r"[a-z][\w-]+", bare):
                 continue  # an option, or the end of a sentence

@@ -1,4 +1,6 @@
-"""No command connects to anything that the user did not name, and none leaves an identifier behind."""
+"""No command connects to anything that the user did not name, and none leaves an identifier
+behind.
+"""
 
 import os
 import re
@@ -41,11 +43,17 @@ for line in sys.stdin.read().splitlines():
 
 @pytest.fixture
 def watched(tmp_path):
-    """An environment in which Python notes every connection, with a home of its own; what stops reports in CI is taken out."""
+    """An environment in which Python notes every connection, with a home of its own; what stops
+    reports in CI is taken out.
+    """
     for name in ("watch", "home", "cache"):
         (tmp_path / name).mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
-    kept = {key: value for key, value in os.environ.items() if not re.match(r"CI$|ORT_|RAY_|GITHUB_|TF_BUILD|PYTEST", key)}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not re.match(r"CI$|ORT_|RAY_|GITHUB_|TF_BUILD|PYTEST", key)
+    }
     return kept | {
         "PYTHONPATH": f"{tmp_path / 'watch'}:{ROOT}",
         "WATCHED": str(tmp_path / "watched.txt"),
@@ -58,7 +66,14 @@ def watched(tmp_path):
 
 def run(watched, *arguments, standard_input=None):
     return subprocess.run(
-        arguments, input=standard_input, env=watched, capture_output=True, text=True, timeout=200, cwd=ROOT, check=True
+        arguments,
+        input=standard_input,
+        env=watched,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=ROOT,
+        check=True,
     )
 
 
@@ -95,7 +110,8 @@ def test_no_command_sends_anything(watched, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["engines", "realtime.doctor", "calib.bench.machine", "realtime.batch.cluster.worker", "cli"]
+    "module",
+    ["engines", "realtime.doctor", "calib.bench.machine", "realtime.batch.cluster.worker", "cli"],
 )
 def test_no_import_of_ours_lets_openvino_send(watched, module):
     code = f"import {module}, openvino.tools.ovc as ovc; assert 'stub' in type(ovc.telemetry).__module__"
@@ -104,7 +120,9 @@ def test_no_import_of_ours_lets_openvino_send(watched, module):
 
 
 def test_onnx_runtime_sends_nothing(watched):
-    """It sends from native code, where Python sees nothing; without being told not to, it leaves an identifier at once."""
+    """It sends from native code, where Python sees nothing; without being told not to, it leaves an
+    identifier at once.
+    """
     pytest.importorskip("onnxruntime")
     code = (
         "import engines, numpy as np, onnx, onnxruntime\n"
@@ -125,12 +143,36 @@ def test_the_system_sees_no_connection_either(watched, tmp_path):
     strace = shutil.which("strace")
     if (
         strace is None
-        or subprocess.run([strace, "-qq", "-o", "/dev/null", "true"], check=False, capture_output=True).returncode
+        or subprocess.run(
+            [strace, "-qq", "-o", "/dev/null", "true"], check=False, capture_output=True
+        ).returncode
     ):
         pytest.skip("strace is not installed, or not allowed here")
-    calls = ["-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(tmp_path / "calls")]
-    run(watched, strace, *calls, sys.executable, str(ROOT / "cli.py"), "demo", "--frames", "2", "--out", str(tmp_path / "out"))
-    sent = [line for line in (tmp_path / "calls").read_text(errors="replace").splitlines() if "AF_INET" in line]
+    calls = [
+        "-f",
+        "-qq",
+        "-e",
+        "trace=connect,sendto,sendmsg,sendmmsg",
+        "-o",
+        str(tmp_path / "calls"),
+    ]
+    run(
+        watched,
+        strace,
+        *calls,
+        sys.executable,
+        str(ROOT / "cli.py"),
+        "demo",
+        "--frames",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    )
+    sent = [
+        line
+        for line in (tmp_path / "calls").read_text(errors="replace").splitlines()
+        if "AF_INET" in line
+    ]
     assert sent == []
     assert_nothing_was_sent(watched)
 
@@ -139,7 +181,16 @@ def test_the_system_sees_no_connection_either(watched, tmp_path):
 def test_ray_on_this_machine_asks_no_cloud_provider_where_it_runs(watched, tmp_path):
     pytest.importorskip("ray")
     write_video(tmp_path / "clip.mp4", frames=3)
-    batch = ["batch", tmp_path / "clip.mp4", "--out", tmp_path / "out", "--ray", "local", "--threads", "1"]
+    batch = [
+        "batch",
+        tmp_path / "clip.mp4",
+        "--out",
+        tmp_path / "out",
+        "--ray",
+        "local",
+        "--threads",
+        "1",
+    ]
     run(watched, sys.executable, ROOT / "cli.py", *batch)
     seen = Path(watched["WATCHED"]).read_text()
     assert not re.search(r"metadata|169\.254|urllib|https?:", seen), seen

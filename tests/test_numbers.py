@@ -1,4 +1,6 @@
-"""Every number that the command line takes: what is no number, not finite or far outside is refused before any work."""
+"""Every number that the command line takes: what is no number, not finite or far outside is refused
+before any work.
+"""
 
 import pytest
 import typer.main
@@ -22,7 +24,9 @@ def numeric_options():
     for name, each in typer.main.get_command(cli.app).commands.items():
         for option in each.params:
             kinds = str(getattr(option.type_descriptor, "annotation", ""))
-            if option.opts[0].startswith("--") and ("int" in kinds or "float" in kinds or option.opts[0] in TIMES):
+            if option.opts[0].startswith("--") and (
+                "int" in kinds or "float" in kinds or option.opts[0] in TIMES
+            ):
                 yield name, option.opts[0]
 
 

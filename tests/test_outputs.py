@@ -1,4 +1,6 @@
-"""Names that commands write to: never a file that they read or that is another's; their own earlier results are renewed."""
+"""Names that commands write to: never a file that they read or that is another's; their own earlier
+results are renewed.
+"""
 
 import os
 import shutil
@@ -23,13 +25,17 @@ from tests.command_line import command, refused
 
 ANYTHING = Kind("result", (), b"")
 
-# of each option: the words of its command, IN where it reads a file and OUT where it writes one, and the ending of both
+# of each option: the words of its command, IN where it reads a file and OUT where it writes one,
+# and the ending of both
 WRITERS = {
     "fit --out": ("fit x.csv --weights IN --out OUT", ".safetensors"),
     "fit --curve": ("fit x.csv --curve-on IN --out h.safetensors --curve OUT", ".png"),
     "finetune --out": ("finetune x.csv --weights IN --out OUT", ".safetensors"),
     "build --out": ("build --weights IN --out OUT", ".onnx"),
-    "build's certificate": ("build --backend openvino --calibration IN --out net.onnx", ".certificate.json"),
+    "build's certificate": (
+        "build --backend openvino --calibration IN --out net.onnx",
+        ".certificate.json",
+    ),
     "build --out engine": ("build --backend tensorrt --rebuild --on IN --out OUT", ".engine"),
     "calibrate --out": ("calibrate IN --out OUT", ".json"),
     "calibrate --plot": ("calibrate IN --plot OUT", ".svg"),
@@ -104,7 +110,9 @@ def test_what_is_no_plain_file_is_refused_and_not_waited_for(tmp_path):
             checked_output(tmp_path / name, ANYTHING)
     with pytest.raises(OutputError, match="that is a folder"):
         checked_output(tmp_path, ANYTHING)
-    checked_output(tmp_path / "new", ANYTHING, ["random", None, "rtsp://camera/1", tmp_path / "gone"])
+    checked_output(
+        tmp_path / "new", ANYTHING, ["random", None, "rtsp://camera/1", tmp_path / "gone"]
+    )
 
 
 def test_one_s_own_file_is_refused_where_it_is_read(tmp_path):
@@ -122,7 +130,13 @@ def written(tmp_path):
     head.save(tmp_path / "head.safetensors")
     count = len(classifier.weights["classifier.bias"])
     names = tuple(f"a {{class}} {number}" for number in range(count))
-    tuned = Finetuned(names, np.zeros((count, classifier.weights["classifier.weight"].shape[1])), np.zeros(count), 1.0, {})
+    tuned = Finetuned(
+        names,
+        np.zeros((count, classifier.weights["classifier.weight"].shape[1])),
+        np.zeros(count),
+        1.0,
+        {},
+    )
     save_finetuned(tuned, classifier, tmp_path / "weights.safetensors")
     Quantization({"a": 1.0}, (), "0", 96, "class", "pixels").save(tmp_path / "calibration.json")
     Certificate({}, "a", "b", 16, None, 1.0, 1.0, 0.0, 0.0).save(tmp_path / "net.certificate.json")
@@ -131,7 +145,16 @@ def written(tmp_path):
     Figure().savefig(tmp_path / "a.png", metadata=signed("x"))
     Figure().savefig(tmp_path / "a.svg", metadata=signed("x", ".SVG"))
     drawn = picture_kind("x", ".png", ".svg")
-    kinds = (HEAD_FILE, WEIGHTS_FILE, CALIBRATION_FILE, CERTIFICATE_FILE, ENGINE_FILE, CURVE_FILE, drawn, drawn)
+    kinds = (
+        HEAD_FILE,
+        WEIGHTS_FILE,
+        CALIBRATION_FILE,
+        CERTIFICATE_FILE,
+        ENGINE_FILE,
+        CURVE_FILE,
+        drawn,
+        drawn,
+    )
     files = (
         "head.safetensors",
         "weights.safetensors",
@@ -163,4 +186,6 @@ def test_a_result_is_renewed_by_the_command_that_wrote_it(place):
     for batch in (1, 2):
         assert command(*words, "--batch", batch).returncode == 0
     shutil.copy("net.onnx", "copy.onnx")
-    assert "this command reads that file" in refused("build", "--weights", "copy.onnx", "--out", "copy.onnx")
+    assert "this command reads that file" in refused(
+        "build", "--weights", "copy.onnx", "--out", "copy.onnx"
+    )

@@ -1,4 +1,6 @@
-"""Every shared video and sequence through ``batch``: frame counts and timestamps are kept. Minutes long."""
+"""Every shared video and sequence through ``batch``: frame counts and timestamps are kept. Minutes
+long.
+"""
 
 import json
 
@@ -36,6 +38,12 @@ def test_batch_keeps_frames_and_timestamps(data, tmp_path, name):
     rows = [json.loads(line) for line in (tmp_path / f"{stem}.jsonl").read_text().splitlines()]
     assert [row["frame"] for row in rows] == list(range(FRAMES[name]))
     assert len(written) == FRAMES[name]
-    source = [i / 24 for i in range(FRAMES[name])] if name.endswith(".tar") else timestamps_s(data / name)
+    source = (
+        [i / 24 for i in range(FRAMES[name])]
+        if name.endswith(".tar")
+        else timestamps_s(data / name)
+    )
     assert written == pytest.approx([t - source[0] for t in source], abs=1e-3)
-    assert [row["pts_s"] for row in rows] == pytest.approx([t - source[0] for t in source], abs=1e-3)
+    assert [row["pts_s"] for row in rows] == pytest.approx(
+        [t - source[0] for t in source], abs=1e-3
+    )

@@ -12,7 +12,8 @@ import trustme
 
 
 class FileServer:
-    """Serves the files of a folder, in its ``with`` block, in which its certificate counts (``SSL_CERT_FILE``).
+    """Serves the files of a folder, in its ``with`` block, in which its certificate counts
+    (``SSL_CERT_FILE``).
 
     Args:
         folder: whose files are served.
@@ -29,13 +30,19 @@ class FileServer:
     def __init__(self, folder: Path, encrypted: bool = True) -> None:
         self.ranges, self.hang_up_after, self.leads_to, self.asked = True, None, None, []
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, folder))
-        self._server.handle_error = lambda *_: None  # a reader that refuses our certificate is no news
+        self._server.handle_error = lambda *_: (
+            None
+        )  # a reader that refuses our certificate is no news
         self._authority, self._encrypted = trustme.CA(), encrypted
         if encrypted:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._authority.issue_cert("127.0.0.1").configure_cert(context)
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
-        self.address = f"{'https' if encrypted else 'http'}://127.0.0.1:{self._server.server_address[1]}"
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self.address = (
+            f"{'https' if encrypted else 'http'}://127.0.0.1:{self._server.server_address[1]}"
+        )
 
     def __enter__(self) -> Self:
         self._before = os.environ.get("SSL_CERT_FILE")
@@ -70,13 +77,19 @@ def _handler(server: FileServer, folder: Path):
                 self.send_error(404)
                 return
             content = path.read_bytes()
-            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
+            start = (
+                int(wanted.removeprefix("bytes=").removesuffix("-"))
+                if wanted and server.ranges
+                else 0
+            )
             if start and start >= len(content):
                 self.send_error(416)
                 return
             self.send_response(206 if start else 200)
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}"
+                )
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             with contextlib.suppress(ConnectionError, ssl.SSLError):  # the reader has enough

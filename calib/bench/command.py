@@ -47,22 +47,39 @@ OPTIONS: dict[str, Any] = {
         typer.Argument(
             metavar="[SOURCE] | compare A.json B.json",
             show_default=False,
-            help="What to run end to end, demo:300 unless told (a file called compare: ./compare). Or two results of --json.",
+            help=(
+                "What to run end to end, demo:300 unless told (a file called compare: ./compare)."
+                " Or two results of --json."
+            ),
         ),
     ],
-    "models": Annotated[str, typer.Option("--models", "--model", help="Networks to time; the first one end to end too.")],
-    "seconds": Annotated[float, typer.Option(help="Time limit of each part that has not settled before.", min=0.1)],
-    "sizes": Annotated[str, typer.Option(help="Also time the first network at these input sides: 96,128,224.")],
-    "batches": Annotated[str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")],
+    "models": Annotated[
+        str,
+        typer.Option("--models", "--model", help="Networks to time; the first one end to end too."),
+    ],
+    "seconds": Annotated[
+        float, typer.Option(help="Time limit of each part that has not settled before.", min=0.1)
+    ],
+    "sizes": Annotated[
+        str, typer.Option(help="Also time the first network at these input sides: 96,128,224.")
+    ],
+    "batches": Annotated[
+        str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")
+    ],
     "plots": Annotated[Path | None, typer.Option(help="Folder for pictures of everything.")],
     "screen": Annotated[
         bool,
         typer.Option(
             "--screen",
-            help="Glass to glass: show codes on this screen, watch them through a camera (0 unless told; to try it: loop:100).",
+            help=(
+                "Glass to glass: show codes on this screen, watch them through a camera (0 unless"
+                " told; to try it: loop:100)."
+            ),
         ),
     ],
-    "across_machines": Annotated[bool, typer.Option("--across-machines", help="Compare what was not measured alike.")],
+    "across_machines": Annotated[
+        bool, typer.Option("--across-machines", help="Compare what was not measured alike.")
+    ],
 }
 takes_bench = takes("options", BenchOptions, OPTIONS)
 """A command's parameter ``options`` becomes one option for each of these."""
@@ -82,7 +99,8 @@ def bench_chosen(options: BenchOptions, choice: Choice, console: Console, as_jso
         return print_comparison(others, options.across_machines, console, as_json)
     if others:
         raise SightlineError(
-            f"bench runs one source, not also {others[0]}; to compare two results: bench compare A.json B.json"
+            f"bench runs one source, not also {others[0]}; to compare two results: bench compare"
+            " A.json B.json"
         )
     chosen = choices(options.models, choice)
     if options.plots:

@@ -1,4 +1,6 @@
-"""Decides when a measurement is stable, and compares two benches: what became slower by more than the noise of the runs."""
+"""Decides when a measurement is stable, and compares two benches: what became slower by more than
+the noise of the runs.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -35,29 +37,37 @@ def mean(values: NDArray[np.float64]) -> float:
 
 
 def window_values(samples: Sequence[float], length: int, measure: Measure = median) -> list[float]:
-    """``measure`` of each complete window of ``length`` successive samples; a shorter rest belongs to none.
+    """``measure`` of each complete window of ``length`` successive samples; a shorter rest belongs
+    to none.
 
-    Fewer samples than ``WINDOWS`` windows would take are cut into that many shorter ones, so that there is a spread to see.
+    Fewer samples than ``WINDOWS`` windows would take are cut into that many shorter ones, so that
+    there is a spread to see.
     """
     if len(samples) < WINDOWS * length:
         length = max(1, len(samples) // WINDOWS)
     count = len(samples) // length
-    return [measure(window) for window in np.asarray(samples, np.float64)[: count * length].reshape(count, length)]
+    return [
+        measure(window)
+        for window in np.asarray(samples, np.float64)[: count * length].reshape(count, length)
+    ]
 
 
 def spread(values: Sequence[float]) -> float:
-    """Largest less smallest, as a share of the median; nan where there are fewer than two values."""
+    """Largest less smallest, as a share of the median; nan where there are fewer than two
+    values.
+    """
     if len(values) < 2:
         return float("nan")
     return (max(values) - min(values)) / max(float(np.median(values)), 1e-12)
 
 
 def notch(values: Sequence[float]) -> float:
-    """Half the width of a box plot's notch, as a share of the median; nan where there are fewer than two values.
+    """Half the width of a box plot's notch, as a share of the median; nan where there are fewer
+    than two values.
 
-    Medians of two samples whose notches do not overlap differ with about 95 % confidence (McGill, Tukey & Larsen,
-    "Variations of box plots", The American Statistician 1978): 1.57 times the range between the quartiles, over the root of
-    the sample's size.
+    Medians of two samples whose notches do not overlap differ with about 95 % confidence (McGill,
+    Tukey & Larsen, "Variations of box plots", The American Statistician 1978): 1.57 times the range
+    between the quartiles, over the root of the sample's size.
     """
     if len(values) < 2:
         return float("nan")
@@ -67,7 +77,8 @@ def notch(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Rule:
-    """What counts as settled: the last ``WINDOWS`` windows of ``length`` samples differ by at most ``tolerance``.
+    """What counts as settled: the last ``WINDOWS`` windows of ``length`` samples differ by at most
+    ``tolerance``.
 
     Attributes:
         length: samples in a window.
@@ -79,15 +90,20 @@ class Rule:
     unit: str
     tolerance: float = TOLERANCE
 
-    def settled(self, series: Mapping[str, Sequence[float]], measures: Mapping[str, Measure] | None = None) -> bool:
-        """Whether every series has settled; asked in the middle of a window, the answer is that of the last whole one.
+    def settled(
+        self, series: Mapping[str, Sequence[float]], measures: Mapping[str, Measure] | None = None
+    ) -> bool:
+        """Whether every series has settled; asked in the middle of a window, the answer is that of
+        the last whole one.
 
         Args:
             series: name to samples, in order.
-            measures: what is taken of a window, by the same names; the median where there is none.
+            measures: what is taken of a window, by the same names; the median where there is
+                none.
         """
         return bool(series) and all(
-            self._agree(samples, (measures or {}).get(name, median)) for name, samples in series.items()
+            self._agree(samples, (measures or {}).get(name, median))
+            for name, samples in series.items()
         )
 
     def _agree(self, samples: Sequence[float], measure: Measure) -> bool:
@@ -96,7 +112,10 @@ class Rule:
         return spread(window_values(samples, self.length, measure)[-WINDOWS:]) <= self.tolerance
 
     def __str__(self) -> str:
-        return f"{WINDOWS} successive windows of {self.length} {self.unit} within {100 * self.tolerance:g} %"
+        return (
+            f"{WINDOWS} successive windows of {self.length} {self.unit} within"
+            f" {100 * self.tolerance:g} %"
+        )
 
     def report(self, stable: bool, seconds: float) -> dict[str, object]:
         """For the JSON: what was asked, and whether it came to pass within the time limit."""
@@ -126,7 +145,9 @@ def until_settled(
     """
     start, series = clock(), {name: [value] for name, value in take().items()}
     count = 1
-    while count % rule.length or not rule.settled(series):  # looked at as a window ends: it is the whole series that is read
+    while count % rule.length or not rule.settled(
+        series
+    ):  # looked at as a window ends: it is the whole series that is read
         if count >= WINDOWS and clock() - start >= seconds:
             return series, False
         for name, value in take().items():
@@ -136,7 +157,9 @@ def until_settled(
 
 
 LEAST_CHANGE = 0.03
-"""A smaller change is none, however quiet both runs were: another build of the same code shifts memory by as much."""
+"""A smaller change is none, however quiet both runs were: another build of the same code shifts
+memory by as much.
+"""
 HIDDEN = 0.1
 """Noise that is worth a word."""
 CONDITIONS = ("machine", "engine", "source")
@@ -150,7 +173,8 @@ class Change:
     Attributes:
         name: what was timed.
         before_ms, after_ms: medians (of ``ms per frame`` means).
-        noise: share by which medians may differ by chance, see ``notch``; nan where a file keeps too few windows to tell.
+        noise: share by which medians may differ by chance, see ``notch``; nan where a file keeps
+            too few windows to tell.
         judged: it is ours. Peers only show whether the machine itself changed its pace.
     """
 
@@ -193,10 +217,15 @@ def load_bench(path: Path) -> dict[str, Any]:
         found = parsed_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(
-            f"cannot read {path} as JSON: {error}; write it with: sightline bench --json > {path.name}"
+            f"cannot read {path} as JSON: {error}; write it with: sightline bench --json >"
+            f" {path.name}"
         ) from error
-    if not isinstance(found, dict) or not {"latency_ms", "peers", "machine", "engine"} <= set(found):
-        raise SourceError(f"{path} is not a result of bench: write one with: sightline bench --json > {path.name}")
+    if not isinstance(found, dict) or not {"latency_ms", "peers", "machine", "engine"} <= set(
+        found
+    ):
+        raise SourceError(
+            f"{path} is not a result of bench: write one with: sightline bench --json > {path.name}"
+        )
     return found
 
 
@@ -218,7 +247,11 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
         if name in new:
             (before_ms, before_windows), (after_ms, after_windows) = old[name], new[name]
             noise = notch(before_windows) + notch(after_windows)
-            found.append(Change(name, before_ms, after_ms, noise, OURS in name or name.startswith("end to end")))
+            found.append(
+                Change(
+                    name, before_ms, after_ms, noise, OURS in name or name.startswith("end to end")
+                )
+            )
     if not any(change.judged for change in found):
         raise SourceError("the two files have no figure in common: bench the same networks")
     return found
@@ -230,24 +263,42 @@ def _figures(result: dict[str, Any]) -> dict[str, tuple[float, list[float]]]:
         windows = result.get("windows", {})
         found = {}
         if result.get("fps"):
-            found["end to end, ms per frame"] = (1e3 / result["fps"], windows.get("ms_per_frame", []))
+            found["end to end, ms per frame"] = (
+                1e3 / result["fps"],
+                windows.get("ms_per_frame", []),
+            )
         if result["latency_ms"].get("p50"):
-            found["end to end, latency"] = (result["latency_ms"]["p50"], windows.get("latency_ms", []))
+            found["end to end, latency"] = (
+                result["latency_ms"]["p50"],
+                windows.get("latency_ms", []),
+            )
         for engine in result.get("engines") or [result]:
             for row in engine["peers"]:
-                found[f"{engine['engine']}: {row['name']}"] = (row["p50_ms"], row.get("windows_ms", []))
+                found[f"{engine['engine']}: {row['name']}"] = (
+                    row["p50_ms"],
+                    row.get("windows_ms", []),
+                )
             for times in engine.get("gpu", ()):
-                found[f"{engine['engine']}: {OURS}, batch {times['batch']}, GPU Compute"] = (times["compute_ms"]["p50"], [])
+                found[f"{engine['engine']}: {OURS}, batch {times['batch']}, GPU Compute"] = (
+                    times["compute_ms"]["p50"],
+                    [],
+                )
     except (AttributeError, KeyError, TypeError) as error:
-        raise SourceError(f"a result of bench is incomplete ({error}): write it again with: sightline bench --json") from error
+        raise SourceError(
+            f"a result of bench is incomplete ({error}): write it again with: sightline bench"
+            " --json"
+        ) from error
     return found
 
 
-def compare(before_path: Path, after_path: Path, across_machines: bool) -> tuple[list[Change], list[str]]:
+def compare(
+    before_path: Path, after_path: Path, across_machines: bool
+) -> tuple[list[Change], list[str]]:
     """(changes, differences of the conditions).
 
     Raises:
-        SourceError: a file is not a bench, or the conditions differ and ``across_machines`` is false.
+        SourceError: a file is not a bench, or the conditions differ and ``across_machines`` is
+            false.
     """
     before, after = load_bench(before_path), load_bench(after_path)
     differing = differences(before, after)
@@ -272,10 +323,22 @@ def compare_table(found: list[Change], differing: list[str], names: tuple[str, s
     for change in found:
         style = colours[change.verdict] if change.judged else "dim"
         noise = "unknown" if np.isnan(change.noise) else f"{100 * change.noise:.1f} %"
-        figures = f"{change.before_ms:.2f}", f"{change.after_ms:.2f}", f"{100 * change.change:+.1f} %", noise
-        table.add_row(change.name, *figures, change.verdict if change.judged else f"({change.verdict})", style=style)
+        figures = (
+            f"{change.before_ms:.2f}",
+            f"{change.after_ms:.2f}",
+            f"{100 * change.change:+.1f} %",
+            noise,
+        )
+        table.add_row(
+            change.name,
+            *figures,
+            change.verdict if change.judged else f"({change.verdict})",
+            style=style,
+        )
     notes = [Text(difference, style="yellow") for difference in differing]
-    return Group(table, *notes, Text(_pace(found), style="yellow"), Text(summary(found), style="bold"))
+    return Group(
+        table, *notes, Text(_pace(found), style="yellow"), Text(summary(found), style="bold")
+    )
 
 
 def summary(found: list[Change]) -> str:
@@ -284,7 +347,11 @@ def summary(found: list[Change]) -> str:
     if regressed:
         return f"slower beyond noise: {'; '.join(regressed)}"
     widest = max(change.limit for change in found if change.judged)
-    hidden = f", but noise hides changes of up to {100 * widest:.0f} %: let both runs settle" if widest > HIDDEN else ""
+    hidden = (
+        f", but noise hides changes of up to {100 * widest:.0f} %: let both runs settle"
+        if widest > HIDDEN
+        else ""
+    )
     return f"nothing of ours is slower beyond noise{hidden}"
 
 
@@ -295,7 +362,8 @@ def _pace(found: list[Change]) -> str:
     if abs(pace) <= 0.05:
         return ""
     return (
-        f"the peers changed too, by {100 * pace:+.0f} % (median): the machine's pace differed; run both again, close together"
+        f"the peers changed too, by {100 * pace:+.0f} % (median): the machine's pace differed; run"
+        " both again, close together"
     )
 
 
@@ -313,17 +381,25 @@ def compare_report(found: list[Change], differing: list[str]) -> dict[str, Any]:
         }
         for c in found
     ]
-    return {"regressed": [c.name for c in found if c.regressed], "differences": differing, "rows": rows}
+    return {
+        "regressed": [c.name for c in found if c.regressed],
+        "differences": differing,
+        "rows": rows,
+    }
 
 
-def print_comparison(paths: Sequence[str], across_machines: bool, console: Console, as_json: bool) -> bool:
+def print_comparison(
+    paths: Sequence[str], across_machines: bool, console: Console, as_json: bool
+) -> bool:
     """Compare two files, say what came out, and whether something of ours regressed.
 
     Raises:
         SourceError: see ``compare``, or there are not two files.
     """
     if len(paths) != 2:
-        raise SourceError("compare takes two results: sightline bench compare before.json after.json")
+        raise SourceError(
+            "compare takes two results: sightline bench compare before.json after.json"
+        )
     found, differing = compare(Path(paths[0]), Path(paths[1]), across_machines)
     console.print(compare_table(found, differing, (paths[0], paths[1])))
     if as_json:

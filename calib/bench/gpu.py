@@ -1,4 +1,6 @@
-"""The GPU part of the bench: times as trtexec reports them, the GPU's clocks, and the peers on the same GPU."""
+"""The GPU part of the bench: times as trtexec reports them, the GPU's clocks, and the peers on the
+same GPU.
+"""
 
 import threading
 import time
@@ -66,7 +68,9 @@ class GpuClocks:
         try:
             self._library.nvmlInit()
             self._gpu = self._library.nvmlDeviceGetHandleByIndex(0)
-            self._highest_mhz = self._library.nvmlDeviceGetMaxClockInfo(self._gpu, self._library.NVML_CLOCK_SM)
+            self._highest_mhz = self._library.nvmlDeviceGetMaxClockInfo(
+                self._gpu, self._library.NVML_CLOCK_SM
+            )
             self._sample()
         except self._library.NVMLError as error:
             self._why_not = str(error)
@@ -82,15 +86,19 @@ class GpuClocks:
             self._library.nvmlShutdown()
 
     def report(self) -> Mapping[str, Any]:
-        """``sm_mhz``, ``memory_mhz`` (least, median, most), ``highest_sm_mhz``, ``celsius``, ``watts`` (most), ``held_back``.
+        """``sm_mhz``, ``memory_mhz`` (least, median, most), ``highest_sm_mhz``, ``celsius``,
+        ``watts`` (most), ``held_back``.
 
-        ``held_back`` maps a reason in words to the share of samples in which it was there. ``not_available`` alone where the
-        library is missing or does not answer.
+        ``held_back`` maps a reason in words to the share of samples in which it was there.
+        ``not_available`` alone where the library is missing or does not answer.
         """
         if self._why_not is not None:
             return {"not_available": self._why_not}
         sm_mhz, memory_mhz, celsius, milliwatts, reasons = np.array(self._samples, np.int64).T
-        held_back = {words: float(np.mean(reasons & getattr(self._library, name) != 0)) for name, words in REASONS.items()}
+        held_back = {
+            words: float(np.mean(reasons & getattr(self._library, name) != 0))
+            for name, words in REASONS.items()
+        }
         return {
             "sm_mhz": _spread(sm_mhz),
             "memory_mhz": _spread(memory_mhz),
@@ -152,7 +160,10 @@ def open_gpu(choice: Choice, batch: int = 1) -> SlottedEngine:
     """
     engine = open_localizer(choice, batch=batch).engine
     if not isinstance(engine, SlottedEngine):
-        raise EngineError(f"bench --backend {choice.backend} is for GPUs, and this machine has none: leave --backend out")
+        raise EngineError(
+            f"bench --backend {choice.backend} is for GPUs, and this machine has none: leave"
+            " --backend out"
+        )
     return engine
 
 
@@ -163,8 +174,11 @@ def feed_of(engine: SlottedEngine) -> dict[str, Array]:
     return {IMAGE: image, WANTED_CLASS: np.full(shape[0], -1)}
 
 
-def bench_gpu(choice: Choice, batches: Sequence[int], seconds: float, console: Console) -> dict[str, Any]:
-    """One network on the GPU: every batch size in trtexec's words, then one image in turns with peers.
+def bench_gpu(
+    choice: Choice, batches: Sequence[int], seconds: float, console: Console
+) -> dict[str, Any]:
+    """One network on the GPU: every batch size in trtexec's words, then one image in turns with
+    peers.
 
     Args:
         choice: the network; its backend is one of ``GPU_BACKENDS``.
@@ -173,8 +187,8 @@ def bench_gpu(choice: Choice, batches: Sequence[int], seconds: float, console: C
         console: for progress.
 
     Returns:
-        As ``calib.bench.run.bench_engine``, and ``gpu``: for each batch what ``time_calls`` gives, ``batch``, ``images_per_s``,
-        ``device`` and ``clocks`` (see ``GpuClocks.report``).
+        As ``calib.bench.run.bench_engine``, and ``gpu``: for each batch what ``time_calls`` gives,
+        ``batch``, ``images_per_s``, ``device`` and ``clocks`` (see ``GpuClocks.report``).
 
     Raises:
         EngineError: an engine is not there, or runs on no GPU.
@@ -183,17 +197,28 @@ def bench_gpu(choice: Choice, batches: Sequence[int], seconds: float, console: C
     title = f"{choice.model} at {feed_of(engine)[IMAGE].shape[1]} px, {engine.device}"
     for batch in dict.fromkeys([1, *batches]):
         engine = engine if batch == 1 else open_gpu(choice, batch)
-        with console.status(f"{title}, batch {batch}: until {CALLS}, {seconds:g} s at most ..."), GpuClocks() as clocks:
+        with (
+            console.status(f"{title}, batch {batch}: until {CALLS}, {seconds:g} s at most ..."),
+            GpuClocks() as clocks,
+        ):
             times = time_calls(engine, feed_of(engine), seconds)
         images_per_s = round(batch * times["throughput_per_s"], 1)
         timed.append(
-            {"batch": batch, "images_per_s": images_per_s, "device": engine.device, **times, "clocks": clocks.report()}
+            {
+                "batch": batch,
+                "images_per_s": images_per_s,
+                "device": engine.device,
+                **times,
+                "clocks": clocks.report(),
+            }
         )
         engine.close()
     with ExitStack() as engines:
         with console.status(f"{title}: peers ..."):
             calls, missing = gpu_calls(choice, engines)
-        samples_ms, stability = take_turns(calls, seconds, console, title, rest_s=0)  # a GPU at rest lowers its clocks
+        samples_ms, stability = take_turns(
+            calls, seconds, console, title, rest_s=0
+        )  # a GPU at rest lowers its clocks
     first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
     return {
         "engine": title,
@@ -251,11 +276,17 @@ def time_calls(engine: SlottedEngine, feed: Mapping[str, Array], seconds: float)
     calls = len(series["host_ms"])
     stability = {**CALLS.report(stable, seconds), "busy_elsewhere": neighbours.share()}
     found = {name: percentiles(array("d", values)) for name, values in series.items()}
-    return {"calls": calls, "throughput_per_s": round(calls / passed_s, 1), "stability": stability, **found}
+    return {
+        "calls": calls,
+        "throughput_per_s": round(calls / passed_s, 1),
+        "stability": stability,
+        **found,
+    }
 
 
 def gpu_calls(choice: Choice, engines: ExitStack) -> tuple[dict[str, Call], dict[str, str]]:
-    """Ours, the same engine type without a backward pass, and PyTorch's peers on the GPU; each takes and gives host memory.
+    """Ours, the same engine type without a backward pass, and PyTorch's peers on the GPU; each
+    takes and gives host memory.
 
     Args:
         choice: its backend is one of ``GPU_BACKENDS``.
@@ -284,7 +315,9 @@ def gpu_calls(choice: Choice, engines: ExitStack) -> tuple[dict[str, Call], dict
         try:
             call = make()
             call()
-        except Exception as error:  # whatever stops a peer, the others are still measured, and its row says why
+        except (
+            Exception
+        ) as error:  # whatever stops a peer, the others are still measured, and its row says why
             missing[name] = next(iter(str(error).splitlines()), type(error).__name__)[:160]
         else:
             calls[name] = call
@@ -308,8 +341,11 @@ def torch_peer(classifier: Classifier, image_nhwc_bgr: Array, dtype: str, method
     return call
 
 
-def tensorrt_forward(classifier: Classifier, precision: str, feed: Mapping[str, Array], engines: ExitStack) -> Call:
-    """The class scores alone, by the same library in the same precision (fp16 for int8: it needs no calibration).
+def tensorrt_forward(
+    classifier: Classifier, precision: str, feed: Mapping[str, Array], engines: ExitStack
+) -> Call:
+    """The class scores alone, by the same library in the same precision (fp16 for int8: it needs no
+    calibration).
 
     Raises:
         EngineError: it cannot be built or run.
@@ -321,7 +357,9 @@ def tensorrt_forward(classifier: Classifier, precision: str, feed: Mapping[str, 
 
     library, precision = load_tensorrt(), "fp16" if precision == "int8" else precision
     graph = typed_graph(forward_graph(classifier), precision, library.__name__, probe_gpu().sm)
-    engine = engines.enter_context(closing(TensorRtEngine(build_plan(graph, Build(library)), graph, precision)))
+    engine = engines.enter_context(
+        closing(TensorRtEngine(build_plan(graph, Build(library)), graph, precision))
+    )
     image = {IMAGE: feed[IMAGE]}
     return lambda: engine.infer(image)
 
@@ -337,7 +375,10 @@ def gpu_table(title: str, timed: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(words, *(f"{times[name][p]:.3f}" for times in timed for p in ("p50", "p99")))
     for words, name in (("Throughput, calls/s", "throughput_per_s"), ("images/s", "images_per_s")):
         table.add_row(words, *(text for times in timed for text in (f"{times[name]:.1f}", "")))
-    table.caption, table.caption_justify = "; ".join(dict.fromkeys(clocks_in_words(times["clocks"]) for times in timed)), "left"
+    table.caption, table.caption_justify = (
+        "; ".join(dict.fromkeys(clocks_in_words(times["clocks"]) for times in timed)),
+        "left",
+    )
     return table
 
 
@@ -348,6 +389,7 @@ def clocks_in_words(clocks: Mapping[str, Any]) -> str:
     sm, held_back = clocks["sm_mhz"], clocks["held_back"]
     reasons = ", ".join(f"{words} in {100 * share:.0f} %" for words, share in held_back.items())
     return (
-        f"SM clock {sm['least']} to {sm['most']} of {clocks['highest_sm_mhz']} MHz, {clocks['celsius']} °C, "
-        f"{clocks['watts']:.0f} W, " + (f"held back by {reasons} of the samples" if reasons else "not held back")
+        f"SM clock {sm['least']} to {sm['most']} of {clocks['highest_sm_mhz']} MHz,"
+        f" {clocks['celsius']} °C, {clocks['watts']:.0f} W, "
+        + (f"held back by {reasons} of the samples" if reasons else "not held back")
     )

@@ -1,4 +1,6 @@
-"""Describes this machine, measures its best compute rate and memory bandwidth, and compares a graph with that bound."""
+"""Describes this machine, measures its best compute rate and memory bandwidth, and compares a graph
+with that bound.
+"""
 
 import os
 import platform
@@ -35,7 +37,9 @@ MOVING = {
     "CumSum",
     "TopK",
 }
-"""Nodes that read their inputs and write their outputs; an engine fuses the others with their neighbours."""
+"""Nodes that read their inputs and write their outputs; an engine fuses the others with their
+neighbours.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Work:
     """What one call of a graph must do, whoever runs it.
 
     Attributes:
-        flop: two for each multiply-add of convolutions and matrix products; all else is nothing beside them.
+        flop: two for each multiply-add of convolutions and matrix products; all else is nothing
+            beside them.
         values: elements of weights and activations that the nodes in ``MOVING`` read and write.
     """
 
@@ -64,8 +69,12 @@ class Peaks:
     gbyte_per_s: float
 
     def best(self, other: "Peaks") -> "Peaks":
-        """The higher of each of two measurements: what slowed one down was not the machine's limit."""
-        peaks = {name: max(peak, other.gflop_per_s[name]) for name, peak in self.gflop_per_s.items()}
+        """The higher of each of two measurements: what slowed one down was not the machine's
+        limit.
+        """
+        peaks = {
+            name: max(peak, other.gflop_per_s[name]) for name, peak in self.gflop_per_s.items()
+        }
         return Peaks(peaks, max(self.gbyte_per_s, other.gbyte_per_s))
 
     def report(self) -> dict[str, Any]:
@@ -74,21 +83,29 @@ class Peaks:
 
 
 def count_work(model: onnx.ModelProto) -> Work:
-    """FLOP and elements moved, from the nodes and their static shapes. Constants count as read at every call."""
+    """FLOP and elements moved, from the nodes and their static shapes. Constants count as read at
+    every call.
+    """
     shapes = tensor_shapes(model)
     flop = values = 0
     for node in model.graph.node:
         flop += 2 * multiply_adds(node, shapes)
         if node.op_type in MOVING:
-            values += sum(prod(shapes[name]) for name in (*node.input, *node.output) if name in shapes)
+            values += sum(
+                prod(shapes[name]) for name in (*node.input, *node.output) if name in shapes
+            )
     return Work(flop, values)
 
 
 def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     """Of a convolution or matrix product, from ONNX's definitions; 0 for any other node."""
-    if node.op_type == "Conv":  # each output element: one for every weight of its filter, [M, C / group, kh, kw]
+    if (
+        node.op_type == "Conv"
+    ):  # each output element: one for every weight of its filter, [M, C / group, kh, kw]
         return prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
-    if node.op_type == "ConvTranspose":  # each input element: one for every weight it is spread by, [C, M / group, kh, kw]
+    if (
+        node.op_type == "ConvTranspose"
+    ):  # each input element: one for every weight it is spread by, [C, M / group, kh, kw]
         return prod(shapes[node.input[0]]) * prod(shapes[node.input[1]][1:])
     if node.op_type == "Gemm":
         summed = shapes[node.input[0]][0 if attributes_of(node).get("transA") else 1]
@@ -99,7 +116,9 @@ def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> i
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Name to static shape of every tensor. Large weights are left out of the inference, which would copy them."""
+    """Name to static shape of every tensor. Large weights are left out of the inference, which
+    would copy them.
+    """
     known = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     large = [tensor for tensor in model.graph.initializer if prod(tensor.dims) > 4096]
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
@@ -107,7 +126,9 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     light.graph.node.extend(model.graph.node)
     light.graph.output.extend(model.graph.output)
     light.graph.input.extend(model.graph.input)
-    light.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in large)
+    light.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in large
+    )
     light.graph.initializer.extend(t for t in model.graph.initializer if prod(t.dims) <= 4096)
     inferred = shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
@@ -119,8 +140,9 @@ def roofline_point(work: Work, precision: str, peaks: Peaks, achieved_ms: float)
     """The bounds of a graph on this machine and how far from them it ran.
 
     Returns:
-        ``compute_ms`` and ``memory_ms`` (the two bounds), ``roofline_ms`` (the longer), ``bound`` (its name), ``achieved_ms``,
-        ``gap`` (achieved over roofline), ``flop``, ``bytes``, ``flop_per_byte``, ``gflop_per_s`` (achieved).
+        ``compute_ms`` and ``memory_ms`` (the two bounds), ``roofline_ms`` (the longer), ``bound``
+        (its name), ``achieved_ms``, ``gap`` (achieved over roofline), ``flop``, ``bytes``,
+        ``flop_per_byte``, ``gflop_per_s`` (achieved).
     """
     moved = work.values * BYTES[precision]
     compute_ms = work.flop / peaks.gflop_per_s[precision] / 1e6
@@ -142,7 +164,9 @@ def roofline_point(work: Work, precision: str, peaks: Peaks, achieved_ms: float)
 
 STAT = Path("/proc/stat")
 PEAK_S = 0.7
-"""How long each kernel is tried: the fastest call counts, so that a moment without neighbours is enough."""
+"""How long each kernel is tried: the fastest call counts, so that a moment without neighbours is
+enough.
+"""
 COPIED_VALUES = 1 << 25  # float64: 256 MiB, far more than any cache holds
 
 
@@ -155,17 +179,25 @@ def machine() -> str:
 
 
 class Neighbours:
-    """How much of the processors other programs take, from now on; with them, times are longer and peaks look lower."""
+    """How much of the processors other programs take, from now on; with them, times are longer and
+    peaks look lower.
+    """
 
     def __init__(self) -> None:
         self._start = self._now()
 
     def share(self) -> float | None:
-        """Of all processor time since the beginning, 0..1; None where the system does not tell (no ``/proc``)."""
+        """Of all processor time since the beginning, 0..1; None where the system does not tell (no
+        ``/proc``).
+        """
         if self._start is None or (now := self._now()) is None:
             return None
-        busy_s, own_s, passed_s = (after - before for after, before in zip(now, self._start, strict=True))
-        return round(min(1.0, max(0.0, (busy_s - own_s) / max(passed_s * (os.cpu_count() or 1), 1e-9))), 3)
+        busy_s, own_s, passed_s = (
+            after - before for after, before in zip(now, self._start, strict=True)
+        )
+        return round(
+            min(1.0, max(0.0, (busy_s - own_s) / max(passed_s * (os.cpu_count() or 1), 1e-9))), 3
+        )
 
     @staticmethod
     def _now() -> tuple[float, float, float] | None:
@@ -180,20 +212,32 @@ class Neighbours:
 
 
 def measure_peaks() -> Peaks:
-    """Time large convolutions and matrix products in each precision that the processor computes, and a large copy.
+    """Time large convolutions and matrix products in each precision that the processor computes,
+    and a large copy.
 
-    Of the calls the fastest counts: a peak is what the machine can do, not what it does while others use it.
+    Of the calls the fastest counts: a peak is what the machine can do, not what it does while
+        others use it.
     """
     core = shared_core()
     precisions = ["fp32", *(["bf16"] if best_precision() == "bf16" else [])]
-    precisions += ["int8"] if "INT8" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else []
+    precisions += (
+        ["int8"] if "INT8" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else []
+    )
     kernels = large_convolution, large_product
-    peaks = {precision: max(_peak_gflop_per_s(kernel(precision), precision) for kernel in kernels) for precision in precisions}
-    return Peaks({precision: round(peak, 1) for precision, peak in peaks.items()}, round(_copied_gbyte_per_s(), 2))
+    peaks = {
+        precision: max(_peak_gflop_per_s(kernel(precision), precision) for kernel in kernels)
+        for precision in precisions
+    }
+    return Peaks(
+        {precision: round(peak, 1) for precision, peak in peaks.items()},
+        round(_copied_gbyte_per_s(), 2),
+    )
 
 
 def large_convolution(precision: str) -> onnx.ModelProto:
-    """Two 3 x 3 convolutions of 256 channels on 28 x 28, as in the middle of VGG16: 1.8 GFLOP, in cache."""
+    """Two 3 x 3 convolutions of 256 channels on 28 x 28, as in the middle of VGG16: 1.8 GFLOP, in
+    cache.
+    """
     return _twice("Conv", (1, 256, 28, 28), (256, 256, 3, 3), precision, pads=[1, 1, 1, 1])
 
 
@@ -203,15 +247,23 @@ def large_product(precision: str) -> onnx.ModelProto:
 
 
 def _twice(
-    op: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], precision: str, **attributes: Any
+    op: str,
+    shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    precision: str,
+    **attributes: Any,
 ) -> onnx.ModelProto:
-    """Twice in a row, so that the second reads what the engine wrote in its own layout and precision."""
+    """Twice in a row, so that the second reads what the engine wrote in its own layout and
+    precision.
+    """
     graph = Graph(f"large_{op.lower()}")
     x = graph.input("x", FLOAT, shape)
     weight = np.random.default_rng(0).uniform(-1, 1, weight_shape)
     for _ in range(2):
         if precision == "int8":
-            kernel = _dequantized(graph, graph.constant(np.rint(127 * weight), np.int8, "weight"), 1 / 127)
+            kernel = _dequantized(
+                graph, graph.constant(np.rint(127 * weight), np.int8, "weight"), 1 / 127
+            )
             x = graph.add(op, _quantized(graph, x), kernel, **attributes)
         else:
             x = graph.add(op, x, graph.constant(weight, hint="weight"), **attributes)

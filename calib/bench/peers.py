@@ -92,7 +92,9 @@ def peers(task: Task) -> tuple[dict[str, Call], dict[str, str]]:
         except ImportError as error:
             module = (error.name or "").partition(".")[0]
             missing[name] = f"{module or error} is not installed: {_install(module)}"
-        except Exception as error:  # whatever stops a peer, the others are still measured, and its row says why
+        except (
+            Exception
+        ) as error:  # whatever stops a peer, the others are still measured, and its row says why
             missing[name] = _first_line(error)
         else:
             found[name] = call
@@ -100,7 +102,9 @@ def peers(task: Task) -> tuple[dict[str, Call], dict[str, str]]:
 
 
 def _install(module: str) -> str:
-    if module == "pytorch_grad_cam":  # no extra brings it: it would bring torchvision, which it does not need here
+    if (
+        module == "pytorch_grad_cam"
+    ):  # no extra brings it: it would bring torchvision, which it does not need here
         return install_packages("grad-cam", options="--no-deps")
     return install_extra("bench")
 
@@ -115,4 +119,6 @@ def _session(model: onnx.ModelProto) -> "onnxruntime.InferenceSession":  # type:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

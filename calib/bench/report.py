@@ -30,21 +30,24 @@ def check_plots(folder: Path, inputs: Iterable[str | Path | None]) -> None:
     """Refuse a folder whose pictures cannot be written without loss, before any work.
 
     Raises:
-        OutputError: it is a file, or is read, or holds files of others under the names of our pictures.
+        OutputError: it is a file, or is read, or holds files of others under the names of our
+            pictures.
     """
     inputs = list(inputs)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--plots {displayable(str(folder))}: that is a file; name a folder")
     if folder.is_dir() and file_key(folder) in {file_key(each) for each in inputs if each}:
-        raise OutputError(f"--plots {displayable(str(folder))}: that folder is read; name another one")
+        raise OutputError(
+            f"--plots {displayable(str(folder))}: that folder is read; name another one"
+        )
     checked_output(folder / "latency.png", LATENCY_FILE, inputs)
     for name in NAMES:
         checked_output(folder / f"{name}.png", picture_kind(f"bench {name}"), inputs)
 
 
 def plot_bench(result: dict[str, Any], run: Run, folder: Path) -> list[Path]:
-    """Write ``latency.png``, ``peers.png``, ``rounds.png`` and, where the result has them, ``gpu.png``, ``roofline.png``
-    and ``sweep.png``.
+    """Write ``latency.png``, ``peers.png``, ``rounds.png`` and, where the result has them,
+    ``gpu.png``, ``roofline.png`` and ``sweep.png``.
 
     Raises:
         OutputError: a picture cannot be written.
@@ -57,7 +60,11 @@ def plot_bench(result: dict[str, Any], run: Run, folder: Path) -> list[Path]:
         plot_latency(run, written[-1], f"{result['source']}: time per frame, {result['verdict']}")
     draw: dict[str, Callable[[dict[str, Any]], Figure]] = {"peers": _peers, "rounds": _rounds}
     draw |= {"gpu": _gpu} if "gpu" in result["engines"][0] else {}
-    draw |= {name: picture for name, picture in (("roofline", _roofline), ("sweep", _sweep)) if result.get(name)}
+    draw |= {
+        name: picture
+        for name, picture in (("roofline", _roofline), ("sweep", _sweep))
+        if result.get(name)
+    }
     for name, picture in draw.items():
         written.append(folder / f"{name}.png")
         with whole_file(written[-1]) as part:
@@ -86,22 +93,33 @@ def _colour(name: str) -> str:
 
 
 def _peers(result: dict[str, Any]) -> "Figure":
-    """A bar for each row, the median; a line on to the 90th percentile, cut at the edge; how many times ours."""
+    """A bar for each row, the median; a line on to the 90th percentile, cut at the edge; how many
+    times ours.
+    """
     engines = result["engines"]
-    figure = _figure(6.8 * len(engines) + 0.8, 1.3 + 0.4 * max(len(engine["peers"]) for engine in engines))
+    figure = _figure(
+        6.8 * len(engines) + 0.8, 1.3 + 0.4 * max(len(engine["peers"]) for engine in engines)
+    )
     for axes, engine in zip(np.atleast_1d(figure.subplots(1, len(engines))), engines, strict=True):
         peers = sorted(engine["peers"], key=lambda row: row["p50_ms"], reverse=True)
         names, medians = [row["name"] for row in peers], [row["p50_ms"] for row in peers]
         axes.barh(names, medians, color=[_colour(name) for name in names], height=0.68)
-        axes.hlines(names, medians, [row["p90_ms"] for row in peers], color="#79706E", linewidth=1.2)
+        axes.hlines(
+            names, medians, [row["p90_ms"] for row in peers], color="#79706E", linewidth=1.2
+        )
         figures = axes.secondary_yaxis("right")
         texts = (f"{row['p50_ms']:6.1f} ms {row['ratio']:6.2f} x" for row in peers)
-        figures.set_yticks(range(len(peers)), [text.replace(" ", FIGURE_SPACE) for text in texts], fontsize=9)
+        figures.set_yticks(
+            range(len(peers)), [text.replace(" ", FIGURE_SPACE) for text in texts], fontsize=9
+        )
         figures.tick_params(length=0)
         figures.spines["right"].set_visible(False)
         for label, name in zip(figures.get_yticklabels(), names, strict=True):
             label.set_color(OURS if _ours(name) else DARK)
-        axes.set(xlabel="milliseconds: median, line to the 90th percentile", xlim=(0, 1.25 * max(medians)))
+        axes.set(
+            xlabel="milliseconds: median, line to the 90th percentile",
+            xlim=(0, 1.25 * max(medians)),
+        )
         axes.set_title(engine["engine"], fontsize=11, loc="left")
         axes.tick_params(axis="y", length=0, labelsize=9)
         _plain(axes, "x")
@@ -126,7 +144,9 @@ def _gpu(result: dict[str, Any]) -> "Figure":
             left += widths
         for row, times in enumerate(timed):
             text = f"{left[row]:.2f} ms, {times['images_per_s']:.0f} images/s"
-            axes.annotate(text, (left[row], row), (6, 0), textcoords="offset points", va="center", fontsize=9)
+            axes.annotate(
+                text, (left[row], row), (6, 0), textcoords="offset points", va="center", fontsize=9
+            )
         axes.set(xlabel="milliseconds, medians", xlim=(0, 1.35 * max(left)))
         axes.set_title(engine["engine"], fontsize=11, loc="left")
         axes.tick_params(axis="y", length=0)
@@ -143,7 +163,10 @@ def _rounds(result: dict[str, Any]) -> "Figure":
     for (left, right), engine in zip(grid, engines, strict=True):
         palette = _row_colours([row["name"] for row in engine["peers"]])
         for row in engine["peers"]:
-            values, style = np.array(row["samples_ms"]), {"color": palette[row["name"]], "linewidth": 1.0 + _ours(row["name"])}
+            values, style = (
+                np.array(row["samples_ms"]),
+                {"color": palette[row["name"]], "linewidth": 1.0 + _ours(row["name"])},
+            )
             left.plot(np.arange(1, len(values) + 1), values, **style)
             share = 100 * np.arange(1, len(values) + 1) / len(values)
             right.step(np.sort(values), share, where="post", label=row["name"], **style)
@@ -151,7 +174,9 @@ def _rounds(result: dict[str, Any]) -> "Figure":
         left.set(yscale="log", xlabel="round", ylabel="milliseconds")
         left.set_title(f"{engine['engine']}: every call ({stable})", fontsize=11, loc="left")
         left.xaxis.get_major_locator().set_params(integer=True)
-        right.set(xscale="log", xlabel="milliseconds", ylabel="% of calls at or below", ylim=(0, 101))
+        right.set(
+            xscale="log", xlabel="milliseconds", ylabel="% of calls at or below", ylim=(0, 101)
+        )
         right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
         for axes, axis in ((left, left.yaxis), (right, right.xaxis)):
             _plain(axes)
@@ -167,34 +192,83 @@ def _row_colours(names: list[str]) -> dict[str, str]:
 
 
 def _roofline(result: dict[str, Any]) -> "Figure":
-    """The machine's roof in each precision, and where each of our rows lies under it; log-log, numbered."""
+    """The machine's roof in each precision, and where each of our rows lies under it; log-log,
+    numbered.
+    """
     roofline = result["roofline"]
     points, bandwidth, peaks = roofline["points"], roofline["gbyte_per_s"], roofline["gflop_per_s"]
-    corners = [point["flop_per_byte"] for point in points] + [peak / bandwidth for peak in peaks.values()]
+    corners = [point["flop_per_byte"] for point in points] + [
+        peak / bandwidth for peak in peaks.values()
+    ]
     intensity = np.geomspace(0.35 * min(corners), 2.5 * max(corners), 400)
     figure = _figure(10, 5)
     axes = figure.subplots()
     for precision, peak in peaks.items():
         colour, knee = COLOURS.get(precision, DARK), peak / bandwidth
-        axes.plot(intensity, np.minimum(peak, bandwidth * intensity), color=colour, linewidth=1.8, zorder=1)
-        text = f"{precision} {peak:.0f} GFLOP/s"
-        axes.annotate(text, (knee, peak), xytext=(14, 4), textcoords="offset points", color=colour, fontsize=9)
-    for number, point in enumerate(points, start=1):
-        colour, place = COLOURS.get(point["precision"], DARK), (point["flop_per_byte"], point["gflop_per_s"])
-        roof = min(peaks[point["precision"]], bandwidth * place[0])
-        axes.vlines(place[0], place[1], roof, color=colour, linewidth=1, linestyle=(0, (2, 2)), zorder=2)
-        label = f"{number}  {point['network']}, {point['name'].removeprefix('Sightline ')}: {point['gap']:.1f} x its bound"
         axes.plot(
-            *place, "o", color=colour, markersize=13, markeredgecolor="white", zorder=3 + number, label=label, linestyle=""
+            intensity,
+            np.minimum(peak, bandwidth * intensity),
+            color=colour,
+            linewidth=1.8,
+            zorder=1,
         )
-        axes.text(*place, str(number), color="white", fontsize=8, weight="bold", ha="center", va="center", zorder=3 + number)
+        text = f"{precision} {peak:.0f} GFLOP/s"
+        axes.annotate(
+            text, (knee, peak), xytext=(14, 4), textcoords="offset points", color=colour, fontsize=9
+        )
+    for number, point in enumerate(points, start=1):
+        colour, place = (
+            COLOURS.get(point["precision"], DARK),
+            (point["flop_per_byte"], point["gflop_per_s"]),
+        )
+        roof = min(peaks[point["precision"]], bandwidth * place[0])
+        axes.vlines(
+            place[0], place[1], roof, color=colour, linewidth=1, linestyle=(0, (2, 2)), zorder=2
+        )
+        label = (
+            f"{number}  {point['network']}, {point['name'].removeprefix('Sightline ')}:"
+            f" {point['gap']:.1f} x its bound"
+        )
+        axes.plot(
+            *place,
+            "o",
+            color=colour,
+            markersize=13,
+            markeredgecolor="white",
+            zorder=3 + number,
+            label=label,
+            linestyle="",
+        )
+        axes.text(
+            *place,
+            str(number),
+            color="white",
+            fontsize=8,
+            weight="bold",
+            ha="center",
+            va="center",
+            zorder=3 + number,
+        )
     lowest = min([point["gflop_per_s"] for point in points] + list(peaks.values()))
     axes.set(
-        xscale="log", yscale="log", xlabel="FLOP for each byte moved", ylabel="GFLOP/s", xlim=(intensity[0], intensity[-1])
+        xscale="log",
+        yscale="log",
+        xlabel="FLOP for each byte moved",
+        ylabel="GFLOP/s",
+        xlim=(intensity[0], intensity[-1]),
     )
     axes.set_ylim(0.5 * lowest, 1.8 * max(peaks.values()))
-    axes.set_title(f"Roofline of this machine, memory at {bandwidth:.1f} GB/s", fontsize=12, loc="left")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, labelspacing=1.1, handletextpad=0.3)
+    axes.set_title(
+        f"Roofline of this machine, memory at {bandwidth:.1f} GB/s", fontsize=12, loc="left"
+    )
+    axes.legend(
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+        fontsize=9,
+        labelspacing=1.1,
+        handletextpad=0.3,
+    )
     _plain(axes)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
@@ -205,24 +279,57 @@ def _sweep(result: dict[str, Any]) -> "Figure":
     """Milliseconds for an image against input side, beside the area's growth, and against batch."""
     sweep = result["sweep"]
     by_size = sorted((p for p in sweep["points"] if p["batch"] == 1), key=lambda p: p["size_px"])
-    by_batch = sorted((p for p in sweep["points"] if p["size_px"] == sweep["size_px"]), key=lambda p: p["batch"])
-    panels = [panel for panel in (("input side, px", "size_px", by_size), ("images in a call", "batch", by_batch)) if panel[2]]
+    by_batch = sorted(
+        (p for p in sweep["points"] if p["size_px"] == sweep["size_px"]), key=lambda p: p["batch"]
+    )
+    panels = [
+        panel
+        for panel in (
+            ("input side, px", "size_px", by_size),
+            ("images in a call", "batch", by_batch),
+        )
+        if panel[2]
+    ]
     figure = _figure(5.4 * len(panels) + 0.4, 4.2)
-    for axes, (label, key, points) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        x, y, above = (np.array([p[name] for p in points]) for name in (key, "ms_per_image", "p90_ms_per_image"))
-        axes.fill_between(x, y, above, color=OURS, alpha=0.18, linewidth=0, label="to the 90th percentile")
+    for axes, (label, key, points) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
+    ):
+        x, y, above = (
+            np.array([p[name] for p in points])
+            for name in (key, "ms_per_image", "p90_ms_per_image")
+        )
+        axes.fill_between(
+            x, y, above, color=OURS, alpha=0.18, linewidth=0, label="to the 90th percentile"
+        )
         axes.plot(x, y, "o-", color=OURS, markersize=6, label="median")
         if key == "size_px":
             area = y[-1] * (x / x[-1]) ** 2
-            axes.plot(x, area, color=DARK, linewidth=1.2, linestyle=(0, (5, 3)), label="in proportion to the area")
+            axes.plot(
+                x,
+                area,
+                color=DARK,
+                linewidth=1.2,
+                linestyle=(0, (5, 3)),
+                label="in proportion to the area",
+            )
         for place, value in zip(x, y, strict=True):
-            axes.annotate(f"{value:.1f}", (place, value), xytext=(4, -13), textcoords="offset points", fontsize=9, color=OURS)
+            axes.annotate(
+                f"{value:.1f}",
+                (place, value),
+                xytext=(4, -13),
+                textcoords="offset points",
+                fontsize=9,
+                color=OURS,
+            )
         axes.set(xlabel=label, ylabel="milliseconds per image", ylim=(0, 1.35 * above.max()))
         axes.set_xticks(x, [str(value) for value in x])
         axes.margins(x=0.08)
         axes.legend(loc="upper left", frameon=False, fontsize=9)
         _plain(axes)
-    figure.suptitle(f"{sweep['network']} {sweep['precision']}, engine only, map at {sweep['layer']}", fontsize=12)
+    figure.suptitle(
+        f"{sweep['network']} {sweep['precision']}, engine only, map at {sweep['layer']}",
+        fontsize=12,
+    )
     return figure
 
 
@@ -232,7 +339,10 @@ CROWDED = 0.05
 
 def print_bench(result: dict[str, Any], console: Console) -> None:
     """Every part as a table, and the conditions under it."""
-    console.print(latency_table(f"{result['source']}, {result['engine']}, {result['verdict']}", result), settling(result))
+    console.print(
+        latency_table(f"{result['source']}, {result['engine']}, {result['verdict']}", result),
+        settling(result),
+    )
     for engine in result["engines"]:
         if "gpu" in engine:
             console.print(gpu_table(engine["engine"], engine["gpu"]), *map(settling, engine["gpu"]))
@@ -248,25 +358,50 @@ def settling(part: dict[str, Any]) -> Text:
     """Whether a part settled, in words, and what was not counted."""
     rule, samples = part["stability"], part.get("frames", part.get("calls"))
     unit = rule["unit"]
-    condition = f"{rule['windows']} successive windows of {rule['window']} {unit} within {100 * rule['tolerance']:g} %"
-    before = f"{part['warm_up_calls']} warm-up calls not counted; " if "warm_up_calls" in part else ""
+    condition = (
+        f"{rule['windows']} successive windows of {rule['window']} {unit} within"
+        f" {100 * rule['tolerance']:g} %"
+    )
+    before = (
+        f"{part['warm_up_calls']} warm-up calls not counted; " if "warm_up_calls" in part else ""
+    )
     others = rule["busy_elsewhere"] or 0.0
-    busy = f"; other programs took {100 * others:.0f} % of the processors" if others > CROWDED else ""
+    busy = (
+        f"; other programs took {100 * others:.0f} % of the processors" if others > CROWDED else ""
+    )
     if rule["stable"]:
-        return Text(f"{before}stable after {samples} {unit}: {condition}{busy}", style="yellow" if busy else "dim")
-    text = f"{before}NOT STABLE within {rule['time_limit_s']:g} s, {samples} {unit}: not {condition}{busy}"
+        return Text(
+            f"{before}stable after {samples} {unit}: {condition}{busy}",
+            style="yellow" if busy else "dim",
+        )
+    text = (
+        f"{before}NOT STABLE within {rule['time_limit_s']:g} s, {samples} {unit}: not"
+        f" {condition}{busy}"
+    )
     return Text(text, style="yellow")
 
 
 def peers_table(engine: dict[str, Any]) -> Group:
     """One network's rows: ours, then the peers, then those that could not run and why."""
-    table = Table(title=f"{engine['engine']}, one image, {engine['calls']} calls each, in turns", title_justify="left")
+    table = Table(
+        title=f"{engine['engine']}, one image, {engine['calls']} calls each, in turns",
+        title_justify="left",
+    )
     for column in ("", "p50 ms", "p90 ms", "times ours"):
         table.add_column(column, justify="left" if not column else "right")
     for row in engine["peers"]:
         style = "bold" if row["name"].startswith("Sightline") else ""
-        table.add_row(row["name"], f"{row['p50_ms']:.2f}", f"{row['p90_ms']:.2f}", f"{row['ratio']:.2f} x", style=style)
-    reasons = [Text(f"{row['name']}: not available: {row['why']}", style="yellow") for row in engine["not_available"]]
+        table.add_row(
+            row["name"],
+            f"{row['p50_ms']:.2f}",
+            f"{row['p90_ms']:.2f}",
+            f"{row['ratio']:.2f} x",
+            style=style,
+        )
+    reasons = [
+        Text(f"{row['name']}: not available: {row['why']}", style="yellow")
+        for row in engine["not_available"]
+    ]
     return Group(table, *reasons, settling(engine))
 
 
@@ -284,8 +419,13 @@ def roofline_table(roofline: dict[str, Any]) -> Group:
             *bounds,
             f"{point['gap']:.2f} x",
         )
-    peaks = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in roofline["gflop_per_s"].items())
-    return Group(table, Text(f"measured peaks: {peaks}; memory {roofline['gbyte_per_s']:.1f} GB/s", style="dim"))
+    peaks = ", ".join(
+        f"{name} {value:.0f} GFLOP/s" for name, value in roofline["gflop_per_s"].items()
+    )
+    return Group(
+        table,
+        Text(f"measured peaks: {peaks}; memory {roofline['gbyte_per_s']:.1f} GB/s", style="dim"),
+    )
 
 
 def sweep_table(sweep: dict[str, Any]) -> Group:

@@ -44,10 +44,11 @@ def bench(
     sizes_px: Sequence[int] = (),
     batches: Sequence[int] = (),
 ) -> tuple[dict[str, Any], Run]:
-    """Everything: end to end with the first choice, each choice beside its peers, sweeps of the first, the roofline.
+    """Everything: end to end with the first choice, each choice beside its peers, sweeps of the
+    first, the roofline.
 
-    Where the backend is one of ``GPU_BACKENDS``, each choice is timed in trtexec's words and beside peers on that GPU, and
-    there is no roofline, which is the processor's.
+    Where the backend is one of ``GPU_BACKENDS``, each choice is timed in trtexec's words and beside
+    peers on that GPU, and there is no roofline, which is the processor's.
 
     Args:
         source: any source; one that ends is run again until the figures have settled.
@@ -63,7 +64,12 @@ def bench(
     if choices[0].backend in GPU_BACKENDS:
         engines = [bench_gpu(choice, batches, seconds, console) for choice in choices]
         whole, run = bench_end_to_end(choices[0], source, seconds, console)
-        return {**whole, "peers": engines[0]["peers"], "not_available": engines[0]["not_available"], "engines": engines}, run
+        return {
+            **whole,
+            "peers": engines[0]["peers"],
+            "not_available": engines[0]["not_available"],
+            "engines": engines,
+        }, run
     whole, run = bench_end_to_end(choices[0], source, seconds, console)
     peaks, engines, points = _measured_peaks(console), [], []
     for choice in choices:
@@ -71,7 +77,12 @@ def bench(
         engines.append(engine)
         points += [(engine, name, *work) for name, work in works.items()]
         peaks = peaks.best(_measured_peaks(console))
-    result = {**whole, "peers": engines[0]["peers"], "not_available": engines[0]["not_available"], "engines": engines}
+    result = {
+        **whole,
+        "peers": engines[0]["peers"],
+        "not_available": engines[0]["not_available"],
+        "engines": engines,
+    }
     if sizes_px or batches:
         result["sweep"] = sweep(choices[0], sizes_px, batches, seconds, console)
     result["roofline"] = {**peaks.report(), "points": [_point(*point, peaks) for point in points]}
@@ -83,18 +94,27 @@ def _measured_peaks(console: Console) -> Peaks:
         return measure_peaks()
 
 
-def _point(engine: dict[str, Any], name: str, precision: str, work: Work, peaks: Peaks) -> dict[str, Any]:
+def _point(
+    engine: dict[str, Any], name: str, precision: str, work: Work, peaks: Peaks
+) -> dict[str, Any]:
     achieved_ms = next(row["p50_ms"] for row in engine["peers"] if row["name"] == name)
-    return {"network": engine["engine"], "name": name, **roofline_point(work, precision, peaks, achieved_ms)}
+    return {
+        "network": engine["engine"],
+        "name": name,
+        **roofline_point(work, precision, peaks, achieved_ms),
+    }
 
 
 def choices(models: str, choice: Choice) -> list[Choice]:
-    """What ``--models compact,vgg16`` and its like name: without weights the shipped ones, or random (speed is the same).
+    """What ``--models compact,vgg16`` and its like name: without weights the shipped ones, or
+    random (speed is the same).
 
     Given weights are those of the one network named, or of all but the compact one.
     """
     names = [name.strip() for name in models.split(",")]
-    own = dict.fromkeys(names, choice.weights or "random") | ({"compact": choice.weights if len(names) == 1 else None})
+    own = dict.fromkeys(names, choice.weights or "random") | (
+        {"compact": choice.weights if len(names) == 1 else None}
+    )
     return [replace(choice, model=name, weights=own[name]) for name in names]
 
 
@@ -106,14 +126,18 @@ def whole_numbers(text: str, option: str) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdigit() and int(part) for part in parts):
-        raise SightlineError(f"{option} {text}: write whole numbers with commas between them, like 96,128")
+        raise SightlineError(
+            f"{option} {text}: write whole numbers with commas between them, like 96,128"
+        )
     return [int(part) for part in parts]
 
 
 def variants(classifier: Classifier, choice: Choice) -> dict[str, Variant]:
-    """Our rows by name; the first is what peers are compared with: what a user gets. One line makes a row.
+    """Our rows by name; the first is what peers are compared with: what a user gets. One line makes
+    a row.
 
-    Peers differentiate down to the pixels. So do some rows, whatever the head reads; their names say how deep each goes.
+    Peers differentiate down to the pixels. So do some rows, whatever the head reads; their names
+    say how deep each goes.
     """
     head, objective = choose_head(choice, classifier), objective_of(choice.method)
     best, spec = best_precision(), head.spec if head else MapSpec(objective)
@@ -130,7 +154,10 @@ def variants(classifier: Classifier, choice: Choice) -> dict[str, Variant]:
         f"Sightline {best}, to pixels": (pixels(), best),
         "Sightline fp32, to pixels": (pixels(), "fp32"),
     }
-    return {name: Variant(graph, OpenVinoEngine(graph, precision)) for name, (graph, precision) in rows.items()}
+    return {
+        name: Variant(graph, OpenVinoEngine(graph, precision))
+        for name, (graph, precision) in rows.items()
+    }
 
 
 def quantization_for_timing(choice: Choice, classifier: Classifier, spec: MapSpec) -> Quantization:
@@ -139,21 +166,30 @@ def quantization_for_timing(choice: Choice, classifier: Classifier, spec: MapSpe
     return found or rough_quantization(classifier, spec.objective)
 
 
-def bench_engine(choice: Choice, seconds: float, console: Console) -> tuple[dict[str, Any], dict[str, tuple[str, Work]]]:
-    """Time one image through the whole graph beside its peers, in turns, until all have settled or the time is up.
+def bench_engine(
+    choice: Choice, seconds: float, console: Console
+) -> tuple[dict[str, Any], dict[str, tuple[str, Work]]]:
+    """Time one image through the whole graph beside its peers, in turns, until all have settled or
+    the time is up.
 
     Args:
-        choice: model, weights, method, size and head; every precision that the processor has is timed.
+        choice: model, weights, method, size and head; every precision that the processor has is
+            timed.
         seconds: time limit; compiling and warm-up (5 calls of each) not included.
         console: for progress.
 
     Returns:
-        (``engine`` (name), ``calls``, ``warm_up_calls``, ``stability``, ``peers`` (see ``row_of``, ours first) and
-        ``not_available`` (name and why); precision and work of each of our rows by name).
+        (``engine`` (name), ``calls``, ``warm_up_calls``, ``stability``, ``peers`` (see ``row_of``,
+        ours first) and ``not_available`` (name and why); precision and work of each of our rows by
+        name).
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     title = f"{choice.model} at {classifier.size_px} px"
-    image = np.random.default_rng(0).integers(0, 256, (1, classifier.size_px, classifier.size_px, 3)).astype(np.uint8)
+    image = (
+        np.random.default_rng(0)
+        .integers(0, 256, (1, classifier.size_px, classifier.size_px, 3))
+        .astype(np.uint8)
+    )
     with console.status(f"{title}: building and compiling, peers too ..."):
         ours = variants(classifier, choice)
         others, missing = peers(Task(classifier, image, next(iter(ours.values())).graph))
@@ -162,7 +198,10 @@ def bench_engine(choice: Choice, seconds: float, console: Console) -> tuple[dict
     samples_ms, stability = take_turns(calls, seconds, console, title)
     first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
     rows = [row_of(name, values, first) for name, values in samples_ms.items()]
-    works = {name: (variant.engine.precision, count_work(variant.graph)) for name, variant in ours.items()}
+    works = {
+        name: (variant.engine.precision, count_work(variant.graph))
+        for name, variant in ours.items()
+    }
     return {
         "engine": title,
         "calls": len(next(iter(samples_ms.values()))),
@@ -173,33 +212,62 @@ def bench_engine(choice: Choice, seconds: float, console: Console) -> tuple[dict
     }, works
 
 
-def sweep(choice: Choice, sizes_px: Sequence[int], batches: Sequence[int], seconds: float, console: Console) -> dict[str, Any]:
-    """Time of one image against input size (one at a time) and against batch (at the usual size), all in turns.
+def sweep(
+    choice: Choice,
+    sizes_px: Sequence[int],
+    batches: Sequence[int],
+    seconds: float,
+    console: Console,
+) -> dict[str, Any]:
+    """Time of one image against input size (one at a time) and against batch (at the usual size),
+    all in turns.
 
-    The map where the network's usual head reads it, no head: one network at every size. Engine only, in 8 bits.
+    The map where the network's usual head reads it, no head: one network at every size. Engine
+    only, in 8 bits.
 
     Returns:
-        ``network``, ``size_px``, ``precision``, ``stability`` and ``points``: ``size_px``, ``batch``, ``ms_per_image``,
-        ``p90_ms_per_image``.
+        ``network``, ``size_px``, ``precision``, ``stability`` and ``points``: ``size_px``,
+        ``batch``, ``ms_per_image``, ``p90_ms_per_image``.
 
     Raises:
         ModelError: the network does not take one of the sizes.
     """
     usual = load_classifier(choice.model, choice.weights, choice.size_px)
     usual_px, spec = usual.size_px, chosen_spec(choice, choose_head(choice, usual))
-    cells = dict.fromkeys([*((size_px, 1) for size_px in sizes_px), *((usual_px, batch) for batch in batches)])
+    cells = dict.fromkeys(
+        [*((size_px, 1) for size_px in sizes_px), *((usual_px, batch) for batch in batches)]
+    )
     calls: dict[str, Call] = {}
     with console.status("building every size and batch ..."):
         for size_px, batch in cells:
             classifier = load_classifier(choice.model, choice.weights, size_px)
             ranges = quantization_for_timing(choice, classifier, spec)
             engine = OpenVinoEngine(build_graph(classifier, spec, batch=batch, quantization=ranges))
-            images = np.random.default_rng(0).integers(0, 256, (batch, size_px, size_px, 3)).astype(np.uint8)
-            calls[f"{size_px} {batch}"] = engine_call(engine, {IMAGE: images, WANTED_CLASS: np.full(batch, -1)})
+            images = (
+                np.random.default_rng(0)
+                .integers(0, 256, (batch, size_px, size_px, 3))
+                .astype(np.uint8)
+            )
+            calls[f"{size_px} {batch}"] = engine_call(
+                engine, {IMAGE: images, WANTED_CLASS: np.full(batch, -1)}
+            )
     samples_ms, stability = take_turns(calls, seconds, console, "sizes and batches")
     points = []
     for (size_px, batch), values in zip(cells, samples_ms.values(), strict=True):
         found = percentiles(array("d", [value / batch for value in values]))
-        points.append({"size_px": size_px, "batch": batch, "ms_per_image": found["p50"], "p90_ms_per_image": found["p90"]})
-    facts = {"network": choice.model, "size_px": usual_px, "layer": spec.layer, "precision": "int8", "calls": len(values)}
+        points.append(
+            {
+                "size_px": size_px,
+                "batch": batch,
+                "ms_per_image": found["p50"],
+                "p90_ms_per_image": found["p90"],
+            }
+        )
+    facts = {
+        "network": choice.model,
+        "size_px": usual_px,
+        "layer": spec.layer,
+        "precision": "int8",
+        "calls": len(values),
+    }
     return {**facts, "stability": stability, "points": points}

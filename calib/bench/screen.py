@@ -1,15 +1,19 @@
-"""Measures latency from glass to glass: from an event on the screen, through the camera, to its picture on the screen.
+"""Measures latency from glass to glass: from an event on the screen, through the camera, to its
+picture on the screen.
 
 ::
 
-    screen: code n, drawn at t(n) ─► camera ─► source ─► engine ─► drawing ─► window: shown at T, code n read off the frame
+    screen: code n, drawn at t(n) ─► camera ─► source ─► engine ─► drawing
+            ─► window: shown at T, code n read off the frame
 
-A code passes through the display once, on its way to the camera, and T is taken when the finished picture is handed to the
-display. So T - t(n) holds the display's delay, the camera's and ours, each once: what lies between an event before the lens and
-the eyes that watch it. Of each code only the first sighting counts: waiting for the next exposure is part of it.
+A code passes through the display once, on its way to the camera, and T is taken when the finished
+picture is handed to the display. So T - t(n) holds the display's delay, the camera's and ours, each
+once: what lies between an event before the lens and the eyes that watch it. Of each code only the
+first sighting counts: waiting for the next exposure is part of it.
 
-Codes are ArUco markers (Garrido-Jurado et al., "Automatic generation and detection of highly reliable fiducial markers under
-occlusion", 2014): black and white cells that differ in many places from each other, read from any side, none corrected.
+Codes are ArUco markers (Garrido-Jurado et al., "Automatic generation and detection of highly
+reliable fiducial markers under occlusion", 2014): black and white cells that differ in many places
+from each other, read from any side, none corrected.
 """
 
 import http.server
@@ -49,12 +53,16 @@ TITLE = "Sightline - point the camera here"
 
 
 class Codes:
-    """Codes that are shown one after the other, and when each was; numbers begin again after ``CODES``."""
+    """Codes that are shown one after the other, and when each was; numbers begin again after
+    ``CODES``.
+    """
 
     def __init__(self) -> None:
         self._dictionary = cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_5X5_1000)
         parameters = cv2.aruco.DetectorParameters()
-        parameters.errorCorrectionRate = 0.0  # a code that is not read cleanly is not read: torn frames hold two halves
+        parameters.errorCorrectionRate = (
+            0.0  # a code that is not read cleanly is not read: torn frames hold two halves
+        )
         self._detector = cv2.aruco.ArucoDetector(self._dictionary, parameters)
         self._lock = threading.Lock()
         self._shown_ns: dict[int, int] = {}
@@ -65,14 +73,17 @@ class Codes:
         code = self.count % CODES
         marker = cv2.aruco.generateImageMarker(self._dictionary, code, CODE_PX)
         edges = (BORDER_PX,) * 4
-        picture = cv2.copyMakeBorder(cv2.cvtColor(marker, cv2.COLOR_GRAY2BGR), *edges, cv2.BORDER_CONSTANT, value=(255,) * 3)
+        picture = cv2.copyMakeBorder(
+            cv2.cvtColor(marker, cv2.COLOR_GRAY2BGR), *edges, cv2.BORDER_CONSTANT, value=(255,) * 3
+        )
         self.count += 1
         with self._lock:
             self._shown_ns[code] = time.monotonic_ns()
         return np.asarray(picture, np.uint8)
 
     def seen(self, image_bgr: ImageBgr) -> int | None:
-        """When the newest code in the image was shown (``time.monotonic_ns()``); None if none is readable, or none is new.
+        """When the newest code in the image was shown (``time.monotonic_ns()``); None if none is
+        readable, or none is new.
 
         A camera may also see older codes, in the picture of the picture: they are forgotten.
         """
@@ -85,7 +96,9 @@ class Codes:
             )
             newest_ns = max(times_ns, default=None)
             if newest_ns is not None:
-                self._shown_ns = {code: at_ns for code, at_ns in self._shown_ns.items() if at_ns > newest_ns}
+                self._shown_ns = {
+                    code: at_ns for code, at_ns in self._shown_ns.items() if at_ns > newest_ns
+                }
         return newest_ns
 
 
@@ -97,7 +110,9 @@ class Screen(Protocol):
 
 
 class WindowScreen:
-    """A window with the code beside the finished picture; a new code with every picture. ``q`` or Escape ends."""
+    """A window with the code beside the finished picture; a new code with every picture. ``q`` or
+    Escape ends.
+    """
 
     def __init__(self, codes: Codes) -> None:
         self._codes = codes
@@ -111,7 +126,9 @@ class WindowScreen:
     def _draw(self, code: ImageBgr, picture: ImageBgr | None) -> None:
         if picture is not None:
             height = code.shape[0]
-            small = cv2.resize(picture, (round(picture.shape[1] * height / picture.shape[0]), height))
+            small = cv2.resize(
+                picture, (round(picture.shape[1] * height / picture.shape[0]), height)
+            )
             code = np.hstack([code, np.asarray(small, np.uint8)])
         cv2.imshow(TITLE, code)
         if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
@@ -119,7 +136,8 @@ class WindowScreen:
 
 
 class LoopScreen:
-    """A screen and a camera in one, to try the measurement: a stream that replays the codes a known time after they were shown.
+    """A screen and a camera in one, to try the measurement: a stream that replays the codes a known
+    time after they were shown.
 
     Attributes:
         address: of the stream (Motion JPEG over HTTP).
@@ -166,7 +184,10 @@ class LoopScreen:
                 self.end_headers()
                 try:
                     for jpeg in screen._replayed():
-                        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                        head = (
+                            "--frame\r\nContent-Type: image/jpeg\r\nContent-Length:"
+                            f" {len(jpeg)}\r\n\r\n"
+                        )
                         self.wfile.write(head.encode() + jpeg + b"\r\n")
                 except OSError:
                     return  # the reader has gone
@@ -177,7 +198,8 @@ class LoopScreen:
 
 
 class ScreenSink:
-    """Shows every finished picture, and has the codes of its frame read in a thread of its own, so that reading delays nothing.
+    """Shows every finished picture, and has the codes of its frame read in a thread of its own, so
+    that reading delays nothing.
 
     Attributes:
         glass_ms: from a code's being drawn to its picture's being shown.
@@ -222,15 +244,16 @@ def bench_screen(source: str, choice: Choice, seconds: float, console: Console) 
     """Show codes, watch them through a camera, the engine and the drawing, and time the whole way.
 
     Args:
-        source: a camera or stream that sees this screen; ``loop:MS``: neither screen nor camera, but a stream that replays the
-            codes so much later, to try the measurement.
+        source: a camera or stream that sees this screen; ``loop:MS``: neither screen nor camera,
+            but a stream that replays the codes so much later, to try the measurement.
         choice: the engine.
         seconds: how long.
         console: for progress.
 
     Returns:
-        ``glass_to_glass_ms`` (percentiles), ``own_ms`` (of it, from capture to shown), ``elsewhere_ms`` (the rest: display,
-        exposure, transfer), ``codes_shown``, ``codes_seen``, ``frames``, ``dropped``, ``source``, ``engine``, ``machine``.
+        ``glass_to_glass_ms`` (percentiles), ``own_ms`` (of it, from capture to shown),
+        ``elsewhere_ms`` (the rest: display, exposure, transfer), ``codes_shown``, ``codes_seen``,
+        ``frames``, ``dropped``, ``source``, ``engine``, ``machine``.
 
     Raises:
         SightlineError: no display, or the camera sees no code.
@@ -238,12 +261,18 @@ def bench_screen(source: str, choice: Choice, seconds: float, console: Console) 
     localizer = open_localizer(choice)
     warm_up(localizer)
     run, codes = Run(), Codes()
-    with _screen(source, codes) as (screen, address), open_source(address) as frames, ScreenSink(screen, codes) as sink:
-        console.print(
-            f"{seconds:g} s: {'point the camera at the code on the screen' if address == source else 'a virtual loop'}"
-        )
+    with (
+        _screen(source, codes) as (screen, address),
+        open_source(address) as frames,
+        ScreenSink(screen, codes) as sink,
+    ):
+        real = address == source
+        what = "point the camera at the code on the screen" if real else "a virtual loop"
+        console.print(f"{seconds:g} s: {what}")
         begin_s = time.monotonic()
-        with closing(run_frames(latest_frames(frames, paced=False), localizer, [sink], run, under_way=1)) as records:
+        with closing(
+            run_frames(latest_frames(frames, paced=False), localizer, [sink], run, under_way=1)
+        ) as records:
             for _ in records:
                 passed_s = time.monotonic() - begin_s
                 if passed_s >= seconds:
@@ -252,7 +281,8 @@ def bench_screen(source: str, choice: Choice, seconds: float, console: Console) 
                     break
     if not sink.glass_ms:
         raise SightlineError(
-            f"{source} sees no code: point it at the window, with nothing between, not too close, not too bright"
+            f"{source} sees no code: point it at the window, with nothing between, not too close,"
+            " not too bright"
         )
     elsewhere_ms = [glass - own for glass, own in zip(sink.glass_ms, sink.own_ms, strict=True)]
     return {
@@ -274,7 +304,10 @@ def _screen(source: str, codes: Codes) -> Iterator[tuple[Screen, str]]:
     """(the screen, what sees it)."""
     if not source.startswith("loop:"):
         if not has_display():
-            raise SightlineError("bench --screen needs a display for its code; to try it without one: bench --screen loop:100")
+            raise SightlineError(
+                "bench --screen needs a display for its code; to try it without one: bench --screen"
+                " loop:100"
+            )
         try:
             yield WindowScreen(codes), source
         finally:
@@ -285,18 +318,29 @@ def _screen(source: str, codes: Codes) -> Iterator[tuple[Screen, str]]:
         if not 0 <= delay_ms <= CODES / LOOP_FPS * 500:
             raise ValueError
     except ValueError:
-        raise SourceError(f"'{source}': write loop:MS, the delay in milliseconds, like loop:100") from None
+        raise SourceError(
+            f"'{source}': write loop:MS, the delay in milliseconds, like loop:100"
+        ) from None
     with closing(LoopScreen(codes, delay_ms)) as screen:
         yield screen, screen.address
 
 
 def print_screen(result: dict[str, Any], console: Console) -> None:
     """As a table for the terminal."""
-    table = Table(title=f"glass to glass: {result['source']}, {result['engine']}", title_justify="left")
+    table = Table(
+        title=f"glass to glass: {result['source']}, {result['engine']}", title_justify="left"
+    )
     table.add_column("")
     for name in PERCENTILES:
         table.add_column(f"{name.replace('_', '.')} ms", justify="right")
-    rows = {"screen to screen": "glass_to_glass_ms", "ours: capture to shown": "own_ms", "display and camera": "elsewhere_ms"}
+    rows = {
+        "screen to screen": "glass_to_glass_ms",
+        "ours: capture to shown": "own_ms",
+        "display and camera": "elsewhere_ms",
+    }
     for title, key in rows.items():
         table.add_row(title, *(f"{result[key][name]:.1f}" for name in PERCENTILES))
-    console.print(table, f"{result['codes_seen']} of {result['codes_shown']} codes seen, {result['frames']} frames")
+    console.print(
+        table,
+        f"{result['codes_seen']} of {result['codes_shown']} codes seen, {result['frames']} frames",
+    )

@@ -1,4 +1,6 @@
-"""What PyTorch's users run for a sensitivity map, on the same network and pixels: autograd, its compiler, Captum, Grad-CAM."""
+"""What PyTorch's users run for a sensitivity map, on the same network and pixels: autograd, its
+compiler, Captum, Grad-CAM.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +22,8 @@ Call = Callable[[], Array]
 
 
 class FromPixels(nn.Module):
-    """A classifier with its normalisation in front: float32 pixels 0..255 ``[N, 3, S, S]``, in its channel order, to scores.
+    """A classifier with its normalisation in front: float32 pixels 0..255 ``[N, 3, S, S]``, in its
+    channel order, to scores.
 
     Raises:
         EngineError: there is no module for this network.
@@ -43,7 +46,8 @@ class FromPixels(nn.Module):
 
 
 class TorchPeers:
-    """Calls that do one image's work, each from the same uint8 image, without gradients for the weights.
+    """Calls that do one image's work, each from the same uint8 image, without gradients for the
+    weights.
 
     Args:
         classifier: the network.
@@ -55,7 +59,13 @@ class TorchPeers:
         EngineError: there is no module for this network.
     """
 
-    def __init__(self, classifier: Classifier, image_nhwc_bgr: Array, device: str = "cpu", precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        image_nhwc_bgr: Array,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
         self._classifier, self._image = classifier, image_nhwc_bgr
         self._place, self._dtype = torch.device(device), DTYPES[precision]
         self._network = FromPixels(classifier).eval().to(self._place, self._dtype)
@@ -76,11 +86,15 @@ class TorchPeers:
         return self._sensitivity(self._network)
 
     def compiled(self) -> Call:
-        """The same, forward and backward through ``torch.compile``, which needs a C++ compiler. The first call compiles."""
+        """The same, forward and backward through ``torch.compile``, which needs a C++ compiler. The
+        first call compiles.
+        """
         return self._sensitivity(torch.compile(self._network))
 
     def captum_saliency(self) -> Call:
-        """The same by Captum; the best score is taken inside, which saves its users a forward pass to find the class."""
+        """The same by Captum; the best score is taken inside, which saves its users a forward pass
+        to find the class.
+        """
         from captum.attr import Saliency
 
         saliency = Saliency(lambda pixels: self._network(pixels).amax(1))
@@ -93,14 +107,21 @@ class TorchPeers:
     def grad_cam(self) -> Call:
         """pytorch-grad-cam at the activations of the last convolution, ``[1, S, S]`` in 0..1.
 
-        Its users' networks want gradients for every weight. Here only the last convolution's bias does, so that the backward
+        Its users' networks want gradients for every weight. Here only the last convolution's bias
+        does, so that the backward
         pass ends there: the cheapest that the library can be.
         """
         with torchvision_stand_in():
             from pytorch_grad_cam import GradCAM
-        network = FromPixels(self._classifier).eval()  # its own: the library leaves hooks in the modules
+        network = FromPixels(
+            self._classifier
+        ).eval()  # its own: the library leaves hooks in the modules
         inner = network.network
-        last, activated = (inner.features[-3], inner.features[-2]) if isinstance(inner, Vgg16) else (inner.conv_final,) * 2
+        last, activated = (
+            (inner.features[-3], inner.features[-2])
+            if isinstance(inner, Vgg16)
+            else (inner.conv_final,) * 2
+        )
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
         last.bias.requires_grad_(True)
@@ -143,7 +164,9 @@ class TorchPeers:
 
     def _pixels(self) -> Tensor:
         pixels = torch.from_numpy(self._image).to(self._place).permute(0, 3, 1, 2).to(self._dtype)
-        return (pixels.flip(1) if self._classifier.preprocessing.order == "rgb" else pixels).contiguous()
+        return (
+            pixels.flip(1) if self._classifier.preprocessing.order == "rgb" else pixels
+        ).contiguous()
 
 
 def _gradient(network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
@@ -158,9 +181,11 @@ def _on_host(values: Tensor) -> Array:
 
 @contextmanager
 def torchvision_stand_in() -> Iterator[None]:
-    """Empty names in torchvision's place while pytorch-grad-cam is imported, where torchvision is not installed.
+    """Empty names in torchvision's place while pytorch-grad-cam is imported, where torchvision is
+    not installed.
 
-    The library imports image transforms and detection operators for helpers of its own; Grad-CAM uses none of them.
+    The library imports image transforms and detection operators for helpers of its own; Grad-CAM
+    uses none of them.
     """
     if find_spec("torchvision") is not None:
         yield

@@ -1,4 +1,6 @@
-"""The timed loops of the bench: frames a second from source to drawn frame, and engine calls that alternate with the peers'."""
+"""The timed loops of the bench: frames a second from source to drawn frame, and engine calls that
+alternate with the peers'.
+"""
 
 import tempfile
 import time
@@ -11,7 +13,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from calib.bench.compare import WINDOW_FRAMES, WINDOW_ROUNDS, Rule, mean, until_settled, window_values
+from calib.bench.compare import (
+    WINDOW_FRAMES,
+    WINDOW_ROUNDS,
+    Rule,
+    mean,
+    until_settled,
+    window_values,
+)
 from calib.bench.machine import Neighbours, machine
 from calib.bench.peers import Call
 from engines.choose import Choice, open_localizer
@@ -28,17 +37,23 @@ WARM_UP_CALLS = 5
 FRAMES = Rule(WINDOW_FRAMES, "frames")
 
 
-def bench_end_to_end(choice: Choice, source: str, seconds: float, console: Console) -> tuple[dict[str, Any], Run]:
+def bench_end_to_end(
+    choice: Choice, source: str, seconds: float, console: Console
+) -> tuple[dict[str, Any], Run]:
     """A source to drawn frames and a JSONL log (no encoding), in the terms of ``Run.summary``.
 
     A source that ends is run again and again, until its frames have settled or the time is up.
 
     Returns:
-        (``Run.summary`` and ``windows`` (``ms_per_frame`` from one finished frame to the next, and ``latency_ms``), ``passes``,
-        ``warm_up_calls``, ``stability``, ``source``, ``engine``, ``machine``; every frame's times).
+        (``Run.summary`` and ``windows`` (``ms_per_frame`` from one finished frame to the next, and
+        ``latency_ms``), ``passes``, ``warm_up_calls``, ``stability``, ``source``, ``engine``,
+        ``machine``; every frame's times).
     """
     localizer = open_localizer(choice, streams=0)
-    with closing(localizer.engine), console.status(f"{source}: until {FRAMES}, {seconds:g} s at most ..."):
+    with (
+        closing(localizer.engine),
+        console.status(f"{source}: until {FRAMES}, {seconds:g} s at most ..."),
+    ):
         warm_up(localizer)
         neighbours = Neighbours()
         run, intervals_ms, passes, stable = _repeated(source, localizer, seconds, time.perf_counter)
@@ -71,9 +86,11 @@ def warm_up(localizer: Localizer) -> None:
 def _repeated(
     source: str, localizer: Localizer, seconds: float, clock: Callable[[], float]
 ) -> tuple[Run, "array[float]", int, bool]:
-    """(every frame's stages, ms from one finished frame to the next, passes begun, whether they settled).
+    """(every frame's stages, ms from one finished frame to the next, passes begun, whether they
+    settled).
 
-    Opening the source is not counted; the first frame of a pass is, from the moment it is asked for.
+    Opening the source is not counted; the first frame of a pass is, from the moment it is asked
+    for.
     """
     run, intervals_ms, passes, begin = Run(), array("d"), 0, clock()
     settled, more = False, True
@@ -81,7 +98,10 @@ def _repeated(
         sinks: list[Sink] = [log, DrawnOnly()]
         while more:
             before, passes = len(intervals_ms), passes + 1
-            with open_source(source) as frames, closing(run_frames(every_frame(frames), localizer, sinks, run)) as loop:
+            with (
+                open_source(source) as frames,
+                closing(run_frames(every_frame(frames), localizer, sinks, run)) as loop,
+            ):
                 last = clock()
                 for _ in loop:
                     now = clock()
@@ -126,7 +146,9 @@ TURNS = Rule(WINDOW_ROUNDS, "rounds")
 
 
 def row_of(name: str, samples_ms: Sequence[float], first_p50_ms: float) -> dict[str, Any]:
-    """``name``, ``p50_ms``, ``p90_ms``, ``ratio`` (its median over ours), ``windows_ms`` (medians) and every sample."""
+    """``name``, ``p50_ms``, ``p90_ms``, ``ratio`` (its median over ours), ``windows_ms`` (medians)
+    and every sample.
+    """
     found = percentiles(array("d", samples_ms))
     return {
         "name": name,
@@ -146,10 +168,13 @@ def engine_call(engine: Engine, feed: Mapping[str, Array]) -> Call:
 def take_turns(
     calls: Mapping[str, Call], seconds: float, console: Console, title: str, rest_s: float = REST_S
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time A B C, C A B, ...: in every round each has its turn, so that a change of the machine's pace meets all alike.
+    """Time A B C, C A B, ...: in every round each has its turn, so that a change of the machine's
+    pace meets all alike.
 
-    Between calls the machine rests: the thread pools of PyTorch and ONNX Runtime spin for a while after their work, and
-    would otherwise take processor time from whoever comes next. Every round has an order of its own, for what is left of that.
+    Between calls the machine rests: the thread pools of PyTorch and ONNX Runtime spin for a while
+        after their work, and
+    would otherwise take processor time from whoever comes next. Every round has an order of its
+    own, for what is left of that.
 
     Args:
         calls: name to what does one image's work.
@@ -159,7 +184,8 @@ def take_turns(
         rest_s: between calls.
 
     Returns:
-        (milliseconds of every call by name, whether they settled in the terms of ``Rule.report``).
+        (milliseconds of every call by name, whether they settled in the terms of
+        ``Rule.report``).
     """
     for call in calls.values():
         for _ in range(WARM_UP_CALLS):
@@ -176,7 +202,9 @@ def take_turns(
             times_ms[name] = (time.perf_counter() - before) * 1e3
         return times_ms
 
-    with console.status(f"{title}: {len(calls)} in turns, until {TURNS}, {seconds:g} s at most ..."):
+    with console.status(
+        f"{title}: {len(calls)} in turns, until {TURNS}, {seconds:g} s at most ..."
+    ):
         neighbours = Neighbours()
         samples_ms, stable = until_settled(one_round, TURNS, seconds, time.perf_counter)
     return samples_ms, {**TURNS.report(stable, seconds), "busy_elsewhere": neighbours.share()}

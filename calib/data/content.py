@@ -1,4 +1,6 @@
-"""Reads the bytes, texts and values of label files in a folder, zip or tar, and checks their kind."""
+"""Reads the bytes, texts and values of label files in a folder, zip or tar, and checks their
+kind.
+"""
 
 import codecs
 import json
@@ -30,8 +32,12 @@ def is_archive(path: Path) -> bool:
 
 
 def visible(name: str) -> bool:
-    """Whether neither a file nor a folder of it is hidden, or what macOS and editors leave behind."""
-    return not any(part.startswith(".") and part != ".." for part in _parts(name)) and "__MACOSX" not in _parts(name)
+    """Whether neither a file nor a folder of it is hidden, or what macOS and editors leave
+    behind.
+    """
+    return not any(
+        part.startswith(".") and part != ".." for part in _parts(name)
+    ) and "__MACOSX" not in _parts(name)
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -39,15 +45,22 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def members(place: Path, suffixes: Set[str]) -> Readers:
-    """What reads each visible file of these kinds in a folder, zip or tar, by its path inside, in natural order.
+    """What reads each visible file of these kinds in a folder, zip or tar, by its path inside, in
+    natural order.
 
     Raises:
         SourceError: the archive cannot be read.
     """
     if is_archive(place):
         return {name: read for name, read in archive_members(place, suffixes) if visible(name)}
-    names = [p.relative_to(place).as_posix() for p in place.rglob("*") if has_suffix(p.name, suffixes) and p.is_file()]
-    return {name: partial(file_bytes, place / name) for name in natural_order(names) if visible(name)}
+    names = [
+        p.relative_to(place).as_posix()
+        for p in place.rglob("*")
+        if has_suffix(p.name, suffixes) and p.is_file()
+    ]
+    return {
+        name: partial(file_bytes, place / name) for name in natural_order(names) if visible(name)
+    }
 
 
 def file_bytes(path: Path) -> bytes:
@@ -63,7 +76,8 @@ def file_bytes(path: Path) -> bytes:
 
 
 def text_of(content: bytes, where: str, remarks: Remarks, declared: str = "") -> str:
-    """Decode by the byte order mark, the encoding that the file declares, UTF-8, or else Windows-1252, which is said.
+    """Decode by the byte order mark, the encoding that the file declares, UTF-8, or else
+    Windows-1252, which is said.
 
     Raises:
         BadLabelError: it is not text.
@@ -83,14 +97,19 @@ def text_of(content: bytes, where: str, remarks: Remarks, declared: str = "") ->
 
 def _decoded(content: bytes, encoding: str) -> str | None:
     try:
-        return codecs.decode(content, encoding) if codecs.lookup(encoding)._is_text_encoding else None
+        return (
+            codecs.decode(content, encoding) if codecs.lookup(encoding)._is_text_encoding else None
+        )
     except (UnicodeError, LookupError, ValueError):
         return None
 
 
 def _checked(text: str | None, where: str) -> str:
     if text is None or any(character in text for character in "\0\1\2\3\4\5\6\7\x08\x0e\x0f"):
-        raise BadLabelError(f"{where} is not a text file in UTF-8, UTF-16 or Windows-1252: it is damaged or of another kind")
+        raise BadLabelError(
+            f"{where} is not a text file in UTF-8, UTF-16 or Windows-1252: it is damaged or of"
+            " another kind"
+        )
     return text
 
 
@@ -103,7 +122,9 @@ def json_of(content: bytes, where: str, remarks: Remarks) -> Any:
     try:
         return json.loads(text_of(content, where, remarks))
     except RecursionError as error:
-        raise BadLabelError(f"{where} is not a label file: its JSON is nested too deeply") from error
+        raise BadLabelError(
+            f"{where} is not a label file: its JSON is nested too deeply"
+        ) from error
     except ValueError as error:
         raise BadLabelError(f"{where} is not JSON: {shown(error)}") from error
 
@@ -152,7 +173,11 @@ def field(item: object, *keys: str) -> Any:
 
 def optional(item: object, *keys: str) -> Any:
     """The same, None where it is missing."""
-    return next((item[key] for key in keys if item.get(key) is not None), None) if isinstance(item, Mapping) else None
+    return (
+        next((item[key] for key in keys if item.get(key) is not None), None)
+        if isinstance(item, Mapping)
+        else None
+    )
 
 
 def listed(value: object, what: str) -> Sequence[Any]:
@@ -181,9 +206,15 @@ def named(value: object, what: str) -> str:
 
 
 def size_of_labels(width: object, height: object) -> tuple[int, int] | None:
-    """An image's declared (width, height); None where it is missing, 0, or no size at all: the image itself tells."""
+    """An image's declared (width, height); None where it is missing, 0, or no size at all: the
+    image itself tells.
+    """
     try:
         sides = [number(side, "size") for side in (width, height)]
     except BadLabelError:
         return None
-    return (round(sides[0]), round(sides[1])) if all(math.isfinite(s) and 0 < s < 1e9 for s in sides) else None
+    return (
+        (round(sides[0]), round(sides[1]))
+        if all(math.isfinite(s) and 0 < s < 1e9 for s in sides)
+        else None
+    )

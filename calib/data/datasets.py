@@ -1,6 +1,8 @@
-"""Loads images with true boxes from every supported layout: CSV, PASCAL VOC and ImageNet-LOC XML, COCO json, sequences.
+"""Loads images with true boxes from every supported layout: CSV, PASCAL VOC and ImageNet-LOC XML,
+COCO json, sequences.
 
-Images lie in a folder, zip or tar; nothing is unpacked. Boxes become continuous pixel edges x0, y0, x1, y1 of the image.
+Images lie in a folder, zip or tar; nothing is unpacked. Boxes become continuous pixel edges x0, y0,
+x1, y1 of the image.
 """
 
 from collections import Counter
@@ -40,7 +42,8 @@ class Sample:
 
     Attributes:
         name: of the image, as in the labels.
-        read: decodes it to uint8 BGR; raises SourceError where image and labels cannot belong together.
+        read: decodes it to uint8 BGR; raises SourceError where image and labels cannot belong
+            together.
         truths: its boxes; none where a sequence has no object in the frame.
         sequence: whose frame it is; empty for a photo.
         others: how many more objects are labelled, of classes that were not asked for.
@@ -54,35 +57,53 @@ class Sample:
 
     @property
     def group(self) -> str:
-        """What must not lie on both sides of a split: the sequence of a frame, whose neighbours are nearly the same image."""
+        """What must not lie on both sides of a split: the sequence of a frame, whose neighbours are
+        nearly the same image.
+        """
         return self.sequence or self.name
 
     @property
     def single(self) -> bool:
-        """Exactly one object is labelled, of whatever class: nothing else competes for being the main one."""
+        """Exactly one object is labelled, of whatever class: nothing else competes for being the
+        main one.
+        """
         return len(self.truths) == 1 and not self.others
 
     @property
     def one_box(self) -> bool:
-        """Exactly one object is of the classes that were asked for: what a head can be fitted to."""
+        """Exactly one object is of the classes that were asked for: what a head can be fitted
+        to.
+        """
         return len(self.truths) == 1
 
     def clipped(self, image_bgr: ImageBgr) -> "Sample":
-        """The same with its boxes cut to its image: they may reach ``calib.data.labels.TOLERANCE_PX`` beyond it."""
-        return replace(self, truths=tuple(truth.clipped(size_of(image_bgr)) for truth in self.truths))
+        """The same with its boxes cut to its image: they may reach
+        ``calib.data.labels.TOLERANCE_PX`` beyond it.
+        """
+        return replace(
+            self, truths=tuple(truth.clipped(size_of(image_bgr)) for truth in self.truths)
+        )
 
 
 def load_dataset(
-    path: Path, images: Path | None = None, ids: Path | None = None, classes: Sequence[str] = (), remarks: Remarks | None = None
+    path: Path,
+    images: Path | None = None,
+    ids: Path | None = None,
+    classes: Sequence[str] = (),
+    remarks: Remarks | None = None,
 ) -> list[Sample]:
-    """Read labels and find their images. What cannot be used is left out and said on the standard error stream, as are guesses.
+    """Read labels and find their images. What cannot be used is left out and said on the standard
+    error stream, as are guesses.
 
     Args:
-        path: a table ``file,class,x0,y0,x1,y1`` in any dialect; ``NAME_boxes.csv`` with ``frame,x0,y0,x1,y1``; COCO json; a
-            folder, zip or tar of VOC or ImageNet-LOC XML, or of what labelling tools write (see ``calib.data.formats``); OTB's
-            ``x,y,w,h`` or VOT's four corners a line (``.txt``).
-        images: folder, zip, tar or video; found in or beside the labels when None, see ``calib.data.images.image_places``.
-        ids: a text file that names, by file stem at the start of each line, the images to keep (as VOC's image sets do).
+        path: a table ``file,class,x0,y0,x1,y1`` in any dialect; ``NAME_boxes.csv`` with
+            ``frame,x0,y0,x1,y1``; COCO json; a folder, zip or tar of VOC or ImageNet-LOC XML, or of
+            what labelling tools write (see ``calib.data.formats``); OTB's ``x,y,w,h`` or VOT's four
+            corners a line (``.txt``).
+        images: folder, zip, tar or video; found in or beside the labels when None, see
+            ``calib.data.images.image_places``.
+        ids: a text file that names, by file stem at the start of each line, the images to keep (as
+            VOC's image sets do).
         classes: to keep, see ``of_classes``; all when empty.
         remarks: takes what is left out or guessed, besides that it is said.
 
@@ -94,11 +115,17 @@ def load_dataset(
     noted = Remarks()
     kept = _named_in(ids) if ids else None
     if path.suffix.lower() == ".txt" and is_track(path):
-        samples = [sample for sample in _track(path, images) if kept is None or Path(sample.name).stem in kept]
+        samples = [
+            sample
+            for sample in _track(path, images)
+            if kept is None or Path(sample.name).stem in kept
+        ]
     else:
         samples = _labelled_images(path, images, kept, noted)
     if not any(sample.truths for sample in samples):
-        nothing = SourceError(f"data set {path} holds no labelled image" + (f" that {ids} names" if ids else ""))
+        nothing = SourceError(
+            f"data set {path} holds no labelled image" + (f" that {ids} names" if ids else "")
+        )
         raise noted.nothing_left() or nothing
     noted.tell()
     if remarks is not None:
@@ -107,7 +134,8 @@ def load_dataset(
 
 
 def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> list[Sample]:
-    """Only objects of these classes, and only images that have one; all when none is named. Of others the number is kept.
+    """Only objects of these classes, and only images that have one; all when none is named. Of
+    others the number is kept.
 
     Raises:
         SourceError: the set ``name`` has no such class; the message lists those it has.
@@ -117,13 +145,22 @@ def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> 
     known = sorted({truth.class_name for sample in samples for truth in sample.truths})
     if unknown := [wanted for wanted in classes if wanted not in known]:
         more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
-        raise SourceError(f"{name} has no class '{unknown[0]}': it has {', '.join(known[:MOST_LISTED])}{more}")
+        raise SourceError(
+            f"{name} has no class '{unknown[0]}': it has {', '.join(known[:MOST_LISTED])}{more}"
+        )
     kept = [(s, tuple(truth for truth in s.truths if truth.class_name in classes)) for s in samples]
-    return [replace(s, truths=truths, others=s.others + len(s.truths) - len(truths)) for s, truths in kept if truths]
+    return [
+        replace(s, truths=truths, others=s.others + len(s.truths) - len(truths))
+        for s, truths in kept
+        if truths
+    ]
 
 
-def decoded(samples: Iterable[Sample], remarks: Remarks | None = None) -> Iterator[tuple[Sample, ImageBgr]]:
-    """Each sample with its image. Those whose pixels are damaged are left out, and said on the standard error stream.
+def decoded(
+    samples: Iterable[Sample], remarks: Remarks | None = None
+) -> Iterator[tuple[Sample, ImageBgr]]:
+    """Each sample with its image. Those whose pixels are damaged are left out, and said on the
+    standard error stream.
 
     ``load_dataset`` looks at the heads of image files only.
 
@@ -147,7 +184,8 @@ def decoded(samples: Iterable[Sample], remarks: Remarks | None = None) -> Iterat
 
 
 def decodable(samples: Iterable[Sample], remarks: Remarks | None = None) -> list[Sample]:
-    """The samples of ``decoded``, for what reads its images more than once or must know how many there are; none is held.
+    """The samples of ``decoded``, for what reads its images more than once or must know how many
+    there are; none is held.
 
     Raises:
         SourceError: no image can be decoded.
@@ -157,36 +195,60 @@ def decodable(samples: Iterable[Sample], remarks: Remarks | None = None) -> list
 
 def _named_in(ids: Path) -> set[str]:
     try:
-        return {line.split()[0] for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()}
+        return {
+            line.split()[0] for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()
+        }
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"cannot read {ids}: {getattr(error, 'strerror', None) or error}") from error
+        raise SourceError(
+            f"cannot read {ids}: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
-def _labelled_images(path: Path, images: Path | None, kept: set[str] | None, remarks: Remarks) -> list[Sample]:
+def _labelled_images(
+    path: Path, images: Path | None, kept: set[str] | None, remarks: Remarks
+) -> list[Sample]:
     labels = read_labels(path, remarks)
     sequence = sequence_name(path) if is_sequence(path) else ""
     if sequence and remarks.first:
         raise remarks.first  # a sequence has a row for every frame
-    if any(label.frame is not None for label in labels) and images is not None and not (images.is_dir() or is_archive(images)):
+    if (
+        any(label.frame is not None for label in labels)
+        and images is not None
+        and not (images.is_dir() or is_archive(images))
+    ):
         return _frames_of_tracks(path, labels, images, remarks)
     places = [images] if images else image_places(path)
     files = [ImageFiles(place) for place in places]
     if sequence:
         _check_count(path, len(labels), places[0], len(files[0]))
-    wanted = [label for label in labels if kept is None or kept & {ImageName.of(label.image).stem, label.own_name}]
+    wanted = [
+        label
+        for label in labels
+        if kept is None or kept & {ImageName.of(label.image).stem, label.own_name}
+    ]
     if any(label.normalised for label in labels):
         for name in images_without_text(path, files[0].names):
             if kept is None or ImageName.of(name).stem in kept:
-                remarks.guess("images without a text file are passed over: they hold no object, as YOLO has it", name)
+                remarks.guess(
+                    "images without a text file are passed over: they hold no object, as YOLO"
+                    " has it",
+                    name,
+                )
     named = Counter((label.folder, label.image) for label in wanted)
     several = Counter(label.image for label in wanted)
     samples: list[Sample] = []
     for label in wanted:
         with remarks.leaving_out():
-            read = files[0].reader(label, path, remarks, own_name_first=named[label.folder, label.image] > 1)
+            read = files[0].reader(
+                label, path, remarks, own_name_first=named[label.folder, label.image] > 1
+            )
             sample = labelled(label, read, f"{path}: image {shown(label.image)}", remarks)
             if sample.truths or not sample.others:
-                name = f"{label.folder}/{label.image}" if several[label.image] > 1 and label.folder else label.image
+                name = (
+                    f"{label.folder}/{label.image}"
+                    if several[label.image] > 1 and label.folder
+                    else label.image
+                )
                 samples.append(replace(sample, name=name, sequence=sequence))
     return samples
 
@@ -201,7 +263,8 @@ def labelled(label: Label, read: Callable[[], bytes], where: str, remarks: Remar
         remarks: takes what is left out or guessed.
 
     Raises:
-        SourceError: the image cannot be read, or the label is of another one, see ``calib.data.labels.fitted``.
+        SourceError: the image cannot be read, or the label is of another one, see
+            ``calib.data.labels.fitted``.
     """
 
     def content() -> bytes:
@@ -212,10 +275,14 @@ def labelled(label: Label, read: Callable[[], bytes], where: str, remarks: Remar
 
     seen = look_at(content(), where)
     label = fitted(label, seen.size_px, where, remarks, seen.turned)
-    return Sample(label.image, lambda: decode_image(where, content()), label.truths, others=label.others)
+    return Sample(
+        label.image, lambda: decode_image(where, content()), label.truths, others=label.others
+    )
 
 
-def _frames_of_tracks(path: Path, labels: Sequence[Label], video: Path, remarks: Remarks) -> list[Sample]:
+def _frames_of_tracks(
+    path: Path, labels: Sequence[Label], video: Path, remarks: Remarks
+) -> list[Sample]:
     """Of labels that give frames by number, in a video."""
     frames = frame_readers(video)
     samples = []
@@ -241,10 +308,15 @@ def _track(path: Path, images: Path | None) -> list[Sample]:
 
 def _check_count(path: Path, boxes: int, place: Path, frames: int) -> None:
     if boxes != frames:
-        raise SourceError(f"{path} has boxes for {boxes} frames, {place} has {frames} frames; they must be the same")
+        raise SourceError(
+            f"{path} has boxes for {boxes} frames, {place} has {frames} frames; they must be the"
+            " same"
+        )
 
 
-def _frame_sample(path: Path, index: int, box: BoxPx | None, size_px: SizePx, read: Callable[[], ImageBgr]) -> Sample:
+def _frame_sample(
+    path: Path, index: int, box: BoxPx | None, size_px: SizePx, read: Callable[[], ImageBgr]
+) -> Sample:
     """Tracked objects may leave the frame in part: what is seen of them is the truth."""
     truths: tuple[Truth, ...] = ()
     if box is not None:
@@ -253,8 +325,9 @@ def _frame_sample(path: Path, index: int, box: BoxPx | None, size_px: SizePx, re
         if x0 >= x1 or y0 >= y1:
             size, edges = "x".join(map(str, size_px)), ",".join(f"{edge:g}" for edge in box)
             raise SourceError(
-                f"{path} line {index + 1}: of box {edges} nothing lies in the frame of {size} px: correct it, write nan for an "
-                "absent object, or give the frames that the boxes were made for"
+                f"{path} line {index + 1}: of box {edges} nothing lies in the frame of {size} px:"
+                " correct it, write nan for an absent object, or give the frames that the boxes"
+                " were made for"
             )
     name = sequence_name(path)
     return Sample(f"{name}/{index:05d}", read, truths, name)

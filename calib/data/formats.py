@@ -15,8 +15,8 @@ from calib.data.yolo import NAME_FILES, read_text_folder
 from engines.errors import SourceError
 
 TAKES = (
-    "give a .csv, .json, .txt, or a folder, zip or tar of .xml files; CVAT, labelme, Label Studio, VIA, Create ML and YOLO's "
-    "folders are read too"
+    "give a .csv, .json, .txt, or a folder, zip or tar of .xml files; CVAT, labelme, Label Studio,"
+    " VIA, Create ML and YOLO's folders are read too"
 )
 REFUSED = {
     ".tfrecord": "a TFRecord: export Pascal VOC, COCO or CSV instead",
@@ -69,17 +69,24 @@ def _each(read_file: OneFile) -> Callable[[Path, Readers, Remarks], list[Label]]
 
 
 def _placed(labels: list[Label], name: str) -> list[Label]:
-    """Labels that know where their file lies in the data set; of a file for one image, also what it is called."""
+    """Labels that know where their file lies in the data set; of a file for one image, also what it
+    is called.
+    """
     path = PurePosixPath(name)
     folder = "" if path.parent == PurePosixPath() else path.parent.as_posix()
     own_name = path.stem if len(labels) == 1 else ""
-    return [replace(label, image=label.image or own_name, folder=folder, own_name=own_name) for label in labels]
+    return [
+        replace(label, image=label.image or own_name, folder=folder, own_name=own_name)
+        for label in labels
+    ]
 
 
 def _tables(place: Path, files: Readers, remarks: Remarks) -> list[Label]:
     if len(files) > 1 and any(is_sequence(place / name) for name in files):
         first, second = [*files][:2]
-        raise SourceError(f"{place} holds several sequences, {first} and {second} among them: name one of them")
+        raise SourceError(
+            f"{place} holds several sequences, {first} and {second} among them: name one of them"
+        )
     return _each(read_table)(place, files, remarks)
 
 
@@ -108,7 +115,9 @@ def read_labels(path: Path, remarks: Remarks) -> list[Label]:
     if path.suffix.lower() in REFUSED:
         raise SourceError(f"data set {path} is {REFUSED[path.suffix.lower()]}")
     content = file_bytes(path)
-    family = next((f for f in FAMILIES if path.suffix.lower() in f.suffixes and f.read_file), None) or _family_of(content)
+    family = next(
+        (f for f in FAMILIES if path.suffix.lower() in f.suffixes and f.read_file), None
+    ) or _family_of(content)
     if family is None or family.read_file is None:
         raise SourceError(f"data set {path}: {TAKES}")
     return _placed(family.read_file(content, str(path), remarks), path.name)
@@ -139,7 +148,9 @@ def _folder(place: Path, remarks: Remarks) -> list[Label]:
         first = first or found.first
     if first is not None:
         raise first
-    if "images" in place.parts and not is_archive(place):  # a folder of YOLO's images has one of labels beside it
+    if "images" in place.parts and not is_archive(
+        place
+    ):  # a folder of YOLO's images has one of labels beside it
         parts = ["labels" if part == "images" else part for part in place.parts]
         if Path(*parts).is_dir():
             return _folder(Path(*parts), remarks)

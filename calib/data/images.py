@@ -1,4 +1,6 @@
-"""Finds the image files of a label file and reads each one when it is needed. Nothing is unpacked or kept in memory."""
+"""Finds the image files of a label file and reads each one when it is needed. Nothing is unpacked
+or kept in memory.
+"""
 
 import re
 import unicodedata
@@ -30,7 +32,19 @@ ENDINGS = ("", "_boxes", "_labels", "_annotations", "_groundtruth_rect", "_groun
 FOLDERS = ("images.tar", "images.zip", "images", "JPEGImages", "img", "color")
 """What images beside labels are called otherwise; ``img`` by OTB, ``color`` by VOT."""
 VIDEOS = (".mp4", ".avi")
-READABLE = IMAGE_SUFFIXES | {".jfif", ".jpe", ".mpo", ".jp2", ".gif", ".avif", ".dib", ".pbm", ".pgm", ".ppm", ".pnm"}
+READABLE = IMAGE_SUFFIXES | {
+    ".jfif",
+    ".jpe",
+    ".mpo",
+    ".jp2",
+    ".gif",
+    ".avif",
+    ".dib",
+    ".pbm",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+}
 """Endings of images that OpenCV decodes."""
 UNREADABLE = frozenset(
     {
@@ -78,13 +92,16 @@ def size_of(image_bgr: ImageBgr) -> SizePx:
 
 
 def images_beside(path: Path, more_suffixes: tuple[str, ...] = ()) -> Path:
-    """The images of a label file: of its name, less a known ending, else of a usual name, else the folder it lies in.
+    """The images of a label file: of its name, less a known ending, else of a usual name, else the
+    folder it lies in.
 
     Args:
         path: the label file, or folder of label files; dots in its name are part of it.
         more_suffixes: what may hold the images besides a zip, tar or folder.
     """
-    if "labels" in path.absolute().parts and path.is_dir():  # YOLO: images/train beside labels/train
+    if (
+        "labels" in path.absolute().parts and path.is_dir()
+    ):  # YOLO: images/train beside labels/train
         twin = Path(*("images" if part == "labels" else part for part in path.absolute().parts))
         if twin.is_dir():
             return twin
@@ -98,7 +115,9 @@ def images_beside(path: Path, more_suffixes: tuple[str, ...] = ()) -> Path:
 
 
 def image_places(path: Path) -> list[Path]:
-    """Where the images of labels may lie, in the order to look: inside the labels' own folder, zip or tar, else beside."""
+    """Where the images of labels may lie, in the order to look: inside the labels' own folder, zip
+    or tar, else beside.
+    """
     if path.suffix.lower() in NAME_FILES:
         path = path.parent
     own = [path] if (path.is_dir() or is_archive(path)) and members(path, READABLE) else []
@@ -106,16 +125,25 @@ def image_places(path: Path) -> list[Path]:
 
 
 def sequence_name(path: Path) -> str:
-    """The name of the sequence that a file has a box for every frame of: the file's less its ending, or its folder's."""
-    if path.stem.startswith("groundtruth"):  # as OTB and VOT are published; OTB has groundtruth_rect.2.txt too
+    """The name of the sequence that a file has a box for every frame of: the file's less its
+    ending, or its folder's.
+    """
+    if path.stem.startswith(
+        "groundtruth"
+    ):  # as OTB and VOT are published; OTB has groundtruth_rect.2.txt too
         return path.resolve().parent.name
-    return next((base for ending in ENDINGS[1:] if (base := path.stem.removesuffix(ending)) != path.stem), path.stem)
+    return next(
+        (base for ending in ENDINGS[1:] if (base := path.stem.removesuffix(ending)) != path.stem),
+        path.stem,
+    )
 
 
 class ImageFiles:
-    """The images of a folder, zip or tar, found by path, by name without folder, or by name without ending.
+    """The images of a folder, zip or tar, found by path, by name without folder, or by name without
+    ending.
 
-    Names are compared as people mean them: in any case, in any Unicode form, with either slash, as a URL or a path of another
+    Names are compared as people mean them: in any case, in any Unicode form, with either slash, as
+        a URL or a path of another
     machine. What was not found as it is written is said.
 
     Raises:
@@ -126,10 +154,16 @@ class ImageFiles:
         if not place.exists():
             raise SourceError(f"images {place} do not exist: say where they are with --images")
         if not (place.is_dir() or is_archive(place)):
-            raise SourceError(f"images {place} are neither a folder nor a zip nor a tar: say where they are with --images")
+            raise SourceError(
+                f"images {place} are neither a folder nor a zip nor a tar: say where they are with"
+                " --images"
+            )
         self._readers = members(place, READABLE)
         self._place, self._names = place, [*self._readers]
-        self._paths, self._stems = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+        self._paths, self._stems = (
+            defaultdict[str, list[str]](list),
+            defaultdict[str, list[str]](list),
+        )
         for path in self._readers:
             self._paths[folded(PurePosixPath(path).name)].append(path)
             self._stems[folded(PurePosixPath(path).stem)].append(path)
@@ -143,19 +177,27 @@ class ImageFiles:
         """The path of each image inside the place."""
         return self._names
 
-    def reader(self, label: Label, labels: Path, remarks: Remarks, own_name_first: bool = False) -> Callable[[], bytes]:
-        """What reads the image of a label. Folders in its name must be those it lies in, as far as they can be.
+    def reader(
+        self, label: Label, labels: Path, remarks: Remarks, own_name_first: bool = False
+    ) -> Callable[[], bytes]:
+        """What reads the image of a label. Folders in its name must be those it lies in, as far as
+        they can be.
 
         Args:
             label: names its image.
             labels: the file it was read from, for messages.
             remarks: takes what was guessed.
-            own_name_first: look for an image called as the label file is before the one that it names.
+            own_name_first: look for an image called as the label file is before the one that it
+                names.
 
         Raises:
             BadLabelError: there is none, or there are several in different folders.
         """
-        if label.frame is not None and label.frame < len(self) and not self._paths.get(folded(label.image)):
+        if (
+            label.frame is not None
+            and label.frame < len(self)
+            and not self._paths.get(folded(label.image))
+        ):
             return self._readers[self._names[label.frame]]
         own = [label.own_name] if label.own_name else []
         names = [*own, label.image] if own_name_first else [label.image, *own]
@@ -167,7 +209,10 @@ class ImageFiles:
                 error = error or refused
                 continue
             if name != label.image:
-                guess = "images are found by the name of their label file, not by the name that it gives"
+                guess = (
+                    "images are found by the name of their label file, not by the name that it"
+                    " gives"
+                )
             if guess:
                 remarks.guess(guess, f"{label.image} is {path}")
             return self._readers[path]
@@ -184,28 +229,44 @@ class ImageFiles:
             fits = [(how, path) for path in names if (how := self._fit(path, asked)) is not None]
             best = [path for how, path in fits if how == min(fits)[0]]
             if len(best) > 1:
-                best = [path for path in best if folder and folded(str(PurePosixPath(path).parent)) == folded(folder)] or best
+                best = [
+                    path
+                    for path in best
+                    if folder and folded(str(PurePosixPath(path).parent)) == folded(folder)
+                ] or best
             if len(best) > 1 and asked.foreign:
                 best = self._longest_tail(best, asked)
             if len(best) == 1:
                 return best[0], guess or (
-                    "images are found by their name: the folders that labels give differ" if min(fits)[0] else ""
+                    "images are found by their name: the folders that labels give differ"
+                    if min(fits)[0]
+                    else ""
                 )
             if best and not refusal:
                 refusal = f"which {self._place} has as {best[0]} and {best[1]}: name the folder"
             elif names and not refusal:
-                refusal = f"which is not in {self._place}, only {names[0]} is: say where it is with --images"
-        raise BadLabelError(f"{labels} names image {shown(name)}, {refusal or self._missing(asked)}")
+                refusal = (
+                    f"which is not in {self._place}, only {names[0]} is: say where it is with"
+                    " --images"
+                )
+        raise BadLabelError(
+            f"{labels} names image {shown(name)}, {refusal or self._missing(asked)}"
+        )
 
     def _alike(self, asked: "ImageName") -> Iterator[tuple[list[str], str]]:
-        """Images whose name is the one that is asked for, then those that differ more and more, each with what to say."""
+        """Images whose name is the one that is asked for, then those that differ more and more,
+        each with what to say.
+        """
         for base in dict.fromkeys((asked.base, unquote(asked.base))):
             same = self._paths.get(folded(base), [])
             yield [path for path in same if PurePosixPath(path).name == base] or same, ""
             yield self._stems.get(folded(base), []), ""
             stem, _, suffix = base.rpartition(".")
             if stem and 2 <= len(suffix) <= 4:
-                yield self._stems.get(folded(stem), []), "images have another ending than labels say"
+                yield (
+                    self._stems.get(folded(stem), []),
+                    "images have another ending than labels say",
+                )
         if found := re.match(r"[0-9a-f]{8}-(.+)", asked.base):  # Label Studio's mark of an upload
             yield (
                 self._paths.get(folded(found[1]), []),
@@ -213,9 +274,11 @@ class ImageFiles:
             )
 
     def _fit(self, path: str, asked: "ImageName") -> int | None:
-        """0: the path ends so, where the place's own name counts, for labels may begin above it. 1: the folders differ.
+        """0: the path ends so, where the place's own name counts, for labels may begin above it. 1:
+        the folders differ.
 
-        None: it cannot be meant, for it lies in a folder that the name does not give, or in another split.
+        None: it cannot be meant, for it lies in a folder that the name does not give, or in another
+            split.
         """
         place = self._place.absolute()  # not resolved: a link's name is what the user sees
         inside = tuple(map(folded, PurePosixPath(path).parent.parts))
@@ -224,16 +287,25 @@ class ImageFiles:
         if not asked.foreign and whole[max(0, len(whole) - len(folders)) :] == folders:
             return 0
         if asked.foreign:
-            splits, there = _splits(folders), _splits((whole[len(whole) - len(inside) - 1], *inside))
+            splits, there = (
+                _splits(folders),
+                _splits((whole[len(whole) - len(inside) - 1], *inside)),
+            )
             return 1 if not splits or not there or splits & there else None
         remaining = iter(folders)
-        return 1 if all(part in remaining for part in inside) and _splits(folders) <= _splits(whole) else None
+        return (
+            1
+            if all(part in remaining for part in inside) and _splits(folders) <= _splits(whole)
+            else None
+        )
 
     def _longest_tail(self, paths: list[str], asked: "ImageName") -> list[str]:
         """Those that share most of the last folders of a path of another machine."""
 
         def shared(path: str) -> int:
-            pairs = zip(reversed(PurePosixPath(path).parent.parts), reversed(asked.folders), strict=False)
+            pairs = zip(
+                reversed(PurePosixPath(path).parent.parts), reversed(asked.folders), strict=False
+            )
             return sum(1 for _ in takewhile(lambda pair: folded(pair[0]) == folded(pair[1]), pairs))
 
         most = max(map(shared, paths))
@@ -241,10 +313,15 @@ class ImageFiles:
 
     def _missing(self, asked: "ImageName") -> str:
         if self._unreadable is None:
-            self._unreadable = {folded(PurePosixPath(path).name): path for path in members(self._place, UNREADABLE)}
+            self._unreadable = {
+                folded(PurePosixPath(path).name): path for path in members(self._place, UNREADABLE)
+            }
         found = self._unreadable.get(folded(asked.base))
         if found:
-            return f"which is of an unsupported kind ({PurePosixPath(found).suffix}): convert it to JPEG or PNG"
+            return (
+                f"which is of an unsupported kind ({PurePosixPath(found).suffix}): convert it to"
+                " JPEG or PNG"
+            )
         return f"which is not in {self._place}: say where it is with --images"
 
 
@@ -254,7 +331,8 @@ class ImageName:
 
     Attributes:
         folders, base: of its path.
-        foreign: the path begins elsewhere than the data set: at the root of some machine, at a drive, at an address, above.
+        foreign: the path begins elsewhere than the data set: at the root of some machine, at a
+            drive, at an address, above.
     """
 
     folders: tuple[str, ...]
@@ -289,12 +367,16 @@ def folded(name: str) -> str:
 
 def _splits(folders: Iterable[str]) -> frozenset[str]:
     """Which parts of a data set folders are named after: train2017 is train."""
-    return frozenset(SPLITS[word] for folder in folders if (word := folder.rstrip("0123456789-_")) in SPLITS)
+    return frozenset(
+        SPLITS[word] for folder in folders if (word := folder.rstrip("0123456789-_")) in SPLITS
+    )
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the head of an image file tells: (width, height) as it is shown, and whether EXIF data turn it on its side."""
+    """What the head of an image file tells: (width, height) as it is shown, and whether EXIF data
+    turn it on its side.
+    """
 
     size_px: SizePx
     turned: bool
@@ -324,7 +406,8 @@ def look_at(content: bytes, where: str) -> Seen:
 
 
 def frame_readers(place: Path) -> list[tuple[SizePx, Callable[[], ImageBgr]]]:
-    """(size, reader) of each frame of a folder, zip, tar or video, in order; all are decoded once for it, none is held.
+    """(size, reader) of each frame of a folder, zip, tar or video, in order; all are decoded once
+    for it, none is held.
 
     Raises:
         SourceError: it cannot be read to its end.
@@ -343,7 +426,9 @@ def _image(name: str, read: Callable[[], bytes]) -> ImageBgr:
 
 
 class VideoFrames:
-    """Frames of a video by number: each is decoded once as long as numbers rise; going back starts the video again."""
+    """Frames of a video by number: each is decoded once as long as numbers rise; going back starts
+    the video again.
+    """
 
     def __init__(self, place: Path) -> None:
         self._place = place

@@ -1,4 +1,6 @@
-"""Reads label files in JSON: COCO and the common annotation tools. ``DIALECTS`` says how each is recognized."""
+"""Reads label files in JSON: COCO and the common annotation tools. ``DIALECTS`` says how each is
+recognized.
+"""
 
 import math
 import re
@@ -6,8 +8,26 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from calib.data.content import field, json_of, listed, named, number, numbers, optional, size_of_labels
-from calib.data.labels import Label, Truth, are_fractions, around, centre_and_size, corner_and_size, say_fractions, turned
+from calib.data.content import (
+    field,
+    json_of,
+    listed,
+    named,
+    number,
+    numbers,
+    optional,
+    size_of_labels,
+)
+from calib.data.labels import (
+    Label,
+    Truth,
+    are_fractions,
+    around,
+    centre_and_size,
+    corner_and_size,
+    say_fractions,
+    turned,
+)
 from calib.data.remarks import BadLabelError, Remarks, shown
 from realtime.frames import BoxPx
 
@@ -15,7 +35,8 @@ FILE_NAMES = ("file_name", "filename", "name", "path", "coco_url", "flickr_url")
 
 
 def read_coco(data: Mapping[str, Any], where: str, remarks: Remarks) -> list[Label]:
-    """The labels of COCO instances: ``bbox`` is x, y, width, height in continuous pixels; crowds are left out.
+    """The labels of COCO instances: ``bbox`` is x, y, width, height in continuous pixels; crowds
+    are left out.
 
     Raises:
         BadLabelError: it is not such a file.
@@ -90,7 +111,9 @@ def _categories(data: Mapping[str, Any], where: str, remarks: Remarks) -> dict[s
 
 def _class(item: Mapping[str, Any], names: Mapping[str, str] | None) -> str:
     if names is None:
-        return named(optional(item, "category_name", "category", "category_id") or "object", "category")
+        return named(
+            optional(item, "category_name", "category", "category_id") or "object", "category"
+        )
     key = _id(field(item, "category_id"))
     if key not in names:
         raise BadLabelError(f"its category_id is {shown(key)}, which the file does not list")
@@ -98,11 +121,16 @@ def _class(item: Mapping[str, Any], names: Mapping[str, str] | None) -> str:
 
 
 def _box(item: Mapping[str, Any], label: Label) -> tuple[list[float], BoxPx | None]:
-    """(bbox, nothing), or (nothing, the box around the segmentation) where there is no usable bbox."""
+    """(bbox, nothing), or (nothing, the box around the segmentation) where there is no usable
+    bbox.
+    """
     box, shape = optional(item, "bbox"), optional(item, "segmentation")
     if box or not shape:
         if isinstance(box, Mapping):
-            box = [field(box, *keys) for keys in (("x", "left"), ("y", "top"), ("width", "w"), ("height", "h"))]
+            box = [
+                field(box, *keys)
+                for keys in (("x", "left"), ("y", "top"), ("width", "w"), ("height", "h"))
+            ]
         return numbers(field(item, "bbox") if box is None else box, "bbox", 4), None
     if isinstance(shape, Mapping):
         return [], _around_runs(shape, label)
@@ -113,10 +141,16 @@ def _box(item: Mapping[str, Any], label: Label) -> tuple[list[float], BoxPx | No
 
 
 def _around_runs(shape: Mapping[str, Any], label: Label) -> BoxPx:
-    """The box around a mask of run lengths: background first, down the columns, as lists or in COCO's compressed text."""
+    """The box around a mask of run lengths: background first, down the columns, as lists or in
+    COCO's compressed text.
+    """
     height = int(min(1e9, max(0.0, numbers(field(shape, "size"), "size", 2)[0])))
     counts = field(shape, "counts")
-    runs = _uncompressed(counts) if isinstance(counts, str) else [int(min(1e18, max(0.0, c))) for c in _finite(counts)]
+    runs = (
+        _uncompressed(counts)
+        if isinstance(counts, str)
+        else [int(min(1e18, max(0.0, c))) for c in _finite(counts)]
+    )
     if height <= 0:
         raise BadLabelError("its segmentation has no size")
     at, x0, y0, x1, y1 = 0, 1 << 62, 1 << 62, -1, -1
@@ -125,7 +159,10 @@ def _around_runs(shape: Mapping[str, Any], label: Label) -> BoxPx:
             first, last = at // height, (at + run - 1) // height
             several = last > first
             x0, x1 = min(x0, first), max(x1, last)
-            y0, y1 = min(y0, 0 if several else at % height), max(y1, height - 1 if several else (at + run - 1) % height)
+            y0, y1 = (
+                min(y0, 0 if several else at % height),
+                max(y1, height - 1 if several else (at + run - 1) % height),
+            )
         at += run
     if x1 < 0:
         raise BadLabelError("its segmentation is empty")
@@ -140,7 +177,9 @@ def _finite(counts: object) -> list[float]:
 
 
 def _uncompressed(text: str) -> list[int]:
-    """COCO's text of run lengths: five bits a character, each run from the third on as its difference to the last but one."""
+    """COCO's text of run lengths: five bits a character, each run from the third on as its
+    difference to the last but one.
+    """
     runs: list[int] = []
     value = shift = 0
     for character in text:
@@ -176,13 +215,18 @@ def read_json(content: bytes, where: str, remarks: Remarks) -> list[Label]:
     dialect = next((dialect for dialect in DIALECTS if dialect.fits(data)), None)
     if dialect is None:
         raise BadLabelError(
-            f"{where} is not COCO json, nor of another tool that is known: export COCO or Pascal VOC from your labelling tool"
+            f"{where} is not COCO json, nor of another tool that is known: export COCO or Pascal"
+            " VOC from your labelling tool"
         )
     return dialect.read(data, where, remarks)
 
 
 def _gathered(
-    items: Iterable[tuple[object, Any]], read: Callable[[Any], Truth | None], label: Label, where: str, remarks: Remarks
+    items: Iterable[tuple[object, Any]],
+    read: Callable[[Any], Truth | None],
+    label: Label,
+    where: str,
+    remarks: Remarks,
 ) -> Label:
     """A label with the truths of its items; items that cannot be used are left out and counted."""
     truths, others = [], 0
@@ -219,8 +263,14 @@ def _labelme_shape(shape: Any) -> Truth | None:
         if len(points) != 2:
             raise BadLabelError("a circle has two points: its centre and one on its edge")
         (x, y), (edge_x, edge_y) = points
-        radius = ((edge_x - x) ** 2 + (edge_y - y) ** 2) ** 0.5 if abs(edge_x) + abs(edge_y) < 1e9 else float("inf")
-        return Truth(named(field(shape, "label"), "label"), (x - radius, y - radius, x + radius, y + radius))
+        radius = (
+            ((edge_x - x) ** 2 + (edge_y - y) ** 2) ** 0.5
+            if abs(edge_x) + abs(edge_y) < 1e9
+            else float("inf")
+        )
+        return Truth(
+            named(field(shape, "label"), "label"), (x - radius, y - radius, x + radius, y + radius)
+        )
     return Truth(named(field(shape, "label"), "label"), around(points))
 
 
@@ -244,11 +294,19 @@ def _label_studio(data: list[Any], where: str, remarks: Remarks) -> list[Label]:
         with remarks.leaving_out():
             try:
                 label = Label(_studio_image(field(task, "data")), (), normalised=True)
-                chosen = [a for a in listed(field(task, "annotations", "completions"), "annotations") if not _cancelled(a)]
+                chosen = [
+                    a
+                    for a in listed(field(task, "annotations", "completions"), "annotations")
+                    if not _cancelled(a)
+                ]
                 results = listed(optional(chosen[0], "result"), "result") if chosen else ()
             except BadLabelError as error:
                 raise BadLabelError(f"{where}: task {place}: {error}") from error
-            labels.append(_gathered(_numbered(results), _studio_result, label, f"{where}: task {place}", remarks))
+            labels.append(
+                _gathered(
+                    _numbered(results), _studio_result, label, f"{where}: task {place}", remarks
+                )
+            )
     return labels
 
 
@@ -258,7 +316,11 @@ def _cancelled(annotation: Any) -> bool:
 
 def _studio_image(data: Any) -> str:
     """The field that holds the image has any name that the project gave it."""
-    texts = [value for value in data.values() if isinstance(value, str)] if isinstance(data, Mapping) else []
+    texts = (
+        [value for value in data.values() if isinstance(value, str)]
+        if isinstance(data, Mapping)
+        else []
+    )
     pictures = [text for text in texts if re.search(r"\.\w{3,4}$", text)]
     return named(optional(data, "image", "img") or next(iter(pictures or texts), None), "image")
 
@@ -268,11 +330,19 @@ def _studio_result(item: Any) -> Truth | None:
 
 
 def _studio_shape(value: Any, sizes: Any) -> Truth | None:
-    """A shape in per cent of the image; rectangles are turned about their upper left corner, in pixels."""
-    key = next((k for k in (value if isinstance(value, Mapping) else ()) if k.endswith("labels")), "")
+    """A shape in per cent of the image; rectangles are turned about their upper left corner, in
+    pixels.
+    """
+    key = next(
+        (k for k in (value if isinstance(value, Mapping) else ()) if k.endswith("labels")), ""
+    )
     if key in ("rectanglelabels", "polygonlabels", "ellipselabels"):
         names = value[key]
-    elif isinstance(value, Mapping) and not key and ({"width", "height"} <= set(value) or "points" in value):
+    elif (
+        isinstance(value, Mapping)
+        and not key
+        and ({"width", "height"} <= set(value) or "points" in value)
+    ):
         names = ["object"]  # a region without a class
     else:
         return None
@@ -293,16 +363,22 @@ def _studio_shape(value: Any, sizes: Any) -> Truth | None:
 def _turned_percent(box: BoxPx, degrees: float, sizes: Any) -> BoxPx:
     size_px = size_of_labels(optional(sizes, "original_width"), optional(sizes, "original_height"))
     if size_px is None:
-        raise BadLabelError("it is turned, and the image's size (original_width, original_height) is not given")
+        raise BadLabelError(
+            "it is turned, and the image's size (original_width, original_height) is not given"
+        )
     width, height = size_px
     x0, y0, x1, y1 = turned(
-        (box[0] * width, box[1] * height, box[2] * width, box[3] * height), degrees, (box[0] * width, box[1] * height)
+        (box[0] * width, box[1] * height, box[2] * width, box[3] * height),
+        degrees,
+        (box[0] * width, box[1] * height),
     )
     return x0 / width, y0 / height, x1 / width, y1 / height
 
 
 def _studio_short(data: list[Any], where: str, remarks: Remarks) -> list[Label]:
-    """Label Studio's JSON-MIN: the shapes lie beside the image, in fields that the project named."""
+    """Label Studio's JSON-MIN: the shapes lie beside the image, in fields that the project
+    named.
+    """
     labels = []
     for place, task in _numbered(data):
         with remarks.leaving_out():
@@ -311,10 +387,16 @@ def _studio_short(data: list[Any], where: str, remarks: Remarks) -> list[Label]:
             except BadLabelError as error:
                 raise BadLabelError(f"{where}: task {place}: {error}") from error
             shapes = [
-                shape for value in task.values() if isinstance(value, list) for shape in value if isinstance(shape, Mapping)
+                shape
+                for value in task.values()
+                if isinstance(value, list)
+                for shape in value
+                if isinstance(shape, Mapping)
             ]
             read = _studio_short_shape
-            labels.append(_gathered(_numbered(shapes), read, label, f"{where}: task {place}", remarks))
+            labels.append(
+                _gathered(_numbered(shapes), read, label, f"{where}: task {place}", remarks)
+            )
     return labels
 
 
@@ -329,10 +411,16 @@ def _via(data: Mapping[str, Any], where: str, remarks: Remarks) -> list[Label]:
             try:
                 regions = optional(item, "regions") or []
                 label = Label(named(field(item, "filename"), "filename"), ())
-                numbered = list(regions.items()) if isinstance(regions, dict) else [*_numbered(listed(regions, "regions"))]
+                numbered = (
+                    list(regions.items())
+                    if isinstance(regions, dict)
+                    else [*_numbered(listed(regions, "regions"))]
+                )
             except BadLabelError as error:
                 raise BadLabelError(f"{where}: {shown(key)}: {error}") from error
-            labels.append(_gathered(numbered, via_region, label, f"{where}: {shown(label.image)}", remarks))
+            labels.append(
+                _gathered(numbered, via_region, label, f"{where}: {shown(label.image)}", remarks)
+            )
     return labels
 
 
@@ -376,7 +464,11 @@ def _create_ml(data: list[Any], where: str, remarks: Remarks) -> list[Label]:
                 objects = listed(field(item, "annotations", "annotation"), "annotations")
             except BadLabelError as error:
                 raise BadLabelError(f"{where}: item {place}: {error}") from error
-            labels.append(_gathered(_numbered(objects), _create_ml_object, label, f"{where}: item {place}", remarks))
+            labels.append(
+                _gathered(
+                    _numbered(objects), _create_ml_object, label, f"{where}: item {place}", remarks
+                )
+            )
     return labels
 
 
@@ -391,10 +483,15 @@ def _bdd(data: list[Any], where: str, remarks: Remarks) -> list[Label]:
     for place, item in _numbered(data):
         with remarks.leaving_out():
             try:
-                label, objects = Label(named(field(item, "name"), "name"), ()), listed(optional(item, "labels"), "labels")
+                label, objects = (
+                    Label(named(field(item, "name"), "name"), ()),
+                    listed(optional(item, "labels"), "labels"),
+                )
             except BadLabelError as error:
                 raise BadLabelError(f"{where}: item {place}: {error}") from error
-            labels.append(_gathered(_numbered(objects), _bdd_object, label, f"{where}: item {place}", remarks))
+            labels.append(
+                _gathered(_numbered(objects), _bdd_object, label, f"{where}: item {place}", remarks)
+            )
     return labels
 
 
@@ -424,11 +521,19 @@ def _has(item: Any, key: str, kind: type) -> bool:
 
 def _has_studio_shapes(data: Any) -> bool:
     lists = [value for value in _first(data).values() if isinstance(value, list)]
-    return any(_has(shape, "original_width", int) or _has(shape, "rectanglelabels", list) for value in lists for shape in value)
+    return any(
+        _has(shape, "original_width", int) or _has(shape, "rectanglelabels", list)
+        for value in lists
+        for shape in value
+    )
 
 
 def _is_via(data: Any) -> bool:
-    return isinstance(data, Mapping) and bool(data) and all(_has(v, "filename", str) and "regions" in v for v in data.values())
+    return (
+        isinstance(data, Mapping)
+        and bool(data)
+        and all(_has(v, "filename", str) and "regions" in v for v in data.values())
+    )
 
 
 @dataclass(frozen=True)
@@ -444,13 +549,19 @@ DIALECTS = (
     Dialect(lambda d: _has(d, "shapes", list), _labelme),
     Dialect(lambda d: _has(d, "objects", list) and _has(d, "size", dict), _supervisely),
     Dialect(lambda d: _has(d, "_via_img_metadata", dict) or _is_via(d), _via),
-    Dialect(lambda d: "data" in _first(d) and bool({"annotations", "completions"} & set(_first(d))), _label_studio),
+    Dialect(
+        lambda d: "data" in _first(d) and bool({"annotations", "completions"} & set(_first(d))),
+        _label_studio,
+    ),
     Dialect(_has_studio_shapes, _studio_short),
     Dialect(lambda d: bool({"annotations", "annotation"} & set(_first(d))), _create_ml),
     Dialect(lambda d: "name" in _first(d) and "labels" in _first(d), _bdd),
     Dialect(
         lambda d: "image_id" in _first(d) and "category_id" in _first(d),
-        _refuse("a list of detections in COCO's form, without images and classes", "give the COCO file of the labels"),
+        _refuse(
+            "a list of detections in COCO's form, without images and classes",
+            "give the COCO file of the labels",
+        ),
     ),
     Dialect(
         lambda d: _has(d, "type", str) and "features" in d,

@@ -1,7 +1,7 @@
 """Maps ImageNet's 1,000 classes to the classes of PASCAL VOC and COCO: a dog is any of 118 breeds.
 
-Classes of those sets that no ImageNet class is (person, giraffe, knife ...) are left out: a network that knows only ImageNet's
-cannot name them.
+Classes of those sets that no ImageNet class is (person, giraffe, knife ...) are left out: a network
+that knows only ImageNet's cannot name them.
 """
 
 from collections.abc import Sequence

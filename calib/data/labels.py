@@ -13,11 +13,17 @@ from realtime.frames import BoxPx
 
 SizePx = tuple[int, int]
 TOLERANCE_PX = 1.0
-"""How far a box may reach beyond its image: files that count pixels from 0 and from 1 differ by that much."""
+"""How far a box may reach beyond its image: files that count pixels from 0 and from 1 differ by
+that much.
+"""
 LEAST_INSIDE = 0.75
-"""The share of a box that lies in its image: boxes that reach further beyond it were made for another image."""
+"""The share of a box that lies in its image: boxes that reach further beyond it were made for
+another image.
+"""
 SIZE_SLACK = 0.02
-"""How far a declared image size may be off: labelling tools round it; beyond, the labels were made for another image."""
+"""How far a declared image size may be off: labelling tools round it; beyond, the labels were made
+for another image.
+"""
 FRACTION_SLACK = 0.05
 """How far beyond 0 and 1 fractions of an image may reach, as boxes in pixels do too."""
 
@@ -32,7 +38,10 @@ class Truth:
     def clipped(self, size_px: SizePx) -> "Truth":
         """The same with its box cut to an image of (width, height)."""
         (x0, y0, x1, y1), (width, height) = self.box_xyxy_px, size_px
-        return replace(self, box_xyxy_px=(max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)))
+        return replace(
+            self,
+            box_xyxy_px=(max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)),
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class Label:
         size_px: its (width, height), where the file says so.
         normalised: boxes are fractions of the image's width and height.
         folder: that the label file lies in, inside the data set.
-        own_name: of the label file less its ending, where it is of this image only: a second name of the image.
+        own_name: of the label file less its ending, where it is of this image only: a second name
+            of the image.
         frame: its number among the images, where the file names frames only so.
         others: how many more objects it has whose box cannot be used.
     """
@@ -79,7 +89,11 @@ def around(points: Iterable[Sequence[float]]) -> BoxPx:
     Raises:
         BadLabelError: there are fewer than two.
     """
-    xs, ys = zip(*(tuple(point)[:2] for point in points), strict=True) if (points := list(points)) else ((), ())
+    xs, ys = (
+        zip(*(tuple(point)[:2] for point in points), strict=True)
+        if (points := list(points))
+        else ((), ())
+    )
     if len(xs) < 2:
         raise BadLabelError("it has fewer than two points")
     return min(xs), min(ys), max(xs), max(ys)
@@ -96,13 +110,21 @@ def turned(box: BoxPx, degrees: float, pivot_xy: tuple[float, float]) -> BoxPx:
 
 
 def are_fractions(boxes: Iterable[Sequence[float]]) -> bool:
-    """Whether all numbers of all boxes of a file lie between 0 and 1: in pixels all would lie in the image's first pixel."""
+    """Whether all numbers of all boxes of a file lie between 0 and 1: in pixels all would lie in
+    the image's first pixel.
+    """
     values = [value for box in boxes for value in box if math.isfinite(value)]
-    return bool(values) and all(-FRACTION_SLACK <= value <= 1 + FRACTION_SLACK for value in values) and max(values) > 0
+    return (
+        bool(values)
+        and all(-FRACTION_SLACK <= value <= 1 + FRACTION_SLACK for value in values)
+        and max(values) > 0
+    )
 
 
 def say_fractions(where: str, remarks: Remarks) -> None:
-    remarks.guess("all boxes lie between 0 and 1: read as fractions of each image's width and height", where)
+    remarks.guess(
+        "all boxes lie between 0 and 1: read as fractions of each image's width and height", where
+    )
 
 
 def check_truth(truth: Truth, where: str, size_px: SizePx | None = None) -> None:
@@ -114,31 +136,47 @@ def check_truth(truth: Truth, where: str, size_px: SizePx | None = None) -> None
         size_px: (width, height) of the image, where it is known.
 
     Raises:
-        BadLabelError: an edge is not finite, edges are in the wrong order, or the box leaves the image by more than a margin.
+        BadLabelError: an edge is not finite, edges are in the wrong order, or the box leaves the
+            image by more than a margin.
     """
     x0, y0, x1, y1 = truth.box_xyxy_px
     box = f"{where}: box {x0:g},{y0:g},{x1:g},{y1:g} of '{shown(truth.class_name)}'"
     if not all(math.isfinite(edge) for edge in truth.box_xyxy_px):
-        raise BadLabelError(f"{box} has an edge that is not a finite number: correct the box or remove it")
+        raise BadLabelError(
+            f"{box} has an edge that is not a finite number: correct the box or remove it"
+        )
     if x0 >= x1 or y0 >= y1:
         raise BadLabelError(
-            f"{box} is empty or reversed: edges are x0,y0,x1,y1 with x0 < x1 and y0 < y1; correct it or remove it"
+            f"{box} is empty or reversed: edges are x0,y0,x1,y1 with x0 < x1 and y0 < y1; correct"
+            " it or remove it"
         )
     if size_px is None:
         return
     width, height = size_px
     beyond_px = max(-x0, -y0, x1 - width, y1 - height)
-    inside = max(0.0, min(x1, width) - max(x0, 0)) / (x1 - x0) * max(0.0, min(y1, height) - max(y0, 0)) / (y1 - y0)
+    inside = (
+        max(0.0, min(x1, width) - max(x0, 0))
+        / (x1 - x0)
+        * max(0.0, min(y1, height) - max(y0, 0))
+        / (y1 - y0)
+    )
     if not inside or (beyond_px > TOLERANCE_PX and inside < LEAST_INSIDE):
         how = f"reaches {beyond_px:g} px beyond" if inside else "lies outside"
         image = f"the image of {width}x{height} px"
-        raise BadLabelError(f"{box} {how} {image}: correct it, or give the images that the labels were made for")
+        raise BadLabelError(
+            f"{box} {how} {image}: correct it, or give the images that the labels were made for"
+        )
     if x1 <= 1 and y1 <= 1 and min(width, height) > 8:
-        raise BadLabelError(f"{box} lies in one pixel: give pixels, or fractions of the image in all rows")
+        raise BadLabelError(
+            f"{box} lies in one pixel: give pixels, or fractions of the image in all rows"
+        )
 
 
-def fitted(label: Label, size_px: SizePx, where: str, remarks: Remarks, turned_by_exif: bool = False) -> Label:
-    """A label with its boxes in pixels of its image; boxes that cannot be are left out, those slightly too large are cut.
+def fitted(
+    label: Label, size_px: SizePx, where: str, remarks: Remarks, turned_by_exif: bool = False
+) -> Label:
+    """A label with its boxes in pixels of its image; boxes that cannot be are left out, those
+    slightly too large are cut.
 
     Args:
         label: as read.
@@ -152,7 +190,9 @@ def fitted(label: Label, size_px: SizePx, where: str, remarks: Remarks, turned_b
     """
     if label.normalised:
         width, height = size_px
-        scaled = (replace(t, box_xyxy_px=_scaled(t.box_xyxy_px, width, height)) for t in label.truths)
+        scaled = (
+            replace(t, box_xyxy_px=_scaled(t.box_xyxy_px, width, height)) for t in label.truths
+        )
         label = replace(label, truths=tuple(scaled), normalised=False)
     _check_size(label, size_px, where, remarks, turned_by_exif)
     kept: list[Truth] = []
@@ -172,25 +212,41 @@ def _scaled(box: BoxPx, width: float, height: float) -> BoxPx:
     return box[0] * width, box[1] * height, box[2] * width, box[3] * height
 
 
-def _check_size(label: Label, size_px: SizePx, where: str, remarks: Remarks, turned_by_exif: bool) -> None:
-    """Compare a declared image size with the real one. Some tools write height for width, or the size before EXIF rotation."""
+def _check_size(
+    label: Label, size_px: SizePx, where: str, remarks: Remarks, turned_by_exif: bool
+) -> None:
+    """Compare a declared image size with the real one. Some tools write height for width, or the
+    size before EXIF rotation.
+    """
     declared_px = label.size_px
     if declared_px is None or _like(declared_px, size_px):
         return
     said, real = ("x".join(map(str, size)) for size in (declared_px, size_px))
     exif = "; the file's EXIF data turn it by 90 degrees" if turned_by_exif else ""
     boxes = [truth.box_xyxy_px for truth in label.truths]
-    fits = all(x1 <= size_px[0] + TOLERANCE_PX and y1 <= size_px[1] + TOLERANCE_PX for _, _, x1, y1 in boxes)
+    fits = all(
+        x1 <= size_px[0] + TOLERANCE_PX and y1 <= size_px[1] + TOLERANCE_PX
+        for _, _, x1, y1 in boxes
+    )
     if not _like((declared_px[1], declared_px[0]), size_px) or not fits:
         raise BadLabelError(
-            f"{where} has {real} px, its label says {said}{exif}: give the images that the labels were made for"
+            f"{where} has {real} px, its label says {said}{exif}: give the images that the labels"
+            " were made for"
         )
     if turned_by_exif:
-        what = "labels give the size before EXIF rotation: boxes fit the turned image and are taken so"
+        what = (
+            "labels give the size before EXIF rotation: boxes fit the turned image and are taken so"
+        )
     else:
-        what = "labels give the image's width and height in the wrong order (EXIF rotation does so): boxes fit and are taken"
+        what = (
+            "labels give the image's width and height in the wrong order (EXIF rotation does so):"
+            " boxes fit and are taken"
+        )
     remarks.guess(what, f"{where}: {said}, the image has {real} px")
 
 
 def _like(declared_px: SizePx, size_px: SizePx) -> bool:
-    return all(abs(said - real) <= SIZE_SLACK * real for said, real in zip(declared_px, size_px, strict=True))
+    return all(
+        abs(said - real) <= SIZE_SLACK * real
+        for said, real in zip(declared_px, size_px, strict=True)
+    )

@@ -1,4 +1,6 @@
-"""Collects what was left out or guessed while labels were read. It counts every case and keeps the first few."""
+"""Collects what was left out or guessed while labels were read. It counts every case and keeps the
+first few.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +12,9 @@ from engines.text import displayable
 NAMED = 3
 """How many examples of a remark are named; the others are counted."""
 LONGEST, LONGEST_EXAMPLE = 100, 400
-"""Characters of a value out of a file that a message holds, and of an example with the path of its file."""
+"""Characters of a value out of a file that a message holds, and of an example with the path of its
+file.
+"""
 
 
 class BadLabelError(SourceError):
@@ -18,7 +22,9 @@ class BadLabelError(SourceError):
 
 
 def shown(value: object, longest: int = LONGEST) -> str:
-    """Text out of a file as a message may hold it: on one line, without control characters, cut where it is long."""
+    """Text out of a file as a message may hold it: on one line, without control characters, cut
+    where it is long.
+    """
     text = displayable(str(value)[: longest + 1])
     return text if len(text) <= longest else text[:longest] + " ..."
 
@@ -39,7 +45,9 @@ class Remarks:
         self._counts: dict[str, int] = {}
 
     def guess(self, what: str, example: str) -> None:
-        """Something was read otherwise than the file says it; ``example`` is the row, file or image."""
+        """Something was read otherwise than the file says it; ``example`` is the row, file or
+        image.
+        """
         self._counts[what] = self._counts.get(what, 0) + 1
         kept = self._guesses.setdefault(what, [])
         if len(kept) < NAMED and example not in kept:
@@ -61,7 +69,9 @@ class Remarks:
             self.leave_out(error)
 
     def nothing_left(self) -> SourceError | None:
-        """The error where all had to be left out: why the first of them was, and how many more; None where nothing was."""
+        """The error where all had to be left out: why the first of them was, and how many more;
+        None where nothing was.
+        """
         if self.first is None:
             return None
         more = f" ({self.left_out - 1} more cannot be used either)" if self.left_out > 1 else ""
@@ -77,8 +87,13 @@ class Remarks:
             self._guesses[what] = (self._guesses.get(what, []) + examples)[:NAMED]
 
     def lines(self) -> list[str]:
-        """One line for each kind of guess; one for each of the first things left out, and one for the number of the others."""
-        guesses = [f"{what} ({_counted(self._counts[what], examples)})" for what, examples in self._guesses.items()]
+        """One line for each kind of guess; one for each of the first things left out, and one for
+        the number of the others.
+        """
+        guesses = [
+            f"{what} ({_counted(self._counts[what], examples)})"
+            for what, examples in self._guesses.items()
+        ]
         left = [f"left out: {example}" for example in self._examples]
         more = self.left_out - len(self._examples)
         return [*guesses, *left, *([f"left out: {more} more"] if more > 0 else [])]

@@ -1,4 +1,5 @@
-"""Reads tables with one row for each box, as spreadsheets, TensorFlow, keras-retinanet, Open Images and others write them.
+"""Reads tables with one row for each box, as spreadsheets, TensorFlow, keras-retinanet, Open Images
+and others write them.
 
 Any delimiter, any spelling of the usual column names, or no first line of names at all.
 """
@@ -107,9 +108,17 @@ BOXES: tuple[tuple[tuple[str, ...], Place], ...] = (
 )
 """Columns of a box and how they place it; only VOC's count pixels from 1."""
 BOX_LISTS = ("bbox", "box", "boundingbox", "bboxes")
-SIZES = (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("imgw", "imgh"), ("imw", "imh"), ("width", "height"))
+SIZES = (
+    ("imagewidth", "imageheight"),
+    ("imgwidth", "imgheight"),
+    ("imgw", "imgh"),
+    ("imw", "imh"),
+    ("width", "height"),
+)
 VIA = ("regionshapeattributes", "regionattributes")
-IMAGE_NAME = re.compile(r"\.(jpe?g|jfif|png|bmp|webp|tiff?|gif|avif|heic|jp2|mpo|p[gpb]m)$", re.IGNORECASE)
+IMAGE_NAME = re.compile(
+    r"\.(jpe?g|jfif|png|bmp|webp|tiff?|gif|avif|heic|jp2|mpo|p[gpb]m)$", re.IGNORECASE
+)
 Row = Mapping[str, str]
 
 
@@ -152,7 +161,9 @@ def read_table(content: bytes, path: str, remarks: Remarks) -> list[Label]:
         columns = _columns_by_content(rows)
         if columns is None:
             cells = ",".join(map(shown, rows[0][1][:12]))
-            raise BadLabelError(f"{path}: the first line must name file,class,x0,y0,x1,y1 (it names {shown(cells)})")
+            raise BadLabelError(
+                f"{path}: the first line must name file,class,x0,y0,x1,y1 (it names {shown(cells)})"
+            )
         remarks.guess(f"no line of column names, read as {','.join(columns.names)}", path)
     else:
         rows = rows[1:]
@@ -162,17 +173,30 @@ def read_table(content: bytes, path: str, remarks: Remarks) -> list[Label]:
 
 
 def is_sequence(path: Path) -> bool:
-    """Whether a file has a row for every frame of one sequence: a table whose first column is ``frame``."""
+    """Whether a file has a row for every frame of one sequence: a table whose first column is
+    ``frame``.
+    """
     if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
         return False
     with path.open("rb") as file:
         start = file.readline(1 << 16)
-    return re.match(r"\W*frame\W*[,;|\t]", start.replace(b"\0", b"").decode("latin-1").removeprefix("ï»¿")) is not None
+    return (
+        re.match(
+            r"\W*frame\W*[,;|\t]", start.replace(b"\0", b"").decode("latin-1").removeprefix("ï»¿")
+        )
+        is not None
+    )
 
 
 def _rows(text: str, path: str, remarks: Remarks) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of each row that is not empty; the delimiter is the one that parts the first line most often."""
-    lines = [(place, line) for place, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1) if line.strip()]
+    """(line number, cells) of each row that is not empty; the delimiter is the one that parts the
+    first line most often.
+    """
+    lines = [
+        (place, line)
+        for place, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+        if line.strip()
+    ]
     if lines and re.fullmatch(r"sep=.", lines[0][1].strip()):  # Excel writes sep=;
         lines.pop(0)
     if not lines:
@@ -186,7 +210,11 @@ def _rows(text: str, path: str, remarks: Remarks) -> list[tuple[int, list[str]]]
     for place, line in lines:
         cells = _cells(line, delimiter)
         if cells is None:
-            remarks.leave_out(BadLabelError(f"{path} line {place} is not a row of a CSV file: check its quotation marks"))
+            remarks.leave_out(
+                BadLabelError(
+                    f"{path} line {place} is not a row of a CSV file: check its quotation marks"
+                )
+            )
         elif any(cells):
             rows.append((place, cells))
     return rows
@@ -194,7 +222,12 @@ def _rows(text: str, path: str, remarks: Remarks) -> list[tuple[int, list[str]]]
 
 def _cells(line: str, delimiter: str) -> list[str] | None:
     try:
-        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))]
+        return [
+            cell.strip()
+            for cell in next(
+                csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True)
+            )
+        ]
     except csv.Error:
         return None
 
@@ -206,7 +239,9 @@ def _plain(name: str) -> str:
 def _named_columns(names: Sequence[str]) -> Columns | None:
     """By the first line; None where it does not name an image and a box."""
     there = set(names)
-    box, place = next(((keys, place) for keys, place in BOXES if set(keys) <= there), ((), corner_and_size))
+    box, place = next(
+        ((keys, place) for keys, place in BOXES if set(keys) <= there), ((), corner_and_size)
+    )
     box = box or next(((key,) for key in BOX_LISTS if key in there), ())
     image = next((key for key in IMAGE if key in there - set(box)), None)
     if not box or image is None:
@@ -214,14 +249,17 @@ def _named_columns(names: Sequence[str]) -> Columns | None:
     if image == "imageid" and "filename" in there:
         image = "filename"
     class_name = next((key for key in CLASS if key in there - {image, *box}), None)
-    # elsewhere than in TensorFlow's tables and beside lists, width and height may mean anything, the box for one
+    # elsewhere than in TensorFlow's tables and beside lists, width and height may mean anything,
+    # the box for one
     trusted = SIZES if place is corners_voc or len(box) == 1 else SIZES[:-1]
     size = next((pair for pair in trusted if set(pair) <= there - set(box)), None)
     return Columns(tuple(names), image, class_name, box, place, size)
 
 
 def _columns_by_content(rows: Iterable[tuple[int, list[str]]]) -> Columns | None:
-    """Of a table without a line of names, by its first row with a box: a file name, a class and four numbers in a row."""
+    """Of a table without a line of names, by its first row with a box: a file name, a class and
+    four numbers in a row.
+    """
     cells = next((cells for _, cells in rows if sum(_is_number(cell) for cell in cells) >= 4), None)
     if cells is None:
         return None
@@ -230,7 +268,9 @@ def _columns_by_content(rows: Iterable[tuple[int, list[str]]]) -> Columns | None
     kinds = "".join("n" if _is_number(cell) else "t" for cell in cells)
     run = re.search(r"(?<!n)n{4}(?!n)", kinds) or re.search(r"(?<=t)n{4}(?=n$)", kinds)
     texts = [place for place, kind in enumerate(kinds) if kind == "t" and cells[place]]
-    image = next((place for place in texts if IMAGE_NAME.search(cells[place])), texts[0] if texts else None)
+    image = next(
+        (place for place in texts if IMAGE_NAME.search(cells[place])), texts[0] if texts else None
+    )
     if run is None or image is None:
         return None
     names = [f"column{place}" for place in range(len(cells))]
@@ -244,7 +284,9 @@ def _columns_by_content(rows: Iterable[tuple[int, list[str]]]) -> Columns | None
     corners = ("x", "y", "w", "h") if by_size else ("x1", "y1", "x2", "y2")
     names[run.start() : run.end()] = corners
     class_name = "class" if class_at is not None else None
-    return Columns(tuple(names), "image", class_name, corners, corner_and_size if by_size else _edges)
+    return Columns(
+        tuple(names), "image", class_name, corners, corner_and_size if by_size else _edges
+    )
 
 
 def _is_number(cell: str) -> bool:
@@ -254,8 +296,12 @@ def _is_number(cell: str) -> bool:
         return False
 
 
-def _labels(rows: Iterable[tuple[int, list[str]]], columns: Columns, path: str, remarks: Remarks) -> list[Label]:
-    """One label an image. Boxes are placed when all are read: whether they are fractions shows in all of them only."""
+def _labels(
+    rows: Iterable[tuple[int, list[str]]], columns: Columns, path: str, remarks: Remarks
+) -> list[Label]:
+    """One label an image. Boxes are placed when all are read: whether they are fractions shows in
+    all of them only.
+    """
     labels: dict[str, Label] = {}
     found: list[tuple[str, str, list[float]]] = []
     for line, cells in rows:
@@ -264,7 +310,9 @@ def _labels(rows: Iterable[tuple[int, list[str]]], columns: Columns, path: str, 
             row = _row(cells, columns.names, where)
             image = named(row[columns.image], "image")
         except BadLabelError as error:
-            remarks.leave_out(BadLabelError(f"{where}: {error}" if where not in str(error) else str(error)))
+            remarks.leave_out(
+                BadLabelError(f"{where}: {error}" if where not in str(error) else str(error))
+            )
             continue
         label = labels.setdefault(image, Label(image, (), _row_size(row, columns)))
         try:
@@ -280,7 +328,10 @@ def _labels(rows: Iterable[tuple[int, list[str]]], columns: Columns, path: str, 
     truths: dict[str, list[Truth]] = {}
     for image, class_name, (a, b, c, d) in found:
         truths.setdefault(image, []).append(Truth(class_name, place(a, b, c, d)))
-    return [replace(label, truths=tuple(truths.get(image, ())), normalised=fractions) for image, label in labels.items()]
+    return [
+        replace(label, truths=tuple(truths.get(image, ())), normalised=fractions)
+        for image, label in labels.items()
+    ]
 
 
 def _row(cells: list[str], names: Sequence[str], where: str) -> Row:
@@ -290,8 +341,12 @@ def _row(cells: list[str], names: Sequence[str], where: str) -> Row:
     if missing > 0 and not any(names[len(cells) :]):
         cells = [*cells, *[""] * missing]
     if len(cells) != len(names):
-        raise BadLabelError(f"{where}: the first line has {len(names)} values, this one has not; check its commas")
-    return dict(zip(reversed(names), reversed(cells), strict=True))  # of two columns of one name the first counts
+        raise BadLabelError(
+            f"{where}: the first line has {len(names)} values, this one has not; check its commas"
+        )
+    return dict(
+        zip(reversed(names), reversed(cells), strict=True)
+    )  # of two columns of one name the first counts
 
 
 def _box(row: Row, columns: Columns, where: str) -> tuple[str, list[float]] | None:
@@ -306,7 +361,9 @@ def _box(row: Row, columns: Columns, where: str) -> tuple[str, list[float]] | No
     try:
         box = numbers(texts, "box", 4)
     except BadLabelError as error:
-        raise BadLabelError(f"{where}: the box {shown(','.join(texts))} is not four numbers") from error
+        raise BadLabelError(
+            f"{where}: the box {shown(','.join(texts))} is not four numbers"
+        ) from error
     if columns.class_name and not row[columns.class_name]:
         raise BadLabelError(f"{where}: the box has no class; name one")
     return row[columns.class_name] if columns.class_name else "object", box
@@ -316,7 +373,9 @@ def _row_size(row: Row, columns: Columns) -> tuple[int, int] | None:
     return size_of_labels(row[columns.size[0]], row[columns.size[1]]) if columns.size else None
 
 
-def _via(rows: Sequence[tuple[int, list[str]]], names: Sequence[str], path: str, remarks: Remarks) -> list[Label]:
+def _via(
+    rows: Sequence[tuple[int, list[str]]], names: Sequence[str], path: str, remarks: Remarks
+) -> list[Label]:
     """VGG Image Annotator's table: a region is an object of JSON in a cell."""
     labels: dict[str, Label] = {}
     for line, cells in rows[1:]:
@@ -326,10 +385,16 @@ def _via(rows: Sequence[tuple[int, list[str]]], names: Sequence[str], path: str,
             label = labels.setdefault(row["filename"], Label(row["filename"], ()))
             try:
                 shape, attributes = (json.loads(row[key] or "{}") for key in VIA)
-                truth = via_region({"shape_attributes": shape, "region_attributes": attributes}) if shape else None
+                truth = (
+                    via_region({"shape_attributes": shape, "region_attributes": attributes})
+                    if shape
+                    else None
+                )
             except (ValueError, RecursionError, BadLabelError) as error:
                 labels[label.image] = replace(label, others=label.others + 1)
-                raise BadLabelError(f"{where}: the region cannot be read: {shown(error)}") from error
+                raise BadLabelError(
+                    f"{where}: the region cannot be read: {shown(error)}"
+                ) from error
             if truth is not None:
                 labels[label.image] = replace(label, truths=(*label.truths, truth))
     return list(labels.values())

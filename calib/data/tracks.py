@@ -1,4 +1,6 @@
-"""Reads true boxes of sequences, one line a frame: OTB's ``x,y,w,h`` counted from 1, and VOT's four corners."""
+"""Reads true boxes of sequences, one line a frame: OTB's ``x,y,w,h`` counted from 1, and VOT's four
+corners.
+"""
 
 import codecs
 import math
@@ -12,7 +14,8 @@ from realtime.frames import BoxPx
 
 
 def is_track(path: Path) -> bool:
-    """Whether a text file begins with a line of numbers, as tracking truth does, or is empty; else it is a table.
+    """Whether a text file begins with a line of numbers, as tracking truth does, or is empty; else
+    it is a table.
 
     Raises:
         SourceError: it cannot be read.
@@ -23,7 +26,8 @@ def is_track(path: Path) -> bool:
 
 
 def track_boxes(path: Path) -> list[BoxPx | None]:
-    """The box of each frame as continuous edges; None where the object is absent: all numbers nan, or no size.
+    """The box of each frame as continuous edges; None where the object is absent: all numbers nan,
+    or no size.
 
     Of VOT's rotated boxes, the upright box around the four corners is taken.
 
@@ -43,14 +47,20 @@ def _box(line: str, where: str) -> BoxPx | None:
     except ValueError as error:
         raise SourceError(f"{where}: '{shown(line)}' is not a list of numbers") from error
     if len(values) == 5:
-        raise SourceError(f"{where}: 5 numbers, as in a file of YOLO's: give the folder of labels and images instead")
+        raise SourceError(
+            f"{where}: 5 numbers, as in a file of YOLO's: give the folder of labels and images"
+            " instead"
+        )
     if len(values) not in (4, 8):
-        raise SourceError(f"{where}: {len(values)} numbers; a box has 4 (OTB: x,y,w,h) or 8 (VOT: four corners)")
+        raise SourceError(
+            f"{where}: {len(values)} numbers; a box has 4 (OTB: x,y,w,h) or 8 (VOT: four corners)"
+        )
     if all(math.isnan(value) for value in values):
         return None  # VOT's long-term sequences and UAV123 write absence so
     if not all(math.isfinite(value) for value in values):
         raise SourceError(
-            f"{where}: '{shown(line)}' holds a number that is not finite: correct it, or write nan for all of them"
+            f"{where}: '{shown(line)}' holds a number that is not finite: correct it, or write nan"
+            " for all of them"
         )
     if len(values) == 8:
         return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])

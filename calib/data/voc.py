@@ -1,6 +1,8 @@
-"""Reads PASCAL VOC 2007 from its published files: one tar of 450 MB for each half, without unpacking it.
+"""Reads PASCAL VOC 2007 from its published files: one tar of 450 MB for each half, without
+unpacking it.
 
-Everingham et al., "The PASCAL Visual Object Classes Challenge 2007": 20 classes, 5,011 images to learn from, 4,952 to test.
+Everingham et al., "The PASCAL Visual Object Classes Challenge 2007": 20 classes, 5,011 images to
+learn from, 4,952 to test.
 """
 
 from pathlib import Path
@@ -13,7 +15,9 @@ from engines.errors import SourceError
 from realtime.sources.images import archive_members
 
 ADDRESS = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007"
-"""The publisher's server for https; what is mostly cited, ``host.robots.ox.ac.uk``, is plain http."""
+"""The publisher's server for https; what is mostly cited, ``host.robots.ox.ac.uk``, is plain
+http.
+"""
 ARCHIVES = {
     "trainval": Download(
         f"{ADDRESS}/VOCtrainval_06-Nov-2007.tar",
@@ -32,7 +36,8 @@ ROOT = "VOCdevkit/VOC2007"
 
 
 def load_voc2007(split: str, folder: Path) -> list[Sample]:
-    """The images of a half with their boxes; ``difficult`` objects are left out, so an image may have none.
+    """The images of a half with their boxes; ``difficult`` objects are left out, so an image may
+    have none.
 
     Args:
         split: ``trainval`` or ``test``.
@@ -49,7 +54,10 @@ def load_voc2007(split: str, folder: Path) -> list[Sample]:
         annotations = [members[f"{ROOT}/Annotations/{name}.xml"] for name in names]
         images = [members[f"{ROOT}/JPEGImages/{name}.jpg"] for name in names]
     except KeyError as error:
-        raise SourceError(f"{archive} lacks {error}: it is cut off or not VOC 2007's; remove it to download it anew") from error
+        raise SourceError(
+            f"{archive} lacks {error}: it is cut off or not VOC 2007's; remove it to download it"
+            " anew"
+        ) from error
     remarks, samples = Remarks(), []
     for name, annotation, image in zip(names, annotations, images, strict=True):
         label = xml_label(annotation(), f"{archive}: {name}.xml")

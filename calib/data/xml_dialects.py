@@ -1,4 +1,6 @@
-"""Reads label files in XML: PASCAL VOC and ImageNet-LOC (one file an image), CVAT (images and tracks), dlib."""
+"""Reads label files in XML: PASCAL VOC and ImageNet-LOC (one file an image), CVAT (images and
+tracks), dlib.
+"""
 
 import re
 from collections.abc import Callable
@@ -41,14 +43,17 @@ def read_xml(content: bytes, where: str, remarks: Remarks) -> list[Label]:
     """
     root = _parsed(content, where, remarks)
     if root.tag not in ROOTS:
-        raise BadLabelError(f"{where} is not VOC XML: its root is <{shown(root.tag)}>, not <annotation>")
+        raise BadLabelError(
+            f"{where} is not VOC XML: its root is <{shown(root.tag)}>, not <annotation>"
+        )
     return ROOTS[root.tag](root, where, remarks)
 
 
 def xml_label(content: bytes, where: str, remarks: Remarks | None = None) -> Label:
     """One PASCAL VOC or ImageNet-LOC annotation.
 
-    Objects flagged ``difficult`` are left out: VOC counts finding them neither as right nor as wrong.
+    Objects flagged ``difficult`` are left out: VOC counts finding them neither as right nor as
+    wrong.
 
     Args:
         content: of the XML file.
@@ -61,7 +66,9 @@ def xml_label(content: bytes, where: str, remarks: Remarks | None = None) -> Lab
     collected = remarks or Remarks()
     root = _parsed(content, where, collected)
     if root.tag != "annotation":
-        raise BadLabelError(f"{where} is not VOC XML: its root is <{shown(root.tag)}>, not <annotation>")
+        raise BadLabelError(
+            f"{where} is not VOC XML: its root is <{shown(root.tag)}>, not <annotation>"
+        )
     (label,) = _voc(root, where, collected)
     if remarks is None and collected.first:
         raise collected.first
@@ -73,10 +80,14 @@ def _parsed(content: bytes, where: str, remarks: Remarks) -> Element:
 
     Entities are refused: a few bytes of them stand for gigabytes of text.
     """
-    declared = re.search(rb"""^\s*<\?xml[^>]{0,200}encoding\s*=\s*["']([\w.:-]{1,40})["']""", content[:400])
+    declared = re.search(
+        rb"""^\s*<\?xml[^>]{0,200}encoding\s*=\s*["']([\w.:-]{1,40})["']""", content[:400]
+    )
     text = text_of(content, where, remarks, declared[1].decode() if declared else "").lstrip()
     if "<!ENTITY" in text:
-        raise BadLabelError(f"{where} is not VOC XML: it declares entities, which no label file needs")
+        raise BadLabelError(
+            f"{where} is not VOC XML: it declares entities, which no label file needs"
+        )
     try:
         return ElementTree.fromstring(text, ElementTree.XMLParser(target=_Tree()))
     except (ElementTree.ParseError, ValueError) as error:
@@ -84,7 +95,9 @@ def _parsed(content: bytes, where: str, remarks: Remarks) -> Element:
 
 
 class _Tree(ElementTree.TreeBuilder):
-    """Elements by tags in small letters, without name spaces; ValueError where they lie deeper than in any label file."""
+    """Elements by tags in small letters, without name spaces; ValueError where they lie deeper than
+    in any label file.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,13 +132,21 @@ def _voc(root: Element, where: str, remarks: Remarks) -> list[Label]:
     fractions = are_fractions(box for _, box, _ in found)
     if fractions:
         say_fractions(where, remarks)
-    truths = tuple(Truth(name, corners_voc(*box) if of_pixels and not fractions else box) for name, box, of_pixels in found)
-    size_px = size_of_labels(_text(root, ("size/width", "imagesize/ncols")), _text(root, ("size/height", "imagesize/nrows")))
+    truths = tuple(
+        Truth(name, corners_voc(*box) if of_pixels and not fractions else box)
+        for name, box, of_pixels in found
+    )
+    size_px = size_of_labels(
+        _text(root, ("size/width", "imagesize/ncols")),
+        _text(root, ("size/height", "imagesize/nrows")),
+    )
     return [Label(_text(root, ("filename",)), truths, size_px, fractions, others=others)]
 
 
 def _voc_object(item: Element) -> tuple[str, tuple[float, float, float, float], bool]:
-    """(class, edges, whether they are first and last pixels) of an object with a box, a turned box, or a polygon."""
+    """(class, edges, whether they are first and last pixels) of an object with a box, a turned box,
+    or a polygon.
+    """
     name = _text(item, NAME_TAGS)
     if not name:
         raise BadLabelError("object '' has no name")
@@ -133,18 +154,30 @@ def _voc_object(item: Element) -> tuple[str, tuple[float, float, float, float], 
     try:
         if box is not None:
             texts = [_text(box, tags) for tags in CORNERS]
-            missing = next((tags[0] for tags, text in zip(CORNERS, texts, strict=True) if not text), None)
+            missing = next(
+                (tags[0] for tags, text in zip(CORNERS, texts, strict=True) if not text), None
+            )
             if missing:
                 raise BadLabelError(f"object '{shown(name)}' has no {missing}")
-            x0, y0, x1, y1 = (number(text, tags[0]) for text, tags in zip(texts, CORNERS, strict=True))
+            x0, y0, x1, y1 = (
+                number(text, tags[0]) for text, tags in zip(texts, CORNERS, strict=True)
+            )
             return name, (x0, y0, x1, y1), True
         if (box := item.find("robndbox")) is not None:
-            cx, cy, width, height, angle = (number(_text(box, (tag,)), tag) for tag in ("cx", "cy", "w", "h", "angle"))
-            return name, turned(centre_and_size(cx, cy, width, height), angle * 57.29577951308232, (cx, cy)), False
+            cx, cy, width, height, angle = (
+                number(_text(box, (tag,)), tag) for tag in ("cx", "cy", "w", "h", "angle")
+            )
+            return (
+                name,
+                turned(centre_and_size(cx, cy, width, height), angle * 57.29577951308232, (cx, cy)),
+                False,
+            )
         if (polygon := item.find("polygon")) is not None:
             return name, around(_polygon(polygon)), False
     except BadLabelError as error:
-        raise BadLabelError(str(error) if "object '" in str(error) else f"object '{shown(name)}': {error}") from error
+        raise BadLabelError(
+            str(error) if "object '" in str(error) else f"object '{shown(name)}': {error}"
+        ) from error
     raise BadLabelError(f"object '{shown(name)}' has no bndbox")
 
 
@@ -153,14 +186,22 @@ def _polygon(polygon: Element) -> list[tuple[float, float]]:
     if points := polygon.findall("pt"):
         return [(number(_text(pt, ("x",)), "x"), number(_text(pt, ("y",)), "y")) for pt in points]
     values = {child.tag: number(child.text or "", child.tag) for child in polygon}
-    return [(x, values["y" + tag[1:]]) for tag, x in values.items() if tag.startswith("x") and "y" + tag[1:] in values]
+    return [
+        (x, values["y" + tag[1:]])
+        for tag, x in values.items()
+        if tag.startswith("x") and "y" + tag[1:] in values
+    ]
 
 
 def _cvat(root: Element, where: str, remarks: Remarks) -> list[Label]:
     """CVAT for images, or CVAT for video: boxes of tracks by frame."""
     labels = [_cvat_image(image, where, remarks) for image in root.iter("image")]
     size = root.find("meta/task/original_size")
-    size_px = size_of_labels(_text(size, ("width",)), _text(size, ("height",))) if size is not None else None
+    size_px = (
+        size_of_labels(_text(size, ("width",)), _text(size, ("height",)))
+        if size is not None
+        else None
+    )
     frames: dict[int, list[Truth]] = {}
     bad: dict[int, int] = {}
     for track in root.iter("track"):
@@ -173,7 +214,9 @@ def _cvat(root: Element, where: str, remarks: Remarks) -> list[Label]:
                 if (truth := _cvat_shape(shape, track.get("label"))) is not None:
                     frames.setdefault(frame, []).append(truth)
             except BadLabelError as error:
-                remarks.leave_out(BadLabelError(f"{where}: track {shown(track.get('id'))}: {error}"))
+                remarks.leave_out(
+                    BadLabelError(f"{where}: track {shown(track.get('id'))}: {error}")
+                )
                 bad[frame] = bad.get(frame, 0) + 1
     return labels + [
         Label(f"frame_{frame:06}", tuple(truths), size_px, frame=frame, others=bad.get(frame, 0))
@@ -206,7 +249,11 @@ def _cvat_shape(shape: Element, class_name: str | None) -> Truth | None:
     if shape.tag == "box":
         x0, y0, x1, y1 = (number(shape.get(key, ""), key) for key in ("xtl", "ytl", "xbr", "ybr"))
         degrees = number(shape.get("rotation", "0"), "rotation")
-        box = turned((x0, y0, x1, y1), degrees, ((x0 + x1) / 2, (y0 + y1) / 2)) if degrees else (x0, y0, x1, y1)
+        box = (
+            turned((x0, y0, x1, y1), degrees, ((x0 + x1) / 2, (y0 + y1) / 2))
+            if degrees
+            else (x0, y0, x1, y1)
+        )
     elif shape.tag == "polygon":
         pairs = [pair.split(",") for pair in shape.get("points", "").split(";")]
         if any(len(pair) != 2 for pair in pairs):
@@ -227,14 +274,24 @@ def _dlib(root: Element, where: str, remarks: Remarks) -> list[Label]:
             if box.get("ignore") == "1":
                 continue
             try:
-                x, y, width, height = (number(box.get(key, ""), key) for key in ("left", "top", "width", "height"))
-                truths.append(Truth(_text(box, ("label",)) or "object", corner_and_size(x, y, width, height)))
+                x, y, width, height = (
+                    number(box.get(key, ""), key) for key in ("left", "top", "width", "height")
+                )
+                truths.append(
+                    Truth(_text(box, ("label",)) or "object", corner_and_size(x, y, width, height))
+                )
             except BadLabelError as error:
-                remarks.leave_out(BadLabelError(f"{where}: image {shown(image.get('file'))}: {error}"))
+                remarks.leave_out(
+                    BadLabelError(f"{where}: image {shown(image.get('file'))}: {error}")
+                )
                 others += 1
         labels.append(Label(image.get("file") or "", tuple(truths), others=others))
     return labels
 
 
-ROOTS: dict[str, Callable[[Element, str, Remarks], list[Label]]] = {"annotation": _voc, "annotations": _cvat, "dataset": _dlib}
+ROOTS: dict[str, Callable[[Element, str, Remarks], list[Label]]] = {
+    "annotation": _voc,
+    "annotations": _cvat,
+    "dataset": _dlib,
+}
 """What reads a file, by the tag of its root."""

@@ -1,7 +1,10 @@
-"""Reads folders with one text file of boxes for each image: YOLO (Darknet, Ultralytics, Roboflow) and KITTI."""
+"""Reads folders with one text file of boxes for each image: YOLO (Darknet, Ultralytics, Roboflow)
+and KITTI.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from calib.data.content import Readers, file_bytes, is_archive, members, number, text_of
@@ -9,7 +12,14 @@ from calib.data.labels import FRACTION_SLACK, Label, Truth, around, centre_and_s
 from calib.data.remarks import BadLabelError, Remarks, shown
 from realtime.frames import BoxPx
 
-CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt", "class_names.txt", "coco.names")
+CLASS_FILES = (
+    "classes.txt",
+    "obj.names",
+    "_darknet.labels",
+    "predefined_classes.txt",
+    "class_names.txt",
+    "coco.names",
+)
 NAME_FILES = frozenset({".yaml", ".yml", ".data", ".names"})
 """Endings of files that stand for the folder they lie in."""
 NAME_SUFFIXES = frozenset({".yaml", ".yml", ".names", ".txt", ".labels"})
@@ -17,12 +27,15 @@ KITTI_VALUES = 15
 
 
 def read_text_folder(place: Path, files: Readers, remarks: Remarks) -> list[Label]:
-    """The labels of all text files of a folder, zip or tar that hold boxes; an empty file is an image without objects.
+    """The labels of all text files of a folder, zip or tar that hold boxes; an empty file is an
+    image without objects.
 
     Raises:
         BadLabelError: none of them holds a box.
     """
-    beside = {name: read for name, read in files.items() if "labels" in PurePosixPath(name).parent.parts} or files
+    beside = {
+        name: read for name, read in files.items() if "labels" in PurePosixPath(name).parent.parts
+    } or files
     names, keypoints = _class_names(place)
     labels, strays = [], []
     for name, read in beside.items():
@@ -37,21 +50,32 @@ def read_text_folder(place: Path, files: Readers, remarks: Remarks) -> list[Labe
                 continue
             labels.append(_label(lines, kind, _image_name(name), where, names, keypoints, remarks))
     if not any(label.truths for label in labels):
-        raise remarks.first or BadLabelError(f"{place} holds no labelled image: of its text files none has a box")
+        raise remarks.first or BadLabelError(
+            f"{place} holds no labelled image: of its text files none has a box"
+        )
     for name in strays:
         remarks.guess("text files that hold no boxes are passed over", f"{place}: {name}")
     if names is None and any(label.normalised for label in labels):
-        remarks.guess("no data.yaml or classes.txt names the classes: they are called by their number", str(place))
+        remarks.guess(
+            "no data.yaml or classes.txt names the classes: they are called by their number",
+            str(place),
+        )
     return labels
 
 
 def images_without_text(path: Path, images: Iterable[str]) -> list[str]:
-    """Those of ``images`` that no text file is called like; none where ``path`` is no folder of text files."""
+    """Those of ``images`` that no text file is called like; none where ``path`` is no folder of
+    text files.
+    """
     place = path.parent if path.suffix.lower() in NAME_FILES else path
     if not (place.is_dir() or is_archive(place)):
         return []
     stems = {PurePosixPath(name).stem.casefold() for name in members(place, {".txt"})}
-    return [name for name in images if PurePosixPath(name).stem.casefold() not in stems] if stems else []
+    return (
+        [name for name in images if PurePosixPath(name).stem.casefold() not in stems]
+        if stems
+        else []
+    )
 
 
 def _kind(lines: Sequence[Sequence[str]]) -> str | None:
@@ -66,7 +90,12 @@ def _kind(lines: Sequence[Sequence[str]]) -> str | None:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", text, re.IGNORECASE) is not None
+    return (
+        re.fullmatch(
+            r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", text, re.IGNORECASE
+        )
+        is not None
+    )
 
 
 def _image_name(name: str) -> str:
@@ -106,7 +135,9 @@ def _kitti(values: Sequence[str]) -> Truth:
 
 
 def _yolo(values: Sequence[str], names: Mapping[int, str] | None, keypoints: bool) -> Truth:
-    """Class, centre and size, a confidence perhaps; or class and the points of an outline. All as fractions of the image."""
+    """Class, centre and size, a confidence perhaps; or class and the points of an outline. All as
+    fractions of the image.
+    """
     numbers = [number(value, "box") for value in values[1:]]
     box: BoxPx
     if len(numbers) in (4, 5) or (keypoints and len(numbers) > 4):
@@ -116,11 +147,13 @@ def _yolo(values: Sequence[str], names: Mapping[int, str] | None, keypoints: boo
         box = around(zip(numbers[::2], numbers[1::2], strict=True))
     else:
         raise BadLabelError(
-            f"it has {len(values)} values; YOLO's lines have class,x,y,width,height or class and an outline's points"
+            f"it has {len(values)} values; YOLO's lines have class,x,y,width,height or class and an"
+            " outline's points"
         )
     if not all(-FRACTION_SLACK <= value <= 1 + FRACTION_SLACK for value in numbers):
         raise BadLabelError(
-            f"its box {shown(' '.join(values[1:5]))} is not between 0 and 1, as YOLO's fractions of the image are"
+            f"its box {shown(' '.join(values[1:5]))} is not between 0 and 1, as YOLO's fractions of"
+            " the image are"
         )
     return Truth(_class(values[0], names), box)
 
@@ -137,13 +170,21 @@ def _class(text: str, names: Mapping[int, str] | None) -> str:
 
 
 def _class_names(place: Path) -> tuple[dict[int, str] | None, bool]:
-    """(names by number, whether boxes have key points), from a file in the place or up to three folders above it."""
+    """(names by number, whether boxes have key points), from a file in the place or up to three
+    folders above it.
+    """
     found: list[tuple[str, Readers]] = [(str(place), members(place, NAME_SUFFIXES))]
     for folder in [place.absolute().parent, *place.absolute().parents[1:3]]:
-        near = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in NAME_SUFFIXES and path.is_file()]
-        found.append((str(folder), {path.name: lambda path=path: file_bytes(path) for path in near}))  # type: ignore[misc]
+        near = [
+            path
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in NAME_SUFFIXES and path.is_file()
+        ]
+        found.append((str(folder), {path.name: partial(file_bytes, path) for path in near}))
     for where, files in found:
-        for name in sorted(files, key=lambda name: (not name.lower().endswith((".yaml", ".yml")), name.count("/"))):
+        for name in sorted(
+            files, key=lambda name: (not name.lower().endswith((".yaml", ".yml")), name.count("/"))
+        ):
             base = PurePosixPath(name).name.lower()
             if base.endswith((".yaml", ".yml")) or base in CLASS_FILES or base.endswith(".names"):
                 text = _quietly(files, name, where)
@@ -165,7 +206,9 @@ def _lines(text: str) -> dict[int, str]:
 
 
 def yaml_names(text: str) -> dict[int, str]:
-    """What ``names`` of a data.yaml holds: a list or numbers with names, in brackets or a line each; empty if it has none."""
+    """What ``names`` of a data.yaml holds: a list or numbers with names, in brackets or a line
+    each; empty if it has none.
+    """
     text = re.sub(r"(^|[ \t])#.*$", "", text, flags=re.MULTILINE)
     start = re.search(r"^names[ \t]*:[ \t]*", text, re.MULTILINE)
     if start is None:
@@ -173,7 +216,10 @@ def yaml_names(text: str) -> dict[int, str]:
     rest = text[start.end() :]
     if rest[:1] in ("[", "{"):
         inside = re.match(r"[\[{]([^\]}]*)", rest)
-        items = re.findall(r"""\s*((?:\d+\s*:\s*)?(?:'[^']*'|"[^"]*"|[^,'"\n]+))\s*(?:,|\n|$)""", inside[1] if inside else "")
+        items = re.findall(
+            r"""\s*((?:\d+\s*:\s*)?(?:'[^']*'|"[^"]*"|[^,'"\n]+))\s*(?:,|\n|$)""",
+            inside[1] if inside else "",
+        )
     else:
         items = []
         for line in rest.splitlines()[1:]:

@@ -12,7 +12,15 @@ from rich.table import Table
 
 from calib.data.datasets import Sample
 from calib.data.known_classes import everyday_names
-from calib.evaluation.detection import Given, Predicted, detection_ap, localization_ap, mean_ap, peak_xy, rescored
+from calib.evaluation.detection import (
+    Given,
+    Predicted,
+    detection_ap,
+    localization_ap,
+    mean_ap,
+    peak_xy,
+    rescored,
+)
 from calib.evaluation.metrics import (
     CORLOC_IOU,
     MARGINS,
@@ -64,8 +72,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Case]]:
     """Localize every image and compare.
 
-    An image with objects of several classes counts once for each of them, as VOC's CorLoc per class does. Frames without an
-    object are left out.
+    An image with objects of several classes counts once for each of them, as VOC's CorLoc per class
+    does. Frames without an object are left out.
 
     Args:
         samples: the labelled set.
@@ -73,7 +81,8 @@ def evaluate(
         console: for progress.
         baselines: constant boxes of the head's own training set; None to leave them out.
         single: only images with exactly one object of whatever class.
-        given: how classes come together elsewhere: detection AP is also that of detections re-scored by it.
+        given: how classes come together elsewhere: detection AP is also that of detections
+            re-scored by it.
         min_score: say what is left without the boxes that are less sure.
 
     Returns:
@@ -101,28 +110,38 @@ def evaluate(
         assert found.box_xyxy_px is not None
         precision.add(clipped, found, (image.shape[1], image.shape[0]))
         size = np.array([image.shape[1], image.shape[0]] * 2)
-        constants_px = {kind: tuple((size * fractions).tolist()) for kind, fractions in constants.items()}
+        constants_px = {
+            kind: tuple((size * fractions).tolist()) for kind, fractions in constants.items()
+        }
         cases += [
             _case(clipped, name, found, constants_px, elapsed_ms)
             for name in dict.fromkeys(truth.class_name for truth in sample.truths)
         ]
     if not cases:
-        raise SourceError("no image with " + ("exactly one object" if single else "a labelled object") + " in this data set")
+        raise SourceError(
+            "no image with "
+            + ("exactly one object" if single else "a labelled object")
+            + " in this data set"
+        )
     return {**report_of(cases, min_score), **precision.report()}, cases
 
 
 class AveragePrecision:
     """Localization and detection AP over the classes of a data set that the network knows.
 
-    Images vote with what is found in them in one go: one point, the map's peak, for the class that the map is of; and every
-    detection, or the one box of methods that find one.
+    Images vote with what is found in them in one go: one point, the map's peak, for the class that
+    the map is of; and every detection, or the one box of methods that find one.
     """
 
-    def __init__(self, samples: Sequence[Sample], localizer: Localizer, given: Given | None = None) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], localizer: Localizer, given: Given | None = None
+    ) -> None:
         self._given = given
         wanted = frozenset(truth.class_name for sample in samples for truth in sample.truths)
         self._names = everyday_names(localizer.class_names, wanted)
-        self._truths: dict[str, dict[str, list[tuple[float, ...]]]] = {name: {} for name in sorted(set(self._names) - {""})}
+        self._truths: dict[str, dict[str, list[tuple[float, ...]]]] = {
+            name: {} for name in sorted(set(self._names) - {""})
+        }
         self._boxes: list[Predicted] = []
         self._points: list[Predicted] = []
 
@@ -134,19 +153,27 @@ class AveragePrecision:
         first = self._names[found.class_index]
         if first:
             x, y = peak_xy(found.map_hw)
-            self._points.append(Predicted(sample.name, first, found.score, (x * size_px[0], y * size_px[1])))
+            self._points.append(
+                Predicted(sample.name, first, found.score, (x * size_px[0], y * size_px[1]))
+            )
         whole = [(found.class_index, found.score, found.box_xyxy_px)] if found.box_xyxy_px else []
-        for index, score, box in [(d.class_index, d.score, d.box_xyxy_px) for d in found.detections] or whole:
+        for index, score, box in [
+            (d.class_index, d.score, d.box_xyxy_px) for d in found.detections
+        ] or whole:
             if self._names[index]:
                 self._boxes.append(Predicted(sample.name, self._names[index], score, box))
 
     def report(self) -> dict[str, Any]:
-        """``localization_ap`` and ``detection_ap``, means over classes, and each by class; empty where no class is known."""
+        """``localization_ap`` and ``detection_ap``, means over classes, and each by class; empty
+        where no class is known.
+        """
         truths = {name: images for name, images in self._truths.items() if images}
         if not truths:
             return {}
         points, boxes = localization_ap(self._points, truths), detection_ap(self._boxes, truths)
-        again = {} if self._given is None else detection_ap(rescored(self._boxes, self._given), truths)
+        again = (
+            {} if self._given is None else detection_ap(rescored(self._boxes, self._given), truths)
+        )
         return {
             **({"detection_ap_in_context": round(mean_ap(again), 4)} if again else {}),
             "localization_ap": round(mean_ap(points), 4),
@@ -157,7 +184,11 @@ class AveragePrecision:
 
 
 def _case(
-    sample: Sample, class_name: str, found: Localization, constants_xyxy: Mapping[str, tuple[float, ...]], engine_ms: float
+    sample: Sample,
+    class_name: str,
+    found: Localization,
+    constants_xyxy: Mapping[str, tuple[float, ...]],
+    engine_ms: float,
 ) -> Case:
     assert found.box_xyxy_px is not None
     found_xyxy = found.box_xyxy_px
@@ -165,16 +196,23 @@ def _case(
     nearest = max(boxes, key=lambda box: best_iou(found_xyxy, [box]))
     constant_ious = {kind: best_iou(box, boxes) for kind, box in constants_xyxy.items()}
     best = best_iou(found_xyxy, boxes)
-    return Case(sample, class_name, best, constant_ious, found_xyxy, nearest, engine_ms, found.confidence)
+    return Case(
+        sample, class_name, best, constant_ious, found_xyxy, nearest, engine_ms, found.confidence
+    )
 
 
 def sureness_of(cases: Sequence[Case], min_score: float) -> dict[str, Any]:
-    """See ``calib.evaluation.reliability``; by image: a box is right on any of its objects. Empty where nothing tells."""
+    """See ``calib.evaluation.reliability``; by image: a box is right on any of its objects. Empty
+    where nothing tells.
+    """
     best: dict[str, tuple[float, float]] = {}
     for case in cases:
         if case.confidence is None:
             return {}
-        best[case.sample.name] = case.confidence, max(case.iou, best.get(case.sample.name, (0.0, 0.0))[1])
+        best[case.sample.name] = (
+            case.confidence,
+            max(case.iou, best.get(case.sample.name, (0.0, 0.0))[1]),
+        )
     sure, ious = np.array(list(best.values())).T
     return dict(rounded(sureness(sure, ious > CORLOC_IOU, min_score)))
 
@@ -182,7 +220,10 @@ def sureness_of(cases: Sequence[Case], min_score: float) -> dict[str, Any]:
 def report_of(cases: Sequence[Case], min_score: float = 0.0) -> dict[str, Any]:
     """The report of some cases, in the design's terms; at least one."""
     ious = np.array([case.iou for case in cases])
-    constant_ious = {kind: np.array([case.constant_ious[kind] for case in cases]) for kind in cases[0].constant_ious}
+    constant_ious = {
+        kind: np.array([case.constant_ious[kind] for case in cases])
+        for kind in cases[0].constant_ious
+    }
     found, true = np.array([c.found_xyxy for c in cases]), np.array([c.true_xyxy for c in cases])
     names = np.array([case.class_name for case in cases])
     per_class = {str(name): corloc(ious[names == name]) for name in np.unique(names)}
@@ -194,11 +235,17 @@ def report_of(cases: Sequence[Case], min_score: float = 0.0) -> dict[str, Any]:
         "mean_iou": round(float(ious.mean()), 4),
         "iou_histogram": iou_histogram(ious),
         "box_acc_v2": rounded(box_acc_v2(ious)),
-        "center_correctness": rounded({f"{m:.1f}": float(centre_correct(found, true, m).mean()) for m in MARGINS}),
+        "center_correctness": rounded(
+            {f"{m:.1f}": float(centre_correct(found, true, m).mean()) for m in MARGINS}
+        ),
         "ms_per_image": round(float(np.median([case.engine_ms for case in cases])), 3),
         "baselines": rounded({kind: corloc(values) for kind, values in constant_ious.items()}),
-        "baselines_mean_iou": rounded({kind: float(values.mean()) for kind, values in constant_ious.items()}),
-        "baselines_box_acc_v2": {kind: rounded(box_acc_v2(values)) for kind, values in constant_ious.items()},
+        "baselines_mean_iou": rounded(
+            {kind: float(values.mean()) for kind, values in constant_ious.items()}
+        ),
+        "baselines_box_acc_v2": {
+            kind: rounded(box_acc_v2(values)) for kind, values in constant_ious.items()
+        },
         **sureness_of(cases, min_score),
     }
 
@@ -214,10 +261,14 @@ def report_table(report: dict[str, Any], kind: str = "") -> Table:
     """The report as a table for the terminal; ``kind`` says which images."""
     title = f"{report['images']} images{kind}, IoU over {CORLOC_IOU}"
     table = Table("", "CorLoc", "mean IoU", title=title, title_justify="left")
-    table.add_row("this head", f"{100 * report['corloc']:.1f} %", f"{report['mean_iou']:.3f}", style="bold")
+    table.add_row(
+        "this head", f"{100 * report['corloc']:.1f} %", f"{report['mean_iou']:.3f}", style="bold"
+    )
     for name, value in report["baselines"].items():
         mean_iou = report["baselines_mean_iou"][name]
-        table.add_row(name.replace("_", " "), f"{100 * value:.1f} %", f"{mean_iou:.3f}", style="dim")
+        table.add_row(
+            name.replace("_", " "), f"{100 * value:.1f} %", f"{mean_iou:.3f}", style="dim"
+        )
     table.add_row("mean over classes", f"{100 * report['corloc_class_mean']:.1f} %", "")
     for name, value in report["corloc_per_class"].items():
         table.add_row(f"  {name}", f"{100 * value:.1f} %", "")
@@ -227,14 +278,21 @@ def report_table(report: dict[str, Any], kind: str = "") -> Table:
     return table
 
 
-def print_report(report: dict[str, Any], cases: Sequence[Case], published: bool, console: Console) -> dict[str, Any]:
-    """Print the report; of a published set, as papers do, also that of its images with one object, which is added to it."""
+def print_report(
+    report: dict[str, Any], cases: Sequence[Case], published: bool, console: Console
+) -> dict[str, Any]:
+    """Print the report; of a published set, as papers do, also that of its images with one object,
+    which is added to it.
+    """
     console.print(report_table(report))
     if "reliability" in report:
         print_sureness(report, console)
     singles = [case for case in cases if case.sample.single] if published else []
     if not singles:
         return report
-    report = {**report, "single_object": report_of(singles, report.get("at_min_score", {}).get("min_score", 0.0))}
+    report = {
+        **report,
+        "single_object": report_of(singles, report.get("at_min_score", {}).get("min_score", 0.0)),
+    }
     console.print(report_table(report["single_object"], " with exactly one object"))
     return report

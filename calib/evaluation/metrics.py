@@ -26,16 +26,21 @@ def corloc(ious: NDArray[np.float64]) -> float:
 
 
 def box_acc_v2(ious: NDArray[np.float64]) -> dict[str, float]:
-    """Share of images with IoU of at least 0.3, 0.5 and 0.7, under these names, and the ``mean`` of the three.
+    """Share of images with IoU of at least 0.3, 0.5 and 0.7, under these names, and the ``mean`` of
+    the three.
 
-    MaxBoxAccV2 (Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", 2020, extended 2022) less its
-    maximum: that is taken over the thresholds at which a method cuts its map, and a box head, which reads the box straight
+    MaxBoxAccV2 (Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right",
+    2020, extended 2022) less its
+    maximum: that is taken over the thresholds at which a method cuts its map, and a box head, which
+        reads the box straight
     off the map, has none. Unlike CorLoc, an IoU equal to the threshold counts.
 
     Args:
         ious: ``[N]``, of each box with the true box that fits best.
     """
-    shares = {str(least): float(np.mean(ious >= least)) if len(ious) else 0.0 for least in BOX_ACC_IOUS}
+    shares = {
+        str(least): float(np.mean(ious >= least)) if len(ious) else 0.0 for least in BOX_ACC_IOUS
+    }
     return {**shares, "mean": float(np.mean(list(shares.values())))}
 
 
@@ -51,13 +56,16 @@ def scored(found_xyxy: Boxes, true_xyxy: Boxes) -> tuple[float, float]:
 
 
 def centre_correct(found_xyxy: Boxes, true_xyxy: Boxes, margin: float) -> NDArray[np.bool_]:
-    """Whether the found box's centre lies inside the true box shrunk by ``margin`` of its size in all (half at each side).
+    """Whether the found box's centre lies inside the true box shrunk by ``margin`` of its size in
+    all (half at each side).
 
     Margin 0 is the whole true box, 0.5 its middle half. ``[N, 4]`` and ``[N, 4]`` to ``[N]``.
     """
     centre = (found_xyxy[:, :2] + found_xyxy[:, 2:]) / 2
     inset = (true_xyxy[:, 2:] - true_xyxy[:, :2]) * margin / 2
-    inside: NDArray[np.bool_] = np.all((centre >= true_xyxy[:, :2] + inset) & (centre <= true_xyxy[:, 2:] - inset), axis=1)
+    inside: NDArray[np.bool_] = np.all(
+        (centre >= true_xyxy[:, :2] + inset) & (centre <= true_xyxy[:, 2:] - inset), axis=1
+    )
     return inside
 
 
@@ -67,7 +75,8 @@ class ConstantBoxes:
 
     Attributes:
         mean_box: the mean of each edge.
-        best_constant: of the training boxes and their quantile boxes, the one with the highest CorLoc on that set.
+        best_constant: of the training boxes and their quantile boxes, the one with the highest
+            CorLoc on that set.
     """
 
     mean_box: tuple[float, ...]
@@ -81,10 +90,14 @@ def constant_boxes(boxes_xyxy: Boxes) -> ConstantBoxes:
     """Fit the constant boxes to a training set ``[N, 4]`` of fractions."""
     low, high = np.meshgrid(np.linspace(0.02, 0.5, 13), np.linspace(0.5, 0.98, 13))
     quantile_boxes = [
-        np.concatenate([np.quantile(boxes_xyxy[:, :2], a, axis=0), np.quantile(boxes_xyxy[:, 2:], b, axis=0)])
+        np.concatenate(
+            [np.quantile(boxes_xyxy[:, :2], a, axis=0), np.quantile(boxes_xyxy[:, 2:], b, axis=0)]
+        )
         for a, b in zip(low.ravel(), high.ravel(), strict=True)
     ]
-    candidates = np.concatenate([boxes_xyxy[:4000], np.array(quantile_boxes), boxes_xyxy.mean(axis=0)[None]])
+    candidates = np.concatenate(
+        [boxes_xyxy[:4000], np.array(quantile_boxes), boxes_xyxy.mean(axis=0)[None]]
+    )
     scores = [corloc(iou(candidate, boxes_xyxy)) for candidate in candidates]
     best = candidates[int(np.argmax(scores))]
     return ConstantBoxes(tuple(boxes_xyxy.mean(axis=0).tolist()), tuple(best.tolist()))
@@ -96,7 +109,8 @@ def best_iou(found_xyxy: Sequence[float], truths_xyxy: Sequence[Sequence[float]]
 
 
 def baselines(localizer: Localizer, training: Sequence[Sample] | None) -> ConstantBoxes | None:
-    """Constant boxes of ``training`` where it is given, else those kept with the localizer's fitted head, else None.
+    """Constant boxes of ``training`` where it is given, else those kept with the localizer's fitted
+    head, else None.
 
     Raises:
         SourceError: ``training`` has no image with exactly one object, or cannot be read.
@@ -119,7 +133,10 @@ def check_disjoint(training: Sequence[Sample], measured: Sequence[Sample], remed
     seen = {_digest(sample) for sample in training}
     shared = [sample.name for sample in measured if _digest(sample) in seen]
     if shared:
-        raise SourceError(f"{len(shared)} images are both fitted on and measured, {shared[0]} among them: {remedy}")
+        raise SourceError(
+            f"{len(shared)} images are both fitted on and measured, {shared[0]} among them:"
+            f" {remedy}"
+        )
 
 
 def _digest(sample: Sample) -> bytes:

@@ -1,4 +1,6 @@
-"""Pictures of an evaluation: photos with the true and the found box beside their maps, and one bar for each class."""
+"""Pictures of an evaluation: photos with the true and the found box beside their maps, and one bar
+for each class.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +37,8 @@ class Picture:
 
 
 def case_picture(case: Case, localizer: Localizer, name: str) -> Picture:
-    """The photo, true box green and found box red, and at its right the sensitivity map of the same size.
+    """The photo, true box green and found box red, and at its right the sensitivity map of the same
+    size.
 
     Args:
         case: what was found.
@@ -46,7 +49,10 @@ def case_picture(case: Case, localizer: Localizer, name: str) -> Picture:
     height, width = image.shape[:2]
     scale = min(PANEL_PX[0] / width, PANEL_PX[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    photo = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), np.uint8)
+    photo = np.asarray(
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC),
+        np.uint8,
+    )
     for box, colour in ((case.true_xyxy, TRUTH_BGR), (case.found_xyxy, PREDICTED_BGR)):
         outline(photo, [edge * scale for edge in box], colour)
     gap = np.full((size[1], GAP_PX, 3), 255, np.uint8)
@@ -55,11 +61,17 @@ def case_picture(case: Case, localizer: Localizer, name: str) -> Picture:
     return Picture(name, encoded.tobytes())
 
 
-def outline(canvas: ImageBgr, box_xyxy_px: Sequence[float], colour_bgr: tuple[int, int, int]) -> None:
-    """Draw a box, anti-aliased, just inside its edges: a dark line under a thinner coloured one reads on any photo."""
+def outline(
+    canvas: ImageBgr, box_xyxy_px: Sequence[float], colour_bgr: tuple[int, int, int]
+) -> None:
+    """Draw a box, anti-aliased, just inside its edges: a dark line under a thinner coloured one
+    reads on any photo.
+    """
     inset = LINE_PX + 0.5  # OpenCV's anti-aliased lines are a pixel wider than their thickness
     low, high = (
-        tuple(round((edge + side * inset - 0.5) * 2**SHIFT) for edge in corner)  # pixel centres lie at whole coordinates
+        tuple(
+            round((edge + side * inset - 0.5) * 2**SHIFT) for edge in corner
+        )  # pixel centres lie at whole coordinates
         for corner, side in ((box_xyxy_px[:2], 1), (box_xyxy_px[2:], -1))
     )
     for colour, thickness in ((SHADE_BGR, 2 * LINE_PX), (colour_bgr, LINE_PX)):
@@ -67,7 +79,8 @@ def outline(canvas: ImageBgr, box_xyxy_px: Sequence[float], colour_bgr: tuple[in
 
 
 def class_bars(cases: Sequence[Case]) -> Picture:
-    """CorLoc of each class as a bar, best first, with its number of images; a thin line marks the best constant box.
+    """CorLoc of each class as a bar, best first, with its number of images; a thin line marks the
+    best constant box.
 
     Of more than ``MOST_CLASSES`` classes, those with the most images are shown.
     """
@@ -77,7 +90,10 @@ def class_bars(cases: Sequence[Case]) -> Picture:
     for case in cases:
         groups.setdefault(case.class_name, []).append(case)
     kept = sorted(groups.items(), key=lambda item: -len(item[1]))[:MOST_CLASSES]
-    rows = sorted(((_percent([c.iou for c in group]), name, group) for name, group in kept), key=lambda row: row[:2])
+    rows = sorted(
+        ((_percent([c.iou for c in group]), name, group) for name, group in kept),
+        key=lambda row: row[:2],
+    )
     figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(rows)), dpi=200, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))
@@ -86,11 +102,29 @@ def class_bars(cases: Sequence[Case]) -> Picture:
     for place, value in enumerate(values):
         axes.text(108, place, f"{value:.0f}", ha="right", va="center", fontsize=9)
     if "best_constant" in cases[0].constant_ious:
-        marks = [_percent([c.constant_ious["best_constant"] for c in group]) for _, _, group in rows]
-        axes.plot(marks, places, "|", color=DARK, markersize=16, markeredgewidth=1.6, label="best constant box")
+        marks = [
+            _percent([c.constant_ious["best_constant"] for c in group]) for _, _, group in rows
+        ]
+        axes.plot(
+            marks,
+            places,
+            "|",
+            color=DARK,
+            markersize=16,
+            markeredgewidth=1.6,
+            label="best constant box",
+        )
     axes.set_yticks(places, [f"{plain(name)}  ({len(group)})" for _, name, group in rows])
-    cut = f"\nthe {len(rows)} of {len(groups)} classes with the most images" if len(rows) < len(groups) else ""
-    axes.set(xlabel=f"CorLoc, %  (number of images in brackets){cut}", xlim=(0, 108), ylim=(-0.6, len(rows) - 0.4))
+    cut = (
+        f"\nthe {len(rows)} of {len(groups)} classes with the most images"
+        if len(rows) < len(groups)
+        else ""
+    )
+    axes.set(
+        xlabel=f"CorLoc, %  (number of images in brackets){cut}",
+        xlim=(0, 108),
+        ylim=(-0.6, len(rows) - 0.4),
+    )
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_axisbelow(True)
@@ -100,11 +134,16 @@ def class_bars(cases: Sequence[Case]) -> Picture:
 
 
 def quality_plot(cases: Sequence[Case]) -> Picture:
-    """How IoUs are distributed, their mean marked; the share of centres inside the true box over the margin it is cut by."""
+    """How IoUs are distributed, their mean marked; the share of centres inside the true box over
+    the margin it is cut by.
+    """
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
     ious = np.array([case.iou for case in cases])
-    found, true = np.array([case.found_xyxy for case in cases]), np.array([case.true_xyxy for case in cases])
+    found, true = (
+        np.array([case.found_xyxy for case in cases]),
+        np.array([case.true_xyxy for case in cases]),
+    )
     margins = np.linspace(0, 0.9, 19)
     curve = [100 * float(centre_correct(found, true, margin).mean()) for margin in margins]
     figure = Figure(figsize=(6.4, 2.6), dpi=200, layout="constrained")
@@ -113,7 +152,12 @@ def quality_plot(cases: Sequence[Case]) -> Picture:
     left.axvline(ious.mean(), color=DARK, linewidth=1.2)
     left.set(xlabel=f"IoU (mean {ious.mean():.3f})", ylabel="cases", xlim=(0, 1))
     right.plot(margins, curve, color=OURS)
-    right.set(xlabel="margin that the true box is cut by", ylabel="centre inside, %", xlim=(0, 0.9), ylim=(0, 100))
+    right.set(
+        xlabel="margin that the true box is cut by",
+        ylabel="centre inside, %",
+        xlim=(0, 0.9),
+        ylim=(0, 100),
+    )
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
@@ -122,7 +166,9 @@ def quality_plot(cases: Sequence[Case]) -> Picture:
 
 
 def sure_plot(report: Mapping[str, Any]) -> Picture:
-    """What the confidence said against what was right; CorLoc over coverage, ``at_min_score`` marked."""
+    """What the confidence said against what was right; CorLoc over coverage, ``at_min_score``
+    marked.
+    """
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
     figure = Figure(figsize=(6.4, 2.8), dpi=200, layout="constrained")
@@ -132,7 +178,14 @@ def sure_plot(report: Mapping[str, Any]) -> Picture:
     if (asked := report.get("at_min_score")) and asked["kept"]:
         place = 100 * asked["kept"], 100 * asked["corloc"]
         covered.plot(*place, "o", color=DARK, markersize=7, markerfacecolor="none")
-        covered.annotate(f"{asked['min_score']:g}", place, textcoords="offset points", xytext=(0, -14), ha="center", fontsize=8)
+        covered.annotate(
+            f"{asked['min_score']:g}",
+            place,
+            textcoords="offset points",
+            xytext=(0, -14),
+            ha="center",
+            fontsize=8,
+        )
     for axes in (reliable, covered):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
@@ -141,19 +194,34 @@ def sure_plot(report: Mapping[str, Any]) -> Picture:
 
 
 def draw_reliability(axes: Any, rows: Sequence[Mapping[str, float]]) -> None:
-    """What was said against what was right, points as large as there are boxes; on the line both are the same."""
+    """What was said against what was right, points as large as there are boxes; on the line both
+    are the same.
+    """
     boxes = max(sum(row["boxes"] for row in rows), 1)
     axes.plot([0, 100], [0, 100], color=OTHERS, linewidth=1)
     said, right = [100 * row["said"] for row in rows], [100 * row["right"] for row in rows]
     axes.scatter(said, right, s=[8 + 120 * row["boxes"] / boxes for row in rows], color=OURS)
-    axes.set(xlabel="confidence, %", ylabel="right, %", title="reliability", xlim=(0, 103), ylim=(0, 103))
+    axes.set(
+        xlabel="confidence, %", ylabel="right, %", title="reliability", xlim=(0, 103), ylim=(0, 103)
+    )
 
 
 def draw_coverage(axes: Any, covered: Mapping[str, Mapping[str, float]], what: str) -> None:
     """How many of the boxes that are kept are right, over how many are."""
     points = [each for each in covered.values() if each["kept"]]
-    axes.plot([100 * each["kept"] for each in points], [100 * each["corloc"] for each in points], ".-", color=OURS)
-    axes.set(xlabel=f"{what} with a box, %", ylabel="of them right, %", title="coverage", xlim=(0, 103), ylim=(0, 103))
+    axes.plot(
+        [100 * each["kept"] for each in points],
+        [100 * each["corloc"] for each in points],
+        ".-",
+        color=OURS,
+    )
+    axes.set(
+        xlabel=f"{what} with a box, %",
+        ylabel="of them right, %",
+        title="coverage",
+        xlim=(0, 103),
+        ylim=(0, 103),
+    )
 
 
 def stored(figure: Any, name: str) -> Picture:

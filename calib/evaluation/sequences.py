@@ -1,9 +1,11 @@
-"""Measures tracking: sequences with a true box in each frame, localized whole and with tracking in the same run.
+"""Measures tracking: sequences with a true box in each frame, localized whole and with tracking in
+the same run.
 
-Measures: CorLoc and mean IoU over frames; success (area under the share of frames over an IoU threshold) and precision (share
-of centres within 20 pixels) as in Wu, Lim & Yang, "Online Object Tracking: A Benchmark", CVPR 2013, section 3; jitter: mean
-absolute change of a box's edges less that of the true box's, from frame to frame; recovery: seconds until a box is right after
-a second of black.
+Measures: CorLoc and mean IoU over frames; success (area under the share of frames over an IoU
+threshold) and precision (share of centres within 20 pixels) as in Wu, Lim & Yang, "Online Object
+Tracking: A Benchmark", CVPR 2013, section 3; jitter: mean absolute change of a box's edges less
+that of the true box's, from frame to frame; recovery: seconds until a box is right after a second
+of black.
 """
 
 import time
@@ -45,11 +47,13 @@ class Followed:
     Attributes:
         name: of it.
         samples: its frames.
-        true, whole, raw, followed: boxes ``[T, 4]`` in pixels: nan where there is no object; the whole frame's; the tracker's
-            before and after it is calmed, ``NOWHERE`` where it abstains.
+        true, whole, raw, followed: boxes ``[T, 4]`` in pixels: nan where there is no object; the
+            whole frame's; the tracker's before and after it is calmed, ``NOWHERE`` where it
+            abstains.
         tracks: what following said of each frame.
         whole_ms, followed_ms: time of each frame, from image to box.
-        recovery_s: from the end of a second of black until a box is right again; nan where it never is.
+        recovery_s: from the end of a second of black until a box is right again; nan where it never
+            is.
     """
 
     name: str
@@ -73,8 +77,11 @@ class Followed:
         return np.asarray(iou(boxes[self.seen], self.true[self.seen]))
 
 
-def load_sequences(folder: Path, limit: int | None, remarks: Remarks | None = None) -> list[Sample] | None:
-    """Every ``NAME_boxes.csv`` of a folder, of each the first ``limit`` frames; None where it has none, or is no folder.
+def load_sequences(
+    folder: Path, limit: int | None, remarks: Remarks | None = None
+) -> list[Sample] | None:
+    """Every ``NAME_boxes.csv`` of a folder, of each the first ``limit`` frames; None where it has
+    none, or is no folder.
 
     Frames whose pixels are damaged are left out, as if a camera had dropped them.
 
@@ -102,11 +109,19 @@ def follow_sequences(
     for sample in samples:
         groups.setdefault(sample.sequence, []).append(sample)
     if "" in groups:
-        raise SourceError("--follow is for sequences with a box per frame: NAME_boxes.csv, OTB or VOT text")
+        raise SourceError(
+            "--follow is for sequences with a box per frame: NAME_boxes.csv, OTB or VOT text"
+        )
     return [_followed(name, frames, localizer, options, console) for name, frames in groups.items()]
 
 
-def _followed(name: str, samples: Sequence[Sample], localizer: Localizer, options: FollowOptions, console: Console) -> Followed:
+def _followed(
+    name: str,
+    samples: Sequence[Sample],
+    localizer: Localizer,
+    options: FollowOptions,
+    console: Console,
+) -> Followed:
     first = samples[0].read()
     begin = _beginner(first, options)
     tracker, whole, followed, tracks = begin(), [], [], []
@@ -121,7 +136,9 @@ def _followed(name: str, samples: Sequence[Sample], localizer: Localizer, option
         followed.append(_box(found) if said.confidence >= options.min_score else NOWHERE)
         tracks.append(said)
         times_ms.append(((marks[1] - marks[0]) * 1e3, (marks[2] - marks[1]) * 1e3))
-    true = np.array([s.truths[0].box_xyxy_px if s.truths else (np.nan,) * 4 for s in samples], np.float64)
+    true = np.array(
+        [s.truths[0].box_xyxy_px if s.truths else (np.nan,) * 4 for s in samples], np.float64
+    )
     raw = np.array([said.raw_xyxy_px or NOWHERE for said in tracks], np.float64)
     took = np.array(times_ms)
     return Followed(
@@ -141,7 +158,11 @@ def _followed(name: str, samples: Sequence[Sample], localizer: Localizer, option
 def _beginner(first: ImageBgr, options: FollowOptions) -> Callable[[], Tracker]:
     height, width = first.shape[:2]
     return lambda: Tracker(
-        width, height, load_confidence_model(), options.box_in(width, height), every_frame=options.every_frame
+        width,
+        height,
+        load_confidence_model(),
+        options.box_in(width, height),
+        every_frame=options.every_frame,
     )
 
 
@@ -149,7 +170,9 @@ def _box(found: Localization) -> BoxPx:
     return found.box_xyxy_px or NOWHERE
 
 
-def follow_frame(tracker: Tracker, localizer: Localizer, image_bgr: ImageBgr, pts_s: float) -> tuple[Localization, Track]:
+def follow_frame(
+    tracker: Tracker, localizer: Localizer, image_bgr: ImageBgr, pts_s: float
+) -> tuple[Localization, Track]:
     """One frame, followed: an engine call, waited for, where the tracker asks for one."""
     window = tracker.window(image_bgr, pts_s)
     if window is None:
@@ -158,13 +181,19 @@ def follow_frame(tracker: Tracker, localizer: Localizer, image_bgr: ImageBgr, pt
     return tracker.update(localizer.localize([image_bgr[y0:y1, x0:x1]])[0])
 
 
-def recovery_s(samples: Sequence[Sample], true: Boxes, localizer: Localizer, tracker: Tracker) -> float:
-    """Follow once more, with a second of black from the first third on: seconds from its end until a box is right."""
+def recovery_s(
+    samples: Sequence[Sample], true: Boxes, localizer: Localizer, tracker: Tracker
+) -> float:
+    """Follow once more, with a second of black from the first third on: seconds from its end until
+    a box is right.
+    """
     start, length = len(samples) // 3, round(RATE_FPS)
     for number, sample in enumerate(samples):
         image = sample.read()
         black = start <= number < start + length
-        found, _ = follow_frame(tracker, localizer, np.zeros_like(image) if black else image, number / RATE_FPS)
+        found, _ = follow_frame(
+            tracker, localizer, np.zeros_like(image) if black else image, number / RATE_FPS
+        )
         if number >= start + length and float(iou(_box(found), true[number])) > CORLOC_IOU:
             return (number + 1 - start - length) / RATE_FPS
     return float("nan")
@@ -173,7 +202,9 @@ def recovery_s(samples: Sequence[Sample], true: Boxes, localizer: Localizer, tra
 def measures(sequence: Followed, boxes: Boxes) -> dict[str, float]:
     """``corloc, mean_iou, success_auc, precision_20px, jitter_px`` of one kind of boxes."""
     ious, seen = sequence.ious(boxes), sequence.seen
-    centres = (boxes[seen, :2] + boxes[seen, 2:] - sequence.true[seen, :2] - sequence.true[seen, 2:]) / 2
+    centres = (
+        boxes[seen, :2] + boxes[seen, 2:] - sequence.true[seen, :2] - sequence.true[seen, 2:]
+    ) / 2
     change = np.diff(boxes, axis=0) - np.diff(sequence.true, axis=0)
     there = (boxes[:, 2] > 0) & seen
     change = change[there[1:] & there[:-1]]
@@ -187,9 +218,11 @@ def measures(sequence: Followed, boxes: Boxes) -> dict[str, float]:
 
 
 def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
-    """``followed``, ``raw`` and ``whole``: means over the sequences of ``measures``, and fps; under ``sequences`` each one's.
+    """``followed``, ``raw`` and ``whole``: means over the sequences of ``measures``, and fps; under
+    ``sequences`` each one's.
 
-    Those of ``followed`` are at the top too, under the names of ``calib.evaluation.evaluate.report_of``.
+    Those of ``followed`` are at the top too, under the names of
+    ``calib.evaluation.evaluate.report_of``.
     ``coverage`` and ``reliability``: see ``calib.evaluation.reliability``.
     """
     each = {s.name: _row(s) for s in sequences}
@@ -198,7 +231,9 @@ def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
         rows = [row[kind] for row in each.values()]
         kinds[kind] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     kinds["whole"]["fps"] = 1e3 / float(np.median(np.concatenate([s.whole_ms for s in sequences])))
-    kinds["followed"]["fps"] = 1e3 / float(np.median(np.concatenate([s.followed_ms for s in sequences])))
+    kinds["followed"]["fps"] = 1e3 / float(
+        np.median(np.concatenate([s.followed_ms for s in sequences]))
+    )
     sure = np.concatenate([np.array([t.confidence for t in s.tracks])[s.seen] for s in sequences])
     right = np.concatenate([s.ious(s.followed) for s in sequences]) > CORLOC_IOU
     shown = np.concatenate([s.followed[s.seen, 2] > 0 for s in sequences])
@@ -221,7 +256,9 @@ def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
 
 
 def _row(sequence: Followed) -> dict[str, Any]:
-    kinds = {kind: measures(sequence, getattr(sequence, kind)) for kind in ("followed", "raw", "whole")}
+    kinds = {
+        kind: measures(sequence, getattr(sequence, kind)) for kind in ("followed", "raw", "whole")
+    }
     back_s = sequence.recovery_s if np.isfinite(sequence.recovery_s) else None
     return {"frames": len(sequence.samples), **kinds, "recovery_s": back_s}
 
@@ -229,7 +266,15 @@ def _row(sequence: Followed) -> dict[str, Any]:
 def sequences_table(report: Mapping[str, Any]) -> Table:
     """The report for the terminal: a row for each sequence."""
     table = Table(title=f"{report['frames']} frames, IoU over {CORLOC_IOU}", title_justify="left")
-    for name in ("sequence", "whole frame", "followed", "mean IoU", "jitter px", "of whole", "back after"):
+    for name in (
+        "sequence",
+        "whole frame",
+        "followed",
+        "mean IoU",
+        "jitter px",
+        "of whole",
+        "back after",
+    ):
         table.add_column(name, justify="left" if name == "sequence" else "right")
     rows = {"mean": report} | report["sequences"]
     for name, row in rows.items():

@@ -1,4 +1,6 @@
-"""Fits a head's confidence model: logistic regression on the boxes of images that the head has not seen."""
+"""Fits a head's confidence model: logistic regression on the boxes of images that the head has not
+seen.
+"""
 
 import numpy as np
 
@@ -9,8 +11,9 @@ from engines.boxes import iou
 from engines.confidence import FURTHEST, ConfidenceModel
 
 PENALTY = 3.0
-"""On the squared weights of standardized cues, beside a sum over the boxes: of few boxes little more than the share of right
-ones is said. On animal_pose_voc train, cross-validated, anything from 1 to 10 does about as well."""
+"""On the squared weights of standardized cues, beside a sum over the boxes: of few boxes little
+more than the share of right ones is said. On animal_pose_voc train, cross-validated, anything from
+1 to 10 does about as well."""
 
 
 def fit_confidence_model(table: FeatureTable, boxes_xyxy: Array64) -> ConfidenceModel | None:
@@ -32,9 +35,13 @@ def fit_confidence_model(table: FeatureTable, boxes_xyxy: Array64) -> Confidence
 
 
 def smoothed(right: Array64) -> Array64:
-    """Platt's targets (1999, section 2.2): with few boxes, all of them right, the next one is still not certain to be."""
+    """Platt's targets (1999, section 2.2): with few boxes, all of them right, the next one is still
+    not certain to be.
+    """
     rights = right.sum()
-    return np.asarray(np.where(right > 0, (rights + 1) / (rights + 2), 1 / (len(right) - rights + 2)))
+    return np.asarray(
+        np.where(right > 0, (rights + 1) / (rights + 2), 1 / (len(right) - rights + 2))
+    )
 
 
 def logistic(x: Array64, target: Array64, counts: Array64, penalty: float) -> tuple[Array64, float]:

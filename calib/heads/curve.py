@@ -1,4 +1,6 @@
-"""The learning curve: accuracy of heads over the number of labelled boxes, beside a box that needs no image."""
+"""The learning curve: accuracy of heads over the number of labelled boxes, beside a box that needs
+no image.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +52,8 @@ class Curve:
 
     Attributes:
         points: the fewest boxes first; the last is all of them.
-        constant_corloc, constant_mean_iou: of the best constant box of all training boxes, on the same held-out images.
+        constant_corloc, constant_mean_iou: of the best constant box of all training boxes, on the
+            same held-out images.
         held_out: number of these images.
     """
 
@@ -72,7 +75,8 @@ def curve_of(
 
     Args:
         samples: the training set.
-        held_out: images to measure on; by default a fifth of ``samples``, see ``split_fifth``, on which then no head is fitted.
+        held_out: images to measure on; by default a fifth of ``samples``, see ``split_fifth``, on
+            which then no head is fitted.
         classifier: the network.
         spec: the maps that heads read.
         features: of those maps, in order.
@@ -84,7 +88,9 @@ def curve_of(
     check_enough(samples, held_out)
     table = feature_table(samples, classifier, spec, features, console)
     if held_out is not None:
-        return learning_curve(table, feature_table(held_out, classifier, spec, features, console), console)
+        return learning_curve(
+            table, feature_table(held_out, classifier, spec, features, console), console
+        )
     fitted, measured = split_fifth([sample.group for sample in samples if sample.one_box])
     return learning_curve(table.take(fitted), table.take(measured), console)
 
@@ -93,20 +99,28 @@ def check_enough(samples: Sequence[Sample], held_out: Sequence[Sample] | None) -
     """Refuse what no learning curve can be drawn of, before anything is computed.
 
     Raises:
-        SourceError: fewer than 10 images are left to fit on, or none to measure on, or some are in both sets.
+        SourceError: fewer than 10 images are left to fit on, or none to measure on, or some are in
+            both sets.
     """
     groups = [sample.group for sample in samples if sample.one_box]
     fitted, _ = split_fifth(groups)
     if len(groups if held_out is not None else fitted) < 2 * FOLDS:
-        raise SourceError(f"a learning curve needs {2 * FOLDS} images with one box each beside the held-out ones: label more")
+        raise SourceError(
+            f"a learning curve needs {2 * FOLDS} images with one box each beside the held-out ones:"
+            " label more"
+        )
     if held_out is not None:
         if not any(sample.one_box for sample in held_out):
-            raise SourceError("none of the images to measure the learning curve on has exactly one box: give others")
+            raise SourceError(
+                "none of the images to measure the learning curve on has exactly one box: give"
+                " others"
+            )
         check_disjoint(samples, held_out, "name those of --curve-on to keep with --curve-ids FILE")
 
 
 def split_fifth(groups: Sequence[str]) -> tuple[Rows, Rows]:
-    """(rows to fit on, rows to measure on), in random order: whole groups, a fifth of them to measure on.
+    """(rows to fit on, rows to measure on), in random order: whole groups, a fifth of them to
+    measure on.
 
     Args:
         groups: of each image, see ``calib.data.datasets.Sample.group``.
@@ -119,16 +133,23 @@ def split_fifth(groups: Sequence[str]) -> tuple[Rows, Rows]:
 
 
 def learning_curve(
-    train: FeatureTable, held_out: FeatureTable, console: Console, counts: Sequence[int] = COUNTS, subsets: int = SUBSETS
+    train: FeatureTable,
+    held_out: FeatureTable,
+    console: Console,
+    counts: Sequence[int] = COUNTS,
+    subsets: int = SUBSETS,
 ) -> Curve:
-    """Fit a head on each of several random subsets of each size, and measure it on images that none of them saw.
+    """Fit a head on each of several random subsets of each size, and measure it on images that none
+    of them saw.
 
     Args:
         train: subsets are drawn from it, without replacement; at least 10 images.
         held_out: the images to measure on.
         console: for progress.
-        counts: sizes of subsets; those near the whole (``NEAREST``) are left out, and the whole comes last.
-        subsets: how many of each size. They depend on the size alone: more sizes change no point.
+        counts: sizes of subsets; those near the whole (``NEAREST``) are left out, and the whole
+            comes last.
+        subsets: how many of each size. They depend on the size alone: more sizes change no
+            point.
     """
     total = len(train.values)
     sizes = [*(count for count in counts if count <= NEAREST * total), total]
@@ -138,14 +159,20 @@ def learning_curve(
         rows = np.random.default_rng([size, number]).choice(total, size, replace=False)
         ious = iou(predict(held_out.values, *fit_rows(train, rows)), held_out.boxes_xyxy)
         results[size].append((corloc(ious), float(ious.mean())))
-    points = tuple(Point(size, *(tuple(values) for values in zip(*found, strict=True))) for size, found in results.items())
+    points = tuple(
+        Point(size, *(tuple(values) for values in zip(*found, strict=True)))
+        for size, found in results.items()
+    )
     constant = iou(constant_boxes(train.boxes_xyxy).best_constant, held_out.boxes_xyxy)
     return Curve(points, corloc(constant), float(constant.mean()), len(held_out.values))
 
 
 def curve_table(curve: Curve) -> Table:
     """Medians and ranges as a table for the terminal."""
-    table = Table(title=f"learning curve, {curve.held_out} held-out images: median (range)", title_justify="left")
+    table = Table(
+        title=f"learning curve, {curve.held_out} held-out images: median (range)",
+        title_justify="left",
+    )
     for column in ("boxes", "CorLoc", "mean IoU"):
         table.add_column(column, justify="right")
     for point in curve.points:
@@ -158,11 +185,14 @@ def curve_table(curve: Curve) -> Table:
 
 def _spread(values: NDArray[np.float64], form: str, unit: str = "") -> str:
     median = f"{np.median(values):{form}}{unit}"
-    return median if len(values) == 1 else f"{median} ({values.min():{form}} - {values.max():{form}})"
+    return (
+        median if len(values) == 1 else f"{median} ({values.min():{form}} - {values.max():{form}})"
+    )
 
 
 def plot_curve(curve: Curve, path: Path, title: str) -> None:
-    """Two panels, CorLoc and mean IoU over the number of boxes: median, range, and the best constant box dashed.
+    """Two panels, CorLoc and mean IoU over the number of boxes: median, range, and the best
+    constant box dashed.
 
     Raises:
         OutputError: the name does not end in ``.png``, or the picture cannot be written.
@@ -172,16 +202,35 @@ def plot_curve(curve: Curve, path: Path, title: str) -> None:
     checked_suffix(path, CURVE_FILE.suffixes, CURVE_FILE.what)
     boxes = [point.boxes for point in curve.points]
     panels = (
-        ("CorLoc, %", [100 * np.array(p.corloc) for p in curve.points], 100 * curve.constant_corloc),
+        (
+            "CorLoc, %",
+            [100 * np.array(p.corloc) for p in curve.points],
+            100 * curve.constant_corloc,
+        ),
         ("mean IoU", [np.array(p.mean_iou) for p in curve.points], curve.constant_mean_iou),
     )
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     figure.suptitle(f"{plain(title)}, measured on {curve.held_out} held-out images", fontsize=12)
     for axes, (name, values, constant) in zip(figure.subplots(1, 2), panels, strict=True):
         low, high = [v.min() for v in values], [v.max() for v in values]
-        axes.fill_between(boxes, low, high, color="#4C78A8", alpha=0.2, linewidth=0, label="range of subsets")
-        axes.plot(boxes, [np.median(v) for v in values], "o-", color="#4C78A8", markersize=5, label="head, median")
-        axes.axhline(constant, color="#222222", linestyle=(0, (5, 3)), linewidth=1.4, label="best constant box")
+        axes.fill_between(
+            boxes, low, high, color="#4C78A8", alpha=0.2, linewidth=0, label="range of subsets"
+        )
+        axes.plot(
+            boxes,
+            [np.median(v) for v in values],
+            "o-",
+            color="#4C78A8",
+            markersize=5,
+            label="head, median",
+        )
+        axes.axhline(
+            constant,
+            color="#222222",
+            linestyle=(0, (5, 3)),
+            linewidth=1.4,
+            label="best constant box",
+        )
         axes.set(xscale="log", xlabel="labelled boxes", ylabel=name)
         axes.set_xticks(boxes, [str(count) for count in boxes], fontsize=9)
         axes.minorticks_off()

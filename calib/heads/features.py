@@ -29,7 +29,8 @@ TABLE_FORMAT = 3
 
 @dataclass(frozen=True)
 class Answers:
-    """What the engine said of each of N images, as far as it tells how sure a box is, see ``engines.confidence``.
+    """What the engine said of each of N images, as far as it tells how sure a box is, see
+    ``engines.confidence``.
 
     Attributes:
         maps: averaged, float32 ``[N, SIDE, SIDE]``.
@@ -47,7 +48,9 @@ class Answers:
     def cues(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
         """The cues of a box ``[N, 4]`` in each image, ``[N, S]``."""
         each = zip(boxes_xyxy, self.maps, self.scores, self.logits, strict=True)
-        return np.array([cues_of(box, map_hw, float(score), float(logit)) for box, map_hw, score, logit in each])
+        return np.array(
+            [cues_of(box, map_hw, float(score), float(logit)) for box, map_hw, score, logit in each]
+        )
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,20 @@ class FeatureTable:
 
     def take(self, rows: NDArray[np.int64]) -> "FeatureTable":
         """The table of some of its images."""
-        names, groups = (tuple(texts[row] for row in rows) for texts in (self.class_names, self.groups))
+        names, groups = (
+            tuple(texts[row] for row in rows) for texts in (self.class_names, self.groups)
+        )
         arrays = self.values[rows], self.mirrored[rows], self.boxes_xyxy[rows]
         answers = self.answers.take(rows) if self.answers else None
         return FeatureTable(*arrays, names, self.class_indices[rows], groups, answers)
 
 
 def feature_table(
-    samples: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console
+    samples: Sequence[Sample],
+    classifier: Classifier,
+    spec: MapSpec,
+    features: Sequence[Feature],
+    console: Console,
 ) -> FeatureTable:
     """Compute (or fetch) the features of every image with exactly one box, in fp32."""
     singles = [sample for sample in samples if sample.one_box]
@@ -96,22 +105,35 @@ def feature_table(
             np.savez(file, allow_pickle=False, **found)
     names = tuple(sample.truths[0].class_name for sample in singles)
     groups = tuple(sample.group for sample in singles)
-    boxes, answers = relative_boxes(singles, sizes_px), Answers(found["maps"], found["scores"], found["logits"])
-    return FeatureTable(found["values"], found["mirrored"], boxes, names, found["class_indices"], groups, answers)
+    boxes, answers = (
+        relative_boxes(singles, sizes_px),
+        Answers(found["maps"], found["scores"], found["logits"]),
+    )
+    return FeatureTable(
+        found["values"], found["mirrored"], boxes, names, found["class_indices"], groups, answers
+    )
 
 
 def relative_boxes(singles: Sequence[Sample], sizes_px: Sequence[SizePx]) -> NDArray[np.float64]:
-    """The one box of each sample as fractions of its image's (width, height), clipped to it: ``[N, 4]``."""
+    """The one box of each sample as fractions of its image's (width, height), clipped to it:
+    ``[N, 4]``.
+    """
     boxes = np.array([sample.truths[0].box_xyxy_px for sample in singles])
     return np.asarray(np.clip(boxes / np.tile(np.array(sizes_px, np.float64), 2), 0, 1))
 
 
 def _computed(
-    singles: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature], console: Console
+    singles: Sequence[Sample],
+    classifier: Classifier,
+    spec: MapSpec,
+    features: Sequence[Feature],
+    console: Console,
 ) -> dict[str, NDArray[Any]]:
     """The fields of a table by name, boxes and names apart."""
     localizer = Localizer(OpenVinoEngine(build_graph(classifier, spec, features=features), "fp32"))
-    found: dict[str, list[Any]] = {name: [] for name in ("values", "mirrored", "class_indices", "maps", "scores", "logits")}
+    found: dict[str, list[Any]] = {
+        name: [] for name in ("values", "mirrored", "class_indices", "maps", "scores", "logits")
+    }
     for sample in track(singles, "computing maps", console=console):
         prepared = localizer.prepare(sample.read())
         outputs = localizer.infer([prepared])
@@ -127,7 +149,9 @@ def _computed(
 def _key(
     singles: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature]
 ) -> tuple[str, list[SizePx]]:
-    """(what the features depend on, in 32 digits; the images' sizes). Images are decoded singly: thousands do not fit."""
+    """(what the features depend on, in 32 digits; the images' sizes). Images are decoded singly:
+    thousands do not fit.
+    """
     settings = [classifier.digest, classifier.size_px, asdict(spec), [asdict(f) for f in features]]
     digest = hashlib.sha256(json.dumps([TABLE_FORMAT, *settings]).encode())
     sizes_px = []

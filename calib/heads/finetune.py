@@ -1,8 +1,9 @@
 """Fits the classifier's last layer to a user's own classes. An image may have several of them.
 
-As Bency et al., "Weakly Supervised Localization using Deep Feature Maps" (2016), fine-tune for VOC and COCO: sigmoid
-cross-entropy over multi-label images. Boxes are not used, only which classes an image has. The layers below stay as they are,
-so that their output is computed once, and the problem is convex.
+As Bency et al., "Weakly Supervised Localization using Deep Feature Maps" (2016), fine-tune for VOC
+and COCO: sigmoid cross-entropy over multi-label images. Boxes are not used, only which classes an
+image has. The layers below stay as they are, so that their output is computed once, and the problem
+is convex.
 """
 
 import json
@@ -26,9 +27,13 @@ from engines.localizer import Localizer
 from engines.networks.registry import Classifier
 from engines.preprocess import IMAGE, append_preprocessing
 
-WEIGHTS_FILE = Kind("weights", (".safetensors",), rb'.{8}\{"__metadata__":\{.*?"sightline_weights":"finetuned"')
+WEIGHTS_FILE = Kind(
+    "weights", (".safetensors",), rb'.{8}\{"__metadata__":\{.*?"sightline_weights":"finetuned"'
+)
 LAST = {"compact": "classifier", "vgg16": "classifier.6", "alexnet": "fc8"}
-"""The weights of each network's last linear layer. SqueezeNet's is a convolution with a ReLU behind it."""
+"""The weights of each network's last linear layer. SqueezeNet's is a convolution with a ReLU behind
+it.
+"""
 STRENGTHS = (1e-4, 1e-3, 1e-2)
 STEPS = 400
 HELD_OUT = 5
@@ -67,7 +72,10 @@ def finetune(samples: Sequence[Sample], classifier: Classifier, console: Console
     """
     classes = tuple(sorted({truth.class_name for sample in samples for truth in sample.truths}))
     if len(classes) < 2 or len(samples) < 2 * HELD_OUT:
-        raise SourceError(f"fine-tuning needs two classes and {2 * HELD_OUT} images: got {len(classes)} and {len(samples)}")
+        raise SourceError(
+            f"fine-tuning needs two classes and {2 * HELD_OUT} images: got {len(classes)} and"
+            f" {len(samples)}"
+        )
     has = [{truth.class_name for truth in sample.truths} for sample in samples]
     labels = np.array([[name in each for name in classes] for each in has], np.float64)
     inputs = last_inputs(samples, classifier, console)
@@ -83,7 +91,10 @@ def finetune(samples: Sequence[Sample], classifier: Classifier, console: Console
 def last_inputs(samples: Sequence[Sample], classifier: Classifier, console: Console) -> Array64:
     """What the last linear layer reads of each image, ``[N, D]``."""
     if classifier.name not in LAST:
-        raise ModelError(f"fine-tuning replaces the last linear layer of {', '.join(LAST)}: {classifier.name} has none")
+        raise ModelError(
+            f"fine-tuning replaces the last linear layer of {', '.join(LAST)}: {classifier.name}"
+            " has none"
+        )
     graph = Graph()
     _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
     last = graph.producer(classifier.append(graph, x).scores)
@@ -92,15 +103,20 @@ def last_inputs(samples: Sequence[Sample], classifier: Classifier, console: Cons
     model = graph.model({"class_names": "[]"})
     engine = OpenVinoEngine(model, "fp32")
     localizer = Localizer(engine)
-    rows = [engine.infer({IMAGE: localizer.prepare(s.read())[None]})["inputs"][0] for s in track(samples, console=console)]
+    rows = [
+        engine.infer({IMAGE: localizer.prepare(s.read())[None]})["inputs"][0]
+        for s in track(samples, console=console)
+    ]
     return np.array(rows, np.float64)
 
 
 def fit_sigmoid(inputs: Array64, labels: Array64, strength: float) -> tuple[Array64, Array64]:
-    """(weight ``[K, D]``, bias ``[K]``) of least sigmoid cross-entropy and ridge penalty, by accelerated gradient steps.
+    """(weight ``[K, D]``, bias ``[K]``) of least sigmoid cross-entropy and ridge penalty, by
+    accelerated gradient steps.
 
-    Mean over images of sum over classes of log(1 + e^z) - y z, plus strength / 2 |w|^2, of inputs scaled to unit variance
-    (Nesterov 1983, with the step 1 / L: the curvature of the logistic function is at most 1/4).
+    Mean over images of sum over classes of log(1 + e^z) - y z, plus strength / 2 |w|^2, of inputs
+    scaled to unit variance (Nesterov 1983, with the step 1 / L: the curvature of the logistic
+    function is at most 1/4).
     """
     mean, scale = inputs.mean(axis=0), np.maximum(inputs.std(axis=0), 1e-6)
     scaled = np.column_stack([(inputs - mean) / scale, np.ones(len(inputs))])
@@ -124,19 +140,33 @@ def image_ap(scores: Array64, labels: Array64, classes: Sequence[str]) -> dict[s
     for place, name in enumerate(classes):
         if labels[:, place].any():
             order = np.argsort(-scores[:, place], kind="stable")
-            found[name] = average_precision(list(labels[order, place] > 0), int(labels[:, place].sum()))
+            found[name] = average_precision(
+                list(labels[order, place] > 0), int(labels[:, place].sum())
+            )
     return found
 
 
 def save_finetuned(found: Finetuned, classifier: Classifier, path: Path) -> Classifier:
-    """Write the network's weights with the new last layer and the names of its classes, for ``--weights``.
+    """Write the network's weights with the new last layer and the names of its classes, for
+    ``--weights``.
 
     Raises:
         OutputError: the place cannot be written.
     """
     prefix = LAST[classifier.name]
-    replaced = {f"{prefix}.weight": found.weight.astype(np.float32), f"{prefix}.bias": found.bias.astype(np.float32)}
-    tensors = {name: np.ascontiguousarray(value) for name, value in {**classifier.weights, **replaced}.items()}
+    replaced = {
+        f"{prefix}.weight": found.weight.astype(np.float32),
+        f"{prefix}.bias": found.bias.astype(np.float32),
+    }
+    tensors = {
+        name: np.ascontiguousarray(value)
+        for name, value in {**classifier.weights, **replaced}.items()
+    }
     with whole_file(path) as part:
-        part.write_bytes(save(tensors, {"sightline_weights": "finetuned", "class_names": json.dumps(found.classes)}))
+        part.write_bytes(
+            save(
+                tensors,
+                {"sightline_weights": "finetuned", "class_names": json.dumps(found.classes)},
+            )
+        )
     return replace(classifier, weights=tensors, class_names=found.classes)

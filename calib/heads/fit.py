@@ -1,4 +1,6 @@
-"""Fits a box head to a labelled set: which features and images it uses, and what the head file says of it."""
+"""Fits a box head to a labelled set: which features and images it uses, and what the head file says
+of it.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -41,7 +43,9 @@ STRENGTHS = (1e2, 1e3, 1e4, 1e5, 1e6)
 
 @dataclass(frozen=True)
 class Kinds:
-    """Linear layers ``weight [K, 4, D]`` and ``bias [K, 4]``; the first is for everything. See ``engines.head.Head``."""
+    """Linear layers ``weight [K, 4, D]`` and ``bias [K, 4]``; the first is for everything. See
+    ``engines.head.Head``.
+    """
 
     names: tuple[str, ...]
     weight: Array64
@@ -49,11 +53,15 @@ class Kinds:
     routes: NDArray[np.int64]
 
     def boxes(self, values: NDArray[np.float32], class_indices: NDArray[np.int64]) -> Array64:
-        """Boxes ``[N, 4]`` as the graph gives them, from features ``[N, D]`` and the network's classes ``[N]``."""
+        """Boxes ``[N, 4]`` as the graph gives them, from features ``[N, D]`` and the network's
+        classes ``[N]``.
+        """
         found = np.empty((len(values), 4))
         kinds = self.routes[class_indices]
         for kind in np.unique(kinds):
-            found[kinds == kind] = predict(values[kinds == kind], self.weight[kind], self.bias[kind])
+            found[kinds == kind] = predict(
+                values[kinds == kind], self.weight[kind], self.bias[kind]
+            )
         return found
 
 
@@ -62,8 +70,11 @@ def shared_kind(weight: Array64, bias: Array64) -> Kinds:
     return Kinds(("any",), weight[None], bias[None], np.zeros(0, np.int64))
 
 
-def fit_kinds(table: FeatureTable, rows: Rows, strength: float, classes: int) -> tuple[Kinds, Array64]:
-    """(a head per class, out-of-fold boxes ``[N, 4]``), the size of the corrections chosen by cross-validation.
+def fit_kinds(
+    table: FeatureTable, rows: Rows, strength: float, classes: int
+) -> tuple[Kinds, Array64]:
+    """(a head per class, out-of-fold boxes ``[N, 4]``), the size of the corrections chosen by
+    cross-validation.
 
     Args:
         table: features, boxes, classes.
@@ -73,31 +84,44 @@ def fit_kinds(table: FeatureTable, rows: Rows, strength: float, classes: int) ->
     """
     boxes = np.zeros((len(STRENGTHS), len(table.values), 4))
     for kept, held in folds(table, rows):
-        for found, kinds in zip(boxes, _solutions(table, kept, strength, STRENGTHS, classes), strict=True):
+        for found, kinds in zip(
+            boxes, _solutions(table, kept, strength, STRENGTHS, classes), strict=True
+        ):
             found[held] = kinds.boxes(table.values[held], table.class_indices[held])
     boxes = boxes[:, rows]
     best = int(np.argmax(iou(boxes, table.boxes_xyxy[rows]).mean(axis=1)))
     return _solutions(table, rows, strength, STRENGTHS[best : best + 1], classes)[0], boxes[best]
 
 
-def _solutions(table: FeatureTable, rows: Rows, strength: float, corrections: Sequence[float], classes: int) -> list[Kinds]:
+def _solutions(
+    table: FeatureTable, rows: Rows, strength: float, corrections: Sequence[float], classes: int
+) -> list[Kinds]:
     """One set of layers for each penalty on the corrections."""
     shared_weight, shared_bias = solve(table, rows, strength)
     names_of = np.array(table.class_names)[rows]
     counts = Counter(names_of.tolist())
     names = sorted(name for name, count in counts.items() if count >= FEWEST_IMAGES)
     routes = _routes(table.class_indices[rows], names_of, names, classes)
-    layers: list[list[tuple[Array64, Array64]]] = [[(shared_weight, shared_bias)] for _ in corrections]
+    layers: list[list[tuple[Array64, Array64]]] = [
+        [(shared_weight, shared_bias)] for _ in corrections
+    ]
     for name in names:
         values, boxes = mirrored_pairs(table, rows[names_of == name])
         ridge = Ridge(values, boxes - values @ shared_weight.T - shared_bias)
         for place, correction in enumerate(corrections):
             weight, bias = ridge.solve(correction)
             layers[place].append((shared_weight + weight, shared_bias + bias))
-    return [Kinds(("any", *names), np.stack([w for w, _ in each]), np.stack([b for _, b in each]), routes) for each in layers]
+    return [
+        Kinds(
+            ("any", *names), np.stack([w for w, _ in each]), np.stack([b for _, b in each]), routes
+        )
+        for each in layers
+    ]
 
 
-def _routes(indices: NDArray[np.int64], names_of: NDArray[np.str_], names: Sequence[str], classes: int) -> NDArray[np.int64]:
+def _routes(
+    indices: NDArray[np.int64], names_of: NDArray[np.str_], names: Sequence[str], classes: int
+) -> NDArray[np.int64]:
     """For each class of the network the kind that more than half of its images were, or 0."""
     routes = np.zeros(classes, np.int64)
     for index in np.unique(indices):
@@ -113,11 +137,14 @@ RATE = 0.1
 FALLS_EVERY = 10_000
 
 
-def fit_by_sgd(values: Array64, boxes: Array64, iterations: int = 30_000, seed: int = 0) -> tuple[Array64, Array64]:
+def fit_by_sgd(
+    values: Array64, boxes: Array64, iterations: int = 30_000, seed: int = 0
+) -> tuple[Array64, Array64]:
     """(weight ``[4, D]``, bias ``[4]``) after plain SGD from zero.
 
-    Every step adds a combination of training maps to the weights, so they stay one: ``W = A^T X``. The steps are taken on
-    ``A`` (``[N, 4]``) with the maps' inner products, which is the same descent and much cheaper where D exceeds N.
+    Every step adds a combination of training maps to the weights, so they stay one: ``W = A^T X``.
+    The steps are taken on ``A`` (``[N, 4]``) with the maps' inner products, which is the same
+    descent and much cheaper where D exceeds N.
 
     Args:
         values: maps ``[N, D]``.
@@ -157,43 +184,54 @@ class Fit:
 
 
 KINDS = ("best", "paper", "paper-sgd")
-"""What ``fit`` makes: the best head at the cost of one backward pass, or the papers' own: a linear layer on the whole map, in
-closed form or by their descent."""
+"""What ``fit`` makes: the best head at the cost of one backward pass, or the papers' own: a linear
+layer on the whole map, in closed form or by their descent."""
 
 
 def default_features(
     classifier: Classifier, method: str, kind: str = "best", layer: str | None = None
 ) -> tuple[MapSpec, tuple[Feature, ...]]:
-    """The maps and features that a ``kind`` of head reads: quantiles and coarse grids at several depths, or the whole map.
+    """The maps and features that a ``kind`` of head reads: quantiles and coarse grids at several
+    depths, or the whole map.
 
     Args:
         classifier: the network.
         method: whose objective is differentiated.
         kind: see ``KINDS``.
-        layer: where the backward pass stops and the map is taken; a head then reads nothing nearer to the image.
+        layer: where the backward pass stops and the map is taken; a head then reads nothing nearer
+            to the image.
 
     Raises:
-        ModelError: the method, kind or layer is unknown, or the method reads boxes without a fitted head.
+        ModelError: the method, kind or layer is unknown, or the method reads boxes without a fitted
+            head.
     """
     if kind not in KINDS:
         raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}")
     if method in ("heuristic", *SEARCHES):
-        raise ModelError(f"--method {method} reads boxes without a fitted head: fit with sensitivity or gestalt")
+        raise ModelError(
+            f"--method {method} reads boxes without a fitted head: fit with sensitivity or gestalt"
+        )
     objective, layer = objective_of(method), layer or PIXELS
     if kind != "best":
         return MapSpec(objective, layer=layer), (Feature("grid", layer, classifier.size_px),)
     layers, cam_layers = LAYERS.get(classifier.name, ((), ()))
     depths = (PIXELS, *layers)
     if layer not in depths:
-        raise ModelError(f"heads for {classifier.name} are read at {', '.join(depths)}, not at '{layer}'")
+        raise ModelError(
+            f"heads for {classifier.name} are read at {', '.join(depths)}, not at '{layer}'"
+        )
     depths = depths[depths.index(layer) :]
     powers = (0.5, 1.0, 2.0)
     features = [Feature("quantiles", each, 15, power) for each in depths for power in powers]
     features += [Feature("grid", each, 8, 0.5) for each in depths]
-    features += [Feature("quantiles", each, 15, 1.0, "activation") for each in layers[-2:] if each in depths]
+    features += [
+        Feature("quantiles", each, 15, 1.0, "activation") for each in layers[-2:] if each in depths
+    ]
     features += [Feature("grid", each, 8, 1.0, "activation") for each in layers[-1:]]
     deep = [each for each in cam_layers if each in depths or each not in layers]
-    features += [Feature("quantiles", each, 15, power, "layercam") for each in deep for power in powers]
+    features += [
+        Feature("quantiles", each, 15, power, "layercam") for each in deep for power in powers
+    ]
     return MapSpec(objective, layer=layer), tuple(features)
 
 
@@ -202,10 +240,13 @@ LAYERS = {
     "compact": _VGG,
     "vgg16": _VGG,
     "alexnet": (("pool1", "pool2", "conv4"), ("pool1", "pool2", "conv5")),
-    "squeezenet": (("pool1", "fire3", "fire5", "fire7", "fire9"), ("fire5", "fire7", "fire9", "conv_final")),
+    "squeezenet": (
+        ("pool1", "fire3", "fire5", "fire7", "fire9"),
+        ("fire5", "fire7", "fire9", "conv_final"),
+    ),
 }
-"""Layers whose gradients heads read, from the image to the scores, and those whose LayerCAM; an imported network is read
-at the pixels only."""
+"""Layers whose gradients heads read, from the image to the scores, and those whose LayerCAM; an
+imported network is read at the pixels only."""
 
 
 def fit_head(
@@ -228,30 +269,41 @@ def fit_head(
         console: for progress.
         name: of the data set, for the card.
         kind: see ``KINDS``.
-        per_class: a layer for each class of the data set besides the one for everything (see ``calib.heads.fit``).
+        per_class: a layer for each class of the data set besides the one for everything (see
+            ``calib.heads.fit``).
 
     Raises:
         SourceError: fewer than 10 images have exactly one box.
     """
     if (singles := sum(sample.one_box for sample in samples)) < 2 * FOLDS:
         raise SourceError(
-            f"{name}: {singles} images have exactly one box, a head needs at least {2 * FOLDS}: label more, or keep only some "
-            "kinds of objects with --classes"
+            f"{name}: {singles} images have exactly one box, a head needs at least {2 * FOLDS}:"
+            " label more, or keep only some kinds of objects with --classes"
         )
     table = feature_table(samples, classifier, spec, features, console)
     rows = np.arange(len(table.values))
     strength = choose_strength(table, rows, refine=kind == "best")
     if per_class:
         if kind != "best":
-            raise ModelError(f"--per-class corrects the best head, not the {kind} one: drop one of the two")
+            raise ModelError(
+                f"--per-class corrects the best head, not the {kind} one: drop one of the two"
+            )
         kinds, found = fit_kinds(table, rows, strength, class_count(classifier))
     else:
         fitter = FITTERS[kind]
-        kinds, found = shared_kind(*fitter(table, rows, strength)), held_out_boxes(table, rows, strength, fitter)
+        kinds, found = (
+            shared_kind(*fitter(table, rows, strength)),
+            held_out_boxes(table, rows, strength, fitter),
+        )
     ious = iou(found, table.boxes_xyxy)
     measured = {"cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4)}
     fitted = {"kind": kind, "layers": kinds.names, "strength": strength}
-    card = {**_card_of_data(table, name), **fitted, **measured, "constant_boxes": asdict(constant_boxes(table.boxes_xyxy))}
+    card = {
+        **_card_of_data(table, name),
+        **fitted,
+        **measured,
+        "constant_boxes": asdict(constant_boxes(table.boxes_xyxy)),
+    }
     head = Head(
         spec,
         tuple(features),
@@ -267,7 +319,11 @@ def fit_head(
 
 
 def _card_of_data(table: FeatureTable, name: str) -> dict[str, Any]:
-    return {"data": name, "images": len(table.boxes_xyxy), "classes": sorted(set(table.class_names))}
+    return {
+        "data": name,
+        "images": len(table.boxes_xyxy),
+        "classes": sorted(set(table.class_names)),
+    }
 
 
 def _by_ridge(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Array64]:

@@ -1,4 +1,6 @@
-"""The ``build`` command: writes the graph as a file, or builds an engine and compares it with the reference."""
+"""The ``build`` command: writes the graph as a file, or builds an engine and compares it with the
+reference.
+"""
 
 import shutil
 from collections.abc import Iterable
@@ -57,7 +59,10 @@ class BuildChoice:
 
 
 def build_chosen_engine(
-    model: onnx.ModelProto, choice: BuildChoice, console: Console, reference: onnx.ModelProto | None = None
+    model: onnx.ModelProto,
+    choice: BuildChoice,
+    console: Console,
+    reference: onnx.ModelProto | None = None,
 ) -> Certificate | None:
     """Build what was chosen of a graph, and say what was written.
 
@@ -65,11 +70,12 @@ def build_chosen_engine(
         model: the graph; for int8 with its scales.
         choice: what to make of it.
         console: for lines and progress.
-        reference: the graph to hold it against, in fp32 on the processor; the same one when None. For int8, the one without
-            scales.
+        reference: the graph to hold it against, in fp32 on the processor; the same one when None.
+            For int8, the one without scales.
 
     Returns:
-        The certificate; None where nothing was certified: an ONNX file for any runtime, or an engine for an absent GPU.
+        The certificate; None where nothing was certified: an ONNX file for any runtime, or an
+        engine for an absent GPU.
 
     Raises:
         EngineError: it cannot be built, or it failed its certificate.
@@ -82,12 +88,20 @@ def build_chosen_engine(
     assert choice.out is not None  # check_options
     with whole_file(choice.out) as part:
         part.write_bytes(model.SerializeToString())
-    console.print(f"wrote {choice.out}: {len(model.graph.node)} nodes, {choice.out.stat().st_size / 1e6:.1f} MB")
-    return _certify_openvino(model, reference, choice, console) if choice.backend == "openvino" else None
+    console.print(
+        f"wrote {choice.out}: {len(model.graph.node)} nodes,"
+        f" {choice.out.stat().st_size / 1e6:.1f} MB"
+    )
+    return (
+        _certify_openvino(model, reference, choice, console)
+        if choice.backend == "openvino"
+        else None
+    )
 
 
 def check_options(choice: BuildChoice, inputs: Iterable[str] = ()) -> None:
-    """Refuse options that contradict each other, and names that cannot be written to, before anything is built.
+    """Refuse options that contradict each other, and names that cannot be written to, before
+    anything is built.
 
     Args:
         choice: the options.
@@ -97,31 +111,47 @@ def check_options(choice: BuildChoice, inputs: Iterable[str] = ()) -> None:
         EngineError, OutputError: one line that says which.
     """
     if choice.backend not in ("auto", "openvino", "tensorrt"):
-        raise EngineError(f"'build' makes engines of openvino or tensorrt, not of '{choice.backend}'")
+        raise EngineError(
+            f"'build' makes engines of openvino or tensorrt, not of '{choice.backend}'"
+        )
     if choice.backend != "tensorrt":
         if choice.out is None:
             raise OutputError("say where the ONNX file goes: --out FILE.onnx")
         if choice.target or choice.rebuild:
-            raise EngineError("--for and --rebuild are about TensorRT engines: add --backend tensorrt")
+            raise EngineError(
+                "--for and --rebuild are about TensorRT engines: add --backend tensorrt"
+            )
         if choice.backend == "auto" and (choice.precision != "auto" or choice.on):
-            raise EngineError("--precision and --on are about an engine: say which with --backend openvino or tensorrt")
+            raise EngineError(
+                "--precision and --on are about an engine: say which with --backend openvino or"
+                " tensorrt"
+            )
     else:
         checked_precision(choice.precision)
     read = (*inputs, choice.on)
     if choice.out is not None:
-        checked_output(choice.out, GRAPH_FILE if choice.backend != "tensorrt" else cache.ENGINE_FILE, read)
+        checked_output(
+            choice.out, GRAPH_FILE if choice.backend != "tensorrt" else cache.ENGINE_FILE, read
+        )
         if choice.backend == "tensorrt" and choice.out.exists() and not choice.rebuild:
-            raise OutputError(f"engine {choice.out} is there: add --rebuild to replace it, or choose another name")
+            raise OutputError(
+                f"engine {choice.out} is there: add --rebuild to replace it, or choose another name"
+            )
         if choice.backend == "openvino":
             checked_output(certificate_path(choice.out), CERTIFICATE_FILE, read)
 
 
-def _certify_openvino(model: onnx.ModelProto, reference: onnx.ModelProto, choice: BuildChoice, console: Console) -> Certificate:
+def _certify_openvino(
+    model: onnx.ModelProto, reference: onnx.ModelProto, choice: BuildChoice, console: Console
+) -> Certificate:
     assert choice.out is not None
     engine = OpenVinoEngine(model, choice.precision)
     key = openvino_key(model, engine)
     certificate = _certified(reference, engine, choice, console).of(openvino_subject(key))
-    for place in (choice.out, key.path):  # beside the file for people, in the cache for what runs the same graph
+    for place in (
+        choice.out,
+        key.path,
+    ):  # beside the file for people, in the cache for what runs the same graph
         certificate.save(certificate_path(place))
     return _reported(certificate, certificate_path(choice.out), console)
 
@@ -138,14 +168,21 @@ def _build_tensorrt(
     sm = gpu.sm if gpu else str(choice.target)
     typed = typed_graph(model, precision, library.__name__, sm)
     key = key_of(model, typed, library, str(gpu or sm), precision)
-    timings = cache.engines_dir() / f"{library.__name__}-{library.__version__}-{sm}.timings" if gpu else None
+    timings = (
+        cache.engines_dir() / f"{library.__name__}-{library.__version__}-{sm}.timings"
+        if gpu
+        else None
+    )
     options = Build(library, choice.target, timings, console)
 
     def notify(line: str) -> None:
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
     plan = cache.load_or_build(key, lambda: build_plan(typed, options), notify, choice.rebuild)
-    words = f"{len(plan) / 1e6:.1f} MB, {library.__name__} {library.__version__}, {precision}, {key.target}"
+    words = (
+        f"{len(plan) / 1e6:.1f} MB, {library.__name__} {library.__version__}, {precision},"
+        f" {key.target}"
+    )
     console.print(f"{key.path}: {words}", highlight=False, soft_wrap=True)
     if choice.out is not None:
         with whole_file(choice.out) as part:
@@ -153,8 +190,8 @@ def _build_tensorrt(
         console.print(f"wrote {choice.out}")
     if gpu is None:
         notify(
-            f"not certified, there is no {key.target} here: where there is, put the file into {cache.engines_dir()} under the "
-            "same name, and run this command without --for"
+            f"not certified, there is no {key.target} here: where there is, put the file into"
+            f" {cache.engines_dir()} under the same name, and run this command without --for"
         )
         return None
     certificate = _certify_plan(model, reference, key, plan, choice, console)
@@ -162,7 +199,12 @@ def _build_tensorrt(
 
 
 def _certify_plan(
-    model: onnx.ModelProto, reference: onnx.ModelProto, key: cache.EngineKey, plan: bytes, choice: BuildChoice, console: Console
+    model: onnx.ModelProto,
+    reference: onnx.ModelProto,
+    key: cache.EngineKey,
+    plan: bytes,
+    choice: BuildChoice,
+    console: Console,
 ) -> Certificate:
     from engines.backends.tensorrt import TensorRtEngine
 
@@ -175,7 +217,9 @@ def _certify_plan(
     return certificate
 
 
-def _certified(reference: onnx.ModelProto, engine: Engine, choice: BuildChoice, console: Console) -> Certificate:
+def _certified(
+    reference: onnx.ModelProto, engine: Engine, choice: BuildChoice, console: Console
+) -> Certificate:
     """The engine against the reference in fp32 on the processor."""
     with console.status("certifying ..."):
         trusted = Localizer(OpenVinoEngine(reference, "fp32"))
@@ -186,12 +230,16 @@ def _reported(certificate: Certificate, path: Path, console: Console) -> Certifi
     console.print(str(certificate), highlight=False, soft_wrap=True)
     console.print(f"wrote {path}")
     if not certificate.passed:
-        raise EngineError(f"the engine failed its certificate ({'; '.join(certificate.failures)}): it will not be used")
+        raise EngineError(
+            f"the engine failed its certificate ({'; '.join(certificate.failures)}): it will not be"
+            " used"
+        )
     return certificate
 
 
 def frames_of(source: str, count: int = FRAMES) -> list[ImageBgr]:
-    """About ``count`` to twice as many frames, evenly spread over the first ``READ_AT_MOST`` of a source.
+    """About ``count`` to twice as many frames, evenly spread over the first ``READ_AT_MOST`` of a
+    source.
 
     Raises:
         SourceError: it cannot be read, or holds no frame.

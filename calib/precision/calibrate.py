@@ -1,4 +1,6 @@
-"""The ``calibrate`` command: chooses the images, writes the calibration, and shows what each layer costs."""
+"""The ``calibrate`` command: chooses the images, writes the calibration, and shows what each layer
+costs.
+"""
 
 import os
 from dataclasses import asdict, dataclass, replace
@@ -41,18 +43,25 @@ class Images:
     limit: int = 128
 
     def read(self) -> tuple[list[ImageBgr], list[Sample]]:
-        """(images, the labelled ones among them by the same places; empty for a source without labels).
+        """(images, the labelled ones among them by the same places; empty for a source without
+        labels).
 
         Raises:
             SourceError: they cannot be read.
         """
-        labelled = self.images is not None or self.data.lower().endswith(LABELS) or Path(self.data).with_suffix(".csv").exists()
+        labelled = (
+            self.images is not None
+            or self.data.lower().endswith(LABELS)
+            or Path(self.data).with_suffix(".csv").exists()
+        )
         if not labelled:
             if self.ids is not None:
                 raise SourceError("--ids names images of a label file: give one")
             return frames_of(self.data, self.limit // 2), []
         samples = load_dataset(Path(self.data), self.images, self.ids)
-        places = np.unique(np.linspace(0, len(samples) - 1, min(self.limit, len(samples))).astype(int))
+        places = np.unique(
+            np.linspace(0, len(samples) - 1, min(self.limit, len(samples))).astype(int)
+        )
         chosen = list(decoded(samples[place] for place in places))
         return [image for _, image in chosen], [sample for sample, _ in chosen]
 
@@ -69,14 +78,19 @@ def check_outputs(images: Images, choice: Choice, out: Path | None, plot: Path |
     if out:
         checked_output(out, CALIBRATION_FILE, inputs)
     if out and plot and os.path.realpath(out) == os.path.realpath(plot):
-        raise OutputError(f"{plot} cannot hold both the calibration and the picture: give --out another name")
+        raise OutputError(
+            f"{plot} cannot hold both the calibration and the picture: give --out another name"
+        )
 
 
-def calibrate_chosen(images: Images, choice: Choice, method: str, out: Path | None, console: Console) -> "Found":
+def calibrate_chosen(
+    images: Images, choice: Choice, method: str, out: Path | None, console: Console
+) -> "Found":
     """Calibrate, save, and print what it does to maps, boxes and CorLoc.
 
     Raises:
-        SightlineError: the images, the network or the method cannot be used, or the certificate is not met.
+        SightlineError: the images, the network or the method cannot be used, or the certificate is
+            not met.
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
@@ -90,7 +104,10 @@ def calibrate_chosen(images: Images, choice: Choice, method: str, out: Path | No
     if judged and head is not None:
         engines = calibrator.reference, calibrator.localizer(found.quantization)
         before, after = (_corloc(judged, engine, console) for engine in engines)
-    card = {**found.quantization.card, "data": images.data if "://" in images.data else Path(images.data).name}
+    card = {
+        **found.quantization.card,
+        "data": images.data if "://" in images.data else Path(images.data).name,
+    }
     card |= {"corloc_fp32": before, "corloc_int8": after, "judged_images": len(calibrator.judged)}
     quantization = replace(found.quantization, card=card)
     path = out or calibration_paths(classifier, spec.objective)[0]
@@ -98,7 +115,10 @@ def calibrate_chosen(images: Images, choice: Choice, method: str, out: Path | No
     console.print(str(found.certificate), highlight=False, soft_wrap=True)
     console.print(table_of(found))
     if before is not None and after is not None:
-        console.print(f"CorLoc {100 * before:.1f} % in fp32, {100 * after:.1f} % in int8, on {len(judged)} images")
+        console.print(
+            f"CorLoc {100 * before:.1f} % in fp32, {100 * after:.1f} % in int8, on {len(judged)}"
+            " images"
+        )
     console.print(f"wrote {path}", soft_wrap=True)
     return Found(replace(found, quantization=quantization), path)
 
@@ -113,7 +133,12 @@ class Found:
     def report(self) -> dict[str, Any]:
         """For ``--json``."""
         quantization = self.calibration.quantization
-        return {"file": str(self.path), "kept": list(quantization.kept), "layer": quantization.layer, **quantization.card}
+        return {
+            "file": str(self.path),
+            "kept": list(quantization.kept),
+            "layer": quantization.layer,
+            **quantization.card,
+        }
 
 
 def _corloc(samples: list[Sample], localizer: Localizer, console: Console) -> float:
@@ -127,14 +152,24 @@ def table_of(found: Calibration) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     worst = sorted(found.by_layer.items(), key=lambda item: -item[1].total)[:8]
     rows = [(f"all layers, {name}", harm) for name, harm in found.by_method.items()]
-    rows += [(f"{name} alone" + (", kept in fp32" if name in found.quantization.kept else ""), harm) for name, harm in worst]
+    rows += [
+        (f"{name} alone" + (", kept in fp32" if name in found.quantization.kept else ""), harm)
+        for name, harm in worst
+    ]
     for name, harm in rows:
-        table.add_row(name, f"{harm.map_correlation:.4f}", f"{harm.box_iou:.4f}", f"{100 * harm.class_agreement:.0f} %")
+        table.add_row(
+            name,
+            f"{harm.map_correlation:.4f}",
+            f"{harm.box_iou:.4f}",
+            f"{100 * harm.class_agreement:.0f} %",
+        )
     return table
 
 
 def plot_layers(found: Found, path: Path, network: str) -> None:
-    """Bars: what each layer alone in 8 bits takes from the map's correlation and the box's overlap, in network order."""
+    """Bars: what each layer alone in 8 bits takes from the map's correlation and the box's overlap,
+    in network order.
+    """
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
     by_layer, kept = found.calibration.by_layer, found.calibration.quantization.kept
@@ -143,7 +178,13 @@ def plot_layers(found: Found, path: Path, network: str) -> None:
     places = np.arange(len(by_layer))
     for shift, what, colour in ((-0.2, "map_correlation", "#1f77b4"), (0.2, "box_iou", "#ff7f0e")):
         lost = [1 - asdict(harm)[what] for harm in by_layer.values()]
-        axes.barh(places + shift, lost, 0.4, color=colour, label=f"1 - {what.replace('_', ' ').replace('iou', 'IoU')}")
+        axes.barh(
+            places + shift,
+            lost,
+            0.4,
+            color=colour,
+            label=f"1 - {what.replace('_', ' ').replace('iou', 'IoU')}",
+        )
     names = [f"{name} (kept in fp32)" if name in kept else name for name in by_layer]
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()

@@ -1,4 +1,6 @@
-"""Measures on real images which ranges 8 bits must cover, and which layers must stay in floating point."""
+"""Measures on real images which ranges 8 bits must cover, and which layers must stay in floating
+point.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +33,9 @@ PERCENTILE = 99.99
 
 @dataclass(frozen=True)
 class Histogram:
-    """Magnitudes of one tensor: ``counts`` int64 ``[BINS]`` over equal bins from 0 to ``largest``."""
+    """Magnitudes of one tensor: ``counts`` int64 ``[BINS]`` over equal bins from 0 to
+    ``largest``.
+    """
 
     counts: NDArray[np.int64]
     largest: float
@@ -44,7 +48,9 @@ class Histogram:
 def histograms(
     localizer: Localizer, tensors: Sequence[str], prepared: Sequence[ImageBgr], console: Console
 ) -> dict[str, Histogram]:
-    """The magnitudes of ``tensors``, which the engine publishes as ``NAME_out``, over prepared images, in two passes."""
+    """The magnitudes of ``tensors``, which the engine publishes as ``NAME_out``, over prepared
+    images, in two passes.
+    """
     largest = dict.fromkeys(tensors, 0.0)
     for image in track(prepared, "largest values", console=console):
         outputs = localizer.infer([image])
@@ -97,7 +103,9 @@ def _candidates(histogram: Histogram) -> NDArray[np.float64]:
 
 
 def entropy(histogram: Histogram) -> float:
-    """The range whose 127 steps lose the least information: least Kullback-Leibler divergence (Migacz 2017)."""
+    """The range whose 127 steps lose the least information: least Kullback-Leibler divergence
+    (Migacz 2017).
+    """
     counts = histogram.counts.astype(np.float64)
     counts[0] = 0  # zero stays zero at any range
     if not counts.any():
@@ -108,7 +116,9 @@ def entropy(histogram: Histogram) -> float:
 
 
 def _divergence(counts: NDArray[np.float64], ends: int) -> float:
-    """Of the counts below ``ends`` (what lies beyond added to the last), from themselves at 127 steps."""
+    """Of the counts below ``ends`` (what lies beyond added to the last), from themselves at 127
+    steps.
+    """
     clipped = counts[:ends].copy()
     clipped[-1] += counts[ends:].sum()
     steps = np.arange(ends) * STEPS // ends
@@ -131,7 +141,10 @@ def ranges_of(histograms_by_name: Mapping[str, Histogram], method: str) -> dict[
     """
     if method not in METHODS:
         raise ModelError(f"unknown range method '{method}': use {', '.join(METHODS)}")
-    return {name: max(METHODS[method](histogram), SMALLEST_RANGE) for name, histogram in histograms_by_name.items()}
+    return {
+        name: max(METHODS[method](histogram), SMALLEST_RANGE)
+        for name, histogram in histograms_by_name.items()
+    }
 
 
 CELLS = 8
@@ -144,7 +157,8 @@ class Harm:
     """What an 8-bit graph changes, over some images.
 
     Attributes:
-        map_correlation: median over images, of the map averaged to at most ``CELLS`` x ``CELLS`` cells, as heads read it.
+        map_correlation: median over images, of the map averaged to at most ``CELLS`` x ``CELLS``
+            cells, as heads read it.
         box_iou: median overlap with the box of fp32; 1 where there is no fitted head.
         class_agreement: share of images with the same class.
     """
@@ -199,8 +213,13 @@ class Calibrator:
 
     def __post_init__(self) -> None:
         if len(self.images_bgr) < 2 * FEWEST_FRAMES:
-            raise SourceError(f"{len(self.images_bgr)} images are too few to calibrate on: give at least {2 * FEWEST_FRAMES}")
-        self.reference = Localizer(OpenVinoEngine(build_graph(self.classifier, self.spec, self.head), "fp32"))
+            raise SourceError(
+                f"{len(self.images_bgr)} images are too few to calibrate on: give at least"
+                f" {2 * FEWEST_FRAMES}"
+            )
+        self.reference = Localizer(
+            OpenVinoEngine(build_graph(self.classifier, self.spec, self.head), "fp32")
+        )
         self.judged = list(self.images_bgr[1::2])
         self._true = self.reference.localize(self.judged)
 
@@ -224,7 +243,11 @@ class Calibrator:
         """What it changes on the judged images."""
         found = self.localizer(quantization).localize(self.judged)
         pairs = list(zip(self._true, found, strict=True))
-        boxes = [(t.box_xyxy_px, f.box_xyxy_px) for t, f in pairs] if isinstance(self.head, Head) else []
+        boxes = (
+            [(t.box_xyxy_px, f.box_xyxy_px) for t, f in pairs]
+            if isinstance(self.head, Head)
+            else []
+        )
         overlaps = [float(iou(np.array(t), np.array(f))) for t, f in boxes] or [1.0]
         maps = [correlation(_cells(t.map_hw), _cells(f.map_hw)) for t, f in pairs]
         same = [t.class_index == f.class_index for t, f in pairs]
@@ -236,7 +259,8 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
 
     Args:
         calibrator: the graph and its images.
-        method: of choosing ranges, one of ``calib.precision.quantize.METHODS``; ``auto`` for the one that harms least.
+        method: of choosing ranges, one of ``calib.precision.quantize.METHODS``; ``auto`` for the
+            one that harms least.
 
     Raises:
         ModelError: the method is unknown.
@@ -244,51 +268,97 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
     """
     console = calibrator.console
     prepared = [calibrator.reference.prepare(image) for image in calibrator.images_bgr[::2]]
-    measured, names, always = measure(calibrator.classifier, calibrator.spec.objective, prepared, console)
+    measured, names, always = measure(
+        calibrator.classifier, calibrator.spec.objective, prepared, console
+    )
     methods = list(METHODS) if method == "auto" else [method]
     ranges = {each: ranges_of(measured, each) for each in methods}
     trials = {each: calibrator.quantization(ranges[each], always) for each in methods}
-    by_method = {each: calibrator.harm(trials[each]) for each in track(methods, "trying ranges", console=console)}
+    by_method = {
+        each: calibrator.harm(trials[each])
+        for each in track(methods, "trying ranges", console=console)
+    }
     best = min(by_method, key=lambda each: by_method[each].total)
     used = _used(calibrator, names, always)
-    alone = {name: calibrator.quantization(ranges[best], [n for n in names if n != name]) for name in used}
-    by_layer = {name: calibrator.harm(trial) for name, trial in track(alone.items(), "layer by layer", console=console)}
-    limits = Thresholds() if isinstance(calibrator.head, Head) else Thresholds(box_iou_p5=FREE_BOX_IOU_P5)
+    alone = {
+        name: calibrator.quantization(ranges[best], [n for n in names if n != name])
+        for name in used
+    }
+    by_layer = {
+        name: calibrator.harm(trial)
+        for name, trial in track(alone.items(), "layer by layer", console=console)
+    }
+    limits = (
+        Thresholds()
+        if isinstance(calibrator.head, Head)
+        else Thresholds(box_iou_p5=FREE_BOX_IOU_P5)
+    )
     worst = sorted(by_layer, key=lambda name: -by_layer[name].total)
     for spared in _counts(len(worst)):
         kept = [*always, *worst[:spared]]
         quantization = calibrator.quantization(ranges[best], kept)
-        certificate = certify(calibrator.reference, calibrator.localizer(quantization), calibrator.judged, limits)
-        console.print(f"{spared} of {len(worst)} layers kept in floating point: {certificate}", style="dim", soft_wrap=True)
+        certificate = certify(
+            calibrator.reference, calibrator.localizer(quantization), calibrator.judged, limits
+        )
+        console.print(
+            f"{spared} of {len(worst)} layers kept in floating point: {certificate}",
+            style="dim",
+            soft_wrap=True,
+        )
         if certificate.passed:
             card = _card(best, by_method, by_layer, certificate, len(calibrator.images_bgr))
             return Calibration(replace(quantization, card=card), certificate, by_method, by_layer)
-    raise EngineError("no mix of 8-bit and floating-point layers meets the certificate: calibrate on images like those to come")
+    raise EngineError(
+        "no mix of 8-bit and floating-point layers meets the certificate: calibrate on images like"
+        " those to come"
+    )
 
 
 def measure(
     classifier: Classifier, objective: str, prepared: Sequence[ImageBgr], console: Console
 ) -> tuple[dict[str, Histogram], list[str], tuple[str, ...]]:
-    """(histograms of every tensor that may get a pair, names of the layers, those that always stay in floating point).
+    """(histograms of every tensor that may get a pair, names of the layers, those that always stay
+    in floating point).
 
-    They are taken all the way back to the pixels, so that the ranges serve maps and heads at any layer.
+    They are taken all the way back to the pixels, so that the ranges serve maps and heads at any
+    layer.
     """
     graph = assemble(classifier, MapSpec(objective)).graph
     nodes = layers(graph)
     sources = list(dict.fromkeys(source_of(graph, str(node.input[0])) for node in nodes))
-    localizer = Localizer(OpenVinoEngine(build_graph(classifier, MapSpec(objective), expose=sources), "fp32"))
-    return histograms(localizer, sources, prepared, console), [node.name for node in nodes], always_kept(graph)
+    localizer = Localizer(
+        OpenVinoEngine(build_graph(classifier, MapSpec(objective), expose=sources), "fp32")
+    )
+    return (
+        histograms(localizer, sources, prepared, console),
+        [node.name for node in nodes],
+        always_kept(graph),
+    )
 
 
 def rough_quantization(classifier: Classifier, objective: str) -> Quantization:
-    """Ranges from two images of noise, for timing a network that has no calibration: speed does not depend on them."""
-    noise = np.random.default_rng(0).integers(0, 256, (2, classifier.size_px, classifier.size_px, 3)).astype(np.uint8)
+    """Ranges from two images of noise, for timing a network that has no calibration: speed does not
+    depend on them.
+    """
+    noise = (
+        np.random.default_rng(0)
+        .integers(0, 256, (2, classifier.size_px, classifier.size_px, 3))
+        .astype(np.uint8)
+    )
     measured, _, always = measure(classifier, objective, list(noise), Terminal(quiet=True))
-    return Quantization(ranges_of(measured, "minmax"), always, classifier.digest, classifier.size_px, objective, PIXELS)
+    return Quantization(
+        ranges_of(measured, "minmax"),
+        always,
+        classifier.digest,
+        classifier.size_px,
+        objective,
+        PIXELS,
+    )
 
 
 def always_kept(graph: Graph) -> tuple[str, ...]:
-    """The first layer, which reads the image, the one that makes the scores, and the one that makes the pixels' gradient.
+    """The first layer, which reads the image, the one that makes the scores, and the one that makes
+    the pixels' gradient.
 
     They are a few percent of the work, and the scores are compared with each other.
     """
@@ -298,7 +368,9 @@ def always_kept(graph: Graph) -> tuple[str, ...]:
 
 
 def _counts(layers_in_all: int) -> list[int]:
-    """0, 1, 2, 3, 4, 6, 9 ... all but one: each trial is a compilation, and the first few layers matter most."""
+    """0, 1, 2, 3, 4, 6, 9 ... all but one: each trial is a compilation, and the first few layers
+    matter most.
+    """
     counts = [0]
     while counts[-1] < layers_in_all - 1:
         counts.append(min(layers_in_all - 1, max(counts[-1] + 1, counts[-1] * 3 // 2)))
@@ -306,14 +378,20 @@ def _counts(layers_in_all: int) -> list[int]:
 
 
 def _used(calibrator: Calibrator, names: Sequence[str], always: Sequence[str]) -> list[str]:
-    """The layers that the judged graph has and that are not always kept: its backward pass may stop early."""
+    """The layers that the judged graph has and that are not always kept: its backward pass may stop
+    early.
+    """
     graph = assemble(calibrator.classifier, calibrator.spec, calibrator.head).graph
     present = {node.name for node in layers(graph)}
     return [name for name in names if name in present and name not in always]
 
 
 def _card(
-    method: str, by_method: Mapping[str, Harm], by_layer: Mapping[str, Harm], certificate: Certificate, images: int
+    method: str,
+    by_method: Mapping[str, Harm],
+    by_layer: Mapping[str, Harm],
+    certificate: Certificate,
+    images: int,
 ) -> dict[str, object]:
     return {
         "ranges": method,

@@ -1,7 +1,9 @@
-"""Makes clips with known boxes from photos: the object of one photo moves over another photo, and the camera moves too.
+"""Makes clips with known boxes from photos: the object of one photo moves over another photo, and
+the camera moves too.
 
-Real sequences with a box per frame are few, and what is learnt on them cannot be reported on them. These are harsher than life:
-objects are cut out as ellipses, and backgrounds show objects of their own that stand still.
+Real sequences with a box per frame are few, and what is learnt on them cannot be reported on them.
+These are harsher than life: objects are cut out as ellipses, and backgrounds show objects of their
+own that stand still.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +27,9 @@ STILL_CAMERA_PX = (0.0, 0.0, 1.0)
 NO_OBJECT = 0.15
 """Share of the clips in which there is none."""
 CROWD_FRAMES, CROWD_AREAS, CROWD_PX = 60, (0.02, 0.15), (3.0, 5.0, 8.0)
-"""Of clips with several objects: longer, and no object so large that there is no room for another."""
+"""Of clips with several objects: longer, and no object so large that there is no room for
+another.
+"""
 SMALLEST_PX = 60
 NOISE, JPEG_QUALITY = 2.0, 80
 
@@ -38,7 +42,9 @@ class Clip:
     boxes: tuple[BoxPx | None, ...]
 
 
-def clips(objects: Sequence[Sample], backgrounds: Sequence[ImageBgr], count: int, seed: int = 0) -> Iterator[Clip]:
+def clips(
+    objects: Sequence[Sample], backgrounds: Sequence[ImageBgr], count: int, seed: int = 0
+) -> Iterator[Clip]:
     """Make clips.
 
     Args:
@@ -56,21 +62,37 @@ def clips(objects: Sequence[Sample], backgrounds: Sequence[ImageBgr], count: int
             continue
         cut = _cut_out(objects, random)
         speed = OBJECT_PX[(number // len(CAMERA_PX)) % len(OBJECT_PX)]
-        pasted = [_pasted(frame, cut, placed) for frame, placed in zip(scene, _places(cut, speed, random), strict=True)]
-        yield Clip(tuple(_filmed(frame, random) for frame, _ in pasted), tuple(box for _, box in pasted))
+        pasted = [
+            _pasted(frame, cut, placed)
+            for frame, placed in zip(scene, _places(cut, speed, random), strict=True)
+        ]
+        yield Clip(
+            tuple(_filmed(frame, random) for frame, _ in pasted), tuple(box for _, box in pasted)
+        )
 
 
 def stills(objects: Sequence[Sample], count: int, seed: int = 0) -> Iterator[Clip]:
-    """Clips of photos as they are, before a camera that stands still or sways: nothing moves by itself."""
+    """Clips of photos as they are, before a camera that stands still or sways: nothing moves by
+    itself.
+    """
     random = np.random.default_rng(seed)
     for number in range(count):
         sample = objects[int(random.integers(len(objects)))]
         photo, (x0, y0, x1, y1) = sample.read(), sample.truths[0].box_xyxy_px
-        xs, ys = (np.clip(_walk(STILL_CAMERA_PX[number % len(STILL_CAMERA_PX)], random), -12, 12) for _ in range(2))
+        xs, ys = (
+            np.clip(_walk(STILL_CAMERA_PX[number % len(STILL_CAMERA_PX)], random), -12, 12)
+            for _ in range(2)
+        )
         frames, boxes = [], []
         for x, y in zip(xs, ys, strict=True):
             place = np.array([[1.0, 0, x], [0, 1.0, y]])
-            moved = cv2.warpAffine(photo, place, photo.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+            moved = cv2.warpAffine(
+                photo,
+                place,
+                photo.shape[1::-1],
+                flags=cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REFLECT,
+            )
             frames.append(_filmed(np.asarray(moved, np.uint8), random))
             boxes.append((x0 + float(x), y0 + float(y), x1 + float(x), y1 + float(y)))
         yield Clip(tuple(frames), tuple(boxes))
@@ -78,16 +100,24 @@ def stills(objects: Sequence[Sample], count: int, seed: int = 0) -> Iterator[Cli
 
 @dataclass(frozen=True)
 class Crowd:
-    """Frames, uint8 BGR, and the box of each object in each: ``boxes[frame][object]``, what hides it or not."""
+    """Frames, uint8 BGR, and the box of each object in each: ``boxes[frame][object]``, what hides
+    it or not.
+    """
 
     frames: tuple[ImageBgr, ...]
     boxes: tuple[tuple[BoxPx, ...], ...]
 
 
 def crowds(
-    objects: Sequence[Sample], backgrounds: Sequence[ImageBgr], count: int, seed: int = 0, several: int = 2
+    objects: Sequence[Sample],
+    backgrounds: Sequence[ImageBgr],
+    count: int,
+    seed: int = 0,
+    several: int = 2,
 ) -> Iterator[Crowd]:
-    """Clips in which several objects move, each its own way; they may pass before each other. Arguments as for ``clips``."""
+    """Clips in which several objects move, each its own way; they may pass before each other.
+    Arguments as for ``clips``.
+    """
     random = np.random.default_rng(seed)
     for number in range(count):
         background = backgrounds[int(random.integers(len(backgrounds)))]
@@ -96,27 +126,51 @@ def crowds(
         for place in random.permutation(several):
             cut, speed = _cut_out(objects, random), CROWD_PX[int(random.integers(len(CROWD_PX)))]
             begins = (0.15 + 0.7 * (place + 0.25) / several, 0.15 + 0.7 * (place + 0.75) / several)
-            for n, placed in enumerate(_places(cut, speed, random, CROWD_FRAMES, begins, CROWD_AREAS)):
+            for n, placed in enumerate(
+                _places(cut, speed, random, CROWD_FRAMES, begins, CROWD_AREAS)
+            ):
                 scene[n], box = _pasted(scene[n], cut, placed)
                 boxes[n].append(box)
-        yield Crowd(tuple(_filmed(frame, random) for frame in scene), tuple(tuple(each) for each in boxes))
+        yield Crowd(
+            tuple(_filmed(frame, random) for frame in scene), tuple(tuple(each) for each in boxes)
+        )
 
 
 def _walk(most: float, random: np.random.Generator, frames: int = FRAMES) -> NDArray[np.float64]:
     """A smooth random walk around 0, its fastest step as given: ``[frames]``."""
-    steps = np.convolve(np.cumsum(random.normal(size=frames + 60)), np.ones(15) / 15, "same")[30 : 30 + frames]
-    return np.asarray((steps - steps.mean()) / max(float(np.abs(np.diff(steps)).max()), 1e-6) * most)
+    steps = np.convolve(np.cumsum(random.normal(size=frames + 60)), np.ones(15) / 15, "same")[
+        30 : 30 + frames
+    ]
+    return np.asarray(
+        (steps - steps.mean()) / max(float(np.abs(np.diff(steps)).max()), 1e-6) * most
+    )
 
 
-def _scene(photo: ImageBgr, most_px: float, random: np.random.Generator, frames: int = FRAMES) -> list[ImageBgr]:
+def _scene(
+    photo: ImageBgr, most_px: float, random: np.random.Generator, frames: int = FRAMES
+) -> list[ImageBgr]:
     """The photo through a camera that pans and zooms."""
     (width, height), (tall, wide) = SIZE_PX, photo.shape[:2]
-    xs, ys = np.clip(_walk(most_px, random, frames), -60, 60), np.clip(_walk(most_px * 0.4, random, frames), -40, 40)
-    scales = 1.35 * max(width / wide, height / tall) * np.exp(_walk(0.004 if most_px else 0.0, random, frames))
+    xs, ys = (
+        np.clip(_walk(most_px, random, frames), -60, 60),
+        np.clip(_walk(most_px * 0.4, random, frames), -40, 40),
+    )
+    scales = (
+        1.35
+        * max(width / wide, height / tall)
+        * np.exp(_walk(0.004 if most_px else 0.0, random, frames))
+    )
     made = []
     for x, y, scale in zip(xs, ys, scales, strict=True):
-        place = np.array([[scale, 0, (width - wide * scale) / 2 + x], [0, scale, (height - tall * scale) / 2 + y]])
-        frame = cv2.warpAffine(photo, place, SIZE_PX, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        place = np.array(
+            [
+                [scale, 0, (width - wide * scale) / 2 + x],
+                [0, scale, (height - tall * scale) / 2 + y],
+            ]
+        )
+        frame = cv2.warpAffine(
+            photo, place, SIZE_PX, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
         made.append(np.asarray(frame, np.uint8))
     return made
 
@@ -137,7 +191,10 @@ def _cut_out(objects: Sequence[Sample], random: np.random.Generator) -> _Cut:
         if min(image.shape[:2]) >= SMALLEST_PX:
             break
     mask = np.zeros(image.shape[:2], np.float32)
-    middle, half = tuple(n // 2 for n in image.shape[1::-1]), tuple(int(n * 0.49) for n in image.shape[1::-1])
+    middle, half = (
+        tuple(n // 2 for n in image.shape[1::-1]),
+        tuple(int(n * 0.49) for n in image.shape[1::-1]),
+    )
     cv2.ellipse(mask, middle, half, 0, 0, 360, 1.0, -1)
     return _Cut(image, np.asarray(cv2.GaussianBlur(mask, (5, 5), 0), np.float32))
 
@@ -150,15 +207,21 @@ def _places(
     begins: tuple[float, float] = (0.3, 0.7),
     areas: tuple[float, float] = AREAS,
 ) -> list[NDArray[np.float64]]:
-    """An affine map for each frame, from the object's pixels to the frame's; two thirds of it stay in view.
+    """An affine map for each frame, from the object's pixels to the frame's; two thirds of it stay
+    in view.
 
     ``begins``: between which shares of the frame's width its path has its middle.
     """
     (width, height), (tall, wide) = SIZE_PX, cut.mask.shape
     area = np.exp(random.uniform(*np.log(areas))) * width * height
-    scales = np.exp(_walk(0.01, random, frames)) * min(np.sqrt(area / (wide * tall)), 0.95 * height / tall, 0.9 * width / wide)
+    scales = np.exp(_walk(0.01, random, frames)) * min(
+        np.sqrt(area / (wide * tall)), 0.95 * height / tall, 0.9 * width / wide
+    )
     middle = random.uniform((begins[0], 0.3), (begins[1], 0.7))
-    xs, ys = middle[:, None] * [[width], [height]] + [_walk(most_px, random, frames), _walk(most_px / 2, random, frames)]
+    xs, ys = middle[:, None] * [[width], [height]] + [
+        _walk(most_px, random, frames),
+        _walk(most_px / 2, random, frames),
+    ]
     places = []
     for x, y, scale in zip(xs, ys, scales, strict=True):
         half_w, half_h = wide * scale / 2, tall * scale / 2
@@ -170,7 +233,9 @@ def _places(
 
 def _pasted(frame: ImageBgr, cut: _Cut, place: NDArray[np.float64]) -> tuple[ImageBgr, BoxPx]:
     flags = cv2.INTER_AREA if place[0, 0] < 1 else cv2.INTER_LINEAR
-    image, mask = (cv2.warpAffine(each, place, SIZE_PX, flags=flags) for each in (cut.image_bgr, cut.mask))
+    image, mask = (
+        cv2.warpAffine(each, place, SIZE_PX, flags=flags) for each in (cut.image_bgr, cut.mask)
+    )
     rows, columns = np.flatnonzero(mask.max(axis=1) > 0.5), np.flatnonzero(mask.max(axis=0) > 0.5)
     mixed = np.rint(frame * (1 - mask[..., None]) + image * mask[..., None]).astype(np.uint8)
     return mixed, (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))

@@ -1,9 +1,9 @@
 """Fits the confidence model of tracked boxes: ``python -m calib.research.confidence --data DATA``.
 
-Clips are made of training photos (``clips``: objects of ``animal_pose_voc`` train over photos of ``imagenet_sample``) and
-tracked; so are plain photos before a camera that sways, and the DAVIS sequences that may be tuned on. A logistic model learns
-from eleven numbers of each box whether it was right. This is done twice, because the confidence decides where the tracker looks
-next.
+Clips are made of training photos (``clips``: objects of ``animal_pose_voc`` train over photos of
+``imagenet_sample``) and tracked; so are plain photos before a camera that sways, and the DAVIS
+sequences that may be tuned on. A logistic model learns from eleven numbers of each box whether it
+was right. This is done twice, because the confidence decides where the tracker looks next.
 """
 
 import json
@@ -37,7 +37,9 @@ TUNING = ("camel", "dog", "car-roundabout")
 CLIPS, BACKGROUNDS, ROUNDS = 150, 100, 2
 PENALTY = 10.0
 REAL_SHARE, STILL_SHARE = 0.2, 0.25
-"""Of the weight, for the real sequences (few, and easier than most), and for clips of single photos."""
+"""Of the weight, for the real sequences (few, and easier than most), and for clips of single
+photos.
+"""
 RATE_FPS = 24.0
 UNSURE = 0.7
 """Said of every box in the first round."""
@@ -45,7 +47,9 @@ UNSURE = 0.7
 
 @dataclass(frozen=True)
 class RatedAnswer:
-    """Signs of boxes ``[N, S]``, whether each was right ``[N]``, and what each counts for ``[N]``."""
+    """Signs of boxes ``[N, S]``, whether each was right ``[N]``, and what each counts for
+    ``[N]``.
+    """
 
     cues: NDArray[np.float64]
     right: NDArray[np.float64]
@@ -65,12 +69,18 @@ class _Watched(ConfidenceModel):
 def watched(model: ConfidenceModel | None) -> _Watched:
     """The model, or one that knows nothing, which keeps what it is asked."""
     empty = np.zeros(0)
-    watch = _Watched(model.mean, model.scale, model.weight, model.bias) if model else _Watched(empty, empty, empty, 0.0)
+    watch = (
+        _Watched(model.mean, model.scale, model.weight, model.bias)
+        if model
+        else _Watched(empty, empty, empty, 0.0)
+    )
     object.__setattr__(watch, "asked", [])
     return watch
 
 
-def follow(clip: Clip, localizer: Localizer, confidence_model: ConfidenceModel) -> list[tuple[BoxPx | None, BoxPx | None]]:
+def follow(
+    clip: Clip, localizer: Localizer, confidence_model: ConfidenceModel
+) -> list[tuple[BoxPx | None, BoxPx | None]]:
     """(followed, true) box of each frame that was looked at, one engine call after the other."""
     height, width = clip.frames[0].shape[:2]
     tracker = Tracker(width, height, confidence_model)
@@ -83,9 +93,14 @@ def follow(clip: Clip, localizer: Localizer, confidence_model: ConfidenceModel) 
 
 
 def rated_answers(
-    groups: Sequence[tuple[float, Iterable[Clip]]], localizer: Localizer, model: ConfidenceModel | None, console: Console
+    groups: Sequence[tuple[float, Iterable[Clip]]],
+    localizer: Localizer,
+    model: ConfidenceModel | None,
+    console: Console,
 ) -> RatedAnswer:
-    """Follow clips with a model and judge every box; each group of clips has its share of the weight."""
+    """Follow clips with a model and judge every box; each group of clips has its share of the
+    weight.
+    """
     cues: list[Cues] = []
     right: list[float] = []
     weights: list[float] = []
@@ -140,9 +155,16 @@ def main(
     """Fit and save the model."""
     console = Terminal(stderr=True)
     with open_source(str(data / "imagenet_sample/images_256.zip")) as photos:
-        backgrounds = [frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)]
-    objects = [sample for sample in load_dataset(data / "animal_pose_voc/train.csv") if sample.one_box]
-    made, real = list(clips(objects, backgrounds, count)), list(sequence_clips(data / "davis", TUNING))
+        backgrounds = [
+            frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)
+        ]
+    objects = [
+        sample for sample in load_dataset(data / "animal_pose_voc/train.csv") if sample.one_box
+    ]
+    made, real = (
+        list(clips(objects, backgrounds, count)),
+        list(sequence_clips(data / "davis", TUNING)),
+    )
     still = list(stills(objects, count // 2))
     groups = [(1 - REAL_SHARE - STILL_SHARE, made), (STILL_SHARE, still), (REAL_SHARE, real)]
     localizer, model = open_localizer(Choice()), None

@@ -1,8 +1,10 @@
-"""Fits the model that scores crops for ``--method beam``: ``python -m calib.research.crops --data DATA --out FILE``.
+"""Fits the model that scores crops for ``--method beam``:
+``python -m calib.research.crops --data DATA --out FILE``.
 
-Labelled photos show one object each. Two of them, beside each other or one pasted into the other, are a photo with two, whose
-boxes are known; crops of such pairs and of single photos, each read by the fitted head, either hold a box with an IoU over 0.5
-or do not. The model is a ridge regression of that on the head's features (``engines.search.crops.CropScorer``).
+Labelled photos show one object each. Two of them, beside each other or one pasted into the other,
+are a photo with two, whose boxes are known; crops of such pairs and of single photos, each read by
+the fitted head, either hold a box with an IoU over 0.5 or do not. The model is a ridge regression
+of that on the head's features (``engines.search.crops.CropScorer``).
 """
 
 import sys
@@ -25,7 +27,15 @@ from engines.errors import ModelError, SightlineError, SourceError
 from engines.head import Head
 from engines.networks.registry import load_classifier
 from engines.preprocess import resized
-from engines.search.crops import ENLARGED, CropScorer, CropsEngine, CropSettings, crop_cues, first_crops, widened
+from engines.search.crops import (
+    ENLARGED,
+    CropScorer,
+    CropsEngine,
+    CropSettings,
+    crop_cues,
+    first_crops,
+    widened,
+)
 from engines.text import Terminal
 
 PAIRS, SINGLES, CROPS, CHILDREN = 500, 250, 16, 10
@@ -38,19 +48,30 @@ Labelled = tuple[Image, Rows]
 
 
 def crops(
-    data: Annotated[Path, typer.Option(help="Labels of photos with one object each: a CSV beside its images.")],
+    data: Annotated[
+        Path, typer.Option(help="Labels of photos with one object each: a CSV beside its images.")
+    ],
     out: Annotated[Path, typer.Option(help="The judge to write (.safetensors).")],
-    pairs_count: Annotated[int, typer.Option("--pairs", help="Pairs to put together.", min=1)] = PAIRS,
-    singles_count: Annotated[int, typer.Option("--singles", help="Photos to use as they are.", min=1)] = SINGLES,
+    pairs_count: Annotated[
+        int, typer.Option("--pairs", help="Pairs to put together.", min=1)
+    ] = PAIRS,
+    singles_count: Annotated[
+        int, typer.Option("--singles", help="Photos to use as they are.", min=1)
+    ] = SINGLES,
 ) -> None:
     """Fit the judge of the shipped network and head, and write it."""
     crop_scorer = fit_crop_scorer(
-        [s for s in load_dataset(data) if s.single], pairs_count, singles_count, Terminal(stderr=True)
+        [s for s in load_dataset(data) if s.single],
+        pairs_count,
+        singles_count,
+        Terminal(stderr=True),
     )
     crop_scorer.save(out)
 
 
-def fit_crop_scorer(samples: Sequence[Sample], pairs_count: int, singles_count: int, console: Console) -> CropScorer:
+def fit_crop_scorer(
+    samples: Sequence[Sample], pairs_count: int, singles_count: int, console: Console
+) -> CropScorer:
     """Fit the judge of the shipped network and head to photos with one object each.
 
     Raises:
@@ -62,20 +83,33 @@ def fit_crop_scorer(samples: Sequence[Sample], pairs_count: int, singles_count: 
     head = choose_head(Choice(), classifier)
     if not isinstance(head, Head):
         raise ModelError("a judge belongs to a fitted head")
-    blank = CropScorer(np.zeros(sum(f.width for f in head.features) + 11), 0.0, classifier.digest, head.digest)
-    engine = CropsEngine(classifier, head, blank, CropSettings(), lambda graph: OpenVinoEngine(graph, "auto"))
+    blank = CropScorer(
+        np.zeros(sum(f.width for f in head.features) + 11), 0.0, classifier.digest, head.digest
+    )
+    engine = CropsEngine(
+        classifier, head, blank, CropSettings(), lambda graph: OpenVinoEngine(graph, "auto")
+    )
     chosen = [samples[i] for i in rng.permutation(len(samples))[:singles_count]]
-    shown = [*pairs(samples, pairs_count, rng), *((s.read(), np.array([s.truths[0].box_xyxy_px])) for s in chosen)]
+    shown = [
+        *pairs(samples, pairs_count, rng),
+        *((s.read(), np.array([s.truths[0].box_xyxy_px])) for s in chosen),
+    ]
     values, right = list[Rows](), list[Rows]()
     for image, boxes_px in track(shown, "reading crops", console=console):
         for x, y in examples(engine, image, boxes_px, rng):
             values.append(x)
             right.append(y)
-    return CropScorer(*ridge(np.concatenate(values), np.concatenate(right)), classifier.digest, head.digest)
+    return CropScorer(
+        *ridge(np.concatenate(values), np.concatenate(right)), classifier.digest, head.digest
+    )
 
 
-def examples(engine: CropsEngine, image: Image, boxes_px: Rows, rng: np.random.Generator) -> Iterator[tuple[Rows, Rows]]:
-    """(what the judge reads, whether the box is right) of some first crops and of their children: ``[N, D + 11]``, ``[N]``."""
+def examples(
+    engine: CropsEngine, image: Image, boxes_px: Rows, rng: np.random.Generator
+) -> Iterator[tuple[Rows, Rows]]:
+    """(what the judge reads, whether the box is right) of some first crops and of their children:
+    ``[N, D + 11]``, ``[N]``.
+    """
     height, width = image.shape[:2]
     truths = boxes_px / [width, height, width, height]
     square = resized(image, ENLARGED * engine.side_px)
@@ -83,7 +117,10 @@ def examples(engine: CropsEngine, image: Image, boxes_px: Rows, rng: np.random.G
     for _ in range(2):
         read = engine.read(square, now)
         best = iou(read.boxes[:, None], truths[None]).max(axis=1)
-        yield np.concatenate([read.features, crop_cues(now, read)], axis=1), (best > 0.5).astype(np.float64)
+        yield (
+            np.concatenate([read.features, crop_cues(now, read)], axis=1),
+            (best > 0.5).astype(np.float64),
+        )
         now = widened(read.boxes, CropSettings().margin)[:CHILDREN]
 
 
@@ -91,12 +128,17 @@ def ridge(values: Rows, right: Rows) -> tuple[Rows, float]:
     """(weight ``[D]``, bias) of the ridge regression on standardized values."""
     mean, scale = values.mean(axis=0), values.std(axis=0) + 1e-6
     z, middle = (values - mean) / scale, float(right.mean())
-    weight = np.linalg.solve(z.T @ z + RIDGE * len(z) * np.eye(z.shape[1]), z.T @ (right - middle)) / scale
+    weight = (
+        np.linalg.solve(z.T @ z + RIDGE * len(z) * np.eye(z.shape[1]), z.T @ (right - middle))
+        / scale
+    )
     return weight, middle - float(weight @ mean)
 
 
 def pairs(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> Iterator[Labelled]:
-    """Photos with two objects, mostly of one class, put together of two with one: in turns side by side and pasted."""
+    """Photos with two objects, mostly of one class, put together of two with one: in turns side by
+    side and pasted.
+    """
     by_class: dict[str, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.truths[0].class_name, []).append(sample)
@@ -108,21 +150,29 @@ def pairs(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> It
         second = pool[int(rng.integers(len(pool)))]
         if second is first:
             continue
-        one, other = ((each.read(), np.array(each.truths[0].box_xyxy_px)) for each in (first, second))
+        one, other = (
+            (each.read(), np.array(each.truths[0].box_xyxy_px)) for each in (first, second)
+        )
         pair = side_by_side(one, other, rng) if made % 2 == 0 else pasted(one, other, rng)
         if pair is not None:
             made += 1
             yield pair
 
 
-def side_by_side(first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.random.Generator) -> Labelled | None:
-    """Both objects with some of what is around them, across or (one in four) above each other; None where one is tiny."""
+def side_by_side(
+    first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.random.Generator
+) -> Labelled | None:
+    """Both objects with some of what is around them, across or (one in four) above each other; None
+    where one is tiny.
+    """
     axis = 0 if rng.random() < 0.25 else 1
     parts, boxes = [], []
     for image, box in (first, second):
         height, width = image.shape[:2]
         margin = rng.uniform(0, 0.35, 4) * np.tile(box[2:] - box[:2], 2) * [-1, -1, 1, 1]
-        x0, y0, x1, y1 = np.rint(np.clip(box + margin, 0, [width, height, width, height])).astype(int)
+        x0, y0, x1, y1 = np.rint(np.clip(box + margin, 0, [width, height, width, height])).astype(
+            int
+        )
         if min(x1 - x0, y1 - y0) < 24:
             return None
         scale = SEAM_PX / (x1 - x0 if axis == 0 else y1 - y0)
@@ -131,21 +181,34 @@ def side_by_side(first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.
         boxes.append((box - [x0, y0, x0, y0]) * scale)
     boxes[1] = boxes[1] + np.roll([0, parts[0].shape[axis]] * 2, axis)
     image = np.concatenate(parts, axis=axis)
-    return None if max(image.shape[:2]) > 2.6 * min(image.shape[:2]) else (np.asarray(image, np.uint8), np.array(boxes))
+    return (
+        None
+        if max(image.shape[:2]) > 2.6 * min(image.shape[:2])
+        else (np.asarray(image, np.uint8), np.array(boxes))
+    )
 
 
-def pasted(first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.random.Generator) -> Labelled | None:
-    """The second object in the first one's photo, about as large, with soft edges; None where it hides much of the first."""
+def pasted(
+    first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.random.Generator
+) -> Labelled | None:
+    """The second object in the first one's photo, about as large, with soft edges; None where it
+    hides much of the first.
+    """
     image, box = first[0].copy(), first[1]
     x0, y0, x1, y1 = np.clip(np.rint(second[1]), 0, None).astype(int)
     part = second[0][y0:y1, x0:x1]
     if min(part.shape[:2]) < 24:
         return None
-    scale = np.sqrt(np.prod(box[2:] - box[:2]) / (part.shape[0] * part.shape[1])) * rng.uniform(0.7, 1.3)
+    scale = np.sqrt(np.prod(box[2:] - box[:2]) / (part.shape[0] * part.shape[1])) * rng.uniform(
+        0.7, 1.3
+    )
     width, height = round(part.shape[1] * scale), round(part.shape[0] * scale)
     if width >= 0.8 * image.shape[1] or height >= 0.9 * image.shape[0] or min(width, height) < 20:
         return None
-    x, y = int(rng.integers(image.shape[1] - width + 1)), int(rng.integers(image.shape[0] - height + 1))
+    x, y = (
+        int(rng.integers(image.shape[1] - width + 1)),
+        int(rng.integers(image.shape[0] - height + 1)),
+    )
     there = np.array([x, y, x + width, y + height], np.float64)
     hidden = np.clip(np.minimum(there[2:], box[2:]) - np.maximum(there[:2], box[:2]), 0, None)
     if np.prod(hidden) > 0.3 * np.prod(box[2:] - box[:2]):

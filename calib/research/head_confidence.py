@@ -1,7 +1,9 @@
-"""Fits the confidence models of the shipped heads: ``python -m calib.research.head_confidence --data DATA``.
+"""Fits the confidence models of the shipped heads:
+``python -m calib.research.head_confidence --data DATA``.
 
-Each head is fitted again on four fifths of its training set at a time, as ``fit`` does. The model is fitted to its boxes in the
-rest and written into the head's file. The head itself stays as it is. A user's own heads get their models from ``fit``.
+Each head is fitted again on four fifths of its training set at a time, as ``fit`` does. The model
+is fitted to its boxes in the rest and written into the head's file. The head itself stays as it is.
+A user's own heads get their models from ``fit``.
 """
 
 import sys
@@ -24,19 +26,25 @@ from engines.networks.registry import Classifier, load_classifier
 from engines.text import Terminal
 
 
-def sure(data: Annotated[Path, typer.Option(help="Folder with animal_pose_voc, which the heads were fitted on.")]) -> None:
+def sure(
+    data: Annotated[
+        Path, typer.Option(help="Folder with animal_pose_voc, which the heads were fitted on.")
+    ],
+) -> None:
     """Write it into every shipped head."""
     console = Terminal(stderr=True)
     samples = load_dataset(data / "animal_pose_voc" / "train.csv")
     for name in shipped_head_names():
         head = load_head(shipped_head_path(name))
-        with_confidence_model(head, samples, load_classifier("compact", size_px=head.size_px), console).save(
-            shipped_head_path(name)
-        )
+        with_confidence_model(
+            head, samples, load_classifier("compact", size_px=head.size_px), console
+        ).save(shipped_head_path(name))
         console.print(f"{name}: done")
 
 
-def with_confidence_model(head: Head, samples: Sequence[Sample], classifier: Classifier, console: Console) -> Head:
+def with_confidence_model(
+    head: Head, samples: Sequence[Sample], classifier: Classifier, console: Console
+) -> Head:
     """A head that was fitted on these samples, and with it what says how sure its boxes are."""
     table = feature_table(samples, classifier, head.spec, head.features, console)
     found = held_out_boxes(table, np.arange(len(table.values)), float(str(head.card["strength"])))

@@ -1,7 +1,8 @@
-"""Writes the page that compares the methods: ``python -m calib.research.methods --data DATA --out docs/methods.md``.
+"""Writes the page that compares the methods:
+``python -m calib.research.methods --data DATA --out docs/methods.md``.
 
-Nothing was chosen on the sets that are measured here. One call of a method takes several of the engine; what it costs beside a
-plain forward pass is counted in FLOP, and timed in the same run.
+Nothing was chosen on the sets that are measured here. One call of a method takes several of the
+engine; what it costs beside a plain forward pass is counted in FLOP, and timed in the same run.
 """
 
 import json
@@ -38,14 +39,17 @@ from engines.text import Terminal
 
 OBJECTS = 5
 CROPS = "beam in crops"
-"""``--method beam`` for several objects with the network that has a judge; ``beam`` is the paper's."""
+"""``--method beam`` for several objects with the network that has a judge; ``beam`` is the
+paper's.
+"""
 METHODS_SHOWN = ("sensitivity", "gestalt", "heuristic", *SEARCHES, CROPS)
 TIMED = 30
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method of one network. Shares are of 1; ``sets`` has CorLoc, mean IoU and centre correctness by data set.
+    """One method of one network. Shares are of 1; ``sets`` has CorLoc, mean IoU and centre
+    correctness by data set.
 
     Attributes:
         cost: FLOP beside one forward pass.
@@ -65,13 +69,25 @@ class Row:
 
 
 def methods(
-    data: Annotated[Path, typer.Option(help="Folder with animal_pose_voc, raccoon, coco128 and SqueezeNet.")],
-    out: Annotated[Path, typer.Option(help="The page to write (Markdown).")] = Path("docs/methods.md"),
-    networks: Annotated[str, typer.Option(help="Comma-separated: compact, squeezenet.")] = "compact,squeezenet",
-    only: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS_SHOWN)}; all unless told.")] = "",
-    every: Annotated[int, typer.Option(help="Measure on every N-th single-object photo of animals only.", min=1)] = 1,
+    data: Annotated[
+        Path, typer.Option(help="Folder with animal_pose_voc, raccoon, coco128 and SqueezeNet.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write (Markdown).")] = Path(
+        "docs/methods.md"
+    ),
+    networks: Annotated[
+        str, typer.Option(help="Comma-separated: compact, squeezenet.")
+    ] = "compact,squeezenet",
+    only: Annotated[
+        str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS_SHOWN)}; all unless told.")
+    ] = "",
+    every: Annotated[
+        int, typer.Option(help="Measure on every N-th single-object photo of animals only.", min=1)
+    ] = 1,
 ) -> None:
-    """Measure every method and write the page after each; what is left out keeps its figures in the JSON beside it."""
+    """Measure every method and write the page after each; what is left out keeps its figures in the
+    JSON beside it.
+    """
     console = Terminal(stderr=True)
     kept = out.with_suffix(".json")
     pages: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
@@ -79,9 +95,17 @@ def methods(
     several = several_sets(data)
     counts = {title: len(samples) for title, samples in (sets | several).items()}
     for name in networks.split(","):
-        weights = str(data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net") if name == "squeezenet" else None
-        for row in network_rows(name, weights, sets, several, [m for m in only.split(",") if m], console):
-            others = {other["method"]: other for other in pages.get(name, [])} | {row.method: asdict(row)}
+        weights = (
+            str(data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net")
+            if name == "squeezenet"
+            else None
+        )
+        for row in network_rows(
+            name, weights, sets, several, [m for m in only.split(",") if m], console
+        ):
+            others = {other["method"]: other for other in pages.get(name, [])} | {
+                row.method: asdict(row)
+            }
             pages[name] = [others[method] for method in METHODS_SHOWN if method in others]
             texts = {kept: json.dumps(pages, indent=1), out: rendered(pages, counts, every)}
             for path, text in texts.items():
@@ -93,22 +117,42 @@ def methods(
 def rendered(pages: dict[str, Any], counts: dict[str, int], every: int) -> str:
     """The page in Markdown, from each network's rows and the number of images of each set."""
     template = (Path(__file__).parent / "assets" / "methods.md").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=False, trim_blocks=True, lstrip_blocks=True)  # Markdown, no markup from users
-    return environment.from_string(template).render(pages=pages, counts=counts, every=every, machine=machine())
+    environment = jinja2.Environment(
+        autoescape=False, trim_blocks=True, lstrip_blocks=True
+    )  # Markdown, no markup from users
+    return environment.from_string(template).render(
+        pages=pages, counts=counts, every=every, machine=machine()
+    )
 
 
 def single_sets(data: Path, every: int) -> dict[str, list[Sample]]:
     """Photos with one object."""
-    raccoon = load_dataset(data / "raccoon" / "annotations.tar", data / "raccoon" / "images.tar", data / "raccoon" / "test.txt")
-    animals = [sample for sample in load_dataset(data / "animal_pose_voc" / "test.csv") if sample.single]
+    raccoon = load_dataset(
+        data / "raccoon" / "annotations.tar",
+        data / "raccoon" / "images.tar",
+        data / "raccoon" / "test.txt",
+    )
+    animals = [
+        sample for sample in load_dataset(data / "animal_pose_voc" / "test.csv") if sample.single
+    ]
     return {"animals": animals[::every], "raccoon": [sample for sample in raccoon if sample.single]}
 
 
 def several_sets(data: Path) -> dict[str, list[Sample]]:
     """Photos with several: two animals, any number above one, and scenes."""
-    animals = [sample for sample in load_dataset(data / "animal_pose_voc" / "test.csv") if len(sample.truths) > 1]
-    scenes = load_dataset(data / "coco128" / "train2017_boxes.csv", data / "coco128" / "train2017.tar")
-    return {"two animals": [s for s in animals if len(s.truths) == 2], "more animals": animals, "coco128": scenes}
+    animals = [
+        sample
+        for sample in load_dataset(data / "animal_pose_voc" / "test.csv")
+        if len(sample.truths) > 1
+    ]
+    scenes = load_dataset(
+        data / "coco128" / "train2017_boxes.csv", data / "coco128" / "train2017.tar"
+    )
+    return {
+        "two animals": [s for s in animals if len(s.truths) == 2],
+        "more animals": animals,
+        "coco128": scenes,
+    }
 
 
 def network_rows(
@@ -119,7 +163,9 @@ def network_rows(
     only: Sequence[str],
     console: Console,
 ) -> Iterator[Row]:
-    """Each method, of ``only`` if any, that the network runs without fitting; with the compact one also its shipped heads."""
+    """Each method, of ``only`` if any, that the network runs without fitting; with the compact one
+    also its shipped heads.
+    """
     classifier = load_classifier(name, weights)
     fitted = ("sensitivity", "gestalt", CROPS) if name == "compact" else ()
     timed = [sample.read() for sample in next(iter(sets.values()))[:TIMED]]
@@ -130,11 +176,17 @@ def network_rows(
         console.print(f"{name}, {method}")
         choice = choice_of(name, weights, method)
         localizer = open_localizer(choice)
-        scores = {title: set_scores(samples, localizer, console) for title, samples in sets.items()} if method != CROPS else {}
+        scores = (
+            {title: set_scores(samples, localizer, console) for title, samples in sets.items()}
+            if method != CROPS
+            else {}
+        )
         ms, calls = timing(localizer, timed)
         cost = flop_of(method, classifier) / count_work(build_scores_graph(classifier, 1)).flop
         found = several_scores(choice, several, console) if choice.method in SEARCHES else {}
-        yield Row(name, method, localizer.box_reader, scores, ms, calls, cost, ms / forward_ms, found)
+        yield Row(
+            name, method, localizer.box_reader, scores, ms, calls, cost, ms / forward_ms, found
+        )
 
 
 def choice_of(name: str, weights: str | None, method: str) -> Choice:
@@ -145,16 +197,31 @@ def choice_of(name: str, weights: str | None, method: str) -> Choice:
     return replace(choice, head="none") if method == "beam" else choice
 
 
-def set_scores(samples: Sequence[Sample], localizer: Localizer, console: Console) -> tuple[float, float, float]:
+def set_scores(
+    samples: Sequence[Sample], localizer: Localizer, console: Console
+) -> tuple[float, float, float]:
     """(CorLoc, mean IoU, centre correctness at margin 0)."""
     report, _ = evaluate(samples, localizer, console, None)
     return report["corloc"], report["mean_iou"], report["center_correctness"]["0.0"]
 
 
-def several_scores(choice: Choice, several: dict[str, list[Sample]], console: Console) -> dict[str, float]:
-    """``both``: share of two-animal photos in which both are found; and the two APs on photos with several objects."""
+def several_scores(
+    choice: Choice, several: dict[str, list[Sample]], console: Console
+) -> dict[str, float]:
+    """``both``: share of two-animal photos in which both are found; and the two APs on photos with
+    several objects.
+    """
     pair = open_localizer(replace(choice, objects=2))
-    found = {"both": float(np.mean([both_found(s, pair) for s in track(several["two animals"], "pairs", console=console)]))}
+    found = {
+        "both": float(
+            np.mean(
+                [
+                    both_found(s, pair)
+                    for s in track(several["two animals"], "pairs", console=console)
+                ]
+            )
+        )
+    }
     many = open_localizer(replace(choice, objects=OBJECTS))
     for title in ("more animals", "coco128"):
         report, _ = evaluate(several[title], many, console, None)
@@ -166,20 +233,29 @@ def several_scores(choice: Choice, several: dict[str, list[Sample]], console: Co
 def both_found(sample: Sample, localizer: Localizer) -> bool:
     """Whether each true box has a detection of its own with IoU at least 0.5."""
     detections = localizer.localize([sample.read()])[0].detections
-    return all_found([each.box_xyxy_px for each in detections], [truth.box_xyxy_px for truth in sample.truths])
+    return all_found(
+        [each.box_xyxy_px for each in detections], [truth.box_xyxy_px for truth in sample.truths]
+    )
 
 
 def plain_forward_ms(classifier: Classifier, images: Sequence[ImageBgr]) -> float:
     """Median time of the class scores of one image, by the same backend and precision."""
     engine = OpenVinoEngine(build_scores_graph(classifier, 1))
-    prepared = [Localizer(OpenVinoEngine(build_graph(classifier), "fp32")).prepare(image)[None] for image in images]
-    return float(np.median([_ms(lambda image=image: engine.infer({IMAGE: image})) for image in prepared]))
+    prepared = [
+        Localizer(OpenVinoEngine(build_graph(classifier), "fp32")).prepare(image)[None]
+        for image in images
+    ]
+    return float(
+        np.median([_ms(lambda image=image: engine.infer({IMAGE: image})) for image in prepared])
+    )
 
 
 def timing(localizer: Localizer, images: Sequence[ImageBgr]) -> tuple[float, float]:
     """(median milliseconds, engine calls) of one image; a plain engine makes one call."""
     before = getattr(localizer.engine, "calls", 0)
-    ms = float(np.median([_ms(lambda image=image: localizer.localize([image])) for image in images]))
+    ms = float(
+        np.median([_ms(lambda image=image: localizer.localize([image])) for image in images])
+    )
     calls = (getattr(localizer.engine, "calls", 0) - before) / len(images)
     return ms, calls or 1.0
 
@@ -191,13 +267,21 @@ def _ms(call: Any) -> float:
 
 
 def flop_of(method: str, classifier: Classifier) -> int:
-    """Of one image: all graphs that the method asks, as often as it does for one object of one class."""
+    """Of one image: all graphs that the method asks, as often as it does for one object of one
+    class.
+    """
     if method == "dam":
         settings = dam_settings(classifier.name)
-        graphs = [(build_walks_graph(classifier, settings), 1), (build_scores_graph(classifier, settings.kmax), 1)]
+        graphs = [
+            (build_walks_graph(classifier, settings), 1),
+            (build_scores_graph(classifier, settings.kmax), 1),
+        ]
     elif method == "beam":
         beam = beam_settings(classifier.name)
-        graphs = [(build_features_graph(classifier, beam), 1), (build_tail_graph(classifier, beam), beam.levels)]
+        graphs = [
+            (build_features_graph(classifier, beam), 1),
+            (build_tail_graph(classifier, beam), beam.levels),
+        ]
     elif method == CROPS:
         head = choose_head(Choice(classifier.name), classifier)
         beams = CropSettings()

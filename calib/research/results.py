@@ -1,4 +1,6 @@
-"""Writes the results page: ``python -m calib.research.results --data DATA --out docs/results.md``."""
+"""Writes the results page:
+``python -m calib.research.results --data DATA --out docs/results.md``.
+"""
 
 import json
 import sys
@@ -33,7 +35,14 @@ from engines.networks.registry import Classifier, load_classifier
 from engines.preprocess import IMAGE
 from engines.text import Terminal
 
-REPORT_SEQUENCES = ("blackswan", "dance-twirl", "horsejump-high", "kite-surf", "motocross-jump", "scooter-black")
+REPORT_SEQUENCES = (
+    "blackswan",
+    "dance-twirl",
+    "horsejump-high",
+    "kite-surf",
+    "motocross-jump",
+    "scooter-black",
+)
 OBJECTIVES = {"class score": "sensitivity", "Gestalt Total": "gestalt"}
 LAST = {"compact": "pool5", "squeezenet": "conv_final"}
 """The layer whose mean is scored, at which Grad-CAM is CAM."""
@@ -53,52 +62,101 @@ class Row:
 
 
 def results(
-    data: Annotated[Path, typer.Option(help="Folder with animal_pose_voc, raccoon, tiny_imagenet_200, davis, SqueezeNet.")],
-    out: Annotated[Path, typer.Option(help="The page to write (Markdown).")] = Path("docs/results.md"),
-    networks: Annotated[str, typer.Option(help="Comma-separated: compact, squeezenet.")] = "compact,squeezenet",
-    sgd: Annotated[bool, typer.Option(help="The papers' head by their 30,000 steps too: minutes for each network.")] = True,
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with animal_pose_voc, raccoon, tiny_imagenet_200, davis, SqueezeNet."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write (Markdown).")] = Path(
+        "docs/results.md"
+    ),
+    networks: Annotated[
+        str, typer.Option(help="Comma-separated: compact, squeezenet.")
+    ] = "compact,squeezenet",
+    sgd: Annotated[
+        bool,
+        typer.Option(help="The papers' head by their 30,000 steps too: minutes for each network."),
+    ] = True,
 ) -> None:
-    """Fit and measure everything, and write the page; networks that are left out keep their figures in the JSON beside it."""
+    """Fit and measure everything, and write the page; networks that are left out keep their figures
+    in the JSON beside it.
+    """
     console = Terminal(stderr=True)
     train, tests = load_dataset(data / "animal_pose_voc" / "train.csv"), measured_sets(data)
     kept = out.with_suffix(".json")
-    pages: dict[str, dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    pages: dict[str, dict[str, Any]] = (
+        json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    )
     for name in networks.split(","):
-        weights = data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net" if name == "squeezenet" else None
+        weights = (
+            data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net"
+            if name == "squeezenet"
+            else None
+        )
         classifier = load_classifier(name, str(weights) if weights else None)
         rows = [asdict(row) for row in network_rows(classifier, train, tests, console, sgd)]
-        pages[name] = {"size_px": classifier.size_px, "rows": rows, "named": named_class_rows(classifier, tests, console)}
+        pages[name] = {
+            "size_px": classifier.size_px,
+            "rows": rows,
+            "named": named_class_rows(classifier, tests, console),
+        }
     singles = {name: sum(sample.single for sample in samples) for name, samples in tests.items()}
-    texts = {kept: json.dumps(pages, indent=1), out: rendered(pages, singles, constant_rows(train, tests, console))}
+    texts = {
+        kept: json.dumps(pages, indent=1),
+        out: rendered(pages, singles, constant_rows(train, tests, console)),
+    }
     for path, text in texts.items():
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
     console.print(f"wrote {out} and {kept}")
 
 
-def rendered(pages: dict[str, dict[str, Any]], singles: dict[str, int], constants: dict[str, Any]) -> str:
-    """The page in Markdown, from each network's rows, the number of images of each set, and the constant boxes' scores."""
+def rendered(
+    pages: dict[str, dict[str, Any]], singles: dict[str, int], constants: dict[str, Any]
+) -> str:
+    """The page in Markdown, from each network's rows, the number of images of each set, and the
+    constant boxes' scores.
+    """
     template = (Path(__file__).parent / "assets" / "results.md").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=False, trim_blocks=True, lstrip_blocks=True)  # Markdown, no markup from users
-    return environment.from_string(template).render(pages=pages, sets=singles, constants=constants, machine=machine())
+    environment = jinja2.Environment(
+        autoescape=False, trim_blocks=True, lstrip_blocks=True
+    )  # Markdown, no markup from users
+    return environment.from_string(template).render(
+        pages=pages, sets=singles, constants=constants, machine=machine()
+    )
 
 
 def measured_sets(data: Path) -> dict[str, list[Sample]]:
-    """The sets of the page by name; of Tiny ImageNet every twentieth image, of sequences every fourth frame."""
+    """The sets of the page by name; of Tiny ImageNet every twentieth image, of sequences every
+    fourth frame.
+    """
     raccoon = data / "raccoon"
-    davis = [sample for name in REPORT_SEQUENCES for sample in load_dataset(data / "davis" / f"{name}_boxes.csv")[::4]]
+    davis = [
+        sample
+        for name in REPORT_SEQUENCES
+        for sample in load_dataset(data / "davis" / f"{name}_boxes.csv")[::4]
+    ]
     return {
         "animals": load_dataset(data / "animal_pose_voc" / "test.csv"),
-        "raccoon": load_dataset(raccoon / "annotations.tar", raccoon / "images.tar", raccoon / "test.txt"),
+        "raccoon": load_dataset(
+            raccoon / "annotations.tar", raccoon / "images.tar", raccoon / "test.txt"
+        ),
         "Tiny ImageNet": load_dataset(data / "tiny_imagenet_200" / "val.csv")[::20],
         "DAVIS": davis,
     }
 
 
 def network_rows(
-    classifier: Classifier, train: Sequence[Sample], tests: dict[str, list[Sample]], console: Console, sgd: bool = True
+    classifier: Classifier,
+    train: Sequence[Sample],
+    tests: dict[str, list[Sample]],
+    console: Console,
+    sgd: bool = True,
 ) -> list[Row]:
-    """Every head of one network; rivals and single depths for the class score with max aggregation alone."""
+    """Every head of one network; rivals and single depths for the class score with max aggregation
+    alone.
+    """
     rows = []
     for objective, method in OBJECTIVES.items():
         for aggregation in ("max", "mean"):
@@ -106,16 +164,25 @@ def network_rows(
             first = method == "sensitivity" and aggregation == "max"
             features = all_features(classifier, method, rivals=first)
             console.print(f"{classifier.name}, {objective}, {aggregation}")
-            tables = [feature_table(samples, classifier, spec, features, console) for samples in (train, *tests.values())]
+            tables = [
+                feature_table(samples, classifier, spec, features, console)
+                for samples in (train, *tests.values())
+            ]
             wanted = selections(classifier) if first else [(BEST, BOTH, features[:-1])]
             found = {
-                (head, cost): fitted_scores(tables, columns(features, kept), FOLDS if head == BEST else RIVAL_FOLDS)
+                (head, cost): fitted_scores(
+                    tables, columns(features, kept), FOLDS if head == BEST else RIVAL_FOLDS
+                )
                 for head, cost, kept in wanted
             }
             whole = columns(features, features[-1:])
-            found |= paper_rows([restricted(table, whole) for table in tables], with_sgd=first and sgd)
+            found |= paper_rows(
+                [restricted(table, whole) for table in tables], with_sgd=first and sgd
+            )
             if first:
-                found |= heuristic_rows([restricted(table, whole) for table in tables], classifier.size_px)
+                found |= heuristic_rows(
+                    [restricted(table, whole) for table in tables], classifier.size_px
+                )
             rows += [
                 Row(objective, aggregation, head, cost, dict(zip(tests, scores, strict=True)))
                 for (head, cost), scores in found.items()
@@ -124,13 +191,19 @@ def network_rows(
 
 
 def all_features(classifier: Classifier, method: str, rivals: bool) -> tuple[Feature, ...]:
-    """The features of the head that ``fit`` makes, those of its ``rivals`` too, and the whole map last."""
+    """The features of the head that ``fit`` makes, those of its ``rivals`` too, and the whole map
+    last.
+    """
     layers, cam_layers = LAYERS[classifier.name]
     extra: list[Feature] = []
     if rivals:
         extra += [Feature("quantiles", layer, 15, 1.0, "activation") for layer in layers]
         extra += [Feature("grid", layer, 8, 1.0, "activation") for layer in layers]
-        cams = [("gradcam", LAST[classifier.name]), ("gradcam", layers[-1]), *(("layercam", k) for k in cam_layers)]
+        cams = [
+            ("gradcam", LAST[classifier.name]),
+            ("gradcam", layers[-1]),
+            *(("layercam", k) for k in cam_layers),
+        ]
         for signal, layer in cams:
             extra += [Feature("quantiles", layer, 15, power, signal) for power in (0.5, 1.0, 2.0)]
             extra += [Feature("grid", layer, 8, 0.5, signal)]
@@ -139,28 +212,51 @@ def all_features(classifier: Classifier, method: str, rivals: bool) -> tuple[Fea
 
 
 def selections(classifier: Classifier) -> list[tuple[str, str, Sequence[Feature]]]:
-    """(head, cost, its features) of each head for the class score; the one that ``fit`` makes comes first."""
+    """(head, cost, its features) of each head for the class score; the one that ``fit`` makes comes
+    first.
+    """
     layers, cam_layers = LAYERS[classifier.name]
-    every, default = all_features(classifier, "sensitivity", rivals=True)[:-1], default_features(classifier, "sensitivity")[1]
+    every, default = (
+        all_features(classifier, "sensitivity", rivals=True)[:-1],
+        default_features(classifier, "sensitivity")[1],
+    )
 
     def of(signal: str, chosen: Sequence[str]) -> Sequence[Feature]:
         return [f for f in every if f.signal == signal and f.layer in chosen]
 
     rows: list[tuple[str, str, Sequence[Feature]]] = [(BEST, BOTH, default)]
-    rows += [(f"gradient at {layer} alone", f"{BOTH} to {layer}", of("gradient", [layer])) for layer in (PIXELS, *layers)]
+    rows += [
+        (f"gradient at {layer} alone", f"{BOTH} to {layer}", of("gradient", [layer]))
+        for layer in (PIXELS, *layers)
+    ]
     rows += [("gradients of all depths", BOTH, of("gradient", [PIXELS, *layers]))]
-    rows += [("gradients of the last two depths", f"{BOTH} to {layers[-2]}", of("gradient", layers[-2:]))]
+    rows += [
+        ("gradients of the last two depths", f"{BOTH} to {layers[-2]}", of("gradient", layers[-2:]))
+    ]
     rows += [("activations of all depths", FORWARD, of("activation", layers))]
     rows += [("activations of the last depth", FORWARD, of("activation", layers[-1:]))]
     rows += [("CAM", FORWARD, of("gradcam", [LAST[classifier.name]]))]
     rows += [(f"Grad-CAM at {layers[-1]}", f"{BOTH} to {layers[-1]}", of("gradcam", [layers[-1]]))]
-    return [*rows, (f"LayerCAM at {len(cam_layers)} depths", f"{BOTH} to {cam_layers[0]}", of("layercam", cam_layers))]
+    return [
+        *rows,
+        (
+            f"LayerCAM at {len(cam_layers)} depths",
+            f"{BOTH} to {cam_layers[0]}",
+            of("layercam", cam_layers),
+        ),
+    ]
 
 
 def columns(features: Sequence[Feature], kept: Sequence[Feature]) -> Rows:
     """Which columns of a table of ``features`` belong to ``kept``."""
     starts = np.cumsum([0, *(feature.width for feature in features)])
-    return np.concatenate([np.arange(starts[i], starts[i + 1]) for i, feature in enumerate(features) if feature in kept])
+    return np.concatenate(
+        [
+            np.arange(starts[i], starts[i + 1])
+            for i, feature in enumerate(features)
+            if feature in kept
+        ]
+    )
 
 
 def restricted(table: FeatureTable, kept: Rows) -> FeatureTable:
@@ -168,8 +264,12 @@ def restricted(table: FeatureTable, kept: Rows) -> FeatureTable:
     return replace(table, values=table.values[:, kept], mirrored=table.mirrored[:, kept])
 
 
-def fitted_scores(tables: Sequence[FeatureTable], kept: Rows, splits: int) -> list[tuple[float, float]]:
-    """(CorLoc, mean IoU) on each table but the first, of a head fitted on the first with ``splits`` of ``fit``'s folds."""
+def fitted_scores(
+    tables: Sequence[FeatureTable], kept: Rows, splits: int
+) -> list[tuple[float, float]]:
+    """(CorLoc, mean IoU) on each table but the first, of a head fitted on the first with ``splits``
+    of ``fit``'s folds.
+    """
     train, *others = (restricted(table, kept) for table in tables)
     rows = np.arange(len(train.values))
     head = solve(train, rows, choose_strength(train, rows, splits=splits))
@@ -181,11 +281,21 @@ def constant_rows(
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """What boxes that need no image score, fitted on the training set."""
     classifier, one = load_classifier(), (Feature("quantiles", PIXELS, 1),)
-    boxes = [feature_table(samples, classifier, MapSpec(), one, console).boxes_xyxy for samples in (train, *tests.values())]
+    boxes = [
+        feature_table(samples, classifier, MapSpec(), one, console).boxes_xyxy
+        for samples in (train, *tests.values())
+    ]
     fitted = constant_boxes(boxes[0])
-    kinds = {"best constant box": fitted.best_constant, "mean box": fitted.mean_box, "whole image": WHOLE_IMAGE}
+    kinds = {
+        "best constant box": fitted.best_constant,
+        "mean box": fitted.mean_box,
+        "whole image": WHOLE_IMAGE,
+    }
     return {
-        kind: {name: scored(np.asarray(box)[None], true) for name, true in zip(tests, boxes[1:], strict=True)}
+        kind: {
+            name: scored(np.asarray(box)[None], true)
+            for name, true in zip(tests, boxes[1:], strict=True)
+        }
         for kind, box in kinds.items()
     }
 
@@ -205,15 +315,21 @@ PAIRS = 200
 
 
 def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
-    """The papers' head on whole maps, fitted on the first table and measured on the others: in closed form, and by SGD."""
+    """The papers' head on whole maps, fitted on the first table and measured on the others: in
+    closed form, and by SGD.
+    """
     train, *others = tables
     rows, names = np.arange(len(train.values)), {"paper": "papers' linear head, closed form"}
     if with_sgd:
         names["paper-sgd"] = "papers' linear head, SGD"
-    strength = choose_strength(train, rows, refine=False, splits=1)  # whole maps are wide: a fold takes most of a minute
+    strength = choose_strength(
+        train, rows, refine=False, splits=1
+    )  # whole maps are wide: a fold takes most of a minute
     heads = {name: FITTERS[kind](train, rows, strength) for kind, name in names.items()}
     return {
-        (name, WHOLE_BACKWARD): [scored(predict(other.values, *head), other.boxes_xyxy) for other in others]
+        (name, WHOLE_BACKWARD): [
+            scored(predict(other.values, *head), other.boxes_xyxy) for other in others
+        ]
         for name, head in heads.items()
     }
 
@@ -221,28 +337,42 @@ def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
 def heuristic_rows(tables: Sequence[FeatureTable], side_px: int) -> Scores:
     """The papers' heuristic on whole maps, its blur chosen on the first table."""
     train, *others = tables
-    scores = {sigma: scored(heuristic_boxes(train, side_px, sigma), train.boxes_xyxy) for sigma in SIGMAS}
+    scores = {
+        sigma: scored(heuristic_boxes(train, side_px, sigma), train.boxes_xyxy) for sigma in SIGMAS
+    }
     best = max(SIGMAS, key=lambda sigma: scores[sigma])
     name = f"papers' heuristic, blur {100 * best:g} % of the side, top 20 %"
-    return {(name, WHOLE_BACKWARD): [scored(heuristic_boxes(other, side_px, best), other.boxes_xyxy) for other in others]}
+    return {
+        (name, WHOLE_BACKWARD): [
+            scored(heuristic_boxes(other, side_px, best), other.boxes_xyxy) for other in others
+        ]
+    }
 
 
 def heuristic_boxes(table: FeatureTable, side_px: int, sigma: float) -> Array64:
     """Boxes ``[N, 4]`` of whole maps, by the very graph that engines run."""
     graph = Graph()
     name = graph.input("map", FLOAT, (1, side_px, side_px))
-    graph.output(append_heuristic_box(graph, name, Heuristic(sigma=sigma, share=PAPERS_SHARE)), "box_xyxy")
+    graph.output(
+        append_heuristic_box(graph, name, Heuristic(sigma=sigma, share=PAPERS_SHARE)), "box_xyxy"
+    )
     engine = OpenVinoEngine(graph.model(), "fp32")
     maps = table.values.reshape(-1, 1, side_px, side_px)
-    return np.stack([engine.infer({"map": each})["box_xyxy"][0] for each in maps]).astype(np.float64)
+    return np.stack([engine.infer({"map": each})["box_xyxy"][0] for each in maps]).astype(
+        np.float64
+    )
 
 
-def named_class_rows(classifier: Classifier, tests: dict[str, list[Sample]], console: Console) -> dict[str, float]:
-    """Of two photos side by side, how often the map of a named class lies mostly on the photo that shows it.
+def named_class_rows(
+    classifier: Classifier, tests: dict[str, list[Sample]], console: Console
+) -> dict[str, float]:
+    """Of two photos side by side, how often the map of a named class lies mostly on the photo that
+    shows it.
 
-    The class that is asked for is the network's own answer to the one photo alone; pairs of one kind of animal, or of one
-    answer, are left out. Half is what a map scores that does not know what it is asked for (the energy-based pointing game,
-    Wang et al. 2020, section 4.2, on halves instead of boxes).
+    The class that is asked for is the network's own answer to the one photo alone; pairs of one
+    kind of animal, or of one answer, are left out. Half is what a map scores that does not know
+    what it is asked for (the energy-based pointing game, Wang et al. 2020, section 4.2, on halves
+    instead of boxes).
     """
     photos = [sample for sample in tests["animals"] if sample.single]
     chosen = np.random.default_rng(0).permutation(len(photos))[: 2 * PAIRS].reshape(-1, 2)
@@ -253,7 +383,9 @@ def named_class_rows(classifier: Classifier, tests: dict[str, list[Sample]], con
         f"Grad-CAM at {last}": MapSpec(layer=last, signal="gradcam"),
         f"activations of {last}, forward only": MapSpec(layer=last, signal="activation"),
     }
-    engines = {name: OpenVinoEngine(build_graph(classifier, spec), "fp32") for name, spec in specs.items()}
+    engines = {
+        name: OpenVinoEngine(build_graph(classifier, spec), "fp32") for name, spec in specs.items()
+    }
     localizer = Localizer(next(iter(engines.values())))
     right: dict[str, list[bool]] = {name: [] for name in specs}
     for pair in track(chosen, "two at once", console=console):
@@ -275,5 +407,8 @@ def named_class_rows(classifier: Classifier, tests: dict[str, list[Sample]], con
 
 def side_by_side(left: ImageBgr, right: ImageBgr, side_px: int = 448) -> ImageBgr:
     """Two photos as the halves of one square image."""
-    halves = [cv2.resize(image, (side_px // 2, side_px), interpolation=cv2.INTER_AREA) for image in (left, right)]
+    halves = [
+        cv2.resize(image, (side_px // 2, side_px), interpolation=cv2.INTER_AREA)
+        for image in (left, right)
+    ]
     return np.asarray(np.concatenate(halves, axis=1), np.uint8)

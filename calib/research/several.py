@@ -1,8 +1,9 @@
 """Measures the tracking of several objects: ``python -m calib.research.several --data DATA``.
 
-Clips are made of the second half of the training photos (``calib.research.clips.crowds``): what was chosen was chosen on clips
-of the first. Right is an IoU over 0.5; a switch is an object that is right again under another number (Bernardin &
-Stiefelhagen, "Evaluating Multiple Object Tracking Performance: The CLEAR MOT Metrics", 2008).
+Clips are made of the second half of the training photos (``calib.research.clips.crowds``): what was
+chosen was chosen on clips of the first. Right is an IoU over 0.5; a switch is an object that is
+right again under another number (Bernardin & Stiefelhagen, "Evaluating Multiple Object Tracking
+Performance: The CLEAR MOT Metrics", 2008).
 """
 
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ Objects = Sequence[Tracked]
 
 @dataclass
 class Count:
-    """What was counted: ``frames``, those in which ``all_right``; ``objects`` over all frames, those ``right``; boxes that are
-    ``nowhere``; ``switches`` of numbers.
+    """What was counted: ``frames``, those in which ``all_right``; ``objects`` over all frames,
+    those ``right``; boxes that are ``nowhere``; ``switches`` of numbers.
     """
 
     frames: int = 0
@@ -47,7 +48,9 @@ class Count:
 
 
 def counted(true: Sequence[Sequence[BoxPx]], followed: Sequence[Objects], count: Count) -> None:
-    """Add one clip's frames to the count: each object and each box belong together at most once, the closest first."""
+    """Add one clip's frames to the count: each object and each box belong together at most once,
+    the closest first.
+    """
     last: dict[int, int] = {}
     for boxes, objects in zip(true, followed, strict=True):
         matched = _matched(boxes, objects)
@@ -56,14 +59,20 @@ def counted(true: Sequence[Sequence[BoxPx]], followed: Sequence[Objects], count:
         count.objects += len(boxes)
         count.right += len(matched)
         count.nowhere += sum(each.box_xyxy_px is not None for each in objects) - len(matched)
-        count.switches += sum(last.get(place, number) != number for place, number in matched.items())
+        count.switches += sum(
+            last.get(place, number) != number for place, number in matched.items()
+        )
         last |= matched
 
 
 def _matched(boxes: Sequence[BoxPx], objects: Objects) -> dict[int, int]:
     """The number of the box that is right, by place of the object."""
     shown = [(each.box_xyxy_px, each.track.track_id) for each in objects if each.box_xyxy_px]
-    pairs = [(overlap(box, true), place, number) for place, true in enumerate(boxes) for box, number in shown]
+    pairs = [
+        (overlap(box, true), place, number)
+        for place, true in enumerate(boxes)
+        for box, number in shown
+    ]
     found: dict[int, int] = {}
     for alike, place, number in sorted(pairs, reverse=True):
         if alike > CORLOC_IOU and place not in found and number not in found.values():
@@ -81,7 +90,10 @@ def follow_crowd(crowd: Crowd, localizer: Localizer, most: int) -> tuple[list[Ob
         window, answer = several.window(frame, number / RATE_FPS), None
         if window is not None:
             x0, y0, x1, y1 = (int(edge) for edge in window)
-            answer, calls = localizer.localize([np.ascontiguousarray(frame[y0:y1, x0:x1])])[0], calls + 1
+            answer, calls = (
+                localizer.localize([np.ascontiguousarray(frame[y0:y1, x0:x1])])[0],
+                calls + 1,
+            )
         followed.append(several.update(answer)[2])
     return followed, calls
 
@@ -93,20 +105,38 @@ def main(
     """Measure, and print a table: clips with one, two and three objects."""
     console, localizer = Terminal(), open_localizer(Choice())
     with open_source(str(data / "imagenet_sample/images_256.zip")) as photos:
-        backgrounds = [frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)]
-    objects = [sample for sample in load_dataset(data / "animal_pose_voc/train.csv") if sample.one_box]
+        backgrounds = [
+            frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)
+        ]
+    objects = [
+        sample for sample in load_dataset(data / "animal_pose_voc/train.csv") if sample.one_box
+    ]
     table = Table(title=f"IoU over {CORLOC_IOU}", title_justify="left")
-    for name in ("objects", "all right", f"after {LEAD_S} s", "right", "boxes nowhere", "switches a clip", "calls a frame"):
+    for name in (
+        "objects",
+        "all right",
+        f"after {LEAD_S} s",
+        "right",
+        "boxes nowhere",
+        "switches a clip",
+        "calls a frame",
+    ):
         table.add_column(name, justify="right")
     for several in (1, 2, 3):
         whole, late, calls = Count(), Count(), 0
-        made = crowds(objects[len(objects) // 2 :], backgrounds[len(backgrounds) // 2 :], count, 1, several)
+        made = crowds(
+            objects[len(objects) // 2 :], backgrounds[len(backgrounds) // 2 :], count, 1, several
+        )
         for crowd in track(made, f"{several} objects", total=count, console=console):
             followed, asked = follow_crowd(crowd, localizer, max(several, 2))
             start, calls = round(LEAD_S * RATE_FPS), calls + asked
             counted(crowd.boxes, followed, whole)
             counted(crowd.boxes[start:], followed[start:], late)
-        shares = (whole.all_right / whole.frames, late.all_right / late.frames, whole.right / whole.objects)
+        shares = (
+            whole.all_right / whole.frames,
+            late.all_right / late.frames,
+            whole.right / whole.objects,
+        )
         table.add_row(
             str(several),
             *(f"{100 * share:.1f} %" for share in shares),

@@ -1,4 +1,6 @@
-"""Trains the compact VGG16 that Sightline ships: ``python -m calib.research.train --data DATA --out DIR``."""
+"""Trains the compact VGG16 that Sightline ships:
+``python -m calib.research.train --data DATA --out DIR``.
+"""
 
 import csv
 import json
@@ -16,7 +18,14 @@ import torch
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,8 +55,9 @@ ATTENTIVE_LAYERS = ("conv4_3", "conv5_3")
 class Recipe:
     """Everything that decides the result of a stage, written on the card of the weights.
 
-    ``batch`` is how many images of each set of examples make a batch. Where ``scores_of_labelled`` is off, labelled images
-    learn their label and the teacher's attention, but not its scores: it is often wrong about them.
+    ``batch`` is how many images of each set of examples make a batch. Where ``scores_of_labelled``
+    is off, labelled images learn their label and the teacher's attention, but not its scores: it is
+    often wrong about them.
     """
 
     stage: str
@@ -71,7 +81,8 @@ class Lessons:
 
     Attributes:
         scores: its class scores before any softmax, float16 ``[N, 1000]``.
-        attention: its attention map for each of ``ATTENTIVE_LAYERS``, float16 ``[N, s, s]`` of that layer's side.
+        attention: its attention map for each of ``ATTENTIVE_LAYERS``, float16 ``[N, s, s]`` of that
+            layer's side.
     """
 
     scores: NDArray[np.float16]
@@ -86,7 +97,9 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Examples:
-    """Square BGR images ``[N, S, S, 3]`` with labels (of ImageNet-1k, or ``UNKNOWN``) and, to distil, a teacher's lessons."""
+    """Square BGR images ``[N, S, S, 3]`` with labels (of ImageNet-1k, or ``UNKNOWN``) and, to
+    distil, a teacher's lessons.
+    """
 
     images: Images
     labels: NDArray[np.int64]
@@ -117,14 +130,17 @@ def resized(image: Images, side_px: int) -> Images:
 def recoloured(image: Images, rng: np.random.Generator) -> Images:
     """Random brightness, contrast and tint, as cameras differ in."""
     gains = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)
-    table = np.clip(128 + (np.arange(256)[:, None] - 128) * gains + rng.uniform(-25, 25), 0, 255).astype(np.uint8)
+    table = np.clip(
+        128 + (np.arange(256)[:, None] - 128) * gains + rng.uniform(-25, 25), 0, 255
+    ).astype(np.uint8)
     return np.asarray(cv2.LUT(np.ascontiguousarray(image), table[None]), np.uint8)
 
 
 def batches(recipe: Recipe, sets: Sequence[Examples], start: int) -> Iterator[Batch]:
     """Batches from step ``start`` on, set after set: images, labels, lessons.
 
-    Every image of a set comes once per epoch. Taught images keep the crop that the teacher saw; others are cropped anew.
+    Every image of a set comes once per epoch. Taught images keep the crop that the teacher saw;
+    others are cropped anew.
     """
     for step in range(start, recipe.steps):
         rng = np.random.default_rng((recipe.seed, PHASES[recipe.stage], 1 << 20, step))
@@ -148,14 +164,18 @@ def batches(recipe: Recipe, sets: Sequence[Examples], start: int) -> Iterator[Ba
 def _rows(recipe: Recipe, place: int, size: int, count: int, step: int) -> NDArray[np.int64]:
     """Which images of a set are due at a step: a new order every epoch."""
     epoch, turn = divmod(step, max(1, size // count))
-    order = np.random.default_rng((recipe.seed, PHASES[recipe.stage], place, epoch)).permutation(size)
+    order = np.random.default_rng((recipe.seed, PHASES[recipe.stage], place, epoch)).permutation(
+        size
+    )
     return order[turn * count : (turn + 1) * count]
 
 
 def joined(lessons: Sequence[Lessons]) -> Lessons:
     """Several sets' lessons as one."""
     maps = zip(*(each.attention for each in lessons), strict=True)
-    return Lessons(np.concatenate([each.scores for each in lessons]), tuple(np.concatenate(m) for m in maps))
+    return Lessons(
+        np.concatenate([each.scores for each in lessons]), tuple(np.concatenate(m) for m in maps)
+    )
 
 
 def prefetched(items: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
@@ -178,16 +198,21 @@ def prefetched(items: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
 
 
 def normalised(images_nhwc_bgr: Images) -> Tensor:
-    """uint8 BGR ``[N, H, W, 3]`` to the network's float32 RGB input ``[N, 3, H, W]``, channels last in memory."""
+    """uint8 BGR ``[N, H, W, 3]`` to the network's float32 RGB input ``[N, 3, H, W]``, channels last
+    in memory.
+    """
     x = torch.from_numpy(images_nhwc_bgr).permute(0, 3, 1, 2).flip(1).float().div_(255)
     x = (x - torch.tensor(MEAN_RGB).view(1, 3, 1, 1)) / torch.tensor(STD_RGB).view(1, 3, 1, 1)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def losses_of(network: Vgg16, batch: Batch, classes: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
-    """(labels, teacher, attention): cross-entropy over the labelled ``classes`` alone, the teacher's KL divergence over all
-    1,000 (Hinton et al. 2015, equation 1), and how far the attention maps point from the teacher's, as 1 - cosine
-    (Zagoruyko & Komodakis 2017, equation 2, up to a factor). 0 without a teacher.
+def losses_of(
+    network: Vgg16, batch: Batch, classes: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(labels, teacher, attention): cross-entropy over the labelled ``classes`` alone, the
+    teacher's KL divergence over all 1,000 (Hinton et al. 2015, equation 1), and how far the
+    attention maps point from the teacher's, as 1 - cosine (Zagoruyko & Komodakis 2017, equation 2,
+    up to a factor). 0 without a teacher.
     """
     images, labels_array, lessons = batch
     with torch.autocast("cpu", torch.bfloat16):
@@ -195,17 +220,30 @@ def losses_of(network: Vgg16, batch: Batch, classes: Tensor, recipe: Recipe) -> 
     scores, labels = scores.float(), torch.from_numpy(labels_array)
     known = labels != UNKNOWN
     positions = torch.searchsorted(classes, labels[known])
-    hard = functional.cross_entropy(scores[known][:, classes], positions, label_smoothing=recipe.label_smoothing)
+    hard = functional.cross_entropy(
+        scores[known][:, classes], positions, label_smoothing=recipe.label_smoothing
+    )
     if lessons is None:
         return hard, torch.zeros(()), torch.zeros(())
     listens = torch.ones_like(known) if recipe.scores_of_labelled else ~known
     taught, heat = torch.from_numpy(lessons.scores).float()[listens], recipe.temperature
     student_log = functional.log_softmax(scores[listens] / heat, dim=1)
-    soft = functional.kl_div(student_log, functional.softmax(taught / heat, dim=1), reduction="batchmean") * heat**2
+    soft = (
+        functional.kl_div(
+            student_log, functional.softmax(taught / heat, dim=1), reduction="batchmean"
+        )
+        * heat**2
+    )
     looks = torch.zeros(())
     for name, wanted in zip(ATTENTIVE_LAYERS, lessons.attention, strict=True):
         attention = layers[name].float().square().mean(dim=1).flatten(1)
-        looks = looks + 1 - functional.cosine_similarity(attention, torch.from_numpy(wanted).float().flatten(1)).mean()
+        looks = (
+            looks
+            + 1
+            - functional.cosine_similarity(
+                attention, torch.from_numpy(wanted).float().flatten(1)
+            ).mean()
+        )
     return hard, soft, looks
 
 
@@ -214,11 +252,17 @@ def rate_at(step: int, recipe: Recipe) -> float:
     warm = max(1, recipe.steps // 20)
     if step < warm:
         return recipe.peak_rate * (step + 1) / warm
-    return recipe.peak_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+    return (
+        recipe.peak_rate
+        * 0.5
+        * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+    )
 
 
 def top1(network: nn.Module, labelled: Examples, side_px: int, batch: int = 250) -> float:
-    """Share of images whose best score among the labelled classes is right, at ``side_px`` pixels."""
+    """Share of images whose best score among the labelled classes is right, at ``side_px``
+    pixels.
+    """
     network.eval()
     classes = np.unique(labelled.labels)
     right = 0
@@ -231,10 +275,16 @@ def top1(network: nn.Module, labelled: Examples, side_px: int, batch: int = 250)
     return right / len(labelled.images)
 
 
-def optimise(network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoint: Path, console: Console) -> None:
-    """Train in place, with a progress bar. Saves ``checkpoint`` now and then, and goes on from it."""
+def optimise(
+    network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoint: Path, console: Console
+) -> None:
+    """Train in place, with a progress bar. Saves ``checkpoint`` now and then, and goes on from
+    it.
+    """
     network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.0, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+    )
     start = _resume(checkpoint, recipe, network, optimizer)
     known = np.unique(np.concatenate([examples.labels for examples in sets]))
     classes = torch.from_numpy(known[known != UNKNOWN])
@@ -254,7 +304,10 @@ def optimise(network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoin
             optimizer.zero_grad(set_to_none=True)
             (hard + soft + recipe.attention_weight * looks).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            said = f"labels {hard.detach():.2f}, teacher {soft.detach():.2f}, attention {looks.detach():.3f}"
+            said = (
+                f"labels {hard.detach():.2f}, teacher {soft.detach():.2f}, attention"
+                f" {looks.detach():.3f}"
+            )
             bar.update(task, advance=1, losses=said)
             if (step + 1) % SAVED_EVERY == 0 or step + 1 == recipe.steps:
                 state = {
@@ -267,7 +320,9 @@ def optimise(network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoin
                     torch.save(state, part)
 
 
-def _resume(checkpoint: Path, recipe: Recipe, network: Vgg16, optimizer: torch.optim.Optimizer) -> int:
+def _resume(
+    checkpoint: Path, recipe: Recipe, network: Vgg16, optimizer: torch.optim.Optimizer
+) -> int:
     """The step to go on from: 0, or the checkpoint's, whose state is loaded.
 
     Raises:
@@ -277,7 +332,10 @@ def _resume(checkpoint: Path, recipe: Recipe, network: Vgg16, optimizer: torch.o
         return 0
     state = torch.load(checkpoint, weights_only=True)
     if state["recipe"] != json.dumps(asdict(recipe)):
-        raise ModelError(f"checkpoint {checkpoint} was trained by another recipe: move it away, or train in another --out")
+        raise ModelError(
+            f"checkpoint {checkpoint} was trained by another recipe: move it away, or train in"
+            " another --out"
+        )
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
@@ -285,21 +343,30 @@ def _resume(checkpoint: Path, recipe: Recipe, network: Vgg16, optimizer: torch.o
 
 BATCH = 16
 TEACHER_LAYERS = ("fire8", "fire9")
-"""SqueezeNet's layers that teach the student's ``calib.research.train.ATTENTIVE_LAYERS``, in that order."""
+"""SqueezeNet's layers that teach the student's ``calib.research.train.ATTENTIVE_LAYERS``, in that
+order.
+"""
 
 
 def teaching_engine(classifier: Classifier, batch: int = BATCH) -> OpenVinoEngine:
-    """No backward pass: uint8 BGR images to float32 ``scores`` before any softmax, and an attention map per layer.
+    """No backward pass: uint8 BGR images to float32 ``scores`` before any softmax, and an attention
+    map per layer.
 
-    Attention is the mean square over channels (Zagoruyko & Komodakis 2017, section 3.1, F with p = 2), ``[N, h, w]``.
+    Attention is the mean square over channels (Zagoruyko & Komodakis 2017, section 3.1, F with p =
+    2), ``[N, h, w]``.
     """
     graph = Graph()
     _, x = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
     forward = classifier.append(graph, x)
     graph.output(forward.scores, "scores")
     for layer in TEACHER_LAYERS:
-        square = graph.add("Mul", forward.layers[layer], forward.layers[layer], hint=f"{layer}_square")
-        graph.output(graph.add("ReduceMean", square, graph.constant([1], np.int64), keepdims=0), f"attention_{layer}")
+        square = graph.add(
+            "Mul", forward.layers[layer], forward.layers[layer], hint=f"{layer}_square"
+        )
+        graph.output(
+            graph.add("ReduceMean", square, graph.constant([1], np.int64), keepdims=0),
+            f"attention_{layer}",
+        )
     return OpenVinoEngine(graph.model())
 
 
@@ -314,7 +381,8 @@ def taught_crops(
     smallest: float = 0.15,
     seed: int = 0,
 ) -> Examples:
-    """Random crops of every photo with the teacher's lessons; the first crop of each is the whole photo.
+    """Random crops of every photo with the teacher's lessons; the first crop of each is the whole
+    photo.
 
     Args:
         photos: BGR images of any size.
@@ -340,7 +408,9 @@ def taught_crops(
             if number:
                 feed[place] = random_crop(photos[index], teacher.size_px, smallest, rng)
                 crops[start + place] = resized(feed[place], side_px)
-            else:  # the student's copy from the photo itself: a detour over the teacher's size would blur small images
+            # the student's copy from the photo itself: a detour over the teacher's size would blur
+            # small images
+            else:
                 feed[place] = resized(photos[index], teacher.size_px)
                 crops[start + place] = resized(photos[index], side_px)
         said, rows = engine.infer({IMAGE: feed}), slice(start, start + len(chunk))
@@ -359,7 +429,9 @@ def _averaged(maps: np.ndarray, side: int) -> np.ndarray:
 
 CLASSIFY = Recipe("classify", side_px=64, steps=5600, batch=(128,), peak_rate=0.1)
 DISTIL = Recipe("distil", side_px=128, steps=2600, batch=(48, 64), peak_rate=0.04)
-SETTLE = replace(DISTIL, stage="settle", steps=1000, batch=(64, 48), peak_rate=0.03, scores_of_labelled=False)
+SETTLE = replace(
+    DISTIL, stage="settle", steps=1000, batch=(64, 48), peak_rate=0.03, scores_of_labelled=False
+)
 CROPS_PER_PHOTO = 16
 PHOTOS = ("animal_pose_voc/train.zip", "imagenet_sample/images_256.zip", "coco128/train2017.tar")
 CLIPS = ("davis/camel.tar", "davis/dog.tar", "davis/car-roundabout.tar")
@@ -367,14 +439,24 @@ EVERY_NTH_CLIP_FRAME = 5
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="Folder with tiny_imagenet_200, squeezenet_v1.0_imagenet and the photo sets.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the weights; a stopped run goes on from it.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with tiny_imagenet_200, squeezenet_v1.0_imagenet and the photo sets."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for checkpoints and the weights; a stopped run goes on from it."),
+    ],
 ) -> None:
     """Run (or go on with) the stages and write ``compact.safetensors`` with its card."""
     console = Terminal(stderr=True)
     torch.manual_seed(0)
     network = Vgg16(CLASSIFY.channels, len(imagenet_classes()), hidden=0, batch_norm=True)
-    labelled, validation = (tiny_imagenet(data / "tiny_imagenet_200", split) for split in ("train", "val"))
+    labelled, validation = (
+        tiny_imagenet(data / "tiny_imagenet_200", split) for split in ("train", "val")
+    )
     optimise(network, CLASSIFY, [labelled], out / "classify.pt", console)
     taught = taught_examples(data, labelled, out, console)
     optimise(network, DISTIL, taught, out / "distil.pt", console)
@@ -402,15 +484,23 @@ def tiny_imagenet(folder: Path, split: str) -> Examples:
 
 
 def taught_examples(data: Path, labelled: Examples, out: Path, console: Console) -> list[Examples]:
-    """What the teacher says of Tiny ImageNet and of crops of every training photo; computed once, then kept in ``out``."""
-    teacher = load_classifier("squeezenet", str(data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net"))
+    """What the teacher says of Tiny ImageNet and of crops of every training photo; computed once,
+    then kept in ``out``.
+    """
+    teacher = load_classifier(
+        "squeezenet", str(data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net")
+    )
     sides = (DISTIL.side_px // 8, DISTIL.side_px // 16)
 
     def tiny() -> Examples:
-        return taught_crops(list(labelled.images), teacher, 1, CLASSIFY.side_px, sides, console, labelled.labels)
+        return taught_crops(
+            list(labelled.images), teacher, 1, CLASSIFY.side_px, sides, console, labelled.labels
+        )
 
     def photos() -> Examples:
-        return taught_crops(training_photos(data, console), teacher, CROPS_PER_PHOTO, DISTIL.side_px, sides, console)
+        return taught_crops(
+            training_photos(data, console), teacher, CROPS_PER_PHOTO, DISTIL.side_px, sides, console
+        )
 
     return [
         kept(out / f"lessons_tiny_imagenet_{sides[0]}.npz", tiny),
@@ -424,9 +514,15 @@ def training_photos(data: Path, console: Console) -> list[Images]:
     for name in (*PHOTOS, *CLIPS):
         with open_source(str(data / name)) as source:
             stride = EVERY_NTH_CLIP_FRAME if name in CLIPS else 1
-            photos += [frame.image_bgr for frame in track(source, name, source.frames, console=console)][::stride]
-    raccoon = data / "raccoon"  # its boxes are not used: only which photos belong to the training split
-    raccoons = load_dataset(raccoon / "annotations.tar", raccoon / "images.tar", raccoon / "train.txt")
+            photos += [
+                frame.image_bgr for frame in track(source, name, source.frames, console=console)
+            ][::stride]
+    raccoon = (
+        data / "raccoon"
+    )  # its boxes are not used: only which photos belong to the training split
+    raccoons = load_dataset(
+        raccoon / "annotations.tar", raccoon / "images.tar", raccoon / "train.txt"
+    )
     photos += [sample.read() for sample in raccoons]
     return photos
 
@@ -438,20 +534,35 @@ def kept(path: Path, make: Callable[[], Examples]) -> Examples:
         assert made.lessons is not None
         first, second = made.lessons.attention
         with whole_file(path) as part, part.open("wb") as file:
-            np.savez(file, images=made.images, labels=made.labels, scores=made.lessons.scores, first=first, second=second)
+            np.savez(
+                file,
+                images=made.images,
+                labels=made.labels,
+                scores=made.lessons.scores,
+                first=first,
+                second=second,
+            )
     with np.load(path) as stored:
         lessons = Lessons(stored["scores"], (stored["first"], stored["second"]))
         return Examples(stored["images"], stored["labels"], lessons)
 
 
 def export(network: Vgg16, path: Path, accuracy: float) -> None:
-    """Write the weights, batch norm folded, as float16 safetensors with a card of how they came to be."""
+    """Write the weights, batch norm folded, as float16 safetensors with a card of how they came to
+    be.
+    """
     card: dict[str, Any] = {
-        "network": "VGG16 (configuration D), channels 16 32 64 128 256, global average pooling, 1,000 ImageNet-1k scores",
+        "network": (
+            "VGG16 (configuration D), channels 16 32 64 128 256, global average pooling, 1,000"
+            " ImageNet-1k scores"
+        ),
         "trained_on": {
             "classify": "Tiny ImageNet 200, train split (60,000 images)",
-            "distil, settle": "SqueezeNet v1.0's scores and attention on Tiny ImageNet 200 train and on crops of photos: "
-            "animal_pose_voc train, imagenet_sample, coco128, raccoon train, every fifth frame of three DAVIS clips",
+            "distil, settle": (
+                "SqueezeNet v1.0's scores and attention on Tiny ImageNet 200 train and on crops of"
+                " photos: animal_pose_voc train, imagenet_sample, coco128, raccoon train, every"
+                " fifth frame of three DAVIS clips"
+            ),
         },
         "recipes": [asdict(recipe) for recipe in (CLASSIFY, DISTIL, SETTLE)],
         "tiny_imagenet_val_top1": round(accuracy, 4),
@@ -462,7 +573,9 @@ def export(network: Vgg16, path: Path, accuracy: float) -> None:
 
 
 def folded_weights(network: Vgg16) -> dict[str, np.ndarray]:
-    """float16 weights under torchvision's names without batch norm, each batch norm folded into its convolution."""
+    """float16 weights under torchvision's names without batch norm, each batch norm folded into its
+    convolution.
+    """
     weights: dict[str, np.ndarray] = {}
     index, layers = 0, list(network.features)
     for place, layer in enumerate(layers):

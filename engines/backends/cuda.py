@@ -1,6 +1,8 @@
-"""Asks the NVIDIA driver through ctypes which GPU there is, and makes the few driver calls that pycuda lacks.
+"""Asks the NVIDIA driver through ctypes which GPU there is, and makes the few driver calls that
+pycuda lacks.
 
-Creating a TensorRT runtime without a driver ends the process, so nothing of it is touched until ``probe_gpu`` has answered.
+Creating a TensorRT runtime without a driver ends the process, so nothing of it is touched until
+``probe_gpu`` has answered.
 Calls and constants: CUDA Driver API, ``cuda.h`` 13.0.
 """
 
@@ -14,7 +16,9 @@ from engines.errors import EngineError
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may use the driver meanwhile
+CAPTURE_THREAD_LOCAL = (
+    1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may use the driver meanwhile
+)
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 Load = Callable[[str], Any]
 
@@ -56,12 +60,19 @@ def probe_gpu(index: int = 0, load: Load = ctypes.CDLL) -> Gpu:
     count, version = ctypes.c_int(), ctypes.c_int()
     _check(driver.cuDeviceGetCount(ctypes.byref(count)), "cuDeviceGetCount")
     if count.value <= index:
-        raise EngineError("no NVIDIA GPU is visible to the driver" if not count.value else f"there is no NVIDIA GPU {index}")
+        raise EngineError(
+            "no NVIDIA GPU is visible to the driver"
+            if not count.value
+            else f"there is no NVIDIA GPU {index}"
+        )
     name, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
     _check(driver.cuDriverGetVersion(ctypes.byref(version)), "cuDriverGetVersion")
     _check(driver.cuDeviceGetName(name, len(name), index), "cuDeviceGetName")
     for value, attribute in ((major, CAPABILITY_MAJOR), (minor, CAPABILITY_MINOR)):
-        _check(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, index), "cuDeviceGetAttribute")
+        _check(
+            driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, index),
+            "cuDeviceGetAttribute",
+        )
     return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), version.value)
 
 
@@ -79,7 +90,9 @@ def _driver(load: Load) -> Any:
 
 def _check(code: int, call: str) -> None:
     if code:
-        raise EngineError(f"the NVIDIA driver answers {call} with error {code}: check it with nvidia-smi")
+        raise EngineError(
+            f"the NVIDIA driver answers {call} with error {code}: check it with nvidia-smi"
+        )
 
 
 class CapturedGraph:
@@ -87,7 +100,8 @@ class CapturedGraph:
 
     Args:
         stream: handle of a stream that is not the default one, with nothing left to do.
-        enqueue: puts the work on the stream; it must have run once before, since libraries set themselves up at first use.
+        enqueue: puts the work on the stream; it must have run once before, since libraries set
+            themselves up at first use.
         load: opens a shared library; for tests.
 
     Raises:
@@ -97,7 +111,10 @@ class CapturedGraph:
     def __init__(self, stream: int, enqueue: Callable[[], None], load: Load = ctypes.CDLL) -> None:
         self._driver, self._stream = _driver(load), ctypes.c_void_p(stream)
         self._graph, self._executable = ctypes.c_void_p(), ctypes.c_void_p()
-        _check(self._driver.cuStreamBeginCapture_v2(self._stream, CAPTURE_THREAD_LOCAL), "cuStreamBeginCapture")
+        _check(
+            self._driver.cuStreamBeginCapture_v2(self._stream, CAPTURE_THREAD_LOCAL),
+            "cuStreamBeginCapture",
+        )
         try:
             try:
                 enqueue()
@@ -128,5 +145,7 @@ class CapturedGraph:
 
 
 def leave_context(load: Load = ctypes.CDLL) -> None:
-    """Take the current context off this thread's stack: releasing a primary context, pycuda leaves it there."""
+    """Take the current context off this thread's stack: releasing a primary context, pycuda leaves
+    it there.
+    """
     _driver(load).cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))

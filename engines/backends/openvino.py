@@ -16,11 +16,15 @@ from engines.errors import EngineError
 from engines.int8 import is_quantized
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-"""What each computes in that is not an 8-bit layer: beside those, fp32 costs no more than bf16 (measured), and is truer."""
+"""What each computes in that is not an 8-bit layer: beside those, fp32 costs no more than bf16
+(measured), and is truer.
+"""
 CPUINFO = Path("/proc/cpuinfo")
 VNNI_FLAGS = {"avx512_vnni", "avx_vnni"}
 CAP_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""What caps the instruction sets of oneDNN, which computes for OpenVINO: the first that is not empty counts."""
+"""What caps the instruction sets of oneDNN, which computes for OpenVINO: the first that is not
+empty counts.
+"""
 LOW_CAPS: dict[str, set[str]] = {
     "SSE41": set(),
     "AVX": set(),
@@ -30,20 +34,25 @@ LOW_CAPS: dict[str, set[str]] = {
     "AVX512_CORE": set(),
     "AVX512_CORE_VNNI": VNNI_FLAGS,
 }
-"""The caps under which bf16 is not computed natively, each with what is left of VNNI. oneDNN ignores words it does not know."""
+"""The caps under which bf16 is not computed natively, each with what is left of VNNI. oneDNN
+ignores words it does not know.
+"""
 MOST_STREAMS = 4  # each keeps activations of its own
 
 
 class OpenVinoEngine:
-    """One compiled graph, and requests that can be under way at once. See ``engines.engine.Engine``.
+    """One compiled graph, and requests that can be under way at once. See
+    ``engines.engine.Engine``.
 
     Args:
         model: what ``engines.build.build_graph`` made.
-        precision: ``fp32``, ``bf16``, ``int8`` for a graph with 8-bit pairs, or ``auto`` for int8 where the graph has them,
-            else for the fastest that the processor computes natively. ``bf16`` runs as fp32 where the processor lacks it.
+        precision: ``fp32``, ``bf16``, ``int8`` for a graph with 8-bit pairs, or ``auto`` for int8
+            where the graph has them, else for the fastest that the processor computes natively.
+            ``bf16`` runs as fp32 where the processor lacks it.
         threads: processor threads; 0 for all.
-        streams: calls that are computed side by side, the threads shared out among them: 1 has each answer soonest; 0, one for
-            each thread but at most ``MOST_STREAMS``, gives the most answers a second.
+        streams: calls that are computed side by side, the threads shared out among them: 1 has each
+            answer soonest; 0, one for each thread but at most ``MOST_STREAMS``, gives the most
+            answers a second.
 
     Attributes:
         precision: what is computed in, ``auto`` and the fall-back resolved.
@@ -55,28 +64,43 @@ class OpenVinoEngine:
 
     backend = "openvino"
 
-    def __init__(self, model: onnx.ModelProto, precision: str = "auto", threads: int = 0, streams: int = 1) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, precision: str = "auto", threads: int = 0, streams: int = 1
+    ) -> None:
         core = shared_core()
         self.precision = _checked_precision(model, precision)
         options: dict[str, Any] = {
-            "NUM_STREAMS": streams or min(MOST_STREAMS, threads or core.get_property("CPU", "RANGE_FOR_STREAMS")[1]),
+            "NUM_STREAMS": (
+                streams
+                or min(MOST_STREAMS, threads or core.get_property("CPU", "RANGE_FOR_STREAMS")[1])
+            ),
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
-            "ENABLE_CPU_PINNING": False,  # a thread bound to a core waits there for the one that reads or draws frames
+            # a thread bound to a core waits there for the one that reads or draws frames
+            "ENABLE_CPU_PINNING": False,
         }
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", options)
+            compiled = core.compile_model(
+                core.read_model(model.SerializeToString()), "CPU", options
+            )
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO refuses the graph: {str(error).strip().splitlines()[-1]}") from error
+            raise EngineError(
+                f"OpenVINO refuses the graph: {str(error).strip().splitlines()[-1]}"
+            ) from error
         capped = f", capped by {low_cap()}" if low_cap() else ""
         self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip() + capped
         self.inputs = tuple(_spec(value) for value in model.graph.input)
         self.outputs = tuple(_spec(value) for value in model.graph.output)
-        # Inputs keep their names, but one that nothing reads is gone. Equal outputs may swap names, but keep their order.
-        self._ports = {name: index for index, port in enumerate(compiled.inputs) for name in port.names}
+        # Inputs keep their names, but one that nothing reads is gone. Equal outputs may swap names,
+        # but keep their order.
+        self._ports = {
+            name: index for index, port in enumerate(compiled.inputs) for name in port.names
+        }
         self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
-        self.slots = options["NUM_STREAMS"] + 1  # one more than is computed: the next call waits there, not the processor
+        self.slots = (
+            options["NUM_STREAMS"] + 1
+        )  # one more than is computed: the next call waits there, not the processor
         self._free = deque(compiled.create_infer_request() for _ in range(self.slots))
         self._under_way: list[ov.InferRequest] = []
         self._closed = False
@@ -88,8 +112,15 @@ class OpenVinoEngine:
         if self._closed:
             raise EngineError("this engine is closed: build it again")
         if not self._free:
-            raise EngineError(f"{self.slots} calls are under way, which is all this engine takes: collect one first")
-        ports = {self._ports[name]: np.ascontiguousarray(v) for name, v in feeds.items() if name in self._ports}
+            raise EngineError(
+                f"{self.slots} calls are under way, which is all this engine takes: collect one"
+                " first"
+            )
+        ports = {
+            self._ports[name]: np.ascontiguousarray(v)
+            for name, v in feeds.items()
+            if name in self._ports
+        }
         request = self._free[0]
         request.start_async(ports, share_inputs=True)  # the request holds on to the feeds
         self._under_way.append(self._free.popleft())
@@ -101,7 +132,10 @@ class OpenVinoEngine:
             raise EngineError("this call was collected before, or the engine was closed")
         try:
             ticket.wait()
-            return {spec.name: np.array(ticket.get_output_tensor(i).data) for i, spec in enumerate(self.outputs)}
+            return {
+                spec.name: np.array(ticket.get_output_tensor(i).data)
+                for i, spec in enumerate(self.outputs)
+            }
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {str(error).strip().splitlines()[-1]}") from error
         finally:
@@ -113,7 +147,8 @@ class OpenVinoEngine:
         return self.collect(self.submit(feeds))
 
     def kernels(self) -> "Counter[tuple[str, str]]":
-        """How often each (kind of layer, kernel) runs, such as ``("Convolution", "brgconv_avx512_I8")``: instructions and type.
+        """How often each (kind of layer, kernel) runs, such as
+        ``("Convolution", "brgconv_avx512_I8")``: instructions and type.
 
         Raises:
             EngineError: the engine is closed.
@@ -121,8 +156,13 @@ class OpenVinoEngine:
         if self._closed:
             raise EngineError("this engine is closed: build it again")
         request = (*self._free, *self._under_way)[0]
-        facts = [node.get_rt_info() for node in request.get_compiled_model().get_runtime_model().get_ops()]
-        return Counter((fact["layerType"].astype(str), fact["primitiveType"].astype(str)) for fact in facts)
+        facts = [
+            node.get_rt_info()
+            for node in request.get_compiled_model().get_runtime_model().get_ops()
+        ]
+        return Counter(
+            (fact["layerType"].astype(str), fact["primitiveType"].astype(str)) for fact in facts
+        )
 
     def close(self) -> None:
         """Free the compiled graph, once the calls under way have ended."""
@@ -135,8 +175,9 @@ class OpenVinoEngine:
 def shared_core() -> ov.Core:
     """The one core of the process, which is never freed.
 
-    A core gives the thread that makes it a stack for signals, and takes it back when it is freed. Cores that are freed in
-    another order, or by another thread, leave a stack that is gone, and Ctrl-C ends in a segmentation fault (OpenVINO 2026.4).
+    A core gives the thread that makes it a stack for signals, and takes it back when it is freed.
+    Cores that are freed in another order, or by another thread, leave a stack that is gone, and
+    Ctrl-C ends in a segmentation fault (OpenVINO 2026.4).
     """
     return ov.Core()
 
@@ -149,7 +190,9 @@ def _checked_precision(model: onnx.ModelProto, precision: str) -> str:
     if precision not in PRECISIONS:
         raise EngineError(f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {precision}")
     if quantized != (precision == "int8"):
-        raise EngineError(f"a graph {'with' if quantized else 'without'} 8-bit scales does not run in {precision}")
+        raise EngineError(
+            f"a graph {'with' if quantized else 'without'} 8-bit scales does not run in {precision}"
+        )
     return best_precision() if precision == "bf16" else precision
 
 
@@ -168,18 +211,31 @@ def losses(precision: str, asked: str = "auto") -> list[str]:
     """
     whose = f"{low_cap()} leaves no" if low_cap() else "this processor has no"
     if precision == "int8" and not has_vnni():
-        return [f"{whose} VNNI instructions: int8 rounds its weights once more and is less true; --precision fp32 is slower"]
+        return [
+            f"{whose} VNNI instructions: int8 rounds its weights once more and is less true;"
+            " --precision fp32 is slower"
+        ]
     if precision != "fp32" or best_precision() != "fp32":
         return []
     if asked == "bf16":
-        return [f"{whose} bf16 instructions: runs in fp32 instead, which takes about twice as long as bf16 with them"]
+        return [
+            f"{whose} bf16 instructions: runs in fp32 instead, which takes about twice as long as"
+            " bf16 with them"
+        ]
     if not has_vnni():
-        return [f"{whose} bf16 and VNNI instructions: runs in fp32; --precision int8 is faster, and less true there"]
-    return [f"{whose} bf16 instructions: fp32 takes about twice as long; 'calibrate' makes int8, which is faster"]
+        return [
+            f"{whose} bf16 and VNNI instructions: runs in fp32; --precision int8 is faster, and"
+            " less true there"
+        ]
+    return [
+        f"{whose} bf16 instructions: fp32 takes about twice as long; 'calibrate' makes int8, which"
+        " is faster"
+    ]
 
 
 def low_cap() -> str:
-    """The cap on oneDNN's instruction sets, as ``VARIABLE=VALUE``, where it leaves no native bf16; else empty.
+    """The cap on oneDNN's instruction sets, as ``VARIABLE=VALUE``, where it leaves no native bf16;
+    else empty.
 
     oneDNN obeys it; OpenVINO, which is asked for its capabilities, does not.
     """
@@ -189,7 +245,9 @@ def low_cap() -> str:
 
 
 def has_vnni() -> bool:
-    """Whether 8-bit products are exact here. Without VNNI oneDNN halves the weights, so that sums of two fit 16 bits."""
+    """Whether 8-bit products are exact here. Without VNNI oneDNN halves the weights, so that sums
+    of two fit 16 bits.
+    """
     flags, cap = _processor_flags() & VNNI_FLAGS, low_cap().partition("=")[2]
     return bool(flags & LOW_CAPS[cap] if cap else flags)
 

@@ -1,7 +1,9 @@
-"""The layout of tensors in a GPU engine's buffers, and the order in which its slots are used. It needs no GPU.
+"""The layout of tensors in a GPU engine's buffers, and the order in which its slots are used. It
+needs no GPU.
 
-Each slot has one block of host memory and one of device memory for all inputs, and one of each for all outputs, so that a
-frame is one copy to the device and one back, however many tensors there are.
+Each slot has one block of host memory and one of device memory for all inputs, and one of each for
+all outputs, so that a frame is one copy to the device and one back, however many tensors there
+are.
 """
 
 import threading
@@ -51,7 +53,9 @@ class Layout:
 
     def addresses(self, base: int) -> dict[str, int]:
         """The address of each tensor, where the block begins at ``base``."""
-        return {spec.name: base + start for spec, start in zip(self.specs, self.offsets, strict=True)}
+        return {
+            spec.name: base + start for spec, start in zip(self.specs, self.offsets, strict=True)
+        }
 
 
 def size_of(spec: TensorSpec) -> int:
@@ -80,7 +84,10 @@ class Ring:
             EngineError: all are busy.
         """
         if not self._free:
-            raise EngineError(f"all {len(self._busy)} slots of the engine are busy: collect a result before submitting more")
+            raise EngineError(
+                f"all {len(self._busy)} slots of the engine are busy: collect a result before"
+                " submitting more"
+            )
         self._busy.append(self._free.popleft())
         return self._busy[-1]
 
@@ -159,7 +166,8 @@ class SlottedEngine(ABC):
         with self._alone():
             if ticket != self._ring.oldest():
                 raise EngineError(
-                    "results are collected in the order in which they were submitted: collect the older one first"
+                    "results are collected in the order in which they were submitted: collect the"
+                    " older one first"
                 )
             try:
                 return self._finish(ticket)
@@ -189,7 +197,8 @@ class SlottedEngine(ABC):
         self._check_open()
         if not self._in_use.acquire(blocking=False):
             raise EngineError(
-                "this engine is in the middle of a call in another thread: one at a time submits, collects or closes"
+                "this engine is in the middle of a call in another thread: one at a time submits,"
+                " collects or closes"
             )
         try:
             yield
@@ -206,7 +215,9 @@ class SlottedEngine(ABC):
 
     @abstractmethod
     def _finish(self, place: int) -> dict[str, Array]:
-        """Wait for that slot's call; its outputs, the caller's to keep. Sets ``times`` where it can."""
+        """Wait for that slot's call; its outputs, the caller's to keep. Sets ``times`` where it
+        can.
+        """
 
     @abstractmethod
     def _is_open(self) -> bool:
@@ -218,7 +229,9 @@ class SlottedEngine(ABC):
 
 
 def check_tensors(
-    found: Mapping[str, tuple[str, tuple[int, ...]]], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    found: Mapping[str, tuple[str, tuple[int, ...]]],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
 ) -> None:
     """Hold a compiled engine's tensors against those of the graph that it should be of.
 
@@ -230,9 +243,14 @@ def check_tensors(
     Raises:
         EngineError: it is another graph's engine.
     """
-    sides = {**{s.name: ("input", s.shape) for s in inputs}, **{s.name: ("output", s.shape) for s in outputs}}
+    sides = {
+        **{s.name: ("input", s.shape) for s in inputs},
+        **{s.name: ("output", s.shape) for s in outputs},
+    }
     missing = [s.name for s in outputs if s.name not in found]
     wrong = [name for name, value in found.items() if sides.get(name) != value]
     if missing or wrong:
         name = (missing or wrong)[0]
-        raise EngineError(f"this engine is of another graph (tensor '{name}' does not fit): run 'build --rebuild'")
+        raise EngineError(
+            f"this engine is of another graph (tensor '{name}' does not fit): run 'build --rebuild'"
+        )

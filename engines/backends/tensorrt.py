@@ -1,11 +1,13 @@
-"""The TensorRT backend on NVIDIA GPUs: one stream, slots of pinned and device memory, one captured graph a slot.
+"""The TensorRT backend on NVIDIA GPUs: one stream, slots of pinned and device memory, one captured
+graph a slot.
 
-The only file that imports TensorRT or pycuda, and only when an engine is asked for. ``tensorrt`` 10 and 11 and ``tensorrt_rtx``
-go by the same code.
+The only file that imports TensorRT or pycuda, and only when an engine is asked for. ``tensorrt`` 10
+and 11 and ``tensorrt_rtx`` go by the same code.
 
 ::
 
-    submit:   feeds ─► pinned ─► device ─► execution (captured) ─► pinned ─► event      all on one stream, nothing waits
+    submit:   feeds ─► pinned ─► device ─► execution (captured) ─► pinned ─► event
+              all on one stream, nothing waits
     collect:  wait for the event of that slot, copy its outputs out
 """
 
@@ -28,7 +30,9 @@ from engines.engine import Array, TensorSpec
 from engines.errors import EngineError
 from engines.install import install_extra, install_packages
 
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which other libraries use
+NON_BLOCKING = (
+    1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which other libraries use
+)
 
 
 def load_tensorrt(ahead: bool = False) -> Any:
@@ -51,8 +55,9 @@ def load_tensorrt(ahead: bool = False) -> Any:
         if hasattr(trt, "Builder"):  # a folder of that name imports as well
             return trt
     raise EngineError(
-        f"TensorRT is not installed: {install_extra('rtx')} (GeForce, RTX), or {install_extra('tensorrt')} (data centre); "
-        "pycuda is compiled then, which needs NVIDIA's CUDA toolkit"
+        f"TensorRT is not installed: {install_extra('rtx')} (GeForce, RTX), or"
+        f" {install_extra('tensorrt')} (data centre); pycuda is compiled then, which needs NVIDIA's"
+        " CUDA toolkit"
     )
 
 
@@ -67,42 +72,56 @@ def load_pycuda() -> Any:
     except (ImportError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown"
         raise EngineError(
-            f"pycuda cannot be loaded ({reason}): {install_packages('pycuda')}, where there are a GPU and NVIDIA's CUDA toolkit"
+            f"pycuda cannot be loaded ({reason}): {install_packages('pycuda')}, where there are a"
+            " GPU and NVIDIA's CUDA toolkit"
         ) from error
     cuda.init()
     return cuda
 
 
 class TensorRtEngine(SlottedEngine):
-    """A plan on a GPU. See ``engines.engine.Engine``, and ``engines.backends.slots.SlottedEngine`` for who may call.
+    """A plan on a GPU. See ``engines.engine.Engine``, and ``engines.backends.slots.SlottedEngine``
+    for who may call.
 
     Args:
         plan: what ``build_plan`` made.
         model: the graph that it was made of, for names, types, shapes and metadata.
         precision: in words.
-        slots: how many calls may be under way, 2 or 3: while the GPU works on one, the next is filled and the last is read.
-        spin: wait by asking again and again, which reacts soonest and takes a processor core; else sleep.
+        slots: how many calls may be under way, 2 or 3: while the GPU works on one, the next is
+            filled and the last is read.
+        spin: wait by asking again and again, which reacts soonest and takes a processor core; else
+            sleep.
         capture: record each slot's execution as a CUDA graph and launch that.
 
     Raises:
-        EngineError: no driver, no library, or the plan is another build's, another GPU's, or another graph's.
+        EngineError: no driver, no library, or the plan is another build's, another GPU's, or
+            another graph's.
     """
 
     backend: str = "tensorrt"
 
     def __init__(
-        self, plan: bytes, model: onnx.ModelProto, precision: str, slots: int = 2, spin: bool = False, capture: bool = True
+        self,
+        plan: bytes,
+        model: onnx.ModelProto,
+        precision: str,
+        slots: int = 2,
+        spin: bool = False,
+        capture: bool = True,
     ) -> None:
         gpu = probe_gpu()  # before any runtime object: without a driver it would end the process
         trt, cuda = load_tensorrt(), load_pycuda()
         self.precision = precision
         self.device = f"{gpu}, {trt.__name__} {trt.__version__}"
-        self.inputs, self.outputs = (tuple(map(_spec, values)) for values in (model.graph.input, model.graph.output))
+        self.inputs, self.outputs = (
+            tuple(map(_spec, values)) for values in (model.graph.input, model.graph.output)
+        )
         self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
         super().__init__(slots)
         self._spin = spin
         self._session = _Session(trt, cuda, gpu)
-        # Also at the end of the process, before modules are taken apart; whichever of the two comes first.
+        # Also at the end of the process, before modules are taken apart; whichever of the two comes
+        # first.
         self._close = weakref.finalize(self, self._session.close)
         try:
             self._session.load(plan, self.inputs, self.outputs)
@@ -130,8 +149,9 @@ class TensorRtEngine(SlottedEngine):
 class _Slot:
     """The memory and the execution of one call.
 
-    ``host`` and ``device`` hold (inputs, outputs); ``views`` are the tensors inside ``host``; ``events`` come to pass as the
-    call begins, its inputs are on the device, its graph has run, and its outputs are back.
+    ``host`` and ``device`` hold (inputs, outputs); ``views`` are the tensors inside ``host``;
+    ``events`` come to pass as the call begins, its inputs are on the device, its graph has run, and
+    its outputs are back.
     """
 
     host: tuple[Array, Array]
@@ -143,10 +163,11 @@ class _Slot:
 
 
 class _Session:
-    """Everything that lives on the GPU, and the one place that frees it, in the reverse of the order it was made in.
+    """Everything that lives on the GPU, and the one place that frees it, in the reverse of the
+    order it was made in.
 
-    The primary context, which PyTorch and the CUDA runtime share, is retained once, and made current only inside calls: so
-    nothing depends on who used the GPU before, or leaves first.
+    The primary context, which PyTorch and the CUDA runtime share, is retained once, and made
+    current only inside calls: so nothing depends on who used the GPU before, or leaves first.
     """
 
     def __init__(self, trt: Any, cuda: Any, gpu: Gpu) -> None:
@@ -168,7 +189,9 @@ class _Session:
         finally:
             self._cuda.Context.pop()
 
-    def load(self, plan: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    def load(
+        self, plan: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
         """Deserialize the plan and check that it is the graph's."""
         trt = self._trt
         with self._current():
@@ -177,11 +200,18 @@ class _Session:
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 reason = messages[-1] if messages else "it is damaged, or another build's or GPU's"
-                raise EngineError(f"{trt.__name__} {trt.__version__} refuses the engine ({reason}): run 'build --rebuild'")
+                raise EngineError(
+                    f"{trt.__name__} {trt.__version__} refuses the engine ({reason}): run 'build"
+                    " --rebuild'"
+                )
             names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
             sides = {trt.TensorIOMode.INPUT: "input", trt.TensorIOMode.OUTPUT: "output"}
             found = {
-                name: (sides[self._engine.get_tensor_mode(name)], tuple(self._engine.get_tensor_shape(name))) for name in names
+                name: (
+                    sides[self._engine.get_tensor_mode(name)],
+                    tuple(self._engine.get_tensor_shape(name)),
+                )
+                for name in names
             }
             check_tensors(found, inputs, outputs)
             self._layouts = Layout.of(inputs), Layout.of(outputs)
@@ -189,16 +219,22 @@ class _Session:
             self._stream = self._cuda.Stream(NON_BLOCKING)
 
     def add_slot(self, spin: bool, capture: bool) -> None:
-        """Memory, an execution context of its own (a captured graph wants one), and a first run of it."""
+        """Memory, an execution context of its own (a captured graph wants one), and a first run of
+        it.
+        """
         cuda, trt = self._cuda, self._trt
         flags = cuda.event_flags.DEFAULT if spin else cuda.event_flags.BLOCKING_SYNC
         with self._current():
             host = tuple(cuda.pagelocked_empty(layout.size, np.uint8) for layout in self._layouts)
             device = tuple(cuda.mem_alloc(layout.size) for layout in self._layouts)
-            views = tuple(layout.views(block) for layout, block in zip(self._layouts, host, strict=True))
+            views = tuple(
+                layout.views(block) for layout, block in zip(self._layouts, host, strict=True)
+            )
             execution = self._engine.create_execution_context()
             if execution is None:
-                raise EngineError(f"{self._gpu.name} has no memory left for another slot: close other programs")
+                raise EngineError(
+                    f"{self._gpu.name} has no memory left for another slot: close other programs"
+                )
             events = tuple(cuda.Event(flags) for _ in range(4))
             slot = _Slot(host, device, views, execution, events)  # type: ignore[arg-type]
             self._slots.append(slot)
@@ -208,7 +244,9 @@ class _Session:
                         raise EngineError(f"{trt.__name__} refuses the memory of tensor '{name}'")
             host[0][:] = 0
             cuda.memcpy_htod_async(device[0], host[0], self._stream)
-            self._execute(slot)  # libraries set themselves up at first use, which must not be captured
+            self._execute(
+                slot
+            )  # libraries set themselves up at first use, which must not be captured
             self._stream.synchronize()
             if capture:
                 slot.graph = self._captured(slot)
@@ -223,7 +261,10 @@ class _Session:
 
     def _execute(self, slot: _Slot) -> None:
         if not slot.execution.execute_async_v3(int(self._stream.handle)):
-            raise EngineError(f"{self._trt.__name__} failed to run the engine: build it again with 'build --rebuild'")
+            raise EngineError(
+                f"{self._trt.__name__} failed to run the engine: build it again with 'build"
+                " --rebuild'"
+            )
 
     def start(self, place: int, feeds: Mapping[str, Array]) -> None:
         """Put one call on the stream."""
@@ -244,7 +285,9 @@ class _Session:
             done.record(self._stream)
 
     def finish(self, place: int, spin: bool) -> tuple[dict[str, Array], GpuTimes]:
-        """Wait for one call, and copy its outputs: the slot's memory is written again by the next."""
+        """Wait for one call, and copy its outputs: the slot's memory is written again by the
+        next.
+        """
         slot = self._slots[place]
         *_, done = slot.events
         with self._current():
@@ -253,7 +296,9 @@ class _Session:
                     pass
             else:
                 done.synchronize()
-            times = GpuTimes(*(earlier.time_till(later) for earlier, later in pairwise(slot.events)))
+            times = GpuTimes(
+                *(earlier.time_till(later) for earlier, later in pairwise(slot.events))
+            )
         return {name: view.copy() for name, view in slot.views[1].items()}, times
 
     def close(self) -> None:

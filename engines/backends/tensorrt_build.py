@@ -1,8 +1,10 @@
-"""Builds a TensorRT plan from an ONNX graph, with or without the target GPU. The caller passes the library in.
+"""Builds a TensorRT plan from an ONNX graph, with or without the target GPU. The caller passes the
+library in.
 
-One way for TensorRT 10, 11 and TensorRT for RTX: the network is strongly typed, so precision is what the graph says, and none
-of what TensorRT 11 took away (precision flags, calibrators) is used.
-API: docs.nvidia.com/deeplearning/tensorrt, Python API, Builder, BuilderConfig, OnnxParser, ProgressMonitor.
+One way for TensorRT 10, 11 and TensorRT for RTX: the network is strongly typed, so precision is
+what the graph says, and none of what TensorRT 11 took away (precision flags, calibrators) is used.
+API: docs.nvidia.com/deeplearning/tensorrt, Python API, Builder, BuilderConfig, OnnxParser,
+ProgressMonitor.
 """
 
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ class Build:
 
     Attributes:
         trt: the library, ``tensorrt`` or ``tensorrt_rtx``.
-        target: ``sm89`` and the like for a GPU that is not here (TensorRT for RTX only); None for the one that is.
+        target: ``sm89`` and the like for a GPU that is not here (TensorRT for RTX only); None for
+            the one that is.
         timing_cache: file of measured kernels that is read and kept up to date; None for none.
         console: for the progress bar; None for none.
     """
@@ -51,7 +54,9 @@ def build_plan(model: onnx.ModelProto, build: Build) -> bytes:
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # its factory gives nothing where it needs a GPU and finds none
-        raise EngineError(f"{trt.__name__} {trt.__version__} builds only where there is an NVIDIA GPU") from error
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} builds only where there is an NVIDIA GPU"
+        ) from error
     network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
@@ -80,7 +85,9 @@ def network_flags(trt: Any) -> int:
 
 
 def targets(trt: Any) -> list[str]:
-    """The compute capabilities that can be built for with no GPU: ``sm75`` ...; none but with TensorRT for RTX."""
+    """The compute capabilities that can be built for with no GPU: ``sm75`` ...; none but with
+    TensorRT for RTX.
+    """
     names = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     return [name.lower() for name in names if name.startswith("SM")]
 
@@ -92,8 +99,14 @@ def _configure(config: Any, build: Build) -> None:
     if build.target is not None:
         known = targets(trt)
         if build.target not in known:
-            can = f"it can for {', '.join(known)}" if known else f"only tensorrt_rtx can: {install_packages('tensorrt_rtx')}"
-            raise EngineError(f"{trt.__name__} cannot build for {build.target} ahead of time: {can}")
+            can = (
+                f"it can for {', '.join(known)}"
+                if known
+                else f"only tensorrt_rtx can: {install_packages('tensorrt_rtx')}"
+            )
+            raise EngineError(
+                f"{trt.__name__} cannot build for {build.target} ahead of time: {can}"
+            )
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, build.target.upper()), 0)
     if build.timing_cache is not None and has_timing_cache(trt):
@@ -107,7 +120,9 @@ def has_timing_cache(trt: Any) -> bool:
 
 
 def _keep_timings(config: Any, build: Build) -> None:
-    cache = config.get_timing_cache() if build.timing_cache and has_timing_cache(build.trt) else None
+    cache = (
+        config.get_timing_cache() if build.timing_cache and has_timing_cache(build.trt) else None
+    )
     if cache is not None and build.timing_cache is not None:
         with whole_file(build.timing_cache) as part:
             part.write_bytes(bytes(cache.serialize()))
@@ -154,7 +169,9 @@ def _progress(build: Build) -> Iterator[Any]:
 
 def _monitor(trt: Any, bars: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """One bar a phase. Called from TensorRT's threads, which rich allows; an exception must not reach them."""
+        """One bar a phase. Called from TensorRT's threads, which rich allows; an exception must not
+        reach them.
+        """
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)

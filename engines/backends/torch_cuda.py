@@ -1,7 +1,8 @@
-"""PyTorch on an NVIDIA GPU: the reference in half precision, with static memory, slots and replayed CUDA graphs.
+"""PyTorch on an NVIDIA GPU: the reference in half precision, with static memory, slots and replayed
+CUDA graphs.
 
-For machines without TensorRT. What only a GPU has (pinned memory, streams, events, graphs) is left out on the processor, where
-the same class runs in the tests.
+For machines without TensorRT. What only a GPU has (pinned memory, streams, events, graphs) is left
+out on the processor, where the same class runs in the tests.
 """
 
 from collections.abc import Mapping
@@ -29,9 +30,14 @@ WARM_UP_RUNS = 3  # before a capture, as PyTorch's notes on CUDA graphs ask for
 
 
 def open_torch(
-    classifier: Classifier, spec: MapSpec, head: Head | Heuristic | None, precision: str, batch: int = 1
+    classifier: Classifier,
+    spec: MapSpec,
+    head: Head | Heuristic | None,
+    precision: str,
+    batch: int = 1,
 ) -> TorchEngine:
-    """On a GPU where PyTorch sees one (fp16 unless told otherwise), else the fp32 reference on the processor.
+    """On a GPU where PyTorch sees one (fp16 unless told otherwise), else the fp32 reference on the
+    processor.
 
     Raises:
         EngineError: the precision cannot be had.
@@ -45,14 +51,17 @@ def open_torch(
         return TorchStreamEngine(classifier, spec, head, batch, device="cuda", precision=precision)
     if precision != "fp32":
         raise EngineError(
-            f"the torch backend is the fp32 reference where PyTorch sees no GPU, not {precision}: use --backend openvino"
+            f"the torch backend is the fp32 reference where PyTorch sees no GPU, not {precision}:"
+            " use --backend openvino"
         )
     return TorchEngine(classifier, spec, head, batch)
 
 
 @dataclass
 class _Slot:
-    """Static memory of one call: inputs and outputs on the host (pinned on a GPU machine) and on the device."""
+    """Static memory of one call: inputs and outputs on the host (pinned on a GPU machine) and on
+    the device.
+    """
 
     host: dict[str, Tensor]
     device: dict[str, Tensor]
@@ -84,7 +93,9 @@ class TorchStreamEngine(SlottedEngine, TorchEngine):
         slots: int = 2,
     ) -> None:
         SlottedEngine.__init__(self, slots)
-        TorchEngine.__init__(self, classifier, spec, head, batch, device=device, precision=precision)
+        TorchEngine.__init__(
+            self, classifier, spec, head, batch, device=device, precision=precision
+        )
         self._gpu = self._place.type == "cuda"
         if self._gpu:
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -106,7 +117,9 @@ class TorchStreamEngine(SlottedEngine, TorchEngine):
     def _new_slot(self) -> _Slot:
         host = {s.name: torch.from_numpy(np.zeros(s.shape, s.dtype)) for s in self.inputs}
         host = {name: tensor.pin_memory() for name, tensor in host.items()} if self._gpu else host
-        slot = _Slot(host, {name: tensor.to(self._place, copy=True) for name, tensor in host.items()})
+        slot = _Slot(
+            host, {name: tensor.to(self._place, copy=True) for name, tensor in host.items()}
+        )
         with self._on_stream():
             for _ in range(WARM_UP_RUNS if self._gpu else 1):
                 slot.computed = self._compute(slot)
@@ -117,7 +130,8 @@ class TorchStreamEngine(SlottedEngine, TorchEngine):
             with torch.cuda.graph(slot.graph, stream=self._stream):
                 slot.computed = self._compute(slot)
         slot.results = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._gpu) for name, tensor in slot.computed.items()
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._gpu)
+            for name, tensor in slot.computed.items()
         }
         return slot
 
@@ -152,5 +166,7 @@ class TorchStreamEngine(SlottedEngine, TorchEngine):
         slot = self._slots[place]
         if slot.events:
             slot.events[-1].synchronize()
-            self.times = GpuTimes(*(earlier.elapsed_time(later) for earlier, later in pairwise(slot.events)))
+            self.times = GpuTimes(
+                *(earlier.elapsed_time(later) for earlier, later in pairwise(slot.events))
+            )
         return self.finish({name: tensor.numpy().copy() for name, tensor in slot.results.items()})

@@ -1,9 +1,10 @@
 """AlexNet (Krizhevsky et al. 2012), in the two forms that weights are published for.
 
-Caffe's (``bvlc_alexnet``): 227 px, 96 channels first, local response normalization behind the first two convolutions, then the
-pool; convolutions 2, 4 and 5 in two groups. Weight names ``conv1`` ... ``conv5``, ``fc6``, ``fc7``, ``fc8``.
-torchvision's (Krizhevsky 2014, "One weird trick"): 224 px, 64 channels first, no normalization, no groups. Weight names
-``features.0`` ... ``classifier.6``. Each with ``.weight`` and ``.bias``; which one it is, the names and shapes say.
+Caffe's (``bvlc_alexnet``): 227 px, 96 channels first, local response normalization behind the first
+two convolutions, then the pool; convolutions 2, 4 and 5 in two groups. Weight names ``conv1`` ...
+``conv5``, ``fc6``, ``fc7``, ``fc8``. torchvision's (Krizhevsky 2014, "One weird trick"): 224 px, 64
+channels first, no normalization, no groups. Weight names ``features.0`` ... ``classifier.6``. Each
+with ``.weight`` and ``.bias``; which one it is, the names and shapes say.
 """
 
 import numpy as np
@@ -54,9 +55,16 @@ def renamed(weights: Weights) -> dict[str, np.ndarray]:
 
 
 def is_caffe(weights: Weights) -> bool:
-    """Whether renamed weights are Caffe's: the second convolution reads half of the first one's channels."""
+    """Whether renamed weights are Caffe's: the second convolution reads half of the first one's
+    channels.
+    """
     first, second = weights.get("conv1.weight"), weights.get("conv2.weight")
-    return first is not None and second is not None and second.ndim == 4 and 2 * second.shape[1] == len(first)
+    return (
+        first is not None
+        and second is not None
+        and second.ndim == 4
+        and 2 * second.shape[1] == len(first)
+    )
 
 
 def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
@@ -64,13 +72,14 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
 
     Args:
         graph: appended to.
-        x_nchw: ``[N, 3, S, S]``: BGR 0..255 less the channel means for Caffe's weights, ImageNet's usual normalisation for
-            torchvision's.
+        x_nchw: ``[N, 3, S, S]``: BGR 0..255 less the channel means for Caffe's weights, ImageNet's
+            usual normalisation for torchvision's.
         weights: float32 arrays under either naming.
 
     Raises:
-        ModelError: a weight is missing or does not fit, or the image is so small that the last pool leaves another grid than
-            the dense layers read (Caffe's weights only; torchvision averages to 6 x 6).
+        ModelError: a weight is missing or does not fit, or the image is so small that the last pool
+            leaves another grid than the dense layers read (Caffe's weights only; torchvision
+            averages to 6 x 6).
     """
     weights = renamed(weights)
     caffe, layers, x = is_caffe(weights), {}, x_nchw
@@ -79,7 +88,11 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
         weight, bias = _pair(weights, layer, graph.shape(x)[1] // groups)
         padding = PADDING.get(layer, 0 if caffe else 2)
         strides = [4, 4] if layer == "conv1" else [1, 1]
-        inputs = (x, graph.constant(weight, hint=f"{layer}.weight"), graph.constant(bias, hint=f"{layer}.bias"))
+        inputs = (
+            x,
+            graph.constant(weight, hint=f"{layer}.weight"),
+            graph.constant(bias, hint=f"{layer}.bias"),
+        )
         linear = graph.add(
             "Conv",
             *inputs,
@@ -97,7 +110,11 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
     flat = graph.add("Flatten", _grid(graph, x, caffe), hint="flat")
     for layer in DENSE:
         weight, bias = _pair(weights, layer, graph.shape(flat)[1])
-        inputs = (flat, graph.constant(weight, hint=f"{layer}.weight"), graph.constant(bias, hint=f"{layer}.bias"))
+        inputs = (
+            flat,
+            graph.constant(weight, hint=f"{layer}.weight"),
+            graph.constant(bias, hint=f"{layer}.bias"),
+        )
         flat = graph.add("Gemm", *inputs, hint=f"{layer}_linear", transB=1)
         if layer != DENSE[-1]:
             flat = graph.add("Relu", flat, hint=layer)
@@ -105,8 +122,12 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
 
 
 def _pool(graph: Graph, x: str, name: str, caffe: bool) -> str:
-    """3 x 3 in steps of 2: windows overlap. Caffe rounds the number of windows up, torchvision down."""
-    return graph.add("MaxPool", x, hint=name, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=int(caffe))
+    """3 x 3 in steps of 2: windows overlap. Caffe rounds the number of windows up, torchvision
+    down.
+    """
+    return graph.add(
+        "MaxPool", x, hint=name, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=int(caffe)
+    )
 
 
 def _grid(graph: Graph, x: str, caffe: bool) -> str:
@@ -115,35 +136,61 @@ def _grid(graph: Graph, x: str, caffe: bool) -> str:
     if size == GRID:
         return x
     if caffe or size < 1:
-        raise ModelError(f"AlexNet's dense layers read {GRID} x {GRID} cells, this input leaves {size}: use --size 227")
+        raise ModelError(
+            f"AlexNet's dense layers read {GRID} x {GRID} cells, this input leaves {size}: use"
+            " --size 227"
+        )
     matrix = np.zeros((GRID, size), np.float32)
     for i in range(GRID):
         start, stop = i * size // GRID, -(-(i + 1) * size // GRID)
         matrix[i, start:stop] = 1 / (stop - start)
     n, channels = graph.shape(x)[:2]
-    rows = graph.add("MatMul", graph.add("Transpose", x, perm=[0, 1, 3, 2]), graph.constant(matrix.T), hint="averaged_rows")
-    columns = graph.add("MatMul", graph.add("Transpose", rows, perm=[0, 1, 3, 2]), graph.constant(matrix.T), hint="averaged")
-    return graph.add("Reshape", columns, graph.constant([n, channels, GRID, GRID], np.int64), hint="grid")
+    rows = graph.add(
+        "MatMul",
+        graph.add("Transpose", x, perm=[0, 1, 3, 2]),
+        graph.constant(matrix.T),
+        hint="averaged_rows",
+    )
+    columns = graph.add(
+        "MatMul",
+        graph.add("Transpose", rows, perm=[0, 1, 3, 2]),
+        graph.constant(matrix.T),
+        hint="averaged",
+    )
+    return graph.add(
+        "Reshape", columns, graph.constant([n, channels, GRID, GRID], np.int64), hint="grid"
+    )
 
 
 def _pair(weights: Weights, layer: str, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias of one layer that reads ``width`` channels or values, checked."""
     for name in (f"{layer}.weight", f"{layer}.bias"):
         if name not in weights:
-            raise ModelError(f"these are not AlexNet weights: '{layer}' is missing; expected torchvision's or Caffe's names")
+            raise ModelError(
+                f"these are not AlexNet weights: '{layer}' is missing; expected torchvision's or"
+                " Caffe's names"
+            )
     weight, bias = weights[f"{layer}.weight"], weights[f"{layer}.bias"].reshape(-1)
     expected = 4 if layer in CONVOLUTIONS else 2
     if weight.ndim != expected or weight.shape[1] != width or bias.shape != weight.shape[:1]:
         shapes = f"shape {list(weight.shape)} and bias {list(bias.shape)}"
-        raise ModelError(f"weight '{layer}.weight' has {shapes}; AlexNet's reads {width} values here")
+        raise ModelError(
+            f"weight '{layer}.weight' has {shapes}; AlexNet's reads {width} values here"
+        )
     return weight, bias
 
 
-def random_weights(caffe: bool = True, classes: int = 1000, hidden: int = 4096, seed: int = 0) -> dict[str, np.ndarray]:
+def random_weights(
+    caffe: bool = True, classes: int = 1000, hidden: int = 4096, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Untrained weights of the published shapes (He et al. 2015 scaling), for timing and tests."""
     rng = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = dict(CAFFE_SHAPES if caffe else TORCHVISION_SHAPES)
-    shapes |= {"fc6": (hidden, shapes["conv5"][0] * GRID * GRID), "fc7": (hidden, hidden), "fc8": (classes, hidden)}
+    shapes |= {
+        "fc6": (hidden, shapes["conv5"][0] * GRID * GRID),
+        "fc7": (hidden, hidden),
+        "fc8": (classes, hidden),
+    }
     weights = {}
     for name, shape in shapes.items():
         scale = np.float32(np.sqrt(2.0 / np.prod(shape[1:])))

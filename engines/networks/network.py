@@ -11,7 +11,9 @@ Weights = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels 0..255 become the network's input: ``(pixel - mean) / std`` per channel, in ``order``."""
+    """How pixels 0..255 become the network's input: ``(pixel - mean) / std`` per channel, in
+    ``order``.
+    """
 
     order: str = "rgb"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)

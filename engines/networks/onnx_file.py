@@ -1,4 +1,6 @@
-"""Loads any classifier from an ONNX file. It is checked first, and may use only operators that have a gradient rule."""
+"""Loads any classifier from an ONNX file. It is checked first, and may use only operators that have
+a gradient rule.
+"""
 
 import hashlib
 import math
@@ -15,12 +17,21 @@ from engines.engine import Array
 from engines.errors import ModelError
 from engines.graph import OPSET, Graph, attributes_of
 from engines.networks.network import Forward
-from engines.networks.onnx_tensors import FLOATS, MOST_BYTES, MOST_NODES, TensorReader, check_structure, inlined
+from engines.networks.onnx_tensors import (
+    FLOATS,
+    MOST_BYTES,
+    MOST_NODES,
+    TensorReader,
+    check_structure,
+    inlined,
+)
 from engines.reading import read_file, shown
 
 LARGEST_SIDE_PX = 4096
 SMALL = 4096
-"""Values up to which a constant is shown to ONNX's version converter: it reads shapes and axes, not weights."""
+"""Values up to which a constant is shown to ONNX's version converter: it reads shapes and axes, not
+weights.
+"""
 INTEGER_OPS = frozenset(
     {
         "QuantizeLinear",
@@ -84,12 +95,17 @@ def read_onnx(path: Path, opset: int) -> OnnxFile:
     _check_finite(path, converted.graph.node, constants)
     if reader.bytes_beside:
         digest.update(reader.digest.digest())
-    return OnnxFile(list(converted.graph.node), constants, image.name, output, side_px, digest.hexdigest())
+    return OnnxFile(
+        list(converted.graph.node), constants, image.name, output, side_px, digest.hexdigest()
+    )
 
 
 def _parsed(path: Path, content: bytes) -> Model:
     if content[:4] == b"PK\x03\x04" or content[:2] == b"\x80\x02":
-        raise ModelError(f"{path} is a PyTorch file or an archive, not an ONNX model: export it with torch.onnx.export")
+        raise ModelError(
+            f"{path} is a PyTorch file or an archive, not an ONNX model: export it with"
+            " torch.onnx.export"
+        )
     try:
         check_structure(content)
         model: Model = onnx.ModelProto.FromString(content)
@@ -105,27 +121,36 @@ def _check_kinds(path: Path, model: Model) -> None:
     """Refuse what cannot be run or differentiated, by its kind."""
     own = {(function.domain, function.name) for function in model.functions}
     if model.graph.sparse_initializer:
-        raise ModelError(f"{path} holds sparse weights, which are not supported: export it with dense ones")
+        raise ModelError(
+            f"{path} holds sparse weights, which are not supported: export it with dense ones"
+        )
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     if len(nodes) > MOST_NODES:
         raise ModelError(f"{path} has {len(nodes):,} operators: at most {MOST_NODES:,} are read")
     for node in nodes:
         where = _where(path, node)
-        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) or a.HasField("g") or a.graphs for a in node.attribute):
+        if any(
+            a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) or a.HasField("g") or a.graphs
+            for a in node.attribute
+        ):
             raise ModelError(
-                f"{where} is a loop or a branch, whose end only running it would show: export a network without control flow"
+                f"{where} is a loop or a branch, whose end only running it would show: export a"
+                " network without control flow"
             )
         if node.op_type in INTEGER_OPS or node.op_type.startswith("QLinear"):
             raise ModelError(
-                f"{where}: the network is quantised already, and integers have no gradient: give the float32 model; "
-                "'calibrate' makes it int8"
+                f"{where}: the network is quantised already, and integers have no gradient: give"
+                " the float32 model; 'calibrate' makes it int8"
             )
         if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in own:
             raise ModelError(
-                f"{where} is an operator of {shown(node.domain)}, not of ONNX's own: export without fused or vendor operators"
+                f"{where} is an operator of {shown(node.domain)}, not of ONNX's own: export without"
+                " fused or vendor operators"
             )
         if any(a.HasField("sparse_tensor") or a.sparse_tensors for a in node.attribute):
-            raise ModelError(f"{where} holds sparse values, which are not supported: export it with dense ones")
+            raise ModelError(
+                f"{where} holds sparse values, which are not supported: export it with dense ones"
+            )
 
 
 def _taken_constants(model: Model, reader: TensorReader) -> dict[str, Array]:
@@ -134,7 +159,9 @@ def _taken_constants(model: Model, reader: TensorReader) -> dict[str, Array]:
 
     def keep(name: str, value: Array) -> None:
         if not name or name in constants:
-            raise ModelError(f"the model has two constants with the name {shown(name)}, or one without a name")
+            raise ModelError(
+                f"the model has two constants with the name {shown(name)}, or one without a name"
+            )
         constants[name] = value
 
     for tensor in model.graph.initializer:
@@ -148,7 +175,11 @@ def _taken_constants(model: Model, reader: TensorReader) -> dict[str, Array]:
             continue
         for attribute in node.attribute:
             if attribute.HasField("t"):
-                attribute.t.CopyFrom(numpy_helper.from_array(reader.array(attribute.t, f"the value of {node.op_type}")))
+                attribute.t.CopyFrom(
+                    numpy_helper.from_array(
+                        reader.array(attribute.t, f"the value of {node.op_type}")
+                    )
+                )
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i in FLOATS:
                 attribute.i = TensorProto.FLOAT
         kept.append(node)
@@ -169,13 +200,19 @@ def _constant_value(node: onnx.NodeProto, reader: TensorReader) -> Array:
         if attribute.name in values:
             dtype = np.float32 if "float" in attribute.name else np.int64
             return np.asarray(values[attribute.name], dtype)
-    raise ModelError(f"constant {shown(node.output[0] if node.output else '')} is no tensor of numbers: the file is damaged")
+    raise ModelError(
+        f"constant {shown(node.output[0] if node.output else '')} is no tensor of numbers: the file"
+        " is damaged"
+    )
 
 
 def _only_input(path: Path, model: Model, constants: Mapping[str, Array]) -> onnx.ValueInfoProto:
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise ModelError(f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; a classifier has one of each")
+        raise ModelError(
+            f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; a classifier"
+            " has one of each"
+        )
     image: onnx.ValueInfoProto = inputs[0]
     return image
 
@@ -193,17 +230,27 @@ def _side_px(path: Path, image: onnx.ValueInfoProto) -> int | None:
     dims = tensor.shape.dim
     if len(dims) != 4 or dims[1].dim_value not in (0, 3):
         shape = [dim.dim_value if dim.HasField("dim_value") else "any" for dim in dims]
-        raise ModelError(f"{path}: input {name} is not an image [N, 3, H, W]: its shape is {shown(shape)}")
+        raise ModelError(
+            f"{path}: input {name} is not an image [N, 3, H, W]: its shape is {shown(shape)}"
+        )
     if tensor.elem_type not in FLOATS:
         kinds = {number: kind.lower() for kind, number in TensorProto.DataType.items()}
         kind = kinds.get(tensor.elem_type, str(tensor.elem_type))
-        raise ModelError(f"{path}: input {name} holds {kind}: a classifier takes normalised floating-point values")
+        raise ModelError(
+            f"{path}: input {name} holds {kind}: a classifier takes normalised floating-point"
+            " values"
+        )
     height, width = dims[2].dim_value, dims[3].dim_value
     if height and width and height != width:
-        raise ModelError(f"{path}: input {name} is {width} x {height} pixels: only squares are supported")
+        raise ModelError(
+            f"{path}: input {name} is {width} x {height} pixels: only squares are supported"
+        )
     side = height or width
     if side < 0 or side > LARGEST_SIDE_PX:
-        raise ModelError(f"{path}: input {name} is {side:,} pixels a side: at most {LARGEST_SIDE_PX:,} are supported")
+        raise ModelError(
+            f"{path}: input {name} is {side:,} pixels a side: at most {LARGEST_SIDE_PX:,} are"
+            " supported"
+        )
     return side or None
 
 
@@ -217,10 +264,15 @@ def _check_flow(path: Path, model: Model, known: Iterable[str]) -> None:
         where = _where(path, node)
         for name in node.input:
             if name and name not in written:
-                raise ModelError(f"{where} reads {shown(name)}, which nothing before it writes: a cycle, or nodes out of order")
+                raise ModelError(
+                    f"{where} reads {shown(name)}, which nothing before it writes: a cycle, or"
+                    " nodes out of order"
+                )
         for name in node.output:
             if name and name in written:
-                raise ModelError(f"{where} writes {shown(name)}, which another node or weight writes, too")
+                raise ModelError(
+                    f"{where} writes {shown(name)}, which another node or weight writes, too"
+                )
         if not node.output or not node.output[0]:
             raise ModelError(f"{where} writes nothing: the file is damaged")
         if len({attribute.name for attribute in node.attribute}) != len(node.attribute):
@@ -238,40 +290,65 @@ def _opset(path: Path, model: Model) -> int:
     newest = onnx.defs.onnx_opset_version()
     if not found or not 7 <= found[0] <= newest:
         said = f"is of opset {found[0]}" if found else "does not say its opset"
-        raise ModelError(f"{path} {said}: ONNX models of opset 7 to {newest} are read; export it with one of those")
+        raise ModelError(
+            f"{path} {said}: ONNX models of opset 7 to {newest} are read; export it with one of"
+            " those"
+        )
     return int(found[0])
 
 
 def _check_windows(where: str, node: onnx.NodeProto) -> None:
-    """Kernels, strides and groups are positive, and no window or padding is larger than any image."""
+    """Kernels, strides and groups are positive, and no window or padding is larger than any
+    image.
+    """
     for attribute in node.attribute:
-        least = {"kernel_shape": 1, "strides": 1, "dilations": 1, "group": 1, "blocksize": 1, "pads": 0, "size": 1}
+        least = {
+            "kernel_shape": 1,
+            "strides": 1,
+            "dilations": 1,
+            "group": 1,
+            "blocksize": 1,
+            "pads": 0,
+            "size": 1,
+        }
         if attribute.name not in least or (node.op_type == "Pad" and attribute.name == "pads"):
             continue
         values = list(attribute.ints) or [attribute.i]
         if attribute.ints or attribute.type == AttributeProto.INT:
             low = least[attribute.name]
             if any(not low <= value <= LARGEST_WINDOW for value in values):
-                raise ModelError(f"{where}: {attribute.name} {shown(values)} must lie in {low} .. {LARGEST_WINDOW}")
+                raise ModelError(
+                    f"{where}: {attribute.name} {shown(values)} must lie in {low} .."
+                    f" {LARGEST_WINDOW}"
+                )
 
 
-def _check_training(path: Path, nodes: Iterable[onnx.NodeProto], constants: Mapping[str, Array]) -> None:
-    """In training mode a network normalises by its batch and drops values by chance: its scores are not what it learned."""
+def _check_training(
+    path: Path, nodes: Iterable[onnx.NodeProto], constants: Mapping[str, Array]
+) -> None:
+    """In training mode a network normalises by its batch and drops values by chance: its scores are
+    not what it learned.
+    """
     for node in nodes:
-        mode = {a.name: a.i for a in node.attribute if a.name == "training_mode"}.get("training_mode", 0)
+        mode = {a.name: a.i for a in node.attribute if a.name == "training_mode"}.get(
+            "training_mode", 0
+        )
         training = node.op_type == "BatchNormalization" and (mode == 1 or any(node.output[1:]))
         if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
             value = constants.get(node.input[2])
             training = value is None or bool(np.any(value))
         if training:
             raise ModelError(
-                f"{path} was exported in training mode ({_node_words(node)}): call model.eval() before the export, and do not "
-                "pass training=TRAINING"
+                f"{path} was exported in training mode ({_node_words(node)}): call model.eval()"
+                " before the export, and do not pass training=TRAINING"
             )
 
 
-def _converted(path: Path, model: Model, constants: dict[str, Array], image: onnx.ValueInfoProto, opset: int) -> Model:
-    """The nodes in another opset. Weights stand in as inputs: the converter needs no gigabyte of values.
+def _converted(
+    path: Path, model: Model, constants: dict[str, Array], image: onnx.ValueInfoProto, opset: int
+) -> Model:
+    """The nodes in another opset. Weights stand in as inputs: the converter needs no gigabyte of
+    values.
 
     ``constants`` gets what the converter adds.
     """
@@ -281,15 +358,28 @@ def _converted(path: Path, model: Model, constants: dict[str, Array], image: onn
         if value.size <= SMALL:
             small.append(numpy_helper.from_array(value, name))
         else:
-            typed.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape))
-    outputs = [helper.make_tensor_value_info(value.name, TensorProto.FLOAT, None) for value in model.graph.output]
+            typed.append(
+                helper.make_tensor_value_info(
+                    name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+                )
+            )
+    outputs = [
+        helper.make_tensor_value_info(value.name, TensorProto.FLOAT, None)
+        for value in model.graph.output
+    ]
     graph = helper.make_graph(model.graph.node, "classifier", typed, outputs, small)
     imports = [helper.make_opsetid("", _opset(path, model))]
     try:
-        converted = onnx.version_converter.convert_version(helper.make_model(graph, opset_imports=imports, ir_version=8), opset)
-    except Exception as error:  # the native converter raises its own, RuntimeError, IndexError and more
+        converted = onnx.version_converter.convert_version(
+            helper.make_model(graph, opset_imports=imports, ir_version=8), opset
+        )
+    except (
+        Exception
+    ) as error:  # the native converter raises its own, RuntimeError, IndexError and more
         version = imports[0].version
-        raise ModelError(f"{path} (opset {version}) cannot be turned into opset {opset}: {first_line(error)}") from error
+        raise ModelError(
+            f"{path} (opset {version}) cannot be turned into opset {opset}: {first_line(error)}"
+        ) from error
     for tensor in converted.graph.initializer:
         constants.setdefault(tensor.name, numpy_helper.to_array(tensor))
     return converted
@@ -302,15 +392,24 @@ def _float_value(image: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
     return value
 
 
-def _check_finite(path: Path, nodes: Iterable[onnx.NodeProto], constants: Mapping[str, Array]) -> None:
-    """Single numbers may be infinite where they are limits; larger arrays were checked when they were read."""
-    single = {n: float(v.ravel()[0]) for n, v in constants.items() if v.size == 1 and v.dtype == np.float32}
+def _check_finite(
+    path: Path, nodes: Iterable[onnx.NodeProto], constants: Mapping[str, Array]
+) -> None:
+    """Single numbers may be infinite where they are limits; larger arrays were checked when they
+    were read.
+    """
+    single = {
+        n: float(v.ravel()[0])
+        for n, v in constants.items()
+        if v.size == 1 and v.dtype == np.float32
+    }
     odd = {name: value for name, value in single.items() if not math.isfinite(value)}
     for node in nodes:
         for name in odd.keys() & set(node.input):
             if math.isnan(odd[name]) or node.op_type not in BOUNDS_OPS:
                 raise ModelError(
-                    f"{_where(path, node)} reads the constant {shown(name)}, which is {odd[name]}: not a finite number"
+                    f"{_where(path, node)} reads the constant {shown(name)}, which is {odd[name]}:"
+                    " not a finite number"
                 )
 
 
@@ -327,7 +426,11 @@ def first_line(error: Exception) -> str:
     """What a library said, on one line; a failed assertion's place in its source is dropped."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if "Assertion" in text:
-        text = "the operators contradict each other" if text.endswith("failed:") else text.rsplit("failed: ", 1)[-1]
+        text = (
+            "the operators contradict each other"
+            if text.endswith("failed:")
+            else text.rsplit("failed: ", 1)[-1]
+        )
     return "".join(c if c.isprintable() else "?" for c in text)[:200]
 
 
@@ -341,10 +444,12 @@ def forward_of_file(path: Path) -> tuple[Callable[[Graph, str], Forward], int | 
     """Read a classifier with one image input ``[N, 3, H, W]`` and one output of class scores.
 
     Returns:
-        (how to append it to a graph, its own input side in pixels if fixed, its digest: see ``OnnxFile``).
+        (how to append it to a graph, its own input side in pixels if fixed, its digest: see
+        ``OnnxFile``).
 
     Raises:
-        ModelError: not an ONNX model, not one image in and one score vector out, or one that cannot be used.
+        ModelError: not an ONNX model, not one image in and one score vector out, or one that cannot
+            be used.
     """
     found = read_onnx(path, OPSET)
 
@@ -357,7 +462,12 @@ def forward_of_file(path: Path) -> tuple[Callable[[Graph, str], Forward], int | 
 def _replay(graph: Graph, file: OnnxFile, x_nchw: str) -> Forward:
     """Append the file's nodes under names of our own, so that they cannot clash with ours."""
     names = {"": "", file.input_name: x_nchw}
-    names.update({name: graph.constant(value, value.dtype, hint=name) for name, value in file.constants.items()})
+    names.update(
+        {
+            name: graph.constant(value, value.dtype, hint=name)
+            for name, value in file.constants.items()
+        }
+    )
     layers: dict[str, str] = {}
     together = 0
     for original in file.nodes:
@@ -367,8 +477,14 @@ def _replay(graph: Graph, file: OnnxFile, x_nchw: str) -> Forward:
             node.input[i] = names.get(name, name)
         for i, name in enumerate(original.output):
             names[name] = node.output[i] = graph.fresh(name) if name else ""
-        if node.op_type == "Cast" and _is_float(graph, node.input[0]) and attributes_of(node)["to"] == onnx.TensorProto.FLOAT:
-            node.op_type = "Identity"  # a network in float16 casts to and fro; here all of it is float32
+        if (
+            node.op_type == "Cast"
+            and _is_float(graph, node.input[0])
+            and attributes_of(node)["to"] == onnx.TensorProto.FLOAT
+        ):
+            node.op_type = (  # a network in float16 casts to and fro; here all of it is float32
+                "Identity"
+            )
             del node.attribute[:]
         if node.op_type == "LRN":
             _append_lrn(graph, node)
@@ -389,7 +505,8 @@ def _checked_size(graph: Graph, x_nchw: str, node: onnx.NodeProto, before: int) 
     """How many values a node writes.
 
     Raises:
-        ModelError: so many that no classifier of such images has them; nothing was allocated for them yet.
+        ModelError: so many that no classifier of such images has them; nothing was allocated for
+            them yet.
     """
     images, _, height, width = graph.shape(x_nchw)
     written = sum(math.prod(graph.shape(name)) for name in node.output if name)
@@ -397,8 +514,8 @@ def _checked_size(graph: Graph, x_nchw: str, node: onnx.NodeProto, before: int) 
     together = images * max(MOST_TOGETHER, MOST_TOGETHER_A_PIXEL * height * width)
     if written > most or before + written > together:
         raise ModelError(
-            f"node '{node.name or node.output[0]}' ({node.op_type}) writes {written:,} values after {before:,} before it: more "
-            "than a classifier of such images needs"
+            f"node '{node.name or node.output[0]}' ({node.op_type}) writes {written:,} values after"
+            f" {before:,} before it: more than a classifier of such images needs"
         )
     return written
 
@@ -414,25 +531,39 @@ def _checked_scores(graph: Graph, scores: str, x_nchw: str) -> str:
     if graph.producer(scores) is None:
         raise ModelError("the model's output does not depend on its input")
     if graph.types[scores].elem != onnx.TensorProto.FLOAT or not shape or shape[0] != images:
-        raise ModelError(f"the model's output is no vector of class scores for each image: its shape is {list(shape)}")
+        raise ModelError(
+            "the model's output is no vector of class scores for each image: its shape is"
+            f" {list(shape)}"
+        )
     if len(shape) == 2:
         return scores
-    return graph.add("Reshape", scores, graph.constant([shape[0], -1], np.int64), hint="scores_flat")
+    return graph.add(
+        "Reshape", scores, graph.constant([shape[0], -1], np.int64), hint="scores_flat"
+    )
 
 
 def _append_lrn(graph: Graph, node: onnx.NodeProto) -> None:
     """LRN with a bias of 1 and a factor: ``(b + a s)^-beta = b^-beta (1 + a/b s)^-beta``.
 
-    OpenVINO's CPU plugin computes with bias 1 whatever the node says (2026.4; ONNX Runtime and float64 agree with each other).
+    OpenVINO's CPU plugin computes with bias 1 whatever the node says (2026.4; ONNX Runtime and
+    float64 agree with each other).
     """
     at = attributes_of(node)
     size, bias, beta = int(at["size"]), float(at.get("bias", 1.0)), float(at.get("beta", 0.75))
     if not (bias > 0 and np.isfinite([bias, beta, at.get("alpha", 1e-4)]).all()):
-        raise ModelError(f"node '{node.name or node.output[0]}' (LRN): its bias must be positive, and its numbers finite")
+        raise ModelError(
+            f"node '{node.name or node.output[0]}' (LRN): its bias must be positive, and its"
+            " numbers finite"
+        )
     if size % 2 == 0:
-        raise ModelError(f"node '{node.name or node.output[0]}' (LRN): an even window of {size} channels is not supported")
+        raise ModelError(
+            f"node '{node.name or node.output[0]}' (LRN): an even window of {size} channels is not"
+            " supported"
+        )
     alpha = float(at.get("alpha", 1e-4)) / bias
-    scaled = graph.add("LRN", node.input[0], size=size, alpha=alpha, beta=beta, bias=1.0, hint="lrn_scaled")
+    scaled = graph.add(
+        "LRN", node.input[0], size=size, alpha=alpha, beta=beta, bias=1.0, hint="lrn_scaled"
+    )
     factor = graph.constant(bias**-beta)
     graph.append(onnx.helper.make_node("Mul", [scaled, factor], list(node.output), name=node.name))
 
@@ -442,7 +573,11 @@ def _before_softmax(graph: Graph, scores: str) -> str:
     node = graph.producer(scores)
     while node is not None and node.op_type in ("Reshape", "Flatten", "Squeeze", "Identity"):
         node = graph.producer(node.input[0])
-    return str(node.input[0]) if node is not None and node.op_type in ("Softmax", "LogSoftmax") else scores
+    return (
+        str(node.input[0])
+        if node is not None and node.op_type in ("Softmax", "LogSoftmax")
+        else scores
+    )
 
 
 def _last_activations(graph: Graph, scores: str) -> str:

@@ -1,4 +1,6 @@
-"""Reads the structure, functions and tensors of an ONNX file. Sizes are checked before memory is allocated."""
+"""Reads the structure, functions and tensors of an ONNX file. Sizes are checked before memory is
+allocated.
+"""
 
 import hashlib
 import math
@@ -34,7 +36,9 @@ def check_structure(content: bytes) -> None:
         while at < end:
             counted += 1
             if counted > MOST_FIELDS:
-                raise ValueError(f"it has more than {MOST_FIELDS:,} fields: no classifier has so many")
+                raise ValueError(
+                    f"it has more than {MOST_FIELDS:,} fields: no classifier has so many"
+                )
             tag, at = _varint(content, at, end)
             start, at = _skipped(content, at, end, tag & 7)
             inner = messages.get(tag >> 3)
@@ -47,7 +51,9 @@ def check_structure(content: bytes) -> None:
 @cache
 def _messages_of(kind: Any) -> dict[int, Any]:
     """Field number to message type, of those fields that hold messages."""
-    return {field.number: field.message_type for field in kind.fields if field.message_type is not None}
+    return {
+        field.number: field.message_type for field in kind.fields if field.message_type is not None
+    }
 
 
 @cache
@@ -113,7 +119,9 @@ def inlined(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     weights = list(model.graph.initializer)  # the inliner need not copy them
     del model.graph.initializer[:]
     versions = {each.version for each in model.opset_import if each.domain in ("", "ai.onnx")}
-    theirs = {o.version for f in model.functions for o in f.opset_import if o.domain in ("", "ai.onnx")}
+    theirs = {
+        o.version for f in model.functions for o in f.opset_import if o.domain in ("", "ai.onnx")
+    }
     try:
         flat = onnx.inliner.inline_local_functions(model, convert_version=bool(theirs - versions))
     except Exception as error:  # native code, with exceptions of its own
@@ -121,7 +129,9 @@ def inlined(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError(f"{path}: its local functions cannot be inlined: {shown(text)}") from error
     flat.graph.initializer.extend(weights)
     if flat.functions or any(node.domain not in ("", "ai.onnx") for node in flat.graph.node):
-        raise ModelError(f"{path}: not all of its local functions can be inlined: export it without functions")
+        raise ModelError(
+            f"{path}: not all of its local functions can be inlined: export it without functions"
+        )
     return flat
 
 
@@ -140,12 +150,16 @@ def _expanded(
             total += 1
             continue
         if key in callers or len(callers) > DEEPEST_CALLS:
-            raise ModelError(f"{path}: function {shown(node.op_type)} calls itself, or is nested too deeply")
+            raise ModelError(
+                f"{path}: function {shown(node.op_type)} calls itself, or is nested too deeply"
+            )
         if key not in known:
             known[key] = _expanded(path, functions[key].node, functions, known, (*callers, key))
         total += known[key]
     if total > MOST_NODES:
-        raise ModelError(f"{path} stands for more than {MOST_NODES:,} operators with its functions written out")
+        raise ModelError(
+            f"{path} stands for more than {MOST_NODES:,} operators with its functions written out"
+        )
     return total
 
 
@@ -213,17 +227,27 @@ class TensorReader:
 
     def _from_beside(self, tensor: TensorProto, what: str, size: int) -> Array:
         said = {entry.key: entry.value for entry in tensor.external_data}
-        offset, length = (_whole(said.get(key), f"{what}: its {key}") for key in ("offset", "length"))
+        offset, length = (
+            _whole(said.get(key), f"{what}: its {key}") for key in ("offset", "length")
+        )
         file = self._file_beside(said.get("location", ""), what)
         needed, start = size * _BYTES_OF[tensor.data_type], offset or 0
         held = self._files[file]
-        _check_bytes(max(0, held - start) if length is None else length, needed, f"{what} in {file.name}")
+        _check_bytes(
+            max(0, held - start) if length is None else length, needed, f"{what} in {file.name}"
+        )
         if start + needed > held:
-            raise ModelError(f"{what} lies at bytes {start:,} to {start + needed:,} of {file.name}, which has {held:,}")
+            raise ModelError(
+                f"{what} lies at bytes {start:,} to {start + needed:,} of {file.name}, which has"
+                f" {held:,}"
+            )
         self._left -= needed
         self.bytes_beside += needed
         if self._left < 0 or self.bytes_beside > 2 * sum(self._files.values()):
-            raise ModelError(f"{self._path}: its weights need more bytes than a graph holds, or than their files have")
+            raise ModelError(
+                f"{self._path}: its weights need more bytes than a graph holds, or than their files"
+                " have"
+            )
         try:
             with file.open("rb") as stream:
                 stream.seek(start)
@@ -234,21 +258,34 @@ class TensorReader:
         return _of_bytes(tensor, content)
 
     def _file_beside(self, location: str, what: str) -> Path:
-        """The file that a tensor names, which must lie in the folder of the model, or of the file that the model links to."""
+        """The file that a tensor names, which must lie in the folder of the model, or of the file
+        that the model links to.
+        """
         relative = Path(location.replace("\\", "/"))
         folders = list(dict.fromkeys([self._path.absolute().parent, self._path.resolve().parent]))
         try:
-            found = next((f / relative for f in folders if location and (f / relative).exists()), folders[0] / relative)
+            found = next(
+                (f / relative for f in folders if location and (f / relative).exists()),
+                folders[0] / relative,
+            )
             target = found.resolve()
-            if not location or not any(target.is_relative_to(f.resolve()) for f in folders) or target in folders:
+            if (
+                not location
+                or not any(target.is_relative_to(f.resolve()) for f in folders)
+                or target in folders
+            ):
                 raise ModelError(
-                    f"{what} lies at {shown(location)}, outside the model's folder: weights must lie beside the model"
+                    f"{what} lies at {shown(location)}, outside the model's folder: weights must"
+                    " lie beside the model"
                 )
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{what} lies at {shown(location)}, which cannot be looked up") from error
+            raise ModelError(
+                f"{what} lies at {shown(location)}, which cannot be looked up"
+            ) from error
         if not target.exists():
             raise ModelError(
-                f"{what} lies in a file of its own, {shown(location)}, which is not there: put it into {folders[0]}"
+                f"{what} lies in a file of its own, {shown(location)}, which is not there: put it"
+                f" into {folders[0]}"
             )
         if target not in self._files:
             self._files[target] = checked_file(target, "weights")
@@ -258,11 +295,15 @@ class TensorReader:
 def _checked_size(tensor: TensorProto, what: str) -> int:
     """How many values its shape makes."""
     if tensor.HasField("segment"):
-        raise ModelError(f"{what} is stored in segments, which is not supported: export the model again")
+        raise ModelError(
+            f"{what} is stored in segments, which is not supported: export the model again"
+        )
     if tensor.data_type not in _BYTES_OF:
         names = {number: name for name, number in TensorProto.DataType.items()}
         kind = names.get(tensor.data_type, str(tensor.data_type))
-        raise ModelError(f"{what} holds {kind}: weights must be floating-point numbers of 16, 32 or 64 bits")
+        raise ModelError(
+            f"{what} holds {kind}: weights must be floating-point numbers of 16, 32 or 64 bits"
+        )
     if len(tensor.dims) > MOST_AXES or any(length < 0 for length in tensor.dims):
         raise ModelError(f"{what} has the shape {shown(list(tensor.dims))}, which no array has")
     return math.prod(tensor.dims)
@@ -270,7 +311,9 @@ def _checked_size(tensor: TensorProto, what: str) -> int:
 
 def _check_bytes(held: int, needed: int, what: str) -> None:
     if held != needed:
-        raise ModelError(f"{what} has {held:,} bytes, and its shape needs {needed:,}: the file is damaged")
+        raise ModelError(
+            f"{what} has {held:,} bytes, and its shape needs {needed:,}: the file is damaged"
+        )
 
 
 def _of_bytes(tensor: TensorProto, content: bytes) -> Array:
@@ -282,7 +325,8 @@ def _of_field(tensor: TensorProto, what: str, size: int) -> Array:
     field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
     if len(getattr(tensor, field)) != size:
         raise ModelError(
-            f"{what} has {len(getattr(tensor, field)):,} values, and its shape needs {size:,}: the file is damaged"
+            f"{what} has {len(getattr(tensor, field)):,} values, and its shape needs {size:,}: the"
+            " file is damaged"
         )
     try:
         return np.asarray(numpy_helper.to_array(tensor))
@@ -296,7 +340,9 @@ def _as_float32(values: Array, what: str) -> Array:
     if values.dtype.itemsize > 4 and not np.array_equal(np.isfinite(cast), np.isfinite(values)):
         raise ModelError(f"{what} holds values beyond float32")
     if values.size != 1 and not np.isfinite(cast).all():
-        raise ModelError(f"{what} holds values that are not finite (NaN or infinity): the network cannot be used")
+        raise ModelError(
+            f"{what} holds values that are not finite (NaN or infinity): the network cannot be used"
+        )
     return cast
 
 

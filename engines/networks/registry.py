@@ -1,4 +1,6 @@
-"""The known networks: the names that ``--model`` and ``--weights`` take, and how each becomes a forward graph."""
+"""The known networks: the names that ``--model`` and ``--weights`` take, and how each becomes a
+forward graph.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,8 @@ class Classifier:
         size_px: side of the input it is used at unless told otherwise.
         digest: sha256 of architecture, preprocessing and weights: what heads are tied to.
         weights: float32 arrays by name; empty where the network came as an ONNX file.
-        class_names: of its classes, where the weights say them (``finetune`` writes such); else see ``class_names``.
+        class_names: of its classes, where the weights say them (``finetune`` writes such); else see
+            ``class_names``.
     """
 
     name: str
@@ -47,12 +50,16 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
     return tuple((wnid, name) for wnid, name in (line.split("\t") for line in lines))
 
 
-def load_classifier(model: str = "compact", weights: str | None = None, size_px: int | None = None) -> Classifier:
+def load_classifier(
+    model: str = "compact", weights: str | None = None, size_px: int | None = None
+) -> Classifier:
     """The classifier that ``--model``, ``--weights`` and ``--size`` name.
 
     Args:
-        model: ``compact``, ``vgg16``, ``alexnet``, ``squeezenet``, or the path of an ``.onnx`` classifier.
-        weights: a file, a name to download, or ``random``; the shipped ones (compact only) when None.
+        model: ``compact``, ``vgg16``, ``alexnet``, ``squeezenet``, or the path of an ``.onnx``
+            classifier.
+        weights: a file, a name to download, or ``random``; the shipped ones (compact only) when
+            None.
         size_px: input side; the network's usual one when None.
 
     Raises:
@@ -63,30 +70,54 @@ def load_classifier(model: str = "compact", weights: str | None = None, size_px:
         side = size_px or own_size_px or 224
         return Classifier(Path(model).name, append, Preprocessing(), side, digest)
     if model not in ARCHITECTURES:
-        raise ModelError(f"unknown model '{model}': use {', '.join(ARCHITECTURES)} or the path of an .onnx classifier")
+        raise ModelError(
+            f"unknown model '{model}': use {', '.join(ARCHITECTURES)} or the path of an .onnx"
+            " classifier"
+        )
     build, random, preprocessing, usual_px = ARCHITECTURES[model]
     values: Weights = random() if weights == "random" else load_weights(model, weights)
     if model == "squeezenet":
         values = squeezenet.renamed(values)
     if model == "alexnet":
         values = alexnet.renamed(values)
-        preprocessing, usual_px = (CAFFE, 227) if alexnet.is_caffe(values) else (Preprocessing(), 224)
+        preprocessing, usual_px = (
+            (CAFFE, 227) if alexnet.is_caffe(values) else (Preprocessing(), 224)
+        )
     digest = _digest(model, preprocessing, values)
     names = load_class_names(weights) if weights else ()
     return Classifier(
-        model, lambda graph, x: build(graph, x, values), preprocessing, size_px or usual_px, digest, values, names
+        model,
+        lambda graph, x: build(graph, x, values),
+        preprocessing,
+        size_px or usual_px,
+        digest,
+        values,
+        names,
     )
 
 
 ARCHITECTURES: dict[
-    str, tuple[Callable[[Graph, str, Weights], Forward], Callable[[], dict[str, np.ndarray]], Preprocessing, int]
+    str,
+    tuple[
+        Callable[[Graph, str, Weights], Forward],
+        Callable[[], dict[str, np.ndarray]],
+        Preprocessing,
+        int,
+    ],
 ] = {
-    "compact": (vgg.forward, partial(vgg.random_weights, vgg.COMPACT_CHANNELS, hidden=0), Preprocessing(), 128),
+    "compact": (
+        vgg.forward,
+        partial(vgg.random_weights, vgg.COMPACT_CHANNELS, hidden=0),
+        Preprocessing(),
+        128,
+    ),
     "vgg16": (vgg.forward, vgg.random_weights, Preprocessing(), 224),
     "alexnet": (alexnet.forward, alexnet.random_weights, CAFFE, 227),
     "squeezenet": (squeezenet.forward, squeezenet.random_weights, CAFFE, 227),
 }
-"""name: (forward graph, random weights, preprocessing, usual input side in pixels); AlexNet's two forms differ in the latter"""
+"""name: (forward graph, random weights, preprocessing, usual input side in pixels); AlexNet's two
+forms differ in the latter
+"""
 
 
 def _digest(name: str, preprocessing: Preprocessing, values: Weights) -> str:

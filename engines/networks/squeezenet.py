@@ -1,7 +1,9 @@
-"""SqueezeNet v1.0 (Iandola et al. 2016, table 1) in its Caffe form: overlapping pools that round up, joined branches.
+"""SqueezeNet v1.0 (Iandola et al. 2016, table 1) in its Caffe form: overlapping pools that round
+up, joined branches.
 
-Weight names are ``conv1``, ``fire2.squeeze``, ``fire2.expand1``, ``fire2.expand3`` ... ``conv_final``, each with
-``.weight`` and ``.bias``. The archive of Han et al. (names like ``fire2__conv1x1_1__w``) is renamed on loading.
+Weight names are ``conv1``, ``fire2.squeeze``, ``fire2.expand1``, ``fire2.expand3`` ...
+``conv_final``, each with ``.weight`` and ``.bias``. The archive of Han et al. (names like
+``fire2__conv1x1_1__w``) is renamed on loading.
 """
 
 import numpy as np
@@ -43,22 +45,44 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
         if f"{name}.weight" not in weights or f"{name}.bias" not in weights:
             raise ModelError(f"these are not SqueezeNet weights: '{name}' is missing")
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-        if weight.ndim != 4 or weight.shape[1] != graph.shape(x)[1] or bias.shape != weight.shape[:1]:
-            raise ModelError(f"weight '{name}' has shape {list(weight.shape)}; it reads {graph.shape(x)[1]} channels")
-        inputs = (x, graph.constant(weight, hint=f"{name}.weight"), graph.constant(bias, hint=f"{name}.bias"))
-        linear = graph.add("Conv", *inputs, hint=f"{name}_linear", kernel_shape=list(weight.shape[2:]), **attributes)
+        if (
+            weight.ndim != 4
+            or weight.shape[1] != graph.shape(x)[1]
+            or bias.shape != weight.shape[:1]
+        ):
+            raise ModelError(
+                f"weight '{name}' has shape {list(weight.shape)}; it reads {graph.shape(x)[1]}"
+                " channels"
+            )
+        inputs = (
+            x,
+            graph.constant(weight, hint=f"{name}.weight"),
+            graph.constant(bias, hint=f"{name}.bias"),
+        )
+        linear = graph.add(
+            "Conv",
+            *inputs,
+            hint=f"{name}_linear",
+            kernel_shape=list(weight.shape[2:]),
+            **attributes,
+        )
         return graph.add("Relu", linear, hint=name)
 
     x = layers["conv1"] = convolution(x_nchw, "conv1", strides=[2, 2])
     x = layers["pool1"] = _pool(graph, x, "pool1")
     for fire in FIRES:
         squeezed = convolution(x, f"{fire}.squeeze")
-        wide = [convolution(squeezed, f"{fire}.expand1"), convolution(squeezed, f"{fire}.expand3", pads=[1, 1, 1, 1])]
+        wide = [
+            convolution(squeezed, f"{fire}.expand1"),
+            convolution(squeezed, f"{fire}.expand3", pads=[1, 1, 1, 1]),
+        ]
         x = layers[fire] = graph.add("Concat", *wide, axis=1, hint=fire)
         if fire in POOLED_AFTER:
             x = layers[f"pool{fire[4:]}"] = _pool(graph, x, f"pool{fire[4:]}")
     last = layers["conv_final"] = convolution(x, "conv_final", pads=[1, 1, 1, 1])
-    scores = graph.add("Flatten", graph.add("GlobalAveragePool", last, hint="average"), hint="scores_raw")
+    scores = graph.add(
+        "Flatten", graph.add("GlobalAveragePool", last, hint="average"), hint="scores_raw"
+    )
     return Forward(scores, last, layers)
 
 
@@ -72,7 +96,10 @@ def shapes(classes: int = 1000) -> dict[str, tuple[int, int, int, int]]:
     width = 96
     for fire, (squeeze, expand) in zip(FIRES, FIRE_SIZES, strict=True):
         result[f"{fire}.squeeze"] = (squeeze, width, 1, 1)
-        result[f"{fire}.expand1"], result[f"{fire}.expand3"] = (expand, squeeze, 1, 1), (expand, squeeze, 3, 3)
+        result[f"{fire}.expand1"], result[f"{fire}.expand3"] = (
+            (expand, squeeze, 1, 1),
+            (expand, squeeze, 3, 3),
+        )
         width = 2 * expand
     return {**result, "conv_final": (classes, width, 1, 1)}
 

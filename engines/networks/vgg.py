@@ -1,7 +1,8 @@
 """VGG16, configuration D (Simonyan & Zisserman 2015, table 1), at any number of channels per block.
 
-Weights carry torchvision's names (``features.0.weight`` ... ``classifier.6.bias``). A network that ends in one linear
-layer over the global average, as the compact one does, has ``classifier.weight`` and ``classifier.bias`` instead.
+Weights carry torchvision's names (``features.0.weight`` ... ``classifier.6.bias``). A network that
+ends in one linear layer over the global average, as the compact one does, has ``classifier.weight``
+and ``classifier.bias`` instead.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,14 @@ GRID = 7
 
 
 def convolution_names() -> list[list[tuple[str, str]]]:
-    """Per block, (layer name, weight prefix) of each convolution: ``("conv1_1", "features.0")`` ..."""
+    """Per block, (layer name, weight prefix) of each convolution: ``("conv1_1", "features.0")``
+    ...
+    """
     blocks, index = [], 0
     for block, repeats in enumerate(CONVOLUTIONS_PER_BLOCK, start=1):
-        blocks.append([(f"conv{block}_{i + 1}", f"features.{index + 2 * i}") for i in range(repeats)])
+        blocks.append(
+            [(f"conv{block}_{i + 1}", f"features.{index + 2 * i}") for i in range(repeats)]
+        )
         index += 2 * repeats + 1
     return blocks
 
@@ -46,11 +51,19 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
     for block, names in enumerate(convolution_names(), start=1):
         for layer, prefix in names:
             weight, bias = _pair(weights, prefix, (None, width, 3, 3))
-            inputs = (x, graph.constant(weight, hint=f"{prefix}.weight"), graph.constant(bias, hint=f"{prefix}.bias"))
-            conv = graph.add("Conv", *inputs, hint=f"{layer}_linear", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+            inputs = (
+                x,
+                graph.constant(weight, hint=f"{prefix}.weight"),
+                graph.constant(bias, hint=f"{prefix}.bias"),
+            )
+            conv = graph.add(
+                "Conv", *inputs, hint=f"{layer}_linear", kernel_shape=[3, 3], pads=[1, 1, 1, 1]
+            )
             x = layers[layer] = graph.add("Relu", conv, hint=layer)
             width = weight.shape[0]
-        x = layers[f"pool{block}"] = graph.add("MaxPool", x, hint=f"pool{block}", kernel_shape=[2, 2], strides=[2, 2])
+        x = layers[f"pool{block}"] = graph.add(
+            "MaxPool", x, hint=f"pool{block}", kernel_shape=[2, 2], strides=[2, 2]
+        )
     if "classifier.weight" in weights:
         scores = _linear(graph, _pooled(graph, x), weights, "classifier", width)
     else:
@@ -63,7 +76,9 @@ def _pooled(graph: Graph, x: str) -> str:
 
 
 def _fully_connected(graph: Graph, x: str, weights: Weights) -> str:
-    """The three fully connected layers; torchvision's adaptive average pool to 7x7 is folded into the first."""
+    """The three fully connected layers; torchvision's adaptive average pool to 7x7 is folded into
+    the first.
+    """
     _, channels, height, width = graph.shape(x)
     first, bias = _pair(weights, "classifier.0", (None, channels * GRID * GRID))
     if (height, width) != (GRID, GRID):
@@ -79,12 +94,18 @@ def _fully_connected(graph: Graph, x: str, weights: Weights) -> str:
 
 def _linear(graph: Graph, x: str, weights: Weights, prefix: str, width: int) -> str:
     weight, bias = _pair(weights, prefix, (None, width))
-    inputs = (x, graph.constant(weight, hint=f"{prefix}.weight"), graph.constant(bias, hint=f"{prefix}.bias"))
+    inputs = (
+        x,
+        graph.constant(weight, hint=f"{prefix}.weight"),
+        graph.constant(bias, hint=f"{prefix}.bias"),
+    )
     return graph.add("Gemm", *inputs, hint=f"{prefix}_linear", transB=1)
 
 
 def _adaptive_matrix(size: int) -> np.ndarray:
-    """Torch's AdaptiveAvgPool to 7 cells as a matrix ``[7, size]``: cell i averages floor(i*n/7) .. ceil((i+1)*n/7)."""
+    """Torch's AdaptiveAvgPool to 7 cells as a matrix ``[7, size]``: cell i averages floor(i*n/7) ..
+    ceil((i+1)*n/7).
+    """
     matrix = np.zeros((GRID, size), np.float32)
     for i in range(GRID):
         start, stop = i * size // GRID, -(-(i + 1) * size // GRID)
@@ -92,17 +113,24 @@ def _adaptive_matrix(size: int) -> np.ndarray:
     return matrix
 
 
-def _pair(weights: Weights, prefix: str, shape: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
+def _pair(
+    weights: Weights, prefix: str, shape: Sequence[int | None]
+) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias of one layer, checked; ``None`` in ``shape`` is free."""
     for name in (f"{prefix}.weight", f"{prefix}.bias"):
         if name not in weights:
-            raise ModelError(f"these are not VGG16 weights: '{name}' is missing; expected torchvision's names")
+            raise ModelError(
+                f"these are not VGG16 weights: '{name}' is missing; expected torchvision's names"
+            )
     weight, bias = weights[f"{prefix}.weight"], weights[f"{prefix}.bias"]
-    fits = len(weight.shape) == len(shape) and all(e in (None, g) for e, g in zip(shape, weight.shape, strict=True))
+    fits = len(weight.shape) == len(shape) and all(
+        e in (None, g) for e, g in zip(shape, weight.shape, strict=True)
+    )
     if not fits or bias.shape != weight.shape[:1]:
         expected = ["any" if n is None else n for n in shape]
         raise ModelError(
-            f"weight '{prefix}.weight' has shape {list(weight.shape)} and bias {list(bias.shape)}; VGG16 needs {expected}"
+            f"weight '{prefix}.weight' has shape {list(weight.shape)} and bias {list(bias.shape)};"
+            f" VGG16 needs {expected}"
         )
     return weight, bias
 
@@ -120,8 +148,12 @@ def random_weights(
     def draw(prefix: str, *shape: int) -> None:
         scale = np.sqrt(2.0 / np.prod(shape[1:]))
         weights[f"{prefix}.weight"] = rng.standard_normal(shape, np.float32)
-        weights[f"{prefix}.weight"] *= scale  # in place: a hundred million numbers are not copied as float64
-        weights[f"{prefix}.bias"] = (0.01 * rng.standard_normal(shape[0], np.float32)).astype(np.float32)
+        weights[f"{prefix}.weight"] *= (
+            scale  # in place: a hundred million numbers are not copied as float64
+        )
+        weights[f"{prefix}.bias"] = (0.01 * rng.standard_normal(shape[0], np.float32)).astype(
+            np.float32
+        )
 
     width = 3
     for block, names in zip(channels, convolution_names(), strict=True):

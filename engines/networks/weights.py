@@ -1,4 +1,6 @@
-"""Loads weights by name or from files: safetensors, torchvision's .pth, NumPy archives, Deep Compression's .net."""
+"""Loads weights by name or from files: safetensors, torchvision's .pth, NumPy archives, Deep
+Compression's .net.
+"""
 
 import warnings
 import zipfile
@@ -53,9 +55,13 @@ def decode_net(path: Path) -> dict[str, np.ndarray]:
             flat[np.cumsum(gaps.astype(np.int64) + 1) - 1] = codebook[index]
             weights[f"{name}.weight"], weights[f"{name}.bias"] = flat.reshape(shape), bias.copy()
     except (ValueError, IndexError) as error:
-        raise ModelError(f"cannot read {path} as SqueezeNet's compressed weights: {error}") from error
+        raise ModelError(
+            f"cannot read {path} as SqueezeNet's compressed weights: {error}"
+        ) from error
     if offset != len(data):
-        raise ModelError(f"{path} holds {len(data)} bytes, SqueezeNet's compressed weights take {offset}")
+        raise ModelError(
+            f"{path} holds {len(data)} bytes, SqueezeNet's compressed weights take {offset}"
+        )
     return weights
 
 
@@ -84,9 +90,10 @@ DOWNLOADS: Mapping[str, Download] = {
         "compressed_SqueezeNet.net",
     ),
 }
-"""torchvision's file names end in the first eight digits of the file's sha256. Neither VGG16's nor AlexNet's file could be
-fetched where this was written: sha256 and size are those that many projects publish. Names, shapes and finite values are
-checked when a file is read.
+"""torchvision's file names end in the first eight digits of the file's sha256. Neither VGG16's nor
+AlexNet's file could be
+fetched where this was written: sha256 and size are those that many projects publish. Names, shapes
+and finite values are checked when a file is read.
 """
 
 
@@ -95,7 +102,8 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
 
     Args:
         model: ``compact``, ``vgg16``, ``alexnet`` or ``squeezenet``.
-        weights: a file, or a name in ``DOWNLOADS``; None for the shipped weights, else the download of that model.
+        weights: a file, or a name in ``DOWNLOADS``; None for the shipped weights, else the download
+            of that model.
 
     Raises:
         ModelError: the file is missing or unreadable.
@@ -108,15 +116,21 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
     else:
         path = Path(weights)
     if not path.exists():
-        raise ModelError(f"weights {path} do not exist: give a file, or one of {', '.join(DOWNLOADS)}, or random")
+        raise ModelError(
+            f"weights {path} do not exist: give a file, or one of {', '.join(DOWNLOADS)}, or random"
+        )
     reader = READERS.get(path.suffix)
     if reader is None:
-        raise ModelError(f"weights {path}: unknown format '{path.suffix}'; use {', '.join(READERS)}")
+        raise ModelError(
+            f"weights {path}: unknown format '{path.suffix}'; use {', '.join(READERS)}"
+        )
     return {_torchvision_name(name): _float32(name, value) for name, value in reader(path).items()}
 
 
 def load_class_names(weights: str) -> tuple[str, ...]:
-    """The names that a ``.safetensors`` file gives the classes of its weights; none where it or another file does not."""
+    """The names that a ``.safetensors`` file gives the classes of its weights; none where it or
+    another file does not.
+    """
     path = Path(weights)
     if path.suffix != ".safetensors" or not path.is_file():
         return ()
@@ -131,7 +145,10 @@ def load_class_names(weights: str) -> tuple[str, ...]:
 
 def _float32(name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.kind != "f" and value.ndim:
-        raise ModelError(f"weight {shown(name)} holds {value.dtype}: give the weights as floating-point numbers, not quantised")
+        raise ModelError(
+            f"weight {shown(name)} holds {value.dtype}: give the weights as floating-point numbers,"
+            " not quantised"
+        )
     with np.errstate(over="ignore"):
         array = np.asarray(value, dtype=np.float32)
     if not array.size:
@@ -142,11 +159,17 @@ def _float32(name: str, value: np.ndarray) -> np.ndarray:
     return array.reshape(len(array), -1) if flat else array
 
 
-_TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+_TIMM = {
+    "pre_logits.fc1": "classifier.0",
+    "pre_logits.fc2": "classifier.3",
+    "head.fc": "classifier.6",
+}
 
 
 def _torchvision_name(name: str) -> str:
-    """Timm's VGG16 keeps the hidden layers as convolutions under other names; the order of values is the same."""
+    """Timm's VGG16 keeps the hidden layers as convolutions under other names; the order of values
+    is the same.
+    """
     prefix, _, kind = name.rpartition(".")
     return f"{_TIMM[prefix]}.{kind}" if prefix in _TIMM else name
 
@@ -165,7 +188,10 @@ def _read_torch(path: Path) -> dict[str, Array]:
     try:
         import torch
     except ImportError as error:
-        raise ModelError(f"reading {path.name} needs PyTorch: {install_extra('torch')}, or give a .safetensors file") from error
+        raise ModelError(
+            f"reading {path.name} needs PyTorch: {install_extra('torch')}, or give a .safetensors"
+            " file"
+        ) from error
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -173,17 +199,31 @@ def _read_torch(path: Path) -> dict[str, Array]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript files are refused behind a warning
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, runtime, memory and end-of-file errors for damaged files
+    except (
+        Exception
+    ) as error:  # pickle, zip, runtime, memory and end-of-file errors for damaged files
         raise ModelError(f"cannot read weights {path}: {reason_of(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(each, torch.Tensor) for each in state.values()):
-        raise ModelError(f"weights {path} are not a state dictionary of tensors: save model.state_dict()")
+    if not isinstance(state, dict) or not all(
+        isinstance(each, torch.Tensor) for each in state.values()
+    ):
+        raise ModelError(
+            f"weights {path} are not a state dictionary of tensors: save model.state_dict()"
+        )
     if not all(isinstance(name, str) for name in state):
         raise ModelError(f"weights {path} are not a state dictionary: its names are not text")
     for name, value in state.items():
-        if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+        if (
+            value.layout is not torch.strided
+            or value.is_quantized
+            or value.is_complex()
+            or value.device.type != "cpu"
+        ):
             raise ModelError(f"weights {path}: {shown(name)} is not a dense tensor of real numbers")
     if sum(value.numel() * value.element_size() for value in state.values()) > MOST_UNPACKED * size:
-        raise ModelError(f"weights {path}: its tensors claim more values than the file has bytes for: it is damaged")
+        raise ModelError(
+            f"weights {path}: its tensors claim more values than the file has bytes for: it is"
+            " damaged"
+        )
     return {name: value.float().contiguous().numpy() for name, value in state.items()}
 
 

@@ -1,11 +1,14 @@
-"""Beam search over the last feature map: finds the crops that the classifier's last layers score highest for a class.
+"""Beam search over the last feature map: finds the crops that the classifier's last layers score
+highest for a class.
 
-Bency, Kwon, Lee, Karthikeyan & Manjunath, "Weakly Supervised Localization using Deep Feature Maps" (ECCV 2016). The image goes
-through the convolutions once. A candidate is a rectangle of the L x L map, stretched back to L x L by bilinear interpolation
-and classified; its children are a cell narrower or a cell lower, and are stretched in turn; the best ``beam`` of a level go on.
-Where the best candidates lie is a heat map, and its blobs are the objects.
+Bency, Kwon, Lee, Karthikeyan & Manjunath, "Weakly Supervised Localization using Deep Feature Maps"
+(ECCV 2016). The image goes through the convolutions once. A candidate is a rectangle of the L x L
+map, stretched back to L x L by bilinear interpolation and classified; its children are a cell
+narrower or a cell lower, and are stretched in turn; the best ``beam`` of a level go on. Where the
+best candidates lie is a heat map, and its blobs are the objects.
 
-Stretching is linear and separable, so that a candidate is two ``[L, L]`` matrices, a child their product with a step's, and a
+Stretching is linear and separable, so that a candidate is two ``[L, L]`` matrices, a child their
+product with a step's, and a
 level one engine call: ``rows @ map @ columns^T`` for all candidates, then the classifier layers.
 """
 
@@ -29,7 +32,9 @@ from engines.preprocess import append_preprocessing
 from engines.search.compound import Compile, CompoundEngine, Found, blobs, box_of, known_layer
 
 LAYERS = {"compact": "conv5_3", "vgg16": "conv5_3", "squeezenet": "conv_final", "alexnet": "conv5"}
-"""The last convolution. In SqueezeNet nothing but the average follows it; fire9 finds as much, at a dozen times the cost."""
+"""The last convolution. In SqueezeNet nothing but the average follows it; fire9 finds as much, at a
+dozen times the cost.
+"""
 FEATURES, ROWS, COLUMNS = "features", "rows", "columns"
 HEAT_SIDE = 64
 Edges = tuple[float, float, float, float]
@@ -46,8 +51,8 @@ class BeamSettings:
         threshold: share of the heat map's maximum from which on a place belongs to an object.
         objects: at most so many.
         classes: of the image's likeliest classes, how many are searched for where none is named.
-        least_share: of the likeliest class's probability that another must have to be searched for; of the first heat map's
-            maximum that a repeated search must reach.
+        least_share: of the likeliest class's probability that another must have to be searched for;
+            of the first heat map's maximum that a repeated search must reach.
         overlap: IoU from which on the weaker of two boxes is dropped.
     """
 
@@ -61,14 +66,23 @@ class BeamSettings:
     overlap: float = 0.5
 
     def __post_init__(self) -> None:
-        if min(self.beam, self.levels, self.objects, self.classes) < 1 or not 0 < self.threshold <= 1:
-            raise ModelError(f"beam search takes at least one candidate, level, object and class, and a share, not {self}")
+        if (
+            min(self.beam, self.levels, self.objects, self.classes) < 1
+            or not 0 < self.threshold <= 1
+        ):
+            raise ModelError(
+                "beam search takes at least one candidate, level, object and class, and a share,"
+                f" not {self}"
+            )
 
     @property
     def digest(self) -> str:
         """What decides its boxes, in words."""
         where = self.layer or "the last layer"
-        return f"beam: M {self.beam}, H {self.levels}, at {where}, heat over {self.threshold:g} of the top"
+        return (
+            f"beam: M {self.beam}, H {self.levels}, at {where}, heat over {self.threshold:g} of"
+            " the top"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,16 +117,25 @@ class BeamEngine(CompoundEngine):
         features = build_features_graph(classifier, settings)
         self._tail: Engine = compiled(build_tail_graph(classifier, settings))
         metadata = {p.key: p.value for p in features.metadata_props}
-        super().__init__(compiled(features), [self._tail], (HEAT_SIDE, HEAT_SIDE), settings.objects, metadata)
+        super().__init__(
+            compiled(features), [self._tail], (HEAT_SIDE, HEAT_SIDE), settings.objects, metadata
+        )
 
-    def search(self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]) -> tuple[list[Found], NDArray[np.float32]]:
-        """See ``CompoundEngine.search``; the map is the first heat map of the class that was found first.
+    def search(
+        self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]
+    ) -> tuple[list[Found], NDArray[np.float32]]:
+        """See ``CompoundEngine.search``; the map is the first heat map of the class that was found
+        first.
 
-        Objects that touch share a blob. So where more are wanted, the search is repeated with the cells of those found set to
-        zero, as often as it takes (not in the paper).
+        Objects that touch share a blob. So where more are wanted, the search is repeated with the
+        cells of those found set to zero, as often as it takes (not in the paper).
         """
         index, settings = int(outputs["class_index"][0]), self._settings
-        classes = [index] if int(feeds[WANTED_CLASS][0]) >= 0 else wanted_classes(outputs["probabilities"][0], settings)
+        classes = (
+            [index]
+            if int(feeds[WANTED_CLASS][0]) >= 0
+            else wanted_classes(outputs["probabilities"][0], settings)
+        )
         features, found = np.array(outputs[FEATURES]), list[Found]()
         heat: dict[int, NDArray[np.float64]] = {}
         least = dict.fromkeys(classes, -1.0)  # the first search always counts
@@ -123,14 +146,20 @@ class BeamEngine(CompoundEngine):
                 if now.max() > least[each]:
                     heat.setdefault(each, now)
                     least[each] = max(least[each], settings.least_share * float(now.max()))
-                    found = without_overlaps([*found, *objects_in(now, each, settings.threshold)], settings.overlap)
+                    found = without_overlaps(
+                        [*found, *objects_in(now, each, settings.threshold)], settings.overlap
+                    )
             if len(found) == before:
                 break
             features = without_cells(features, found)
         return found, heat[found[0].class_index].astype(np.float32)
 
-    def _beams(self, features: Array, classes: Sequence[int]) -> dict[int, list[tuple[Candidate, float]]]:
-        """For each class every candidate that was kept at some level, with its score; all classes in one call a level."""
+    def _beams(
+        self, features: Array, classes: Sequence[int]
+    ) -> dict[int, list[tuple[Candidate, float]]]:
+        """For each class every candidate that was kept at some level, with its score; all classes
+        in one call a level.
+        """
         side, most = features.shape[2], self._settings.beam
         ranked: dict[int, list[tuple[Candidate, float]]] = {each: [] for each in classes}
         waiting = {each: first_candidates(side) for each in classes}
@@ -144,20 +173,29 @@ class BeamEngine(CompoundEngine):
                 place += len(waiting[each])
                 ranked[each] += best
                 if level + 1 < self._settings.levels:
-                    waiting[each] = distinct(child for candidate, _ in best for child in children(candidate))
+                    waiting[each] = distinct(
+                        child for candidate, _ in best for child in children(candidate)
+                    )
         return ranked
 
     def _scores(self, features: Array, candidates: Sequence[Candidate]) -> NDArray[np.float32]:
-        """Probabilities ``[candidates, classes]``; the call's batch is filled up with the last candidate."""
+        """Probabilities ``[candidates, classes]``; the call's batch is filled up with the last
+        candidate.
+        """
         batch = self._tail.inputs[1].shape[0]
         padded = [*candidates, *[candidates[-1]] * (batch - len(candidates))]
-        rows, columns = np.stack([c.rows for c in padded])[:, None], np.stack([c.columns for c in padded])[:, None]
+        rows, columns = (
+            np.stack([c.rows for c in padded])[:, None],
+            np.stack([c.columns for c in padded])[:, None],
+        )
         found = self.ask(self._tail, {FEATURES: features, ROWS: rows, COLUMNS: columns})["scores"]
         return np.asarray(found[: len(candidates)])
 
 
 def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx.ModelProto:
-    """Image, wanted class in; ``class_index``, ``score``, ``probabilities`` ``[1, classes]``, ``features`` ``[1, C, L, L]``."""
+    """Image, wanted class in; ``class_index``, ``score``, ``probabilities`` ``[1, classes]``,
+    ``features`` ``[1, C, L, L]``.
+    """
     graph = Graph()
     _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (1,))
@@ -166,22 +204,36 @@ def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx
     layer = known_layer(forward.layers, LAYERS, classifier.name, settings.layer)
     features = forward.layers[layer]
     if graph.shape(features)[2] != graph.shape(features)[3] or graph.shape(features)[2] < 2:
-        raise ModelError(f"beam search cuts a square map of at least 2 x 2, not {layer}, {list(graph.shape(features))}")
+        raise ModelError(
+            f"beam search cuts a square map of at least 2 x 2, not {layer},"
+            f" {list(graph.shape(features))}"
+        )
     probabilities = graph.add("Softmax", forward.scores, axis=1, hint="image_probabilities")
-    named = {"class_index": class_index, "score": score, "probabilities": probabilities, FEATURES: features}
+    named = {
+        "class_index": class_index,
+        "score": score,
+        "probabilities": probabilities,
+        FEATURES: features,
+    }
     for name, tensor in named.items():
         graph.output(tensor, name)
-    return graph.model(stamp(classifier, MapSpec(), None, None, graph.shape(forward.scores)[1], settings.digest))
+    return graph.model(
+        stamp(classifier, MapSpec(), None, None, graph.shape(forward.scores)[1], settings.digest)
+    )
 
 
 def build_tail_graph(classifier: Classifier, settings: BeamSettings) -> onnx.ModelProto:
-    """``features`` ``[1, C, L, L]``, ``rows`` and ``columns`` ``[B, 1, L, L]`` in; ``scores`` ``[B, classes]`` out.
+    """``features`` ``[1, C, L, L]``, ``rows`` and ``columns`` ``[B, 1, L, L]`` in; ``scores``
+    ``[B, classes]`` out.
 
-    B is what a level takes at most: four children of each candidate of the beam, of each class; or the nine of the first.
+    B is what a level takes at most: four children of each candidate of the beam, of each class; or
+        the nine of the first.
     """
     batch = settings.classes * max(9, 4 * settings.beam)
     whole = Graph()
-    forward = classifier.append(whole, whole.input("x", FLOAT, (batch, 3, classifier.size_px, classifier.size_px)))
+    forward = classifier.append(
+        whole, whole.input("x", FLOAT, (batch, 3, classifier.size_px, classifier.size_px))
+    )
     layer = known_layer(forward.layers, LAYERS, classifier.name, settings.layer)
     cut = forward.layers[layer]
     _, channels, side, _ = whole.shape(cut)
@@ -212,9 +264,11 @@ def _behind(graph: Graph, start: str, end: str) -> list[onnx.NodeProto]:
 
 @cache
 def stretch(side: int, start: int, length: int) -> NDArray[np.float32]:
-    """``[side, side]``: bilinear interpolation of ``length`` cells from ``start`` on to ``side`` cells.
+    """``[side, side]``: bilinear interpolation of ``length`` cells from ``start`` on to ``side``
+    cells.
 
-    Cell i of the result is centred at (i + 1/2) * length / side of the stretch; beyond the outermost centres nothing changes.
+    Cell i of the result is centred at (i + 1/2) * length / side of the stretch; beyond the
+    outermost centres nothing changes.
     """
     centres = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
     low = np.floor(centres).astype(int)
@@ -243,25 +297,37 @@ def first_candidates(side: int) -> list[Candidate]:
 
 
 def children(candidate: Candidate) -> list[Candidate]:
-    """A cell less at the left, right, top or bottom: they differ from it in width or height, not in both."""
+    """A cell less at the left, right, top or bottom: they differ from it in width or height, not in
+    both.
+    """
     side = len(candidate.rows)
     whole, cuts = (0, side), ((0, side - 1), (1, side - 1))
     return [cut(candidate, x, whole) for x in cuts] + [cut(candidate, whole, y) for y in cuts]
 
 
 def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """One of each rectangle: two parents may share a child, which would else take two places in the beam."""
-    return list({tuple(round(edge, 6) for edge in each.edges): each for each in candidates}.values())
+    """One of each rectangle: two parents may share a child, which would else take two places in the
+    beam.
+    """
+    return list(
+        {tuple(round(edge, 6) for edge in each.edges): each for each in candidates}.values()
+    )
 
 
 def wanted_classes(probabilities: NDArray[np.float32], settings: BeamSettings) -> list[int]:
-    """The likeliest classes, as many as are searched for, those that are unlikely beside the first left out."""
+    """The likeliest classes, as many as are searched for, those that are unlikely beside the first
+    left out.
+    """
     order = np.argsort(-probabilities, kind="stable")[: settings.classes]
-    return [int(i) for i in order if probabilities[i] >= settings.least_share * probabilities[order[0]]]
+    return [
+        int(i) for i in order if probabilities[i] >= settings.least_share * probabilities[order[0]]
+    ]
 
 
 def heat_map(ranked: Sequence[tuple[Candidate, float]]) -> NDArray[np.float64]:
-    """At each place of the image the summed scores of the candidates that cover it, over how many there are: ``[64, 64]``."""
+    """At each place of the image the summed scores of the candidates that cover it, over how many
+    there are: ``[64, 64]``.
+    """
     centres = (np.arange(HEAT_SIDE) + 0.5) / HEAT_SIDE
     heat = np.zeros((HEAT_SIDE, HEAT_SIDE))
     for candidate, score in ranked:
@@ -271,14 +337,20 @@ def heat_map(ranked: Sequence[tuple[Candidate, float]]) -> NDArray[np.float64]:
 
 
 def objects_in(heat: NDArray[np.float64], class_index: int, threshold: float) -> list[Found]:
-    """The blobs of what is at or over ``threshold`` of the maximum, each scored by its mean heat, best first."""
+    """The blobs of what is at or over ``threshold`` of the maximum, each scored by its mean heat,
+    best first.
+    """
     hot = heat >= threshold * heat.max()
-    found = [Found(tuple(box_of(blob)), class_index, float(heat[blob].mean())) for blob in blobs(hot)]
+    found = [
+        Found(tuple(box_of(blob)), class_index, float(heat[blob].mean())) for blob in blobs(hot)
+    ]
     return sorted(found, key=lambda each: -each.score)
 
 
 def without_cells(features: Array, found: Sequence[Found]) -> Array:
-    """The feature map ``[1, C, L, L]`` with the cells whose centres lie in a found box set to zero."""
+    """The feature map ``[1, C, L, L]`` with the cells whose centres lie in a found box set to
+    zero.
+    """
     centres = (np.arange(features.shape[2]) + 0.5) / features.shape[2]
     kept = np.ones(features.shape[2:], np.bool_)
     for x0, y0, x1, y1 in (each.box_xyxy for each in found):
@@ -287,7 +359,9 @@ def without_cells(features: Array, found: Sequence[Found]) -> Array:
 
 
 def without_overlaps(found: Sequence[Found], overlap: float) -> list[Found]:
-    """Best first, without those whose box is mostly that of a better one: two classes may name one object."""
+    """Best first, without those whose box is mostly that of a better one: two classes may name one
+    object.
+    """
     kept: list[Found] = []
     for each in sorted(found, key=lambda each: -each.score):
         if all(iou(each.box_xyxy, other.box_xyxy) < overlap for other in kept):

@@ -17,18 +17,26 @@ DAM = {
     "compact": DamSettings(layer="conv5_3"),
     "squeezenet": DamSettings(k=10, percentile=60, dilate=0.06),
 }
-"""By network what is best on the training split of animal_pose_voc; the paper's values where it made no difference."""
+"""By network what is best on the training split of animal_pose_voc; the paper's values where it
+made no difference.
+"""
 BEAM = {"compact": BeamSettings(), "squeezenet": BeamSettings()}
 CLASSES_OF_SEVERAL = 2
 
 
 def dam_settings(network: str, objects: int = 1, layer: str | None = None) -> DamSettings:
     """The usual settings of a network, for so many objects, at a layer of one's own."""
-    return replace(DAM.get(network, DamSettings()), objects=objects, layer=layer or DAM.get(network, DamSettings()).layer)
+    return replace(
+        DAM.get(network, DamSettings()),
+        objects=objects,
+        layer=layer or DAM.get(network, DamSettings()).layer,
+    )
 
 
 def beam_settings(network: str, objects: int = 1, layer: str | None = None) -> BeamSettings:
-    """As ``dam_settings``; for several objects, ``CLASSES_OF_SEVERAL`` of the likeliest classes are searched for."""
+    """As ``dam_settings``; for several objects, ``CLASSES_OF_SEVERAL`` of the likeliest classes are
+    searched for.
+    """
     usual = BEAM.get(network, BeamSettings())
     classes = 1 if objects == 1 else CLASSES_OF_SEVERAL
     return replace(usual, objects=objects, classes=classes, layer=layer or usual.layer)
@@ -42,7 +50,8 @@ def search_engine(
     layer: str | None = None,
     readers: tuple[Head, CropScorer] | None = None,
 ) -> CompoundEngine:
-    """The engine of a method; with ``readers`` the beam searches crops of the image, see ``engines.search.crops``.
+    """The engine of a method; with ``readers`` the beam searches crops of the image, see
+    ``engines.search.crops``.
 
     Raises:
         ModelError, EngineError: see ``DamEngine``, ``BeamEngine`` and ``CropsEngine``.
@@ -66,16 +75,22 @@ def open_search(
     layer: str | None = None,
     readers: tuple[Head, CropScorer] | None = None,
 ) -> Engine:
-    """Compile a method's graphs on OpenVINO, which is the only backend that runs them; the arguments are a ``Choice``'s.
+    """Compile a method's graphs on OpenVINO, which is the only backend that runs them; the
+    arguments are a ``Choice``'s.
 
     Raises:
         EngineError: another backend is asked for, or the precision cannot be had.
         ModelError: int8 is asked for, or a graph cannot be built.
     """
     if backend not in ("auto", "openvino"):
-        raise EngineError(f"--method {method} asks several graphs in turn, on OpenVINO only: use --backend openvino")
+        raise EngineError(
+            f"--method {method} asks several graphs in turn, on OpenVINO only: use --backend"
+            " openvino"
+        )
     if precision == "int8":
-        raise ModelError(f"--method {method} is not calibrated for int8: use --precision bf16 or fp32")
+        raise ModelError(
+            f"--method {method} is not calibrated for int8: use --precision bf16 or fp32"
+        )
     from engines.backends.openvino import OpenVinoEngine  # only where it is used
 
     def compiled(graph: onnx.ModelProto) -> Engine:

@@ -1,4 +1,6 @@
-"""The base of all searches: an engine that is made of several engines. It also turns maps into regions."""
+"""The base of all searches: an engine that is made of several engines. It also turns maps into
+regions.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +19,11 @@ Boxes = NDArray[np.float64]
 
 
 def bright_mask(map_hw: NDArray[np.float32], percentile: float) -> Mask:
-    """Pixels at or over the ``percentile`` of the positive ones, ``[h, w]``; all False where none is positive.
+    """Pixels at or over the ``percentile`` of the positive ones, ``[h, w]``; all False where none
+    is positive.
 
-    Of the positive ones, because a neuron sees only a part of the image: where its map is 0 for most pixels, so may be the
-    percentile of all of them.
+    Of the positive ones, because a neuron sees only a part of the image: where its map is 0 for
+    most pixels, so may be the percentile of all of them.
     """
     positive = map_hw[map_hw > 0]
     if not positive.size:
@@ -29,9 +32,11 @@ def bright_mask(map_hw: NDArray[np.float32], percentile: float) -> Mask:
 
 
 def opened(mask: Mask, erode_px: int, dilate_px: int) -> Mask:
-    """Erosion by a square of ``erode_px`` a side removes specks, dilation by one of ``dilate_px`` joins what is near.
+    """Erosion by a square of ``erode_px`` a side removes specks, dilation by one of ``dilate_px``
+    joins what is near.
 
-    Pixels outside the image neither erode nor dilate. A mask of which erosion leaves nothing is not eroded.
+    Pixels outside the image neither erode nor dilate. A mask of which erosion leaves nothing is not
+    eroded.
     """
     values = mask.astype(np.uint8)
     eroded = cv2.erode(values, np.ones((erode_px, erode_px), np.uint8))
@@ -40,18 +45,27 @@ def opened(mask: Mask, erode_px: int, dilate_px: int) -> Mask:
 
 
 def box_of(mask: Mask) -> Boxes:
-    """Bounding box of a mask as fractions of width and height, ``[4]``; the whole image where the mask is empty."""
+    """Bounding box of a mask as fractions of width and height, ``[4]``; the whole image where the
+    mask is empty.
+    """
     height, width = mask.shape
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return np.array([0.0, 0.0, 1.0, 1.0])
-    edges = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+    edges = [
+        columns[0] / width,
+        rows[0] / height,
+        (columns[-1] + 1) / width,
+        (rows[-1] + 1) / height,
+    ]
     return np.array(edges, np.float64)
 
 
 def blobs(mask: Mask) -> list[Mask]:
     """The 8-connected parts of a mask, the largest first."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=8
+    )
     order = sorted(range(1, count), key=lambda label: -int(stats[label, cv2.CC_STAT_AREA]))
     return [np.asarray(labels == label) for label in order]
 
@@ -73,7 +87,8 @@ class Found:
 class CompoundEngine(ABC):
     """See ``engines.engine.Engine``; one image a call.
 
-    Outputs: as of ``engines.build.build_graph``, and ``detections`` float32 ``[1, objects, 6]``: x0, y0, x1, y1 in 0..1, class
+    Outputs: as of ``engines.build.build_graph``, and ``detections`` float32 ``[1, objects, 6]``:
+        x0, y0, x1, y1 in 0..1, class
     and score of each object, best first; class -1 where there are fewer.
 
     Args:
@@ -87,7 +102,12 @@ class CompoundEngine(ABC):
     """
 
     def __init__(
-        self, first: Engine, others: Sequence[Engine], map_shape: tuple[int, int], objects: int, metadata: Mapping[str, str]
+        self,
+        first: Engine,
+        others: Sequence[Engine],
+        map_shape: tuple[int, int],
+        objects: int,
+        metadata: Mapping[str, str],
     ) -> None:
         self.backend, self.precision, self.device = first.backend, first.precision, first.device
         self.losses: list[str] = getattr(first, "losses", [])
@@ -103,7 +123,9 @@ class CompoundEngine(ABC):
         self._first, self._others, self._objects = first, tuple(others), objects
 
     @abstractmethod
-    def search(self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]) -> tuple[list[Found], NDArray[np.float32]]:
+    def search(
+        self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]
+    ) -> tuple[list[Found], NDArray[np.float32]]:
         """Find the objects of one image.
 
         Args:
@@ -152,7 +174,9 @@ class CompoundEngine(ABC):
             engine.close()
 
 
-def known_layer(layers: Mapping[str, str], usual: Mapping[str, str], network: str, wanted: str | None) -> str:
+def known_layer(
+    layers: Mapping[str, str], usual: Mapping[str, str], network: str, wanted: str | None
+) -> str:
     """The layer that is asked for, or the usual one of a network.
 
     Raises:
@@ -161,5 +185,9 @@ def known_layer(layers: Mapping[str, str], usual: Mapping[str, str], network: st
     layer = wanted or usual.get(network)
     if layer in layers:
         return str(layer)
-    reason = f"has no layer '{layer}'" if layer else "has no usual layer for this method: name one with --layer"
+    reason = (
+        f"has no layer '{layer}'"
+        if layer
+        else "has no usual layer for this method: name one with --layer"
+    )
     raise EngineError(f"{network} {reason}; it has {', '.join(layers)}")

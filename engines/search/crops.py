@@ -1,10 +1,12 @@
-"""Beam search over crops of the image. The fitted head reads each crop, so that each animal of a group gets a box.
+"""Beam search over crops of the image. The fitted head reads each crop, so that each animal of a
+group gets a box.
 
-A crop of the feature map that holds two dogs is as much a dog as one that holds one, so that the search of Bency et al.
-(``engines.search.beam``) has no cause to part them; measured in ``docs/methods.md``. Here a candidate is a crop of the image.
-The network and its head read it as they would a photo of its own, and the box that they find, with a margin, is the candidate's
-child. A second linear layer, on the same features, says how likely a box is right: the best go on, and the best boxes that do
-not share ground are the objects.
+A crop of the feature map that holds two dogs is as much a dog as one that holds one, so that the
+search of Bency et al. (``engines.search.beam``) has no cause to part them; measured in
+``docs/methods.md``. Here a candidate is a crop of the image. The network and its head read it as
+they would a photo of its own, and the box that they find, with a margin, is the candidate's child.
+A second linear layer, on the same features, says how likely a box is right: the best go on, and the
+best boxes that do not share ground are the objects.
 """
 
 import json
@@ -28,7 +30,9 @@ from engines.preprocess import IMAGE, resized
 from engines.search.compound import Compile, CompoundEngine, Found
 
 ENLARGED = 2
-"""The image is taken at so many times the network's side, so that a crop of half of it is still sharp."""
+"""The image is taken at so many times the network's side, so that a crop of half of it is still
+sharp.
+"""
 BATCH = 12
 FORMAT = 1
 EDGE = 0.03
@@ -37,14 +41,16 @@ Rows = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CropSettings:
-    """Chosen on pairs put together from training photos of animal_pose_voc, see ``docs/methods.md``.
+    """Chosen on pairs put together from training photos of animal_pose_voc, see
+    ``docs/methods.md``.
 
     Attributes:
         beam: candidates that go on from each level.
         levels: how often crops are read.
         margin: by which a box becomes a crop, as a share of its width and height, on every side.
         objects: at most so many.
-        most_iou, most_shared: two objects have a lower IoU than this, and less of the smaller box in the other.
+        most_iou, most_shared: two objects have a lower IoU than this, and less of the smaller box
+            in the other.
         least: chance of being right that every object but the best must have.
     """
 
@@ -58,17 +64,23 @@ class CropSettings:
 
     def __post_init__(self) -> None:
         if min(self.beam, self.levels, self.objects) < 1:
-            raise ModelError(f"a search over crops takes at least one candidate, level and object, not {self}")
+            raise ModelError(
+                f"a search over crops takes at least one candidate, level and object, not {self}"
+            )
 
     @property
     def digest(self) -> str:
         """What decides its boxes, in words."""
-        return f"crops: {len(first_crops())} and then {self.beam}, {self.levels} levels, read by the fitted head"
+        return (
+            f"crops: {len(first_crops())} and then {self.beam}, {self.levels} levels, read by the"
+            " fitted head"
+        )
 
 
 @dataclass(frozen=True)
 class CropScorer:
-    """A linear layer that says how likely the box that a head finds in a crop has an IoU over 0.5 with an object.
+    """A linear layer that says how likely the box that a head finds in a crop has an IoU over 0.5
+    with an object.
 
     Attributes:
         weight: ``[D + 11]``, of the head's features and of ``crop_cues``.
@@ -95,7 +107,13 @@ class CropScorer:
         described = {"sightline_judge": str(FORMAT), "network": self.network, "head": self.head}
         with whole_file(path) as part:
             part.write_bytes(
-                save({"weight": self.weight.astype(np.float32), "bias": np.array([self.bias], np.float32)}, described)
+                save(
+                    {
+                        "weight": self.weight.astype(np.float32),
+                        "bias": np.array([self.bias], np.float32),
+                    },
+                    described,
+                )
             )
 
 
@@ -112,7 +130,8 @@ def load_crop_scorer(path: Path) -> CropScorer:
         return CropScorer(weight, float(bias[0]), metadata["network"], metadata["head"])
     except (OSError, SafetensorError, KeyError, IndexError) as error:
         raise ModelError(
-            f"cannot read {path}: {error or type(error).__name__}; python -m calib.research.crops fits one"
+            f"cannot read {path}: {error or type(error).__name__}; python -m calib.research.crops"
+            " fits one"
         ) from error
 
 
@@ -134,15 +153,23 @@ class CropsEngine(CompoundEngine):
     """
 
     def __init__(
-        self, classifier: Classifier, head: Head, crop_scorer: CropScorer, settings: CropSettings, compiled: Compile
+        self,
+        classifier: Classifier,
+        head: Head,
+        crop_scorer: CropScorer,
+        settings: CropSettings,
+        compiled: Compile,
     ) -> None:
         if (crop_scorer.network, crop_scorer.head) != (classifier.digest, head.digest):
             raise ModelError(
-                "the judge of crops was fitted to another network or head: python -m calib.research.crops fits one"
+                "the judge of crops was fitted to another network or head: python -m"
+                " calib.research.crops fits one"
             )
         self._settings, self._crop_scorer, side = settings, crop_scorer, classifier.size_px
         whole = build_graph(classifier, head.spec, head)
-        self._reader = compiled(build_graph(classifier, head.spec, head, batch=BATCH, features=head.features))
+        self._reader = compiled(
+            build_graph(classifier, head.spec, head, batch=BATCH, features=head.features)
+        )
         metadata = {p.key: p.value for p in whole.metadata_props}
         description = {**json.loads(metadata["sightline"]), "head": settings.digest, "trust": None}
         first = compiled(whole)
@@ -164,7 +191,9 @@ class CropsEngine(CompoundEngine):
         small = resized(feeds[IMAGE][0], self.side_px)
         return self._first.submit({**feeds, IMAGE: small[None]}), feeds
 
-    def search(self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]) -> tuple[list[Found], NDArray[np.float32]]:
+    def search(
+        self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]
+    ) -> tuple[list[Found], NDArray[np.float32]]:
         """See ``CompoundEngine.search``; the map is that of the whole image."""
         settings, image, wanted = self._settings, feeds[IMAGE][0], int(feeds[WANTED_CLASS][0])
         crops, found, chances = first_crops(), list[Found](), list[float]()
@@ -174,22 +203,38 @@ class CropsEngine(CompoundEngine):
             chances += now.tolist()
             found += [
                 Found(tuple(box), int(index), float(chance * score))
-                for box, index, chance, score in zip(read.boxes, read.classes, now, read.scores, strict=True)
+                for box, index, chance, score in zip(
+                    read.boxes, read.classes, now, read.scores, strict=True
+                )
             ]
-            crops = widened(read.boxes[np.argsort(-now, kind="stable")[: settings.beam]], settings.margin)
-        return [found[i] for i in apart(np.array([each.box_xyxy for each in found]), np.array(chances), settings)], outputs[
-            "map"
-        ][0]
+            crops = widened(
+                read.boxes[np.argsort(-now, kind="stable")[: settings.beam]], settings.margin
+            )
+        return [
+            found[i]
+            for i in apart(np.array([each.box_xyxy for each in found]), np.array(chances), settings)
+        ], outputs["map"][0]
 
     def read(self, image_hwc: NDArray[np.uint8], crops: Rows, wanted: int = -1) -> "Read":
-        """What network and head make of each crop, ``BATCH`` at a time; the last call is filled up with its last crop."""
+        """What network and head make of each crop, ``BATCH`` at a time; the last call is filled up
+        with its last crop.
+        """
         parts = list[dict[str, Array]]()
         for start in range(0, len(crops), BATCH):
-            images = [resized(cropped(image_hwc, crop), self.side_px) for crop in crops[start : start + BATCH]]
+            images = [
+                resized(cropped(image_hwc, crop), self.side_px)
+                for crop in crops[start : start + BATCH]
+            ]
             batch = np.stack([*images, *[images[-1]] * (BATCH - len(images))])
-            parts.append(self.ask(self._reader, {IMAGE: batch, WANTED_CLASS: np.full(BATCH, wanted, np.int64)}))
+            parts.append(
+                self.ask(
+                    self._reader, {IMAGE: batch, WANTED_CLASS: np.full(BATCH, wanted, np.int64)}
+                )
+            )
         names = ("box_xyxy", "class_index", "score", "features")
-        inner, classes, scores, features = (np.concatenate([part[name] for part in parts])[: len(crops)] for name in names)
+        inner, classes, scores, features = (
+            np.concatenate([part[name] for part in parts])[: len(crops)] for name in names
+        )
         boxes = np.tile(crops[:, :2], 2) + inner * np.tile(crops[:, 2:] - crops[:, :2], 2)
         return Read(inner.astype(np.float64), boxes, classes, scores, features)
 
@@ -213,8 +258,18 @@ class Read:
 
 
 def first_crops() -> Rows:
-    """The whole image, its halves and larger parts, and squares of 0.6 and 0.4 of its sides: ``[36, 4]``, x0, y0, x1, y1."""
-    sizes = ((1, 1, 1, 1), (0.5, 1, 3, 1), (1, 0.5, 1, 3), (0.7, 1, 2, 1), (1, 0.7, 1, 2), (0.6, 0.6, 3, 3), (0.4, 0.4, 4, 4))
+    """The whole image, its halves and larger parts, and squares of 0.6 and 0.4 of its sides:
+    ``[36, 4]``, x0, y0, x1, y1.
+    """
+    sizes = (
+        (1, 1, 1, 1),
+        (0.5, 1, 3, 1),
+        (1, 0.5, 1, 3),
+        (0.7, 1, 2, 1),
+        (1, 0.7, 1, 2),
+        (0.6, 0.6, 3, 3),
+        (0.4, 0.4, 4, 4),
+    )
     return np.array(
         [
             (x, y, x + width, y + height)
@@ -227,8 +282,13 @@ def first_crops() -> Rows:
 
 def widened(boxes: Rows, margin: float) -> Rows:
     """Boxes with a margin on every side, inside the image, and never too small to be looked at."""
-    centres, half = (boxes[:, 2:] + boxes[:, :2]) / 2, np.maximum(boxes[:, 2:] - boxes[:, :2], 0.06) * (0.5 + margin)
-    return np.asarray(np.clip(np.concatenate([centres - half, centres + half], axis=1), 0, 1), np.float64)
+    centres, half = (
+        (boxes[:, 2:] + boxes[:, :2]) / 2,
+        np.maximum(boxes[:, 2:] - boxes[:, :2], 0.06) * (0.5 + margin),
+    )
+    return np.asarray(
+        np.clip(np.concatenate([centres - half, centres + half], axis=1), 0, 1), np.float64
+    )
 
 
 def cropped(image_hwc: NDArray[np.uint8], crop: Rows) -> NDArray[np.uint8]:
@@ -242,18 +302,21 @@ def cropped(image_hwc: NDArray[np.uint8], crop: Rows) -> NDArray[np.uint8]:
 def crop_cues(crops: Rows, read: Read) -> Rows:
     """What tells a judge of each crop, beside the head's features: ``[N, 11]``.
 
-    The box inside the crop, the log of the class's probability, the crop's width and height, and which of the crop's edges the
-    box touches although the image goes on there: it was cut off.
+    The box inside the crop, the log of the class's probability, the crop's width and height, and
+    which of the crop's edges the box touches although the image goes on there: it was cut off.
     """
     free = np.concatenate([crops[:, :2] > 0.01, crops[:, 2:] < 0.99], axis=1)
     touched = np.concatenate([read.inner[:, :2] < EDGE, read.inner[:, 2:] > 1 - EDGE], axis=1)
     log_scores = np.log(np.maximum(read.scores, 1e-9))[:, None]
-    return np.concatenate([read.inner, log_scores, crops[:, 2:] - crops[:, :2], free & touched], axis=1).astype(np.float64)
+    return np.concatenate(
+        [read.inner, log_scores, crops[:, 2:] - crops[:, :2], free & touched], axis=1
+    ).astype(np.float64)
 
 
 def apart(boxes: Rows, chances: Rows, settings: CropSettings) -> list[int]:
-    """Places of the objects: where several are wanted, the two boxes that share little and are the likeliest together, then
-    one by one the likeliest that share little with any; one box of two objects fits in no pair, and so loses to theirs.
+    """Places of the objects: where several are wanted, the two boxes that share little and are the
+    likeliest together, then one by one the likeliest that share little with any; one box of two
+    objects fits in no pair, and so loses to theirs.
     """
     clear = (iou(boxes[:, None], boxes[None]) < settings.most_iou) & (
         shared(boxes[:, None], boxes[None]) < settings.most_shared

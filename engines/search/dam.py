@@ -1,10 +1,12 @@
 """DAM: traces the neurons that a class rests on back to the pixels by guided backpropagation.
 
-Dwaraknath, Menghani & Mongia, "Fast Unsupervised Object Localization" (Stanford). Algorithm 1: of one layer (their 11th
-convolution), the ``kmax`` neurons with the largest activation times gradient of the class score; of each, the pixels that it
-depends on, as a region; the regions that the network itself finds most like the class, united. Algorithm 2: several objects.
+Dwaraknath, Menghani & Mongia, "Fast Unsupervised Object Localization" (Stanford). Algorithm 1: of
+one layer (their 11th convolution), the ``kmax`` neurons with the largest activation times gradient
+of the class score; of each, the pixels that it depends on, as a region; the regions that the
+network itself finds most like the class, united. Algorithm 2: several objects.
 
-The first graph makes all walks at once: the forward pass is that of one image, the backward pass that of ``kmax`` of them.
+The first graph makes all walks at once: the forward pass is that of one image, the backward pass
+that of ``kmax`` of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,16 @@ from engines.graph import INT64, Graph
 from engines.maps import MapSpec, aggregated, class_score_cotangent
 from engines.networks.registry import Classifier
 from engines.preprocess import IMAGE, append_preprocessing
-from engines.search.compound import Compile, CompoundEngine, Found, Mask, box_of, bright_mask, known_layer, opened
+from engines.search.compound import (
+    Compile,
+    CompoundEngine,
+    Found,
+    Mask,
+    box_of,
+    bright_mask,
+    known_layer,
+    opened,
+)
 
 LAYERS = {"compact": "conv5_1", "vgg16": "conv5_1", "squeezenet": "fire8", "alexnet": "conv5"}
 """The 11th convolution of VGG16; in the other networks the layer that is as near to the scores."""
@@ -42,7 +53,8 @@ class DamSettings:
         percentile: of a walk's positive pixels, from which on they belong to its region.
         erode, dilate: sides of the squares, as shares of the image's side.
         objects: at most so many; 1 is Algorithm 1, more is Algorithm 2.
-        same_object: share of the smaller of two boxes that lies in the other, from which on they are one object's.
+        same_object: share of the smaller of two boxes that lies in the other, from which on they
+            are one object's.
     """
 
     layer: str | None = None
@@ -56,14 +68,18 @@ class DamSettings:
 
     def __post_init__(self) -> None:
         if not (1 <= self.k <= self.kmax and 0 <= self.percentile <= 100 and self.objects >= 1):
-            raise ModelError(f"DAM takes 1 <= k <= kmax, a percentile in 0..100 and at least one object, not {self}")
+            raise ModelError(
+                "DAM takes 1 <= k <= kmax, a percentile in 0..100 and at least one object, not"
+                f" {self}"
+            )
 
     @property
     def digest(self) -> str:
         """What decides its boxes, in words."""
         return (
-            f"dam: {self.kmax} neurons of {self.layer or 'the usual layer'}, percentile {self.percentile:g}, "
-            f"erosion {self.erode:g} and dilation {self.dilate:g} of the side, best {self.k} united"
+            f"dam: {self.kmax} neurons of {self.layer or 'the usual layer'}, percentile"
+            f" {self.percentile:g}, erosion {self.erode:g} and dilation {self.dilate:g} of the"
+            f" side, best {self.k} united"
         )
 
 
@@ -88,22 +104,30 @@ class DamEngine(CompoundEngine):
         side = classifier.size_px
         super().__init__(compiled(walks), [self._scorer], (side, side), settings.objects, metadata)
 
-    def search(self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]) -> tuple[list[Found], NDArray[np.float32]]:
-        """See ``CompoundEngine.search``; the map is the sum of the united walks, each scaled to a maximum of 1."""
+    def search(
+        self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]
+    ) -> tuple[list[Found], NDArray[np.float32]]:
+        """See ``CompoundEngine.search``; the map is the sum of the united walks, each scaled to a
+        maximum of 1.
+        """
         settings, walks, index = self._settings, outputs["walks"], int(outputs["class_index"][0])
         masks = regions_of(walks, settings)
         images = masked_images(feeds[IMAGE][0], masks, self._mean)
         scores = self.ask(self._scorer, {IMAGE: images})["scores"][:, index]
         groups = grouped(masks, scores, settings)
-        found = [Found(tuple(box_of(np.any(masks[g], axis=0))), index, float(scores[g].max())) for g in groups]
+        found = [
+            Found(tuple(box_of(np.any(masks[g], axis=0))), index, float(scores[g].max()))
+            for g in groups
+        ]
         shown = walks[np.concatenate(groups)]
         peaks = np.maximum(shown.max(axis=(1, 2), keepdims=True), 1e-30)
         return found, np.asarray((shown / peaks).sum(axis=0), np.float32)
 
 
 def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.ModelProto:
-    """Image and wanted class in; out ``class_index``, ``score`` and, the most important one first, ``neurons`` int64
-    ``[kmax]`` (places in the flattened layer), ``importances`` ``[kmax]`` and ``walks`` float32 ``[kmax, S, S]``.
+    """Image and wanted class in; out ``class_index``, ``score`` and, the most important one first,
+    ``neurons`` int64 ``[kmax]`` (places in the flattened layer), ``importances`` ``[kmax]`` and
+    ``walks`` float32 ``[kmax, S, S]``.
     """
     graph = Graph()
     pixels, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
@@ -121,17 +145,38 @@ def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.Mod
     flat = graph.add("Reshape", importance, graph.constant([-1], np.int64), hint="importance_flat")
     values, places = graph.fresh("importances_top"), graph.fresh("neurons_top")
     count = graph.constant([settings.kmax], np.int64)
-    graph.append(helper.make_node("TopK", [flat, count], [values, places], name=values, axis=0, largest=1, sorted=1))
+    graph.append(
+        helper.make_node(
+            "TopK", [flat, count], [values, places], name=values, axis=0, largest=1, sorted=1
+        )
+    )
     # One walk per neuron: a batch of cotangents over the one forward pass; rules broadcast over it.
     depth = graph.constant(np.prod(shape), np.int64)
-    one_hot = graph.add("OneHot", places, depth, graph.constant([0.0, 1.0]), axis=1, hint="one_neuron")
-    seeds = graph.add("Reshape", one_hot, graph.constant([settings.kmax, *shape[1:]], np.int64), hint="seeds")
+    one_hot = graph.add(
+        "OneHot", places, depth, graph.constant([0.0, 1.0]), axis=1, hint="one_neuron"
+    )
+    seeds = graph.add(
+        "Reshape", one_hot, graph.constant([settings.kmax, *shape[1:]], np.int64), hint="seeds"
+    )
     walked = attach_gradient(graph, {activations: seeds}, [pixels], "guided")[pixels]
     walks = aggregated(graph, walked, "max", "walks")
-    named = {"class_index": class_index, "score": score, "neurons": places, "importances": values, "walks": walks}
+    named = {
+        "class_index": class_index,
+        "score": score,
+        "neurons": places,
+        "importances": values,
+        "walks": walks,
+    }
     for name, tensor in named.items():
         graph.output(tensor, name)
-    metadata = stamp(classifier, MapSpec(relu_rule="guided"), None, None, graph.shape(forward.scores)[1], settings.digest)
+    metadata = stamp(
+        classifier,
+        MapSpec(relu_rule="guided"),
+        None,
+        None,
+        graph.shape(forward.scores)[1],
+        settings.digest,
+    )
     return graph.model(metadata)
 
 
@@ -139,7 +184,10 @@ def build_scores_graph(classifier: Classifier, batch: int) -> onnx.ModelProto:
     """Images in; ``scores`` float32 ``[batch, classes]`` out, as probabilities."""
     graph = Graph()
     _, x = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
-    graph.output(graph.add("Softmax", classifier.append(graph, x).scores, axis=1, hint="probabilities"), "scores")
+    graph.output(
+        graph.add("Softmax", classifier.append(graph, x).scores, axis=1, hint="probabilities"),
+        "scores",
+    )
     return graph.model()
 
 
@@ -147,11 +195,17 @@ def regions_of(walks: NDArray[np.float32], settings: DamSettings) -> NDArray[np.
     """The region of each walk: ``[K, S, S]`` to ``[K, S, S]``."""
     side = walks.shape[1]
     erode, dilate = (max(1, round(share * side)) for share in (settings.erode, settings.dilate))
-    return np.stack([opened(bright_mask(walk, settings.percentile), erode, dilate) for walk in walks])
+    return np.stack(
+        [opened(bright_mask(walk, settings.percentile), erode, dilate) for walk in walks]
+    )
 
 
-def masked_images(image_hwc: NDArray[np.uint8], masks: NDArray[np.bool_], mean_bgr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image once for each region, what lies outside the region's box in the network's mean colour: ``[K, S, S, 3]``."""
+def masked_images(
+    image_hwc: NDArray[np.uint8], masks: NDArray[np.bool_], mean_bgr: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """The image once for each region, what lies outside the region's box in the network's mean
+    colour: ``[K, S, S, 3]``.
+    """
     images = np.empty((len(masks), *image_hwc.shape), np.uint8)
     images[:] = mean_bgr
     for image, mask in zip(images, masks, strict=True):
@@ -160,10 +214,13 @@ def masked_images(image_hwc: NDArray[np.uint8], masks: NDArray[np.bool_], mean_b
     return images
 
 
-def grouped(masks: Sequence[Mask] | NDArray[np.bool_], scores: NDArray[np.float32], settings: DamSettings) -> list[list[int]]:
+def grouped(
+    masks: Sequence[Mask] | NDArray[np.bool_], scores: NDArray[np.float32], settings: DamSettings
+) -> list[list[int]]:
     """Which regions make up each object: places of regions, the best object first.
 
-    Algorithm 1, for one object: the ``k`` best. Algorithm 2, for several: in the order of their scores, a region joins the
+    Algorithm 1, for one object: the ``k`` best. Algorithm 2, for several: in the order of their
+        scores, a region joins the
     first object that its box overlaps, or begins one; objects end at ``k`` regions each.
     """
     order = sorted(range(len(scores)), key=lambda place: -float(scores[place]))
@@ -172,7 +229,11 @@ def grouped(masks: Sequence[Mask] | NDArray[np.bool_], scores: NDArray[np.float3
     boxes = [box_of(mask) for mask in masks]
     groups: list[list[int]] = []
     for place in order:
-        near = [g for g in groups if any(shared(boxes[place], boxes[other]) >= settings.same_object for other in g)]
+        near = [
+            g
+            for g in groups
+            if any(shared(boxes[place], boxes[other]) >= settings.same_object for other in g)
+        ]
         if not near and len(groups) < settings.objects:
             groups.append([place])
         elif near and len(near[0]) < settings.k:

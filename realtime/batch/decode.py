@@ -1,4 +1,6 @@
-"""Decodes the frames of one segment, exactly as decoding from the start of the file would, and reports damaged ones."""
+"""Decodes the frames of one segment, exactly as decoding from the start of the file would, and
+reports damaged ones.
+"""
 
 import time
 import zlib
@@ -45,7 +47,8 @@ def open_video(spec: str) -> InputContainer:
 
 
 def decoded(spec: str, segment: Segment) -> Generator[av.VideoFrame, None, None]:
-    """Every picture from the segment's key frame to the end of the file, by as many threads as there are.
+    """Every picture from the segment's key frame to the end of the file, by as many threads as
+    there are.
 
     Raises:
         av.error.FFmpegError: something is damaged.
@@ -62,8 +65,11 @@ def decoded(spec: str, segment: Segment) -> Generator[av.VideoFrame, None, None]
                 yield picture
 
 
-def decoded_carefully(spec: str, segment: Segment, lost: dict[int, str]) -> Generator[av.VideoFrame, None, None]:
-    """Those of the pictures that can be relied on: from one that is damaged to the next key frame, none can.
+def decoded_carefully(
+    spec: str, segment: Segment, lost: dict[int, str]
+) -> Generator[av.VideoFrame, None, None]:
+    """Those of the pictures that can be relied on: from one that is damaged to the next key frame,
+    none can.
 
     A decoder of one thread is used, which says at once what it cannot take.
 
@@ -89,7 +95,9 @@ def decoded_carefully(spec: str, segment: Segment, lost: dict[int, str]) -> Gene
                 reason = DAMAGED
             if packet.size and packet.is_corrupt:
                 reason = reason or DAMAGED
-            if pts is not None and not packet.is_discard:  # what an edit list cuts away is decoded, and not shown
+            if (
+                pts is not None and not packet.is_discard
+            ):  # what an edit list cuts away is decoded, and not shown
                 fed.add(pts)
                 if reason or (sound_from_pts is not None and pts < sound_from_pts):
                     lost[pts] = reason or DAMAGED
@@ -134,23 +142,31 @@ def _from_key(spec: str, segment: Segment, threads: str) -> tuple[InputContainer
                 stream.codec_context.options = {**BOUNDED, **STRICT}
             return container, _without_leading(chain(first, packets), segment.key_pts)
         container.close()
-    raise SourceError(f"{spec} has changed: the key frame at {segment.key_pts} is not there any more")
+    raise SourceError(
+        f"{spec} has changed: the key frame at {segment.key_pts} is not there any more"
+    )
 
 
 def _stands_alone(packets: list[Packet], stream: VideoStream) -> bool:
-    """Whether nothing behind a key frame refers to what is before it; else a strict decoder takes what it misses for damage.
+    """Whether nothing behind a key frame refers to what is before it; else a strict decoder takes
+    what it misses for damage.
 
-    In H.264 only an IDR picture ends all references (ITU-T H.264, 7.4.1.2.4). A key frame that is none is followed by pictures
-    that come out right, but whose lists name more of those before it than a decoder has that begins there.
+    In H.264 only an IDR picture ends all references (ITU-T H.264, 7.4.1.2.4). A key frame that is
+    none is followed by pictures that come out right, but whose lists name more of those before it
+    than a decoder has that begins there.
     """
     times = [packet.pts for packet in packets if packet.pts is not None]
     if not packets or times != sorted(times):
         return False
-    return stream.codec_context.codec.canonical_name != "h264" or IDR in _nal_types(bytes(packets[0]), stream)
+    return stream.codec_context.codec.canonical_name != "h264" or IDR in _nal_types(
+        bytes(packets[0]), stream
+    )
 
 
 def _nal_types(content: bytes, stream: VideoStream) -> Iterator[int]:
-    """The types of an H.264 packet's units, which lie behind start codes (Annex B), or behind their lengths as in MP4."""
+    """The types of an H.264 packet's units, which lie behind start codes (Annex B), or behind their
+    lengths as in MP4.
+    """
     extra = stream.codec_context.extradata or b""
     if extra[:1] != b"\x01":  # no avcC box (ISO 14496-15, 5.3.3.1)
         yield from (unit[0] & 31 for unit in content.split(b"\0\0\1")[1:] if unit)
@@ -162,16 +178,24 @@ def _nal_types(content: bytes, stream: VideoStream) -> Iterator[int]:
 
 
 def _without_leading(packets: Iterator[Packet], key_pts: int | None) -> Iterator[Packet]:
-    """Less the pictures that are shown before the key frame, though stored behind it: they need what is before it."""
+    """Less the pictures that are shown before the key frame, though stored behind it: they need
+    what is before it.
+    """
     for packet in packets:
         if key_pts is None or packet.pts is None or packet.pts >= key_pts:
             yield packet
 
 
 def _found(
-    container: InputContainer, stream: VideoStream, segment: Segment, packets: Iterator[Packet], seek: bool
+    container: InputContainer,
+    stream: VideoStream,
+    segment: Segment,
+    packets: Iterator[Packet],
+    seek: bool,
 ) -> list[Packet] | None:
-    """The packet that decoding begins with, and the next one; None where seeking goes wrong, as it may without an index."""
+    """The packet that decoding begins with, and the next one; None where seeking goes wrong, as it
+    may without an index.
+    """
     if segment.key_pts is None:
         return list(islice(packets, 2))
     before = segment.key_pts if segment.key_dts is None else min(segment.key_pts, segment.key_dts)
@@ -181,7 +205,12 @@ def _found(
         for packet in packets:
             if packet.is_keyframe and packet.pts == segment.key_pts:
                 return [packet, *islice(packets, 1)]
-            if seek and packet.dts is not None and segment.key_dts is not None and packet.dts > segment.key_dts:
+            if (
+                seek
+                and packet.dts is not None
+                and segment.key_dts is not None
+                and packet.dts > segment.key_dts
+            ):
                 return None
     except av.error.FFmpegError:
         pass
@@ -214,10 +243,12 @@ def read_segment(clip: Clip, segment: Segment, every: int = 1) -> Iterator[Frame
     Args:
         clip: whose.
         segment: one of its segments.
-        every: only frames whose number in the source is a multiple of it; the others are decoded and left out.
+        every: only frames whose number in the source is a multiple of it; the others are decoded
+            and left out.
 
     Yields:
-        Its frames in the order of their timestamps, those that cannot be decoded with ``lost`` set; then one ``SegmentEnd``.
+        Its frames in the order of their timestamps, those that cannot be decoded with ``lost`` set;
+        then one ``SegmentEnd``.
 
     Raises:
         SourceError: the file cannot be opened any more.
@@ -237,18 +268,31 @@ def _read_images(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | S
             try:
                 image = decode_image(name, read())
                 if min(image.shape[:2]) < SMALLEST_PX:
-                    reason = f"{name} is {image.shape[1]}x{image.shape[0]} pixels: at least {SMALLEST_PX} a side are needed"
+                    reason = (
+                        f"{name} is {image.shape[1]}x{image.shape[0]} pixels: at least"
+                        f" {SMALLEST_PX} a side are needed"
+                    )
             except OSError as error:
                 reason = f"cannot read {name}: {error.strerror}"
             except SourceError as error:
                 reason = str(error)
             lost, trouble = lost + bool(reason), trouble or reason
-            yield _frame(clip, segment, number, number * tick, NO_IMAGE if reason else image, start_ns, reason)
+            yield _frame(
+                clip,
+                segment,
+                number,
+                number * tick,
+                NO_IMAGE if reason else image,
+                start_ns,
+                reason,
+            )
         yield SegmentEnd(segment.index, len(members), lost, trouble=trouble)
 
 
 def _read_video(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | SegmentEnd]:
-    """Frame by frame from a decoder with many threads; from the first sign of damage on, again, from one that is careful."""
+    """Frame by frame from a decoder with many threads; from the first sign of damage on, again,
+    from one that is careful.
+    """
     reading, given = _Reading(clip, segment), 0
     to_bgr = ToBgr()
     start_ns = time.monotonic_ns()
@@ -265,10 +309,14 @@ def _read_video(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | Se
             yield _frame(clip, segment, number, pts, image, start_ns, reason)
         start_ns = time.monotonic_ns()
     next_crc = None if reading.following is None else zlib.crc32(to_bgr(reading.following).data)
-    yield SegmentEnd(segment.index, given, reading.lost_frames, reading.first_crc, next_crc, reading.trouble)
+    yield SegmentEnd(
+        segment.index, given, reading.lost_frames, reading.first_crc, next_crc, reading.trouble
+    )
 
 
-def _frame(clip: Clip, segment: Segment, number: int, pts: int, image: ImageBgr, start_ns: int, lost: str) -> Frame:
+def _frame(
+    clip: Clip, segment: Segment, number: int, pts: int, image: ImageBgr, start_ns: int, lost: str
+) -> Frame:
     now_ns = time.monotonic_ns()
     return Frame(
         image,
@@ -310,7 +358,9 @@ class _Reading:
             self.following = None
             yield from self._inside(decoded_carefully(self.clip.spec, self.segment, self._lost))
 
-    def _inside(self, pictures: Generator[av.VideoFrame, None, None]) -> Iterator[tuple[int, av.VideoFrame | None, str]]:
+    def _inside(
+        self, pictures: Generator[av.VideoFrame, None, None]
+    ) -> Iterator[tuple[int, av.VideoFrame | None, str]]:
         start_pts, end_pts = self.segment.start_pts, self.segment.end_pts
         with closing(pictures):
             for picture in pictures:
@@ -332,7 +382,11 @@ class _Reading:
             reason = self._lost.pop(pts)
             given = self._last_pts is not None and pts <= self._last_pts
             if not given and (self.segment.start_pts is None or pts >= self.segment.start_pts):
-                self.lost_frames, self.trouble, self._last_pts = self.lost_frames + 1, self.trouble or reason, pts
+                self.lost_frames, self.trouble, self._last_pts = (
+                    self.lost_frames + 1,
+                    self.trouble or reason,
+                    pts,
+                )
                 yield pts, None, reason
 
     def _pts_of(self, picture: av.VideoFrame) -> int:
@@ -358,13 +412,15 @@ def records_of(
     ends: dict[int, SegmentEnd],
     read: Read = read_segment,
 ) -> Records:
-    """Records for the frame loop, which a thread reads a few frames ahead; a frame that cannot be decoded has failed.
+    """Records for the frame loop, which a thread reads a few frames ahead; a frame that cannot be
+    decoded has failed.
 
     Args:
         clip: whose segments they are.
         segments: any of them, in order.
         every: see ``read_segment``.
-        batch: images that an engine call takes. Frames of a segment that follow each other may share one.
+        batch: images that an engine call takes. Frames of a segment that follow each other may
+            share one.
         ends: gets the end of each segment, by its index.
         read: gives the frames.
 

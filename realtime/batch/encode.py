@@ -41,7 +41,9 @@ STRIP_PICTURES, STRIP_HEIGHT_PX = 12, 200
 
 
 class Behind:
-    """A thread that does one thing after the other, a few behind whoever asks; the first error is raised there, later."""
+    """A thread that does one thing after the other, a few behind whoever asks; the first error is
+    raised there, later.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -80,7 +82,8 @@ class Behind:
 
 
 class PieceVideo(VideoSink):
-    """A piece of a video: it begins at 0, in the source's unit of time, with the source's shape, colours and pixels.
+    """A piece of a video: it begins at 0, in the source's unit of time, with the source's shape,
+    colours and pixels.
 
     Attributes:
         base_pts: the source's timestamp of its first frame.
@@ -91,7 +94,11 @@ class PieceVideo(VideoSink):
         self.base_pts, self._clip = base_pts, clip
         self._to_yuv = VideoReformatter()
         space, full = clip.colour["space"], clip.colour["range"] == ColorRange.JPEG
-        self._space = Colorspace(space) if space in {int(known) for known in Colorspace} else Colorspace.ITU601
+        self._space = (
+            Colorspace(space)
+            if space in {int(known) for known in Colorspace}
+            else Colorspace.ITU601
+        )
         self._range = ColorRange.JPEG if full else ColorRange.MPEG
 
     def _pts_of(self, record: FrameRecord) -> int:
@@ -100,7 +107,11 @@ class PieceVideo(VideoSink):
 
     def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
         found: av.VideoFrame = self._to_yuv.reformat(
-            frame, format="yuv420p", dst_colorspace=self._space, dst_color_range=self._range, threads=1
+            frame,
+            format="yuv420p",
+            dst_colorspace=self._space,
+            dst_color_range=self._range,
+            threads=1,
         )
         return found
 
@@ -110,7 +121,10 @@ class PieceVideo(VideoSink):
         context = stream.codec_context
         context.sample_aspect_ratio = clip.pixel_aspect
         context.colorspace, context.color_range = clip.colour["space"], int(self._range)
-        context.color_primaries, context.color_trc = clip.colour["primaries"], clip.colour["transfer"]
+        context.color_primaries, context.color_trc = (
+            clip.colour["primaries"],
+            clip.colour["transfer"],
+        )
         stream.options = {**stream.options, "threads": str(ENCODER_THREADS)}
         return stream
 
@@ -121,14 +135,23 @@ def piece_time_base(clip: Clip) -> Fraction:
 
 
 class Pieces:
-    """One segment's files as they grow. ``finish`` gives them their names; the record comes last: all are there.
+    """One segment's files as they grow. ``finish`` gives them their names; the record comes last:
+    all are there.
 
     Attributes:
         finished: it has.
     """
 
-    def __init__(self, clip: Clip, segment: Segment, settings: Settings, folder: Path, strip: frozenset[int]) -> None:
-        self.segment, self._clip, self._settings, self._folder, self._strip = segment, clip, settings, folder, strip
+    def __init__(
+        self, clip: Clip, segment: Segment, settings: Settings, folder: Path, strip: frozenset[int]
+    ) -> None:
+        self.segment, self._clip, self._settings, self._folder, self._strip = (
+            segment,
+            clip,
+            settings,
+            folder,
+            strip,
+        )
         self._rows = JsonlSink(self._path(".jsonl"))
         self._video: PieceVideo | None = None
         self._heat: PieceVideo | None = None
@@ -175,7 +198,9 @@ class Pieces:
             "strip": self._pictures,
         }
         with whole_file(self._path(".json")) as part:
-            part.write_text(json.dumps({"digest": record_digest(record), **record}) + "\n", encoding="utf-8")
+            part.write_text(
+                json.dumps({"digest": record_digest(record), **record}) + "\n", encoding="utf-8"
+            )
         self.finished = True
 
     def abandon(self) -> None:
@@ -209,7 +234,10 @@ def read_record(folder: Path, clip: Clip, segment: Segment) -> dict[str, Any] | 
     ):
         return None
     try:
-        same = all(digest_of_file(folder / piece["file"]) == piece["digest"] for piece in record["pieces"].values())
+        same = all(
+            digest_of_file(folder / piece["file"]) == piece["digest"]
+            for piece in record["pieces"].values()
+        )
     except OSError:
         return None
     return record if same else None
@@ -235,10 +263,18 @@ def _small(record: FrameRecord) -> dict[str, Any]:
     scale = STRIP_HEIGHT_PX / height
     size = (max(1, round(width * scale)), STRIP_HEIGHT_PX)
     small = np.asarray(cv2.resize(frame.image_bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
-    objects = tuple(replace(each, box_xyxy_px=_scaled(each.box_xyxy_px, scale)) for each in record.objects or ())
+    objects = tuple(
+        replace(each, box_xyxy_px=_scaled(each.box_xyxy_px, scale)) for each in record.objects or ()
+    )
     found = replace(found, box_xyxy_px=_scaled(found.box_xyxy_px, scale), detections=())
-    encoded = cv2.imencode(".jpg", draw(small, found, objects=objects), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
-    return {"frame": frame.index, "pts_s": frame.pts_s, "jpeg": base64.b64encode(encoded.tobytes()).decode()}
+    encoded = cv2.imencode(
+        ".jpg", draw(small, found, objects=objects), [cv2.IMWRITE_JPEG_QUALITY, 88]
+    )[1]
+    return {
+        "frame": frame.index,
+        "pts_s": frame.pts_s,
+        "jpeg": base64.b64encode(encoded.tobytes()).decode(),
+    }
 
 
 def _scaled(box_px: BoxPx | None, scale: float) -> BoxPx | None:
@@ -258,8 +294,10 @@ def run_segments(
 ) -> Generator[FrameRecord, None, None]:
     """Work on segments of a clip, one after the other.
 
-    Of each, ``folder`` gets ``NNNNN.jsonl`` (rows), ``NNNNN.mp4`` and ``NNNNN.heat.mp4`` (where the settings want them), and
-    last ``NNNNN.json``: it is done when that is there. They depend on clip, segment and settings only, but for times in rows.
+    Of each, ``folder`` gets ``NNNNN.jsonl`` (rows), ``NNNNN.mp4`` and ``NNNNN.heat.mp4`` (where the
+    settings want them), and
+    last ``NNNNN.json``: it is done when that is there. They depend on clip, segment and settings
+        only, but for times in rows.
 
     Args:
         clip: whose segments they are.
@@ -298,18 +336,28 @@ class _Writer:
         run: Run,
         localizer: Localizer | BudgetLocalizer,
     ) -> None:
-        self._clip, self._settings, self._folder, self._ends, self._run = clip, settings, folder, ends, run
+        self._clip, self._settings, self._folder, self._ends, self._run = (
+            clip,
+            settings,
+            folder,
+            ends,
+            run,
+        )
         self._left, self._open = list(segments), dict[int, Pieces]()
         self._strip, self._localizer = strip_frames(clip, settings.every), localizer
         self._since_s, self._totals = time.monotonic(), _totals(run)
         self.behind = Behind()
-        self.sinks: list[_Pictures | _Rows] = [_Pictures(self), _Rows(self)] if settings.video else [_Rows(self)]
+        self.sinks: list[_Pictures | _Rows] = (
+            [_Pictures(self), _Rows(self)] if settings.video else [_Rows(self)]
+        )
 
     def pieces(self, index: int) -> Pieces:
         """Of a segment."""
         if index not in self._open:
             segment = next(segment for segment in self._left if segment.index == index)
-            self._open[index] = Pieces(self._clip, segment, self._settings, self._folder, self._strip)
+            self._open[index] = Pieces(
+                self._clip, segment, self._settings, self._folder, self._strip
+            )
         return self._open[index]
 
     def finish_before(self, index: int | None) -> None:
@@ -324,7 +372,10 @@ class _Writer:
 
     def add_heat(self, record: FrameRecord) -> None:
         """Draw and encode a frame's heat map."""
-        self.behind.post(partial(self.pieces(record.frame.segment).add_heat, record), record.frame.image_bgr.nbytes)
+        self.behind.post(
+            partial(self.pieces(record.frame.segment).add_heat, record),
+            record.frame.image_bgr.nbytes,
+        )
 
     @property
     def wants_heat(self) -> bool:
@@ -333,14 +384,22 @@ class _Writer:
     def _measured(self) -> dict[str, Any]:
         """Since the last segment was complete: how long it took, and what was waited for."""
         now_s, totals = time.monotonic(), _totals(self._run)
-        spent = {kind: {side: ms - self._totals[kind][side] for side, ms in sides.items()} for kind, sides in totals.items()}
+        spent = {
+            kind: {side: ms - self._totals[kind][side] for side, ms in sides.items()}
+            for kind, sides in totals.items()
+        }
         wall_s, self._since_s, self._totals = now_s - self._since_s, now_s, totals
         return {"wall_s": wall_s, **spent, "device": self._localizer.engine.device}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.behind.close()
         for pieces in self._open.values():
             if not pieces.finished:

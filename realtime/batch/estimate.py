@@ -1,4 +1,6 @@
-"""Estimates how long a batch takes and on how many machines, from a measured minute of the user's own video."""
+"""Estimates how long a batch takes and on how many machines, from a measured minute of the user's
+own video.
+"""
 
 import json
 import math
@@ -37,9 +39,11 @@ class Minute:
 
     Attributes:
         rate_fps: frames that are worked on in a second of video.
-        decode_fps, engine_fps, encode_fps: each stage with nothing beside it; ``encode_fps`` is infinite without a video.
+        decode_fps, engine_fps, encode_fps: each stage with nothing beside it; ``encode_fps`` is
+            infinite without a video.
         whole_fps: all of them together, overlapped, as a batch runs.
-        merge_fps: frames of finished segments that become results; one process does this for the whole cluster.
+        merge_fps: frames of finished segments that become results; one process does this for the
+            whole cluster.
         file_s: what it spends on each file besides, its report and plots.
         file_frames: frames of a file, on average.
         in_bytes_s, out_bytes_s: of a second of video, source and results.
@@ -63,7 +67,9 @@ class Minute:
     @property
     def limit(self) -> str:
         """The slowest stage: ``decode``, ``engine`` or ``encode``."""
-        return min(("decode", "engine", "encode"), key=lambda stage: float(getattr(self, f"{stage}_fps")))
+        return min(
+            ("decode", "engine", "encode"), key=lambda stage: float(getattr(self, f"{stage}_fps"))
+        )
 
     @property
     def merged_fps(self) -> float:
@@ -82,7 +88,8 @@ class Estimate:
         machines: so many, like the one that was measured.
         hours: it takes them.
         fps: frames a second of all together.
-        limit: what keeps that from being more: ``decode``, ``engine``, ``encode``, ``network`` or ``merge``.
+        limit: what keeps that from being more: ``decode``, ``engine``, ``encode``, ``network`` or
+            ``merge``.
         in_tb, out_tb: storage of sources and results, in 10^12 bytes.
         network_gbit: that storage gives and takes meanwhile.
         network_machines, merge_machines: more of them than this gain nothing.
@@ -151,7 +158,9 @@ def estimate(
     )
 
 
-def throughput(minute: Minute, machines: int, network_gbit: float = NETWORK_GBIT, drivers: int = 1) -> tuple[float, str]:
+def throughput(
+    minute: Minute, machines: int, network_gbit: float = NETWORK_GBIT, drivers: int = 1
+) -> tuple[float, str]:
     """Frames a second of so many machines, and what limits them."""
     limits = {
         minute.limit: machines * minute.whole_fps,
@@ -169,13 +178,21 @@ def _network_fps(minute: Minute, network_gbit: float) -> float:
 
 MINUTE_S = 60.0
 KEPT_BYTES = 400_000_000
-"""Decoded frames that are kept, to measure the engine and the encoder on without a decoder beside them."""
+"""Decoded frames that are kept, to measure the engine and the encoder on without a decoder beside
+them.
+"""
 
 
 def plan_chosen(
-    specs: Sequence[str], settings: Settings, scale: Scale, choice: Choice, console: Console, as_json: bool
+    specs: Sequence[str],
+    settings: Settings,
+    scale: Scale,
+    choice: Choice,
+    console: Console,
+    as_json: bool,
 ) -> None:
-    """Measure a minute of the sources, estimate, and say so; as JSON: ``measured``, a ``Minute``, and ``estimate``.
+    """Measure a minute of the sources, estimate, and say so; as JSON: ``measured``, a ``Minute``,
+    and ``estimate``.
 
     Raises:
         SourceError: none of them is a file that holds frames.
@@ -189,7 +206,9 @@ def plan_chosen(
         minute = measure(clips, localizer, settings)
     own_h = sum(_seconds(clip) for clip in clips) / 3600
     each_h = scale.hours or (24.0 if scale.cameras else own_h)
-    within_h = scale.within_h or (each_h if scale.cameras and not scale.machines else None)  # to keep up with them
+    within_h = scale.within_h or (
+        each_h if scale.cameras and not scale.machines else None
+    )  # to keep up with them
     found = estimate(minute, each_h * (scale.cameras or 1), scale.machines, within_h)
     for line in estimate_lines(minute, found):
         console.print(line, highlight=False, soft_wrap=True)
@@ -198,13 +217,20 @@ def plan_chosen(
 
 
 def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> Minute:
-    """Work on up to a minute of them, a part of each, in turns: decoder, engine and encoder alone, and all together.
+    """Work on up to a minute of them, a part of each, in turns: decoder, engine and encoder alone,
+    and all together.
 
     Raises:
         SourceError: they hold no frame.
     """
     sums = dict.fromkeys(("decode", "engine", "encode", "whole", "merge"), 0.0)
-    counts, in_bytes, out_bytes, video_s, file_s = dict.fromkeys(sums, 0), 0.0, 0.0, 0.0, list[float]()
+    counts, in_bytes, out_bytes, video_s, file_s = (
+        dict.fromkeys(sums, 0),
+        0.0,
+        0.0,
+        0.0,
+        list[float](),
+    )
     for clip, segments in _sample(clips):
         part = _part(clip, segments)
         seconds = _seconds(part)
@@ -214,13 +240,28 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
         _add(sums, counts, "decode", spent_s, count)
         with TemporaryDirectory(prefix="sightline-") as folder:
             quiet = replace(settings, video=False, heat_video=False)
-            for name, wanted, read in (("engine", quiet, _Again(kept, ends)), ("whole", settings, read_segment)):
+            for name, wanted, read in (
+                ("engine", quiet, _Again(kept, ends)),
+                ("whole", settings, read_segment),
+            ):
                 start_s = time.perf_counter()
                 for _ in run_segments(part, part.segments, localizer, wanted, Path(folder), read):
                     pass
-                _add(sums, counts, name, time.perf_counter() - start_s, len(kept) if name == "engine" else count)
+                _add(
+                    sums,
+                    counts,
+                    name,
+                    time.perf_counter() - start_s,
+                    len(kept) if name == "engine" else count,
+                )
             if settings.video:
-                _add(sums, counts, "encode", _encoded(part, kept, Path(folder) / "alone.mp4"), len(kept))
+                _add(
+                    sums,
+                    counts,
+                    "encode",
+                    _encoded(part, kept, Path(folder) / "alone.mp4"),
+                    len(kept),
+                )
             size, grows_s, besides_s = _merged(part, localizer, settings, Path(folder))
             out_bytes += size
             file_s.append(besides_s)
@@ -245,15 +286,23 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
     )
 
 
-def _add(sums: dict[str, float], counts: dict[str, int], name: str, spent_s: float, count: int) -> None:
+def _add(
+    sums: dict[str, float], counts: dict[str, int], name: str, spent_s: float, count: int
+) -> None:
     sums[name], counts[name] = sums[name] + spent_s, counts[name] + count
 
 
 def _sample(clips: Sequence[Clip]) -> Iterator[tuple[Clip, Sequence[Segment]]]:
-    """From the middle of each, an equal share of a minute; of as many clips as have a segment in it."""
+    """From the middle of each, an equal share of a minute; of as many clips as have a segment in
+    it.
+    """
     left_s = MINUTE_S
     for place, clip in enumerate(clips):
-        share_s, middle, taken = left_s / (len(clips) - place), len(clip.segments) // 2, list[Segment]()
+        share_s, middle, taken = (
+            left_s / (len(clips) - place),
+            len(clip.segments) // 2,
+            list[Segment](),
+        )
         for segment in clip.segments[middle:]:
             taken.append(segment)
             if _seconds(_part(clip, taken)) >= share_s:
@@ -281,7 +330,9 @@ def _size(clip: Clip) -> float:
 
 
 def _decoded(clip: Clip, every: int) -> tuple[list[Frame], list[SegmentEnd], int, float]:
-    """Frames of its segments, as many as may be kept; what ends them; how many there are; and how long decoding took."""
+    """Frames of its segments, as many as may be kept; what ends them; how many there are; and how
+    long decoding took.
+    """
     kept, ends, size, count, start_s = list[Frame](), list[SegmentEnd](), 0, 0, time.perf_counter()
     for segment in clip.segments:
         for item in read_segment(clip, segment, every):
@@ -316,11 +367,22 @@ def _encoded(clip: Clip, frames: Sequence[Frame], path: Path) -> float:
     return time.perf_counter() - start_s
 
 
-def _merged(clip: Clip, localizer: Localizer, settings: Settings, folder: Path) -> tuple[float, float, float]:
-    """Merge what lies there: bytes of the results and seconds that grow with their length, and seconds besides."""
-    records = [json.loads((folder / f"{segment.index:05d}.json").read_text()) for segment in clip.segments]
+def _merged(
+    clip: Clip, localizer: Localizer, settings: Settings, folder: Path
+) -> tuple[float, float, float]:
+    """Merge what lies there: bytes of the results and seconds that grow with their length, and
+    seconds besides.
+    """
+    records = [
+        json.loads((folder / f"{segment.index:05d}.json").read_text()) for segment in clip.segments
+    ]
     engine, out = localizer.engine, folder / "out"
-    facts = {"backend": engine.backend, "precision": engine.precision, "device": engine.device, "size_px": localizer.size_px}
+    facts = {
+        "backend": engine.backend,
+        "precision": engine.precision,
+        "device": engine.device,
+        "size_px": localizer.size_px,
+    }
     start_s = time.perf_counter()
     _, files = merge(clip, records, settings, folder, out, "part", facts)
     all_s, start_s = time.perf_counter() - start_s, time.perf_counter()
@@ -329,24 +391,43 @@ def _merged(clip: Clip, localizer: Localizer, settings: Settings, folder: Path) 
     for kind in ("video", "heat_video"):
         pieces = [record["pieces"][kind] for record in records if kind in record["pieces"]]
         if pieces:
-            join_pieces(clip, [(folder / piece["file"], piece["base_pts"]) for piece in pieces], out / "again.mp4", False)
+            join_pieces(
+                clip,
+                [(folder / piece["file"], piece["base_pts"]) for piece in pieces],
+                out / "again.mp4",
+                False,
+            )
     grows_s = time.perf_counter() - start_s
-    grown = sum(path.stat().st_size for path in files if path.suffix in (".jsonl", ".parquet", ".mp4"))  # not the report
+    grown = sum(
+        path.stat().st_size for path in files if path.suffix in (".jsonl", ".parquet", ".mp4")
+    )  # not the report
     return float(grown), grows_s, max(0.0, all_s - grows_s)
 
 
 def estimate_lines(minute: Minute, found: Estimate) -> list[str]:
     """Both, in words."""
     encoder = "" if math.isinf(minute.encode_fps) else f", encoder {minute.encode_fps:.0f}"
+    one = found.drivers == 1
+    batches = "one batch will do" if one else f"split it into {found.drivers} batches"
     return [
-        f"measured on {minute.frames} frames, {minute.device}: decoder {minute.decode_fps:.0f} frames/s, engine "
-        f"{minute.engine_fps:.0f}{encoder}; all together {minute.whole_fps:.0f}, {found.realtime:.1f} x real time",
-        f"{found.video_h:,.1f} hours of video, {found.frames:,} frames: {found.machine_h:,.1f} hours of a machine like this",
-        f"on {found.machines:,}: {found.hours:,.1f} hours, {found.fps:,.0f} frames/s, limited by {found.limit}; "
-        f"{found.network_gbit:.2f} Gbit/s to and from storage",
+        (
+            f"measured on {minute.frames} frames, {minute.device}: decoder {minute.decode_fps:.0f}"
+            f" frames/s, engine {minute.engine_fps:.0f}{encoder}; all together"
+            f" {minute.whole_fps:.0f}, {found.realtime:.1f} x real time"
+        ),
+        (
+            f"{found.video_h:,.1f} hours of video, {found.frames:,} frames: {found.machine_h:,.1f}"
+            " hours of a machine like this"
+        ),
+        (
+            f"on {found.machines:,}: {found.hours:,.1f} hours, {found.fps:,.0f} frames/s, limited"
+            f" by {found.limit}; {found.network_gbit:.2f} Gbit/s to and from storage"
+        ),
         f"storage: {1e3 * found.in_tb:,.1f} GB of sources, {1e3 * found.out_tb:,.1f} GB of results",
-        f"{NETWORK_GBIT:g} Gbit/s of storage serve {found.network_machines:,} machines, one command merges for "
-        f"{found.merge_machines:,}: {'one batch will do' if found.drivers == 1 else f'split it into {found.drivers} batches'}",
+        (
+            f"{NETWORK_GBIT:g} Gbit/s of storage serve {found.network_machines:,} machines, one"
+            f" command merges for {found.merge_machines:,}: {batches}"
+        ),
     ]
 
 
@@ -362,9 +443,27 @@ def plot_saturation(minute: Minute, path: Path, network_gbit: float = NETWORK_GB
     for drivers, style in ((1, "-"), (4, "--"), (16, ":")):
         rates = [throughput(minute, int(count), network_gbit, drivers)[0] for count in counts]
         axes.plot(counts, rates, style, color="tab:blue", label=f"batches at a time: {drivers}")
-    axes.axhline(minute.merged_fps, color="tab:orange", lw=1, ls="-.", label=f"one merges {minute.merged_fps:,.0f} frames/s")
-    axes.axhline(network, color="tab:red", lw=1, ls="-.", label=f"{network_gbit:g} Gbit/s of storage: {network:,.0f} frames/s")
-    axes.set(xscale="log", yscale="log", xlabel="machines", ylabel="frames/s", title="Where more machines stop helping")
+    axes.axhline(
+        minute.merged_fps,
+        color="tab:orange",
+        lw=1,
+        ls="-.",
+        label=f"one merges {minute.merged_fps:,.0f} frames/s",
+    )
+    axes.axhline(
+        network,
+        color="tab:red",
+        lw=1,
+        ls="-.",
+        label=f"{network_gbit:g} Gbit/s of storage: {network:,.0f} frames/s",
+    )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="machines",
+        ylabel="frames/s",
+        title="Where more machines stop helping",
+    )
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(loc="lower right", fontsize=9)
     with whole_file(path) as part:

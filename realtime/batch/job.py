@@ -13,10 +13,21 @@ from engines.files import read_object, whole_file
 from engines.text import in_words
 from realtime.batch.encode import read_record
 from realtime.batch.segment import Clip, Segment
-from realtime.written import FOLDER, MANIFEST, Look, Stamp, is_written, stamp_of, stamps_of, written_names
+from realtime.written import (
+    FOLDER,
+    MANIFEST,
+    Look,
+    Stamp,
+    is_written,
+    stamp_of,
+    stamps_of,
+    written_names,
+)
 
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""Results of no source can be written any more: the disk or the quota is full, or the file system became read-only."""
+"""Results of no source can be written any more: the disk or the quota is full, or the file system
+became read-only.
+"""
 
 
 def ends_run(error: Exception) -> bool:
@@ -24,7 +35,11 @@ def ends_run(error: Exception) -> bool:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__
-    return isinstance(error, OutputError | OSError) and isinstance(cause, OSError) and cause.errno in FULL_ERRNOS
+    return (
+        isinstance(error, OutputError | OSError)
+        and isinstance(cause, OSError)
+        and cause.errno in FULL_ERRNOS
+    )
 
 
 def failed(error: BaseException) -> dict[str, str | int | bool]:
@@ -33,7 +48,9 @@ def failed(error: BaseException) -> dict[str, str | int | bool]:
 
 
 def as_sightline_error(error: Exception) -> SightlineError:
-    """An error of any kind as one that the command line shows; a defect of ours says which it is."""
+    """An error of any kind as one that the command line shows; a defect of ours says which it
+    is.
+    """
     return error if isinstance(error, SightlineError) else SourceError(in_words(error))
 
 
@@ -58,11 +75,18 @@ class Job:
         source_digest: as given.
         clip: the plan, once there is one.
         summary: of a job whose results are all there, else None.
-        found: there was a job of this name already: "same" source, the same "path" with other content, "other", or "" for none.
+        found: there was a job of this name already: "same" source, the same "path" with other
+            content, "other", or "" for none.
     """
 
     def __init__(
-        self, out: Path, name: str, source_digest: str, settings_digest: str, where: str = "", look: Look = stamp_of
+        self,
+        out: Path,
+        name: str,
+        source_digest: str,
+        settings_digest: str,
+        where: str = "",
+        look: Look = stamp_of,
     ) -> None:
         self.name, self.folder = name, out / FOLDER / name
         self.source_digest, self._look, self._out = source_digest, look, out
@@ -72,7 +96,9 @@ class Job:
         same = {key: manifest.get(key) for key in self._key} == self._key
         self.clip = _clip_of(manifest) if same else None
         results = stamps_of(manifest, "results") if same else {}
-        there = bool(results) and all((look(out / file) or (-1,))[0] == size for file, (size, _) in results.items())
+        there = bool(results) and all(
+            (look(out / file) or (-1,))[0] == size for file, (size, _) in results.items()
+        )
         summary = manifest.get("summary") if there else None
         self.summary: dict[str, Any] | None = summary if isinstance(summary, dict) else None
         if self.summary is not None:
@@ -80,7 +106,9 @@ class Job:
 
     def again(self) -> Self:
         """The same, as it is on the disk now."""
-        return type(self)(self._out, self.name, self.source_digest, self._key["settings"], self._where, self._look)
+        return type(self)(
+            self._out, self.name, self.source_digest, self._key["settings"], self._where, self._look
+        )
 
     @property
     def found(self) -> str:
@@ -92,9 +120,15 @@ class Job:
         return "path" if self._where and self._manifest.get("path") == self._where else "other"
 
     def may_write(self, path: Path) -> bool:
-        """Whether a result may have that name: nothing has it, or what this job wrote, or a file that is empty."""
+        """Whether a result may have that name: nothing has it, or what this job wrote, or a file
+        that is empty.
+        """
         stamp = self._look(path)
-        return stamp is None or (stamp[0] == 0 and path.is_file()) or is_written(self._manifest, path, self._look)
+        return (
+            stamp is None
+            or (stamp[0] == 0 and path.is_file())
+            or is_written(self._manifest, path, self._look)
+        )
 
     def begin(self, clip: Clip) -> None:
         """Keep a plan; what was done by another is thrown away.
@@ -112,7 +146,9 @@ class Job:
         self._write({"clip": clip.json()})
 
     def record(self, segment: Segment) -> dict[str, Any] | None:
-        """What was written when the segment was done; None if it is not, or what was written is damaged."""
+        """What was written when the segment was done; None if it is not, or what was written is
+        damaged.
+        """
         return read_record(self.folder, self.clip, segment) if self.clip else None
 
     def todo(self) -> list[Segment]:
@@ -127,14 +163,18 @@ class Job:
         """
         found = [self.record(segment) for segment in self._segments]
         if None in found:
-            raise OutputError(f"{self.folder}: what was written there was changed or damaged by something else")
+            raise OutputError(
+                f"{self.folder}: what was written there was changed or damaged by something else"
+            )
         return [record for record in found if record is not None]
 
     def claim(self, files: Iterable[Path]) -> None:
-        """Results are about to be written: keep their names, so that they are known even if the run is killed meanwhile.
+        """Results are about to be written: keep their names, so that they are known even if the run
+        is killed meanwhile.
 
         Raises:
-            OutputError: one of them belongs to somebody else by now, or the folder cannot be written.
+            OutputError: one of them belongs to somebody else by now, or the folder cannot be
+                written.
         """
         paths = list(files)
         for path in paths:
@@ -188,7 +228,8 @@ class Job:
 
 @contextmanager
 def alone(out: Path, name: str) -> Iterator[None]:
-    """No other run works on that job meanwhile, where the system has such locks; they end with the process.
+    """No other run works on that job meanwhile, where the system has such locks; they end with the
+    process.
 
     Raises:
         OutputError: another one does, or the folder cannot be written.
@@ -204,7 +245,9 @@ def alone(out: Path, name: str) -> Iterator[None]:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputError(f"another run works on {out / name}: wait for it, or use another --out") from None
+            raise OutputError(
+                f"another run works on {out / name}: wait for it, or use another --out"
+            ) from None
         except OSError:  # a file system without locks
             pass
         try:

@@ -1,4 +1,6 @@
-"""Merges a clip's finished segments: one table of rows, one video with the source's own sound, one summary."""
+"""Merges a clip's finished segments: one table of rows, one video with the source's own sound, one
+summary.
+"""
 
 import heapq
 from collections import Counter
@@ -28,14 +30,19 @@ from realtime.sources.video import reason_of
 from realtime.statistics import verdict_of
 
 LATEST_START_S = 10.0
-"""Timestamps are the source's own, unless it begins later than this, as broadcasts do, or at ``--start``: then from 0."""
+"""Timestamps are the source's own, unless it begins later than this, as broadcasts do, or at
+``--start``: then from 0.
+"""
 COPIED_AUDIO = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
 """What MP4 holds and players play. Other sound is encoded to AAC."""
 Timed = tuple[Fraction, int, Any]
 
 
-def join_pieces(clip: Clip, pieces: Sequence[tuple[Path, int]], path: Path, from_zero: bool) -> None:
-    """Write an MP4, whole or not at all; its index is at the front, so that a browser plays it while it loads.
+def join_pieces(
+    clip: Clip, pieces: Sequence[tuple[Path, int]], path: Path, from_zero: bool
+) -> None:
+    """Write an MP4, whole or not at all; its index is at the front, so that a browser plays it
+    while it loads.
 
     Args:
         clip: whose.
@@ -48,7 +55,11 @@ def join_pieces(clip: Clip, pieces: Sequence[tuple[Path, int]], path: Path, from
         SourceError: the source's sound cannot be opened.
     """
     first_s = clip.first_pts * clip.time_base
-    origin_s = Fraction(0) if not from_zero and 0 <= first_s <= LATEST_START_S else pieces[0][1] * clip.time_base
+    origin_s = (
+        Fraction(0)
+        if not from_zero and 0 <= first_s <= LATEST_START_S
+        else pieces[0][1] * clip.time_base
+    )
     unit = piece_time_base(clip)
     options = {"movflags": "faststart", "movie_timescale": str(unit.denominator)}
     try:
@@ -61,13 +72,17 @@ def join_pieces(clip: Clip, pieces: Sequence[tuple[Path, int]], path: Path, from
             if clip.audio:
                 source = stack.enter_context(open_video(clip.spec))
                 sounds = [_sound(source, output, clip, origin_s)]
-            for _, _, packet in heapq.merge(_pictures(pieces, video, clip, origin_s), *sounds, key=lambda timed: timed[:2]):
+            for _, _, packet in heapq.merge(
+                _pictures(pieces, video, clip, origin_s), *sounds, key=lambda timed: timed[:2]
+            ):
                 output.mux(packet)
     except av.error.FFmpegError as error:
         raise OutputError(f"cannot write {path}: {reason_of(error)}") from error
 
 
-def _pictures(pieces: Sequence[tuple[Path, int]], video: av.VideoStream, clip: Clip, origin_s: Fraction) -> Iterator[Timed]:
+def _pictures(
+    pieces: Sequence[tuple[Path, int]], video: av.VideoStream, clip: Clip, origin_s: Fraction
+) -> Iterator[Timed]:
     unit = piece_time_base(clip)
     for path, base_pts in pieces:
         start = round((base_pts * clip.time_base - origin_s) / unit)
@@ -82,7 +97,9 @@ def _pictures(pieces: Sequence[tuple[Path, int]], video: av.VideoStream, clip: C
                 yield packet.dts * unit, 0, packet
 
 
-def _sound(source: InputContainer, output: OutputContainer, clip: Clip, origin_s: Fraction) -> Iterator[Timed]:
+def _sound(
+    source: InputContainer, output: OutputContainer, clip: Clip, origin_s: Fraction
+) -> Iterator[Timed]:
     """The source's packets of sound within the selected time; as far as they can be read."""
     first, last = clip.segments[0], clip.segments[-1]
     begin_s = None if first.start_pts is None else max(origin_s, first.start_pts * clip.time_base)
@@ -101,14 +118,19 @@ def _sound(source: InputContainer, output: OutputContainer, clip: Clip, origin_s
                     time_s = found.pts * found.time_base
                     if (begin_s is None or time_s >= begin_s) and (end_s is None or time_s < end_s):
                         shift = round(origin_s / found.time_base)
-                        found.pts, found.dts = found.pts - shift, (found.pts if found.dts is None else found.dts) - shift
+                        found.pts, found.dts = (
+                            found.pts - shift,
+                            (found.pts if found.dts is None else found.dts) - shift,
+                        )
                         yield found.dts * found.time_base, 1 + packet.stream.index, found
 
     return packets()
 
 
 def _moved(packets: Iterator[Packet], clip: Clip) -> Iterator[Packet]:
-    """Sound of a joined file, moved as its pictures are where time begins anew; what overlaps there is left out."""
+    """Sound of a joined file, moved as its pictures are where time begins anew; what overlaps there
+    is left out.
+    """
     run, before, last = 0, None, None
     for packet in packets:
         if packet.dts is None or packet.pts is None or packet.time_base is None:
@@ -125,7 +147,9 @@ def _moved(packets: Iterator[Packet], clip: Clip) -> Iterator[Packet]:
 
 
 def _track(stream: av.AudioStream, output: OutputContainer) -> Callable[[Packet], list[Packet]]:
-    """What becomes of a packet of that sound: it goes to the output as it is, or is encoded again as AAC."""
+    """What becomes of a packet of that sound: it goes to the output as it is, or is encoded again
+    as AAC.
+    """
     if stream.codec_context.codec.canonical_name in COPIED_AUDIO:
         copy = output.add_stream_from_template(stream)
 
@@ -134,8 +158,12 @@ def _track(stream: av.AudioStream, output: OutputContainer) -> Callable[[Packet]
             return [packet] if packet.size else []
 
         return copied
-    encoder = output.add_stream("aac", rate=stream.codec_context.sample_rate, layout=stream.codec_context.layout)
-    resampler = av.AudioResampler("fltp", stream.codec_context.layout, stream.codec_context.sample_rate)
+    encoder = output.add_stream(
+        "aac", rate=stream.codec_context.sample_rate, layout=stream.codec_context.layout
+    )
+    resampler = av.AudioResampler(
+        "fltp", stream.codec_context.layout, stream.codec_context.sample_rate
+    )
 
     def encoded(packet: Packet) -> list[Packet]:
         found: list[Packet] = []
@@ -154,14 +182,19 @@ Record = dict[str, Any]
 
 
 class UnsafeCutError(SourceError):
-    """Frames behind a key frame are not what they are when the ones before it are decoded: the clip must not be cut."""
+    """Frames behind a key frame are not what they are when the ones before it are decoded: the clip
+    must not be cut.
+    """
 
 
-def merge_job(job: Job, clip: Clip, settings: Settings, out: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
+def merge_job(
+    job: Job, clip: Clip, settings: Settings, out: Path, facts: dict[str, Any]
+) -> tuple[dict[str, Any], list[Path]]:
     """Write a job's results; see ``merge``. All its segments must be done.
 
     Raises:
-        OutputError: a piece was damaged, a result's name is taken by now, or a file cannot be written.
+        OutputError: a piece was damaged, a result's name is taken by now, or a file cannot be
+            written.
     """
     records = job.records()
     job.claim(with_ending(out / job.name, ending) for ending in endings(settings).values())
@@ -169,7 +202,13 @@ def merge_job(job: Job, clip: Clip, settings: Settings, out: Path, facts: dict[s
 
 
 def merge(
-    clip: Clip, records: Sequence[Record], settings: Settings, folder: Path, out: Path, name: str, facts: dict[str, Any]
+    clip: Clip,
+    records: Sequence[Record],
+    settings: Settings,
+    folder: Path,
+    out: Path,
+    name: str,
+    facts: dict[str, Any],
 ) -> tuple[dict[str, Any], list[Path]]:
     """Write a clip's results.
 
@@ -192,16 +231,29 @@ def merge(
     """
     _check_cuts(clip, records)
     if not any(record["outcomes"].get("shown") for record in records):
-        raise SourceError(next((r["trouble"] for r in records if r["trouble"]), f"{clip.spec} has no frame to work on"))
+        raise SourceError(
+            next(
+                (r["trouble"] for r in records if r["trouble"]),
+                f"{clip.spec} has no frame to work on",
+            )
+        )
     files = {kind: with_ending(out / name, ending) for kind, ending in endings(settings).items()}
     tally = Tally(clip)
-    rows = read_rows([(folder / record["pieces"]["rows"]["file"], shift) for record, shift in _shifts(clip, records)])
+    rows = read_rows(
+        [
+            (folder / record["pieces"]["rows"]["file"], shift)
+            for record, shift in _shifts(clip, records)
+        ]
+    )
     write_rows(rows, files["log"], files["table"], tally.add)
     for kind in ("video", "heat_video"):
         pieces = [record["pieces"][kind] for record in records if kind in record["pieces"]]
         if pieces:
             join_pieces(
-                clip, [(folder / piece["file"], piece["base_pts"]) for piece in pieces], files[kind], settings.start_s > 0
+                clip,
+                [(folder / piece["file"], piece["base_pts"]) for piece in pieces],
+                files[kind],
+                settings.start_s > 0,
             )
         else:
             files.pop(kind, None)
@@ -217,7 +269,12 @@ def endings(settings: Settings) -> dict[str, str]:
     """Of a clip's results, by their kind."""
     videos = {"video": ".mp4"} if settings.video else {}
     videos |= {"heat_video": ".heat.mp4"} if settings.heat_video else {}
-    data = {"log": ".jsonl", "table": ".parquet", "latency_plot": ".latency.png", "report": ".report.html"}
+    data = {
+        "log": ".jsonl",
+        "table": ".parquet",
+        "latency_plot": ".latency.png",
+        "report": ".report.html",
+    }
     return {**videos, **data, "summary": ".summary.json"}
 
 
@@ -229,7 +286,9 @@ def _check_cuts(clip: Clip, records: Sequence[Record]) -> None:
 
 
 def _shifts(clip: Clip, records: Sequence[Record]) -> list[tuple[Record, int]]:
-    """By how much frame numbers of each segment move: packets that show nothing were counted as frames before it."""
+    """By how much frame numbers of each segment move: packets that show nothing were counted as
+    frames before it.
+    """
     found, shift = [], 0
     for segment, record in zip(clip.segments, records, strict=True):
         found.append((record, shift))
@@ -238,7 +297,11 @@ def _shifts(clip: Clip, records: Sequence[Record]) -> list[tuple[Record, int]]:
 
 
 def _summary(
-    clip: Clip, records: Sequence[Record], tally: Tally, facts: dict[str, Any], files: dict[str, Path]
+    clip: Clip,
+    records: Sequence[Record],
+    tally: Tally,
+    facts: dict[str, Any],
+    files: dict[str, Path],
 ) -> dict[str, Any]:
     wall_s = sum(record["wall_s"] for record in records)
     spent: dict[str, Counter[str]] = {kind: Counter() for kind in ("idle_ms", "work_ms")}

@@ -1,4 +1,6 @@
-"""Names of results: the source's name, with a number behind it where another's files have that name."""
+"""Names of results: the source's name, with a number behind it where another's files have that
+name.
+"""
 
 import json
 import os
@@ -20,10 +22,11 @@ def with_ending(stem: Path, ending: str) -> Path:
 
 
 class Naming:
-    """Gives each source of a run a name of its own in a folder, the same one whenever it is run again.
+    """Gives each source of a run a name of its own in a folder, the same one whenever it is run
+    again.
 
-    Results keep to a source by its content, and by its path where its content has changed. No name is given under which a
-    file would be replaced that is not this source's result.
+    Results keep to a source by its content, and by its path where its content has changed. No name
+    is given under which a file would be replaced that is not this source's result.
 
     Args:
         out: folder of the results.
@@ -45,7 +48,14 @@ class Naming:
         self._inputs = {key for path in inputs if (key := file_key(path))}
         self._given: set[str] = set()
 
-    def job(self, spec: str, endings: Collection[str], digest: str, settings_digest: str = "", where: str = "") -> Job:
+    def job(
+        self,
+        spec: str,
+        endings: Collection[str],
+        digest: str,
+        settings_digest: str = "",
+        where: str = "",
+    ) -> Job:
         """The job of a source, the one that there is or a new one.
 
         Args:
@@ -62,7 +72,9 @@ class Naming:
                 continue
             self._fetch(self._out / FOLDER / name)
             job = Job(self._out, name, digest, settings_digest, where, self._look)
-            usable = all(job.may_write(file) and file_key(file) not in self._inputs for file in files)
+            usable = all(
+                job.may_write(file) and file_key(file) not in self._inputs for file in files
+            )
             if job.found == "same" and (usable or job.summary is not None):
                 break
             if job.found == "path" and usable and renewed is None:
@@ -73,7 +85,10 @@ class Naming:
         self._given |= {with_ending(Path(job.name), ending).name.casefold() for ending in endings}
         if job.name != base:
             source = shown(spec)
-            self._notify(f"{source}: its results are called {job.name}, because {base} is taken in {self._out}")
+            self._notify(
+                f"{source}: its results are called {job.name}, because {base} is taken in"
+                f" {self._out}"
+            )
         return job
 
     @contextmanager
@@ -86,7 +101,10 @@ class Naming:
         with alone(self._out, job.name):
             now = job.again()
             if now.found == "other":
-                raise OutputError(f"another run has just taken the name {self._out / job.name}: run the same command again")
+                raise OutputError(
+                    f"another run has just taken the name {self._out / job.name}: run the same"
+                    " command again"
+                )
             yield now
 
 
@@ -96,25 +114,38 @@ def place_of(spec: str) -> str:
 
 
 def without_results(specs: Sequence[str], notify: Callable[[str], None]) -> list[str]:
-    """The sources but those that are results of earlier runs, as ``*.mp4`` finds them; all, where they are nothing else."""
+    """The sources but those that are results of earlier runs, as ``*.mp4`` finds them; all, where
+    they are nothing else.
+    """
     files = [Path(spec) for spec in specs if Path(spec).is_file()]
     results = {str(path) for path in files} - {str(path) for path in without_written(files)}
     kept = [spec for spec in specs if str(Path(spec)) not in results]
     if not kept or not results:
         return list(specs)
     for name in sorted(results):
-        notify(f"{displayable(name)} is left out: it is a result of Sightline's (to work on it, name it alone)")
+        notify(
+            f"{displayable(name)} is left out: it is a result of Sightline's (to work on it, name"
+            " it alone)"
+        )
     return kept
 
 
 def overview_path(
-    out: Path, notify: Callable[[str], None], look: Look = stamp_of, read: Callable[[Path], bytes] = Path.read_bytes
+    out: Path,
+    notify: Callable[[str], None],
+    look: Look = stamp_of,
+    read: Callable[[Path], bytes] = Path.read_bytes,
 ) -> Path:
-    """Where the summary of all sources goes: ``summary.json``, or with a number where that is a file of the user's."""
+    """Where the summary of all sources goes: ``summary.json``, or with a number where that is a
+    file of the user's.
+    """
     paths = (out / f"{name}.json" for name in numbered("summary"))
     found = next(path for path in paths if look(path) is None or _is_overview(path, read))
     if found.stem != "summary":
-        notify(f"the summary of all sources is called {found.name}: {out / 'summary.json'} is not Sightline's")
+        notify(
+            f"the summary of all sources is called {found.name}: {out / 'summary.json'} is not"
+            " Sightline's"
+        )
     return found
 
 
@@ -124,4 +155,6 @@ def _is_overview(path: Path, read: Callable[[Path], bytes]) -> bool:
         found = json.loads(read(path) or b"[]")
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, list) and all(isinstance(each, dict) and {"source", "frames"} <= each.keys() for each in found)
+    return isinstance(found, list) and all(
+        isinstance(each, dict) and {"source", "frames"} <= each.keys() for each in found
+    )

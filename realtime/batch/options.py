@@ -40,7 +40,9 @@ class Settings:
 
     @property
     def whole(self) -> bool:
-        """Whether a source is one segment: where each frame's answer depends on the frames before it."""
+        """Whether a source is one segment: where each frame's answer depends on the frames before
+        it.
+        """
         return self.following.follow
 
     @property
@@ -67,27 +69,49 @@ def seconds_of(text: str | float) -> float:
 
 OPTIONS: dict[str, Any] = {
     "video": Annotated[bool, typer.Option(help="Write the annotated video, or only the data.")],
-    "heat_video": Annotated[bool, typer.Option("--heat-video", help="Write a video with the heat map over the frames, too.")],
+    "heat_video": Annotated[
+        bool,
+        typer.Option("--heat-video", help="Write a video with the heat map over the frames, too."),
+    ],
     "every": Annotated[int, typer.Option(help="Only every so many frames.", min=1)],
-    "start_s": Annotated[float, typer.Option("--start", parser=seconds_of, metavar="[[H:]M:]S", help="Begin so late.")],
+    "start_s": Annotated[
+        float,
+        typer.Option("--start", parser=seconds_of, metavar="[[H:]M:]S", help="Begin so late."),
+    ],
     "end_s": Annotated[
         float | None,
-        typer.Option("--end", parser=seconds_of, metavar="[[H:]M:]S", help="End there, counted from the beginning."),
+        typer.Option(
+            "--end",
+            parser=seconds_of,
+            metavar="[[H:]M:]S",
+            help="End there, counted from the beginning.",
+        ),
     ],
-    "batch": Annotated[int, typer.Option(help="Frames in one engine call: pays on GPUs.", min=1, max=MOST_IMAGES)],
+    "batch": Annotated[
+        int, typer.Option(help="Frames in one engine call: pays on GPUs.", min=1, max=MOST_IMAGES)
+    ],
 }
 takes_settings = takes("settings", Settings, OPTIONS)
 """A command's parameter ``settings`` becomes one option for each of these."""
 
 
 def settings_digest(settings: Settings, localizer: Localizer | BudgetLocalizer) -> str:
-    """Of everything but the source that decides the results: two runs with the same give the same files.
+    """Of everything but the source that decides the results: two runs with the same give the same
+    files.
 
     The processor is not among it, nor are threads.
     """
-    decides: dict[str, Any] = {"format": FORMAT, **asdict(settings), "engine": localizer.description}
+    decides: dict[str, Any] = {
+        "format": FORMAT,
+        **asdict(settings),
+        "engine": localizer.description,
+    }
     if isinstance(localizer, Localizer):
         engine = localizer.engine
-        decides |= {"backend": engine.backend, "precision": engine.precision, "batch": localizer.batch}
+        decides |= {
+            "backend": engine.backend,
+            "precision": engine.precision,
+            "batch": localizer.batch,
+        }
     decides["wanted_class"] = localizer.wanted_class
     return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=20).hexdigest()

@@ -1,7 +1,7 @@
 """Cuts a source into segments at key frames. It reads packets, and decodes only the first picture.
 
-Where a segment ends depends on the file alone, never on the machine: results of one machine, of many, and of a run that was
-interrupted are the same.
+Where a segment ends depends on the file alone, never on the machine: results of one machine, of
+many, and of a run that was interrupted are the same.
 """
 
 import hashlib
@@ -44,7 +44,9 @@ ALL = Window()
 
 
 def can_be_cut(spec: str) -> bool:
-    """Whether it can be read again from anywhere: files and images, not cameras, streams, pipes and the demo."""
+    """Whether it can be read again from anywhere: files and images, not cameras, streams, pipes and
+    the demo.
+    """
     return not (spec.isdigit() or spec.startswith("demo:") or "://" in spec or is_pipe(spec))
 
 
@@ -88,7 +90,9 @@ def _images_digest(source: Images) -> str:
             content = read()
         except (SourceError, OSError) as error:
             content = str(error).encode()
-        digest.update(f"{Path(name).name}\0{len(content)}\0".encode("utf-8", "surrogatepass") + content)
+        digest.update(
+            f"{Path(name).name}\0{len(content)}\0".encode("utf-8", "surrogatepass") + content
+        )
     return digest.hexdigest()
 
 
@@ -105,8 +109,14 @@ def _first_image(source: Images) -> ImageBgr:
 def _plan_images(spec: str, digest: str, source: Images, window: Window) -> Clip:
     tick, count = round(1 / (source.rate_fps * source.time_base)), len(source.members)
     start = max(0, int(np.ceil(window.start_s * source.rate_fps - 1e-9)))
-    end = count if window.end_s is None else min(count, int(np.ceil(window.end_s * source.rate_fps - 1e-9)))
-    spans = [(begin, min(end, begin + SEGMENT_IMAGES)) for begin in range(start, end, SEGMENT_IMAGES)]
+    end = (
+        count
+        if window.end_s is None
+        else min(count, int(np.ceil(window.end_s * source.rate_fps - 1e-9)))
+    )
+    spans = [
+        (begin, min(end, begin + SEGMENT_IMAGES)) for begin in range(start, end, SEGMENT_IMAGES)
+    ]
     segments = tuple(
         Segment(place, begin * tick, behind * tick, None, None, begin, behind - begin)
         for place, (begin, behind) in enumerate(spans)
@@ -137,7 +147,10 @@ def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
     with open_video(spec) as container:
         film = Film(container, spec, spec)
         stream = film.stream
-        time_base, rate = stream.time_base or Fraction(1, 90000), stream.average_rate or Fraction(25)
+        time_base, rate = (
+            stream.time_base or Fraction(1, 90000),
+            stream.average_rate or Fraction(25),
+        )
         first_pts = picture.pts if picture.pts is not None else (picture.dts or 0)
         start_pts = first_pts + _ticks(window.start_s, time_base) if window.start_s > 0 else None
         end_pts = None if window.end_s is None else first_pts + _ticks(window.end_s, time_base)
@@ -155,7 +168,10 @@ def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
         if promised > cuts.count:
             trouble = trouble or f"is cut off: {cuts.count} of {promised} frames are there"
         elif film.end_s and promised_s + begin_s - film.end_s > CUT_OFF_S and not film.joined:
-            trouble = trouble or f"is cut off: {film.end_s - begin_s:.1f} of {promised_s:.1f} seconds are there"
+            trouble = (
+                trouble
+                or f"is cut off: {film.end_s - begin_s:.1f} of {promised_s:.1f} seconds are there"
+            )
         notes = tuple(film.left_out + _sound_left_out(film, len(container.streams.audio)))
         turned = is_on_its_side(picture)
         aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -181,7 +197,11 @@ def _plan_video(spec: str, digest: str, window: Window, whole: bool) -> Clip:
 
 
 def _sound_left_out(film: Film, tracks: int) -> list[str]:
-    return [f"of {tracks} sound tracks the first is kept, since the file is joined"] if film.joined and tracks > 1 else []
+    return (
+        [f"of {tracks} sound tracks the first is kept, since the file is joined"]
+        if film.joined and tracks > 1
+        else []
+    )
 
 
 def file_digest(path: Path) -> str:
@@ -215,10 +235,16 @@ class _Cuts:
             return
         if not self._cuts:
             self._cuts.append(_Cut(pts, None))
-        elif packet.is_keyframe and not packet.is_corrupt and pts - self._cuts[-1].pts >= self._shortest:
+        elif (
+            packet.is_keyframe
+            and not packet.is_corrupt
+            and pts - self._cuts[-1].pts >= self._shortest
+        ):
             self._cuts.append(_Cut(pts, packet.dts))
         last = len(self._cuts) - 1
-        if last and pts < self._cuts[last].pts:  # shown before the key frame, though stored behind it
+        if (
+            last and pts < self._cuts[last].pts
+        ):  # shown before the key frame, though stored behind it
             last -= 1
             self._sound &= not last or pts >= self._cuts[last].pts
         cut = self._cuts[last]
@@ -230,7 +256,9 @@ class _Cuts:
         """Those that have frames in the window."""
         cuts = self._cuts
         if whole or not self._sound:
-            sums = [sum(getattr(cut, name) for cut in cuts) for name in ("frames", "before", "behind")]
+            sums = [
+                sum(getattr(cut, name) for cut in cuts) for name in ("frames", "before", "behind")
+            ]
             cuts = [_Cut(0, None, *sums)]
             cuts[0].frames = self.count
         return tuple(self._inside(cuts))
@@ -284,7 +312,10 @@ def _colour_of(picture: av.VideoFrame) -> dict[str, int]:
         return dict(BT709)
     found = (picture.colorspace, picture.color_range, picture.color_primaries, picture.color_trc)
     names = ("space", "range", "primaries", "transfer")
-    return {n: PLAIN_COLOUR[n] if value is None else int(value) for n, value in zip(names, found, strict=True)}
+    return {
+        n: PLAIN_COLOUR[n] if value is None else int(value)
+        for n, value in zip(names, found, strict=True)
+    }
 
 
 def _ticks(seconds: float, time_base: Fraction) -> int:

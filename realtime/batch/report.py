@@ -19,7 +19,9 @@ from realtime.statistics import STAGES, set_title
 
 MOST_OBJECTS = 30
 ASSETS = Path(__file__).parent / "assets"
-COLOURS = dict(zip(STAGES, ("#4C78A8", "#C8CCD2", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True))
+COLOURS = dict(
+    zip(STAGES, ("#4C78A8", "#C8CCD2", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True)
+)
 INK, LOST = "#4C78A8", "#E45756"
 
 
@@ -66,10 +68,14 @@ def write_report(
             worked=worked,
             strip=strip,
             clock=clock,
-            objects=dict(sorted(tally.objects.items(), key=lambda each: -each[1].frames)[:MOST_OBJECTS]),
+            objects=dict(
+                sorted(tally.objects.items(), key=lambda each: -each[1].frames)[:MOST_OBJECTS]
+            ),
             curves=b64encode(_curves(tally)).decode(),
             latency=b64encode(latency_plot.read_bytes()).decode(),
-            video=quote(Path(summary["files"]["video"]).name) if "video" in summary["files"] else "",
+            video=quote(Path(summary["files"]["video"]).name)
+            if "video" in summary["files"]
+            else "",
         )
     )
     with whole_file(path) as part:
@@ -77,7 +83,8 @@ def write_report(
 
 
 def plot_latency(tally: Tally, path: Path, title: str) -> None:
-    """Two panels: the stages of frames stacked over the clip's time, and the distribution of each stage.
+    """Two panels: the stages of frames stacked over the clip's time, and the distribution of each
+    stage.
 
     Raises:
         OutputError: the picture cannot be written.
@@ -90,17 +97,27 @@ def plot_latency(tally: Tally, path: Path, title: str) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     means = np.array([tally.stage_sums[stage][shown] / tally.counts[shown] for stage in stages])
     times_s = tally.times_s[shown]
-    left.stackplot(times_s, means, labels=stages, colors=[COLOURS[stage] for stage in stages], linewidth=0)
+    left.stackplot(
+        times_s, means, labels=stages, colors=[COLOURS[stage] for stage in stages], linewidth=0
+    )
     left.set(xlabel="seconds of the clip", ylabel="milliseconds, mean")
     set_title(left, title)
     left.set_xlim(times_s[0], max(times_s[-1], times_s[0] + 1e-3))
     left.set_ylim(0, 1.25 * float(np.percentile(means.sum(axis=0), 99)))
     handles, labels = left.get_legend_handles_labels()
-    left.legend(handles[::-1], labels[::-1], loc="upper right", frameon=False, ncols=len(stages), fontsize=8)
+    left.legend(
+        handles[::-1], labels[::-1], loc="upper right", frameon=False, ncols=len(stages), fontsize=8
+    )
     for stage in stages:
         edges_ms, shares = tally.stages[stage].distribution()
         right.step(edges_ms, 100 * shares, color=COLOURS[stage], label=stage, linewidth=1.6)
-    right.set(xscale="log", xlabel="milliseconds", ylabel="% of frames at or below", ylim=(0, 101), title="per stage")
+    right.set(
+        xscale="log",
+        xlabel="milliseconds",
+        ylabel="% of frames at or below",
+        ylim=(0, 101),
+        title="per stage",
+    )
     _plain(left, right)
     with whole_file(path) as part:
         figure.savefig(part, format="png")
@@ -114,17 +131,27 @@ def _curves(tally: Tally) -> bytes:
     times_s, counts, failed = tally.times_s[seen], tally.counts[seen], tally.failed[seen]
     figure = Figure(figsize=(11, 4.4), dpi=130, layout="constrained")
     score, area, coverage = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1))
-    for axes, sums, label in ((score, tally.score_sum, "score"), (area, 100 * tally.area_sum, "box, % of picture")):
+    for axes, sums, label in (
+        (score, tally.score_sum, "score"),
+        (area, 100 * tally.area_sum, "box, % of picture"),
+    ):
         axes.plot(times_s, _mean(sums[seen], counts), color=INK, linewidth=1.4)
         axes.set(ylabel=label, ylim=(0, 1 if axes is score else 100))
     last_s = times_s[-1] + (times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
-    spans = [(begin, end - begin) for begin, end in zip(times_s, [*times_s[1:], last_s], strict=True)]
+    spans = [
+        (begin, end - begin) for begin, end in zip(times_s, [*times_s[1:], last_s], strict=True)
+    ]
     share = failed / np.maximum(1, counts + failed)
     coverage.broken_barh(spans, (0, 1), facecolors=INK, linewidth=0)
     for span, part in zip(spans, share, strict=True):
         if part:
             coverage.broken_barh([span], (0, max(0.25, part)), facecolors=LOST, linewidth=0)
-    coverage.set(ylabel="frames", yticks=(), ylim=(0, 1), xlabel="seconds of the clip   (blue: localized, red: lost)")
+    coverage.set(
+        ylabel="frames",
+        yticks=(),
+        ylim=(0, 1),
+        xlabel="seconds of the clip   (blue: localized, red: lost)",
+    )
     coverage.set_xlim(times_s[0], max(last_s, times_s[0] + 1e-3))
     _plain(score, area)
     coverage.spines[["top", "right", "left"]].set_visible(False)

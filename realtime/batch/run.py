@@ -1,4 +1,6 @@
-"""Runs a batch on this machine: source after source, segment after segment. Finished segments are not done again."""
+"""Runs a batch on this machine: source after source, segment after segment. Finished segments are
+not done again.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +12,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from engines.errors import OutputError, SourceError
 from engines.files import write_json
@@ -40,10 +49,18 @@ class _Bars:
 
     def look(self, name: str) -> None:
         """Its content is read, to know it again, and its packets, to cut it."""
-        self.progress.reset(self.file, description=f"{escape(name)}: looking through it", total=None, fps="", visible=True)
+        self.progress.reset(
+            self.file,
+            description=f"{escape(name)}: looking through it",
+            total=None,
+            fps="",
+            visible=True,
+        )
 
     def begin(self, name: str, total: int, done: int) -> None:
-        self.progress.reset(self.file, description=escape(name), total=total, completed=done, fps="", visible=True)
+        self.progress.reset(
+            self.file, description=escape(name), total=total, completed=done, fps="", visible=True
+        )
 
     def advance(self, fps: float) -> None:
         self.progress.update(self.file, advance=1, fps=f"{fps:.0f} fps")
@@ -59,14 +76,16 @@ def process_all(
 ) -> list[Summary]:
     """Localize every frame of each source in turn.
 
-    Of each, ``out`` gets ``NAME.mp4``, ``NAME.heat.mp4``, ``NAME.jsonl``, ``NAME.parquet``, ``NAME.latency.png``,
-    ``NAME.report.html`` and ``NAME.summary.json``, as far as the settings want them, and ``summary.json`` of all. A run that
-    was killed goes on where it was when it is begun again; sources whose results are there, of the same content and settings,
-    are not worked on again. Cameras, streams and ``demo:`` cannot be read twice and go straight through (``realtime.direct``).
+    Of each, ``out`` gets ``NAME.mp4``, ``NAME.heat.mp4``, ``NAME.jsonl``, ``NAME.parquet``,
+    ``NAME.latency.png``, ``NAME.report.html`` and ``NAME.summary.json``, as far as the settings
+    want them, and ``summary.json`` of all. A run that was killed goes on where it was when it is
+    begun again; sources whose results are there, of the same content and settings, are not worked
+    on again. Cameras, streams and ``demo:`` cannot be read twice and go straight through
+    (``realtime.direct``).
 
     Args:
-        specs: see ``realtime.sources.images.open_source``. ``Naming`` says what results are called where a name is
-            taken. Results of earlier runs among several sources are left out.
+        specs: see ``realtime.sources.images.open_source``. ``Naming`` says what results are called
+            where a name is taken. Results of earlier runs among several sources are left out.
         out: folder for the results.
         localizer: the engine, or the engines that a budget is held with.
         console: for progress bars.
@@ -74,11 +93,13 @@ def process_all(
         inputs: other files that the run reads.
 
     Returns:
-        A summary of each. Of one that could not be read, ``error`` says why; on Ctrl-C the last has ``interrupted`` true.
+        A summary of each. Of one that could not be read, ``error`` says why; on Ctrl-C the last has
+        ``interrupted`` true.
 
     Raises:
         SightlineError: a source is not there, or not one of them could be worked on.
-        OutputError: the place of the results is full; what is there stays, and the run can be continued.
+        OutputError: the place of the results is full; what is there stays, and the run can be
+            continued.
     """
     for spec in specs:
         if can_be_cut(spec) and not is_there(spec):
@@ -133,7 +154,9 @@ def _process(
 ) -> Summary:
     if not can_be_cut(spec):
         bars.progress.stop()  # it has its own
-        summary = direct.process(spec, naming, out, localizer, console, settings.video, settings.following)
+        summary = direct.process(
+            spec, naming, out, localizer, console, settings.video, settings.following
+        )
         bars.progress.start()
         return summary
     bars.look(name_of(spec))
@@ -154,12 +177,21 @@ def _process(
                 job.discard()
                 raise
     except OutputError as error:
-        raise OutputError(f"{error}; what is done stays there: mend that and run the same command to go on") from error
+        raise OutputError(
+            f"{error}; what is done stays there: mend that and run the same command to go on"
+        ) from error
     except KeyboardInterrupt:
         return {"frames": 0, "failed": 0, "interrupted": True}
 
 
-def _finish(job: Job, spec: str, out: Path, localizer: Localizer | BudgetLocalizer, settings: Settings, bars: _Bars) -> Summary:
+def _finish(
+    job: Job,
+    spec: str,
+    out: Path,
+    localizer: Localizer | BudgetLocalizer,
+    settings: Settings,
+    bars: _Bars,
+) -> Summary:
     """Do the segments that are not done, and merge."""
     if job.clip is None:
         job.begin(make_plan(spec, job.source_digest, settings.window, settings.whole))
@@ -173,7 +205,12 @@ def _finish(job: Job, spec: str, out: Path, localizer: Localizer | BudgetLocaliz
         for count, _ in enumerate(records, start=1):
             bars.advance(count / max(1e-3, time.monotonic() - start_s))
     engine = localizer.engine
-    facts = {"backend": engine.backend, "precision": engine.precision, "device": engine.device, "size_px": localizer.size_px}
+    facts = {
+        "backend": engine.backend,
+        "precision": engine.precision,
+        "device": engine.device,
+        "size_px": localizer.size_px,
+    }
     facts["segments_resumed"] = resumed
     facts |= localizer.summary() if isinstance(localizer, BudgetLocalizer) else {}
     summary, files = merge_job(job, clip, settings, out, facts)

@@ -1,4 +1,6 @@
-"""The options of ``batch`` for more than one machine, and the choice between this machine and a cluster."""
+"""The options of ``batch`` for more than one machine, and the choice between this machine and a
+cluster.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ class Scale:
     """How much, and on what.
 
     Attributes:
-        ray: address of a Ray cluster, see ``realtime.batch.cluster.ray.Cluster``; None for this machine alone.
+        ray: address of a Ray cluster, see ``realtime.batch.cluster.ray.Cluster``; None for this
+            machine alone.
         workers: engines on the cluster at most.
         plan: only estimate, see ``realtime.batch.estimate``.
         cameras, hours, within_h, machines: of the estimate.
@@ -41,23 +44,49 @@ class Scale:
 OPTIONS: dict[str, Any] = {
     "ray": Annotated[
         str | None,
-        typer.Option(help="Work on a Ray cluster: auto (this machine's), HOST:PORT, or local (one of this machine alone)."),
+        typer.Option(
+            help=(
+                "Work on a Ray cluster: auto (this machine's), HOST:PORT, or local (one of this"
+                " machine alone)."
+            )
+        ),
     ],
-    "workers": Annotated[int | None, typer.Option(help="Engines on the cluster; else as many as it has room for.", min=1)],
-    "plan": Annotated[bool, typer.Option("--plan", help="Measure a minute and estimate hours, machines and storage.")],
-    "cameras": Annotated[int | None, typer.Option(help="For --plan: so many of them, day and night.", min=1)],
-    "hours": Annotated[float | None, typer.Option(help="For --plan: hours of video, of each camera.", min=0.01)],
-    "within_h": Annotated[float | None, typer.Option("--within", help="For --plan: hours it may take.", min=0.01)],
-    "machines": Annotated[int | None, typer.Option(help="For --plan: so many like this one.", min=1)],
+    "workers": Annotated[
+        int | None,
+        typer.Option(help="Engines on the cluster; else as many as it has room for.", min=1),
+    ],
+    "plan": Annotated[
+        bool,
+        typer.Option("--plan", help="Measure a minute and estimate hours, machines and storage."),
+    ],
+    "cameras": Annotated[
+        int | None, typer.Option(help="For --plan: so many of them, day and night.", min=1)
+    ],
+    "hours": Annotated[
+        float | None, typer.Option(help="For --plan: hours of video, of each camera.", min=0.01)
+    ],
+    "within_h": Annotated[
+        float | None, typer.Option("--within", help="For --plan: hours it may take.", min=0.01)
+    ],
+    "machines": Annotated[
+        int | None, typer.Option(help="For --plan: so many like this one.", min=1)
+    ],
 }
 takes_scale = takes("scale", Scale, OPTIONS)
 """A command's parameter ``scale`` becomes one option for each of these."""
 
 
 def batch_chosen(
-    specs: Sequence[str], out: str, settings: Settings, scale: Scale, choice: Choice, budget_ms: float | None, console: Console
+    specs: Sequence[str],
+    out: str,
+    settings: Settings,
+    scale: Scale,
+    choice: Choice,
+    budget_ms: float | None,
+    console: Console,
 ) -> list[dict[str, Any]]:
-    """Work through sources, here or on a cluster; see ``process_all`` and ``realtime.batch.cluster.scheduler.process_across``.
+    """Work through sources, here or on a cluster; see ``process_all`` and
+    ``realtime.batch.cluster.scheduler.process_across``.
 
     Raises:
         InputError: the options contradict each other.
@@ -67,7 +96,10 @@ def batch_chosen(
     if scale.ray is None:
         for spec in (*specs, out):
             if is_shared(spec):
-                raise InputError(f"{spec} is on shared storage, which clusters work with: add --ray auto, or --ray local")
+                raise InputError(
+                    f"{spec} is on shared storage, which clusters work with: add --ray auto, or"
+                    " --ray local"
+                )
         if scale.workers is not None:
             raise InputError("--workers is for clusters: add --ray")
         localizer = open_within(choice, budget_ms, console, streams=0, batch=settings.batch)

@@ -10,7 +10,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of frames that can be worked on without the ones before it. Its result depends on nothing else.
+    """A run of frames that can be worked on without the ones before it. Its result depends on
+    nothing else.
 
     Attributes:
         index: its place among the segments.
@@ -83,7 +84,11 @@ class Clip:
 
     def json(self) -> Json:
         """For ``from_json``."""
-        return {**asdict(self), "time_base": str(self.time_base), "pixel_aspect": str(self.pixel_aspect)}
+        return {
+            **asdict(self),
+            "time_base": str(self.time_base),
+            "pixel_aspect": str(self.pixel_aspect),
+        }
 
     @classmethod
     def from_json(cls, found: Json) -> Self:

@@ -1,4 +1,6 @@
-"""Writes the rows of all segments as one JSONL and one Parquet file, and sums them up in constant memory."""
+"""Writes the rows of all segments as one JSONL and one Parquet file, and sums them up in constant
+memory.
+"""
 
 import json
 from collections import Counter
@@ -29,7 +31,9 @@ def read_rows(pieces: Sequence[tuple[Path, int]]) -> Iterator[Row]:
                 yield row
 
 
-def write_rows(rows: Iterator[Row], jsonl: Path, parquet: Path, seen: Callable[[Row], None]) -> None:
+def write_rows(
+    rows: Iterator[Row], jsonl: Path, parquet: Path, seen: Callable[[Row], None]
+) -> None:
     """Write both files, whole or not at all; ``seen`` gets each row.
 
     Raises:
@@ -61,7 +65,12 @@ def _schema() -> Any:
     import pyarrow as pa
 
     corners = [(name, pa.float64()) for name in ("x0", "y0", "x1", "y1")]
-    found = [("class_id", pa.int32()), ("class_name", pa.string()), ("score", pa.float64()), *corners]
+    found = [
+        ("class_id", pa.int32()),
+        ("class_name", pa.string()),
+        ("score", pa.float64()),
+        *corners,
+    ]
     of_track = [
         ("state", pa.string()),
         ("confidence", pa.float64()),
@@ -96,7 +105,9 @@ MOST_BINS = 400
 
 @dataclass
 class ObjectTally:
-    """One followed object: when it was seen first and last, in how many frames, how sure on the whole, and as what."""
+    """One followed object: when it was seen first and last, in how many frames, how sure on the
+    whole, and as what.
+    """
 
     first_s: float
     last_s: float = 0.0
@@ -141,11 +152,18 @@ class Tally:
         self.times_s = np.full(bins, np.nan)
         self.counts, self.failed = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
         self.stage_sums = {stage: np.zeros(bins) for stage in STAGES}
-        self.slowest_ms, self.score_sum, self.area_sum = np.zeros(bins), np.zeros(bins), np.zeros(bins)
+        self.slowest_ms, self.score_sum, self.area_sum = (
+            np.zeros(bins),
+            np.zeros(bins),
+            np.zeros(bins),
+        )
 
     def add(self, row: Row) -> None:
         """Count a row."""
-        place = min(len(self.counts) - 1, max(0, (row["frame"] - self._first) * len(self.counts) // self._frames))
+        place = min(
+            len(self.counts) - 1,
+            max(0, (row["frame"] - self._first) * len(self.counts) // self._frames),
+        )
         self.outcomes[row["outcome"]] += 1
         if np.isnan(self.times_s[place]):
             self.times_s[place] = row["pts_s"]
@@ -160,20 +178,28 @@ class Tally:
                 self.stages.setdefault(stage, Histogram()).add(value)
                 self.stage_sums[stage][place] += value
         for each in row.get("objects", ()):
-            self.objects.setdefault(each["track_id"], ObjectTally(row["pts_s"])).add(row["pts_s"], each)
+            self.objects.setdefault(each["track_id"], ObjectTally(row["pts_s"])).add(
+                row["pts_s"], each
+            )
         self.counts[place] += 1
         self.slowest_ms[place] = max(self.slowest_ms[place], row["total_ms"])
         self.score_sum[place] += row["score"]
         if row["x0"] is not None:
-            self.area_sum[place] += (row["x1"] - row["x0"]) * (row["y1"] - row["y0"]) / self._picture_px
+            self.area_sum[place] += (
+                (row["x1"] - row["x0"]) * (row["y1"] - row["y0"]) / self._picture_px
+            )
 
     def summary(self) -> dict[str, Any]:
-        """``frames``, ``dropped``, ``failed``, ``causes``, ``latency_ms`` and ``stages_ms`` as in ``Run.summary``."""
+        """``frames``, ``dropped``, ``failed``, ``causes``, ``latency_ms`` and ``stages_ms`` as in
+        ``Run.summary``.
+        """
         return {
             "frames": self.outcomes["shown"],
             "dropped": self.outcomes["dropped"],
             "failed": self.outcomes["failed"],
             "causes": dict(self.causes),
             "latency_ms": self.total.percentiles(),
-            "stages_ms": {stage: self.stages[stage].percentiles() for stage in STAGES if stage in self.stages},
+            "stages_ms": {
+                stage: self.stages[stage].percentiles() for stage in STAGES if stage in self.stages
+            },
         }

@@ -1,6 +1,8 @@
-"""Finds cameras and measures their real frame rate. It runs as a program of its own, because a driver may hang.
+"""Finds cameras and measures their real frame rate. It runs as a program of its own, because a
+driver may hang.
 
-``python -m realtime.sources.cameras 0`` opens camera 0, reads for a moment and prints one JSON object.
+``python -m realtime.sources.cameras 0`` opens camera 0, reads for a moment and prints one JSON
+object.
 """
 
 import contextlib
@@ -41,11 +43,14 @@ class CameraFacts:
 def find_cameras(timeout_s: float = PROBE_TIMEOUT_S) -> list[CameraFacts]:
     """Every camera that can be told to be here, each asked in a process of its own.
 
-    Where the system lists its video devices (Linux), those; elsewhere the first ``MOST_CAMERAS`` numbers. Numbers at which
-    nothing answers are left out, except where the system says that there is a device.
+    Where the system lists its video devices (Linux), those; elsewhere the first ``MOST_CAMERAS``
+    numbers. Numbers at which nothing answers are left out, except where the system says that there
+    is a device.
     """
     listed = listed_cameras()
-    probed = [probe(index, timeout_s) for index in (listed if listed is not None else range(MOST_CAMERAS))]
+    probed = [
+        probe(index, timeout_s) for index in (listed if listed is not None else range(MOST_CAMERAS))
+    ]
     return [facts for facts in probed if not facts.problem or listed is not None]
 
 
@@ -58,11 +63,18 @@ def listed_cameras(devices: Path = Path("/dev")) -> list[int] | None:
 
 
 def probe(index: int, timeout_s: float = PROBE_TIMEOUT_S) -> CameraFacts:
-    """Open the camera in another process; one that hangs or crashes is a problem in words, and no more."""
+    """Open the camera in another process; one that hangs or crashes is a problem in words, and no
+    more.
+    """
     command = [sys.executable, "-m", "realtime.sources.cameras", str(index)]
     try:
         ended = subprocess.run(
-            command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         facts = json.loads(ended.stdout.strip().splitlines()[-1])
         return CameraFacts(**facts)
@@ -76,10 +88,14 @@ def measure(index: int) -> CameraFacts:
     """Open the camera here and count frames for ``MEASURED_S``."""
     import cv2
 
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it lists every driver that it tries
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # it lists every driver that it tries
     capture = cv2.VideoCapture(index)
     if not capture.isOpened():
-        return CameraFacts(index, problem="cannot be opened: in use, not permitted, or not a camera")
+        return CameraFacts(
+            index, problem="cannot be opened: in use, not permitted, or not a camera"
+        )
     nominal, backend = float(capture.get(cv2.CAP_PROP_FPS)), str(capture.getBackendName())
     shape, count, start = (0, 0), 0, 0.0
     for number in range(100000):
@@ -96,7 +112,9 @@ def measure(index: int) -> CameraFacts:
             count += 1
     capture.release()
     if not count:
-        return CameraFacts(index, nominal_fps=nominal, backend=backend, problem="opens, but gives no frames")
+        return CameraFacts(
+            index, nominal_fps=nominal, backend=backend, problem="opens, but gives no frames"
+        )
     fps = round(count / max(now - start, 1e-9), 1)
     return CameraFacts(index, int(shape[1]), int(shape[0]), fps, round(nominal, 1), backend)
 

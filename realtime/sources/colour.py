@@ -1,6 +1,7 @@
 """Turns a decoder's picture into upright 8-bit BGR with ordinary colours.
 
-High dynamic range (PQ, HLG) and wide gamut (BT.2020) become BT.709 as an ordinary screen shows it, through one table.
+High dynamic range (PQ, HLG) and wide gamut (BT.2020) become BT.709 as an ordinary screen shows it,
+through one table.
 """
 
 from pathlib import Path
@@ -20,22 +21,36 @@ PQ, HLG = 16, 18  # transfer characteristics, ITU-T H.273, table 3
 BT2020_PRIMARIES = 9
 BT709 = {"space": 1, "range": 1, "primaries": 1, "transfer": 1}
 """What converted pictures are, as in ``Clip.colour``."""
-WHITE_NITS, PEAK_NITS = 203.0, 1000.0  # ITU-R BT.2408: of paper, and of what most films are made for
+WHITE_NITS, PEAK_NITS = (
+    203.0,
+    1000.0,
+)  # ITU-R BT.2408: of paper, and of what most films are made for
 KNEE = 0.5  # of white, linear: darker ones stay as they are, brighter ones are pressed together
 GAMMA = 2.4  # ITU-R BT.1886
 TABLE_SIDE = 33
-TO_BT709 = np.array([[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]])
+TO_BT709 = np.array(
+    [
+        [1.660491, -0.587641, -0.072850],
+        [-0.124550, 1.132900, -0.008349],
+        [-0.018151, -0.100579, 1.118730],
+    ]
+)
 """Linear RGB of BT.2020 to BT.709 (ITU-R BT.2087)."""
 Floats = NDArray[np.float64]
 
 
 def is_mapped(picture: av.VideoFrame) -> bool:
     """Whether its colours are others than an ordinary screen shows."""
-    return int(picture.color_trc or 0) in (PQ, HLG) or int(picture.color_primaries or 0) == BT2020_PRIMARIES
+    return (
+        int(picture.color_trc or 0) in (PQ, HLG)
+        or int(picture.color_primaries or 0) == BT2020_PRIMARIES
+    )
 
 
 class ToBgr:
-    """Converts pictures; keep one for all of a decoder's, as setting up takes far longer than the work."""
+    """Converts pictures; keep one for all of a decoder's, as setting up takes far longer than the
+    work.
+    """
 
     def __init__(self) -> None:
         self._reformat, self._key = VideoReformatter(), tuple[object, ...]()
@@ -50,7 +65,15 @@ class ToBgr:
 
     def _mapped(self, picture: av.VideoFrame) -> av.VideoFrame:
         space, full = int(picture.colorspace), int(picture.color_range or 0)
-        key = (picture.format.name, picture.width, picture.height, space, full, picture.color_trc, picture.color_primaries)
+        key = (
+            picture.format.name,
+            picture.width,
+            picture.height,
+            space,
+            full,
+            picture.color_trc,
+            picture.color_primaries,
+        )
         if key != self._key:
             self._key = key
             self._ends = self._set_up(picture, space, full)
@@ -60,14 +83,19 @@ class ToBgr:
         assert isinstance(found, av.VideoFrame)
         return found
 
-    def _set_up(self, picture: av.VideoFrame, space: int, full: int) -> tuple[FilterContext, FilterContext]:
+    def _set_up(
+        self, picture: av.VideoFrame, space: int, full: int
+    ) -> tuple[FilterContext, FilterContext]:
         self._graph = graph = Graph()
-        shape = f"video_size={picture.width}x{picture.height}:pix_fmt={picture.format.name}:time_base=1/90000"
-        given = graph.add("buffer", f"{shape}:colorspace={space}:range={full}")
+        shape = f"video_size={picture.width}x{picture.height}:pix_fmt={picture.format.name}"
+        given = graph.add("buffer", f"{shape}:time_base=1/90000:colorspace={space}:range={full}")
         taken = graph.add("buffersink")
         with TemporaryDirectory(prefix="sightline-") as folder:
             path = Path(folder) / "colours.cube"
-            path.write_text(cube(int(picture.color_trc or 0), int(picture.color_primaries or 0)), encoding="ascii")
+            path.write_text(
+                cube(int(picture.color_trc or 0), int(picture.color_primaries or 0)),
+                encoding="ascii",
+            )
             steps = [
                 graph.add("format", "gbrp16le"),
                 graph.add("lut3d", f"file={path.as_posix()}:interp=tetrahedral"),
@@ -80,7 +108,9 @@ class ToBgr:
 
 
 def upright(pixels: ImageBgr, picture: av.VideoFrame) -> ImageBgr:
-    """Turned and mirrored as its display matrix says (ISO 14496-12, 8.3.2), to the nearest quarter turn."""
+    """Turned and mirrored as its display matrix says (ISO 14496-12, 8.3.2), to the nearest quarter
+    turn.
+    """
     matrix: SideData | None = picture.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     if matrix is None:
         return np.ascontiguousarray(pixels)
@@ -121,12 +151,16 @@ def to_bt709(signal: Floats, transfer: int, primaries: int) -> Floats:
 def _pq_linear(signal: Floats) -> Floats:
     """SMPTE ST 2084, equation 4.1; 1 is white."""
     power = signal ** (32 / 2523)
-    nits: Floats = 10000 * (np.maximum(power - 3424 / 4096, 0) / (2413 / 128 - 2392 / 128 * power)) ** (16384 / 2610)
+    nits: Floats = 10000 * (
+        np.maximum(power - 3424 / 4096, 0) / (2413 / 128 - 2392 / 128 * power)
+    ) ** (16384 / 2610)
     return nits / WHITE_NITS
 
 
 def _hlg_linear(signal: Floats) -> Floats:
-    """ITU-R BT.2100, table 5: the inverse OETF, and the OOTF of a screen of ``PEAK_NITS``; 1 is white."""
+    """ITU-R BT.2100, table 5: the inverse OETF, and the OOTF of a screen of ``PEAK_NITS``; 1 is
+    white.
+    """
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
     luminance = scene @ np.array([0.2627, 0.6780, 0.0593])
@@ -140,6 +174,12 @@ def _sdr_linear(signal: Floats) -> Floats:
 
 
 def _rolled_off(linear: Floats) -> Floats:
-    """Above the knee Reinhard's curve with a white point: as steep as before at the knee, 1 at the peak."""
+    """Above the knee Reinhard's curve with a white point: as steep as before at the knee, 1 at the
+    peak.
+    """
     over, most = (linear - KNEE) / (1 - KNEE), (PEAK_NITS / WHITE_NITS - KNEE) / (1 - KNEE)
-    return np.where(linear <= KNEE, linear, KNEE + (1 - KNEE) * over * (1 + over / most**2) / (1 + np.maximum(over, 0)))
+    return np.where(
+        linear <= KNEE,
+        linear,
+        KNEE + (1 - KNEE) * over * (1 + over / most**2) / (1 + np.maximum(over, 0)),
+    )

@@ -1,4 +1,5 @@
-"""The demo clip, whose true boxes are known: a virtual camera moves over a wall with a photo of a cat.
+"""The demo clip, whose true boxes are known: a virtual camera moves over a wall with a photo of a
+cat.
 
 Photo: "Chelsea" by Stefan van der Walt, CC0, as distributed with scikit-image.
 """
@@ -12,14 +13,21 @@ import numpy as np
 from engines.localizer import ImageBgr
 
 PHOTO = Path(__file__).parent.parent / "assets" / "chelsea.jpg"
-CAT_XYXY_PX = (0.0, 0.0, 402.0, 300.0)  # the cat in the photo, by hand: the right ear ends at 402 of 451 px
+CAT_XYXY_PX = (
+    0.0,
+    0.0,
+    402.0,
+    300.0,
+)  # the cat in the photo, by hand: the right ear ends at 402 of 451 px
 FRAME_W_PX, FRAME_H_PX = 854, 480
 WALL_W_PX, WALL_H_PX = 1600, 1200
 BLUR_PX = 14.0
 
 
 class DemoCamera:
-    """Shoots frame ``index`` of a clip of ``frames`` frames; the same index always gives the same frame."""
+    """Shoots frame ``index`` of a clip of ``frames`` frames; the same index always gives the same
+    frame.
+    """
 
     def __init__(self, frames: int) -> None:
         self._frames = frames
@@ -40,19 +48,31 @@ class DemoCamera:
         shift_x, shift_y = FRAME_W_PX / 2 - zoom * centre_x, FRAME_H_PX / 2 - zoom * centre_y
         view = np.array([[zoom, 0, shift_x], [0, zoom, shift_y]])
         frame = cv2.warpAffine(
-            self._wall, view, (FRAME_W_PX, FRAME_H_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+            self._wall,
+            view,
+            (FRAME_W_PX, FRAME_H_PX),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT,
         )
         x0, y0, x1, y1 = CAT_XYXY_PX
         left, right = (zoom * (self._left + x) + shift_x for x in (x0, x1))
         top, bottom = (zoom * (self._top + y) + shift_y for y in (y0, y1))
-        box = (max(0.0, left), max(0.0, top), min(float(FRAME_W_PX), right), min(float(FRAME_H_PX), bottom))
+        box = (
+            max(0.0, left),
+            max(0.0, top),
+            min(float(FRAME_W_PX), right),
+            min(float(FRAME_H_PX), bottom),
+        )
         return np.asarray(frame, np.uint8), box
 
 
 def _wall() -> ImageBgr:
     """A plastered wall: warm grey, lit from the left, with a little grain; always the same."""
     rng = np.random.default_rng(7)
-    coarse = cv2.GaussianBlur(rng.standard_normal((WALL_H_PX, WALL_W_PX)).astype(np.float32), (0, 0), 3) * 18
+    coarse = (
+        cv2.GaussianBlur(rng.standard_normal((WALL_H_PX, WALL_W_PX)).astype(np.float32), (0, 0), 3)
+        * 18
+    )
     light = np.linspace(18, -22, WALL_W_PX, dtype=np.float32)[None, :]
     grain = rng.standard_normal((WALL_H_PX, WALL_W_PX)).astype(np.float32) * 2
     shade = (coarse + light + grain)[:, :, None]

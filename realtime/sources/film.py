@@ -1,6 +1,7 @@
 """The video stream of an open file as players present it, and its packets on one timeline.
 
-Files that were joined end to end begin their timestamps anew, or go on in another stream; pictures of a cover are no video.
+Files that were joined end to end begin their timestamps anew, or go on in another stream; pictures
+of a cover are no video.
 """
 
 from collections.abc import Iterator
@@ -26,23 +27,36 @@ else:
     Packet = av.Packet
 
 BOUNDED = {"max_pixels": str(limits.VIDEO_PIXELS)}
-"""For decoders: no picture is larger, whatever its header or a later one says. FFmpeg's own limit is 16384 x 16384."""
+"""For decoders: no picture is larger, whatever its header or a later one says. FFmpeg's own limit
+is 16384 x 16384.
+"""
 COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 LESSER = (
-    Disposition.dub | Disposition.comment | Disposition.visual_impaired | Disposition.hearing_impaired | Disposition.dependent
+    Disposition.dub
+    | Disposition.comment
+    | Disposition.visual_impaired
+    | Disposition.hearing_impaired
+    | Disposition.dependent
 )
 LONGEST_STEP_S = 10
-"""In formats whose timestamps may jump, a longer step forward is a new beginning too, as FFmpeg has it ."""
-SHORTEST_RUN = 3  # packets of a stream between those of others, on the mean, where they follow each other
+"""In formats whose timestamps may jump, a longer step forward is a new beginning too, as FFmpeg has
+it .
+"""
+SHORTEST_RUN = (
+    3  # packets of a stream between those of others, on the mean, where they follow each other
+)
 LOOK_PACKETS = 512
 HELD_PACKETS = 8  # between a joint and the packet that is marked for it
 WHAT_TO_GIVE = "give a video file, a folder of images or a camera number"
 
 
 def open_film(
-    source: str | Pipe, demuxing: dict[str, str] | None = None, timeout: float | tuple[float, float] | None = None
+    source: str | Pipe,
+    demuxing: dict[str, str] | None = None,
+    timeout: float | tuple[float, float] | None = None,
 ) -> InputContainer:
-    """Open a video file, an address or a pipe; ``demuxing`` and ``timeout`` are those of ``av.open``.
+    """Open a video file, an address or a pipe; ``demuxing`` and ``timeout`` are those of
+    ``av.open``.
 
     Raises:
         av.error.FFmpegError, OSError, ValueError: it cannot be opened.
@@ -52,16 +66,22 @@ def open_film(
 
 
 def _is_animated_png(spec: str) -> bool:
-    """FFmpeg takes an animated PNG for a picture, unless it is told: its ``acTL`` chunk is before the pixels."""
+    """FFmpeg takes an animated PNG for a picture, unless it is told: its ``acTL`` chunk is before
+    the pixels.
+    """
     try:
         with Path(spec).open("rb") as file:
-            return file.read(8) == b"\x89PNG\r\n\x1a\n" and b"acTL" in file.read(4096).split(b"IDAT")[0]
+            return (
+                file.read(8) == b"\x89PNG\r\n\x1a\n"
+                and b"acTL" in file.read(4096).split(b"IDAT")[0]
+            )
     except OSError:
         return False
 
 
 def film_of(container: InputContainer, where: str) -> VideoStream:
-    """The video stream that players show: never a cover picture, the default one before others, else the first.
+    """The video stream that players show: never a cover picture, the default one before others,
+    else the first.
 
     Raises:
         SourceError: there is none, or its pictures are too large; ``where`` names the file.
@@ -86,7 +106,9 @@ def film_of(container: InputContainer, where: str) -> VideoStream:
 
 
 def _films(container: InputContainer) -> list[VideoStream]:
-    known = (stream for stream in container.streams.video if stream.codec_context is not None)  # None: no decoder takes it
+    known = (
+        stream for stream in container.streams.video if stream.codec_context is not None
+    )  # None: no decoder takes it
     return [stream for stream in known if not stream.disposition & COVER]
 
 
@@ -98,7 +120,8 @@ def _rank(stream: VideoStream) -> tuple[bool, bool, bool]:
 def presented_frames(container: InputContainer, stream: VideoStream) -> int:
     """How many frames the file's header promises to show; 0 where it does not say.
 
-    In MP4 and MOV an edit list may cut frames away, which the count in the header still has: the index tells.
+    In MP4 and MOV an edit list may cut frames away, which the count in the header still has: the
+    index tells.
     """
     entries = stream.index_entries
     if not stream.frames or "mov" not in container.format.name or not len(entries):
@@ -110,7 +133,8 @@ class Timeline:
     """Timestamps that go on where those of the file begin anew.
 
     Attributes:
-        shifts: by how much the timestamps of each run of packets are moved, in the stream's unit; the first is 0.
+        shifts: by how much the timestamps of each run of packets are moved, in the stream's unit;
+            the first is 0.
     """
 
     def __init__(self, stream: VideoStream, jumps: bool) -> None:
@@ -128,11 +152,16 @@ class Timeline:
             return False
         pts = dts if packet.pts is None else packet.pts
         begins = self._last_dts is not None and (anew or self._is_jump(self._last_dts, packet))
-        if begins:  # decoding times go on without a gap, and no picture is shown before the last one
+        if (
+            begins
+        ):  # decoding times go on without a gap, and no picture is shown before the last one
             self.shifts.append(max(self._end_dts, self._end_pts - max(0, pts - dts)) - dts)
         self._last_dts, shift = dts, self.shifts[-1]
         length = packet.duration or self._usual
-        self._end_dts, self._end_pts = dts + shift + length, max(self._end_pts, pts + shift + length)
+        self._end_dts, self._end_pts = (
+            dts + shift + length,
+            max(self._end_pts, pts + shift + length),
+        )
         if shift:
             packet.pts = None if packet.pts is None else packet.pts + shift
             packet.dts = None if packet.dts is None else packet.dts + shift
@@ -169,13 +198,16 @@ class Film:
         stream: see ``film_of``.
         timeline: of the packets that were given.
         end_s: when the last packet that was read ends, by the file's own timestamps.
-        left_out: other video streams, in words. Where streams may follow each other, known when packets are given.
+        left_out: other video streams, in words. Where streams may follow each other, known when
+            packets are given.
 
     Raises:
         SourceError: it holds no video.
     """
 
-    def __init__(self, container: InputContainer, where: str, again: str | None = None, live: bool = False) -> None:
+    def __init__(
+        self, container: InputContainer, where: str, again: str | None = None, live: bool = False
+    ) -> None:
         self.stream = film_of(container, where)
         self._patient = not live
         self.end_s, self._container, self._again = 0.0, container, again
@@ -190,7 +222,8 @@ class Film:
         return len(self.timeline.shifts) > 1
 
     def packets(self, to_the_end: bool = False) -> Iterator[Packet]:
-        """Its packets on one timeline; where time begins anew, an empty one first, which empties the decoder.
+        """Its packets on one timeline; where time begins anew, an empty one first, which empties
+        the decoder.
 
         Args:
             to_the_end: read all other streams too, for ``end_s``.
@@ -208,11 +241,15 @@ class Film:
     def _own(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         for packet in packets:
             if packet.pts is not None and packet.time_base is not None:
-                self.end_s = max(self.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                self.end_s = max(
+                    self.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                )
             if packet.stream is self.stream:
                 yield packet
 
-    def _placed(self, packets: Iterator[Packet], stream: VideoStream, anew: bool = False) -> Iterator[Packet]:
+    def _placed(
+        self, packets: Iterator[Packet], stream: VideoStream, anew: bool = False
+    ) -> Iterator[Packet]:
         for packet in packets:
             if packet.size and self.timeline.place(packet, anew):
                 yield _last(stream)
@@ -221,7 +258,9 @@ class Film:
             yield packet
 
     def _forgiven(self, packets: Iterator[Packet], ends_at_joint: bool) -> Iterator[Packet]:
-        """FFmpeg takes a joint for a loss, as transport packets' counters do not go on: packets right before one are whole."""
+        """FFmpeg takes a joint for a loss, as transport packets' counters do not go on: packets
+        right before one are whole.
+        """
         held: list[Packet] = []
         for packet in packets:
             joint = bool(held) and self.timeline.jumps(held[-1], packet)
@@ -235,10 +274,15 @@ class Film:
         yield from _whole(held) if ends_at_joint else held
 
     def _runs(self) -> "list[_Run]":
-        """Which stream goes on where, if they follow each other; empty where they lie beside each other, which is told."""
+        """Which stream goes on where, if they follow each other; empty where they lie beside each
+        other, which is told.
+        """
         if self.left_out or not self._others or self._again is None:
             return []
-        wanted, places = [self.stream.index, *(each.index for each in self._others)], list[tuple[int, int]]()
+        wanted, places = (
+            [self.stream.index, *(each.index for each in self._others)],
+            list[tuple[int, int]](),
+        )
         with open_film(self._again) as container:
             for packet in container.demux(*(container.streams[index] for index in wanted)):
                 if packet.size and packet.pos is not None:
@@ -252,7 +296,9 @@ class Film:
         return []
 
     def _in_turn(self, runs: "list[_Run]") -> Iterator[Packet]:
-        """Each run from a reader of its own: what is left of a stream where another begins comes out of FFmpeg much later."""
+        """Each run from a reader of its own: what is left of a stream where another begins comes
+        out of FFmpeg much later.
+        """
         assert self._again is not None
         for run in runs:
             with open_film(self._again) as container:
@@ -266,7 +312,9 @@ class Film:
 
 @dataclass
 class _Run:
-    """Packets of one stream with no other stream's between them: where in the file they lie, and how many there are."""
+    """Packets of one stream with no other stream's between them: where in the file they lie, and
+    how many there are.
+    """
 
     stream: int
     first_byte: int
@@ -287,7 +335,8 @@ def _runs_of(places: list[tuple[int, int]]) -> list[_Run]:
 def _follow(runs: list[_Run]) -> bool:
     """Whether streams follow each other; packets of those beside each other alternate."""
     return all(
-        sum(run.packets for run in runs if run.stream == stream) >= SHORTEST_RUN * sum(run.stream == stream for run in runs)
+        sum(run.packets for run in runs if run.stream == stream)
+        >= SHORTEST_RUN * sum(run.stream == stream for run in runs)
         for stream in {run.stream for run in runs}
     )
 
@@ -309,7 +358,10 @@ def _whole(packets: list[Packet]) -> list[Packet]:
 
 def _not_read(stream: VideoStream) -> str:
     context = stream.codec_context
-    return f"another video stream of the file, number {stream.index} ({context.width}x{context.height}), is not read"
+    return (
+        f"another video stream of the file, number {stream.index}"
+        f" ({context.width}x{context.height}), is not read"
+    )
 
 
 def _last(stream: VideoStream) -> Packet:

@@ -1,4 +1,5 @@
-"""Opens every kind of source (``open_source``), and reads images of folders, globs and archives, and the demo.
+"""Opens every kind of source (``open_source``), and reads images of folders, globs and archives,
+and the demo.
 
 A source is opened by ``open_source``, iterated once, and closed by its ``with`` block.
 """
@@ -33,7 +34,14 @@ from engines.text import file_name
 from realtime.frames import Frame
 from realtime.sources import limits
 from realtime.sources.demo import DemoCamera
-from realtime.sources.listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, LeftOut, in_words, left_out, several_in_words
+from realtime.sources.listing import (
+    ARCHIVE_SUFFIXES,
+    IMAGE_SUFFIXES,
+    LeftOut,
+    in_words,
+    left_out,
+    several_in_words,
+)
 from realtime.sources.pages import MAY_HAVE_SEVERAL, decode_heif, is_film, pages_of, pictures_in
 from realtime.sources.pipes import is_pipe
 from realtime.sources.video import USUAL, Camera, Source, SourceOptions, VideoFile, reason_of
@@ -42,13 +50,16 @@ from realtime.written import without_written
 
 IMAGES_PER_SECOND = 24.0
 CHUNK_BYTES = 2**20
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # of damaged images it prints pages; we say which they are
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_SILENT
+)  # of damaged images it prints pages; we say which they are
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of the same
 Member = tuple[str, Callable[[], bytes]]
 
 
 class Images(Source):
-    """Images of a folder, a glob, a zip or a tar, in natural order, at a fixed rate; ``members`` reads the files singly.
+    """Images of a folder, a glob, a zip or a tar, in natural order, at a fixed rate; ``members``
+    reads the files singly.
 
     Attributes:
         left_out: files that were given and are not read.
@@ -60,13 +71,25 @@ class Images(Source):
     time_base = Fraction(1, 24000)
 
     def __init__(
-        self, name: str, members: list[Member], rate_fps: float = IMAGES_PER_SECOND, others: LeftOut | None = None
+        self,
+        name: str,
+        members: list[Member],
+        rate_fps: float = IMAGES_PER_SECOND,
+        others: LeftOut | None = None,
     ) -> None:
         self.left_out: LeftOut = others or {}
         self.notes = in_words(self.left_out, len(members))
         if not members:
-            raise SourceError("; ".join([f"{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})", *self.notes]))
-        self.name, self.frames, self.rate_fps = file_name(Path(name).stem or name), len(members), rate_fps
+            raise SourceError(
+                "; ".join(
+                    [f"{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})", *self.notes]
+                )
+            )
+        self.name, self.frames, self.rate_fps = (
+            file_name(Path(name).stem or name),
+            len(members),
+            rate_fps,
+        )
         self.members, self._are_files = members, Path(members[0][0]).is_file()
 
     def __iter__(self) -> Iterator[Frame]:
@@ -76,17 +99,23 @@ class Images(Source):
             content = read()
             image = decode_image(name, content)
             now_ns = time.monotonic_ns()
-            yield Frame(image, self.name, index, index / self.rate_fps, now_ns, (now_ns - start_ns) / 1e6)
+            yield Frame(
+                image, self.name, index, index / self.rate_fps, now_ns, (now_ns - start_ns) / 1e6
+            )
             several[name] = pictures_in(io.BytesIO(content), name)
         self.notes = [*self.notes, *several_in_words(several)]
 
     def look_closer(self) -> list[str]:
-        """``notes``, and a line of files that hold more pictures than the first, which is the one that is read."""
+        """``notes``, and a line of files that hold more pictures than the first, which is the one
+        that is read.
+        """
         several: dict[str, int] = {}
         for name, read in self.members:
             if Path(name).suffix.lower() in MAY_HAVE_SEVERAL:
                 with suppress(SourceError, OSError):
-                    several[name] = pictures_in(Path(name) if self._are_files else io.BytesIO(read()), name)
+                    several[name] = pictures_in(
+                        Path(name) if self._are_files else io.BytesIO(read()), name
+                    )
         return [*self.notes, *several_in_words(several)]
 
 
@@ -105,7 +134,15 @@ class Demo(Source):
             start_ns = time.monotonic_ns()
             image, truth = self._camera.shoot(index)
             now_ns = time.monotonic_ns()
-            yield Frame(image, self.name, index, index / self.rate_fps, now_ns, (now_ns - start_ns) / 1e6, truth)
+            yield Frame(
+                image,
+                self.name,
+                index,
+                index / self.rate_fps,
+                now_ns,
+                (now_ns - start_ns) / 1e6,
+                truth,
+            )
 
 
 def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
@@ -136,8 +173,13 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
     try:
         kind = path.stat().st_mode
         inside = list(path.iterdir()) if stat.S_ISDIR(kind) else []
-    except (FileNotFoundError, ValueError) as error:  # ValueError: there is a null character in the name
-        raise SourceError(f"{spec} {'is a link to what does not exist' if is_there(spec) else 'does not exist'}") from error
+    except (
+        FileNotFoundError,
+        ValueError,
+    ) as error:  # ValueError: there is a null character in the name
+        raise SourceError(
+            f"{spec} {'is a link to what does not exist' if is_there(spec) else 'does not exist'}"
+        ) from error
     except OSError as error:
         raise SourceError(f"cannot open {spec}: {error.strerror}") from error
     if stat.S_ISDIR(kind):
@@ -155,14 +197,20 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
 
 def _images(name: str, inside: list[Path]) -> Images:
     """The images among the files and folders; what Sightline wrote there does not count."""
-    folders = {path for path in inside if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_dir()}
-    files = without_written(map(Path, natural_order(str(path) for path in inside if path not in folders)))
+    folders = {
+        path for path in inside if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_dir()
+    }
+    files = without_written(
+        map(Path, natural_order(str(path) for path in inside if path not in folders))
+    )
     members = [_file_member(path) for path in files if has_suffix(path.name)]
     return Images(name, members, others=left_out((path.name for path in files), folders))
 
 
 def is_there(spec: str) -> bool:
-    """Whether there is something of that name, be it a link that leads nowhere, or something that may not be looked at."""
+    """Whether there is something of that name, be it a link that leads nowhere, or something that
+    may not be looked at.
+    """
     try:
         os.lstat(spec)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -198,7 +246,9 @@ def file_bytes(path: Path) -> bytes:
 
 
 def _bounded(file: IO[bytes], what: str, most: int = limits.FILE_BYTES) -> bytes:
-    """All of it, however much was declared; in chunks, as memory is not to be taken for what does not come."""
+    """All of it, however much was declared; in chunks, as memory is not to be taken for what does
+    not come.
+    """
     content = io.BytesIO()
     while chunk := file.read(min(CHUNK_BYTES, most + 1 - content.tell())):
         content.write(chunk)
@@ -213,22 +263,31 @@ def _open_address(url: str, options: SourceOptions) -> Source:
     return VideoFile(url, options)
 
 
-def archive_members(path: Path, suffixes: Set[str] = IMAGE_SUFFIXES, others: list[str] | None = None) -> list[Member]:
-    """(name, reader) of every image (or other kind of file) in a zip or an uncompressed tar, in natural order.
+def archive_members(
+    path: Path, suffixes: Set[str] = IMAGE_SUFFIXES, others: list[str] | None = None
+) -> list[Member]:
+    """(name, reader) of every image (or other kind of file) in a zip or an uncompressed tar, in
+    natural order.
 
-    The archive is scanned once; a reader goes straight to its member. ``others`` gets the names of all other files.
+    The archive is scanned once; a reader goes straight to its member. ``others`` gets the names of
+    all other files.
 
     Raises:
-        SourceError: the archive cannot be read or is damaged; a reader raises it of its member (encrypted ones too).
+        SourceError: the archive cannot be read or is damaged; a reader raises it of its member
+            (encrypted ones too).
     """
     with _archive_errors(str(path)):
         readers = (_zip_readers if path.suffix.lower() == ".zip" else _tar_readers)(
             path, suffixes, [] if others is None else others
         )
-    return [(name, _archive_errors(f"{path}: {name}")(readers[name])) for name in natural_order(readers)]
+    return [
+        (name, _archive_errors(f"{path}: {name}")(readers[name])) for name in natural_order(readers)
+    ]
 
 
-def _zip_readers(path: Path, suffixes: Set[str], others: list[str]) -> dict[str, Callable[[], bytes]]:
+def _zip_readers(
+    path: Path, suffixes: Set[str], others: list[str]
+) -> dict[str, Callable[[], bytes]]:
     file = _Limited(path, limits.DIRECTORY_BYTES)
     try:
         archive = zipfile.ZipFile(file)
@@ -239,7 +298,10 @@ def _zip_readers(path: Path, suffixes: Set[str], others: list[str]) -> dict[str,
     members = archive.infolist()
     _check_count(path, len(members))
     if sum(member.file_size for member in members) > limits.INFLATION * path.stat().st_size:
-        raise SourceError(f"its members say that they are more than {limits.INFLATION} times as large as all of it")
+        raise SourceError(
+            f"its members say that they are more than {limits.INFLATION} times as large as all"
+            " of it"
+        )
     files = [each for each in members if not each.is_dir()]
     images = [each for each in files if has_suffix(each.filename, suffixes)]
     others += [each.filename for each in files if not has_suffix(each.filename, suffixes)]
@@ -252,7 +314,9 @@ def _zip_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         return _bounded(file, "it")
 
 
-def _tar_readers(path: Path, suffixes: Set[str], others: list[str]) -> dict[str, Callable[[], bytes]]:
+def _tar_readers(
+    path: Path, suffixes: Set[str], others: list[str]
+) -> dict[str, Callable[[], bytes]]:
     found: dict[str, Callable[[], bytes]] = {}
     with _Limited(path, limits.HEADER_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         count = 0
@@ -262,7 +326,9 @@ def _tar_readers(path: Path, suffixes: Set[str], others: list[str]) -> dict[str,
             if member.isfile() and not has_suffix(member.name, suffixes):
                 others.append(member.name)
             elif member.isfile():
-                found[member.name] = partial(_tar_bytes, path, member.offset_data, member.size, member.issparse())
+                found[member.name] = partial(
+                    _tar_bytes, path, member.offset_data, member.size, member.issparse()
+                )
             tar.members.clear()  # type: ignore[attr-defined]  # else all of them are kept
     return found
 
@@ -285,7 +351,9 @@ def _check_count(path: Path, count: int) -> None:
 
 
 class _Limited(io.FileIO):
-    """A file of which no more than so many bytes are read at once: what a header declares is not taken on trust."""
+    """A file of which no more than so many bytes are read at once: what a header declares is not
+    taken on trust.
+    """
 
     def __init__(self, path: Path, most: int) -> None:
         super().__init__(path)
@@ -305,19 +373,40 @@ class _Limited(io.FileIO):
 
 @contextmanager
 def _archive_errors(where: str) -> Iterator[None]:
-    """All that Python's readers raise: RuntimeError for encryption and unknown compression, the rest for damage."""
-    damage = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
+    """All that Python's readers raise: RuntimeError for encryption and unknown compression, the
+    rest for damage.
+    """
+    damage = (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+        struct.error,
+        EOFError,
+        ValueError,
+    )
     try:
         yield
     except SourceError as error:
         said = str(error)
-        raise SourceError(said if where in said else f"cannot read archive {where}: {said}") from error
-    except (OSError, RuntimeError, OverflowError, MemoryError, LookupError, AssertionError, *damage) as error:
+        raise SourceError(
+            said if where in said else f"cannot read archive {where}: {said}"
+        ) from error
+    except (
+        OSError,
+        RuntimeError,
+        OverflowError,
+        MemoryError,
+        LookupError,
+        AssertionError,
+        *damage,
+    ) as error:
         raise SourceError(f"cannot read archive {where}: {reason_of(error)}") from error
 
 
 def decode_image(name: str, content: bytes) -> ImageBgr:
-    """uint8 BGR from an image file's bytes (gray and alpha are converted, EXIF rotation is applied).
+    """uint8 BGR from an image file's bytes (gray and alpha are converted, EXIF rotation is
+    applied).
 
     Raises:
         SourceError: the bytes are not an image that OpenCV reads, or it has too many pixels.
@@ -326,7 +415,11 @@ def decode_image(name: str, content: bytes) -> ImageBgr:
     if size_px is not None:
         limits.check_pixels(name, *size_px, MOST_IMAGE_PIXELS)
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR) if content else None
+        image = (
+            cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR)
+            if content
+            else None
+        )
     except (cv2.error, MemoryError) as error:
         raise SourceError(f"{name} cannot be decoded: {_first_line(error)}") from error
     if image is None and content[4:8] == b"ftyp":
@@ -337,7 +430,9 @@ def decode_image(name: str, content: bytes) -> ImageBgr:
 
 
 def _declared_size(content: bytes) -> tuple[int, int] | None:
-    """(width, height) as the header says; None where it says none that Pillow reads. OpenCV has the limit for these, too."""
+    """(width, height) as the header says; None where it says none that Pillow reads. OpenCV has the
+    limit for these, too.
+    """
     for reader in _header_readers():
         try:
             with reader(io.BytesIO(content)) as image:
@@ -349,7 +444,9 @@ def _declared_size(content: bytes) -> tuple[int, int] | None:
 
 @cache
 def _header_readers() -> tuple[Callable[[IO[bytes]], PIL.Image.Image], ...]:
-    """Pillow's classes, which read headers only; its ``open`` has a limit of its own, which cannot be set for one call."""
+    """Pillow's classes, which read headers only; its ``open`` has a limit of its own, which cannot
+    be set for one call.
+    """
     from PIL import (
         AvifImagePlugin,
         BmpImagePlugin,

@@ -1,15 +1,48 @@
-"""Chooses the files of a folder, glob or archive that are read as images, and names the others with the reason."""
+"""Chooses the files of a folder, glob or archive that are read as images, and names the others with
+the reason.
+"""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".gif", ".avif", ".tif", ".tiff", ".jp2"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".bmp",
+        ".dib",
+        ".webp",
+        ".gif",
+        ".avif",
+        ".tif",
+        ".tiff",
+        ".jp2",
+    }
     | {".pbm", ".pgm", ".ppm", ".pnm", ".heic", ".heif"}
 )
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".wmv", ".flv", ".3gp"}
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".ts",
+        ".m2ts",
+        ".mts",
+        ".mpg",
+        ".mpeg",
+        ".vob",
+        ".wmv",
+        ".flv",
+        ".3gp",
+    }
     | {".ogv", ".mjpeg", ".mjpg", ".h264", ".hevc", ".y4m"}
 )
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar"})
@@ -37,7 +70,9 @@ def why_not(name: str, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> str:
 
 
 def left_out(names: Iterable[str], folders: Iterable[Path] = ()) -> dict[str, list[str]]:
-    """Those of the names that are not read, and images and videos in folders that are not entered."""
+    """Those of the names that are not read, and images and videos in folders that are not
+    entered.
+    """
     found: dict[str, list[str]] = {}
     for name in sorted(names):
         reason = why_not(name)
@@ -72,9 +107,14 @@ def in_words(found: LeftOut, read: int) -> list[str]:
 
 
 def several_in_words(counts: Mapping[str, int]) -> list[str]:
-    """One line that names files of several pictures, given how many each file holds; none if there are none."""
+    """One line that names files of several pictures, given how many each file holds; none if there
+    are none.
+    """
     several = [f"{PurePath(name).name} ({count})" for name, count in counts.items() if count > 1]
     if not several:
         return []
     more = f" and {len(several) - NAMES_IN_LINE} more" if len(several) > NAMES_IN_LINE else ""
-    return [f"of {len(several)} files with several pictures the first is read: {', '.join(several[:NAMES_IN_LINE])}{more}"]
+    return [
+        f"of {len(several)} files with several pictures the first is read:"
+        f" {', '.join(several[:NAMES_IN_LINE])}{more}"
+    ]

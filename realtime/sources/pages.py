@@ -46,7 +46,8 @@ def is_film(path: Path) -> bool:
 
 
 def pages_of(path: Path) -> tuple[list[Member], float | None]:
-    """(name, reader) of each picture in a file of several, and how many are shown a second, where it says.
+    """(name, reader) of each picture in a file of several, and how many are shown a second, where
+    it says.
 
     Raises:
         SourceError: it cannot be read; a reader raises it of its picture.
@@ -58,13 +59,18 @@ def pages_of(path: Path) -> tuple[list[Member], float | None]:
         count = int(getattr(image, "n_frames", 1))
         limits.check_pixels(str(path), *image.size, MOST_IMAGE_PIXELS)
         if image.format == "TIFF":  # OpenCV knows more kinds of pixels
-            return [(f"{path}[{page}]", partial(_tiff_page, path, content, page)) for page in range(count)], None
+            return [
+                (f"{path}[{page}]", partial(_tiff_page, path, content, page))
+                for page in range(count)
+            ], None
         image.seek(min(1, count - 1))
         image.load()
         length_ms = float(image.info.get("duration") or 0)
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise SourceError(f"cannot read {path}: {error}") from error
-    members: list[Member] = [(f"{path}[{page}]", partial(_page, path, image, page)) for page in range(count)]
+    members: list[Member] = [
+        (f"{path}[{page}]", partial(_page, path, image, page)) for page in range(count)
+    ]
     return members, 1000 / length_ms if length_ms else None
 
 
@@ -78,9 +84,14 @@ def decode_heif(name: str, content: bytes) -> ImageBgr:
         with av.open(BytesIO(content), "r") as container:
             tiles = len(container.streams.video)
             if tiles > 2:  # the other may be a thumbnail
-                raise SourceError(f"{name} is stored as {tiles} tiles, which are not put together: convert it to JPEG")
+                raise SourceError(
+                    f"{name} is stored as {tiles} tiles, which are not put together: convert it to"
+                    " JPEG"
+                )
             stream = film_of(container, name)
-            limits.check_pixels(name, stream.codec_context.width, stream.codec_context.height, MOST_IMAGE_PIXELS)
+            limits.check_pixels(
+                name, stream.codec_context.width, stream.codec_context.height, MOST_IMAGE_PIXELS
+            )
             return ToBgr()(next(container.decode(stream)))
     except (av.error.FFmpegError, ValueError, StopIteration) as error:
         raise SourceError(f"{name} is not a readable image: {reason_of(error)}") from error
@@ -98,11 +109,15 @@ def _page(path: Path, image: PIL.Image.Image, page: int) -> bytes:
 
 def _tiff_page(path: Path, content: bytes, page: int) -> bytes:
     try:
-        good, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR, range=(page, page + 1))
+        good, pages = cv2.imdecodemulti(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR, range=(page, page + 1)
+        )
     except cv2.error as error:
         raise SourceError(f"cannot read page {page} of {path}: {error.err}") from error
     if not good or not len(pages):
-        raise SourceError(f"cannot read page {page} of {path}: it is damaged or of an unknown format")
+        raise SourceError(
+            f"cannot read page {page} of {path}: it is damaged or of an unknown format"
+        )
     return _bmp(np.asarray(pages[0], np.uint8))
 
 

@@ -14,7 +14,9 @@ SILENCE_S = 60.0  # of a pipe that gave something, or of standard input, whose w
 
 
 def is_pipe(spec: str) -> bool:
-    """Whether a source is standard input or a file that cannot be read again, such as a named pipe."""
+    """Whether a source is standard input or a file that cannot be read again, such as a named
+    pipe.
+    """
     if spec == STDIN:
         return True
     try:
@@ -31,19 +33,29 @@ class Pipe:
         spec: see ``is_pipe``.
 
     Raises:
-        SourceError: it cannot be opened, it is a terminal, or nothing comes for too long; ``read`` raises the last one.
+        SourceError: it cannot be opened, it is a terminal, or nothing comes for too long; ``read``
+            raises the last one.
     """
 
     def __init__(self, spec: str) -> None:
         self.name = "standard input" if spec == STDIN else spec
         try:
-            self._file = os.dup(0) if spec == STDIN else os.open(spec, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            self._file = (
+                os.dup(0)
+                if spec == STDIN
+                else os.open(spec, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            )
         except OSError as error:
             raise SourceError(f"cannot open {self.name}: {error.strerror}") from error
         if os.isatty(self._file):
             self.close()
-            raise SourceError(f"{self.name} is a terminal: send a video into it, as in 'cat clip.ts | sightline stream -'")
-        self._patience_s = WRITER_S if stat.S_ISFIFO(os.fstat(self._file).st_mode) and spec != STDIN else SILENCE_S
+            raise SourceError(
+                f"{self.name} is a terminal: send a video into it, as in 'cat clip.ts | sightline"
+                " stream -'"
+            )
+        self._patience_s = (
+            WRITER_S if stat.S_ISFIFO(os.fstat(self._file).st_mode) and spec != STDIN else SILENCE_S
+        )
 
     def read(self, size: int) -> bytes:
         """Up to so many bytes; none at the end."""
@@ -64,7 +76,9 @@ class Pipe:
         watch = select.poll()
         watch.register(self._file, select.POLLIN)
         if not watch.poll(1000 * self._patience_s):
-            what = "nobody writes to it" if self._patience_s == WRITER_S else "its writer has stopped"
+            what = (
+                "nobody writes to it" if self._patience_s == WRITER_S else "its writer has stopped"
+            )
             raise SourceError(f"{self.name}: nothing came for {self._patience_s:g} s: {what}")
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""Sources that are video: files and streams through PyAV, cameras through OpenCV. Lost frames are noticed."""
+"""Sources that are video: files and streams through PyAV, cameras through OpenCV. Lost frames are
+noticed.
+"""
 
 import math
 import time
@@ -26,7 +28,8 @@ from realtime.sources.pipes import STDIN, Pipe, is_pipe
 class Losses:
     """Which pictures of a live stream are whole, when data are lost on the way.
 
-    A loss spoils its picture and all that build on it, until the next key picture. Decoders fill the gaps, and own up to few.
+    A loss spoils its picture and all that build on it, until the next key picture. Decoders fill
+    the gaps, and own up to few.
 
     Attributes:
         last_s: how long the present loss has lasted.
@@ -46,7 +49,9 @@ class Losses:
 
     def come(self, packet: "av.Packet[av.VideoStream]") -> None:
         """Look at a packet before it is decoded."""
-        if packet.is_corrupt or self._hole_before:  # a hole is told of where it begins, and may reach into the next packet
+        if (
+            packet.is_corrupt or self._hole_before
+        ):  # a hole is told of where it begins, and may reach into the next packet
             self.begin()
         elif packet.is_keyframe and self._whole_from_pts == math.inf:
             self._whole_from_pts = -math.inf if packet.pts is None else packet.pts
@@ -56,13 +61,22 @@ class Losses:
         """Whether this picture is not whole."""
         if picture.is_corrupt:
             self.begin()
-        return self._whole_from_pts == math.inf or (picture.pts is not None and picture.pts < self._whole_from_pts)
+        return self._whole_from_pts == math.inf or (
+            picture.pts is not None and picture.pts < self._whole_from_pts
+        )
 
 
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp"})
 """Addresses under which time does not wait; http(s) may hold a file, which does."""
-LOW_LATENCY = {"fflags": "nobuffer", "max_delay": "0", "probesize": "500000", "analyzeduration": "500000"}
-"""FFmpeg's demuxer keeps nothing back for sorting, and looks at the first half second only to learn what it has before it."""
+LOW_LATENCY = {
+    "fflags": "nobuffer",
+    "max_delay": "0",
+    "probesize": "500000",
+    "analyzeduration": "500000",
+}
+"""FFmpeg's demuxer keeps nothing back for sorting, and looks at the first half second only to learn
+what it has before it.
+"""
 OPEN_TIMEOUT_S, FILE_TIMEOUT_S = 5.0, 10.0
 NOTICE_S = 0.5  # who watches for a stall notices it before FFmpeg does
 LONGEST_LOSS_S = 10.0  # key pictures come more often; a new connection begins with one
@@ -84,7 +98,8 @@ class SourceOptions:
         width_px, height_px, rate_fps: asked of a camera; it may give others. None for its own.
         camera_backend: one of ``CAMERA_BACKENDS``.
         stall_s: a stream from which nothing comes for so long has stalled.
-        poll: ask an address that answers with one picture again and again, see ``realtime.sources.web_camera``.
+        poll: ask an address that answers with one picture again and again, see
+            ``realtime.sources.web_camera``.
     """
 
     width_px: int | None = None
@@ -136,8 +151,8 @@ class VideoFile(Source):
     """A video file or network stream, with its own timestamps and rotation.
 
     Raises:
-        SourceError: it cannot be opened, holds no video, or ends before all its frames are decoded; a live one stalls, or gives
-            no whole picture for long.
+        SourceError: it cannot be opened, holds no video, or ends before all its frames are decoded;
+            a live one stalls, or gives no whole picture for long.
     """
 
     def __init__(self, url: str, options: SourceOptions = USUAL) -> None:
@@ -154,17 +169,25 @@ class VideoFile(Source):
         try:
             self._container = open_film(self._pipe or url, demuxing, timeout)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            silent = scheme in LIVE_SCHEMES and time.monotonic() - begin_s >= OPEN_TIMEOUT_S  # FFmpeg has other words for it
+            silent = (
+                scheme in LIVE_SCHEMES and time.monotonic() - begin_s >= OPEN_TIMEOUT_S
+            )  # FFmpeg has other words for it
             reason = f"no answer within {OPEN_TIMEOUT_S:g} s" if silent else reason_of(error)
             raise SourceError(f"cannot open {self._url}: {reason}") from error
         # A file on a web server can wait.
         self.live = scheme in LIVE_SCHEMES or ("://" in url and not self._container.duration)
-        self._film = Film(self._container, self._url, None if scheme or self._pipe else url, self.live)
+        self._film = Film(
+            self._container, self._url, None if scheme or self._pipe else url, self.live
+        )
         self._stream, self.notes = self._film.stream, self._film.left_out
-        self._stream.thread_type = "SLICE" if self.live else "AUTO"  # threads by frames keep as many frames back
+        self._stream.thread_type = (
+            "SLICE" if self.live else "AUTO"
+        )  # threads by frames keep as many frames back
         if self.live:
             self._stream.codec_context.flags |= Flags.low_delay
-            if self._stream.codec_context.name == "mjpeg":  # half a JPEG is an error: else its other half is made up
+            if (
+                self._stream.codec_context.name == "mjpeg"
+            ):  # half a JPEG is an error: else its other half is made up
                 self._stream.codec_context.options = {**BOUNDED, "err_detect": "explode"}
         self.frames = None if self.live else presented_frames(self._container, self._stream) or None
         self.rate_fps = float(self._stream.average_rate or 25)
@@ -181,32 +204,47 @@ class VideoFile(Source):
             now_ns, pts_s = time.monotonic_ns(), float((pts - first_pts) * self.time_base)
             if self.live:  # waiting for the camera is no reading
                 start_ns = round(self.heard_s * 1e9)
-            yield Frame(image, self.name, index, pts_s, now_ns, (now_ns - start_ns) / 1e6, damaged=damaged)
+            yield Frame(
+                image, self.name, index, pts_s, now_ns, (now_ns - start_ns) / 1e6, damaged=damaged
+            )
             index += 1
             start_ns = time.monotonic_ns()
         if index == 0:
             raise SourceError(f"{self._url} holds no frame: the file is empty or cut off")
         if self.frames and index < self.frames and not self.live:
-            raise SourceError(f"{self._url} is cut off: {index} of {self.frames} frames can be decoded")
+            raise SourceError(
+                f"{self._url} is cut off: {index} of {self.frames} frames can be decoded"
+            )
 
     def _pictures(self) -> Iterator[tuple[av.VideoFrame, bool]]:
-        """Decoded pictures, and whether something of them is lost; in a file, what is lost is an error."""
+        """Decoded pictures, and whether something of them is lost; in a file, what is lost is an
+        error.
+        """
         count, losses, asked_s = 0, Losses(), time.monotonic()
         try:
             for packet in self._film.packets():
                 self.heard_s = time.monotonic()
-                if self.live and self.heard_s - asked_s > self._stall_s:  # FFmpeg gives up, and out what it has of a picture
-                    raise SourceError(f"{self._url} stopped after frame {count}: nothing came for {self._stall_s:g} s")
+                if (
+                    self.live and self.heard_s - asked_s > self._stall_s
+                ):  # FFmpeg gives up, and out what it has of a picture
+                    raise SourceError(
+                        f"{self._url} stopped after frame {count}: nothing came for"
+                        f" {self._stall_s:g} s"
+                    )
                 losses.come(packet)
                 for picture in self._decoded(packet, losses):
                     yield picture, self.live and losses.spoil(picture)
                     count += 1
                 if self.live and losses.last_s > LONGEST_LOSS_S:
-                    raise SourceError(f"{self._url} gives no whole picture any more: too much is lost on the way")
+                    raise SourceError(
+                        f"{self._url} gives no whole picture any more: too much is lost on the way"
+                    )
                 asked_s = time.monotonic()
         except av.error.FFmpegError as error:
             words = "stopped" if self.live else "is damaged"
-            raise SourceError(f"{self._url} {words} after frame {count}: {reason_of(error)}") from error
+            raise SourceError(
+                f"{self._url} {words} after frame {count}: {reason_of(error)}"
+            ) from error
 
     def _decoded(self, packet: Packet, losses: Losses) -> list[av.VideoFrame]:
         try:
@@ -240,12 +278,19 @@ class Camera(Source):
     def __init__(self, index: int, options: SourceOptions = USUAL) -> None:
         self.name = f"camera{index}"
         if options.camera_backend not in CAMERA_BACKENDS:
-            raise SourceError(f"unknown camera backend '{options.camera_backend}': use {', '.join(CAMERA_BACKENDS)}")
-        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it lists every driver that it tries
+            raise SourceError(
+                f"unknown camera backend '{options.camera_backend}': use"
+                f" {', '.join(CAMERA_BACKENDS)}"
+            )
+        level = cv2.utils.logging.setLogLevel(
+            cv2.utils.logging.LOG_LEVEL_SILENT
+        )  # it lists every driver that it tries
         self._capture = cv2.VideoCapture(index, CAMERA_BACKENDS[options.camera_backend])
         cv2.utils.logging.setLogLevel(level)
         if not self._capture.isOpened():
-            raise SourceError(f"camera {index} cannot be opened: check that it is plugged in and not in use")
+            raise SourceError(
+                f"camera {index} cannot be opened: check that it is plugged in and not in use"
+            )
         wanted = {
             cv2.CAP_PROP_FRAME_WIDTH: options.width_px,
             cv2.CAP_PROP_FRAME_HEIGHT: options.height_px,
@@ -268,10 +313,19 @@ class Camera(Source):
                 good, image = self._capture.retrieve()
             now_ns = time.monotonic_ns()
             if not good:
-                raise SourceError(f"{self.name} stopped giving frames after {index}: check its cable")
+                raise SourceError(
+                    f"{self.name} stopped giving frames after {index}: check its cable"
+                )
             first_ns = now_ns if first_ns is None else first_ns
             frame = np.asarray(image, np.uint8)
-            yield Frame(frame, self.name, index, (now_ns - first_ns) / 1e9, now_ns, (now_ns - start_ns) / 1e6)
+            yield Frame(
+                frame,
+                self.name,
+                index,
+                (now_ns - first_ns) / 1e9,
+                now_ns,
+                (now_ns - start_ns) / 1e6,
+            )
             index += 1
 
     def close(self) -> None:
@@ -280,7 +334,9 @@ class Camera(Source):
 
 
 def name_of(spec: str) -> str:
-    """What a source is called in logs, in pictures and file names, see ``engines.text.file_name``."""
+    """What a source is called in logs, in pictures and file names, see
+    ``engines.text.file_name``.
+    """
     return file_name(_stem_of(spec))
 
 
@@ -288,7 +344,9 @@ def _stem_of(spec: str) -> str:
     if spec.isdigit():
         return f"camera{spec}"
     if "://" in spec:
-        address = urlsplit(masked(spec).replace(MASK, ""))  # no secret, and no sign that file names do not take
+        address = urlsplit(
+            masked(spec).replace(MASK, "")
+        )  # no secret, and no sign that file names do not take
         return Path(address.path).stem or address.hostname or "stream"
     if spec.startswith("demo:"):
         return "demo"
@@ -302,4 +360,6 @@ def reason_of(error: BaseException) -> str:
     """FFmpeg's or the system's words without the error number and path."""
     if isinstance(error, av.error.ExitError):
         return "nothing came for too long"
-    return str(shown(getattr(error, "strerror", None) or str(error).strip() or type(error).__name__))
+    return str(
+        shown(getattr(error, "strerror", None) or str(error).strip() or type(error).__name__)
+    )

@@ -1,4 +1,6 @@
-"""Reads web cameras: MJPEG streams, and addresses that answer with one picture. FFmpeg reads all else."""
+"""Reads web cameras: MJPEG streams, and addresses that answer with one picture. FFmpeg reads all
+else.
+"""
 
 import http.client
 import re
@@ -30,7 +32,15 @@ from engines.text import shown
 from realtime.frames import Frame
 from realtime.sources import limits
 from realtime.sources.colour import ToBgr
-from realtime.sources.video import LONGEST_LOSS_S, OPEN_TIMEOUT_S, USUAL, Source, SourceOptions, name_of, reason_of
+from realtime.sources.video import (
+    LONGEST_LOSS_S,
+    OPEN_TIMEOUT_S,
+    USUAL,
+    Source,
+    SourceOptions,
+    name_of,
+    reason_of,
+)
 
 MOST_BYTES = 32 * 2**20
 """A picture that takes more is none."""
@@ -41,15 +51,19 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 
 
 class JpegSplitter:
-    """Cuts pictures out by their own markers (ITU-T T.81, annex B), as what is said of their length may be wrong.
+    """Cuts pictures out by their own markers (ITU-T T.81, annex B), as what is said of their length
+    may be wrong.
 
-    Segments of a header are passed by their length, so that a thumbnail inside is not taken for a picture. A picture that
-    breaks off is left out, and the next one is looked for.
+    Segments of a header are passed by their length, so that a thumbnail inside is not taken for a
+    picture. A picture that breaks off is left out, and the next one is looked for.
     """
 
     def __init__(self) -> None:
         self._held = bytearray()
-        self._at, self._in_scan = 0, False  # how far the picture at the start of ``_held`` is read; 0: none has begun
+        self._at, self._in_scan = (
+            0,
+            False,
+        )  # how far the picture at the start of ``_held`` is read; 0: none has begun
 
     def feed(self, content: bytes) -> Iterator[bytes]:
         """Take bytes; whole pictures come out.
@@ -119,15 +133,30 @@ POLL_S = 1.0
 CHUNK_BYTES = 2**16
 Decode = Callable[[str, bytes], ImageBgr]
 JPEG = b"\xff\xd8\xff"
-NO_CAMERA = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".m3u8", ".mpd", ".gif", ".mpg"})
+NO_CAMERA = frozenset(
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".flv",
+        ".ts",
+        ".m3u8",
+        ".mpd",
+        ".gif",
+        ".mpg",
+    }
+)
 """What FFmpeg is asked for at once."""
 
 
 class WebPictures(Source):
     """The pictures of a web camera, as they come.
 
-    An address that answers with one picture is asked again and again, with what the server said to know it by (``ETag``,
-    ``Last-Modified``); the same picture once more is no new frame.
+    An address that answers with one picture is asked again and again, with what the server said to
+    know it by (``ETag``, ``Last-Modified``); the same picture once more is no new frame.
 
     Args:
         url: ``http`` or ``https``, with ``user:password@`` where they are needed.
@@ -170,7 +199,14 @@ class WebPictures(Source):
                 continue
             good_s, now_ns = time.monotonic(), time.monotonic_ns()
             first_ns = now_ns if first_ns is None else first_ns
-            yield Frame(image, self.name, index, (now_ns - first_ns) / 1e9, now_ns, (now_ns - start_ns) / 1e6)
+            yield Frame(
+                image,
+                self.name,
+                index,
+                (now_ns - first_ns) / 1e9,
+                now_ns,
+                (now_ns - start_ns) / 1e6,
+            )
             index += 1
         if index == 0:
             raise SourceError(f"{self._shown} gives no picture that can be decoded")
@@ -193,7 +229,9 @@ class WebPictures(Source):
                 if answer is not None:
                     yield from self._pictures_of(answer)
         except TimeoutError as error:
-            raise SourceError(f"{self._shown} stopped: nothing came for {self._stall_s:g} s") from error
+            raise SourceError(
+                f"{self._shown} stopped: nothing came for {self._stall_s:g} s"
+            ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise SourceError(f"{self._shown} stopped: {reason_of(error)}") from error
 
@@ -203,10 +241,16 @@ class WebPictures(Source):
         with answer:
             while chunk := answer.read1(CHUNK_BYTES):
                 self.heard_s = time.monotonic()
-                if other or (not self._kind.startswith("multipart/") and not splitter.begun and not chunk.startswith(JPEG)):
+                if other or (
+                    not self._kind.startswith("multipart/")
+                    and not splitter.begun
+                    and not chunk.startswith(JPEG)
+                ):
                     other += chunk
                     if len(other) > MOST_BYTES:
-                        raise SourceError(f"{self._shown} answers with more than {MOST_BYTES // 2**20} MiB")
+                        raise SourceError(
+                            f"{self._shown} answers with more than {MOST_BYTES // 2**20} MiB"
+                        )
                     continue
                 for picture in splitter.feed(chunk):
                     yield from self._new(picture)
@@ -245,19 +289,35 @@ class WebPictures(Source):
             NoPicturesError: it is not understood, or FFmpeg is less strict.
         """
         try:
-            answer: http.client.HTTPResponse = self._opener.open(Request(self._address, headers=self._known), timeout=timeout_s)
+            answer: http.client.HTTPResponse = self._opener.open(
+                Request(self._address, headers=self._known), timeout=timeout_s
+            )
         except HTTPError as error:
             error.close()
             if error.code == http.client.NOT_MODIFIED:
                 return None
-            hint = ": is the user's name and password right?" if error.code == http.client.UNAUTHORIZED else ""
-            raise SourceError(f"cannot open {self._shown}: {error.code} {error.reason}{hint}") from error
+            hint = (
+                ": is the user's name and password right?"
+                if error.code == http.client.UNAUTHORIZED
+                else ""
+            )
+            raise SourceError(
+                f"cannot open {self._shown}: {error.code} {error.reason}{hint}"
+            ) from error
         except TimeoutError as error:
-            raise SourceError(f"cannot open {self._shown}: no answer within {timeout_s:g} s") from error
+            raise SourceError(
+                f"cannot open {self._shown}: no answer within {timeout_s:g} s"
+            ) from error
         except URLError as error:
-            if isinstance(error.reason, ssl.SSLCertVerificationError):  # many cameras sign their own
+            if isinstance(
+                error.reason, ssl.SSLCertVerificationError
+            ):  # many cameras sign their own
                 raise NoPicturesError(str(error.reason)) from error
-            reason = f"no answer within {timeout_s:g} s" if isinstance(error.reason, TimeoutError) else reason_of(_cause(error))
+            reason = (
+                f"no answer within {timeout_s:g} s"
+                if isinstance(error.reason, TimeoutError)
+                else reason_of(_cause(error))
+            )
             raise SourceError(f"cannot open {self._shown}: {reason}") from error
         except OSError as error:
             raise SourceError(f"cannot open {self._shown}: {reason_of(error)}") from error
@@ -279,7 +339,10 @@ class NoPicturesError(Exception):
 def may_be_camera(url: str) -> bool:
     """Whether to ask an address what it gives."""
     parts = urlsplit(url)
-    return parts.scheme.lower() in ("http", "https") and PurePosixPath(parts.path).suffix.lower() not in NO_CAMERA
+    return (
+        parts.scheme.lower() in ("http", "https")
+        and PurePosixPath(parts.path).suffix.lower() not in NO_CAMERA
+    )
 
 
 def _cause(error: URLError) -> BaseException:
@@ -287,14 +350,25 @@ def _cause(error: URLError) -> BaseException:
 
 
 def _address_and_opener(url: str) -> tuple[str, OpenerDirector]:
-    """The address without user and password, and what opens it: no proxy, and a password only for who asked for one."""
+    """The address without user and password, and what opens it: no proxy, and a password only for
+    who asked for one.
+    """
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    address = quote(urlunsplit(parts._replace(netloc=host, fragment="")), safe="%/:=&?~+!$,;'@()*[]")
+    address = quote(
+        urlunsplit(parts._replace(netloc=host, fragment="")), safe="%/:=&?~+!$,;'@()*[]"
+    )
     passwords = HTTPPasswordMgrWithDefaultRealm()
     if parts.username is not None:
-        passwords.add_password(None, address, unquote(parts.username), unquote(parts.password or ""))
-    opener = build_opener(ProxyHandler({}), _SafeRedirects(), HTTPBasicAuthHandler(passwords), HTTPDigestAuthHandler(passwords))
+        passwords.add_password(
+            None, address, unquote(parts.username), unquote(parts.password or "")
+        )
+    opener = build_opener(
+        ProxyHandler({}),
+        _SafeRedirects(),
+        HTTPBasicAuthHandler(passwords),
+        HTTPDigestAuthHandler(passwords),
+    )
     opener.addheaders = [("User-Agent", "sightline"), ("Accept", "*/*")]
     return address, opener
 
@@ -312,5 +386,7 @@ class _SafeRedirects(HTTPRedirectHandler):
         """
         scheme = urlsplit(newurl).scheme.lower()
         if scheme not in ("http", "https") or (req.type == "https" and scheme != "https"):
-            raise SourceError(f"{shown(req.full_url)} leads from {req.type} to {scheme}, which is not followed")
+            raise SourceError(
+                f"{shown(req.full_url)} leads from {req.type} to {scheme}, which is not followed"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
-"""The confidence of a tracked box: a logistic model on eleven numbers, fitted to how often such boxes were right.
+"""The confidence of a tracked box: a logistic model on eleven numbers, fitted to how often such
+boxes were right.
 
-"Right" is an IoU over 0.5 with the truth. The model was fitted by ``calib.research.confidence`` on clips of training photos.
+"Right" is an IoU over 0.5 with the truth. The model was fitted by ``calib.research.confidence`` on
+clips of training photos.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,19 @@ SHIPPED = Path(__file__).parent / "trust.json"
 SETTLED_FRAMES = 12
 RING = 1.6
 Cues = NDArray[np.float64]
-CUES = ("inside", "contrast", "filled", "elsewhere", "agreement", "score", "steadiness", "size", "moves", "settled", "at_edge")
+CUES = (
+    "inside",
+    "contrast",
+    "filled",
+    "elsewhere",
+    "agreement",
+    "score",
+    "steadiness",
+    "size",
+    "moves",
+    "settled",
+    "at_edge",
+)
 PAIRS = np.triu_indices(len(CUES))
 
 
@@ -43,7 +57,9 @@ class ConfidenceModel:
 
     def __call__(self, cues: Cues) -> float:
         """0..1."""
-        return float(1 / (1 + np.exp(-(expanded((cues - self.mean) / self.scale) @ self.weight + self.bias))))
+        return float(
+            1 / (1 + np.exp(-(expanded((cues - self.mean) / self.scale) @ self.weight + self.bias)))
+        )
 
 
 def expanded(standard: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -63,15 +79,22 @@ def load_confidence_model(path: Path = SHIPPED) -> ConfidenceModel:
         stored = read_json_object(path, "trust")
         if tuple(stored["signs"]) != CUES:
             raise ModelError(
-                f"{path} reads other signs than this version: make it again with 'python -m calib.research.confidence'"
+                f"{path} reads other signs than this version: make it again with 'python -m"
+                " calib.research.confidence'"
             )
-        mean, scale, weight = (np.array(stored[name], np.float64) for name in ("mean", "scale", "weight"))
+        mean, scale, weight = (
+            np.array(stored[name], np.float64) for name in ("mean", "scale", "weight")
+        )
         bias = float(stored["bias"])
-        if mean.shape != scale.shape or not (np.isfinite([*mean, *scale, *weight, bias]).all() and (scale > 0).all()):
+        if mean.shape != scale.shape or not (
+            np.isfinite([*mean, *scale, *weight, bias]).all() and (scale > 0).all()
+        ):
             raise ValueError("its numbers are not finite, or a scale is not positive")
         return ConfidenceModel(mean, scale, weight, bias)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error or type(error).__name__}; {restore(path)}") from error
+        raise ModelError(
+            f"cannot read {path}: {error or type(error).__name__}; {restore(path)}"
+        ) from error
 
 
 def cues_of(
@@ -103,7 +126,9 @@ def cues_of(
     mine, near = votes[y0:y1, x0:x1], votes[around]
     ring = (float(near.sum()) - float(mine.sum())) / max(near.size - mine.size, 1)
     moving = evidence[y0:y1, x0:x1]
-    ring_moving = (float(evidence[around].sum()) - float(moving.sum())) / max(near.size - moving.size, 1)
+    ring_moving = (float(evidence[around].sum()) - float(moving.sum())) / max(
+        near.size - moving.size, 1
+    )
     for_it, for_any = float(np.maximum(mine, 0).sum()), float(np.maximum(votes, 0).sum())
     edges = [x0 == 0, y0 == 0, x1 == w, y1 == h]
     return np.array(

@@ -6,15 +6,21 @@ from engines.boxes import overlap
 from realtime.frames import BoxPx
 
 EDGE = 0.02
-"""Of a window's sides: a box that comes so near to its edge may go on beyond it, and the next window is a larger one."""
+"""Of a window's sides: a box that comes so near to its edge may go on beyond it, and the next
+window is a larger one.
+"""
 CALM, CALM_LATER, CALM_FRAMES, CALM_IOU, ANOTHER_IOU = 0.3, 0.12, 4, 0.9, 0.35
-"""The calm box, carried along, goes a third of the way to a new one that is much the same (IoU), all of it to another. The
-longer it was there, the less far: after N frames CALM_FRAMES / N of the way, at least CALM_LATER."""
+"""The calm box, carried along, goes a third of the way to a new one that is much the same (IoU),
+all of it to another. The
+longer it was there, the less far: after N frames CALM_FRAMES / N of the way, at least
+CALM_LATER."""
 
 
 def touches(box_px: BoxPx, window_px: BoxPx, size_px: tuple[int, int]) -> bool:
     """Whether a box reaches an edge of its window beyond which the frame goes on."""
-    for low, high, first, last, size in zip(box_px[:2], box_px[2:], window_px[:2], window_px[2:], size_px, strict=True):
+    for low, high, first, last, size in zip(
+        box_px[:2], box_px[2:], window_px[:2], window_px[2:], size_px, strict=True
+    ):
         near = EDGE * (last - first)
         if (first > 0 and low < first + near) or (last < size and high > last - near):
             return True
@@ -28,7 +34,8 @@ def moved(box_px: BoxPx, window_px: BoxPx) -> BoxPx:
 
 
 def calmed(raw_px: BoxPx, expected_px: BoxPx | None, frames: int) -> BoxPx:
-    """Between where the box should be and where it was found; a box that is elsewhere altogether is taken as it is.
+    """Between where the box should be and where it was found; a box that is elsewhere altogether is
+    taken as it is.
 
     Args:
         raw_px: where it was found.
@@ -40,7 +47,9 @@ def calmed(raw_px: BoxPx, expected_px: BoxPx | None, frames: int) -> BoxPx:
     alike = (overlap(raw_px, expected_px) - ANOTHER_IOU) / (CALM_IOU - ANOTHER_IOU)
     least = min(CALM, max(CALM_LATER, CALM_FRAMES / max(frames, 1)))
     share = 1 - (1 - least) * min(max(alike, 0.0), 1.0)
-    x0, y0, x1, y1 = (then + share * (now - then) for then, now in zip(expected_px, raw_px, strict=True))
+    x0, y0, x1, y1 = (
+        then + share * (now - then) for then, now in zip(expected_px, raw_px, strict=True)
+    )
     return x0, y0, x1, y1
 
 
@@ -70,8 +79,14 @@ class Numbers:
         self._lost[number] = box_px, pts_s
 
     def found(self, box_px: BoxPx, pts_s: float) -> int:
-        """The number of what is followed from now on: that of the nearest one that was lost, or a new one."""
-        self._lost = {number: (box, then) for number, (box, then) in self._lost.items() if pts_s - then <= SHORT_LOSS_S}
+        """The number of what is followed from now on: that of the nearest one that was lost, or a
+        new one.
+        """
+        self._lost = {
+            number: (box, then)
+            for number, (box, then) in self._lost.items()
+            if pts_s - then <= SHORT_LOSS_S
+        }
         away_px = {number: _distance_px(box, box_px) for number, (box, _) in self._lost.items()}
         nearest = min(away_px, key=away_px.__getitem__, default=0)
         if nearest and away_px[nearest] <= self._reach_px:

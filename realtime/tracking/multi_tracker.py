@@ -1,7 +1,9 @@
-"""Tracks several objects of one source, each with a tracker of its own. The engine looks for one of them in each frame.
+"""Tracks several objects of one source, each with a tracker of its own. The engine looks for one of
+them in each frame.
 
-The boxes of the others are propagated with the motion, which is computed once for all. A tracker ignores what moves within the
-box of another object, or as another object does. While there are fewer objects than asked for, one tracker searches the rest.
+The boxes of the others are propagated with the motion, which is computed once for all. A tracker
+ignores what moves within the box of another object, or as another object does. While there are
+fewer objects than asked for, one tracker searches the rest.
 """
 
 from collections import deque
@@ -22,7 +24,9 @@ from realtime.tracking.tracker import HELD, NOTHING, PATIENCE_FRAMES, SEARCHING,
 from realtime.tracking.vote_grid import VoteGrid
 
 SAME_IOU, SAME_SHARE = 0.5, 0.8
-"""Of two boxes, or of the smaller one that lies in the other, from which on they are one object's."""
+"""Of two boxes, or of the smaller one that lies in the other, from which on they are one
+object's.
+"""
 MARGIN = 0.3
 """Of the sides of a followed box: no other object begins so near; it might be a leg of that one."""
 YOUNG_FRAMES, NEAR = 10, 0.25
@@ -39,8 +43,9 @@ GIVEN_LOOKS = 4
 
 @dataclass
 class _TrackSlot:
-    """A tracker, and its turns: frames since it was looked for, looks in all, frames that it has followed something for, looks
-    in a row that showed another's object; ``given``: its place was pointed out.
+    """A tracker, and its turns: frames since it was looked for, looks in all, frames that it has
+    followed something for, looks in a row that showed another's object; ``given``: its place was
+    pointed out.
     """
 
     tracker: Tracker
@@ -72,7 +77,8 @@ class _Pending:
 class MultiTracker:
     """Follows up to so many objects through the frames of one source, all of one size.
 
-    Used as ``Tracker`` is. The first of its objects is the main one: the longest followed, or what the user chose.
+    Used as ``Tracker`` is. The first of its objects is the main one: the longest followed, or what
+    the user chose.
 
     Args:
         width_px, height_px: of the frames.
@@ -82,11 +88,23 @@ class MultiTracker:
     """
 
     def __init__(
-        self, width_px: int, height_px: int, confidence_model: ConfidenceModel, most: int, selected_px: BoxPx | None = None
+        self,
+        width_px: int,
+        height_px: int,
+        confidence_model: ConfidenceModel,
+        most: int,
+        selected_px: BoxPx | None = None,
     ) -> None:
-        self._size_px, self._confidence_model, self._most = (width_px, height_px), confidence_model, most
+        self._size_px, self._confidence_model, self._most = (
+            (width_px, height_px),
+            confidence_model,
+            most,
+        )
         self._motion, self._numbers = Motion(width_px, height_px), Numbers(REACH * width_px)
-        self._vote_grid, self._history = VoteGrid(self._motion, width_px, height_px), MotionHistory(self._motion)
+        self._vote_grid, self._history = (
+            VoteGrid(self._motion, width_px, height_px),
+            MotionHistory(self._motion),
+        )
         self._slots = [self._fill_slot(selected_px)]
         self._pending: deque[_Pending] = deque()
         self._map = self._vote_grid.empty
@@ -99,7 +117,9 @@ class MultiTracker:
                 self._slots.remove(slot)
                 self._slots.insert(0, slot)
                 return
-        self._slots = [self._fill_slot(box_px), *(slot for slot in self._slots if slot.held)][: self._most]
+        self._slots = [self._fill_slot(box_px), *(slot for slot in self._slots if slot.held)][
+            : self._most
+        ]
 
     def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx | None:
         """Where to look in the next frame: whole pixels, inside it."""
@@ -111,7 +131,11 @@ class MultiTracker:
         for slot in self._slots:
             look = slot is looking
             slot.waited, slot.looks = (0, slot.looks + 1) if look else (slot.waited + 1, slot.looks)
-            whole = not slot.ready or (not slot.held and slot.looks % WHOLE_LOOKS == 0) if len(self._slots) > 1 else None
+            whole = (
+                not slot.ready or (not slot.held and slot.looks % WHOLE_LOOKS == 0)
+                if len(self._slots) > 1
+                else None
+            )
             slot.frames += slot.held
             window = slot.tracker.window_after(self._own(slot, step), pts_s, look, whole) or window
         self._pending.append(_Pending(tuple(self._slots), looking, window))
@@ -121,8 +145,8 @@ class MultiTracker:
         """Take the answer for the oldest frame that is awaited; see ``Tracker.update``.
 
         Returns:
-            (the main object, with the map of what was looked at in its place; what following says of it, with the window that
-            the engine saw, whomever it was for; every object).
+            (the main object, with the map of what was looked at in its place; what following says
+            of it, with the window that the engine saw, whomever it was for; every object).
         """
         pending, said = self._pending.popleft(), dict[int, Track]()
         window, further = pending.window_px, tuple[Detection, ...]()
@@ -138,19 +162,30 @@ class MultiTracker:
                 slot.frames = 0
                 slot.tracker.forget()
         self._fill_other_slots(further)
-        objects = tuple(_tracked(slot.tracker, said[id(slot)]) for slot, _ in self._held() if id(slot) in said)
+        objects = tuple(
+            _tracked(slot.tracker, said[id(slot)]) for slot, _ in self._held() if id(slot) in said
+        )
         first = self._slots[0]
         track = said.get(id(first)) or Track(first.tracker.state, None, 0.0, 0, None)
         main = replace(first.tracker.found or NOTHING, map_hw=self._map, detections=())
         return main, replace(track, window_xyxy_px=window), objects
 
     def _fill_slot(self, selected_px: BoxPx | None = None) -> _TrackSlot:
-        tracker = Tracker(*self._size_px, self._confidence_model, selected_px, self._motion, self._numbers, every_frame=True)
+        tracker = Tracker(
+            *self._size_px,
+            self._confidence_model,
+            selected_px,
+            self._motion,
+            self._numbers,
+            every_frame=True,
+        )
         return _TrackSlot(tracker, given=selected_px is not None)
 
     def _held(self) -> list[tuple[_TrackSlot, BoxPx]]:
         """Those that follow something, and its box."""
-        return [(slot, slot.tracker.box_px) for slot in self._slots if slot.held and slot.tracker.box_px]
+        return [
+            (slot, slot.tracker.box_px) for slot in self._slots if slot.held and slot.tracker.box_px
+        ]
 
     def _hide(self) -> None:
         """Tell each tracker what is another's."""
@@ -164,21 +199,27 @@ class MultiTracker:
                 self._mark(hidden, slot.tracker.box_px, False)
             slot.tracker.hidden = hidden if others else None
 
-    def _mark(self, cells: NDArray[np.bool_], box_px: BoxPx, value: bool, margin: float = 0.0) -> None:
+    def _mark(
+        self, cells: NDArray[np.bool_], box_px: BoxPx, value: bool, margin: float = 0.0
+    ) -> None:
         x0, y0, x1, y1 = self._vote_grid.cells(widened(box_px, margin))
         cells[y0:y1, x0:x1] = value
 
     def _own(self, slot: _TrackSlot, step: Step) -> Step:
-        """The step as a tracker sees it: what goes otherwise than its object is evidence against it, or none at all.
+        """The step as a tracker sees it: what goes otherwise than its object is evidence against
+        it, or none at all.
 
-        Against it at first, when one box may hold two objects, and where another's box is near: else, legs would be lost.
+        Against it at first, when one box may hold two objects, and where another's box is near:
+        else, legs would be lost.
         """
         box = slot.tracker.box_px
         if step.flow is None or box is None:
             return step
         alike = self._history.alike(self._vote_grid.cells(box), slot.tracker.votes)
         others = [other for another, other in self._held() if another is not slot]
-        against = slot.frames <= YOUNG_FRAMES or any(overlap(widened(box, NEAR), other) for other in others)
+        against = slot.frames <= YOUNG_FRAMES or any(
+            overlap(widened(box, NEAR), other) for other in others
+        )
         share = 2 * alike - 1 if against else alike
         own = np.where(step.evidence > 0, step.evidence * share, step.evidence)
         return replace(step, rate=lambda: (own, step.moving))
@@ -186,8 +227,8 @@ class MultiTracker:
     def _meant(
         self, looking: _TrackSlot, found: Localization, window_px: BoxPx
     ) -> tuple[Localization | None, tuple[Detection, ...]]:
-        """(the answer as one to who looks; what else was detected, nobody's yet). An answer about another's object is none; one
-        after the other, they say that there is nothing else.
+        """(the answer as one to who looks; what else was detected, nobody's yet). An answer about
+        another's object is none; one after the other, they say that there is nothing else.
         """
         if found.box_xyxy_px is None:
             return found, ()
@@ -196,35 +237,61 @@ class MultiTracker:
         mine = looking.tracker.box_px if looking.held else None
         for each in found.detections or (first,):
             box = moved(each.box_xyxy_px, window_px)
-            theirs = max((overlap(box, other) for slot, other in self._held() if slot is not looking), default=0.0)
+            theirs = max(
+                (overlap(box, other) for slot, other in self._held() if slot is not looking),
+                default=0.0,
+            )
             if theirs <= max(SAME_IOU, overlap(box, mine) if mine else 0.0):
                 nobodys.append((each, box))
         looking.denied = 0 if nobodys else looking.denied + 1
         if not nobodys:
-            return (None if looking.denied <= PATIENCE_FRAMES else replace(found, box_xyxy_px=None)), ()
+            return (
+                None if looking.denied <= PATIENCE_FRAMES else replace(found, box_xyxy_px=None)
+            ), ()
         if mine is not None:
             nobodys.sort(key=lambda pair: -overlap(pair[1], mine))
         best = nobodys[0][0]
-        answer = replace(found, box_xyxy_px=best.box_xyxy_px, class_index=best.class_index, class_name=best.class_name)
-        return answer, () if looking.held else tuple(replace(each, box_xyxy_px=box) for each, box in nobodys[1:])
+        answer = replace(
+            found,
+            box_xyxy_px=best.box_xyxy_px,
+            class_index=best.class_index,
+            class_name=best.class_name,
+        )
+        return answer, () if looking.held else tuple(
+            replace(each, box_xyxy_px=box) for each, box in nobodys[1:]
+        )
 
     def _merge(self) -> None:
         """Two that have come to one box are one: the older stays."""
         for (one, a), (other, b) in combinations(self._held(), 2):
-            if one.held and other.held and (overlap(a, b) > SAME_IOU or float(shared(a, b)) > SAME_SHARE):
+            if (
+                one.held
+                and other.held
+                and (overlap(a, b) > SAME_IOU or float(shared(a, b)) > SAME_SHARE)
+            ):
                 max(one, other, key=lambda slot: slot.tracker.track_id).tracker.give_up()
 
     def _fill_other_slots(self, further: Sequence[Detection]) -> None:
-        """Who lost its object makes room, but for the last; what was detected besides gets a slot each, a search the next."""
-        kept = [slot for slot in self._slots if slot.held or (slot.given and slot.looks < GIVEN_LOOKS)]
+        """Who lost its object makes room, but for the last; what was detected besides gets a slot
+        each, a search the next.
+        """
+        kept = [
+            slot for slot in self._slots if slot.held or (slot.given and slot.looks < GIVEN_LOOKS)
+        ]
         rest = [slot for slot in self._slots if slot not in kept]
         boxes = [box for _, box in self._held()]
         for each in further:
-            if boxes and len(kept) < self._most and all(overlap(each.box_xyxy_px, box) < SAME_IOU for box in boxes):
+            if (
+                boxes
+                and len(kept) < self._most
+                and all(overlap(each.box_xyxy_px, box) < SAME_IOU for box in boxes)
+            ):
                 kept.append(self._fill_slot(each.box_xyxy_px))
                 boxes.append(each.box_xyxy_px)
         if boxes and len(kept) < self._most:
-            kept += [slot for slot in rest if slot.tracker.state == SEARCHING and not slot.given][:1] or [self._fill_slot()]
+            kept += [slot for slot in rest if slot.tracker.state == SEARCHING and not slot.given][
+                :1
+            ] or [self._fill_slot()]
         self._slots = kept or rest[:1]
 
 

@@ -13,8 +13,9 @@ from realtime.tracking.tracker import Tracker
 POINT_SHARE = 0.3
 """Of the frame's sides: what is taken for the object around a point, until more is known."""
 FOLLOWING_CALLS = 2
-"""Engine calls under way at once where something is followed: where to look depends on what is known by then, and not on the
-machine. Engines that take one call only are asked one after the other."""
+"""Engine calls under way at once where something is followed: where to look depends on what is
+known by then, and not on the machine. Engines that take one call only are asked one after the
+other."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class FollowOptions:
 
     Attributes:
         follow: look where the object was, and carry its box along.
-        min_score: a box less sure than this is not shown: no object. Of followed boxes the tracker says how sure they are, of
-            others the head.
+        min_score: a box less sure than this is not shown: no object. Of followed boxes the tracker
+            says how sure they are, of others the head.
         select: ``X0,Y0,X1,Y1`` or ``X,Y``, in pixels of the first frame, or a class.
         objects: up to so many are followed.
-        every_frame: the engine looks at each frame, also where the last box could be carried along.
+        every_frame: the engine looks at each frame, also where the last box could be carried
+            along.
     """
 
     follow: bool = False
@@ -39,7 +41,9 @@ class FollowOptions:
 
     def __post_init__(self) -> None:
         if not self.follow and (self.select or self.every_frame):
-            raise InputError("--select and --every-frame are about the object that is followed: add --follow")
+            raise InputError(
+                "--select and --every-frame are about the object that is followed: add --follow"
+            )
         parts = [part.strip() for part in (self.select or "").split(",")]
         if len(parts) < 2:
             return
@@ -47,8 +51,12 @@ class FollowOptions:
             place = tuple(float(part) for part in parts)
         except ValueError:
             return  # a class: some have commas in their names
-        if len(place) not in (2, 4) or (len(place) == 4 and not (place[0] < place[2] and place[1] < place[3])):
-            raise InputError(f"--select {self.select}: give a box X0,Y0,X1,Y1, a point X,Y, or a class")
+        if len(place) not in (2, 4) or (
+            len(place) == 4 and not (place[0] < place[2] and place[1] < place[3])
+        ):
+            raise InputError(
+                f"--select {self.select}: give a box X0,Y0,X1,Y1, a point X,Y, or a class"
+            )
         object.__setattr__(self, "place", place)
 
     @property
@@ -57,10 +65,11 @@ class FollowOptions:
         return None if self.place else self.select
 
     def beside(self, choice: Choice) -> "tuple[FollowOptions, Choice]":
-        """These options, with the number of objects, and the engine's, with the class that is selected, and how sure boxes must
-        be where no tracker sees to that.
+        """These options, with the number of objects, and the engine's, with the class that is
+        selected, and how sure boxes must be where no tracker sees to that.
 
-        Methods that find one box are asked for one: that others are found is then the tracker's part.
+        Methods that find one box are asked for one: that others are found is then the tracker's
+        part.
 
         Raises:
             InputError: there would be no box to follow.
@@ -68,9 +77,13 @@ class FollowOptions:
         if not self.follow:
             return self, replace(choice, least_confidence=self.min_score)
         if choice.head == "none" and choice.method not in SEARCHES:
-            raise InputError("--follow follows boxes, and --head none gives none: leave one of them out")
+            raise InputError(
+                "--follow follows boxes, and --head none gives none: leave one of them out"
+            )
         wanted = replace(choice, wanted_class=self.class_name or choice.wanted_class)
-        return replace(self, objects=choice.objects), wanted if choice.method in SEARCHES else replace(wanted, objects=1)
+        return replace(
+            self, objects=choice.objects
+        ), wanted if choice.method in SEARCHES else replace(wanted, objects=1)
 
     def box_in(self, width_px: int, height_px: int) -> BoxPx | None:
         """The place that is selected, as a box in a frame of that size; None where there is none.
@@ -82,7 +95,9 @@ class FollowOptions:
             return None
         x0, y0, x1, y1 = self.place * (2 if len(self.place) == 2 else 1)
         if x0 >= width_px or y0 >= height_px or x1 <= 0 or y1 <= 0:
-            raise InputError(f"--select {self.select} lies outside the frame of {width_px}x{height_px} pixels")
+            raise InputError(
+                f"--select {self.select} lies outside the frame of {width_px}x{height_px} pixels"
+            )
         if len(self.place) == 2:
             return box_around((x0, y0), width_px, height_px)
         return max(0.0, x0), max(0.0, y0), min(float(width_px), x1), min(float(height_px), y1)
@@ -91,7 +106,12 @@ class FollowOptions:
 def box_around(point_px: tuple[float, float], width_px: int, height_px: int) -> BoxPx:
     """What is taken for the object at a point, inside the frame."""
     (x, y), half_w, half_h = point_px, POINT_SHARE * width_px / 2, POINT_SHARE * height_px / 2
-    return max(0.0, x - half_w), max(0.0, y - half_h), min(float(width_px), x + half_w), min(float(height_px), y + half_h)
+    return (
+        max(0.0, x - half_w),
+        max(0.0, y - half_h),
+        min(float(width_px), x + half_w),
+        min(float(height_px), y + half_h),
+    )
 
 
 class Following:
@@ -105,13 +125,17 @@ class Following:
         ModelError: the shipped model is damaged.
     """
 
-    def __init__(self, options: FollowOptions, confidence_model: ConfidenceModel | None = None) -> None:
+    def __init__(
+        self, options: FollowOptions, confidence_model: ConfidenceModel | None = None
+    ) -> None:
         self._options, self._confidence_model = options, confidence_model or load_confidence_model()
         self._trackers: dict[str, tuple[tuple[int, ...], Tracker | MultiTracker]] = {}
         self._points: dict[str, tuple[float, float]] = {}
 
     def select(self, source: str, point: tuple[float, float]) -> None:
-        """Follow what is at a point of a source's next frame, in shares of its width and height. Any thread may ask."""
+        """Follow what is at a point of a source's next frame, in shares of its width and height.
+        Any thread may ask.
+        """
         self._points[source] = point
 
     def view(self, record: FrameRecord) -> ImageBgr | None:
@@ -141,8 +165,8 @@ class Following:
         return image[y0:y1, x0:x1]
 
     def followed(self, record: FrameRecord, found: Localization | None) -> Localization:
-        """The answer for a frame, with the followed box, or none where it is not sure enough; ``record.track`` says more,
-        and ``record.objects`` of several.
+        """The answer for a frame, with the followed box, or none where it is not sure enough;
+        ``record.track`` says more, and ``record.objects`` of several.
 
         Args:
             record: of the frame, as ``view`` left it.
@@ -151,15 +175,26 @@ class Following:
         tracker: Tracker | MultiTracker = record.tracker
         if isinstance(tracker, MultiTracker):
             result, record.track, objects = tracker.update(found)
-            record.objects = tuple(each if self._sure(each.track) else replace(each, box_xyxy_px=None) for each in objects)
+            record.objects = tuple(
+                each if self._sure(each.track) else replace(each, box_xyxy_px=None)
+                for each in objects
+            )
         else:
             result, record.track = tracker.update(found)
         return replace(result, confidence=record.track.confidence).sure(self._options.min_score)
 
-    def _begun(self, width_px: int, height_px: int, selected_px: BoxPx | None) -> Tracker | MultiTracker:
+    def _begun(
+        self, width_px: int, height_px: int, selected_px: BoxPx | None
+    ) -> Tracker | MultiTracker:
         most = self._options.objects
         if most == 1:
-            return Tracker(width_px, height_px, self._confidence_model, selected_px, every_frame=self._options.every_frame)
+            return Tracker(
+                width_px,
+                height_px,
+                self._confidence_model,
+                selected_px,
+                every_frame=self._options.every_frame,
+            )
         return MultiTracker(width_px, height_px, self._confidence_model, most, selected_px)
 
     def _sure(self, track: Track) -> bool:
@@ -175,5 +210,7 @@ def opened(options: FollowOptions) -> Following | None:
 
 
 def calls_under_way(following: Following | None, slots: int) -> int:
-    """The ``under_way`` of ``realtime.pipeline.run_frames`` for whole files, given how many calls the engine takes."""
+    """The ``under_way`` of ``realtime.pipeline.run_frames`` for whole files, given how many calls
+    the engine takes.
+    """
     return min(FOLLOWING_CALLS, slots) if following else 0

@@ -1,4 +1,6 @@
-"""Tracks one object: where to look next, what the answer means, how confident it is. It reads no clock and no file."""
+"""Tracks one object: where to look next, what the answer means, how confident it is. It reads no
+clock and no file.
+"""
 
 import math
 from collections import deque
@@ -21,19 +23,22 @@ SCALE = {SEARCHING: 1.6, FOLLOWING: 1.6, WIDENED: 2.0, LOST: 2.0}
 LEAST_WINDOW_PX = 32
 LEAD_FRAMES = 4
 LOOK_AROUND = {SEARCHING: 8, FOLLOWING: 8, WIDENED: 8, LOST: 2}
-"""The whole frame is looked at in the first few frames, and then in one of so many, so that no better object is missed."""
+"""The whole frame is looked at in the first few frames, and then in one of so many, so that no
+better object is missed.
+"""
 SURE, UNSURE, HOPELESS = 0.5, 0.4, 0.15
 MOST_PROPAGATED, PROPAGATE_UNSURE_FRAMES = 1, 12
-"""The engine need not look at every frame: after one that it saw, so many are carried along with the motion. While nothing is
-sure, that begins after so many frames. It costs what is shown in the docs; two or three at a time save little more."""
+"""The engine need not look at every frame: after one that it saw, so many are carried along with
+the motion. While nothing is sure, that begins after so many frames. It costs what is shown in the
+docs; two or three at a time save little more."""
 PATIENCE_FRAMES = 6
 """So many boxes in a row that are hopeless, and the object is lost."""
 
 
 @dataclass
 class _Pending:
-    """A frame whose answer is awaited, or, without a window, its turn; ``votes`` of before it, where they are known already;
-    ``chosen`` by the user on it; ``rated``: what moves has a vote.
+    """A frame whose answer is awaited, or, without a window, its turn; ``votes`` of before it,
+    where they are known already; ``chosen`` by the user on it; ``rated``: what moves has a vote.
     """
 
     step: Step
@@ -52,8 +57,9 @@ NOTHING = Localization(None, 0, "", 0.0, NO_MAP)
 class Tracker:
     """Follows one object through the frames of one source, all of one size.
 
-    ``window`` is called for each frame in turn, ``update`` with each answer, in the same order; several frames may be under
-    way. The windows of those behind are then chosen by what was known when they set out, carried along with the motion.
+    ``window`` is called for each frame in turn, ``update`` with each answer, in the same order;
+    several frames may be under way. The windows of those behind are then chosen by what was known
+    when they set out, carried along with the motion.
 
     Args:
         width_px, height_px: of the frames.
@@ -68,7 +74,8 @@ class Tracker:
         track_id: likewise.
         confidence: likewise.
         found: the last answer, see ``update``; None before the first.
-        hidden: cells of the grid that are others' objects, ``[h, w]``: there is nothing for this one; None where it is alone.
+        hidden: cells of the grid that are others' objects, ``[h, w]``: there is nothing for this
+            one; None where it is alone.
     """
 
     def __init__(
@@ -82,9 +89,16 @@ class Tracker:
         every_frame: bool = False,
     ) -> None:
         self.state, self.track_id = SEARCHING, 0
-        self._size_px, self._confidence_model, self._selected_px = (width_px, height_px), confidence_model, selected_px
+        self._size_px, self._confidence_model, self._selected_px = (
+            (width_px, height_px),
+            confidence_model,
+            selected_px,
+        )
         self._motion = motion or Motion(width_px, height_px)
-        self._vote_grid, self._numbers = VoteGrid(self._motion, width_px, height_px), numbers or Numbers()
+        self._vote_grid, self._numbers = (
+            VoteGrid(self._motion, width_px, height_px),
+            numbers or Numbers(),
+        )
         self._settled = self._ahead = self._vote_grid.empty
         self._pending: deque[_Pending] = deque()
         self._begun, self._hopeless, self._number, self._last_sure_s = 0, 0, 0, -math.inf
@@ -101,10 +115,14 @@ class Tracker:
         self._selected_px = box_px
 
     def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx | None:
-        """Where to look in the next frame: whole pixels, inside it; None where its object need not be looked at."""
+        """Where to look in the next frame: whole pixels, inside it; None where its object need not
+        be looked at.
+        """
         return self.window_after(self._motion.step(image_bgr), pts_s)
 
-    def window_after(self, step: Step, pts_s: float, look: bool | None = None, whole: bool | None = None) -> BoxPx | None:
+    def window_after(
+        self, step: Step, pts_s: float, look: bool | None = None, whole: bool | None = None
+    ) -> BoxPx | None:
         """``window``, for who has computed the step to the next frame already.
 
         Args:
@@ -117,9 +135,15 @@ class Tracker:
         self._begun = 0 if step.cut or step.blank else self._begun + 1
         selected, chosen = self._selected_px, self._selected_px is not None and not step.blank
         looks = (chosen or not self._may_propagate(step)) if look is None else look
-        now = _Pending(step, None, False, pts_s, self._begun, None, chosen, rated=looks or look is not None)
+        now = _Pending(
+            step, None, False, pts_s, self._begun, None, chosen, rated=looks or look is not None
+        )
         if selected is not None and chosen:
-            self._ahead, known, self._begun = self._vote_grid.marked(selected), True, LEAD_FRAMES + 1
+            self._ahead, known, self._begun = (
+                self._vote_grid.marked(selected),
+                True,
+                LEAD_FRAMES + 1,
+            )
             self._selected_px, now.begun = None, self._begun
         else:
             self._ahead = self._next(self._ahead, now)
@@ -131,12 +155,16 @@ class Tracker:
             return None
         box = self._vote_grid.box(self._ahead, None if chosen else self._near)
         now.whole = box is None or (self._due if whole is None else whole)
-        now.window_px = self._around((0.0, 0.0, *self._size_px) if box is None or now.whole else box)
+        now.window_px = self._around(
+            (0.0, 0.0, *self._size_px) if box is None or now.whole else box
+        )
         return now.window_px
 
     @property
     def _due(self) -> bool:
-        """Whether it is time to look at the whole frame; of a lost object's frames half are looked at so, however many are."""
+        """Whether it is time to look at the whole frame; of a lost object's frames half are looked
+        at so, however many are.
+        """
         looks = 1 + self._most_propagated if self.state == LOST else 1
         return self._begun <= LEAD_FRAMES or self._begun % (looks * LOOK_AROUND[self.state]) == 0
 
@@ -144,16 +172,20 @@ class Tracker:
         """Whether the last box may be carried along to the next frame, and the engine spared."""
         settled = self.state == FOLLOWING or self._begun > PROPAGATE_UNSURE_FRAMES
         known = self._calm is not None and step.flow is not None
-        return settled and known and not self._due and self._propagated_frames < self._most_propagated
+        return (
+            settled and known and not self._due and self._propagated_frames < self._most_propagated
+        )
 
     def update(self, found: Localization | None) -> tuple[Localization, Track]:
         """Take the answer for the oldest frame that is awaited.
 
         Args:
-            found: as read in the window: box in the window's pixels, map over the window; None where there was no window.
+            found: as read in the window: box in the window's pixels, map over the window; None
+                where there was no window.
 
         Returns:
-            (the same in the frame's pixels, with the followed box and the map in its place; what following adds).
+            (the same in the frame's pixels, with the followed box and the map in its place; what
+            following adds).
         """
         now = self._pending.popleft()
         if now.chosen:
@@ -167,18 +199,32 @@ class Tracker:
             said = moved(found.box_xyxy_px, now.window_px)
             self._cut_off = touches(said, now.window_px, self._size_px)
             expected = self._expected(now.step)
-            voted = self._vote_grid.voted(votes, found.map_hw, said, now.window_px, now.whole, now.step.moving)
+            voted = self._vote_grid.voted(
+                votes, found.map_hw, said, now.window_px, now.whole, now.step.moving
+            )
             self._settled = self._apart(voted)
             self._raw = self._vote_grid.box(self._settled, self._near) or said
             self._calm = calmed(self._raw, expected, now.begun)
-            cues = cues_of(self._vote_grid, self._settled, now.step.evidence, self._box, said, expected, found.score, now.begun)
+            cues = cues_of(
+                self._vote_grid,
+                self._settled,
+                now.step.evidence,
+                self._box,
+                said,
+                expected,
+                found.score,
+                now.begun,
+            )
             confidence = self._confidence_model(cues)
         self._settle(now, confidence)
         self.confidence = confidence
         self._look_ahead()
         track = Track(self.state, now.window_px, confidence, self.track_id, self._raw)
         map_hw = self._vote_grid.placed(found.map_hw, now.window_px)
-        detections = tuple(replace(one, box_xyxy_px=moved(one.box_xyxy_px, now.window_px)) for one in found.detections)
+        detections = tuple(
+            replace(one, box_xyxy_px=moved(one.box_xyxy_px, now.window_px))
+            for one in found.detections
+        )
         self.found = replace(found, box_xyxy_px=self.box_px, map_hw=map_hw, detections=detections)
         return self.found, track
 
@@ -186,7 +232,9 @@ class Tracker:
         """A frame without an answer: the last one's, carried along."""
         expected = self._expected(now.step)
         if expected and self._calm and self._raw:
-            self._raw = moved(self._raw, (expected[0] - self._calm[0], expected[1] - self._calm[1], 0.0, 0.0))
+            self._raw = moved(
+                self._raw, (expected[0] - self._calm[0], expected[1] - self._calm[1], 0.0, 0.0)
+            )
         self._calm = expected or self._calm
         self._settled = votes
         if now.step.flow is None:
@@ -200,7 +248,11 @@ class Tracker:
 
     def _apart(self, votes: Map) -> Map:
         """Without those for others' objects."""
-        return votes if self.hidden is None else np.where(self.hidden, np.minimum(votes, np.float32(UNSEEN)), votes)
+        return (
+            votes
+            if self.hidden is None
+            else np.where(self.hidden, np.minimum(votes, np.float32(UNSEEN)), votes)
+        )
 
     def _look_ahead(self) -> None:
         self._ahead = self._settled
@@ -261,7 +313,11 @@ class Tracker:
             self.give_up()
         elif confidence >= SURE and (active or now.begun > LEAD_FRAMES):
             if not active:
-                self._number = self._numbers.new() if self._another else self._numbers.found(self._box, now.pts_s)
+                self._number = (
+                    self._numbers.new()
+                    if self._another
+                    else self._numbers.found(self._box, now.pts_s)
+                )
                 self._another = False
             self.state = FOLLOWING
         elif active and confidence < UNSURE:

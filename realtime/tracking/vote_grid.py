@@ -1,7 +1,9 @@
-"""The vote grid: log odds on a small grid that say where the object is, moved along with the optical flow.
+"""The vote grid: log odds on a small grid that say where the object is, moved along with the
+optical flow.
 
-Each frame adds votes: what moves by itself, where the sensitivity map of the window is high, what lies in the window's box.
-What was voted before fades. The object's box is the box of the heaviest blob.
+Each frame adds votes: what moves by itself, where the sensitivity map of the window is high, what
+lies in the window's box. What was voted before fades. The object's box is the box of the heaviest
+blob.
 """
 
 import cv2
@@ -12,7 +14,9 @@ from realtime.tracking.geometry import widened
 from realtime.tracking.optical_flow import Map, Motion, Step, two_kinds
 
 KEPT, KEPT_STILL, MOST = 0.8, 0.95, 4.0
-"""Share of the votes that is left after a frame, and after one in which nothing moved; the most that votes may come to."""
+"""Share of the votes that is left after a frame, and after one in which nothing moved; the most
+that votes may come to.
+"""
 UNSEEN = -0.3
 """What is believed of what comes into view."""
 MAP_VOTE = {"whole": 0.6, "window": 1.0}
@@ -20,13 +24,17 @@ BOX_VOTE = 0.3
 MAP_STILL, BOX_STILL = 0.3, 0.8
 """What is left of the map's votes, and what the box's are, while nothing moves."""
 HOT = 0.3
-"""Of the logarithm of a map: how far over the cut between its two kinds a place must be to be voted for."""
+"""Of the logarithm of a map: how far over the cut between its two kinds a place must be to be voted
+for.
+"""
 TRIM = 0.015
 """Share of the blob's weight that is left out at each side of its box: legs, tails and shadows."""
 SUREST = 0.8
 """Of the most votes in a box: a cell with more moves as the object does, surely."""
 NEAR, FAR_MOTION, FAR_BLOB = 0.25, 0.3, 0.3
-"""Margin, of a box's sides, around an object that is followed; what votes of motion and blobs count for beyond it."""
+"""Margin, of a box's sides, around an object that is followed; what votes of motion and blobs count
+for beyond it.
+"""
 
 
 class VoteGrid:
@@ -42,7 +50,9 @@ class VoteGrid:
         self.cell_px = width_px / w, height_px / h
         self.empty: Map = np.zeros((h, w), np.float32)
 
-    def propagated(self, votes: Map, step: Step, near_px: BoxPx | None = None, rated: bool = True) -> Map:
+    def propagated(
+        self, votes: Map, step: Step, near_px: BoxPx | None = None, rated: bool = True
+    ) -> Map:
         """The votes as they are in the next frame, before its answer is known.
 
         Args:
@@ -56,13 +66,19 @@ class VoteGrid:
         if step.flow is None:
             return self.empty
         xs, ys = self._motion.remap_grid(step.flow)
-        moved = cv2.remap(votes, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=UNSEEN)
+        moved = cv2.remap(
+            votes, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=UNSEEN
+        )
         if not rated:
             return np.asarray(np.float32(KEPT) * moved, np.float32)
         kept = KEPT * step.moving + KEPT_STILL * (1 - step.moving)
-        return np.asarray(kept * moved + step.evidence * self._nearness(near_px, FAR_MOTION), np.float32)
+        return np.asarray(
+            kept * moved + step.evidence * self._nearness(near_px, FAR_MOTION), np.float32
+        )
 
-    def voted(self, votes: Map, map_hw: Map, box_px: BoxPx, window_px: BoxPx, whole: bool, moving: float) -> Map:
+    def voted(
+        self, votes: Map, map_hw: Map, box_px: BoxPx, window_px: BoxPx, whole: bool, moving: float
+    ) -> Map:
         """The votes with those of an answer.
 
         Args:
@@ -71,7 +87,8 @@ class VoteGrid:
             box_px: what the head says, in the frame.
             window_px: what the engine saw of the frame.
             whole: that was all of it.
-            moving: how much moves; where nothing does, the head's box is the only one to tell the object's extent.
+            moving: how much moves; where nothing does, the head's box is the only one to tell the
+                object's extent.
         """
         x0, y0, x1, y1 = self.cells(window_px)
         logs = np.log(map_hw / max(float(map_hw.mean()), 1e-30) + 0.1)
@@ -82,7 +99,9 @@ class VoteGrid:
         box_vote = BOX_VOTE * moving + BOX_STILL * (1 - moving)
         said = np.full(heat.shape, -box_vote, np.float32)
         left, top, right, bottom = self._rounded(box_px)
-        said[max(top - y0, 0) : max(bottom - y0, 0), max(left - x0, 0) : max(right - x0, 0)] = box_vote
+        said[max(top - y0, 0) : max(bottom - y0, 0), max(left - x0, 0) : max(right - x0, 0)] = (
+            box_vote
+        )
         result = votes.copy()
         result[y0:y1, x0:x1] += map_vote * heat + said
         return np.clip(result, -MOST, MOST)
@@ -108,11 +127,18 @@ class VoteGrid:
         return round(x0 / x), round(y0 / y), round(x1 / x), round(y1 / y)
 
     def box(self, votes: Map, near_px: BoxPx | None = None) -> BoxPx | None:
-        """The object's box in the frame; None where nothing is voted for. Blobs far from ``near_px`` weigh less."""
-        count, labels, _, _ = cv2.connectedComponentsWithStats((votes > 0).astype(np.uint8), connectivity=4)
+        """The object's box in the frame; None where nothing is voted for. Blobs far from
+        ``near_px`` weigh less.
+        """
+        count, labels, _, _ = cv2.connectedComponentsWithStats(
+            (votes > 0).astype(np.uint8), connectivity=4
+        )
         if count < 2:
             return None
-        weights = np.bincount(labels.ravel(), weights=(np.maximum(votes, 0) * self._nearness(near_px, FAR_BLOB)).ravel())
+        weights = np.bincount(
+            labels.ravel(),
+            weights=(np.maximum(votes, 0) * self._nearness(near_px, FAR_BLOB)).ravel(),
+        )
         blob = np.where(labels == 1 + int(np.argmax(weights[1:])), votes, 0)
         low, high = [], []
         for axis in (0, 1):
@@ -130,7 +156,9 @@ class VoteGrid:
         return votes
 
     def shift_px(self, votes: Map, step: Step, box_px: BoxPx) -> tuple[float, float]:
-        """By how much (x, y) what lies in a box moved since the last frame: the mean over the surest cells."""
+        """By how much (x, y) what lies in a box moved since the last frame: the mean over the
+        surest cells.
+        """
         if step.flow is None:
             return 0.0, 0.0
         x0, y0, x1, y1 = self.cells(box_px)

@@ -20,7 +20,13 @@ from realtime.web.broadcast import BOUNDARY, Broadcast
 from realtime.web.guard import refused
 
 ASSETS = Path(__file__).parent / "assets"
-FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/charts.js": "charts.js", "/icon.svg": "icon.svg"}
+FILES = {
+    "/": "index.html",
+    "/page.css": "page.css",
+    "/page.js": "page.js",
+    "/charts.js": "charts.js",
+    "/icon.svg": "icon.svg",
+}
 LONGEST_WAIT_S = 10.0
 
 
@@ -29,7 +35,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Changes(BaseModel):
-    """What a viewer may change; see ``realtime.session.Settings``. ``wanted_class``: a name or index, empty for the likeliest.
+    """What a viewer may change; see ``realtime.session.Settings``. ``wanted_class``: a name or
+    index, empty for the likeliest.
 
     ``point``: of the object to follow, in shares of the picture of ``source``.
     """
@@ -104,7 +111,9 @@ def _add_pictures(app: FastAPI, broadcasts: dict[str, Broadcast]) -> None:
 
     @app.get("/frame.jpg")
     async def frame(source: str = first, after: Count = 0, wait_s: Seconds = 2.0) -> Response:
-        """The newest picture once it is another than ``after``: who asks for the next when it has shown the last never lags."""
+        """The newest picture once it is another than ``after``: who asks for the next when it has
+        shown the last never lags.
+        """
         shown = await broadcast_of(source).newer(after, min(max(wait_s, 0.0), LONGEST_WAIT_S))
         if shown is None:
             return Response(status_code=204)
@@ -117,8 +126,16 @@ def _add_pictures(app: FastAPI, broadcasts: dict[str, Broadcast]) -> None:
         shown = await broadcast_of(source).newer(0, LONGEST_WAIT_S)
         if shown is None:
             return JSONResponse({"error": f"{source} gives no pictures now"}, 503)
-        name = f"{source}-{shown.record.frame.index}.jpg".encode("ascii", "replace").decode().replace('"', "_")
-        return Response(shown.jpeg, media_type="image/jpeg", headers={"Content-Disposition": f'inline; filename="{name}"'})
+        name = (
+            f"{source}-{shown.record.frame.index}.jpg".encode("ascii", "replace")
+            .decode()
+            .replace('"', "_")
+        )
+        return Response(
+            shown.jpeg,
+            media_type="image/jpeg",
+            headers={"Content-Disposition": f'inline; filename="{name}"'},
+        )
 
     @app.get("/live.mjpg")
     async def motion(source: str = first) -> Response:
@@ -127,10 +144,14 @@ def _add_pictures(app: FastAPI, broadcasts: dict[str, Broadcast]) -> None:
         return StreamingResponse(broadcast_of(source).multipart(), media_type=kind)
 
 
-def _add_steering(app: FastAPI, session: Session, title: Callable[[], str], recordings: Path) -> None:
+def _add_steering(
+    app: FastAPI, session: Session, title: Callable[[], str], recordings: Path
+) -> None:
     @app.get("/state")
     def state() -> dict[str, Any]:
-        """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``, ``follows`` (a click says what)."""
+        """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``, ``follows`` (a
+        click says what).
+        """
         return _state(session, title)
 
     @app.get("/classes")
@@ -162,7 +183,11 @@ def _add_steering(app: FastAPI, session: Session, title: Callable[[], str], reco
             except SightlineError as error:
                 return refused(409, str(error))
             names = numbered(time.strftime("sightline-%Y%m%d-%H%M%S"))
-            name = next(each for each in names if each not in given and not list(recordings.glob(f"{each}*.mp4")))
+            name = next(
+                each
+                for each in names
+                if each not in given and not list(recordings.glob(f"{each}*.mp4"))
+            )
             given.add(name)
             session.change(record=recordings / f"{name}.mp4")
         elif not wanted.on:
@@ -171,20 +196,26 @@ def _add_steering(app: FastAPI, session: Session, title: Callable[[], str], reco
 
 
 def _reader(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
-    """Reads the body of a request: one JSON object with nothing in it twice, and no number that JSON does not have."""
+    """Reads the body of a request: one JSON object with nothing in it twice, and no number that
+    JSON does not have.
+    """
 
     async def read(request: Request) -> Model:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise HTTPException(415, "send application/json")
         try:
-            found = json.loads(await request.body(), object_pairs_hook=_object, parse_constant=_no_number)
+            found = json.loads(
+                await request.body(), object_pairs_hook=_object, parse_constant=_no_number
+            )
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, "the body is no JSON that can be read") from error
         try:
             return model.model_validate(found)
         except ValidationError as error:
-            raise HTTPException(422, _in_words(error.errors(include_input=False, include_url=False))) from error
+            raise HTTPException(
+                422, _in_words(error.errors(include_input=False, include_url=False))
+            ) from error
 
     return read
 
@@ -208,7 +239,8 @@ def _state(session: Session, title: Callable[[], str]) -> dict[str, Any]:
     rolling, now = session.rolling(), session.settings
     figures = rolling.pop("sources")
     sources = [
-        {**vars(each), **figures.get(each.name, {}), "objects": session.objects(each.name)} for each in session.connections
+        {**vars(each), **figures.get(each.name, {}), "objects": session.objects(each.name)}
+        for each in session.connections
     ]
     wanted = None if now.class_index is None else session.class_names[now.class_index]
     settings = {

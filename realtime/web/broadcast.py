@@ -1,4 +1,6 @@
-"""Encodes each picture once, for any number of viewers. A thread encodes; viewers wait in the event loop."""
+"""Encodes each picture once, for any number of viewers. A thread encodes; viewers wait in the event
+loop.
+"""
 
 import asyncio
 import threading
@@ -15,7 +17,8 @@ BOUNDARY = "picture"
 class Broadcast:
     """The newest picture of one source. Its coroutines belong to one event loop.
 
-    Nothing is queued for anyone: who comes late gets the newest picture and never sees those between, so a slow viewer costs
+    Nothing is queued for anyone: who comes late gets the newest picture and never sees those
+        between, so a slow viewer costs
     what it takes. While nobody asks, the thread is gone, and the loop does not even draw.
     """
 
@@ -26,7 +29,9 @@ class Broadcast:
         self._asked_s, self._running = 0.0, False
 
     async def newer(self, than: int, timeout_s: float) -> Shown | None:
-        """The newest picture as soon as its number differs from ``than``, its JPEG made; None when the time is up."""
+        """The newest picture as soon as its number differs from ``than``, its JPEG made; None when
+        the time is up.
+        """
         loop, end_s = asyncio.get_running_loop(), time.monotonic() + timeout_s
         while True:
             self._asked_s = time.monotonic()
@@ -46,18 +51,25 @@ class Broadcast:
                 self._waiting.discard(waiter)
 
     async def multipart(self) -> AsyncIterator[bytes]:
-        """Motion JPEG as long as the run goes on, ``multipart/x-mixed-replace``. Who does not read is waited for here."""
+        """Motion JPEG as long as the run goes on, ``multipart/x-mixed-replace``. Who does not read
+        is waited for here.
+        """
         number = 0
         while not self._session.closed.is_set():
             shown = await self.newer(number, IDLE_S)
             if shown is not None:
                 number = shown.number
-                head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(shown.jpeg)}\r\n\r\n"
+                head = (
+                    f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length:"
+                    f" {len(shown.jpeg)}\r\n\r\n"
+                )
                 yield head.encode() + shown.jpeg + b"\r\n"
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._running, self._shown = True, None  # what was kept from earlier is old
-        threading.Thread(target=self._run, args=(loop,), name=f"encode {self._source}", daemon=True).start()
+        threading.Thread(
+            target=self._run, args=(loop,), name=f"encode {self._source}", daemon=True
+        ).start()
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         """The thread."""

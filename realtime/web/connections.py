@@ -1,4 +1,6 @@
-"""Limits on connections: how many there are, how long a request may take to come, how large it may be."""
+"""Limits on connections: how many there are, how long a request may take to come, how large it may
+be.
+"""
 
 import asyncio
 from functools import partial
@@ -15,7 +17,9 @@ MOST_CONNECTIONS = 128
 
 
 def most_connections() -> int:
-    """Of one server: a quarter of the files that this process may have open, so that a run can always open its own."""
+    """Of one server: a quarter of the files that this process may have open, so that a run can
+    always open its own.
+    """
     try:
         import resource
     except ImportError:  # Windows
@@ -27,8 +31,9 @@ def most_connections() -> int:
 class Limits:
     """Of one server: which connections it has, and which of them the guard has not let in yet.
 
-    Half of the connections are for those that the guard has let in. Where too many others are open, the oldest of the network
-    address that holds the most of them is closed, so a newcomer with a whole request always gets its turn.
+    Half of the connections are for those that the guard has let in. Where too many others are open,
+    the oldest of the network address that holds the most of them is closed, so a newcomer with a
+    whole request always gets its turn.
 
     Args:
         most: connections at a time.
@@ -76,7 +81,9 @@ class Limits:
 
 
 class LimitedProtocol(H11Protocol):
-    """One connection, closed where a request does not come in time. The guard calls ``scope["state"]["let_in"]``."""
+    """One connection, closed where a request does not come in time. The guard calls
+    ``scope["state"]["let_in"]``.
+    """
 
     def __init__(
         self,
@@ -86,7 +93,9 @@ class LimitedProtocol(H11Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, {**app_state, "let_in": partial(limits.let_in, self)}, _loop)
+        super().__init__(
+            config, server_state, {**app_state, "let_in": partial(limits.let_in, self)}, _loop
+        )
         self._limits, self.address = limits, ""
         self._timer: asyncio.TimerHandle | None = None
 

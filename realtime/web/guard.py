@@ -1,4 +1,6 @@
-"""Decides which requests are answered: this machine's, or those with the token, and none from other sites' pages."""
+"""Decides which requests are answered: this machine's, or those with the token, and none from other
+sites' pages.
+"""
 
 import hashlib
 import ipaddress
@@ -23,7 +25,9 @@ BODY_BYTES = 64 << 10
 FEW_FAILURES, FAILURES_S, MOST_ADDRESSES = 5, 60.0, 1024
 DAY_S = 24 * 3600
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'"
+    ),
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -34,8 +38,9 @@ HEADERS = {
 class Guard:
     """ASGI middleware that lets a request through or answers it itself.
 
-    With a token, requests bring it once as ``?token=`` (a cookie keeps it then) or as ``Authorization: Bearer``. Without one,
-    the server listens to this machine only; then the address that a browser believes to talk to must be this machine's too, or
+    With a token, requests bring it once as ``?token=`` (a cookie keeps it then) or as
+    ``Authorization: Bearer``. Without one, the server listens to this machine only; then the
+        address that a browser believes to talk to must be this machine's too, or
     a foreign page could have its own name resolved to it.
 
     Args:
@@ -75,9 +80,13 @@ class Guard:
 
         try:
             await answer(scope, receive, send_once)
-        except Exception as error:  # its text would be one of ours, and a traceback is not for the terminal
+        except (
+            Exception
+        ) as error:  # its text would be one of ours, and a traceback is not for the terminal
             if not started:
-                await refused(500, f"this is a defect of Sightline: {type(error).__name__}")(scope, receive, send_with_headers)
+                await refused(500, f"this is a defect of Sightline: {type(error).__name__}")(
+                    scope, receive, send_with_headers
+                )
 
     def _refusal(self, request: Request) -> Response | None:
         host, origin = request.headers.get("host"), request.headers.get("origin")
@@ -86,17 +95,30 @@ class Guard:
             return refused(400, "the Host header is no host")
         if origin is not None and _netloc(origin) != (host or "").lower():
             return refused(403, "this comes from another site's page")
-        if request.headers.get("sec-fetch-site") in ("cross-site", "same-site") and request.url.path != "/":
+        if (
+            request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            and request.url.path != "/"
+        ):
             return refused(403, "this comes from another site's page")
         if self._token is None:
             name = named["name"]
-            return None if _is_loopback(name) else refused(403, f"this machine is not called {name} here: use 127.0.0.1")
+            return (
+                None
+                if _is_loopback(name)
+                else refused(403, f"this machine is not called {name} here: use 127.0.0.1")
+            )
         if self._is_allowed(request, self._token):
             return None
         wait_s = self._failures.count(request) if self._has_guessed(request) else 0
         if wait_s:
-            return refused(429, f"too many wrong tokens: wait {wait_s} seconds", {"Retry-After": str(wait_s)})
-        return refused(401, "the token is missing or wrong: open the address that was printed when the stream began")
+            return refused(
+                429, f"too many wrong tokens: wait {wait_s} seconds", {"Retry-After": str(wait_s)}
+            )
+        return refused(
+            401,
+            "the token is missing or wrong: open the address that was printed when the stream"
+            " began",
+        )
 
     def _is_allowed(self, request: Request, token: str) -> bool:
         given = [
@@ -104,17 +126,27 @@ class Guard:
             (request.cookies.get(self._cookie), _kept(token)),
             (_bearer(request), token),
         ]
-        return any(secrets.compare_digest(_bytes(each), _bytes(wanted)) for each, wanted in given if each is not None)
+        return any(
+            secrets.compare_digest(_bytes(each), _bytes(wanted))
+            for each, wanted in given
+            if each is not None
+        )
 
     def _has_guessed(self, request: Request) -> bool:
-        return "token" in request.query_params or "authorization" in request.headers or self._cookie in request.cookies
+        return (
+            "token" in request.query_params
+            or "authorization" in request.headers
+            or self._cookie in request.cookies
+        )
 
     def _welcome(self, request: Request) -> Response | None:
         """The page was opened with the token: keep it, and take it out of the address bar."""
         if self._token is None or request.url.path != "/" or "token" not in request.query_params:
             return None
         response = RedirectResponse("/", status_code=303)
-        response.set_cookie(self._cookie, _kept(self._token), max_age=30 * DAY_S, httponly=True, samesite="lax")
+        response.set_cookie(
+            self._cookie, _kept(self._token), max_age=30 * DAY_S, httponly=True, samesite="lax"
+        )
         return response
 
 
@@ -148,11 +180,15 @@ def _bearer(request: Request) -> str | None:
 
 def refused(status: int, why: str, headers: dict[str, str] | None = None) -> Response:
     """An answer that says why not, in ``error``, and closes the connection."""
-    return JSONResponse({"error": displayable(why)}, status, {"Connection": "close", **(headers or {})})
+    return JSONResponse(
+        {"error": displayable(why)}, status, {"Connection": "close", **(headers or {})}
+    )
 
 
 class Failures:
-    """Wrong tokens by network address, of the last minute; the addresses that failed last are remembered."""
+    """Wrong tokens by network address, of the last minute; the addresses that failed last are
+    remembered.
+    """
 
     def __init__(self) -> None:
         self._times_s: dict[str, list[float]] = {}
@@ -160,7 +196,9 @@ class Failures:
     def count(self, request: Request) -> int:
         """Enter one; returns the seconds to wait, 0 while there were few."""
         address, now_s = request.client.host if request.client else "", time.monotonic()
-        times = [each for each in self._times_s.pop(address, []) if now_s - each < FAILURES_S][-FEW_FAILURES:]
+        times = [each for each in self._times_s.pop(address, []) if now_s - each < FAILURES_S][
+            -FEW_FAILURES:
+        ]
         self._times_s[address] = [*times, now_s]
         if len(self._times_s) > MOST_ADDRESSES:
             del self._times_s[next(iter(self._times_s))]

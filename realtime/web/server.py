@@ -1,4 +1,6 @@
-"""Serving over HTTP from a thread of its own, behind the guard, for as long as a run goes on: the page, and the metrics."""
+"""Serving over HTTP from a thread of its own, behind the guard, for as long as a run goes on: the
+page, and the metrics.
+"""
 
 import asyncio
 import logging
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 LOCAL = "127.0.0.1"
 SEND_BUFFER_BYTES = 1 << 17
-"""For each viewer: what lies in the system's own buffer is late; the usual megabytes would be seconds of a slow line."""
+"""For each viewer: what lies in the system's own buffer is late; the usual megabytes would be
+seconds of a slow line.
+"""
 CLOSING_S = 3.0
 ANOTHER_PORT = 8001
 BACKLOG = 32
@@ -61,23 +65,28 @@ class Address:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except OSError:
             return False
-        return all(str(entry[4][0]) == "::1" or str(entry[4][0]).startswith("127.") for entry in found)
+        return all(
+            str(entry[4][0]) == "::1" or str(entry[4][0]).startswith("127.") for entry in found
+        )
 
 
 class GuardedServer:
-    """An application behind ``Guard``, served in the ``with`` block. Every address that Sightline listens on is one of these.
+    """An application behind ``Guard``, served in the ``with`` block. Every address that Sightline
+    listens on is one of these.
 
     Args:
         app: what is served.
         address: where to listen.
-        token: who has it may look; None for none on this machine alone, and for a new one elsewhere.
+        token: who has it may look; None for none on this machine alone, and for a new one
+            elsewhere.
         option: the command line's, which messages name.
         most: connections at a time; None for what the limit of open files allows.
         request_s: until a whole request must be here.
 
     Raises:
         ImportError: FastAPI or uvicorn are not installed.
-        OutputError: the address cannot be listened on, or the token cannot be written in an address.
+        OutputError: the address cannot be listened on, or the token cannot be written in an
+            address.
 
     Attributes:
         port: that it listens on.
@@ -100,7 +109,10 @@ class GuardedServer:
 
         token = token or (None if address.is_loopback else secrets.token_urlsafe(16))
         if token is not None and not token.isprintable():
-            raise OutputError(f"{option}: the token holds characters that cannot be typed; choose letters and digits")
+            raise OutputError(
+                f"{option}: the token holds characters that cannot be typed; choose letters and"
+                " digits"
+            )
         self._socket = _listening(address, option)
         self.port: int = self._socket.getsockname()[1]
         # No access log: a line for every picture. No "Server" header: nobody needs to know.
@@ -119,22 +131,33 @@ class GuardedServer:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name=option, daemon=True)
         shown_host = f"[{address.host}]" if ":" in address.host else address.host
-        self.url = f"http://{shown_host}:{self.port}/" + (f"?token={quote(token, safe='')}" if token else "")
+        self.url = f"http://{shown_host}:{self.port}/" + (
+            f"?token={quote(token, safe='')}" if token else ""
+        )
 
     def _run(self) -> None:
         """The thread."""
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, __: None)  # broken connections, no free file descriptors
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, __: None
+        )  # broken connections, no free file descriptors
         await self._server.serve([self._socket])
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.should_exit = self._server.force_exit = True  # viewers never leave by themselves
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.should_exit = self._server.force_exit = (
+            True  # viewers never leave by themselves
+        )
         self._thread.join(timeout=CLOSING_S)
         self._socket.close()
 
@@ -177,7 +200,10 @@ def _listening(address: Address, option: str) -> socket.socket:
     except OSError as error:
         where = f"{address.host}:{address.port}"
         raise OutputError(
-            f"cannot listen on {where}: {error.strerror or error}; choose another port: {option} {ANOTHER_PORT}"
+            f"cannot listen on {where}: {error.strerror or error}; choose another port: {option}"
+            f" {ANOTHER_PORT}"
         ) from error
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # connections inherit it
+    listening.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES
+    )  # connections inherit it
     return listening

@@ -20,7 +20,9 @@ SIZE = "<size><width>128</width><height>96</height></size>"
 
 def voc_xml(name, box=BOX, extra="", size=SIZE):
     """VOC's corners are pixels counted from 1."""
-    corners = zip(("xmin", "ymin", "xmax", "ymax"), (box[0] + 1, box[1] + 1, box[2], box[3]), strict=True)
+    corners = zip(
+        ("xmin", "ymin", "xmax", "ymax"), (box[0] + 1, box[1] + 1, box[2], box[3]), strict=True
+    )
     edges = "".join(f"<{key}>{value:g}</{key}>" for key, value in corners)
     item = f"<object><name>cat</name>{extra}<bndbox>{edges}</bndbox></object>"
     return f"<annotation><filename>{name}</filename>{size}{item}</annotation>"
@@ -50,7 +52,9 @@ def tensorflow_csv(folder, box=BOX):
     images(folder / "images")
     x0, y0, x1, y1 = box
     rows = "".join(f"{name},128,96,cat,{x0 + 1},{y0 + 1},{x1},{y1}\n" for name in NAMES)
-    (folder / "cats_labels.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax\n" + rows)
+    (folder / "cats_labels.csv").write_text(
+        "filename,width,height,class,xmin,ymin,xmax,ymax\n" + rows
+    )
     return folder / "cats_labels.csv"
 
 
@@ -85,10 +89,19 @@ def coco(folder, box=BOX):
     (folder / "set.json").write_text(
         json.dumps(
             {
-                "images": [{"id": i, "file_name": name, "width": 128, "height": 96} for i, name in enumerate(NAMES)],
+                "images": [
+                    {"id": i, "file_name": name, "width": 128, "height": 96}
+                    for i, name in enumerate(NAMES)
+                ],
                 "categories": [{"id": 7, "name": "cat"}],
                 "annotations": [
-                    {"image_id": i, "category_id": 7, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0} for i in (0, 1)
+                    {
+                        "image_id": i,
+                        "category_id": 7,
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "iscrowd": 0,
+                    }
+                    for i in (0, 1)
                 ],
             }
         )
@@ -154,5 +167,7 @@ def notify(words, path, **options):
 
 def zoo(folder, rows):
     images(folder / "zoo")
-    (folder / "zoo.csv").write_text("file,class,x0,y0,x1,y1\n" + "".join(f"{row},10,20,40,60\n" for row in rows))
+    (folder / "zoo.csv").write_text(
+        "file,class,x0,y0,x1,y1\n" + "".join(f"{row},10,20,40,60\n" for row in rows)
+    )
     return folder / "zoo.csv"

@@ -1,4 +1,6 @@
-"""The checker of gradient rules: a graph of one operator beside central differences of its definition."""
+"""The checker of gradient rules: a graph of one operator beside central differences of its
+definition.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +19,17 @@ Forward = Callable[[np.ndarray], np.ndarray]
 
 
 def distinct(*shape: int) -> np.ndarray:
-    """Values that are all different and none near 0, so that no kink lies within a finite-difference step."""
+    """Values that are all different and none near 0, so that no kink lies within a
+    finite-difference step.
+    """
     count = int(np.prod(shape))
     values = (np.random.default_rng(5).permutation(count) - count / 2 + 0.25) / count * 4
     return values.reshape(shape).astype(np.float32).astype(np.float64)
 
 
-def graph_gradient(build: Build, x: np.ndarray, cotangent: np.ndarray, relu_rule: str = "plain") -> np.ndarray:
+def graph_gradient(
+    build: Build, x: np.ndarray, cotangent: np.ndarray, relu_rule: str = "plain"
+) -> np.ndarray:
     graph = Graph()
     source = graph.input("x", FLOAT, x.shape)
     y = build(graph, source)
@@ -34,8 +40,15 @@ def graph_gradient(build: Build, x: np.ndarray, cotangent: np.ndarray, relu_rule
 
 
 def check(build: Build, forward: Forward, x: np.ndarray) -> None:
-    """Raise AssertionError where graph and oracle differ by more than float32 rounding, relative to the largest value."""
-    cotangent = np.random.default_rng(9).standard_normal(forward(x).shape).astype(np.float32).astype(np.float64)
+    """Raise AssertionError where graph and oracle differ by more than float32 rounding, relative to
+    the largest value.
+    """
+    cotangent = (
+        np.random.default_rng(9)
+        .standard_normal(forward(x).shape)
+        .astype(np.float32)
+        .astype(np.float64)
+    )
     expected = oracles.numeric_gradient(forward, x, cotangent)
     found = graph_gradient(build, x, cotangent)
     error = np.abs(found - expected).max() / np.abs(expected).max()
@@ -44,4 +57,6 @@ def check(build: Build, forward: Forward, x: np.ndarray) -> None:
 
 def op(kind: str, *constants: Any, **attributes: Any) -> Build:
     """A graph of one node on x and constants."""
-    return lambda graph, x: graph.add(kind, x, *(graph.constant(c, np.asarray(c).dtype) for c in constants), **attributes)
+    return lambda graph, x: graph.add(
+        kind, x, *(graph.constant(c, np.asarray(c).dtype) for c in constants), **attributes
+    )

@@ -1,7 +1,9 @@
-"""A GPU that is not there: pycuda's and TensorRT's calls as ``engines.backends.tensorrt`` makes them, on host memory.
+"""A GPU that is not there: pycuda's and TensorRT's calls as ``engines.backends.tensorrt`` makes
+them, on host memory.
 
-Work put on a stream is done only when somebody waits for it, so that an output read too early is still empty. A "plan" is the
-ONNX graph itself, run by OpenVINO. Whatever is alive is counted, and every call needs the context to be current.
+Work put on a stream is done only when somebody waits for it, so that an output read too early is
+still empty. A "plan" is the ONNX graph itself, run by OpenVINO. Whatever is alive is counted, and
+every call needs the context to be current.
 """
 
 import ctypes
@@ -136,7 +138,13 @@ class Driver:
             def array(self):
                 return memory_at(int(self), np.uint8, (self.size,))
 
-        self.Context, self.Device, self.Stream, self.Event, self.mem_alloc = Context, Device, Stream, Event, Block
+        self.Context, self.Device, self.Stream, self.Event, self.mem_alloc = (
+            Context,
+            Device,
+            Stream,
+            Event,
+            Block,
+        )
 
     def current(self):
         assert self.stack, "no context is current"
@@ -183,7 +191,9 @@ class Library:
                 try:
                     return Plan(onnx.load_from_string(plan), library)
                 except Exception:
-                    self.logger.log(1, "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed")
+                    self.logger.log(
+                        1, "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed"
+                    )
                     return None
 
         self.Runtime = Runtime
@@ -227,14 +237,19 @@ class Execution:
         return True
 
     def run(self):
-        tensors = {spec.name: memory_at(self.addresses[spec.name], spec.dtype, spec.shape) for spec in self.plan.specs}
+        tensors = {
+            spec.name: memory_at(self.addresses[spec.name], spec.dtype, spec.shape)
+            for spec in self.plan.specs
+        }
         feeds = {spec.name: tensors[spec.name].copy() for spec in self.plan.engine.inputs}
         for name, value in self.plan.engine.infer(feeds).items():
             tensors[name][...] = value
 
 
 def captured_graphs(driver):
-    """A class in place of ``engines.backends.cuda.CapturedGraph``: what is put on the stream while capturing is run at each launch."""
+    """A class in place of ``engines.backends.cuda.CapturedGraph``: what is put on the stream while
+    capturing is run at each launch.
+    """
 
     class Graph:
         made, launched, closed = 0, 0, 0
@@ -258,7 +273,9 @@ def captured_graphs(driver):
 
 
 def machine_with_gpu(monkeypatch):
-    """The driver of a machine with a GPU and its libraries, all stand-ins; ``library`` and ``graphs`` hang on it."""
+    """The driver of a machine with a GPU and its libraries, all stand-ins; ``library`` and
+    ``graphs`` hang on it.
+    """
     driver = Driver()
     driver.library = Library(lambda handle, work: driver.streams[handle].queue.append(work))
     driver.graphs = captured_graphs(driver)
@@ -289,5 +306,7 @@ def certify_plan(model, key, failures=()):
     shape = OpenVinoEngine(model, "fp32").inputs[0].shape
     frames = np.random.default_rng(0).integers(0, 256, (8, *shape[1:])).astype(np.uint8)
     engines = [Localizer(OpenVinoEngine(model, "fp32")) for _ in range(2)]
-    found = replace(certify(*engines, list(frames)).of(subject_of(key, plan_of(model))), failures=failures)
+    found = replace(
+        certify(*engines, list(frames)).of(subject_of(key, plan_of(model))), failures=failures
+    )
     found.save(certificate_path(key.path))

@@ -1,4 +1,6 @@
-"""An engine without a network, for tests of everything around engines: the box follows the brightest part of the image."""
+"""An engine without a network, for tests of everything around engines: the box follows the
+brightest part of the image.
+"""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +16,9 @@ from engines.preprocess import IMAGE
 class MockEngine:
     """See ``engines.engine.Engine``.
 
-    The map is the mean over channels; the box is the bounding box of pixels at or over half the maximum; the class is the
-    wanted one or 0; the score is the mean brightness. It works in a thread of its own, one call after the other.
+    The map is the mean over channels; the box is the bounding box of pixels at or over half the
+    maximum; the class is the wanted one or 0; the score is the mean brightness. It works in a
+    thread of its own, one call after the other.
 
     Attributes:
         calls: counts what it was asked.
@@ -46,7 +49,9 @@ class MockEngine:
         """See ``engines.engine.Engine.submit``."""
         check_feeds(self.inputs, feeds)
         if self.under_way == self.slots:
-            raise EngineError(f"{self.slots} calls are under way, which is all this engine takes: collect one first")
+            raise EngineError(
+                f"{self.slots} calls are under way, which is all this engine takes: collect one first"
+            )
         self.calls += 1
         self._under_way.append(self._worker.submit(self.run, feeds))
         return self._under_way[-1]
@@ -86,5 +91,10 @@ class MockEngine:
 def _bright_box(image: Array) -> Array:
     rows, columns = np.nonzero(image >= image.max() / 2)
     height, width = image.shape
-    edges = [columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height]
+    edges = [
+        columns.min() / width,
+        rows.min() / height,
+        (columns.max() + 1) / width,
+        (rows.max() + 1) / height,
+    ]
     return np.array(edges, np.float32)

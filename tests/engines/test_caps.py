@@ -1,4 +1,6 @@
-"""Processors with fewer instructions, for which caps on oneDNN's stand in: the kernels that run, and what is said of it."""
+"""Processors with fewer instructions, for which caps on oneDNN's stand in: the kernels that run,
+and what is said of it.
+"""
 
 import json
 import os
@@ -30,18 +32,31 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module", params=CAPS)
 def capped(request):
-    """(cap, what each precision runs in under it): in a process of its own, since oneDNN reads the cap once."""
+    """(cap, what each precision runs in under it): in a process of its own, since oneDNN reads the
+    cap once.
+    """
     if not has_set_of(request.param):
-        pytest.skip(f"this processor has not what {request.param} allows: the cap would change nothing")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ONEDNN_MAX_CPU_ISA": request.param, "DNNL_MAX_CPU_ISA": ""}
+        pytest.skip(
+            f"this processor has not what {request.param} allows: the cap would change nothing"
+        )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "ONEDNN_MAX_CPU_ISA": request.param,
+        "DNNL_MAX_CPU_ISA": "",
+    }
     line = [sys.executable, "-c", EVERY_ENGINE]
-    ended = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    ended = subprocess.run(
+        line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     return request.param, json.loads(ended.stdout)
 
 
 def test_the_cap_decides_which_kernels_compute_the_convolutions(capped):
-    """Convolutions take nearly all the time. What oneDNN does not compute (a few small layers) has no cap."""
+    """Convolutions take nearly all the time. What oneDNN does not compute (a few small layers) has
+    no cap.
+    """
     cap, found = capped
     sets = {"AVX2": "avx2", "AVX512_CORE_VNNI": "avx512"}
     for row in found.values():
@@ -89,7 +104,9 @@ def test_what_the_cap_takes_away_is_computed_in_fp32_and_told_in_one_line(capped
     ],
 )
 def test_the_cap_is_read_as_onednn_reads_it(onednn, dnnl, cap, monkeypatch):
-    """The first variable that is not empty, in any case of letters; words that it does not know are no cap."""
+    """The first variable that is not empty, in any case of letters; words that it does not know are
+    no cap.
+    """
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", onednn)
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", dnnl)
     assert low_cap() == cap

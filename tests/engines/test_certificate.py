@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from engines.backends.openvino import OpenVinoEngine
-from engines.certificate import Thresholds, certificate_path, certify, load_certificate, require, status
+from engines.certificate import (
+    Thresholds,
+    certificate_path,
+    certify,
+    load_certificate,
+    require,
+    status,
+)
 from engines.choose import Choice, build_chosen
 from engines.errors import EngineError, InputError
 from engines.fp16 import to_half
@@ -52,7 +59,9 @@ def test_an_equal_engine_passes_with_full_marks():
     assert (found.box_iou_p5, found.class_agreement, found.frames) == (1, 1, 10)
     assert found.map_correlation_p5 == pytest.approx(1)
     assert found.map_change == found.reference_map_change > 0.01
-    assert str(found).startswith("certificate passed: box IoU 1.000 and map correlation 1.0000 (5th percentiles), class")
+    assert str(found).startswith(
+        "certificate passed: box IoU 1.000 and map correlation 1.0000 (5th percentiles), class"
+    )
 
 
 def test_half_precision_of_the_shipped_network_passes():
@@ -74,7 +83,11 @@ def frozen(outputs):
 
 
 def noisy(outputs):
-    outputs["map"] += np.random.default_rng(int(outputs["map"].sum())).normal(0, 100, outputs["map"].shape).astype(np.float32)
+    outputs["map"] += (
+        np.random.default_rng(int(outputs["map"].sum()))
+        .normal(0, 100, outputs["map"].shape)
+        .astype(np.float32)
+    )
 
 
 def shifted(outputs):
@@ -125,7 +138,9 @@ def test_an_engine_without_a_head_is_certified_on_its_maps():
 
 def test_too_few_or_equal_frames_prove_nothing():
     localizers = Localizer(MockEngine(SIZE)), Localizer(MockEngine(SIZE))
-    with pytest.raises(InputError, match="1 different frames are too few to certify an engine: give at least 8"):
+    with pytest.raises(
+        InputError, match="1 different frames are too few to certify an engine: give at least 8"
+    ):
         certify(*localizers, [frames()[0]] * 20)
     alike = [image.copy() for image in [frames()[0]] * 8]
     for i, image in enumerate(alike):
@@ -149,7 +164,10 @@ def test_a_certificate_is_read_as_it_was_written(tmp_path):
 
 
 def test_only_a_fitting_certificate_that_passed_lets_an_engine_run(tmp_path):
-    path, good = tmp_path / "c.json", certify(Localizer(MockEngine(SIZE)), Localizer(MockEngine(SIZE)), frames()).of(SUBJECT)
+    path, good = (
+        tmp_path / "c.json",
+        certify(Localizer(MockEngine(SIZE)), Localizer(MockEngine(SIZE)), frames()).of(SUBJECT),
+    )
     assert status(path, SUBJECT) == "missing"
     with pytest.raises(EngineError, match="this engine has no certificate yet: run 'build it'"):
         require(path, SUBJECT, "build it")
@@ -158,12 +176,16 @@ def test_only_a_fitting_certificate_that_passed_lets_an_engine_run(tmp_path):
     require(path, SUBJECT, "build it")
     for changed in ({**SUBJECT, "engine": "other"}, {**SUBJECT, "graph": "other"}, {"graph": "g"}):
         assert status(path, changed) == "stale"
-        with pytest.raises(EngineError, match="stale certificate, of another graph or build: run 'build it --rebuild'"):
+        with pytest.raises(
+            EngineError,
+            match="stale certificate, of another graph or build: run 'build it --rebuild'",
+        ):
             require(path, changed, "build it")
     replace(good, failures=("box IoU 0.100 is below 0.85",)).save(path)
     assert status(path, SUBJECT) == "failed"
     with pytest.raises(
-        EngineError, match=r"failed its certificate \(box IoU 0\.100 is below 0\.85\): run 'build it --rebuild'"
+        EngineError,
+        match=r"failed its certificate \(box IoU 0\.100 is below 0\.85\): run 'build it --rebuild'",
     ):
         require(path, SUBJECT, "build it")
 

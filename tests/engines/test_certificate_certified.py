@@ -1,4 +1,6 @@
-"""Which built engine may run, on a stand-in for GPU, pycuda and TensorRT's runtime (``tests.engines.gpu``)."""
+"""Which built engine may run, on a stand-in for GPU, pycuda and TensorRT's runtime
+(``tests.engines.gpu``).
+"""
 
 import pytest
 
@@ -22,24 +24,36 @@ def own_engines(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("own_engines")
 def test_only_a_certified_engine_is_opened(gpu, model):
-    with pytest.raises(EngineError, match="no TensorRT engine of this graph is built for NVIDIA L4 sm89: run 'sightline build"):
+    with pytest.raises(
+        EngineError,
+        match="no TensorRT engine of this graph is built for NVIDIA L4 sm89: run 'sightline build",
+    ):
         open_certified(lambda: model, "fp32")
     key = keep_plan(model, gpu)
-    with pytest.raises(EngineError, match="has no certificate yet: run 'sightline build --backend tensorrt --precision fp32'"):
+    with pytest.raises(
+        EngineError,
+        match="has no certificate yet: run 'sightline build --backend tensorrt --precision fp32'",
+    ):
         open_certified(lambda: model, "fp32")
     certify_plan(model, key, failures=("a map is zero everywhere",))
     with pytest.raises(EngineError, match="failed its certificate"):
         open_certified(lambda: model, "fp32")
     certify_plan(model, key)
     engine = open_certified(lambda: model, "fp32")
-    assert (engine.backend, engine.precision, engine.device) == ("tensorrt", "fp32", "NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116")
+    assert (engine.backend, engine.precision, engine.device) == (
+        "tensorrt",
+        "fp32",
+        "NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116",
+    )
     assert_equal(engine.infer(feeds(0)), OpenVinoEngine(model, "fp32").infer(feeds(0)))
     engine.close()
     write_engine(key.path, key, plan_of(model) + b"\x18\x00")
     with pytest.raises(EngineError, match="stale certificate"):
         open_certified(lambda: model, "fp32")
     key.path.write_bytes(key.path.read_bytes()[:-1])
-    with pytest.raises(EngineError, match="cut off or damaged; build it again with 'build --rebuild'"):
+    with pytest.raises(
+        EngineError, match="cut off or damaged; build it again with 'build --rebuild'"
+    ):
         open_certified(lambda: model, "fp32")
 
 
@@ -56,7 +70,10 @@ def test_auto_takes_tensorrt_where_all_of_it_is_there_and_else_says_why(gpu, mon
     choice, notify = Choice(weights="random", size_px=SIZE, head="none", precision="fp32"), []
     localizer = open_localizer(choice, notify.append)
     assert localizer.engine.backend == "openvino"
-    assert notify[0].split(":")[:2] == ["not TensorRT", " no TensorRT engine of this graph is built for NVIDIA L4 sm89"]
+    assert notify[0].split(":")[:2] == [
+        "not TensorRT",
+        " no TensorRT engine of this graph is built for NVIDIA L4 sm89",
+    ]
     assert notify[1:] == localizer.engine.losses, "and what the processor costs, on some"
     graph = build_graph(load_classifier("compact", "random", SIZE))
     certify_plan(graph, keep_plan(graph, gpu))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,9 @@ from engines.head import load_head, shipped_head_names, shipped_head_path
 from engines.localizer import Localizer
 from tests.engines.mock import MockEngine
 
-CERTAIN = ConfidenceModel((0.0,) * len(CUES), (1.0,) * len(CUES), (1.0, *(0.0,) * (len(CUES) - 1)), 0.0)
+CERTAIN = ConfidenceModel(
+    (0.0,) * len(CUES), (1.0,) * len(CUES), (1.0, *(0.0,) * (len(CUES) - 1)), 0.0
+)
 """It looks at the logit alone."""
 
 
@@ -39,7 +41,9 @@ def test_signs_of_a_flat_map_are_those_of_its_box():
         },
         abs=1e-6,
     )
-    assert named((0.03, 0.5, 0.5, 0.6), flat)["inside"] == pytest.approx(0.47 * 0.1, abs=1e-6)  # parts of cells count in part
+    assert named((0.03, 0.5, 0.5, 0.6), flat)["inside"] == pytest.approx(
+        0.47 * 0.1, abs=1e-6
+    )  # parts of cells count in part
 
 
 def test_what_lies_inside_and_how_far_it_spreads():
@@ -48,7 +52,9 @@ def test_what_lies_inside_and_how_far_it_spreads():
     found = named((0.0, 0.0, 0.5, 0.5), map_hw)
     assert found["inside"] == pytest.approx(0.75)
     assert found["spread"] == pytest.approx(2 * math.log(0.5 * math.sqrt(0.75 * 0.25)))
-    assert named((0, 0, 0.5, 0.5), np.full((SIDE, SIDE), 0.1, np.float32))["spread"] > found["spread"]
+    assert (
+        named((0, 0, 0.5, 0.5), np.full((SIDE, SIDE), 0.1, np.float32))["spread"] > found["spread"]
+    )
 
 
 @pytest.mark.parametrize("side", [8, 16, 128, 227])
@@ -60,7 +66,9 @@ def test_maps_of_any_size_have_the_same_signs(side):
     assert one["inside"] == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("map_hw", [np.zeros((SIDE, SIDE), np.float32), np.eye(SIDE, dtype=np.float32) * 1e-30])
+@pytest.mark.parametrize(
+    "map_hw", [np.zeros((SIDE, SIDE), np.float32), np.eye(SIDE, dtype=np.float32) * 1e-30]
+)
 @pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, 1, 1), (0.3, 0.3, 0.3, 0.9)])
 def test_empty_maps_and_boxes_have_signs_too(box, map_hw):
     assert np.isfinite(cues_of(box, map_hw, 0.0, -5.0)).all()
@@ -70,7 +78,9 @@ def test_the_model_is_logistic_and_holds_what_it_never_saw():
     cues = [2.0, *(0.0,) * (len(CUES) - 1)]
     assert CERTAIN(cues) == pytest.approx(1 / (1 + math.exp(-2)))
     assert CERTAIN([1e9, *cues[1:]]) == CERTAIN([3.0, *cues[1:]])
-    shifted = replace(CERTAIN, mean=(1.0, *CERTAIN.mean[1:]), scale=(0.5, *CERTAIN.scale[1:]), bias=-1.0)
+    shifted = replace(
+        CERTAIN, mean=(1.0, *CERTAIN.mean[1:]), scale=(0.5, *CERTAIN.scale[1:]), bias=-1.0
+    )
     assert shifted(cues) == pytest.approx(1 / (1 + math.exp(-(2 - 1))))
 
 
@@ -91,11 +101,16 @@ class Sure(MockEngine):
         self.outputs = (*self.outputs, TensorSpec("logit", np.dtype(np.float32), (1,)))
         self.metadata = {
             **self.metadata,
-            "sightline": json.dumps({"trust": confidence_model.stored() if confidence_model else None, "head": "0" * 64}),
+            "sightline": json.dumps(
+                {"trust": confidence_model.stored() if confidence_model else None, "head": "0" * 64}
+            ),
         }
 
     def run(self, feeds):
-        return {**super().run(feeds), "logit": np.array([2.0 if self.calls == 1 else -2.0], np.float32)}
+        return {
+            **super().run(feeds),
+            "logit": np.array([2.0 if self.calls == 1 else -2.0], np.float32),
+        }
 
 
 PHOTOS = [np.full((96, 128, 3), 90, np.uint8)] * 2
@@ -103,7 +118,9 @@ PHOTOS = [np.full((96, 128, 3), 90, np.uint8)] * 2
 
 def test_every_answer_says_how_sure_it_is():
     found = Localizer(Sure()).localize(PHOTOS)
-    assert [each.confidence for each in found] == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2))])
+    assert [each.confidence for each in found] == pytest.approx(
+        [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2))]
+    )
     assert all(each.box_xyxy_px is not None for each in found)
     assert [each.confidence for each in Localizer(MockEngine(96)).localize(PHOTOS)] == [None, None]
 
@@ -122,7 +139,9 @@ def test_a_localizer_abstains_where_it_is_told_to():
 def test_a_head_that_does_not_say_cannot_be_asked():
     localizer = Localizer(Sure(confidence_model=None))
     localizer.abstain_below(0.0)
-    with pytest.raises(ModelError, match=r"--min-score: nothing tells .*\(fitted head\).*fit it again"):
+    with pytest.raises(
+        ModelError, match=r"--min-score: nothing tells .*\(fitted head\).*fit it again"
+    ):
         localizer.abstain_below(0.5)
 
 

@@ -1,4 +1,6 @@
-"""Downloads against a real web server: checked, kept, continued where they stopped; what a user is told when they fail."""
+"""Downloads against a real web server: checked, kept, continued where they stopped; what a user is
+told when they fail.
+"""
 
 import hashlib
 import os
@@ -64,7 +66,9 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server, folder):
 
 
 def test_a_killed_download_goes_on_too(server, folder):
-    """The rest of the file never comes; a reader that is killed in the middle leaves what it has."""
+    """The rest of the file never comes; a reader that is killed in the middle leaves what it
+    has.
+    """
     code = (
         "from pathlib import Path; from engines import downloads; import time\n"
         "downloads.CHUNK_BYTES = 1000\n"
@@ -96,11 +100,16 @@ def test_a_part_that_is_complete_is_taken(server, folder):
     assert downloaded(source(server), folder).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("part", [b"", b"of another version", b"?" * len(CONTENT), CONTENT + b"too long"])
+@pytest.mark.parametrize(
+    "part", [b"", b"of another version", b"?" * len(CONTENT), CONTENT + b"too long"]
+)
 def test_a_wrong_checksum_throws_the_part_away(server, folder, part):
     folder.mkdir()
     (folder / "a.bin.part").write_bytes(part)
-    with pytest.raises(DownloadError, match=r"a\.bin came with a sha256 that is not 0000: try again, or .* put it at "):
+    with pytest.raises(
+        DownloadError,
+        match=r"a\.bin came with a sha256 that is not 0000: try again, or .* put it at ",
+    ):
         downloaded(source(server, "0000"), folder)
     assert not list(folder.iterdir())
 
@@ -138,7 +147,8 @@ def test_a_kept_file_is_checked_again_when_it_has_changed_and_left_as_it_is(serv
     path.write_bytes(damage)
     os.utime(path, ns=(0, 0))
     with pytest.raises(
-        DownloadError, match=r"a\.bin is cut off, damaged or another file \(.*\): remove it, and it is downloaded anew"
+        DownloadError,
+        match=r"a\.bin is cut off, damaged or another file \(.*\): remove it, and it is downloaded anew",
     ):
         downloaded(source(server), folder)
     assert path.read_bytes() == damage, "it may be the user's own"
@@ -149,7 +159,9 @@ def test_a_kept_file_is_checked_again_when_it_has_changed_and_left_as_it_is(serv
 def test_a_kept_file_is_checked_by_a_new_process_and_once_only(server, folder, monkeypatch):
     digests = []
     digest = downloads._digest
-    monkeypatch.setattr(downloads, "_digest", lambda path: digests.append(path.name) or digest(path))
+    monkeypatch.setattr(
+        downloads, "_digest", lambda path: digests.append(path.name) or digest(path)
+    )
     downloaded(source(server), folder)
     monkeypatch.setattr(downloads, "_seen", set())
     for _ in range(3):
@@ -186,7 +198,13 @@ def test_https_may_lead_on_to_https(server, folder):
 
 
 @pytest.mark.parametrize(
-    "address", ["http://{}/a.bin?signature=secret", "HTTP://me:secret@{}/a.bin", "ftp://{}/a", "file:///etc/passwd"]
+    "address",
+    [
+        "http://{}/a.bin?signature=secret",
+        "HTTP://me:secret@{}/a.bin",
+        "ftp://{}/a",
+        "file:///etc/passwd",
+    ],
 )
 def test_https_that_leads_on_to_anything_else_is_refused(server, folder, tmp_path, address):
     with FileServer(tmp_path / "www", encrypted=False) as plain:

@@ -39,7 +39,9 @@ def good():
 
 def test_outputs_are_as_specified_and_stay_the_callers(engine):
     first = engine.infer(good())
-    assert {s.name: (s.dtype, s.shape) for s in engine.outputs} == {k: (v.dtype, v.shape) for k, v in first.items()}
+    assert {s.name: (s.dtype, s.shape) for s in engine.outputs} == {
+        k: (v.dtype, v.shape) for k, v in first.items()
+    }
     kept = first["map"].copy()
     engine.infer({**good(), IMAGE: np.zeros((1, SIZE, SIZE, 3), np.uint8)})
     np.testing.assert_array_equal(first["map"], kept)
@@ -52,8 +54,14 @@ def test_outputs_are_as_specified_and_stay_the_callers(engine):
             {IMAGE: np.zeros((1, SIZE, SIZE, 3), np.float32)},
             r"input 'image_nhwc_bgr': got float32\[1, 64, 64, 3\], expected uint8\[1, 64, 64, 3\]; convert",
         ),
-        ({IMAGE: np.zeros((1, 8, 8, 3), np.uint8)}, r"got uint8\[1, 8, 8, 3\], expected uint8\[1, 64, 64, 3\]; resize it"),
-        ({"extra": np.zeros(1)}, "unknown input 'extra': this engine takes image_nhwc_bgr, wanted_class"),
+        (
+            {IMAGE: np.zeros((1, 8, 8, 3), np.uint8)},
+            r"got uint8\[1, 8, 8, 3\], expected uint8\[1, 64, 64, 3\]; resize it",
+        ),
+        (
+            {"extra": np.zeros(1)},
+            "unknown input 'extra': this engine takes image_nhwc_bgr, wanted_class",
+        ),
         ({WANTED_CLASS: None}, r"input 'wanted_class' is missing: pass an array int64\[1\]"),
     ],
 )
@@ -66,13 +74,20 @@ def test_wrong_feeds_name_tensor_what_came_what_was_expected_and_what_to_do(engi
 def test_an_image_that_is_not_contiguous_is_taken(engine):
     feeds = good()
     expected = engine.infer({**feeds, IMAGE: np.ascontiguousarray(feeds[IMAGE][:, :, ::-1])})
-    np.testing.assert_array_equal(engine.infer({**feeds, IMAGE: feeds[IMAGE][:, :, ::-1]})["map"], expected["map"])
+    np.testing.assert_array_equal(
+        engine.infer({**feeds, IMAGE: feeds[IMAGE][:, :, ::-1]})["map"], expected["map"]
+    )
 
 
 def test_calls_under_way_give_what_single_ones_give(engine):
     """Every slot taken, then collected in order; feeds that differ, so that a swap would show."""
     feeds = [
-        {**good(), IMAGE: np.random.default_rng(seed).integers(0, 256, (1, SIZE, SIZE, 3)).astype(np.uint8)}
+        {
+            **good(),
+            IMAGE: np.random.default_rng(seed)
+            .integers(0, 256, (1, SIZE, SIZE, 3))
+            .astype(np.uint8),
+        }
         for seed in range(3)
     ]
     expected = [engine.infer(feed)["map"] for feed in feeds]
@@ -81,7 +96,9 @@ def test_calls_under_way_give_what_single_ones_give(engine):
     np.testing.assert_array_equal(found, expected[: engine.slots])
 
 
-@pytest.mark.parametrize("make", [engines()["openvino"], lambda: MockEngine(SIZE, slots=2)], ids=["openvino", "mock"])
+@pytest.mark.parametrize(
+    "make", [engines()["openvino"], lambda: MockEngine(SIZE, slots=2)], ids=["openvino", "mock"]
+)
 def test_more_calls_than_slots_are_refused_and_hurt_nothing(make):
     engine = make()
     under_way = [engine.submit(good()) for _ in range(engine.slots)]
@@ -106,10 +123,15 @@ def test_an_openvino_call_is_collected_once_and_closing_waits_for_it():
 
 def test_streams_change_the_pace_and_nothing_else():
     graph = build_graph(load_classifier("compact", "random", SIZE))
-    one, two = OpenVinoEngine(graph, "fp32", threads=2), OpenVinoEngine(graph, "fp32", threads=2, streams=2)
+    one, two = (
+        OpenVinoEngine(graph, "fp32", threads=2),
+        OpenVinoEngine(graph, "fp32", threads=2, streams=2),
+    )
     assert (one.slots, two.slots) == (2, 3)
     first, second = (engine.infer(good())["map"] for engine in (one, two))
-    assert np.linalg.norm(first - second) < 2e-2 * np.linalg.norm(first), "sums may be taken in another order, no more"
+    assert np.linalg.norm(first - second) < 2e-2 * np.linalg.norm(first), (
+        "sums may be taken in another order, no more"
+    )
 
 
 def test_closing_twice_is_fine(engine):
@@ -138,7 +160,9 @@ def test_the_localizer_takes_any_image_and_answers_in_its_pixels(shape):
     assert box[0] == pytest.approx(shape[1] // 2, abs=max(1, shape[1] / SIZE))
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
+)
 def test_the_localizer_refuses_what_is_no_bgr_image(image):
     with pytest.raises(InputError, match="an image is a NumPy array, uint8"):
         Localizer(MockEngine(SIZE)).localize([image])
@@ -153,7 +177,13 @@ def test_the_localizer_refuses_images_in_which_nothing_can_be_found(shape):
 def test_more_images_than_a_batch():
     localizer = Localizer(MockEngine(SIZE, batch=2))
     images = [np.full((10, 10, 3), 50 * i, np.uint8) for i in range(5)]
-    assert [round(found.score * 255) for found in localizer.localize(images)] == [0, 50, 100, 150, 200]
+    assert [round(found.score * 255) for found in localizer.localize(images)] == [
+        0,
+        50,
+        100,
+        150,
+        200,
+    ]
     assert localizer.engine.calls == 3
 
 
@@ -188,7 +218,9 @@ def test_imagenets_class_names_are_all_different():
 
 
 def test_iou_by_hand():
-    assert iou([0, 0, 10, 10], [5, 0, 15, 10]) == pytest.approx(50 / 150)  # intersection 50, union 150
+    assert iou([0, 0, 10, 10], [5, 0, 15, 10]) == pytest.approx(
+        50 / 150
+    )  # intersection 50, union 150
     assert iou([0, 0, 1, 1], [2, 2, 3, 3]) == 0
     assert iou([1, 1, 1, 5], [1, 1, 1, 5]) == 0
     np.testing.assert_allclose(iou([0, 0, 2, 2], [[0, 0, 2, 2], [0, 0, 2, 1]]), [1, 0.5])

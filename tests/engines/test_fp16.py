@@ -1,4 +1,6 @@
-"""Half precision as a change of the graph: what is computed in which type, and how little that changes."""
+"""Half precision as a change of the graph: what is computed in which type, and how little that
+changes.
+"""
 
 import numpy as np
 import onnx
@@ -20,7 +22,9 @@ def run(model, images, wanted=-1):
     """Outputs by name in ONNX Runtime, which rounds to float16 wherever the graph says so."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     feeds = {"image_nhwc_bgr": images, "wanted_class": np.full(len(images), wanted)}
     known = {i.name for i in session.get_inputs()}
     values = session.run(None, {name: value for name, value in feeds.items() if name in known})
@@ -31,13 +35,19 @@ def frames(size):
     import cv2
 
     camera = DemoCamera(300)
-    return [cv2.resize(camera.shoot(i * 40)[0], (size, size), interpolation=cv2.INTER_AREA)[None] for i in range(3)]
+    return [
+        cv2.resize(camera.shoot(i * 40)[0], (size, size), interpolation=cv2.INTER_AREA)[None]
+        for i in range(3)
+    ]
 
 
 def types(model):
     """Element type by tensor, as ONNX infers it (strictly: a mixture is an error)."""
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    values = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
+    values = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*graph.input, *graph.value_info, *graph.output)
+    }
     return {**values, **{t.name: t.data_type for t in graph.initializer}}
 
 
@@ -82,10 +92,14 @@ def test_products_are_float16_and_what_is_delicate_float32():
 
 
 def test_the_gradients_scale_is_what_keeps_small_ones():
-    """Scaled down to where float16 ends, the map is lost; scaled up, it is not, and comes out at its own size."""
+    """Scaled down to where float16 ends, the map is lost; scaled up, it is not, and comes out at
+    its own size.
+    """
     model, image = build_chosen(Choice(method="gestalt", head="none")), frames(128)[0]
     exact = run(model, image)["map"].ravel()
-    lost, kept = (run(to_half(model, scale), image)["map"].ravel() for scale in (2.0**-18, GRADIENT_SCALE))
+    lost, kept = (
+        run(to_half(model, scale), image)["map"].ravel() for scale in (2.0**-18, GRADIENT_SCALE)
+    )
     assert not lost.any()
     assert np.corrcoef(kept, exact)[0, 1] > 0.998
     assert kept.max() == pytest.approx(exact.max(), rel=0.02)
@@ -103,17 +117,26 @@ def classifier_of(nodes, constants, tmp_path):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
     graph = helper.make_graph(
-        nodes, "g", [x], [y], [numpy_helper.from_array(v.astype(np.float32), k) for k, v in constants.items()]
+        nodes,
+        "g",
+        [x],
+        [y],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in constants.items()],
     )
     path = tmp_path / "net.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return build_graph(load_classifier(str(path)))
 
 
 def test_local_response_normalization_stays_in_float32(tmp_path):
     """Its squares overflow: activations of 2,000 have a square of 4e6."""
     rng = np.random.default_rng(0)
-    constants = {"w": rng.standard_normal((8, 3, 3, 3)) * 400, "v": rng.standard_normal((4, 8, 32, 32)) * 0.01}
+    constants = {
+        "w": rng.standard_normal((8, 3, 3, 3)) * 400,
+        "v": rng.standard_normal((4, 8, 32, 32)) * 0.01,
+    }
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["r"]),
@@ -128,17 +151,29 @@ def test_local_response_normalization_stays_in_float32(tmp_path):
 
 
 def test_a_weight_beyond_float16_is_named(tmp_path):
-    nodes = [helper.make_node("Conv", ["x", "heavy"], ["c"]), helper.make_node("Flatten", ["c"], ["y"])]
+    nodes = [
+        helper.make_node("Conv", ["x", "heavy"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["y"]),
+    ]
     model = classifier_of(nodes, {"heavy": np.full((4, 3, 32, 32), 1e5)}, tmp_path)
-    with pytest.raises(ModelError, match=r"weight 'heavy' reaches 1e\+05, beyond float16: use --precision fp32"):
+    with pytest.raises(
+        ModelError, match=r"weight 'heavy' reaches 1e\+05, beyond float16: use --precision fp32"
+    ):
         to_half(model)
 
 
 def test_a_graph_without_products_is_refused():
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [helper.make_tensor_value_info("y", 1, [1])])
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [x],
+        [helper.make_tensor_value_info("y", 1, [1])],
+    )
     with pytest.raises(ModelError, match="no convolution or matrix product"):
-        to_half(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+        to_half(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        )
 
 
 @pytest.mark.parametrize("method", ["sensitivity", "heuristic"])
@@ -148,39 +183,59 @@ def test_products_as_convolutions_give_the_same(method, half):
     model = to_half(model) if half else model
     turned = products_as_convolutions(model)
     elem = types(turned)
-    left = [n for n in turned.graph.node if n.op_type in ("Gemm", "MatMul") and elem[n.input[0]] == TensorProto.FLOAT]
+    left = [
+        n
+        for n in turned.graph.node
+        if n.op_type in ("Gemm", "MatMul") and elem[n.input[0]] == TensorProto.FLOAT
+    ]
     assert not left
     for image in frames(128)[:1]:
         exact, found = run(model, image), run(turned, image)
         assert found["class_index"] == exact["class_index"]
-        np.testing.assert_allclose(found["map"], exact["map"], rtol=1e-3, atol=1e-4 * exact["map"].max())
+        np.testing.assert_allclose(
+            found["map"], exact["map"], rtol=1e-3, atol=1e-4 * exact["map"].max()
+        )
         np.testing.assert_allclose(found["box_xyxy"], exact["box_xyxy"], atol=1e-3)
 
 
 def scaled(half):
     """How many tensors are multiplied by the gradient's scale on their way into float16."""
-    return sum(node.op_type == "Mul" and f"gradient_times_{GRADIENT_SCALE:g}" in node.input for node in half.graph.node)
+    return sum(
+        node.op_type == "Mul" and f"gradient_times_{GRADIENT_SCALE:g}" in node.input
+        for node in half.graph.node
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "method"),
-    [("compact", "sensitivity"), ("compact", "gestalt"), ("squeezenet", "sensitivity"), ("alexnet", "sensitivity")],
+    [
+        ("compact", "sensitivity"),
+        ("compact", "gestalt"),
+        ("squeezenet", "sensitivity"),
+        ("alexnet", "sensitivity"),
+    ],
 )
 def test_the_gradient_of_every_objective_is_scaled(model, method):
-    """Networks that end in a linear layer, and such that end in a convolution, and no class at all."""
+    """Networks that end in a linear layer, and such that end in a convolution, and no class at
+    all.
+    """
     graph = build_chosen(Choice(model, weights="random", method=method, head="none"))
     half = to_half(graph)
     starts = backward_starts(graph)
     assert len(starts) == 1
     if method == "gestalt":  # a constant, which is multiplied where it is rounded
         before, after = (
-            numpy_helper.to_array(next(t for t in g.graph.initializer if t.name.startswith("gestalt_cotangent")))
+            numpy_helper.to_array(
+                next(t for t in g.graph.initializer if t.name.startswith("gestalt_cotangent"))
+            )
             for g in (graph, half)
         )
         np.testing.assert_allclose(after.astype(np.float32), before * GRADIENT_SCALE, rtol=1e-3)
     else:
         assert scaled(half) > 0
-    back = [node for node in half.graph.node if f"gradient_times_{1 / GRADIENT_SCALE:g}" in node.input]
+    back = [
+        node for node in half.graph.node if f"gradient_times_{1 / GRADIENT_SCALE:g}" in node.input
+    ]
     assert back
 
 
@@ -203,7 +258,10 @@ def test_a_small_gradient_of_a_linear_layer_does_not_underflow(tmp_path):
     ]
     model, image = classifier_of(nodes, constants, tmp_path), frames(32)[0]
     exact = run(model, image)["map"].ravel()
-    feeds = {"image_nhwc_bgr": image, "wanted_class": np.array([-1])}  # ONNX's own implementation rounds after every step
+    feeds = {
+        "image_nhwc_bgr": image,
+        "wanted_class": np.array([-1]),
+    }  # ONNX's own implementation rounds after every step
     halves = [ReferenceEvaluator(to_half(model, scale)) for scale in (1.0, GRADIENT_SCALE)]
     lost, kept = (half.run(["map"], feeds)[0].ravel() for half in halves)
     off = [float(np.median(np.abs(found - exact)) / np.median(exact)) for found in (lost, kept)]

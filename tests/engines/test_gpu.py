@@ -1,4 +1,5 @@
-"""On a real GPU (``make test-gpu``): build, certify and run, through the real driver, pycuda and TensorRT.
+"""On a real GPU (``make test-gpu``): build, certify and run, through the real driver, pycuda and
+TensorRT.
 
 None of this has run yet: see docs/tensorrt.md.
 """
@@ -39,7 +40,9 @@ def device(tmp_path, monkeypatch):
 def certified_engine(precision, batch=1):
     model = build_chosen(Choice(), batch)
     console = Console(file=io.StringIO(), width=300)
-    assert build_chosen_engine(model, BuildChoice(backend="tensorrt", precision=precision), console).passed
+    assert build_chosen_engine(
+        model, BuildChoice(backend="tensorrt", precision=precision), console
+    ).passed
     return model, read_engine(cached_engines()[0])[1]
 
 
@@ -58,9 +61,15 @@ def test_an_engine_is_built_certified_and_chosen(precision, batch):
 @pytest.mark.parametrize("spin", [True, False])
 def test_calls_under_way_keep_apart(capture, spin):
     model, plan = certified_engine("fp32")
-    engine, reference = TensorRtEngine(plan, model, "fp32", 3, spin, capture), OpenVinoEngine(model, "fp32")
+    engine, reference = (
+        TensorRtEngine(plan, model, "fp32", 3, spin, capture),
+        OpenVinoEngine(model, "fp32"),
+    )
     camera, prepare = DemoCamera(300), Localizer(reference).prepare
-    feeds = [{"image_nhwc_bgr": prepare(camera.shoot(50 * i)[0])[None], "wanted_class": np.array([-1])} for i in range(3)]
+    feeds = [
+        {"image_nhwc_bgr": prepare(camera.shoot(50 * i)[0])[None], "wanted_class": np.array([-1])}
+        for i in range(3)
+    ]
     tickets = [engine.submit(fed) for fed in feeds]
     for fed, ticket in zip(feeds, tickets, strict=True):
         found, exact = engine.collect(ticket), reference.infer(fed)

@@ -18,12 +18,26 @@ RNG = np.random.default_rng(20)
     ("shape", "weight", "stride", "pads", "dilation", "groups"),
     [
         ((2, 3, 6, 5), (4, 3, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
-        ((1, 2, 5, 5), (3, 2, 1, 1), (1, 1), (1, 1, 1, 1), (1, 1), 1),  # SqueezeNet's last layer: padding beyond reach
+        (
+            (1, 2, 5, 5),
+            (3, 2, 1, 1),
+            (1, 1),
+            (1, 1, 1, 1),
+            (1, 1),
+            1,
+        ),  # SqueezeNet's last layer: padding beyond reach
         ((1, 2, 7, 8), (3, 2, 3, 2), (1, 1), (0, 2, 1, 0), (1, 1), 1),
         ((1, 3, 11, 10), (4, 3, 7, 7), (2, 2), (0, 0, 0, 0), (1, 1), 1),  # SqueezeNet's first
         ((1, 3, 13, 12), (4, 3, 5, 5), (4, 4), (2, 2, 2, 2), (1, 1), 1),  # AlexNet's first, smaller
         ((1, 2, 9, 8), (2, 2, 3, 3), (2, 3), (1, 0, 0, 1), (1, 1), 1),
-        ((1, 2, 9, 9), (2, 2, 1, 1), (2, 2), (0, 0, 0, 0), (1, 1), 1),  # stride over kernel: pixels that nothing reads
+        (
+            (1, 2, 9, 9),
+            (2, 2, 1, 1),
+            (2, 2),
+            (0, 0, 0, 0),
+            (1, 1),
+            1,
+        ),  # stride over kernel: pixels that nothing reads
         ((1, 2, 9, 9), (2, 2, 3, 3), (1, 1), (2, 2, 2, 2), (2, 2), 1),
         ((1, 2, 10, 9), (2, 2, 3, 3), (2, 2), (1, 1, 1, 1), (2, 2), 1),
         ((1, 4, 6, 6), (6, 2, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 2),
@@ -32,8 +46,20 @@ RNG = np.random.default_rng(20)
 )
 def test_conv(shape, weight, stride, pads, dilation, groups):
     kernel = RNG.standard_normal(weight).astype(np.float32)
-    build = op("Conv", kernel, kernel_shape=weight[2:], strides=stride, pads=pads, dilations=dilation, group=groups)
-    check(build, lambda x: oracles.conv(x, kernel.astype(np.float64), stride, pads, dilation, groups), distinct(*shape))
+    build = op(
+        "Conv",
+        kernel,
+        kernel_shape=weight[2:],
+        strides=stride,
+        pads=pads,
+        dilations=dilation,
+        group=groups,
+    )
+    check(
+        build,
+        lambda x: oracles.conv(x, kernel.astype(np.float64), stride, pads, dilation, groups),
+        distinct(*shape),
+    )
 
 
 POOLS = [
@@ -50,14 +76,27 @@ POOLS = [
 @pytest.mark.parametrize(("shape", "kernel", "stride", "pads", "ceil"), POOLS)
 def test_max_pool(shape, kernel, stride, pads, ceil):
     build = op("MaxPool", kernel_shape=kernel, strides=stride, pads=pads, ceil_mode=ceil)
-    check(build, lambda x: oracles.pool(x, "max", kernel, stride, pads, bool(ceil)), distinct(*shape))
+    check(
+        build, lambda x: oracles.pool(x, "max", kernel, stride, pads, bool(ceil)), distinct(*shape)
+    )
 
 
 @pytest.mark.parametrize("count_pads", [0, 1])
 @pytest.mark.parametrize(("shape", "kernel", "stride", "pads", "ceil"), POOLS)
 def test_average_pool(shape, kernel, stride, pads, ceil, count_pads):
-    build = op("AveragePool", kernel_shape=kernel, strides=stride, pads=pads, ceil_mode=ceil, count_include_pad=count_pads)
-    check(build, lambda x: oracles.pool(x, "mean", kernel, stride, pads, bool(ceil), bool(count_pads)), distinct(*shape))
+    build = op(
+        "AveragePool",
+        kernel_shape=kernel,
+        strides=stride,
+        pads=pads,
+        ceil_mode=ceil,
+        count_include_pad=count_pads,
+    )
+    check(
+        build,
+        lambda x: oracles.pool(x, "mean", kernel, stride, pads, bool(ceil), bool(count_pads)),
+        distinct(*shape),
+    )
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [((2, 2), (2, 2)), ((3, 3), (2, 2))])
@@ -81,8 +120,12 @@ def test_relu():
 
 def test_guided_relu_passes_only_positive_gradients_of_active_units():
     x, cotangent = np.array([[1.0, 1.0, -1.0, -1.0]]), np.array([[2.0, -2.0, 2.0, -2.0]])
-    np.testing.assert_array_equal(graph_gradient(op("Relu"), x, cotangent, "guided"), [[2, 0, 0, 0]])
-    np.testing.assert_array_equal(graph_gradient(op("Relu"), x, cotangent, "plain"), [[2, -2, 0, 0]])
+    np.testing.assert_array_equal(
+        graph_gradient(op("Relu"), x, cotangent, "guided"), [[2, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(
+        graph_gradient(op("Relu"), x, cotangent, "plain"), [[2, -2, 0, 0]]
+    )
 
 
 @pytest.mark.parametrize("limits", [(np.float32(-0.5), np.float32(0.9)), (np.float32(0.1),)])
@@ -95,10 +138,16 @@ def test_batch_normalization():
     gamma, beta, mean, variance = (RNG.uniform(0.5, 2, 3).astype(np.float32) for _ in range(4))
 
     def forward(x):
-        g, b, m, v = (p.astype(np.float64).reshape(1, 3, 1, 1) for p in (gamma, beta, mean, variance))
+        g, b, m, v = (
+            p.astype(np.float64).reshape(1, 3, 1, 1) for p in (gamma, beta, mean, variance)
+        )
         return g * (x - m) / np.sqrt(v + 1e-3) + b
 
-    check(op("BatchNormalization", gamma, beta, mean, variance, epsilon=1e-3), forward, distinct(2, 3, 4, 4))
+    check(
+        op("BatchNormalization", gamma, beta, mean, variance, epsilon=1e-3),
+        forward,
+        distinct(2, 3, 4, 4),
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -109,7 +158,10 @@ def test_lrn(size):
 
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_gemm(transposed):
-    weight, bias = RNG.standard_normal((4, 5)).astype(np.float32), RNG.standard_normal(5).astype(np.float32)
+    weight, bias = (
+        RNG.standard_normal((4, 5)).astype(np.float32),
+        RNG.standard_normal(5).astype(np.float32),
+    )
     stored = np.ascontiguousarray(weight.T) if transposed else weight
     check(
         op("Gemm", stored, bias, transB=transposed, alpha=0.5),
@@ -164,7 +216,9 @@ def test_concat_and_a_tensor_that_is_read_twice():
         doubled = graph.add("Mul", x, graph.constant(2.0))
         return graph.add("Concat", x, graph.add("Relu", doubled), doubled, axis=1)
 
-    check(build, lambda x: np.concatenate([x, np.maximum(2 * x, 0), 2 * x], axis=1), distinct(2, 3, 4))
+    check(
+        build, lambda x: np.concatenate([x, np.maximum(2 * x, 0), 2 * x], axis=1), distinct(2, 3, 4)
+    )
 
 
 def test_sum_of_two_branches_of_the_input():
@@ -240,7 +294,10 @@ def test_an_unknown_operator_is_named_with_its_node():
     graph = Graph()
     x = graph.input("x", FLOAT, (1, 4))
     y = graph.add("Erf", x, hint="strange")
-    with pytest.raises(ModelError, match=r"operator Erf \(node 'strange'\) has no gradient rule; known operators: Add"):
+    with pytest.raises(
+        ModelError,
+        match=r"operator Erf \(node 'strange'\) has no gradient rule; known operators: Add",
+    ):
         attach_gradient(graph, {y: graph.constant(np.ones((1, 4)))}, [x])
 
 
@@ -262,7 +319,9 @@ def test_a_tensor_behind_the_objective_is_refused():
 
 
 def test_several_objectives_over_one_forward_pass_are_each_alone():
-    """A batch of cotangents over a forward pass of one image: every rule that knows shapes is on the way."""
+    """A batch of cotangents over a forward pass of one image: every rule that knows shapes is on
+    the way.
+    """
     rng = np.random.default_rng(0)
     seeds = rng.standard_normal((3, 4)).astype(np.float32)
 
@@ -270,8 +329,12 @@ def test_several_objectives_over_one_forward_pass_are_each_alone():
         graph = Graph()
         x = graph.input("x", FLOAT, (1, 6, 8, 8))
         scaled = graph.add("Mul", x, graph.constant(rng_values(1, 6, 1, 1)))
-        shifted = graph.add("Add", graph.add("LRN", scaled, size=3, alpha=0.5), graph.constant(rng_values(6, 1, 1)))
-        joined = graph.add("Add", graph.add("Relu", shifted), graph.add("Sub", scaled, graph.constant(0.5)))
+        shifted = graph.add(
+            "Add", graph.add("LRN", scaled, size=3, alpha=0.5), graph.constant(rng_values(6, 1, 1))
+        )
+        joined = graph.add(
+            "Add", graph.add("Relu", shifted), graph.add("Sub", scaled, graph.constant(0.5))
+        )
         pooled = graph.add("MaxPool", joined, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
         flat = graph.add("Reshape", pooled, graph.constant([1, 6, 16], np.int64))
         mean = graph.add("ReduceMean", flat, graph.constant([2], np.int64), keepdims=0)
@@ -279,7 +342,9 @@ def test_several_objectives_over_one_forward_pass_are_each_alone():
         y = graph.add("Gemm", mean, graph.constant(rng_values(4, 6)), transB=1)
         seed = graph.constant(cotangents)
         graph.output(attach_gradient(graph, {y: seed}, [x])[x], "gradient")
-        return OpenVinoEngine(graph.model(), "fp32").infer({"x": rng_values(1, 6, 8, 8)})["gradient"]
+        return OpenVinoEngine(graph.model(), "fp32").infer({"x": rng_values(1, 6, 8, 8)})[
+            "gradient"
+        ]
 
     together = gradient_of(seeds)
     assert together.shape == (3, 6, 8, 8)

@@ -1,4 +1,6 @@
-"""The writer: shapes at once, errors at the line that made them, folded constants, nothing unneeded."""
+"""The writer: shapes at once, errors at the line that made them, folded constants, nothing
+unneeded.
+"""
 
 import numpy as np
 import onnx
@@ -54,7 +56,10 @@ def test_a_model_holds_only_what_its_outputs_need():
 
 
 def test_needed_keeps_order():
-    nodes = [onnx.helper.make_node("Relu", [a], [b]) for a, b in (("x", "a"), ("x", "b"), ("a", "c"), ("c", "d"))]
+    nodes = [
+        onnx.helper.make_node("Relu", [a], [b])
+        for a, b in (("x", "a"), ("x", "b"), ("a", "c"), ("c", "d"))
+    ]
     assert [n.output[0] for n in needed(nodes, ["c"])] == ["a", "c"]
 
 

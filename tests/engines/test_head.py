@@ -1,7 +1,9 @@
-"""Head features in the graph against slow definitions; heads as files; heads tied to their network."""
+"""Head features in the graph against slow definitions; heads as files; heads tied to their
+network.
+"""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -39,7 +41,9 @@ def slow_grid(image, size, power):
     scaled = scaled / scaled.mean()
     fine = np.kron(scaled, np.ones((60, 60)))
     rows = np.array_split(fine, size, axis=0)
-    return np.array([[cell.mean() for cell in np.array_split(row, size, axis=1)] for row in rows]).ravel()
+    return np.array(
+        [[cell.mean() for cell in np.array_split(row, size, axis=1)] for row in rows]
+    ).ravel()
 
 
 def slow_quantiles(image, count, power):
@@ -69,7 +73,9 @@ def test_grid(size, power):
 def test_the_grid_of_full_size_is_the_papers_whole_map():
     square = MAPS[:, :12]
     found = features_of([Feature("grid", "m", 12)], square)
-    np.testing.assert_allclose(found, (square / square.mean(axis=(1, 2), keepdims=True)).reshape(2, -1), rtol=1e-5)
+    np.testing.assert_allclose(
+        found, (square / square.mean(axis=(1, 2), keepdims=True)).reshape(2, -1), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
@@ -82,19 +88,31 @@ def test_quantiles(count, power):
 
 def test_features_do_not_care_how_bright_the_map_is_and_survive_an_empty_one():
     wanted = [Feature("quantiles", "m", 5), Feature("grid", "m", 4, 0.5)]
-    np.testing.assert_allclose(features_of(wanted, MAPS), features_of(wanted, MAPS * 1e-6), rtol=1e-3)
+    np.testing.assert_allclose(
+        features_of(wanted, MAPS), features_of(wanted, MAPS * 1e-6), rtol=1e-3
+    )
     assert np.isfinite(features_of(wanted, np.zeros_like(MAPS))).all()
 
 
 def test_area_matrix_rows_average():
-    np.testing.assert_allclose(area_matrix(5, 2), [[0.4, 0.4, 0.2, 0, 0], [0, 0, 0.2, 0.4, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(
+        area_matrix(5, 2), [[0.4, 0.4, 0.2, 0, 0], [0, 0, 0.2, 0.4, 0.4]], rtol=1e-6
+    )
 
 
 def head_for(classifier, features, spec=None):
     width = sum(feature.width for feature in features)
     weight = RNG.standard_normal((1, 4, width)).astype(np.float32) * 0.02
     bias = np.array([[0.2, 0.3, 0.7, 0.8]], np.float32)
-    return Head(spec or MapSpec(), tuple(features), weight, bias, classifier.digest, classifier.size_px, {"data": "made up"})
+    return Head(
+        spec or MapSpec(),
+        tuple(features),
+        weight,
+        bias,
+        classifier.digest,
+        classifier.size_px,
+        {"data": "made up"},
+    )
 
 
 MANY = (
@@ -109,21 +127,34 @@ MANY = (
 
 
 @pytest.mark.parametrize(
-    "precision", ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(best_precision() != "bf16", reason="no bf16"))]
+    "precision",
+    [
+        "fp32",
+        pytest.param(
+            "bf16", marks=pytest.mark.skipif(best_precision() != "bf16", reason="no bf16")
+        ),
+    ],
 )
 def test_the_box_of_the_graph_is_the_references(photos, precision):
     classifier = load_classifier("compact", "random", 64)
     head = head_for(classifier, MANY)
-    engine, reference = OpenVinoEngine(build_graph(classifier, head=head), precision), TorchEngine(classifier, head=head)
+    engine, reference = (
+        OpenVinoEngine(build_graph(classifier, head=head), precision),
+        TorchEngine(classifier, head=head),
+    )
     for photo in photos[:4]:
         feed = {IMAGE: cv2.resize(photo, (64, 64))[None], WANTED_CLASS: np.array([5])}
         tolerance = 1e-4 if precision == "fp32" else 0.03
-        np.testing.assert_allclose(engine.infer(feed)["box_xyxy"], reference.infer(feed)["box_xyxy"], atol=tolerance)
+        np.testing.assert_allclose(
+            engine.infer(feed)["box_xyxy"], reference.infer(feed)["box_xyxy"], atol=tolerance
+        )
 
 
 def test_boxes_lie_inside_the_image_with_corners_in_order():
     classifier = load_classifier("compact", "random", 64)
-    head = replace(head_for(classifier, MANY[:1]), bias=np.array([[1.5, 0.9, -0.5, 0.1]], np.float32))
+    head = replace(
+        head_for(classifier, MANY[:1]), bias=np.array([[1.5, 0.9, -0.5, 0.1]], np.float32)
+    )
     head = replace(head, weight=np.zeros_like(head.weight))
     feed = {IMAGE: np.zeros((1, 64, 64, 3), np.uint8), WANTED_CLASS: np.array([-1])}
     found = OpenVinoEngine(build_graph(classifier, head=head), "fp32").infer(feed)["box_xyxy"]
@@ -139,8 +170,13 @@ def test_the_networks_class_decides_which_layer_reads_the_box():
     biases = np.array([[0.1] * 4, [0.4] * 4, [0.8] * 4], np.float32)
     routes = np.zeros(1000, np.int64)
     routes[5], routes[9] = 1, 2
-    head = replace(one, weight=np.zeros((3, *one.weight.shape[1:]), np.float32), bias=biases, routes=routes)
-    engine, reference = OpenVinoEngine(build_graph(classifier, head=head), "fp32"), TorchEngine(classifier, head=head)
+    head = replace(
+        one, weight=np.zeros((3, *one.weight.shape[1:]), np.float32), bias=biases, routes=routes
+    )
+    engine, reference = (
+        OpenVinoEngine(build_graph(classifier, head=head), "fp32"),
+        TorchEngine(classifier, head=head),
+    )
     for wanted, expected in ((5, 0.4), (9, 0.8), (6, 0.1)):
         feed = {IMAGE: np.zeros((1, 64, 64, 3), np.uint8), WANTED_CLASS: np.array([wanted])}
         np.testing.assert_allclose(engine.infer(feed)["box_xyxy"], [[expected] * 4], atol=1e-6)
@@ -159,7 +195,9 @@ def test_a_head_survives_its_file(tmp_path):
     head = replace(head_for(classifier, MANY), confidence_model=CERTAIN)
     head.save(tmp_path / "deep" / "head.safetensors")
     found = load_head(tmp_path / "deep" / "head.safetensors")
-    assert found.digest == head.digest == replace(head, confidence_model=None).digest  # how sure boxes are decides none
+    assert (
+        found.digest == head.digest == replace(head, confidence_model=None).digest
+    )  # how sure boxes are decides none
     assert found.confidence_model == CERTAIN
     assert found.card == head.card
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["head.safetensors"]
@@ -186,9 +224,19 @@ def test_heads_from_before_there_was_trust_still_load(tmp_path):
     del description["trust"]
     save_file(tensors, path, {"sightline_head": json.dumps(description)})
     assert load_head(path).confidence_model is None
-    save_file(tensors, path, {"sightline_head": json.dumps({**description, "trust": {"signs": "logit"}})})
+    save_file(
+        tensors, path, {"sightline_head": json.dumps({**description, "trust": {"signs": "logit"}})}
+    )
     assert load_head(path).confidence_model is None
-    save_file(tensors, path, {"sightline_head": json.dumps({**description, "trust": {**CERTAIN.stored(), "weight": [1]}})})
+    save_file(
+        tensors,
+        path,
+        {
+            "sightline_head": json.dumps(
+                {**description, "trust": {**CERTAIN.stored(), "weight": [1]}}
+            )
+        },
+    )
     with pytest.raises(ModelError, match="cannot read head"):
         load_head(path)
 
@@ -204,7 +252,9 @@ def test_the_graph_gives_the_class_score_before_the_softmax_as_the_reference_doe
     found = engine.infer(feed)
     assert found["logit"][0] == found["scores_out"][0, 7]
     np.testing.assert_allclose(found["logit"], reference.infer(feed)["logit"], rtol=1e-4, atol=1e-5)
-    one, other = (Localizer(each).localize([photos[0]])[0].confidence for each in (engine, reference))
+    one, other = (
+        Localizer(each).localize([photos[0]])[0].confidence for each in (engine, reference)
+    )
     assert one == pytest.approx(other, abs=1e-4)
 
 

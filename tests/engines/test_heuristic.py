@@ -23,7 +23,9 @@ def box_of(maps, heuristic):
 
 
 def slow_box(image, sigma, share):
-    """Pixel by pixel: blur with a Gaussian that ends at the border, sort, keep, look for the outermost."""
+    """Pixel by pixel: blur with a Gaussian that ends at the border, sort, keep, look for the
+    outermost.
+    """
     height, width = image.shape
     blurred = np.zeros_like(image, dtype=np.float64)
     for y in range(height):
@@ -47,7 +49,9 @@ def test_the_box_is_the_oracles(sigma, share):
 def test_without_a_blur_the_brightest_pixels_are_boxed():
     image = np.zeros((1, 10, 20))
     image[0, 3:5, 4:9] = 1
-    np.testing.assert_allclose(box_of(image, Heuristic(sigma=0, share=10 / 200))[0], [0.2, 0.3, 0.45, 0.5], atol=1e-6)
+    np.testing.assert_allclose(
+        box_of(image, Heuristic(sigma=0, share=10 / 200))[0], [0.2, 0.3, 0.45, 0.5], atol=1e-6
+    )
 
 
 def test_an_empty_map_gives_the_whole_image():
@@ -68,8 +72,14 @@ def test_impossible_settings(changes):
 def test_the_engine_gives_the_references_box(spec, photos):
     classifier = load_classifier("compact", "random", 64)
     head = Heuristic(spec, 0.1, 0.2)
-    engine, reference = OpenVinoEngine(build_graph(classifier, head=head), "fp32"), TorchEngine(classifier, head=head)
+    engine, reference = (
+        OpenVinoEngine(build_graph(classifier, head=head), "fp32"),
+        TorchEngine(classifier, head=head),
+    )
     localizer, cell = Localizer(engine), 1 / engine.outputs[2].shape[1]
     for photo in photos[:4]:
         feed = {IMAGE: localizer.prepare(photo)[None], WANTED_CLASS: np.array([-1])}
-        assert np.abs(engine.infer(feed)["box_xyxy"] - reference.infer(feed)["box_xyxy"]).max() < cell + 1e-6
+        assert (
+            np.abs(engine.infer(feed)["box_xyxy"] - reference.infer(feed)["box_xyxy"]).max()
+            < cell + 1e-6
+        )

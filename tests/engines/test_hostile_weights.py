@@ -1,4 +1,6 @@
-"""Weights files of every format, damaged and hostile: each loads, or is refused in one true line."""
+"""Weights files of every format, damaged and hostile: each loads, or is refused in one true
+line.
+"""
 
 import contextlib
 import io
@@ -112,7 +114,10 @@ BAD = {
             with_header(b'{"w":{"dtype":"F7","shape":[1],"data_offsets":[0,1]}}', b"x"),
             "cannot read weights",
         ),
-        "float8": (with_header(b'{"w":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}', bytes(8)), "holds F8_E4M3"),
+        "float8": (
+            with_header(b'{"w":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}', bytes(8)),
+            "holds F8_E4M3",
+        ),
         "names that are no JSON": (named("{oops"), "class names"),
         "deep names": (named("[" * 99_999), "class names"),
         "names that are numbers": (named("[1, 2]"), "class names"),
@@ -130,9 +135,15 @@ BAD = {
         "a bomb": (npz(np.savez_compressed, a=np.zeros(50_000_000, np.int8)), "would unpack to"),
         "a shape of 2^40": (archive(("a.npy", npy((2**40,)))), "does not fit its shape"),
         "a shape of 2^120": (archive(("a.npy", npy((2**60, 2**60)))), "does not fit its shape"),
-        "a negative shape": (archive(("a.npy", npy((-1,), values=bytes(4)))), "does not fit its shape"),
+        "a negative shape": (
+            archive(("a.npy", npy((-1,), values=bytes(4)))),
+            "does not fit its shape",
+        ),
         "a member that is no array": (archive(("a.npy", b"hello")), "cannot read weights"),
-        "a version of the future": (archive(("a.npy", npy((1,), values=bytes(4), version=(9, 0)))), "format"),
+        "a version of the future": (
+            archive(("a.npy", npy((1,), values=bytes(4), version=(9, 0)))),
+            "format",
+        ),
         "another's": (npz(**SMALL), "not VGG16 weights"),
         "NaN": (npz(**compact(**{NAME: nan_like(FIRST)})), "not finite"),
         "complex numbers": (npz(a=np.ones(3, np.complex64)), "only numbers"),
@@ -146,14 +157,28 @@ BAD = {
         "cut off": (pth({"a": torch.ones(9)})[:-40], "cannot read weights"),
         "a list": (pth([torch.ones(2)]), "not a state dictionary"),
         "a number": (pth(7), "not a state dictionary"),
-        "a dictionary of dictionaries": (pth({"model": {"a": torch.ones(2)}}), "not a state dictionary"),
+        "a dictionary of dictionaries": (
+            pth({"model": {"a": torch.ones(2)}}),
+            "not a state dictionary",
+        ),
         "names that are numbers": (pth({1: torch.ones(2)}), "names are not text"),
         "sparse": (pth({"a": torch.ones(2, 2).to_sparse()}), "not a dense tensor"),
         "complex numbers": (pth({"a": torch.ones(2, dtype=torch.complex64)}), "not a dense tensor"),
         "2^40 values of one": (pth({"a": torch.ones(1).expand(2**20, 2**20)}), "claim more values"),
-        "a bomb": (archive(("x/data.pkl", bytes(50_000_000)), ("x/version", b"3")), "would unpack to"),
+        "a bomb": (
+            archive(("x/data.pkl", bytes(50_000_000)), ("x/version", b"3")),
+            "would unpack to",
+        ),
         "another's": (pth({"a": torch.ones(2)}), "not VGG16 weights"),
-        "NaN": (pth({k: torch.from_numpy(np.array(v)) for k, v in compact(**{NAME: nan_like(FIRST)}).items()}), "not finite"),
+        "NaN": (
+            pth(
+                {
+                    k: torch.from_numpy(np.array(v))
+                    for k, v in compact(**{NAME: nan_like(FIRST)}).items()
+                }
+            ),
+            "not finite",
+        ),
         "of before archives, cut off": (
             pth({"a": torch.ones(9)}, _use_new_zipfile_serialization=False)[:-8],
             "cannot read weights",
@@ -172,7 +197,9 @@ BAD = {
 KINDS = [(ending, kind) for ending, kinds in BAD.items() for kind in kinds]
 
 
-@pytest.mark.parametrize(("ending", "kind"), KINDS, ids=[f"{kind} {ending}" for ending, kind in KINDS])
+@pytest.mark.parametrize(
+    ("ending", "kind"), KINDS, ids=[f"{kind} {ending}" for ending, kind in KINDS]
+)
 def test_bad_weights_are_one_line(tmp_path, capsys, ending, kind):
     content, words = BAD[ending][kind]
     path = written(tmp_path / f"w{ending}", content)
@@ -199,35 +226,60 @@ def test_sound_weights_of_every_format_load(tmp_path):
         ("b.pth", pth(tensors, _use_new_zipfile_serialization=False)),
     ):
         found = load_classifier("compact", str(written(tmp_path / name, content)), 64)
-        assert found.digest == load_classifier("compact", str(written(tmp_path / "a.safetensors", save(weights))), 64).digest
+        assert (
+            found.digest
+            == load_classifier(
+                "compact", str(written(tmp_path / "a.safetensors", save(weights))), 64
+            ).digest
+        )
     assert load(written(tmp_path / "h.safetensors", save(halves)))
 
 
 def test_bfloat16_is_read_as_float32(tmp_path):
     data = struct.pack("<2H", 0x3F80, 0xC000)
     header = json.dumps({"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
-    tensors, _ = read_safetensors(written(tmp_path / "b.safetensors", with_header(header, data)), "weights")
+    tensors, _ = read_safetensors(
+        written(tmp_path / "b.safetensors", with_header(header, data)), "weights"
+    )
     np.testing.assert_array_equal(tensors["w"], [1.0, -2.0])
 
 
 def test_from_the_command_line(tmp_path):
-    for ending, kind in ((".safetensors", "NaN"), (".npz", "a bomb"), (".pth", "code"), (".net", "garbage")):
+    for ending, kind in (
+        (".safetensors", "NaN"),
+        (".npz", "a bomb"),
+        (".pth", "code"),
+        (".net", "garbage"),
+    ):
         content, words = BAD[ending][kind]
         model = "squeezenet" if ending == ".net" else "compact"
         path = written(tmp_path / f"w{ending}", content)
-        assert words in refused("build", "--model", model, "--weights", path, "--out", tmp_path / "o.onnx")
+        assert words in refused(
+            "build", "--model", model, "--weights", path, "--out", tmp_path / "o.onnx"
+        )
 
 
-SOUND = {".safetensors": save(SMALL), ".npz": npz(**SMALL), ".pth": pth({"a": torch.ones(2, 3)}), ".net": bytes(300)}
+SOUND = {
+    ".safetensors": save(SMALL),
+    ".npz": npz(**SMALL),
+    ".pth": pth({"a": torch.ones(2, 3)}),
+    ".net": bytes(300),
+}
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6), st.integers(0, 40))
+@given(
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6),
+    st.integers(0, 40),
+)
 def test_changed_bytes_are_one_line(tmp_path_factory, changes, cut):
     for ending, content in SOUND.items():
         changed = bytearray(content)
         for place, value in changes:
             changed[place % len(content)] = value
-        path = written(tmp_path_factory.getbasetemp() / f"changed{ending}", bytes(changed[: len(content) - cut]))
+        path = written(
+            tmp_path_factory.getbasetemp() / f"changed{ending}",
+            bytes(changed[: len(content) - cut]),
+        )
         with contextlib.suppress(SightlineError):
             load(path, "squeezenet" if ending == ".net" else "compact")

@@ -1,4 +1,6 @@
-"""Commands that are printed to a user: in any folder, for the Python that runs, and for packages that exist."""
+"""Commands that are printed to a user: in any folder, for the Python that runs, and for packages
+that exist.
+"""
 
 import os
 import shlex
@@ -33,7 +35,9 @@ def test_an_extra_that_names_another_brings_its_packages_once():
     torch, bench = extra_requirements("torch"), extra_requirements("bench")
     assert set(torch) < set(bench)
     dev = extra_requirements("dev")
-    assert set(bench) | set(extra_requirements("web")) | set(extra_requirements("cluster")) < set(dev)
+    assert set(bench) | set(extra_requirements("web")) | set(extra_requirements("cluster")) < set(
+        dev
+    )
     assert len(dev) == len(set(dev))
 
 
@@ -69,7 +73,9 @@ def test_what_is_printed_is_what_a_shell_gives_to_pip(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.defpath}")
     printed = install_extra("web")
-    ended = subprocess.run(["sh", "-c", printed], cwd=tmp_path, check=True, capture_output=True, text=True)
+    ended = subprocess.run(
+        ["sh", "-c", printed], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
     assert ended.stdout.splitlines() == ["install", *extra_requirements("web")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pip"]
 
@@ -83,7 +89,9 @@ def test_a_damaged_file_of_a_clone_comes_back_with_git(tmp_path, monkeypatch):
         subprocess.run(["git", *words], cwd=clone, check=True)
     monkeypatch.setattr(install, "ROOT", clone)
     (clone / "assets" / "head.json").write_text("damaged")
-    subprocess.run(["sh", "-c", restore(clone / "assets")], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        ["sh", "-c", restore(clone / "assets")], cwd=tmp_path, check=True, capture_output=True
+    )
     assert (clone / "assets" / "head.json").read_text() == "whole"
 
 
@@ -95,7 +103,9 @@ def test_a_damaged_file_of_an_installed_wheel_comes_back_from_that_wheel(tmp_pat
             return f'{{"url": "{(tmp_path / "a wheel.whl").as_uri()}"}}'
 
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
-    assert "from the wheel file or the folder" in restore(tmp_path / "assets"), "it is there no more"
+    assert "from the wheel file or the folder" in restore(tmp_path / "assets"), (
+        "it is there no more"
+    )
     (tmp_path / "a wheel.whl").touch()
     words = shlex.split(restore(tmp_path / "assets"))
     assert words[-3:] == ["--force-reinstall", "--no-deps", str(tmp_path / "a wheel.whl")]
@@ -105,11 +115,24 @@ def test_an_installed_wheel_names_the_same_packages_as_the_clone(tmp_path):
     """Built and unpacked for real; what it prints is read from its own metadata."""
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "cli.py", "engines", "realtime", "calib"):
+    for name in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "cli.py",
+        "engines",
+        "realtime",
+        "calib",
+    ):
         path = install.ROOT / name
         (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
     build = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", build, str(tmp_path)],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.startswith("sightline_vision-")
     place = tmp_path / "site"

@@ -1,4 +1,6 @@
-"""8-bit graphs: where the pairs stand, what they compute, and that a calibration is held to its network."""
+"""8-bit graphs: where the pairs stand, what they compute, and that a calibration is held to its
+network.
+"""
 
 import json
 from dataclasses import replace
@@ -14,7 +16,14 @@ from engines.certificate import certify
 from engines.errors import EngineError, ModelError
 from engines.features import Feature
 from engines.head import Head
-from engines.int8 import Quantization, layers, load_quantization, rounded_weight, short_float, source_of
+from engines.int8 import (
+    Quantization,
+    layers,
+    load_quantization,
+    rounded_weight,
+    short_float,
+    source_of,
+)
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
@@ -32,15 +41,30 @@ def measured(classifier, kept=(), spec=MapSpec()):
     sources = list(dict.fromkeys(source_of(graph, node.input[0]) for node in layers(graph)))
     localizer = Localizer(OpenVinoEngine(build_graph(classifier, spec, expose=sources), "fp32"))
     outputs = [localizer.infer([localizer.prepare(frame)]) for frame in FRAMES]
-    ranges = {name: max(float(np.abs(found[f"{name}_out"]).max()) for found in outputs) for name in sources}
-    return Quantization(ranges, tuple(kept), classifier.digest, classifier.size_px, spec.objective, spec.layer)
+    ranges = {
+        name: max(float(np.abs(found[f"{name}_out"]).max()) for found in outputs)
+        for name in sources
+    }
+    return Quantization(
+        ranges, tuple(kept), classifier.digest, classifier.size_px, spec.objective, spec.layer
+    )
 
 
 def head_of(classifier, spec=MapSpec()):
-    features = (Feature("quantiles", "pixels", 7), Feature("quantiles", "conv5_3", 5, 1.0, "activation"))
+    features = (
+        Feature("quantiles", "pixels", 7),
+        Feature("quantiles", "conv5_3", 5, 1.0, "activation"),
+    )
     width, rng = sum(feature.width for feature in features), np.random.default_rng(1)
     weight = rng.standard_normal((1, 4, width)).astype(np.float32) * 0.02
-    return Head(spec, features, weight, np.array([[0.2, 0.3, 0.7, 0.8]], np.float32), classifier.digest, classifier.size_px)
+    return Head(
+        spec,
+        features,
+        weight,
+        np.array([[0.2, 0.3, 0.7, 0.8]], np.float32),
+        classifier.digest,
+        classifier.size_px,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +77,33 @@ def classifier():
 def test_openvino_computes_what_the_file_says(name, with_head, squeezenet):
     """Held against ONNX Runtime's sums in 32 bits, which runs each node by itself.
 
-    OpenVINO goes wrong here in two ways that engines.int8 avoids: a tensor that is pooled or joined needs a second pair as
-    soon as a Concat (a head's quantiles, SqueezeNet's fire modules) is in the graph, and scales need to be short numbers.
-    Values on a rounding edge may fall either way. Without VNNI the weights are halved besides, and int8 is no one's default.
+    OpenVINO goes wrong here in two ways that engines.int8 avoids: a tensor that is pooled or joined
+    needs a second pair as soon as a Concat (a head's quantiles, SqueezeNet's fire modules) is in
+    the graph, and scales need to be short numbers. Values on a rounding edge may fall either way.
+    Without VNNI the weights are halved besides, and int8 is no one's default.
     """
-    classifier = load_classifier(name, None, 64) if name == "compact" else load_classifier(name, squeezenet, 95)
+    classifier = (
+        load_classifier(name, None, 64)
+        if name == "compact"
+        else load_classifier(name, squeezenet, 95)
+    )
     head = head_of(classifier) if with_head and name == "compact" else None
     model = build_graph(classifier, head=head, quantization=measured(classifier), expose=["scores"])
     engine = OpenVinoEngine(model, "int8")
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # no 8-bit kernels of its own
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # no 8-bit kernels of its own
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     localizer = Localizer(engine)
     bounds = {"scores_out": 0.995, "map": 0.85} if has_vnni() else {"scores_out": 0.8, "map": 0.5}
     for frame in FRAMES[:3]:
         feed = {IMAGE: localizer.prepare(frame)[None], WANTED_CLASS: np.array([281])}
-        expected = dict(zip([o.name for o in model.graph.output], session.run(None, feed), strict=True))
+        expected = dict(
+            zip([o.name for o in model.graph.output], session.run(None, feed), strict=True)
+        )
         found = engine.infer(feed)
         for output, least in bounds.items():
             assert np.corrcoef(found[output].ravel(), expected[output].ravel())[0, 1] > least
@@ -86,16 +121,22 @@ def test_eight_bits_leave_the_shipped_networks_map_alive_and_true(classifier):
 
 
 def test_a_pair_on_one_side_of_the_pools_comparison_harms_the_map_but_cannot_empty_it(classifier):
-    """The trap that the placement of the pairs avoids, planted: what is pooled is compared before it is rounded.
+    """The trap that the placement of the pairs avoids, planted: what is pooled is compared before
+    it is rounded.
 
-    In the usual form of the pool's gradient no element would equal the maximum, and the map would be zero. In ours no element
-    has a rank above zero, and all share the best one: the gradient is smeared over the window.
+    In the usual form of the pool's gradient no element would equal the maximum, and the map would
+    be zero. In ours no element has a rank above zero, and all share the best one: the gradient is
+    smeared over the window.
     """
     spec = MapSpec(layer="conv4_2")
     model = build_graph(classifier, spec, quantization=measured(classifier, spec=spec))
     reference = Localizer(OpenVinoEngine(build_graph(classifier, spec), "fp32"))
     good = certify(reference, Localizer(OpenVinoEngine(model, "int8")), FRAMES)
-    (comparison,) = (node for node in model.graph.node if node.op_type == "Transpose" and "conv4_3_rounded" in node.input)
+    (comparison,) = (
+        node
+        for node in model.graph.node
+        if node.op_type == "Transpose" and "conv4_3_rounded" in node.input
+    )
     comparison.input[0] = "conv4_3"
     harmed = certify(reference, Localizer(OpenVinoEngine(model, "int8")), FRAMES)
     assert harmed.class_agreement == good.class_agreement  # the scores are the same ...
@@ -105,13 +146,17 @@ def test_a_pair_on_one_side_of_the_pools_comparison_harms_the_map_but_cannot_emp
 
 def test_every_reader_of_a_rounded_tensor_reads_it_rounded(classifier):
     kept = ("conv1_1_linear", "classifier_linear")
-    model = build_graph(classifier, head=head_of(classifier), quantization=measured(classifier, kept))
+    model = build_graph(
+        classifier, head=head_of(classifier), quantization=measured(classifier, kept)
+    )
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
     rounded = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "Identity"):
-            assert not rounded.intersection(node.input) - {name for name in node.input if name.startswith("pool")}, node.name
+            assert not rounded.intersection(node.input) - {
+                name for name in node.input if name.startswith("pool")
+            }, node.name
         if node.op_type == "Conv" and node.name not in kept:
             data, weight = (producers[name] for name in node.input[:2])
             assert data.op_type == weight.op_type == "DequantizeLinear"
@@ -119,24 +164,41 @@ def test_every_reader_of_a_rounded_tensor_reads_it_rounded(classifier):
             assert integers.dtype == np.int8
             assert len(constants[weight.input[1]]) == len(integers)
             assert not constants[weight.input[2]].any()
-    assert {node.name for node in model.graph.node if node.op_type == "Conv" and node.input[1] in constants} == {kept[0]}
+    assert {
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and node.input[1] in constants
+    } == {kept[0]}
 
 
 def test_matrix_products_are_turned_so_that_channels_come_first(tmp_path):
-    """The graph itself: each Gemm multiplies by the same weight as before, to half a step of its output channel."""
+    """The graph itself: each Gemm multiplies by the same weight as before, to half a step of its
+    output channel.
+    """
     np.savez(tmp_path / "small.npz", **random_weights(COMPACT_CHANNELS, hidden=48))
     classifier = load_classifier("vgg16", str(tmp_path / "small.npz"), 64)
     spec = MapSpec(layer="conv4_3")
-    plain, rounded = (build_graph(classifier, spec, quantization=q) for q in (None, measured(classifier, spec=spec)))
-    constants = {tensor.name: numpy_helper.to_array(tensor) for model in (plain, rounded) for tensor in model.graph.initializer}
+    plain, rounded = (
+        build_graph(classifier, spec, quantization=q)
+        for q in (None, measured(classifier, spec=spec))
+    )
+    constants = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for model in (plain, rounded)
+        for tensor in model.graph.initializer
+    }
     producers = {output: node for node in rounded.graph.node for output in node.output}
     turned = {node.name: node for node in rounded.graph.node if node.op_type == "Gemm"}
     originals = [node for node in plain.graph.node if node.op_type == "Gemm"]
     assert len(originals) == len(turned) > 0
     for node in originals:
-        before, after = ({a.name: a.i for a in each.attribute} for each in (node, turned[node.name]))
+        before, after = (
+            {a.name: a.i for a in each.attribute} for each in (node, turned[node.name])
+        )
         weight = constants[node.input[1]] if before.get("transB") else constants[node.input[1]].T
-        integers, scales, zeros = (constants[name] for name in producers[turned[node.name].input[1]].input)
+        integers, scales, zeros = (
+            constants[name] for name in producers[turned[node.name].input[1]].input
+        )
         assert after.get("transB") == 1
         assert integers.shape == weight.shape == (len(scales), weight.shape[1])
         assert not zeros.any()
@@ -145,11 +207,16 @@ def test_matrix_products_are_turned_so_that_channels_come_first(tmp_path):
 
 
 def test_what_8_bits_cost_by_definition_is_bounded(tmp_path):
-    """In float64, whatever the processor. Random weights are the worst case: scores 0.99, map 0.76, of which kernels differ."""
+    """In float64, whatever the processor. Random weights are the worst case: scores 0.99, map 0.76,
+    of which kernels differ.
+    """
     np.savez(tmp_path / "small.npz", **random_weights(COMPACT_CHANNELS, hidden=48))
     classifier = load_classifier("vgg16", str(tmp_path / "small.npz"), 64)
     spec = MapSpec(layer="conv4_3")
-    graphs = (build_graph(classifier, spec, quantization=q, expose=["scores"]) for q in (None, measured(classifier, spec=spec)))
+    graphs = (
+        build_graph(classifier, spec, quantization=q, expose=["scores"])
+        for q in (None, measured(classifier, spec=spec))
+    )
     feed = {IMAGE: FRAMES[0][None, 100:164, 100:164], WANTED_CLASS: np.array([3])}
     plain, rounded = (run_in_float64(model, feed) for model in graphs)
     for output, least in (("scores_out", 0.99), ("map", 0.6)):
@@ -185,7 +252,9 @@ def test_a_calibration_survives_its_file(tmp_path, classifier):
     assert replace(found, kept=()).digest != found.digest
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"sightline_int8": 99}', '{"sightline_int8": 1, "ranges": 3}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1]", '{"sightline_int8": 99}', '{"sightline_int8": 1, "ranges": 3}']
+)
 def test_damaged_calibrations_are_refused(tmp_path, content):
     path = tmp_path / "c.json"
     path.write_text(content)
@@ -202,21 +271,32 @@ def test_a_calibration_is_tied_to_network_size_and_objective(classifier, tmp_pat
     ):
         with pytest.raises(ModelError, match="of another network, size or objective"):
             build_graph(classifier, quantization=wrong)
-    with pytest.raises(ModelError, match="does not know tensor 'conv3_1' of this graph: run 'calibrate' again"):
+    with pytest.raises(
+        ModelError, match="does not know tensor 'conv3_1' of this graph: run 'calibrate' again"
+    ):
         build_graph(
             classifier,
-            quantization=replace(quantization, ranges={k: v for k, v in quantization.ranges.items() if k != "conv3_1"}),
+            quantization=replace(
+                quantization,
+                ranges={k: v for k, v in quantization.ranges.items() if k != "conv3_1"},
+            ),
         )
     assert (
-        json.loads({p.key: p.value for p in build_graph(classifier, quantization=quantization).metadata_props}["sightline"])[
-            "quantization"
-        ]
+        json.loads(
+            {
+                p.key: p.value
+                for p in build_graph(classifier, quantization=quantization).metadata_props
+            }["sightline"]
+        )["quantization"]
         == quantization.digest
     )
 
 
 def test_graphs_with_and_without_scales_run_only_in_their_own_precisions(classifier):
-    plain, rounded = build_graph(classifier), build_graph(classifier, quantization=measured(classifier))
+    plain, rounded = (
+        build_graph(classifier),
+        build_graph(classifier, quantization=measured(classifier)),
+    )
     assert OpenVinoEngine(rounded).precision == "int8"
     with pytest.raises(EngineError, match="a graph without 8-bit scales does not run in int8"):
         OpenVinoEngine(plain, "int8")

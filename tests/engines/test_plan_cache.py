@@ -1,4 +1,6 @@
-"""Built engines in the cache: found by what they are of, whole or not at all, built again where they are damaged."""
+"""Built engines in the cache: found by what they are of, whole or not at all, built again where
+they are damaged.
+"""
 
 import os
 from dataclasses import fields, replace
@@ -55,10 +57,16 @@ def test_whatever_differs_is_another_engine(name):
 def test_the_graphs_hash_sees_weights_head_size_and_batch():
     classifier = load_classifier("compact", "random", 64)
     first = build_graph(classifier)
-    assert graph_digest(first) == graph_digest(build_graph(load_classifier("compact", "random", 64)))
+    assert graph_digest(first) == graph_digest(
+        build_graph(load_classifier("compact", "random", 64))
+    )
     changed = build_graph(classifier)
     changed.graph.initializer[3].raw_data = b"\x01" + changed.graph.initializer[3].raw_data[1:]
-    others = [changed, build_graph(classifier, batch=2), build_graph(load_classifier("compact", "random", 96))]
+    others = [
+        changed,
+        build_graph(classifier, batch=2),
+        build_graph(load_classifier("compact", "random", 96)),
+    ]
     assert len({graph_digest(model) for model in [first, *others]}) == 4
 
 

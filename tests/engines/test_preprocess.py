@@ -20,7 +20,10 @@ SIZES = [(480, 854), (480, 640), (360, 640), (720, 1280), (1080, 1920), (333, 50
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_every_mean_is_opencvs_but_for_halves(size_px, height, width):
     image = noise(height, width)
-    found, expected = shrunk(image, size_px), cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    found, expected = (
+        shrunk(image, size_px),
+        cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA),
+    )
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - expected).max() <= 1
     exact = cv2.resize(image.astype(np.float64), (size_px, size_px), interpolation=cv2.INTER_AREA)
@@ -29,7 +32,9 @@ def test_every_mean_is_opencvs_but_for_halves(size_px, height, width):
 
 def test_the_demo_is_shrunk_exactly_as_opencv_does():
     image, _ = DemoCamera(9).shoot(4)
-    np.testing.assert_array_equal(shrunk(image, 128), cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA))
+    np.testing.assert_array_equal(
+        shrunk(image, 128), cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA)
+    )
 
 
 def test_images_that_are_not_contiguous_are_taken():

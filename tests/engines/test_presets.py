@@ -34,7 +34,9 @@ def test_precision_comes_first_then_depth_and_size():
     assert all(preset.choice.size_px == 128 for preset in found[: len(NATIVE)])
     assert {preset.choice.precision for preset in found[len(NATIVE) :]} == {NATIVE[-1]}
     assert {preset.choice.size_px for preset in found} == {128, 96, 64}
-    assert {preset.choice.layer for preset in found} == {None, "pool3"}, "pool3 has a value for 8 x 8 pixels"
+    assert {preset.choice.layer for preset in found} == {None, "pool3"}, (
+        "pool3 has a value for 8 x 8 pixels"
+    )
 
 
 def test_every_rung_can_be_opened_and_finds_something():
@@ -51,9 +53,13 @@ def test_heads_of_another_network_or_objective_are_no_rungs(tmp_path, monkeypatc
     small = load_head(ASSETS / "compact_sensitivity_96_head.safetensors")
     small.save(tmp_path / "compact_mine_head.safetensors")
     replace(small, network="f" * 64).save(tmp_path / "compact_foreign_head.safetensors")
-    replace(small, spec=replace(small.spec, objective="gestalt")).save(tmp_path / "compact_other_head.safetensors")
+    replace(small, spec=replace(small.spec, objective="gestalt")).save(
+        tmp_path / "compact_other_head.safetensors"
+    )
     replace(small, size_px=320).save(tmp_path / "compact_large_head.safetensors")
-    load_head(ASSETS / "compact_sensitivity_head.safetensors").save(tmp_path / "compact_sensitivity_head.safetensors")
+    load_head(ASSETS / "compact_sensitivity_head.safetensors").save(
+        tmp_path / "compact_sensitivity_head.safetensors"
+    )
     monkeypatch.setattr(shipped, "ASSETS", tmp_path)
     assert {preset.choice.head for preset in presets(Choice())} == {None, "compact_mine"}
 
@@ -73,11 +79,15 @@ def test_the_shipped_ladder_goes_from_what_was_chosen_to_the_smallest_head():
 
 
 def test_without_a_box_only_precision_and_size_change():
-    assert {preset.choice.layer for preset in presets(Choice("compact", "random", head="none"))} == {None}
+    assert {
+        preset.choice.layer for preset in presets(Choice("compact", "random", head="none"))
+    } == {None}
 
 
 def test_how_much_of_the_work_lies_behind_a_layer():
-    """By hand for the compact network at 32 px: products of each convolution, channels 16 32 64 128 256, and 200 classes or so."""
+    """By hand for the compact network at 32 px: products of each convolution, channels 16 32 64 128
+    256, and 200 classes or so.
+    """
     classifier = load_classifier("compact", "random", 32)
     shares = backward_shares(classifier)
     sides, widths, repeats = (32, 16, 8, 4, 2), (16, 32, 64, 128, 256), (2, 2, 3, 3, 3)
@@ -100,7 +110,9 @@ def test_int8_is_a_rung_where_it_is_calibrated_and_other_sizes_keep_what_they_ha
 
     monkeypatch.setattr(ladder, "choose_quantization", only_at_64)
     found = presets(Choice("compact", "random", size_px=64, precision="fp32"))
-    by_size = {size: {r.choice.precision for r in found if r.choice.size_px == size} for size in (64, 32)}
+    by_size = {
+        size: {r.choice.precision for r in found if r.choice.size_px == size} for size in (64, 32)
+    }
     assert by_size == {64: {*NATIVE, "int8"}, 32: {NATIVE[-1]}}
     for vnni, expected in ((True, "int8"), (False, NATIVE[-1])):
         monkeypatch.setattr(backend, "has_vnni", lambda vnni=vnni: vnni)

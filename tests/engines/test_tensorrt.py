@@ -1,4 +1,5 @@
-"""The run part on a stand-in for GPU, pycuda and TensorRT's runtime (``tests.engines.gpu``): data, order, slots, shutdown.
+"""The run part on a stand-in for GPU, pycuda and TensorRT's runtime (``tests.engines.gpu``): data,
+order, slots, shutdown.
 
 What a real GPU does is not shown here: see docs/tensorrt.md.
 """
@@ -81,7 +82,9 @@ def test_nothing_runs_before_it_is_waited_for(gpu, model):
 def test_a_batch_of_cameras(gpu):
     model = build_graph(load_classifier("compact", "random", SIZE), batch=3)
     engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
-    assert_equal(engine.infer(feeds(2, batch=3)), OpenVinoEngine(model, "fp32").infer(feeds(2, batch=3)))
+    assert_equal(
+        engine.infer(feeds(2, batch=3)), OpenVinoEngine(model, "fp32").infer(feeds(2, batch=3))
+    )
     engine.close()
 
 
@@ -102,7 +105,9 @@ def test_the_stream_waits_for_no_other_and_events_sleep_or_spin(gpu, model):
 
 
 def test_closing_frees_everything_in_any_order(gpu, model):
-    first, second = (backend.TensorRtEngine(plan_of(model), model, "fp32", slots=3) for _ in range(2))
+    first, second = (
+        backend.TensorRtEngine(plan_of(model), model, "fp32", slots=3) for _ in range(2)
+    )
     first.submit(feeds(0))
     assert gpu.alive == {"context": 2, "stream": 2, "event": 24, "device": 12}
     first.close()
@@ -136,22 +141,33 @@ def in_a_thread(work):
 
 
 def test_it_may_be_handed_to_another_thread_and_closed_there(gpu, model):
-    engine, expected = backend.TensorRtEngine(plan_of(model), model, "fp32"), OpenVinoEngine(model, "fp32")
+    engine, expected = (
+        backend.TensorRtEngine(plan_of(model), model, "fp32"),
+        OpenVinoEngine(model, "fp32"),
+    )
     ticket = engine.submit(feeds(0))
     assert_equal(in_a_thread(lambda: engine.collect(ticket)), expected.infer(feeds(0)))
     assert_equal(in_a_thread(lambda: engine.infer(feeds(1))), expected.infer(feeds(1)))
     assert_equal(engine.infer(feeds(2)), expected.infer(feeds(2)))
     in_a_thread(engine.close)
-    assert not any(count for kind, count in gpu.alive.items() if kind != "context"), "pycuda releases that in its own thread"
+    assert not any(count for kind, count in gpu.alive.items() if kind != "context"), (
+        "pycuda releases that in its own thread"
+    )
     assert not gpu.stack
 
 
 def test_two_threads_at_once_are_refused(gpu, model, monkeypatch):
-    engine, copy, caught = backend.TensorRtEngine(plan_of(model), model, "fp32"), gpu.memcpy_htod_async, []
+    engine, copy, caught = (
+        backend.TensorRtEngine(plan_of(model), model, "fp32"),
+        gpu.memcpy_htod_async,
+        [],
+    )
 
     def meanwhile(*arguments):
         for call in (lambda: engine.submit(feeds(1)), engine.close):
-            with pytest.raises(EngineError, match="in the middle of a call in another thread") as error:
+            with pytest.raises(
+                EngineError, match="in the middle of a call in another thread"
+            ) as error:
                 in_a_thread(call)
             caught.append(error)
         copy(*arguments)
@@ -193,7 +209,8 @@ def test_a_graph_that_cannot_be_captured_runs_all_the_same(gpu, model, monkeypat
 
 def test_what_fails_while_it_opens_leaves_nothing(gpu, model):
     with pytest.raises(
-        EngineError, match=r"tensorrt_rtx 1\.7\.1\.116 refuses the engine \(Serialization assertion .*\): run 'build"
+        EngineError,
+        match=r"tensorrt_rtx 1\.7\.1\.116 refuses the engine \(Serialization assertion .*\): run 'build",
     ):
         backend.TensorRtEngine(b"rubbish", model, "fp32")
     other = build_graph(load_classifier("compact", "random", 96))
@@ -211,7 +228,10 @@ def test_a_failure_of_the_driver_is_one_line_and_the_slot_is_free_again(gpu, mod
         raise gpu.Error("cuMemcpyHtoDAsync failed: unspecified launch failure\nmore")
 
     monkeypatch.setattr(gpu, "memcpy_htod_async", fails)
-    with pytest.raises(EngineError, match=r"NVIDIA L4 failed: cuMemcpyHtoDAsync failed: unspecified launch failure$"):
+    with pytest.raises(
+        EngineError,
+        match=r"NVIDIA L4 failed: cuMemcpyHtoDAsync failed: unspecified launch failure$",
+    ):
         engine.infer(feeds(0))
     monkeypatch.setattr(gpu, "memcpy_htod_async", copy)
     assert engine.infer(feeds(0))["map"].any()

@@ -1,4 +1,5 @@
-"""TensorRT for RTX compiles our graphs with no GPU: every precision, batch and kind of GPU, and every way to fail.
+"""TensorRT for RTX compiles our graphs with no GPU: every precision, batch and kind of GPU, and
+every way to fail.
 
 The library comes from PyPI (``.[rtx]`` or the tests' own extra); without it these tests skip.
 """
@@ -25,7 +26,9 @@ from engines.fp16 import to_half
 from engines.networks.registry import load_classifier
 from engines.plan_cache import engines_dir, read_engine
 
-trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[rtx]'")
+trt = pytest.importorskip(
+    "tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[rtx]'"
+)
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 
 
@@ -38,9 +41,11 @@ def typed(model, precision, target):
 
 
 def quantized(batch=1):
-    """A small network, forward and backward, with a pair behind each ReLU that both directions read, as int8 wants it.
+    """A small network, forward and backward, with a pair behind each ReLU that both directions
+    read, as int8 wants it.
 
-    Symmetric, without zero points; weights per output channel; biases and what lies between in float32.
+    Symmetric, without zero points; weights per output channel; biases and what lies between in
+    float32.
     """
     rng = np.random.default_rng(0)
     nodes, constants = [], {"zero": np.zeros((), np.int8), "nothing": np.zeros((), np.float32)}
@@ -48,9 +53,17 @@ def quantized(batch=1):
     def weight(name, *shape):
         values = rng.integers(-127, 128, shape).astype(np.int8)
         constants.update(
-            {f"{name}8": values, f"{name}_s": np.full(shape[0], 0.002, np.float32), f"{name}_z": np.zeros(shape[0], np.int8)}
+            {
+                f"{name}8": values,
+                f"{name}_s": np.full(shape[0], 0.002, np.float32),
+                f"{name}_z": np.zeros(shape[0], np.int8),
+            }
         )
-        nodes.append(helper.make_node("DequantizeLinear", [f"{name}8", f"{name}_s", f"{name}_z"], [name], axis=0))
+        nodes.append(
+            helper.make_node(
+                "DequantizeLinear", [f"{name}8", f"{name}_s", f"{name}_z"], [name], axis=0
+            )
+        )
 
     def pair(x, scale):
         constants[f"{x}_s"] = np.array(scale, np.float32)
@@ -62,7 +75,12 @@ def quantized(batch=1):
         nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
-    x = add("Transpose", [add("Cast", ["image"], "floats", to=TensorProto.FLOAT)], "pixels", perm=[0, 3, 1, 2])
+    x = add(
+        "Transpose",
+        [add("Cast", ["image"], "floats", to=TensorProto.FLOAT)],
+        "pixels",
+        perm=[0, 3, 1, 2],
+    )
     weight("w1", 16, 3, 3, 3)
     weight("w2", 32, 16, 3, 3)
     weight("b2", 16, 32, 3, 3)
@@ -82,7 +100,9 @@ def quantized(batch=1):
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, [batch, 32, 32, 3])
     output = helper.make_tensor_value_info("map", TensorProto.FLOAT, [batch, 32, 32])
     outputs = [output, helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 8])]
-    graph = helper.make_graph(nodes, "q", [image], outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()])
+    graph = helper.make_graph(
+        nodes, "q", [image], outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -133,7 +153,9 @@ def test_an_8_bit_product_as_a_convolution_gives_the_same():
     assert "Gemm" in {node.op_type for node in model.graph.node}
     assert "Gemm" not in {node.op_type for node in turned.graph.node}
     for expected, found in zip(
-        ReferenceEvaluator(model).run(None, feeds), ReferenceEvaluator(turned).run(None, feeds), strict=True
+        ReferenceEvaluator(model).run(None, feeds),
+        ReferenceEvaluator(turned).run(None, feeds),
+        strict=True,
     ):
         assert expected.any()
         np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -158,7 +180,9 @@ def test_vgg16_at_full_width(batch, precision):
 @pytest.mark.parametrize("batch", [1, 8])
 def test_vgg16_in_8_bits(batch):
     classifier = load_classifier("vgg16", "random")
-    model = build_graph(classifier, batch=batch, quantization=rough_quantization(classifier, "class"))
+    model = build_graph(
+        classifier, batch=batch, quantization=rough_quantization(classifier, "class")
+    )
     for target in TARGETS:
         assert len(built(typed(model, "int8", target), target)) > 1e8
 
@@ -170,7 +194,10 @@ def test_half_precision_halves_the_plan():
 
 def test_progress_is_shown_phase_by_phase():
     text = io.StringIO()
-    built(build_graph(load_classifier("compact", "random", 64)), console=Console(file=text, force_terminal=True, width=100))
+    built(
+        build_graph(load_classifier("compact", "random", 64)),
+        console=Console(file=text, force_terminal=True, width=100),
+    )
     assert "Building engine" in text.getvalue()
 
 
@@ -182,14 +209,24 @@ def test_ctrl_c_ends_a_build(monkeypatch):
 
     monkeypatch.setattr(Progress, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        built(build_graph(load_classifier("compact", "random", 64)), console=Console(file=io.StringIO()))
+        built(
+            build_graph(load_classifier("compact", "random", 64)),
+            console=Console(file=io.StringIO()),
+        )
 
 
 def test_a_node_that_it_cannot_read_is_named():
-    x, y = helper.make_tensor_value_info("x", 1, [1, 3, 8, 8]), helper.make_tensor_value_info("y", 7, [4, None])
-    graph = helper.make_graph([helper.make_node("NonZero", ["x"], ["y"], name="odd")], "g", [x], [y])
+    x, y = (
+        helper.make_tensor_value_info("x", 1, [1, 3, 8, 8]),
+        helper.make_tensor_value_info("y", 7, [4, None]),
+    )
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["y"], name="odd")], "g", [x], [y]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    with pytest.raises(ModelError, match=r"tensorrt_rtx cannot read the graph: node 'odd' \(NonZero\): ") as caught:
+    with pytest.raises(
+        ModelError, match=r"tensorrt_rtx cannot read the graph: node 'odd' \(NonZero\): "
+    ) as caught:
         built(model)
     assert "\n" not in str(caught.value)
 
@@ -201,7 +238,9 @@ def test_a_graph_without_outputs_is_refused():
 
 def test_what_it_cannot_compile_is_one_line():
     """Its own reason for Turing, which ``engines.matmul_to_conv`` is there for."""
-    with pytest.raises(EngineError, match=r"tensorrt_rtx cannot build for sm75: .*FP32 GEMM is not supported") as caught:
+    with pytest.raises(
+        EngineError, match=r"tensorrt_rtx cannot build for sm75: .*FP32 GEMM is not supported"
+    ) as caught:
         built(build_graph(load_classifier("compact", "random", 64)), "sm75")
     assert "\n" not in str(caught.value)
 
@@ -212,7 +251,9 @@ def test_without_a_gpu_it_cannot_build_for_this_one():
 
         probe_gpu()
     except EngineError:
-        with pytest.raises(EngineError, match="cannot build for sm90 ahead of time: it can for sm75, sm80"):
+        with pytest.raises(
+            EngineError, match="cannot build for sm90 ahead of time: it can for sm75, sm80"
+        ):
             built(build_graph(load_classifier("compact", "random", 64)), "sm90")
     else:
         pytest.skip("there is a GPU here")
@@ -252,10 +293,18 @@ def test_build_keeps_the_engine_and_says_that_it_is_not_certified(tmp_path, monk
     assert build_chosen_engine(model, choice, console) is None
     (path,) = engines_dir().iterdir()
     key, plan = read_engine(path)
-    assert (key.model, key.library, key.target, key.precision, key.batch) == ("compact", "tensorrt_rtx", "sm89", "fp16", 2)
+    assert (key.model, key.library, key.target, key.precision, key.batch) == (
+        "compact",
+        "tensorrt_rtx",
+        "sm89",
+        "fp16",
+        2,
+    )
     assert (tmp_path / "net.engine").read_bytes() == path.read_bytes()
     assert "not certified, there is no sm89 here" in text.getvalue()
-    monkeypatch.setattr("engines.backends.tensorrt_build.build_plan", lambda *_: pytest.fail("built twice"))
+    monkeypatch.setattr(
+        "engines.backends.tensorrt_build.build_plan", lambda *_: pytest.fail("built twice")
+    )
     choice = replace(choice, out=None)  # an engine's file is replaced only on request
     build_chosen_engine(model, choice, console)
     path.write_bytes(path.read_bytes()[:-5])

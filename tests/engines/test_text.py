@@ -5,12 +5,17 @@ import pytest
 from engines.text import MOST_NAME_BYTES, displayable, file_name
 
 
-@pytest.mark.parametrize("text", ["clip", "Übung 3", "日本語　写真", "a.b", "👩‍👩‍👧", "$x$ [bold]", "x" * MOST_NAME_BYTES])
+@pytest.mark.parametrize(
+    "text",
+    ["clip", "Übung 3", "日本語　写真", "a.b", "👩‍👩‍👧", "$x$ [bold]", "x" * MOST_NAME_BYTES],
+)
 def test_what_can_be_shown_stays(text):
     assert displayable(text) == file_name(text) == text
 
 
-@pytest.mark.parametrize("text", ["\udcff\udcfe", "a\nb", "\x1b[2J", "a\u202egpj", "\ud800", "\x00", "a\u2028b", "\x9b"])
+@pytest.mark.parametrize(
+    "text", ["\udcff\udcfe", "a\nb", "\x1b[2J", "a\u202egpj", "\ud800", "\x00", "a\u2028b", "\x9b"]
+)
 def test_what_cannot_be_shown_is_replaced(text):
     shown = displayable(text)
     assert shown.encode()

@@ -1,4 +1,6 @@
-"""Secrets of addresses are masked wherever they stand; nothing that is printed steers a terminal."""
+"""Secrets of addresses are masked wherever they stand; nothing that is printed steers a
+terminal.
+"""
 
 import io
 
@@ -67,7 +69,14 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize(
-    "around", ["{}", "cannot open {}: Connection refused", "[Errno 111] refused: '{}'", "a {} b {}, c", "({})\nnext"]
+    "around",
+    [
+        "{}",
+        "cannot open {}: Connection refused",
+        "[Errno 111] refused: '{}'",
+        "a {} b {}, c",
+        "({})\nnext",
+    ],
 )
 def test_secrets_are_masked_alone_and_in_messages(address, around):
     text = around.format(address, address)
@@ -152,7 +161,10 @@ def test_nested_results_are_shown_too():
 
 
 def test_errors_are_one_line_without_secrets():
-    assert str(SourceError("cannot open rtsp://a:hunter2@c\x1b[2J: x\ny")) == "cannot open rtsp://***@c\ufffd[2J: x y"
+    assert (
+        str(SourceError("cannot open rtsp://a:hunter2@c\x1b[2J: x\ny"))
+        == "cannot open rtsp://***@c\ufffd[2J: x y"
+    )
 
 
 def test_names_do_not_steer_the_terminal():

@@ -1,4 +1,6 @@
-"""The GPU's PyTorch engine on the processor: slots, order, half precision. What only a GPU has is marked ``gpu``."""
+"""The GPU's PyTorch engine on the processor: slots, order, half precision. What only a GPU has is
+marked ``gpu``.
+"""
 
 import numpy as np
 import pytest
@@ -27,7 +29,11 @@ def test_it_gives_what_the_reference_gives_whatever_is_under_way(slots):
     classifier = load_classifier("compact", "random", SIZE)
     engine = TorchStreamEngine(classifier, batch=2, device="cpu", precision="fp32", slots=slots)
     reference = TorchEngine(classifier, batch=2)
-    assert (engine.inputs, engine.outputs, engine.metadata) == (reference.inputs, reference.outputs, reference.metadata)
+    assert (engine.inputs, engine.outputs, engine.metadata) == (
+        reference.inputs,
+        reference.outputs,
+        reference.metadata,
+    )
     tickets = []
     for seed in range(slots):
         fed = feeds(seed, batch=2)
@@ -43,7 +49,10 @@ def test_it_gives_what_the_reference_gives_whatever_is_under_way(slots):
 def photo(size):
     import cv2
 
-    return {IMAGE: cv2.resize(DemoCamera(300).shoot(40)[0], (size, size))[None], WANTED_CLASS: np.array([-1])}
+    return {
+        IMAGE: cv2.resize(DemoCamera(300).shoot(40)[0], (size, size))[None],
+        WANTED_CLASS: np.array([-1]),
+    }
 
 
 @pytest.mark.parametrize("method", ["sensitivity", "gestalt", "heuristic"])
@@ -55,13 +64,17 @@ def test_half_precision_keeps_boxes_and_maps(method, precision, least):
     found, exact = engine.infer(photo(128)), TorchEngine(classifier, head=head).infer(photo(128))
     assert found["map"].dtype == np.float32
     assert found["class_index"] == exact["class_index"]
-    np.testing.assert_allclose(found["box_xyxy"], exact["box_xyxy"], atol=0.02 if precision == "fp16" else 0.06)
+    np.testing.assert_allclose(
+        found["box_xyxy"], exact["box_xyxy"], atol=0.02 if precision == "fp16" else 0.06
+    )
     assert np.corrcoef(found["map"].ravel(), exact["map"].ravel())[0, 1] > least
     assert found["map"].mean() == pytest.approx(exact["map"].mean(), rel=0.02)
 
 
 def test_calls_out_of_turn_and_after_closing_say_so():
-    engine = TorchStreamEngine(load_classifier("compact", "random", SIZE), device="cpu", precision="fp32", slots=2)
+    engine = TorchStreamEngine(
+        load_classifier("compact", "random", SIZE), device="cpu", precision="fp32", slots=2
+    )
     first, second = engine.submit(feeds(0)), engine.submit(feeds(1))
     with pytest.raises(EngineError, match="all 2 slots"):
         engine.submit(feeds(2))

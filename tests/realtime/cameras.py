@@ -1,4 +1,6 @@
-"""A real RTSP camera for tests: GStreamer's server as a program of its own, which can be killed, stopped and started again."""
+"""A real RTSP camera for tests: GStreamer's server as a program of its own, which can be killed,
+stopped and started again.
+"""
 
 import signal
 import socket
@@ -22,10 +24,16 @@ def free_port():
 
 
 def number_in(image_bgr):
-    """The number that a frame shows; None where a field is neither black nor white: filler, or a damaged frame."""
+    """The number that a frame shows; None where a field is neither black nor white: filler, or a
+    damaged frame.
+    """
     height, width = image_bgr.shape[:2]
-    rows, columns = ((np.arange(n) + 0.5) * side / n for n, side in ((ROWS, height), (COLUMNS, width)))
-    fields = [image_bgr[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4] for y in rows for x in columns]
+    rows, columns = (
+        (np.arange(n) + 0.5) * side / n for n, side in ((ROWS, height), (COLUMNS, width))
+    )
+    fields = [
+        image_bgr[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4] for y in rows for x in columns
+    ]
     if any(20 < value < 235 for field in fields for value in (field.min(), field.max())):
         return None
     return int("".join("1" if field.mean() > 127 else "0" for field in fields), 2)
@@ -41,9 +49,13 @@ class RtspCamera:
 
     def start(self, width=320, height=240):
         command = [PYTHON, str(SCRIPT), str(self.port), str(width), str(height), str(RATE)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         if self._process.stdout.readline().strip() != "ready":
-            pytest.skip(f"no RTSP server here ({NEEDS}): {self._process.stderr.read().strip().splitlines()[-1:]}")
+            pytest.skip(
+                f"no RTSP server here ({NEEDS}): {self._process.stderr.read().strip().splitlines()[-1:]}"
+            )
 
     def kill(self):
         if self._process is not None:

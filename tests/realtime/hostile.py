@@ -1,4 +1,6 @@
-"""Images and archives that are damaged, or whose headers lie, made on the spot; each is a few kilobytes on the disk."""
+"""Images and archives that are damaged, or whose headers lie, made on the spot; each is a few
+kilobytes on the disk.
+"""
 
 import io
 import os
@@ -25,11 +27,18 @@ def png(width: int, height: int, rows: int = 1) -> bytes:
     """A valid PNG of gray pixels, as far as it goes: fewer rows than it says."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     pixels = zlib.compress(bytes((min(width, 2**20) + 1) * rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 def resized(suffix: str, width: int, height: int) -> bytes:
@@ -51,7 +60,11 @@ def resized(suffix: str, width: int, height: int) -> bytes:
         content[place : place + 4] = struct.pack("<HH", width & 0x3FFF, height & 0x3FFF)
     else:
         for tag, value in ((256, width), (257, height)):
-            place = next(at for at in range(len(content) - 12) if content[at : at + 2] == struct.pack("<H", tag))
+            place = next(
+                at
+                for at in range(len(content) - 12)
+                if content[at : at + 2] == struct.pack("<H", tag)
+            )
             content[place : place + 12] = struct.pack("<HHII", tag, 4, 1, value)
     return bytes(content)
 
@@ -73,7 +86,10 @@ def images() -> Iterator[tuple[str, bytes]]:
     yield "line.png", png(2**31 - 1, 1)
     yield "nothing.png", png(0, 0)
     yield "huge.ppm.png", b"P6\n60000 60000\n255\n" + bytes(99)
-    yield "huge.gif.png", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(20)
+    yield (
+        "huge.gif.png",
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(20),
+    )
     yield "negative.bmp", resized(".bmp", -(2**31), -(2**31))
 
 
@@ -103,7 +119,9 @@ def _zip(entries: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes
     return stored.getvalue()
 
 
-def _zip_patched(offset_central: int, layout: str, value: int, offset_local: int | None = None) -> bytes:
+def _zip_patched(
+    offset_central: int, layout: str, value: int, offset_local: int | None = None
+) -> bytes:
     """A zip with a good image, one field of its headers changed."""
     content = bytearray(_zip({"a.png": encoded(".png")}))
     place = content.index(b"PK\x01\x02") + offset_central
@@ -121,7 +139,14 @@ def _overlapping() -> bytes:
         member = archive.infolist()[0]
         for number in range(1, 500):
             other = zipfile.ZipInfo(f"{number}.png")
-            for field in ("compress_type", "CRC", "compress_size", "file_size", "header_offset", "flag_bits"):
+            for field in (
+                "compress_type",
+                "CRC",
+                "compress_size",
+                "file_size",
+                "header_offset",
+                "flag_bits",
+            ):
                 setattr(other, field, getattr(member, field))
             archive.filelist.append(other)
             archive.NameToInfo[other.filename] = other

@@ -1,8 +1,10 @@
-"""A real RTSP server (GStreamer's) that shows a clock as black and white fields. Run by the system's Python, which has ``gi``:
+"""A real RTSP server (GStreamer's) that shows a clock as black and white fields. Run by the
+system's Python, which has ``gi``:
 
 /usr/bin/python3 rtsp_server.py PORT WIDTH HEIGHT RATE
 
-Frames are numbered by the time of day, so that numbers go on when the server is started again. ``rtsp://127.0.0.1:PORT/clock``.
+Frames are numbered by the time of day, so that numbers go on when the server is started again.
+``rtsp://127.0.0.1:PORT/clock``.
 """
 
 import sys
@@ -24,7 +26,9 @@ def gray(number):
     lines = []
     for row in range(ROWS):
         fields = bits[row * COLUMNS : (row + 1) * COLUMNS]
-        lines.append(b"".join((b"\xff" if fields[x * COLUMNS // WIDTH] else b"\0") for x in range(WIDTH)))
+        lines.append(
+            b"".join((b"\xff" if fields[x * COLUMNS // WIDTH] else b"\0") for x in range(WIDTH))
+        )
     return b"".join(lines[y * ROWS // HEIGHT] for y in range(HEIGHT))
 
 

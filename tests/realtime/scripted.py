@@ -17,7 +17,9 @@ class Scripted(Source):
 
     def __iter__(self):
         for index in range(self.frames):
-            yield Frame(picture(index), self.name, index, index * self._gap_s, time.monotonic_ns(), 0.5)
+            yield Frame(
+                picture(index), self.name, index, index * self._gap_s, time.monotonic_ns(), 0.5
+            )
         if self._error:
             raise self._error
 

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from engines.localizer import Localization, Localizer
-from realtime.annotate import OBJECTS_BGR, PREDICTED_BGR, TEXT_BGR, Annotator, BoxSmoother, Look, OneEuro, draw, label
+from realtime.annotate import (
+    OBJECTS_BGR,
+    PREDICTED_BGR,
+    TEXT_BGR,
+    Annotator,
+    BoxSmoother,
+    Look,
+    OneEuro,
+    draw,
+    label,
+)
 from realtime.capture import every_frame
 from realtime.frames import Frame, Track, Tracked
 from realtime.pipeline import Live, run_frames
@@ -58,18 +68,31 @@ def test_the_label_says_how_sure_the_box_is():
 @pytest.mark.parametrize("size", [(240, 320), (1080, 1920)])
 def test_a_heat_map_over_the_frame_shines_where_the_map_is_and_alpha_mixes(size):
     image = frame(size=size).image_bgr
-    over = draw(image, found(), look=Look(box=False, heat_map="over", alpha=0.5)).astype(int).sum(axis=2)
+    over = (
+        draw(image, found(), look=Look(box=False, heat_map="over", alpha=0.5))
+        .astype(int)
+        .sum(axis=2)
+    )
     y, x = np.unravel_index(over.argmax(), over.shape)
     assert size[0] / 4 <= y <= size[0] / 2
     assert size[1] / 4 <= x <= size[1] / 2
     assert (draw(image, found(), look=Look(box=False, heat_map="over", alpha=0.0)) == image).all()
-    more = draw(image, found(), look=Look(box=False, heat_map="over", alpha=1.0)).astype(int).sum(axis=2)
-    assert more[0, -1] < over[0, -1] < image[0, -1].astype(int).sum(), "colder places get darker with alpha"
+    more = (
+        draw(image, found(), look=Look(box=False, heat_map="over", alpha=1.0))
+        .astype(int)
+        .sum(axis=2)
+    )
+    assert more[0, -1] < over[0, -1] < image[0, -1].astype(int).sum(), (
+        "colder places get darker with alpha"
+    )
 
 
 def test_a_heat_map_drawn_every_third_frame_stays_between_and_changes_at_once_with_the_look():
     annotator, calm, look = Annotator(), np.roll(SPOT, 12), Look(box=False)
-    pictures = [annotator.paint(frame(i), found(map_hw=SPOT if i == 0 else calm), "", look, 3) for i in range(4)]
+    pictures = [
+        annotator.paint(frame(i), found(map_hw=SPOT if i == 0 else calm), "", look, 3)
+        for i in range(4)
+    ]
     assert (pictures[0] == pictures[1]).all()
     assert (pictures[0] == pictures[2]).all()
     assert (pictures[0] != pictures[3]).any()
@@ -93,15 +116,23 @@ def tracked(number, box):
 
 def test_several_objects_have_their_own_colours_and_one_that_is_not_sure_is_not_drawn():
     image, look = frame().image_bgr, Look(heat_map="off")
-    objects = [tracked(1, (20.0, 60.0, 90.0, 120.0)), tracked(2, (150.0, 60.0, 220.0, 120.0)), tracked(3, None)]
+    objects = [
+        tracked(1, (20.0, 60.0, 90.0, 120.0)),
+        tracked(2, (150.0, 60.0, 220.0, 120.0)),
+        tracked(3, None),
+    ]
     drawn = draw(image, found(), look=look, objects=objects)
     assert [has_colour(drawn, colour) for colour in OBJECTS_BGR[:4]] == [True, True, False, False]
     assert (drawn[90, 20] == OBJECTS_BGR[0]).all()
     assert (drawn[90, 150] == OBJECTS_BGR[1]).all()
     assert (drawn[40, 100] == 128).all(), "and what was found is one of them, not drawn again"
-    again = draw(image, found(), look=look, objects=[tracked(len(OBJECTS_BGR) + 2, objects[1].box_xyxy_px)])
+    again = draw(
+        image, found(), look=look, objects=[tracked(len(OBJECTS_BGR) + 2, objects[1].box_xyxy_px)]
+    )
     assert (again[90, 150] == OBJECTS_BGR[1]).all()
-    assert (draw(image, found(), look=Look(box=False, heat_map="off"), objects=objects) == image).all()
+    assert (
+        draw(image, found(), look=Look(box=False, heat_map="off"), objects=objects) == image
+    ).all()
 
 
 def test_each_of_several_objects_is_calmed_apart():
@@ -110,7 +141,9 @@ def test_each_of_several_objects_is_calmed_apart():
     annotator.paint(frame(0, 0.0), found(), "", look, objects=[tracked(1, one), tracked(2, other)])
     swapped = [tracked(2, other), tracked(1, one)]
     drawn = annotator.paint(frame(1, 0.04), found(), "", look, objects=swapped)
-    assert (drawn == draw(frame().image_bgr, found(), look=Look(heat_map="off"), objects=swapped)).all()
+    assert (
+        drawn == draw(frame().image_bgr, found(), look=Look(heat_map="off"), objects=swapped)
+    ).all()
 
 
 def literal_one_euro(values, times_s, min_cutoff, beta, d_cutoff=1.0):
@@ -147,13 +180,20 @@ def test_jitter_is_calmed_more_with_strength_and_a_fast_box_is_followed():
 
     def jitter(strength):
         smoother = BoxSmoother()
-        drawn = [smoother.smoothed(found(b), i / 30, 320, 240, strength).box_xyxy_px for i, b in enumerate(boxes)]
+        drawn = [
+            smoother.smoothed(found(b), i / 30, 320, 240, strength).box_xyxy_px
+            for i, b in enumerate(boxes)
+        ]
         return float(np.std(np.diff(np.array(drawn)[30:], axis=0)))
 
     assert jitter(0.0) > 1.5 * jitter(0.3) > 1.5 * jitter(1.0)
     smoother, moving = BoxSmoother(), [(3.0 * i, 40.0, 3.0 * i + 160, 180.0) for i in range(50)]
-    last = [smoother.smoothed(found(b), i / 30, 320, 240, 0.5).box_xyxy_px for i, b in enumerate(moving)][-1]
-    assert abs(last[0] - moving[-1][0]) < 10, "a box crossing the frame in 3.5 s lags less than 3 % of it"
+    last = [
+        smoother.smoothed(found(b), i / 30, 320, 240, 0.5).box_xyxy_px for i, b in enumerate(moving)
+    ][-1]
+    assert abs(last[0] - moving[-1][0]) < 10, (
+        "a box crossing the frame in 3.5 s lags less than 3 % of it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +205,9 @@ def test_jitter_is_calmed_more_with_strength_and_a_fast_box_is_followed():
         ((50.0, 40.0, 210.0, 180.0), 0.04, (640, 480)),
     ],
 )
-def test_it_begins_anew_for_another_object_after_a_pause_when_time_goes_back_and_for_another_size(second, pts_s, size):
+def test_it_begins_anew_for_another_object_after_a_pause_when_time_goes_back_and_for_another_size(
+    second, pts_s, size
+):
     smoother = BoxSmoother()
     smoother.smoothed(found(), 0.0, 320, 240, 1.0)
     assert smoother.smoothed(found(second), pts_s, *size, 1.0).box_xyxy_px == pytest.approx(second)
@@ -180,7 +222,13 @@ def test_the_log_of_a_calmed_run_holds_the_raw_boxes(tmp_path):
         settings, pictures = Settings(heat_map="off", smoothing=smoothing), Kept()
         with JsonlSink(tmp_path / "log.jsonl") as log, Images("clip", shots(12)) as source:
             live = Live(lambda: settings, lambda: False)
-            for _ in run_frames(every_frame(source), Localizer(MockEngine(96)), [log, pictures], RunTimes(), live=live):
+            for _ in run_frames(
+                every_frame(source),
+                Localizer(MockEngine(96)),
+                [log, pictures],
+                RunTimes(),
+                live=live,
+            ):
                 pass
         rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
         return [[row[edge] for edge in ("x0", "y0", "x1", "y1")] for row in rows], pictures.kept
@@ -188,7 +236,9 @@ def test_the_log_of_a_calmed_run_holds_the_raw_boxes(tmp_path):
     raw, plain = boxes(0.0)
     same, calm = boxes(1.0)
     assert raw == same
-    assert any((a != b).any() for a, b in zip(plain, calm, strict=True)), "and yet the drawn ones differ"
+    assert any((a != b).any() for a, b in zip(plain, calm, strict=True)), (
+        "and yet the drawn ones differ"
+    )
 
 
 class Kept:
@@ -202,7 +252,10 @@ class Kept:
 
 
 def shots(count):
-    return [(f"{i}.png", lambda i=i: cv2.imencode(".png", picture(i))[1].tobytes()) for i in range(count)]
+    return [
+        (f"{i}.png", lambda i=i: cv2.imencode(".png", picture(i))[1].tobytes())
+        for i in range(count)
+    ]
 
 
 def test_a_long_line_and_the_heat_map_make_room_for_each_other():
@@ -212,6 +265,8 @@ def test_a_long_line_and_the_heat_map_make_room_for_each_other():
     lifted = draw(image, found(), status=long, look=Look(box=False))
     alone = draw(image, found(), look=Look(box=False))
     assert (plain[:, 200:] == alone[:, 200:]).all(), "a short line leaves it where it is"
-    rows = [np.flatnonzero((picture[:, 316] == TEXT_BGR).all(axis=1)) for picture in (alone, lifted)]
+    rows = [
+        np.flatnonzero((picture[:, 316] == TEXT_BGR).all(axis=1)) for picture in (alone, lifted)
+    ]
     assert 0 < rows[0][0] - rows[1][0] < 40, "the white frame stands higher"
     assert len(rows[0]) == len(rows[1]), "and is whole"

@@ -66,6 +66,8 @@ def test_a_slow_sink_holds_the_reader_back(under_way):
     localizer = Localizer(MockEngine(32, slots=3))
     list(run_frames(every_frame(Counted(40)), localizer, [Slow()], Run(), under_way=under_way))
     assert written == list(range(40))
-    most = under_way + READ_AHEAD_FRAMES + 2  # in the engine, waiting, in the reader's hand, being written
+    most = (
+        under_way + READ_AHEAD_FRAMES + 2
+    )  # in the engine, waiting, in the reader's hand, being written
     assert max(ahead) <= most
     assert max(ahead) > under_way, "it does read ahead"

@@ -96,7 +96,9 @@ def test_the_end_of_the_run_does_not_wait_for_what_hangs(monkeypatch, series):
     source = Hanging()
     monkeypatch.setattr(connection, "open_source", lambda *_: source)
     monkeypatch.setattr(connection, "LEAVE_S", 0.2)
-    attempt = threading.Thread(target=Attempt("rtsp://cam", SourceOptions(stall_s=1000), series).run)
+    attempt = threading.Thread(
+        target=Attempt("rtsp://cam", SourceOptions(stall_s=1000), series).run
+    )
     attempt.start()
     series.frame_queue.close()
     attempt.join(PATIENCE_S)

@@ -107,14 +107,20 @@ def test_a_missing_package_is_named_and_not_fit(monkeypatch):
 
 
 def test_weights_that_cannot_be_read_are_not_fit(monkeypatch, tmp_path):
-    (tmp_path / "compact.safetensors").write_bytes(ASSETS.joinpath("compact.safetensors").read_bytes()[:1000])
-    monkeypatch.setattr("engines.networks.weights.SHIPPED", {"compact": tmp_path / "compact.safetensors"})
+    (tmp_path / "compact.safetensors").write_bytes(
+        ASSETS.joinpath("compact.safetensors").read_bytes()[:1000]
+    )
+    monkeypatch.setattr(
+        "engines.networks.weights.SHIPPED", {"compact": tmp_path / "compact.safetensors"}
+    )
     network = by_name(examine([checks.network]))["shipped network"]
     assert network.state == "problem"
     assert network.needed
 
 
-def test_a_cap_on_the_instruction_set_and_a_cache_that_cannot_be_written_are_told(monkeypatch, tmp_path):
+def test_a_cap_on_the_instruction_set_and_a_cache_that_cannot_be_written_are_told(
+    monkeypatch, tmp_path
+):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "file" / "cache"))
@@ -136,7 +142,14 @@ def test_a_camera_that_hangs_is_left_behind():
 
 def test_it_answers_where_sightline_itself_does_not_start(tmp_path):
     code = "import sys; sys.modules['cv2'] = None; import runpy; runpy.run_module('realtime.doctor', run_name='__main__')"
-    ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ended.returncode == 1
     assert "opencv-python" in ended.stdout
     assert "cache" in ended.stdout

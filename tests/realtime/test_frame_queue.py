@@ -1,4 +1,6 @@
-"""What waits between camera and engine: by which policy frames are dropped, and that each is accounted for."""
+"""What waits between camera and engine: by which policy frames are dropped, and that each is
+accounted for.
+"""
 
 import threading
 import time
@@ -77,17 +79,25 @@ def resident_mb():
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize(
     ("policy", "frames", "gap_s", "engine_s"),
-    [("latest", 20_000, 0.001, 0.004), ("max-age 50", 20_000, 0.001, 0.004), ("latest", 30_000, 0.02, 0.045)],
+    [
+        ("latest", 20_000, 0.001, 0.004),
+        ("max-age 50", 20_000, 0.001, 0.004),
+        ("latest", 30_000, 0.02, 0.045),
+    ],
     ids=["20,000 frames", "20,000 frames, max-age", "10 minutes"],
 )
-def test_a_source_faster_than_the_engine_costs_neither_age_nor_memory(monkeypatch, policy, frames, gap_s, engine_s):
+def test_a_source_faster_than_the_engine_costs_neither_age_nor_memory(
+    monkeypatch, policy, frames, gap_s, engine_s
+):
     ages_ms, resident, drawn = array("d"), [], []
 
     class Light(Watched):
         needs_picture = True
 
         def write(self, record, picture):
-            ages_ms.append(record.total_ms or (time.monotonic_ns() - record.frame.captured_ns) / 1e6)
+            ages_ms.append(
+                record.total_ms or (time.monotonic_ns() - record.frame.captured_ns) / 1e6
+            )
             drawn.append(picture.shape)
             if len(ages_ms) % 100 == 0:
                 resident.append(resident_mb())
@@ -109,5 +119,9 @@ def test_a_source_faster_than_the_engine_costs_neither_age_nor_memory(monkeypatc
     assert summary["frames"] + summary["dropped"] == run.feed.captured["camera0"]
     assert summary["dropped"] > summary["frames"]
     quarter = len(ages_ms) // 4
-    assert np.median(ages_ms[-quarter:]) < 2 * np.median(ages_ms[:quarter]) + 10, "age does not grow"
-    assert max(resident[len(resident) // 4 :]) - resident[len(resident) // 4] < 15, "nor does memory"
+    assert np.median(ages_ms[-quarter:]) < 2 * np.median(ages_ms[:quarter]) + 10, (
+        "age does not grow"
+    )
+    assert max(resident[len(resident) // 4 :]) - resident[len(resident) // 4] < 15, (
+        "nor does memory"
+    )

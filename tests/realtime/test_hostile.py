@@ -1,4 +1,6 @@
-"""Damaged images and archives, and headers that lie: each is refused in one line, soon, and without much memory."""
+"""Damaged images and archives, and headers that lie: each is refused in one line, soon, and without
+much memory.
+"""
 
 import json
 import os
@@ -30,19 +32,36 @@ def bad(tmp_path_factory) -> list[Path]:
     for name, content in BAD_IMAGES.items():
         (folder / name).write_bytes(content)
     (folder / "folder.png").mkdir()
-    return [*(folder / name for name in BAD_IMAGES), *hostile.archives(folder), folder / "folder.png"]
+    return [
+        *(folder / name for name in BAD_IMAGES),
+        *hostile.archives(folder),
+        folder / "folder.png",
+    ]
 
 
 def test_a_batch_names_each_bad_one_and_does_the_good_one(bad, tmp_path):
     good = tmp_path / "good.png"
     cv2.imwrite(str(good), picture(0))
     assert len(bad) >= 80
-    found = command("batch", *bad, good, "--no-video", "--weights", "random", "--size", 32, "--out", tmp_path / "out")
+    found = command(
+        "batch",
+        *bad,
+        good,
+        "--no-video",
+        "--weights",
+        "random",
+        "--size",
+        32,
+        "--out",
+        tmp_path / "out",
+    )
     assert found.returncode == 1, found.stderr
     assert "Traceback" not in found.stderr
     assert "defect" not in found.stderr
     reasons = [line for line in found.stderr.splitlines() if line.startswith(str(bad[0].parent))]
-    named = list(dict.fromkeys(line.split(": ", 1)[0] for line in reasons))  # some are told a new name besides
+    named = list(
+        dict.fromkeys(line.split(": ", 1)[0] for line in reasons)
+    )  # some are told a new name besides
     assert named == [str(path) for path in bad]
     summaries = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [summary["source"] for summary in summaries if "error" not in summary] == [str(good)]
@@ -59,7 +78,17 @@ def test_one_bad_image_of_a_folder_costs_no_other(tmp_path):
     (folder / "lost.png").symlink_to(folder / "gone")
     os.mkfifo(folder / "pipe.png")
     cv2.imwrite(str(folder / "zz.png"), picture(0))
-    found = command("batch", folder, "--no-video", "--weights", "random", "--size", 32, "--out", tmp_path / "out")
+    found = command(
+        "batch",
+        folder,
+        "--no-video",
+        "--weights",
+        "random",
+        "--size",
+        32,
+        "--out",
+        tmp_path / "out",
+    )
     assert found.returncode == 1, found.stderr
     summary = json.loads((tmp_path / "out" / "all.summary.json").read_text())
     assert summary["frames"] == 1
@@ -87,7 +116,13 @@ def test_none_of_them_takes_much_memory(bad):
     bound = (resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
     line = [sys.executable, "-c", MEASURE, *map(str, bad)]
     found = subprocess.run(
-        line, capture_output=True, text=True, cwd=ROOT, check=True, preexec_fn=lambda: resource.setrlimit(*bound), timeout=120
+        line,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(*bound),
+        timeout=120,
     )
     taken_kb = [int(line) for line in found.stdout.split()]
     assert len(taken_kb) == len(bad)
@@ -96,7 +131,12 @@ def test_none_of_them_takes_much_memory(bad):
 
 @pytest.mark.parametrize(
     ("size_px", "written_px"),
-    [((1920, 1080), (1920, 1080)), ((127, 1), (128, 2)), ((7680, 4320), (7680, 4320)), ((20_000, 100), (16_384, 80))],
+    [
+        ((1920, 1080), (1920, 1080)),
+        ((127, 1), (128, 2)),
+        ((7680, 4320), (7680, 4320)),
+        ((20_000, 100), (16_384, 80)),
+    ],
 )
 def test_videos_are_written_as_large_as_encoders_take(size_px, written_px):
     assert limits.written_size(*size_px) == written_px
@@ -124,7 +164,8 @@ def test_any_change_of_an_images_header_gives_an_image_or_is_refused(suffix, cha
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
-    kind=st.sampled_from([".zip", ".tar"]), changes=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=6)
+    kind=st.sampled_from([".zip", ".tar"]),
+    changes=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=6),
 )
 def test_any_change_of_an_archive_gives_images_or_is_refused(kind, changes, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"changed{kind}"

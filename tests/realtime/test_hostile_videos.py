@@ -24,7 +24,9 @@ def good(tmp_path_factory) -> Path:
 def test_a_video_of_any_width_is_done_or_refused_by_its_header(good, tmp_path):
     wide = write_video(tmp_path / "wide.mkv", 2, codec="ffv1", width=20_000, height=64)
     huge = write_video(tmp_path / "huge.mkv", 1, codec="ffv1", width=9_000, height=8_000)
-    found = command("batch", wide, huge, good, "--weights", "random", "--size", 32, "--out", tmp_path / "out")
+    found = command(
+        "batch", wide, huge, good, "--weights", "random", "--size", 32, "--out", tmp_path / "out"
+    )
     assert found.returncode == 1, found.stderr
     assert found.stderr.count("9000x8000 pixels") == 1
     summaries = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -34,7 +36,12 @@ def test_a_video_of_any_width_is_done_or_refused_by_its_header(good, tmp_path):
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
-@given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6), data=st.data())
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6
+    ),
+    data=st.data(),
+)
 def test_any_change_of_a_video_gives_frames_or_is_refused(good, tmp_path_factory, changes, data):
     content = bytearray(good.read_bytes())
     for place, value in changes:

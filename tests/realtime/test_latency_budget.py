@@ -5,26 +5,49 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from realtime.latency_budget import HOLD_S, LONGEST_HOLD_S, SETTLING_FRAMES, TRIAL_S, WINDOW_FRAMES, BudgetController
+from realtime.latency_budget import (
+    HOLD_S,
+    LONGEST_HOLD_S,
+    SETTLING_FRAMES,
+    TRIAL_S,
+    WINDOW_FRAMES,
+    BudgetController,
+)
 
 COSTS = (8.0, 4.0, 2.0, 1.0)
 
 
 class World:
-    """A machine that runs a loop under a latency budget: ``engine_ms`` on preset 0, times the load, and ``other_ms`` for the rest."""
+    """A machine that runs a loop under a latency budget: ``engine_ms`` on preset 0, times the load,
+    and ``other_ms`` for the rest.
+    """
 
-    def __init__(self, budget_ms, engine_ms, other_ms=2.0, true_costs=COSTS, noise=0.0, costs=COSTS):
+    def __init__(
+        self, budget_ms, engine_ms, other_ms=2.0, true_costs=COSTS, noise=0.0, costs=COSTS
+    ):
         self.controller = BudgetController(budget_ms, costs)
-        self.engine_ms, self.other_ms, self.true_costs, self.noise = engine_ms, other_ms, true_costs, noise
+        self.engine_ms, self.other_ms, self.true_costs, self.noise = (
+            engine_ms,
+            other_ms,
+            true_costs,
+            noise,
+        )
         self.load, self.now_s, self.frames = 1.0, 0.0, 0
         self.rng = np.random.default_rng(0)
         self.steps, self.times_ms = [], []
 
     def run(self, seconds, rate_fps=30.0):
-        """A camera gives frames at a fixed rate; a frame that takes longer makes the next one late."""
+        """A camera gives frames at a fixed rate; a frame that takes longer makes the next one
+        late.
+        """
         end_s = self.now_s + seconds
         while self.now_s < end_s:
-            engine_ms = self.engine_ms * self.load * self.true_costs[self.controller.preset] / self.true_costs[0]
+            engine_ms = (
+                self.engine_ms
+                * self.load
+                * self.true_costs[self.controller.preset]
+                / self.true_costs[0]
+            )
             engine_ms *= 1 + self.noise * abs(self.rng.standard_normal())
             frame_ms = engine_ms + self.other_ms
             self.now_s += max(frame_ms / 1e3, 1 / rate_fps)
@@ -76,7 +99,9 @@ def test_when_the_load_goes_it_comes_back_rung_by_rung_not_before_the_hold():
 
 
 def test_a_rung_that_fails_its_trial_is_held_off_longer_each_time():
-    """The estimate says that preset 0 costs little more than preset 1; in truth it costs four times as much."""
+    """The estimate says that preset 0 costs little more than preset 1; in truth it costs four times
+    as much.
+    """
     world = World(33, engine_ms=80, true_costs=(4.0, 1.0), costs=(1.2, 1.0)).run(600)
     ups = [at for at, _, source, target in world.steps if target < source]
     gaps = np.diff(ups)

@@ -1,4 +1,6 @@
-"""Live runs with real parts: a real RTSP server that dies, stalls and changes size; several sources; the ledger."""
+"""Live runs with real parts: a real RTSP server that dies, stalls and changes size; several
+sources; the ledger.
+"""
 
 import http.server
 import threading
@@ -37,7 +39,9 @@ def test_a_camera_that_stalls_is_opened_again(rtsp_camera):
         run.wait_for_more(20)
         rtsp_camera.stop()
         run.wait_for(lambda: run.feed.connections[0].state == "waiting")
-        assert "nothing came for 1 s" in run.feed.connections[0].trouble, "noticed in time, not when FFmpeg gives up"
+        assert "nothing came for 1 s" in run.feed.connections[0].trouble, (
+            "noticed in time, not when FFmpeg gives up"
+        )
         rtsp_camera.go_on()
         run.wait_for_more(20)
     assert_no_frame_twice_and_none_invented(run)
@@ -147,18 +151,25 @@ def test_when_the_engine_breaks_every_frame_still_ends_once(tmp_path):
 
 def test_a_frame_that_cannot_be_used_fails_alone(tmp_path):
     video = str(write_video(tmp_path / "tiny.mp4", 10, width=48, height=4))
-    with Watched(video, str(write_video(tmp_path / "clip.mp4", 10)), engine=MockEngine(32, batch=2)) as run:
+    with Watched(
+        video, str(write_video(tmp_path / "clip.mp4", 10)), engine=MockEngine(32, batch=2)
+    ) as run:
         run._thread.join(PATIENCE_S)
     assert run.error is None
     summary = run.live_run.summary()["sources"]
-    assert (summary["tiny"]["frames"], summary["tiny"]["failed"] + summary["tiny"]["dropped"]) == (0, 10)
+    assert (summary["tiny"]["frames"], summary["tiny"]["failed"] + summary["tiny"]["dropped"]) == (
+        0,
+        10,
+    )
     assert summary["clip"]["frames"] > 0
     assert any("at least 8 a side" in cause for cause in summary["tiny"]["causes"])
     run.check()
 
 
 class Motion(http.server.BaseHTTPRequestHandler):
-    """A camera as many sell them: JPEGs one after the other, without end; every connection breaks off after a second."""
+    """A camera as many sell them: JPEGs one after the other, without end; every connection breaks
+    off after a second.
+    """
 
     def do_GET(self):
         self.send_response(200)

@@ -61,7 +61,9 @@ def test_every_frame_is_localized_drawn_and_written_once_in_order(localizer, tmp
     }
     for row in rows:
         assert required <= set(row)
-        parts = sum(row[f"{stage}_ms"] for stage in ("read", "wait", "prepare", "engine", "draw", "write"))
+        parts = sum(
+            row[f"{stage}_ms"] for stage in ("read", "wait", "prepare", "engine", "draw", "write")
+        )
         assert parts <= row["total_ms"] + 0.01
         assert row["read_ms"] == 0.5
 
@@ -105,13 +107,22 @@ def test_overlapping_changes_neither_order_nor_a_single_bit(tiny_localizer, unde
     video = str(write_video(tmp_path / "clip.mp4", 20))
     expected = list(one_after_the_other(open_source(video), tiny_localizer))
     collector = Collector()
-    loop = run_frames(every_frame(open_source(video)), tiny_localizer, [collector], Run(), under_way=under_way)
+    loop = run_frames(
+        every_frame(open_source(video)), tiny_localizer, [collector], Run(), under_way=under_way
+    )
     got = [(record.frame.index, record.found) for record in loop]
-    assert collector.records == [index for index, _ in got] == [index for index, _ in expected] == list(range(20))
+    assert (
+        collector.records
+        == [index for index, _ in got]
+        == [index for index, _ in expected]
+        == list(range(20))
+    )
     for (_, a), (_, b) in zip(got, expected, strict=True):
         np.testing.assert_array_equal(a.map_hw, b.map_hw)
         assert replace(a, map_hw=b.map_hw) == b
-    assert len({float(found.map_hw.sum()) for _, found in got}) == 20, "every frame has a map of its own"
+    assert len({float(found.map_hw.sum()) for _, found in got}) == 20, (
+        "every frame has a map of its own"
+    )
 
 
 def test_as_many_frames_are_under_way_as_asked_for():
@@ -171,7 +182,9 @@ class WithASpeck(Scripted):
     ],
     ids=["source", "prepare", "engine", "sink", "Ctrl-C"],
 )
-def test_a_failure_comes_once_after_the_frames_before_it_and_leaves_nothing_running(source, engine, sink, error, under_way):
+def test_a_failure_comes_once_after_the_frames_before_it_and_leaves_nothing_running(
+    source, engine, sink, error, under_way
+):
     sink.records.clear()
     running, run = engine(32, slots=3), Run()
     loop = run_frames(every_frame(source), Localizer(running), [sink], run, under_way=under_way)
@@ -186,7 +199,9 @@ def test_a_failure_comes_once_after_the_frames_before_it_and_leaves_nothing_runn
 
 def test_leaving_the_loop_early_leaves_the_engine_idle():
     engine = MockEngine(32, slots=3)
-    with closing(run_frames(every_frame(Scripted(1000)), Localizer(engine), [], Run(), under_way=3)) as records:
+    with closing(
+        run_frames(every_frame(Scripted(1000)), Localizer(engine), [], Run(), under_way=3)
+    ) as records:
         next(records)
         wait_until(lambda: engine.calls == 4)
     assert engine.under_way == 0
@@ -194,7 +209,9 @@ def test_leaving_the_loop_early_leaves_the_engine_idle():
 
 
 def test_live_frames_are_taken_only_when_the_engine_is_free():
-    """Age is not spent in queues: with nothing under way, the newest frame goes in, at most one ahead of what is written."""
+    """Age is not spent in queues: with nothing under way, the newest frame goes in, at most one
+    ahead of what is written.
+    """
     engine, taken, written = MockEngine(32, slots=3), [], []
 
     def watched():
@@ -210,11 +227,15 @@ def test_live_frames_are_taken_only_when_the_engine_is_free():
 
     list(run_frames(watched(), Localizer(engine), [Slow()], Run(), under_way=1))
     assert len(taken) >= 2
-    assert all(under_way == 0 and done >= number - 1 for number, (_, under_way, done) in enumerate(taken))
+    assert all(
+        under_way == 0 and done >= number - 1 for number, (_, under_way, done) in enumerate(taken)
+    )
 
 
 def test_source_engine_and_sink_work_at_the_same_time():
-    """They meet, once for each frame: with the sink at one frame, the engine is at the next, and the source at the one after."""
+    """They meet, once for each frame: with the sink at one frame, the engine is at the next, and
+    the source at the one after.
+    """
     frames, meetings = 20, []
     together = threading.Barrier(3, lambda: meetings.append(1))
 
@@ -241,7 +262,11 @@ def test_source_engine_and_sink_work_at_the_same_time():
             super().write(record, picture)
 
     sink = MeetingSink()
-    list(run_frames(every_frame(MeetingSource(frames)), Localizer(MeetingEngine(32, slots=2)), [sink], Run()))
+    list(
+        run_frames(
+            every_frame(MeetingSource(frames)), Localizer(MeetingEngine(32, slots=2)), [sink], Run()
+        )
+    )
     assert sink.records == list(range(frames))
     assert len(meetings) == frames - 2
 
@@ -255,7 +280,9 @@ def test_a_live_run_gives_the_engine_the_next_frame_while_it_draws_the_last():
         def collect(self, ticket):
             outputs = super().collect(ticket)
             for index in range(3 * self.calls, 3 * self.calls + 3 if self.calls < 4 else 0):
-                frame_queue.put(Frame(picture(index), "many", index, index / 25, time.monotonic_ns(), 0.5))
+                frame_queue.put(
+                    Frame(picture(index), "many", index, index / 25, time.monotonic_ns(), 0.5)
+                )
             return outputs
 
     class Watching(Collector):
@@ -269,6 +296,15 @@ def test_a_live_run_gives_the_engine_the_next_frame_while_it_draws_the_last():
     engine = Engine(32, slots=3)
     frame_queue.put(Frame(picture(0), "many", 0, 0.0, time.monotonic_ns(), 0.5))
     live = Live(Settings, frame_queue.stop)
-    records = list(run_frames(frame_queue.records(), Localizer(engine), [Watching()], Run(), live=live))
+    records = list(
+        run_frames(frame_queue.records(), Localizer(engine), [Watching()], Run(), live=live)
+    )
     assert seen == [0, 5, 8, 11], "one call at once, of the newest frame, and no more"
-    assert [record.frame.index for record in records if record.outcome == "dropped"] == [3, 4, 6, 7, 9, 10]
+    assert [record.frame.index for record in records if record.outcome == "dropped"] == [
+        3,
+        4,
+        6,
+        7,
+        9,
+        10,
+    ]

@@ -1,4 +1,6 @@
-"""Secrets of addresses come out nowhere: not printed, not in a file or its name, not on the page or in the figures."""
+"""Secrets of addresses come out nowhere: not printed, not in a file or its name, not on the page or
+in the figures.
+"""
 
 import socket
 import threading
@@ -46,10 +48,16 @@ def test_a_camera_that_answers(tmp_path):
     (made := tmp_path / "made").mkdir()
     with web_server(tmp_path) as base:
         with_user = base.replace("://", "://admin:hunter4@")
-        sources = [f"{with_user}/{quote('user=admin&password=hunter3.mp4')}?pwd=hunter2&n={n}" for n in range(2)]
+        sources = [
+            f"{with_user}/{quote('user=admin&password=hunter3.mp4')}?pwd=hunter2&n={n}"
+            for n in range(2)
+        ]
         sources[0] = sources[0].replace("%3D", "=").replace("%26", "&")
         said = {}
-        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as one,
+            socket.create_server(("127.0.0.1", 0)) as other,
+        ):
             ports = {"state": one.getsockname()[1], "metrics": other.getsockname()[1]}
 
         def look():
@@ -57,7 +65,13 @@ def test_a_camera_that_answers(tmp_path):
                 for _ in range(100):
                     time.sleep(0.1)
                     try:
-                        text = urllib.request.urlopen(f"http://127.0.0.1:{ports[name]}/{name}", timeout=2).read().decode()
+                        text = (
+                            urllib.request.urlopen(
+                                f"http://127.0.0.1:{ports[name]}/{name}", timeout=2
+                            )
+                            .read()
+                            .decode()
+                        )
                     except OSError:
                         continue
                     said[name] = text

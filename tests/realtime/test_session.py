@@ -26,6 +26,13 @@ def test_what_is_looked_for_and_drawn_changes_while_it_runs(tmp_path):
         with pytest.raises(ValueError, match="from 0 to 1"):
             run.session.change(alpha=2)
         run.session.look_for(None)
-        assert run.session.wait_newer("clip", run.session.newest("clip").number + 3).record.found.class_name == "thing"
+        assert (
+            run.session.wait_newer(
+                "clip", run.session.newest("clip").number + 3
+            ).record.found.class_name
+            == "thing"
+        )
         assert run.session.rolling()["sources"]["clip"]["fps"] > 0
-    assert run.session.wait_newer("clip", 10**6, timeout_s=60) is None, "nothing comes after the end, and nobody waits for it"
+    assert run.session.wait_newer("clip", 10**6, timeout_s=60) is None, (
+        "nothing comes after the end, and nobody waits for it"
+    )

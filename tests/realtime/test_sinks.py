@@ -20,7 +20,9 @@ MAP = np.zeros((16, 16), np.float32)
 
 def record(index, pts_s):
     found = Localization((10.0, 10.0, 50.0, 60.0), 3, "cat", 0.75, MAP)
-    return FrameRecord(Frame(picture(index), "clip", index, pts_s, time.monotonic_ns(), 0.0), found=found)
+    return FrameRecord(
+        Frame(picture(index), "clip", index, pts_s, time.monotonic_ns(), 0.0), found=found
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(128, 96), (127, 95), (1, 1), (3, 240)])
@@ -28,7 +30,9 @@ def test_video_keeps_timestamps_for_any_size(tmp_path, width, height):
     pts = [0, 0.04, 0.1, 0.7, 2.5]
     with VideoSink(tmp_path / "a" / "out.mp4", Fraction(1, 1000), 25) as sink:
         for index, pts_s in enumerate(pts):
-            sink.write(record(index, pts_s), picture(index, max(width, 30), height)[:height, :width])
+            sink.write(
+                record(index, pts_s), picture(index, max(width, 30), height)[:height, :width]
+            )
     assert timestamps_s(tmp_path / "a" / "out.mp4") == pytest.approx(pts, abs=1e-3)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["out.mp4"]
 
@@ -104,8 +108,15 @@ def test_pictures_of_another_size_are_fitted_with_bars():
 def test_drawing_fits_any_frame(size):
     image = np.full((*size, 3), 128, np.uint8)
     box = (0.1 * size[1], 0.1 * size[0], 0.6 * size[1], 0.6 * size[0])
-    found = Localization(box, 0, "Egyptian cat", 0.5, np.random.default_rng(0).random((32, 32), np.float32))
-    result = draw(image, found, truth_xyxy_px=(0.0, 0.0, size[1] * 0.5, size[0] * 0.5), status="clip 7   8.1 ms")
+    found = Localization(
+        box, 0, "Egyptian cat", 0.5, np.random.default_rng(0).random((32, 32), np.float32)
+    )
+    result = draw(
+        image,
+        found,
+        truth_xyxy_px=(0.0, 0.0, size[1] * 0.5, size[0] * 0.5),
+        status="clip 7   8.1 ms",
+    )
     assert result.shape == image.shape
     assert (image == 128).all(), "the frame itself is left alone"
     if min(size) >= 240:
@@ -131,7 +142,9 @@ def test_the_log_lists_detections_only_where_they_are_several():
     assert "detections" not in FrameRecord(frame, found=found).row()
     one = Detection((1.0, 2.0, 3.0, 4.0), 0, "a", 0.25)
     assert "detections" not in FrameRecord(frame, found=replace(found, detections=(one,))).row()
-    two = FrameRecord(frame, found=replace(found, detections=(one, replace(one, class_index=1, class_name="b")))).row()
+    two = FrameRecord(
+        frame, found=replace(found, detections=(one, replace(one, class_index=1, class_name="b")))
+    ).row()
     assert [each["class_name"] for each in two["detections"]] == ["a", "b"]
     assert two["detections"][0] == {
         "class_id": 0,

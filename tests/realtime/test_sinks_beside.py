@@ -29,12 +29,19 @@ def clip(tmp_path) -> Path:
 def played(clip: Path, options: StreamOptions) -> tuple[dict, str]:
     """A whole run: its summary, and what was said."""
     console = Console(file=io.StringIO(), width=400)
-    summary = live.stream([str(clip)], Localizer(MockEngine(32)), console, replace(options, window=False, policy="every"))
+    summary = live.stream(
+        [str(clip)],
+        Localizer(MockEngine(32)),
+        console,
+        replace(options, window=False, policy="every"),
+    )
     return summary, console.file.getvalue()
 
 
 def test_a_recording_that_cannot_be_begun_ends_alone(clip, tmp_path, monkeypatch):
-    """A viewer presses Record, where the folder for recordings is a file; presses again, and it works."""
+    """A viewer presses Record, where the folder for recordings is a file; presses again, and it
+    works.
+    """
     (tmp_path / "afile").write_text("precious")
     seen: list[str] = []
 
@@ -67,7 +74,9 @@ def test_a_disk_that_fills_up_ends_the_recording_only(clip, tmp_path, monkeypatc
         write(self, record, picture)
 
     monkeypatch.setattr(VideoSink, "write", full)
-    summary, said = played(clip, StreamOptions(record=tmp_path / "r.mp4", log=tmp_path / "log.jsonl"))
+    summary, said = played(
+        clip, StreamOptions(record=tmp_path / "r.mp4", log=tmp_path / "log.jsonl")
+    )
     assert summary["frames"] == FRAMES
     assert said.count("No space left") == 1
     assert timestamps_s(tmp_path / "r.mp4"), "what was recorded until then stays"
@@ -80,7 +89,9 @@ def test_a_log_that_cannot_begin_its_next_file_ends_alone(clip, tmp_path, monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(JsonlSink, "_rotate", rotate)
-    summary, said = played(clip, StreamOptions(log=tmp_path / "log.jsonl", log_max_mb=0.005, record=tmp_path / "r.mp4"))
+    summary, said = played(
+        clip, StreamOptions(log=tmp_path / "log.jsonl", log_max_mb=0.005, record=tmp_path / "r.mp4")
+    )
     assert summary["frames"] == FRAMES
     assert said.count("the log has ended, and the run goes on without it") == 1
     assert all(json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
@@ -96,7 +107,9 @@ def test_what_cannot_be_begun_at_the_start_is_refused(clip, tmp_path):
 def test_one_source_of_several_that_cannot_be_recorded(tmp_path):
     """Both recordings end, once, and nothing is tried again until another is wanted."""
     failures = []
-    with Recorder(lambda: tmp_path, ["a", "b"], lambda path, error: failures.append(path)) as recorder:
+    with Recorder(
+        lambda: tmp_path, ["a", "b"], lambda path, error: failures.append(path)
+    ) as recorder:
         recorder._give_up(tmp_path, OSError("full"))
         assert not recorder.needs_picture
     assert failures == [tmp_path]

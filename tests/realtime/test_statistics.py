@@ -50,7 +50,9 @@ def test_a_run_may_have_several_passes(localizer):
         (0, 0, 0, 0, 50, "sink-limited"),
     ],
 )
-def test_a_run_is_limited_by_what_is_waited_for_or_by_the_work_that_took_most(source, engine, prepare, drawing, sink, verdict):
+def test_a_run_is_limited_by_what_is_waited_for_or_by_the_work_that_took_most(
+    source, engine, prepare, drawing, sink, verdict
+):
     """Of a second. What took no time limits nothing."""
     work_ms = {"prepare": prepare, "drawing": drawing, "sink": sink}
     assert verdict_of({"source": source, "engine": engine}, work_ms, 1000) == verdict
@@ -75,7 +77,9 @@ def test_work_is_what_the_stages_of_the_frames_took(localizer):
     [(0.05, 0, 0, "source-limited"), (0, 0.05, 0, "engine-limited"), (0, 0, 0.05, "sink-limited")],
 )
 def test_the_verdict_names_what_holds_the_others_up(read_s, engine_s, write_s, verdict):
-    """A stage that takes ten times as long as all others, so that a busy machine does not matter."""
+    """A stage that takes ten times as long as all others, so that a busy machine does not
+    matter.
+    """
 
     class SlowSource(Scripted):
         def __iter__(self):

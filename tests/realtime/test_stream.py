@@ -1,4 +1,6 @@
-"""What a live run leaves behind and offers while it runs: recordings, logs, timelines, figures, pictures."""
+"""What a live run leaves behind and offers while it runs: recordings, logs, timelines, figures,
+pictures.
+"""
 
 import io
 import json
@@ -65,7 +67,11 @@ def running(folder, *more):
         *more,
     ]
     process = subprocess.Popen(
-        [sys.executable, "cli.py", *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "cli.py", *map(str, command)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     end = time.monotonic() + 120
     while not (log.exists() and log.read_text().count('"shown"') > 90):
@@ -77,12 +83,20 @@ def running(folder, *more):
 
 def rows_of(log):
     """Whole lines: a killed run may have cut off the last."""
-    return [json.loads(line) for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in log.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def events_of(trace):
     """As Chrome and Perfetto read it: the closing bracket is optional."""
-    lines = [line.rstrip(",\n") for line in trace.read_text().splitlines(keepends=True)[1:] if line.endswith(",\n")]
+    lines = [
+        line.rstrip(",\n")
+        for line in trace.read_text().splitlines(keepends=True)[1:]
+        if line.endswith(",\n")
+    ]
     return [json.loads(line) for line in lines]
 
 
@@ -93,8 +107,12 @@ def test_a_run_that_is_killed_leaves_all_but_the_last_second(tmp_path):
     shown = [row for row in rows_of(tmp_path / "log.jsonl") if row["outcome"] == "shown"]
     times_s = timestamps_s(tmp_path / "r.mp4")
     assert times_s[-1] >= shown[-1]["pts_s"] - 1.0
-    assert times_s == pytest.approx([row["pts_s"] for row in shown[: len(times_s)]], abs=1e-3), "the source's own times"
-    assert len(events_of(tmp_path / "trace.json")) > 6 * (len(shown) - 5), "six stages of every frame but the last"
+    assert times_s == pytest.approx([row["pts_s"] for row in shown[: len(times_s)]], abs=1e-3), (
+        "the source's own times"
+    )
+    assert len(events_of(tmp_path / "trace.json")) > 6 * (len(shown) - 5), (
+        "six stages of every frame but the last"
+    )
     if shutil.which("ffprobe"):
         found = subprocess.run(
             [
@@ -126,14 +144,21 @@ def test_ctrl_c_ends_a_run_in_order(tmp_path):
     assert "Traceback" not in errors
     summary, rows = json.loads(output), rows_of(tmp_path / "log.jsonl")
     assert summary["interrupted"] is True
-    assert summary["frames"] + summary["dropped"] + summary["failed"] == summary["captured"]["demo"] == len(rows)
+    assert (
+        summary["frames"] + summary["dropped"] + summary["failed"]
+        == summary["captured"]["demo"]
+        == len(rows)
+    )
     assert len(timestamps_s(tmp_path / "r.mp4")) == summary["frames"]
 
 
 def test_a_timeline_holds_every_stage_of_every_frame(localizer, tmp_path):
     videos = [str(write_video(tmp_path / f"{name}.mp4", 12)) for name in "ab"]
     summary = stream(
-        videos, localizer, QUIET, StreamOptions(window=False, trace=tmp_path / "t.json", record=tmp_path / "r.mp4")
+        videos,
+        localizer,
+        QUIET,
+        StreamOptions(window=False, trace=tmp_path / "t.json", record=tmp_path / "r.mp4"),
     )
     events = events_of(tmp_path / "t.json")
     processes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
@@ -145,8 +170,12 @@ def test_a_timeline_holds_every_stage_of_every_frame(localizer, tmp_path):
             assert sum(e["cat"] == stage for e in stages) == source["frames"]
         for index in {e["args"]["frame"] for e in stages}:
             of = {e["cat"]: e for e in stages if e["args"]["frame"] == index}
-            ordered = [of[stage] for stage in ("read", "wait", "prepare", "engine", "draw", "write")]
-            assert all(a["ts"] + a["dur"] <= b["ts"] + 5 for a, b in pairwise(ordered)), "one after the other, in microseconds"
+            ordered = [
+                of[stage] for stage in ("read", "wait", "prepare", "engine", "draw", "write")
+            ]
+            assert all(a["ts"] + a["dur"] <= b["ts"] + 5 for a, b in pairwise(ordered)), (
+                "one after the other, in microseconds"
+            )
         assert sum(e["ph"] == "i" for e in events if e["pid"] == process) == source["dropped"]
         assert (tmp_path / f"r_{name}.mp4").exists()
 
@@ -159,13 +188,17 @@ def get(address):
 def test_figures_and_a_picture_over_http(localizer, tmp_path):
     video = str(write_video(tmp_path / "clip.mp4", 100))
     live_run = LiveRun(["clip"])
-    session = Session([Connection("clip", video, "live", reconnects=2)], live_run, localizer.class_names)
+    session = Session(
+        [Connection("clip", video, "live", reconnects=2)], live_run, localizer.class_names
+    )
     with MetricsSink(0, session) as sink, session:
         address = f"http://127.0.0.1:{sink.port}"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(f"{address}/nothing")
         threading.Timer(0.3, lambda: session.write(record(0), picture(0))).start()
-        image = cv2.imdecode(np.frombuffer(get(f"{address}/snapshot.jpg"), np.uint8), cv2.IMREAD_COLOR_BGR)
+        image = cv2.imdecode(
+            np.frombuffer(get(f"{address}/snapshot.jpg"), np.uint8), cv2.IMREAD_COLOR_BGR
+        )
         assert np.abs(image.astype(int) - picture(0)).mean() < 4
         with pytest.raises(urllib.error.HTTPError, match="503"):
             get(f"{address}/snapshot.jpg?source=other")
@@ -176,7 +209,10 @@ def test_figures_and_a_picture_over_http(localizer, tmp_path):
         with pytest.raises(OutputError, match="choose another port: --metrics"):
             MetricsSink(sink.port, session)
     assert 'sightline_frames_total{cause="",outcome="shown",source="clip"} 3.0' in text
-    assert 'sightline_frames_total{cause="a newer frame was waiting",outcome="dropped",source="clip"} 1.0' in text
+    assert (
+        'sightline_frames_total{cause="a newer frame was waiting",outcome="dropped",source="clip"} 1.0'
+        in text
+    )
     assert 'sightline_stage_seconds_bucket{le="0.005",source="clip",stage="engine"} 0.0' in text
     assert 'sightline_stage_seconds_bucket{le="0.01",source="clip",stage="engine"} 3.0' in text
     assert 'sightline_age_seconds_count{source="clip"} 3.0' in text
@@ -185,7 +221,9 @@ def test_figures_and_a_picture_over_http(localizer, tmp_path):
 
 
 def record(index, **fields):
-    return FrameRecord(Frame(picture(index), "clip", index, index / 25, time.monotonic_ns(), 1.0), **fields)
+    return FrameRecord(
+        Frame(picture(index), "clip", index, index / 25, time.monotonic_ns(), 1.0), **fields
+    )
 
 
 def test_a_log_begins_anew_at_its_size_and_keeps_the_last_few(tmp_path):
@@ -193,9 +231,18 @@ def test_a_log_begins_anew_at_its_size_and_keeps_the_last_few(tmp_path):
         for index in range(400):
             log.write(record(index), None)
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["log.1.jsonl", "log.2.jsonl", "log.3.jsonl", "log.4.jsonl", "log.5.jsonl", "log.jsonl"]
+    assert files == [
+        "log.1.jsonl",
+        "log.2.jsonl",
+        "log.3.jsonl",
+        "log.4.jsonl",
+        "log.5.jsonl",
+        "log.jsonl",
+    ]
     assert len(files) == LOGS_KEPT + 1
-    ordered = [tmp_path / f"log.{n}.jsonl" for n in range(LOGS_KEPT, 0, -1)] + [tmp_path / "log.jsonl"]
+    ordered = [tmp_path / f"log.{n}.jsonl" for n in range(LOGS_KEPT, 0, -1)] + [
+        tmp_path / "log.jsonl"
+    ]
     frames = [row["frame"] for path in ordered for row in rows_of(path)]
     assert frames == list(range(frames[0], 400)), "none lost in between"
     assert frames[0] > 0
@@ -219,7 +266,9 @@ def test_a_log_goes_on_where_an_earlier_run_ended(tmp_path):
     with JsonlSink(path, live=True, max_mb=len(whole) * 1.2e-6) as log:
         log.write(record(4), None)
         log.write(record(5), None)
-    assert [row["frame"] for name in ("log.1.jsonl", "log.jsonl") for row in rows_of(tmp_path / name)] == [0, 1, 2, 3, 4, 5]
+    assert [
+        row["frame"] for name in ("log.1.jsonl", "log.jsonl") for row in rows_of(tmp_path / name)
+    ] == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("content", [b"a film", b"[1]", b'{"mine": 1}'])
@@ -228,7 +277,12 @@ def test_a_file_that_is_no_log_is_left_alone(content, tmp_path):
         (tmp_path / name).write_bytes(content)
         path = tmp_path / ("mine.txt" if max_mb is None else "log.txt")
         assert f"{tmp_path / name} is no log of Sightline's" in refused(
-            "stream", "demo:5", "--no-window", "--log", path, *(["--log-max-mb", max_mb] if max_mb else [])
+            "stream",
+            "demo:5",
+            "--no-window",
+            "--log",
+            path,
+            *(["--log-max-mb", max_mb] if max_mb else []),
         )
         assert (tmp_path / name).read_bytes() == content
 
@@ -236,7 +290,13 @@ def test_a_file_that_is_no_log_is_left_alone(content, tmp_path):
 def test_recordings_and_timelines_are_new_files(localizer, tmp_path):
     videos = [write_video(tmp_path / f"{name}.mp4", 4) for name in "ab"]
     content, console = videos[0].read_bytes(), Console(file=io.StringIO(), width=300)
-    options = StreamOptions(window=False, policy="every", record=videos[0], log=tmp_path / "l.jsonl", trace=tmp_path / "t.json")
+    options = StreamOptions(
+        window=False,
+        policy="every",
+        record=videos[0],
+        log=tmp_path / "l.jsonl",
+        trace=tmp_path / "t.json",
+    )
     for _ in range(2):
         stream([str(videos[0])], localizer, console, options)
     stream(list(map(str, videos)), localizer, console, options)
@@ -246,7 +306,10 @@ def test_recordings_and_timelines_are_new_files(localizer, tmp_path):
     assert [row["frame"] for row in rows_of(tmp_path / "l.jsonl")[:8]] == [0, 1, 2, 3] * 2
     assert len(rows_of(tmp_path / "l.jsonl")) == 16
     assert {path.name for path in tmp_path.glob("t*.json")} == {"t.json", "t_2.json", "t_3.json"}
-    assert f"there is a file {videos[0]} already: {tmp_path / 'a_2.mp4'} is written" in console.file.getvalue()
+    assert (
+        f"there is a file {videos[0]} already: {tmp_path / 'a_2.mp4'} is written"
+        in console.file.getvalue()
+    )
     assert "is no log" in refused("stream", videos[1], "--no-window", "--log", videos[1])
 
 
@@ -254,11 +317,19 @@ def test_recordings_begin_and_end_while_the_run_goes_on(tmp_path):
     wanted = None
     with Recorder(lambda: wanted, ["clip"], lambda *_: None) as recorder:
         for index in range(40):
-            wanted = tmp_path / "first.mp4" if 5 <= index < 15 else tmp_path / "second.mp4" if 20 <= index < 30 else None
+            wanted = (
+                tmp_path / "first.mp4"
+                if 5 <= index < 15
+                else tmp_path / "second.mp4"
+                if 20 <= index < 30
+                else None
+            )
             assert recorder.needs_picture or wanted is None
             recorder.write(record(index), picture(index))
     for name in ("first", "second"):
-        assert timestamps_s(tmp_path / f"{name}.mp4") == pytest.approx([i / 25 for i in range(10)], abs=1e-4)
+        assert timestamps_s(tmp_path / f"{name}.mp4") == pytest.approx(
+            [i / 25 for i in range(10)], abs=1e-4
+        )
 
 
 def test_a_histogram_is_true_to_one_percent_and_its_maximum_exact():
@@ -273,7 +344,9 @@ def test_a_histogram_is_true_to_one_percent_and_its_maximum_exact():
 
 
 @pytest.mark.parametrize("display", ["", ":987", "no.such.host.invalid:0", "nonsense"])
-def test_without_a_display_that_answers_no_window_is_opened(monkeypatch, display, localizer, tmp_path):
+def test_without_a_display_that_answers_no_window_is_opened(
+    monkeypatch, display, localizer, tmp_path
+):
     monkeypatch.setenv("DISPLAY", display)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     assert not has_display()
@@ -281,8 +354,15 @@ def test_without_a_display_that_answers_no_window_is_opened(monkeypatch, display
 
 
 def test_where_the_truth_is_known_a_run_says_how_true_it_was(localizer, tmp_path):
-    summary = stream(["demo:15"], localizer, QUIET, StreamOptions(window=False, policy="every", log=tmp_path / "log.jsonl"))
-    boxes = [[row[edge] for edge in ("x0", "y0", "x1", "y1")] for row in rows_of(tmp_path / "log.jsonl")]
+    summary = stream(
+        ["demo:15"],
+        localizer,
+        QUIET,
+        StreamOptions(window=False, policy="every", log=tmp_path / "log.jsonl"),
+    )
+    boxes = [
+        [row[edge] for edge in ("x0", "y0", "x1", "y1")] for row in rows_of(tmp_path / "log.jsonl")
+    ]
     ious = [iou(box, DemoCamera(15).shoot(index)[1]) for index, box in enumerate(boxes)]
     assert len(ious) == 15
     assert summary["mean_iou"] == pytest.approx(np.mean(ious), abs=1e-3)

@@ -19,15 +19,21 @@ PATIENCE_S = 30.0
 
 
 class Watched:
-    """A live run in a thread, as ``live.stream`` sets it up; keeps the rows of all records and what numbers were seen."""
+    """A live run in a thread, as ``live.stream`` sets it up; keeps the rows of all records and what
+    numbers were seen.
+    """
 
     def __init__(self, *specs, policy=LATEST, engine=None, delay_s=0.0, stall_s=1.0):
         self.engine, self.delay_s = engine or MockEngine(32), delay_s
         localizer = Localizer(self.engine)
         self.notify, self.rows, self.numbers, self.sizes, self.error = [], [], [], [], None
-        self.feed = Feed(specs, SourceOptions(stall_s=stall_s), policy, localizer.batch, self.notify.append)
+        self.feed = Feed(
+            specs, SourceOptions(stall_s=stall_s), policy, localizer.batch, self.notify.append
+        )
         self.live_run = LiveRun([each.name for each in self.feed.connections])
-        self.session = Session(self.feed.connections, self.live_run, localizer.class_names, stop=self.feed.stop)
+        self.session = Session(
+            self.feed.connections, self.live_run, localizer.class_names, stop=self.feed.stop
+        )
         self._localizer = localizer
         self._thread = threading.Thread(target=self._run)
 
@@ -44,7 +50,13 @@ class Watched:
         live = Live(lambda: self.session.settings, self.feed.stop)
         try:
             with closing(
-                run_frames(self.feed.records(), self._localizer, [self.session, self], self.live_run, live=live)
+                run_frames(
+                    self.feed.records(),
+                    self._localizer,
+                    [self.session, self],
+                    self.live_run,
+                    live=live,
+                )
             ) as loop:
                 for _ in loop:
                     pass
@@ -68,7 +80,11 @@ class Watched:
             time.sleep(0.02)
 
     def shown(self, source=None):
-        return [row for row in list(self.rows) if row["outcome"] == "shown" and source in (None, row["source"])]
+        return [
+            row
+            for row in list(self.rows)
+            if row["outcome"] == "shown" and source in (None, row["source"])
+        ]
 
     def wait_for_more(self, frames=10, source=None):
         """So many more shown frames; seconds until they were there."""
@@ -77,10 +93,14 @@ class Watched:
         return time.monotonic() - begin
 
     def check(self):
-        """Every captured frame is in the ledger exactly once, by two counts that know nothing of each other."""
+        """Every captured frame is in the ledger exactly once, by two counts that know nothing of
+        each other.
+        """
         summary = self.live_run.summary()
         captured = self.feed.captured
-        assert Counter(row["source"] for row in self.rows) == Counter({k: v for k, v in captured.items() if v})
+        assert Counter(row["source"] for row in self.rows) == Counter(
+            {k: v for k, v in captured.items() if v}
+        )
         for name, source in summary["sources"].items():
             assert source["frames"] + source["dropped"] + source["failed"] == captured[name]
             assert sum(source["causes"].values()) == source["dropped"] + source["failed"]
@@ -90,7 +110,9 @@ class Watched:
 
 
 def assert_no_frame_twice_and_none_invented(run):
-    assert None not in run.numbers, "every frame that was inferred is one that the camera sent, whole"
+    assert None not in run.numbers, (
+        "every frame that was inferred is one that the camera sent, whole"
+    )
     assert run.numbers == sorted(set(run.numbers)), "none twice, none out of order"
     pts_s = [row["pts_s"] for row in run.shown()]
     assert pts_s == sorted(set(pts_s)), "times go on through all connections"

@@ -1,7 +1,8 @@
 """The Ray cluster. This is the only file that imports Ray, and only when a cluster is used.
 
-A worker is an actor with an engine of its own. It decodes in its own process, beside engine, drawing and encoding: compressed
-packets are what crosses the network. Where workers have GPUs, tasks on other processors decode for them, a few frames ahead.
+A worker is an actor with an engine of its own. It decodes in its own process, beside engine,
+drawing and encoding: compressed packets are what crosses the network. Where workers have GPUs,
+tasks on other processors decode for them, a few frames ahead.
 """
 
 import logging
@@ -24,7 +25,9 @@ from realtime.batch.segment import Clip, Segment
 from realtime.frames import Frame
 
 CPUS_EACH = 4
-"""Processors of a worker without a GPU, where machines have so many: more engines side by side beat one with more threads."""
+"""Processors of a worker without a GPU, where machines have so many: more engines side by side beat
+one with more threads.
+"""
 GPU_BACKENDS = ("tensorrt", "torch")
 CHUNK_BYTES = 16_000_000
 CHUNKS_AHEAD = 3
@@ -35,7 +38,8 @@ class Cluster:
     """A connection to a Ray cluster.
 
     Args:
-        address: ``auto`` for the one that this machine is part of, ``local`` for one of this machine alone, or ``HOST:PORT``.
+        address: ``auto`` for the one that this machine is part of, ``local`` for one of this
+            machine alone, or ``HOST:PORT``.
         choice: of the engines.
         attached: files that go along with it.
         settings: what workers are asked for.
@@ -46,17 +50,33 @@ class Cluster:
     """
 
     def __init__(
-        self, address: str, choice: Choice, attached: AttachedFiles, settings: Settings, fed: bool | None = None
+        self,
+        address: str,
+        choice: Choice,
+        attached: AttachedFiles,
+        settings: Settings,
+        fed: bool | None = None,
     ) -> None:
         ray = self._ray = _connected(address)
         self._tasks: dict[Callable[..., Any], Any] = {}
         nodes = self._nodes()
-        self.uses_gpus = choice.backend in GPU_BACKENDS and any(node.get("GPU", 0) for node in nodes)
+        self.uses_gpus = choice.backend in GPU_BACKENDS and any(
+            node.get("GPU", 0) for node in nodes
+        )
         self._fed = self.uses_gpus if fed is None else fed
         sizes = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-        self._cpus = 1 if self.uses_gpus or self._fed else choice.threads or min([CPUS_EACH, *sizes])
+        self._cpus = (
+            1 if self.uses_gpus or self._fed else choice.threads or min([CPUS_EACH, *sizes])
+        )
         self._room, self._counted_s = 0, float("-inf")
-        self._arguments = ray.put((replace(choice, threads=choice.threads or self._cpus), dict(attached), settings, self._fed))
+        self._arguments = ray.put(
+            (
+                replace(choice, threads=choice.threads or self._cpus),
+                dict(attached),
+                settings,
+                self._fed,
+            )
+        )
 
     def room(self) -> int:
         """How many workers the cluster has room for as it is now."""
@@ -68,7 +88,9 @@ class Cluster:
         nodes, each = self._nodes(), self._cpus + self._fed
         if self.uses_gpus:  # those that decode for them may be elsewhere
             total = int(sum(node.get("CPU", 0) for node in nodes)) // each
-            return min(total, sum(min(int(node.get("GPU", 0)), int(node.get("CPU", 0))) for node in nodes))
+            return min(
+                total, sum(min(int(node.get("GPU", 0)), int(node.get("CPU", 0))) for node in nodes)
+            )
         return (
             int(sum(node.get("CPU", 0) for node in nodes)) // each
             if self._fed
@@ -81,12 +103,18 @@ class Cluster:
     def start_worker(self) -> "RayWorker":
         """A new worker; it may have to wait for a place, or for Ray to start another machine."""
         kind = self._ray.remote(_Actor)
-        return RayWorker(kind.options(num_cpus=self._cpus, num_gpus=int(self.uses_gpus)).remote(self._arguments))
+        return RayWorker(
+            kind.options(num_cpus=self._cpus, num_gpus=int(self.uses_gpus)).remote(self._arguments)
+        )
 
     def task(self, function: Callable[..., Any], *arguments: Any) -> Ref:
-        """Call a function somewhere; again, elsewhere, where that process dies. It waits for data more than it computes."""
+        """Call a function somewhere; again, elsewhere, where that process dies. It waits for data
+        more than it computes.
+        """
         if function not in self._tasks:
-            self._tasks[function] = self._ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(function)
+            self._tasks[function] = self._ray.remote(
+                num_cpus=0, max_retries=3, scheduling_strategy="SPREAD"
+            )(function)
         return self._tasks[function].remote(*arguments)
 
     def stop_worker(self, worker: "RayWorker") -> None:
@@ -118,16 +146,25 @@ class Cluster:
             cause = error.cause
             if isinstance(cause, SightlineError):
                 raise cause from None
-            if isinstance(cause, exceptions.RayError):  # one that decoded for it died, several times
+            if isinstance(
+                cause, exceptions.RayError
+            ):  # one that decoded for it died, several times
                 raise LostError(str(cause).strip().split("\n", 1)[0]) from error
-            raise EngineError(f"a worker failed: {str(cause or error).strip().splitlines()[-1]}") from error
+            raise EngineError(
+                f"a worker failed: {str(cause or error).strip().splitlines()[-1]}"
+            ) from error
         except exceptions.RayError as error:
             raise LostError(str(error).strip().split("\n", 1)[0]) from error
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._ray.shutdown()
 
 
@@ -160,14 +197,22 @@ def _connected(address: str) -> Any:
     except ImportError as error:
         raise EngineError(f"--ray needs Ray: {install_extra('cluster')}") from error
     if address.startswith("ray://"):
-        raise EngineError(f"{address} is a client's address: run 'ray job submit' there, with --ray auto")
+        raise EngineError(
+            f"{address} is a client's address: run 'ray job submit' there, with --ray auto"
+        )
     try:
         with _without_dashboard():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=None,
+            )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         why = str(error).strip().split("\n", 1)[0]
         raise EngineError(
-            f"no Ray cluster at {address}: {why}; start one with 'ray start --head', or use --ray local"
+            f"no Ray cluster at {address}: {why}; start one with 'ray start --head', or use --ray"
+            " local"
         ) from error
     return ray
 
@@ -176,8 +221,9 @@ def _connected(address: str) -> Any:
 def _without_dashboard() -> Iterator[None]:
     """A cluster that begins meanwhile has no dashboard process.
 
-    Ray starts it even with ``include_dashboard=False``; it then asks the web addresses of three cloud providers where it runs,
-    even with usage reports switched off. Nothing here needs it. Clusters that are there already are left as they are.
+    Ray starts it even with ``include_dashboard=False``; it then asks the web addresses of three
+    cloud providers where it runs, even with usage reports switched off. Nothing here needs it.
+    Clusters that are there already are left as they are.
     """
     from ray._private.node import Node
 
@@ -205,12 +251,20 @@ def _chunks(clip: Clip, segment: Segment, every: int) -> Iterator[list[Frame | S
 
 
 def _frames_from_tasks(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | SegmentEnd]:
-    """A segment's frames, decoded by a task on some other processor, whose death costs nothing but time."""
+    """A segment's frames, decoded by a task on some other processor, whose death costs nothing but
+    time.
+    """
     import ray
 
-    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 3, "_generator_backpressure_num_objects": CHUNKS_AHEAD}
+    options: dict[str, Any] = {
+        "num_cpus": 1,
+        "max_retries": 3,
+        "_generator_backpressure_num_objects": CHUNKS_AHEAD,
+    }
     decode: Any = ray.remote(**options)(_chunks)
     for ref in decode.remote(clip, segment, every):
         for item in ray.get(ref):
             # the other machine's clock says nothing here
-            yield replace(item, captured_ns=time.monotonic_ns()) if isinstance(item, Frame) else item
+            yield (
+                replace(item, captured_ns=time.monotonic_ns()) if isinstance(item, Frame) else item
+            )

@@ -1,4 +1,6 @@
-"""Runs a batch on a cluster: gives segments of all sources to free workers, and merges a source when its last is done."""
+"""Runs a batch on a cluster: gives segments of all sources to free workers, and merges a source
+when its last is done.
+"""
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -40,7 +42,9 @@ class LostError(Exception):
 
 
 class RemoteWorker(Protocol):
-    """A ``realtime.batch.cluster.worker.Worker`` somewhere: calls give references, for ``Cluster.get``."""
+    """A ``realtime.batch.cluster.worker.Worker`` somewhere: calls give references, for
+    ``Cluster.get``.
+    """
 
     def open(self) -> Ref: ...
 
@@ -115,9 +119,14 @@ class WorkerPool:
         """
         room = self.cluster.room() if self.most is None else self.most
         if not room and not self.handles:
-            raise EngineError("the cluster has no free processor or GPU for a worker: lower --threads, or add machines")
+            raise EngineError(
+                "the cluster has no free processor or GPU for a worker: lower --threads, or add"
+                " machines"
+            )
         found = {}
-        first = 1 if self.opened is None else room  # the others, when it is known that the engine can be opened
+        first = (
+            1 if self.opened is None else room
+        )  # the others, when it is known that the engine can be opened
         while len(self.handles) < min(room, first, max(1, segments)):
             handle = WorkerHandle(self.cluster.start_worker())
             self.handles.append(handle)
@@ -128,7 +137,8 @@ class WorkerPool:
         """Hear what a new worker says.
 
         Raises:
-            SightlineError: the first one's engine cannot be opened, or workers keep dying before theirs is.
+            SightlineError: the first one's engine cannot be opened, or workers keep dying before
+                theirs is.
         """
         try:
             opened: Opened = self.cluster.get(ref)
@@ -136,7 +146,9 @@ class WorkerPool:
             self.lose(handle)
             self._lost_unready += 1
             if self._lost_unready >= MOST_LOST:
-                raise EngineError(f"{MOST_LOST} workers in a row died while they opened their engine: {error}") from error
+                raise EngineError(
+                    f"{MOST_LOST} workers in a row died while they opened their engine: {error}"
+                ) from error
             return
         except SightlineError as error:
             if self.opened is None:
@@ -147,12 +159,17 @@ class WorkerPool:
         if self.opened is None:
             self.opened = opened
             self.console.print(
-                f"workers: {opened.backend} {opened.precision} at {opened.size_px} px, the first on {opened.device}",
+                f"workers: {opened.backend} {opened.precision} at {opened.size_px} px, the first on"
+                f" {opened.device}",
                 style="dim",
                 soft_wrap=True,
             )
         if opened.settings_digest != self.opened.settings_digest:
-            self._refuse(handle, f"it would give other results ({opened.backend} {opened.precision} on {opened.device})")
+            self._refuse(
+                handle,
+                f"it would give other results ({opened.backend} {opened.precision} on"
+                f" {opened.device})",
+            )
             return
         handle.ready = True
 
@@ -171,7 +188,11 @@ class WorkerPool:
 
     def free(self) -> WorkerHandle | None:
         """The one with the least to do, if it can take another segment."""
-        found = min((handle for handle in self.handles if handle.ready), key=lambda handle: len(handle.segments), default=None)
+        found = min(
+            (handle for handle in self.handles if handle.ready),
+            key=lambda handle: len(handle.segments),
+            default=None,
+        )
         return found if found and len(found.segments) < QUEUED else None
 
 
@@ -219,7 +240,9 @@ class Source:
     def clip(self) -> Clip:
         assert self.job is not None
         assert self.job.clip is not None
-        return replace(self.job.clip, spec=self.where)  # it may have been planned on another machine
+        return replace(
+            self.job.clip, spec=self.where
+        )  # it may have been planned on another machine
 
     def completed(self, summary: Summary) -> Summary:
         """A summary that says of what it is."""
@@ -241,7 +264,8 @@ def process_across(
     most: int | None = None,
     inputs: Sequence[str | Path] = (),
 ) -> list[Summary]:
-    """Localize every frame of all sources; results, errors and resuming as in ``realtime.batch.run.process_all``.
+    """Localize every frame of all sources; results, errors and resuming as in
+    ``realtime.batch.run.process_all``.
 
     Args:
         specs: files that every machine can open by this name, or addresses on shared storage.
@@ -262,31 +286,48 @@ def process_across(
             raise SourceError(f"{spec} cannot be read by several at once: leave --ray away")
         if not is_there(spec):
             open_source(spec).close()
-    completed = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    completed = partial(
+        console.print, style="yellow", markup=False, highlight=False, soft_wrap=True
+    )
     try:
         store, specs = Store(out), without_results(specs, completed)
         naming = Naming(store.folder, completed, [*specs, *inputs], store.stamp, store.get_folder)
         overview = overview_path(store.folder, completed, store.stamp, store.read)
-        summaries = _Across(specs, store, naming, WorkerPool(cluster, most, console), console, settings).run()
+        summaries = _Across(
+            specs, store, naming, WorkerPool(cluster, most, console), console, settings
+        ).run()
         write_json(overview, summaries)
         store.put([overview])
         return summaries
     except OutputError as error:
-        raise OutputError(f"{error}; what is done stays there: mend that and run the same command to go on") from error
+        raise OutputError(
+            f"{error}; what is done stays there: mend that and run the same command to go on"
+        ) from error
 
 
 class _Across:
     """The loop that waits for results, and says what becomes of each."""
 
     def __init__(
-        self, specs: Sequence[str], store: Store, naming: Naming, pool: WorkerPool, console: Console, settings: Settings
+        self,
+        specs: Sequence[str],
+        store: Store,
+        naming: Naming,
+        pool: WorkerPool,
+        console: Console,
+        settings: Settings,
     ) -> None:
         self._store, self._pool, self._console, self._settings = store, pool, console, settings
-        self._sources = [Source(*item) for item in zip(range(len(specs)), specs, names_of(specs), strict=True)]
+        self._sources = [
+            Source(*item) for item in zip(range(len(specs)), specs, names_of(specs), strict=True)
+        ]
         self._fresh, self._open = deque(self._sources), list[Source]()
         self._summaries, self._errors = dict[int, Summary](), list[Exception]()
         self._then = dict[Ref, Callable[[Ref], None]]()
-        self._merging, self._merges = ThreadPoolExecutor(1, thread_name_prefix="merge"), dict[int, Future[Summary]]()
+        self._merging, self._merges = (
+            ThreadPoolExecutor(1, thread_name_prefix="merge"),
+            dict[int, Future[Summary]](),
+        )
         self._digests = Digests(store)
         self._naming = naming
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn())
@@ -303,7 +344,9 @@ class _Across:
                     self._step()
         except KeyboardInterrupt:
             for source in self._sources:
-                self._summaries.setdefault(source.place, source.completed({"frames": 0, "failed": 0, "interrupted": True}))
+                self._summaries.setdefault(
+                    source.place, source.completed({"frames": 0, "failed": 0, "interrupted": True})
+                )
         finally:
             self._merging.shutdown(cancel_futures=True)
             for source in self._open:
@@ -314,11 +357,18 @@ class _Across:
 
     def _step(self) -> None:
         waiting = sum(len(source.todo) for source in self._open)
-        for ref, new in self._pool.start_worker(waiting + sum(source.out for source in self._open) + len(self._fresh)).items():
+        for ref, new in self._pool.start_worker(
+            waiting + sum(source.out for source in self._open) + len(self._fresh)
+        ).items():
             self._then[ref] = partial(self._pool.open, new)
         looking = sum(source.job is None for source in self._open)
         ready = sum(handle.ready for handle in self._pool.handles)
-        while self._fresh and self._pool.opened and looking < 2 + ready and waiting < 2 * QUEUED * (1 + ready):
+        while (
+            self._fresh
+            and self._pool.opened
+            and looking < 2 + ready
+            and waiting < 2 * QUEUED * (1 + ready)
+        ):
             self._look(self._fresh.popleft())
             looking += 1
         while (handle := self._pool.free()) and (source := self._next_for(handle)):
@@ -327,12 +377,20 @@ class _Across:
             self._then.pop(ref)(ref)
         for place in [place for place, merged in self._merges.items() if merged.done()]:
             self._merged(self._sources[place], self._merges.pop(place))
-        self._progress.update(self._bar, description=f"{len(self._pool.handles)} workers, {len(self._open)} files")
+        self._progress.update(
+            self._bar, description=f"{len(self._pool.handles)} workers, {len(self._open)} files"
+        )
 
     def _next_for(self, handle: WorkerHandle) -> Source | None:
-        """The source that it worked on last, which is on its machine already; else the one that fewest work on."""
+        """The source that it worked on last, which is on its machine already; else the one that
+        fewest work on.
+        """
         sources = [source for source in self._open if source.todo]
-        return min(sources, key=lambda source: (source.name != handle.source, source.out, source.place), default=None)
+        return min(
+            sources,
+            key=lambda source: (source.name != handle.source, source.out, source.place),
+            default=None,
+        )
 
     def _look(self, source: Source) -> None:
         """Find out its digest, and then its plan."""
@@ -355,14 +413,22 @@ class _Across:
         except Exception as error:
             self._fail(source, error)
 
-    def _ask(self, source: Source, function: Callable[..., Any], then: Callable[[Source, Any], None], *arguments: Any) -> None:
+    def _ask(
+        self,
+        source: Source,
+        function: Callable[..., Any],
+        then: Callable[[Source, Any], None],
+        *arguments: Any,
+    ) -> None:
         """Have a task done for a source."""
 
         def on_result(ref: Ref) -> None:
             try:
                 found = self._pool.cluster.get(ref)
             except LostError as error:
-                self._fail(source, SourceError(f"{source.spec}: whoever looked through it died: {error}"))
+                self._fail(
+                    source, SourceError(f"{source.spec}: whoever looked through it died: {error}")
+                )
             except Exception as error:
                 self._fail(source, error)
             else:
@@ -377,13 +443,25 @@ class _Across:
             self._digests.keep(source.name, source.ident, digest)
         where = source.spec if source.ident else place_of(source.spec)
         found = self._naming.job(
-            source.spec, endings(self._settings).values(), digest, self._pool.opened.settings_digest, where
+            source.spec,
+            endings(self._settings).values(),
+            digest,
+            self._pool.opened.settings_digest,
+            where,
         )
         source.job = source.lock.enter_context(self._naming.holding(found))
         if source.job.summary is not None:
             self._finish(source, {**source.job.summary, "skipped": True})
         elif source.job.clip is None:
-            self._ask(source, find_plan, self._planned_anew, source.where, digest, self._settings.window, self._settings.whole)
+            self._ask(
+                source,
+                find_plan,
+                self._planned_anew,
+                source.where,
+                digest,
+                self._settings.window,
+                self._settings.whole,
+            )
         else:
             self._work_on(source)
 
@@ -400,14 +478,18 @@ class _Across:
         source.resumed = len(source.clip.segments) - len(source.todo)
         self._planned += source.clip.selected_frames
         left = sum(segment.frames for segment in source.todo)
-        self._progress.update(self._bar, total=self._planned, advance=source.clip.selected_frames - left)
+        self._progress.update(
+            self._bar, total=self._planned, advance=source.clip.selected_frames - left
+        )
         self._merge_if_done(source)
 
     def _assign(self, handle: WorkerHandle, source: Source) -> None:
         segment = source.todo.popleft()
         handle.segments.append(segment)
         handle.source, source.out = source.name, source.out + 1
-        self._then[handle.worker.work(source.clip, segment)] = partial(self._worked, handle, source, segment)
+        self._then[handle.worker.work(source.clip, segment)] = partial(
+            self._worked, handle, source, segment
+        )
 
     def _worked(self, handle: WorkerHandle, source: Source, segment: Segment, ref: Ref) -> None:
         """Keep what came of a segment; its record last, which says that it is done."""
@@ -446,7 +528,12 @@ class _Across:
             source.todo.appendleft(segment)
             return
         at_s = 0.0 if segment.start_pts is None else source.clip.pts_s(segment.start_pts)
-        self._fail(source, SourceError(f"{source.spec}: its part at {at_s:.0f} s was lost {MOST_TRIES} times: {error}"))
+        self._fail(
+            source,
+            SourceError(
+                f"{source.spec}: its part at {at_s:.0f} s was lost {MOST_TRIES} times: {error}"
+            ),
+        )
 
     def _merge_if_done(self, source: Source) -> None:
         if not source.over and not source.todo and not source.out:
@@ -463,7 +550,9 @@ class _Across:
         facts = {**opened.facts, "segments_resumed": source.resumed}
         summary, files = merge_job(job, clip, self._settings, out, facts)
         if self._store.address:
-            summary["files"] = {kind: self._store.name(Path(path)) for kind, path in summary["files"].items()}
+            summary["files"] = {
+                kind: self._store.name(Path(path)) for kind, path in summary["files"].items()
+            }
             write_json(files[-1], summary)
         self._store.put([job.folder / MANIFEST, *files])
         job.end(files, summary)
@@ -478,7 +567,15 @@ class _Across:
             summary = merged.result()
         except UnsafeCutError:  # rare: what looks like a key frame is none
             self._planned -= source.clip.selected_frames
-            self._ask(source, find_plan, self._planned_anew, source.where, source.digest, self._settings.window, True)
+            self._ask(
+                source,
+                find_plan,
+                self._planned_anew,
+                source.where,
+                source.digest,
+                self._settings.window,
+                True,
+            )
         except Exception as error:
             self._fail(source, error)
         else:

@@ -1,4 +1,5 @@
-"""Shared storage by address, such as ``s3://bucket/film.mp4``: fetches sources and stores whole results.
+"""Shared storage by address, such as ``s3://bucket/film.mp4``: fetches sources and stores whole
+results.
 
 A put of an object store is atomic; on other storage a file gets its name when it is complete.
 """
@@ -21,7 +22,9 @@ from realtime.written import Stamp, stamp_of
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "sftp", "file", "memory"})
+SCHEMES = frozenset(
+    {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "sftp", "file", "memory"}
+)
 """Of addresses that are files. Others, such as ``rtsp://`` and ``http://``, are streams."""
 MOST_CACHED_GB = 50.0
 IN_USE_S = 3600.0
@@ -34,7 +37,8 @@ def is_shared(spec: str) -> bool:
 
 
 def filesystem(address: str) -> "tuple[AbstractFileSystem, str]":
-    """What reads and writes it, and its path there. For ``s3://`` that is s3fs where it is installed, else pyarrow.
+    """What reads and writes it, and its path there. For ``s3://`` that is s3fs where it is
+    installed, else pyarrow.
 
     Raises:
         SightlineError: a package is missing, or the storage is not there.
@@ -59,7 +63,9 @@ def _arrow_s3() -> "AbstractFileSystem":
     from pyarrow.fs import S3FileSystem
 
     found: AbstractFileSystem = ArrowFSWrapper(
-        S3FileSystem(endpoint_override=os.environ.get("AWS_ENDPOINT_URL"), allow_bucket_creation=True)
+        S3FileSystem(
+            endpoint_override=os.environ.get("AWS_ENDPOINT_URL"), allow_bucket_creation=True
+        )
     )
     return found
 
@@ -85,7 +91,8 @@ def expanded(specs: Sequence[str]) -> list[str]:
 
 
 def identity(spec: str) -> str:
-    """What tells a file on shared storage from a later one of its name: etag or time of change, and size.
+    """What tells a file on shared storage from a later one of its name: etag or time of change, and
+    size.
 
     Raises:
         SourceError: it is not there.
@@ -97,12 +104,19 @@ def identity(spec: str) -> str:
         raise SourceError(f"cannot read {spec}: {error}") from error
     if info.get("type") == "directory":
         raise SourceError(f"{spec} is a folder: name its files, as in {spec.rstrip('/')}/*.mp4")
-    known = {name: str(info[name]) for name in ("ETag", "etag", "LastModified", "mtime", "created") if info.get(name)}
-    return hashlib.blake2b(json.dumps([spec, info.get("size"), known]).encode(), digest_size=20).hexdigest()
+    known = {
+        name: str(info[name])
+        for name in ("ETag", "etag", "LastModified", "mtime", "created")
+        if info.get(name)
+    }
+    return hashlib.blake2b(
+        json.dumps([spec, info.get("size"), known]).encode(), digest_size=20
+    ).hexdigest()
 
 
 def local_path(spec: str) -> str:
-    """Where ``spec`` can be opened on this machine: itself, or a copy in the cache, fetched once by whoever comes first.
+    """Where ``spec`` can be opened on this machine: itself, or a copy in the cache, fetched once by
+    whoever comes first.
 
     Raises:
         SourceError: it cannot be fetched.
@@ -134,7 +148,10 @@ def _fetch(spec: str, target: Path) -> None:
 def _forget(cache: Path, keep: Path) -> None:
     """Throw away what has lain longest, until what is left is within ``SIGHTLINE_FETCHED_GB``."""
     limit = float(os.environ.get("SIGHTLINE_FETCHED_GB") or MOST_CACHED_GB) * 1e9
-    files = sorted((path for path in cache.glob("*/[!.]*") if path != keep), key=lambda path: path.stat().st_mtime)
+    files = sorted(
+        (path for path in cache.glob("*/[!.]*") if path != keep),
+        key=lambda path: path.stat().st_mtime,
+    )
     total = sum(path.stat().st_size for path in (*files, keep))
     for path in files:
         if total > limit and time.time() - path.stat().st_mtime > IN_USE_S:
@@ -165,7 +182,9 @@ class Store:
             self.folder = Path(out)
 
     def stamp(self, path: Path) -> Stamp | None:
-        """What is known of the result that was written to ``path``; at an address its size only. None where there is none."""
+        """What is known of the result that was written to ``path``; at an address its size only.
+        None where there is none.
+        """
         if not self.address:
             return stamp_of(path)
         try:
@@ -184,7 +203,11 @@ class Store:
 
     def name(self, path: Path) -> str:
         """Of a file of ``folder``, where it belongs."""
-        return f"{self.address}/{path.relative_to(self.folder).as_posix()}" if self.address else str(path)
+        return (
+            f"{self.address}/{path.relative_to(self.folder).as_posix()}"
+            if self.address
+            else str(path)
+        )
 
     def put(self, paths: Iterable[Path]) -> None:
         """Bring files of ``folder`` to where they belong, one after the other.
@@ -201,14 +224,17 @@ class Store:
     def _put(self, path: Path) -> None:
         there = self._there(path)
         self._files.makedirs(posixpath.dirname(there), exist_ok=True)
-        if self.address.startswith(("file://", "sftp://", "hdfs://")):  # whose files grow under their name
+        if self.address.startswith(
+            ("file://", "sftp://", "hdfs://")
+        ):  # whose files grow under their name
             self._files.put_file(str(path), there + ".part")
             self._files.mv(there + ".part", there)
         else:
             self._files.put_file(str(path), there)
 
     def get_folder(self, folder: Path) -> None:
-        """Fetch the files of a folder under ``folder`` that are not here in their size, as a run on another machine left them.
+        """Fetch the files of a folder under ``folder`` that are not here in their size, as a run on
+        another machine left them.
 
         Raises:
             OutputError: they cannot be read.
@@ -250,7 +276,9 @@ class Store:
 
 
 class Digests:
-    """What the content of sources on shared storage was found to be, so that it need not be fetched to know it is done."""
+    """What the content of sources on shared storage was found to be, so that it need not be fetched
+    to know it is done.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store, self._folder = store, store.folder / ".sightline" / ".digests"
@@ -272,5 +300,7 @@ class Digests:
         """Remember one."""
         path = self._folder / f"{name}.json"
         with whole_file(path) as part:
-            part.write_text(json.dumps({"identity": ident, "digest": digest}) + "\n", encoding="utf-8")
+            part.write_text(
+                json.dumps({"identity": ident, "digest": digest}) + "\n", encoding="utf-8"
+            )
         self._store.put([path])

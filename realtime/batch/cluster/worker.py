@@ -1,4 +1,6 @@
-"""A worker: one engine in a process of its own. It takes a segment and returns the files of its result."""
+"""A worker: one engine in a process of its own. It takes a segment and returns the files of its
+result.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -53,7 +55,9 @@ class Worker:
         read: gives the frames of a segment.
     """
 
-    def __init__(self, choice: Choice, attached: AttachedFiles, settings: Settings, read: Read = read_segment) -> None:
+    def __init__(
+        self, choice: Choice, attached: AttachedFiles, settings: Settings, read: Read = read_segment
+    ) -> None:
         self._choice, self._attached, self._settings, self._read = choice, attached, settings, read
         self._localizer: Localizer | None = None
 
@@ -63,7 +67,9 @@ class Worker:
         Raises:
             SightlineError: see ``engines.choose.open_localizer``.
         """
-        found = open_localizer(unpacked(self._choice, self._attached), streams=0, batch=self._settings.batch)
+        found = open_localizer(
+            unpacked(self._choice, self._attached), streams=0, batch=self._settings.batch
+        )
         self._localizer, engine = found, found.engine
         digest = settings_digest(self._settings, found)
         return Opened(digest, engine.backend, engine.precision, engine.device, found.size_px)
@@ -81,7 +87,9 @@ class Worker:
         assert self._localizer is not None  # it was opened
         here = replace(clip, spec=local_path(clip.spec))
         with TemporaryDirectory(prefix="sightline-") as folder:
-            for _ in run_segments(here, [segment], self._localizer, self._settings, Path(folder), self._read):
+            for _ in run_segments(
+                here, [segment], self._localizer, self._settings, Path(folder), self._read
+            ):
                 pass
             return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 

@@ -16,7 +16,12 @@ def saved(path, scale=1.0, windows=(0.99, 1.0, 1.01), **changed):
     """A result in which ours take ``scale`` as long, with a spread of ``windows``."""
 
     def row(name, ms):
-        return {"name": name, "p50_ms": ms, "ratio": 1, "windows_ms": [ms * share for share in windows]}
+        return {
+            "name": name,
+            "p50_ms": ms,
+            "ratio": 1,
+            "windows_ms": [ms * share for share in windows],
+        }
 
     peers_rows = [row("Sightline bf16", 8.0 * scale), row("torch eager forward only", 9.0)]
     bench_of = {
@@ -26,7 +31,10 @@ def saved(path, scale=1.0, windows=(0.99, 1.0, 1.01), **changed):
         "engine": "e",
         "source": "s",
         "peers": peers_rows,
-        "windows": {name: [10 * scale * share for share in windows] for name in ("ms_per_frame", "latency_ms")},
+        "windows": {
+            name: [10 * scale * share for share in windows]
+            for name in ("ms_per_frame", "latency_ms")
+        },
         "engines": [{"engine": "compact at 128 px", "peers": peers_rows}],
     }
     path.write_text(json.dumps({**bench_of, **changed}))
@@ -43,8 +51,13 @@ def saved(path, scale=1.0, windows=(0.99, 1.0, 1.01), **changed):
     ],
     ids=["beyond noise", "within noise", "too small to matter", "faster"],
 )
-def test_a_regression_is_what_is_slower_beyond_the_runs_own_noise(tmp_path, scale, windows, regressed):
-    before, after = saved(tmp_path / "a.json", 1.0, windows), saved(tmp_path / "b.json", scale, windows)
+def test_a_regression_is_what_is_slower_beyond_the_runs_own_noise(
+    tmp_path, scale, windows, regressed
+):
+    before, after = (
+        saved(tmp_path / "a.json", 1.0, windows),
+        saved(tmp_path / "b.json", scale, windows),
+    )
     found, differing = compare(before, after, across_machines=False)
     assert {change.regressed for change in found if change.judged} == {regressed}
     assert not differing
@@ -76,9 +89,25 @@ def test_comparing_by_the_command_line(tmp_path):
 
 
 def test_the_command_benches_and_its_result_can_be_compared(tmp_path):
-    """Without a C++ compiler, which torch.compile needs: its row says so, and the others are there."""
-    arguments = ("bench", "demo:20", "--models", "compact", "--weights", "random", "--size", 64, "--seconds", 0.2, "--json")
-    result = process(*arguments, CXX="/nonexistent/c++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    """Without a C++ compiler, which torch.compile needs: its row says so, and the others are
+    there.
+    """
+    arguments = (
+        "bench",
+        "demo:20",
+        "--models",
+        "compact",
+        "--weights",
+        "random",
+        "--size",
+        64,
+        "--seconds",
+        0.2,
+        "--json",
+    )
+    result = process(
+        *arguments, CXX="/nonexistent/c++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     others = {row["name"] for row in found["peers"] if not row["name"].startswith("Sightline")}
@@ -93,7 +122,9 @@ def test_the_command_benches_and_its_result_can_be_compared(tmp_path):
 def test_what_cannot_be_compared_or_run_is_one_line(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     good = saved(tmp_path / "a.json")
-    assert "x.json is not a result of bench" in refused("bench", "compare", good, tmp_path / "x.json")
+    assert "x.json is not a result of bench" in refused(
+        "bench", "compare", good, tmp_path / "x.json"
+    )
     assert "cannot read" in refused("bench", "compare", good, tmp_path / "none.json")
     assert "compare takes two results" in refused("bench", "compare", good)
     assert "bench runs one source" in refused("bench", "demo:3", "demo:4")
@@ -107,5 +138,8 @@ def test_what_cannot_be_compared_or_run_is_one_line(tmp_path):
 def test_weights_belong_to_the_networks_named():
     shipped, random = bench.choices("compact, vgg16", Choice())
     assert (shipped.weights, random.model, random.weights) == (None, "vgg16", "random")
-    assert [c.weights for c in bench.choices("compact,vgg16", Choice(weights="v.pth"))] == [None, "v.pth"]
+    assert [c.weights for c in bench.choices("compact,vgg16", Choice(weights="v.pth"))] == [
+        None,
+        "v.pth",
+    ]
     assert [c.weights for c in bench.choices("compact", Choice(weights="mine.npz"))] == ["mine.npz"]

@@ -19,7 +19,9 @@ def ticking(step_s=1.0):
 def test_windows_are_successive_and_whole():
     assert window_values([1, 3, 5, 7, 9, 11, 100], 2) == [2, 6, 10]
     assert window_values([1, 2, 9, 1, 2, 9], 2, mean) == [1.5, 5, 5.5]
-    assert window_values([1, 2, 3, 4, 5, 6, 7], 5) == [1.5, 3.5, 5.5], "too few samples make three shorter windows"
+    assert window_values([1, 2, 3, 4, 5, 6, 7], 5) == [1.5, 3.5, 5.5], (
+        "too few samples make three shorter windows"
+    )
     assert window_values([4, 6], 5) == [4, 6]
     assert window_values([], 5) == []
 
@@ -30,7 +32,9 @@ def test_three_windows_that_agree_settle_and_nothing_else_does():
     assert not RULE.settled({"a": level + low + [10.3] * 4})
     assert not RULE.settled({"a": level + low + high[:3]}), "the third window is not whole"
     assert RULE.settled({"a": [50.0] * 4 + level + low + high}), "only the last three count"
-    assert not RULE.settled({"a": level * 3, "b": level * 2 + [20.0] * 4}), "every series must have settled"
+    assert not RULE.settled({"a": level * 3, "b": level * 2 + [20.0] * 4}), (
+        "every series must have settled"
+    )
     assert not RULE.settled({})
 
 

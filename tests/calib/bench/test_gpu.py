@@ -1,4 +1,6 @@
-"""The GPU's part of the bench, on a stand-in for GPU, pycuda and TensorRT's runtime (``tests.engines.gpu``)."""
+"""The GPU's part of the bench, on a stand-in for GPU, pycuda and TensorRT's runtime
+(``tests.engines.gpu``).
+"""
 
 import json
 
@@ -42,9 +44,14 @@ def test_calls_are_told_in_trtexec_s_words(gpu, monkeypatch, tmp_path):
         for p in ("p50", "max"):
             assert min(times[name][p] for name in bench_gpu.WORDS) > 0
         assert times["latency_ms"]["p50"] >= times["compute_ms"]["p50"]
-        assert times["images_per_s"] == pytest.approx(times["batch"] * times["throughput_per_s"], rel=0.01)
+        assert times["images_per_s"] == pytest.approx(
+            times["batch"] * times["throughput_per_s"], rel=0.01
+        )
         assert times["calls"] >= 3
-    assert [row["name"] for row in engine["peers"]] == ["Sightline tensorrt fp32", "TensorRT fp32 forward only"]
+    assert [row["name"] for row in engine["peers"]] == [
+        "Sightline tensorrt fp32",
+        "TensorRT fp32 forward only",
+    ]
     assert {row["name"] for row in engine["not_available"]} == {
         "torch eager fp32 forward + autograd",
         "torch eager fp16 forward + autograd",
@@ -58,7 +65,10 @@ def test_calls_are_told_in_trtexec_s_words(gpu, monkeypatch, tmp_path):
     pictures = plot_bench(found, run, tmp_path / "plots")
     assert [path.name for path in pictures] == ["latency.png", "peers.png", "rounds.png", "gpu.png"]
     compared = {change.name for change in changes(found, found) if change.judged}
-    assert "compact at 64 px, NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116: Sightline, batch 2, GPU Compute" in compared
+    assert (
+        "compact at 64 px, NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116: Sightline, batch 2, GPU Compute"
+        in compared
+    )
 
 
 def test_every_slot_is_busy_while_throughput_is_measured(gpu):
@@ -83,5 +93,7 @@ def test_a_batch_that_was_not_built_says_what_to_do(gpu):
 
 
 def test_without_a_gpu_it_is_one_line():
-    line = refused("bench", "demo:5", "--backend", "torch", "--model", "compact", "--seconds", "0.1")
+    line = refused(
+        "bench", "demo:5", "--backend", "torch", "--model", "compact", "--seconds", "0.1"
+    )
     assert "bench --backend torch is for GPUs, and this machine has none" in line

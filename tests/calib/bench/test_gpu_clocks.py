@@ -67,7 +67,9 @@ def test_without_a_library_or_a_driver_it_says_so():
 
     with GpuClocks(missing) as clocks:
         pass
-    assert clocks.report() == {"not_available": f"nvidia-ml-py is not installed: {install_packages('nvidia-ml-py')}"}
+    assert clocks.report() == {
+        "not_available": f"nvidia-ml-py is not installed: {install_packages('nvidia-ml-py')}"
+    }
     nvml = library([1], [0])
     nvml.nvmlInit = no_driver
     with GpuClocks(lambda: nvml) as clocks:

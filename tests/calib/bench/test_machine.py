@@ -27,15 +27,47 @@ def node_of(op, inputs, **attributes):
 @pytest.mark.parametrize(
     ("node", "shapes", "expected"),
     [
-        (node_of("Conv", ["x", "w"]), {"x": (1, 8, 10, 10), "w": (16, 8, 3, 3), "y": (1, 16, 8, 8)}, 16 * 64 * 8 * 9),
-        (node_of("Conv", ["x", "w"], group=8), {"x": (2, 8, 5, 5), "w": (8, 1, 5, 5), "y": (2, 8, 1, 1)}, 2 * 8 * 25),
-        (node_of("ConvTranspose", ["x", "w"]), {"x": (1, 8, 5, 5), "w": (8, 4, 2, 2), "y": (1, 4, 6, 6)}, 8 * 25 * 4 * 4),
-        (node_of("Gemm", ["x", "w"], transB=1), {"x": (2, 30), "w": (7, 30), "y": (2, 7)}, 2 * 30 * 7),
-        (node_of("Gemm", ["x", "w"], transA=1), {"x": (30, 2), "w": (30, 7), "y": (2, 7)}, 2 * 30 * 7),
-        (node_of("MatMul", ["x", "w"]), {"x": (5, 4, 6), "w": (6, 3), "y": (5, 4, 3)}, 5 * 4 * 6 * 3),
+        (
+            node_of("Conv", ["x", "w"]),
+            {"x": (1, 8, 10, 10), "w": (16, 8, 3, 3), "y": (1, 16, 8, 8)},
+            16 * 64 * 8 * 9,
+        ),
+        (
+            node_of("Conv", ["x", "w"], group=8),
+            {"x": (2, 8, 5, 5), "w": (8, 1, 5, 5), "y": (2, 8, 1, 1)},
+            2 * 8 * 25,
+        ),
+        (
+            node_of("ConvTranspose", ["x", "w"]),
+            {"x": (1, 8, 5, 5), "w": (8, 4, 2, 2), "y": (1, 4, 6, 6)},
+            8 * 25 * 4 * 4,
+        ),
+        (
+            node_of("Gemm", ["x", "w"], transB=1),
+            {"x": (2, 30), "w": (7, 30), "y": (2, 7)},
+            2 * 30 * 7,
+        ),
+        (
+            node_of("Gemm", ["x", "w"], transA=1),
+            {"x": (30, 2), "w": (30, 7), "y": (2, 7)},
+            2 * 30 * 7,
+        ),
+        (
+            node_of("MatMul", ["x", "w"]),
+            {"x": (5, 4, 6), "w": (6, 3), "y": (5, 4, 3)},
+            5 * 4 * 6 * 3,
+        ),
         (node_of("Relu", ["x"]), {"x": (1, 8), "y": (1, 8)}, 0),
     ],
-    ids=["conv", "grouped", "transposed", "gemm", "gemm of a transposed", "batched product", "relu"],
+    ids=[
+        "conv",
+        "grouped",
+        "transposed",
+        "gemm",
+        "gemm of a transposed",
+        "batched product",
+        "relu",
+    ],
 )
 def test_multiply_adds_by_hand(node, shapes, expected):
     assert multiply_adds(node, shapes) == expected
@@ -55,7 +87,11 @@ def test_a_small_graph_by_hand():
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "small", [value("x", TensorProto.FLOAT, (1, 2, 6, 6))], [value("y", TensorProto.FLOAT, (1, 5))], weights
+        nodes,
+        "small",
+        [value("x", TensorProto.FLOAT, (1, 2, 6, 6))],
+        [value("y", TensorProto.FLOAT, (1, 5))],
+        weights,
     )
     work = count_work(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
     assert work.flop == 2 * (4 * 16 * 18 + 64 * 5)
@@ -73,27 +109,41 @@ def test_every_shape_is_the_engine_s_own():
     classifier = load_classifier("squeezenet", "random", 99)
     graph = build_graph(classifier)
     shapes = tensor_shapes(graph)
-    assert all(min(shapes[name]) > 0 for node in graph.graph.node for name in node.output if shapes[name])
+    assert all(
+        min(shapes[name]) > 0 for node in graph.graph.node for name in node.output if shapes[name]
+    )
     assert shapes["map"] == (1, 99, 99)
 
 
 def test_the_roofline_is_the_longer_bound():
     peaks = Peaks({"fp32": 100.0, "bf16": 200.0}, 10.0)
     point = roofline_point(Work(flop=10**9, values=10**6), "fp32", peaks, 20.0)
-    assert (point["compute_ms"], point["memory_ms"], point["roofline_ms"], point["bound"]) == (10, 0.4, 10, "compute")
+    assert (point["compute_ms"], point["memory_ms"], point["roofline_ms"], point["bound"]) == (
+        10,
+        0.4,
+        10,
+        "compute",
+    )
     assert (point["gap"], point["flop_per_byte"], point["gflop_per_s"]) == (2, 250, 50)
     point = roofline_point(Work(flop=10**9, values=10**8), "bf16", peaks, 30.0)
-    assert (point["compute_ms"], point["memory_ms"], point["roofline_ms"], point["bound"]) == (5, 20, 20, "memory")
+    assert (point["compute_ms"], point["memory_ms"], point["roofline_ms"], point["bound"]) == (
+        5,
+        20,
+        20,
+        "memory",
+    )
     assert point["gap"] == 1.5
 
 
 def test_the_better_of_two_measurements_of_the_peaks_counts():
-    assert Peaks({"fp32": 1.0, "int8": 5.0}, 3.0).best(Peaks({"fp32": 2.0, "int8": 4.0}, 1.0)) == Peaks(
-        {"fp32": 2.0, "int8": 5.0}, 3.0
-    )
+    assert Peaks({"fp32": 1.0, "int8": 5.0}, 3.0).best(
+        Peaks({"fp32": 2.0, "int8": 4.0}, 1.0)
+    ) == Peaks({"fp32": 2.0, "int8": 5.0}, 3.0)
 
 
-@pytest.mark.parametrize(("kernel", "flop"), [(large_convolution, 4 * 256**2 * 9 * 28**2), (large_product, 4 * 1024**3)])
+@pytest.mark.parametrize(
+    ("kernel", "flop"), [(large_convolution, 4 * 256**2 * 9 * 28**2), (large_product, 4 * 1024**3)]
+)
 def test_the_kernels_that_peaks_are_measured_on(kernel, flop):
     for precision in ("fp32", "int8"):
         assert count_work(kernel(precision)).flop == flop

@@ -18,14 +18,18 @@ from engines.preprocess import IMAGE
 @pytest.fixture(scope="module")
 def task():
     classifier = load_classifier("compact", "random", 64)
-    image = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (64, 64, 3)).astype(np.uint8), (5, 5), 0)
+    image = cv2.GaussianBlur(
+        np.random.default_rng(3).integers(0, 256, (64, 64, 3)).astype(np.uint8), (5, 5), 0
+    )
     return Task(classifier, image[None], build_graph(classifier))
 
 
 @pytest.fixture(scope="module")
 def ours(task):
     """The compiled graph's fp32 outputs."""
-    return OpenVinoEngine(task.graph, "fp32").infer({IMAGE: task.image_nhwc_bgr, WANTED_CLASS: np.array([-1])})
+    return OpenVinoEngine(task.graph, "fp32").infer(
+        {IMAGE: task.image_nhwc_bgr, WANTED_CLASS: np.array([-1])}
+    )
 
 
 @pytest.mark.parametrize("name", ["torch eager forward + autograd", "Captum Saliency"])
@@ -43,10 +47,14 @@ def test_the_compiled_peer_returns_our_map(task, ours):
 
 
 def test_grad_cam_is_ours_at_the_last_activations(task):
-    """A mean over channels for their sum, stretched and scaled as the library does (it adds 1e-7 to the largest value)."""
+    """A mean over channels for their sum, stretched and scaled as the library does (it adds 1e-7 to
+    the largest value).
+    """
     found = PEERS["pytorch-grad-cam GradCAM"](task)()
     graph = build_graph(task.classifier, MapSpec(layer="conv5_3", signal="gradcam"))
-    small = OpenVinoEngine(graph, "fp32").infer({IMAGE: task.image_nhwc_bgr, WANTED_CLASS: np.array([-1])})["map"][0]
+    small = OpenVinoEngine(graph, "fp32").infer(
+        {IMAGE: task.image_nhwc_bgr, WANTED_CLASS: np.array([-1])}
+    )["map"][0]
     expected = cv2.resize(small - small.min(), (64, 64))
     assert found.shape == (1, 64, 64)
     assert found.max() > found.min() + 0.5
@@ -56,7 +64,9 @@ def test_grad_cam_is_ours_at_the_last_activations(task):
 def test_torch_peers_run_squeezenet_too(task):
     squeezenet = Task(load_classifier("squeezenet", "random", 64), task.image_nhwc_bgr, task.graph)
     assert PEERS["pytorch-grad-cam GradCAM"](squeezenet)().shape == (1, 64, 64)
-    saliency, gradient = (PEERS[name](squeezenet)() for name in ("Captum Saliency", "torch eager forward + autograd"))
+    saliency, gradient = (
+        PEERS[name](squeezenet)() for name in ("Captum Saliency", "torch eager forward + autograd")
+    )
     np.testing.assert_allclose(saliency, gradient, rtol=1e-5)
     assert gradient.max() > 0
 
@@ -64,11 +74,15 @@ def test_torch_peers_run_squeezenet_too(task):
 def test_onnx_runtime_runs_our_graph_to_the_same_outputs(task, ours):
     found = PEERS["ONNX Runtime, our graph"](task)()
     for value, spec in zip(found, task.graph.graph.output, strict=True):
-        np.testing.assert_allclose(value, ours[spec.name], rtol=1e-3, atol=1e-4 * np.abs(ours[spec.name]).max())
+        np.testing.assert_allclose(
+            value, ours[spec.name], rtol=1e-3, atol=1e-4 * np.abs(ours[spec.name]).max()
+        )
 
 
 def test_forward_peers_return_the_same_scores(task):
-    by_torch, (by_onnx,) = (PEERS[f"{name} forward only"](task)() for name in ("torch eager", "ONNX Runtime"))
+    by_torch, (by_onnx,) = (
+        PEERS[f"{name} forward only"](task)() for name in ("torch eager", "ONNX Runtime")
+    )
     np.testing.assert_allclose(by_torch, by_onnx, rtol=1e-3, atol=1e-4 * np.abs(by_onnx).max())
 
 
@@ -80,7 +94,10 @@ def test_a_peer_that_cannot_run_is_a_row_that_says_why(task, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     found, missing = peers(task)
-    assert missing["torch.compile forward + autograd"] == "InvalidCxxCompiler: No working C++ compiler found"
+    assert (
+        missing["torch.compile forward + autograd"]
+        == "InvalidCxxCompiler: No working C++ compiler found"
+    )
     assert missing["Captum Saliency"] == f"captum is not installed: {install_extra('bench')}"
     assert set(found) | set(missing) == set(PEERS)
     assert "ONNX Runtime forward only" in found

@@ -67,10 +67,22 @@ def test_pictures_may_be_renewed_and_those_of_others_may_not(result, tmp_path):
 
 def test_the_bench_reports_the_contract_s_fields(result):
     found, _ = result
-    assert set(found) >= {"fps", "frames", "dropped", "latency_ms", "stages_ms", "verdict", "machine", "engine", "peers"}
+    assert set(found) >= {
+        "fps",
+        "frames",
+        "dropped",
+        "latency_ms",
+        "stages_ms",
+        "verdict",
+        "machine",
+        "engine",
+        "peers",
+    }
     assert set(found["latency_ms"]) == {"p50", "p90", "p95", "p99", "p99_9", "max"}
     assert set(found["stages_ms"]["engine"]) >= {"p50", "p99"}
-    assert found["verdict"] in {f"{side}-limited" for side in ("source", "engine", "prepare", "drawing", "sink", "loop")}
+    assert found["verdict"] in {
+        f"{side}-limited" for side in ("source", "engine", "prepare", "drawing", "sink", "loop")
+    }
     assert found["warm_up_calls"] == 5
     assert json.loads(json.dumps(found)) == found
 
@@ -79,7 +91,9 @@ def test_ours_come_first_and_every_peer_has_a_row(result):
     (engine,) = result[0]["engines"]
     names = [row["name"] for row in engine["peers"]]
     assert names[0].startswith("Sightline")
-    assert {"Sightline fp32, to pixels", *PEERS} - {"torch.compile forward + autograd"} <= set(names)
+    assert {"Sightline fp32, to pixels", *PEERS} - {"torch.compile forward + autograd"} <= set(
+        names
+    )
     assert not engine["not_available"]
     first = engine["peers"][0]
     assert first["ratio"] == 1

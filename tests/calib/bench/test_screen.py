@@ -1,4 +1,6 @@
-"""Glass to glass: codes are read back, only once, and a loop with a known delay is measured as that."""
+"""Glass to glass: codes are read back, only once, and a loop with a known delay is measured as
+that.
+"""
 
 import io
 
@@ -37,8 +39,14 @@ def test_a_code_is_read_as_a_camera_sees_it():
     side = picture.shape[0]
     corners = np.float32([[0, 0], [side, 0], [side, side], [0, side]])
     seen_at = np.float32([[120, 60], [430, 100], [410, 400], [90, 330]])
-    view = cv2.warpPerspective(picture, cv2.getPerspectiveTransform(corners, seen_at), (640, 480), borderValue=(60, 70, 80))
-    noisy = cv2.GaussianBlur(view, (0, 0), 1.5).astype(float) * 0.6 + 20 + np.random.default_rng(0).normal(0, 8, view.shape)
+    view = cv2.warpPerspective(
+        picture, cv2.getPerspectiveTransform(corners, seen_at), (640, 480), borderValue=(60, 70, 80)
+    )
+    noisy = (
+        cv2.GaussianBlur(view, (0, 0), 1.5).astype(float) * 0.6
+        + 20
+        + np.random.default_rng(0).normal(0, 8, view.shape)
+    )
     assert codes.seen(np.clip(noisy, 0, 255).astype(np.uint8)) == shown_ns
 
 
@@ -105,7 +113,10 @@ def test_the_window_shows_a_new_code_beside_each_picture(monkeypatch):
 def test_a_camera_that_sees_no_code_is_told(monkeypatch):
     monkeypatch.setattr("calib.bench.screen.PATIENCE_S", 0.2)
     monkeypatch.setattr("calib.bench.screen.has_display", lambda: True)
-    monkeypatch.setattr("calib.bench.screen.WindowScreen", lambda codes: type("Dark", (), {"show": lambda *_: None})())
+    monkeypatch.setattr(
+        "calib.bench.screen.WindowScreen",
+        lambda codes: type("Dark", (), {"show": lambda *_: None})(),
+    )
     monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
     with pytest.raises(SightlineError, match="sees no code"):
         bench_screen("demo:60", Choice(), 1.0, console())

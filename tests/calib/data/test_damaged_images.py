@@ -1,4 +1,6 @@
-"""Images with a good head and damaged pixels, images that are not there, images without labels: the others are still used."""
+"""Images with a good head and damaged pixels, images that are not there, images without labels: the
+others are still used.
+"""
 
 import json
 
@@ -23,16 +25,23 @@ def labels(tmp_path):
     (tmp_path / "set").mkdir()
     for index, name in enumerate(names):
         cv2.imwrite(str(tmp_path / "set" / name), picture(index))
-    (tmp_path / "set.csv").write_text("file,class,x0,y0,x1,y1\n" + "".join(f"{name},{ROW}" for name in names))
+    (tmp_path / "set.csv").write_text(
+        "file,class,x0,y0,x1,y1\n" + "".join(f"{name},{ROW}" for name in names)
+    )
     return tmp_path / "set.csv"
 
 
 def cut(labels, *names):
     """Cut the files off in the middle of their pixels: their head still tells a size."""
-    for path in [labels.parent / "set" / name for name in names] or sorted((labels.parent / "set").iterdir()):
+    for path in [labels.parent / "set" / name for name in names] or sorted(
+        (labels.parent / "set").iterdir()
+    ):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) * 2 // 3])
-        assert path.suffix == ".png" or look_at(path.read_bytes(), path.name).size_px == (128, 96), "only its pixels tell"
+        assert path.suffix == ".png" or look_at(path.read_bytes(), path.name).size_px == (
+            128,
+            96,
+        ), "only its pixels tell"
 
 
 def test_evaluate_leaves_damaged_images_out_and_names_them(labels):
@@ -42,7 +51,13 @@ def test_evaluate_leaves_damaged_images_out_and_names_them(labels):
     report = json.loads(result.stdout)
     assert (report["images"], report["labels_skipped"]) == (10, 2)
     for name in ("02.png", "05.jpg"):
-        assert sum(line.startswith("note: left out: ") and name in line for line in result.stderr.splitlines()) == 1
+        assert (
+            sum(
+                line.startswith("note: left out: ") and name in line
+                for line in result.stderr.splitlines()
+            )
+            == 1
+        )
 
 
 def test_fit_leaves_damaged_images_out_and_names_them(labels, tmp_path):
@@ -96,7 +111,9 @@ def test_sequences_go_on_without_a_damaged_frame(tmp_path):
     (tmp_path / "walk").mkdir()
     for index in range(4):
         content = cv2.imencode(".png", picture(index))[1].tobytes()
-        (tmp_path / "walk" / f"{index}.png").write_bytes(content[: len(content) // 2] if index == 2 else content)
+        (tmp_path / "walk" / f"{index}.png").write_bytes(
+            content[: len(content) // 2] if index == 2 else content
+        )
     remarks = Remarks()
     assert len(load_sequences(tmp_path, None, remarks)) == 3
     assert remarks.left_out == 1

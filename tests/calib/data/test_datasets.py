@@ -1,4 +1,6 @@
-"""Data sets in every layout, right and wrong: the same boxes come out, the same mistakes are refused in one line."""
+"""Data sets in every layout, right and wrong: the same boxes come out, the same mistakes are
+refused in one line.
+"""
 
 import json
 from pathlib import Path
@@ -59,8 +61,14 @@ def test_a_box_may_reach_one_pixel_beyond_its_image_and_is_cut_there(tmp_path, l
 @pytest.mark.parametrize(
     ("box", "words"),
     [
-        ((-20.5, 20, 40, 60), r"a\b.*box -20\.5,20,40,60 of '(cat|object)' reaches 20\.5 px beyond the image"),
-        ((10, 20, 180, 60), "box 10,20,180,60 .* reaches 52 px beyond the image of 128x96 px: correct it, or give the images"),
+        (
+            (-20.5, 20, 40, 60),
+            r"a\b.*box -20\.5,20,40,60 of '(cat|object)' reaches 20\.5 px beyond the image",
+        ),
+        (
+            (10, 20, 180, 60),
+            "box 10,20,180,60 .* reaches 52 px beyond the image of 128x96 px: correct it, or give the images",
+        ),
         ((200, 20, 240, 60), "box 200,20,240,60 .* lies outside the image of 128x96 px"),
         ((128, 20, 129, 60), "lies outside the image"),
         ((40, 20, 10, 60), "box 40,20,10,60 .* is empty or reversed: edges are x0,y0,x1,y1"),
@@ -74,9 +82,18 @@ def test_boxes_that_cannot_be_are_refused(tmp_path, layout, box, words):
 
 @pytest.mark.parametrize("layout", LABELLED)
 @pytest.mark.parametrize("box", [(-1.5, 20, 40, 60), (10, 20, 130, 60), (10, 20, 40, 97.25)])
-def test_boxes_that_reach_slightly_beyond_their_image_are_cut_to_it_and_this_is_said(tmp_path, layout, box):
-    samples = notify(r"boxes that reach slightly beyond their image are cut to it \(.*a\b", layout(tmp_path, box))
-    assert samples[0].truths[0].box_xyxy_px == (max(0, box[0]), box[1], min(128, box[2]), min(96, box[3]))
+def test_boxes_that_reach_slightly_beyond_their_image_are_cut_to_it_and_this_is_said(
+    tmp_path, layout, box
+):
+    samples = notify(
+        r"boxes that reach slightly beyond their image are cut to it \(.*a\b", layout(tmp_path, box)
+    )
+    assert samples[0].truths[0].box_xyxy_px == (
+        max(0, box[0]),
+        box[1],
+        min(128, box[2]),
+        min(96, box[3]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +112,9 @@ def test_frames_of_a_sequence_are_one_group_and_photos_their_own(tmp_path, layou
     assert {sample.group for sample in load_dataset(layout(tmp_path))} == groups
 
 
-@pytest.mark.parametrize("size", ["<size><width>64</width><height>96</height></size>", SIZE.replace("96", "90")])
+@pytest.mark.parametrize(
+    "size", ["<size><width>64</width><height>96</height></size>", SIZE.replace("96", "90")]
+)
 def test_labels_made_for_an_image_of_another_size_are_left_out(tmp_path, size):
     labels = voc(tmp_path)
     (labels / "b.xml").write_text(voc_xml("b.png", (10, 20, 40, 60), size=size))
@@ -105,7 +124,9 @@ def test_labels_made_for_an_image_of_another_size_are_left_out(tmp_path, size):
     refused(words, labels)
 
 
-@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>", SIZE.replace("96", "95")])
+@pytest.mark.parametrize(
+    "size", ["", "<size><width>0</width><height>0</height></size>", SIZE.replace("96", "95")]
+)
 def test_sizes_that_tools_leave_out_or_round_are_no_mistake(tmp_path, size):
     labels = voc(tmp_path)
     (labels / "b.xml").write_text(voc_xml("b.png", size=size))
@@ -117,7 +138,9 @@ def test_boxes_of_no_height_and_crowds_are_left_out_of_coco(tmp_path):
     labels = coco(tmp_path)
     content = json.loads(labels.read_text())
     content["annotations"][0]["bbox"][3] = 0.0
-    content["annotations"] += [{**content["annotations"][1], "iscrowd": 1, "bbox": [0, 0, 500, 500]}]
+    content["annotations"] += [
+        {**content["annotations"][1], "iscrowd": 1, "bbox": [0, 0, 500, 500]}
+    ]
     labels.write_text(json.dumps(content))
     assert [len(sample.truths) for sample in load_dataset(labels)] == [0, 1]
 
@@ -166,15 +189,24 @@ def test_an_image_set_names_the_images_to_keep(tmp_path):
 def test_only_the_classes_asked_for_are_kept(tmp_path):
     labels = zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,cow"])
     kept = load_dataset(labels, classes=["dog", "cat"])
-    assert [(sample.name, [truth.class_name for truth in sample.truths]) for sample in kept] == [("a.png", ["cat", "dog"])]
+    assert [(sample.name, [truth.class_name for truth in sample.truths]) for sample in kept] == [
+        ("a.png", ["cat", "dog"])
+    ]
     (dog,), (cow,) = (load_dataset(labels, classes=[name]) for name in ("dog", "cow"))
-    assert (dog.one_box, dog.single) == (True, False), "a head may be fitted to the dog, but the image shows a cat too"
+    assert (dog.one_box, dog.single) == (True, False), (
+        "a head may be fitted to the dog, but the image shows a cat too"
+    )
     assert (cow.one_box, cow.single) == (True, True)
-    refused(r"zoo\.csv has no class 'horse': it has cat, cow, dog$", labels, classes=["dog", "horse"])
+    refused(
+        r"zoo\.csv has no class 'horse': it has cat, cow, dog$", labels, classes=["dog", "horse"]
+    )
 
 
 def test_an_image_with_one_dog_and_a_cat_is_no_single_object_image(tmp_path):
-    labels, localizer = zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,dog"]), Localizer(MockEngine(96))
+    labels, localizer = (
+        zoo(tmp_path, ["a.png,cat", "a.png,dog", "b.png,dog"]),
+        Localizer(MockEngine(96)),
+    )
     dogs = load_dataset(labels, classes=["dog"])
     assert evaluate(dogs, localizer, QUIET, None)[0]["images"] == 2
     _, cases = evaluate(dogs, localizer, QUIET, None, single=True)
@@ -191,7 +223,10 @@ def test_a_long_list_of_classes_is_cut(tmp_path):
 def test_a_set_without_an_image_of_one_object(tmp_path):
     labels = zoo(tmp_path, ["a.png,cat", "a.png,cat"])
     samples, classifier = load_dataset(labels), load_classifier("compact", "random", 64)
-    with pytest.raises(SourceError, match=r"zoo: 0 images have exactly one box, a head needs at least 10: .*--classes"):
+    with pytest.raises(
+        SourceError,
+        match=r"zoo: 0 images have exactly one box, a head needs at least 10: .*--classes",
+    ):
         fit_head(samples, classifier, *default_features(classifier, "sensitivity"), QUIET, "zoo")
     with pytest.raises(SourceError, match="no image with exactly one object"):
         evaluate(samples, Localizer(MockEngine(96)), QUIET, None, single=True)
@@ -204,7 +239,9 @@ def boxes_of(path: Path, **options):
 
 
 def test_the_raccoon_table_and_its_xml_agree(data):
-    table, xml = (boxes_of(data / "raccoon" / name) for name in ("raccoon_labels.csv", "annotations.tar"))
+    table, xml = (
+        boxes_of(data / "raccoon" / name) for name in ("raccoon_labels.csv", "annotations.tar")
+    )
     assert table == xml
     assert len(xml) == 200
 

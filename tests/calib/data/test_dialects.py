@@ -1,4 +1,6 @@
-"""Labels as people have them, in every dialect: the same box comes out, and what was guessed is said."""
+"""Labels as people have them, in every dialect: the same box comes out, and what was guessed is
+said.
+"""
 
 import json
 import unicodedata
@@ -38,16 +40,24 @@ TABLES = {
     "a comment": "# " + PLAIN,
     "corners": rows("image,x1,y1,x2,y2,label", "IMAGE.png,10,20,40,60,cat"),
     "sides": rows("path;left;top;right;bottom;category", "IMAGE.png;10;20;40;60;cat"),
-    "tensorflow": rows("filename,width,height,class,xmin,ymin,xmax,ymax", "IMAGE.png,128,96,cat,11,21,40,60"),
+    "tensorflow": rows(
+        "filename,width,height,class,xmin,ymin,xmax,ymax", "IMAGE.png,128,96,cat,11,21,40,60"
+    ),
     "size": rows("image_id,label,x,y,w,h", "IMAGE,cat,10,20,30,40"),
-    "long size": rows("Image Name,Label Name,bbox_x,bbox_y,bbox_width,bbox_height", "IMAGE.png,cat,10,20,30,40"),
+    "long size": rows(
+        "Image Name,Label Name,bbox_x,bbox_y,bbox_width,bbox_height", "IMAGE.png,cat,10,20,30,40"
+    ),
     "centre": rows("file_name,name,cx,cy,w,h", "IMAGE.png,cat,25,40,30,40"),
-    "one column": rows("image_id,width,height,bbox,class", 'IMAGE,128,96,"[10.0, 20, 30.0, 40]",cat'),
+    "one column": rows(
+        "image_id,width,height,bbox,class", 'IMAGE,128,96,"[10.0, 20, 30.0, 40]",cat'
+    ),
     "open images": rows(
         "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded",
         f"IMAGE,x,cat,1,{10 / 128},{40 / 128},{20 / 96},{60 / 96},0",
     ),
-    "fractions": rows("file,class,x0,y0,x1,y1", f"IMAGE.png,cat,{10 / 128},{20 / 96},{40 / 128},{60 / 96}"),
+    "fractions": rows(
+        "file,class,x0,y0,x1,y1", f"IMAGE.png,cat,{10 / 128},{20 / 96},{40 / 128},{60 / 96}"
+    ),
     "retinanet": rows("", "IMAGE.png,10,20,40,60,cat").lstrip(),
     "retinanet, first empty": "c.png,,,,,\n" + rows("", "IMAGE.png,10,20,40,60,cat").lstrip(),
     "no names": rows("", "IMAGE.png;cat;10;20;40;60").lstrip(),
@@ -92,7 +102,9 @@ def test_tables(tmp_path, kind):
     images(tmp_path / "images", ["a.png", "b.png", *(["c.png"] if "c.png" in TABLES[kind] else [])])
     (tmp_path / "labels.csv").write_text(TABLES[kind], newline="")
     remarks = Remarks()
-    same(load_dataset(tmp_path / "labels.csv", remarks=remarks), 3 if "c.png" in TABLES[kind] else 2)
+    same(
+        load_dataset(tmp_path / "labels.csv", remarks=remarks), 3 if "c.png" in TABLES[kind] else 2
+    )
     assert not (remarks.lines() and kind in UNSAID), remarks.lines()
     assert not remarks.left_out
 
@@ -153,17 +165,39 @@ def test_coco_without_a_box_has_that_of_its_outline(tmp_path, shape, box):
         (lambda d: d["annotations"][0].update(image_id="0"), "^$", 2),
         (lambda d: d["annotations"][0].update(image_id=0.0), "^$", 2),
         (lambda d: d["annotations"][0].update(category_id="7"), "^$", 2),
-        (lambda d: d["annotations"].append({"image_id": 0, "category_id": 7, "iscrowd": 1, "bbox": None}), "^$", 2),
+        (
+            lambda d: d["annotations"].append(
+                {"image_id": 0, "category_id": 7, "iscrowd": 1, "bbox": None}
+            ),
+            "^$",
+            2,
+        ),
         (lambda d: d["annotations"][0].update(bbox=["10", "20", 30, 40.0]), "^$", 2),
         (
             lambda d: d["annotations"][0].update(bbox=[]),
             r"^left out: .*set\.json: annotation 1: its bbox is \[\], not 4 numbers$",
             1,
         ),
-        (lambda d: d["annotations"][0].pop("image_id"), "^left out: .*annotation 1: it has no 'image_id'$", 1),
-        (lambda d: d["annotations"].insert(0, 5), "^left out: .*annotation 1: it is 5, not an object", 2),
-        (lambda d: d["images"].append({"id": 3}), "^left out: .*image 3: it has no 'file_name'$", 2),
-        (lambda d: d["annotations"].extend([{}] * 9), "annotation 5: it has no 'image_id'\nleft out: 6 more$", 2),
+        (
+            lambda d: d["annotations"][0].pop("image_id"),
+            "^left out: .*annotation 1: it has no 'image_id'$",
+            1,
+        ),
+        (
+            lambda d: d["annotations"].insert(0, 5),
+            "^left out: .*annotation 1: it is 5, not an object",
+            2,
+        ),
+        (
+            lambda d: d["images"].append({"id": 3}),
+            "^left out: .*image 3: it has no 'file_name'$",
+            2,
+        ),
+        (
+            lambda d: d["annotations"].extend([{}] * 9),
+            "annotation 5: it has no 'image_id'\nleft out: 6 more$",
+            2,
+        ),
     ],
 )
 def test_one_bad_row_of_coco_is_told_and_left_out(tmp_path, change, words, kept):
@@ -174,7 +208,9 @@ def test_one_bad_row_of_coco_is_told_and_left_out(tmp_path, change, words, kept)
 def test_coco_without_categories_or_with_fractions(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-    samples = notify("no 'categories'", coco_of(tmp_path / "a", lambda data: data.pop("categories")))
+    samples = notify(
+        "no 'categories'", coco_of(tmp_path / "a", lambda data: data.pop("categories"))
+    )
     assert {truth.class_name for sample in samples for truth in sample.truths} == {"7"}
 
     def fractions(data):
@@ -185,7 +221,12 @@ def test_coco_without_categories_or_with_fractions(tmp_path):
 
 
 def test_an_image_with_a_bad_object_is_no_single_object_image(tmp_path):
-    path = coco_of(tmp_path, lambda data: data["annotations"].append({"image_id": 0, "category_id": 7, "bbox": [1, 2, 3]}))
+    path = coco_of(
+        tmp_path,
+        lambda data: data["annotations"].append(
+            {"image_id": 0, "category_id": 7, "bbox": [1, 2, 3]}
+        ),
+    )
     assert [sample.single for sample in load_dataset(path)] == [False, True]
 
 
@@ -202,7 +243,9 @@ def test_json_with_a_mark(tmp_path, encoding):
         lambda text: text.replace("<width>128", "<width>128.0"),
         lambda text: text.replace(SIZE, "<size><width>x</width></size>"),
         lambda text: "\n " + text,
-        lambda text: text.replace("<annotation>", '<annotation xmlns="http://example.com/voc" verified="yes">'),
+        lambda text: text.replace(
+            "<annotation>", '<annotation xmlns="http://example.com/voc" verified="yes">'
+        ),
         lambda text: text.replace("<annotation>", "<?xml version='1.0'?><annotation>"),
         lambda text: text.replace("annotation>", "Annotation>").replace("bndbox", "BndBox"),
         lambda text: text.replace("xmin", "x_min"),
@@ -232,7 +275,9 @@ def test_spellings_of_xml(tmp_path, change, encoding):
 def test_xml_declares_its_encoding(tmp_path):
     labels = voc(tmp_path)
     (labels / "a.xml").write_bytes(
-        ("<?xml version='1.0' encoding='gb2312'?>" + voc_xml("a.png").replace("cat", "猫")).encode("gb2312")
+        ("<?xml version='1.0' encoding='gb2312'?>" + voc_xml("a.png").replace("cat", "猫")).encode(
+            "gb2312"
+        )
     )
     assert load_dataset(labels)[0].truths[0].class_name == "猫"
 
@@ -241,14 +286,26 @@ def test_swapped_sizes_are_taken_where_boxes_fit_and_exif_is_named(tmp_path):
     labels = voc(tmp_path)
     swapped = SIZE.replace("128", "0").replace("96", "128").replace(">0<", ">96<")
     (labels / "a.xml").write_text(voc_xml("a.png", size=swapped))
-    same(notify("wrong order .EXIF rotation does so.: boxes fit and are taken .*96x128, the image has 128x96 px", labels))
+    same(
+        notify(
+            "wrong order .EXIF rotation does so.: boxes fit and are taken .*96x128, the image has 128x96 px",
+            labels,
+        )
+    )
     jpeg = cv2.imencode(".jpg", np.rot90(picture(0)))[1].tobytes()
     exif = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     (tmp_path / "JPEGImages" / "c.jpg").write_bytes(jpeg[:2] + exif + jpeg[2:])
     (labels / "a.xml").write_text(voc_xml("c.jpg", size=swapped))
-    assert notify("the size before EXIF rotation: boxes fit", labels)[0].read().shape == (96, 128, 3)
+    assert notify("the size before EXIF rotation: boxes fit", labels)[0].read().shape == (
+        96,
+        128,
+        3,
+    )
     (labels / "a.xml").write_text(voc_xml("c.jpg", (10, 20, 40, 120), size=swapped))
-    notify("c.jpg has 128x96 px, its label says 96x128; the file's EXIF data turn it by 90 degrees", labels)
+    notify(
+        "c.jpg has 128x96 px, its label says 96x128; the file's EXIF data turn it by 90 degrees",
+        labels,
+    )
 
 
 def yolo(
@@ -267,7 +324,9 @@ def yolo(
     return folder
 
 
-@pytest.mark.parametrize("layout", ["images/train labels/train", "images labels", "train/images train/labels", ". ."])
+@pytest.mark.parametrize(
+    "layout", ["images/train labels/train", "images labels", "train/images train/labels", ". ."]
+)
 def test_yolo_folders(tmp_path, layout):
     yolo(tmp_path, layout=layout)
     (tmp_path / "README.txt").write_text("made with a tool")
@@ -286,7 +345,10 @@ def test_yolo_folders(tmp_path, layout):
             "1 0.078125 0.2083333333 0.3125 0.2083333333 0.3125 0.625 0.078125 0.625",
             "nc: 2\nnames:\n- dog\n- 'cat' # ours\nval: x",
         ),
-        ("0 0.1953125 0.4166666667 0.234375 0.4166666667 0.5 0.5 2 0.1 0.1 0", "names: ['cat']\nkpt_shape: [2, 3]"),
+        (
+            "0 0.1953125 0.4166666667 0.234375 0.4166666667 0.5 0.5 2 0.1 0.1 0",
+            "names: ['cat']\nkpt_shape: [2, 3]",
+        ),
         ("cat 0.1953125 0.4166666667 0.234375 0.4166666667", ""),
         ("cat 0.00 0 -1.57 10 20 40 60 1.57 1.73 4.15 1.65 1.75 13.22 1.62", ""),
     ],
@@ -303,7 +365,8 @@ def test_yolo_says_what_it_leaves_out(tmp_path):
     (tmp_path / "classes.txt").write_text("dog\n")
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 64 48 30 40\n3 0.5 0.5 0.1 0.1\n")
     samples = notify(
-        "a.txt line 1: its box 64 48 30 40 is not between 0 and 1.*\n.*a.txt line 2: its class is 3, of 1", tmp_path
+        "a.txt line 1: its box 64 48 30 40 is not between 0 and 1.*\n.*a.txt line 2: its class is 3, of 1",
+        tmp_path,
     )
     assert [[truth.class_name for truth in sample.truths] for sample in samples] == [["dog"]]
 
@@ -322,7 +385,13 @@ STUDIO = {
     "rotation": 0,
     "rectanglelabels": ["cat"],
 }
-TURNED = {**STUDIO, "x": 100 * 40 / 128, "width": 100 * 40 / 128, "height": 100 * 30 / 96, "rotation": 90}
+TURNED = {
+    **STUDIO,
+    "x": 100 * 40 / 128,
+    "width": 100 * 40 / 128,
+    "height": 100 * 30 / 96,
+    "rotation": 90,
+}
 OF = {"original_width": 128, "original_height": 96}
 
 
@@ -349,19 +418,38 @@ def tools(name):
                 "data": {"picture": f"/data/upload/1/0a1b2c3d-{name}"},
                 "annotations": [
                     {"was_cancelled": True},
-                    {"result": [{"type": "choices", "value": {"choices": ["x"]}}, {"value": STUDIO, **OF}]},
+                    {
+                        "result": [
+                            {"type": "choices", "value": {"choices": ["x"]}},
+                            {"value": STUDIO, **OF},
+                        ]
+                    },
                 ],
             }
         ],
         "turned.json": [
-            {"data": {"image": f"/data/local-files/?d=some/{name}"}, "annotations": [{"result": [{"value": TURNED, **OF}]}]}
+            {
+                "data": {"image": f"/data/local-files/?d=some/{name}"},
+                "annotations": [{"result": [{"value": TURNED, **OF}]}],
+            }
         ],
-        "min.json": [{"image": f"http://localhost:8080/data/{name}?x=1", "id": 1, "boxes": [{**STUDIO, **OF}]}],
+        "min.json": [
+            {
+                "image": f"http://localhost:8080/data/{name}?x=1",
+                "id": 1,
+                "boxes": [{**STUDIO, **OF}],
+            }
+        ],
         "via.json": {
             "x": {
                 "filename": name,
                 "size": 1,
-                "regions": [{"shape_attributes": {"name": "rect", **corners}, "region_attributes": {"type": "cat"}}],
+                "regions": [
+                    {
+                        "shape_attributes": {"name": "rect", **corners},
+                        "region_attributes": {"type": "cat"},
+                    }
+                ],
             }
         },
         "project.json": {
@@ -370,7 +458,11 @@ def tools(name):
                     "filename": name,
                     "regions": {
                         "0": {
-                            "shape_attributes": {"name": "polygon", "all_points_x": [10, 40], "all_points_y": [20, 60]},
+                            "shape_attributes": {
+                                "name": "polygon",
+                                "all_points_x": [10, 40],
+                                "all_points_y": [20, 60],
+                            },
                             "region_attributes": {"a": {"cat": True}},
                         }
                     },
@@ -378,7 +470,12 @@ def tools(name):
             }
         },
         "createml.json": [
-            {"image": name, "annotations": [{"label": "cat", "coordinates": {"x": 25, "y": 40, "width": 30, "height": 40}}]}
+            {
+                "image": name,
+                "annotations": [
+                    {"label": "cat", "coordinates": {"x": 25, "y": 40, "width": 30, "height": 40}}
+                ],
+            }
         ],
         "bdd.json": [
             {
@@ -392,7 +489,11 @@ def tools(name):
         f"{name}.json": {
             "size": {"width": 128, "height": 96},
             "objects": [
-                {"classTitle": "cat", "geometryType": "rectangle", "points": {"exterior": [[10, 20], [40, 60]], "interior": []}}
+                {
+                    "classTitle": "cat",
+                    "geometryType": "rectangle",
+                    "points": {"exterior": [[10, 20], [40, 60]], "interior": []},
+                }
             ],
         },
         "cvat.xml": f'<annotations><image id="0" name="{name}" width="128" height="96"><box label="cat" xtl="10" ytl="20" xbr="40" ybr="60"/><points label="x" points="1,2"/></image></annotations>',
@@ -409,7 +510,9 @@ def test_what_other_tools_write(tmp_path, kind):
     path = tmp_path / kind
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     same(load_dataset(path), 1)
-    (tmp_path / "settings.json" if kind.endswith("json") else tmp_path / "settings.xml").write_text("{}")
+    (tmp_path / "settings.json" if kind.endswith("json") else tmp_path / "settings.xml").write_text(
+        "{}"
+    )
     same(notify("left out: .*settings", tmp_path), 1)
 
 
@@ -458,8 +561,14 @@ def test_what_is_known_but_not_read_is_named(tmp_path, content, words):
         ("a.png", "images/A.PNG"),
         ("a.jpg", "images/a.png"),
         ("a", "images/a.png"),
-        (unicodedata.normalize("NFD", "Käse.png"), "images/" + unicodedata.normalize("NFC", "Käse.png")),
-        (unicodedata.normalize("NFC", "Käse.png"), "images/" + unicodedata.normalize("NFD", "Käse.png")),
+        (
+            unicodedata.normalize("NFD", "Käse.png"),
+            "images/" + unicodedata.normalize("NFC", "Käse.png"),
+        ),
+        (
+            unicodedata.normalize("NFC", "Käse.png"),
+            "images/" + unicodedata.normalize("NFD", "Käse.png"),
+        ),
         (" a.png ", "images/a.png"),
         ("/x/train/a.png", "images/train/a.png"),
         ("D:\\x\\train\\a.png", "images/a.png"),
@@ -475,11 +584,15 @@ def test_another_split_s_image_is_not_taken_for_one_of_another_machine(tmp_path)
     images(tmp_path / "images" / "val")
     (tmp_path / "labels.csv").write_text(PLAIN.replace("a.png", "/home/me/train/a.png"))
     notify(
-        r"left out: .*names image /home/me/train/a\.png, which is not in .*images, only val/a\.png is", tmp_path / "labels.csv"
+        r"left out: .*names image /home/me/train/a\.png, which is not in .*images, only val/a\.png is",
+        tmp_path / "labels.csv",
     )
     images(tmp_path / "images" / "x" / "train", ["a.png"])
     images(tmp_path / "images" / "y" / "train", ["a.png"])
-    notify(r"which .*images has as [xy]/train/a\.png and [xy]/train/a\.png: name the folder", tmp_path / "labels.csv")
+    notify(
+        r"which .*images has as [xy]/train/a\.png and [xy]/train/a\.png: name the folder",
+        tmp_path / "labels.csv",
+    )
 
 
 def test_xml_beside_images(tmp_path):
@@ -519,7 +632,12 @@ def test_hidden_and_stray_files(tmp_path):
         (labels / name).write_text("<project/>")
     same(notify("^$", labels))
     (labels / "pom.xml").write_text("<project/>")
-    same(notify(r"^left out: .*Annotations: pom\.xml is not VOC XML: its root is <project>, not <annotation>$", labels))
+    same(
+        notify(
+            r"^left out: .*Annotations: pom\.xml is not VOC XML: its root is <project>, not <annotation>$",
+            labels,
+        )
+    )
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".mpo", ".jp2", ".gif", ".avif", ".heic", ".psd"])
@@ -529,6 +647,9 @@ def test_kinds_of_images(tmp_path, suffix):
     (tmp_path / "images" / f"a{suffix}").write_bytes(cv2.imencode(kind, picture(0))[1].tobytes())
     (tmp_path / "labels.csv").write_text(PLAIN.replace("a.png", f"a{suffix}"))
     if suffix == ".psd":
-        notify(rf"names image a\{suffix}, which is of an unsupported kind \(\{suffix}\): convert it", tmp_path / "labels.csv")
+        notify(
+            rf"names image a\{suffix}, which is of an unsupported kind \(\{suffix}\): convert it",
+            tmp_path / "labels.csv",
+        )
     else:
         same(notify("^$", tmp_path / "labels.csv"))

@@ -1,4 +1,6 @@
-"""Label files that are damaged, made to exhaust us, or plain nonsense: each is one line that the user can act on, or is read."""
+"""Label files that are damaged, made to exhaust us, or plain nonsense: each is one line that the
+user can act on, or is read.
+"""
 
 import json
 import random
@@ -113,7 +115,11 @@ def of_coco(**changes):
     """One image, one class, one object, with parts replaced."""
     image = {"id": 0, "file_name": "a.png", "width": 128, "height": 96} | changes.get("image", {})
     item = {"image_id": 0, "category_id": 7, "bbox": [10, 20, 30, 40]} | changes.get("item", {})
-    whole = {"images": [image], "categories": [{"id": 7, "name": "cat"} | changes.get("category", {})], "annotations": [item]}
+    whole = {
+        "images": [image],
+        "categories": [{"id": 7, "name": "cat"} | changes.get("category", {})],
+        "annotations": [item],
+    }
     return _json(whole | changes.get("whole", {}))
 
 
@@ -129,14 +135,20 @@ def labelme(shape):
 
 
 def studio(value, **more):
-    return _json([{"data": {"image": "a.png"}, "annotations": [{"result": [{"value": value, **more}]}]}])
+    return _json(
+        [{"data": {"image": "a.png"}, "annotations": [{"result": [{"value": value, **more}]}]}]
+    )
 
 
 RECTANGLE = {"x": 1, "y": 1, "width": 50, "height": 50, "rectanglelabels": ["cat"]}
 JSONS = [
     *GARBAGE,
     *[of_coco(item={"bbox": value}) for value in BAD_VALUES if value != []],
-    *[of_coco(item={"bbox": [1, 2, value, 4]}) for value in BAD_VALUES if value not in (True, 1e308)],
+    *[
+        of_coco(item={"bbox": [1, 2, value, 4]})
+        for value in BAD_VALUES
+        if value not in (True, 1e308)
+    ],
     *[of_coco(item={"image_id": value}) for value in BAD_VALUES],
     *[of_coco(item={"category_id": value}) for value in BAD_VALUES],
     *[of_coco(image={"file_name": value}) for value in BAD_VALUES],
@@ -150,7 +162,10 @@ JSONS = [
     *[of_coco(whole={"annotations": value}) for value in BAD_VALUES],
     *[of_coco(whole={"categories": value}) for value in BAD_VALUES],
     *[of_coco(item={"bbox": None, "segmentation": value}) for value in BAD_VALUES],
-    *[of_coco(item={"bbox": None, "segmentation": {"size": [96, 128], "counts": value}}) for value in BAD_VALUES],
+    *[
+        of_coco(item={"bbox": None, "segmentation": {"size": [96, 128], "counts": value}})
+        for value in BAD_VALUES
+    ],
     of_coco(item={"bbox": None, "segmentation": {"size": [0, 0], "counts": [1, 2]}}),
     of_coco(item={"bbox": None, "segmentation": {"size": [96, 128], "counts": "o" * 100_000}}),
     b"[" * 200_000,
@@ -170,13 +185,21 @@ JSONS = [
     b"{}",
     b"[]",
     *[labelme({"label": "cat", "points": value}) for value in BAD_VALUES],
-    *[labelme({"label": "cat", "points": [[1, 2], [value, 50]]}) for value in BAD_VALUES if value != -1],
+    *[
+        labelme({"label": "cat", "points": [[1, 2], [value, 50]]})
+        for value in BAD_VALUES
+        if value != -1
+    ],
     *[labelme(value) for value in BAD_VALUES],
     labelme({"label": "cat", "points": [[1, 2]], "shape_type": "circle"}),
     labelme({"label": "cat", "points": [[1, 2], [1e308, 1e308]], "shape_type": "circle"}),
     labelme({"label": "", "points": [[1, 2], [30, 40]]}),
     *[studio(RECTANGLE | {"width": value}) for value in BAD_VALUES],
-    *[studio(RECTANGLE | {"rotation": value}) for value in BAD_VALUES if value and value is not True and value != -1],
+    *[
+        studio(RECTANGLE | {"rotation": value})
+        for value in BAD_VALUES
+        if value and value is not True and value != -1
+    ],
     studio(RECTANGLE | {"rotation": 30}),
     studio(RECTANGLE | {"rotation": float("nan")}, original_width=9, original_height=9),
     studio([]),
@@ -192,7 +215,15 @@ JSONS = [
         {
             "a": {
                 "filename": "a.png",
-                "regions": {"0": {"shape_attributes": {"name": "polygon", "all_points_x": [1], "all_points_y": []}}},
+                "regions": {
+                    "0": {
+                        "shape_attributes": {
+                            "name": "polygon",
+                            "all_points_x": [1],
+                            "all_points_y": [],
+                        }
+                    }
+                },
             }
         }
     ),
@@ -246,7 +277,9 @@ XMLS = [
     b'<annotations><image name="a.png"><polygon label="cat" points="1,2;3"/></image></annotations>',
     b'<annotations><track label="cat"><box frame="x" xtl="1"/></track></annotations>',
     b'<annotations><track><box frame="0" xtl="1" ytl="1" xbr="9" ybr="9"/></track></annotations>',
-    b'<annotations><track label="cat"><box frame="' + b"9" * 5000 + b'" xtl="1"/></track></annotations>',
+    b'<annotations><track label="cat"><box frame="'
+    + b"9" * 5000
+    + b'" xtl="1"/></track></annotations>',
     b'<annotations><image name="a.png"><box label="cat" xtl="1" ytl="1" xbr="9" ybr="9" rotation="nan"/></image></annotations>',
     b'<dataset><images><image file="a.png"><box top="a" left="1" width="2" height="3"/></image></images></dataset>',
     b"<a " + b'b="1" ' * 50_000 + b"/>",
@@ -282,7 +315,9 @@ def place(tmp_path_factory):
 
 
 def one_line(path, content=None):
-    """Loading is refused in one displayable line; what can be read after all gives boxes in their image."""
+    """Loading is refused in one displayable line; what can be read after all gives boxes in their
+    image.
+    """
     if content is not None:
         path.write_bytes(content)
     try:
@@ -351,7 +386,13 @@ def test_names_of_classes(tmp_path, content, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", [LAUGHS + b"<annotation>&u;</annotation>", b"[" * 3_000_000, b"<annotation>" * 300_000, b"," * 3_000_000]
+    "content",
+    [
+        LAUGHS + b"<annotation>&u;</annotation>",
+        b"[" * 3_000_000,
+        b"<annotation>" * 300_000,
+        b"," * 3_000_000,
+    ],
 )
 @pytest.mark.parametrize("name", ["labels.xml", "labels.json", "labels.csv"])
 def test_memory_stays_bounded(place, name, content, capsys):
@@ -385,19 +426,34 @@ VALID = {
         {
             "a": {
                 "filename": "a.png",
-                "regions": [{"shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 9, "height": 9}}],
+                "regions": [
+                    {"shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 9, "height": 9}}
+                ],
             }
         }
     ),
-    "runs.json": of_coco(item={"bbox": None, "segmentation": {"size": [96, 128], "counts": [1930, 30, 66, 30, 10232]}}),
+    "runs.json": of_coco(
+        item={
+            "bbox": None,
+            "segmentation": {"size": [96, 128], "counts": [1930, 30, 66, 30, 10232]},
+        }
+    ),
 }
 CHANGES = st.lists(
-    st.tuples(st.integers(0, 2000), st.integers(0, 6), st.binary(min_size=0, max_size=6)), min_size=1, max_size=6
+    st.tuples(st.integers(0, 2000), st.integers(0, 6), st.binary(min_size=0, max_size=6)),
+    min_size=1,
+    max_size=6,
 )
 
 
 @pytest.mark.parametrize("name", VALID)
-@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(changes=CHANGES)
 def test_valid_files_with_some_bytes_changed(place, name, changes):
     content = VALID[name]
@@ -411,14 +467,24 @@ VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["id", "bbox", "points", "label", "value", "x", "data"]), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["id", "bbox", "points", "label", "value", "x", "data"]),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )
 
 
 @pytest.mark.parametrize("name", ["labels.json", "studio.json", "via.json", "runs.json"])
-@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(place_in=st.lists(st.integers(0, 9), min_size=1, max_size=6), value=VALUES)
 def test_valid_json_with_a_value_replaced(place, name, place_in, value):
     data = json.loads(VALID[name])

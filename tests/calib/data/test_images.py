@@ -1,4 +1,6 @@
-"""Images are found where the labels say, read in any order, and named where they are missing or damaged."""
+"""Images are found where the labels say, read in any order, and named where they are missing or
+damaged.
+"""
 
 import shutil
 import zipfile
@@ -27,7 +29,9 @@ def test_a_missing_image_is_named(tmp_path, layout):
             labels,
             images=tmp_path / "none",
         )
-    with pytest.raises(SourceError, match=r"images .*nowhere do not exist: say where they are with --images"):
+    with pytest.raises(
+        SourceError, match=r"images .*nowhere do not exist: say where they are with --images"
+    ):
         load_dataset(labels, images=tmp_path / "nowhere")
 
 
@@ -37,20 +41,30 @@ def test_the_same_name_in_two_folders_is_not_guessed(tmp_path):
     (tmp_path / "set" / "a.png").rename(tmp_path / "set" / "small" / "c.png")
     assert len(load_dataset(labels)) == 2, "b.png is at the top, a.png in one folder only"
     images(tmp_path / "set" / "large", ["a.png"])
-    notify("image a.png, which .*set has as (large|small)/a.png and (large|small)/a.png: name the folder", labels)
+    notify(
+        "image a.png, which .*set has as (large|small)/a.png and (large|small)/a.png: name the folder",
+        labels,
+    )
 
 
 def test_a_folder_that_the_label_names_must_be_the_image_s_own(tmp_path):
-    """Splits often number their images alike: another split's image would be taken without a word."""
+    """Splits often number their images alike: another split's image would be taken without a
+    word.
+    """
     labels = zoo(tmp_path, ["train/a.png,cat"])
     shutil.rmtree(tmp_path / "zoo")
     images(tmp_path / "zoo" / "val")
-    refused(r"names image train/a\.png, which is not in .*zoo, only val/a\.png is: say where it is with --images", labels)
+    refused(
+        r"names image train/a\.png, which is not in .*zoo, only val/a\.png is: say where it is with --images",
+        labels,
+    )
     refused("which is not in .*val, only a.png is", labels, images=tmp_path / "zoo" / "val")
     refused("which is not in .*strain, only a.png is", labels, images=images(tmp_path / "strain"))
     for place in (tmp_path / "train", tmp_path / "zoo" / "deep" / "train"):
         images(place)
-        assert len(load_dataset(labels, images=place)) == 1, "the folder itself may be what the label names"
+        assert len(load_dataset(labels, images=place)) == 1, (
+            "the folder itself may be what the label names"
+        )
     assert len(load_dataset(labels)) == 1
     images(tmp_path / "zoo" / "other" / "train")
     refused("has as .*/train/a.png and .*/train/a.png: name the folder", labels)

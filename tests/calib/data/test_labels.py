@@ -1,4 +1,6 @@
-"""Label files: what they say of difficult objects, and that malformed ones are refused in one line that says where."""
+"""Label files: what they say of difficult objects, and that malformed ones are refused in one line
+that says where.
+"""
 
 import zipfile
 
@@ -19,11 +21,20 @@ HEAD = "file,class,x0,y0,x1,y1\n"
         (HEAD + "a.png,,,,,\n", "no labelled image"),
         (HEAD + "z.png,cat,0,0,5,5\n", r"names image z\.png"),
         (HEAD + "a.png,cat,0,0,five,5\n", "line 2: the box 0,0,five,5 is not four numbers"),
-        (HEAD + "b.png,cat,9,0,0,9\na.png,cat,,0,5,5\n", "line 3: the box ,0,5,5 is not four numbers .1 more"),
+        (
+            HEAD + "b.png,cat,9,0,0,9\na.png,cat,,0,5,5\n",
+            "line 3: the box ,0,5,5 is not four numbers .1 more",
+        ),
         (HEAD + "a.png,cat,0,0,5\n", "line 2: the first line has 6 values, this one has not"),
-        (HEAD + "a.png,big, cat,0,0,5,5\n", "line 2: the first line has 6 values, this one has not"),
+        (
+            HEAD + "a.png,big, cat,0,0,5,5\n",
+            "line 2: the first line has 6 values, this one has not",
+        ),
         (HEAD + "a.png,,0,0,5,5\n", "line 2: the box has no class"),
-        (HEAD + '"a.png,cat,0,0,5,5\n', "line 2 is not a row of a CSV file: check its quotation marks"),
+        (
+            HEAD + '"a.png,cat,0,0,5,5\n',
+            "line 2 is not a row of a CSV file: check its quotation marks",
+        ),
         (b"\xff\xfe\x00", "is not a text file in UTF-8, UTF-16 or Windows-1252"),
     ],
 )
@@ -38,8 +49,14 @@ def test_malformed_csv(tmp_path, text, words):
     [
         ("<annotation>", r"b\.xml is not VOC XML: no element found"),
         ("<html></html>", r"b\.xml is not VOC XML: its root is <html>"),
-        (voc_xml("b.png").replace("<ymax>60</ymax>", ""), r"b\.xml is not VOC XML: object 'cat' has no ymax"),
-        (voc_xml("b.png").replace("60", "sixty"), r"b\.xml is not VOC XML: object 'cat': its ymax is sixty, not a number"),
+        (
+            voc_xml("b.png").replace("<ymax>60</ymax>", ""),
+            r"b\.xml is not VOC XML: object 'cat' has no ymax",
+        ),
+        (
+            voc_xml("b.png").replace("60", "sixty"),
+            r"b\.xml is not VOC XML: object 'cat': its ymax is sixty, not a number",
+        ),
         (voc_xml("b.png").replace("cat", ""), r"b\.xml is not VOC XML: object '' has no name"),
     ],
 )
@@ -57,10 +74,19 @@ def test_malformed_xml(tmp_path, text, words):
         (lambda text: text[:-9], r"set\.json is not JSON: Unterminated string"),
         (lambda _: "[]", r"set\.json is not COCO json, nor of another tool"),
         (lambda _: "{}", r"set\.json is not COCO json, nor of another tool"),
-        (lambda text: text.replace('"bbox": [10.0, ', '"bbox": ['), r"annotation 1: its bbox is \[20.0, .*, not 4 numbers"),
+        (
+            lambda text: text.replace('"bbox": [10.0, ', '"bbox": ['),
+            r"annotation 1: its bbox is \[20.0, .*, not 4 numbers",
+        ),
         (lambda text: text.replace('"bbox"', '"box"'), "annotation 1: it has no 'bbox'"),
-        (lambda text: text.replace('"image_id": ', '"image_id": 5'), "annotation 1: its image_id is 50, which the file"),
-        (lambda text: text.replace('"id": 7', '"id": 8'), "annotation 1: its category_id is 7, which the file"),
+        (
+            lambda text: text.replace('"image_id": ', '"image_id": 5'),
+            "annotation 1: its image_id is 50, which the file",
+        ),
+        (
+            lambda text: text.replace('"id": 7', '"id": 8'),
+            "annotation 1: its category_id is 7, which the file",
+        ),
     ],
 )
 def test_malformed_coco(tmp_path, change, words):

@@ -1,4 +1,6 @@
-"""VOC 2007 from small archives of exactly the published layout, behind a real web server; what a user is told otherwise."""
+"""VOC 2007 from small archives of exactly the published layout, behind a real web server; what a
+user is told otherwise.
+"""
 
 import hashlib
 import io
@@ -42,14 +44,20 @@ def object_xml(class_name, edges, difficult=0):
 
 
 def archive(path, split, count, first=1):
-    """Every fourth image has a second, every third a further difficult object; the last has only a difficult one."""
+    """Every fourth image has a second, every third a further difficult object; the last has only a
+    difficult one.
+    """
     files = {}
     names = [f"{number:06}" for number in range(first, first + count)]
     for number, name in enumerate(names, start=1):
         content, edges = picture_of(first + number)
         last = number == count
         objects = object_xml(CLASSES[number % 2], edges, difficult=int(last))
-        objects += object_xml(CLASSES[number // 4 % 2], (0, 0, 20, 20)) if number % 4 == 0 and not last else ""
+        objects += (
+            object_xml(CLASSES[number // 4 % 2], (0, 0, 20, 20))
+            if number % 4 == 0 and not last
+            else ""
+        )
         objects += object_xml("dog", (90, 60, 120, 90), difficult=1) if number % 3 == 0 else ""
         size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
         files[f"JPEGImages/{name}.jpg"] = content
@@ -90,7 +98,10 @@ def server(tmp_path, monkeypatch):
 def test_the_published_archives_and_checksums():
     for split, digits in (("trainval", "7d8cd951101b0957"), ("test", "6836888e2e01dca8")):
         source = voc.ARCHIVES[split]
-        assert source.url == f"https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/VOC{split}_06-Nov-2007.tar"
+        assert (
+            source.url
+            == f"https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/VOC{split}_06-Nov-2007.tar"
+        )
         assert source.sha256.startswith(digits)
         assert len(source.sha256) == 64
 
@@ -102,16 +113,22 @@ def test_images_and_boxes_come_straight_from_the_archive(server, tmp_path):
         assert sample.read().shape == (HEIGHT, WIDTH, 3)
         if number < 40:
             assert sample.truths[0].box_xyxy_px == picture_of(1 + number)[1]
-    assert [len(sample.truths) for sample in samples[:5]] == [1, 1, 1, 2, 1], "difficult objects are left out"
+    assert [len(sample.truths) for sample in samples[:5]] == [1, 1, 1, 2, 1], (
+        "difficult objects are left out"
+    )
     assert samples[-1].truths == ()
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["VOCtrainval_06-Nov-2007.tar"], "nothing is unpacked"
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [
+        "VOCtrainval_06-Nov-2007.tar"
+    ], "nothing is unpacked"
 
 
 def test_an_archive_is_scanned_once(server, tmp_path, monkeypatch):
     scans = []
     start = tarfile.TarFile.__init__
     monkeypatch.setattr(
-        tarfile.TarFile, "__init__", lambda tar, *given, **options: (scans.append(tar), start(tar, *given, **options))[1]
+        tarfile.TarFile,
+        "__init__",
+        lambda tar, *given, **options: (scans.append(tar), start(tar, *given, **options))[1],
     )
     for sample in voc.load_voc2007("test", tmp_path):
         sample.read()
@@ -127,7 +144,10 @@ def test_archives_that_a_user_placed_are_taken_without_the_web(server, tmp_path)
 
 def test_a_download_that_was_cut_off_goes_on(server):
     server.hang_up_after = 9000
-    with pytest.raises(DownloadError, match=r"try again to go on after 9000 bytes, or fetch it by hand and put it at .*cache"):
+    with pytest.raises(
+        DownloadError,
+        match=r"try again to go on after 9000 bytes, or fetch it by hand and put it at .*cache",
+    ):
         load_chosen(DataChoice(dataset="voc2007"), "test")
     server.hang_up_after = None
     assert len(load_chosen(DataChoice(dataset="voc2007"), "test")) == 13
@@ -145,7 +165,9 @@ def test_an_archive_with_a_wrong_checksum_is_thrown_away(server, monkeypatch):
 def test_an_archive_of_something_else_is_refused(server, tmp_path):
     path = tmp_path / "www" / voc.ARCHIVES["test"].file
     (tmp_path / "www" / voc.ARCHIVES["trainval"].file).rename(path)
-    with pytest.raises(DownloadError, match=r"VOCtest_06-Nov-2007\.tar is cut off, damaged or another file"):
+    with pytest.raises(
+        DownloadError, match=r"VOCtest_06-Nov-2007\.tar is cut off, damaged or another file"
+    ):
         voc.load_voc2007("test", tmp_path / "www")
 
 
@@ -153,7 +175,10 @@ def test_an_archive_of_something_else_is_refused(server, tmp_path):
 def test_an_archive_that_is_cut_off_is_refused(server, tmp_path, kept):
     path = tmp_path / "www" / voc.ARCHIVES["test"].file
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(DownloadError, match=rf"VOCtest_06-Nov-2007\.tar is cut off, .* \({kept} bytes of \d+\): remove it"):
+    with pytest.raises(
+        DownloadError,
+        match=rf"VOCtest_06-Nov-2007\.tar is cut off, .* \({kept} bytes of \d+\): remove it",
+    ):
         voc.load_voc2007("test", tmp_path / "www")
 
 
@@ -164,7 +189,10 @@ def test_an_archive_that_is_cut_off_is_refused(server, tmp_path, kept):
         (DataChoice(data="a.csv", dataset="voc2007"), r"give either .*: both are given"),
         (DataChoice(dataset="voc2012"), r"unknown data set 'voc2012': --dataset takes voc2007"),
         (DataChoice(dataset="voc2007", ids="a.txt"), r"--images and --ids go with a label file"),
-        (DataChoice(data="a.csv", dataset_dir="a"), r"--dataset-dir is where the archives of --dataset lie"),
+        (
+            DataChoice(data="a.csv", dataset_dir="a"),
+            r"--dataset-dir is where the archives of --dataset lie",
+        ),
     ],
 )
 def test_contradictions_are_refused(chosen, words):
@@ -184,11 +212,15 @@ def run(*arguments):
 
 
 def test_fit_learns_on_trainval_and_measures_on_test(server, tmp_path):
-    """From the download to the report, by the command line; then the same measurement by ``evaluate``."""
+    """From the download to the report, by the command line; then the same measurement by
+    ``evaluate``.
+    """
     common = ("--dataset", "voc2007", "--weights", "random", "--size", "64", "--json")
     card = run("fit", *common, "--out", tmp_path / "head.safetensors")
     assert card["data"] == "voc2007"
-    assert card["images"] == 30, "39 images with an object that is not difficult; 9 of them have two"
+    assert card["images"] == 30, (
+        "39 images with an object that is not difficult; 9 of them have two"
+    )
     report = card["test"]
     assert report["images"] == 12
     assert set(report["corloc_per_class"]) == set(CLASSES)

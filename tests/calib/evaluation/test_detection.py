@@ -4,15 +4,30 @@ import numpy as np
 import pytest
 
 from calib.data.known_classes import KNOWN, everyday_names
-from calib.evaluation.detection import Predicted, all_found, average_precision, detection_ap, localization_ap, mean_ap, peak_xy
+from calib.evaluation.detection import (
+    Predicted,
+    all_found,
+    average_precision,
+    detection_ap,
+    localization_ap,
+    mean_ap,
+    peak_xy,
+)
 from engines.networks.registry import imagenet_classes
 
 
 def test_the_area_under_the_envelope_by_hand():
-    """Right, wrong, right of 4: precision 1, 1/2, 2/3 at recall 1/4, 1/4, 2/4: 1/4 * 1 + 1/4 * 2/3."""
+    """Right, wrong, right of 4: precision 1, 1/2, 2/3 at recall 1/4, 1/4, 2/4: 1/4 * 1 + 1/4 *
+    2/3.
+    """
     assert average_precision([True, False, True], 4) == pytest.approx(0.25 + 0.25 * 2 / 3)
     assert average_precision([True, True], 2) == 1
-    assert average_precision([False], 3) == average_precision([], 3) == average_precision([True], 0) == 0
+    assert (
+        average_precision([False], 3)
+        == average_precision([], 3)
+        == average_precision([True], 0)
+        == 0
+    )
 
 
 def slow_ap(correct, total):
@@ -40,7 +55,9 @@ TRUTHS = {
 
 
 def test_a_true_box_is_found_once_and_classes_do_not_mix():
-    """Cats by score: right, the same box again, right, in an image without cats. The dog's box overlaps by 9/16 only."""
+    """Cats by score: right, the same box again, right, in an image without cats. The dog's box
+    overlaps by 9/16 only.
+    """
     predicted = [
         Predicted("a", "cat", 0.9, (0, 0, 10, 9)),
         Predicted("a", "cat", 0.8, (0, 0, 10, 10)),

@@ -22,7 +22,9 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture
 def two_classes(tmp_path):
-    """Two images: in both a cat on the bright square, which the mock finds; in one also a dog that it does not."""
+    """Two images: in both a cat on the bright square, which the mock finds; in one also a dog that
+    it does not.
+    """
     for index in (0, 1):
         cv2.imwrite(str(tmp_path / f"{index}.png"), picture(0))
     rows = ["0.png,cat,4,30,28,54", "1.png,cat,4,30,28,54", "1.png,dog,0,0,128,48"]
@@ -35,9 +37,15 @@ def test_every_measure_of_the_head_is_also_given_for_constant_boxes(two_classes)
     report, _ = evaluate(two_classes, Localizer(MockEngine(96)), QUIET, constants)
     assert report["corloc"] == pytest.approx(2 / 3, abs=1e-4)
     assert report["corloc_class_mean"] == 0.5  # cat 1, dog 0
-    assert report["baselines"] == {"whole_image": 0, "mean_box": 0, "best_constant": pytest.approx(1 / 3, abs=1e-4)}
+    assert report["baselines"] == {
+        "whole_image": 0,
+        "mean_box": 0,
+        "best_constant": pytest.approx(1 / 3, abs=1e-4),
+    }
     cat, dog = 576 / (128 * 96), 0.5  # the whole image's IoU: 24 x 24 and half of 128 x 96
-    assert report["baselines_mean_iou"]["whole_image"] == pytest.approx((2 * cat + dog) / 3, abs=1e-4)
+    assert report["baselines_mean_iou"]["whole_image"] == pytest.approx(
+        (2 * cat + dog) / 3, abs=1e-4
+    )
     shares = report["baselines_box_acc_v2"]
     assert shares["whole_image"] == {"0.3": 0.3333, "0.5": 0.3333, "0.7": 0.0, "mean": 0.2222}
     assert shares["best_constant"]["0.7"] == 0.3333
@@ -48,7 +56,11 @@ def test_the_table_shows_mean_iou_of_constants_and_the_mean_over_classes(two_cla
     report, _ = evaluate(two_classes, Localizer(MockEngine(96)), QUIET, None)
     console = Console(width=80, file=StringIO())
     console.print(report_table(report))
-    lines = [line.split("│")[1:-1] for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    lines = [
+        line.split("│")[1:-1]
+        for line in console.file.getvalue().splitlines()
+        if line.startswith("│")
+    ]
     rows = {name.strip(): [cell.strip() for cell in cells] for name, *cells in lines}
     assert rows["whole image"] == ["0.0 %", f"{report['baselines_mean_iou']['whole_image']:.3f}"]
     assert rows["mean over classes"] == ["50.0 %", ""]
@@ -56,7 +68,9 @@ def test_the_table_shows_mean_iou_of_constants_and_the_mean_over_classes(two_cla
 
 
 def test_average_precision_is_of_classes_that_the_network_knows(two_classes):
-    """The mock calls everything class 0: with cat as its name it finds both cats; dogs it does not know."""
+    """The mock calls everything class 0: with cat as its name it finds both cats; dogs it does not
+    know.
+    """
     engine = MockEngine(96)
     engine.metadata = {"class_names": '["cat", "other"]'}
     report, _ = evaluate(two_classes, Localizer(engine), QUIET, None)
@@ -72,14 +86,19 @@ def test_average_precision_is_of_classes_that_the_network_knows(two_classes):
 def test_how_sure_is_counted_by_image_and_a_box_is_right_on_any_of_its_objects(two_classes):
     report, cases = evaluate(two_classes, Localizer(Sure()), QUIET, None, min_score=0.5)
     assert [case.confidence for case in cases] == pytest.approx([0.8808, 0.1192, 0.1192], abs=1e-4)
-    assert [(row["boxes"], row["said"], row["right"]) for row in report["reliability"]] == [(1, 0.1192, 1), (1, 0.8808, 1)]
+    assert [(row["boxes"], row["said"], row["right"]) for row in report["reliability"]] == [
+        (1, 0.1192, 1),
+        (1, 0.8808, 1),
+    ]
     assert report["calibration_error"] == pytest.approx((0.8808 + 0.1192) / 2, abs=1e-4)
     assert report["at_min_score"] == {"min_score": 0.5, "kept": 0.5, "corloc": 1.0}
     assert "reliability" not in evaluate(two_classes, Localizer(MockEngine(96)), QUIET, None)[0]
 
 
 def test_detections_are_scored_again_by_the_company_they_keep(two_classes):
-    """Cat and dog on both photos: of two dogs, one false, the false one scores higher, but nothing is seen beside it."""
+    """Cat and dog on both photos: of two dogs, one false, the false one scores higher, but nothing
+    is seen beside it.
+    """
 
     class Finds(MockEngine):
         """A dog where there is none in the first photo, a cat and the dog in the second."""
@@ -93,25 +112,35 @@ def test_detections_are_scored_again_by_the_company_they_keep(two_classes):
         def collect(self, ticket):
             self.seen += 1
             cat, dog = [4 / 128, 30 / 96, 28 / 128, 54 / 96, 0, 0.9], [0, 0, 1, 0.5, 1, 0.5]
-            rows = [[0.9, 0.9, 1, 1, 1, 0.55], [0, 0, 0, 0, -1, 0]] if self.seen == 1 else [cat, dog]
+            rows = (
+                [[0.9, 0.9, 1, 1, 1, 0.55], [0, 0, 0, 0, -1, 0]] if self.seen == 1 else [cat, dog]
+            )
             return {**super().collect(ticket), "detections": np.array([rows], np.float32)}
 
     given = {"cat": {"dog": 1.0}, "dog": {"cat": 1.0}}
     report, _ = evaluate(two_classes, Localizer(Finds()), QUIET, None, given=given)
     assert report["detection_ap_per_class"] == {"cat": 0.5, "dog": 0.5}
-    assert report["detection_ap_in_context"] == pytest.approx(0.75)  # the dog, now 0.5 + 0.1 * 0.9, is before 0.55
-    assert "detection_ap_in_context" not in evaluate(two_classes, Localizer(Finds()), QUIET, None)[0]
+    assert report["detection_ap_in_context"] == pytest.approx(
+        0.75
+    )  # the dog, now 0.5 + 0.1 * 0.9, is before 0.55
+    assert (
+        "detection_ap_in_context" not in evaluate(two_classes, Localizer(Finds()), QUIET, None)[0]
+    )
 
 
 def test_evaluate_counts_an_image_once_for_each_of_its_classes(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), picture(0))
-    (tmp_path / "d.csv").write_text("file,class,x0,y0,x1,y1\na.png,cat,4,30,28,54\na.png,dog,90,0,120,20\n")
+    (tmp_path / "d.csv").write_text(
+        "file,class,x0,y0,x1,y1\na.png,cat,4,30,28,54\na.png,dog,90,0,120,20\n"
+    )
     report, _ = evaluate(load_dataset(tmp_path / "d.csv"), Localizer(MockEngine(96)), QUIET, None)
     assert report["corloc_per_class"] == {"cat": 1.0, "dog": 0.0}
     assert report["corloc"] == 0.5
     assert report["images"] == 1
     with pytest.raises(SourceError, match="exactly one"):
-        evaluate(load_dataset(tmp_path / "d.csv"), Localizer(MockEngine(96)), QUIET, None, single=True)
+        evaluate(
+            load_dataset(tmp_path / "d.csv"), Localizer(MockEngine(96)), QUIET, None, single=True
+        )
 
 
 def test_evaluate_needs_a_head(tiny_localizer):

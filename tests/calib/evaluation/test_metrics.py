@@ -9,9 +9,15 @@ from calib.evaluation.metrics import box_acc_v2, centre_correct, constant_boxes,
 def test_metrics_by_hand():
     assert corloc(np.array([0.5, 0.51, 0.9, 0.1])) == 0.5  # 0.5 itself does not count
     true = np.array([[0.0, 0.0, 10.0, 10.0]] * 3)
-    found = np.array([[4.0, 4, 6, 6], [0, 0, 4, 4], [8, 8, 16, 16]])  # centres 5,5 and 2,2 and 12,12
+    found = np.array(
+        [[4.0, 4, 6, 6], [0, 0, 4, 4], [8, 8, 16, 16]]
+    )  # centres 5,5 and 2,2 and 12,12
     assert centre_correct(found, true, 0.0).tolist() == [True, True, False]
-    assert centre_correct(found, true, 0.5).tolist() == [True, False, False]  # the middle half is 2.5 .. 7.5
+    assert centre_correct(found, true, 0.5).tolist() == [
+        True,
+        False,
+        False,
+    ]  # the middle half is 2.5 .. 7.5
 
 
 def test_the_best_constant_box_beats_the_mean_where_boxes_have_two_kinds():

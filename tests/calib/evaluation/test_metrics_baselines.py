@@ -1,4 +1,6 @@
-"""Constant boxes come from a training set or from the head, and nothing is measured on what was fitted."""
+"""Constant boxes come from a training set or from the head, and nothing is measured on what was
+fitted.
+"""
 
 import cv2
 import numpy as np
@@ -37,5 +39,8 @@ def test_a_fitted_head_brings_its_own_and_the_training_free_one_has_none():
 def test_the_same_pixels_under_another_name_are_the_same_image(tmp_path):
     training, apart = labelled(tmp_path / "a", [1, 2, 3]), labelled(tmp_path / "b", [4, 5])
     check_disjoint(training, apart, "name others")
-    with pytest.raises(SourceError, match=r"1 images are both fitted on and measured, 0\.png among them: name others"):
+    with pytest.raises(
+        SourceError,
+        match=r"1 images are both fitted on and measured, 0\.png among them: name others",
+    ):
         check_disjoint(training, labelled(tmp_path / "c", [3, 6]), "name others")

@@ -26,5 +26,9 @@ def test_coverage_is_what_is_kept_and_how_much_of_that_is_right():
 
 
 def test_what_min_score_leaves_is_said_where_it_is_asked():
-    assert sureness(SURE, RIGHT, 0.12)["at_min_score"] == {"min_score": 0.12, "kept": 0.8, "corloc": 1.0}
+    assert sureness(SURE, RIGHT, 0.12)["at_min_score"] == {
+        "min_score": 0.12,
+        "kept": 0.8,
+        "corloc": 1.0,
+    }
     assert "at_min_score" not in sureness(SURE, RIGHT, 0.0)

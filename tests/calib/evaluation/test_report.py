@@ -1,4 +1,6 @@
-"""Reports: what they say, that they stand alone, which cases they show, and that they are written whole or not at all."""
+"""Reports: what they say, that they stand alone, which cases they show, and that they are written
+whole or not at all.
+"""
 
 import json
 import os
@@ -28,17 +30,29 @@ FACTS = {"model": "mock <b>", "machine": "a | b"}
 
 
 def case(iou, class_name="cat"):
-    return Case(Sample("x", lambda: picture(0), ()), class_name, iou, {"whole_image": 0.1}, (4, 30, 28, 54), (4, 30, 28, 54), 1)
+    return Case(
+        Sample("x", lambda: picture(0), ()),
+        class_name,
+        iou,
+        {"whole_image": 0.1},
+        (4, 30, 28, 54),
+        (4, 30, 28, 54),
+        1,
+    )
 
 
 @pytest.fixture
 def labels(tmp_path):
-    """Thirteen small pictures of two classes, one with a name that HTML and Markdown both find hard."""
+    """Thirteen small pictures of two classes, one with a name that HTML and Markdown both find
+    hard.
+    """
     names = [f"{i}.png" for i in range(12)] + ["a<b>_|_c*.png"]
     (tmp_path / "d").mkdir()
     for index, name in enumerate(names):
         cv2.imwrite(str(tmp_path / "d" / name), picture(index))
-    rows = [f"{name},{'dog' if i % 3 else 'cat & co'},4,30,{28 + i},54" for i, name in enumerate(names)]
+    rows = [
+        f"{name},{'dog' if i % 3 else 'cat & co'},4,30,{28 + i},54" for i, name in enumerate(names)
+    ]
     (tmp_path / "d.csv").write_text("file,class,x0,y0,x1,y1\n" + "\n".join(rows))
     return tmp_path / "d.csv"
 
@@ -70,7 +84,15 @@ def test_html_stands_alone(write, tmp_path):
     assert "http" not in text
     assert "mock &lt;b&gt;" in text
     assert "cat &amp; co" in text
-    for words in ("CorLoc", "mean IoU", "box accuracy", "whole image", "mean box", "best constant box", "margin 0.5"):
+    for words in (
+        "CorLoc",
+        "mean IoU",
+        "box accuracy",
+        "whole image",
+        "mean box",
+        "best constant box",
+        "margin 0.5",
+    ):
         assert words in text
 
 
@@ -78,12 +100,16 @@ def test_markdown_has_its_pictures_beside_it(write, tmp_path):
     write(tmp_path / "my report.md")
     text = (tmp_path / "my report.md").read_text()
     links = re.findall(r"!\[.*\]\((.*)\)", text)
-    assert set(links) == {f"my%20report_files/{p.name}" for p in (tmp_path / "my report_files").iterdir()}
+    assert set(links) == {
+        f"my%20report_files/{p.name}" for p in (tmp_path / "my report_files").iterdir()
+    }
     assert len(links) == 14
     assert r"a \| b" in text
     rows = [line for line in text.splitlines() if line.startswith("|") and ".jpg)" in line]
     assert len(rows) == 12
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)  # four cells each, whatever the name
+    assert all(
+        len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows
+    )  # four cells each, whatever the name
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing(write, tmp_path):
@@ -122,12 +148,16 @@ def test_a_report_may_be_renewed_and_another_s_files_may_not_be_lost(write, tmp_
 
 
 def test_a_page_of_another_command_is_no_report_of_this_one(tmp_path):
-    (tmp_path / "clip.html").write_text(templates(ASSETS).get_template("document.html").render(title="a clip"))
+    (tmp_path / "clip.html").write_text(
+        templates(ASSETS).get_template("document.html").render(title="a clip")
+    )
     with pytest.raises(OutputError, match="another file has that name"):
         check_report(tmp_path / "clip.html")
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (7, [2, 2, 2]), (30, [4, 4, 4])])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (7, [2, 2, 2]), (30, [4, 4, 4])]
+)
 def test_examples_are_the_best_the_middle_and_the_worst(count, sizes):
     cases = [case(i / 100) for i in np.random.default_rng(count).permutation(count)]
     groups = example_cases(cases)
@@ -166,9 +196,18 @@ def test_the_command_writes_a_report(labels, tmp_path):
     result = command("evaluate", labels, "--report", tmp_path / "r.html")
     assert result.returncode == 0, result.stderr
     text = (tmp_path / "r.html").read_text()
-    for words in ("compact", "sensitivity", "openvino", "cores", "best constant box", f"{tmp_path.name}/d"):
+    for words in (
+        "compact",
+        "sensitivity",
+        "openvino",
+        "cores",
+        "best constant box",
+        f"{tmp_path.name}/d",
+    ):
         assert words in text
-    assert "r.txt: the name must end in .html or .md" in refused("evaluate", labels, "--report", tmp_path / "r.txt")
+    assert "r.txt: the name must end in .html or .md" in refused(
+        "evaluate", labels, "--report", tmp_path / "r.txt"
+    )
 
 
 def test_real_photos_of_one_class_need_no_bars(data, tmp_path):
@@ -199,5 +238,8 @@ def test_real_photos_of_one_class_need_no_bars(data, tmp_path):
     assert 0 < found["coverage"]["0.7"]["kept"] < 1
     text = (tmp_path / "r.md").read_text()
     assert "40 images" in text
-    assert f"`--min-score 0.7` {100 * found['at_min_score']['kept']:.1f} % of images keep a box" in text
+    assert (
+        f"`--min-score 0.7` {100 * found['at_min_score']['kept']:.1f} % of images keep a box"
+        in text
+    )
     assert "By class" not in text

@@ -1,4 +1,6 @@
-"""Following, measured: the measures against hand arithmetic, real sequences against whole frames, and the report."""
+"""Following, measured: the measures against hand arithmetic, real sequences against whole frames,
+and the report.
+"""
 
 import json
 
@@ -24,7 +26,9 @@ def sequence(followed, confidences=(0.9, 0.3, 0.1, 0.7), name="made"):
         for sure, box in zip(confidences, followed, strict=True)
     )
     samples = tuple(
-        Sample(f"{name}/{i}", lambda i=i: picture(i), () if np.isnan(t[0]) else (Truth("object", t),))
+        Sample(
+            f"{name}/{i}", lambda i=i: picture(i), () if np.isnan(t[0]) else (Truth("object", t),)
+        )
         for i, t in enumerate(TRUE)
     )
     times = np.full(4, 5.0)
@@ -37,7 +41,9 @@ def test_measures_are_those_of_the_benchmark():
     ious = [1.0, 10 * 20 / 600, 400 / 600]
     assert found["corloc"] == pytest.approx(2 / 3)
     assert found["mean_iou"] == pytest.approx(np.mean(ious))
-    assert found["success_auc"] == pytest.approx(np.mean([np.mean([iou > least / 20 for iou in ious]) for least in range(21)]))
+    assert found["success_auc"] == pytest.approx(
+        np.mean([np.mean([iou > least / 20 for iou in ious]) for least in range(21)])
+    )
     assert found["precision_20px"] == 1.0
     assert found["jitter_px"] == pytest.approx(
         (10 + 0 + 10 + 0) / 4
@@ -45,7 +51,9 @@ def test_measures_are_those_of_the_benchmark():
 
 
 def test_coverage_and_reliability_count_boxes_by_what_was_said():
-    report = report_of([sequence([(10, 10, 30, 30), (80, 10, 90, 30), (0, 0, 0, 0), (14, 10, 34, 30)])])
+    report = report_of(
+        [sequence([(10, 10, 30, 30), (80, 10, 90, 30), (0, 0, 0, 0), (14, 10, 34, 30)])]
+    )
     assert report["images"] == 3
     assert report["coverage"]["0.5"] == {"kept": pytest.approx(2 / 3, abs=1e-4), "corloc": 1.0}
     assert report["coverage"]["0.0"] == {"kept": 1.0, "corloc": pytest.approx(2 / 3, abs=1e-4)}
@@ -90,7 +98,11 @@ def test_a_folder_of_sequences_is_read_in_order(tmp_path):
 
 def test_photos_cannot_be_followed(data):
     assert "NAME_boxes.csv" in refused(
-        "evaluate", data / "raccoon" / "test_labels.csv", "--images", data / "raccoon" / "images.tar", "--follow"
+        "evaluate",
+        data / "raccoon" / "test_labels.csv",
+        "--images",
+        data / "raccoon" / "images.tar",
+        "--follow",
     )
     assert "--follow" in refused("batch", "demo:3", "--select", "cat")
 

@@ -17,7 +17,9 @@ def table_of(count, right, logits):
     maps = RNG.random((count, SIDE, SIDE)).astype(np.float32)
     answers = Answers(maps, np.full(count, 0.5, np.float32), logits.astype(np.float32))
     nothing, names = np.zeros((count, 1), np.float32), tuple(map(str, range(count)))
-    return FeatureTable(nothing, nothing, true, names, np.zeros(count, np.int64), names, answers), found
+    return FeatureTable(
+        nothing, nothing, true, names, np.zeros(count, np.int64), names, answers
+    ), found
 
 
 def test_what_is_said_is_true_of_the_boxes():
@@ -28,7 +30,9 @@ def test_what_is_said_is_true_of_the_boxes():
     box, map_hw = (0.3, 0.3, 0.6, 0.6), np.ones((SIDE, SIDE), np.float32)
     said = [confidence_model(cues_of(box, map_hw, 0.5, logit)) for logit in (-2.0, 0.0, 2.0)]
     assert said[0] < said[1] < said[2]
-    each = np.array([confidence_model(cues) for cues in table.answers.cues(np.tile(box, (4000, 1)))])
+    each = np.array(
+        [confidence_model(cues) for cues in table.answers.cues(np.tile(box, (4000, 1)))]
+    )
     assert np.corrcoef(each, true)[0, 1] > 0.99
 
 
@@ -44,7 +48,14 @@ def test_a_table_without_answers_gives_no_model():
     table, found = table_of(4, np.ones(4, np.bool_), np.zeros(4))
     assert (
         fit_confidence_model(
-            FeatureTable(table.values, table.mirrored, table.boxes_xyxy, table.class_names, table.class_indices, table.groups),
+            FeatureTable(
+                table.values,
+                table.mirrored,
+                table.boxes_xyxy,
+                table.class_names,
+                table.class_indices,
+                table.groups,
+            ),
             found,
         )
         is None
@@ -56,6 +67,8 @@ def test_the_regression_finds_the_weights_and_counts_its_rows():
     right = (RNG.random(3000) < 1 / (1 + np.exp(-(x @ [1.0, -2.0] + 0.5)))).astype(float)
     weight, bias = logistic(x, right, np.ones(3000), 0.1)
     assert [*weight, bias] == pytest.approx([1.0, -2.0, 0.5], abs=0.25)
-    twice = logistic(np.concatenate([x, x]), np.concatenate([right, right]), np.full(6000, 0.5), 0.1)
+    twice = logistic(
+        np.concatenate([x, x]), np.concatenate([right, right]), np.full(6000, 0.5), 0.1
+    )
     assert [*twice[0], twice[1]] == pytest.approx([*weight, bias], abs=1e-9)
     assert abs(logistic(x, right, np.ones(3000), 1e6)[0]).max() < 0.01

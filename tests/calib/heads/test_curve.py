@@ -1,4 +1,6 @@
-"""The learning curve: what it is fitted on, what it is measured on, what it shows; at last on real photos."""
+"""The learning curve: what it is fitted on, what it is measured on, what it shows; at last on real
+photos.
+"""
 
 import json
 from dataclasses import replace
@@ -9,7 +11,15 @@ import pytest
 from rich.console import Console
 
 from calib.data.datasets import load_dataset
-from calib.heads.curve import Curve, Point, curve_of, curve_table, learning_curve, plot_curve, split_fifth
+from calib.heads.curve import (
+    Curve,
+    Point,
+    curve_of,
+    curve_table,
+    learning_curve,
+    plot_curve,
+    split_fifth,
+)
 from calib.heads.features import FeatureTable, feature_table
 from calib.heads.fit import default_features, fit_head
 from calib.heads.linear import choose_strength, fit_rows, solve
@@ -30,7 +40,9 @@ def table(count, seed=0, shift=0.0):
     boxes = np.concatenate([centres - 0.2, centres + 0.2], axis=1)
     noise = rng.standard_normal((2, count, 28))
     values = np.concatenate([centres, noise[0]], axis=1).astype(np.float32)
-    mirrored = np.concatenate([np.array([1, 0]) + centres * np.array([-1, 1]), noise[1]], axis=1).astype(np.float32)
+    mirrored = np.concatenate(
+        [np.array([1, 0]) + centres * np.array([-1, 1]), noise[1]], axis=1
+    ).astype(np.float32)
     names = tuple(f"{i}" for i in range(count))
     return FeatureTable(values, mirrored, boxes, names, np.zeros(count, np.int64), names)
 
@@ -38,7 +50,10 @@ def table(count, seed=0, shift=0.0):
 @pytest.fixture
 def squares(tmp_path):
     """Labels of 30 pictures with one bright square each, one with two, one with none."""
-    rng, lines = np.random.default_rng(4), ["two.png,square,1,1,9,9", "two.png,square,20,20,30,30", "none.png,,,,,"]
+    rng, lines = (
+        np.random.default_rng(4),
+        ["two.png,square,1,1,9,9", "two.png,square,20,20,30,30", "none.png,,,,,"],
+    )
     (tmp_path / "sq").mkdir()
     for name in ["two", "none", *range(30)]:
         image = np.full((64, 64, 3), 30, np.uint8)
@@ -75,7 +90,9 @@ def test_a_point_does_not_depend_on_the_other_points():
 
 def test_rows_are_fitted_with_the_strength_that_they_alone_choose():
     notify, rows = table(60), np.arange(30)
-    whole = replace(notify, boxes_xyxy=np.concatenate([notify.boxes_xyxy[:30][::-1], notify.boxes_xyxy[30:]]))
+    whole = replace(
+        notify, boxes_xyxy=np.concatenate([notify.boxes_xyxy[:30][::-1], notify.boxes_xyxy[30:]])
+    )
     alone = whole.take(rows)  # of these, features tell nothing
     assert alone.class_names == notify.class_names[:30]
     assert choose_strength(alone, rows) > choose_strength(whole, np.arange(60))
@@ -109,7 +126,9 @@ def test_of_sequences_whole_ones_are_held_out_and_of_one_a_block_of_frames():
     photos = tuple(map(str, range(53)))
     order = np.random.default_rng(0).permutation(53)
     fitted, measured = split_fifth(photos)
-    assert (measured.tolist(), fitted.tolist()) == (order[:10].tolist(), order[10:].tolist()), "photos as they always were"
+    assert (measured.tolist(), fitted.tolist()) == (order[:10].tolist(), order[10:].tolist()), (
+        "photos as they always were"
+    )
     videos = np.array([f"v{number // 9}" for number in range(90)])
     fitted, measured = split_fifth(videos)
     assert sorted([*fitted, *measured]) == list(range(90))
@@ -130,17 +149,41 @@ def test_the_picture_and_the_table_show_the_curve(tmp_path):
     with console.capture() as captured:
         console.print(curve_table(curve))
     text = captured.get()
-    for words in ("60.0 % (50.0 - 70.0)", "0.420 (0.400 - 0.600)", "80.0 %", "55.0 %", "0.500", "40 held-out"):
+    for words in (
+        "60.0 % (50.0 - 70.0)",
+        "0.420 (0.400 - 0.600)",
+        "80.0 %",
+        "55.0 %",
+        "0.500",
+        "40 held-out",
+    ):
         assert words in text
     with pytest.raises(OutputError, match=r"c\.svg: the name must end in \.png"):
         plot_curve(curve, tmp_path / "c.svg", "Heads")
 
 
 def test_the_command_draws_it(squares, tmp_path):
-    arguments = ("fit", squares, "--out", tmp_path / "h.safetensors", "--weights", "random", "--size", 64)
+    arguments = (
+        "fit",
+        squares,
+        "--out",
+        tmp_path / "h.safetensors",
+        "--weights",
+        "random",
+        "--size",
+        64,
+    )
     for name, kept in (("fitted.txt", range(20)), ("measured.txt", range(20, 30))):
         (tmp_path / name).write_text("\n".join(map(str, kept)))
-    drawn = (*arguments, "--ids", tmp_path / "fitted.txt", "--curve", tmp_path / "c.png", "--curve-on", squares)
+    drawn = (
+        *arguments,
+        "--ids",
+        tmp_path / "fitted.txt",
+        "--curve",
+        tmp_path / "c.png",
+        "--curve-on",
+        squares,
+    )
     assert "both fitted on and measured" in refused(*drawn)
     result = command(*drawn, "--curve-ids", tmp_path / "measured.txt", "--json")
     assert result.returncode == 0, result.stderr
@@ -157,7 +200,9 @@ def test_on_real_photos_more_boxes_pass_the_constant_box(data):
     sets = (load_dataset(data / "animal_pose_voc" / f"{split}.csv") for split in ("train", "test"))
     train, held_out = ([sample for sample in samples if sample.single][::4] for samples in sets)
     classifier = load_classifier("compact", None, None)
-    curve = curve_of(train, held_out, classifier, *default_features(classifier, "sensitivity"), QUIET)
+    curve = curve_of(
+        train, held_out, classifier, *default_features(classifier, "sensitivity"), QUIET
+    )
     medians = {point.boxes: np.median(point.mean_iou) for point in curve.points}
     assert medians[200] > curve.constant_mean_iou
     assert medians[len(train)] > medians[50]

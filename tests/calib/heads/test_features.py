@@ -1,4 +1,6 @@
-"""The table of features: what it is kept under, and that it holds no image longer than it needs it."""
+"""The table of features: what it is kept under, and that it holds no image longer than it needs
+it.
+"""
 
 import hashlib
 import json
@@ -39,7 +41,9 @@ def labels(tmp_path, monkeypatch):
 
 
 class Watch:
-    """How often each image of a data set was decoded, and how many of the decoded ones lived at once."""
+    """How often each image of a data set was decoded, and how many of the decoded ones lived at
+    once.
+    """
 
     def __init__(self, samples):
         self.reads, self.alive, self.most = Counter(), 0, 0
@@ -66,7 +70,9 @@ def test_images_are_decoded_one_at_a_time_and_once_when_the_features_are_kept(la
     computed = feature_table(first.samples, classifier, MapSpec(), FEATURES, QUIET)
     stored = feature_table(again.samples, classifier, MapSpec(), FEATURES, QUIET)
     np.testing.assert_array_equal(computed.values, stored.values)
-    np.testing.assert_allclose(computed.boxes_xyxy[:, 3], [40 / (96 - index) for index in range(12)])
+    np.testing.assert_allclose(
+        computed.boxes_xyxy[:, 3], [40 / (96 - index) for index in range(12)]
+    )
     assert set(first.reads.values()) == {2}
     assert set(again.reads.values()) == {1}
     assert max(first.most, again.most) <= 2
@@ -80,10 +86,22 @@ def test_constant_boxes_hold_no_image_either(labels):
 
 def test_features_are_kept_under_a_hash_of_settings_and_pixels(labels):
     """Spelled out: another key would compute every user's features again."""
-    samples, classifier, spec = load_dataset(labels), load_classifier("compact", "random", 64), MapSpec()
+    samples, classifier, spec = (
+        load_dataset(labels),
+        load_classifier("compact", "random", 64),
+        MapSpec(),
+    )
     feature_table(samples, classifier, spec, FEATURES, QUIET)
-    settings = [TABLE_FORMAT, classifier.digest, 64, asdict(spec), [asdict(feature) for feature in FEATURES]]
+    settings = [
+        TABLE_FORMAT,
+        classifier.digest,
+        64,
+        asdict(spec),
+        [asdict(feature) for feature in FEATURES],
+    ]
     content = json.dumps(settings).encode()
     for image in (sample.read() for sample in samples):
         content += repr(image.shape).encode() + image.tobytes()
-    assert [path.stem for path in (cache_dir() / "features").iterdir()] == [hashlib.sha256(content).hexdigest()[:32]]
+    assert [path.stem for path in (cache_dir() / "features").iterdir()] == [
+        hashlib.sha256(content).hexdigest()[:32]
+    ]

@@ -1,4 +1,6 @@
-"""Fine-tuning against a slow definition of its loss, and as a user meets it: weights whose classes have names."""
+"""Fine-tuning against a slow definition of its loss, and as a user meets it: weights whose classes
+have names.
+"""
 
 import json
 import math
@@ -28,11 +30,15 @@ def slow_loss(weight, bias, inputs, labels, strength):
             z = sum(w * v for w, v in zip(weight[k], x, strict=True)) + bias[k]
             total += (max(z, 0) + math.log1p(math.exp(-abs(z))) - y[k] * z) / len(inputs)
     spread = [float(np.std(column)) for column in inputs.T]
-    return total + strength / 2 * sum((w * s) ** 2 for row in weight for w, s in zip(row, spread, strict=True))
+    return total + strength / 2 * sum(
+        (w * s) ** 2 for row in weight for w, s in zip(row, spread, strict=True)
+    )
 
 
 def test_no_step_lowers_the_loss():
-    """The minimum of a convex function: whichever number is moved, either way, the slow loss rises."""
+    """The minimum of a convex function: whichever number is moved, either way, the slow loss
+    rises.
+    """
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((40, 3)) * [1, 5, 0.2] + [0, 3, 1]
     labels = (rng.random((40, 2)) < 0.5).astype(float)
@@ -49,7 +55,9 @@ def test_no_step_lowers_the_loss():
 
 
 def test_average_precision_over_images_by_hand():
-    """Ranked 2, 0, 1: of the two that have it the first is right at once, the second at a precision of 2/3."""
+    """Ranked 2, 0, 1: of the two that have it the first is right at once, the second at a precision
+    of 2/3.
+    """
     scores, labels = np.array([[0.5], [0.1], [0.9]]), np.array([[0.0], [1.0], [1.0]])
     assert image_ap(scores, labels, ["a"]) == {"a": pytest.approx((1 + 2 / 3) / 2)}
     assert image_ap(scores, np.zeros((3, 1)), ["a"]) == {}
@@ -88,9 +96,13 @@ def test_the_weights_find_the_classes_by_name(painted, tmp_path):
     assert json.loads(build_graph(mine).metadata_props[1].value) == ["blue", "red"]
 
 
-@pytest.mark.parametrize("model", ["compact", "alexnet"])  # a linear layer over the average; the last of three
+@pytest.mark.parametrize(
+    "model", ["compact", "alexnet"]
+)  # a linear layer over the average; the last of three
 def test_what_the_last_layer_reads_gives_the_networks_scores(model, painted):
-    classifier = load_classifier(model, None if model == "compact" else "random", {"compact": 64, "vgg16": 64}.get(model))
+    classifier = load_classifier(
+        model, None if model == "compact" else "random", {"compact": 64, "vgg16": 64}.get(model)
+    )
     row = last_inputs(painted[:1], classifier, QUIET)[0]
     weight, bias = (classifier.weights[f"{LAST[model]}.{kind}"] for kind in ("weight", "bias"))
     module = getattr(torch_network(classifier), LAST[model].split(".")[0])
@@ -105,6 +117,10 @@ def test_what_the_last_layer_reads_gives_the_networks_scores(model, painted):
 def test_what_cannot_be_fitted_says_so(painted):
     classifier = load_classifier("compact", "random", 64)
     with pytest.raises(SourceError, match="two classes"):
-        finetune([s for s in painted if len(s.truths) == 1 and s.truths[0].class_name == "red"], classifier, QUIET)
+        finetune(
+            [s for s in painted if len(s.truths) == 1 and s.truths[0].class_name == "red"],
+            classifier,
+            QUIET,
+        )
     with pytest.raises(ModelError, match="squeezenet has none"):
         last_inputs(painted, load_classifier("squeezenet", "random", 64), QUIET)

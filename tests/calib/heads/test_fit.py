@@ -37,15 +37,24 @@ def test_a_head_learns_where_a_square_is(tmp_path):
     (tmp_path / "sq.csv").write_text("file,class,x0,y0,x1,y1\n" + "\n".join(lines))
     samples = load_dataset(tmp_path / "sq.csv")
     classifier = load_classifier("compact", "random", 64)
-    features = [Feature("quantiles", layer, 9, power) for layer in ("pixels", "conv2_2") for power in (1.0, 2.0)]
+    features = [
+        Feature("quantiles", layer, 9, power)
+        for layer in ("pixels", "conv2_2")
+        for power in (1.0, 2.0)
+    ]
     fitted = fit_head(samples[:40], classifier, MapSpec(), features, QUIET, "squares")
     localizer = Localizer(OpenVinoEngine(build_graph(classifier, head=fitted.head), "fp32"))
-    report, cases = evaluate(samples[40:], localizer, QUIET, constant_boxes(np.array([[0.2, 0.2, 0.7, 0.7]])))
+    report, cases = evaluate(
+        samples[40:], localizer, QUIET, constant_boxes(np.array([[0.2, 0.2, 0.7, 0.7]]))
+    )
     assert len(cases) == report["images"] == 16
     assert report["corloc"] > 0.8
     assert report["corloc"] > report["baselines"]["best_constant"]
     bare = replace(fitted.head, confidence_model=None)  # as heads were before there was one
-    assert with_confidence_model(bare, samples[:40], classifier, QUIET).confidence_model == fitted.head.confidence_model
+    assert (
+        with_confidence_model(bare, samples[:40], classifier, QUIET).confidence_model
+        == fitted.head.confidence_model
+    )
     assert abs(np.mean([case.confidence for case in cases]) - fitted.cv_corloc) < 0.15
     assert set(report["center_correctness"]) == {"0.0", "0.1", "0.2", "0.3", "0.4", "0.5"}
     with pytest.raises(SourceError, match="needs at least 10"):

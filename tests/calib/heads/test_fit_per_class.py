@@ -1,4 +1,6 @@
-"""Heads per class: corrections where the classes differ, routes that the network's classes decide."""
+"""Heads per class: corrections where the classes differ, routes that the network's classes
+decide.
+"""
 
 from dataclasses import replace
 
@@ -11,7 +13,9 @@ from engines.boxes import iou
 
 
 def two_kinds(differ):
-    """Cats follow the feature; dogs follow it too, or (``differ``) run against it. The network tells them apart by 7 and 3."""
+    """Cats follow the feature; dogs follow it too, or (``differ``) run against it. The network
+    tells them apart by 7 and 3.
+    """
     rng = np.random.default_rng(0)
     x = rng.random((200, 1)).astype(np.float32)
     cat = rng.random(200) < 0.5
@@ -19,10 +23,14 @@ def two_kinds(differ):
     boxes = np.stack([start, np.full(200, 0.2), start + 0.3, np.full(200, 0.8)], axis=1)
     values = np.concatenate([x, rng.random((200, 3)).astype(np.float32)], axis=1)
     flipped = values.copy()
-    flipped[:, 0] = np.where(cat | (not differ), 7 / 6, 5 / 6) - x[:, 0]  # what gives the mirrored box
+    flipped[:, 0] = (
+        np.where(cat | (not differ), 7 / 6, 5 / 6) - x[:, 0]
+    )  # what gives the mirrored box
     names = tuple("cat" if c else "dog" for c in cat)
     indices = np.where(cat, 7, 3)
-    indices[np.flatnonzero(cat)[:3]] = indices[np.flatnonzero(~cat)[:3]] = 9  # both kinds are seen as 9: nobody is sure
+    indices[np.flatnonzero(cat)[:3]] = indices[np.flatnonzero(~cat)[:3]] = (
+        9  # both kinds are seen as 9: nobody is sure
+    )
     return FeatureTable(values, flipped, boxes, names, indices, tuple(map(str, range(200))))
 
 

@@ -35,7 +35,9 @@ def test_cross_validation_finds_that_noise_wants_a_strong_penalty():
 
 def grouped(names):
     nothing = np.zeros((len(names), 4), np.float32)
-    return FeatureTable(nothing, nothing, nothing.astype(np.float64), names, np.zeros(len(names), np.int64), names)
+    return FeatureTable(
+        nothing, nothing, nothing.astype(np.float64), names, np.zeros(len(names), np.int64), names
+    )
 
 
 def test_photos_keep_the_folds_that_they_always_had():
@@ -43,7 +45,10 @@ def test_photos_keep_the_folds_that_they_always_had():
     table, rows = grouped(tuple(map(str, range(60)))), np.arange(60)[::2]
     fold = np.random.default_rng(0).permutation(30) % 5
     for number, (kept, held) in enumerate(folds(table, rows)):
-        assert (held.tolist(), kept.tolist()) == (rows[fold == number].tolist(), rows[fold != number].tolist())
+        assert (held.tolist(), kept.tolist()) == (
+            rows[fold == number].tolist(),
+            rows[fold != number].tolist(),
+        )
 
 
 def test_frames_of_one_sequence_stay_in_one_fold():

@@ -1,4 +1,6 @@
-"""The refinement: its gradient against finite differences, and what it buys where squared error misleads."""
+"""The refinement: its gradient against finite differences, and what it buys where squared error
+misleads.
+"""
 
 import numpy as np
 
@@ -33,12 +35,16 @@ def test_boxes_inside_out_or_apart_have_no_gradient():
 
 
 def test_the_refinement_fits_better_where_a_few_wild_ones_mislead_squared_error():
-    """Nine in ten objects are small and follow the feature; one in ten fills the image and pulls every edge outwards."""
+    """Nine in ten objects are small and follow the feature; one in ten fills the image and pulls
+    every edge outwards.
+    """
     rng = np.random.default_rng(2)
 
     def drawn(count):
         x = rng.random((count, 1))
-        small = np.concatenate([0.7 * x, np.full((count, 1), 0.4), 0.7 * x + 0.3, np.full((count, 1), 0.6)], axis=1)
+        small = np.concatenate(
+            [0.7 * x, np.full((count, 1), 0.4), 0.7 * x + 0.3, np.full((count, 1), 0.6)], axis=1
+        )
         return x, np.where(rng.random((count, 1)) < 0.1, np.array([0.0, 0, 1, 1]), small)
 
     (x, boxes), (x_new, boxes_new) = drawn(400), drawn(400)

@@ -11,7 +11,13 @@ from rich.console import Console
 
 from calib.precision.build import BuildChoice, build_chosen_engine, check_options, frames_of
 from engines.backends.openvino import OpenVinoEngine
-from engines.certificate import certificate_path, load_certificate, openvino_key, openvino_subject, refuse_failed
+from engines.certificate import (
+    certificate_path,
+    load_certificate,
+    openvino_key,
+    openvino_subject,
+    refuse_failed,
+)
 from engines.choose import Choice, build_chosen, open_localizer
 from engines.errors import EngineError, OutputError, SourceError
 from tests.realtime.media import write_images, write_video
@@ -28,7 +34,9 @@ def quiet():
 
 def test_an_openvino_build_writes_onnx_and_certificate(tmp_path):
     model, console = build_chosen(Choice()), quiet()
-    found = build_chosen_engine(model, BuildChoice(tmp_path / "net.onnx", "openvino", "fp32"), console)
+    found = build_chosen_engine(
+        model, BuildChoice(tmp_path / "net.onnx", "openvino", "fp32"), console
+    )
     assert found.passed
     assert found.map_correlation_p5 == pytest.approx(1)
     assert onnx.load(tmp_path / "net.onnx").SerializeToString() == model.SerializeToString()
@@ -45,8 +53,12 @@ def test_another_reference_can_be_named_and_a_failure_is_one_line_and_kept(tmp_p
         build_chosen_engine(other, choice, quiet(), reference=build_chosen(Choice()))
     assert "\n" not in str(caught.value)
     assert not load_certificate(tmp_path / "net.certificate.json").passed
-    with pytest.raises(EngineError, match=r"OpenVINO in fp32 failed its certificate .*: use --precision fp32"):
-        open_localizer(Choice(weights="random", layer="conv4_3", backend="openvino", precision="fp32"))
+    with pytest.raises(
+        EngineError, match=r"OpenVINO in fp32 failed its certificate .*: use --precision fp32"
+    ):
+        open_localizer(
+            Choice(weights="random", layer="conv4_3", backend="openvino", precision="fp32")
+        )
     open_localizer(Choice(backend="openvino", precision="fp32"))  # the other graph may run
 
 
@@ -57,7 +69,9 @@ def test_an_openvino_engine_without_certificate_may_run_and_a_failed_one_not(tmp
     good = build_chosen_engine(model, BuildChoice(tmp_path / "a.onnx", "openvino", "fp32"), quiet())
     refuse_failed(model, engine)
     key = openvino_key(model, engine)
-    replace(good, failures=("box IoU 0.2 is below 0.85",)).of(openvino_subject(key)).save(certificate_path(key.path))
+    replace(good, failures=("box IoU 0.2 is below 0.85",)).of(openvino_subject(key)).save(
+        certificate_path(key.path)
+    )
     with pytest.raises(EngineError, match=r"box IoU 0\.2 is below 0\.85"):
         refuse_failed(model, engine)
 
@@ -66,12 +80,28 @@ def test_an_openvino_engine_without_certificate_may_run_and_a_failed_one_not(tmp
     ("choice", "kind", "words"),
     [
         (BuildChoice(), OutputError, "say where the ONNX file goes: --out FILE.onnx"),
-        (BuildChoice(backend="torch"), EngineError, "makes engines of openvino or tensorrt, not of 'torch'"),
-        (BuildChoice("net.onnx", precision="bf16"), EngineError, "--precision and --on are about an engine"),
-        (BuildChoice("net.onnx", on="clip.mp4"), EngineError, "--precision and --on are about an engine"),
+        (
+            BuildChoice(backend="torch"),
+            EngineError,
+            "makes engines of openvino or tensorrt, not of 'torch'",
+        ),
+        (
+            BuildChoice("net.onnx", precision="bf16"),
+            EngineError,
+            "--precision and --on are about an engine",
+        ),
+        (
+            BuildChoice("net.onnx", on="clip.mp4"),
+            EngineError,
+            "--precision and --on are about an engine",
+        ),
         (BuildChoice("net.onnx", target="sm89"), EngineError, "add --backend tensorrt"),
         (BuildChoice("net.onnx", "openvino", rebuild=True), EngineError, "add --backend tensorrt"),
-        (BuildChoice(backend="tensorrt", precision="bf16"), EngineError, "TensorRT engines run in fp32, fp16, int8, not bf16"),
+        (
+            BuildChoice(backend="tensorrt", precision="bf16"),
+            EngineError,
+            "TensorRT engines run in fp32, fp16, int8, not bf16",
+        ),
     ],
 )
 def test_options_that_contradict_each_other(choice, kind, words):

@@ -1,4 +1,6 @@
-"""Calibration from start to end on real frames: what is measured, which layers are spared, what is refused."""
+"""Calibration from start to end on real frames: what is measured, which layers are spared, what is
+refused.
+"""
 
 from dataclasses import replace
 
@@ -7,7 +9,14 @@ import pytest
 from rich.console import Console
 
 from calib.precision.calibrate import Images, calibrate_chosen, plot_layers
-from calib.precision.quantize import Calibrator, Harm, _counts, always_kept, calibrate, rough_quantization
+from calib.precision.quantize import (
+    Calibrator,
+    Harm,
+    _counts,
+    always_kept,
+    calibrate,
+    rough_quantization,
+)
 from engines.backends.openvino import has_vnni
 from engines.build import assemble
 from engines.choose import Choice, calibration_paths, choose_quantization, open_localizer
@@ -24,8 +33,12 @@ SPEC = MapSpec(layer="conv4_3")
 
 @pytest.fixture
 def outlier(tmp_path):
-    """The shipped network with one channel of conv3_2 so large that 127 steps leave nothing of the others."""
-    weights = {name: value.copy() for name, value in load_classifier("compact", None, 64).weights.items()}
+    """The shipped network with one channel of conv3_2 so large that 127 steps leave nothing of the
+    others.
+    """
+    weights = {
+        name: value.copy() for name, value in load_classifier("compact", None, 64).weights.items()
+    }
     weights["features.12.bias"][0] += 3000.0  # always on ...
     weights["features.14.weight"][:, 0] = 0  # ... and never read
     np.savez(tmp_path / "outlier.npz", **weights)
@@ -59,11 +72,15 @@ def test_auto_takes_the_ranges_that_harm_least_and_the_card_tells_all(calibrator
     found = calibrate(calibrator)
     card = found.quantization.card
     assert set(found.by_method) == {"minmax", "percentile", "entropy", "mse"}
-    assert found.by_method[card["ranges"]].total == min(harm.total for harm in found.by_method.values())
+    assert found.by_method[card["ranges"]].total == min(
+        harm.total for harm in found.by_method.values()
+    )
     assert card["certificate"]["passed"]
     assert set(card["by_layer"]) == set(found.by_layer)
     forward = [
-        f"conv{block}_{i}_linear" for block, count in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3)) for i in range(1, count + 1)
+        f"conv{block}_{i}_linear"
+        for block, count in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3))
+        for i in range(1, count + 1)
     ]
     assert list(found.by_layer)[:12] == forward[1:]  # the first stays in floating point
     assert len(found.by_layer) == 12 + 3  # and the map at conv4_3 needs three convolutions backward
@@ -72,7 +89,11 @@ def test_auto_takes_the_ranges_that_harm_least_and_the_card_tells_all(calibrator
 
 def test_first_and_last_layers_always_stay_in_floating_point():
     classifier = load_classifier("compact", "random", 64)
-    assert always_kept(assemble(classifier, MapSpec()).graph) == ("conv1_1_linear", "classifier_linear", "grad_conv_12")
+    assert always_kept(assemble(classifier, MapSpec()).graph) == (
+        "conv1_1_linear",
+        "classifier_linear",
+        "grad_conv_12",
+    )
 
 
 def test_trials_grow_until_one_layer_is_left():
@@ -85,14 +106,21 @@ def test_harm_is_nothing_for_equal_results():
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(SourceError, match="15 images are too few to calibrate on: give at least 16"):
+    with pytest.raises(
+        SourceError, match="15 images are too few to calibrate on: give at least 16"
+    ):
         Calibrator(load_classifier("compact", "random", 64), SPEC, None, FRAMES[:15], QUIET)
 
 
 def test_what_cannot_be_certified_is_not_written(calibrator, monkeypatch):
-    monkeypatch.setattr("calib.precision.quantize.certify", lambda *_: replace(real, failures=("box IoU 0.1 is below 0.85",)))
+    monkeypatch.setattr(
+        "calib.precision.quantize.certify",
+        lambda *_: replace(real, failures=("box IoU 0.1 is below 0.85",)),
+    )
     real = calibrate_certificate(calibrator)
-    with pytest.raises(EngineError, match="no mix of 8-bit and floating-point layers meets the certificate"):
+    with pytest.raises(
+        EngineError, match="no mix of 8-bit and floating-point layers meets the certificate"
+    ):
         calibrate(calibrator)
 
 
@@ -107,20 +135,28 @@ def test_rough_ranges_know_every_tensor_of_a_network_down_to_the_pixels():
 
     classifier = load_classifier("compact", "random", 64)
     build_graph(classifier, quantization=rough_quantization(classifier, "class"))
-    build_graph(classifier, MapSpec("gestalt"), quantization=rough_quantization(classifier, "gestalt"))
+    build_graph(
+        classifier, MapSpec("gestalt"), quantization=rough_quantization(classifier, "gestalt")
+    )
 
 
 def test_calibrate_puts_the_file_where_int8_finds_it(tmp_path):
     choice = Choice(size_px=64, layer="conv4_3", precision="int8")
     classifier = load_classifier("compact", None, 64)
-    with pytest.raises(ModelError, match="no int8 calibration of these compact weights at 64 px: make one with"):
+    with pytest.raises(
+        ModelError, match="no int8 calibration of these compact weights at 64 px: make one with"
+    ):
         open_localizer(replace(choice, precision="int8"))
-    found = calibrate_chosen(Images("demo:64", limit=32), replace(choice, precision="auto"), "percentile", None, QUIET)
+    found = calibrate_chosen(
+        Images("demo:64", limit=32), replace(choice, precision="auto"), "percentile", None, QUIET
+    )
     assert found.path == calibration_paths(classifier, "class")[0]
     localizer = open_localizer(choice)
     assert localizer.engine.precision == "int8"
     assert localizer.description["quantization"] == found.calibration.quantization.digest
-    assert (open_localizer(replace(choice, precision="auto")).engine.precision == "int8") == has_vnni()
+    assert (
+        open_localizer(replace(choice, precision="auto")).engine.precision == "int8"
+    ) == has_vnni()
     deeper = replace(choice, precision="auto", layer="pixels")  # not certified there
     assert choose_quantization(deeper, classifier, MapSpec()) is None
     plot_layers(found, tmp_path / "layers.png", "compact")
@@ -147,12 +183,19 @@ def test_the_shipped_calibrations_fit_the_shipped_network():
 
 
 def test_int8_and_fp32_agree_on_real_photos(data):
-    """CorLoc within a point on the whole test split is measured in docs/benchmarks.md; here, on 60 photos, within two photos."""
+    """CorLoc within a point on the whole test split is measured in docs/benchmarks.md; here, on 60
+    photos, within two photos.
+    """
     from calib.data.datasets import load_dataset
     from calib.evaluation.evaluate import evaluate
 
-    samples = [sample for sample in load_dataset(data / "animal_pose_voc" / "test.csv") if sample.single][:60]
-    found = {p: evaluate(samples, open_localizer(Choice(precision=p)), QUIET, None)[0] for p in ("fp32", "int8")}
+    samples = [
+        sample for sample in load_dataset(data / "animal_pose_voc" / "test.csv") if sample.single
+    ][:60]
+    found = {
+        p: evaluate(samples, open_localizer(Choice(precision=p)), QUIET, None)[0]
+        for p in ("fp32", "int8")
+    }
     assert abs(found["fp32"]["corloc"] - found["int8"]["corloc"]) < 2.5 / 60
     assert found["int8"]["mean_iou"] == pytest.approx(found["fp32"]["mean_iou"], abs=0.015)
     assert np.isfinite(found["int8"]["mean_iou"])

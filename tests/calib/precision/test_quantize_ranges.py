@@ -30,15 +30,23 @@ def slow_error(values, largest):
 
 def test_histograms_count_what_the_engine_computes():
     classifier = load_classifier("compact", "random", 64)
-    localizer = Localizer(OpenVinoEngine(build_graph(classifier, expose=["conv2_2", "scores"]), "fp32"))
-    images = [localizer.prepare(RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)) for _ in range(3)]
+    localizer = Localizer(
+        OpenVinoEngine(build_graph(classifier, expose=["conv2_2", "scores"]), "fp32")
+    )
+    images = [
+        localizer.prepare(RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)) for _ in range(3)
+    ]
     found = histograms(localizer, ["conv2_2", "scores"], images, Console(quiet=True))
     for name in ("conv2_2", "scores"):
-        values = np.concatenate([np.abs(localizer.infer([image])[f"{name}_out"]).ravel() for image in images])
+        values = np.concatenate(
+            [np.abs(localizer.infer([image])[f"{name}_out"]).ravel() for image in images]
+        )
         assert found[name].largest == values.max()
         expected, _ = np.histogram(values, BINS, (0, values.max()))
         assert found[name].counts.sum() == len(values)
-        assert np.abs(found[name].counts - expected).sum() <= 0.001 * len(values) + 6  # float32 against float64 edges
+        assert (
+            np.abs(found[name].counts - expected).sum() <= 0.001 * len(values) + 6
+        )  # float32 against float64 edges
 
 
 def test_minmax_clips_nothing():
@@ -69,5 +77,7 @@ def test_a_tensor_that_is_always_zero_has_a_range(method):
 
 
 def test_unknown_methods_are_named():
-    with pytest.raises(ModelError, match="unknown range method 'max': use minmax, percentile, entropy, mse"):
+    with pytest.raises(
+        ModelError, match="unknown range method 'max': use minmax, percentile, entropy, mse"
+    ):
         ranges_of({}, "max")

@@ -28,7 +28,10 @@ def test_clips_have_a_box_around_what_was_pasted(made):
     for clip in shown:
         for frame, box in zip(clip.frames[::8], clip.boxes[::8], strict=True):
             bright = frame.mean(axis=2) > 130
-            rows, columns = np.flatnonzero(bright.sum(axis=1) > 3), np.flatnonzero(bright.sum(axis=0) > 3)
+            rows, columns = (
+                np.flatnonzero(bright.sum(axis=1) > 3),
+                np.flatnonzero(bright.sum(axis=0) > 3),
+            )
             found = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
             assert found == pytest.approx(box, abs=max(6, 0.12 * (box[2] - box[0])))
 
@@ -56,11 +59,17 @@ def test_the_model_says_what_is_true_of_its_boxes():
 def test_what_is_saved_is_what_is_read(tmp_path):
     random = np.random.default_rng(0)
     model = fitted(
-        RatedAnswer(random.normal(size=(200, len(CUES))), (random.random(200) > 0.5).astype(float), np.full(200, 1 / 200))
+        RatedAnswer(
+            random.normal(size=(200, len(CUES))),
+            (random.random(200) > 0.5).astype(float),
+            np.full(200, 1 / 200),
+        )
     )
     save(model, tmp_path / "trust.json")
     cues = random.normal(size=len(CUES))
-    assert load_confidence_model(tmp_path / "trust.json")(cues) == pytest.approx(model(cues), abs=1e-3)
+    assert load_confidence_model(tmp_path / "trust.json")(cues) == pytest.approx(
+        model(cues), abs=1e-3
+    )
     watch = watched(model)
     assert watch(cues) == model(cues)
     assert watched(None)(cues) == 0.7

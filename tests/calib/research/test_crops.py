@@ -26,9 +26,13 @@ def sample(name, colour, class_name="cat"):
 
 @pytest.mark.parametrize("make", [side_by_side, pasted])
 def test_boxes_of_a_pair_hold_its_objects(make):
-    """Red pixels lie in the first box and blue ones in the second, up to the soft edge and resampling."""
+    """Red pixels lie in the first box and blue ones in the second, up to the soft edge and
+    resampling.
+    """
     for seed in range(12):
-        made = make((photo((0, 0, 255)), BOX), (photo((255, 0, 0)), BOX), np.random.default_rng(seed))
+        made = make(
+            (photo((0, 0, 255)), BOX), (photo((255, 0, 0)), BOX), np.random.default_rng(seed)
+        )
         if made is None:
             continue
         image, boxes = made
@@ -62,11 +66,16 @@ def test_ridge_against_its_definition():
         return ((values @ w + b - right) ** 2).sum() + len(values) * ((w * scale) ** 2).sum()
 
     for _ in range(50):
-        assert loss(weight + rng.normal(0, 1e-3, 5), bias + rng.normal(0, 1e-3)) > loss(weight, bias)
+        assert loss(weight + rng.normal(0, 1e-3, 5), bias + rng.normal(0, 1e-3)) > loss(
+            weight, bias
+        )
 
 
 def test_a_judge_is_fitted_to_the_shipped_head():
-    samples = [sample(str(i), tuple(np.random.default_rng(i).integers(0, 256, 3).tolist())) for i in range(3)]
+    samples = [
+        sample(str(i), tuple(np.random.default_rng(i).integers(0, 256, 3).tolist()))
+        for i in range(3)
+    ]
     crop_scorer = fit_crop_scorer(samples, 2, 2, QUIET)
     assert np.isfinite(crop_scorer.weight).all()
     assert crop_scorer.weight.any()

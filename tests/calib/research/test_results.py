@@ -1,4 +1,6 @@
-"""The page of results on small made sets: every head on every set, columns that belong, a table that a reader can read."""
+"""The page of results on small made sets: every head on every set, columns that belong, a table
+that a reader can read.
+"""
 
 from pathlib import Path
 
@@ -35,7 +37,9 @@ def squares(folder, count, seed):
         x, y, side = rng.integers(4, 30), rng.integers(4, 20), rng.integers(12, 24)
         image[y : y + side, x : x + side] += 150
         cv2.imwrite(str(folder / "s" / f"{index}.png"), image)
-        lines.append(f"{index}.png,{'square' if index % 2 else 'box'},{x},{y},{x + side},{y + side}")
+        lines.append(
+            f"{index}.png,{'square' if index % 2 else 'box'},{x},{y},{x + side},{y + side}"
+        )
     (folder / "s.csv").write_text("\n".join(lines))
     return load_dataset(folder / "s.csv")
 
@@ -43,7 +47,10 @@ def squares(folder, count, seed):
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
-    return squares(folder / "train", 40, 0), {"animals": squares(folder / "a", 12, 1), "others": squares(folder / "b", 8, 2)}
+    return squares(folder / "train", 40, 0), {
+        "animals": squares(folder / "a", 12, 1),
+        "others": squares(folder / "b", 8, 2),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +60,23 @@ def rows(sets):
 
 def test_every_combination_and_every_rival_is_measured_on_every_set(rows):
     assert {(row.objective, row.aggregation) for row in rows} == {
-        (objective, aggregation) for objective in ("class score", "Gestalt Total") for aggregation in ("max", "mean")
+        (objective, aggregation)
+        for objective in ("class score", "Gestalt Total")
+        for aggregation in ("max", "mean")
     }
-    heads = " ".join(row.head for row in rows if row.objective == "class score" and row.aggregation == "max")
-    for rival in ("CAM", "Grad-CAM", "LayerCAM", "activations", "heuristic", "SGD", "closed form", "alone"):
+    heads = " ".join(
+        row.head for row in rows if row.objective == "class score" and row.aggregation == "max"
+    )
+    for rival in (
+        "CAM",
+        "Grad-CAM",
+        "LayerCAM",
+        "activations",
+        "heuristic",
+        "SGD",
+        "closed form",
+        "alone",
+    ):
         assert rival in heads
     for row in rows:
         assert set(row.scores) == {"animals", "others"}
@@ -88,7 +108,13 @@ def test_the_page_is_whole(rows, sets):
     header = next(line for line in lines if line.startswith("| objective"))
     assert all(line.count("|") == header.count("|") for line in table)
     assert lines[lines.index(header) + 1].startswith("|---")
-    for words in ("40.1 %", "12.34 %", "best constant box", "some map 75.0 %", "animals 12, others 8"):
+    for words in (
+        "40.1 %",
+        "12.34 %",
+        "best constant box",
+        "some map 75.0 %",
+        "animals 12, others 8",
+    ):
         assert words in text
 
 
@@ -101,15 +127,21 @@ def test_halves_lie_side_by_side():
 
 
 def test_a_map_that_knows_no_class_scores_one_half(tmp_path):
-    """Asked twice of the same image, it gives the same side twice, and is right once; a gradient is asked something else."""
+    """Asked twice of the same image, it gives the same side twice, and is right once; a gradient is
+    asked something else.
+    """
     (tmp_path / "s").mkdir()
     cat, lines = cv2.imread(str(DEMO_PHOTO)), ["file,class,x0,y0,x1,y1"]
     stripes = np.tile(np.repeat([[0, 255]], 16, axis=1), (300, 14)).astype(np.uint8)
     for index in range(8):
-        photo = cat[20 * index :, :] if index % 2 else cv2.merge([np.roll(stripes, index, axis=1)] * 3)
+        photo = (
+            cat[20 * index :, :] if index % 2 else cv2.merge([np.roll(stripes, index, axis=1)] * 3)
+        )
         cv2.imwrite(str(tmp_path / "s" / f"{index}.png"), photo)
         lines.append(f"{index}.png,{'cat' if index % 2 else 'stripes'},0,0,100,100")
     (tmp_path / "s.csv").write_text("\n".join(lines))
-    found = named_class_rows(load_classifier(), {"animals": load_dataset(tmp_path / "s.csv")}, QUIET)
+    found = named_class_rows(
+        load_classifier(), {"animals": load_dataset(tmp_path / "s.csv")}, QUIET
+    )
     assert next(share for name, share in found.items() if "forward only" in name) == 0.5
     assert any(share != 0.5 for share in found.values())

@@ -14,7 +14,10 @@ def test_objects_numbers_and_boxes_that_are_nowhere_are_counted():
     count = Count()
     followed = [
         [tracked(1, LEFT), tracked(2, RIGHT)],  # both right
-        [tracked(1, LEFT), tracked(3, (0.0, 1.0, 10.0, 11.0))],  # the second box of the left one is nobody's
+        [
+            tracked(1, LEFT),
+            tracked(3, (0.0, 1.0, 10.0, 11.0)),
+        ],  # the second box of the left one is nobody's
         [tracked(4, RIGHT), tracked(1, None)],  # the right one is back under another number
         [],
     ]
@@ -24,5 +27,9 @@ def test_objects_numbers_and_boxes_that_are_nowhere_are_counted():
 
 def test_where_two_boxes_could_be_right_the_closer_one_is():
     count = Count()
-    counted([[LEFT], [LEFT]], [[tracked(1, LEFT)], [tracked(2, (0.0, 2.0, 10.0, 12.0)), tracked(1, LEFT)]], count)
+    counted(
+        [[LEFT], [LEFT]],
+        [[tracked(1, LEFT)], [tracked(2, (0.0, 2.0, 10.0, 12.0)), tracked(1, LEFT)]],
+        count,
+    )
     assert (count.right, count.nowhere, count.switches) == (2, 1, 0)

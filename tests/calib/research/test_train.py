@@ -33,7 +33,11 @@ def made_examples(count, side_px, labels, seed):
     rng = np.random.default_rng(seed)
     attention = tuple(rng.random((count, side, side)).astype(np.float16) for side in (4, 2))
     lessons = Lessons(rng.standard_normal((count, 10)).astype(np.float16), attention)
-    return Examples(rng.integers(0, 256, (count, side_px, side_px, 3)).astype(np.uint8), np.array(labels), lessons)
+    return Examples(
+        rng.integers(0, 256, (count, side_px, side_px, 3)).astype(np.uint8),
+        np.array(labels),
+        lessons,
+    )
 
 
 def tiny_task():
@@ -92,16 +96,23 @@ def test_labelled_images_may_ignore_the_teachers_scores():
     other = (images, labels, replace(lessons, scores=changed))
     for listens, same in ((True, False), (False, True)):
         notify = replace(recipe, scores_of_labelled=listens)
-        found = [losses_of(network, batch, classes, notify)[1].item() for batch in ((images, labels, lessons), other)]
+        found = [
+            losses_of(network, batch, classes, notify)[1].item()
+            for batch in ((images, labels, lessons), other)
+        ]
         assert (abs(found[0] - found[1]) < 1e-6) == same
 
 
 def test_labels_alone_train_too(tmp_path):
     sets, recipe = tiny_task()
     labelled, network = replace(sets[0], lessons=None), new_network()
-    labelled.images[:] = (labelled.images // 4) + 24 * labelled.labels[:, None, None, None].astype(np.uint8)  # by brightness
+    labelled.images[:] = (labelled.images // 4) + 24 * labelled.labels[:, None, None, None].astype(
+        np.uint8
+    )  # by brightness
     recipe = replace(recipe, stage="classify", steps=30, batch=(16,), label_smoothing=0.0)
-    first = losses_of(network, next(batches(recipe, [labelled], 0)), torch.tensor([2, 5, 7]), recipe)
+    first = losses_of(
+        network, next(batches(recipe, [labelled], 0)), torch.tensor([2, 5, 7]), recipe
+    )
     optimise(network, recipe, [labelled], tmp_path / "a.pt", QUIET)
     last = losses_of(network, next(batches(recipe, [labelled], 0)), torch.tensor([2, 5, 7]), recipe)
     assert last[0] < first[0] - 0.1
@@ -111,18 +122,24 @@ def test_labels_alone_train_too(tmp_path):
 def test_an_epoch_shows_every_image_once():
     sets, recipe = tiny_task()
     marked = replace(sets[0], labels=np.arange(40), lessons=None)
-    seen = np.concatenate([labels for _, labels, _ in batches(replace(recipe, steps=5, batch=(8,)), [marked], 0)])
+    seen = np.concatenate(
+        [labels for _, labels, _ in batches(replace(recipe, steps=5, batch=(8,)), [marked], 0)]
+    )
     assert sorted(seen) == list(range(40))
 
 
 def test_a_mirrored_image_has_mirrored_attention():
-    """The picture's bright column and its attention are on the same side, whichever way it is turned."""
+    """The picture's bright column and its attention are on the same side, whichever way it is
+    turned.
+    """
     image = np.zeros((4, 32, 32, 3), np.uint8)
     image[:, :, :8] = 200
     attention = tuple(np.zeros((4, side, side), np.float16) for side in (4, 2))
     for each in attention:
         each[:, :, 0] = 1
-    examples = Examples(image, np.full(4, UNKNOWN), Lessons(np.zeros((4, 10), np.float16), attention))
+    examples = Examples(
+        image, np.full(4, UNKNOWN), Lessons(np.zeros((4, 10), np.float16), attention)
+    )
     turned = set()
     for images, _, lessons in batches(Recipe("distil", 32, 12, (4,), 0.1), [examples], 0):
         for picture, wide, narrow in zip(images, *lessons.attention, strict=True):
@@ -143,7 +160,9 @@ def test_attention_that_agrees_costs_nothing():
     own = tuple(layers[k].float().square().mean(1).numpy() for k in module.ATTENTIVE_LAYERS)
     agreed = Lessons(lessons.scores, own)
     classes = torch.tensor([2, 5, 7])
-    assert losses_of(network, (images, labels, agreed), classes, recipe)[2].item() == pytest.approx(0, abs=1e-4)
+    assert losses_of(network, (images, labels, agreed), classes, recipe)[2].item() == pytest.approx(
+        0, abs=1e-4
+    )
     assert losses_of(network, (images, labels, lessons), classes, recipe)[2].item() > 0.05
 
 
@@ -152,28 +171,44 @@ def test_folding_batch_norm_changes_nothing_but_the_names(tmp_path):
     network = new_network()
     optimise(network, recipe, sets, tmp_path / "a.pt", QUIET)
     plain = Vgg16(CHANNELS, 10, hidden=0)
-    plain.load_state_dict({name: torch.from_numpy(v.astype(np.float32)) for name, v in folded_weights(network).items()})
+    plain.load_state_dict(
+        {
+            name: torch.from_numpy(v.astype(np.float32))
+            for name, v in folded_weights(network).items()
+        }
+    )
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(plain.eval()(x), network.eval()(x), atol=5e-3, rtol=1e-2)
 
 
 def picture(seed):
     rng = np.random.default_rng(seed)
-    return cv2.resize(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(
+        rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC
+    )
 
 
 def test_lessons_are_deterministic_kept_and_the_first_crop_is_the_whole_photo(tmp_path):
     teacher = load_classifier("squeezenet", "random")
     photos = [picture(i) for i in range(3)]
-    first, again = (taught_crops(photos, teacher, 2, 32, (4, 2), QUIET, labels=np.array([7, 8, 9])) for _ in range(2))
+    first, again = (
+        taught_crops(photos, teacher, 2, 32, (4, 2), QUIET, labels=np.array([7, 8, 9]))
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.lessons.scores, again.lessons.scores)
     assert first.images.shape == (6, 32, 32, 3)
     assert first.labels.tolist() == [7, 7, 8, 8, 9, 9]
     assert [each.shape for each in first.lessons.attention] == [(6, 4, 4), (6, 2, 2)]
-    np.testing.assert_array_equal(first.images[2], cv2.resize(photos[1], (32, 32), interpolation=cv2.INTER_AREA))
-    small = [np.ascontiguousarray(photo[:32, :32]) for photo in photos]  # as large as they are kept: not resampled at all
-    np.testing.assert_array_equal(taught_crops(small, teacher, 1, 32, (4, 2), QUIET).images, np.stack(small))
+    np.testing.assert_array_equal(
+        first.images[2], cv2.resize(photos[1], (32, 32), interpolation=cv2.INTER_AREA)
+    )
+    small = [
+        np.ascontiguousarray(photo[:32, :32]) for photo in photos
+    ]  # as large as they are kept: not resampled at all
+    np.testing.assert_array_equal(
+        taught_crops(small, teacher, 1, 32, (4, 2), QUIET).images, np.stack(small)
+    )
 
     kept(tmp_path / "lessons.npz", lambda: first)
     stored = kept(tmp_path / "lessons.npz", lambda: pytest.fail("it was stored"))

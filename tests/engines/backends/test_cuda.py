@@ -1,4 +1,6 @@
-"""Asking the driver: every answer it can give becomes a GPU or one line. The library is stood in for."""
+"""Asking the driver: every answer it can give becomes a GPU or one line. The library is stood in
+for.
+"""
 
 import ctypes
 
@@ -54,7 +56,10 @@ def test_a_gpu_is_described():
     [
         (no_library, "no NVIDIA driver"),
         (lambda name: Library(cuInit=100), "no NVIDIA GPU is visible"),
-        (lambda name: Library(cuInit=803), "answers cuInit with error 803: check it with nvidia-smi"),
+        (
+            lambda name: Library(cuInit=803),
+            "answers cuInit with error 803: check it with nvidia-smi",
+        ),
         (lambda name: Library(count=0), "no NVIDIA GPU is visible"),
         (lambda name: Library(cuDeviceGetName=101), "answers cuDeviceGetName with error 101"),
     ],
@@ -81,7 +86,13 @@ def test_this_machines_answer_is_a_gpu_or_one_line():
 def test_work_is_captured_between_begin_and_end_and_freed_once():
     library = Library()
     graph = CapturedGraph(0x55, lambda: library.calls.append("work"), lambda name: library)
-    assert library.calls == ["cuInit", "cuStreamBeginCapture_v2", "work", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
+    assert library.calls == [
+        "cuInit",
+        "cuStreamBeginCapture_v2",
+        "work",
+        "cuStreamEndCapture",
+        "cuGraphInstantiateWithFlags",
+    ]
     graph.launch()
     graph.close()
     graph.close()

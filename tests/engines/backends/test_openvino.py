@@ -30,5 +30,11 @@ except KeyboardInterrupt:
 
 def test_ctrl_c_is_safe_after_engines_that_ended_in_another_order_than_they_began():
     """In a process of its own: where it fails, the process is gone."""
-    found = subprocess.run([sys.executable, "-c", ENDS_IN_ANY_ORDER], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", ENDS_IN_ANY_ORDER],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (found.returncode, found.stdout) == (0, "interrupted\n"), found.stderr

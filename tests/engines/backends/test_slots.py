@@ -1,4 +1,6 @@
-"""What a GPU engine decides without a GPU: where tensors lie, whose turn it is, whether a plan is the graph's."""
+"""What a GPU engine decides without a GPU: where tensors lie, whose turn it is, whether a plan is
+the graph's.
+"""
 
 import numpy as np
 import pytest
@@ -19,7 +21,12 @@ def test_tensors_lie_aligned_one_behind_the_other():
     layout = Layout.of(SPECS)
     assert layout.offsets == (0, 256, 512, 1280)
     assert layout.size == 1536
-    assert layout.addresses(0x7000) == {"image": 0x7000, "class": 0x7100, "map": 0x7200, "score": 0x7500}
+    assert layout.addresses(0x7000) == {
+        "image": 0x7000,
+        "class": 0x7100,
+        "map": 0x7200,
+        "score": 0x7500,
+    }
 
 
 def test_views_are_the_blocks_memory_and_do_not_overlap():
@@ -70,13 +77,17 @@ def test_a_plan_is_held_against_its_graph():
     inputs, outputs = SPECS[:2], SPECS[2:]
     fits = {s.name: ("input" if s in inputs else "output", s.shape) for s in SPECS}
     check_tensors(fits, inputs, outputs)
-    check_tensors({k: v for k, v in fits.items() if k != "class"}, inputs, outputs)  # an input that nothing reads may be gone
+    check_tensors(
+        {k: v for k, v in fits.items() if k != "class"}, inputs, outputs
+    )  # an input that nothing reads may be gone
     for wrong in (
         {**fits, "map": ("output", (1, 8, 9))},
         {**fits, "map": ("input", (2, 8, 9))},
         {k: v for k, v in fits.items() if k != "map"},
     ):
-        with pytest.raises(EngineError, match=r"another graph \(tensor 'map' does not fit\): run 'build --rebuild'"):
+        with pytest.raises(
+            EngineError, match=r"another graph \(tensor 'map' does not fit\): run 'build --rebuild'"
+        ):
             check_tensors(wrong, inputs, outputs)
     with pytest.raises(EngineError, match="tensor 'more'"):
         check_tensors({**fits, "more": ("output", (1,))}, inputs, outputs)

@@ -21,7 +21,14 @@ def small(caffe: bool, size_px: int | None = None) -> Classifier:
     """The published convolutions with narrow dense layers, for speed."""
     weights = alexnet.random_weights(caffe, classes=20, hidden=32, seed=1)
     preprocessing, side = (CAFFE, 227) if caffe else (Preprocessing(), 224)
-    return Classifier("alexnet", lambda g, x: alexnet.forward(g, x, weights), preprocessing, size_px or side, "d", weights)
+    return Classifier(
+        "alexnet",
+        lambda g, x: alexnet.forward(g, x, weights),
+        preprocessing,
+        size_px or side,
+        "d",
+        weights,
+    )
 
 
 def image_of(side):
@@ -30,7 +37,9 @@ def image_of(side):
 
 @pytest.mark.parametrize("caffe", [True, False])
 @pytest.mark.parametrize(
-    "spec", [MapSpec(), MapSpec(objective="gestalt"), MapSpec(layer="pool2"), MapSpec(layer="conv1")], ids=str
+    "spec",
+    [MapSpec(), MapSpec(objective="gestalt"), MapSpec(layer="pool2"), MapSpec(layer="conv1")],
+    ids=str,
 )
 def test_map_class_and_score_are_autograds(caffe, spec):
     """Normalization, groups, overlapping pools and the stride of 4 are all on the way."""
@@ -45,16 +54,29 @@ def test_map_class_and_score_are_autograds(caffe, spec):
 
 
 def test_in_float64_the_gradient_is_autograds():
-    """The formula itself, torchvision's form: ONNX's reference implementation, which computes it, cannot be trusted with LRN.
+    """The formula itself, torchvision's form: ONNX's reference implementation, which computes it,
+    cannot be trusted with LRN.
 
-    The rule of LRN alone is held against float64 in ``test_gradient.py``, and Caffe's form against autograd above.
+    The rule of LRN alone is held against float64 in ``test_gradient.py``, and Caffe's form against
+    autograd above.
     """
     classifier = small(False)
     image = image_of(224)
-    found = run_in_float64(build_graph(classifier), {IMAGE: image, WANTED_CLASS: np.array([-1])})["map"]
-    pixels = torch.from_numpy(image[..., ::-1].copy()).permute(0, 3, 1, 2).double().contiguous().requires_grad_(True)
+    found = run_in_float64(build_graph(classifier), {IMAGE: image, WANTED_CLASS: np.array([-1])})[
+        "map"
+    ]
+    pixels = (
+        torch.from_numpy(image[..., ::-1].copy())
+        .permute(0, 3, 1, 2)
+        .double()
+        .contiguous()
+        .requires_grad_(True)
+    )
     usual = Preprocessing()
-    mean, std = (torch.tensor(np.float32(v), dtype=torch.float64).view(1, 3, 1, 1) for v in (usual.mean, usual.std))
+    mean, std = (
+        torch.tensor(np.float32(v), dtype=torch.float64).view(1, 3, 1, 1)
+        for v in (usual.mean, usual.std)
+    )
     torch_network(classifier).double()((pixels - mean) / std).max().backward()
     expected = pixels.grad.abs().amax(1).numpy()
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
@@ -64,7 +86,9 @@ def test_weights_say_which_form_it_is_under_either_naming(tmp_path):
     """Sizes and preprocessing follow; torchvision's names are understood."""
     ours = alexnet.random_weights(False, classes=5, hidden=8)
     theirs = {name: number for number, name in alexnet._TORCHVISION.items()}
-    renamed = {f"{theirs[name.split('.')[0]]}.{name.split('.')[1]}": value for name, value in ours.items()}
+    renamed = {
+        f"{theirs[name.split('.')[0]]}.{name.split('.')[1]}": value for name, value in ours.items()
+    }
     np.savez(tmp_path / "torchvision.npz", **renamed)
     np.savez(tmp_path / "caffe.npz", **alexnet.random_weights(True, classes=5, hidden=8))
     torchvision = load_classifier("alexnet", str(tmp_path / "torchvision.npz"))
@@ -84,7 +108,10 @@ def test_weights_say_which_form_it_is_under_either_naming(tmp_path):
 def test_torchvisions_form_averages_other_sizes_to_six_cells():
     classifier = small(False, 320)
     feeds = {IMAGE: image_of(320), WANTED_CLASS: np.array([-1])}
-    found, expected = OpenVinoEngine(build_graph(classifier), "fp32").infer(feeds), TorchEngine(classifier).infer(feeds)
+    found, expected = (
+        OpenVinoEngine(build_graph(classifier), "fp32").infer(feeds),
+        TorchEngine(classifier).infer(feeds),
+    )
     np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-4)
     assert np.linalg.norm(found["map"] - expected["map"]) < 1e-3 * np.linalg.norm(expected["map"])
 

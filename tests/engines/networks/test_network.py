@@ -16,7 +16,9 @@ from engines.networks.registry import load_classifier
 from engines.preprocess import IMAGE
 from tests.engines.double import run_in_float64
 
-BF16 = pytest.mark.skipif(best_precision() != "bf16", reason="this processor does not compute in bf16")
+BF16 = pytest.mark.skipif(
+    best_precision() != "bf16", reason="this processor does not compute in bf16"
+)
 
 
 def feeds(image, wanted=-1):
@@ -49,27 +51,43 @@ SPECS = [
 
 @pytest.mark.parametrize(("model", "size_px"), [("compact", 64), ("squeezenet", 95), ("vgg16", 32)])
 def test_in_float64_the_whole_graph_is_autograds(model, size_px, squeezenet):
-    """The formula itself: what is left is the rounding of constants that the file keeps as float32."""
+    """The formula itself: what is left is the rounding of constants that the file keeps as
+    float32.
+    """
     classifier = load(model, squeezenet, size_px)
     image = np.random.default_rng(0).integers(0, 256, (1, size_px, size_px, 3)).astype(np.uint8)
-    found = run_in_float64(build_graph(classifier), {IMAGE: image, WANTED_CLASS: np.array([-1])})["map"]
+    found = run_in_float64(build_graph(classifier), {IMAGE: image, WANTED_CLASS: np.array([-1])})[
+        "map"
+    ]
     order = classifier.preprocessing.order
-    pixels = torch.from_numpy(image[..., ::-1].copy() if order == "rgb" else image).permute(0, 3, 1, 2).double()
+    pixels = (
+        torch.from_numpy(image[..., ::-1].copy() if order == "rgb" else image)
+        .permute(0, 3, 1, 2)
+        .double()
+    )
     pixels = pixels.contiguous().requires_grad_(True)
-    mean, std = (torch.tensor(np.float32(v), dtype=torch.float64).view(1, 3, 1, 1) for v in (PREPROCESSING[order]))
+    mean, std = (
+        torch.tensor(np.float32(v), dtype=torch.float64).view(1, 3, 1, 1)
+        for v in (PREPROCESSING[order])
+    )
     torch_network(classifier).double()((pixels - mean) / std).max().backward()
     assert relative_error(found, pixels.grad.abs().amax(1).numpy()) < 1e-6
 
 
-PREPROCESSING = {"rgb": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), "bgr": ((104, 117, 123), (1, 1, 1))}
+PREPROCESSING = {
+    "rgb": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "bgr": ((104, 117, 123), (1, 1, 1)),
+}
 
 
 @pytest.mark.parametrize(("model", "spec"), SPECS, ids=str)
 def test_map_class_and_score_are_autograds(model, spec, photos, squeezenet):
-    """In float32, on real photos: no photo is wrong. That the formula is right is shown in float64, above.
+    """In float32, on real photos: no photo is wrong. That the formula is right is shown in float64,
+    above.
 
-    Two correct implementations round differently. A unit whose input lies within rounding of zero may then be on in one and
-    off in the other, which costs that photo 1e-4 to 3e-3; how many do depends on the kernels. A wrong formula costs 0.1 or more.
+    Two correct implementations round differently. A unit whose input lies within rounding of zero
+    may then be on in one and off in the other, which costs that photo 1e-4 to 3e-3; how many do
+    depends on the kernels. A wrong formula costs 0.1 or more.
     """
     classifier = load(model, squeezenet)
     engine = OpenVinoEngine(build_graph(classifier, spec), "fp32")
@@ -91,14 +109,18 @@ def test_map_class_and_score_are_autograds(model, spec, photos, squeezenet):
 def test_vgg16_at_full_width_is_autograds(photos):
     """Width 1 at 224 px with untrained weights, in float32.
 
-    Of its 13 layers' units and pools, a share p of about 1e-6 lies within rounding of the other side, so the expected error
-    is sqrt(2 * 13 * p), 5e-3, whoever computes it: the bound here catches wrong formulas, float64 above proves the right one.
+    Of its 13 layers' units and pools, a share p of about 1e-6 lies within rounding of the other
+    side, so the expected error is sqrt(2 * 13 * p), 5e-3, whoever computes it: the bound here
+    catches wrong formulas, float64 above proves the right one.
     """
     classifier = load_classifier("vgg16", "random")
     engine, reference = OpenVinoEngine(build_graph(classifier), "fp32"), TorchEngine(classifier)
     for photo in photos[:1]:
         prepared = Localizer(engine).prepare(photo)
-        found, expected = engine.infer(feeds(prepared))["map"], reference.infer(feeds(prepared))["map"]
+        found, expected = (
+            engine.infer(feeds(prepared))["map"],
+            reference.infer(feeds(prepared))["map"],
+        )
         assert relative_error(found, expected) < 2e-2
         assert np.median(np.abs(found - expected) / expected.max()) < 1e-4
 
@@ -117,7 +139,9 @@ def test_a_named_class_changes_the_map_without_a_rebuild(photos, squeezenet):
 
 
 def test_a_batch_gives_what_single_images_give(photos):
-    """The boxes too: OpenVINO adds a bias of one row to the sums of several images wrongly, see ``engines.head``."""
+    """The boxes too: OpenVINO adds a bias of one row to the sums of several images wrongly, see
+    ``engines.head``.
+    """
     classifier = load_classifier("compact")
     head = choose_head(Choice(), classifier)
     single = OpenVinoEngine(build_graph(classifier, head.spec, head), "fp32")
@@ -127,7 +151,9 @@ def test_a_batch_gives_what_single_images_give(photos):
     together = triple.infer({IMAGE: images, WANTED_CLASS: wanted})
     for i in range(3):
         alone = single.infer(feeds(images[i], wanted[i]))
-        assert relative_error(together["map"][i], alone["map"][0]) < 2e-2  # batches may have kernels of their own
+        assert (
+            relative_error(together["map"][i], alone["map"][0]) < 2e-2
+        )  # batches may have kernels of their own
         assert together["class_index"][i] == alone["class_index"][0]
         np.testing.assert_allclose(together["box_xyxy"][i], alone["box_xyxy"][0], atol=2e-3)
 
@@ -135,7 +161,9 @@ def test_a_batch_gives_what_single_images_give(photos):
 @BF16
 @pytest.mark.parametrize("model", ["compact", "squeezenet"])
 def test_bf16_maps_correlate_with_the_reference(model, photos, squeezenet):
-    """At the 8 x 8 cells that heads read; single pixels flip with rounding (see docs/benchmarks.md for both figures)."""
+    """At the 8 x 8 cells that heads read; single pixels flip with rounding (see docs/benchmarks.md
+    for both figures).
+    """
     classifier = load(model, squeezenet)
     engine, reference = OpenVinoEngine(build_graph(classifier), "bf16"), TorchEngine(classifier)
     correlations = []
@@ -169,7 +197,9 @@ def test_vgg16_with_hidden_layers_at_other_sizes_pools_as_torchvision_does(size_
 
 
 def test_squeezenet_names_half_of_the_sample_photos_right(data, squeezenet):
-    """One photo for every tenth class: 59 of 100 were right for an independent NumPy implementation (data card)."""
+    """One photo for every tenth class: 59 of 100 were right for an independent NumPy implementation
+    (data card).
+    """
     import csv
 
     import cv2
@@ -186,5 +216,7 @@ def test_squeezenet_names_half_of_the_sample_photos_right(data, squeezenet):
         scale = 256 / min(image.shape[:2])
         image = cv2.resize(image, None, fx=scale, fy=scale)
         y, x = (image.shape[0] - 227) // 2, (image.shape[1] - 227) // 2
-        right += int(engine.infer(feeds(image[y : y + 227, x : x + 227]))["class_index"][0]) == int(row["class_index"])
+        right += int(engine.infer(feeds(image[y : y + 227, x : x + 227]))["class_index"][0]) == int(
+            row["class_index"]
+        )
     assert 55 <= right <= 63

@@ -25,12 +25,16 @@ def write_model(path, nodes, tensors, opset=13, size=32, outputs=("scores",), ba
         [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
         [numpy_helper.from_array(v, k) for k, v in tensors.items()],
     )
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path
+    )
     return str(path)
 
 
 def small_net(path, *, softmax=False, batch=1, opset=13):
-    """conv, batch norm, relu, overlapping pool, global average, a reshape by a computed shape, gemm."""
+    """conv, batch norm, relu, overlapping pool, global average, a reshape by a computed shape,
+    gemm.
+    """
     tensors = {
         "w": 0.3 * RNG.standard_normal((6, 3, 5, 5)).astype(np.float32),
         "gamma": RNG.uniform(0.5, 1.5, 6).astype(np.float32),
@@ -61,10 +65,12 @@ def small_net(path, *, softmax=False, batch=1, opset=13):
 
 def torch_map(tensors, image_rgb):
     t = {k: torch.from_numpy(v) for k, v in tensors.items()}
-    pixels = torch.from_numpy(image_rgb.transpose(2, 0, 1)[None].astype(np.float32)).requires_grad_(True)
-    x = (pixels - torch.tensor(MEAN, dtype=torch.float32).view(1, 3, 1, 1)) / torch.tensor(STD, dtype=torch.float32).view(
-        1, 3, 1, 1
+    pixels = torch.from_numpy(image_rgb.transpose(2, 0, 1)[None].astype(np.float32)).requires_grad_(
+        True
     )
+    x = (pixels - torch.tensor(MEAN, dtype=torch.float32).view(1, 3, 1, 1)) / torch.tensor(
+        STD, dtype=torch.float32
+    ).view(1, 3, 1, 1)
     x = torch.nn.functional.conv2d(x, t["w"], stride=2, padding=2)
     x = torch.relu(torch.nn.functional.batch_norm(x, t["mean"], t["var"], t["gamma"], t["beta"]))
     scores = torch.nn.functional.max_pool2d(x, 3, 2).mean(dim=(2, 3)) @ t["fc"].T + t["fc_b"]
@@ -81,10 +87,14 @@ def test_a_file_becomes_a_localization_graph(tmp_path, softmax, batch, opset):
     assert classifier.size_px == 32
     image = RNG.integers(0, 256, (32, 32, 3)).astype(np.uint8)
     scores, expected = torch_map(tensors, image[:, :, ::-1].copy())
-    found = OpenVinoEngine(build_graph(classifier), "fp32").infer({IMAGE: image[None], WANTED_CLASS: np.array([-1])})
+    found = OpenVinoEngine(build_graph(classifier), "fp32").infer(
+        {IMAGE: image[None], WANTED_CLASS: np.array([-1])}
+    )
     assert found["class_index"] == [scores.argmax()]
     np.testing.assert_allclose(found["map"][0], expected, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(found["score"], np.exp(scores).max() / np.exp(scores).sum(), rtol=1e-4)
+    np.testing.assert_allclose(
+        found["score"], np.exp(scores).max() / np.exp(scores).sum(), rtol=1e-4
+    )
 
 
 def test_lrn_with_any_bias_is_computed_right(tmp_path):
@@ -130,7 +140,10 @@ def test_files_that_are_no_model(tmp_path, content, words):
 
 
 def test_a_model_without_a_convolution_is_refused(tmp_path):
-    nodes = [helper.make_node("Flatten", ["image"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["scores"])]
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["scores"]),
+    ]
     path = write_model(tmp_path / "m.onnx", nodes, {"w": np.zeros((3 * 32 * 32, 4), np.float32)})
     with pytest.raises(ModelError, match="no convolution"):
         build_graph(load_classifier(path))

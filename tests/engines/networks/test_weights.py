@@ -15,7 +15,11 @@ from engines.networks.weights import load_weights
 from tests.web import FileServer
 
 SMALL = vgg.random_weights((4, 4, 4, 4, 4), classes=5, hidden=6)
-TIMM = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+TIMM = {
+    "classifier.0": "pre_logits.fc1",
+    "classifier.3": "pre_logits.fc2",
+    "classifier.6": "head.fc",
+}
 
 
 def same(found, expected):
@@ -70,7 +74,9 @@ def test_safetensors_with_timm_names(tmp_path):
 def test_both_files_of_squeezenet_hold_the_same_weights(data):
     folder = data / "squeezenet_v1.0_imagenet"
     compressed = load_weights("squeezenet", str(folder / "compressed_SqueezeNet.net"))
-    decoded = squeezenet.renamed(load_weights("squeezenet", str(folder / "squeezenet_v1.0_decoded_f16.npz")))
+    decoded = squeezenet.renamed(
+        load_weights("squeezenet", str(folder / "squeezenet_v1.0_decoded_f16.npz"))
+    )
     assert set(compressed) == set(decoded)
     for name, value in decoded.items():
         np.testing.assert_allclose(compressed[name], value, atol=1e-3)

@@ -83,9 +83,13 @@ def test_stretching_all_cells_changes_nothing_and_rows_sum_to_one():
 
 
 def test_the_first_level_has_every_size_and_place_and_children_differ_in_one():
-    """L = 4: one 4 x 4, two 3 x 4, two 4 x 3, four 3 x 3. A child is narrower or lower, never both."""
+    """L = 4: one 4 x 4, two 3 x 4, two 4 x 3, four 3 x 3. A child is narrower or lower, never
+    both.
+    """
     first = first_candidates(4)
-    sizes = sorted((round(4 * (e[2] - e[0])), round(4 * (e[3] - e[1]))) for e in (c.edges for c in first))
+    sizes = sorted(
+        (round(4 * (e[2] - e[0])), round(4 * (e[3] - e[1]))) for e in (c.edges for c in first)
+    )
     assert sizes == [(3, 3)] * 4 + [(3, 4)] * 2 + [(4, 3)] * 2 + [(4, 4)]
     assert len(distinct(first)) == 9
     sizes = [(e[2] - e[0], e[3] - e[1]) for e in (c.edges for c in children(first[0]))]
@@ -101,7 +105,9 @@ def test_a_rectangle_that_two_parents_share_is_there_once():
 
 
 def test_the_tail_scores_crops_as_the_network_scores_its_own_map(compact):
-    """The whole map, uncut, has the image's own scores; a crop those of the crop, interpolated one value at a time."""
+    """The whole map, uncut, has the image's own scores; a crop those of the crop, interpolated one
+    value at a time.
+    """
     settings = BeamSettings(beam=3)
     image = np.random.default_rng(1).integers(0, 256, (1, SIDE_PX, SIDE_PX, 3)).astype(np.uint8)
     features = OpenVinoEngine(build_features_graph(compact, settings), "fp32")
@@ -110,13 +116,18 @@ def test_the_tail_scores_crops_as_the_network_scores_its_own_map(compact):
     batch, side = tail.inputs[1].shape[0], tail.inputs[1].shape[2]
     assert (batch, side) == (12, 6)
     candidates = [*first_candidates(side), *[first_candidates(side)[0]] * 3]
-    rows, columns = (np.stack([getattr(c, name) for c in candidates])[:, None] for name in ("rows", "columns"))
+    rows, columns = (
+        np.stack([getattr(c, name) for c in candidates])[:, None] for name in ("rows", "columns")
+    )
     scores = tail.infer({FEATURES: out[FEATURES], ROWS: rows, COLUMNS: columns})["scores"]
     np.testing.assert_allclose(scores[0], out["probabilities"][0], rtol=1e-4)
     assert out["score"][0] == pytest.approx(out["probabilities"][0].max(), rel=1e-5)
     crop = slow_stretch(out[FEATURES][0].astype(np.float64), 1, 0, 5, 6)
     pooled = crop.reshape(crop.shape[0], 3, 2, 3, 2).max(axis=(2, 4)).mean(axis=(1, 2))
-    logits = compact.weights["classifier.weight"].astype(np.float64) @ pooled + compact.weights["classifier.bias"]
+    logits = (
+        compact.weights["classifier.weight"].astype(np.float64) @ pooled
+        + compact.weights["classifier.bias"]
+    )
     expected = np.exp(logits - logits.max())
     np.testing.assert_allclose(scores[2], expected / expected.sum(), rtol=1e-3)
 
@@ -126,9 +137,16 @@ def test_dense_layers_behind_the_map_score_crops_too():
     weights = alexnet.random_weights(classes=10, hidden=16)
     classifier = load_classifier("alexnet", "random")
     classifier = type(classifier)(
-        "alexnet", lambda g, x: alexnet.forward(g, x, weights), classifier.preprocessing, 227, "d", weights
+        "alexnet",
+        lambda g, x: alexnet.forward(g, x, weights),
+        classifier.preprocessing,
+        227,
+        "d",
+        weights,
     )
-    engine = BeamEngine(classifier, BeamSettings(beam=2, levels=2), lambda graph: OpenVinoEngine(graph, "fp32"))
+    engine = BeamEngine(
+        classifier, BeamSettings(beam=2, levels=2), lambda graph: OpenVinoEngine(graph, "fp32")
+    )
     image = np.random.default_rng(1).integers(0, 256, (1, 227, 227, 3)).astype(np.uint8)
     out = engine.infer({IMAGE: image, WANTED_CLASS: np.array([-1])})
     assert engine.calls == 3
@@ -149,11 +167,15 @@ def slow_search(score, side, beam, levels):
 
 
 def test_the_beam_keeps_what_the_oracle_keeps(compact):
-    """Every candidate scored alone in float64, without the engine, sorted and cut as the paper says."""
+    """Every candidate scored alone in float64, without the engine, sorted and cut as the paper
+    says.
+    """
     settings = BeamSettings(beam=3, levels=4)
     engine = BeamEngine(compact, settings, lambda graph: OpenVinoEngine(graph, "fp32"))
     features = (np.random.default_rng(4).random((1, 256, 6, 6)) ** 6 * 20).astype(np.float32)
-    weight, bias = (compact.weights[f"classifier.{k}"].astype(np.float64) for k in ("weight", "bias"))
+    weight, bias = (
+        compact.weights[f"classifier.{k}"].astype(np.float64) for k in ("weight", "bias")
+    )
 
     def score(candidate):
         crop = cropped(features[0].astype(np.float64), candidate)
@@ -163,13 +185,20 @@ def test_the_beam_keeps_what_the_oracle_keeps(compact):
     expected = slow_search(score, 6, 3, 4)
     found = engine._beams(features, [7])[7]
     assert len(found) == 12
-    np.testing.assert_allclose([value for _, value in found], [value for _, value in expected], rtol=1e-3)
-    np.testing.assert_allclose([c.edges for c, _ in found], [edges for edges, _ in expected], atol=1e-9)
+    np.testing.assert_allclose(
+        [value for _, value in found], [value for _, value in expected], rtol=1e-3
+    )
+    np.testing.assert_allclose(
+        [c.edges for c, _ in found], [edges for edges, _ in expected], atol=1e-9
+    )
 
 
 def test_heat_is_the_sum_of_the_scores_of_what_covers_a_place():
     none = np.eye(2, dtype=np.float32)
-    ranked = [(Candidate(none, none, (0, 0, 0.5, 1)), 0.8), (Candidate(none, none, (0.25, 0, 1, 0.5)), 0.4)]
+    ranked = [
+        (Candidate(none, none, (0, 0, 0.5, 1)), 0.8),
+        (Candidate(none, none, (0.25, 0, 1, 0.5)), 0.4),
+    ]
     heat = heat_map(ranked) * 2
     places = {(0.1, 0.9): 0.8, (0.3, 0.1): 1.2, (0.3, 0.9): 0.8, (0.9, 0.1): 0.4, (0.9, 0.9): 0.0}
     for (x, y), value in places.items():
@@ -177,7 +206,9 @@ def test_heat_is_the_sum_of_the_scores_of_what_covers_a_place():
     slow = np.zeros((HEAT_SIDE, HEAT_SIDE))
     for i, j in np.ndindex(slow.shape):
         x, y = (j + 0.5) / HEAT_SIDE, (i + 0.5) / HEAT_SIDE
-        slow[i, j] = sum(s for c, s in ranked if c.edges[0] <= x < c.edges[2] and c.edges[1] <= y < c.edges[3])
+        slow[i, j] = sum(
+            s for c, s in ranked if c.edges[0] <= x < c.edges[2] and c.edges[1] <= y < c.edges[3]
+        )
     np.testing.assert_allclose(heat, slow, atol=1e-12)
 
 
@@ -195,7 +226,11 @@ def test_each_blob_over_the_threshold_is_an_object_with_its_mean_heat():
 
 
 def test_the_weaker_of_two_boxes_on_one_object_goes():
-    strong, same, other = Found((0, 0, 0.5, 1), 1, 0.9), Found((0, 0, 0.45, 1), 2, 0.5), Found((0.5, 0, 1, 1), 2, 0.1)
+    strong, same, other = (
+        Found((0, 0, 0.5, 1), 1, 0.9),
+        Found((0, 0, 0.45, 1), 2, 0.5),
+        Found((0.5, 0, 1, 1), 2, 0.1),
+    )
     assert without_overlaps([other, same, strong], 0.5) == [strong, other]
 
 
@@ -213,7 +248,11 @@ def test_classes_that_are_unlikely_beside_the_first_are_not_searched_for():
 
 
 def test_a_level_is_one_call_and_several_classes_share_it(compact):
-    engine = BeamEngine(compact, BeamSettings(levels=5, classes=2, least_share=0.0), lambda g: OpenVinoEngine(g, "fp32"))
+    engine = BeamEngine(
+        compact,
+        BeamSettings(levels=5, classes=2, least_share=0.0),
+        lambda g: OpenVinoEngine(g, "fp32"),
+    )
     localizer = Localizer(engine)
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
     found = localizer.localize([image])[0]
@@ -233,4 +272,7 @@ def test_what_cannot_be_says_so(compact):
     with pytest.raises(EngineError, match="no layer 'conv9'"):
         build_tail_graph(compact, BeamSettings(layer="conv9"))
     with pytest.raises(EngineError, match="no usual layer"):
-        build_tail_graph(type(compact)("own.onnx", compact.append, compact.preprocessing, SIDE_PX, "d"), BeamSettings())
+        build_tail_graph(
+            type(compact)("own.onnx", compact.append, compact.preprocessing, SIDE_PX, "d"),
+            BeamSettings(),
+        )

@@ -1,4 +1,6 @@
-"""The search over crops: its geometry by hand, its choice of objects against trying all, its whole way by a slow repetition."""
+"""The search over crops: its geometry by hand, its choice of objects against trying all, its whole
+way by a slow repetition.
+"""
 
 from itertools import combinations
 
@@ -39,7 +41,9 @@ def readers(compact):
 
 @pytest.fixture(scope="module")
 def engine(compact, readers):
-    return CropsEngine(compact, *readers, CropSettings(beam=2), lambda graph: OpenVinoEngine(graph, "fp32"))
+    return CropsEngine(
+        compact, *readers, CropSettings(beam=2), lambda graph: OpenVinoEngine(graph, "fp32")
+    )
 
 
 def test_first_crops_lie_inside_and_cover_each_place_in_several_sizes():
@@ -55,7 +59,9 @@ def test_first_crops_lie_inside_and_cover_each_place_in_several_sizes():
 
 
 def test_a_box_with_its_margin_stays_inside_the_image_and_is_never_tiny():
-    found = widened(np.array([[0.2, 0.4, 0.4, 0.8], [0.0, 0.5, 0.5, 1.0], [0.5, 0.5, 0.5, 0.5]]), 0.25)
+    found = widened(
+        np.array([[0.2, 0.4, 0.4, 0.8], [0.0, 0.5, 0.5, 1.0], [0.5, 0.5, 0.5, 0.5]]), 0.25
+    )
     np.testing.assert_allclose(found[0], [0.15, 0.3, 0.45, 0.9])
     np.testing.assert_allclose(found[1], [0.0, 0.375, 0.625, 1.0])
     np.testing.assert_allclose(found[2], [0.455, 0.455, 0.545, 0.545])
@@ -63,14 +69,24 @@ def test_a_box_with_its_margin_stays_inside_the_image_and_is_never_tiny():
 
 def test_pixels_of_a_crop():
     image = np.arange(20 * 40 * 3, dtype=np.uint32).reshape(20, 40, 3).astype(np.uint8)
-    np.testing.assert_array_equal(cropped(image, np.array([0.25, 0.5, 0.75, 1.0])), image[10:20, 10:30])
+    np.testing.assert_array_equal(
+        cropped(image, np.array([0.25, 0.5, 0.75, 1.0])), image[10:20, 10:30]
+    )
     assert cropped(image, np.array([1.0, 1.0, 1.0, 1.0])).shape == (8, 8, 3)
 
 
 def test_a_judge_is_told_where_the_box_was_cut_off():
-    """Crop 0 is the left half: its box touches its right edge, where the image goes on, and its left one, where it does not."""
+    """Crop 0 is the left half: its box touches its right edge, where the image goes on, and its
+    left one, where it does not.
+    """
     inner = np.array([[0.0, 0.2, 1.0, 0.8], [0.1, 0.1, 0.5, 0.99]])
-    read = Read(inner, inner, np.array([1, 2]), np.array([0.5, 0.1], np.float32), np.zeros((2, 3), np.float32))
+    read = Read(
+        inner,
+        inner,
+        np.array([1, 2]),
+        np.array([0.5, 0.1], np.float32),
+        np.zeros((2, 3), np.float32),
+    )
     found = crop_cues(np.array([[0.0, 0.0, 0.5, 1.0], [0.3, 0.3, 0.9, 0.9]]), read)
     np.testing.assert_allclose(found[0], [*inner[0], np.log(0.5), 0.5, 1.0, 0, 0, 1, 0], atol=1e-6)
     np.testing.assert_allclose(found[1], [*inner[1], np.log(0.1), 0.6, 0.6, 0, 0, 0, 1], atol=1e-6)
@@ -101,7 +117,9 @@ def test_one_box_of_two_objects_loses_to_theirs_and_unlikely_ones_are_left_out()
 
 
 def test_the_search_does_what_it_says_step_by_step(engine, readers, compact, photos):
-    """Every crop through an engine of its own, one at a time; the best two of them once more; the best pair of all boxes."""
+    """Every crop through an engine of its own, one at a time; the best two of them once more; the
+    best pair of all boxes.
+    """
     head, crop_scorer = readers
     from engines.build import WANTED_CLASS, build_graph
     from engines.preprocess import IMAGE
@@ -112,19 +130,25 @@ def test_the_search_does_what_it_says_step_by_step(engine, readers, compact, pho
     for _ in range(2):
         now = []
         for crop in crops:
-            out = single.infer({IMAGE: resized(cropped(square, crop), 128)[None], WANTED_CLASS: np.array([-1])})
+            out = single.infer(
+                {IMAGE: resized(cropped(square, crop), 128)[None], WANTED_CLASS: np.array([-1])}
+            )
             inner, size = out["box_xyxy"].astype(np.float64), np.tile(crop[2:] - crop[:2], 2)
             boxes.append(np.tile(crop[:2], 2) + inner[0] * size)
             read = Read(inner, inner, out["class_index"], out["score"], out["features"])
             now.append(float(crop_scorer.chances(read.features, crop_cues(crop[None], read))[0]))
         chances += now
-        crops = widened(np.array(boxes[-len(crops) :])[np.argsort(-np.array(now), kind="stable")[:2]], 0.15)
+        crops = widened(
+            np.array(boxes[-len(crops) :])[np.argsort(-np.array(now), kind="stable")[:2]], 0.15
+        )
     expected = np.array(boxes)[apart(np.array(boxes), np.array(chances), CropSettings())]
     before = engine.calls
     found = Localizer(engine).localize([photos[0]])[0]
     assert engine.calls - before == 1 + 36 // BATCH + 1
     size = np.tile(photos[0].shape[1::-1], 2)
-    np.testing.assert_allclose(np.array([d.box_xyxy_px for d in found.detections]) / size, expected, atol=1e-3)
+    np.testing.assert_allclose(
+        np.array([d.box_xyxy_px for d in found.detections]) / size, expected, atol=1e-3
+    )
     assert found.box_xyxy_px == found.detections[0].box_xyxy_px
 
 
@@ -153,10 +177,16 @@ def test_a_judge_comes_back_from_its_file_and_is_tied_to_its_head(tmp_path, comp
     crop_scorer.save(file)
     again = load_crop_scorer(file)
     np.testing.assert_array_equal(again.weight, crop_scorer.weight)
-    assert (again.bias, again.network, again.head) == (crop_scorer.bias, crop_scorer.network, crop_scorer.head)
+    assert (again.bias, again.network, again.head) == (
+        crop_scorer.bias,
+        crop_scorer.network,
+        crop_scorer.head,
+    )
     other = CropScorer(crop_scorer.weight, crop_scorer.bias, crop_scorer.network, "another head")
     with pytest.raises(ModelError, match="another network or head"):
-        CropsEngine(compact, head, other, CropSettings(), lambda graph: OpenVinoEngine(graph, "fp32"))
+        CropsEngine(
+            compact, head, other, CropSettings(), lambda graph: OpenVinoEngine(graph, "fp32")
+        )
     file.write_bytes(b"no")
     with pytest.raises(ModelError, match="cannot read"):
         load_crop_scorer(file)

@@ -14,7 +14,15 @@ from engines.networks.network import Preprocessing
 from engines.networks.registry import Classifier, load_classifier
 from engines.preprocess import IMAGE
 from engines.search.compound import blobs, box_of, bright_mask, opened
-from engines.search.dam import DamEngine, DamSettings, build_scores_graph, build_walks_graph, grouped, masked_images, regions_of
+from engines.search.dam import (
+    DamEngine,
+    DamSettings,
+    build_scores_graph,
+    build_walks_graph,
+    grouped,
+    masked_images,
+    regions_of,
+)
 from tests import oracles
 from tests.engines.double import run_in_float64
 
@@ -26,7 +34,14 @@ BLOCKS = (2, 2, 3, 3, 3)
 def tiny() -> Classifier:
     """A VGG16 of 2 to 5 channels with random weights, on 32 px."""
     weights = vgg.random_weights((2, 2, 3, 4, 5), 6, hidden=0, seed=3)
-    return Classifier("tiny", lambda graph, x: vgg.forward(graph, x, weights), Preprocessing(), SIDE, "tiny", weights)
+    return Classifier(
+        "tiny",
+        lambda graph, x: vgg.forward(graph, x, weights),
+        Preprocessing(),
+        SIDE,
+        "tiny",
+        weights,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +50,26 @@ def image() -> np.ndarray:
 
 
 def slow_forward(classifier, image):
-    """Every step of the network, one output value at a time: (kind, input, output, weight) in order."""
-    mean, std = (np.array(np.float32(v), np.float64) for v in (classifier.preprocessing.mean, classifier.preprocessing.std))
-    x = ((image[0, :, :, ::-1] - mean) * np.float32(1 / std).astype(np.float64)).transpose(2, 0, 1)[None]
+    """Every step of the network, one output value at a time: (kind, input, output, weight) in
+    order.
+    """
+    mean, std = (
+        np.array(np.float32(v), np.float64)
+        for v in (classifier.preprocessing.mean, classifier.preprocessing.std)
+    )
+    x = ((image[0, :, :, ::-1] - mean) * np.float32(1 / std).astype(np.float64)).transpose(2, 0, 1)[
+        None
+    ]
     steps = []
     weights = {name: value.astype(np.float64) for name, value in classifier.weights.items()}
     for count, names in zip(BLOCKS, vgg.convolution_names(), strict=True):
         assert count == len(names)
         for _, prefix in names:
             weight = weights[f"{prefix}.weight"]
-            y = oracles.conv(x, weight, pads=(1, 1, 1, 1)) + weights[f"{prefix}.bias"][:, None, None]
+            y = (
+                oracles.conv(x, weight, pads=(1, 1, 1, 1))
+                + weights[f"{prefix}.bias"][:, None, None]
+            )
             steps.append(("conv", x, y, weight))
             steps.append(("relu", y, np.maximum(y, 0), None))
             x = np.maximum(y, 0)
@@ -62,7 +87,11 @@ def slow_backward(steps, cotangent, guided):
             passes = (x > 0) & (cotangent > 0) if guided else x > 0
             cotangent = np.where(passes, cotangent, 0)
             continue
-        gradient = np.zeros((1, x.shape[1], x.shape[2] + 2, x.shape[3] + 2)) if kind == "conv" else np.zeros(x.shape)
+        gradient = (
+            np.zeros((1, x.shape[1], x.shape[2] + 2, x.shape[3] + 2))
+            if kind == "conv"
+            else np.zeros(x.shape)
+        )
         for _, c, i, j in np.ndindex(y.shape):
             if kind == "conv":
                 gradient[0, :, i : i + 3, j : j + 3] += cotangent[0, c, i, j] * weight[c]
@@ -86,14 +115,18 @@ def layer_end(layer):
 
 
 def test_neurons_and_walks_are_the_oracles(tiny, image):
-    """Activation times gradient of the class score picks them; each is walked back alone, by guided backpropagation."""
+    """Activation times gradient of the class score picks them; each is walked back alone, by guided
+    backpropagation.
+    """
     settings = DamSettings(layer=LAYER, kmax=KMAX, k=2)
     model = build_walks_graph(tiny, settings)
     found = run_in_float64(model, {IMAGE: image, WANTED_CLASS: np.array([-1])})
     steps, scores, last = slow_forward(tiny, image)
     best = int(np.argmax(scores))
     assert found["class_index"] == best
-    assert found["score"] == pytest.approx(math.exp(scores[best]) / sum(map(math.exp, scores)), rel=1e-5)
+    assert found["score"] == pytest.approx(
+        math.exp(scores[best]) / sum(map(math.exp, scores)), rel=1e-5
+    )
     end = layer_end(LAYER)
     activations = steps[end - 1][2]
     top = steps[-1][2]
@@ -110,7 +143,9 @@ def test_neurons_and_walks_are_the_oracles(tiny, image):
         one[place] = 1
         # The neuron is what its ReLU wrote: the walk begins behind that ReLU.
         traced = slow_backward(steps[:end], one.reshape(activations.shape), guided=True)
-        np.testing.assert_allclose(walk, np.abs(traced[0] * std[:, None, None]).max(axis=0), rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(
+            walk, np.abs(traced[0] * std[:, None, None]).max(axis=0), rtol=1e-4, atol=1e-12
+        )
         assert walk.max() > 0
 
 
@@ -126,7 +161,11 @@ def test_scores_of_a_batch_are_those_of_each_image_alone(tiny):
     images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3)).astype(np.uint8)
     together = OpenVinoEngine(build_scores_graph(tiny, 3), "fp32").infer({IMAGE: images})["scores"]
     alone = OpenVinoEngine(build_scores_graph(tiny, 1), "fp32")
-    np.testing.assert_allclose(together, np.concatenate([alone.infer({IMAGE: i[None]})["scores"] for i in images]), rtol=1e-4)
+    np.testing.assert_allclose(
+        together,
+        np.concatenate([alone.infer({IMAGE: i[None]})["scores"] for i in images]),
+        rtol=1e-4,
+    )
     np.testing.assert_allclose(together.sum(axis=1), 1, rtol=1e-5)
 
 
@@ -143,11 +182,22 @@ def slow_region(walk, percentile, erode, dilate):
         places = [(y + dy, x + dx) for dy in reach for dx in reach]
         return [(v, u) for v, u in places if 0 <= v < walk.shape[0] and 0 <= u < walk.shape[1]]
 
-    eroded = {place for place in np.ndindex(walk.shape) if all(each in bright for each in near(*place, erode))} or bright
-    return np.array([[any(p in eroded for p in near(y, x, dilate)) for x in range(walk.shape[1])] for y in range(len(walk))])
+    eroded = {
+        place
+        for place in np.ndindex(walk.shape)
+        if all(each in bright for each in near(*place, erode))
+    } or bright
+    return np.array(
+        [
+            [any(p in eroded for p in near(y, x, dilate)) for x in range(walk.shape[1])]
+            for y in range(len(walk))
+        ]
+    )
 
 
-@pytest.mark.parametrize(("percentile", "erode", "dilate"), [(80, 3, 3), (50, 1, 5), (20, 3, 5), (99.9, 3, 3)])
+@pytest.mark.parametrize(
+    ("percentile", "erode", "dilate"), [(80, 3, 3), (50, 1, 5), (20, 3, 5), (99.9, 3, 3)]
+)
 def test_regions_are_the_oracles(percentile, erode, dilate):
     walk = np.random.default_rng(2).random((20, 20)).astype(np.float32)
     walk = np.maximum(walk - 0.3, 0)
@@ -197,7 +247,9 @@ def test_one_object_is_the_union_of_the_best_k():
 
 
 def test_several_objects_are_regions_that_do_not_overlap():
-    """Best first: 1 begins; 3 overlaps it; 0 lies apart; 2 would be a third object, of which there may be two."""
+    """Best first: 1 begins; 3 overlaps it; 0 lies apart; 2 would be a third object, of which there
+    may be two.
+    """
     masks = masks_at((0, 0, 2, 2), (6, 6, 10, 10), (0, 8, 2, 10), (7, 5, 9, 9))
     scores = np.array([0.4, 0.9, 0.3, 0.5], np.float32)
     settings = DamSettings(kmax=4, k=4, objects=2)
@@ -208,7 +260,9 @@ def test_several_objects_are_regions_that_do_not_overlap():
 
 def test_an_image_takes_two_calls_and_gives_a_localization():
     classifier = load_classifier("compact", "random", 64)
-    engine = DamEngine(classifier, DamSettings(objects=3), lambda graph: OpenVinoEngine(graph, "fp32"))
+    engine = DamEngine(
+        classifier, DamSettings(objects=3), lambda graph: OpenVinoEngine(graph, "fp32")
+    )
     localizer = Localizer(engine)
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3)).astype(np.uint8)
     found = localizer.localize([image])[0]

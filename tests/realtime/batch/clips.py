@@ -10,18 +10,40 @@ import av
 import pyarrow.parquet as pq
 
 MOVING = "testsrc2=size={size}:rate={rate}:duration={seconds}"
-TIMES = ("captured_ns", *(f"{stage}_ms" for stage in ("read", "wait", "prepare", "engine", "draw", "write", "total")))
+TIMES = (
+    "captured_ns",
+    *(f"{stage}_ms" for stage in ("read", "wait", "prepare", "engine", "draw", "write", "total")),
+)
 
 
 def ffmpeg(*arguments: object) -> None:
-    subprocess.run(["ffmpeg", "-v", "error", "-nostdin", "-y", *map(str, arguments)], check=True, timeout=120)
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-nostdin", "-y", *map(str, arguments)], check=True, timeout=120
+    )
 
 
-def make_clip(path: Path, *options: str, seconds: float = 22, size: str = "160x120", rate: str = "10", sound: str = "") -> Path:
-    """A moving test picture in whatever the options and the name's ending say; key frames every 2 s unless they say so."""
+def make_clip(
+    path: Path,
+    *options: str,
+    seconds: float = 22,
+    size: str = "160x120",
+    rate: str = "10",
+    sound: str = "",
+) -> Path:
+    """A moving test picture in whatever the options and the name's ending say; key frames every 2 s
+    unless they say so.
+    """
     inputs = ["-f", "lavfi", "-i", MOVING.format(size=size, rate=rate, seconds=seconds)]
-    inputs += ["-f", "lavfi", "-i", f"sine=frequency=440:duration={seconds}", "-c:a", sound] if sound else []
-    coding = [] if "-c:v" in options else ["-c:v", "libx264", "-preset", "veryfast", "-sc_threshold", "0"]
+    inputs += (
+        ["-f", "lavfi", "-i", f"sine=frequency=440:duration={seconds}", "-c:a", sound]
+        if sound
+        else []
+    )
+    coding = (
+        []
+        if "-c:v" in options
+        else ["-c:v", "libx264", "-preset", "veryfast", "-sc_threshold", "0"]
+    )
     key_frames = [] if "-g" in options else ["-g", "20"]
     pixels = [] if "-pix_fmt" in options else ["-pix_fmt", "yuv420p"]
     ffmpeg(*inputs, *coding, *key_frames, *pixels, "-shortest", *options, path)
@@ -46,7 +68,9 @@ def packet_times(path: Path, kind: str = "video") -> tuple[list[Fraction], Fract
     with av.open(str(path)) as container:
         stream = container.streams.get(**{kind: 0})[0]
         unit = Fraction(stream.time_base)
-        return sorted(packet.pts * unit for packet in container.demux(stream) if packet.pts is not None), unit
+        return sorted(
+            packet.pts * unit for packet in container.demux(stream) if packet.pts is not None
+        ), unit
 
 
 def rows_of(path: Path) -> list[dict]:

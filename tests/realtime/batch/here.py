@@ -1,4 +1,6 @@
-"""A cluster without Ray: workers are in this process and do what they are asked when they are waited for; some die."""
+"""A cluster without Ray: workers are in this process and do what they are asked when they are
+waited for; some die.
+"""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -55,7 +57,11 @@ class Here:
 
     def start_worker(self) -> "_Hand":
         self.started_workers += 1
-        return _Hand(self, self.started_workers - 1, Worker(self.choice, attached(self.choice), self.settings))
+        return _Hand(
+            self,
+            self.started_workers - 1,
+            Worker(self.choice, attached(self.choice), self.settings),
+        )
 
     def stop_worker(self, worker: "_Hand") -> None:
         worker.dead = True

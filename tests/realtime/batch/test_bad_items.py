@@ -19,7 +19,9 @@ from tests.realtime.media import write_images, write_video
 QUIET = Console(file=io.StringIO())
 
 
-def outcomes(specs: list[Path | str], out: Path, localizer, settings: Settings = Settings()) -> dict[str, str]:
+def outcomes(
+    specs: list[Path | str], out: Path, localizer, settings: Settings = Settings()
+) -> dict[str, str]:
     """What became of each source: "" where it is done, else why not."""
     summaries = process_all([str(spec) for spec in specs], out, localizer, QUIET, settings)
     assert json.loads((out / "summary.json").read_text()) == summaries
@@ -34,7 +36,9 @@ def test_any_name_of_a_video(name, tiny_localizer, tmp_path):
     clip = write_video(tmp_path / "clip.mp4")
     shutil.move(clip, tmp_path / f"{name}.mp4")
     out = tmp_path / "out"
-    summary = process_all([str(tmp_path / f"{name}.mp4")], out, tiny_localizer, QUIET, Settings(heat_video=True))[0]
+    summary = process_all(
+        [str(tmp_path / f"{name}.mp4")], out, tiny_localizer, QUIET, Settings(heat_video=True)
+    )[0]
     assert summary["frames"] == 12
     assert len(summary["files"]) == 7
     assert all(Path(file).is_file() for file in summary["files"].values())
@@ -44,14 +48,22 @@ def test_any_name_of_a_video(name, tiny_localizer, tmp_path):
 def test_any_name_of_an_image(tiny_localizer, tmp_path):
     folder = write_images(tmp_path / "shots", 3)
     for number, name in enumerate(NAMES):
-        (folder / f"{name}.png").write_bytes((folder / "shot 8.png").read_bytes() if number % 2 else b"")
+        (folder / f"{name}.png").write_bytes(
+            (folder / "shot 8.png").read_bytes() if number % 2 else b""
+        )
     summary = process_all([str(folder)], tmp_path / "out", tiny_localizer, QUIET)[0]
     assert (summary["frames"], summary["failed"]) == (5, 3)
     json.dumps(summary, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), OverflowError("large"), UnicodeError("odd"), OSError(errno.ENAMETOOLONG, "long")]
+    "error",
+    [
+        MemoryError(),
+        OverflowError("large"),
+        UnicodeError("odd"),
+        OSError(errno.ENAMETOOLONG, "long"),
+    ],
 )
 def test_an_error_of_any_kind_is_that_items(error, tiny_localizer, tmp_path, monkeypatch):
     good, bad = write_video(tmp_path / "good.mp4"), write_video(tmp_path / "bad.mp4")
@@ -75,11 +87,20 @@ def test_a_full_disk_is_no_items_error(tiny_localizer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(batch_run, "make_plan", failing)
     with pytest.raises(OutputError, match="run the same command to go on"):
-        process_all([str(write_video(tmp_path / f"{name}.mp4")) for name in "ab"], tmp_path / "out", tiny_localizer, QUIET)
+        process_all(
+            [str(write_video(tmp_path / f"{name}.mp4")) for name in "ab"],
+            tmp_path / "out",
+            tiny_localizer,
+            QUIET,
+        )
 
 
 def test_links_that_lead_nowhere(tiny_localizer, tmp_path):
-    good, lost, loop = write_video(tmp_path / "good.mp4"), tmp_path / "lost.mp4", tmp_path / "loop.mp4"
+    good, lost, loop = (
+        write_video(tmp_path / "good.mp4"),
+        tmp_path / "lost.mp4",
+        tmp_path / "loop.mp4",
+    )
     lost.symlink_to(tmp_path / "gone.mp4")
     loop.symlink_to(loop)
     found = outcomes([lost, loop, good], tmp_path / "out", tiny_localizer, Settings(video=False))

@@ -27,7 +27,9 @@ def test_one_machine():
     assert (found.machines, found.fps, found.limit, found.realtime) == (1, 200, "engine", 8)
     assert found.in_tb == pytest.approx(0.45)  # 3.6e6 s x 125 kB
     assert found.out_tb == pytest.approx(0.9)
-    assert found.network_gbit == pytest.approx(0.04)  # 8 s of video a second x (125 + 2 x 250) kB x 8 bits
+    assert found.network_gbit == pytest.approx(
+        0.04
+    )  # 8 s of video a second x (125 + 2 x 250) kB x 8 bits
 
 
 def test_as_many_machines_as_the_time_asks_for():
@@ -38,14 +40,19 @@ def test_as_many_machines_as_the_time_asks_for():
 
 
 def test_what_saturates():
-    # 10 Gbit/s are 1.25e9 B/s; a second of video moves 125 + 2 x 250 kB: 2,000 s of video a second, 50,000 frames
+    # 10 Gbit/s are 1.25e9 B/s; a second of video moves 125 + 2 x 250 kB: 2,000 s of video a second,
+    # 50,000 frames
     assert throughput(MINUTE, 1000, drivers=100) == (pytest.approx(50_000), "network")
     # one process merges a file of 4,000 frames in 0.5 + 0.5 s
     assert MINUTE.merged_fps == pytest.approx(4000)
     assert throughput(MINUTE, 19) == (3800, "engine")
     assert throughput(MINUTE, 30) == (pytest.approx(4000), "merge")
     found = estimate(MINUTE, 1000, machines=100)
-    assert (found.network_machines, found.merge_machines, found.drivers) == (250, 20, 5)  # 100 x 200 / 4000
+    assert (found.network_machines, found.merge_machines, found.drivers) == (
+        250,
+        20,
+        5,
+    )  # 100 x 200 / 4000
     assert (found.fps, found.limit) == (20_000, "engine")
 
 

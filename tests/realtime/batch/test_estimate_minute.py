@@ -19,7 +19,11 @@ SMALL = ["--weights", "random", "--size", "32"]
 
 def test_only_a_minute_of_long_sources_is_worked_on(tmp_path):
     clips = [
-        make_plan(str(make_clip(tmp_path / f"{name}.mp4", seconds=seconds, rate="2", size="64x48")), "", Settings().window)
+        make_plan(
+            str(make_clip(tmp_path / f"{name}.mp4", seconds=seconds, rate="2", size="64x48")),
+            "",
+            Settings().window,
+        )
         for name, seconds in (("long", 200), ("short", 12))
     ]
     localizer = open_localizer(Choice(weights="random", size_px=32), streams=0)
@@ -27,7 +31,9 @@ def test_only_a_minute_of_long_sources_is_worked_on(tmp_path):
     assert 2 * 30 <= found.frames <= 2 * (MINUTE_S + 12)
     assert found.rate_fps == pytest.approx(2)
     assert found.encode_fps == float("inf")
-    assert all(rate > 0 for rate in (found.decode_fps, found.engine_fps, found.whole_fps, found.merge_fps))
+    assert all(
+        rate > 0 for rate in (found.decode_fps, found.engine_fps, found.whole_fps, found.merge_fps)
+    )
     assert found.file_frames == (400 + 24) / 2
     measured_in = sum(path.stat().st_size for path in tmp_path.glob("*.mp4")) / 212
     assert found.in_bytes_s == pytest.approx(measured_in, rel=0.5)
@@ -35,7 +41,9 @@ def test_only_a_minute_of_long_sources_is_worked_on(tmp_path):
 
 def test_the_command_says_hours_machines_and_storage(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=4, rate="10", size="96x64")
-    result = CliRunner().invoke(cli.app, ["batch", str(clip), "--plan", "--json", "--cameras", "10", *SMALL])
+    result = CliRunner().invoke(
+        cli.app, ["batch", str(clip), "--plan", "--json", "--cameras", "10", *SMALL]
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["measured"]["frames"] == 40

@@ -1,4 +1,6 @@
-"""No file of the user's is replaced or taken for a source's result, and no result eats another's."""
+"""No file of the user's is replaced or taken for a source's result, and no result eats
+another's.
+"""
 
 import io
 import json
@@ -32,7 +34,9 @@ def localizer():
 
 def run(localizer, specs, out, settings=DATA_ONLY) -> tuple[list[dict], str]:
     console = Console(file=io.StringIO(), width=400)
-    return process_all([str(spec) for spec in specs], out, localizer, console, settings), console.file.getvalue()
+    return process_all(
+        [str(spec) for spec in specs], out, localizer, console, settings
+    ), console.file.getvalue()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -70,7 +74,10 @@ def test_films_of_one_name_keep_their_results_in_one_run_and_the_next(localizer,
     run(localizer, [films[0]], out)
     first = contents(out)
     summaries, said = run(localizer, films[1:], out)
-    assert [Path(summary["files"]["log"]).name for summary in summaries] == ["cam_2.jsonl", "cam_3.jsonl"]
+    assert [Path(summary["files"]["log"]).name for summary in summaries] == [
+        "cam_2.jsonl",
+        "cam_3.jsonl",
+    ]
     assert said.count("its results are called cam_") == 2
     assert {name: content for name, content in contents(out).items() if name in first} == {
         **first,
@@ -78,7 +85,11 @@ def test_films_of_one_name_keep_their_results_in_one_run_and_the_next(localizer,
     }
     again = [run(localizer, [film], out)[0][0] for film in reversed(films)]
     assert all(summary["skipped"] for summary in again)
-    assert [Path(summary["files"]["log"]).name for summary in again] == ["cam_3.jsonl", "cam_2.jsonl", "cam.jsonl"]
+    assert [Path(summary["files"]["log"]).name for summary in again] == [
+        "cam_3.jsonl",
+        "cam_2.jsonl",
+        "cam.jsonl",
+    ]
     moved = films[1].rename(tmp_path / "two.mp4").rename(tmp_path / "cam.mp4")
     assert run(localizer, [moved], out)[0][0]["skipped"], "the same content"
 
@@ -86,7 +97,11 @@ def test_films_of_one_name_keep_their_results_in_one_run_and_the_next(localizer,
 def test_files_of_the_users_own_are_not_replaced(localizer, tmp_path):
     clip, out = write_video(tmp_path / "clip.mp4", 3), tmp_path / "out"
     out.mkdir()
-    own = {"clip.parquet": b"mine", "summary.json": b'{"mine": 1}', "clip_2.summary.json": b"mine too"}
+    own = {
+        "clip.parquet": b"mine",
+        "summary.json": b'{"mine": 1}',
+        "clip_2.summary.json": b"mine too",
+    }
     for name, content in own.items():
         (out / name).write_bytes(content)
     for _ in range(2):
@@ -108,7 +123,9 @@ def test_results_are_renewed_unless_somebody_changed_them(localizer, tmp_path):
     assert (out / "clip.jsonl").read_text() == "notes of my own\n"
     write_video(clip, 5)
     (summary,), _ = run(localizer, [clip], out)
-    assert (summary["frames"], summary["files"]["log"]) == (5, str(out / "clip_2.jsonl")), "the same path"
+    assert (summary["frames"], summary["files"]["log"]) == (5, str(out / "clip_2.jsonl")), (
+        "the same path"
+    )
 
 
 def test_a_folder_is_read_without_what_was_written_there(localizer, tmp_path):
@@ -128,7 +145,9 @@ def test_results_among_sources_are_left_out_and_said(localizer, tmp_path):
         assert [summary["source"] for summary in summaries] == list(map(str, clips))
     assert said.count("is left out: it is a result of Sightline's") == 2
     notify: list[str] = []
-    assert without_results([str(tmp_path / "a_2.mp4")], notify.append) == [str(tmp_path / "a_2.mp4")], "named alone"
+    assert without_results([str(tmp_path / "a_2.mp4")], notify.append) == [
+        str(tmp_path / "a_2.mp4")
+    ], "named alone"
     assert not notify
 
 
@@ -153,7 +172,10 @@ def test_results_that_a_killed_run_was_writing_are_known(tmp_path):
     job = naming.job("clip.mp4", [".mp4", ".jsonl"], "d1", "s1", "/clip.mp4")
     job.claim([tmp_path / "clip.mp4", tmp_path / "clip.jsonl"])
     (tmp_path / "clip.mp4").write_bytes(b"half of the results")
-    assert Naming(tmp_path, print).job("clip.mp4", [".mp4", ".jsonl"], "d1", "s2", "/clip.mp4").name == "clip"
+    assert (
+        Naming(tmp_path, print).job("clip.mp4", [".mp4", ".jsonl"], "d1", "s2", "/clip.mp4").name
+        == "clip"
+    )
     other = Naming(tmp_path, print).job("clip.mp4", [".mp4"], "d2", "s2", "/other/clip.mp4")
     assert other.name == "clip_2"
     (tmp_path / "clip_2.mp4").write_bytes(b"the user's")
@@ -175,7 +197,8 @@ def test_names_that_only_differ_in_case_or_meet_another_kinds_ending(tmp_path):
     naming = Naming(tmp_path, print)
     endings = [".mp4", ".heat.mp4"]
     assert [
-        naming.job(spec, endings, spec).name for spec in ("Clip.mp4", "clip.mp4", "clip.heat.mp4", "x.heat.mp4", "x.mp4")
+        naming.job(spec, endings, spec).name
+        for spec in ("Clip.mp4", "clip.mp4", "clip.heat.mp4", "x.heat.mp4", "x.mp4")
     ] == [
         "Clip",
         "clip_2",
@@ -185,7 +208,10 @@ def test_names_that_only_differ_in_case_or_meet_another_kinds_ending(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 50, b"[1]", b'{"source": 3, "results": [], "claims": {"a": 1}}', b"[" * 9000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 50, b"[1]", b'{"source": 3, "results": [], "claims": {"a": 1}}', b"[" * 9000],
+)
 def test_a_manifest_that_is_damaged_is_nobodys(content, localizer, tmp_path):
     clip, out = write_video(tmp_path / "clip.mp4", 3), tmp_path / "out"
     (out / FOLDER / "clip").mkdir(parents=True)
@@ -211,11 +237,17 @@ def test_shared_storage_keeps_what_lies_there_too(tmp_path):
     for path in ("/kept/film.mp4", "/kept/other/film.mp4"):
         files.pipe(path, film + path.encode())
     files.pipe("/kept/summary.json", b"mine")
-    specs, console = ["memory://kept/film.mp4", "memory://kept/other/film.mp4"], Console(file=io.StringIO(), width=300)
+    specs, console = (
+        ["memory://kept/film.mp4", "memory://kept/other/film.mp4"],
+        Console(file=io.StringIO(), width=300),
+    )
     for again in (False, True):
         choice = Choice(weights="random", size_px=32)
         summaries = process_across(specs, "memory://kept", Here(choice), console, Settings())
-        assert [summary["files"]["video"].rpartition("/")[2] for summary in summaries] == ["film_2.mp4", "film_3.mp4"]
+        assert [summary["files"]["video"].rpartition("/")[2] for summary in summaries] == [
+            "film_2.mp4",
+            "film_3.mp4",
+        ]
         assert all(summary.get("skipped", False) == again for summary in summaries)
     assert files.cat("/kept/film.mp4") == film + b"/kept/film.mp4"
     assert files.cat("/kept/summary.json") == b"mine"

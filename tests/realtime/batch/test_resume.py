@@ -33,7 +33,9 @@ TINY = ("--weights", "random", "--size", "32")
 
 def begin(*arguments: object) -> subprocess.Popen:
     line = [sys.executable, "-m", "cli", "batch", *map(str, arguments), *TINY]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -52,10 +54,11 @@ def records(out: Path) -> int:
 
 
 def assert_same_pictures(path: Path, other: Path) -> None:
-    """The same file; or, on a busy machine, the same pictures but for what an encoder's threads change.
+    """The same file; or, on a busy machine, the same pictures but for what an encoder's threads
+    change.
 
-    It was seen, on two busy cores and not yet explained, that some pictures of a segment differ by a few gray levels in the
-    corner of the heat map, while all rows are equal.
+    It was seen, on two busy cores and not yet explained, that some pictures of a segment differ by
+    a few gray levels in the corner of the heat map, while all rows are equal.
     """
     if path.read_bytes() == other.read_bytes():
         return
@@ -71,12 +74,16 @@ def assert_same(out: Path, whole: Path, names: list[str]) -> None:
         assert rows_of(out / f"{name}.jsonl") == rows_of(whole / f"{name}.jsonl")
         assert table_of(out / f"{name}.parquet") == table_of(whole / f"{name}.parquet")
         assert_same_pictures(out / f"{name}.mp4", whole / f"{name}.mp4")
-    left = [path for path in out.rglob("*") if path.name.endswith(".part") or path.name.startswith("0")]
+    left = [
+        path for path in out.rglob("*") if path.name.endswith(".part") or path.name.startswith("0")
+    ]
     assert not left
 
 
 def killed(arguments: list[object], out: Path, moments: int, draw: random.Random) -> int:
-    """Kill a run so many times: at once, soon after it begins to work, or when it has done another segment or two."""
+    """Kill a run so many times: at once, soon after it begins to work, or when it has done another
+    segment or two.
+    """
     kills = 0
     for _ in range(moments):
         done, more, process = records(out), draw.choice((0, 0, 1, 2)), begin(*arguments)
@@ -116,7 +123,9 @@ DAMAGES = {
 
 
 def test_whatever_was_damaged_is_done_again(tmp_path):
-    """As after a power failure: each file of the state folder in turn, in every way; then pieces that changed places."""
+    """As after a power failure: each file of the state folder in turn, in every way; then pieces
+    that changed places.
+    """
     localizer = Localizer(MockEngine(32))
     clip = make_clip(tmp_path / "clip.mp4", seconds=22, size="32x24")
     process_all([str(clip)], tmp_path / "whole", localizer, Console(quiet=True), HEAT)
@@ -131,7 +140,9 @@ def test_whatever_was_damaged_is_done_again(tmp_path):
         content = path.read_bytes()
         for damage in DAMAGES.values():
             path.write_bytes(damage(content))
-            assert [f"{segment.index:05d}" for segment in job.todo()] == [path.name.partition(".")[0]]
+            assert [f"{segment.index:05d}" for segment in job.todo()] == [
+                path.name.partition(".")[0]
+            ]
         path.unlink()
         assert len(job.todo()) == 1
         path.write_bytes(content)
@@ -148,17 +159,29 @@ def test_whatever_was_damaged_is_done_again(tmp_path):
     assert_same(tmp_path / "out", tmp_path / "whole", ["clip"])
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES.values(), lambda content: b'{"source": [], "results": 3, "clip": {}}'])
+@pytest.mark.parametrize(
+    "damage", [*DAMAGES.values(), lambda content: b'{"source": [], "results": 3, "clip": {}}']
+)
 def test_a_damaged_manifest_begins_anew(damage, tmp_path):
-    localizer, clip = Localizer(MockEngine(32)), make_clip(tmp_path / "clip.mp4", seconds=2, size="32x24")
-    job = Job(tmp_path / "out", "clip", digest_of(str(clip)), settings_digest(HEAT, localizer), str(clip))
+    localizer, clip = (
+        Localizer(MockEngine(32)),
+        make_clip(tmp_path / "clip.mp4", seconds=2, size="32x24"),
+    )
+    job = Job(
+        tmp_path / "out", "clip", digest_of(str(clip)), settings_digest(HEAT, localizer), str(clip)
+    )
     job.begin(make_plan(str(clip), job.source_digest))
     (job.folder / MANIFEST).write_bytes(damage((job.folder / MANIFEST).read_bytes()))
     (summary,) = process_all([str(clip)], tmp_path / "out", localizer, Console(quiet=True), HEAT)
-    assert (summary["frames"], summary["files"]["log"]) == (20, str(tmp_path / "out" / "clip.jsonl"))
+    assert (summary["frames"], summary["files"]["log"]) == (
+        20,
+        str(tmp_path / "out" / "clip.jsonl"),
+    )
 
 
-def test_content_is_on_the_disk_before_its_name_and_pieces_before_their_record(tmp_path, monkeypatch):
+def test_content_is_on_the_disk_before_its_name_and_pieces_before_their_record(
+    tmp_path, monkeypatch
+):
     steps: list[tuple[str, str]] = []
 
     def kept(handle: int) -> None:
@@ -170,12 +193,17 @@ def test_content_is_on_the_disk_before_its_name_and_pieces_before_their_record(t
 
     monkeypatch.setattr("engines.files.os.fsync", kept)
     monkeypatch.setattr("engines.files.os.replace", renamed)
-    localizer, clip = Localizer(MockEngine(32)), make_clip(tmp_path / "clip.mp4", seconds=2, size="32x24")
+    localizer, clip = (
+        Localizer(MockEngine(32)),
+        make_clip(tmp_path / "clip.mp4", seconds=2, size="32x24"),
+    )
     process_all([str(clip)], tmp_path / "out", localizer, Console(quiet=True))
     renames = [name for step, name in steps if step == "rename"]
     assert renames.index("00000.jsonl") < renames.index("00000.json") < renames.index("clip.mp4")
     assert renames.index("00000.mp4") < renames.index("00000.json")
-    assert renames.index("clip.mp4") < len(renames) - 1 - renames[::-1].index(MANIFEST), "at last: all is there"
+    assert renames.index("clip.mp4") < len(renames) - 1 - renames[::-1].index(MANIFEST), (
+        "at last: all is there"
+    )
     for place, (step, name) in enumerate(steps):
         if step == "rename":
             folder = "clip" if name.startswith("0") or name == MANIFEST else "out"
@@ -186,11 +214,15 @@ def test_content_is_on_the_disk_before_its_name_and_pieces_before_their_record(t
 @pytest.mark.long
 def test_killed_at_twenty_random_moments(tmp_path):
     first = make_clip(tmp_path / "first.mp4", seconds=62, rate="25", sound="aac")
-    second = make_clip(tmp_path / "second.mkv", "-bf", "3", "-x264-params", "open-gop=1", seconds=44, rate="25")
+    second = make_clip(
+        tmp_path / "second.mkv", "-bf", "3", "-x264-params", "open-gop=1", seconds=44, rate="25"
+    )
     uninterrupted(first, second, "--out", tmp_path / "whole")
     out, draw = tmp_path / "out", random.Random(8)
     arguments = [first, second, "--out", out]
-    assert killed(arguments, out, 20, draw) >= 10  # the last ones may come too late to kill anything
+    assert (
+        killed(arguments, out, 20, draw) >= 10
+    )  # the last ones may come too late to kill anything
     finish(begin(*arguments))
     assert_same(out, tmp_path / "whole", ["first", "second"])
     for path, frames in ((out / "first.mp4", 1550), (out / "second.mp4", 1100)):
@@ -200,7 +232,9 @@ def test_killed_at_twenty_random_moments(tmp_path):
 
 @pytest.mark.long
 def test_memory_does_not_grow_with_the_length(tmp_path):
-    """Ten times as long: what grows is the index of an MP4, about a megabyte a minute of video with sound."""
+    """Ten times as long: what grows is the index of an MP4, about a megabyte a minute of video with
+    sound.
+    """
     peaks_mb = []
     for name, seconds in (("short", 60), ("long", 600)):
         clip = make_clip(tmp_path / f"{name}.mp4", seconds=seconds, rate="25", sound="aac")

@@ -18,13 +18,21 @@ CONSOLE = Console(quiet=True)
 @pytest.mark.parametrize(
     ("specs", "out", "scale", "budget_ms", "said"),
     [
-        (["s3://films/a.mp4"], "out", Scale(), None, "s3://films/a.mp4 is on shared storage.*add --ray"),
+        (
+            ["s3://films/a.mp4"],
+            "out",
+            Scale(),
+            None,
+            "s3://films/a.mp4 is on shared storage.*add --ray",
+        ),
         (["a.mp4"], "s3://results", Scale(), None, "s3://results is on shared storage"),
         (["a.mp4"], "out", Scale(workers=3), None, "--workers is for clusters"),
         (["a.mp4"], "out", Scale(ray="auto"), 33.0, "--budget-ms measures one machine"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused_before_any_work(specs, out, scale, budget_ms, said):
+def test_options_that_contradict_each_other_are_refused_before_any_work(
+    specs, out, scale, budget_ms, said
+):
     with pytest.raises(InputError, match=said):
         batch_chosen(specs, out, Settings(), scale, Choice(), budget_ms, CONSOLE)
 
@@ -38,5 +46,8 @@ def test_files_that_an_engine_is_made_of_go_along_to_other_machines(tmp_path):
     weights.unlink()  # another machine does not have it
     found = unpacked(choice, along)
     assert found == replace(choice, weights=found.weights)
-    assert (Path(found.weights).name, Path(found.weights).read_bytes()) == ("mine.safetensors", b"weights")
+    assert (Path(found.weights).name, Path(found.weights).read_bytes()) == (
+        "mine.safetensors",
+        b"weights",
+    )
     assert unpacked(choice, along) == found

@@ -1,4 +1,6 @@
-"""A segment gives what the whole file gives, and depends on nothing else; jobs know what is done."""
+"""A segment gives what the whole file gives, and depends on nothing else; jobs know what is
+done.
+"""
 
 import dataclasses
 import io
@@ -37,9 +39,27 @@ STREAMS = {
     "open_gop.mp4": ["-bf", "3", "-x264-params", "open-gop=1:scenecut=0"],
     "open_gop.ts": ["-bf", "3", "-x264-params", "open-gop=1:scenecut=0"],
     "no_idr.mkv": ["-bf", "3", "-x264-params", "open-gop=1"],
-    "hevc.mkv": ["-c:v", "libx265", "-x265-params", "log-level=error:open-gop=1:bframes=4", "-preset", "ultrafast"],
+    "hevc.mkv": [
+        "-c:v",
+        "libx265",
+        "-x265-params",
+        "log-level=error:open-gop=1:bframes=4",
+        "-preset",
+        "ultrafast",
+    ],
     "mpeg2.ts": ["-c:v", "mpeg2video", "-bf", "2", "-r", "25"],
-    "vp8.webm": ["-c:v", "libvpx", "-auto-alt-ref", "1", "-lag-in-frames", "8", "-deadline", "realtime", "-cpu-used", "8"],
+    "vp8.webm": [
+        "-c:v",
+        "libvpx",
+        "-auto-alt-ref",
+        "1",
+        "-lag-in-frames",
+        "8",
+        "-deadline",
+        "realtime",
+        "-cpu-used",
+        "8",
+    ],
     "vp9.webm": ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8"],
 }
 
@@ -51,16 +71,28 @@ def plan(path, window=Window()):
 LONG = ("b_frames.mp4", "open_gop.ts", "vp8.webm", "vp9.webm")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in STREAMS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in STREAMS]
+)
 def test_segments_end_to_end_are_the_file(name, tmp_path):
-    shape = ("160x120", "25") if name == "no_idr.mkv" else ("96x80", "10")  # there, a strict decoder finds fault
-    clip = plan(make_clip(tmp_path / name, *STREAMS[name], seconds=26, size=shape[0], rate=shape[1]))
+    shape = (
+        ("160x120", "25") if name == "no_idr.mkv" else ("96x80", "10")
+    )  # there, a strict decoder finds fault
+    clip = plan(
+        make_clip(tmp_path / name, *STREAMS[name], seconds=26, size=shape[0], rate=shape[1])
+    )
     with VideoFile(clip.spec) as whole:
-        expected = [(frame.index, round(frame.pts_s, 6), zlib.crc32(frame.image_bgr.data)) for frame in whole]
+        expected = [
+            (frame.index, round(frame.pts_s, 6), zlib.crc32(frame.image_bgr.data))
+            for frame in whole
+        ]
     found, ends = [], []
     for segment in clip.segments:
         *frames, end = read_segment(clip, segment)
-        found += [(frame.index, round(frame.pts_s, 6), zlib.crc32(frame.image_bgr.data)) for frame in frames]
+        found += [
+            (frame.index, round(frame.pts_s, 6), zlib.crc32(frame.image_bgr.data))
+            for frame in frames
+        ]
         ends.append(end)
         assert end.frames == segment.frames == len(frames)
     assert found == expected
@@ -77,8 +109,16 @@ def test_plans_cut_at_key_frames_and_keep_to_the_window(tmp_path):
     assert [segment.frames for segment in clip.segments] == [100, 100, 100, 20]
     assert [segment.first_frame for segment in clip.segments] == [0, 100, 200, 300]
     part = plan(path, Window(12.05, 24.0))
-    assert [(segment.first_frame, segment.frames) for segment in part.segments] == [(121, 79), (200, 40)]
-    frames = [item for segment in part.segments for item in read_segment(part, segment) if not isinstance(item, SegmentEnd)]
+    assert [(segment.first_frame, segment.frames) for segment in part.segments] == [
+        (121, 79),
+        (200, 40),
+    ]
+    frames = [
+        item
+        for segment in part.segments
+        for item in read_segment(part, segment)
+        if not isinstance(item, SegmentEnd)
+    ]
     assert [frame.index for frame in frames] == list(range(121, 240))
     assert (frames[0].pts_s, frames[-1].pts_s) == pytest.approx((12.1, 23.9))
 
@@ -94,13 +134,20 @@ def test_images_are_cut_too(tmp_path):
 def test_a_segment_depends_on_nothing_but_itself(tmp_path):
     """Alone, after others, and with several frames to an engine call that must not mix segments."""
     engine = OpenVinoEngine(build_graph(load_classifier("compact", "random", 64), batch=3), "fp32")
-    clip, settings = plan(make_clip(tmp_path / "clip.mp4", seconds=22)), Settings(heat_video=True, batch=3)
+    clip, settings = (
+        plan(make_clip(tmp_path / "clip.mp4", seconds=22)),
+        Settings(heat_video=True, batch=3),
+    )
     for name, segments in (("all", clip.segments), ("last", clip.segments[-1:])):
         list(run_segments(clip, segments, Localizer(engine), settings, tmp_path / name))
     last = f"{clip.segments[-1].index:05d}"
     for ending in (".mp4", ".heat.mp4"):
-        assert (tmp_path / "all" / f"{last}{ending}").read_bytes() == (tmp_path / "last" / f"{last}{ending}").read_bytes()
-    assert rows_of(tmp_path / "all" / f"{last}.jsonl") == rows_of(tmp_path / "last" / f"{last}.jsonl")
+        assert (tmp_path / "all" / f"{last}{ending}").read_bytes() == (
+            tmp_path / "last" / f"{last}{ending}"
+        ).read_bytes()
+    assert rows_of(tmp_path / "all" / f"{last}.jsonl") == rows_of(
+        tmp_path / "last" / f"{last}.jsonl"
+    )
     assert len(list((tmp_path / "last").iterdir())) == 4
 
 
@@ -108,7 +155,9 @@ def test_what_is_done_is_not_done_again_unless_something_changed(tiny_localizer,
     path, out = make_clip(tmp_path / "clip.mp4", seconds=3), tmp_path / "out"
 
     def skipped(settings=Settings(video=False)):
-        return process_all([str(path)], out, tiny_localizer, QUIET, settings)[0].get("skipped", False)
+        return process_all([str(path)], out, tiny_localizer, QUIET, settings)[0].get(
+            "skipped", False
+        )
 
     assert [skipped(), skipped()] == [False, True]
     assert [skipped(Settings(video=False, every=2)), skipped()] == [False, False]
@@ -144,7 +193,11 @@ def test_an_interrupted_run_goes_on(tiny_localizer, tmp_path, monkeypatch):
 
 def test_pieces_that_do_not_meet_are_refused(tmp_path):
     clip = plan(make_clip(tmp_path / "clip.mp4", seconds=22))
-    records = [{"segment": 0, "next_crc": 1}, {"segment": 1, "next_crc": None, "first_crc": 2}, {"segment": 2, "first_crc": 3}]
+    records = [
+        {"segment": 0, "next_crc": 1},
+        {"segment": 1, "next_crc": None, "first_crc": 2},
+        {"segment": 2, "first_crc": 3},
+    ]
     with pytest.raises(UnsafeCutError):
         merge(clip, records, Settings(), tmp_path, tmp_path, "clip", {})
 
@@ -152,11 +205,19 @@ def test_pieces_that_do_not_meet_are_refused(tmp_path):
 def test_settings_that_decide_results_decide_the_digest(tiny_localizer):
     plain = settings_digest(Settings(), tiny_localizer)
     assert plain == settings_digest(dataclasses.replace(Settings()), tiny_localizer)
-    changed = (Settings(every=2), Settings(video=False), Settings(heat_video=True), Settings(start_s=1.0), Settings(end_s=1.0))
+    changed = (
+        Settings(every=2),
+        Settings(video=False),
+        Settings(heat_video=True),
+        Settings(start_s=1.0),
+        Settings(end_s=1.0),
+    )
     assert len({plain, *(settings_digest(each, tiny_localizer) for each in changed)}) == 6
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1:30", 90), ("1:02:03.5", 3723.5), (4.5, 4.5)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1:30", 90), ("1:02:03.5", 3723.5), (4.5, 4.5)]
+)
 def test_times_as_users_write_them(text, seconds):
     assert seconds_of(text) == seconds
 
@@ -216,20 +277,30 @@ def test_two_runs_do_not_work_on_the_same(tiny_localizer, tmp_path):
     path, out = make_clip(tmp_path / "clip.mp4", seconds=3), tmp_path / "out"
     with alone(out, "clip"), pytest.raises(OutputError, match="another run works on"):
         process_all([str(path)], out, tiny_localizer, QUIET, Settings(video=False))
-    assert process_all([str(path)], out, tiny_localizer, QUIET, Settings(video=False))[0]["frames"] == 30
+    assert (
+        process_all([str(path)], out, tiny_localizer, QUIET, Settings(video=False))[0]["frames"]
+        == 30
+    )
     assert [left.name for left in (out / ".sightline").iterdir()] == ["clip"]
 
 
 def test_what_cannot_be_cut_goes_straight_through_beside_what_can(tiny_localizer, tmp_path):
     path = make_clip(tmp_path / "clip.mp4", seconds=3)
-    first, second = process_all(["demo:5", str(path)], tmp_path, tiny_localizer, Console(file=io.StringIO()), Settings())
+    first, second = process_all(
+        ["demo:5", str(path)], tmp_path, tiny_localizer, Console(file=io.StringIO()), Settings()
+    )
     assert (first["frames"], second["frames"]) == (5, 30)
     assert (tmp_path / "demo.mp4").exists()
 
 
 def test_what_is_followed_is_one_segment_and_the_log_says_how_it_went(tmp_path):
-    """Where to look depends on the frames before; the engine has a head, so that there is a box to follow."""
-    localizer, path = open_localizer(Choice(backend="openvino"), streams=2), make_clip(tmp_path / "clip.mp4", seconds=25)
+    """Where to look depends on the frames before; the engine has a head, so that there is a box to
+    follow.
+    """
+    localizer, path = (
+        open_localizer(Choice(backend="openvino"), streams=2),
+        make_clip(tmp_path / "clip.mp4", seconds=25),
+    )
     assert len(plan(path).segments) > 1
     followed = Settings(following=FollowOptions(follow=True))
     assert settings_digest(followed, localizer) != settings_digest(Settings(), localizer)
@@ -238,22 +309,37 @@ def test_what_is_followed_is_one_segment_and_the_log_says_how_it_went(tmp_path):
     assert (summary["frames"], len(rows)) == (250, 250)
     assert {row["state"] for row in rows} <= {"searching", "following", "widened", "lost"}
     assert any(row["window"] != [0, 0, 160, 120] for row in rows)
-    assert [row["confidence"] for row in table_of(tmp_path / "out" / "clip.parquet")] == [row["confidence"] for row in rows]
+    assert [row["confidence"] for row in table_of(tmp_path / "out" / "clip.parquet")] == [
+        row["confidence"] for row in rows
+    ]
     again = open_localizer(Choice(backend="openvino"), streams=1)
     process_all([str(path)], tmp_path / "again", again, QUIET, followed)
-    assert rows_of(tmp_path / "again" / "clip.jsonl") == rows, "however many calls the engine could take at once"
+    assert rows_of(tmp_path / "again" / "clip.jsonl") == rows, (
+        "however many calls the engine could take at once"
+    )
 
 
 def test_an_engine_that_takes_one_call_can_follow_too(tmp_path):
-    localizer, path = Localizer(MockEngine(96, slots=1)), make_clip(tmp_path / "clip.mp4", seconds=2)
-    (summary,) = process_all([str(path)], tmp_path / "out", localizer, QUIET, Settings(following=FollowOptions(follow=True)))
+    localizer, path = (
+        Localizer(MockEngine(96, slots=1)),
+        make_clip(tmp_path / "clip.mp4", seconds=2),
+    )
+    (summary,) = process_all(
+        [str(path)],
+        tmp_path / "out",
+        localizer,
+        QUIET,
+        Settings(following=FollowOptions(follow=True)),
+    )
     assert summary["frames"] == 20
 
 
 def test_several_followed_objects_are_in_rows_table_and_report(tmp_path):
     localizer, path = Localizer(MockEngine(96, slots=2)), write_video(tmp_path / "clip.mp4", 40)
     several = Settings(following=FollowOptions(follow=True, objects=3))
-    assert settings_digest(several, localizer) != settings_digest(Settings(following=FollowOptions(follow=True)), localizer)
+    assert settings_digest(several, localizer) != settings_digest(
+        Settings(following=FollowOptions(follow=True)), localizer
+    )
     process_all([str(path)], tmp_path / "out", localizer, QUIET, several)
     rows = rows_of(tmp_path / "out" / "clip.jsonl")
     table = table_of(tmp_path / "out" / "clip.parquet")

@@ -20,7 +20,10 @@ MATRICES = {  # a b c d of the display matrix (x' = a x + c y, y' = b x + d y), 
     "upside down": ((1, 0, 0, -1), lambda image: image[::-1]),
     "turned right": ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
     "transposed": ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
-    "transposed the other way": ((0, -1, -1, 0), lambda image: np.rot90(image, 2).transpose(1, 0, 2)),
+    "transposed the other way": (
+        (0, -1, -1, 0),
+        lambda image: np.rot90(image, 2).transpose(1, 0, 2),
+    ),
 }
 
 
@@ -30,7 +33,9 @@ def test_every_display_matrix_is_obeyed(name, tmp_path):
     path = write_video(tmp_path / "clip.mp4", 2)
     content = bytearray(path.read_bytes())
     start = content.index(b"tkhd") + 44  # ISO 14496-12, 8.3.2, version 0
-    content[start : start + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    content[start : start + 36] = struct.pack(
+        ">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30
+    )
     path.write_bytes(content)
     with open_source(str(path)) as source:
         found = next(iter(source)).image_bgr
@@ -75,16 +80,28 @@ def write_flat(path, transfer, rgb, frames=3):
     luma = 0.2627 * red + 0.6780 * green + 0.0593 * blue
     values = 64 + 876 * luma, 512 + 896 * (blue - luma) / 1.8814, 512 + 896 * (red - luma) / 1.4746
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx265", rate=10, options={"x265-params": "log-level=none:qp=4"})
+        stream = container.add_stream(
+            "libx265", rate=10, options={"x265-params": "log-level=none:qp=4"}
+        )
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p10le"
         context = stream.codec_context
-        context.colorspace, context.color_range, context.color_primaries, context.color_trc = 9, 1, 9, transfer
+        context.colorspace, context.color_range, context.color_primaries, context.color_trc = (
+            9,
+            1,
+            9,
+            transfer,
+        )
         for index in range(frames):
             frame = av.VideoFrame(64, 64, "yuv420p10le")
             for plane, value in zip(frame.planes, values, strict=True):
                 plane.update(np.full(plane.buffer_size // 2, round(value), np.uint16).tobytes())
             frame.pts, frame.time_base = index, Fraction(1, 10)
-            frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc = 9, 1, 9, transfer
+            frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc = (
+                9,
+                1,
+                9,
+                transfer,
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
@@ -107,7 +124,12 @@ def test_films_of_high_dynamic_range_are_mapped_and_tagged_so(transfer, tmp_path
             sink.write(FrameRecord(frame), frame.image_bgr)
     with av.open(str(tmp_path / "out.mp4")) as written:
         shown = next(written.decode(video=0))
-        assert (shown.color_trc, shown.color_primaries, shown.colorspace, shown.format.name) == (1, 1, 1, "yuv420p")
+        assert (shown.color_trc, shown.color_primaries, shown.colorspace, shown.format.name) == (
+            1,
+            1,
+            1,
+            "yuv420p",
+        )
         np.testing.assert_allclose(ToBgr()(shown)[20, 20], expected, atol=6)
 
 

@@ -30,7 +30,9 @@ def test_a_video_gives_every_frame_with_its_timestamp(tmp_path):
 def test_variable_rate_timestamps_are_kept(tmp_path):
     pts = [0, 40, 80, 95, 400, 410, 1000]
     path = write_video(tmp_path / "vfr.mp4", 7, pts=pts, time_base=Fraction(1, 1000))
-    assert [frame.pts_s for frame in frames_of(path)] == pytest.approx([p / 1000 for p in pts], abs=1e-3)
+    assert [frame.pts_s for frame in frames_of(path)] == pytest.approx(
+        [p / 1000 for p in pts], abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -44,7 +46,10 @@ def test_a_rotated_video_is_shown_upright(tmp_path, degrees):
 
 def test_folder_glob_zip_and_tar_give_the_same_images_in_natural_order(tmp_path):
     folder = write_images(tmp_path / "shots")
-    with zipfile.ZipFile(tmp_path / "shots.zip", "w") as archive, tarfile.open(tmp_path / "shots.tar", "w") as tar:
+    with (
+        zipfile.ZipFile(tmp_path / "shots.zip", "w") as archive,
+        tarfile.open(tmp_path / "shots.tar", "w") as tar,
+    ):
         for file in sorted(folder.iterdir()):
             archive.write(file, f"inside/{file.name}")
             tar.add(file, f"inside/{file.name}")
@@ -58,7 +63,10 @@ def test_folder_glob_zip_and_tar_give_the_same_images_in_natural_order(tmp_path)
 
 
 def test_one_image_is_a_source_and_gray_and_transparent_ones_become_bgr(tmp_path):
-    for name, image in (("gray.png", picture(0)[:, :, 0]), ("clear.png", np.dstack([picture(0), picture(0)[:, :, :1]]))):
+    for name, image in (
+        ("gray.png", picture(0)[:, :, 0]),
+        ("clear.png", np.dstack([picture(0), picture(0)[:, :, :1]])),
+    ):
         cv2.imwrite(str(tmp_path / name), image)
         assert frames_of(tmp_path / name)[0].image_bgr.shape == (96, 128, 3)
 
@@ -79,7 +87,14 @@ def test_demo_frames_repeat_and_their_truth_lies_inside():
 
 
 def test_natural_order():
-    assert natural_order(["b10", "b9", "a2", "b1", "10", "9"]) == ["9", "10", "a2", "b1", "b9", "b10"]
+    assert natural_order(["b10", "b9", "a2", "b1", "10", "9"]) == [
+        "9",
+        "10",
+        "a2",
+        "b1",
+        "b9",
+        "b10",
+    ]
 
 
 def broken(tmp_path, kind):
@@ -133,7 +148,11 @@ def damaged_zip(path, kind):
     with zipfile.ZipFile(path, "w") as archive:
         for index in (0, 1):
             content = cv2.imencode(".bmp", picture(index))[1].tobytes()
-            archive.writestr(f"{index}.bmp", content, zipfile.ZIP_STORED if kind == "crc" else zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                f"{index}.bmp",
+                content,
+                zipfile.ZIP_STORED if kind == "crc" else zipfile.ZIP_DEFLATED,
+            )
         member = archive.infolist()[1]
     content = bytearray(path.read_bytes())
     data, entry = member.header_offset + 30 + len(member.filename), content.rindex(b"PK\x01\x02")
@@ -150,14 +169,21 @@ def damaged_zip(path, kind):
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("crc", "Bad CRC-32"), ("deflate", "Error -3"), ("encrypted", "is encrypted"), ("deflate64", "compression")],
+    [
+        ("crc", "Bad CRC-32"),
+        ("deflate", "Error -3"),
+        ("encrypted", "is encrypted"),
+        ("deflate64", "compression"),
+    ],
 )
 def test_a_member_that_cannot_be_read_is_named_with_its_archive(tmp_path, kind, words):
     path = damaged_zip(tmp_path / "shots.zip", kind)
     with open_source(str(path)) as source:
         frames = iter(source)
         assert next(frames).index == 0
-        with pytest.raises(SourceError, match=rf"cannot read archive .*shots\.zip: 1\.bmp: .*{words}") as error:
+        with pytest.raises(
+            SourceError, match=rf"cannot read archive .*shots\.zip: 1\.bmp: .*{words}"
+        ) as error:
             next(frames)
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,6 @@
-"""What of a folder, a glob or an archive is not read is counted and named; files of several pictures give all of them, or say so."""
+"""What of a folder, a glob or an archive is not read is counted and named; files of several
+pictures give all of them, or say so.
+"""
 
 import zipfile
 
@@ -56,7 +58,9 @@ def test_a_glob_enters_subfolders_and_an_archive_names_the_rest(tmp_path):
 def test_a_folder_of_videos_says_so(tmp_path):
     (tmp_path / "films").mkdir()
     write_video(tmp_path / "films" / "film.mp4", 2)
-    with pytest.raises(SourceError, match=r"holds no image .*1 a video \(name it by itself\): film\.mp4"):
+    with pytest.raises(
+        SourceError, match=r"holds no image .*1 a video \(name it by itself\): film\.mp4"
+    ):
         open_source(str(tmp_path / "films"))
 
 
@@ -68,7 +72,12 @@ def test_a_file_of_several_pictures_gives_all_of_them(ending, tmp_path):
     exact = {"lossless": True} if ending == "webp" else {}
     shots[0].save(path, save_all=True, append_images=shots[1:], duration=100, **exact)
     clip = make_plan(str(path), "")
-    frames = [item for segment in clip.segments for item in read_segment(clip, segment) if not isinstance(item, SegmentEnd)]
+    frames = [
+        item
+        for segment in clip.segments
+        for item in read_segment(clip, segment)
+        if not isinstance(item, SegmentEnd)
+    ]
     with open_source(str(path)) as source:
         assert len(list(source)) == len(frames) == 4
     for index, frame in enumerate(frames):

@@ -38,10 +38,26 @@ def test_a_pipe_that_nobody_writes_to_is_told(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spec", ["-", "/dev/stdin"])
 def test_standard_input_is_a_source(spec, tmp_path):
-    script = f"from realtime.sources.images import open_source; print(len(list(open_source({spec!r}))))"
+    script = (
+        f"from realtime.sources.images import open_source; print(len(list(open_source({spec!r}))))"
+    )
     film = write_video(tmp_path / "clip.ts").read_bytes()
-    run = subprocess.run([sys.executable, "-c", script], input=film, capture_output=True, check=False, cwd=ROOT, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        input=film,
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+        timeout=60,
+    )
     assert run.stdout.strip() == b"12", run.stderr
-    nothing = subprocess.run([sys.executable, "-c", script], input=b"", capture_output=True, check=False, cwd=ROOT, timeout=60)
+    nothing = subprocess.run(
+        [sys.executable, "-c", script],
+        input=b"",
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+        timeout=60,
+    )
     assert b"SourceError: cannot open" in nothing.stderr
     assert name_of(spec) == "stdin"

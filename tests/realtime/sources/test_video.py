@@ -29,7 +29,12 @@ def transport_stream(options):
     out = io.BytesIO()
     with av.open(out, "w", format="mpegts") as container:
         stream = container.add_stream("libx264", rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = 320, 240, "yuv420p", KEY_EVERY
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = (
+            320,
+            240,
+            "yuv420p",
+            KEY_EVERY,
+        )
         for index in range(FRAMES):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(shot(index), format="bgr24")))
         container.mux(stream.encode(None))
@@ -57,7 +62,11 @@ def served(content, kind):
 
 
 def frames_of(content, kind):
-    with served(content, kind) as address, VideoFile(address) as source, suppress(SourceError):  # at its end it breaks off
+    with (
+        served(content, kind) as address,
+        VideoFile(address) as source,
+        suppress(SourceError),
+    ):  # at its end it breaks off
         assert source.live
         got = []
         for frame in source:
@@ -77,12 +86,19 @@ def frames_of(content, kind):
 )
 def test_no_picture_that_lost_something_passes_for_whole(options, lost):
     stream = transport_stream(options)
-    clean = {round(frame.pts_s * 25): frame.image_bgr.astype(int) for frame in frames_of(stream, "video/mp2t")}
+    clean = {
+        round(frame.pts_s * 25): frame.image_bgr.astype(int)
+        for frame in frames_of(stream, "video/mp2t")
+    }
     assert len(clean) >= FRAMES - 2
     packets = [stream[i : i + TS_BYTES] for i in range(0, len(stream), TS_BYTES)]
     at = len(packets) // 3
     got = frames_of(b"".join(packets[:at] + packets[at + lost :]), "video/mp2t")
-    spoilt = [frame for frame in got if np.abs(frame.image_bgr - clean[round(frame.pts_s * 25)]).max() > 16]
+    spoilt = [
+        frame
+        for frame in got
+        if np.abs(frame.image_bgr - clean[round(frame.pts_s * 25)]).max() > 16
+    ]
     assert len(spoilt) > 3, "a loss spreads"
     assert all(frame.damaged for frame in spoilt)
     assert sum(frame.damaged for frame in got) <= 2 * KEY_EVERY + 2, "until the next key picture"
@@ -92,10 +108,16 @@ def test_no_picture_that_lost_something_passes_for_whole(options, lost):
 def test_half_a_jpeg_is_no_frame():
     whole = [cv2.imencode(".jpg", shot(index))[1].tobytes() for index in range(3)]
     parts = [whole[0], whole[1][: len(whole[1]) // 2], whole[2]]
-    heads = [b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(part) for part in parts]
+    heads = [
+        b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(part)
+        for part in parts
+    ]
     body = b"".join(head + part + b"\r\n" for head, part in zip(heads, parts, strict=True))
     got = frames_of(body, "multipart/x-mixed-replace; boundary=frame")
-    assert [int(np.abs(frame.image_bgr.astype(int) - shot(index)).mean()) < 5 for frame, index in zip(got, (0, 2), strict=True)]
+    assert [
+        int(np.abs(frame.image_bgr.astype(int) - shot(index)).mean()) < 5
+        for frame, index in zip(got, (0, 2), strict=True)
+    ]
 
 
 def test_a_file_that_lost_something_is_an_error_or_read_as_it_is(tmp_path):

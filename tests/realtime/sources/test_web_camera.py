@@ -73,17 +73,30 @@ def stream(parts, kind="multipart/x-mixed-replace; boundary=frame", chunked=Fals
     return answer
 
 
-def part(content, before=b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n", behind=b"\r\n", wrong=0):
+def part(
+    content,
+    before=b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n",
+    behind=b"\r\n",
+    wrong=0,
+):
     return (before % (len(content) + wrong) if b"%d" in before else before) + content + behind
 
 
 STREAMS = {
     "right": [part(each) for each in JPEGS],
-    "wrong length": [part(each, wrong=37 if index % 2 else -20) for index, each in enumerate(JPEGS)],
+    "wrong length": [
+        part(each, wrong=37 if index % 2 else -20) for index, each in enumerate(JPEGS)
+    ],
     "no length": [part(each, b"--frame\r\nContent-Type: image/jpeg\r\n\r\n") for each in JPEGS],
-    "another boundary": [part(each, b"--other\r\ncontent-type: image/jpeg\r\n\r\n") for each in JPEGS],
-    "no dashes, lower case": [part(each, b"frame\ncontent-type:image/jpeg\ncontent-length:%d\n\n", b"") for each in JPEGS],
-    "more empty lines": [part(each, b"\r\n\r\n--frame\r\n\r\nContent-Type: image/jpeg\r\n\r\n\r\n") for each in JPEGS],
+    "another boundary": [
+        part(each, b"--other\r\ncontent-type: image/jpeg\r\n\r\n") for each in JPEGS
+    ],
+    "no dashes, lower case": [
+        part(each, b"frame\ncontent-type:image/jpeg\ncontent-length:%d\n\n", b"") for each in JPEGS
+    ],
+    "more empty lines": [
+        part(each, b"\r\n\r\n--frame\r\n\r\nContent-Type: image/jpeg\r\n\r\n\r\n") for each in JPEGS
+    ],
     "garbage": [part(each, behind=b"\xff\xd8 \xff\x00garbage\xff\xd9\r\n") for each in JPEGS],
     "thumbnails": [part(with_thumbnail(each)) for each in JPEGS],
     "nothing between": JPEGS,
@@ -94,7 +107,10 @@ STREAMS = {
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("kind", STREAMS)
 def test_every_picture_of_a_stream_comes(kind, chunked):
-    with serving(stream(STREAMS[kind], chunked=chunked)) as address, open_source(f"{address}/video") as source:
+    with (
+        serving(stream(STREAMS[kind], chunked=chunked)) as address,
+        open_source(f"{address}/video") as source,
+    ):
         assert source.live
         found = list(source)
     assert [frame.index for frame in found] == list(range(8))
@@ -103,13 +119,18 @@ def test_every_picture_of_a_stream_comes(kind, chunked):
 
 
 def test_half_a_picture_is_left_out():
-    parts = [part(each[: len(each) // 2] if index == 3 else each) for index, each in enumerate(JPEGS)]
+    parts = [
+        part(each[: len(each) // 2] if index == 3 else each) for index, each in enumerate(JPEGS)
+    ]
     with serving(stream(parts)) as address, open_source(address) as source:
         assert len(list(source)) == 7
 
 
 def test_pictures_of_another_name_and_a_wrong_total_length_are_a_stream_too():
-    for kind, more in (("application/octet-stream", {}), ("multipart/x-mixed-replace", {"Content_Length": "50"})):
+    for kind, more in (
+        ("application/octet-stream", {}),
+        ("multipart/x-mixed-replace", {"Content_Length": "50"}),
+    ):
         with serving(stream(JPEGS, kind, **more)) as address, open_source(address) as source:
             assert len(list(source)) == 8
 
@@ -118,7 +139,11 @@ def test_the_splitter_finds_the_same_however_the_bytes_come():
     content = b"".join(STREAMS["garbage"] + STREAMS["thumbnails"])
     for size in (1, 7, 1000, len(content)):
         splitter = JpegSplitter()
-        found = [each for at in range(0, len(content), size) for each in splitter.feed(content[at : at + size])]
+        found = [
+            each
+            for at in range(0, len(content), size)
+            for each in splitter.feed(content[at : at + size])
+        ]
         assert found == JPEGS + [with_thumbnail(each) for each in JPEGS]
 
 
@@ -156,7 +181,10 @@ def test_an_address_of_one_picture_is_asked_again(monkeypatch):
 @pytest.mark.parametrize("ending", [".jpg", ".png"])
 def test_one_picture_may_be_enough(ending):
     content = cv2.imencode(ending, picture(0))[1].tobytes()
-    answer, once = stream([content], "image/jpeg" if ending == ".jpg" else "image/png"), SourceOptions(poll=False)
+    answer, once = (
+        stream([content], "image/jpeg" if ending == ".jpg" else "image/png"),
+        SourceOptions(poll=False),
+    )
     with serving(answer) as address, open_source(f"{address}/photo{ending}", once) as source:
         (frame,) = source
     assert np.abs(frame.image_bgr.astype(int) - picture(0)).mean() < 4
@@ -186,7 +214,9 @@ def test_a_password_goes_only_to_who_asks_and_to_nobody_else():
             assert len(list(source)) == 1
         with open_source(f"{given}/moved", once) as source:
             assert len(list(source)) == 1
-        with pytest.raises(SourceError, match="401 Unauthorized: is the user's name and password right") as error:
+        with pytest.raises(
+            SourceError, match="401 Unauthorized: is the user's name and password right"
+        ) as error:
             open_source(f"{address}/video", once)
     assert asked[1] == ("/video", "Basic " + base64.b64encode(b"me:p@ss").decode())
     assert ("/elsewhere", None) in asked

@@ -1,4 +1,6 @@
-"""Scenes with a textured patch that moves over a textured field, and an engine's answer that knows where the patch is."""
+"""Scenes with a textured patch that moves over a textured field, and an engine's answer that knows
+where the patch is.
+"""
 
 import cv2
 import numpy as np
@@ -16,7 +18,9 @@ def texture(height, width, seed, mean=128.0):
 
 
 def scene(frames, start=(40, 50), speed=(3, 0), side=(50, 40), pan=(0, 0), second=None):
-    """(images, boxes of the patch): the patch moves by ``speed`` a frame, the field by ``pan``; ``second``: the place of another."""
+    """(images, boxes of the patch): the patch moves by ``speed`` a frame, the field by ``pan``;
+    ``second``: the place of another.
+    """
     field, patch = texture(400, 600, 1), texture(side[1], side[0], 2, mean=170.0)
     other = texture(side[1], side[0], 3, mean=80.0)
     images, boxes = [], []
@@ -34,7 +38,9 @@ def scene(frames, start=(40, 50), speed=(3, 0), side=(50, 40), pan=(0, 0), secon
 
 
 def answer(box, window, score=0.6):
-    """What a good engine says of a window: a map that is high on the object, and its box, both as the window sees them."""
+    """What a good engine says of a window: a map that is high on the object, and its box, both as
+    the window sees them.
+    """
     if window is None:
         return None
     width, height = window[2] - window[0], window[3] - window[1]
@@ -55,6 +61,9 @@ def misled(number, window):
         return None
     random = np.random.default_rng(number)
     (x0, x1), (y0, y1) = (
-        np.sort(random.uniform(low, high, 2)) for low, high in ((0, window[2] - window[0]), (0, window[3] - window[1]))
+        np.sort(random.uniform(low, high, 2))
+        for low, high in ((0, window[2] - window[0]), (0, window[3] - window[1]))
     )
-    return Localization((x0, y0, x1, y1), 0, "nothing", 0.1, random.random((16, 16)).astype(np.float32))
+    return Localization(
+        (x0, y0, x1, y1), 0, "nothing", 0.1, random.random((16, 16)).astype(np.float32)
+    )

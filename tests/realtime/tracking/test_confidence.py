@@ -5,7 +5,14 @@ import pytest
 
 from engines.boxes import iou, overlap
 from engines.errors import ModelError
-from realtime.tracking.confidence import CUES, SHIPPED, ConfidenceModel, cues_of, expanded, load_confidence_model
+from realtime.tracking.confidence import (
+    CUES,
+    SHIPPED,
+    ConfidenceModel,
+    cues_of,
+    expanded,
+    load_confidence_model,
+)
 from realtime.tracking.optical_flow import Motion
 from realtime.tracking.vote_grid import VoteGrid
 

@@ -34,7 +34,9 @@ def test_a_box_goes_a_part_of_the_way_to_one_that_is_alike_and_all_of_it_to_anot
     assert calmed((10, 0, 110, 50), None, 1) == (10, 0, 110, 50)
     assert calmed((1, 0, 101, 50), (0, 0, 100, 50), 1) == pytest.approx((CALM, 0, 100 + CALM, 50))
     assert calmed((1, 0, 101, 50), (0, 0, 100, 50), 20) == pytest.approx((0.2, 0, 100.2, 50))
-    assert calmed((1, 0, 101, 50), (0, 0, 100, 50), 999) == pytest.approx((CALM_LATER, 0, 100 + CALM_LATER, 50))
+    assert calmed((1, 0, 101, 50), (0, 0, 100, 50), 999) == pytest.approx(
+        (CALM_LATER, 0, 100 + CALM_LATER, 50)
+    )
     assert calmed((80, 0, 180, 50), (0, 0, 100, 50), 1) == (80, 0, 180, 50)
     between = calmed((20, 0, 120, 50), (0, 0, 100, 50), 1)[0]
     assert 20 * CALM < between < 20

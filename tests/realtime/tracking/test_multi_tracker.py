@@ -1,4 +1,6 @@
-"""Several trackers taking turns, with answers of a known engine: whoever is in the window is what it sees."""
+"""Several trackers taking turns, with answers of a known engine: whoever is in the window is what
+it sees.
+"""
 
 from collections import deque
 
@@ -23,7 +25,9 @@ def two(frames=FRAMES, start=(20, 20), speed=(2, 0)):
 
 
 def seen(boxes, window, score=0.6):
-    """What an engine that finds one object says of a window: the one that it shows most of; on the whole frame, the first."""
+    """What an engine that finds one object says of a window: the one that it shows most of; on the
+    whole frame, the first.
+    """
 
     def inside(box):
         width, height = (min(box[i + 2], window[i + 2]) - max(box[i], window[i]) for i in (0, 1))
@@ -33,8 +37,15 @@ def seen(boxes, window, score=0.6):
 
 
 def followed(images, truth, most=2, under_way=1, say=seen, **options):
-    """Of each frame: the objects, the main answer, its track; and how often the engine was asked."""
-    several, pending, found, calls = MultiTracker(*SIZE_PX, load_confidence_model(), most, **options), deque(), [], 0
+    """Of each frame: the objects, the main answer, its track; and how often the engine was
+    asked.
+    """
+    several, pending, found, calls = (
+        MultiTracker(*SIZE_PX, load_confidence_model(), most, **options),
+        deque(),
+        [],
+        0,
+    )
     for number, image in enumerate(images):
         if len(pending) == under_way:
             found.append(several.update(pending.popleft()))
@@ -42,12 +53,19 @@ def followed(images, truth, most=2, under_way=1, say=seen, **options):
         calls += window is not None
         pending.append(None if window is None else say(truth[number], window))
     found += [several.update(each) for each in pending]
-    return [each[2] for each in found], [each[0] for each in found], [each[1] for each in found], calls
+    return (
+        [each[2] for each in found],
+        [each[0] for each in found],
+        [each[1] for each in found],
+        calls,
+    )
 
 
 def number_at(objects, box):
     """The number of the object that is followed there; None where none is."""
-    return next((each.track.track_id for each in objects if overlap(each.box_xyxy_px, box) > 0.5), None)
+    return next(
+        (each.track.track_id for each in objects if overlap(each.box_xyxy_px, box) > 0.5), None
+    )
 
 
 @pytest.mark.parametrize("under_way", [1, 2])
@@ -60,7 +78,9 @@ def test_two_that_move_are_both_followed_by_one_look_a_frame_and_keep_their_numb
     assert len(numbers) == 1, "each keeps its number"
     assert sorted(*numbers) == [1, 2]
     for n in late:
-        assert sum(each.track.window_xyxy_px is not None for each in objects[n]) <= 1, "one was looked for, the rest carried"
+        assert sum(each.track.window_xyxy_px is not None for each in objects[n]) <= 1, (
+            "one was looked for, the rest carried"
+        )
     looked = [each.track.track_id for n in late for each in objects[n] if each.track.window_xyxy_px]
     assert abs(looked.count(1) - looked.count(2)) <= 2, "in turns"
     assert all(track.window_xyxy_px for track in tracks), "what the engine saw, whomever it was for"
@@ -77,7 +97,9 @@ def test_the_main_object_is_the_first_and_its_answer_the_frames():
 def test_a_lone_object_stays_one():
     images, first = scene(FRAMES, pan=(1, 0))
     objects, _, _, _ = followed(images, [(box,) for box in first], most=3)
-    assert all(number_at(each, box) == 1 for each, box in zip(objects[-20:], first[-20:], strict=True))
+    assert all(
+        number_at(each, box) == 1 for each, box in zip(objects[-20:], first[-20:], strict=True)
+    )
     assert {len(each) for each in objects[-20:]} == {1}
 
 
@@ -96,7 +118,9 @@ def test_a_click_on_a_followed_object_makes_it_the_main_one():
         if number == FRAMES:
             before = {each.track.track_id for each in objects}
             several.choose(truth[number][1])
-        main, track, objects = several.update(seen(truth[number], several.window(image, number / RATE)))
+        main, track, objects = several.update(
+            seen(truth[number], several.window(image, number / RATE))
+        )
     assert overlap(main.box_xyxy_px, truth[-1][1]) > 0.5
     assert {each.track.track_id for each in objects} == before == {1, 2}
     assert track.track_id == objects[0].track.track_id
@@ -123,20 +147,26 @@ def test_detections_of_a_method_that_finds_several_are_handed_over():
         shown = [each for each in one if each.box_xyxy_px[2] - each.box_xyxy_px[0] > 20]
         found = tuple(Detection(each.box_xyxy_px, 3, "patch", 0.6) for each in shown)
         total = np.max([each.map_hw for each in one], axis=0)
-        return Localization(found[0].box_xyxy_px, 3, "patch", 0.6, total, found) if found else one[0]
+        return (
+            Localization(found[0].box_xyxy_px, 3, "patch", 0.6, total, found) if found else one[0]
+        )
 
     objects, _, _, _ = followed(still, [boxes] * 30, say=several_found)
     assert {number_at(objects[-1], box) for box in boxes} == {1, 2}
 
 
 def test_who_is_shown_nothing_but_anothers_object_gives_up():
-    """The second patch goes out like a light; from then on every answer is the first one's box, wherever was looked."""
+    """The second patch goes out like a light; from then on every answer is the first one's box,
+    wherever was looked.
+    """
     images, truth = two()
     alone, first = scene(50, start=(20 + 2 * FRAMES, 20), speed=(0, 0))
     several, shown = MultiTracker(*SIZE_PX, load_confidence_model(), 2), []
     for number, image in enumerate(images + alone):
         window = several.window(image, number / RATE)
         lit = number < FRAMES
-        shown.append(several.update(seen(truth[number], window) if lit else answer(first[0], window))[2])
+        shown.append(
+            several.update(seen(truth[number], window) if lit else answer(first[0], window))[2]
+        )
     assert [len(shown[FRAMES - 1]), len(shown[-1])] == [2, 1]
     assert number_at(shown[-1], first[0]) == number_at(shown[FRAMES - 1], truth[FRAMES - 1][0])

@@ -33,7 +33,9 @@ def test_flow_is_the_displacement_in_cells():
     images, _ = scene(2, speed=(0, 0), pan=(6, 3))
     motion, steps = watched(images)
     cell = SIZE_PX[0] / motion.shape[1]
-    middle = steps[1].flow[10:-10, 45:-15].reshape(-1, 2)  # clear of the patch, which moves with the view
+    middle = (
+        steps[1].flow[10:-10, 45:-15].reshape(-1, 2)
+    )  # clear of the patch, which moves with the view
     assert np.median(middle, axis=0) == pytest.approx([6 / cell, 3 / cell], abs=0.3)
 
 
@@ -41,7 +43,10 @@ def test_a_still_scene_speaks_neither_for_nor_against_anything_for_all_its_noise
     field = texture(480, 720, 4).astype(np.float64)
     random = np.random.default_rng(0)
     motion = Motion(720, 480)
-    steps = [motion.step(np.clip(field + random.normal(0, 2, field.shape), 0, 255).astype(np.uint8)) for _ in range(4)]
+    steps = [
+        motion.step(np.clip(field + random.normal(0, 2, field.shape), 0, 255).astype(np.uint8))
+        for _ in range(4)
+    ]
     assert [step.moving for step in steps] == [0.0] * 4
     assert np.abs(steps[2].evidence).max() < 0.05
     assert not steps[2].cut

@@ -13,7 +13,9 @@ def step(*moving, shake=0.0, seed=0):
     flow = np.zeros((40, 80, 2), np.float32)
     for (x0, y0, x1, y1), by in moving:
         flow[y0:y1, x0:x1] = -np.array(by, np.float32)
-        flow[y0:y1, x0:x1] += np.random.default_rng(seed).normal(0, shake, (y1 - y0, x1 - x0, 2)).astype(np.float32)
+        flow[y0:y1, x0:x1] += (
+            np.random.default_rng(seed).normal(0, shake, (y1 - y0, x1 - x0, 2)).astype(np.float32)
+        )
     return Step(flow, lambda: (np.zeros((40, 80), np.float32), 1.0))
 
 

@@ -19,8 +19,13 @@ from tests.realtime.media import SQUARE_PX, write_video
 
 def logged(path, options, slots=1):
     engine = Localizer(MockEngine(96, slots=slots))
-    with open_source(str(write_video(path / "clip.mp4", 24))) as source, JsonlSink(path / "log.jsonl") as log:
-        for record in run_frames(every_frame(source), engine, [log], Run(), following=opened(options)):
+    with (
+        open_source(str(write_video(path / "clip.mp4", 24))) as source,
+        JsonlSink(path / "log.jsonl") as log,
+    ):
+        for record in run_frames(
+            every_frame(source), engine, [log], Run(), following=opened(options)
+        ):
             assert record.outcome == "shown"
     return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
 
@@ -31,7 +36,9 @@ def test_each_row_says_where_was_looked_and_how_sure_that_made(slots, tmp_path):
     assert [row["frame"] for row in rows] == list(range(24))
     for row in rows[10:]:
         left = 4 + 3 * row["frame"]
-        assert (row["x0"], row["y0"], row["x1"], row["y1"]) == pytest.approx((left, 30, left + SQUARE_PX, 54), abs=6)
+        assert (row["x0"], row["y0"], row["x1"], row["y1"]) == pytest.approx(
+            (left, 30, left + SQUARE_PX, 54), abs=6
+        )
         assert 0 <= row["confidence"] <= 1
         assert len(row["raw"]) == 4
         assert row["window"] is None or len(row["window"]) == 4
@@ -47,7 +54,9 @@ def test_it_abstains_where_it_is_not_sure_enough(tmp_path):
 
 
 def test_without_follow_rows_are_as_they_were(tmp_path):
-    assert not {"state", "window", "confidence", "track_id", "raw"} & set(logged(tmp_path, FollowOptions())[0])
+    assert not {"state", "window", "confidence", "track_id", "raw"} & set(
+        logged(tmp_path, FollowOptions())[0]
+    )
     assert opened(FollowOptions()) is None
     assert isinstance(opened(FollowOptions(follow=True)), Following)
 
@@ -89,7 +98,9 @@ def test_of_several_objects_each_has_its_entry_in_every_row(tmp_path):
         *("class_id", "class_name", "score", "x0", "y0", "x1", "y1"),
         *("state", "confidence", "track_id", "window", "raw"),
     }
-    assert [last[0][edge] for edge in ("x0", "y0", "x1", "y1")] == [rows[-1][edge] for edge in ("x0", "y0", "x1", "y1")]
+    assert [last[0][edge] for edge in ("x0", "y0", "x1", "y1")] == [
+        rows[-1][edge] for edge in ("x0", "y0", "x1", "y1")
+    ]
     assert "objects" not in logged(tmp_path, FollowOptions(follow=True))[-1]
 
 

@@ -9,7 +9,15 @@ import pytest
 
 from engines.boxes import overlap
 from realtime.tracking.confidence import load_confidence_model
-from realtime.tracking.tracker import FOLLOWING, LOST, PROPAGATE_UNSURE_FRAMES, SCALE, SEARCHING, WIDENED, Tracker
+from realtime.tracking.tracker import (
+    FOLLOWING,
+    LOST,
+    PROPAGATE_UNSURE_FRAMES,
+    SCALE,
+    SEARCHING,
+    WIDENED,
+    Tracker,
+)
 from tests.realtime.tracking.scenes import SIZE_PX, answer, misled, scene
 
 RATE = 25.0
@@ -17,7 +25,11 @@ RATE = 25.0
 
 def followed(images, say, under_way=1, confidence_model=None, **options):
     """(boxes, tracks): ``say`` answers (number, window)."""
-    tracker, pending, found = Tracker(*SIZE_PX, confidence_model or load_confidence_model(), **options), deque(), []
+    tracker, pending, found = (
+        Tracker(*SIZE_PX, confidence_model or load_confidence_model(), **options),
+        deque(),
+        [],
+    )
     for number, image in enumerate(images):
         if len(pending) == under_way:
             found.append(tracker.update(say(*pending.popleft())))
@@ -29,7 +41,9 @@ def followed(images, say, under_way=1, confidence_model=None, **options):
 @pytest.mark.parametrize("under_way", [1, 3])
 def test_a_moving_object_is_found_and_its_windows_close_in_on_it(under_way):
     images, truth = scene(30, pan=(2, 1))
-    boxes, tracks = followed(images, lambda number, window: answer(truth[number], window), under_way)
+    boxes, tracks = followed(
+        images, lambda number, window: answer(truth[number], window), under_way
+    )
     assert all(overlap(box, true) > 0.5 for box, true in zip(boxes[8:], truth[8:], strict=True))
     assert [track.state for track in tracks[:3]] == [SEARCHING] * 3
     assert {track.state for track in tracks[12:]} == {FOLLOWING}
@@ -44,7 +58,9 @@ def test_a_moving_object_is_found_and_its_windows_close_in_on_it(under_way):
 @pytest.mark.parametrize("under_way", [1, 2])
 def test_while_it_is_followed_every_other_frame_is_not_looked_at(under_way):
     images, truth = scene(40, pan=(2, 1))
-    boxes, tracks = followed(images, lambda number, window: answer(truth[number], window), under_way)
+    boxes, tracks = followed(
+        images, lambda number, window: answer(truth[number], window), under_way
+    )
     propagated = [track.window_xyxy_px is None for track in tracks]
     assert not any(propagated[:6])
     assert sum(propagated[12:]) >= 10
@@ -57,7 +73,9 @@ def test_while_it_is_followed_every_other_frame_is_not_looked_at(under_way):
 
 def test_while_nothing_is_sure_the_first_frames_are_all_looked_at():
     images, _ = scene(40, speed=(0, 0))
-    _, tracks = followed(images, misled, confidence_model=replace(load_confidence_model(), bias=-50.0))
+    _, tracks = followed(
+        images, misled, confidence_model=replace(load_confidence_model(), bias=-50.0)
+    )
     looks = [track.window_xyxy_px is not None for track in tracks]
     assert {track.state for track in tracks} == {SEARCHING}
     assert all(looks[:PROPAGATE_UNSURE_FRAMES])
@@ -66,7 +84,9 @@ def test_while_nothing_is_sure_the_first_frames_are_all_looked_at():
 
 def test_every_frame_is_looked_at_where_that_is_asked():
     images, truth = scene(30, pan=(2, 1))
-    _, tracks = followed(images, lambda number, window: answer(truth[number], window), every_frame=True)
+    _, tracks = followed(
+        images, lambda number, window: answer(truth[number], window), every_frame=True
+    )
     assert all(track.window_xyxy_px for track in tracks)
 
 
@@ -105,7 +125,10 @@ def test_windows_are_whole_pixels_inside_the_frame():
 def test_motion_alone_finds_what_the_engine_does_not_know():
     images, truth = scene(20, speed=(5, 2))
     boxes, _ = followed(images, misled, every_frame=True)
-    assert np.mean([overlap(box, true) > 0.5 for box, true in zip(boxes[8:], truth[8:], strict=True)]) > 0.6
+    assert (
+        np.mean([overlap(box, true) > 0.5 for box, true in zip(boxes[8:], truth[8:], strict=True)])
+        > 0.6
+    )
 
 
 @pytest.mark.parametrize(("black", "number_after"), [(10, 1), (60, 2)])
@@ -130,7 +153,10 @@ def test_calm_boxes_jitter_less_than_what_they_are_made_of():
 
     boxes, tracks = followed(images, shaky)
     true = np.diff(truth[12:], axis=0)
-    calm, raw = (np.abs(np.diff(each[12:], axis=0) - true).mean() for each in (boxes, [t.raw_xyxy_px for t in tracks]))
+    calm, raw = (
+        np.abs(np.diff(each[12:], axis=0) - true).mean()
+        for each in (boxes, [t.raw_xyxy_px for t in tracks])
+    )
     assert calm < 0.7 * raw
 
 
@@ -139,7 +165,9 @@ def test_what_the_user_draws_is_followed_though_something_else_moves_too(chosen)
     images, truth = scene(25, start=(20, 20), speed=(1, 0), second=(170, 100))
     if chosen == "other":
         truth = [(170.0 - n, 100.0, 220.0 - n, 140.0) for n in range(25)]
-    boxes, tracks = followed(images, lambda number, window: answer(truth[number], window), selected_px=truth[0])
+    boxes, tracks = followed(
+        images, lambda number, window: answer(truth[number], window), selected_px=truth[0]
+    )
     assert all(overlap(box, true) > 0.5 for box, true in zip(boxes, truth, strict=True))
     assert tracks[0].window_xyxy_px != (0, 0, *SIZE_PX)
 

@@ -57,7 +57,9 @@ def unmoved():
 def test_where_motion_is_not_judged_votes_are_carried_and_fade(vote_grid):
     votes = field(vote_grid, ((5, 5, 15, 15), 1.0))
     flow = np.zeros((*vote_grid.empty.shape, 2), np.float32)
-    assert vote_grid.propagated(votes, Step(flow, unmoved), judged=False) == pytest.approx(KEPT * votes)
+    assert vote_grid.propagated(votes, Step(flow, unmoved), rated=False) == pytest.approx(
+        KEPT * votes
+    )
 
 
 def test_a_blank_frame_lets_votes_fade_and_a_cut_forgets_them(vote_grid):
@@ -70,13 +72,22 @@ def test_a_blank_frame_lets_votes_fade_and_a_cut_forgets_them(vote_grid):
 def test_an_answer_votes_in_its_window_only_for_what_is_hot_and_boxed(vote_grid):
     map_hw = np.full((16, 16), 0.1, np.float32)
     map_hw[4:12, 4:12] = 1
-    found = vote_grid.voted(vote_grid.empty, map_hw, (50, 30, 70, 50), (40, 20, 80, 60), whole=False, moving=1.0)
+    found = vote_grid.voted(
+        vote_grid.empty, map_hw, (50, 30, 70, 50), (40, 20, 80, 60), whole=False, moving=1.0
+    )
     assert found[20, 30] > 1  # in the middle of the window
     assert found[11, 21] < 0  # in its corner
     outside = np.ones(found.shape, bool)
     outside[10:30, 20:40] = False
     assert not found[outside].any()
-    assert np.abs(vote_grid.voted(found + 9, map_hw, (50, 30, 70, 50), (40, 20, 80, 60), whole=False, moving=1.0)).max() == MOST
+    assert (
+        np.abs(
+            vote_grid.voted(
+                found + 9, map_hw, (50, 30, 70, 50), (40, 20, 80, 60), whole=False, moving=1.0
+            )
+        ).max()
+        == MOST
+    )
 
 
 def test_cells_are_at_least_two_a_side_and_inside(vote_grid):

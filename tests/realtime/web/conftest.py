@@ -9,5 +9,7 @@ from realtime.statistics import LiveRun
 
 @pytest.fixture
 def session():
-    with Session([Connection("cam", "0"), Connection("door", "1")], LiveRun(["cam", "door"]), ("cat", "dog")) as found:
+    with Session(
+        [Connection("cam", "0"), Connection("door", "1")], LiveRun(["cam", "door"]), ("cat", "dog")
+    ) as found:
         yield found

@@ -31,7 +31,9 @@ class Run:
     def ask(self, path, method="GET", body=None, headers=None):
         connection = http.client.HTTPConnection(self.host, timeout=10)
         given = {"Content-Type": "application/json"} if body is not None else {}
-        connection.request(method, path, None if body is None else json.dumps(body), given | (headers or {}))
+        connection.request(
+            method, path, None if body is None else json.dumps(body), given | (headers or {})
+        )
         reply = connection.getresponse()
         content = reply.read()
         connection.close()
@@ -68,7 +70,9 @@ def streaming(folder, *options, source="demo:100000"):
         str(recordings),
         *options,
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     try:
         said = []
         for line in process.stderr:

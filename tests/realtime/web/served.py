@@ -1,4 +1,6 @@
-"""A page that is served over a hub without a run: pictures are shown by hand, and asked for over HTTP."""
+"""A page that is served over a hub without a run: pictures are shown by hand, and asked for over
+HTTP.
+"""
 
 import http.client
 import json
@@ -18,7 +20,10 @@ def show(session, index, source="cam", objects=None):
     found = Localization((1.0, 2.0, 30.0, 40.0), 0, "cat", 0.5, np.zeros((4, 4), np.float32))
     image = np.full((48, 64, 3), index % 256, np.uint8)
     record = FrameRecord(
-        Frame(image, source, index, index / 30, time.monotonic_ns(), 0.1), found=found, total_ms=5.0, objects=objects
+        Frame(image, source, index, index / 30, time.monotonic_ns(), 0.1),
+        found=found,
+        total_ms=5.0,
+        objects=objects,
     )
     record.stages_ms = {"read": 0.1, "engine": 3.0}
     session.write(record, image)
@@ -36,7 +41,9 @@ def get(url, path="", headers=None):
 
 def post(url, path, body, headers=None):
     connection = http.client.HTTPConnection(urlsplit(url).hostname, urlsplit(url).port, timeout=10)
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"} | (headers or {}))
+    connection.request(
+        "POST", path, json.dumps(body), {"Content-Type": "application/json"} | (headers or {})
+    )
     reply = connection.getresponse()
     answer = json.loads(reply.read())
     connection.close()

@@ -52,7 +52,9 @@ def test_the_page_is_told_of_each_object_that_is_followed(session):
     each = Tracked(box, 0, "cat", 0.5, Track("following", box, 0.9, 7, box))
     with PageServer(session, str, LOCAL) as server:
         show(session, 0)
-        assert [source["objects"] for source in json.loads(get(server.url, "/state")[1])["sources"]] == [[], []]
+        assert [
+            source["objects"] for source in json.loads(get(server.url, "/state")[1])["sources"]
+        ] == [[], []]
         show(session, 1, objects=(each,))
         notify = json.loads(get(server.url, "/state")[1])["sources"][0]["objects"]
     assert notify == [each.row()]
@@ -61,11 +63,24 @@ def test_the_page_is_told_of_each_object_that_is_followed(session):
 
 def test_recordings_within_a_second_are_files_of_their_own(session, tmp_path, monkeypatch):
     monkeypatch.setattr("realtime.web.app.time.strftime", lambda _: "sightline-now")
-    for there in ("sightline-now.mp4", "sightline-now_3_cam.mp4"):  # of this run, and one camera's of an earlier one
+    for there in (
+        "sightline-now.mp4",
+        "sightline-now_3_cam.mp4",
+    ):  # of this run, and one camera's of an earlier one
         (tmp_path / there).touch()
     with PageServer(session, str, LOCAL, recordings=tmp_path) as server:
-        answers = [post(server.url, "/recording", {"on": on})[1]["settings"]["record"] for on in (True, False) * 3]
-    assert answers == ["sightline-now_2.mp4", None, "sightline-now_4.mp4", None, "sightline-now_5.mp4", None]
+        answers = [
+            post(server.url, "/recording", {"on": on})[1]["settings"]["record"]
+            for on in (True, False) * 3
+        ]
+    assert answers == [
+        "sightline-now_2.mp4",
+        None,
+        "sightline-now_4.mp4",
+        None,
+        "sightline-now_5.mp4",
+        None,
+    ]
 
 
 def test_a_source_without_pictures_is_waited_for_and_then_told(session):

@@ -114,7 +114,11 @@ def frames_with_viewers_in(run, seconds):
         time.sleep(2.0)  # until all buffers towards the stuck one are full
         watched = frames_in(run, seconds)
         before = [viewer.read_bytes for viewer in viewers[1:]]
-        wait_for(lambda: all(viewer.read_bytes > was for viewer, was in zip(viewers[1:], before, strict=True)))
+        wait_for(
+            lambda: all(
+                viewer.read_bytes > was for viewer, was in zip(viewers[1:], before, strict=True)
+            )
+        )
         return watched
     finally:
         for viewer in viewers:
@@ -122,6 +126,8 @@ def frames_with_viewers_in(run, seconds):
 
 
 def test_twenty_viewers_of_which_one_is_stuck_leave_the_run_alone(run):
-    """A run that waited for the stuck one would show nothing at all; what twenty viewers cost a busy machine is not the point."""
+    """A run that waited for the stuck one would show nothing at all; what twenty viewers cost a
+    busy machine is not the point.
+    """
     alone = frames_in(run, 2.0)
     assert frames_with_viewers_in(run, 2.0) > 0.2 * alone > 0

@@ -48,7 +48,12 @@ def test_other_sites_pages_cannot_use_a_browser_on_this_machine(session):
     before = session.settings
     with PageServer(session, str, LOCAL) as server:
         assert get(server.url, "/state", {"Host": "evil.example"})[0].status == 403
-        assert post(server.url, "/settings", {"box": not before.box}, {"Origin": "http://evil.example"})[0] == 403
+        assert (
+            post(
+                server.url, "/settings", {"box": not before.box}, {"Origin": "http://evil.example"}
+            )[0]
+            == 403
+        )
         assert get(server.url, "/snapshot.jpg", {"Sec-Fetch-Site": "cross-site"})[0].status == 403
         assert session.settings == before
         assert post(server.url, "/settings", {"box": not before.box})[0] == 200
@@ -90,6 +95,14 @@ def test_a_token_opens_the_metrics_too(session):
         url = f"http://127.0.0.1:{sink.port}"
         assert get(url, "/metrics")[0].status == 401
         assert get(url, "/metrics", {"Authorization": b"Bearer nothing"})[0].status == 401
-        assert get(url, "/metrics", {"Authorization": "Bearer s3cret \N{SNOWMAN}".encode()})[0].status == 200
+        assert (
+            get(url, "/metrics", {"Authorization": "Bearer s3cret \N{SNOWMAN}".encode()})[0].status
+            == 200
+        )
         assert get(url, "/metrics", {"Accept": "text/plain;version=\xff"})[0].status == 401
-        assert get(url, "/metrics?token=s3cret%20%E2%98%83", {"Accept": "text/plain;version=\xff"})[0].status == 200
+        assert (
+            get(url, "/metrics?token=s3cret%20%E2%98%83", {"Accept": "text/plain;version=\xff"})[
+                0
+            ].status
+            == 200
+        )

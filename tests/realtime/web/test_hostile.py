@@ -1,4 +1,6 @@
-"""Requests that nobody means well: each is refused, changes nothing, prints nothing, and the next real one is answered."""
+"""Requests that nobody means well: each is refused, changes nothing, prints nothing, and the next
+real one is answered.
+"""
 
 import contextlib
 import json
@@ -93,15 +95,21 @@ RAW = [
     b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 600000000\r\n\r\n",
     b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
     b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n14000\r\n" + b"x" * 0x14000 + b"\r\n",
-    b"GET /state HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: " + b"\xff" * 20 + b"\r\nOrigin: http://[\r\n\r\n",
+    b"POST /settings HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n14000\r\n"
+    + b"x" * 0x14000
+    + b"\r\n",
+    b"GET /state HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: "
+    + b"\xff" * 20
+    + b"\r\nOrigin: http://[\r\n\r\n",
     b"BREW /state HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
 ]
 
 
 def raw(url, content):
     """The first line of what a server answers."""
-    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=20) as client:
+    with socket.create_connection(
+        (urlsplit(url).hostname, urlsplit(url).port), timeout=20
+    ) as client:
         client.sendall(content)
         return client.makefile("rb").readline().decode("latin-1")
 
@@ -124,7 +132,10 @@ def test_hostile_requests_are_refused_one_by_one(session, capfd):
         *(request("POST", "/recording", each) for each in BODIES),
         *(request("GET", each) for each in TARGETS),
         *RAW,
-        *(request(method, "/state") for method in ("POST", "PUT", "DELETE", "TRACE", "OPTIONS", "PATCH")),
+        *(
+            request(method, "/state")
+            for method in ("POST", "PUT", "DELETE", "TRACE", "OPTIONS", "PATCH")
+        ),
         request("GET", "/settings"),
         *(
             request("POST", "/settings", '{"alpha": 0.25}', {"Content-Type": kind})
@@ -141,11 +152,20 @@ def test_hostile_requests_are_refused_one_by_one(session, capfd):
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.sampled_from(["\ud800", "cat", "off", 10**400]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text()
+    | st.sampled_from(["\ud800", "cat", "off", 10**400]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=5,
 )
-NAMES = st.sampled_from(["wanted_class", "box", "heat_map", "alpha", "smoothing", "point", "source", "on", "x"])
+NAMES = st.sampled_from(
+    ["wanted_class", "box", "heat_map", "alpha", "smoothing", "point", "source", "on", "x"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +192,9 @@ async def say_hello(scope, receive, send):
     await send({"type": "http.response.body", "body": b"hello"})
 
 
-@pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[:-2]])
+@pytest.mark.parametrize(
+    "beginning", [b"", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[:-2]]
+)
 def test_half_requests_leave_room_and_end(beginning):
     with GuardedServer(say_hello, LOCAL, token="s3cret", most=8, request_s=2.0) as server:
         where, clients = ("127.0.0.1", server.port), []
@@ -202,7 +224,9 @@ def test_who_watches_is_not_cut_off(session):
     with server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as viewer:
         viewer.sendall(b"GET /live.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert b"multipart" in viewer.recv(4096)
-        others = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(100)]
+        others = [
+            socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(100)
+        ]
         assert get(server.url, "/state")[0].status == 200
         show(session, 0)
         assert viewer.recv(1)

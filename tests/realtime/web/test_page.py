@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import av
 import cv2
@@ -12,7 +13,9 @@ import pytest
 from tests.realtime.tracking.scenes import texture
 from tests.realtime.web.page import PATIENCE_S, ROOT, Run, streaming, wait_for
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +28,15 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs the package playwright")
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="driving a browser needs the package playwright"
+    )
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     with api.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        opened = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield opened
         opened.close()
 
@@ -51,7 +58,10 @@ def wait_in(page, condition):
 
 def test_the_picture_moves(page):
     wait_in(page, "() => Number(picture.dataset.number) > 0")
-    before, first = page.evaluate("picture.toDataURL()"), page.evaluate("Number(picture.dataset.number)")
+    before, first = (
+        page.evaluate("picture.toDataURL()"),
+        page.evaluate("Number(picture.dataset.number)"),
+    )
     wait_in(page, f"() => Number(picture.dataset.number) > {first} + 5")
     assert page.evaluate("picture.toDataURL()") != before
     assert page.evaluate("[picture.width, picture.height]") == [854, 480]
@@ -86,7 +96,9 @@ def test_the_class_to_look_for_is_switched(page, run):
 
 
 def brightness(run):
-    """Mean of the newest picture; the one after a switch may still be an older one, so wait for what is expected."""
+    """Mean of the newest picture; the one after a switch may still be an older one, so wait for
+    what is expected.
+    """
     return cv2.imdecode(np.frombuffer(run.ask("/frame.jpg")[1], np.uint8), cv2.IMREAD_COLOR).mean()
 
 
@@ -143,7 +155,9 @@ def test_a_recording_is_begun_and_ended(page, run):
 
 
 def test_it_fits_a_phone(run, browser):
-    with browser.new_context(viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True) as context:
+    with browser.new_context(
+        viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True
+    ) as context:
         page = context.new_page()
         page.goto(run.url)
         page.wait_for_function("() => Number(picture.dataset.number) > 0")
@@ -160,17 +174,24 @@ MIDDLES_PX = (58, 50), (182, 110)
 
 @pytest.fixture(scope="module")
 def two_things(tmp_path_factory):
-    """A minute of two things that swing, one on the left and one on the right; each is over its middle all the time."""
+    """A minute of two things that swing, one on the left and one on the right; each is over its
+    middle all the time.
+    """
     path = tmp_path_factory.mktemp("two") / "two.mp4"
     (width, height), (wide, high) = TWO_PX, THING_PX
-    field, things = texture(height, width, 1), [texture(high, wide, seed, mean=mean) for seed, mean in ((2, 180.0), (3, 70.0))]
+    field, things = (
+        texture(height, width, 1),
+        [texture(high, wide, seed, mean=mean) for seed, mean in ((2, 180.0), (3, 70.0))],
+    )
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(1500):
             image, swing = field.copy(), round(22 * np.sin(index / 8))
             for (x, y), thing, way in zip(MIDDLES_PX, things, (swing, -swing), strict=True):
-                image[y - high // 2 : y + high // 2, x - wide // 2 + way : x + wide // 2 + way] = thing
+                image[y - high // 2 : y + high // 2, x - wide // 2 + way : x + wide // 2 + way] = (
+                    thing
+                )
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
         container.mux(stream.encode(None))
     return path
@@ -181,9 +202,18 @@ def followed_by(row):
     return row.get("track_id") or 0, row["x0"] is not None and row["x0"] + row["x1"] > TWO_PX[0]
 
 
+def follows_since(run, before, right):
+    """Whether the newest row is about a later object, on that side."""
+    number, is_right = followed_by(run.last_row())
+    return number > before and is_right is right
+
+
 def test_what_is_clicked_on_is_followed(two_things, tmp_path, browser):
     """In a low window, where the picture has black bars at its sides."""
-    with streaming(tmp_path, "--follow", source=str(two_things)) as run, browser.new_context() as context:
+    with (
+        streaming(tmp_path, "--follow", source=str(two_things)) as run,
+        browser.new_context() as context,
+    ):
         page = context.new_page()
         page.set_viewport_size({"width": 1280, "height": 560})
         page.goto(run.url)
@@ -201,18 +231,31 @@ def test_what_is_clicked_on_is_followed(two_things, tmp_path, browser):
             x, y = frame["x"] + bar_px + middle[0] * scale, frame["y"] + middle[1] * scale
             with page.expect_request("**/settings") as asked:
                 page.mouse.click(x, y)
-            assert asked.value.post_data_json["point"] == pytest.approx(np.divide(middle, TWO_PX), abs=0.01)
+            assert asked.value.post_data_json["point"] == pytest.approx(
+                np.divide(middle, TWO_PX), abs=0.01
+            )
             mark = page.locator("#click-mark").bounding_box()
-            assert (mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2) == pytest.approx((x, y), abs=2)
+            assert (mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2) == pytest.approx(
+                (x, y), abs=2
+            )
             page.get_by_text("Following what you clicked").wait_for()
-            wait_for(lambda: followed_by(run.last_row())[0] > before and followed_by(run.last_row())[1] is right)  # noqa: B023
+            wait_for(partial(follows_since, run, before, right))
 
 
 def test_a_wrong_token_is_refused_and_the_right_one_is_kept_out_of_the_address(tmp_path, browser):
-    with streaming(tmp_path, "--web-token", "right and long") as run, browser.new_context() as context:
+    with (
+        streaming(tmp_path, "--web-token", "right and long") as run,
+        browser.new_context() as context,
+    ):
         base = run.url.partition("?")[0]
         page = context.new_page()
-        for wrong in ("", "?token=", "?token=right+and+lon", "?token=right+and+long+", "?token=%C3%A9"):
+        for wrong in (
+            "",
+            "?token=",
+            "?token=right+and+lon",
+            "?token=right+and+long+",
+            "?token=%C3%A9",
+        ):
             assert page.goto(base + wrong).status == 401
         assert page.goto(f"{base}?token=right+and+long").status == 200
         assert page.url == base
@@ -220,15 +263,35 @@ def test_a_wrong_token_is_refused_and_the_right_one_is_kept_out_of_the_address(t
         for path in ("/state", "/frame.jpg", "/live.mjpg", "/snapshot.jpg", "/page.js", "/classes"):
             assert run.ask(path)[0].status == 401
         assert run.ask("/settings", "POST", {"box": False})[0].status == 401
-        assert run.ask("/state", headers={"Authorization": "Bearer right and long"})[0].status == 200
+        assert (
+            run.ask("/state", headers={"Authorization": "Bearer right and long"})[0].status == 200
+        )
 
 
 def test_a_recording_that_was_killed_plays_in_a_browser(tmp_path, browser):
     video, log = tmp_path / "cam.mp4", tmp_path / "log.jsonl"
-    command = [sys.executable, "-m", "cli", "stream", "demo:100000", "--no-window", "--record", str(video), "--log", str(log)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "cli",
+        "stream",
+        "demo:100000",
+        "--no-window",
+        "--record",
+        str(video),
+        "--log",
+        str(log),
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as process:
         recorded = Run("", log, tmp_path)
-        wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob("*log.jsonl*")) and recorded.last_row()["pts_s"] > 3)
+        wait_for(
+            lambda: (
+                any(path.stat().st_size for path in tmp_path.glob("*log.jsonl*"))
+                and recorded.last_row()["pts_s"] > 3
+            )
+        )
         process.kill()
     (killed,) = (path for path in tmp_path.iterdir() if "cam" in path.name)
     last_s = recorded.last_row()["pts_s"]
@@ -242,4 +305,6 @@ def test_a_recording_that_was_killed_plays_in_a_browser(tmp_path, browser):
             "() => !document.querySelector('video').seeking && document.querySelector('video').readyState >= 2"
         )
         assert page.evaluate("document.querySelector('video').error") is None
-        assert page.evaluate("document.querySelector('video').currentTime") >= last_s - 1.2, "all but the last second"
+        assert page.evaluate("document.querySelector('video').currentTime") >= last_s - 1.2, (
+            "all but the last second"
+        )

@@ -54,7 +54,9 @@ def test_without_the_packages_it_says_how_to_get_them(session, monkeypatch):
 def test_viewers_are_let_go_when_the_run_ends(session):
     with PageServer(session, str, LOCAL) as server:
         show(session, 0)
-        with socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port)) as viewer:
+        with socket.create_connection(
+            (urlsplit(server.url).hostname, urlsplit(server.url).port)
+        ) as viewer:
             viewer.sendall(b"GET /live.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert b"multipart" in viewer.recv(4096)
             server.__exit__(None, None, None)  # comes back, though the viewer has not gone

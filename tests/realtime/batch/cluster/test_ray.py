@@ -37,14 +37,24 @@ def made(tmp_path_factory) -> Path:
     """A folder with three clips, and the results of one process in ``whole``."""
     folder = tmp_path_factory.mktemp("ray")
     for name, seconds in zip(NAMES, (32, 12, 24), strict=True):
-        make_clip(folder / f"{name}.mp4", seconds=seconds, rate="20", size="96x64", sound="aac" if name == "first" else "")
+        make_clip(
+            folder / f"{name}.mp4",
+            seconds=seconds,
+            rate="20",
+            size="96x64",
+            sound="aac" if name == "first" else "",
+        )
     uninterrupted(*(folder / f"{name}.mp4" for name in NAMES), "--out", folder / "whole")
     return folder
 
 
 def workers_of(cluster) -> list[int]:
     """Processes of this cluster that work on a segment now."""
-    raylets = {each.process.pid for node in cluster.list_all_nodes() for each in node.all_processes["raylet"]}
+    raylets = {
+        each.process.pid
+        for node in cluster.list_all_nodes()
+        for each in node.all_processes["raylet"]
+    }
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -74,7 +84,10 @@ def test_a_worker_killed_in_its_work_costs_only_its_segment(cluster, made, tmp_p
 def test_a_driver_that_is_killed_goes_on_where_it_was(cluster, made, tmp_path):
     clips, draw, kills = [made / f"{name}.mp4" for name in NAMES], random.Random(3), 0
     for _ in range(3):
-        process, before = begin(*clips, "--out", tmp_path, "--ray", cluster.address), records(tmp_path)
+        process, before = (
+            begin(*clips, "--out", tmp_path, "--ray", cluster.address),
+            records(tmp_path),
+        )
         while process.poll() is None and records(tmp_path) <= before:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.3))

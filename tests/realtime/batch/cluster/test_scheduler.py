@@ -22,19 +22,27 @@ CHOICE = Choice(weights="random", size_px=32)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder with two clips of three and two segments, and the results of one machine in ``whole``."""
+    """A folder with two clips of three and two segments, and the results of one machine in
+    ``whole``.
+    """
     folder = tmp_path_factory.mktemp("across")
     specs = [
         str(make_clip(folder / "first.mp4", seconds=31, rate="5", size="96x64", sound="aac")),
         str(make_clip(folder / "second.mp4", seconds=21, rate="5", size="96x64")),
     ]
-    process_all(specs, folder / "whole", open_localizer(CHOICE, streams=0), Console(file=io.StringIO()))
+    process_all(
+        specs, folder / "whole", open_localizer(CHOICE, streams=0), Console(file=io.StringIO())
+    )
     return folder
 
 
-def run(made: Path, out: object, cluster: Here, names: tuple[str, ...] = ("first", "second")) -> tuple[list[dict], str]:
+def run(
+    made: Path, out: object, cluster: Here, names: tuple[str, ...] = ("first", "second")
+) -> tuple[list[dict], str]:
     console = Console(file=io.StringIO(), width=400)
-    summaries = process_across([str(made / f"{name}.mp4") for name in names], str(out), cluster, console, cluster.settings)
+    summaries = process_across(
+        [str(made / f"{name}.mp4") for name in names], str(out), cluster, console, cluster.settings
+    )
     return summaries, console.file.getvalue()
 
 
@@ -42,7 +50,10 @@ def test_results_are_those_of_one_machine(made, tmp_path):
     cluster = Here(CHOICE)
     summaries, _ = run(made, tmp_path, cluster)
     assert_same(tmp_path, made / "whole", ["first", "second"])
-    assert [(s["source"], s["frames"]) for s in summaries] == [(str(made / "first.mp4"), 155), (str(made / "second.mp4"), 105)]
+    assert [(s["source"], s["frames"]) for s in summaries] == [
+        (str(made / "first.mp4"), 155),
+        (str(made / "second.mp4"), 105),
+    ]
     assert json.loads((tmp_path / "summary.json").read_text()) == summaries
     assert {number for number, *_ in cluster.worked} == {0, 1}
     assert len(cluster.worked) == len({work[1:] for work in cluster.worked}) == 5  # nothing twice
@@ -82,7 +93,9 @@ def test_a_segment_that_kills_every_worker_costs_only_its_file(made, tmp_path):
 
 
 def test_a_worker_that_would_give_other_results_gets_nothing(made, tmp_path):
-    cluster = Here(CHOICE, says={1: lambda said: replace(said, settings_digest="other", precision="fp32")})
+    cluster = Here(
+        CHOICE, says={1: lambda said: replace(said, settings_digest="other", precision="fp32")}
+    )
     _, said = run(made, tmp_path, cluster, ("second",))
     assert {number for number, *_ in cluster.worked} == {0}
     assert "a worker is not used: it would give other results (openvino fp32" in said
@@ -112,7 +125,9 @@ def test_one_machine_goes_on_where_a_cluster_was_and_finished_files_are_skipped(
         run(made, tmp_path, cluster, ("first",))
     assert len(cluster.worked) == 2
     localizer = open_localizer(CHOICE, streams=0)
-    (summary,) = process_all([str(made / "first.mp4")], tmp_path, localizer, Console(file=io.StringIO()))
+    (summary,) = process_all(
+        [str(made / "first.mp4")], tmp_path, localizer, Console(file=io.StringIO())
+    )
     assert summary["segments_resumed"] >= 1
     assert_same(tmp_path, made / "whole", ["first"])
     again = Here(CHOICE)
@@ -125,19 +140,37 @@ def test_sources_and_results_on_shared_storage(made, tmp_path):
     files = fsspec.filesystem("memory")
     for name in ("first", "second"):
         files.put_file(str(made / f"{name}.mp4"), f"/films/{name}.mp4")
-    specs, console = ["memory://films/first.mp4", "memory://films/second.mp4"], Console(file=io.StringIO())
+    specs, console = (
+        ["memory://films/first.mp4", "memory://films/second.mp4"],
+        Console(file=io.StringIO()),
+    )
     summaries = process_across(specs, "memory://results/run", Here(CHOICE), console)
     assert summaries[0]["files"]["video"] == "memory://results/run/first.mp4"
     names = {path.removeprefix("/results/run/") for path in files.find("/results/run")}
-    assert {"first.mp4", "first.jsonl", "first.parquet", "first.summary.json", "second.mp4", "summary.json"} <= names
+    assert {
+        "first.mp4",
+        "first.jsonl",
+        "first.parquet",
+        "first.summary.json",
+        "second.mp4",
+        "summary.json",
+    } <= names
     assert {name for name in names if name.startswith(".")} == {
         f".sightline/{name}"
-        for name in ("first/manifest.json", "second/manifest.json", ".digests/first.json", ".digests/second.json")
+        for name in (
+            "first/manifest.json",
+            "second/manifest.json",
+            ".digests/first.json",
+            ".digests/second.json",
+        )
     }
     files.get("/results/run/", str(tmp_path / "back"), recursive=True)
     assert_same(tmp_path / "back", made / "whole", ["first", "second"])
     again = Here(CHOICE)
-    assert all(summary["skipped"] for summary in process_across(specs, "memory://results/run", again, console))
+    assert all(
+        summary["skipped"]
+        for summary in process_across(specs, "memory://results/run", again, console)
+    )
     assert not again.worked
 
 

@@ -8,7 +8,15 @@ import fsspec
 import pytest
 
 from engines.errors import OutputError, SightlineError, SourceError
-from realtime.batch.cluster.storage import Digests, Store, expanded, filesystem, identity, is_shared, local_path
+from realtime.batch.cluster.storage import (
+    Digests,
+    Store,
+    expanded,
+    filesystem,
+    identity,
+    is_shared,
+    local_path,
+)
 from realtime.written import stamp_of
 
 
@@ -23,7 +31,10 @@ def memory():
 
 
 def test_addresses_of_files_are_told_from_streams():
-    assert [is_shared(spec) for spec in ("s3://b/a.mp4", "memory://a", "rtsp://cam", "http://a/b.mp4", "a.mp4", "demo:")] == [
+    assert [
+        is_shared(spec)
+        for spec in ("s3://b/a.mp4", "memory://a", "rtsp://cam", "http://a/b.mp4", "a.mp4", "demo:")
+    ] == [
         True,
         True,
         False,
@@ -36,7 +47,11 @@ def test_addresses_of_files_are_told_from_streams():
 def test_a_pattern_becomes_the_files_it_matches_in_order(memory):
     for name in ("b.mp4", "a.mp4", "c.txt"):
         memory.pipe(f"/films/{name}", b"x")
-    assert expanded(["x.mp4", "memory://films/*.mp4"]) == ["x.mp4", "memory:///films/a.mp4", "memory:///films/b.mp4"]
+    assert expanded(["x.mp4", "memory://films/*.mp4"]) == [
+        "x.mp4",
+        "memory:///films/a.mp4",
+        "memory:///films/b.mp4",
+    ]
     with pytest.raises(SourceError, match="matches no file"):
         expanded(["memory://films/*.mkv"])
 
@@ -70,7 +85,9 @@ def test_what_is_not_there_is_the_users_to_mend(memory):
     with pytest.raises(SourceError, match="cannot read memory://films/none"):
         identity("memory://films/none.mp4")
     memory.pipe("/films/a.mp4", b"one")
-    with pytest.raises(SourceError, match=r"is a folder: name its files, as in memory://films/\*.mp4"):
+    with pytest.raises(
+        SourceError, match=r"is a folder: name its files, as in memory://films/\*.mp4"
+    ):
         identity("memory://films")
     with pytest.raises(SightlineError, match="needs another package"):
         filesystem("gs://bucket/a.mp4")

@@ -1,4 +1,6 @@
-"""A governed run with real engines: the loop under a budget, while frames are said to be slow for a while."""
+"""A governed run with real engines: the loop under a budget, while frames are said to be slow for a
+while.
+"""
 
 from contextlib import closing
 from dataclasses import replace
@@ -33,7 +35,9 @@ class Kept:
 
 @pytest.fixture
 def load(monkeypatch):
-    """What the latency budget is told that a frame takes, in milliseconds: however long it takes on this machine."""
+    """What the latency budget is told that a frame takes, in milliseconds: however long it takes on
+    this machine.
+    """
     told_ms, observe = {"frame": 10.0, "engine": 5.0}, controller.BudgetController.observe
 
     def observed(self, now_s, frame_ms, engine_ms):
@@ -75,8 +79,13 @@ def test_under_load_it_steps_down_says_so_and_comes_back(impatient, load):
     for record in records:
         preset = ladder[names.index(record.preset)]
         side = preset.choice.size_px // (8 if preset.choice.layer else 1)
-        assert record.found.map_hw.shape == (side, side), "each frame is of the rung that its record names"
-    assert [step["from"] for step in budgeted.steps] == [names[0], *(step["to"] for step in budgeted.steps[:-1])]
+        assert record.found.map_hw.shape == (side, side), (
+            "each frame is of the rung that its record names"
+        )
+    assert [step["from"] for step in budgeted.steps] == [
+        names[0],
+        *(step["to"] for step in budgeted.steps[:-1]),
+    ]
     assert budgeted.steps[-1]["to"] == names[0]
     assert {record.preset for record in records} <= set(names)
     assert len({record.preset for record in records}) > 1
@@ -92,28 +101,40 @@ def test_within_budget_it_is_the_plain_loop():
     assert [record.frame.index for record in records] == list(range(60))
     expected = budgeted.localizer.localize([next(iter(Demo(4000))).image_bgr])[0]
     np.testing.assert_array_equal(records[0].found.map_hw, expected.map_hw)
-    assert budgeted.summary() == {"budget_ms": 10_000.0, "rung": records[0].preset, "steps": [], "over_budget": None}
+    assert budgeted.summary() == {
+        "budget_ms": 10_000.0,
+        "rung": records[0].preset,
+        "steps": [],
+        "over_budget": None,
+    }
     budgeted.close()
 
 
 @pytest.fixture(scope="module")
 def descended():
-    """A run with a budget that nothing keeps to, and a preset that cannot be built: (governed, what was told, sink, records)."""
+    """A run with a budget that nothing keeps to, and a preset that cannot be built: (governed, what
+    was told, sink, records).
+    """
     real = module.presets
 
     def with_a_bad_one(choice):
         first, *rest = real(choice)
-        bad = replace(first, name="of 50 px", choice=replace(first.choice, size_px=50), cost=0.9 * first.cost)
+        bad = replace(
+            first, name="of 50 px", choice=replace(first.choice, size_px=50), cost=0.9 * first.cost
+        )
         return [first, bad, *rest]
 
     notify, sink = [], Kept()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "rungs", with_a_bad_one)
+        patch.setattr(module, "presets", with_a_bad_one)
         budgeted = BudgetLocalizer(TINY, 0.01, notify.append)
     cheapest = budgeted._ladder[-1].name
 
     def at_the_end(records):
-        return budgeted.summary()["over_budget"] and sum(record.preset == cheapest for record in records) >= 25
+        return (
+            budgeted.summary()["over_budget"]
+            and sum(record.preset == cheapest for record in records) >= 25
+        )
 
     yield budgeted, notify, sink, play(budgeted, sink, at_the_end)
     budgeted.close()
