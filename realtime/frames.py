@@ -1,7 +1,13 @@
-"""The frame, and the record of a frame: what became of it, when, and how long each stage took."""
+"""The frame, the record of a frame (what became of it, when, and how long each stage took), and the
+columns of a log.
 
+``python -m realtime.frames`` prints the columns as the table of ``docs/batch.md``.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +19,8 @@ BoxPx = tuple[float, float, float, float]
 NO_IMAGE: ImageBgr = np.empty((0, 0, 3), np.uint8)
 ENDED = "the run ended"
 NO_MAP = np.empty((0, 0), np.float32)
+STAGES = ("read", "wait", "prepare", "engine", "draw", "write")
+"""The timed parts of a frame's way, in their order."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +33,12 @@ class Frame:
         index: number of the frame in its source, from 0.
         pts_s: presentation time in seconds since the source's first frame.
         captured_ns: ``time.monotonic_ns()`` when it was complete.
-        read_ms: what decoding it took, waiting for a camera not counted.
+        read_ms: how long it was decoded; waiting for a camera does not count.
         truth_xyxy_px: the true box where it is known (``demo:``).
         damaged: parts of it were lost on the way, and the decoder filled them in.
-        pts, time_base: the source's own timestamp and its unit in seconds, where whole files are
-            worked through.
-        segment: which part of the file it is of, see ``realtime.batch``.
-        lost: why it could not be decoded; its image is empty then.
+        pts, time_base: the source's own timestamp and its unit in seconds; ``batch`` sets them.
+        segment: the part of the file that it belongs to, see ``realtime.batch``.
+        lost: why it could not be decoded. Its image is empty then.
     """
 
     image_bgr: ImageBgr
@@ -53,13 +60,13 @@ class Track:
     """What tracking adds to an answer, see ``realtime.tracking.tracker``.
 
     Attributes:
-        state: ``searching`` (nothing is known yet), ``following``, ``widened`` (not sure: a larger
-            window), ``lost``.
-        window_xyxy_px: what the engine saw of the frame; None where it was not asked, and the last
-            answer was carried along.
+        state: ``searching`` (nothing is known yet), ``following``, ``widened`` (the tracker is not
+            sure and looks at a larger window) or ``lost``.
+        window_xyxy_px: what the engine saw of the frame; None where it was not asked and the last
+            answer was propagated.
         confidence: probability that the box is right (IoU over 0.5).
-        track_id: counts objects from 1; 0 while none is followed.
-        raw_xyxy_px: the box before it was calmed; None where the frame shows nothing.
+        track_id: the object's number, from 1; 0 while none is tracked.
+        raw_xyxy_px: the box before it was smoothed; None where the frame shows nothing.
     """
 
     state: str
@@ -68,27 +75,15 @@ class Track:
     track_id: int
     raw_xyxy_px: BoxPx | None
 
-    def row(self) -> dict[str, Any]:
-        """Its part of a log row."""
-        raw = [round(edge, 3) for edge in self.raw_xyxy_px] if self.raw_xyxy_px else None
-        window = [round(edge) for edge in self.window_xyxy_px] if self.window_xyxy_px else None
-        return {
-            "state": self.state,
-            "confidence": round(self.confidence, 4),
-            "track_id": self.track_id,
-            "window": window,
-            "raw": raw,
-        }
-
 
 @dataclass(frozen=True)
 class Tracked:
-    """One of several objects that are followed.
+    """One of several objects that are tracked.
 
     Attributes:
         box_xyxy_px: in the frame; None where it is not sure enough to be shown.
-        class_index, class_name, score: of the last answer that was about it.
-        track: what following says of it.
+        class_index, class_name, score: of the last answer that was about this object.
+        track: what tracking says of it.
     """
 
     box_xyxy_px: BoxPx | None
@@ -98,8 +93,8 @@ class Tracked:
     track: Track
 
     def row(self) -> dict[str, Any]:
-        """Its entry in a log row's ``objects``."""
-        return {**_object_row(self), **self.track.row()}
+        """Its entry in the column ``objects`` of a log."""
+        return row_of(self, TRACKED_COLUMNS)
 
 
 @dataclass
@@ -142,75 +137,225 @@ class FrameRecord:
 
     @property
     def age_ms(self) -> float:
-        """From capture to display."""
+        """The time from capture to display, in milliseconds."""
         return max(0.0, self.total_ms - self.frame.read_ms)
 
     def fail(self, error: BaseException | None) -> None:
-        """It is not shown, because of an error; or dropped, if there was none and the run just
-        ended.
+        """A frame that is under way is not shown: it failed with an error, or is dropped where the
+        run ended without one.
         """
-        if self.outcome == "shown":
-            failed = isinstance(error, Exception)
-            self.outcome, self.cause = ("failed", str(error)) if failed else ("dropped", ENDED)
+        if self.outcome != "shown":
+            return
+        failed = isinstance(error, Exception)
+        self.outcome = "failed" if failed else "dropped"
+        self.cause = str(error) if failed else ENDED
 
     def release(self) -> None:
-        """Let go of the image and the map, so that records can be kept."""
+        """Forget the image and the map, so that records can be kept."""
         self.frame = replace(self.frame, image_bgr=NO_IMAGE)
         if self.found is not None:
             self.found = replace(self.found, map_hw=NO_MAP)
 
     def row(self) -> dict[str, Any]:
-        """One row of the per-frame log, flat; ``detections``, every one found, is there only when
-        they are several, ``objects`` only where several may be followed, and ``confidence`` where
-        it is known.
-        """
-        found = self.found
-        several = found.detections if found and len(found.detections) > 1 else ()
-        unit = self.frame.time_base
-        exact = {
-            "pts": self.frame.pts,
-            "time_base_num": unit.numerator,
-            "time_base_den": unit.denominator,
-        }
-        return {
-            "source": self.frame.source,
-            "frame": self.frame.index,
-            "pts_s": round(self.frame.pts_s, 6),
-            **({} if self.frame.pts is None else exact),
-            "captured_ns": self.frame.captured_ns,
-            "outcome": self.outcome,
-            "cause": displayable(self.cause),
-            "class_id": found.class_index if found else None,
-            "class_name": displayable(found.class_name) if found else None,
-            "score": round(found.score, 6) if found else None,
-            **(
-                {"confidence": round(found.confidence, 4)}
-                if found and found.confidence is not None
-                else {}
-            ),
-            **_corners(found.box_xyxy_px if found else None),
-            **{f"{stage}_ms": round(value, 4) for stage, value in self.stages_ms.items()},
-            "total_ms": round(self.total_ms, 4),
-            "rung": self.preset or None,
-            **({"detections": [_object_row(each) for each in several]} if several else {}),
-            **(self.track.row() if self.track else {}),
-            **({} if self.objects is None else {"objects": [each.row() for each in self.objects]}),
-        }
+        """The record as one row of a log, by the table ``COLUMNS``."""
+        return row_of(self, COLUMNS)
 
 
-def _object_row(found: Detection | Tracked) -> dict[str, Any]:
-    named = {
-        "class_id": found.class_index,
-        "class_name": displayable(found.class_name),
-        "score": round(found.score, 6),
-    }
-    return {**named, **_corners(found.box_xyxy_px)}
+ABSENT: Any = object()
+"""What a column reads where a row is to lack it. In a Parquet file, it is null there."""
 
 
-def _corners(box_px: BoxPx | None) -> dict[str, float | None]:
-    names = "x0", "y0", "x1", "y1"
-    return (
-        dict.fromkeys(names)
-        if box_px is None
-        else {k: round(v, 3) for k, v in zip(names, box_px, strict=True)}
-    )
+@dataclass(frozen=True)
+class Column:
+    """One column of a log. The JSON row, the Parquet schema and the documents are made from it.
+
+    Attributes:
+        name: the key in the JSON row, and the name in the Parquet file.
+        type: an Arrow type: ``string``, ``int32``, ``int64``, ``float64``, ``list<int64>`` or
+            ``list<float64>``. Empty where a later column of the same name declares it.
+        read: gives the value, which JSON must be able to hold; or ``ABSENT``.
+        meaning: one sentence for the documents.
+        parts: of a list of objects: the columns of each object; ``type`` is empty then.
+    """
+
+    name: str
+    type: str
+    read: Callable[[Any], Any]
+    meaning: str
+    parts: "tuple[Column, ...]" = ()
+
+
+def row_of(value: object, columns: Sequence[Column]) -> dict[str, Any]:
+    """A value as a row: each column's name with what it reads, in their order."""
+    read = ((column.name, column.read(value)) for column in columns)
+    return {name: found for name, found in read if found is not ABSENT}
+
+
+def columns_table() -> str:
+    """The columns as a Markdown table."""
+    lines = ["| column | type | meaning |", "|---|---|---|"]
+    for column in COLUMNS:
+        kind = "list of objects" if column.parts else column.type
+        if kind:
+            lines.append(f"| `{column.name}` | {kind} | {column.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _edge(place: int, value: Detection | Tracked) -> float | None:
+    box_px = value.box_xyxy_px
+    return None if box_px is None else round(box_px[place], 3)
+
+
+def _edges(box_px: BoxPx | None, digits: int | None = None) -> list[float] | None:
+    return None if box_px is None else [round(edge, digits) for edge in box_px]
+
+
+OBJECT_COLUMNS = (
+    Column("class_id", "int32", lambda found: found.class_index, "Number of the class."),
+    Column("class_name", "string", lambda found: displayable(found.class_name), "Its name."),
+    Column("score", "float64", lambda found: round(found.score, 6), "Score of the class."),
+    Column("x0", "float64", partial(_edge, 0), "Left edge of the box, in pixels of the frame."),
+    Column("y0", "float64", partial(_edge, 1), "Upper edge of the box."),
+    Column("x1", "float64", partial(_edge, 2), "Right edge of the box."),
+    Column("y1", "float64", partial(_edge, 3), "Lower edge of the box."),
+)
+"""Of a ``Detection``, a ``Localization`` and a ``Tracked``."""
+
+TRACK_COLUMNS = (
+    Column(
+        "state",
+        "string",
+        lambda track: track.state,
+        "With tracking: `searching`, `following`, `widened` or `lost`.",
+    ),
+    Column(
+        "confidence",
+        "float64",
+        lambda track: round(track.confidence, 4),
+        "Probability that the box is right (IoU over 0.5), where it is known.",
+    ),
+    Column(
+        "track_id",
+        "int64",
+        lambda track: track.track_id,
+        "With tracking: number of the object, from 1; 0 while there is none.",
+    ),
+    Column(
+        "window",
+        "list<int64>",
+        lambda track: _edges(track.window_xyxy_px),
+        "With tracking: the part of the frame that the engine saw; null where it was not asked.",
+    ),
+    Column(
+        "raw",
+        "list<float64>",
+        lambda track: _edges(track.raw_xyxy_px, 3),
+        "With tracking: the box before it was smoothed; null where the frame shows nothing.",
+    ),
+)
+"""Of a ``Track``."""
+
+
+def _of_track(read: Callable[[Track], Any], value: FrameRecord | Tracked) -> Any:
+    return ABSENT if value.track is None else read(value.track)
+
+
+def _of_answer(read: Callable[[Localization], Any], record: FrameRecord) -> Any:
+    return None if record.found is None else read(record.found)
+
+
+def _of_timestamp(read: Callable[[Frame], Any], record: FrameRecord) -> Any:
+    return ABSENT if record.frame.pts is None else read(record.frame)
+
+
+def _of_stage(stage: str, record: FrameRecord) -> Any:
+    return round(record.stages_ms[stage], 4) if stage in record.stages_ms else ABSENT
+
+
+def _confidence(record: FrameRecord) -> Any:
+    confidence = record.found.confidence if record.found else None
+    return ABSENT if confidence is None else round(confidence, 4)
+
+
+def _detections(record: FrameRecord) -> Any:
+    several = record.found.detections if record.found else ()
+    return [row_of(each, OBJECT_COLUMNS) for each in several] if len(several) > 1 else ABSENT
+
+
+def _objects(record: FrameRecord) -> Any:
+    return ABSENT if record.objects is None else [each.row() for each in record.objects]
+
+
+_ANSWER = tuple(replace(each, read=partial(_of_answer, each.read)) for each in OBJECT_COLUMNS)
+_TRACK = tuple(replace(each, read=partial(_of_track, each.read)) for each in TRACK_COLUMNS)
+TRACKED_COLUMNS = (*OBJECT_COLUMNS, *_TRACK)
+"""Of a ``Tracked``."""
+
+COLUMNS: tuple[Column, ...] = (
+    Column("source", "string", lambda record: record.frame.source, "Name of the source."),
+    Column("frame", "int64", lambda record: record.frame.index, "Number of the frame, from 0."),
+    Column(
+        "pts_s",
+        "float64",
+        lambda record: round(record.frame.pts_s, 6),
+        "Its time in the source, in seconds since the first frame.",
+    ),
+    Column(
+        "pts",
+        "int64",
+        partial(_of_timestamp, lambda frame: frame.pts),
+        "With `batch`: the source's own timestamp.",
+    ),
+    Column(
+        "time_base_num",
+        "int64",
+        partial(_of_timestamp, lambda frame: frame.time_base.numerator),
+        "With `batch`: numerator of the timestamp's unit in seconds.",
+    ),
+    Column(
+        "time_base_den",
+        "int64",
+        partial(_of_timestamp, lambda frame: frame.time_base.denominator),
+        "With `batch`: denominator of the timestamp's unit.",
+    ),
+    Column(
+        "captured_ns",
+        "int64",
+        lambda record: record.frame.captured_ns,
+        "When the frame was complete, in nanoseconds of the machine's monotonic clock.",
+    ),
+    Column("outcome", "string", lambda record: record.outcome, "`shown`, `dropped` or `failed`."),
+    Column("cause", "string", lambda record: displayable(record.cause), "Why it is not shown."),
+    *_ANSWER[:3],
+    Column("confidence", "", _confidence, "The column below; the value is the same."),
+    *_ANSWER[3:],
+    *(
+        Column(
+            f"{stage}_ms",
+            "float64",
+            partial(_of_stage, stage),
+            f"Time of the stage `{stage}`, in milliseconds.",
+        )
+        for stage in STAGES
+    ),
+    Column(
+        "total_ms",
+        "float64",
+        lambda record: round(record.total_ms, 4),
+        "From the start of its reading until it was written, in milliseconds.",
+    ),
+    Column(
+        "rung",
+        "string",
+        lambda record: record.preset or None,
+        "With a latency budget: the preset that the engine ran with.",
+    ),
+    Column("detections", "", _detections, "All that was found, if several.", OBJECT_COLUMNS),
+    *_TRACK,
+    Column("objects", "", _objects, "The objects that are tracked, if several.", TRACKED_COLUMNS),
+)
+"""The columns of a log, in the order of the JSON row. This is the only place that names them."""
+
+
+if __name__ == "__main__":
+    print(columns_table(), end="")

@@ -21,9 +21,8 @@ from engines.boxes import iou
 from engines.files import picture_kind, signed, whole_file
 from engines.text import displayable
 from realtime.capture import Connection
-from realtime.frames import FrameRecord
+from realtime.frames import STAGES, FrameRecord
 
-STAGES = ("read", "wait", "prepare", "engine", "draw", "write")
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
 LATENCY = "time per frame"
 LATENCY_FILE = picture_kind(LATENCY)

@@ -15,8 +15,7 @@ from engines.errors import OutputError
 from engines.files import new_file
 from engines.localizer import ImageBgr
 from realtime.capture import Connection
-from realtime.frames import FrameRecord
-from realtime.statistics import STAGES
+from realtime.frames import STAGES, FrameRecord
 
 
 class TraceSink:

@@ -15,7 +15,8 @@ from realtime.annotate import clock
 from realtime.batch.segment import Clip
 from realtime.batch.table import Tally
 from realtime.documents import templates
-from realtime.statistics import STAGES, set_title
+from realtime.frames import STAGES
+from realtime.statistics import set_title
 
 MOST_OBJECTS = 30
 ASSETS = Path(__file__).parent / "assets"

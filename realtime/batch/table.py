@@ -4,7 +4,7 @@ memory.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,10 @@ import numpy as np
 
 from engines.errors import OutputError
 from engines.files import whole_file
+from realtime import frames
 from realtime.batch.segment import Clip
-from realtime.statistics import STAGES, Histogram
+from realtime.frames import STAGES, Column
+from realtime.statistics import Histogram
 
 Row = dict[str, Any]
 ROWS_PER_GROUP = 4_000  # a few kilobytes each while they wait
@@ -42,7 +44,7 @@ def write_rows(
     import pyarrow as pa  # only where whole files are worked through
     import pyarrow.parquet as pq
 
-    schema, group = _schema(), list[Row]()
+    schema, group = arrow_schema(), list[Row]()
     try:
         with ExitStack() as stack:
             parts = stack.enter_context(whole_file(jsonl)), stack.enter_context(whole_file(parquet))
@@ -60,44 +62,27 @@ def write_rows(
         raise OutputError(f"cannot write {parquet}: {error}") from error
 
 
-def _schema() -> Any:
-    """The columns, all that ``FrameRecord.row`` can have; what a row lacks is null."""
+def arrow_schema() -> Any:
+    """The ``pyarrow.Schema`` of a log, from ``realtime.frames.COLUMNS``. What a row lacks is
+    null.
+    """
     import pyarrow as pa
 
-    corners = [(name, pa.float64()) for name in ("x0", "y0", "x1", "y1")]
-    found = [
-        ("class_id", pa.int32()),
-        ("class_name", pa.string()),
-        ("score", pa.float64()),
-        *corners,
-    ]
-    of_track = [
-        ("state", pa.string()),
-        ("confidence", pa.float64()),
-        ("track_id", pa.int64()),
-        ("window", pa.list_(pa.int64())),
-        ("raw", pa.list_(pa.float64())),
-    ]
-    times = [(f"{stage}_ms", pa.float64()) for stage in (*STAGES, "total")]
-    return pa.schema(
-        [
-            ("source", pa.string()),
-            ("frame", pa.int64()),
-            ("pts_s", pa.float64()),
-            ("pts", pa.int64()),
-            ("time_base_num", pa.int64()),
-            ("time_base_den", pa.int64()),
-            ("captured_ns", pa.int64()),
-            ("outcome", pa.string()),
-            ("cause", pa.string()),
-            *found,
-            *times,
-            ("rung", pa.string()),
-            ("detections", pa.list_(pa.struct(found))),
-            *of_track,
-            ("objects", pa.list_(pa.struct([*found, *of_track]))),
-        ]
-    )
+    return pa.schema(_arrow_fields(frames.COLUMNS))
+
+
+def _arrow_fields(columns: Iterable[Column]) -> list[tuple[str, Any]]:
+    import pyarrow as pa
+
+    fields = []
+    for column in columns:
+        if column.parts:
+            fields.append((column.name, pa.list_(pa.struct(_arrow_fields(column.parts)))))
+        elif column.type.startswith("list<"):
+            fields.append((column.name, pa.list_(pa.type_for_alias(column.type[5:-1]))))
+        elif column.type:
+            fields.append((column.name, pa.type_for_alias(column.type)))
+    return fields
 
 
 MOST_BINS = 400

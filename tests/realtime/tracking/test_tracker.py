@@ -68,7 +68,7 @@ def test_while_it_is_followed_every_other_frame_is_not_looked_at(under_way):
     for number in np.flatnonzero(propagated):
         assert overlap(boxes[number], truth[number]) > 0.5
         assert tracks[number].confidence == tracks[number - 1].confidence
-        assert (tracks[number].state, tracks[number].row()["window"]) == (FOLLOWING, None)
+        assert (tracks[number].state, tracks[number].window_xyxy_px) == (FOLLOWING, None)
 
 
 def test_while_nothing_is_sure_the_first_frames_are_all_looked_at():
