@@ -1,14 +1,17 @@
 """The confidence of a box: a logistic model on a few numbers of the answer, fitted to how often
 such boxes were right.
 
-"Right" is an IoU over 0.5 with the truth. A model belongs to a head, whose file holds it: ``fit``
-makes it of boxes of images that the head did not see (``calib.heads.confidence``).
+A box is right if its IoU with the truth is over 0.5. ``ConfidenceModel`` is the only such model. It
+serves two kinds of boxes, each with cues of its own: those of a head (``CUES`` and ``cues_of``
+here), and those of a tracker (``realtime.tracking.confidence``). ``calib.heads.confidence`` fits
+the model of either kind. The file of a head holds the model of its boxes.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -18,73 +21,120 @@ from engines.features import area_matrix
 from engines.reading import number
 
 SIDE = 16
-"""Cells a side that a map is averaged to: its cues then hardly depend on where the backward pass
-stopped.
+"""A map is averaged to so many cells a side. Its cues then hardly depend on the layer at which the
+backward pass stopped.
 """
 CUES = ("logit", "probability", "strength", "inside", "spread", "off_centre", "size", "aspect")
+"""The cues of a head's box, see ``cues_of``."""
 FURTHEST = 3.0
-"""Deviations from the training set's mean at which a cue is held: what was never seen tells no more
-than the strangest.
+"""A cue counts as at most so many standard deviations from its mean in the training set: a value
+that was never seen there says no more than the strangest that was.
 """
 MOST_LOGIT = 500.0
-"""At which an exponential still is a float; the probability is 0 or 1 long before."""
+"""The exponential of this is still a float. The probability is 0 or 1 long before."""
 TINY = 1e-12
 LARGEST = 1e12
-"""Magnitude of a stored number: beyond it the sums are no numbers any more."""
+"""The largest magnitude of a stored number: with larger ones, sums overflow."""
 _CENTRES = (np.arange(SIDE) + 0.5) / SIDE
 _LEFT = np.arange(SIDE, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class ConfidenceModel:
-    """Probability that a box is right, from its cues.
+    """Gives the probability that a box is right, from its cues.
 
     Attributes:
+        cue_names: names of the S cues, in order.
         mean, scale: of each cue in the training set.
-        weight: of each standardized cue.
-        bias: what is left.
+        weight: of each term, see ``terms``: S numbers, or S + S (S + 1) / 2 where the products of
+            two cues are terms, too.
+        bias: the logit where all terms are 0.
     """
 
+    cue_names: tuple[str, ...]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     weight: tuple[float, ...]
     bias: float
 
     def stored(self) -> dict[str, Any]:
-        """For JSON; ``confidence_model_of`` reads it back."""
-        return {**asdict(self), "signs": CUES}
+        """The model as JSON values, which ``confidence_model_of`` reads.
+
+        The names of the cues are stored as ``signs``, as they always were.
+        """
+        return {
+            "mean": self.mean,
+            "scale": self.scale,
+            "weight": self.weight,
+            "bias": self.bias,
+            "signs": self.cue_names,
+        }
 
     def __call__(self, cues: Sequence[float]) -> float:
-        """0..1."""
-        total = self.bias
-        for cue, mean, scale, weight in zip(cues, self.mean, self.scale, self.weight, strict=True):
-            total += weight * min(max((cue - mean) / scale, -FURTHEST), FURTHEST)
-        return 1 / (1 + math.exp(-min(max(total, -MOST_LOGIT), MOST_LOGIT)))
+        """The probability, 0..1, from one value for each cue."""
+        pairs = len(self.weight) > len(self.mean)
+        logit = self.bias
+        for term, weight in zip(
+            terms(cues, self.mean, self.scale, pairs), self.weight, strict=True
+        ):
+            logit += weight * term
+        return 1 / (1 + math.exp(-min(max(logit, -MOST_LOGIT), MOST_LOGIT)))
 
 
-def confidence_model_of(stored: Mapping[str, Any] | None) -> ConfidenceModel | None:
-    """What ``ConfidenceModel.stored`` and JSON leave; None where there is none, or one of another
-    version's cues.
+def terms(
+    cues: Sequence[float], mean: Sequence[float], scale: Sequence[float], pairs: bool
+) -> list[float]:
+    """The numbers that a model weighs: the standardized cues, held within ``FURTHEST``.
+
+    Args:
+        cues: one value for each of S cues.
+        mean: of each cue in the training set.
+        scale: of each cue in the training set, the unit of its deviations from the mean.
+        pairs: also the products of each two of the standardized cues, and the square of each: first
+            those with the first cue, then the others with the second, and so on.
+    """
+    held = [
+        min(max((cue - middle) / width, -FURTHEST), FURTHEST)
+        for cue, middle, width in zip(cues, mean, scale, strict=True)
+    ]
+    if not pairs:
+        return held
+    return held + [one * other for one, other in combinations_with_replacement(held, 2)]
+
+
+def confidence_model_of(
+    stored: Mapping[str, Any] | None, cue_names: tuple[str, ...] = CUES
+) -> ConfidenceModel | None:
+    """Read a model from JSON values as ``ConfidenceModel.stored`` gives them.
+
+    Args:
+        stored: the values; None where a file has no model.
+        cue_names: the cues that the caller can compute.
+
+    Returns:
+        The model; None where there is none, or where it needs other cues, as those of another
+        version do.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none.
+        KeyError, TypeError, ValueError: the values are not those of a model.
     """
-    if stored is None or tuple(stored["signs"]) != CUES:
+    if stored is None or tuple(stored["signs"]) != cue_names:
         return None
     least = {"mean": -LARGEST, "scale": 1 / LARGEST, "weight": -LARGEST}
     mean, scale, weight = (
         tuple(number(value, f"a {name} of its trust", low, LARGEST) for value in stored[name])
         for name, low in least.items()
     )
-    if {len(mean), len(scale), len(weight)} != {len(CUES)}:
+    count = len(cue_names)
+    fits = len(weight) in (count, count + count * (count + 1) // 2)
+    if {len(mean), len(scale)} != {count} or not fits:
         raise ValueError("its trust has not as many weights as signs")
-    return ConfidenceModel(
-        mean, scale, weight, number(stored["bias"], "the bias of its trust", -LARGEST, LARGEST)
-    )
+    bias = number(stored["bias"], "the bias of its trust", -LARGEST, LARGEST)
+    return ConfidenceModel(cue_names, mean, scale, weight, bias)
 
 
 def averaged(map_hw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A map averaged to ``[SIDE, SIDE]``."""
+    """Average a map to ``[SIDE, SIDE]`` cells of equal area."""
     if map_hw.shape == (SIDE, SIDE):
         return map_hw
     rows, columns = (_cells(length) for length in map_hw.shape)
@@ -99,20 +149,22 @@ def _cells(length: int) -> NDArray[np.float32]:
 def cues_of(
     box_xyxy: Sequence[float], map_hw: NDArray[np.float32], probability: float, logit: float
 ) -> list[float]:
-    """The cues of a box, in the order of ``CUES``.
+    """The cues of a head's box, in the order of ``CUES``.
 
     Args:
-        box_xyxy: in fractions of width and height.
-        map_hw: the sensitivity map, not normalised: how strong it is is a cue, too.
-        probability: of the class.
-        logit: its score before the softmax.
+        box_xyxy: the box in fractions of the image's width and height.
+        map_hw: the sensitivity map, not normalised, because its strength is a cue.
+        probability: the probability of the class.
+        logit: the score of the class before the softmax.
     """
     x0, y0, x1, y1 = (float(edge) for edge in box_xyxy)
     cells = averaged(map_hw).astype(np.float64)
     total = max(float(cells.sum()), TINY)
-    columns, rows = cells.sum(axis=0) / total, cells.sum(axis=1) / total
+    columns = cells.sum(axis=0) / total
+    rows = cells.sum(axis=1) / total
     inside = float(_covered(y0, y1) @ cells @ _covered(x0, x1)) / total
-    width, height = max(x1 - x0, 1 / SIDE), max(y1 - y0, 1 / SIDE)
+    width = max(x1 - x0, 1 / SIDE)
+    height = max(y1 - y0, 1 / SIDE)
     return [
         logit,
         math.sqrt(max(probability, 0.0)),
@@ -126,13 +178,13 @@ def cues_of(
 
 
 def _covered(low: float, high: float) -> NDArray[np.float64]:
-    """Of each of ``SIDE`` cells, the part that lies between two places in 0..1."""
+    """The share of each of ``SIDE`` cells that lies between two places in 0..1."""
     return np.asarray(
         (np.minimum(_LEFT + 1, high * SIDE) - np.maximum(_LEFT, low * SIDE)).clip(0.0)
     )
 
 
 def _deviation(shares: NDArray[np.float64]) -> float:
-    """Standard deviation of the places of a marginal that sums to 1; at least a tenth of a cell."""
+    """The standard deviation of a marginal that sums to 1, in 0..1: at least a tenth of a cell."""
     mean = float(shares @ _CENTRES)
     return max(math.sqrt(max(float(shares @ (_CENTRES - mean) ** 2), 0.0)), 0.1 / SIDE)

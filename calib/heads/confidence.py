@@ -1,6 +1,10 @@
-"""Fits a head's confidence model: logistic regression on the boxes of images that the head has not
-seen.
+"""Fits confidence models: logistic regression of whether boxes were right on their cues.
+
+``fit_confidence_model`` fits every model. ``head_confidence_model`` fits that of a head, on boxes
+in images that the head did not see. ``calib.research.confidence`` fits that of tracked boxes.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,35 +12,77 @@ from calib.evaluation.metrics import CORLOC_IOU
 from calib.heads.features import FeatureTable
 from calib.heads.linear import Array64
 from engines.boxes import iou
-from engines.confidence import FURTHEST, ConfidenceModel
+from engines.confidence import CUES, ConfidenceModel, terms
 
-PENALTY = 3.0
-"""On the squared weights of standardized cues, beside a sum over the boxes: of few boxes little
-more than the share of right ones is said. On animal_pose_voc train, cross-validated, anything from
-1 to 10 does about as well."""
+HEAD_PENALTY = 3.0
+"""The penalty for a head's boxes. From few boxes, the model then says little more than the share of
+right ones. In a cross-validation on animal_pose_voc train, every value from 1 to 10 did about as
+well.
+"""
+DECIMALS = 5
 
 
-def fit_confidence_model(table: FeatureTable, boxes_xyxy: Array64) -> ConfidenceModel | None:
-    """The model of how sure boxes are; None where the table does not know what was answered.
+@dataclass(frozen=True)
+class RatedBoxes:
+    """N boxes of which it is known whether they are right.
+
+    Attributes:
+        cues: the S cues of each box, ``[N, S]``.
+        right: 1 for a right box and 0 for a wrong one, or a value between them, ``[N]``.
+        counts: how much each box counts, ``[N]``.
+    """
+
+    cues: Array64
+    right: Array64
+    counts: Array64
+
+
+def fit_confidence_model(
+    boxes: RatedBoxes, cue_names: tuple[str, ...], penalty: float, pairs: bool = False
+) -> ConfidenceModel:
+    """Fit a confidence model. Its numbers are rounded as its file has them.
 
     Args:
-        table: images with one true box each.
-        boxes_xyxy: a box in each, found by a head that did not see the image, ``[N, 4]``.
+        boxes: what to fit it on.
+        cue_names: the names of the cues, in order.
+        penalty: on the squared weights of the terms, beside a sum over the boxes.
+        pairs: whether the products of each two cues are terms, see ``engines.confidence.terms``.
+    """
+    mean = boxes.cues.mean(axis=0)
+    scale = boxes.cues.std(axis=0) + 1e-3
+    middle, width = mean.tolist(), scale.tolist()
+    x = np.array([terms(row, middle, width, pairs) for row in boxes.cues.tolist()])
+    weight, bias = logistic(x, boxes.right, boxes.counts, penalty)
+    return ConfidenceModel(
+        cue_names, _rounded(mean), _rounded(scale), _rounded(weight), round(bias, DECIMALS)
+    )
+
+
+def _rounded(values: Array64) -> tuple[float, ...]:
+    return tuple(values.round(DECIMALS).tolist())
+
+
+def head_confidence_model(table: FeatureTable, boxes_xyxy: Array64) -> ConfidenceModel | None:
+    """Fit the confidence model of a head.
+
+    Args:
+        table: N images with one true box each.
+        boxes_xyxy: a box in each image, found by a head that did not see the image, ``[N, 4]``.
+
+    Returns:
+        The model; None where the table does not hold the engine's answers.
     """
     if table.answers is None:
         return None
     right = (iou(boxes_xyxy, table.boxes_xyxy) > CORLOC_IOU).astype(np.float64)
-    cues = table.answers.cues(boxes_xyxy)
-    mean, scale = cues.mean(axis=0), cues.std(axis=0) + 1e-3
-    held = np.clip((cues - mean) / scale, -FURTHEST, FURTHEST)
-    weight, bias = logistic(held, smoothed(right), np.ones(len(right)), PENALTY)
-    rounded = [tuple(np.round(each, 5).tolist()) for each in (mean, scale, weight)]
-    return ConfidenceModel(rounded[0], rounded[1], rounded[2], round(bias, 5))
+    rated = RatedBoxes(table.answers.cues(boxes_xyxy), smoothed(right), np.ones(len(right)))
+    return fit_confidence_model(rated, CUES, HEAD_PENALTY)
 
 
 def smoothed(right: Array64) -> Array64:
-    """Platt's targets (1999, section 2.2): with few boxes, all of them right, the next one is still
-    not certain to be.
+    """Move the targets 0 and 1 towards each other, by Platt's rule (1999, section 2.2).
+
+    With few boxes, all of them right, it is still not certain that the next one is.
     """
     rights = right.sum()
     return np.asarray(
@@ -45,15 +91,18 @@ def smoothed(right: Array64) -> Array64:
 
 
 def logistic(x: Array64, target: Array64, counts: Array64, penalty: float) -> tuple[Array64, float]:
-    """(weight ``[D]``, bias) of a logistic regression with a quadratic penalty, by Newton's method.
+    """Logistic regression with a quadratic penalty, by Newton's method.
 
     (Hastie et al. 2009, section 4.4.1.)
 
     Args:
         x: ``[N, D]``.
         target: 0..1, ``[N]``.
-        counts: what each row counts for, ``[N]``.
-        penalty: on the squared weights; the bias goes free.
+        counts: how much each row counts, ``[N]``.
+        penalty: on the squared weights; there is next to none on the bias.
+
+    Returns:
+        The weight ``[D]`` and the bias.
     """
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     hold = np.diag([penalty] * (x.shape[1] - 1) + [1e-6])

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import constant_boxes, corloc
-from calib.heads.confidence import fit_confidence_model
+from calib.heads.confidence import head_confidence_model
 from calib.heads.features import FeatureTable, feature_table
 from calib.heads.linear import (
     FOLDS,
@@ -313,7 +313,7 @@ def fit_head(
         classifier.size_px,
         card,
         kinds.routes,
-        fit_confidence_model(table, found),
+        head_confidence_model(table, found),
     )
     return Fit(head, strength, float(ious.mean()), corloc(ious))
 

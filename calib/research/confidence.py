@@ -1,87 +1,90 @@
-"""Fits the confidence model of tracked boxes: ``python -m calib.research.confidence --data DATA``.
+"""Fits the shipped confidence models: ``python -m calib.research.confidence --data DATA``.
 
-Clips are made of training photos (``clips``: objects of ``animal_pose_voc`` train over photos of
-``imagenet_sample``) and tracked; so are plain photos before a camera that sways, and the DAVIS
-sequences that may be tuned on. A logistic model learns from eleven numbers of each box whether it
-was right. This is done twice, because the confidence decides where the tracker looks next.
+By default it fits the model of tracked boxes. Clips are made of training photos (``clips``: objects
+of ``animal_pose_voc`` train over photos of ``imagenet_sample``) and tracked; so are plain photos
+before a camera that sways, and the DAVIS sequences that may be tuned on. The cues of each box, and
+whether it was right, are what the model is fitted to. This is done twice, because the confidence
+decides where the tracker looks next.
+
+With ``--heads`` it fits the models of the shipped heads. Each head is fitted again on four fifths
+of its training set at a time, as ``fit`` does. The model is fitted to its boxes in the rest and
+written into the head's file. The head itself stays as it is. A user's own heads get their models
+from ``fit``.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from calib.data.datasets import load_dataset
+from calib.data.datasets import Sample, load_dataset
 from calib.evaluation.metrics import CORLOC_IOU
 from calib.evaluation.sequences import follow_frame
-from calib.heads.confidence import logistic
+from calib.heads.confidence import RatedBoxes, fit_confidence_model, head_confidence_model
+from calib.heads.features import feature_table
+from calib.heads.linear import held_out_boxes
 from calib.research.clips import Clip, clips, stills
 from engines.boxes import iou
 from engines.choose import Choice, open_localizer
+from engines.confidence import ConfidenceModel
+from engines.errors import SightlineError
 from engines.files import whole_file
+from engines.head import Head, load_head, shipped_head_names, shipped_head_path
 from engines.localizer import Localizer
+from engines.networks.registry import Classifier, load_classifier
 from engines.text import Terminal
 from realtime.frames import BoxPx
 from realtime.sources.images import open_source
-from realtime.tracking.confidence import CUES, SHIPPED, ConfidenceModel, Cues, expanded
+from realtime.tracking.confidence import CUES, SHIPPED, CuesToConfidence
 from realtime.tracking.tracker import Tracker
 
 TUNING = ("camel", "dog", "car-roundabout")
-CLIPS, BACKGROUNDS, ROUNDS = 150, 100, 2
+CLIPS = 150
+BACKGROUNDS = 100
+ROUNDS = 2
 PENALTY = 10.0
-REAL_SHARE, STILL_SHARE = 0.2, 0.25
-"""Of the weight, for the real sequences (few, and easier than most), and for clips of single
-photos.
-"""
+REAL_SHARE = 0.2
+"""The share of the weight that the real sequences have: they are few, and easier than most."""
+STILL_SHARE = 0.25
+"""The share of the weight that clips of single photos have."""
 RATE_FPS = 24.0
 UNSURE = 0.7
-"""Said of every box in the first round."""
+"""The confidence of every box in the first round."""
 
 
-@dataclass(frozen=True)
-class RatedAnswer:
-    """Signs of boxes ``[N, S]``, whether each was right ``[N]``, and what each counts for
-    ``[N]``.
+@dataclass
+class RecordedCues:
+    """Gives the confidence of boxes, and keeps their cues.
+
+    Attributes:
+        model: gives the confidence; without one it is ``UNSURE``.
+        cues: of every box so far.
     """
 
-    cues: NDArray[np.float64]
-    right: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    model: ConfidenceModel | None = None
+    cues: list[Sequence[float]] = field(default_factory=list)
 
-
-class _Watched(ConfidenceModel):
-    """A model that keeps the cues it was asked about; without weights it says ``UNSURE``."""
-
-    asked: list[Cues]
-
-    def __call__(self, cues: Cues) -> float:
-        self.asked.append(cues)
-        return super().__call__(cues) if self.weight.size else UNSURE
-
-
-def watched(model: ConfidenceModel | None) -> _Watched:
-    """The model, or one that knows nothing, which keeps what it is asked."""
-    empty = np.zeros(0)
-    watch = (
-        _Watched(model.mean, model.scale, model.weight, model.bias)
-        if model
-        else _Watched(empty, empty, empty, 0.0)
-    )
-    object.__setattr__(watch, "asked", [])
-    return watch
+    def __call__(self, cues: Sequence[float]) -> float:
+        """The confidence of a box, 0..1."""
+        self.cues.append(cues)
+        return self.model(cues) if self.model else UNSURE
 
 
 def follow(
-    clip: Clip, localizer: Localizer, confidence_model: ConfidenceModel
+    clip: Clip, localizer: Localizer, confidence_model: CuesToConfidence
 ) -> list[tuple[BoxPx | None, BoxPx | None]]:
-    """(followed, true) box of each frame that was looked at, one engine call after the other."""
+    """Track the object of a clip, one engine call after the other.
+
+    Returns:
+        The tracked and the true box of each frame that the engine saw; None for no box.
+    """
     height, width = clip.frames[0].shape[:2]
     tracker = Tracker(width, height, confidence_model)
     found = []
@@ -92,68 +95,64 @@ def follow(
     return found
 
 
-def rated_answers(
+def rated_boxes(
     groups: Sequence[tuple[float, Iterable[Clip]]],
     localizer: Localizer,
     model: ConfidenceModel | None,
     console: Console,
-) -> RatedAnswer:
-    """Follow clips with a model and judge every box; each group of clips has its share of the
-    weight.
+) -> RatedBoxes:
+    """Track the objects of clips with a model, and rate every box.
+
+    Args:
+        groups: clips, and their share of the weight of all boxes.
+        localizer: an engine with a head.
+        model: gives the confidence; see ``RecordedCues``.
+        console: for progress.
     """
-    cues: list[Cues] = []
+    cues: list[Sequence[float]] = []
     right: list[float] = []
-    weights: list[float] = []
+    shares: list[float] = []
     for share, group in groups:
         before = len(cues)
         for clip in track(list(group), "following", console=console):
-            watch = watched(model)
-            boxes = follow(clip, localizer, watch)
-            cues += watch.asked
+            recorded = RecordedCues(model)
+            boxes = follow(clip, localizer, recorded)
+            cues += recorded.cues
             right += [_right(box, truth) for box, truth in boxes]
-        weights += [share / (len(cues) - before)] * (len(cues) - before)
-    return RatedAnswer(np.array(cues), np.array(right), np.array(weights))
+        shares += [share / (len(cues) - before)] * (len(cues) - before)
+    return RatedBoxes(np.array(cues), np.array(right), np.array(shares) * len(cues))
 
 
 def _right(box: tuple[float, ...] | None, truth: tuple[float, ...] | None) -> float:
+    """1 for a right box, else 0. Without a true box, none is right."""
     return float(box is not None and truth is not None and float(iou(box, truth)) > CORLOC_IOU)
 
 
-def fitted(data: RatedAnswer) -> ConfidenceModel:
-    """Logistic regression on the cues and their products."""
-    mean, scale = data.cues.mean(axis=0), data.cues.std(axis=0) + 1e-3
-    x = expanded((data.cues - mean) / scale)
-    return ConfidenceModel(mean, scale, *logistic(x, data.right, data.weights * len(x), PENALTY))
+def fit_tracking_model(boxes: RatedBoxes) -> ConfidenceModel:
+    """Fit the model of tracked boxes: on their cues, and on the products of each two."""
+    return fit_confidence_model(boxes, CUES, PENALTY, pairs=True)
 
 
 def save(model: ConfidenceModel, path: Path) -> None:
-    """Write it, whole or not at all."""
-    stored = {
-        "signs": CUES,
-        "mean": model.mean.round(5).tolist(),
-        "scale": model.scale.round(5).tolist(),
-        "weight": model.weight.round(5).tolist(),
-        "bias": round(model.bias, 5),
-    }
+    """Write a model as JSON, whole or not at all.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
     with whole_file(path) as part:
-        part.write_text(json.dumps(stored) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(model.stored()) + "\n", encoding="utf-8")
 
 
 def sequence_clips(folder: Path, names: Sequence[str]) -> Iterator[Clip]:
-    """DAVIS sequences with their boxes."""
+    """DAVIS sequences with their boxes, as clips."""
     for name in names:
         samples = load_dataset(folder / f"{name}_boxes.csv")
         boxes = tuple(sample.truths[0].box_xyxy_px if sample.truths else None for sample in samples)
         yield Clip(tuple(sample.read() for sample in samples), boxes)
 
 
-def main(
-    data: Annotated[Path, typer.Option(help="Folder of the data sets.")],
-    out: Annotated[Path, typer.Option(help="FILE.json to write.")] = SHIPPED,
-    count: Annotated[int, typer.Option(help="Clips made of photos.", min=1)] = CLIPS,
-) -> None:
-    """Fit and save the model."""
-    console = Terminal(stderr=True)
+def fit_of_tracking(data: Path, count: int, console: Console) -> ConfidenceModel:
+    """Fit the model of tracked boxes on ``count`` clips, half as many stills, and the sequences."""
     with open_source(str(data / "imagenet_sample/images_256.zip")) as photos:
         backgrounds = [
             frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)
@@ -161,20 +160,58 @@ def main(
     objects = [
         sample for sample in load_dataset(data / "animal_pose_voc/train.csv") if sample.one_box
     ]
-    made, real = (
-        list(clips(objects, backgrounds, count)),
-        list(sequence_clips(data / "davis", TUNING)),
-    )
+    made = list(clips(objects, backgrounds, count))
+    real = list(sequence_clips(data / "davis", TUNING))
     still = list(stills(objects, count // 2))
     groups = [(1 - REAL_SHARE - STILL_SHARE, made), (STILL_SHARE, still), (REAL_SHARE, real)]
-    localizer, model = open_localizer(Choice()), None
+    localizer = open_localizer(Choice())
+    model = None
     for _ in range(ROUNDS):
-        seen = rated_answers(groups, localizer, model, console)
-        model = fitted(seen)
-        console.print(f"{len(seen.right)} boxes, {100 * seen.right.mean():.1f} % of them right")
+        boxes = rated_boxes(groups, localizer, model, console)
+        model = fit_tracking_model(boxes)
+        console.print(f"{len(boxes.right)} boxes, {100 * boxes.right.mean():.1f} % of them right")
     assert model is not None
-    save(model, out)
+    return model
+
+
+def with_confidence_model(
+    head: Head, samples: Sequence[Sample], classifier: Classifier, console: Console
+) -> Head:
+    """A head that was fitted on these samples, with the confidence model of its boxes."""
+    table = feature_table(samples, classifier, head.spec, head.features, console)
+    found = held_out_boxes(table, np.arange(len(table.values)), float(str(head.card["strength"])))
+    return replace(head, confidence_model=head_confidence_model(table, found))
+
+
+def fit_of_shipped_heads(data: Path, console: Console) -> None:
+    """Fit the confidence model of every shipped head, and write it into the head's file."""
+    samples = load_dataset(data / "animal_pose_voc" / "train.csv")
+    for name in shipped_head_names():
+        head = load_head(shipped_head_path(name))
+        classifier = load_classifier("compact", size_px=head.size_px)
+        fitted = with_confidence_model(head, samples, classifier, console)
+        fitted.save(shipped_head_path(name))
+        console.print(f"{name}: done")
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder of the data sets.")],
+    out: Annotated[Path, typer.Option(help="FILE.json to write.")] = SHIPPED,
+    count: Annotated[int, typer.Option(help="Clips made of photos.", min=1)] = CLIPS,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Fit the models of the shipped heads instead.")
+    ] = False,
+) -> None:
+    """Fit and save the model of tracked boxes, or those of the shipped heads."""
+    console = Terminal(stderr=True)
+    if heads:
+        fit_of_shipped_heads(data, console)
+    else:
+        save(fit_of_tracking(data, count, console), out)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except SightlineError as error:
+        sys.exit(f"error: {error}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engines.boxes import overlap, shared
 from engines.localizer import Detection, ImageBgr, Localization
 from realtime.frames import BoxPx, Track, Tracked
-from realtime.tracking.confidence import ConfidenceModel
+from realtime.tracking.confidence import CuesToConfidence
 from realtime.tracking.geometry import Numbers, moved, widened
 from realtime.tracking.optical_flow import Motion, MotionHistory, Step
 from realtime.tracking.tracker import HELD, NOTHING, PATIENCE_FRAMES, SEARCHING, Tracker
@@ -91,7 +91,7 @@ class MultiTracker:
         self,
         width_px: int,
         height_px: int,
-        confidence_model: ConfidenceModel,
+        confidence_model: CuesToConfidence,
         most: int,
         selected_px: BoxPx | None = None,
     ) -> None:

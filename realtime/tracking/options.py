@@ -6,7 +6,7 @@ from engines.choose import SEARCHES, Choice
 from engines.errors import InputError
 from engines.localizer import SMALLEST_PX, ImageBgr, Localization
 from realtime.frames import BoxPx, FrameRecord, Track
-from realtime.tracking.confidence import ConfidenceModel, load_confidence_model
+from realtime.tracking.confidence import CuesToConfidence, load_confidence_model
 from realtime.tracking.multi_tracker import MultiTracker
 from realtime.tracking.tracker import Tracker
 
@@ -126,9 +126,10 @@ class Following:
     """
 
     def __init__(
-        self, options: FollowOptions, confidence_model: ConfidenceModel | None = None
+        self, options: FollowOptions, confidence_model: CuesToConfidence | None = None
     ) -> None:
-        self._options, self._confidence_model = options, confidence_model or load_confidence_model()
+        self._options = options
+        self._confidence_model = confidence_model or load_confidence_model()
         self._trackers: dict[str, tuple[tuple[int, ...], Tracker | MultiTracker]] = {}
         self._points: dict[str, tuple[float, float]] = {}
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines.localizer import ImageBgr, Localization
 from realtime.frames import NO_MAP, BoxPx, Track
-from realtime.tracking.confidence import ConfidenceModel, cues_of
+from realtime.tracking.confidence import CuesToConfidence, cues_of
 from realtime.tracking.geometry import Numbers, calmed, moved, touches
 from realtime.tracking.optical_flow import Map, Motion, Step
 from realtime.tracking.vote_grid import UNSEEN, VoteGrid
@@ -82,7 +82,7 @@ class Tracker:
         self,
         width_px: int,
         height_px: int,
-        confidence_model: ConfidenceModel,
+        confidence_model: CuesToConfidence,
         selected_px: BoxPx | None = None,
         motion: Motion | None = None,
         numbers: Numbers | None = None,

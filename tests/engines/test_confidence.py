@@ -1,4 +1,6 @@
-"""Signs of an answer by hand arithmetic; what a model says of them; models that cannot be used."""
+"""The cues of an answer by hand arithmetic, what a model says of them, and models that cannot be
+used.
+"""
 
 import json
 import math
@@ -7,7 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.confidence import CUES, SIDE, ConfidenceModel, averaged, confidence_model_of, cues_of
+from engines.confidence import (
+    CUES,
+    SIDE,
+    ConfidenceModel,
+    averaged,
+    confidence_model_of,
+    cues_of,
+    terms,
+)
 from engines.engine import TensorSpec
 from engines.errors import ModelError
 from engines.head import load_head, shipped_head_names, shipped_head_path
@@ -15,7 +25,7 @@ from engines.localizer import Localizer
 from tests.engines.mock import MockEngine
 
 CERTAIN = ConfidenceModel(
-    (0.0,) * len(CUES), (1.0,) * len(CUES), (1.0, *(0.0,) * (len(CUES) - 1)), 0.0
+    CUES, (0.0,) * len(CUES), (1.0,) * len(CUES), (1.0, *(0.0,) * (len(CUES) - 1)), 0.0
 )
 """It looks at the logit alone."""
 
@@ -24,7 +34,7 @@ def named(box, map_hw, probability=0.25, logit=3.0):
     return dict(zip(CUES, cues_of(box, map_hw, probability, logit), strict=True))
 
 
-def test_signs_of_a_flat_map_are_those_of_its_box():
+def test_cues_of_a_flat_map_are_those_of_its_box():
     flat = np.full((SIDE, SIDE), 2.0, np.float32)
     found = named((0.25, 0.5, 0.75, 0.75), flat)
     spread = 2 * math.log(math.sqrt((1 - 1 / SIDE**2) / 12))  # of SIDE equal cells, along both axes
@@ -58,7 +68,7 @@ def test_what_lies_inside_and_how_far_it_spreads():
 
 
 @pytest.mark.parametrize("side", [8, 16, 128, 227])
-def test_maps_of_any_size_have_the_same_signs(side):
+def test_maps_of_any_size_have_the_same_cues(side):
     ramp = np.outer(np.linspace(1, 2, side), np.linspace(1, 3, side)).astype(np.float32)
     assert averaged(ramp).shape == (SIDE, SIDE)
     one, other = named((0.1, 0.2, 0.8, 0.9), ramp), named((0.1, 0.2, 0.8, 0.9), averaged(ramp))
@@ -70,7 +80,7 @@ def test_maps_of_any_size_have_the_same_signs(side):
     "map_hw", [np.zeros((SIDE, SIDE), np.float32), np.eye(SIDE, dtype=np.float32) * 1e-30]
 )
 @pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, 1, 1), (0.3, 0.3, 0.3, 0.9)])
-def test_empty_maps_and_boxes_have_signs_too(box, map_hw):
+def test_empty_maps_and_boxes_have_cues_too(box, map_hw):
     assert np.isfinite(cues_of(box, map_hw, 0.0, -5.0)).all()
 
 
@@ -84,7 +94,25 @@ def test_the_model_is_logistic_and_holds_what_it_never_saw():
     assert shifted(cues) == pytest.approx(1 / (1 + math.exp(-(2 - 1))))
 
 
-def test_a_stored_model_comes_back_and_one_of_other_signs_is_none():
+def test_a_model_may_weigh_the_products_of_its_cues():
+    names = ("a", "b", "c")
+    count = len(names)
+    cues = [-1.0, 0.5, 2.0]
+    weight = tuple(np.random.default_rng(0).normal(size=count + count * (count + 1) // 2).tolist())
+    total = 0.3 + sum(w * cue for w, cue in zip(weight, cues, strict=False))
+    place = count
+    for i in range(count):
+        for j in range(i, count):
+            total += weight[place] * cues[i] * cues[j]
+            place += 1
+    model = ConfidenceModel(names, (0.0,) * count, (1.0,) * count, weight, 0.3)
+    assert model(cues) == pytest.approx(1 / (1 + math.exp(-total)))
+    assert confidence_model_of(json.loads(json.dumps(model.stored())), names) == model
+    held = terms([9.0] * count, model.mean, model.scale, pairs=True)
+    assert held == [3.0] * count + [9.0] * 6  # held at 3, then multiplied
+
+
+def test_a_stored_model_comes_back_and_one_of_other_cues_is_none():
     stored = json.loads(json.dumps(CERTAIN.stored()))
     assert confidence_model_of(stored) == CERTAIN
     assert confidence_model_of(None) is None

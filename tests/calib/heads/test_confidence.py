@@ -1,9 +1,9 @@
-"""The model that says how sure a head's boxes are, fitted on signs and boxes that are made up."""
+"""The confidence model of a head's boxes, fitted on cues and boxes that are made up."""
 
 import numpy as np
 import pytest
 
-from calib.heads.confidence import fit_confidence_model, logistic, smoothed
+from calib.heads.confidence import head_confidence_model, logistic, smoothed
 from calib.heads.features import Answers, FeatureTable
 from engines.confidence import SIDE, cues_of
 
@@ -26,7 +26,7 @@ def test_what_is_said_is_true_of_the_boxes():
     logits = RNG.normal(size=4000)
     true = 1 / (1 + np.exp(-1.5 * logits - 0.5))
     table, found = table_of(4000, RNG.random(4000) < true, logits)
-    confidence_model = fit_confidence_model(table, np.roll(found, 0, axis=0))
+    confidence_model = head_confidence_model(table, np.roll(found, 0, axis=0))
     box, map_hw = (0.3, 0.3, 0.6, 0.6), np.ones((SIDE, SIDE), np.float32)
     said = [confidence_model(cues_of(box, map_hw, 0.5, logit)) for logit in (-2.0, 0.0, 2.0)]
     assert said[0] < said[1] < said[2]
@@ -39,7 +39,7 @@ def test_what_is_said_is_true_of_the_boxes():
 def test_few_boxes_say_little_and_never_all():
     right = np.ones(12, np.bool_)
     table, found = table_of(12, right, RNG.normal(size=12))
-    said = [fit_confidence_model(table, found)(cues) for cues in table.answers.cues(found)]
+    said = [head_confidence_model(table, found)(cues) for cues in table.answers.cues(found)]
     assert said == pytest.approx([13 / 14] * 12, abs=0.02)
     assert smoothed(np.array([1.0, 1.0, 0.0])).tolist() == [3 / 4, 3 / 4, 1 / 3]
 
@@ -47,7 +47,7 @@ def test_few_boxes_say_little_and_never_all():
 def test_a_table_without_answers_gives_no_model():
     table, found = table_of(4, np.ones(4, np.bool_), np.zeros(4))
     assert (
-        fit_confidence_model(
+        head_confidence_model(
             FeatureTable(
                 table.values,
                 table.mirrored,

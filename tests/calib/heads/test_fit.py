@@ -11,7 +11,7 @@ from calib.data.datasets import load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.evaluation.metrics import constant_boxes
 from calib.heads.fit import fit_head
-from calib.research.head_confidence import with_confidence_model
+from calib.research.confidence import with_confidence_model
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.errors import SourceError

@@ -5,8 +5,9 @@ import pytest
 
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
+from calib.heads.confidence import RatedBoxes
 from calib.research.clips import CROWD_FRAMES, FRAMES, SIZE_PX, clips, crowds
-from calib.research.confidence import RatedAnswer, fitted, save, watched
+from calib.research.confidence import RecordedCues, fit_tracking_model, save
 from realtime.tracking.confidence import CUES, load_confidence_model
 from tests.realtime.tracking.scenes import texture
 
@@ -49,7 +50,7 @@ def test_the_model_says_what_is_true_of_its_boxes():
     cues = random.normal(size=(4000, len(CUES)))
     true = 1 / (1 + np.exp(-(1.5 * cues[:, 0] - cues[:, 1] + 0.5)))
     right = (random.random(4000) < true).astype(float)
-    model = fitted(RatedAnswer(cues, right, np.full(4000, 1 / 4000)))
+    model = fit_tracking_model(RatedBoxes(cues, right, np.ones(4000)))
     said = np.array([model(row) for row in cues])
     assert np.abs(said - true).mean() < 0.05
     sure = (said > 0.75) & (said < 0.85)
@@ -58,22 +59,20 @@ def test_the_model_says_what_is_true_of_its_boxes():
 
 def test_what_is_saved_is_what_is_read(tmp_path):
     random = np.random.default_rng(0)
-    model = fitted(
-        RatedAnswer(
-            random.normal(size=(200, len(CUES))),
-            (random.random(200) > 0.5).astype(float),
-            np.full(200, 1 / 200),
-        )
-    )
-    save(model, tmp_path / "trust.json")
-    cues = random.normal(size=len(CUES))
-    assert load_confidence_model(tmp_path / "trust.json")(cues) == pytest.approx(
-        model(cues), abs=1e-3
-    )
-    watch = watched(model)
-    assert watch(cues) == model(cues)
-    assert watched(None)(cues) == 0.7
-    assert len(watch.asked) == 1
+    right = (random.random(200) > 0.5).astype(float)
+    boxes = RatedBoxes(random.normal(size=(200, len(CUES))), right, np.ones(200))
+    model = fit_tracking_model(boxes)
+    save(model, tmp_path / "model.json")
+    assert load_confidence_model(tmp_path / "model.json") == model
+
+
+def test_cues_are_kept_and_without_a_model_every_box_is_as_sure():
+    cues = [0.5] * len(CUES)
+    model = load_confidence_model()
+    recorded = RecordedCues(model)
+    assert recorded(cues) == model(cues)
+    assert RecordedCues()(cues) == 0.7
+    assert recorded.cues == [cues]
 
 
 def test_clips_of_several_objects_have_a_box_for_each():

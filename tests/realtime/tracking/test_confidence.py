@@ -1,35 +1,15 @@
-"""How sure: the model's arithmetic, its file, and that signs tell good boxes from bad ones."""
+"""The shipped confidence model of tracked boxes: its file, and its cues, which tell good boxes from
+bad ones.
+"""
 
 import numpy as np
 import pytest
 
 from engines.boxes import iou, overlap
 from engines.errors import ModelError
-from realtime.tracking.confidence import (
-    CUES,
-    SHIPPED,
-    ConfidenceModel,
-    cues_of,
-    expanded,
-    load_confidence_model,
-)
+from realtime.tracking.confidence import CUES, SHIPPED, cues_of, load_confidence_model
 from realtime.tracking.optical_flow import Motion
 from realtime.tracking.vote_grid import VoteGrid
-
-
-def test_the_probability_is_logistic_in_signs_and_their_products():
-    count = len(CUES)
-    cues = np.linspace(-1, 2, count)
-    weight = np.random.default_rng(0).normal(size=count + count * (count + 1) // 2)
-    total = 0.3 + sum(w * s for w, s in zip(weight, cues, strict=False))
-    place = count
-    for i in range(count):
-        for j in range(i, count):
-            total += weight[place] * cues[i] * cues[j]
-            place += 1
-    model = ConfidenceModel(np.zeros(count), np.ones(count), weight, 0.3)
-    assert model(cues) == pytest.approx(1 / (1 + np.exp(-total)))
-    assert expanded(np.full(count, 9.0)).max() == 9  # held at 3, then squared
 
 
 def test_the_shipped_model_fits_and_a_damaged_one_is_refused(tmp_path):
