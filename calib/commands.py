@@ -12,7 +12,7 @@ from rich.console import Console
 from calib.bench.machine import machine
 from calib.data.choose import DataChoice, labels_beside, load_chosen
 from calib.data.datasets import Sample
-from calib.data.remarks import Remarks
+from calib.data.labels import Remarks
 from calib.evaluation import evaluate as evaluation
 from calib.evaluation.detection import conditional_probabilities
 from calib.evaluation.metrics import baselines, check_disjoint

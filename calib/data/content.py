@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from calib.data.remarks import BadLabelError, Remarks, shown
+from calib.data.labels import BadLabelError, Remarks, shown
 from engines.errors import SourceError
 from realtime.sources import images as sources
 from realtime.sources.images import archive_members, has_suffix, natural_order

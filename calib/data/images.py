@@ -17,9 +17,8 @@ from urllib.parse import unquote
 from PIL import Image
 
 from calib.data.content import is_archive, members
-from calib.data.labels import Label, SizePx
-from calib.data.remarks import BadLabelError, Remarks, shown
-from calib.data.yolo import NAME_FILES
+from calib.data.labels import BadLabelError, Label, Remarks, SizePx, shown
+from calib.data.text_dialects import NAME_FILES
 from engines import MOST_IMAGE_PIXELS
 from engines.errors import SourceError
 from engines.localizer import ImageBgr

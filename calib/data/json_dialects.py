@@ -19,16 +19,18 @@ from calib.data.content import (
     size_of_labels,
 )
 from calib.data.labels import (
+    BadLabelError,
     Label,
+    Remarks,
     Truth,
     are_fractions,
     around,
     centre_and_size,
     corner_and_size,
     say_fractions,
+    shown,
     turned,
 )
-from calib.data.remarks import BadLabelError, Remarks, shown
 from realtime.frames import BoxPx
 
 FILE_NAMES = ("file_name", "filename", "name", "path", "coco_url", "flickr_url")

@@ -15,15 +15,17 @@ from pathlib import Path
 from calib.data.content import named, numbers, size_of_labels, text_of
 from calib.data.json_dialects import via_region
 from calib.data.labels import (
+    BadLabelError,
     Label,
+    Remarks,
     Truth,
     are_fractions,
     centre_and_size,
     corner_and_size,
     corners_voc,
     say_fractions,
+    shown,
 )
-from calib.data.remarks import BadLabelError, Remarks, shown
 from realtime.frames import BoxPx
 
 DELIMITERS = ",;\t|"

@@ -10,7 +10,9 @@ from xml.etree import ElementTree
 
 from calib.data.content import number, size_of_labels, text_of
 from calib.data.labels import (
+    BadLabelError,
     Label,
+    Remarks,
     Truth,
     are_fractions,
     around,
@@ -18,9 +20,9 @@ from calib.data.labels import (
     corner_and_size,
     corners_voc,
     say_fractions,
+    shown,
     turned,
 )
-from calib.data.remarks import BadLabelError, Remarks, shown
 from realtime.frames import BoxPx
 
 Element = ElementTree.Element

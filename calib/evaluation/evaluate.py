@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from calib.data.choose import everyday_names
 from calib.data.datasets import Sample
-from calib.data.known_classes import everyday_names
 from calib.evaluation.detection import (
     Given,
     Predicted,

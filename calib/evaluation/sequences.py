@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from calib.data.datasets import Sample, decodable, load_dataset
-from calib.data.remarks import Remarks
+from calib.data.labels import Remarks
 from calib.evaluation.metrics import CORLOC_IOU, corloc
 from calib.evaluation.reliability import coverage, kept_of, reliability, rounded
 from engines.boxes import iou

@@ -9,7 +9,7 @@ import cv2
 import pytest
 
 from calib.data.datasets import load_dataset
-from calib.data.remarks import Remarks
+from calib.data.labels import Remarks
 from engines.errors import SourceError
 from tests.realtime.media import picture, write_video
 

@@ -9,7 +9,7 @@ import pytest
 
 from calib.data.datasets import load_dataset
 from calib.data.images import look_at
-from calib.data.remarks import Remarks
+from calib.data.labels import Remarks
 from calib.evaluation.sequences import load_sequences
 from calib.precision.calibrate import Images
 from tests.command_line import command, refused

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from calib.data.datasets import load_dataset
-from calib.data.remarks import Remarks
-from calib.data.yolo import yaml_names
+from calib.data.labels import Remarks
+from calib.data.text_dialects import yaml_names
 from tests.calib.layouts import BOX, SIZE, coco, images, notify, refused, voc, voc_xml
 from tests.realtime.media import picture, write_video
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calib.data.known_classes import KNOWN, everyday_names
+from calib.data.choose import KNOWN, everyday_names
 from calib.evaluation.detection import (
     Predicted,
     all_found,

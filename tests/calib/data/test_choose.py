@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from calib.data import voc
+from calib.data import choose
 from calib.data.choose import DataChoice, load_chosen
 from engines.downloads import cache_dir
 from engines.errors import DownloadError, SourceError
@@ -82,7 +82,7 @@ def server(tmp_path, monkeypatch):
     folder.mkdir()
     with FileServer(folder) as served:
         for split, count in (("trainval", 40), ("test", 13)):
-            source = voc.ARCHIVES[split]
+            source = choose.VOC_ARCHIVES[split]
             archive(folder / source.file, split, count)
             content = (folder / source.file).read_bytes()
             there = replace(
@@ -91,13 +91,13 @@ def server(tmp_path, monkeypatch):
                 sha256=hashlib.sha256(content).hexdigest(),
                 size_bytes=len(content),
             )
-            monkeypatch.setitem(voc.ARCHIVES, split, there)
+            monkeypatch.setitem(choose.VOC_ARCHIVES, split, there)
         yield served
 
 
 def test_the_published_archives_and_checksums():
     for split, digits in (("trainval", "7d8cd951101b0957"), ("test", "6836888e2e01dca8")):
-        source = voc.ARCHIVES[split]
+        source = choose.VOC_ARCHIVES[split]
         assert (
             source.url
             == f"https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/VOC{split}_06-Nov-2007.tar"
@@ -107,7 +107,7 @@ def test_the_published_archives_and_checksums():
 
 
 def test_images_and_boxes_come_straight_from_the_archive(server, tmp_path):
-    samples = voc.load_voc2007("trainval", tmp_path / "kept")
+    samples = choose.load_voc2007("trainval", tmp_path / "kept")
     assert [sample.name for sample in samples] == [f"{number:06}.jpg" for number in range(1, 41)]
     for number, sample in enumerate(samples, start=1):
         assert sample.read().shape == (HEIGHT, WIDTH, 3)
@@ -130,7 +130,7 @@ def test_an_archive_is_scanned_once(server, tmp_path, monkeypatch):
         "__init__",
         lambda tar, *given, **options: (scans.append(tar), start(tar, *given, **options))[1],
     )
-    for sample in voc.load_voc2007("test", tmp_path):
+    for sample in choose.load_voc2007("test", tmp_path):
         sample.read()
     assert len(scans) == 1
 
@@ -156,30 +156,32 @@ def test_a_download_that_was_cut_off_goes_on(server):
 
 
 def test_an_archive_with_a_wrong_checksum_is_thrown_away(server, monkeypatch):
-    monkeypatch.setitem(voc.ARCHIVES, "test", replace(voc.ARCHIVES["test"], sha256="0" * 64))
+    monkeypatch.setitem(
+        choose.VOC_ARCHIVES, "test", replace(choose.VOC_ARCHIVES["test"], sha256="0" * 64)
+    )
     with pytest.raises(DownloadError, match="a sha256 that is not 0000"):
         load_chosen(DataChoice(dataset="voc2007"), "test")
     assert not list((cache_dir() / "datasets").iterdir())
 
 
 def test_an_archive_of_something_else_is_refused(server, tmp_path):
-    path = tmp_path / "www" / voc.ARCHIVES["test"].file
-    (tmp_path / "www" / voc.ARCHIVES["trainval"].file).rename(path)
+    path = tmp_path / "www" / choose.VOC_ARCHIVES["test"].file
+    (tmp_path / "www" / choose.VOC_ARCHIVES["trainval"].file).rename(path)
     with pytest.raises(
         DownloadError, match=r"VOCtest_06-Nov-2007\.tar is cut off, damaged or another file"
     ):
-        voc.load_voc2007("test", tmp_path / "www")
+        choose.load_voc2007("test", tmp_path / "www")
 
 
 @pytest.mark.parametrize("kept", [5000, 5130, 30_000])
 def test_an_archive_that_is_cut_off_is_refused(server, tmp_path, kept):
-    path = tmp_path / "www" / voc.ARCHIVES["test"].file
+    path = tmp_path / "www" / choose.VOC_ARCHIVES["test"].file
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(
         DownloadError,
         match=rf"VOCtest_06-Nov-2007\.tar is cut off, .* \({kept} bytes of \d+\): remove it",
     ):
-        voc.load_voc2007("test", tmp_path / "www")
+        choose.load_voc2007("test", tmp_path / "www")
 
 
 @pytest.mark.parametrize(
