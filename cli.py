@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from calib.bench.command import BenchOptions, bench_chosen, takes_bench
+from calib.bench.run import BenchOptions, bench_chosen, takes_bench
 from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
 from calib.data.choose import OPTIONS, DataChoice, load_chosen
 from calib.heads import finetune as finetuning

@@ -3,7 +3,7 @@ OpenVINO and TensorRT read.
 
 The integers are symmetric (no zero point) and span -127..127. Weights are quantized per output
 channel; an activation or a cotangent has one scale, measured on real images by
-``calib.precision.quantize``. Biases stay in floating point.
+``calib.precision.calibrate``. Biases stay in floating point.
 
 Where the pairs stand decides whether the map survives: **one pair right behind the tensor's
 producer, and every reader on its output**. A pooling window's gradient goes where the input equals

@@ -18,8 +18,7 @@ from rich.table import Table
 
 from calib.bench.compare import WINDOW_FRAMES, Rule, until_settled
 from calib.bench.machine import Neighbours
-from calib.bench.peers import Call, forward_graph
-from calib.bench.turns import WARM_UP_CALLS, row_of, take_turns
+from calib.bench.turns import WARM_UP_CALLS, Call, forward_graph, row_of, take_turns
 from engines.backends.slots import SlottedEngine
 from engines.build import WANTED_CLASS
 from engines.choose import Choice, open_localizer

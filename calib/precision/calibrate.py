@@ -1,26 +1,425 @@
-"""The ``calibrate`` command: chooses the images, writes the calibration, and shows what each layer
+"""Measures on real images which ranges 8 bits must cover, and which layers stay in floating point.
+
+The ``calibrate`` command chooses the images, writes the calibration, and shows what each layer
 costs.
 """
 
 import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from calib.data.datasets import Sample, decoded, load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.precision.build import frames_of
-from calib.precision.quantize import Calibration, Calibrator, calibrate
+from engines.backends.openvino import OpenVinoEngine
+from engines.boxes import iou
+from engines.build import assemble, build_graph
+from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify, correlation
 from engines.choose import Choice, calibration_paths, choose_head, chosen_spec
-from engines.errors import OutputError, SourceError
+from engines.engine import Array
+from engines.errors import EngineError, ModelError, OutputError, SourceError
 from engines.files import checked_output, picture_kind, signed, whole_file
-from engines.int8 import CALIBRATION_FILE
-from engines.localizer import ImageBgr, Localizer
-from engines.networks.registry import load_classifier
+from engines.graph import Graph
+from engines.head import Head
+from engines.heuristic import Heuristic
+from engines.int8 import CALIBRATION_FILE, SMALLEST_RANGE, STEPS, Quantization, layers, source_of
+from engines.localizer import ImageBgr, Localization, Localizer
+from engines.maps import PIXELS, MapSpec
+from engines.networks.registry import Classifier, load_classifier
+from engines.text import Terminal
+
+BINS = 2048
+SAMPLED = 1 << 18
+"""Of a larger tensor, every n-th value is counted; the largest is always exact."""
+PERCENTILE = 99.99
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Magnitudes of one tensor: ``counts`` int64 ``[BINS]`` over equal bins from 0 to
+    ``largest``.
+    """
+
+    counts: NDArray[np.int64]
+    largest: float
+
+    @property
+    def centres(self) -> Array:
+        return (np.arange(BINS) + 0.5) * (self.largest / BINS)
+
+
+def histograms(
+    localizer: Localizer, tensors: Sequence[str], prepared: Sequence[ImageBgr], console: Console
+) -> dict[str, Histogram]:
+    """The magnitudes of ``tensors``, which the engine publishes as ``NAME_out``, over prepared
+    images, in two passes.
+    """
+    largest = dict.fromkeys(tensors, 0.0)
+    for image in track(prepared, "largest values", console=console):
+        outputs = localizer.infer([image])
+        for name in tensors:
+            values = outputs[f"{name}_out"]
+            largest[name] = max(largest[name], float(values.max()), -float(values.min()))
+    counts = {name: np.zeros(BINS, np.int64) for name in tensors}
+    for image in track(prepared, "histograms", console=console):
+        outputs = localizer.infer([image])
+        for name in tensors:
+            counts[name] += _counted(outputs[f"{name}_out"], largest[name])
+    return {name: Histogram(counts[name], largest[name]) for name in tensors}
+
+
+def _counted(values: Array, largest: float) -> NDArray[np.int64]:
+    flat = np.abs(values.reshape(-1)[:: 1 + values.size // SAMPLED])
+    bins = np.minimum(flat * (BINS / max(largest, 1e-30)), BINS - 1).astype(np.int64)
+    return np.bincount(bins, minlength=BINS)
+
+
+def minmax(histogram: Histogram) -> float:
+    """The largest value seen."""
+    return histogram.largest
+
+
+def percentile(histogram: Histogram) -> float:
+    """``PERCENTILE`` % of the values that are not zero (a ReLU's are by half) lie below."""
+    counts = histogram.counts.copy()
+    counts[0] = 0
+    if not counts.any():
+        return histogram.largest
+    below = np.cumsum(counts) / counts.sum()
+    return float((np.searchsorted(below, PERCENTILE / 100) + 1) * histogram.largest / BINS)
+
+
+def mse(histogram: Histogram) -> float:
+    """The range with the least expected squared error of rounding and clipping."""
+    centres, counts = histogram.centres, histogram.counts
+    errors = [float(counts @ _squared_error(centres, ends)) for ends in _candidates(histogram)]
+    return float(_candidates(histogram)[int(np.argmin(errors))])
+
+
+def _squared_error(values: Array, largest: float) -> Array:
+    step = largest / STEPS
+    return np.where(values > largest, (values - largest) ** 2, np.minimum(step**2 / 12, values**2))
+
+
+def _candidates(histogram: Histogram) -> NDArray[np.float64]:
+    return histogram.largest * np.arange(STEPS + 1, BINS + 1, 16) / BINS
+
+
+def entropy(histogram: Histogram) -> float:
+    """The range whose 127 steps lose the least information: least Kullback-Leibler divergence
+    (Migacz 2017).
+    """
+    counts = histogram.counts.astype(np.float64)
+    counts[0] = 0  # zero stays zero at any range
+    if not counts.any():
+        return histogram.largest
+    divergences = {ends: _divergence(counts, ends) for ends in range(STEPS + 1, BINS + 1, 16)}
+    best = min(divergences, key=lambda ends: divergences[ends])
+    return best * histogram.largest / BINS
+
+
+def _divergence(counts: NDArray[np.float64], ends: int) -> float:
+    """Of the counts below ``ends`` (what lies beyond added to the last), from themselves at 127
+    steps.
+    """
+    clipped = counts[:ends].copy()
+    clipped[-1] += counts[ends:].sum()
+    steps = np.arange(ends) * STEPS // ends
+    filled = clipped > 0
+    mass = np.bincount(steps, counts[:ends], STEPS)
+    share = np.bincount(steps, filled, STEPS)
+    spread = np.where(filled, mass[steps] / np.maximum(share[steps], 1), 0)
+    p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1e-30)
+    return float((p[filled] * np.log(p[filled] / np.maximum(q[filled], 1e-12))).sum())
+
+
+METHODS = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
+
+
+def ranges_of(histograms_by_name: Mapping[str, Histogram], method: str) -> dict[str, float]:
+    """The range of each tensor; of one that is zero on every image, the smallest there is.
+
+    Raises:
+        ModelError: the method is unknown.
+    """
+    if method not in METHODS:
+        raise ModelError(f"unknown range method '{method}': use {', '.join(METHODS)}")
+    return {
+        name: max(METHODS[method](histogram), SMALLEST_RANGE)
+        for name, histogram in histograms_by_name.items()
+    }
+
+
+CELLS = 8
+FREE_BOX_IOU_P5 = 0.5
+"""Asked of training-free boxes, which hang on single pixels of the map."""
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What an 8-bit graph changes, over some images.
+
+    Attributes:
+        map_correlation: median over images, of the map averaged to at most ``CELLS`` x ``CELLS``
+            cells, as heads read it.
+        box_iou: median overlap with the box of fp32; 1 where there is no fitted head.
+        class_agreement: share of images with the same class.
+    """
+
+    map_correlation: float
+    box_iou: float
+    class_agreement: float
+
+    @property
+    def total(self) -> float:
+        """One number to compare by: 0 for none."""
+        return 3 - self.map_correlation - self.box_iou - self.class_agreement
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ``calibrate`` found.
+
+    Attributes:
+        quantization: to save; its card holds the rest.
+        certificate: against fp32, on images that no range was measured on.
+        by_method: harm of each way to choose ranges.
+        by_layer: harm of each layer alone in 8 bits, in network order.
+    """
+
+    quantization: Quantization
+    certificate: Certificate
+    by_method: Mapping[str, Harm]
+    by_layer: Mapping[str, Harm]
+
+
+@dataclass
+class Calibrator:
+    """One graph, its reference in fp32 on some images, and the trials.
+
+    Args:
+        classifier: the network.
+        spec, head: the map and head that are judged by.
+        images_bgr: at least 16; those at odd places are judged by, the others measured.
+        console: for progress.
+
+    Raises:
+        SourceError: there are too few images.
+    """
+
+    classifier: Classifier
+    spec: MapSpec
+    head: Head | Heuristic | None
+    images_bgr: Sequence[ImageBgr]
+    console: Console
+    _true: list[Localization] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len(self.images_bgr) < 2 * FEWEST_FRAMES:
+            raise SourceError(
+                f"{len(self.images_bgr)} images are too few to calibrate on: give at least"
+                f" {2 * FEWEST_FRAMES}"
+            )
+        self.reference = Localizer(
+            OpenVinoEngine(build_graph(self.classifier, self.spec, self.head), "fp32")
+        )
+        self.judged = list(self.images_bgr[1::2])
+        self._true = self.reference.localize(self.judged)
+
+    def quantization(self, ranges: Mapping[str, float], kept: Sequence[str]) -> Quantization:
+        """A trial."""
+        return Quantization(
+            dict(ranges),
+            tuple(kept),
+            self.classifier.digest,
+            self.classifier.size_px,
+            self.spec.objective,
+            self.spec.layer,
+        )
+
+    def localizer(self, quantization: Quantization) -> Localizer:
+        """The graph in 8 bits."""
+        graph = build_graph(self.classifier, self.spec, self.head, quantization=quantization)
+        return Localizer(OpenVinoEngine(graph, "int8"))
+
+    def harm(self, quantization: Quantization) -> Harm:
+        """What it changes on the judged images."""
+        found = self.localizer(quantization).localize(self.judged)
+        pairs = list(zip(self._true, found, strict=True))
+        boxes = (
+            [(t.box_xyxy_px, f.box_xyxy_px) for t, f in pairs]
+            if isinstance(self.head, Head)
+            else []
+        )
+        overlaps = [float(iou(np.array(t), np.array(f))) for t, f in boxes] or [1.0]
+        maps = [correlation(_cells(t.map_hw), _cells(f.map_hw)) for t, f in pairs]
+        same = [t.class_index == f.class_index for t, f in pairs]
+        return Harm(float(np.median(maps)), float(np.median(overlaps)), float(np.mean(same)))
+
+
+def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
+    """Choose ranges and the layers that stay in floating point.
+
+    Args:
+        calibrator: the graph and its images.
+        method: of choosing ranges, one of ``calib.precision.calibrate.METHODS``; ``auto`` for the
+            one that harms least.
+
+    Raises:
+        ModelError: the method is unknown.
+        EngineError: not even with most layers in floating point is the certificate met.
+    """
+    console = calibrator.console
+    prepared = [calibrator.reference.prepare(image) for image in calibrator.images_bgr[::2]]
+    measured, names, always = measure(
+        calibrator.classifier, calibrator.spec.objective, prepared, console
+    )
+    methods = list(METHODS) if method == "auto" else [method]
+    ranges = {each: ranges_of(measured, each) for each in methods}
+    trials = {each: calibrator.quantization(ranges[each], always) for each in methods}
+    by_method = {
+        each: calibrator.harm(trials[each])
+        for each in track(methods, "trying ranges", console=console)
+    }
+    best = min(by_method, key=lambda each: by_method[each].total)
+    used = _used(calibrator, names, always)
+    alone = {
+        name: calibrator.quantization(ranges[best], [n for n in names if n != name])
+        for name in used
+    }
+    by_layer = {
+        name: calibrator.harm(trial)
+        for name, trial in track(alone.items(), "layer by layer", console=console)
+    }
+    limits = (
+        Thresholds()
+        if isinstance(calibrator.head, Head)
+        else Thresholds(box_iou_p5=FREE_BOX_IOU_P5)
+    )
+    worst = sorted(by_layer, key=lambda name: -by_layer[name].total)
+    for spared in _counts(len(worst)):
+        kept = [*always, *worst[:spared]]
+        quantization = calibrator.quantization(ranges[best], kept)
+        certificate = certify(
+            calibrator.reference, calibrator.localizer(quantization), calibrator.judged, limits
+        )
+        console.print(
+            f"{spared} of {len(worst)} layers kept in floating point: {certificate}",
+            style="dim",
+            soft_wrap=True,
+        )
+        if certificate.passed:
+            card = _card(best, by_method, by_layer, certificate, len(calibrator.images_bgr))
+            return Calibration(replace(quantization, card=card), certificate, by_method, by_layer)
+    raise EngineError(
+        "no mix of 8-bit and floating-point layers meets the certificate: calibrate on images like"
+        " those to come"
+    )
+
+
+def measure(
+    classifier: Classifier, objective: str, prepared: Sequence[ImageBgr], console: Console
+) -> tuple[dict[str, Histogram], list[str], tuple[str, ...]]:
+    """(histograms of every tensor that may get a pair, names of the layers, those that always stay
+    in floating point).
+
+    They are taken all the way back to the pixels, so that the ranges serve maps and heads at any
+    layer.
+    """
+    graph = assemble(classifier, MapSpec(objective)).graph
+    nodes = layers(graph)
+    sources = list(dict.fromkeys(source_of(graph, str(node.input[0])) for node in nodes))
+    localizer = Localizer(
+        OpenVinoEngine(build_graph(classifier, MapSpec(objective), expose=sources), "fp32")
+    )
+    return (
+        histograms(localizer, sources, prepared, console),
+        [node.name for node in nodes],
+        always_kept(graph),
+    )
+
+
+def rough_quantization(classifier: Classifier, objective: str) -> Quantization:
+    """Ranges from two images of noise, for timing a network that has no calibration: speed does not
+    depend on them.
+    """
+    noise = (
+        np.random.default_rng(0)
+        .integers(0, 256, (2, classifier.size_px, classifier.size_px, 3))
+        .astype(np.uint8)
+    )
+    measured, _, always = measure(classifier, objective, list(noise), Terminal(quiet=True))
+    return Quantization(
+        ranges_of(measured, "minmax"),
+        always,
+        classifier.digest,
+        classifier.size_px,
+        objective,
+        PIXELS,
+    )
+
+
+def always_kept(graph: Graph) -> tuple[str, ...]:
+    """The first layer, which reads the image, the one that makes the scores, and the one that makes
+    the pixels' gradient.
+
+    They are a few percent of the work, and the scores are compared with each other.
+    """
+    names = [node.name for node in layers(graph)]
+    forward = [name for name in names if not name.startswith("grad_")]
+    return tuple(dict.fromkeys([forward[0], forward[-1], names[-1]]))
+
+
+def _counts(layers_in_all: int) -> list[int]:
+    """0, 1, 2, 3, 4, 6, 9 ... all but one: each trial is a compilation, and the first few layers
+    matter most.
+    """
+    counts = [0]
+    while counts[-1] < layers_in_all - 1:
+        counts.append(min(layers_in_all - 1, max(counts[-1] + 1, counts[-1] * 3 // 2)))
+    return counts
+
+
+def _used(calibrator: Calibrator, names: Sequence[str], always: Sequence[str]) -> list[str]:
+    """The layers that the judged graph has and that are not always kept: its backward pass may stop
+    early.
+    """
+    graph = assemble(calibrator.classifier, calibrator.spec, calibrator.head).graph
+    present = {node.name for node in layers(graph)}
+    return [name for name in names if name in present and name not in always]
+
+
+def _card(
+    method: str,
+    by_method: Mapping[str, Harm],
+    by_layer: Mapping[str, Harm],
+    certificate: Certificate,
+    images: int,
+) -> dict[str, object]:
+    return {
+        "ranges": method,
+        "images": images,
+        "by_method": {name: asdict(harm) for name, harm in by_method.items()},
+        "by_layer": {name: asdict(harm) for name, harm in by_layer.items()},
+        "certificate": {"passed": certificate.passed, **asdict(certificate)},
+    }
+
+
+def _cells(map_hw: np.ndarray) -> np.ndarray:
+    """Averaged to blocks, as many as fit."""
+    side = max(1, min(map_hw.shape) // CELLS)
+    height, width = (n // side * side for n in map_hw.shape)
+    blocks = map_hw[:height, :width].reshape(height // side, side, width // side, side)
+    return np.asarray(blocks.mean(axis=(1, 3)), np.float64)
+
 
 LAYERS = "cost of layers"
 LAYERS_FILE = picture_kind(LAYERS, ".png", ".svg")

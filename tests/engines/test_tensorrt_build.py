@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from rich.console import Console
 
 from calib.precision.build import BuildChoice, build_chosen_engine
-from calib.precision.quantize import rough_quantization
+from calib.precision.calibrate import rough_quantization
 from engines.backends.tensorrt import load_tensorrt
 from engines.backends.tensorrt_build import Build, build_plan, network_flags, quiet_logger, targets
 from engines.build import build_graph

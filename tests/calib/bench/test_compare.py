@@ -6,7 +6,7 @@ import pytest
 
 from calib.bench import run as bench
 from calib.bench.compare import changes, compare, load_bench
-from calib.bench.peers import PEERS
+from calib.bench.turns import PEERS
 from engines.choose import Choice
 from engines.errors import SightlineError, SourceError
 from tests.command_line import command, process, refused

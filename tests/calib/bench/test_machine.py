@@ -15,7 +15,7 @@ from calib.bench.machine import (
     roofline_point,
     tensor_shapes,
 )
-from calib.bench.peers import forward_graph
+from calib.bench.turns import forward_graph
 from engines.build import build_graph
 from engines.networks.registry import load_classifier
 

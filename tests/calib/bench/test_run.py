@@ -9,9 +9,8 @@ from rich.console import Console
 
 from calib.bench import run as bench
 from calib.bench.machine import count_work
-from calib.bench.peers import PEERS
 from calib.bench.report import check_plots, plot_bench, print_bench
-from calib.bench.turns import bench_end_to_end
+from calib.bench.turns import PEERS, bench_end_to_end
 from engines.choose import Choice
 from engines.errors import OutputError
 from engines.networks.registry import load_classifier
@@ -45,7 +44,7 @@ def result(tmp_path_factory):
     """A bench of a tiny network, with everything but the compiler; (result, pictures)."""
     others = {name: make for name, make in PEERS.items() if "compile" not in name}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calib.bench.peers.PEERS", others)
+        patch.setattr("calib.bench.turns.PEERS", others)
         patch.setattr("calib.bench.machine.PEAK_S", 0.02)
         found, run = bench.bench("demo:20", [TINY], 0.2, QUIET, sizes_px=[32, 64], batches=[1, 2])
     folder = tmp_path_factory.mktemp("plots") / "deep"

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib.precision.calibrate import Images, calibrate_chosen, plot_layers
-from calib.precision.quantize import (
+from calib.precision.calibrate import (
     Calibrator,
     Harm,
+    Images,
     _counts,
     always_kept,
     calibrate,
+    calibrate_chosen,
+    plot_layers,
     rough_quantization,
 )
 from engines.backends.openvino import has_vnni
@@ -114,7 +116,7 @@ def test_too_few_images_are_refused():
 
 def test_what_cannot_be_certified_is_not_written(calibrator, monkeypatch):
     monkeypatch.setattr(
-        "calib.precision.quantize.certify",
+        "calib.precision.calibrate.certify",
         lambda *_: replace(real, failures=("box IoU 0.1 is below 0.85",)),
     )
     real = calibrate_certificate(calibrator)

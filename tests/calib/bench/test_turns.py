@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from calib.bench.peers import PEERS, Task, peers
+from calib.bench.turns import PEERS, Task, peers
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import WANTED_CLASS, build_graph
 from engines.install import install_extra
