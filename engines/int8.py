@@ -7,9 +7,8 @@ channel; an activation or a cotangent has one scale, measured on real images by
 
 Where the pairs stand decides whether the map survives: **one pair right behind the tensor's
 producer, and every reader on its output**. A pooling window's gradient goes where the input equals
-the output; were only one of the two rounded, they would
-never be equal: the scores stay right, and the map is zero, or (in the form of ``engines.windows``)
-smeared over the window.
+the output; were only one of the two rounded, they would never be equal: the scores stay right, and
+the map is zero, or (in the form of ``engines.gradient.windows``) smeared over the window.
 """
 
 import hashlib
