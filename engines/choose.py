@@ -195,7 +195,7 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
         )
         if is_usual and choice.layer in (None, head.spec.layer):
             return head
-    return default_heuristic(classifier.name, objective, choice.layer)
+    return default_heuristic(classifier.network, objective, choice.layer)
 
 
 def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, CropScorer] | None:

@@ -14,6 +14,7 @@ from onnx import helper
 from engines.errors import ModelError
 from engines.graph import Graph
 from engines.maps import PIXELS, MapSpec
+from engines.networks.network import Network
 
 
 @dataclass(frozen=True)
@@ -117,19 +118,7 @@ def gaussian_matrix(length: int, sigma_px: float) -> NDArray[np.float32]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def default_heuristic(network: str, objective: str, layer: str | None = None) -> Heuristic:
-    """The training-free head of a network, known (see ``DEFAULTS``) or imported, which is read at
-    its pixels; or at a layer.
-    """
-    usual, signal, sigma, share = DEFAULTS.get(network, (PIXELS, "gradient", 0.02, 0.2))
-    return Heuristic(MapSpec(objective, layer=layer or usual, signal=signal), sigma, share)
-
-
-DEFAULTS = {
-    "squeezenet": ("fire5", "layercam", 0.02, 0.2),
-    "vgg16": ("conv4_3", "layercam", 0.02, 0.2),
-    "alexnet": ("conv5", "layercam", 0.02, 0.2),
-}
-"""network: (layer, signal, sigma, share) that are best on animal_pose_voc's training split;
-VGG16's, AlexNet's by analogy.
-"""
+def default_heuristic(network: Network, objective: str, layer: str | None = None) -> Heuristic:
+    """The training-free head of a network, at its usual layer or at another."""
+    where = layer or network.box_layer or PIXELS
+    return Heuristic(MapSpec(objective, layer=where, signal=network.box_signal))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from engines.choose import Choice
+from engines.networks.registry import NETWORKS
 
 LARGEST_SIDE_PX, MOST_IMAGES, LARGEST = 4096, 1024, 10**9
 """Of a side, of images in one call, and of any other number that counts something."""
@@ -29,7 +30,7 @@ def finite(value: float | None) -> float | None:
 
 OPTIONS: dict[str, Any] = {
     "model": Annotated[
-        str, typer.Option(help="compact, vgg16, alexnet, squeezenet, or a classifier FILE.onnx.")
+        str, typer.Option(help=f"{', '.join(NETWORKS)}, or a classifier FILE.onnx.")
     ],
     "weights": Annotated[
         str | None,

@@ -13,11 +13,10 @@ import onnx
 
 from engines.choose import Choice, choose_head, choose_quantization, chosen_spec
 from engines.errors import EngineError
-from engines.graph import FLOAT, Graph
+from engines.graph import Graph
 from engines.head import Head, shipped_heads
 from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
-from engines.networks.network import Forward
 from engines.networks.registry import Classifier, load_classifier
 
 PRECISION_COST = {"fp32": 1.0, "bf16": 0.53, "int8": 0.37}
@@ -184,18 +183,11 @@ def _deepest(head: Head | Heuristic | None, depth: Mapping[str, float]) -> str:
     )
 
 
-def _forward_graph(classifier: Classifier) -> tuple[Graph, Forward]:
-    graph = Graph()
-    return graph, classifier.append(
-        graph, graph.input(PIXELS, FLOAT, (1, 3, classifier.size_px, classifier.size_px))
-    )
-
-
 def backward_shares(classifier: Classifier) -> dict[str, float]:
     """For ``pixels`` and every layer, the share of the forward pass's products behind it: what
     going back to it costs again.
     """
-    graph, forward = _forward_graph(classifier)
+    graph, forward = classifier.forward_graph()
     done, done_at = 0, {PIXELS: 0}
     for node in graph.nodes:
         done += _products(graph, node)
@@ -217,7 +209,7 @@ def _coarse_layer(classifier: Classifier) -> str:
     """The layer nearest to the image that has a value for ``COARSE_SIDE`` x ``COARSE_SIDE`` pixels
     or more; else the pixels.
     """
-    graph, forward = _forward_graph(classifier)
+    graph, forward = classifier.forward_graph()
     for layer, tensor in forward.layers.items():
         shape = graph.shape(tensor)
         if len(shape) == 4 and 1 < shape[2] * COARSE_SIDE <= classifier.size_px:

@@ -17,6 +17,7 @@ ALLOWED = {
 }
 TORCH_FILES = {
     "engines/backends/torch_reference.py",
+    "engines/backends/torch_networks.py",
     "engines/backends/torch_cuda.py",
     "engines/networks/weights.py",
     "calib/research/train.py",

@@ -24,16 +24,12 @@ from engines.errors import ModelError, SourceError
 from engines.files import Kind, whole_file
 from engines.graph import Graph
 from engines.localizer import Localizer
-from engines.networks.registry import Classifier
+from engines.networks.registry import NETWORKS, Classifier
 from engines.preprocess import IMAGE, append_preprocessing
 
 WEIGHTS_FILE = Kind(
     "weights", (".safetensors",), rb'.{8}\{"__metadata__":\{.*?"sightline_weights":"finetuned"'
 )
-LAST = {"compact": "classifier", "vgg16": "classifier.6", "alexnet": "fc8"}
-"""The weights of each network's last linear layer. SqueezeNet's is a convolution with a ReLU behind
-it.
-"""
 STRENGTHS = (1e-4, 1e-3, 1e-2)
 STEPS = 400
 HELD_OUT = 5
@@ -90,15 +86,16 @@ def finetune(samples: Sequence[Sample], classifier: Classifier, console: Console
 
 def last_inputs(samples: Sequence[Sample], classifier: Classifier, console: Console) -> Array64:
     """What the last linear layer reads of each image, ``[N, D]``."""
-    if classifier.name not in LAST:
+    if classifier.network.last_linear is None:
+        known = [name for name, network in NETWORKS.items() if network.last_linear]
         raise ModelError(
-            f"fine-tuning replaces the last linear layer of {', '.join(LAST)}: {classifier.name}"
+            f"fine-tuning replaces the last linear layer of {', '.join(known)}: {classifier.name}"
             " has none"
         )
     graph = Graph()
     _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
     last = graph.producer(classifier.append(graph, x).scores)
-    assert last is not None  # the networks of LAST end in a Gemm
+    assert last is not None  # networks with a last linear layer end in a Gemm
     graph.output(last.input[0], "inputs")
     model = graph.model({"class_names": "[]"})
     engine = OpenVinoEngine(model, "fp32")
@@ -153,7 +150,7 @@ def save_finetuned(found: Finetuned, classifier: Classifier, path: Path) -> Clas
     Raises:
         OutputError: the place cannot be written.
     """
-    prefix = LAST[classifier.name]
+    prefix = classifier.network.last_linear
     replaced = {
         f"{prefix}.weight": found.weight.astype(np.float32),
         f"{prefix}.bias": found.bias.astype(np.float32),

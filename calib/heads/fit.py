@@ -214,7 +214,8 @@ def default_features(
     objective, layer = objective_of(method), layer or PIXELS
     if kind != "best":
         return MapSpec(objective, layer=layer), (Feature("grid", layer, classifier.size_px),)
-    layers, cam_layers = LAYERS.get(classifier.name, ((), ()))
+    layers = classifier.network.head_layers
+    cam_layers = classifier.network.head_cam_layers
     depths = (PIXELS, *layers)
     if layer not in depths:
         raise ModelError(
@@ -233,20 +234,6 @@ def default_features(
         Feature("quantiles", each, 15, power, "layercam") for each in deep for power in powers
     ]
     return MapSpec(objective, layer=layer), tuple(features)
-
-
-_VGG = (("conv2_2", "conv3_3", "conv4_3", "conv5_3"), ("conv3_3", "conv4_3", "conv5_3"))
-LAYERS = {
-    "compact": _VGG,
-    "vgg16": _VGG,
-    "alexnet": (("pool1", "pool2", "conv4"), ("pool1", "pool2", "conv5")),
-    "squeezenet": (
-        ("pool1", "fire3", "fire5", "fire7", "fire9"),
-        ("fire5", "fire7", "fire9", "conv_final"),
-    ),
-}
-"""Layers whose gradients heads read, from the image to the scores, and those whose LayerCAM; an
-imported network is read at the pixels only."""
 
 
 def fit_head(

@@ -31,10 +31,9 @@ from engines.files import whole_file
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier, load_classifier
 from engines.preprocess import IMAGE
-from engines.search.beam import build_features_graph, build_tail_graph
-from engines.search.choose import beam_settings, dam_settings
+from engines.search.beam import beam_settings, build_features_graph, build_tail_graph
 from engines.search.crops import CropSettings, first_crops
-from engines.search.dam import build_scores_graph, build_walks_graph
+from engines.search.dam import build_scores_graph, build_walks_graph, dam_settings
 from engines.text import Terminal
 
 OBJECTS = 5
@@ -271,13 +270,13 @@ def flop_of(method: str, classifier: Classifier) -> int:
     class.
     """
     if method == "dam":
-        settings = dam_settings(classifier.name)
+        settings = dam_settings(classifier.network)
         graphs = [
             (build_walks_graph(classifier, settings), 1),
             (build_scores_graph(classifier, settings.kmax), 1),
         ]
     elif method == "beam":
-        beam = beam_settings(classifier.name)
+        beam = beam_settings()
         graphs = [
             (build_features_graph(classifier, beam), 1),
             (build_tail_graph(classifier, beam), beam.levels),

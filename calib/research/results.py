@@ -20,7 +20,7 @@ from calib.bench.machine import machine
 from calib.data.datasets import Sample, load_dataset
 from calib.evaluation.metrics import WHOLE_IMAGE, constant_boxes, scored
 from calib.heads.features import FeatureTable, feature_table
-from calib.heads.fit import FITTERS, LAYERS, default_features
+from calib.heads.fit import FITTERS, default_features
 from calib.heads.linear import FOLDS, Array64, Rows, choose_strength, predict, solve
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import WANTED_CLASS, build_graph
@@ -194,7 +194,8 @@ def all_features(classifier: Classifier, method: str, rivals: bool) -> tuple[Fea
     """The features of the head that ``fit`` makes, those of its ``rivals`` too, and the whole map
     last.
     """
-    layers, cam_layers = LAYERS[classifier.name]
+    layers = classifier.network.head_layers
+    cam_layers = classifier.network.head_cam_layers
     extra: list[Feature] = []
     if rivals:
         extra += [Feature("quantiles", layer, 15, 1.0, "activation") for layer in layers]
@@ -215,7 +216,8 @@ def selections(classifier: Classifier) -> list[tuple[str, str, Sequence[Feature]
     """(head, cost, its features) of each head for the class score; the one that ``fit`` makes comes
     first.
     """
-    layers, cam_layers = LAYERS[classifier.name]
+    layers = classifier.network.head_layers
+    cam_layers = classifier.network.head_cam_layers
     every, default = (
         all_features(classifier, "sensitivity", rivals=True)[:-1],
         default_features(classifier, "sensitivity")[1],

@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from calib.data.datasets import load_dataset
 from engines.backends.openvino import OpenVinoEngine
-from engines.backends.torch_reference import Vgg16
+from engines.backends.torch_networks import Vgg16
 from engines.errors import ModelError, SourceError
 from engines.features import area_matrix
 from engines.files import whole_file

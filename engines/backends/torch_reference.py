@@ -1,13 +1,12 @@
 """The reference: PyTorch autograd on independent modules. Compiled graphs are compared with it."""
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from engines.backends.torch_networks import torch_network
 from engines.build import WANTED_CLASS, check_head, stamp
 from engines.engine import Array, TensorSpec, Ticket, check_feeds
 from engines.errors import EngineError, ModelError
@@ -18,238 +17,6 @@ from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier
 from engines.preprocess import IMAGE
-
-CONVOLUTIONS_PER_BLOCK = (2, 2, 3, 3, 3)
-
-
-class Vgg16(nn.Module):
-    """VGG16 with any number of channels per block.
-
-    Args:
-        channels: output channels of the five blocks, ``(64, 128, 256, 512, 512)`` for the published
-            network.
-        classes: number of class scores.
-        hidden: width of the two hidden fully connected layers; 0 for global average pooling and one
-            linear layer.
-        grid: side of the square grid that the fully connected layers read (7 as published); unused
-            when ``hidden`` is 0.
-        batch_norm: put a batch norm after each convolution (training only: it is folded at export).
-
-    Shapes: float32 ``[N, 3, H, W]``, normalised, to ``[N, classes]``.
-    """
-
-    def __init__(
-        self,
-        channels: Sequence[int] = (64, 128, 256, 512, 512),
-        classes: int = 1000,
-        hidden: int = 4096,
-        grid: int = 7,
-        batch_norm: bool = False,
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        width_in = 3
-        for width, repeats in zip(channels, CONVOLUTIONS_PER_BLOCK, strict=True):
-            for _ in range(repeats):
-                layers.append(nn.Conv2d(width_in, width, 3, padding=1, bias=not batch_norm))
-                if batch_norm:
-                    layers.append(nn.BatchNorm2d(width))
-                layers.append(nn.ReLU(inplace=batch_norm))
-                width_in = width
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.hidden, self.grid = hidden, grid
-        if hidden:
-            self.classifier: nn.Module = nn.Sequential(
-                nn.Linear(width_in * grid * grid, hidden),
-                nn.ReLU(),
-                nn.Dropout(),
-                nn.Linear(hidden, hidden),
-                nn.ReLU(),
-                nn.Dropout(),
-                nn.Linear(hidden, classes),
-            )
-        else:
-            self.classifier = nn.Linear(width_in, classes)
-
-    def forward(self, x_nchw: Tensor) -> Tensor:
-        """Class scores before any softmax."""
-        return self._classify(self.features(x_nchw))
-
-    def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(class scores, what each layer wrote: ``conv1_1`` (after batch norm, if any, and ReLU)
-        ... ``pool5``).
-        """
-        kept: dict[str, Tensor] = {}
-        block, number = 1, 0
-        for layer in self.features:
-            x_nchw = layer(x_nchw)
-            if isinstance(layer, nn.ReLU):
-                number += 1
-                kept[f"conv{block}_{number}"] = x_nchw
-            elif isinstance(layer, nn.MaxPool2d):
-                kept[f"pool{block}"] = x_nchw
-                block, number = block + 1, 0
-        return self._classify(x_nchw), kept
-
-    def _classify(self, features_nchw: Tensor) -> Tensor:
-        if self.hidden:
-            flat = functional.adaptive_avg_pool2d(features_nchw, self.grid).flatten(1)
-        else:
-            flat = features_nchw.mean(dim=(2, 3))
-        scores: Tensor = self.classifier(flat)
-        return scores
-
-
-class Fire(nn.Module):
-    """Squeeze to few channels by 1x1, expand by 1x1 and 3x3 side by side (Iandola et al. 2016,
-    section 3.2).
-    """
-
-    def __init__(self, width_in: int, squeeze: int, expand: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(width_in, squeeze, 1)
-        self.expand1 = nn.Conv2d(squeeze, expand, 1)
-        self.expand3 = nn.Conv2d(squeeze, expand, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, width_in, H, W]`` to ``[N, 2 * expand, H, W]``."""
-        x = functional.relu(self.squeeze(x))
-        return torch.cat(
-            [functional.relu(self.expand1(x)), functional.relu(self.expand3(x))], dim=1
-        )
-
-
-class SqueezeNet(nn.Module):
-    """SqueezeNet v1.0 in its Caffe form: no padding in the first layer, pools that round up,
-    padding 1 in the last.
-    """
-
-    FIRES: ClassVar[dict[str, tuple[int, int, int]]] = {
-        "fire2": (96, 16, 64),
-        "fire3": (128, 16, 64),
-        "fire4": (128, 32, 128),
-        "fire5": (256, 32, 128),
-        "fire6": (256, 48, 192),
-        "fire7": (384, 48, 192),
-        "fire8": (384, 64, 256),
-        "fire9": (512, 64, 256),
-    }
-
-    def __init__(self, classes: int = 1000) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 96, 7, stride=2)
-        self.fires = nn.ModuleDict({name: Fire(*sizes) for name, sizes in self.FIRES.items()})
-        self.conv_final = nn.Conv2d(512, classes, 1, padding=1)
-        self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-
-    def forward(self, x_nchw: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` (BGR 0..255 less the channel means) to class scores ``[N, classes]``
-        before any softmax.
-        """
-        return self.activations(x_nchw)[0]
-
-    def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(class scores, what each layer wrote: ``conv1``, ``pool1``, ``fire2`` ...
-        ``conv_final``).
-        """
-        kept = {"conv1": functional.relu(self.conv1(x_nchw))}
-        x = kept["pool1"] = self.pool(kept["conv1"])
-        for name, fire in self.fires.items():
-            x = kept[name] = fire(x)
-            if name in ("fire4", "fire8"):
-                x = kept[f"pool{name[4:]}"] = self.pool(x)
-        kept["conv_final"] = functional.relu(self.conv_final(x))
-        return kept["conv_final"].mean(dim=(2, 3)), kept
-
-
-class AlexNet(nn.Module):
-    """AlexNet as Caffe has it (normalization, groups, pools that round up), or as torchvision has
-    it (none of these).
-
-    Args:
-        caffe: which of the two.
-        classes: number of class scores.
-        hidden: width of the two hidden fully connected layers.
-    """
-
-    def __init__(self, caffe: bool = True, classes: int = 1000, hidden: int = 4096) -> None:
-        super().__init__()
-        self.caffe = caffe
-        widths = (96, 256, 384, 384, 256) if caffe else (64, 192, 384, 256, 256)
-        groups = (1, 2, 1, 2, 2) if caffe else (1, 1, 1, 1, 1)
-        self.conv1 = nn.Conv2d(3, widths[0], 11, stride=4, padding=0 if caffe else 2)
-        self.conv2 = nn.Conv2d(widths[0], widths[1], 5, padding=2, groups=groups[1])
-        self.conv3 = nn.Conv2d(widths[1], widths[2], 3, padding=1)
-        self.conv4 = nn.Conv2d(widths[2], widths[3], 3, padding=1, groups=groups[3])
-        self.conv5 = nn.Conv2d(widths[3], widths[4], 3, padding=1, groups=groups[4])
-        self.fc6, self.fc7 = nn.Linear(widths[4] * 36, hidden), nn.Linear(hidden, hidden)
-        self.fc8 = nn.Linear(hidden, classes)
-
-    def forward(self, x_nchw: Tensor) -> Tensor:
-        """Class scores before any softmax."""
-        return self.activations(x_nchw)[0]
-
-    def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(class scores, what each layer wrote: ``conv1`` ..., ``pool1``, ``pool2``, ``pool5``;
-        Caffe's ``norm1`` too).
-        """
-        kept: dict[str, Tensor] = {}
-        x = x_nchw
-        for number, conv in enumerate(
-            (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5), start=1
-        ):
-            x = kept[f"conv{number}"] = functional.relu(conv(x))
-            if self.caffe and number <= 2:
-                x = kept[f"norm{number}"] = functional.local_response_norm(
-                    x, 5, alpha=1e-4, beta=0.75, k=1.0
-                )
-            if number in (1, 2, 5):
-                x = kept[f"pool{number}"] = functional.max_pool2d(x, 3, 2, ceil_mode=self.caffe)
-        x = (x if self.caffe else functional.adaptive_avg_pool2d(x, 6)).flatten(1)
-        x = functional.relu(self.fc7(functional.relu(self.fc6(x))))
-        scores: Tensor = self.fc8(x)
-        return scores, kept
-
-
-LAST = {"compact": "conv5_3", "vgg16": "conv5_3", "squeezenet": "conv_final", "alexnet": "conv5"}
-
-
-def torch_network(classifier: Classifier) -> Vgg16 | SqueezeNet | AlexNet:
-    """The classifier as a module of its own, with the same weights, without gradients for them.
-
-    Raises:
-        EngineError: the classifier came from an ONNX file, for which there is no module.
-    """
-    weights = {
-        name: torch.from_numpy(np.array(value)) for name, value in classifier.weights.items()
-    }
-    network: Vgg16 | SqueezeNet | AlexNet
-    if classifier.name == "squeezenet":
-        network = SqueezeNet(classes=len(weights["conv_final.bias"]))
-        weights = {f"fires.{k}" if k.startswith("fire") else k: v for k, v in weights.items()}
-    elif classifier.name == "alexnet":
-        shapes = {name: tuple(value.shape) for name, value in weights.items()}
-        network = AlexNet(
-            shapes["conv1.weight"][0] == 96, shapes["fc8.weight"][0], shapes["fc7.weight"][0]
-        )
-    elif classifier.name in LAST:
-        channels = [len(weights[f"features.{i}.bias"]) for i in (0, 5, 10, 17, 24)]
-        whole = "classifier.6.bias" in weights
-        last, hidden = (
-            ("classifier.6.bias", len(weights["classifier.0.bias"]))
-            if whole
-            else ("classifier.bias", 0)
-        )
-        network = Vgg16(channels, len(weights[last]), hidden)
-    else:
-        raise EngineError(
-            f"the torch backend runs {', '.join(LAST)}, not {classifier.name}: use --backend"
-            " openvino"
-        )
-    network.load_state_dict(weights)
-    return network.eval().requires_grad_(False)
-
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -284,11 +51,9 @@ class TorchEngine:
                 f"the torch backend knows the plain ReLU rule, not {self._spec.relu_rule}: use"
                 " --backend openvino"
             )
-        self._head, self._preprocessing, self._last = (
-            head,
-            classifier.preprocessing,
-            LAST.get(classifier.name, ""),
-        )
+        self._head = head
+        self._preprocessing = classifier.preprocessing
+        self._last = classifier.last_layer()
         self.precision, self._place, self._dtype = (
             precision,
             torch.device(device),

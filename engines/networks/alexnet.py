@@ -7,11 +7,14 @@ channels first, no normalization, no groups. Weight names ``features.0`` ... ``c
 with ``.weight`` and ``.bias``; which one it is, the names and shapes say.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
+from engines.downloads import Download
 from engines.errors import ModelError
 from engines.graph import Graph
-from engines.networks.network import Forward, Weights
+from engines.networks.network import CAFFE, Forward, Network, Preprocessing, Weights
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 DENSE = ("fc6", "fc7", "fc8")
@@ -197,3 +200,38 @@ def random_weights(
         weights[f"{name}.weight"] = rng.standard_normal(shape, np.float32) * scale
         weights[f"{name}.bias"] = (0.01 * rng.standard_normal(shape[0])).astype(np.float32)
     return weights
+
+
+def _of_weights(network: Network, weights: Weights) -> Network:
+    """The record of the form that these weights are of: Caffe's, or torchvision's."""
+    if is_caffe(weights):
+        return network
+    return replace(network, preprocessing=Preprocessing(), size_px=224)
+
+
+ALEXNET = Network(
+    "alexnet",
+    forward,
+    random_weights,
+    CAFFE,
+    227,
+    last_layer="conv5",
+    renamed=renamed,
+    of_weights=_of_weights,
+    # The file's name ends in the first eight digits of its sha256. It could not be fetched where
+    # this was written: sha256 and size are those that many projects publish.
+    download=Download(
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        244_408_911,
+        "alexnet-owt-7be5be79.pth",
+    ),
+    box_layer="conv5",  # by analogy with SqueezeNet, as is the signal
+    box_signal="layercam",
+    dam_layer="conv5",
+    beam_layer="conv5",
+    head_layers=("pool1", "pool2", "conv4"),
+    head_cam_layers=("pool1", "pool2", "conv5"),
+    last_linear="fc8",
+    torch_module="engines.backends.torch_networks:alexnet",
+)

@@ -1,10 +1,16 @@
-"""The landmarks of a forward graph and the preprocessing that every network must state."""
+"""The record of a network: everything that Sightline knows of it in one place, and the landmarks of
+its graph.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+from engines.downloads import Download
+from engines.graph import Graph
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -37,3 +43,59 @@ class Forward:
     scores: str
     last: str
     layers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The record of a network. ``engines.networks.registry`` lists the known ones; a classifier
+    from an ONNX file gets a record too.
+
+    Only the first five attributes are needed. Each of the others makes one more thing work, and
+    its comment says what happens without it.
+
+    Attributes:
+        name: what ``--model`` takes.
+        forward: appends the forward graph, from (graph, input ``[N, 3, S, S]``, weights).
+        random_weights: untrained weights of the published shapes, float32 by name.
+        preprocessing: what the network's input is.
+        size_px: side of the input it is used at unless told otherwise.
+        last_layer: name of the layer that is ``Forward.last``; without it, it is looked up in the
+            graph.
+        renamed: gives weights the names that ``forward`` reads, from every naming that files have.
+        of_weights: the record for these weights, where a network has several forms.
+        shipped: file of the weights, in ``engines/assets`` or anywhere. None: they are downloaded.
+        download: where its weights are published. None, and none shipped: a user must name a file.
+        box_layer: where the training-free box reads its map; None: at the pixels.
+        box_signal: which map that is, see ``engines.maps``.
+        dam_layer: whose neurons ``--method dam`` looks at. None: ``--layer`` must name one.
+        dam_settings: fields of ``engines.search.dam.DamSettings`` in which it departs from the
+            paper.
+        beam_layer: the feature map that ``--method beam`` cuts. None: ``--layer`` must name one.
+        head_layers: whose gradients heads read, from the image to the scores. Empty: heads read the
+            map at the pixels only.
+        head_cam_layers: whose LayerCAM heads read.
+        last_linear: prefix of the weights of its last linear layer, which ``finetune`` replaces.
+            None: ``finetune`` refuses the network.
+        torch_module: ``module:function`` that makes it a PyTorch module from its weights, see
+            ``engines.backends.torch_networks``. Empty: there is no reference to compare it with.
+    """
+
+    name: str
+    forward: Callable[[Graph, str, Weights], Forward]
+    random_weights: Callable[[], dict[str, np.ndarray]]
+    preprocessing: Preprocessing = Preprocessing()
+    size_px: int = 224
+    last_layer: str | None = None
+    renamed: Callable[[Weights], dict[str, np.ndarray]] = dict
+    of_weights: Callable[["Network", Weights], "Network"] = lambda network, _: network
+    shipped: str | None = None
+    download: Download | None = None
+    box_layer: str | None = None
+    box_signal: str = "gradient"
+    dam_layer: str | None = None
+    dam_settings: Mapping[str, Any] = field(default_factory=dict)
+    beam_layer: str | None = None
+    head_layers: tuple[str, ...] = ()
+    head_cam_layers: tuple[str, ...] = ()
+    last_linear: str | None = None
+    torch_module: str = ""

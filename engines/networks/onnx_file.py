@@ -4,8 +4,8 @@ a gradient rule.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from engines.engine import Array
 from engines.errors import ModelError
 from engines.graph import OPSET, Graph, attributes_of
-from engines.networks.network import Forward
+from engines.networks.network import Forward, Network, Weights
 from engines.networks.onnx_tensors import (
     FLOATS,
     MOST_BYTES,
@@ -440,12 +440,11 @@ MOST_TOGETHER, MOST_TOGETHER_A_PIXEL = 1 << 30, 20_000
 """Of all activations; EfficientNet-B7 has 2,000 a pixel, DenseNet-161 12,000."""
 
 
-def forward_of_file(path: Path) -> tuple[Callable[[Graph, str], Forward], int | None, str]:
+def network_of_file(path: Path) -> tuple[Network, str]:
     """Read a classifier with one image input ``[N, 3, H, W]`` and one output of class scores.
 
     Returns:
-        (how to append it to a graph, its own input side in pixels if fixed, its digest: see
-        ``OnnxFile``).
+        (its record, named like the file; its digest, see ``OnnxFile``).
 
     Raises:
         ModelError: not an ONNX model, not one image in and one score vector out, or one that cannot
@@ -453,10 +452,11 @@ def forward_of_file(path: Path) -> tuple[Callable[[Graph, str], Forward], int | 
     """
     found = read_onnx(path, OPSET)
 
-    def append(graph: Graph, x_nchw: str) -> Forward:
+    def forward(graph: Graph, x_nchw: str, _: Weights) -> Forward:
         return _replay(graph, found, x_nchw)
 
-    return append, found.side_px, found.digest
+    network = Network(path.name, forward, dict)
+    return replace(network, size_px=found.side_px or network.size_px), found.digest
 
 
 def _replay(graph: Graph, file: OnnxFile, x_nchw: str) -> Forward:

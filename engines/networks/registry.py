@@ -1,46 +1,95 @@
-"""The known networks: the names that ``--model`` and ``--weights`` take, and how each becomes a
-forward graph.
+"""The known networks, one record each: the names that ``--model`` takes, and how each becomes a
+classifier.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from engines.downloads import Download, cache_dir, downloaded
 from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
 from engines.networks import alexnet, squeezenet, vgg
-from engines.networks.network import CAFFE, Forward, Preprocessing, Weights
-from engines.networks.onnx_file import forward_of_file
-from engines.networks.weights import ASSETS, load_class_names, load_weights
+from engines.networks.network import Forward, Network, Preprocessing, Weights
+from engines.networks.onnx_file import network_of_file
+from engines.networks.weights import ASSETS, load_class_names, read_weights
+
+NETWORKS: dict[str, Network] = {
+    network.name: network
+    for network in (vgg.COMPACT, vgg.VGG16, alexnet.ALEXNET, squeezenet.SQUEEZENET)
+}
+"""The record of each network by its name. ``register_network`` adds one from outside."""
+
+
+def register_network(network: Network) -> None:
+    """Make a network known to every command under its name.
+
+    Raises:
+        ModelError: there is one of that name, or the name would be taken for a file.
+    """
+    if network.name in NETWORKS or network.name.endswith(".onnx"):
+        raise ModelError(f"a network cannot be called '{network.name}': choose another name")
+    NETWORKS[network.name] = network
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier that can be put into a graph.
+    """A network with its weights, which can be put into a graph.
 
     Attributes:
-        name: ``compact``, ``vgg16``, ``alexnet``, ``squeezenet`` or the ONNX file's name.
-        append: (graph, normalised input tensor) to the forward graph's landmarks.
-        preprocessing: what the network's input is.
-        size_px: side of the input it is used at unless told otherwise.
+        network: the record of the network, for these weights.
+        size_px: side of the input.
         digest: sha256 of architecture, preprocessing and weights: what heads are tied to.
         weights: float32 arrays by name; empty where the network came as an ONNX file.
         class_names: of its classes, where the weights say them (``finetune`` writes such); else see
             ``class_names``.
     """
 
-    name: str
-    append: Callable[[Graph, str], Forward]
-    preprocessing: Preprocessing
+    network: Network
     size_px: int
     digest: str
     weights: Weights = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The network's name; of an ONNX file, the file's."""
+        return self.network.name
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the network's input is."""
+        return self.network.preprocessing
+
+    def append(self, graph: Graph, x_nchw: str) -> Forward:
+        """Append the forward graph, which reads the normalised input ``[N, 3, S, S]``.
+
+        Raises:
+            ModelError: the weights do not fit, or the network does not take inputs of this size.
+        """
+        return self.network.forward(graph, x_nchw, self.weights)
+
+    def last_layer(self) -> str:
+        """Name of the layer that is ``Forward.last``; empty where no layer is."""
+        if self.network.last_layer is not None:
+            return self.network.last_layer
+        _, forward = self.forward_graph()
+        return next((name for name, each in forward.layers.items() if each == forward.last), "")
+
+    def forward_graph(self, batch: int = 1) -> tuple[Graph, Forward]:
+        """The forward graph alone, and its landmarks; its input is called ``pixels``.
+
+        Raises:
+            ModelError: see ``append``.
+        """
+        graph = Graph()
+        x = graph.input("pixels", FLOAT, (batch, 3, self.size_px, self.size_px))
+        return graph, self.append(graph, x)
 
 
 @cache
@@ -56,68 +105,65 @@ def load_classifier(
     """The classifier that ``--model``, ``--weights`` and ``--size`` name.
 
     Args:
-        model: ``compact``, ``vgg16``, ``alexnet``, ``squeezenet``, or the path of an ``.onnx``
-            classifier.
-        weights: a file, a name to download, or ``random``; the shipped ones (compact only) when
-            None.
+        model: a name in ``NETWORKS``, or the path of an ``.onnx`` classifier.
+        weights: a file, a name to download, or ``random``; the network's own when None.
         size_px: input side; the network's usual one when None.
 
     Raises:
-        ModelError: unknown model, or weights that are missing or do not fit.
+        ModelError: the model is unknown, or its weights are missing or do not fit.
+        DownloadError: the weights cannot be fetched.
     """
     if model.endswith(".onnx"):
-        append, own_size_px, digest = forward_of_file(Path(model))
-        side = size_px or own_size_px or 224
-        return Classifier(Path(model).name, append, Preprocessing(), side, digest)
-    if model not in ARCHITECTURES:
+        network, digest = network_of_file(Path(model))
+        return Classifier(network, size_px or network.size_px, digest)
+    if model not in NETWORKS:
         raise ModelError(
-            f"unknown model '{model}': use {', '.join(ARCHITECTURES)} or the path of an .onnx"
-            " classifier"
+            f"unknown model '{model}': use {', '.join(NETWORKS)} or the path of an .onnx classifier"
         )
-    build, random, preprocessing, usual_px = ARCHITECTURES[model]
-    values: Weights = random() if weights == "random" else load_weights(model, weights)
-    if model == "squeezenet":
-        values = squeezenet.renamed(values)
-    if model == "alexnet":
-        values = alexnet.renamed(values)
-        preprocessing, usual_px = (
-            (CAFFE, 227) if alexnet.is_caffe(values) else (Preprocessing(), 224)
-        )
-    digest = _digest(model, preprocessing, values)
-    names = load_class_names(weights) if weights else ()
-    return Classifier(
-        model,
-        lambda graph, x: build(graph, x, values),
-        preprocessing,
-        size_px or usual_px,
-        digest,
-        values,
-        names,
+    known = NETWORKS[model]
+    values: Weights = (
+        known.random_weights() if weights == "random" else load_weights(model, weights)
     )
+    network = known.of_weights(known, values)
+    names = load_class_names(weights) if weights else ()
+    digest = _digest(model, network.preprocessing, values)
+    return Classifier(network, size_px or network.size_px, digest, values, names)
 
 
-ARCHITECTURES: dict[
-    str,
-    tuple[
-        Callable[[Graph, str, Weights], Forward],
-        Callable[[], dict[str, np.ndarray]],
-        Preprocessing,
-        int,
-    ],
-] = {
-    "compact": (
-        vgg.forward,
-        partial(vgg.random_weights, vgg.COMPACT_CHANNELS, hidden=0),
-        Preprocessing(),
-        128,
-    ),
-    "vgg16": (vgg.forward, vgg.random_weights, Preprocessing(), 224),
-    "alexnet": (alexnet.forward, alexnet.random_weights, CAFFE, 227),
-    "squeezenet": (squeezenet.forward, squeezenet.random_weights, CAFFE, 227),
-}
-"""name: (forward graph, random weights, preprocessing, usual input side in pixels); AlexNet's two
-forms differ in the latter
-"""
+def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray]:
+    """Weights of a network as float32 arrays, under the names that its ``forward`` reads.
+
+    Args:
+        model: a name in ``NETWORKS``.
+        weights: a file, or the name of a network whose weights can be downloaded; None for the
+            shipped weights, else the download of that network.
+
+    Raises:
+        ModelError: the file is missing or unreadable, or no weights of the network are published.
+        DownloadError: it cannot be fetched.
+    """
+    network = NETWORKS[model]
+    downloads = _downloads()
+    if weights is None and network.shipped is not None:
+        path = ASSETS / network.shipped
+    elif weights is None and network.download is None:
+        raise ModelError(
+            f"no weights of {model} are shipped or published: name a file of them, or random"
+        )
+    elif weights is None or weights in downloads:
+        path = downloaded(downloads[weights or model], cache_dir() / "weights")
+    else:
+        path = Path(weights)
+    if not path.exists():
+        raise ModelError(
+            f"weights {path} do not exist: give a file, or one of {', '.join(downloads)}, or random"
+        )
+    return network.renamed(read_weights(path))
+
+
+def _downloads() -> Mapping[str, Download]:
+    """The published weights by the network's name."""
+    return {name: each.download for name, each in NETWORKS.items() if each.download is not None}
 
 
 def _digest(name: str, preprocessing: Preprocessing, values: Weights) -> str:
@@ -137,6 +183,5 @@ def class_names(count: int) -> tuple[str, ...]:
 
 def class_count(classifier: Classifier) -> int:
     """How many classes the network scores."""
-    graph = Graph()
-    x = graph.input("x", FLOAT, (1, 3, classifier.size_px, classifier.size_px))
-    return graph.shape(classifier.append(graph, x).scores)[1]
+    graph, forward = classifier.forward_graph()
+    return graph.shape(forward.scores)[1]

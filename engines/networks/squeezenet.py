@@ -6,12 +6,17 @@ Weight names are ``conv1``, ``fire2.squeeze``, ``fire2.expand1``, ``fire2.expand
 ``fire2__conv1x1_1__w``) is renamed on loading.
 """
 
+from pathlib import Path
+
 import numpy as np
 
+from engines.downloads import Download
 from engines.errors import ModelError
 from engines.graph import Graph
-from engines.networks.network import Forward, Weights
+from engines.networks.network import CAFFE, Forward, Network, Weights
+from engines.reading import read_file
 
+LAST = "conv_final"
 FIRES = tuple(f"fire{i}" for i in range(2, 10))
 FIRE_SIZES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
 POOLED_AFTER = ("conv1", "fire4", "fire8")
@@ -79,7 +84,7 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
         x = layers[fire] = graph.add("Concat", *wide, axis=1, hint=fire)
         if fire in POOLED_AFTER:
             x = layers[f"pool{fire[4:]}"] = _pool(graph, x, f"pool{fire[4:]}")
-    last = layers["conv_final"] = convolution(x, "conv_final", pads=[1, 1, 1, 1])
+    last = layers[LAST] = convolution(x, LAST, pads=[1, 1, 1, 1])
     scores = graph.add(
         "Flatten", graph.add("GlobalAveragePool", last, hint="average"), hint="scores_raw"
     )
@@ -113,3 +118,69 @@ def random_weights(classes: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
         weights[f"{name}.weight"] = (scale * rng.standard_normal(shape)).astype(np.float32)
         weights[f"{name}.bias"] = (0.01 * rng.standard_normal(shape[0])).astype(np.float32)
     return weights
+
+
+MOST_BYTES = 1 << 24
+"""The published file has 675,763."""
+
+
+def decode_net(path: Path) -> dict[str, np.ndarray]:
+    """Float32 weights and biases by layer name.
+
+    Raises:
+        ModelError: the file cannot be read or is not SqueezeNet's.
+    """
+    layers = shapes()
+    try:
+        data = read_file(path, "weights", MOST_BYTES)
+        counts = np.frombuffer(data, "<u4", len(layers))
+        offset, weights = counts.nbytes, {}
+        for (name, shape), count in zip(layers.items(), counts, strict=True):
+            codebook = np.frombuffer(data, "<f4", 256, offset)
+            bias = np.frombuffer(data, "<f4", shape[0], offset + 1024)
+            offset += 1024 + bias.nbytes
+            index = np.frombuffer(data, np.uint8, count, offset)
+            packed = np.frombuffer(data, np.uint8, (int(count) + 1) // 2, offset + int(count))
+            offset += int(count) + packed.nbytes
+            gaps = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
+            flat = np.full(int(np.prod(shape)), codebook[0], np.float32)
+            flat[np.cumsum(gaps.astype(np.int64) + 1) - 1] = codebook[index]
+            weights[f"{name}.weight"], weights[f"{name}.bias"] = flat.reshape(shape), bias.copy()
+    except (ValueError, IndexError) as error:
+        raise ModelError(
+            f"cannot read {path} as SqueezeNet's compressed weights: {error}"
+        ) from error
+    if offset != len(data):
+        raise ModelError(
+            f"{path} holds {len(data)} bytes, SqueezeNet's compressed weights take {offset}"
+        )
+    return weights
+
+
+SQUEEZENET = Network(
+    "squeezenet",
+    forward,
+    random_weights,
+    CAFFE,
+    227,
+    last_layer=LAST,
+    renamed=renamed,
+    download=Download(
+        "https://raw.githubusercontent.com/songhan/SqueezeNet-Deep-Compression/"
+        "fb13faa2cf121ced9999f8a9d538ec6c56084733/compressed_SqueezeNet.net",
+        "e4ab6960ae8cd81505e1c2136921201507e930966c53deaf15862a395b3a3261",
+        675_763,
+        "compressed_SqueezeNet.net",
+    ),
+    # The box and DAM's settings are the best on the training split of animal_pose_voc.
+    box_layer="fire5",
+    box_signal="layercam",
+    dam_layer="fire8",
+    dam_settings={"k": 10, "percentile": 60, "dilate": 0.06},
+    # Nothing but the average follows this layer; fire9 finds as much, at a dozen times the cost.
+    beam_layer=LAST,
+    head_layers=("pool1", "fire3", "fire5", "fire7", "fire9"),
+    head_cam_layers=("fire5", "fire7", "fire9", LAST),
+    torch_module="engines.backends.torch_networks:squeezenet",
+)
+"""Its last layer is a convolution with a ReLU behind it: there is no linear layer to fine-tune."""

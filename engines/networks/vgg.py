@@ -6,17 +6,42 @@ and ``classifier.bias`` instead.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
+from engines.downloads import Download
 from engines.errors import ModelError
 from engines.graph import Graph
-from engines.networks.network import Forward, Weights
+from engines.networks.network import Forward, Network, Weights
 
 CONVOLUTIONS_PER_BLOCK = (2, 2, 3, 3, 3)
 CHANNELS = (64, 128, 256, 512, 512)
 COMPACT_CHANNELS = (16, 32, 64, 128, 256)
 GRID = 7
+LAST = "conv5_3"
+_TIMM = {
+    "pre_logits.fc1": "classifier.0",
+    "pre_logits.fc2": "classifier.3",
+    "head.fc": "classifier.6",
+}
+
+
+def renamed(weights: Weights) -> dict[str, np.ndarray]:
+    """Weights under torchvision's names, from torchvision's naming or timm's.
+
+    timm keeps the fully connected layers as convolutions; the order of values is the same.
+    """
+    result = {}
+    for name, value in weights.items():
+        prefix, _, kind = name.rpartition(".")
+        if prefix in _TIMM:
+            flat = value.reshape(len(value), -1) if value.ndim == 4 else value
+            result[f"{_TIMM[prefix]}.{kind}"] = flat
+        else:
+            result[name] = value
+    return result
 
 
 def convolution_names() -> list[list[tuple[str, str]]]:
@@ -68,7 +93,7 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
         scores = _linear(graph, _pooled(graph, x), weights, "classifier", width)
     else:
         scores = _fully_connected(graph, x, weights)
-    return Forward(scores, layers["conv5_3"], layers)
+    return Forward(scores, layers[LAST], layers)
 
 
 def _pooled(graph: Graph, x: str) -> str:
@@ -167,3 +192,41 @@ def random_weights(
     else:
         draw("classifier", classes, width)
     return weights
+
+
+VGG16 = Network(
+    "vgg16",
+    forward,
+    random_weights,
+    last_layer=LAST,
+    renamed=renamed,
+    # The file's name ends in the first eight digits of its sha256. It could not be fetched where
+    # this was written: sha256 and size are those that many projects publish.
+    download=Download(
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        553_433_881,
+        "vgg16-397923af.pth",
+    ),
+    box_layer="conv4_3",  # by analogy with SqueezeNet, as is the signal
+    box_signal="layercam",
+    dam_layer="conv5_1",  # the paper's: the 11th convolution
+    beam_layer=LAST,
+    head_layers=("conv2_2", "conv3_3", "conv4_3", LAST),
+    head_cam_layers=("conv3_3", "conv4_3", LAST),
+    last_linear="classifier.6",
+    torch_module="engines.backends.torch_networks:vgg16",
+)
+COMPACT = replace(
+    VGG16,
+    name="compact",
+    random_weights=partial(random_weights, COMPACT_CHANNELS, hidden=0),
+    size_px=128,
+    download=None,
+    shipped="compact.safetensors",
+    box_layer=None,
+    box_signal="gradient",
+    dam_layer=LAST,  # the best on the training split of animal_pose_voc
+    last_linear="classifier",
+)
+"""The network that Sightline ships: VGG16 with a quarter of the channels, and one linear layer."""

@@ -31,12 +31,10 @@ from engines.networks.registry import Classifier
 from engines.preprocess import append_preprocessing
 from engines.search.compound import Compile, CompoundEngine, Found, blobs, box_of, known_layer
 
-LAYERS = {"compact": "conv5_3", "vgg16": "conv5_3", "squeezenet": "conv_final", "alexnet": "conv5"}
-"""The last convolution. In SqueezeNet nothing but the average follows it; fire9 finds as much, at a
-dozen times the cost.
-"""
 FEATURES, ROWS, COLUMNS = "features", "rows", "columns"
 HEAT_SIDE = 64
+CLASSES_OF_SEVERAL = 2
+"""Of the likeliest classes, how many are searched for where several objects are wanted."""
 Edges = tuple[float, float, float, float]
 
 
@@ -45,7 +43,7 @@ class BeamSettings:
     """What the paper leaves open was chosen on training splits, see ``docs/methods.md``.
 
     Attributes:
-        layer: the feature map; None for the network's own in ``LAYERS``.
+        layer: the feature map; None for the network's own.
         beam: candidates that go on from each level, the paper's M.
         levels: how often candidates are cut, the paper's H.
         threshold: share of the heat map's maximum from which on a place belongs to an object.
@@ -83,6 +81,12 @@ class BeamSettings:
             f"beam: M {self.beam}, H {self.levels}, at {where}, heat over {self.threshold:g} of"
             " the top"
         )
+
+
+def beam_settings(objects: int = 1, layer: str | None = None) -> BeamSettings:
+    """The usual settings for so many objects, at the network's usual layer or at another."""
+    classes = 1 if objects == 1 else CLASSES_OF_SEVERAL
+    return BeamSettings(objects=objects, classes=classes, layer=layer)
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx
     wanted = graph.input(WANTED_CLASS, INT64, (1,))
     forward = classifier.append(graph, x)
     class_index, score = append_chosen_class(graph, forward.scores, wanted)
-    layer = known_layer(forward.layers, LAYERS, classifier.name, settings.layer)
+    layer = known_layer(classifier, forward, classifier.network.beam_layer, settings.layer)
     features = forward.layers[layer]
     if graph.shape(features)[2] != graph.shape(features)[3] or graph.shape(features)[2] < 2:
         raise ModelError(
@@ -234,7 +238,7 @@ def build_tail_graph(classifier: Classifier, settings: BeamSettings) -> onnx.Mod
     forward = classifier.append(
         whole, whole.input("x", FLOAT, (batch, 3, classifier.size_px, classifier.size_px))
     )
-    layer = known_layer(forward.layers, LAYERS, classifier.name, settings.layer)
+    layer = known_layer(classifier, forward, classifier.network.beam_layer, settings.layer)
     cut = forward.layers[layer]
     _, channels, side, _ = whole.shape(cut)
     graph = Graph()

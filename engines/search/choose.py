@@ -1,45 +1,15 @@
 """Opens the search that ``--method`` names. A search takes several engine calls an image."""
 
-from dataclasses import replace
-
 import onnx
 
 from engines.engine import Engine
 from engines.errors import EngineError, ModelError
 from engines.head import Head
 from engines.networks.registry import Classifier
-from engines.search.beam import BeamEngine, BeamSettings
+from engines.search.beam import BeamEngine, beam_settings
 from engines.search.compound import Compile, CompoundEngine
 from engines.search.crops import CropScorer, CropsEngine, CropSettings
-from engines.search.dam import DamEngine, DamSettings
-
-DAM = {
-    "compact": DamSettings(layer="conv5_3"),
-    "squeezenet": DamSettings(k=10, percentile=60, dilate=0.06),
-}
-"""By network what is best on the training split of animal_pose_voc; the paper's values where it
-made no difference.
-"""
-BEAM = {"compact": BeamSettings(), "squeezenet": BeamSettings()}
-CLASSES_OF_SEVERAL = 2
-
-
-def dam_settings(network: str, objects: int = 1, layer: str | None = None) -> DamSettings:
-    """The usual settings of a network, for so many objects, at a layer of one's own."""
-    return replace(
-        DAM.get(network, DamSettings()),
-        objects=objects,
-        layer=layer or DAM.get(network, DamSettings()).layer,
-    )
-
-
-def beam_settings(network: str, objects: int = 1, layer: str | None = None) -> BeamSettings:
-    """As ``dam_settings``; for several objects, ``CLASSES_OF_SEVERAL`` of the likeliest classes are
-    searched for.
-    """
-    usual = BEAM.get(network, BeamSettings())
-    classes = 1 if objects == 1 else CLASSES_OF_SEVERAL
-    return replace(usual, objects=objects, classes=classes, layer=layer or usual.layer)
+from engines.search.dam import DamEngine, dam_settings
 
 
 def search_engine(
@@ -59,8 +29,8 @@ def search_engine(
     if readers:
         return CropsEngine(classifier, *readers, CropSettings(objects=objects), compiled)
     if method == "dam":
-        return DamEngine(classifier, dam_settings(classifier.name, objects, layer), compiled)
-    return BeamEngine(classifier, beam_settings(classifier.name, objects, layer), compiled)
+        return DamEngine(classifier, dam_settings(classifier.network, objects, layer), compiled)
+    return BeamEngine(classifier, beam_settings(objects, layer), compiled)
 
 
 def open_search(

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from engines.engine import Array, Engine, TensorSpec, Ticket, check_feeds
 from engines.errors import EngineError
+from engines.networks.network import Forward
+from engines.networks.registry import Classifier
 
 Mask = NDArray[np.bool_]
 Boxes = NDArray[np.float64]
@@ -175,19 +177,19 @@ class CompoundEngine(ABC):
 
 
 def known_layer(
-    layers: Mapping[str, str], usual: Mapping[str, str], network: str, wanted: str | None
+    classifier: Classifier, forward: Forward, usual: str | None, wanted: str | None
 ) -> str:
-    """The layer that is asked for, or the usual one of a network.
+    """The layer that is asked for, or the usual one of the network.
 
     Raises:
         EngineError: the network has no such layer, or none is known for it.
     """
-    layer = wanted or usual.get(network)
-    if layer in layers:
+    layer = wanted or usual
+    if layer in forward.layers:
         return str(layer)
     reason = (
         f"has no layer '{layer}'"
         if layer
         else "has no usual layer for this method: name one with --layer"
     )
-    raise EngineError(f"{network} {reason}; it has {', '.join(layers)}")
+    raise EngineError(f"{classifier.name} {reason}; it has {', '.join(forward.layers)}")

@@ -25,6 +25,7 @@ from engines.errors import ModelError
 from engines.gradient import attach_gradient
 from engines.graph import INT64, Graph
 from engines.maps import MapSpec, aggregated, class_score_cotangent
+from engines.networks.network import Network
 from engines.networks.registry import Classifier
 from engines.preprocess import IMAGE, append_preprocessing
 from engines.search.compound import (
@@ -38,16 +39,13 @@ from engines.search.compound import (
     opened,
 )
 
-LAYERS = {"compact": "conv5_1", "vgg16": "conv5_1", "squeezenet": "fire8", "alexnet": "conv5"}
-"""The 11th convolution of VGG16; in the other networks the layer that is as near to the scores."""
-
 
 @dataclass(frozen=True)
 class DamSettings:
     """What the paper leaves open was chosen on the training split of animal_pose_voc.
 
     Attributes:
-        layer: whose neurons are looked at; None for the network's own in ``LAYERS``.
+        layer: whose neurons are looked at; None for the network's own.
         kmax: neurons that are walked back from.
         k: best-scoring regions that are united.
         percentile: of a walk's positive pixels, from which on they belong to its region.
@@ -81,6 +79,12 @@ class DamSettings:
             f" {self.percentile:g}, erosion {self.erode:g} and dilation {self.dilate:g} of the"
             f" side, best {self.k} united"
         )
+
+
+def dam_settings(network: Network, objects: int = 1, layer: str | None = None) -> DamSettings:
+    """The usual settings of a network, for so many objects, at its usual layer or at another."""
+    own = network.dam_settings
+    return DamSettings(layer=layer or network.dam_layer, objects=objects, **own)
 
 
 class DamEngine(CompoundEngine):
@@ -134,7 +138,7 @@ def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.Mod
     wanted = graph.input(WANTED_CLASS, INT64, (1,))
     forward = classifier.append(graph, x)
     class_index, score = append_chosen_class(graph, forward.scores, wanted)
-    layer = known_layer(forward.layers, LAYERS, classifier.name, settings.layer)
+    layer = known_layer(classifier, forward, classifier.network.dam_layer, settings.layer)
     activations = forward.layers[layer]
     shape = graph.shape(activations)
     if np.prod(shape) < settings.kmax:

@@ -4,11 +4,13 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from engines.networks.registry import NETWORKS
 from engines.networks.weights import ASSETS
 from realtime import doctor as checks
 from realtime.doctor import CHECKS, Finding, as_json, examine, is_fit, print_findings
@@ -110,9 +112,8 @@ def test_weights_that_cannot_be_read_are_not_fit(monkeypatch, tmp_path):
     (tmp_path / "compact.safetensors").write_bytes(
         ASSETS.joinpath("compact.safetensors").read_bytes()[:1000]
     )
-    monkeypatch.setattr(
-        "engines.networks.weights.SHIPPED", {"compact": tmp_path / "compact.safetensors"}
-    )
+    damaged = replace(NETWORKS["compact"], shipped=str(tmp_path / "compact.safetensors"))
+    monkeypatch.setitem(NETWORKS, "compact", damaged)
     network = by_name(examine([checks.network]))["shipped network"]
     assert network.state == "problem"
     assert network.needed

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from calib.data.datasets import load_dataset
-from calib.heads.finetune import LAST, finetune, fit_sigmoid, image_ap, last_inputs, save_finetuned
+from calib.heads.finetune import finetune, fit_sigmoid, image_ap, last_inputs, save_finetuned
 from engines.backends.openvino import OpenVinoEngine
-from engines.backends.torch_reference import torch_network
+from engines.backends.torch_networks import torch_network
 from engines.build import build_graph
 from engines.errors import ModelError, SourceError
 from engines.localizer import Localizer
@@ -104,9 +104,9 @@ def test_what_the_last_layer_reads_gives_the_networks_scores(model, painted):
         model, None if model == "compact" else "random", {"compact": 64, "vgg16": 64}.get(model)
     )
     row = last_inputs(painted[:1], classifier, QUIET)[0]
-    weight, bias = (classifier.weights[f"{LAST[model]}.{kind}"] for kind in ("weight", "bias"))
-    module = getattr(torch_network(classifier), LAST[model].split(".")[0])
-    last = module[int(LAST[model].split(".")[1])] if "." in LAST[model] else module
+    prefix = classifier.network.last_linear
+    weight, bias = (classifier.weights[f"{prefix}.{kind}"] for kind in ("weight", "bias"))
+    last = torch_network(classifier).get_submodule(prefix)
     assert row.shape == (last.in_features,)
     np.testing.assert_array_equal(last.weight.numpy(), weight)
     localizer = Localizer(OpenVinoEngine(build_graph(classifier, expose=("scores",)), "fp32"))

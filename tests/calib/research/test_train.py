@@ -21,7 +21,7 @@ from calib.research.train import (
     optimise,
     taught_crops,
 )
-from engines.backends.torch_reference import Vgg16
+from engines.backends.torch_networks import Vgg16
 from engines.errors import ModelError
 from engines.networks.registry import load_classifier
 

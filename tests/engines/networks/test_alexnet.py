@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from engines.backends.openvino import OpenVinoEngine
-from engines.backends.torch_reference import TorchEngine, torch_network
+from engines.backends.torch_networks import torch_network
+from engines.backends.torch_reference import TorchEngine
 from engines.build import WANTED_CLASS, build_graph
 from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
 from engines.maps import MapSpec
 from engines.networks import alexnet
-from engines.networks.network import CAFFE, Preprocessing
+from engines.networks.network import Preprocessing
 from engines.networks.registry import Classifier, load_classifier
 from engines.preprocess import IMAGE
 from tests.engines.double import run_in_float64
@@ -20,15 +21,8 @@ from tests.engines.double import run_in_float64
 def small(caffe: bool, size_px: int | None = None) -> Classifier:
     """The published convolutions with narrow dense layers, for speed."""
     weights = alexnet.random_weights(caffe, classes=20, hidden=32, seed=1)
-    preprocessing, side = (CAFFE, 227) if caffe else (Preprocessing(), 224)
-    return Classifier(
-        "alexnet",
-        lambda g, x: alexnet.forward(g, x, weights),
-        preprocessing,
-        size_px or side,
-        "d",
-        weights,
-    )
+    network = alexnet.ALEXNET.of_weights(alexnet.ALEXNET, weights)
+    return Classifier(network, size_px or network.size_px, "d", weights)
 
 
 def image_of(side):

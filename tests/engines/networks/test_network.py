@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from engines.backends.openvino import OpenVinoEngine, best_precision
-from engines.backends.torch_reference import TorchEngine, torch_network
+from engines.backends.torch_networks import torch_network
+from engines.backends.torch_reference import TorchEngine
 from engines.build import WANTED_CLASS, build_graph
 from engines.choose import Choice, choose_head
 from engines.localizer import Localizer
@@ -181,7 +182,7 @@ def cells(map_hw, count=8):
 
 @pytest.mark.parametrize("size_px", [64, 96, 160, 256])
 def test_vgg16_with_hidden_layers_at_other_sizes_pools_as_torchvision_does(size_px, photos):
-    from engines.backends.torch_reference import Vgg16
+    from engines.backends.torch_networks import Vgg16
     from engines.graph import FLOAT, Graph
     from engines.networks import vgg
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from safetensors.numpy import save_file
 
 from engines.downloads import Download, cache_dir
 from engines.errors import ModelError
-from engines.networks import squeezenet, vgg, weights
-from engines.networks.weights import load_weights
+from engines.networks import squeezenet, vgg
+from engines.networks.registry import NETWORKS, load_weights
 from tests.web import FileServer
 
 SMALL = vgg.random_weights((4, 4, 4, 4, 4), classes=5, hidden=6)
@@ -117,7 +118,7 @@ def test_a_name_is_downloaded_into_the_cache_once(tmp_path, monkeypatch):
     with FileServer(tmp_path) as server:
         size = (tmp_path / "small.safetensors").stat().st_size
         source = Download(f"{server.address}/small.safetensors", digest, size, "small.safetensors")
-        monkeypatch.setitem(weights.DOWNLOADS, "vgg16", source)
+        monkeypatch.setitem(NETWORKS, "vgg16", replace(NETWORKS["vgg16"], download=source))
         same(load_weights("vgg16"), SMALL)
         same(load_weights("vgg16", "vgg16"), SMALL)
         assert len(server.asked) == 1
@@ -125,7 +126,16 @@ def test_a_name_is_downloaded_into_the_cache_once(tmp_path, monkeypatch):
 
 
 def test_every_known_download_has_a_checksum():
-    for source in weights.DOWNLOADS.values():
+    for source in (each.download for each in NETWORKS.values() if each.download):
         assert source.url.startswith("https://")
         assert re.fullmatch("[0-9a-f]{64}", source.sha256)
         assert source.size_bytes > 0
+
+
+def test_a_network_without_published_weights_says_what_to_name(monkeypatch):
+    bare = replace(NETWORKS["vgg16"], download=None)
+    monkeypatch.setitem(NETWORKS, "vgg16", bare)
+    with pytest.raises(
+        ModelError, match=r"no weights of vgg16 are shipped or published: name a file"
+    ):
+        load_weights("vgg16")

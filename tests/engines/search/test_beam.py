@@ -10,7 +10,7 @@ from engines.build import WANTED_CLASS
 from engines.errors import EngineError, ModelError
 from engines.localizer import Localizer
 from engines.networks import alexnet
-from engines.networks.registry import load_classifier
+from engines.networks.registry import Classifier, load_classifier
 from engines.preprocess import IMAGE
 from engines.search.beam import (
     COLUMNS,
@@ -135,15 +135,7 @@ def test_the_tail_scores_crops_as_the_network_scores_its_own_map(compact):
 def test_dense_layers_behind_the_map_score_crops_too():
     """AlexNet's pool and three dense layers as the tail."""
     weights = alexnet.random_weights(classes=10, hidden=16)
-    classifier = load_classifier("alexnet", "random")
-    classifier = type(classifier)(
-        "alexnet",
-        lambda g, x: alexnet.forward(g, x, weights),
-        classifier.preprocessing,
-        227,
-        "d",
-        weights,
-    )
+    classifier = Classifier(alexnet.ALEXNET, 227, "d", weights)
     engine = BeamEngine(
         classifier, BeamSettings(beam=2, levels=2), lambda graph: OpenVinoEngine(graph, "fp32")
     )

@@ -10,7 +10,7 @@ from engines.build import WANTED_CLASS
 from engines.errors import EngineError, ModelError
 from engines.localizer import Localizer
 from engines.networks import vgg
-from engines.networks.network import Preprocessing
+from engines.networks.network import Network
 from engines.networks.registry import Classifier, load_classifier
 from engines.preprocess import IMAGE
 from engines.search.compound import blobs, box_of, bright_mask, opened
@@ -34,14 +34,7 @@ BLOCKS = (2, 2, 3, 3, 3)
 def tiny() -> Classifier:
     """A VGG16 of 2 to 5 channels with random weights, on 32 px."""
     weights = vgg.random_weights((2, 2, 3, 4, 5), 6, hidden=0, seed=3)
-    return Classifier(
-        "tiny",
-        lambda graph, x: vgg.forward(graph, x, weights),
-        Preprocessing(),
-        SIDE,
-        "tiny",
-        weights,
-    )
+    return Classifier(Network("tiny", vgg.forward, dict), SIDE, "tiny", weights)
 
 
 @pytest.fixture(scope="module")
