@@ -14,10 +14,14 @@ from calib.data.choose import DataChoice, labels_beside, load_chosen
 from calib.data.datasets import Sample
 from calib.data.labels import Remarks
 from calib.evaluation import evaluate as evaluation
-from calib.evaluation.detection import conditional_probabilities
-from calib.evaluation.metrics import baselines, check_disjoint
-from calib.evaluation.report import check_report, write_report, write_sequence_report
-from calib.evaluation.sequences import follow_sequences, load_sequences, sequences_table
+from calib.evaluation.metrics import baselines, check_disjoint, conditional_probabilities
+from calib.evaluation.report import check_report, write_report
+from calib.evaluation.sequences import (
+    follow_sequences,
+    load_sequences,
+    sequences_table,
+    write_sequence_report,
+)
 from calib.evaluation.sequences import report_of as following_report
 from calib.heads import curve as curves
 from calib.heads.fit import default_features, fit_head

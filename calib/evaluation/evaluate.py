@@ -12,27 +12,27 @@ from rich.table import Table
 
 from calib.data.choose import everyday_names
 from calib.data.datasets import Sample
-from calib.evaluation.detection import (
-    Given,
-    Predicted,
-    detection_ap,
-    localization_ap,
-    mean_ap,
-    peak_xy,
-    rescored,
-)
 from calib.evaluation.metrics import (
     CORLOC_IOU,
     MARGINS,
     WHOLE_IMAGE,
     ConstantBoxes,
+    Given,
+    Predicted,
     best_iou,
     box_acc_v2,
     centre_correct,
+    confidence_report,
     corloc,
+    detection_ap,
     iou_histogram,
+    localization_ap,
+    mean_ap,
+    peak_xy,
+    print_confidence_report,
+    rescored,
+    rounded,
 )
-from calib.evaluation.reliability import print_sureness, rounded, sureness
 from engines.errors import ModelError, SourceError
 from engines.localizer import Localization, Localizer
 
@@ -43,12 +43,12 @@ class Case:
 
     Attributes:
         sample: the image.
-        class_name: whose boxes count.
-        iou: of the found box with the true box that fits it best.
-        constant_ious: the same of each constant box, by its name.
-        found_xyxy, true_xyxy: the two boxes of ``iou``, as pixel edges of the image.
-        engine_ms: what localizing took.
-        confidence: that the found box is right; None where nothing tells.
+        class_name: the class whose true boxes count.
+        iou: the IoU of the found box with the true box that fits it best.
+        constant_ious: the same IoU of each constant box, by its name.
+        found_xyxy, true_xyxy: the two boxes of ``iou``, in pixels of the image.
+        engine_ms: the time that localizing took.
+        confidence: the confidence of the found box; None where the head has no confidence model.
     """
 
     sample: Sample
@@ -70,23 +70,23 @@ def evaluate(
     given: Given | None = None,
     min_score: float = 0.0,
 ) -> tuple[dict[str, Any], list[Case]]:
-    """Localize every image and compare.
+    """Localize every image and compare the boxes with the truth.
 
-    An image with objects of several classes counts once for each of them, as VOC's CorLoc per class
-    does. Frames without an object are left out.
+    An image with objects of several classes counts once for each of them, as in VOC's CorLoc per
+    class. Frames without an object are left out.
 
     Args:
         samples: the labelled set.
         localizer: an engine with a head.
         console: for progress.
         baselines: constant boxes of the head's own training set; None to leave them out.
-        single: only images with exactly one object of whatever class.
-        given: how classes come together elsewhere: detection AP is also that of detections
-            re-scored by it.
-        min_score: say what is left without the boxes that are less sure.
+        single: measure only images with exactly one object, of whatever class.
+        given: how often classes occur together elsewhere; the report then also has the detection
+            AP of detections that are rescored by it.
+        min_score: the report says what is left without the boxes of less confidence.
 
     Returns:
-        (the report in the design's terms, one case per image and class).
+        The report, see ``report_of``, and one case for each image and class.
 
     Raises:
         ModelError: the engine has no head.
@@ -129,8 +129,13 @@ def evaluate(
 class AveragePrecision:
     """Localization and detection AP over the classes of a data set that the network knows.
 
-    Images vote with what is found in them in one go: one point, the map's peak, for the class that
-    the map is of; and every detection, or the one box of methods that find one.
+    Of each image, localization AP gets one point, the peak of the map, for the class that the map
+    shows. Detection AP gets every detection, or the box of a method that finds only one.
+
+    Args:
+        samples: the labelled set.
+        localizer: knows the names of the network's classes.
+        given: see ``evaluate``.
     """
 
     def __init__(
@@ -146,7 +151,13 @@ class AveragePrecision:
         self._points: list[Predicted] = []
 
     def add(self, sample: Sample, found: Localization, size_px: tuple[int, int]) -> None:
-        """One image: its true boxes and what was found in it."""
+        """Add an image.
+
+        Args:
+            sample: the image, with its true boxes.
+            found: what was found in it.
+            size_px: its width and height.
+        """
         for truth in sample.truths:
             if truth.class_name in self._truths:
                 self._truths[truth.class_name].setdefault(sample.name, []).append(truth.box_xyxy_px)
@@ -164,8 +175,8 @@ class AveragePrecision:
                 self._boxes.append(Predicted(sample.name, self._names[index], score, box))
 
     def report(self) -> dict[str, Any]:
-        """``localization_ap`` and ``detection_ap``, means over classes, and each by class; empty
-        where no class is known.
+        """``localization_ap`` and ``detection_ap``: their means over classes, and each class's own.
+        Empty where the network knows no class of the data set.
         """
         truths = {name: images for name, images in self._truths.items() if images}
         if not truths:
@@ -190,6 +201,7 @@ def _case(
     constants_xyxy: Mapping[str, tuple[float, ...]],
     engine_ms: float,
 ) -> Case:
+    """Compare the box of an image with the true boxes of one class in it."""
     assert found.box_xyxy_px is not None
     found_xyxy = found.box_xyxy_px
     boxes = [truth.box_xyxy_px for truth in sample.truths if truth.class_name == class_name]
@@ -201,9 +213,11 @@ def _case(
     )
 
 
-def sureness_of(cases: Sequence[Case], min_score: float) -> dict[str, Any]:
-    """See ``calib.evaluation.reliability``; by image: a box is right on any of its objects. Empty
-    where nothing tells.
+def _confidence_report_of(cases: Sequence[Case], min_score: float) -> dict[str, Any]:
+    """``calib.evaluation.metrics.confidence_report`` over images.
+
+    A box is right if it is right for any object of its image. Empty where the head has no
+    confidence model.
     """
     best: dict[str, tuple[float, float]] = {}
     for case in cases:
@@ -213,12 +227,15 @@ def sureness_of(cases: Sequence[Case], min_score: float) -> dict[str, Any]:
             case.confidence,
             max(case.iou, best.get(case.sample.name, (0.0, 0.0))[1]),
         )
-    sure, ious = np.array(list(best.values())).T
-    return dict(rounded(sureness(sure, ious > CORLOC_IOU, min_score)))
+    confidences, ious = np.array(list(best.values())).T
+    return dict(rounded(confidence_report(confidences, ious > CORLOC_IOU, min_score)))
 
 
 def report_of(cases: Sequence[Case], min_score: float = 0.0) -> dict[str, Any]:
-    """The report of some cases, in the design's terms; at least one."""
+    """The report of at least one case, by the names that ``evaluate --json`` prints.
+
+    Shares and IoUs are rounded to four places, times are in milliseconds.
+    """
     ious = np.array([case.iou for case in cases])
     constant_ious = {
         kind: np.array([case.constant_ious[kind] for case in cases])
@@ -246,7 +263,7 @@ def report_of(cases: Sequence[Case], min_score: float = 0.0) -> dict[str, Any]:
         "baselines_box_acc_v2": {
             kind: rounded(box_acc_v2(values)) for kind, values in constant_ious.items()
         },
-        **sureness_of(cases, min_score),
+        **_confidence_report_of(cases, min_score),
     }
 
 
@@ -258,7 +275,12 @@ AP_WORDS = {
 
 
 def report_table(report: dict[str, Any], kind: str = "") -> Table:
-    """The report as a table for the terminal; ``kind`` says which images."""
+    """The report as a table for the terminal.
+
+    Args:
+        report: see ``report_of``.
+        kind: which images these are, as words that follow "images".
+    """
     title = f"{report['images']} images{kind}, IoU over {CORLOC_IOU}"
     table = Table("", "CorLoc", "mean IoU", title=title, title_justify="left")
     table.add_row(
@@ -281,12 +303,21 @@ def report_table(report: dict[str, Any], kind: str = "") -> Table:
 def print_report(
     report: dict[str, Any], cases: Sequence[Case], published: bool, console: Console
 ) -> dict[str, Any]:
-    """Print the report; of a published set, as papers do, also that of its images with one object,
-    which is added to it.
+    """Print the report. That of a published set gains the report of its images with one object,
+    which papers give, as ``single_object``.
+
+    Args:
+        report: see ``report_of``.
+        cases: the cases that it is of.
+        published: whether they are of a published set.
+        console: prints it.
+
+    Returns:
+        The report, with ``single_object`` where there is one.
     """
     console.print(report_table(report))
     if "reliability" in report:
-        print_sureness(report, console)
+        print_confidence_report(report, console)
     singles = [case for case in cases if case.sample.single] if published else []
     if not singles:
         return report

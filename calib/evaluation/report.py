@@ -1,5 +1,7 @@
-"""Writes an evaluation of photos or sequences as one HTML file, or as Markdown with its pictures
-beside it.
+"""Writes an evaluation of photos as one HTML file, or as Markdown with its pictures beside it.
+
+The pictures are photos with the true and the found box beside their maps, and plots. Reports of
+sequences (``calib.evaluation.sequences``) use the same documents and pictures.
 """
 
 import os
@@ -8,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,29 +19,12 @@ import cv2
 import numpy as np
 
 from calib.evaluation.evaluate import Case
-from calib.evaluation.metrics import CORLOC_IOU
-from calib.evaluation.pictures import (
-    DARK,
-    OTHERS,
-    OURS,
-    Picture,
-    case_picture,
-    class_bars,
-    draw_coverage,
-    draw_reliability,
-    outline,
-    plain,
-    quality_plot,
-    stored,
-    sure_plot,
-)
-from calib.evaluation.sequences import SUCCESS_IOUS, Followed
-from engines.boxes import overlap
+from calib.evaluation.metrics import centre_correct, corloc, iou_histogram
 from engines.errors import OutputError
 from engines.files import Kind, checked_output, checked_suffix, file_key, whole_file
-from engines.localizer import Localizer
+from engines.localizer import ImageBgr, Localizer
 from engines.text import displayable
-from realtime.annotate import PREDICTED_BGR, TRUTH_BGR
+from realtime.annotate import PREDICTED_BGR, SHADE_BGR, TRUTH_BGR, heat_map
 from realtime.documents import templates
 
 SUFFIXES = (".html", ".md")
@@ -53,27 +39,46 @@ PICTURES = (".jpg", ".png")
 CASES_PER_GROUP = 4
 NAMES = {"whole_image": "whole image", "mean_box": "mean box", "best_constant": "best constant box"}
 TEMPLATES = Path(__file__).parent / "assets"
+PANEL_PX = (420, 300)  # the largest width and height of a photo
+GAP_PX = 6
+LINE_PX = 2
+SHIFT = 4  # OpenCV draws at fractions of a pixel: coordinates carry this many binary places
+MOST_CLASSES = 60
+OURS, OTHERS, DARK = "#4C78A8", "#B8BEC7", "#222222"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture.
+
+    Attributes:
+        name: of its file, with the ending.
+        content: JPEG or PNG.
+    """
+
+    name: str
+    content: bytes
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A case beside its picture."""
+    """A case and its picture."""
 
     case: Case
     picture: Picture
 
 
 def check_report(path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
-    """Refuse a report that cannot be written without loss, before any work; so, too, the folder of
-    a Markdown's pictures.
+    """Refuse, before any work, a report that cannot be written without loss. The folder of the
+    pictures of a Markdown report is checked, too.
 
     Args:
-        path: of the report.
-        inputs: what the same command reads.
+        path: the report.
+        inputs: the files that the same command reads.
 
     Raises:
-        OutputError: see ``engines.files.checked_output``; or the folder is read, or holds pictures
-            of others.
+        OutputError: see ``engines.files.checked_output``; or the folder is one of the inputs, or
+            holds pictures of others.
     """
     inputs = list(inputs)
     checked_output(path, REPORT_FILE, inputs)
@@ -114,11 +119,11 @@ def write_report(
     Args:
         path: ``.html`` embeds its pictures; ``.md`` has them in the folder ``<stem>_files`` beside
             it.
-        title: of the data set.
-        report: the numbers.
-        cases: at least one.
-        localizer: which found them, for the maps of the cases that are shown.
-        facts: model, method, machine ...: each with its name.
+        title: the first heading.
+        report: see ``calib.evaluation.evaluate.report_of``.
+        cases: at least one case.
+        localizer: the localizer that found them, which computes the maps that are shown.
+        facts: model, method, machine and so on, each with its name.
 
     Raises:
         OutputError: the ending is neither, or the place cannot be written.
@@ -132,7 +137,8 @@ def write_report(
         ]
         for name, group in example_cases(cases).items()
     }
-    quality, sure = quality_plot(cases), sure_plot(report) if "reliability" in report else None
+    quality = quality_plot(cases)
+    sure = confidence_plot(report) if "reliability" in report else None
     content = {
         "title": title,
         "report": report,
@@ -151,14 +157,13 @@ def write_report(
 def write_document(
     path: Path, template: str, content: Mapping[str, Any], pictures: Sequence[Picture]
 ) -> None:
-    """Write one HTML file that holds its pictures, or Markdown with them in a folder beside it, as
-    the name's ending says.
+    """Write one HTML file that holds its pictures, or Markdown with a folder of them beside it.
 
     Args:
-        path: ``.html`` or ``.md``.
-        template: of ``assets``, without ending.
-        content: for the template.
-        pictures: all that the content names.
+        path: the document; its ending, ``.html`` or ``.md``, decides.
+        template: a file of ``assets``, without its ending.
+        content: the values that the template needs.
+        pictures: all pictures that the content names.
 
     Raises:
         OutputError: a file cannot be written; none is left.
@@ -176,18 +181,21 @@ def write_document(
 
 
 def pictures_folder(path: Path) -> Path:
-    """Where the pictures of a Markdown report lie."""
+    """The folder of the pictures of a Markdown report."""
     return path.with_name(f"{path.stem}_files")
 
 
 def link_to(folder: Path, name: str) -> str:
-    """A picture's address in a Markdown report."""
+    """The address of a picture in a Markdown report."""
     return "/".join(quote(each, errors="surrogateescape") for each in (folder.name, name))
 
 
 def example_cases(cases: Sequence[Case]) -> dict[str, list[Case]]:
-    """Up to 4 ``best`` cases, best first; ``median`` ones, around the middle; and ``worst``, worst
-    first. None comes twice.
+    """The cases that a report shows, up to 4 of each kind, no case twice.
+
+    Returns:
+        ``best``, with the best case first; ``median``, from the middle of the ranking; ``worst``,
+        with the worst case first.
     """
     ranked = sorted(cases, key=lambda case: -case.iou)
     count = min(CASES_PER_GROUP, max(1, len(ranked) // 3))
@@ -199,21 +207,25 @@ def example_cases(cases: Sequence[Case]) -> dict[str, list[Case]]:
 
 
 def measures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """CorLoc, mean IoU and box accuracy by name: of the head, then of each constant box, the best
-    last.
-    """
+    """CorLoc, mean IoU and box accuracy of the head, then of each constant box, the best last."""
     rows = {"this head": {key: report[key] for key in ("corloc", "mean_iou", "box_acc_v2")}}
     for kind, share in sorted(report["baselines"].items(), key=lambda item: item[1]):
-        mean_iou, accuracy = (
-            report["baselines_mean_iou"][kind],
-            report["baselines_box_acc_v2"][kind],
-        )
-        rows[NAMES[kind]] = {"corloc": share, "mean_iou": mean_iou, "box_acc_v2": accuracy}
+        rows[NAMES[kind]] = {
+            "corloc": share,
+            "mean_iou": report["baselines_mean_iou"][kind],
+            "box_acc_v2": report["baselines_box_acc_v2"][kind],
+        }
     return rows
 
 
 def rendered(template: str, link: Callable[[Picture], str], content: Mapping[str, Any]) -> str:
-    """A template of ``assets`` with its content; ``link`` says where a picture is."""
+    """Fill a template.
+
+    Args:
+        template: a file of ``assets``.
+        link: gives the address of a picture.
+        content: the values that the template needs.
+    """
     environment = templates(TEMPLATES, escape=template.endswith(".html"))
     environment.filters |= {
         "percent": lambda share: f"{100 * share:.1f} %",
@@ -224,178 +236,235 @@ def rendered(template: str, link: Callable[[Picture], str], content: Mapping[str
 
 
 def embedded(picture: Picture) -> str:
-    """A picture as an address that holds it."""
+    """The address of a picture that is part of the document, as a ``data:`` URL."""
     kind = {"jpg": "jpeg", "png": "png"}[picture.name.rpartition(".")[2]]
     return f"data:image/{kind};base64,{b64encode(picture.content).decode()}"
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, in a table too."""
+    """Escape text so that Markdown shows it as it is, in tables, too."""
     return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", text)
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
-    """All are written before any takes its place; the first takes it last, so that a document never
-    lacks its pictures.
+    """Write several files: all of them, or none.
+
+    All are written under other names first. The first file gets its name last, so that a document
+    never lacks its pictures.
     """
     with ExitStack() as stack:
         for path, content in contents.items():
             stack.enter_context(whole_file(path)).write_bytes(content)
 
 
-STRIP_FRAMES, STRIP_WIDTH_PX = 6, 300
-WINDOW_BGR = (255, 220, 120)
-SHADES = {"searching": "#F3E3B3", "widened": "#E7D6EE", "lost": "#F4C9C4"}
-"""Of the states in plots; following has none."""
+def case_picture(case: Case, localizer: Localizer, name: str) -> Picture:
+    """The photo with the true box in green and the found box in red, and its map beside it.
+
+    Args:
+        case: what was found.
+        localizer: the localizer that found it; it runs once more, for the map.
+        name: of the picture's file (``.jpg``).
+    """
+    image = case.sample.read()
+    height, width = image.shape[:2]
+    scale = min(PANEL_PX[0] / width, PANEL_PX[1] / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    photo = np.asarray(
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC),
+        np.uint8,
+    )
+    for box, colour in ((case.true_xyxy, TRUTH_BGR), (case.found_xyxy, PREDICTED_BGR)):
+        outline(photo, [edge * scale for edge in box], colour)
+    gap = np.full((size[1], GAP_PX, 3), 255, np.uint8)
+    heat = heat_map(localizer.localize([image])[0].map_hw, *size)
+    encoded = cv2.imencode(".jpg", np.hstack([photo, gap, heat]), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    return Picture(name, encoded.tobytes())
 
 
-def write_sequence_report(
-    path: Path,
-    title: str,
-    report: Mapping[str, Any],
-    sequences: Sequence[Followed],
-    facts: Mapping[str, str],
+def outline(
+    canvas: ImageBgr, box_xyxy_px: Sequence[float], colour_bgr: tuple[int, int, int]
 ) -> None:
-    """Write what following came to, whole or not at all; ``path`` as for
-    ``calib.evaluation.report.write_report``.
+    """Draw a box with anti-aliased lines just inside its edges.
 
-    Raises:
-        OutputError: the ending is neither, or the place cannot be written.
+    A dark line lies under a thinner coloured one, so that the box is visible on any photo.
+
+    Args:
+        canvas: the image, which is changed.
+        box_xyxy_px: the box in the image's pixels.
+        colour_bgr: of the upper line.
     """
-    checked_suffix(path, SUFFIXES, "report")
-    shown: list[dict[str, Any]] = [
-        {
-            "name": each.name,
-            "row": report["sequences"][each.name],
-            "plot": course(each),
-            "strip": film_strip(each),
-        }
-        for each in sequences
-    ]
-    content: dict[str, Any] = {
-        "title": title,
-        "report": report,
-        "facts": facts,
-        "shown": shown,
-        "curves": curves(report, sequences),
-        "shades": SHADES,
-    }
-    pictures: list[Picture] = [
-        content["curves"],
-        *(each[kind] for each in shown for kind in ("plot", "strip")),
-    ]
-    write_document(path, "sequences", content, pictures)
+    inset = LINE_PX + 0.5  # OpenCV's anti-aliased lines are a pixel wider than their thickness
+    low, high = (
+        tuple(
+            round((edge + side * inset - 0.5) * 2**SHIFT) for edge in corner
+        )  # pixel centres lie at whole coordinates
+        for corner, side in ((box_xyxy_px[:2], 1), (box_xyxy_px[2:], -1))
+    )
+    for colour, thickness in ((SHADE_BGR, 2 * LINE_PX), (colour_bgr, LINE_PX)):
+        cv2.rectangle(canvas, low, high, colour, thickness, cv2.LINE_AA, SHIFT)
 
 
-def film_strip(sequence: Followed) -> Picture:
-    """A few frames, evenly spread: truth green, followed box red, the window, if the engine saw
-    one, in a thin light line.
+def class_bars(cases: Sequence[Case]) -> Picture:
+    """A plot with a bar for the CorLoc of each class, the best first, and its number of images.
+
+    A short line marks the CorLoc of the best constant box. Of more than ``MOST_CLASSES`` classes,
+    those with the most images are shown.
     """
-    panels = []
-    for number in np.linspace(
-        0, len(sequence.samples) - 1, min(STRIP_FRAMES, len(sequence.samples))
-    ).astype(int):
-        image = sequence.samples[number].read()
-        scale = STRIP_WIDTH_PX / image.shape[1]
-        panel = np.asarray(
-            cv2.resize(
-                image, (STRIP_WIDTH_PX, round(image.shape[0] * scale)), interpolation=cv2.INTER_AREA
-            ),
-            np.uint8,
-        )
-        said, true, found = (
-            sequence.tracks[number],
-            sequence.true[number],
-            sequence.followed[number],
-        )
-        if said.window_xyxy_px:
-            x0, y0, x1, y1 = (round(edge * scale) for edge in said.window_xyxy_px)
-            cv2.rectangle(panel, (x0, y0), (x1 - 1, y1 - 1), WINDOW_BGR, 1)
-        text = f"{number}  {said.state} {said.confidence:.2f}"
-        if sequence.seen[number]:
-            outline(panel, [float(edge) * scale for edge in true], TRUTH_BGR)
-            text += f"  IoU {overlap(found, true):.2f}"
-        if found[2] > 0:
-            outline(panel, [float(edge) * scale for edge in found], PREDICTED_BGR)
-        panel[:20] //= 3
-        cv2.putText(
-            panel,
-            displayable(text),
-            (6, 14),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.42,
-            (255, 255, 255),
-            1,
-            cv2.LINE_AA,
-        )
-        panels.append(panel)
-    rows = [
-        np.hstack(panels[start : start + 3])
-        for start in range(0, len(panels) - len(panels) % 3 or 1, 3)
-    ]
-    if len(panels) < 3:
-        rows = [np.hstack(panels)]
-    encoded = cv2.imencode(".jpg", np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
-    return Picture(f"{sequence.name}_strip.jpg", encoded.tobytes())
-
-
-def course(sequence: Followed) -> Picture:
-    """IoU frame by frame, whole and followed, the confidence, and the states behind them."""
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
-    figure = Figure(figsize=(6.4, 2.2), dpi=160, layout="constrained")
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.class_name, []).append(case)
+    kept = sorted(groups.items(), key=lambda item: -len(item[1]))[:MOST_CLASSES]
+    rows = sorted(
+        ((_percent([c.iou for c in group]), name, group) for name, group in kept),
+        key=lambda row: row[:2],
+    )
+    figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(rows)), dpi=200, layout="constrained")
     axes = figure.subplots()
-    frames = np.arange(len(sequence.samples))
-    for number, said in enumerate(sequence.tracks):
-        if said.state in SHADES:
-            axes.axvspan(number - 0.5, number + 0.5, color=SHADES[said.state], linewidth=0)
-    for boxes, colour, name in (
-        (sequence.whole, OTHERS, "whole frame"),
-        (sequence.followed, OURS, "followed"),
-    ):
-        ious = np.full(len(frames), np.nan)
-        ious[sequence.seen] = sequence.ious(boxes)
-        axes.plot(frames, ious, color=colour, label=name, linewidth=1.6)
-    axes.plot(
-        frames,
-        [said.confidence for said in sequence.tracks],
-        ":",
-        color=DARK,
-        label="confidence",
-        linewidth=1.1,
+    places = np.arange(len(rows))
+    values = [value for value, _, _ in rows]
+    axes.barh(places, values, height=0.66, color=OURS, label="this head")
+    for place, value in enumerate(values):
+        axes.text(108, place, f"{value:.0f}", ha="right", va="center", fontsize=9)
+    if "best_constant" in cases[0].constant_ious:
+        marks = [
+            _percent([c.constant_ious["best_constant"] for c in group]) for _, _, group in rows
+        ]
+        axes.plot(
+            marks,
+            places,
+            "|",
+            color=DARK,
+            markersize=16,
+            markeredgewidth=1.6,
+            label="best constant box",
+        )
+    axes.set_yticks(places, [f"{plain(name)}  ({len(group)})" for _, name, group in rows])
+    cut = (
+        f"\nthe {len(rows)} of {len(groups)} classes with the most images"
+        if len(rows) < len(groups)
+        else ""
     )
-    axes.axhline(CORLOC_IOU, color=DARK, linewidth=0.6)
     axes.set(
-        xlabel="frame",
-        ylabel="IoU",
-        ylim=(0, 1),
-        xlim=(-0.5, len(frames) - 0.5),
-        title=plain(sequence.name),
+        xlabel=f"CorLoc, %  (number of images in brackets){cut}",
+        xlim=(0, 108),
+        ylim=(-0.6, len(rows) - 0.4),
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", frameon=False, ncols=3, fontsize=8)
-    return stored(figure, f"{sequence.name}_course.png")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside upper right", frameon=False, ncols=2, fontsize=9)
+    return stored(figure, "classes.png")
 
 
-def curves(report: Mapping[str, Any], sequences: Sequence[Followed]) -> Picture:
-    """Success over the IoU threshold; what the confidence said against what was right; CorLoc over
-    coverage.
-    """
+def quality_plot(cases: Sequence[Case]) -> Picture:
+    """A histogram of the IoUs with their mean, and a plot of centre correctness over the margin."""
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
-    figure = Figure(figsize=(9.6, 2.8), dpi=160, layout="constrained")
-    success, reliable, covered = figure.subplots(1, 3)
-    for kind, colour in (("whole", OTHERS), ("followed", OURS)):
-        ious = [each.ious(getattr(each, kind)) for each in sequences]
-        shares = [100 * np.mean([(each > least).mean() for each in ious]) for least in SUCCESS_IOUS]
-        success.plot(
-            SUCCESS_IOUS, shares, color=colour, label=f"{kind} {report[kind]['success_auc']:.3f}"
-        )
-    success.legend(frameon=False, fontsize=8)
-    success.set(xlabel="IoU over", ylabel="frames, %", title="success (area)")
-    draw_reliability(reliable, report["reliability"])
-    draw_coverage(covered, report["coverage"], "frames")
-    for axes in (success, reliable, covered):
+    ious = np.array([case.iou for case in cases])
+    found = np.array([case.found_xyxy for case in cases])
+    true = np.array([case.true_xyxy for case in cases])
+    margins = np.linspace(0, 0.9, 19)
+    curve = [100 * float(centre_correct(found, true, margin).mean()) for margin in margins]
+    figure = Figure(figsize=(6.4, 2.6), dpi=200, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.bar(np.arange(10) / 10 + 0.05, iou_histogram(ious), width=0.09, color=OURS)
+    left.axvline(ious.mean(), color=DARK, linewidth=1.2)
+    left.set(xlabel=f"IoU (mean {ious.mean():.3f})", ylabel="cases", xlim=(0, 1))
+    right.plot(margins, curve, color=OURS)
+    right.set(
+        xlabel="margin that the true box is cut by",
+        ylabel="centre inside, %",
+        xlim=(0, 0.9),
+        ylim=(0, 100),
+    )
+    for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
         axes.grid(alpha=0.25)
-    return stored(figure, "curves.png")
+    return stored(figure, "quality.png")
+
+
+def confidence_plot(report: Mapping[str, Any]) -> Picture:
+    """Plots of reliability, and of CorLoc over coverage with a mark for ``at_min_score``."""
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+
+    figure = Figure(figsize=(6.4, 2.8), dpi=200, layout="constrained")
+    reliable, covered = figure.subplots(1, 2)
+    draw_reliability(reliable, report["reliability"])
+    draw_coverage(covered, report["coverage"], "images")
+    if (asked := report.get("at_min_score")) and asked["kept"]:
+        place = 100 * asked["kept"], 100 * asked["corloc"]
+        covered.plot(*place, "o", color=DARK, markersize=7, markerfacecolor="none")
+        covered.annotate(
+            f"{asked['min_score']:g}",
+            place,
+            textcoords="offset points",
+            xytext=(0, -14),
+            ha="center",
+            fontsize=8,
+        )
+    for axes in (reliable, covered):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+        axes.grid(alpha=0.25)
+    return stored(figure, "sure.png")
+
+
+def draw_reliability(axes: Any, rows: Sequence[Mapping[str, float]]) -> None:
+    """Draw the share of right boxes over their confidence. Larger points are more boxes.
+
+    Args:
+        axes: matplotlib's axes, which are changed.
+        rows: see ``calib.evaluation.metrics.reliability``.
+    """
+    boxes = max(sum(row["boxes"] for row in rows), 1)
+    axes.plot([0, 100], [0, 100], color=OTHERS, linewidth=1)
+    said, right = [100 * row["said"] for row in rows], [100 * row["right"] for row in rows]
+    axes.scatter(said, right, s=[8 + 120 * row["boxes"] / boxes for row in rows], color=OURS)
+    axes.set(
+        xlabel="confidence, %", ylabel="right, %", title="reliability", xlim=(0, 103), ylim=(0, 103)
+    )
+
+
+def draw_coverage(axes: Any, covered: Mapping[str, Mapping[str, float]], what: str) -> None:
+    """Draw the share of right boxes over the share of boxes that is kept.
+
+    Args:
+        axes: matplotlib's axes, which are changed.
+        covered: see ``calib.evaluation.metrics.coverage``.
+        what: what has a box or none: images or frames.
+    """
+    points = [each for each in covered.values() if each["kept"]]
+    axes.plot(
+        [100 * each["kept"] for each in points],
+        [100 * each["corloc"] for each in points],
+        ".-",
+        color=OURS,
+    )
+    axes.set(
+        xlabel=f"{what} with a box, %",
+        ylabel="of them right, %",
+        title="coverage",
+        xlim=(0, 103),
+        ylim=(0, 103),
+    )
+
+
+def stored(figure: Any, name: str) -> Picture:
+    """A matplotlib figure as a PNG of that name."""
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    return Picture(name, content.getvalue())
+
+
+def _percent(ious: Sequence[float]) -> float:
+    """The CorLoc of boxes, from 0 to 100."""
+    return 100 * corloc(np.array(ious))
+
+
+def plain(text: str) -> str:
+    """Escape text so that matplotlib draws it as it is. A dollar sign would begin a formula."""
+    return text.replace("$", r"\$")

@@ -1,11 +1,14 @@
 """Measures tracking: sequences with a true box in each frame, localized whole and with tracking in
 the same run.
 
-Measures: CorLoc and mean IoU over frames; success (area under the share of frames over an IoU
-threshold) and precision (share of centres within 20 pixels) as in Wu, Lim & Yang, "Online Object
-Tracking: A Benchmark", CVPR 2013, section 3; jitter: mean absolute change of a box's edges less
-that of the true box's, from frame to frame; recovery: seconds until a box is right after a second
-of black.
+The measures are CorLoc and mean IoU over frames, and these:
+
+- Success is the area under the curve of the share of frames over an IoU threshold, and precision is
+  the share of centres within 20 pixels (Wu, Lim & Yang, "Online Object Tracking: A Benchmark", CVPR
+  2013, section 3).
+- Jitter is the mean absolute change of a box's edges from frame to frame, less that of the true
+  box.
+- Recovery is the time from the end of a second of black frames until a box is right.
 """
 
 import time
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
@@ -22,11 +26,26 @@ from rich.table import Table
 
 from calib.data.datasets import Sample, decodable, load_dataset
 from calib.data.labels import Remarks
-from calib.evaluation.metrics import CORLOC_IOU, corloc
-from calib.evaluation.reliability import coverage, kept_of, reliability, rounded
-from engines.boxes import iou
+from calib.evaluation.metrics import CORLOC_IOU, corloc, coverage, kept_of, reliability, rounded
+from calib.evaluation.report import (
+    DARK,
+    OTHERS,
+    OURS,
+    SUFFIXES,
+    Picture,
+    draw_coverage,
+    draw_reliability,
+    outline,
+    plain,
+    stored,
+    write_document,
+)
+from engines.boxes import iou, overlap
 from engines.errors import ModelError, SourceError
+from engines.files import checked_suffix
 from engines.localizer import ImageBgr, Localization, Localizer
+from engines.text import displayable
+from realtime.annotate import PREDICTED_BGR, TRUTH_BGR
 from realtime.frames import BoxPx, Track
 from realtime.tracking.confidence import load_confidence_model
 from realtime.tracking.options import FollowOptions
@@ -34,7 +53,7 @@ from realtime.tracking.tracker import Tracker
 
 Boxes = NDArray[np.float64]
 RATE_FPS = 25.0
-"""Of sequences: files of pictures do not say."""
+"""The assumed frame rate of sequences, which are files of pictures."""
 SUCCESS_IOUS = np.linspace(0, 1, 21)
 PRECISION_PX = 20.0
 NOWHERE = (0.0, 0.0, 0.0, 0.0)
@@ -42,18 +61,20 @@ NOWHERE = (0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Followed:
-    """One sequence, localized and followed.
+    """One sequence, localized in whole frames and tracked.
 
     Attributes:
-        name: of it.
-        samples: its frames.
-        true, whole, raw, followed: boxes ``[T, 4]`` in pixels: nan where there is no object; the
-            whole frame's; the tracker's before and after it is calmed, ``NOWHERE`` where it
-            abstains.
-        tracks: what following said of each frame.
-        whole_ms, followed_ms: time of each frame, from image to box.
-        recovery_s: from the end of a second of black until a box is right again; nan where it never
-            is.
+        name: of the sequence.
+        samples: its T frames.
+        true: the true boxes ``[T, 4]`` in pixels, as are all boxes here; nan where there is no
+            object.
+        whole: the boxes that were found in whole frames.
+        raw: the boxes of the tracker before they are smoothed.
+        followed: the smoothed boxes of the tracker; ``NOWHERE`` where it is not confident enough.
+        tracks: the tracker's record of each frame.
+        whole_ms, followed_ms: the time of each frame, from image to box.
+        recovery_s: the time from the end of a second of black frames until a box is right; nan
+            where none is.
     """
 
     name: str
@@ -69,21 +90,28 @@ class Followed:
 
     @property
     def seen(self) -> NDArray[np.bool_]:
-        """Frames that the object is in."""
+        """Whether the object is in each frame, bool ``[T]``."""
         return ~np.isnan(self.true[:, 0])
 
     def ious(self, boxes: Boxes) -> NDArray[np.float64]:
-        """Of boxes with the truth, over the frames that the object is in."""
+        """The IoU of boxes ``[T, 4]`` with the true ones, of the frames with an object."""
         return np.asarray(iou(boxes[self.seen], self.true[self.seen]))
 
 
 def load_sequences(
     folder: Path, limit: int | None, remarks: Remarks | None = None
 ) -> list[Sample] | None:
-    """Every ``NAME_boxes.csv`` of a folder, of each the first ``limit`` frames; None where it has
-    none, or is no folder.
+    """Read every sequence of a folder: a ``NAME_boxes.csv`` each.
 
     Frames whose pixels are damaged are left out, as if a camera had dropped them.
+
+    Args:
+        folder: where the files are.
+        limit: the most frames of each sequence; None for all.
+        remarks: collects what was left out.
+
+    Returns:
+        The frames of all sequences; None where there is no such file, or no such folder.
 
     Raises:
         SourceError: a file cannot be used, or no frame can be decoded.
@@ -96,12 +124,12 @@ def load_sequences(
 def follow_sequences(
     samples: Sequence[Sample], localizer: Localizer, options: FollowOptions, console: Console
 ) -> list[Followed]:
-    """Localize and follow every sequence of a labelled set.
+    """Localize every sequence of a labelled set in whole frames, and track its object.
 
     Raises:
-        SourceError: it holds photos, not sequences.
+        SourceError: the set has photos that are in no sequence.
         ModelError: the engine has no head.
-        InputError: what is selected lies outside the first frame.
+        InputError: the selected place lies outside the first frame.
     """
     if "box_xyxy" not in [spec.name for spec in localizer.engine.outputs]:
         raise ModelError("this engine has no box head: fit one with 'fit' and pass it with --head")
@@ -122,9 +150,12 @@ def _followed(
     options: FollowOptions,
     console: Console,
 ) -> Followed:
-    first = samples[0].read()
-    begin = _beginner(first, options)
-    tracker, whole, followed, tracks = begin(), [], [], []
+    """Localize one sequence in whole frames, and track its object in the same run."""
+    begin = _tracker_maker(samples[0].read(), options)
+    tracker = begin()
+    whole: list[BoxPx] = []
+    followed: list[BoxPx] = []
+    tracks: list[Track] = []
     times_ms: list[tuple[float, float]] = []
     for number, sample in enumerate(track(samples, f"following {name}", console=console)):
         image = sample.read()
@@ -155,7 +186,8 @@ def _followed(
     )
 
 
-def _beginner(first: ImageBgr, options: FollowOptions) -> Callable[[], Tracker]:
+def _tracker_maker(first: ImageBgr, options: FollowOptions) -> Callable[[], Tracker]:
+    """A function that makes a tracker for frames like this one."""
     height, width = first.shape[:2]
     return lambda: Tracker(
         width,
@@ -167,13 +199,21 @@ def _beginner(first: ImageBgr, options: FollowOptions) -> Callable[[], Tracker]:
 
 
 def _box(found: Localization) -> BoxPx:
+    """The found box, or ``NOWHERE``."""
     return found.box_xyxy_px or NOWHERE
 
 
 def follow_frame(
     tracker: Tracker, localizer: Localizer, image_bgr: ImageBgr, pts_s: float
 ) -> tuple[Localization, Track]:
-    """One frame, followed: an engine call, waited for, where the tracker asks for one."""
+    """Track the object in one frame, with an engine call where the tracker asks for one.
+
+    Args:
+        tracker: of the sequence.
+        localizer: sees the window that the tracker chooses.
+        image_bgr: the next frame of the sequence.
+        pts_s: its time.
+    """
     window = tracker.window(image_bgr, pts_s)
     if window is None:
         return tracker.update(None)
@@ -184,10 +224,13 @@ def follow_frame(
 def recovery_s(
     samples: Sequence[Sample], true: Boxes, localizer: Localizer, tracker: Tracker
 ) -> float:
-    """Follow once more, with a second of black from the first third on: seconds from its end until
-    a box is right.
+    """Track the object with a second of black frames after the first third of the sequence.
+
+    Returns:
+        The seconds from the end of the black frames until a box is right; nan where none is.
     """
-    start, length = len(samples) // 3, round(RATE_FPS)
+    start = len(samples) // 3
+    length = round(RATE_FPS)
     for number, sample in enumerate(samples):
         image = sample.read()
         black = start <= number < start + length
@@ -200,7 +243,12 @@ def recovery_s(
 
 
 def measures(sequence: Followed, boxes: Boxes) -> dict[str, float]:
-    """``corloc, mean_iou, success_auc, precision_20px, jitter_px`` of one kind of boxes."""
+    """``corloc``, ``mean_iou``, ``success_auc``, ``precision_20px`` and ``jitter_px`` of boxes.
+
+    Args:
+        sequence: has the true boxes.
+        boxes: ``[T, 4]`` in pixels.
+    """
     ious, seen = sequence.ious(boxes), sequence.seen
     centres = (
         boxes[seen, :2] + boxes[seen, 2:] - sequence.true[seen, :2] - sequence.true[seen, 2:]
@@ -218,12 +266,12 @@ def measures(sequence: Followed, boxes: Boxes) -> dict[str, float]:
 
 
 def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
-    """``followed``, ``raw`` and ``whole``: means over the sequences of ``measures``, and fps; under
-    ``sequences`` each one's.
+    """The report of sequences, by the names that ``evaluate --follow --json`` prints.
 
-    Those of ``followed`` are at the top too, under the names of
-    ``calib.evaluation.evaluate.report_of``.
-    ``coverage`` and ``reliability``: see ``calib.evaluation.reliability``.
+    ``followed``, ``raw`` and ``whole`` have the means of ``measures`` over the sequences, and the
+    frames per second. The means of ``followed`` are at the top, too, by the names of
+    ``calib.evaluation.evaluate.report_of``. ``sequences`` has the figures of each sequence. For
+    ``coverage`` and ``reliability`` see ``calib.evaluation.metrics``.
     """
     each = {s.name: _row(s) for s in sequences}
     kinds: dict[str, dict[str, float]] = {}
@@ -234,12 +282,14 @@ def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
     kinds["followed"]["fps"] = 1e3 / float(
         np.median(np.concatenate([s.followed_ms for s in sequences]))
     )
-    sure = np.concatenate([np.array([t.confidence for t in s.tracks])[s.seen] for s in sequences])
+    confidences = np.concatenate(
+        [np.array([t.confidence for t in s.tracks])[s.seen] for s in sequences]
+    )
     right = np.concatenate([s.ious(s.followed) for s in sequences]) > CORLOC_IOU
     shown = np.concatenate([s.followed[s.seen, 2] > 0 for s in sequences])
     report = rounded(
         {
-            "images": len(sure),
+            "images": len(confidences),
             **{name: value for name, value in kinds["followed"].items() if name != "fps"},
             "ms_per_image": 1e3 / kinds["followed"]["fps"],
             "baselines": {"whole_frame": kinds["whole"]["corloc"]},
@@ -247,8 +297,8 @@ def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
             **kinds,
             "shown": float(shown.mean()),
             "corloc_shown": kept_of(right[shown], len(right))["corloc"],
-            "coverage": coverage(sure, right),
-            "reliability": reliability(sure, right),
+            "coverage": coverage(confidences, right),
+            "reliability": reliability(confidences, right),
             "sequences": each,
         }
     )
@@ -256,6 +306,7 @@ def report_of(sequences: Sequence[Followed]) -> dict[str, Any]:
 
 
 def _row(sequence: Followed) -> dict[str, Any]:
+    """The figures of one sequence in the report."""
     kinds = {
         kind: measures(sequence, getattr(sequence, kind)) for kind in ("followed", "raw", "whole")
     }
@@ -264,7 +315,7 @@ def _row(sequence: Followed) -> dict[str, Any]:
 
 
 def sequences_table(report: Mapping[str, Any]) -> Table:
-    """The report for the terminal: a row for each sequence."""
+    """The report as a table for the terminal, with a row for each sequence."""
     table = Table(title=f"{report['frames']} frames, IoU over {CORLOC_IOU}", title_justify="left")
     for name in (
         "sequence",
@@ -293,3 +344,165 @@ def sequences_table(report: Mapping[str, Any]) -> Table:
             style="bold" if name == "mean" else "",
         )
     return table
+
+
+STRIP_FRAMES, STRIP_WIDTH_PX = 6, 300
+WINDOW_BGR = (255, 220, 120)
+SHADES = {"searching": "#F3E3B3", "widened": "#E7D6EE", "lost": "#F4C9C4"}
+"""The colours of the states in plots. ``following`` has none."""
+
+
+def write_sequence_report(
+    path: Path,
+    title: str,
+    report: Mapping[str, Any],
+    sequences: Sequence[Followed],
+    facts: Mapping[str, str],
+) -> None:
+    """Write the report of sequences, whole or not at all.
+
+    Args:
+        path: see ``calib.evaluation.report.write_report``.
+        title: the first heading.
+        report: see ``report_of``.
+        sequences: those that it is of.
+        facts: model, method, machine and so on, each with its name.
+
+    Raises:
+        OutputError: the ending is neither, or the place cannot be written.
+    """
+    checked_suffix(path, SUFFIXES, "report")
+    shown: list[dict[str, Any]] = [
+        {
+            "name": each.name,
+            "row": report["sequences"][each.name],
+            "plot": course(each),
+            "strip": film_strip(each),
+        }
+        for each in sequences
+    ]
+    content: dict[str, Any] = {
+        "title": title,
+        "report": report,
+        "facts": facts,
+        "shown": shown,
+        "curves": curves(report, sequences),
+        "shades": SHADES,
+    }
+    pictures: list[Picture] = [
+        content["curves"],
+        *(each[kind] for each in shown for kind in ("plot", "strip")),
+    ]
+    write_document(path, "sequences", content, pictures)
+
+
+def film_strip(sequence: Followed) -> Picture:
+    """A picture of a few frames, evenly spread over the sequence.
+
+    The true box is green and the tracked one red. A thin light line is the window that the engine
+    saw.
+    """
+    panels = []
+    for number in np.linspace(
+        0, len(sequence.samples) - 1, min(STRIP_FRAMES, len(sequence.samples))
+    ).astype(int):
+        image = sequence.samples[number].read()
+        scale = STRIP_WIDTH_PX / image.shape[1]
+        panel = np.asarray(
+            cv2.resize(
+                image, (STRIP_WIDTH_PX, round(image.shape[0] * scale)), interpolation=cv2.INTER_AREA
+            ),
+            np.uint8,
+        )
+        said = sequence.tracks[number]
+        true = sequence.true[number]
+        found = sequence.followed[number]
+        if said.window_xyxy_px:
+            x0, y0, x1, y1 = (round(edge * scale) for edge in said.window_xyxy_px)
+            cv2.rectangle(panel, (x0, y0), (x1 - 1, y1 - 1), WINDOW_BGR, 1)
+        text = f"{number}  {said.state} {said.confidence:.2f}"
+        if sequence.seen[number]:
+            outline(panel, [float(edge) * scale for edge in true], TRUTH_BGR)
+            text += f"  IoU {overlap(found, true):.2f}"
+        if found[2] > 0:
+            outline(panel, [float(edge) * scale for edge in found], PREDICTED_BGR)
+        panel[:20] //= 3
+        cv2.putText(
+            panel,
+            displayable(text),
+            (6, 14),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.42,
+            (255, 255, 255),
+            1,
+            cv2.LINE_AA,
+        )
+        panels.append(panel)
+    rows = [
+        np.hstack(panels[start : start + 3])
+        for start in range(0, len(panels) - len(panels) % 3 or 1, 3)
+    ]
+    if len(panels) < 3:
+        rows = [np.hstack(panels)]
+    encoded = cv2.imencode(".jpg", np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    return Picture(f"{sequence.name}_strip.jpg", encoded.tobytes())
+
+
+def course(sequence: Followed) -> Picture:
+    """A plot of the IoU of each frame, whole and tracked, with the confidence and the states."""
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+
+    figure = Figure(figsize=(6.4, 2.2), dpi=160, layout="constrained")
+    axes = figure.subplots()
+    frames = np.arange(len(sequence.samples))
+    for number, said in enumerate(sequence.tracks):
+        if said.state in SHADES:
+            axes.axvspan(number - 0.5, number + 0.5, color=SHADES[said.state], linewidth=0)
+    for boxes, colour, name in (
+        (sequence.whole, OTHERS, "whole frame"),
+        (sequence.followed, OURS, "followed"),
+    ):
+        ious = np.full(len(frames), np.nan)
+        ious[sequence.seen] = sequence.ious(boxes)
+        axes.plot(frames, ious, color=colour, label=name, linewidth=1.6)
+    axes.plot(
+        frames,
+        [said.confidence for said in sequence.tracks],
+        ":",
+        color=DARK,
+        label="confidence",
+        linewidth=1.1,
+    )
+    axes.axhline(CORLOC_IOU, color=DARK, linewidth=0.6)
+    axes.set(
+        xlabel="frame",
+        ylabel="IoU",
+        ylim=(0, 1),
+        xlim=(-0.5, len(frames) - 0.5),
+        title=plain(sequence.name),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", frameon=False, ncols=3, fontsize=8)
+    return stored(figure, f"{sequence.name}_course.png")
+
+
+def curves(report: Mapping[str, Any], sequences: Sequence[Followed]) -> Picture:
+    """Plots of success over the IoU threshold, of reliability, and of CorLoc over coverage."""
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+
+    figure = Figure(figsize=(9.6, 2.8), dpi=160, layout="constrained")
+    success, reliable, covered = figure.subplots(1, 3)
+    for kind, colour in (("whole", OTHERS), ("followed", OURS)):
+        ious = [each.ious(getattr(each, kind)) for each in sequences]
+        shares = [100 * np.mean([(each > least).mean() for each in ious]) for least in SUCCESS_IOUS]
+        success.plot(
+            SUCCESS_IOUS, shares, color=colour, label=f"{kind} {report[kind]['success_auc']:.3f}"
+        )
+    success.legend(frameon=False, fontsize=8)
+    success.set(xlabel="IoU over", ylabel="frames, %", title="success (area)")
+    draw_reliability(reliable, report["reliability"])
+    draw_coverage(covered, report["coverage"], "frames")
+    for axes in (success, reliable, covered):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return stored(figure, "curves.png")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import check_disjoint, constant_boxes, corloc
-from calib.evaluation.pictures import plain
+from calib.evaluation.report import plain
 from calib.heads.features import FeatureTable, feature_table
 from calib.heads.linear import FOLDS, Rows, fit_rows, group_numbers, predict
 from engines.boxes import iou

@@ -14,6 +14,7 @@ from rich.progress import track
 from calib.data.datasets import Sample
 from calib.data.images import size_of
 from calib.data.labels import SizePx
+from calib.evaluation.metrics import relative_boxes
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.confidence import averaged, cues_of
@@ -112,14 +113,6 @@ def feature_table(
     return FeatureTable(
         found["values"], found["mirrored"], boxes, names, found["class_indices"], groups, answers
     )
-
-
-def relative_boxes(singles: Sequence[Sample], sizes_px: Sequence[SizePx]) -> NDArray[np.float64]:
-    """The one box of each sample as fractions of its image's (width, height), clipped to it:
-    ``[N, 4]``.
-    """
-    boxes = np.array([sample.truths[0].box_xyxy_px for sample in singles])
-    return np.asarray(np.clip(boxes / np.tile(np.array(sizes_px, np.float64), 2), 0, 1))
 
 
 def _computed(

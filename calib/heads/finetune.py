@@ -18,7 +18,7 @@ from rich.progress import track
 from safetensors.numpy import save
 
 from calib.data.datasets import Sample
-from calib.evaluation.detection import average_precision, mean_ap
+from calib.evaluation.metrics import average_precision, mean_ap
 from engines.backends.openvino import OpenVinoEngine
 from engines.errors import ModelError, SourceError
 from engines.files import Kind, whole_file

@@ -21,8 +21,8 @@ from rich.progress import track
 
 from calib.bench.machine import count_work, machine
 from calib.data.datasets import Sample, load_dataset
-from calib.evaluation.detection import all_found
 from calib.evaluation.evaluate import evaluate
+from calib.evaluation.metrics import all_found
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.choose import SEARCHES, Choice, choose_head, chosen_spec, open_localizer

@@ -15,8 +15,14 @@ from rich.console import Console
 from calib.data.datasets import Sample, load_dataset
 from calib.evaluation.evaluate import Case, evaluate
 from calib.evaluation.metrics import ConstantBoxes
-from calib.evaluation.pictures import PANEL_PX, class_bars, outline
-from calib.evaluation.report import check_report, example_cases, write_report
+from calib.evaluation.report import (
+    PANEL_PX,
+    check_report,
+    class_bars,
+    example_cases,
+    outline,
+    write_report,
+)
 from engines.errors import OutputError
 from engines.localizer import Localizer
 from engines.text import REPLACEMENT

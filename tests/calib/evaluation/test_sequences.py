@@ -10,8 +10,13 @@ import pytest
 
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
-from calib.evaluation.report import write_sequence_report
-from calib.evaluation.sequences import Followed, load_sequences, measures, report_of
+from calib.evaluation.sequences import (
+    Followed,
+    load_sequences,
+    measures,
+    report_of,
+    write_sequence_report,
+)
 from realtime.frames import Track
 from tests.command_line import command, refused
 from tests.realtime.media import picture

@@ -5,7 +5,7 @@ import pytest
 
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
-from calib.evaluation.detection import Predicted, conditional_probabilities, rescored
+from calib.evaluation.metrics import Predicted, conditional_probabilities, rescored
 
 BOX = (0.0, 0.0, 1.0, 1.0)
 

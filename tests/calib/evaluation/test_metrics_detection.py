@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calib.data.choose import KNOWN, everyday_names
-from calib.evaluation.detection import (
+from calib.evaluation.metrics import (
     Predicted,
     all_found,
     average_precision,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calib.evaluation.reliability import calibration_error, coverage, reliability, sureness
+from calib.evaluation.metrics import calibration_error, confidence_report, coverage, reliability
 
 SURE, RIGHT = np.array([0.1, 0.15, 0.85, 0.95, 1.0]), np.array([False, True, True, True, True])
 
@@ -26,9 +26,9 @@ def test_coverage_is_what_is_kept_and_how_much_of_that_is_right():
 
 
 def test_what_min_score_leaves_is_said_where_it_is_asked():
-    assert sureness(SURE, RIGHT, 0.12)["at_min_score"] == {
+    assert confidence_report(SURE, RIGHT, 0.12)["at_min_score"] == {
         "min_score": 0.12,
         "kept": 0.8,
         "corloc": 1.0,
     }
-    assert "at_min_score" not in sureness(SURE, RIGHT, 0.0)
+    assert "at_min_score" not in confidence_report(SURE, RIGHT, 0.0)
