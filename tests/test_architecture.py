@@ -21,6 +21,8 @@ TORCH_FILES = {
     "engines/backends/torch_cuda.py",
     "engines/networks/weights.py",
     "calib/research/train.py",
+    "calib/bench/gpu_day.py",
+    "calib/bench/gpu_stand_in.py",
     "calib/bench/torch_peers.py",
 }
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))

@@ -1,0 +1,525 @@
+"""Proves and times the GPU path on a bare machine: ``python -m calib.bench.gpu_day --out DIR``.
+
+The machine needs a GPU, NVIDIA's compiler, and PyTorch for CUDA, NumPy, ONNX, OpenCV, rich and
+safetensors. It needs neither OpenVINO nor PyAV nor TensorRT. ``--pycuda FILE`` names the source
+archive of pycuda, which is compiled while the first stages run.
+
+Each stage stands alone. A stage that fails is one line and a traceback in the report
+(``gpu_day.json``), and the next stage runs.
+
+``--dry`` runs what needs no GPU, on any machine. It imports all modules, builds and checks the
+graphs, and runs PyTorch's engine once on the processor. Its report has the same form.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from calib.bench.gpu_stand_in import (
+    OPENINGS,
+    Driven,
+    call_ms,
+    check_sessions,
+    feed,
+    in_flight,
+    lost_mib,
+    outputs_of,
+    p50_p99,
+    pictures,
+)
+from engines.backends import tensorrt as backend
+from engines.backends.cuda import probe_gpu
+from engines.backends.slots import SlottedEngine
+from engines.boxes import iou
+from engines.build import WANTED_CLASS, build_graph
+from engines.choose import Choice, choose_head
+from engines.engine import Array
+from engines.errors import EngineError, SightlineError
+from engines.files import Kind, checked_output, whole_file
+from engines.head import Head
+from engines.heuristic import Heuristic
+from engines.networks.registry import Classifier, load_classifier
+from engines.preprocess import IMAGE
+
+if TYPE_CHECKING:
+    pass
+
+REPORT_FILE = Kind("report of a GPU day", (".json",), rb'\{\s*"imports": \{')
+SKIPPED = "skipped: no GPU"
+METHODS = ("sensitivity", "gestalt", "heuristic")
+MODULES = (
+    "engines.backends.torch_reference",
+    "engines.backends.torch_cuda",
+    "engines.backends.tensorrt",
+    "calib.bench.torch_peers",
+)
+ABSENT = ("openvino", "av", "tensorrt", "tensorrt_rtx")
+"""Packages that the machine lacks: no stage may import one of them."""
+LEAST_CORRELATION = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.9}
+"""Of an engine's map with the reference's, by precision."""
+PEERS = ("autograd", "captured_autograd", "compiled", "forward", "captured_forward")
+TIMED_S = 6.0
+MOST_LOST_MIB = 16.0
+COMPILE_IN_PARALLEL = """
+import setuptools._distutils.ccompiler as compiler, concurrent.futures, os, sys, runpy
+
+def compile(self, sources, output_dir=None, macros=None, include_dirs=None, debug=0,
+            extra_preargs=None, extra_postargs=None, depends=None):
+    macros, objects, extra, options, build = self._setup_compile(
+        output_dir, macros, include_dirs, sources, depends, extra_postargs)
+    arguments = self._get_cc_args(options, debug, extra_preargs)
+    def one(name):
+        if name in build:
+            self._compile(name, *build[name], arguments, extra, options)
+    list(concurrent.futures.ThreadPoolExecutor(os.cpu_count()).map(one, objects))
+    return objects
+
+compiler.CCompiler.compile = compile
+sys.argv = ["setup.py", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+"""Runs pycuda's own ``setup.py`` with all processors in place of one."""
+
+
+@dataclass(frozen=True)
+class Day:
+    """What is run.
+
+    Attributes:
+        dry: without a GPU.
+        vgg: weights of VGG16.
+        pycuda: source archive of pycuda; None where pycuda is installed.
+        building: the compilation of pycuda; None where there is none.
+    """
+
+    dry: bool
+    vgg: str = "random"
+    pycuda: Path | None = None
+    building: "Future[Path] | None" = None
+
+    def networks(self) -> Iterator[tuple[str, Classifier, Choice]]:
+        """Name, network and choice of each network. A dry run takes the small one only."""
+        yield "compact", load_classifier("compact"), Choice()
+        if not self.dry:
+            choice = Choice(model="vgg16", weights=self.vgg)
+            yield "vgg16", load_classifier("vgg16", self.vgg), choice
+
+
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the day.
+
+    Attributes:
+        proves: what is known when it ends without an error.
+        run: does it, and returns figures.
+        dry: does what of it needs no GPU; None where all of it needs none.
+    """
+
+    proves: str
+    run: Callable[[Day], Found]
+    dry: Callable[[Day], Found] | None = None
+
+
+def imports(_: Day) -> Found:
+    """Import what the later stages use."""
+    before = set(sys.modules)
+    for module in MODULES:
+        import_module(module)
+    unwanted = [name for name in ABSENT if name in sys.modules.keys() - before]
+    if unwanted:
+        raise EngineError(f"{', '.join(unwanted)} was imported, and a bare machine lacks it")
+    return {"modules": [*MODULES]}
+
+
+def facts(day: Day) -> Found:
+    """Describe the machine, and measure its copy rate and its rate of matrix products."""
+    import torch
+
+    gpu = probe_gpu()
+    run = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False)
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    left = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
+    right = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
+    copy_ms = _gpu_ms(lambda: target.copy_(source))
+    product_ms = _gpu_ms(lambda: left @ right)
+    return {
+        **versions(day),
+        "gpu": str(gpu),
+        "driver_cuda": gpu.cuda_version,
+        "copy_tb_per_s": 2 * 2**30 / copy_ms / 1e9,
+        "fp16_tflop_per_s": 2 * 8192**3 / product_ms / 1e9,
+        "nvidia_smi": run.stdout,
+    }
+
+
+def versions(_: Day) -> Found:
+    """Of Python and the libraries."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "onnx": onnx.__version__,
+    }
+
+
+def _gpu_ms(work: Callable[[], object], times: int = 20) -> float:
+    """The mean time of one call, between two events on the GPU."""
+    import torch
+
+    for _ in range(3):
+        work()
+    begun = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    begun.record()
+    for _ in range(times):
+        work()
+    done.record()
+    done.synchronize()
+    return float(begun.elapsed_time(done)) / times
+
+
+def graphs(day: Day) -> Found:
+    """Build the graph of each network and method, and check it with ONNX's own checker."""
+    found: Found = {}
+    for name, classifier, choice in day.networks():
+        for method, head in _heads(classifier, choice):
+            graph = build_graph(classifier, head=head)
+            content = graph.SerializeToString()
+            if len(content) < 2**31:  # the checker takes no more
+                onnx.checker.check_model(content)
+            digest = hashlib.sha256(content).hexdigest()
+            found[f"{name} {method}"] = {"nodes": len(graph.graph.node), "sha256": digest}
+    return found
+
+
+def _heads(classifier: Classifier, choice: Choice) -> Iterator[tuple[str, Head | Heuristic | None]]:
+    """Each method with its head."""
+    for method in METHODS:
+        named = Choice(model=choice.model, weights=choice.weights, method=method)
+        yield method, choose_head(named, classifier)
+
+
+def torch_is_right(day: Day) -> Found:
+    """Compare PyTorch's engine with slots and graphs with the reference on the processor.
+
+    Raises:
+        EngineError: maps differ by more than ``LEAST_CORRELATION`` allows.
+    """
+    found: Found = {}
+    for name, classifier, choice in day.networks():
+        for method, head in _heads(classifier, choice):
+            compared = compare_torch(classifier, head, "cuda", tuple(LEAST_CORRELATION), (1, 3), 12)
+            found |= {f"{name} {method} {what}": each for what, each in compared.items()}
+    return found
+
+
+def torch_on_processor(_: Day) -> Found:
+    """The same comparison with the smallest network, two frames and no GPU."""
+    classifier = load_classifier("compact")
+    return compare_torch(classifier, choose_head(Choice(), classifier), "cpu", ("fp32",), (2,), 2)
+
+
+def compare_torch(
+    classifier: Classifier,
+    head: Head | Heuristic | None,
+    device: str,
+    precisions: Sequence[str],
+    slots: Sequence[int],
+    frames: int,
+) -> dict[str, dict[str, float]]:
+    """By precision and number of slots: how well the engine with slots agrees with the reference.
+
+    Raises:
+        EngineError: maps differ by more than ``LEAST_CORRELATION`` allows.
+    """
+    from engines.backends.torch_cuda import TorchStreamEngine
+    from engines.backends.torch_reference import TorchEngine
+
+    reference = TorchEngine(classifier, head=head)
+    feeds = [feed([image]) for image in pictures(classifier.size_px, frames)]
+    true = [reference.infer(each) for each in feeds]
+    found = {}
+    for precision, count in product(precisions, slots):
+        engine = TorchStreamEngine(
+            classifier, head=head, device=device, precision=precision, slots=count
+        )
+        agreement = _agreement(true, list(in_flight(engine, feeds)))
+        engine.close()
+        found[f"{precision} slots {count}"] = agreement
+        if not agreement["correlation"] > LEAST_CORRELATION[precision]:
+            raise EngineError(f"{classifier.name} in {precision}: {agreement}")
+    return found
+
+
+def _agreement(
+    true: Sequence[Mapping[str, Array]], given: Sequence[Mapping[str, Array]]
+) -> dict[str, float]:
+    """The worst over all frames; the share of frames with the same class."""
+    pairs = list(zip(true, given, strict=True))
+    maps = [(a["map"].ravel(), b["map"].ravel()) for a, b in pairs]
+    lost = [np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in maps]
+    boxes = [iou(a["box_xyxy"][0], b["box_xyxy"][0]) for a, b in pairs]
+    same = [bool(a["class_index"][0] == b["class_index"][0]) for a, b in pairs]
+    return {
+        "correlation": float(min(np.corrcoef(a, b)[0, 1] for a, b in maps)),
+        "relative_difference": float(max(lost)),
+        "box_iou": float(min(boxes)),
+        "same_class": float(np.mean(same)),
+    }
+
+
+def torch_timed(day: Day) -> Found:
+    """Time PyTorch's engine in trtexec's words, for each precision and batch."""
+    from engines.backends.torch_cuda import TorchStreamEngine
+
+    found: Found = {}
+    for name, classifier, choice in day.networks():
+        head = choose_head(choice, classifier)
+        for precision, batch in product(LEAST_CORRELATION, (1, 8, 32)):
+            engine = TorchStreamEngine(classifier, head=head, batch=batch, precision=precision)
+            images = pictures(classifier.size_px, batch)
+            found[f"{name} {precision} batch {batch}"] = timed(engine, feed(images), TIMED_S)
+            engine.close()
+    return found
+
+
+def timed(engine: SlottedEngine, feeds: Mapping[str, Array], seconds: float) -> Found:
+    """Keep all slots busy. The first fifth of the calls is left out.
+
+    Returns:
+        ``images_per_s``, and median and 99th percentile in milliseconds of each part of a call.
+    """
+    rows: list[tuple[float, ...]] = []
+    waiting: deque[tuple[Any, float, float]] = deque()
+    begin = time.perf_counter()
+    while len(rows) < 5 or time.perf_counter() - begin < seconds:
+        while len(waiting) < engine.slots:
+            before = time.perf_counter()
+            ticket = engine.submit(feeds)
+            waiting.append((ticket, before, (time.perf_counter() - before) * 1e3))
+        ticket, before, enqueue_ms = waiting.popleft()
+        engine.collect(ticket)
+        gpu = engine.times
+        parts_ms = (gpu.h2d_ms, gpu.compute_ms, gpu.d2h_ms) if gpu else (0.0, 0.0, 0.0)
+        rows.append((enqueue_ms, *parts_ms, (time.perf_counter() - before) * 1e3))
+    passed_s = time.perf_counter() - begin
+    for ticket, _, _ in waiting:
+        engine.collect(ticket)
+    columns = np.array(rows[len(rows) // 5 :]).T
+    names = ("enqueue_ms", "h2d_ms", "compute_ms", "d2h_ms", "host_ms")
+    times_ms = {name: p50_p99(values) for name, values in zip(names, columns, strict=True)}
+    return {"images_per_s": round(len(rows) * len(feeds[WANTED_CLASS]) / passed_s, 1), **times_ms}
+
+
+def peers_timed(day: Day) -> Found:
+    """Time what users of PyTorch run on the same GPU."""
+    from calib.bench.torch_peers import TorchPeers
+
+    found: Found = {}
+    for name, classifier, _ in day.networks():
+        image = feed(pictures(classifier.size_px, 1))[IMAGE]
+        for precision, method in product(("fp32", "fp16"), PEERS):
+            what = f"{name} {precision} {method}"
+            try:
+                call = getattr(TorchPeers(classifier, image, "cuda", precision), method)()
+                found[what] = call_ms(call, 100)
+            except Exception as error:  # the other peers are still timed
+                found[what] = f"{type(error).__name__}: {error}"[:200]
+    return found
+
+
+def peers_there(_: Day) -> Found:
+    """All peers have a method of their own."""
+    from calib.bench.torch_peers import TorchPeers
+
+    missing = [name for name in PEERS if not hasattr(TorchPeers, name)]
+    if missing:
+        raise EngineError(f"there is no peer {', '.join(missing)}")
+    return {"peers": [*PEERS]}
+
+
+def build_pycuda(archive: Path) -> Path:
+    """Compile pycuda in a folder of its own, and make it importable.
+
+    Raises:
+        EngineError: the archive or NVIDIA's compiler is missing, or the compilation fails.
+    """
+    root = Path(tempfile.mkdtemp(prefix="pycuda-"))
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, filter="data")
+    (source,) = root.glob("pycuda-*")
+    places = [Path(place) for place in ("/usr/local/cuda", "/usr")]
+    cuda = next((place for place in places if (place / "bin" / "nvcc").exists()), None)
+    if cuda is None:
+        raise EngineError("NVIDIA's compiler nvcc is not there: install the CUDA toolkit")
+    flags = {"CFLAGS": "-O1 -w", "CXXFLAGS": "-O1 -w"}
+    flags |= {"LIBRARY_PATH": f"{cuda}/lib64/stubs:{cuda}/lib64"}
+    environment = {**os.environ, "PATH": f"{cuda}/bin:{os.environ['PATH']}", **flags}
+    configure = ["configure.py", f"--cuda-root={cuda}", "--no-cuda-enable-curand"]
+    for arguments in (configure, ["-c", COMPILE_IN_PARALLEL]):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(
+            command, cwd=source, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise EngineError((done.stderr or done.stdout)[-1500:])
+    sys.path.insert(0, str(source))
+    return source
+
+
+def pycuda_is_built(day: Day) -> Found:
+    """Wait for the compilation, and load pycuda."""
+    found = {"at": str(day.building.result())} if day.building is not None else {}
+    backend.load_pycuda()
+    return found
+
+
+def pycuda_archive(day: Day) -> Found:
+    """Read the source archive, where one is given."""
+    if day.pycuda is None:
+        return {}
+    with tarfile.open(day.pycuda) as tar:
+        return {"files": len(tar.getnames())}
+
+
+def sessions(_: Day) -> Found:
+    """Drive pycuda and the driver.
+
+    Raises:
+        EngineError: GPU memory is lost.
+        AssertionError: an output is wrong, or a CUDA graph was not captured.
+    """
+    driven = Driven.of(load_classifier("compact"), Choice())
+    found = check_sessions(driven)
+    lost = lost_mib(driven)
+    if lost > MOST_LOST_MIB:
+        raise EngineError(f"{lost:.0f} MiB of GPU memory are lost in {OPENINGS} openings")
+    return {**found, f"MiB lost in {OPENINGS} openings": lost}
+
+
+def stand_in_fits(_: Day) -> Found:
+    """The stand-in's outputs have the shapes of the graph's."""
+    import torch
+
+    driven = Driven.of(load_classifier("compact"), Choice())
+    image = torch.zeros((1, driven.size_px, driven.size_px, 3), dtype=torch.uint8)
+    outputs = outputs_of(image, torch.zeros(1, dtype=torch.int64), driven.library.map_hw)
+    shapes = {name: tuple(value.shape) for name, value in outputs.items()}
+    wrong = [name for name, shape in shapes.items() if driven.library.specs[name].shape != shape]
+    if wrong:
+        raise EngineError(f"the stand-in gives other shapes for {', '.join(wrong)}")
+    return {"outputs": shapes}
+
+
+STAGES: dict[str, Stage] = {
+    "imports": Stage("All modules load without OpenVINO, PyAV and TensorRT.", imports),
+    "facts": Stage("The driver answers; copies and products are as fast as sold.", facts, versions),
+    "graphs": Stage("Every graph that a GPU is to run is built and valid.", graphs),
+    "torch is right": Stage(
+        "PyTorch's engine on the GPU gives the maps, boxes and classes of the processor.",
+        torch_is_right,
+        torch_on_processor,
+    ),
+    "torch timed": Stage(
+        "How fast PyTorch's engine is, with all slots busy.", torch_timed, lambda _: {}
+    ),
+    "peers timed": Stage("How fast PyTorch's users are on this GPU.", peers_timed, peers_there),
+    "pycuda is built": Stage(
+        "pycuda compiles and finds the driver.", pycuda_is_built, pycuda_archive
+    ),
+    "sessions": Stage(
+        "Contexts, slots, threads and CUDA graphs are right on the driver, and no memory is lost.",
+        sessions,
+        stand_in_fits,
+    ),
+}
+"""In the order in which they run. pycuda needs the time of those before it."""
+
+
+def run_day(day: Day, out: Path, stages: Mapping[str, Stage] = STAGES) -> dict[str, Found]:
+    """Run all stages, and write the report after each.
+
+    Args:
+        day: what is run.
+        out: folder for ``gpu_day.json``.
+        stages: by name.
+
+    Returns:
+        By name of the stage: ``state`` (``ok``, ``SKIPPED``, or ``FAILED`` and why), ``s``
+        (seconds), ``proves``, and what the stage found; with ``error`` where it failed.
+
+    Raises:
+        OutputError: the report cannot be written, or another file has its name.
+    """
+    path = out / "gpu_day.json"
+    checked_output(path, REPORT_FILE)
+    report: dict[str, Found] = {}
+    for name, stage in stages.items():
+        begin = time.perf_counter()
+        dry = stage.dry if day.dry else None
+        state = SKIPPED if dry else "ok"
+        try:
+            found = (dry or stage.run)(day)
+        except Exception as error:  # the next stage still runs
+            first = next(iter(str(error).splitlines()), "")
+            state = f"FAILED {type(error).__name__}: {first}"[:150]
+            found = {"error": traceback.format_exc()}
+        seconds = round(time.perf_counter() - begin, 1)
+        report[name] = {"state": state, "s": seconds, "proves": stage.proves, **found}
+        print(f"{seconds:>7.1f} s  {name}: {state}. {stage.proves}", flush=True)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
+    print(f"wrote {path}")
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status: 0 where nothing failed, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m calib.bench.gpu_day", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu_day_out"), help="folder of the report"
+    )
+    parser.add_argument("--pycuda", type=Path, help="source archive of pycuda, to compile it")
+    parser.add_argument("--dry", action="store_true", help="only what needs no GPU")
+    parser.add_argument("--vgg", default="random", help="weights of VGG16")
+    given = parser.parse_args(arguments)
+    try:
+        if not given.dry:
+            probe_gpu()
+        with ThreadPoolExecutor(1) as pool:
+            compiled = given.pycuda is not None and not given.dry
+            building = pool.submit(build_pycuda, given.pycuda) if compiled else None
+            report = run_day(Day(given.dry, given.vgg, given.pycuda, building), given.out)
+    except SightlineError as error:
+        parser.error(f"{error}; --dry runs what needs no GPU" if not given.dry else str(error))
+    return int(any(found["state"].startswith("FAILED") for found in report.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The day a GPU is there, as far as it goes without one: the dry run, and the sessions on a
+stand-in for the driver.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the script needs: pip install '.[torch]'")
+
+from calib.bench.gpu_day import SKIPPED, STAGES, Day, main, run_day  # noqa: E402
+from calib.bench.gpu_stand_in import Driven, check_sessions  # noqa: E402
+from engines.choose import Choice  # noqa: E402
+from engines.networks.registry import load_classifier  # noqa: E402
+from tests.engines.gpu import machine_with_gpu, memory_at  # noqa: E402
+
+BARE = """
+import sys
+for name in ("openvino", "av", "tensorrt", "tensorrt_rtx", "pycuda", "typer", "matplotlib"):
+    sys.modules[name] = None
+from calib.bench.gpu_day import main
+sys.exit(main(["--dry", "--out", sys.argv[1]]))
+"""
+
+
+def test_a_dry_run_needs_none_of_what_a_bare_machine_lacks(tmp_path):
+    command = [sys.executable, "-c", BARE, tmp_path]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads((tmp_path / "gpu_day.json").read_text())
+    assert [*report] == [*STAGES]
+    for name, stage in STAGES.items():
+        assert report[name]["state"] == (SKIPPED if stage.dry else "ok")
+        assert f"{name}: {report[name]['state']}. {stage.proves}" in run.stdout
+    assert report["graphs"]["compact sensitivity"]["nodes"] > 50
+    assert report["torch is right"]["fp32 slots 2"]["same_class"] == 1
+
+
+def test_a_stage_that_fails_is_told_and_the_next_one_runs(tmp_path, capsys):
+    def fails(_):
+        raise ValueError("no luck\nat all")
+
+    stages = {
+        "imports": replace(STAGES["imports"], run=fails),
+        "graphs": STAGES["graphs"],
+    }
+    report = run_day(Day(dry=True), tmp_path, stages)
+    assert report["imports"]["state"] == "FAILED ValueError: no luck"
+    assert "Traceback" in report["imports"]["error"]
+    assert report["graphs"]["state"] == "ok"
+    assert "imports: FAILED ValueError: no luck." in capsys.readouterr().out
+
+
+def test_another_file_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "gpu_day.json").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["--dry", "--out", str(tmp_path)])
+    assert "gpu_day.json" in capsys.readouterr().err
+    assert (tmp_path / "gpu_day.json").read_text() == "mine"
+
+
+def driven_by(run_on):
+    """The compact network, whose stand-in for a plan works on host memory."""
+    return Driven.of(
+        load_classifier("compact"),
+        Choice(),
+        tensor_at=lambda address, spec: torch.from_numpy(
+            memory_at(address, spec.dtype, spec.shape)
+        ),
+        run_on=run_on,
+    )
+
+
+def test_sessions_on_a_driver_that_is_not_there(monkeypatch):
+    driver = machine_with_gpu(monkeypatch)
+    driven = driven_by(lambda handle, work: driver.streams[handle].queue.append(work))
+    found = check_sessions(driven, calls=6, timed_calls=2)
+    assert len(found) == 12
+    assert driver.graphs.made == driver.graphs.closed == 12
+    assert not any(driver.alive.values())
+
+
+def test_a_plan_that_computes_nothing_is_noticed(monkeypatch):
+    machine_with_gpu(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_sessions(driven_by(lambda handle, work: None), calls=2, timed_calls=1)
