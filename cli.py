@@ -31,6 +31,7 @@ from realtime.batch.options import Settings, takes_settings
 from realtime.batch.scale import Scale, batch_chosen, takes_scale
 from realtime.latency_budget import open_within
 from realtime.options import StreamOptions, takes_stream
+from realtime.sources.spec import examples as source_examples
 from realtime.statistics import print_summaries
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
@@ -138,7 +139,7 @@ def demo(
 @takes_scale
 def batch(
     sources: Annotated[
-        list[str], typer.Argument(help="Video files, folders, globs, zips or tars of images.")
+        list[str], typer.Argument(help=f"What to look at, one or several: {source_examples()}.")
     ],
     out: Annotated[
         str, typer.Option(help="Folder for the results; with --ray, an address, too.")
@@ -176,7 +177,7 @@ def batch(
 def stream(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Camera numbers, rtsp:// or http(s)://, files, folders, demo:"),
+        typer.Argument(help=f"What to look at, one or several: {source_examples()}."),
     ],
     options: StreamOptions = AS_USUAL,
     following: FollowOptions = WHOLE_FRAMES,

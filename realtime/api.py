@@ -16,14 +16,14 @@ from engines.localizer import ImageBgr, Localizer
 from engines.text import displayable, shown
 from realtime.annotate import HEAT_MAPS, Look, draw
 from realtime.batch.decode import records_of
-from realtime.batch.plan import can_be_cut, make_plan
+from realtime.batch.plan import make_plan
 from realtime.capture import Feed, every_frame
 from realtime.frame_queue import Records
 from realtime.frames import NO_MAP, BoxPx, FrameRecord
 from realtime.pipeline import Live, run_frames
 from realtime.session import Settings
-from realtime.sources.images import open_source
-from realtime.sources.video import LIVE_SCHEMES, USUAL, SourceOptions
+from realtime.sources.spec import kind_of, open_source
+from realtime.sources.video import USUAL, SourceOptions
 from realtime.statistics import WaitingTimes
 from realtime.tracking.options import FollowOptions, calls_under_way, opened
 
@@ -292,13 +292,14 @@ def _opened(source: _Source, stack: ExitStack) -> tuple[Callable[[int], Records]
         SourceError: the source cannot be opened.
     """
     spec, every = source.spec, source.every
-    if can_be_cut(spec):
+    kind = kind_of(spec)
+    if kind.can_be_cut:
         clip = make_plan(spec, "", whole=True)
         for note in clip.notes:
             source.notify(note)
         trouble = f"{shown(spec)} {clip.trouble}" if clip.trouble else ""
         return lambda batch: records_of(clip, clip.segments, every, batch, {}), None, trouble
-    if not spec.isdigit() and spec.split("://", maxsplit=1)[0].lower() not in LIVE_SCHEMES:
+    if not kind.live:
         found = stack.enter_context(open_source(spec, source.camera))
         if not found.live:
             return lambda _: _one_in(every_frame(found), every), None, ""

@@ -15,9 +15,9 @@ from engines.errors import SourceError
 from engines.text import in_words, shown
 from realtime.frame_queue import EVERY, LATEST, FrameQueue, Policy, Records
 from realtime.frames import Frame, FrameRecord
-from realtime.sources.images import open_source
 from realtime.sources.limits import AHEAD_BYTES
-from realtime.sources.video import USUAL, Source, SourceOptions, name_of
+from realtime.sources.spec import kind_of, name_of, open_source
+from realtime.sources.video import USUAL, Source, SourceOptions
 
 # of an address; FFmpeg gives up sooner, if it can. How long a camera's driver takes is its own
 # affair
@@ -91,7 +91,7 @@ class Attempt:
     it comes back, its thread closes the source and ends, and what it brings does not count.
 
     Args:
-        spec: see ``realtime.sources.images.open_source``.
+        spec: see ``realtime.sources.spec.open_source``.
         options: how it is opened.
         series: where its frames go.
         notify: gets what of the source is not read, in words.
@@ -113,8 +113,10 @@ class Attempt:
         self._error: Exception | None = None
         self._notes = 0
         self._lock, self._left, self._done = threading.Lock(), False, threading.Event()
-        self._asked_s, self._patience_s = time.monotonic(), OPENING_S if "://" in spec else math.inf
-        self.live = spec.isdigit() or "://" in spec
+        kind = kind_of(spec)
+        self._asked_s = time.monotonic()
+        self._patience_s = OPENING_S if kind.address else math.inf
+        self.live = kind.live is not False
 
     def run(self) -> None:
         """Put every frame of the connection, until it ends or the inbox closes.
@@ -319,7 +321,7 @@ class Feed:
     once, at its own pace.
 
     Args:
-        specs: see ``realtime.sources.images.open_source``.
+        specs: see ``realtime.sources.spec.open_source``.
         options: how live ones are opened.
         policy: what becomes of frames that come too fast.
         at_once: see ``FrameQueue``.

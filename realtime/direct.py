@@ -21,7 +21,7 @@ from realtime.capture import every_frame
 from realtime.latency_budget import BudgetLocalizer
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink, Sink, VideoSink
-from realtime.sources.images import open_source
+from realtime.sources.spec import kind_of, open_source
 from realtime.sources.video import Source, SourceOptions
 from realtime.statistics import Run, plot_latency
 from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened
@@ -40,7 +40,7 @@ def process_all(
     """Localize every frame of each source in turn; see ``process``.
 
     Args:
-        specs: see ``realtime.sources.images.open_source``.
+        specs: see ``realtime.sources.spec.open_source``.
         out: folder for the results.
         localizer: the engine, or the engines that a budget is held with.
         console: for progress bars and names.
@@ -87,10 +87,9 @@ def process(
     """
     endings = {"video": ".mp4"} if video else {}
     endings |= {"log": ".jsonl", "latency_plot": ".latency.png", "summary": ".summary.json"}
+    kind = kind_of(spec)
     with open_source(spec, SourceOptions(poll=False)) as source:
-        found = naming.job(
-            spec, endings.values(), "demo" if spec.startswith("demo:") else uuid4().hex
-        )
+        found = naming.job(spec, endings.values(), kind.name if kind.repeats else uuid4().hex)
         with naming.holding(found) as job:
             files = {kind: with_ending(out / job.name, ending) for kind, ending in endings.items()}
             job.claim(files.values())

@@ -55,7 +55,7 @@ def stream(
     Ctrl-C.
 
     Args:
-        specs: see ``realtime.sources.images.open_source``.
+        specs: see ``realtime.sources.spec.open_source``.
         localizer: the engine, or the engines that a budget is held with; its batch is how many
             cameras share a call.
         console: shows a rolling table, and a line when a source is lost or back.

@@ -41,7 +41,7 @@ from realtime.capture import latest_frames
 from realtime.frames import FrameRecord
 from realtime.pipeline import run_frames
 from realtime.sinks import has_display
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from realtime.statistics import PERCENTILES, Run, percentiles
 
 CODES = 1000

@@ -39,7 +39,7 @@ from realtime.capture import every_frame
 from realtime.frames import FrameRecord
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink, Sink
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from realtime.statistics import Run, percentiles
 
 if TYPE_CHECKING:

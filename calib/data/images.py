@@ -23,8 +23,9 @@ from engines import MOST_IMAGE_PIXELS
 from engines.errors import SourceError
 from engines.localizer import ImageBgr
 from realtime.sources import limits
-from realtime.sources.images import Images, decode_image, open_source
+from realtime.sources.images import Images, decode_image
 from realtime.sources.listing import IMAGE_SUFFIXES
+from realtime.sources.spec import open_source
 
 ENDINGS = ("", "_boxes", "_labels", "_annotations", "_groundtruth_rect", "_groundtruth", "_rect")
 """What label files are called behind the name of their images."""

@@ -30,7 +30,7 @@ from engines.errors import EngineError, OutputError, SourceError
 from engines.files import checked_output, whole_file
 from engines.graph import GRAPH_FILE
 from engines.localizer import ImageBgr, Localizer
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 
 FRAMES = 16
 READ_AT_MOST = 600

@@ -41,7 +41,7 @@ from engines.localizer import Localizer
 from engines.networks.registry import Classifier, load_classifier
 from engines.text import Terminal
 from realtime.frames import BoxPx
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from realtime.tracking.confidence import CUES, SHIPPED, CuesToConfidence
 from realtime.tracking.tracker import Tracker
 

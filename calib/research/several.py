@@ -24,7 +24,7 @@ from engines.choose import Choice, open_localizer
 from engines.localizer import Localizer
 from engines.text import Terminal
 from realtime.frames import BoxPx, Tracked
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from realtime.tracking.confidence import load_confidence_model
 from realtime.tracking.multi_tracker import MultiTracker
 

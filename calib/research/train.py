@@ -40,7 +40,8 @@ from engines.graph import Graph
 from engines.networks.registry import Classifier, imagenet_classes, load_classifier
 from engines.preprocess import IMAGE, append_preprocessing
 from engines.text import Terminal
-from realtime.sources.images import archive_members, decode_image, open_source
+from realtime.sources.images import archive_members, decode_image
+from realtime.sources.spec import open_source
 
 Images = NDArray[np.uint8]
 MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

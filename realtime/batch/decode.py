@@ -22,7 +22,8 @@ from realtime.frame_queue import Records
 from realtime.frames import NO_IMAGE, Frame, FrameRecord
 from realtime.sources.colour import ToBgr
 from realtime.sources.film import BOUNDED, Film, Packet, film_of, open_film
-from realtime.sources.images import Images, decode_image, open_source
+from realtime.sources.images import Images, decode_image
+from realtime.sources.spec import open_source
 from realtime.sources.video import reason_of
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}

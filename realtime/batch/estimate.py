@@ -22,12 +22,13 @@ from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.encode import PieceVideo, run_segments
 from realtime.batch.merge import join_pieces, merge
 from realtime.batch.options import Settings
-from realtime.batch.plan import can_be_cut, make_plan
+from realtime.batch.plan import make_plan
 from realtime.batch.scale import Scale
 from realtime.batch.segment import Clip, Segment
 from realtime.batch.table import Tally, read_rows, write_rows
 from realtime.frames import Frame, FrameRecord
 from realtime.latency_budget import open_with_notes
+from realtime.sources.spec import can_be_cut
 
 NETWORK_GBIT = 10.0
 """Of shared storage to all machines together, where nothing else is known."""

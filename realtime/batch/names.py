@@ -12,7 +12,7 @@ from engines.errors import OutputError
 from engines.files import file_key, numbered
 from engines.text import displayable, shown
 from realtime.batch.job import Job, alone
-from realtime.sources.video import name_of
+from realtime.sources.spec import kind_of, name_of
 from realtime.written import FOLDER, Look, stamp_of, without_written
 
 
@@ -110,7 +110,7 @@ class Naming:
 
 def place_of(spec: str) -> str:
     """By what a source is known again: a file's path without links, or its address."""
-    return spec if "://" in spec else os.path.realpath(spec)
+    return spec if kind_of(spec).address else os.path.realpath(spec)
 
 
 def without_results(specs: Sequence[str], notify: Callable[[str], None]) -> list[str]:

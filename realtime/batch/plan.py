@@ -21,9 +21,9 @@ from realtime.batch.decode import open_video
 from realtime.batch.segment import Clip, Segment
 from realtime.sources.colour import BT709, is_mapped, is_on_its_side
 from realtime.sources.film import Film, Packet, presented_frames
-from realtime.sources.images import Images, decode_image, open_source
-from realtime.sources.pipes import is_pipe
-from realtime.sources.video import name_of, reason_of
+from realtime.sources.images import Images, decode_image
+from realtime.sources.spec import name_of, open_source
+from realtime.sources.video import reason_of
 
 SEGMENT_S = 10.0
 """A segment ends at the first key frame after so long."""
@@ -43,13 +43,6 @@ class Window:
 ALL = Window()
 
 
-def can_be_cut(spec: str) -> bool:
-    """Whether it can be read again from anywhere: files and images, not cameras, streams, pipes and
-    the demo.
-    """
-    return not (spec.isdigit() or spec.startswith("demo:") or "://" in spec or is_pipe(spec))
-
-
 def digest_of(spec: str) -> str:
     """Of a source's whole content.
 
@@ -64,7 +57,7 @@ def make_plan(spec: str, digest: str, window: Window = ALL, whole: bool = False)
     """Look through a source.
 
     Args:
-        spec: a video file, or images; see ``can_be_cut``.
+        spec: a video file, or images; see ``realtime.sources.spec.SourceKind.can_be_cut``.
         digest: see ``digest_of``.
         window: what of it is wanted.
         whole: one segment, as is done where key frames turn out not to be ones.

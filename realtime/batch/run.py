@@ -31,10 +31,9 @@ from realtime.batch.job import Job, as_sightline_error, ends_run, failed
 from realtime.batch.merge import UnsafeCutError, endings, merge_job
 from realtime.batch.names import Naming, overview_path, place_of, without_results
 from realtime.batch.options import Settings, settings_digest
-from realtime.batch.plan import can_be_cut, digest_of, make_plan
+from realtime.batch.plan import digest_of, make_plan
 from realtime.latency_budget import BudgetLocalizer
-from realtime.sources.images import is_there, open_source
-from realtime.sources.video import name_of
+from realtime.sources.spec import can_be_cut, is_there, name_of, open_source
 
 Summary = dict[str, Any]
 
@@ -84,7 +83,7 @@ def process_all(
     (``realtime.direct``).
 
     Args:
-        specs: see ``realtime.sources.images.open_source``. ``Naming`` says what results are called
+        specs: see ``realtime.sources.spec.open_source``. ``Naming`` says what results are called
             where a name is taken. Results of earlier runs among several sources are left out.
         out: folder for the results.
         localizer: the engine, or the engines that a budget is held with.

@@ -5,12 +5,18 @@ Photo: "Chelsea" by Stefan van der Walt, CC0, as distributed with scikit-image.
 """
 
 import math
+import time
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from engines.errors import SourceError
 from engines.localizer import ImageBgr
+from realtime.frames import Frame
+from realtime.sources.video import USUAL, Source, SourceOptions
 
 PHOTO = Path(__file__).parent.parent / "assets" / "chelsea.jpg"
 CAT_XYXY_PX = (
@@ -64,6 +70,45 @@ class DemoCamera:
             min(float(FRAME_H_PX), bottom),
         )
         return np.asarray(frame, np.uint8), box
+
+
+class Demo(Source):
+    """A clip of the virtual camera. The true box of every frame is known."""
+
+    name = "demo"
+    rate_fps = 30.0
+    time_base = Fraction(1, 30000)
+
+    def __init__(self, frames: int = 300) -> None:
+        self.frames = self._count = frames
+        self._camera = DemoCamera(frames)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in range(self._count):
+            start_ns = time.monotonic_ns()
+            image, truth = self._camera.shoot(index)
+            now_ns = time.monotonic_ns()
+            yield Frame(
+                image,
+                self.name,
+                index,
+                index / self.rate_fps,
+                now_ns,
+                (now_ns - start_ns) / 1e6,
+                truth,
+            )
+
+
+def open_demo(spec: str, _options: SourceOptions = USUAL) -> Demo:
+    """Open ``demo:`` or ``demo:FRAMES``.
+
+    Raises:
+        SourceError: the number of frames is none.
+    """
+    count = spec.removeprefix("demo:") or "300"
+    if not count.isdecimal() or not int(count):
+        raise SourceError(f"'{spec}': write demo: or demo:FRAMES, like demo:120")
+    return Demo(int(count))
 
 
 def _wall() -> ImageBgr:

@@ -1,10 +1,5 @@
-"""Opens every kind of source (``open_source``), and reads images of folders, globs and archives,
-and the demo.
+"""Reads images of files, folders, globs and archives, in natural order."""
 
-A source is opened by ``open_source``, iterated once, and closed by its ``with`` block.
-"""
-
-import glob
 import io
 import lzma
 import os
@@ -33,19 +28,15 @@ from engines.localizer import ImageBgr
 from engines.text import file_name
 from realtime.frames import Frame
 from realtime.sources import limits
-from realtime.sources.demo import DemoCamera
 from realtime.sources.listing import (
-    ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
     LeftOut,
     in_words,
     left_out,
     several_in_words,
 )
-from realtime.sources.pages import MAY_HAVE_SEVERAL, decode_heif, is_film, pages_of, pictures_in
-from realtime.sources.pipes import is_pipe
-from realtime.sources.video import USUAL, Camera, Source, SourceOptions, VideoFile, reason_of
-from realtime.sources.web_camera import NoPicturesError, WebPictures, may_be_camera
+from realtime.sources.pages import MAY_HAVE_SEVERAL, decode_heif, pages_of, pictures_in
+from realtime.sources.video import USUAL, Source, SourceOptions, reason_of
 from realtime.written import without_written
 
 IMAGES_PER_SECOND = 24.0
@@ -85,11 +76,9 @@ class Images(Source):
                     [f"{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})", *self.notes]
                 )
             )
-        self.name, self.frames, self.rate_fps = (
-            file_name(Path(name).stem or name),
-            len(members),
-            rate_fps,
-        )
+        self.name = file_name(Path(name).stem or name)
+        self.frames = len(members)
+        self.rate_fps = rate_fps
         self.members, self._are_files = members, Path(members[0][0]).is_file()
 
     def __iter__(self) -> Iterator[Frame]:
@@ -119,84 +108,16 @@ class Images(Source):
         return [*self.notes, *several_in_words(several)]
 
 
-class Demo(Source):
-    """The virtual camera over a cat's photo: every frame's true box is known."""
-
-    name, rate_fps = "demo", 30.0
-    time_base = Fraction(1, 30000)
-
-    def __init__(self, frames: int = 300) -> None:
-        self.frames = self._count = frames
-        self._camera = DemoCamera(frames)
-
-    def __iter__(self) -> Iterator[Frame]:
-        for index in range(self._count):
-            start_ns = time.monotonic_ns()
-            image, truth = self._camera.shoot(index)
-            now_ns = time.monotonic_ns()
-            yield Frame(
-                image,
-                self.name,
-                index,
-                index / self.rate_fps,
-                now_ns,
-                (now_ns - start_ns) / 1e6,
-                truth,
-            )
-
-
-def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
-    """Open what a user typed.
+def images_among(name: str, inside: list[Path]) -> Images:
+    """The images among files and folders. What Sightline wrote there does not count.
 
     Args:
-        spec: camera number, file, folder, glob, ``.zip`` or ``.tar`` of images, a pipe or ``-``,
-             ``rtsp://``, ``http(s)://``, ``demo:``.
-        options: for live ones.
+        name: of the source, for messages.
+        inside: the files and folders of a folder or a glob.
 
     Raises:
-        SourceError: it does not exist or cannot be read.
+        SourceError: there is no image.
     """
-    if spec.isdigit():
-        return Camera(int(spec), options)
-    if spec.startswith("demo:"):
-        count = spec.removeprefix("demo:") or "300"
-        if not count.isdigit() or not int(count):
-            raise SourceError(f"'{spec}': write demo: or demo:FRAMES, like demo:120")
-        return Demo(int(count))
-    if "://" in spec:
-        return _open_address(spec, options)
-    if is_pipe(spec):
-        return VideoFile(spec, options)
-    path = Path(spec)
-    if any(character in spec for character in "*?[") and not is_there(spec):
-        return _images(spec, [Path(name) for name in glob.glob(spec, recursive=True)])
-    try:
-        kind = path.stat().st_mode
-        inside = list(path.iterdir()) if stat.S_ISDIR(kind) else []
-    except (
-        FileNotFoundError,
-        ValueError,
-    ) as error:  # ValueError: there is a null character in the name
-        raise SourceError(
-            f"{spec} {'is a link to what does not exist' if is_there(spec) else 'does not exist'}"
-        ) from error
-    except OSError as error:
-        raise SourceError(f"cannot open {spec}: {error.strerror}") from error
-    if stat.S_ISDIR(kind):
-        return _images(str(path.resolve()), inside)
-    if path.suffix.lower() in ARCHIVE_SUFFIXES:
-        others: list[str] = []
-        return Images(spec, archive_members(path, others=others), others=left_out(others))
-    if is_film(path) or not has_suffix(path.name.lstrip(".")):
-        return VideoFile(spec)
-    if pictures_in(path, path.name) > 1:
-        members, rate_fps = pages_of(path)
-        return Images(spec, members, rate_fps or IMAGES_PER_SECOND)
-    return Images(spec, [_file_member(path)])
-
-
-def _images(name: str, inside: list[Path]) -> Images:
-    """The images among the files and folders; what Sightline wrote there does not count."""
     folders = {
         path for path in inside if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_dir()
     }
@@ -207,17 +128,27 @@ def _images(name: str, inside: list[Path]) -> Images:
     return Images(name, members, others=left_out((path.name for path in files), folders))
 
 
-def is_there(spec: str) -> bool:
-    """Whether there is something of that name, be it a link that leads nowhere, or something that
-    may not be looked at.
+def images_in_archive(spec: str, _options: SourceOptions = USUAL) -> Images:
+    """The images of a zip or tar.
+
+    Raises:
+        SourceError: it cannot be read, or holds no image.
     """
-    try:
-        os.lstat(spec)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    except OSError:
-        return True
-    return True
+    others: list[str] = []
+    return Images(spec, archive_members(Path(spec), others=others), others=left_out(others))
+
+
+def images_in_file(spec: str, _options: SourceOptions = USUAL) -> Images:
+    """The pictures of one image file; most have one.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    path = Path(spec)
+    if pictures_in(path, path.name) > 1:
+        members, rate_fps = pages_of(path)
+        return Images(spec, members, rate_fps or IMAGES_PER_SECOND)
+    return Images(spec, [_file_member(path)])
 
 
 def _file_member(path: Path) -> Member:
@@ -254,13 +185,6 @@ def _bounded(file: IO[bytes], what: str, most: int = limits.FILE_BYTES) -> bytes
         content.write(chunk)
         limits.check_bytes(what, content.tell(), most)
     return content.getvalue()
-
-
-def _open_address(url: str, options: SourceOptions) -> Source:
-    if may_be_camera(url):
-        with suppress(NoPicturesError):
-            return WebPictures(url, decode_image, options)
-    return VideoFile(url, options)
 
 
 def archive_members(

@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import av
 import av.error
@@ -18,11 +16,11 @@ import numpy as np
 from av.codec.context import Flags
 
 from engines.errors import SourceError
-from engines.text import MASK, file_name, masked, shown
+from engines.text import shown
 from realtime.frames import Frame
 from realtime.sources.colour import ToBgr
 from realtime.sources.film import BOUNDED, Film, Packet, open_film, presented_frames
-from realtime.sources.pipes import STDIN, Pipe, is_pipe
+from realtime.sources.pipes import Pipe, is_pipe
 
 
 class Losses:
@@ -117,7 +115,7 @@ class Source:
     """An open source: iterate it once, inside its ``with`` block.
 
     Attributes:
-        name: for logs and file names.
+        name: for logs and file names; ``realtime.sources.spec.open_source`` sets it.
         live: it cannot wait: frames that are not read in time are lost.
         frames: how many there are, where it is known.
         rate_fps: nominal frame rate.
@@ -156,7 +154,9 @@ class VideoFile(Source):
     """
 
     def __init__(self, url: str, options: SourceOptions = USUAL) -> None:
-        self.name, self._url, self._stall_s = name_of(url), shown(url), options.stall_s
+        self.name = "video"
+        self._url = shown(url)
+        self._stall_s = options.stall_s
         self._pipe = Pipe(url) if is_pipe(url) else None
         scheme = url.split("://", maxsplit=1)[0].lower() if "://" in url else ""
         demuxing: dict[str, str] = {}
@@ -331,29 +331,6 @@ class Camera(Source):
     def close(self) -> None:
         """Release the camera."""
         self._capture.release()
-
-
-def name_of(spec: str) -> str:
-    """What a source is called in logs, in pictures and file names, see
-    ``engines.text.file_name``.
-    """
-    return file_name(_stem_of(spec))
-
-
-def _stem_of(spec: str) -> str:
-    if spec.isdigit():
-        return f"camera{spec}"
-    if "://" in spec:
-        address = urlsplit(
-            masked(spec).replace(MASK, "")
-        )  # no secret, and no sign that file names do not take
-        return Path(address.path).stem or address.hostname or "stream"
-    if spec.startswith("demo:"):
-        return "demo"
-    if spec in (STDIN, "/dev/stdin"):
-        return "stdin"
-    path = Path(spec)
-    return (path.resolve().stem if path.is_dir() else path.stem) or spec
 
 
 def reason_of(error: BaseException) -> str:

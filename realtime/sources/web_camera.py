@@ -38,7 +38,6 @@ from realtime.sources.video import (
     USUAL,
     Source,
     SourceOptions,
-    name_of,
     reason_of,
 )
 
@@ -169,7 +168,9 @@ class WebPictures(Source):
     """
 
     def __init__(self, url: str, decode: Decode, options: SourceOptions = USUAL) -> None:
-        self.name, self.live, self._decode = name_of(url), True, decode
+        self.name = "camera"
+        self.live = True
+        self._decode = decode
         self._shown, self._stall_s, self._poll = shown(url), options.stall_s, options.poll
         self._address, self._opener = _address_and_opener(url)
         self._known: dict[str, str] = {}

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from engines.errors import SourceError
 from realtime.sources import limits
-from realtime.sources.images import decode_image, open_source
+from realtime.sources.images import decode_image
+from realtime.sources.spec import open_source
 from tests.command_line import ROOT, command
 from tests.realtime import hostile
 from tests.realtime.media import picture
@@ -98,7 +99,7 @@ def test_one_bad_image_of_a_folder_costs_no_other(tmp_path):
 MEASURE = """
 import resource, sys
 from engines.errors import SourceError
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for spec in sys.argv[1:]:
     try:

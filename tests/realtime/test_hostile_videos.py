@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import SourceError
-from realtime.sources.images import open_source
 from realtime.sources.limits import WRITTEN_SIDE_PX
+from realtime.sources.spec import open_source
 from tests.command_line import command
 from tests.realtime.media import write_video
 

@@ -15,7 +15,7 @@ from realtime import latency_budget as module
 from realtime.capture import every_frame
 from realtime.latency_budget import BudgetLocalizer
 from realtime.pipeline import run_frames
-from realtime.sources.images import Demo
+from realtime.sources.demo import Demo
 from realtime.statistics import Run
 
 TINY = Choice("compact", "random", size_px=64, precision="fp32")

@@ -17,7 +17,7 @@ from realtime.frames import Frame
 from realtime.pipeline import Live, run_frames
 from realtime.session import Settings
 from realtime.sinks import JsonlSink
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from realtime.statistics import Run
 from tests.engines.mock import MockEngine
 from tests.realtime.media import picture, write_video

@@ -23,10 +23,9 @@ from realtime.batch.job import Job, as_sightline_error, ends_run, failed
 from realtime.batch.merge import UnsafeCutError, endings, merge_job
 from realtime.batch.names import Naming, overview_path, place_of, without_results
 from realtime.batch.options import Settings
-from realtime.batch.plan import can_be_cut
 from realtime.batch.segment import Clip, Segment
 from realtime.capture import names_of
-from realtime.sources.images import is_there, open_source
+from realtime.sources.spec import can_be_cut, is_there, open_source
 from realtime.written import MANIFEST
 
 QUEUED = 2

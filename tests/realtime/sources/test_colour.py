@@ -12,7 +12,7 @@ from realtime.batch.encode import PieceVideo
 from realtime.batch.plan import make_plan
 from realtime.frames import FrameRecord
 from realtime.sources.colour import BT709, GAMMA, HLG, PQ, ToBgr, to_bt709
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from tests.realtime.media import picture, write_video
 
 MATRICES = {  # a b c d of the display matrix (x' = a x + c y, y' = b x + d y), and what it does

@@ -17,7 +17,7 @@ from engines.errors import SourceError
 from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.plan import make_plan
 from realtime.batch.run import process_all
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from tests.realtime.media import picture
 
 FRAMES = 10

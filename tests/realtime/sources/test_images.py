@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from engines.errors import SourceError
-from realtime.sources.images import natural_order, open_source
+from realtime.sources.images import natural_order
+from realtime.sources.spec import open_source
 from tests.realtime.media import picture, web_server, write_images, write_video
 
 

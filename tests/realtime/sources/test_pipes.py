@@ -8,10 +8,8 @@ import threading
 import pytest
 
 from engines.errors import SourceError
-from realtime.batch.plan import can_be_cut
 from realtime.sources import pipes
-from realtime.sources.images import open_source
-from realtime.sources.video import name_of
+from realtime.sources.spec import can_be_cut, name_of, open_source
 from tests.conftest import ROOT
 from tests.realtime.media import write_video
 
@@ -39,7 +37,7 @@ def test_a_pipe_that_nobody_writes_to_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize("spec", ["-", "/dev/stdin"])
 def test_standard_input_is_a_source(spec, tmp_path):
     script = (
-        f"from realtime.sources.images import open_source; print(len(list(open_source({spec!r}))))"
+        f"from realtime.sources.spec import open_source; print(len(list(open_source({spec!r}))))"
     )
     film = write_video(tmp_path / "clip.ts").read_bytes()
     run = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 
 from engines.errors import SourceError
 from realtime.sources.demo import DemoCamera
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from realtime.sources.video import VideoFile
 
 TS_BYTES = 188

@@ -13,7 +13,7 @@ import pytest
 
 from engines.errors import SourceError
 from realtime.sources import web_camera
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from realtime.sources.video import SourceOptions, VideoFile
 from realtime.sources.web_camera import MOST_BYTES, JpegSplitter
 from tests.realtime.media import picture, write_video

@@ -10,7 +10,7 @@ from engines.localizer import Localizer
 from realtime.capture import every_frame
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink
-from realtime.sources.images import open_source
+from realtime.sources.spec import open_source
 from realtime.statistics import Run
 from realtime.tracking.options import Following, FollowOptions, opened
 from tests.engines.mock import MockEngine
