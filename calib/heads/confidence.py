@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calib.evaluation.metrics import CORLOC_IOU
-from calib.heads.features import FeatureTable
-from calib.heads.linear import Array64
+from calib.heads.linear import Array64, FeatureTable
 from engines.boxes import iou
 from engines.confidence import CUES, ConfidenceModel, terms
 

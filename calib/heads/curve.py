@@ -15,8 +15,15 @@ from rich.table import Table
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import check_disjoint, constant_boxes, corloc
 from calib.evaluation.report import plain
-from calib.heads.features import FeatureTable, feature_table
-from calib.heads.linear import FOLDS, Rows, fit_rows, group_numbers, predict
+from calib.heads.linear import (
+    FOLDS,
+    FeatureTable,
+    Rows,
+    feature_table,
+    fit_rows,
+    group_numbers,
+    predict,
+)
 from engines.boxes import iou
 from engines.errors import SourceError
 from engines.features import Feature

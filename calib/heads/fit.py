@@ -14,14 +14,15 @@ from rich.console import Console
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import constant_boxes, corloc
 from calib.heads.confidence import head_confidence_model
-from calib.heads.features import FeatureTable, feature_table
 from calib.heads.linear import (
     FOLDS,
     Array64,
+    FeatureTable,
     Fitter,
     Ridge,
     Rows,
     choose_strength,
+    feature_table,
     folds,
     held_out_boxes,
     mirrored_pairs,

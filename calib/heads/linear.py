@@ -1,35 +1,198 @@
-"""Fits the linear layer from features to boxes: ridge regression, strength by cross-validation,
-then refinement.
+"""The linear layer from features to boxes: ridge regression, then refinement on the overlap.
+
+The features of a labelled set are computed once with the engine, and cached by their content
+(``feature_table``). Cross-validation chooses the penalty of the ridge regression.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
-from calib.evaluation.metrics import CORLOC_IOU
-from calib.heads.features import FeatureTable
+from calib.data.datasets import Sample
+from calib.data.images import size_of
+from calib.data.labels import SizePx
+from calib.evaluation.metrics import CORLOC_IOU, relative_boxes
+from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
+from engines.build import build_graph
+from engines.confidence import averaged, cues_of
+from engines.downloads import cache_dir
+from engines.features import Feature
+from engines.files import whole_file
+from engines.localizer import Localizer
+from engines.maps import MapSpec
+from engines.networks.registry import Classifier
 
 Array64 = NDArray[np.float64]
-
-
+Rows = NDArray[np.int64]
+TABLE_FORMAT = 3
+FOLDS = 5
+STRENGTHS = (1e1, 1e2, 1e3, 1e4, 1e5)
 MANY = 2000
 
 
 @dataclass(frozen=True)
-class Refinement:
-    """How the refinement goes.
+class Answers:
+    """What the cues of a box are computed from, for N images, see ``engines.confidence``.
 
     Attributes:
-        softness: width, in IoU, of the sigmoid that stands in for "IoU > 0.5"; large values climb
-            the plain mean IoU.
-        hold: penalty on the squared distance from the ridge weights, of standardized features; with
-            fewer than ``MANY`` boxes it grows as they get fewer, so that a few boxes do not carry
-            the head away.
-        steps: of full-batch Adam (Kingma & Ba 2015) with a rate that falls linearly to 0.
-        rate: the first step's size.
+        maps: the averaged maps, float32 ``[N, SIDE, SIDE]``.
+        scores, logits: of the class with the highest score, float32 ``[N]``.
+    """
+
+    maps: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+    def take(self, rows: NDArray[np.int64]) -> "Answers":
+        """The answers for some of the images."""
+        return Answers(self.maps[rows], self.scores[rows], self.logits[rows])
+
+    def cues(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The S cues of one box in each image: of boxes ``[N, 4]``, ``[N, S]``."""
+        each = zip(boxes_xyxy, self.maps, self.scores, self.logits, strict=True)
+        return np.array(
+            [cues_of(box, map_hw, float(score), float(logit)) for box, map_hw, score, logit in each]
+        )
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """The features and boxes of N images with one box each.
+
+    Attributes:
+        values: the features, float32 ``[N, D]``.
+        mirrored: the features of the mirrored images.
+        boxes_xyxy: the true boxes, float64 ``[N, 4]``, in fractions of width and height.
+        class_names: the class of each object.
+        class_indices: the network's class with the highest score in each image, int64 ``[N]``.
+        groups: the group of each image, see ``calib.data.datasets.Sample.group``.
+        answers: what the cues of boxes are computed from; None where no confidence is needed.
+    """
+
+    values: NDArray[np.float32]
+    mirrored: NDArray[np.float32]
+    boxes_xyxy: NDArray[np.float64]
+    class_names: tuple[str, ...]
+    class_indices: NDArray[np.int64]
+    groups: tuple[str, ...]
+    answers: Answers | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> "FeatureTable":
+        """The table of some of the images."""
+        return FeatureTable(
+            self.values[rows],
+            self.mirrored[rows],
+            self.boxes_xyxy[rows],
+            tuple(self.class_names[row] for row in rows),
+            self.class_indices[rows],
+            tuple(self.groups[row] for row in rows),
+            self.answers.take(rows) if self.answers else None,
+        )
+
+
+def feature_table(
+    samples: Sequence[Sample],
+    classifier: Classifier,
+    spec: MapSpec,
+    features: Sequence[Feature],
+    console: Console,
+) -> FeatureTable:
+    """The features of every image with exactly one box: from the cache, or else computed in fp32.
+
+    Args:
+        samples: the labelled set.
+        classifier: the network.
+        spec: the maps that the features are read from.
+        features: of those maps, in order.
+        console: for progress.
+    """
+    singles = [sample for sample in samples if sample.one_box]
+    key, sizes_px = _key(singles, classifier, spec, features)
+    path = cache_dir() / "features" / f"{key}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            found: Mapping[str, NDArray[Any]] = dict(stored)
+    else:
+        found = _computed(singles, classifier, spec, features, console)
+        with whole_file(path) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **found)
+    names = tuple(sample.truths[0].class_name for sample in singles)
+    groups = tuple(sample.group for sample in singles)
+    boxes = relative_boxes(singles, sizes_px)
+    answers = Answers(found["maps"], found["scores"], found["logits"])
+    return FeatureTable(
+        found["values"], found["mirrored"], boxes, names, found["class_indices"], groups, answers
+    )
+
+
+def _computed(
+    singles: Sequence[Sample],
+    classifier: Classifier,
+    spec: MapSpec,
+    features: Sequence[Feature],
+    console: Console,
+) -> dict[str, NDArray[Any]]:
+    """Compute the fields of a table that are cached, by name: all but boxes and names."""
+    localizer = Localizer(OpenVinoEngine(build_graph(classifier, spec, features=features), "fp32"))
+    found: dict[str, list[Any]] = {
+        name: [] for name in ("values", "mirrored", "class_indices", "maps", "scores", "logits")
+    }
+    for sample in track(singles, "computing maps", console=console):
+        prepared = localizer.prepare(sample.read())
+        outputs = localizer.infer([prepared])
+        found["values"].append(outputs["features"][0].copy())
+        found["mirrored"].append(localizer.infer([prepared[:, ::-1]])["features"][0].copy())
+        found["class_indices"].append(np.int64(outputs["class_index"][0]))
+        found["maps"].append(averaged(outputs["map"][0]).copy())
+        found["scores"].append(outputs["score"][0])
+        found["logits"].append(outputs["logit"][0])
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def _key(
+    singles: Sequence[Sample], classifier: Classifier, spec: MapSpec, features: Sequence[Feature]
+) -> tuple[str, list[SizePx]]:
+    """The key of a table in the cache, and the sizes of the images.
+
+    The key is a digest, in 32 digits, of everything that the features depend on. Images are decoded
+    one after the other, because thousands do not fit into memory.
+    """
+    settings = [classifier.digest, classifier.size_px, asdict(spec), [asdict(f) for f in features]]
+    digest = hashlib.sha256(json.dumps([TABLE_FORMAT, *settings]).encode())
+    sizes_px = []
+    for sample in singles:
+        image = sample.read()
+        digest.update(repr(image.shape).encode() + image.tobytes())
+        sizes_px.append(size_of(image))
+    return digest.hexdigest()[:32], sizes_px
+
+
+Fitter = Callable[[FeatureTable, Rows, float], tuple[Array64, Array64]]
+"""Fits a layer: takes a table, the rows to fit on, and a ridge penalty; returns the weight
+``[4, D]`` and the bias ``[4]``.
+"""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """The settings of the refinement.
+
+    Attributes:
+        softness: the width, in IoU, of the sigmoid that stands for "IoU > 0.5". With large values,
+            the refinement increases the plain mean IoU.
+        hold: the penalty on the squared distance from the weights of the ridge regression, of
+            standardized features. With fewer than ``MANY`` boxes it is larger, the fewer they are,
+            so that the layer does not fit a few boxes too closely.
+        steps: of Adam on all boxes (Kingma & Ba 2015), with a rate that falls linearly to 0.
+        rate: of the first step.
     """
 
     softness: float = 0.15
@@ -41,14 +204,17 @@ class Refinement:
 def refined(
     values: Array64, boxes: Array64, weight: Array64, bias: Array64, how: Refinement | None = None
 ) -> tuple[Array64, Array64]:
-    """(weight, bias) that overlap better on the training set than the ones given.
+    """Refine a layer so that its boxes overlap better with the true ones of the training set.
 
     Args:
-        values: features ``[N, D]``.
-        boxes: true boxes ``[N, 4]``, fractions of width and height.
+        values: the features, ``[N, D]``.
+        boxes: the true boxes, ``[N, 4]``, in fractions of width and height.
         weight: ``[4, D]``, to start from.
         bias: ``[4]``, to start from.
         how: see ``Refinement``.
+
+    Returns:
+        The new weight and bias.
     """
     how = how or Refinement()
     hold = how.hold * max(1.0, MANY / len(boxes))
@@ -57,7 +223,9 @@ def refined(
     start = np.concatenate(
         [weight * scale, (bias + weight @ centre)[:, None]], axis=1
     )  # [4, D + 1]
-    now, moment, power = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    now = start.copy()
+    moment = np.zeros_like(start)
+    power = np.zeros_like(start)
     for step in range(how.steps):
         found = x @ now[:, :-1].T.astype(np.float32) + now[:, -1]
         per_box = -_gradient(found, boxes, how.softness) / len(boxes)
@@ -74,8 +242,8 @@ def refined(
 
 
 def _gradient(found: Array64, true: Array64, softness: float) -> Array64:
-    """Of ``4 * softness * sigmoid((IoU - 0.5) / softness)``, whose slope is that of the IoU at 0.5:
-    ``[N, 4]``.
+    """The gradient ``[N, 4]`` of ``4 * softness * sigmoid((IoU - 0.5) / softness)``, whose slope at
+    an IoU of 0.5 is that of the IoU.
     """
     overlap, slope = iou_and_gradient(found, true)
     share = 1 / (1 + np.exp(-(overlap - CORLOC_IOU) / softness))
@@ -83,18 +251,18 @@ def _gradient(found: Array64, true: Array64, softness: float) -> Array64:
 
 
 def iou_and_gradient(found: Array64, true: Array64) -> tuple[Array64, Array64]:
-    """IoU ``[N]`` of boxes ``[N, 4]``, and its gradient ``[N, 4]`` with respect to ``found``.
+    """The IoU ``[N]`` of boxes ``[N, 4]``, and its gradient ``[N, 4]`` with respect to ``found``.
 
-    With I the intersection, A and B the areas and U = A + B - I:
-    ``dIoU = dI (U + I) / U^2 - dA I / U^2``. Boxes that do not meet have no gradient.
+    Let I be the intersection, A and B the areas, and U = A + B - I. Then
+    ``dIoU = dI (U + I) / U^2 - dA I / U^2``. Boxes that do not meet have a gradient of 0.
     """
-    low, high = np.maximum(found[:, :2], true[:, :2]), np.minimum(found[:, 2:], true[:, 2:])
-    sides, own, other = (
-        np.maximum(high - low, 0),
-        found[:, 2:] - found[:, :2],
-        true[:, 2:] - true[:, :2],
-    )
-    shared, area = _area(sides), _area(np.maximum(own, 0))
+    low = np.maximum(found[:, :2], true[:, :2])
+    high = np.minimum(found[:, 2:], true[:, 2:])
+    sides = np.maximum(high - low, 0)
+    own = found[:, 2:] - found[:, :2]
+    other = true[:, 2:] - true[:, :2]
+    shared = _area(sides)
+    area = _area(np.maximum(own, 0))
     union = np.maximum(area + _area(other) - shared, 1e-12)
     across = sides[:, ::-1]  # d(w h) / dw = h
     d_shared = np.concatenate(
@@ -107,34 +275,32 @@ def iou_and_gradient(found: Array64, true: Array64) -> tuple[Array64, Array64]:
 
 
 def _area(sides: Array64) -> Array64:
-    """``[N]`` of ``[N, 2]``: in a tenth of the time of a product over so short an axis."""
+    """The areas ``[N]`` of sides ``[N, 2]``. ``prod`` over so short an axis takes ten times longer."""
     return sides[:, 0] * sides[:, 1]
 
 
-Rows = NDArray[np.int64]
-Fitter = Callable[[FeatureTable, Rows, float], tuple[Array64, Array64]]
-"""(table, rows to fit on, ridge penalty) to (weight ``[4, D]``, bias ``[4]``)."""
-FOLDS = 5
-STRENGTHS = (1e1, 1e2, 1e3, 1e4, 1e5)
-
-
 def fit_rows(table: FeatureTable, rows: Rows) -> tuple[Array64, Array64]:
-    """(weight ``[4, D]``, bias ``[4]``) fitted on some rows of the table alone, strength
-    included.
+    """Fit a layer on some rows of a table, which also choose the penalty.
+
+    Returns:
+        The weight ``[4, D]`` and the bias ``[4]``.
     """
     return solve(table, rows, choose_strength(table, rows))
 
 
 def solve(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Array64]:
-    """Ridge regression on some rows and their mirror images, then the refinement on their
-    overlap.
+    """Fit a layer on some rows of a table and their mirror images: ridge regression, then
+    refinement.
+
+    Returns:
+        The weight ``[4, D]`` and the bias ``[4]``.
     """
     values, boxes = mirrored_pairs(table, rows)
     return refined(values, boxes, *Ridge(values, boxes).solve(strength))
 
 
 def mirrored_pairs(table: FeatureTable, rows: Rows) -> tuple[Array64, Array64]:
-    """Features and boxes of the images and their mirror images: ``[2 N, D]`` and ``[2 N, 4]``."""
+    """The features ``[2 N, D]`` and boxes ``[2 N, 4]`` of N images and their mirror images."""
     boxes = table.boxes_xyxy[rows]
     flipped = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
     values = np.concatenate([table.values[rows], table.mirrored[rows]]).astype(np.float64)
@@ -142,10 +308,10 @@ def mirrored_pairs(table: FeatureTable, rows: Rows) -> tuple[Array64, Array64]:
 
 
 class Ridge:
-    """Ridge regression of boxes on standardized features (Hoerl & Kennard 1970), in closed form for
-    any penalty.
+    """Ridge regression of boxes on standardized features (Hoerl & Kennard 1970).
 
-    Works in the smaller of the primal and the dual space.
+    It has a closed form for every penalty, and is solved in the smaller of the primal and the dual
+    space.
 
     Args:
         values: ``[N, D]``.
@@ -153,7 +319,8 @@ class Ridge:
     """
 
     def __init__(self, values: Array64, boxes: Array64) -> None:
-        self._centre, self._scale = values.mean(axis=0), values.std(axis=0) + 1e-6
+        self._centre = values.mean(axis=0)
+        self._scale = values.std(axis=0) + 1e-6
         self._mean_box = boxes.mean(axis=0)
         x = (values - self._centre) / self._scale
         self._back = None if x.shape[1] <= x.shape[0] else x.T
@@ -163,7 +330,7 @@ class Ridge:
         )
 
     def solve(self, strength: float) -> tuple[Array64, Array64]:
-        """(weight ``[4, D]``, bias ``[4]``) for features as they come."""
+        """The weight ``[4, D]`` and bias ``[4]`` for features that are not standardized."""
         solution = np.linalg.solve(self._gram + strength * np.eye(len(self._gram)), self._target)
         if self._back is not None:
             solution = self._back @ solution
@@ -172,7 +339,9 @@ class Ridge:
 
 
 def predict(values: NDArray[np.float32], weight: Array64, bias: Array64) -> Array64:
-    """Boxes ``[N, 4]`` as the graph gives them: clipped to the image, corners in order."""
+    """The boxes ``[N, 4]`` of features ``[N, D]``, as the graph gives them: clipped to the image,
+    with ordered corners.
+    """
     raw = np.clip(values @ weight.T + bias, 0, 1)
     return np.concatenate(
         [np.minimum(raw[:, :2], raw[:, 2:]), np.maximum(raw[:, :2], raw[:, 2:])], axis=1
@@ -180,10 +349,10 @@ def predict(values: NDArray[np.float32], weight: Array64, bias: Array64) -> Arra
 
 
 def group_numbers(groups: Sequence[str], rows: Rows) -> Rows:
-    """Which group each of some rows belongs to, counted from 0 as they come.
+    """The number of the group of each row. Groups are numbered from 0 in their order.
 
-    Where there are fewer groups than folds, as in a single sequence, the rows in their order make
-    ``FOLDS`` blocks instead: of neighbouring frames, few then lie on both sides of a split.
+    Where there are fewer groups than folds, as in a single sequence, ``FOLDS`` blocks of
+    neighbouring rows are the groups. A split then separates only few neighbouring frames.
     """
     names = [groups[row] for row in rows]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
@@ -193,8 +362,8 @@ def group_numbers(groups: Sequence[str], rows: Rows) -> Rows:
 
 
 def folds(table: FeatureTable, rows: Rows) -> list[tuple[Rows, Rows]]:
-    """(training rows, held-out rows) of each fold; a group, and an image with its mirror, stay in
-    one.
+    """The training rows and the held-out rows of each fold. A group is never split, and neither are
+    an image and its mirror image.
     """
     numbers = group_numbers(table.groups, rows)
     fold = (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
@@ -208,12 +377,18 @@ def choose_strength(
     refine: bool = True,
     splits: int = FOLDS,
 ) -> float:
-    """The strongest ridge penalty whose out-of-fold mean IoU is within one standard error of the
-    best.
+    """Choose the ridge penalty by cross-validation.
 
-    (Hastie et al. 2009, section 7.10.) The network may have seen the photos that heads are fitted
-    on, and then a penalty that is best for them is too weak for others. Judged after the
-    refinement, if there is to be one, and on the first ``splits`` folds.
+    It is the strongest one whose mean IoU on held-out images is within one standard error of the
+    best (Hastie et al. 2009, section 7.10). The network may have been trained on the photos that
+    heads are fitted on, and a penalty that is best for those is too weak for others.
+
+    Args:
+        table: features and boxes.
+        rows: of the table, to fit on.
+        strengths: the penalties to choose from.
+        refine: whether the layer will be refined: IoUs are then those after the refinement.
+        splits: use only the first so many folds.
     """
     ious: list[Array64] = []
     for kept, held in folds(table, rows)[:splits]:
@@ -234,15 +409,8 @@ def choose_strength(
 def held_out_boxes(
     table: FeatureTable, rows: Rows, strength: float, fitter: Fitter = solve
 ) -> Array64:
-    """Each row's box by a head that did not see it, ``[N, 4]``."""
+    """The box of each row, ``[N, 4]``, by a layer that was fitted without the row."""
     found = np.zeros((len(table.values), 4))
     for kept, held in folds(table, rows):
         found[held] = predict(table.values[held], *fitter(table, kept, strength))
     return found[rows]
-
-
-def held_out_ious(
-    table: FeatureTable, rows: Rows, strength: float, fitter: Fitter = solve
-) -> Array64:
-    """IoU of those boxes with the true ones, ``[N]``."""
-    return iou(held_out_boxes(table, rows, strength, fitter), table.boxes_xyxy[rows])

@@ -28,8 +28,7 @@ from calib.data.datasets import Sample, load_dataset
 from calib.evaluation.metrics import CORLOC_IOU
 from calib.evaluation.sequences import follow_frame
 from calib.heads.confidence import RatedBoxes, fit_confidence_model, head_confidence_model
-from calib.heads.features import feature_table
-from calib.heads.linear import held_out_boxes
+from calib.heads.linear import feature_table, held_out_boxes
 from calib.research.clips import Clip, clips, stills
 from engines.boxes import iou
 from engines.choose import Choice, open_localizer

@@ -19,9 +19,17 @@ from rich.progress import track
 from calib.bench.machine import machine
 from calib.data.datasets import Sample, load_dataset
 from calib.evaluation.metrics import WHOLE_IMAGE, constant_boxes, scored
-from calib.heads.features import FeatureTable, feature_table
 from calib.heads.fit import FITTERS, default_features
-from calib.heads.linear import FOLDS, Array64, Rows, choose_strength, predict, solve
+from calib.heads.linear import (
+    FOLDS,
+    Array64,
+    FeatureTable,
+    Rows,
+    choose_strength,
+    feature_table,
+    predict,
+    solve,
+)
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import WANTED_CLASS, build_graph
 from engines.errors import SightlineError

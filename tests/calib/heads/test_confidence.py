@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calib.heads.confidence import head_confidence_model, logistic, smoothed
-from calib.heads.features import Answers, FeatureTable
+from calib.heads.linear import Answers, FeatureTable
 from engines.confidence import SIDE, cues_of
 
 RNG = np.random.default_rng(0)

@@ -20,9 +20,8 @@ from calib.heads.curve import (
     plot_curve,
     split_fifth,
 )
-from calib.heads.features import FeatureTable, feature_table
 from calib.heads.fit import default_features, fit_head
-from calib.heads.linear import choose_strength, fit_rows, solve
+from calib.heads.linear import FeatureTable, choose_strength, feature_table, fit_rows, solve
 from engines.errors import OutputError, SourceError
 from engines.features import Feature
 from engines.maps import MapSpec

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from calib.data.datasets import load_dataset
 from calib.evaluation.metrics import baselines
-from calib.heads.features import TABLE_FORMAT, feature_table
+from calib.heads.linear import TABLE_FORMAT, feature_table
 from engines.downloads import cache_dir
 from engines.features import Feature
 from engines.localizer import Localizer
