@@ -33,19 +33,23 @@ from engines.networks.registry import Classifier
 
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SUBSETS = 5
-HELD_OUT = 5  # one image (of sequences, one sequence) in so many, where no other set is given
-NEAREST = 2 / 3  # of all boxes: a larger subset would be nearly all of them
+HELD_OUT = 5
+"""One image of so many is held out, or of sequences one sequence of so many, where no other set is
+given.
+"""
+NEAREST = 2 / 3
+"""The largest subset, as a share of all boxes. A larger one would be nearly all of them."""
 CURVE = "learning curve"
 CURVE_FILE = picture_kind(CURVE)
 
 
 @dataclass(frozen=True)
 class Point:
-    """Heads that were fitted on equally many boxes.
+    """The accuracy of heads that were fitted on equally many boxes.
 
     Attributes:
-        boxes: how many.
-        corloc, mean_iou: of each head on the held-out images.
+        boxes: how many boxes.
+        corloc, mean_iou: of each head, on the held-out images.
     """
 
     boxes: int
@@ -55,13 +59,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """What more boxes give.
+    """The accuracy of heads over the number of boxes that they were fitted on.
 
     Attributes:
-        points: the fewest boxes first; the last is all of them.
+        points: the one with the fewest boxes first; the last one has all boxes.
         constant_corloc, constant_mean_iou: of the best constant box of all training boxes, on the
             same held-out images.
-        held_out: number of these images.
+        held_out: the number of these images.
     """
 
     points: tuple[Point, ...]
@@ -78,15 +82,15 @@ def curve_of(
     features: Sequence[Feature],
     console: Console,
 ) -> Curve:
-    """The learning curve of a data set; images with exactly one box count.
+    """The learning curve of a data set, over its images with exactly one box.
 
     Args:
         samples: the training set.
-        held_out: images to measure on; by default a fifth of ``samples``, see ``split_fifth``, on
-            which then no head is fitted.
+        held_out: images to measure on; None for a fifth of ``samples``, see ``split_fifth``, on
+            which no head is fitted then.
         classifier: the network.
-        spec: the maps that heads read.
-        features: of those maps, in order.
+        spec: the map that heads read.
+        features: of that map and of others, in order.
         console: for progress.
 
     Raises:
@@ -103,7 +107,11 @@ def curve_of(
 
 
 def check_enough(samples: Sequence[Sample], held_out: Sequence[Sample] | None) -> None:
-    """Refuse what no learning curve can be drawn of, before anything is computed.
+    """Refuse data without enough images for a learning curve, before anything is computed.
+
+    Args:
+        samples: the training set.
+        held_out: see ``curve_of``.
 
     Raises:
         SourceError: fewer than 10 images are left to fit on, or none to measure on, or some are in
@@ -126,16 +134,19 @@ def check_enough(samples: Sequence[Sample], held_out: Sequence[Sample] | None) -
 
 
 def split_fifth(groups: Sequence[str]) -> tuple[Rows, Rows]:
-    """(rows to fit on, rows to measure on), in random order: whole groups, a fifth of them to
-    measure on.
+    """Split images at random into those to fit on and a fifth to measure on. No group is split.
 
     Args:
-        groups: of each image, see ``calib.data.datasets.Sample.group``.
+        groups: the group of each image, see ``calib.data.datasets.Sample.group``.
+
+    Returns:
+        The rows to fit on, and the rows to measure on.
     """
     numbers = group_numbers(groups, np.arange(len(groups)))
     count = numbers.max(initial=-1) + 1
     rank = np.argsort(np.random.default_rng(0).permutation(count))[numbers]
-    rows, fifth = np.argsort(rank, kind="stable"), int((rank < count // HELD_OUT).sum())
+    rows = np.argsort(rank, kind="stable")
+    fifth = int((rank < count // HELD_OUT).sum())
     return rows[fifth:], rows[:fifth]
 
 
@@ -146,17 +157,16 @@ def learning_curve(
     counts: Sequence[int] = COUNTS,
     subsets: int = SUBSETS,
 ) -> Curve:
-    """Fit a head on each of several random subsets of each size, and measure it on images that none
-    of them saw.
+    """Fit heads on random subsets of several sizes, and measure each on the held-out images.
 
     Args:
-        train: subsets are drawn from it, without replacement; at least 10 images.
+        train: subsets are drawn from it without replacement; at least 10 images.
         held_out: the images to measure on.
         console: for progress.
-        counts: sizes of subsets; those near the whole (``NEAREST``) are left out, and the whole
-            comes last.
-        subsets: how many of each size. They depend on the size alone: more sizes change no
-            point.
+        counts: the sizes of subsets. Those above ``NEAREST`` are left out, and all images come
+            last.
+        subsets: how many subsets of each size. They depend on the size alone, so that more sizes
+            change no point.
     """
     total = len(train.values)
     sizes = [*(count for count in counts if count <= NEAREST * total), total]
@@ -175,7 +185,7 @@ def learning_curve(
 
 
 def curve_table(curve: Curve) -> Table:
-    """Medians and ranges as a table for the terminal."""
+    """The medians and ranges as a table for the terminal."""
     table = Table(
         title=f"learning curve, {curve.held_out} held-out images: median (range)",
         title_justify="left",
@@ -191,6 +201,7 @@ def curve_table(curve: Curve) -> Table:
 
 
 def _spread(values: NDArray[np.float64], form: str, unit: str = "") -> str:
+    """The median of values, and their range where there are several."""
     median = f"{np.median(values):{form}}{unit}"
     return (
         median if len(values) == 1 else f"{median} ({values.min():{form}} - {values.max():{form}})"
@@ -198,8 +209,14 @@ def _spread(values: NDArray[np.float64], form: str, unit: str = "") -> str:
 
 
 def plot_curve(curve: Curve, path: Path, title: str) -> None:
-    """Two panels, CorLoc and mean IoU over the number of boxes: median, range, and the best
-    constant box dashed.
+    """Plot CorLoc and mean IoU over the number of boxes, with the range of the subsets.
+
+    A dashed line is the best constant box.
+
+    Args:
+        curve: what to plot.
+        path: the picture to write.
+        title: the first part of the heading.
 
     Raises:
         OutputError: the name does not end in ``.png``, or the picture cannot be written.

@@ -1,9 +1,9 @@
 """Fits the classifier's last layer to a user's own classes. An image may have several of them.
 
-As Bency et al., "Weakly Supervised Localization using Deep Feature Maps" (2016), fine-tune for VOC
-and COCO: sigmoid cross-entropy over multi-label images. Boxes are not used, only which classes an
-image has. The layers below stay as they are, so that their output is computed once, and the problem
-is convex.
+Bency et al., "Weakly Supervised Localization using Deep Feature Maps" (2016), fine-tune like this
+for VOC and COCO: with sigmoid cross-entropy over images that have several classes. Only the classes
+of an image are used, and no boxes. The layers below stay as they are. Their output is therefore
+computed once, and the problem is convex.
 """
 
 import json
@@ -38,13 +38,14 @@ Array64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A last layer for classes of one's own.
+    """A last layer for a user's own classes.
 
     Attributes:
-        classes: their names.
-        weight, bias: ``[K, D]`` and ``[K]``.
-        strength: of the ridge penalty, chosen on every fifth image.
-        average_precision: on those, of a layer that did not see them, by class.
+        classes: the names of the K classes.
+        weight: ``[K, D]``.
+        bias: ``[K]``.
+        strength: the ridge penalty, chosen on every fifth image.
+        average_precision: by class, on those images, of a layer that was fitted without them.
     """
 
     classes: tuple[str, ...]
@@ -55,12 +56,17 @@ class Finetuned:
 
     @property
     def mean_average_precision(self) -> float:
-        """Mean over classes."""
+        """The mean of ``average_precision`` over classes."""
         return mean_ap(self.average_precision)
 
 
 def finetune(samples: Sequence[Sample], classifier: Classifier, console: Console) -> Finetuned:
     """Fit the last layer to the classes of labelled images.
+
+    Args:
+        samples: the labelled images.
+        classifier: the network.
+        console: for progress.
 
     Raises:
         ModelError: the network does not end in a linear layer of ours.
@@ -85,7 +91,11 @@ def finetune(samples: Sequence[Sample], classifier: Classifier, console: Console
 
 
 def last_inputs(samples: Sequence[Sample], classifier: Classifier, console: Console) -> Array64:
-    """What the last linear layer reads of each image, ``[N, D]``."""
+    """The input of the last linear layer for each image, ``[N, D]``.
+
+    Raises:
+        ModelError: the network does not end in a linear layer.
+    """
     if classifier.network.last_linear is None:
         known = [name for name, network in NETWORKS.items() if network.last_linear]
         raise ModelError(
@@ -108,12 +118,20 @@ def last_inputs(samples: Sequence[Sample], classifier: Classifier, console: Cons
 
 
 def fit_sigmoid(inputs: Array64, labels: Array64, strength: float) -> tuple[Array64, Array64]:
-    """(weight ``[K, D]``, bias ``[K]``) of least sigmoid cross-entropy and ridge penalty, by
-    accelerated gradient steps.
+    """Fit a layer with the least sigmoid cross-entropy and ridge penalty.
 
-    Mean over images of sum over classes of log(1 + e^z) - y z, plus strength / 2 |w|^2, of inputs
-    scaled to unit variance (Nesterov 1983, with the step 1 / L: the curvature of the logistic
-    function is at most 1/4).
+    What is minimized is the mean over images of the sum over classes of log(1 + e^z) - y z, plus
+    strength / 2 |w|^2, with inputs that are scaled to unit variance. The gradient steps are
+    accelerated (Nesterov 1983) and of size 1 / L, where the curvature of the logistic function is
+    at most 1/4.
+
+    Args:
+        inputs: ``[N, D]``.
+        labels: 1 where an image has a class, else 0, ``[N, K]``.
+        strength: of the ridge penalty.
+
+    Returns:
+        The weight ``[K, D]`` and the bias ``[K]``.
     """
     mean, scale = inputs.mean(axis=0), np.maximum(inputs.std(axis=0), 1e-6)
     scaled = np.column_stack([(inputs - mean) / scale, np.ones(len(inputs))])
@@ -132,7 +150,13 @@ def fit_sigmoid(inputs: Array64, labels: Array64, strength: float) -> tuple[Arra
 
 
 def image_ap(scores: Array64, labels: Array64, classes: Sequence[str]) -> dict[str, float]:
-    """Average precision of each class that some image has, images ranked by its score."""
+    """The average precision of each class that some image has. Its scores rank the images.
+
+    Args:
+        scores: ``[N, K]``.
+        labels: 1 where an image has a class, else 0, ``[N, K]``.
+        classes: the names of the K classes.
+    """
     found = {}
     for place, name in enumerate(classes):
         if labels[:, place].any():
@@ -144,8 +168,15 @@ def image_ap(scores: Array64, labels: Array64, classes: Sequence[str]) -> dict[s
 
 
 def save_finetuned(found: Finetuned, classifier: Classifier, path: Path) -> Classifier:
-    """Write the network's weights with the new last layer and the names of its classes, for
-    ``--weights``.
+    """Write the network's weights, with the new last layer and the names of its classes.
+
+    Args:
+        found: the new last layer.
+        classifier: the network.
+        path: the file to write, which ``--weights`` reads.
+
+    Returns:
+        The network with these weights.
 
     Raises:
         OutputError: the place cannot be written.

@@ -44,8 +44,13 @@ STRENGTHS = (1e2, 1e3, 1e4, 1e5, 1e6)
 
 @dataclass(frozen=True)
 class Kinds:
-    """Linear layers ``weight [K, 4, D]`` and ``bias [K, 4]``; the first is for everything. See
-    ``engines.head.Head``.
+    """One linear layer for each of K kinds of objects. The first layer is for all other objects.
+
+    Attributes:
+        names: of the kinds; the first is ``any``.
+        weight: ``[K, 4, D]``.
+        bias: ``[K, 4]``.
+        routes: the layer of each class of the network, see ``engines.head.Head``.
     """
 
     names: tuple[str, ...]
@@ -54,8 +59,11 @@ class Kinds:
     routes: NDArray[np.int64]
 
     def boxes(self, values: NDArray[np.float32], class_indices: NDArray[np.int64]) -> Array64:
-        """Boxes ``[N, 4]`` as the graph gives them, from features ``[N, D]`` and the network's
-        classes ``[N]``.
+        """The boxes ``[N, 4]`` as the graph gives them.
+
+        Args:
+            values: the features, ``[N, D]``.
+            class_indices: the network's class of each image, ``[N]``.
         """
         found = np.empty((len(values), 4))
         kinds = self.routes[class_indices]
@@ -67,21 +75,25 @@ class Kinds:
 
 
 def shared_kind(weight: Array64, bias: Array64) -> Kinds:
-    """One layer ``[4, D]``, ``[4]`` for everything, which needs no routes."""
+    """One layer, weight ``[4, D]`` and bias ``[4]``, for all objects. It needs no routes."""
     return Kinds(("any",), weight[None], bias[None], np.zeros(0, np.int64))
 
 
 def fit_kinds(
     table: FeatureTable, rows: Rows, strength: float, classes: int
 ) -> tuple[Kinds, Array64]:
-    """(a head per class, out-of-fold boxes ``[N, 4]``), the size of the corrections chosen by
-    cross-validation.
+    """Fit a layer for each class of the data set: the shared layer and a correction.
+
+    Cross-validation chooses the penalty on the corrections.
 
     Args:
-        table: features, boxes, classes.
-        rows: of it, to fit on.
-        strength: ridge penalty of the shared head.
-        classes: how many the network knows.
+        table: features, boxes and classes.
+        rows: of the table, to fit on.
+        strength: the ridge penalty of the shared layer.
+        classes: how many classes the network knows.
+
+    Returns:
+        The layers, and the box of each row by layers that were fitted without it, ``[N, 4]``.
     """
     boxes = np.zeros((len(STRENGTHS), len(table.values), 4))
     for kept, held in folds(table, rows):
@@ -97,7 +109,7 @@ def fit_kinds(
 def _solutions(
     table: FeatureTable, rows: Rows, strength: float, corrections: Sequence[float], classes: int
 ) -> list[Kinds]:
-    """One set of layers for each penalty on the corrections."""
+    """The layers for each penalty on the corrections."""
     shared_weight, shared_bias = solve(table, rows, strength)
     names_of = np.array(table.class_names)[rows]
     counts = Counter(names_of.tolist())
@@ -123,7 +135,11 @@ def _solutions(
 def _routes(
     indices: NDArray[np.int64], names_of: NDArray[np.str_], names: Sequence[str], classes: int
 ) -> NDArray[np.int64]:
-    """For each class of the network the kind that more than half of its images were, or 0."""
+    """The layer of each class of the network.
+
+    It is that of the class of the data set to which more than half of the images with the network's
+    class belong; 0, the shared layer, where there is no such class.
+    """
     routes = np.zeros(classes, np.int64)
     for index in np.unique(indices):
         (name, count), *_ = Counter(names_of[indices == index].tolist()).most_common(1)
@@ -141,17 +157,20 @@ FALLS_EVERY = 10_000
 def fit_by_sgd(
     values: Array64, boxes: Array64, iterations: int = 30_000, seed: int = 0
 ) -> tuple[Array64, Array64]:
-    """(weight ``[4, D]``, bias ``[4]``) after plain SGD from zero.
+    """Fit a layer by plain stochastic gradient descent that starts from zero.
 
-    Every step adds a combination of training maps to the weights, so they stay one: ``W = A^T X``.
-    The steps are taken on ``A`` (``[N, 4]``) with the maps' inner products, which is the same
-    descent and much cheaper where D exceeds N.
+    Every step adds a combination of training maps to the weights, so that the weights are always
+    one: ``W = A^T X``. The steps are taken on ``A`` (``[N, 4]``) with the inner products of the
+    maps. This is the same descent, and much cheaper where D exceeds N.
 
     Args:
-        values: maps ``[N, D]``.
-        boxes: ``[N, 4]``.
-        iterations: of a batch each.
+        values: the maps, ``[N, D]``.
+        boxes: the true boxes, ``[N, 4]``.
+        iterations: the number of steps, with a batch each.
         seed: decides the batches.
+
+    Returns:
+        The weight ``[4, D]`` and the bias ``[4]``.
     """
     rng = np.random.default_rng(seed)
     scale = np.sqrt((values**2).sum(axis=1).mean())
@@ -170,12 +189,12 @@ def fit_by_sgd(
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted head and how it was chosen.
+    """A fitted head, and how it was chosen.
 
     Attributes:
-        head: ready to save.
+        head: the head, ready to save.
         strength: the ridge penalty that cross-validation chose.
-        cv_mean_iou, cv_corloc: out-of-fold, on the training images.
+        cv_mean_iou, cv_corloc: of the training images, each by a head that was fitted without it.
     """
 
     head: Head
@@ -185,22 +204,24 @@ class Fit:
 
 
 KINDS = ("best", "paper", "paper-sgd")
-"""What ``fit`` makes: the best head at the cost of one backward pass, or the papers' own: a linear
-layer on the whole map, in closed form or by their descent."""
+"""The kinds of heads that ``fit`` makes: the best one at the cost of one backward pass, and the
+papers' own, which is a linear layer on the whole map, in closed form or by gradient descent.
+"""
 
 
 def default_features(
     classifier: Classifier, method: str, kind: str = "best", layer: str | None = None
 ) -> tuple[MapSpec, tuple[Feature, ...]]:
-    """The maps and features that a ``kind`` of head reads: quantiles and coarse grids at several
-    depths, or the whole map.
+    """The map and the features that a kind of head reads.
+
+    The best head reads quantiles and coarse grids at several depths, the papers' the whole map.
 
     Args:
         classifier: the network.
-        method: whose objective is differentiated.
+        method: its objective is differentiated.
         kind: see ``KINDS``.
-        layer: where the backward pass stops and the map is taken; a head then reads nothing nearer
-            to the image.
+        layer: where the backward pass stops and the map is taken. The head then reads no layer
+            nearer to the image.
 
     Raises:
         ModelError: the method, kind or layer is unknown, or the method reads boxes without a fitted
@@ -252,13 +273,12 @@ def fit_head(
     Args:
         samples: the training set.
         classifier: the network that the head will be tied to.
-        spec: the maps it reads.
-        features: of those maps, in order.
+        spec: the map that the head reads.
+        features: of that map and of others, in order.
         console: for progress.
-        name: of the data set, for the card.
+        name: the name of the data set, for the card.
         kind: see ``KINDS``.
-        per_class: a layer for each class of the data set besides the one for everything (see
-            ``calib.heads.fit``).
+        per_class: also fit a layer for each class of the data set, see ``fit_kinds``.
 
     Raises:
         SourceError: fewer than 10 images have exactly one box.
@@ -279,10 +299,8 @@ def fit_head(
         kinds, found = fit_kinds(table, rows, strength, class_count(classifier))
     else:
         fitter = FITTERS[kind]
-        kinds, found = (
-            shared_kind(*fitter(table, rows, strength)),
-            held_out_boxes(table, rows, strength, fitter),
-        )
+        kinds = shared_kind(*fitter(table, rows, strength))
+        found = held_out_boxes(table, rows, strength, fitter)
     ious = iou(found, table.boxes_xyxy)
     measured = {"cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4)}
     fitted = {"kind": kind, "layers": kinds.names, "strength": strength}
@@ -307,6 +325,7 @@ def fit_head(
 
 
 def _card_of_data(table: FeatureTable, name: str) -> dict[str, Any]:
+    """What the card of a head says of the data set."""
     return {
         "data": name,
         "images": len(table.boxes_xyxy),
@@ -315,10 +334,12 @@ def _card_of_data(table: FeatureTable, name: str) -> dict[str, Any]:
 
 
 def _by_ridge(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Array64]:
+    """Fit a layer by ridge regression alone, see ``calib.heads.linear.Fitter``."""
     return Ridge(*mirrored_pairs(table, rows)).solve(strength)
 
 
 def _by_sgd(table: FeatureTable, rows: Rows, _: float) -> tuple[Array64, Array64]:
+    """Fit a layer by gradient descent, see ``calib.heads.linear.Fitter``."""
     return fit_by_sgd(*mirrored_pairs(table, rows))
 
 

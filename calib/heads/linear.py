@@ -275,7 +275,7 @@ def iou_and_gradient(found: Array64, true: Array64) -> tuple[Array64, Array64]:
 
 
 def _area(sides: Array64) -> Array64:
-    """The areas ``[N]`` of sides ``[N, 2]``. ``prod`` over so short an axis takes ten times longer."""
+    """The areas ``[N]`` of sides ``[N, 2]``. ``prod`` over such an axis is ten times slower."""
     return sides[:, 0] * sides[:, 1]
 
 
