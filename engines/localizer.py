@@ -124,6 +124,49 @@ class Localizer:
         """The class that is looked for; None for whichever scores best."""
         return None if self._wanted[0] < 0 else int(self._wanted[0])
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its answers besides the images and ``wanted_class``."""
+        return {
+            "engine": self.description,
+            "backend": self.engine.backend,
+            "precision": self.engine.precision,
+            "batch": self.batch,
+        }
+
+    @property
+    def setting(self) -> str:
+        """The name of the setting of the next call. Empty here: a plain localizer has one setting.
+        One that adapts, such as ``realtime.latency_budget.BudgetLocalizer``, overrides this and
+        the four below.
+        """
+        return ""
+
+    @property
+    def heat_map_every(self) -> int:
+        """A fresh heat map is to be drawn for one in so many images of the next calls."""
+        return 1
+
+    def begin(self) -> None:
+        """Start the account of what is adapted."""
+
+    def finished(
+        self, setting: str, number: int, engine_ms: float, image_ms: float, now_s: float
+    ) -> None:
+        """Learn how long an image took, which may change the setting.
+
+        Args:
+            setting: that it was localized with.
+            number: of the image, for messages.
+            engine_ms: of its engine call.
+            image_ms: of the whole work on it.
+            now_s: of any clock that does not run backwards.
+        """
+
+    def summary(self) -> dict[str, Any]:
+        """What was adapted since ``begin``; empty where nothing adapts."""
+        return {}
+
     def look_for(self, class_index: int | None) -> None:
         """Differentiate the score of this class from the next image on; None for whichever scores
         best.

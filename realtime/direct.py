@@ -18,7 +18,6 @@ from engines.localizer import Localizer
 from engines.text import shown
 from realtime.batch.names import Naming, with_ending
 from realtime.capture import every_frame
-from realtime.latency_budget import BudgetLocalizer
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink, Sink, VideoSink
 from realtime.sources.spec import kind_of, open_source
@@ -32,7 +31,7 @@ Summary = dict[str, Any]
 def process_all(
     specs: Sequence[str],
     out: Path,
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     console: Console,
     video: bool = True,
     following: FollowOptions = WHOLE_FRAMES,
@@ -73,7 +72,7 @@ def process(
     spec: str,
     naming: Naming,
     out: Path,
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     console: Console,
     video: bool,
     following: FollowOptions = WHOLE_FRAMES,
@@ -105,12 +104,11 @@ def process(
 def _process(
     source: Source,
     files: dict[str, Path],
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     console: Console,
     following: FollowOptions,
 ) -> Summary:
-    if isinstance(localizer, BudgetLocalizer):
-        localizer.begin()
+    localizer.begin()
     run, interrupted = Run(), False
     try:
         with ExitStack() as stack:
@@ -137,7 +135,7 @@ def _process(
         "device": engine.device,
         "size_px": localizer.size_px,
         "files": {kind: str(path) for kind, path in files.items()},
-        **(localizer.summary() if isinstance(localizer, BudgetLocalizer) else {}),
+        **localizer.summary(),
     }
     write_json(files["summary"], summary)
     return summary
@@ -145,7 +143,7 @@ def _process(
 
 def _run_with_progress(
     source: Source,
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     sinks: Sequence[Sink],
     run: Run,
     console: Console,

@@ -4,7 +4,7 @@ back.
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,11 +13,10 @@ import numpy as np
 from rich.console import Console
 
 from engines.choose import Choice, open_localizer
-from engines.engine import Engine
+from engines.engine import Array, Ticket
 from engines.errors import SightlineError
-from engines.localizer import Localizer
+from engines.localizer import ImageBgr, Localization, Localizer
 from engines.presets import Preset, presets
-from realtime.frames import FrameRecord
 from realtime.statistics import Run
 
 WINDOW_FRAMES = 20
@@ -163,13 +162,22 @@ class BudgetController:
         )
 
 
-class BudgetLocalizer:
-    """The settings of the hour. One thread uses it: that of the frame loop.
+class _Outputs(dict[str, Array]):
+    """The outputs of a call, with the localizer that made the call and reads them."""
 
-    The engine of the next cheaper preset is built in the background as soon as a preset is entered,
-    any other when it is asked for; frames go on as they are until it is ready. While something is
-    being built, which takes processor time from the frames, nothing is decided. Engines further
-    than one preset away are closed.
+    def __init__(self, outputs: Mapping[str, Array], localizer: Localizer) -> None:
+        super().__init__(outputs)
+        self.localizer = localizer
+
+
+class BudgetLocalizer(Localizer):
+    """A localizer whose preset follows a latency budget. One thread uses it: that of the frame
+    loop. An answer is of the preset that its call began with.
+
+    The engine of the next cheaper preset is built in the background as soon as a preset is entered.
+    The engine of any other preset is built when it is asked for. Frames go on as they are until an
+    engine is ready. While an engine is being built, which takes processor time from the frames,
+    nothing is decided. Engines further than one preset away are closed.
 
     Args:
         choice: the best settings, see ``engines.presets.presets``.
@@ -181,8 +189,7 @@ class BudgetLocalizer:
         SightlineError: the best settings cannot be run.
 
     Attributes:
-        preset: the settings for the next frame.
-        localizer: their engine.
+        preset: the preset of the next call.
         steps: of this run: ``frame`` after which it was decided, ``from``, ``to``, ``why``.
     """
 
@@ -195,77 +202,110 @@ class BudgetLocalizer:
         streams: int = 1,
         batch: int = 1,
     ) -> None:
-        self._ladder, self._notify, self._streams, self._batch = (
-            presets(choice),
-            notify,
-            streams,
-            batch,
-        )
+        self._ladder = presets(choice)
+        self._notify = notify
+        self._streams = streams
+        self._images = batch
         self._controller = BudgetController(budget_ms, [preset.cost for preset in self._ladder])
-        self._open = {self._ladder[0].choice: self._opened(self._ladder[0].choice)}
+        self._now = self._opened(self._ladder[0].choice)
+        self._open = {self._ladder[0].choice: self._now}
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open engine")
         self._opening: tuple[int, Future[Localizer]] | None = None
-        self._wanted: Step | None = None
+        self._next_step: Step | None = None
+        self._use(self._now)
         self.begin()
 
     def begin(self) -> None:
-        """Start the accounts of a run; the preset stays."""
+        """Start the account of a run. The preset stays."""
         self.steps: list[dict[str, Any]] = []
         self._missed = ""
+
+    def _use(self, localizer: Localizer) -> None:
+        """From the next call on."""
+        wanted = self._now.wanted_class
+        if localizer.wanted_class != wanted:
+            localizer.look_for(wanted)
+        self._now = localizer
+        self.engine = localizer.engine
+        self.class_names = localizer.class_names
+        self.batch = localizer.batch
+        self.size_px = localizer.size_px
 
     @property
     def preset(self) -> Preset:
         return self._ladder[self._controller.preset]
 
     @property
-    def localizer(self) -> Localizer:
-        return self._open[self.preset.choice]
+    def setting(self) -> str:
+        """The preset's name."""
+        return self.preset.name
 
     @property
-    def description(self) -> dict[str, Any]:
-        """What decides the results: the best settings and the budget. How long frames take does,
-        too.
-        """
-        return {"budget_ms": self._controller.budget_ms, "best": asdict(self._ladder[0].choice)}
+    def heat_map_every(self) -> int:
+        """See ``Localizer.heat_map_every``."""
+        return self.preset.heat_map_every
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.localizer.class_names
+    def identity(self) -> dict[str, Any]:
+        """The best settings and the budget. How long frames take decides the answers, too."""
+        best = asdict(self._ladder[0].choice)
+        return {"engine": {"budget_ms": self._controller.budget_ms, "best": best}}
 
     @property
     def wanted_class(self) -> int | None:
         """See ``Localizer.wanted_class``."""
-        return self.localizer.wanted_class
+        return self._now.wanted_class
 
     @property
-    def batch(self) -> int:
-        """Images that one call takes."""
-        return self.localizer.batch
+    def least_confidence(self) -> float:
+        """See ``Localizer.least_confidence``."""
+        return self._now.least_confidence
 
-    @property
-    def engine(self) -> Engine:
-        """The engine of the preset."""
-        return self.localizer.engine
+    def look_for(self, class_index: int | None) -> None:
+        """See ``Localizer.look_for``."""
+        self._now.look_for(class_index)
 
-    @property
-    def size_px(self) -> int:
-        """Its input side."""
-        return self.localizer.size_px
+    def abstain_below(self, confidence: float) -> None:
+        """See ``Localizer.abstain_below``; it holds for the engines that are open.
 
-    def finished(self, record: FrameRecord, now_s: float, frame_ms: float) -> None:
-        """CropScorer a finished frame, and step where that is called for; see
+        Raises:
+            InputError, ModelError: see there.
+        """
+        for localizer in self._open.values():
+            localizer.abstain_below(confidence)
+
+    def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
+        """See ``Localizer.submit``."""
+        return self._now, self._now.submit(prepared)
+
+    def collect(self, ticket: Ticket) -> dict[str, Array]:
+        """See ``Localizer.collect``."""
+        localizer, its_ticket = ticket
+        return _Outputs(localizer.collect(its_ticket), localizer)
+
+    def read(
+        self, outputs: dict[str, Array], place: int, width_px: int, height_px: int
+    ) -> Localization:
+        """See ``Localizer.read``; ``outputs`` are those of ``collect``."""
+        localizer = outputs.localizer if isinstance(outputs, _Outputs) else self._now
+        return localizer.read(outputs, place, width_px, height_px)
+
+    def finished(
+        self, setting: str, number: int, engine_ms: float, image_ms: float, now_s: float
+    ) -> None:
+        """Judge a finished frame, and step where that is called for; see
         ``BudgetController.observe``.
 
         Raises:
             Exception: an engine could not be built, for a reason that is not a ``SightlineError``
                 (those give the preset up).
         """
-        if record.preset != self.preset.name:
+        if setting != self.setting:
             return  # from before the last step
         self._close_far_ones()
         self._look_at_opening()
-        if self._opening is None and self._wanted is None:
-            self._wanted = self._controller.observe(now_s, frame_ms, record.stages_ms["engine"])
+        if self._opening is None and self._next_step is None:
+            self._next_step = self._controller.observe(now_s, image_ms, engine_ms)
             if self._controller.missed and not self._missed:
                 cheapest = (
                     f"even the cheapest setting ({self.preset.name}) takes"
@@ -273,8 +313,8 @@ class BudgetLocalizer:
                 )
                 self._missed = f"{cheapest}, over the budget of {self._controller.budget_ms:g} ms"
                 self._notify(self._missed)
-        if self._wanted is not None:
-            self._step(self._wanted, record, now_s)
+        if self._next_step is not None:
+            self._step(self._next_step, number, now_s)
         elif self._opening is None:
             self._open_next_cheaper()
 
@@ -286,32 +326,33 @@ class BudgetLocalizer:
         return {**budget, "steps": self.steps, "over_budget": self._missed or None}
 
     def close(self) -> None:
-        """Free every engine, once what is being built is ready."""
+        """Free every engine, once the one that is being built is ready."""
         self._opener.shutdown(cancel_futures=True)
         for localizer in self._open.values():
             localizer.engine.close()
 
     def _opened(self, choice: Choice) -> Localizer:
-        return open_localizer(choice, streams=self._streams, batch=self._batch)
+        return open_localizer(choice, streams=self._streams, batch=self._images)
 
-    def _step(self, step: Step, record: FrameRecord, now_s: float) -> None:
+    def _step(self, step: Step, number: int, now_s: float) -> None:
         """Make the step if its engine is there; else see to it that it will be."""
         target = self._ladder[step.target]
         if target.choice not in self._open:
             if self._opening is None:
                 self._opening = step.target, self._opener.submit(self._opened, target.choice)
             return
-        self._notify(f"frame {record.frame.index}: {self.preset.name} → {target.name}: {step.why}")
+        self._notify(f"frame {number}: {self.preset.name} → {target.name}: {step.why}")
         self.steps.append(
             {
-                "frame": record.frame.index,
+                "frame": number,
                 "from": self.preset.name,
                 "to": target.name,
                 "why": step.why,
             }
         )
         self._controller.stepped(step, now_s)
-        self._wanted = None
+        self._use(self._open[target.choice])
+        self._next_step = None
 
     def _open_next_cheaper(self) -> None:
         cheaper = self._controller.cheaper()
@@ -329,7 +370,7 @@ class BudgetLocalizer:
             self._open[self._ladder[index].choice] = future.result()
         except SightlineError as error:
             self._controller.give_up(index)
-            self._wanted = None
+            self._next_step = None
             self._notify(f"left out: {self._ladder[index].name}: {error}")
 
     def _close_far_ones(self) -> None:
@@ -338,8 +379,8 @@ class BudgetLocalizer:
         """
         index = self._controller.preset
         near = {preset.choice for preset in self._ladder[max(0, index - 1) : index + 2]}
-        if self._wanted is not None:
-            near.add(self._ladder[self._wanted.target].choice)
+        if self._next_step is not None:
+            near.add(self._ladder[self._next_step.target].choice)
         for choice in [choice for choice in self._open if choice not in near]:
             self._open.pop(choice).engine.close()
 
@@ -388,7 +429,7 @@ def open_with_notes(
 
 def open_within(
     choice: Choice, budget_ms: float | None, console: Console, streams: int = 1, batch: int = 1
-) -> Localizer | BudgetLocalizer:
+) -> Localizer:
     """One engine, or one that changes to hold a budget of so many milliseconds a frame."""
     if budget_ms is None:
         return open_with_notes(choice, console, streams, batch)

@@ -20,7 +20,6 @@ from engines.localizer import Localizer
 from engines.text import displayable, in_words
 from realtime.capture import Feed
 from realtime.frame_queue import Policy
-from realtime.latency_budget import BudgetLocalizer
 from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
@@ -46,7 +45,7 @@ TABLE_EVERY_S = 0.5
 
 def stream(
     specs: Sequence[str],
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     console: Console,
     options: StreamOptions = StreamOptions(),
     following: FollowOptions = WHOLE_FRAMES,
@@ -116,8 +115,11 @@ def stream(
                     shown_s = time.monotonic()
         finally:
             _enter_left(feed, sinks, live_run)
-    budget = localizer.summary() if isinstance(localizer, BudgetLocalizer) else {}
-    return {**_summary(feed, live_run, interrupted.is_set()), **lost.summary(), **budget}
+    return {
+        **_summary(feed, live_run, interrupted.is_set()),
+        **lost.summary(),
+        **localizer.summary(),
+    }
 
 
 def _summary(feed: Feed, live_run: LiveRun, interrupted: bool) -> dict[str, Any]:
@@ -144,18 +146,15 @@ def _check_outputs(options: StreamOptions) -> None:
         check_log(options.log, options.log_max_mb is not None)
 
 
-def _page(
-    session: Session, localizer: Localizer | BudgetLocalizer, where: str, options: StreamOptions
-) -> PageServer:
+def _page(session: Session, localizer: Localizer, where: str, options: StreamOptions) -> PageServer:
     names = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "torch": "PyTorch"}
 
     def title() -> str:
         """What runs now: a budget may change it."""
-        now = localizer.localizer if isinstance(localizer, BudgetLocalizer) else localizer
-        engine = f"{names.get(now.engine.backend, now.engine.backend)} {now.engine.precision}"
-        return " · ".join(
-            filter(None, [now.description.get("model", ""), engine, f"{now.size_px} px"])
-        )
+        engine = localizer.engine
+        what = f"{names.get(engine.backend, engine.backend)} {engine.precision}"
+        parts = [localizer.description.get("model", ""), what, f"{localizer.size_px} px"]
+        return " · ".join(filter(None, parts))
 
     return PageServer(session, title, Address.of(where), options.web_token, options.web_dir)
 

@@ -21,7 +21,7 @@ from engines.localizer import ImageBgr, Localization, Localizer
 from realtime.annotate import Look
 from realtime.frame_queue import Records
 from realtime.frames import FrameRecord
-from realtime.latency_budget import BudgetLocalizer, Pace
+from realtime.latency_budget import Pace
 from realtime.session import Settings
 from realtime.sinks import Output, Sink
 from realtime.statistics import Run
@@ -43,7 +43,7 @@ class Live:
 
 def run_frames(
     records: Records,
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     sinks: Sequence[Sink],
     run: Run,
     under_way: int = 0,
@@ -64,8 +64,8 @@ def run_frames(
 
     Args:
         records: from ``realtime.capture``; the engine's half takes them.
-        localizer: prepares, runs and reads the engine; a ``BudgetLocalizer`` one may change from
-            frame to frame.
+        localizer: prepares, runs and reads the engine. It is told how long each frame took, and may
+            change its setting from frame to frame.
         sinks: each gets every record, and the drawing where there is one; logs get it last, when
             all is timed.
         run: filled as the loop goes, so that an interrupted run can still be summed up.
@@ -157,19 +157,17 @@ class _EngineHalf:
     def __init__(
         self,
         records: Records,
-        chosen: Localizer | BudgetLocalizer,
+        localizer: Localizer,
         run: Run,
         most: int,
         live: Live | None,
         following: Following | None,
     ) -> None:
-        self._records, self._chosen, self._run, self._most, self._live = (
-            records,
-            chosen,
-            run,
-            most,
-            live,
-        )
+        self._records = records
+        self._localizer = localizer
+        self._run = run
+        self._most = most
+        self._live = live
         self._following = following
         self._begun: deque[_Call] = deque()
         self._failure: Exception | None = None
@@ -220,18 +218,22 @@ class _EngineHalf:
                 if self._stopped:
                     return
                 call = self._begun.popleft()
-                self._keep_budget(call, pace)
+                self._tell_localizer(call, pace)
                 self._answers.put(call)
             self._answers.put(self._failure)
         except BaseException as error:  # raised by the other half, where it can be dealt with
             self._answers.put(error)
 
-    def _keep_budget(self, call: _Call, pace: Pace) -> None:
+    def _tell_localizer(self, call: _Call, pace: Pace) -> None:
+        """How long each frame took that the engine saw."""
         for record in call.records:
-            if isinstance(self._chosen, BudgetLocalizer) and record.outcome == "shown":
-                frame_ms = pace.frame_ms()
-                if not record.propagated:
-                    self._chosen.finished(record, time.monotonic(), frame_ms)
+            if record.outcome != "shown":
+                continue
+            frame_ms = pace.frame_ms()
+            if not record.propagated:
+                engine_ms = record.stages_ms["engine"]
+                number, now_s = record.frame.index, time.monotonic()
+                self._localizer.finished(record.preset, number, engine_ms, frame_ms, now_s)
 
     def _begin_some(self) -> bool:
         """Wait for frames and give them to the engine, until all that may be under way are; False
@@ -268,10 +270,8 @@ class _EngineHalf:
         call.records.append(self._take())
         if call.records[0].outcome != "shown":
             return
-        chosen, preset = self._chosen, ""
-        localizer = chosen.localizer if isinstance(chosen, BudgetLocalizer) else chosen
-        if isinstance(chosen, BudgetLocalizer):
-            call.heat_map_every, preset = chosen.preset.heat_map_every, chosen.preset.name
+        localizer = self._localizer
+        call.heat_map_every = localizer.heat_map_every
         if self._live is not None:
             localizer.look_for(self._live.settings().class_index)
         prepared = self._prepared(localizer, call.records[-1])
@@ -283,7 +283,8 @@ class _EngineHalf:
             call.ticket = localizer.submit(prepared)
             call.localizer = localizer
         for record in call.records:
-            record.preset, record.began_ns["engine"] = preset, call.submitted_ns
+            record.preset = localizer.setting
+            record.began_ns["engine"] = call.submitted_ns
 
     def _take(self) -> FrameRecord:
         asked_ns = time.monotonic_ns()

@@ -27,7 +27,6 @@ from realtime.batch.decode import Read, SegmentEnd, read_segment, records_of
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
 from realtime.frames import BoxPx, FrameRecord
-from realtime.latency_budget import BudgetLocalizer
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink, VideoSink
 from realtime.sources.limits import AHEAD_BYTES
@@ -287,7 +286,7 @@ def _scaled(box_px: BoxPx | None, scale: float) -> BoxPx | None:
 def run_segments(
     clip: Clip,
     segments: Sequence[Segment],
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     settings: Settings,
     folder: Path,
     read: Read = read_segment,
@@ -334,7 +333,7 @@ class _Writer:
         folder: Path,
         ends: dict[int, SegmentEnd],
         run: Run,
-        localizer: Localizer | BudgetLocalizer,
+        localizer: Localizer,
     ) -> None:
         self._clip, self._settings, self._folder, self._ends, self._run = (
             clip,

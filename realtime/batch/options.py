@@ -10,7 +10,6 @@ import typer
 from engines.localizer import Localizer
 from engines.options import MOST_IMAGES, takes
 from realtime.batch.plan import Window
-from realtime.latency_budget import BudgetLocalizer
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 FORMAT = 2
@@ -95,23 +94,16 @@ takes_settings = takes("settings", Settings, OPTIONS)
 """A command's parameter ``settings`` becomes one option for each of these."""
 
 
-def settings_digest(settings: Settings, localizer: Localizer | BudgetLocalizer) -> str:
-    """Of everything but the source that decides the results: two runs with the same give the same
-    files.
+def settings_digest(settings: Settings, localizer: Localizer) -> str:
+    """The digest of everything but the source that decides the results: two runs with the same
+    digest give the same files.
 
-    The processor is not among it, nor are threads.
+    The processor and the number of threads are not part of it.
     """
     decides: dict[str, Any] = {
         "format": FORMAT,
         **asdict(settings),
-        "engine": localizer.description,
+        **localizer.identity,
+        "wanted_class": localizer.wanted_class,
     }
-    if isinstance(localizer, Localizer):
-        engine = localizer.engine
-        decides |= {
-            "backend": engine.backend,
-            "precision": engine.precision,
-            "batch": localizer.batch,
-        }
-    decides["wanted_class"] = localizer.wanted_class
     return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=20).hexdigest()

@@ -32,7 +32,6 @@ from realtime.batch.merge import UnsafeCutError, endings, merge_job
 from realtime.batch.names import Naming, overview_path, place_of, without_results
 from realtime.batch.options import Settings, settings_digest
 from realtime.batch.plan import digest_of, make_plan
-from realtime.latency_budget import BudgetLocalizer
 from realtime.sources.spec import can_be_cut, is_there, name_of, open_source
 
 Summary = dict[str, Any]
@@ -68,7 +67,7 @@ class _Bars:
 def process_all(
     specs: Sequence[str],
     out: Path,
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     console: Console,
     settings: Settings = Settings(),
     inputs: Sequence[str | Path] = (),
@@ -146,7 +145,7 @@ def _process(
     spec: str,
     naming: Naming,
     out: Path,
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     console: Console,
     settings: Settings,
     bars: _Bars,
@@ -163,8 +162,7 @@ def _process(
     found = naming.job(spec, endings(settings).values(), *digests, place_of(spec))
     if found.summary is not None:
         return {**found.summary, "skipped": True}
-    if isinstance(localizer, BudgetLocalizer):
-        localizer.begin()
+    localizer.begin()
     try:
         with naming.holding(found) as job:
             try:
@@ -187,7 +185,7 @@ def _finish(
     job: Job,
     spec: str,
     out: Path,
-    localizer: Localizer | BudgetLocalizer,
+    localizer: Localizer,
     settings: Settings,
     bars: _Bars,
 ) -> Summary:
@@ -211,7 +209,7 @@ def _finish(
         "size_px": localizer.size_px,
     }
     facts["segments_resumed"] = resumed
-    facts |= localizer.summary() if isinstance(localizer, BudgetLocalizer) else {}
+    facts |= localizer.summary()
     summary, files = merge_job(job, clip, settings, out, facts)
     job.end(files, summary)
     return summary

@@ -1,4 +1,4 @@
-"""A governed run with real engines: the loop under a budget, while frames are said to be slow for a
+"""A run with a latency budget and real engines: the loop under a budget, while frames are said to be slow for a
 while.
 """
 
@@ -10,6 +10,7 @@ import pytest
 
 from engines.choose import Choice
 from engines.errors import ModelError
+from engines.localizer import Localizer
 from realtime import latency_budget as controller
 from realtime import latency_budget as module
 from realtime.capture import every_frame
@@ -99,7 +100,8 @@ def test_within_budget_it_is_the_plain_loop():
     budgeted = BudgetLocalizer(TINY, 10_000.0, pytest.fail)
     records = play(budgeted, Kept(), lambda records: len(records) == 60)
     assert [record.frame.index for record in records] == list(range(60))
-    expected = budgeted.localizer.localize([next(iter(Demo(4000))).image_bgr])[0]
+    assert isinstance(budgeted, Localizer)
+    expected = budgeted.localize([next(iter(Demo(4000))).image_bgr])[0]
     np.testing.assert_array_equal(records[0].found.map_hw, expected.map_hw)
     assert budgeted.summary() == {
         "budget_ms": 10_000.0,
@@ -112,7 +114,7 @@ def test_within_budget_it_is_the_plain_loop():
 
 @pytest.fixture(scope="module")
 def descended():
-    """A run with a budget that nothing keeps to, and a preset that cannot be built: (governed, what
+    """A run with a budget that nothing keeps to, and a preset that cannot be built: (localizer, what
     was told, sink, records).
     """
     real = module.presets
