@@ -1,39 +1,48 @@
 """Sightline's command line. Each command calls one function of ``realtime``, ``calib`` or
 ``engines``.
+
+All options are fields of dataclasses, or parameters of commands, that are annotated with an
+``engines.options.Option``; ``command`` makes typer's options of them. Only this module knows typer.
 """
 
+import inspect
 import json
+import math
 import os
 import sys
 import traceback
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 
-from calib.bench.run import BenchOptions, bench_chosen, takes_bench
-from calib.commands import EvaluateOptions, FitOptions, evaluate_chosen, fit_chosen
-from calib.data.choose import OPTIONS, DataChoice, load_chosen
-from calib.heads import finetune as finetuning
-from calib.precision import build as certified
-from calib.precision import calibrate as calibration
-from engines.choose import Choice, build_chosen
+from calib.bench.run import BenchOptions, bench_chosen
+from calib.commands import (
+    EvaluateOptions,
+    FinetuneOptions,
+    FitOptions,
+    evaluate_chosen,
+    finetune_chosen,
+    fit_chosen,
+)
+from calib.data.choose import DataOptions
+from calib.precision.build import BuildOptions, run_build
+from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
 from engines.errors import SightlineError
-from engines.files import checked_output
-from engines.networks.registry import load_classifier
-from engines.options import ENGINE, LARGEST, MOST_IMAGES, NETWORK, finite, takes, takes_choice
+from engines.options import LOOK_AT, OUTPUT, PANELS, SPEED, EngineOptions, Option
 from engines.text import Terminal, shown
 from realtime import direct, live
 from realtime import doctor as doctors
 from realtime.batch.estimate import plan_chosen
-from realtime.batch.options import Settings, takes_settings
-from realtime.batch.scale import Scale, batch_chosen, takes_scale
+from realtime.batch.options import Settings
+from realtime.batch.scale import Scale, batch_chosen
 from realtime.latency_budget import open_within
-from realtime.options import StreamOptions, takes_stream
+from realtime.options import StreamOptions
 from realtime.sources.spec import examples as source_examples
 from realtime.statistics import print_summaries
-from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
+from realtime.tracking.options import FollowOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,103 +60,170 @@ UsageError: Any = typer.BadParameter.__base__
 it.
 """
 DEFECT = "this is a defect of Sightline, please report it"
-DEFAULT, NO_DATA, AS_USUAL, AS_IS, AS_TIMED = (
-    Choice(),
-    DataChoice(),
-    StreamOptions(),
-    Settings(),
-    BenchOptions(),
-)
-ONE = Scale()
-takes_data = takes("chosen", DataChoice, OPTIONS)
-FOLLOW_OPTIONS: dict[str, Any] = {
-    "follow": Annotated[
-        bool,
-        typer.Option(
-            "--follow", help="Look where the object was: finds small ones, calms the box."
-        ),
-    ],
-    "min_score": Annotated[
-        float,
-        typer.Option(
-            help="No box where that is less likely to be right; 0.8 is right 8 times in 10.",
-            min=0,
-            max=1,
-        ),
-    ],
-    "select": Annotated[
-        str | None,
-        typer.Option(help="With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class."),
-    ],
-    "every_frame": Annotated[
-        bool,
-        typer.Option(
-            "--every-frame",
-            help="With --follow: look at each frame, not at every other: surer, but fewer fps.",
-        ),
-    ],
-}
-takes_follow = takes("following", FollowOptions, FOLLOW_OPTIONS)
-"""A command's parameter ``following`` becomes one option for each of these."""
+LARGEST = 10**9
+"""Of a number that counts something, where its option sets no limit."""
 
+
+@dataclass(frozen=True)
+class Only:
+    """Stands in a parameter's type beside the dataclass: the fields that the command takes; the
+    others keep their defaults.
+    """
+
+    names: tuple[str, ...]
+
+
+NETWORK_OPTIONS = ("model", "weights", "method", "size_px", "layer")
+"""What decides the maps that a head is fitted on."""
 Budget = Annotated[
     float | None,
-    typer.Option(
-        "--budget-ms",
+    Option(
+        "Hold this time per frame by stepping to cheaper settings and back; 33 is 30 fps.",
+        SPEED,
         min=0.1,
-        callback=finite,
-        help="Hold this time per frame by stepping to cheaper settings and back; 33 is 30 fps.",
     ),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the summary as JSON on standard output.")
-]
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
-Single = Annotated[
-    bool,
-    typer.Option(
-        "--single",
-        help="Only images with exactly one labelled object, of whatever class (--classes or not).",
-    ),
-]
+AsJson = Annotated[bool, Option("Print the summary as JSON on standard output.", OUTPUT, ("json",))]
 
 
-@app.command(epilog="Example:  sightline demo --out out")
-@takes_choice(*ENGINE, "wanted_class")
+class HelpInPanel(typer.core.TyperCommand):
+    """A command whose ``--help`` stands in the last panel, beside other options."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The option ``--help``."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel = PANELS[-1]
+        return option
+
+
+def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of ``app``. Each of its parameters that is annotated with an
+    ``Option`` becomes one option; each whose type is a dataclass becomes one for each field that
+    is annotated so, and the function gets an instance.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        groups: dict[str, tuple[Any, list[str]]] = {}
+        found: list[inspect.Parameter] = []
+        hints = get_type_hints(function, include_extras=True)
+        for name, parameter in inspect.signature(function).parameters.items():
+            kind, *extras = get_args(hints[name]) or (hints[name],)
+            if is_dataclass(kind):
+                options = list(_options_of(kind, extras))
+                groups[name] = kind, [option.name for option in options]
+                found += options
+            else:
+                found.append(_typer_option(name, hints[name], parameter.default))
+
+        def run(**given: Any) -> None:
+            for name, (kind, names) in groups.items():
+                given[name] = kind(**{each: given.pop(each) for each in names})
+            function(**given)
+
+        found.sort(key=_place_in_help)
+        run.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in found}
+        epilog = f"Example{'s' * (len(examples) > 1)}:  {'   ·   '.join(examples)}"
+        app.command(
+            function.__name__, cls=HelpInPanel, epilog=epilog, help=inspect.getdoc(function)
+        )(run)
+        return function
+
+    return register
+
+
+def _options_of(kind: Any, extras: list[Any]) -> Iterator[inspect.Parameter]:
+    """A typer option for each field of a dataclass that is annotated as one."""
+    chosen = next((extra.names for extra in extras if isinstance(extra, Only)), None)
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        annotated = any(isinstance(extra, Option) for extra in get_args(hints[field.name])[1:])
+        if annotated and (chosen is None or field.name in chosen):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            yield _typer_option(field.name, hints[field.name], default)
+
+
+def _typer_option(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    """The parameter from which typer makes an option or an argument."""
+    kind, about = get_args(hint)
+    kinds = (kind, *get_args(kind))
+    common: dict[str, Any] = {"help": about.help, "metavar": about.metavar}
+    if about.panel is None:
+        made = typer.Argument(**common, show_default=about.metavar is None)
+    else:
+        names = [f"--{each.replace('_', '-')}" for each in about.names or (name,)]
+        if default is True:
+            names = [f"{names[0]}/--no-{names[0][2:]}"]
+        made = typer.Option(
+            *names,
+            **common,
+            rich_help_panel=about.panel,
+            min=about.min,
+            max=LARGEST if int in kinds and about.max is None else about.max,
+            envvar=about.envvar,
+            parser=_parser(about.parser) if about.parser else None,
+            callback=_finite if float in kinds and not about.parser else None,
+        )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
+    )
+
+
+def _place_in_help(parameter: inspect.Parameter) -> int:
+    panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
+    return PANELS.index(panel) if panel else -1
+
+
+def _parser(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser whose error names the option."""
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except SightlineError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parsed
+
+
+def _finite(value: float | None) -> float | None:
+    """Limits alone let NaN through."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+@command("sightline demo --out out")
 def demo(
-    out: Out = Path("out"),
-    frames: Annotated[int, typer.Option(help="Length of the clip.", min=1, max=LARGEST)] = 300,
-    choice: Choice = DEFAULT,
+    frames: Annotated[int, Option("Length of the clip.", LOOK_AT, min=1)] = 300,
+    out: Annotated[Path, Option("Folder for the results.", OUTPUT)] = Path("out"),
+    engine: EngineOptions = EngineOptions(),
     budget_ms: Budget = None,
     as_json: AsJson = False,
 ) -> None:
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
-    localizer = open_within(choice, budget_ms, console, streams=0)
+    localizer = open_within(engine, budget_ms, console, streams=0)
     _report(direct.process_all([f"demo:{frames}"], out, localizer, console), as_json)
 
 
-@app.command(
-    epilog=(
-        "Examples:  sightline batch holiday.mp4 photos/ --out out   ·   sightline batch *.mp4"
-        " --every 5 --plan --machines 4   ·   sightline batch film.mkv --end 1:10:00 --heat-video  "
-        " ·   sightline batch 's3://b/*' --out s3://b/out --ray auto"
-    )
+@command(
+    "sightline batch holiday.mp4 photos/ --out out",
+    "sightline batch *.mp4 --every 5 --plan --machines 4",
+    "sightline batch film.mkv --end 1:10:00 --heat-video",
+    "sightline batch 's3://b/*' --out s3://b/out --ray auto",
 )
-@takes_choice(*ENGINE, "wanted_class")
-@takes_settings
-@takes_follow
-@takes_scale
 def batch(
     sources: Annotated[
-        list[str], typer.Argument(help=f"What to look at, one or several: {source_examples()}.")
+        list[str], Option(f"What to look at, one or several: {source_examples()}.", None)
     ],
     out: Annotated[
-        str, typer.Option(help="Folder for the results; with --ray, an address, too.")
+        str, Option("Folder for the results; with --ray, an address, too.", OUTPUT)
     ] = "out",
-    settings: Settings = AS_IS,
-    following: FollowOptions = WHOLE_FRAMES,
-    scale: Scale = ONE,
-    choice: Choice = DEFAULT,
+    settings: Settings = Settings(),
+    following: FollowOptions = FollowOptions(),
+    scale: Scale = Scale(),
+    engine: EngineOptions = EngineOptions(),
     budget_ms: Budget = None,
     as_json: AsJson = False,
 ) -> None:
@@ -156,260 +232,134 @@ def batch(
 
     Exit status 1 where a source was damaged or could not be read, and the others are done.
     """
-    following, choice = following.beside(choice)
+    following, engine = following.beside(engine)
     settings = replace(settings, following=following)
     if scale.plan:
-        plan_chosen(sources, settings, scale, choice, console, as_json)
+        plan_chosen(sources, settings, scale, engine, console, as_json)
     else:
-        _report(batch_chosen(sources, out, settings, scale, choice, budget_ms, console), as_json)
+        _report(batch_chosen(sources, out, settings, scale, engine, budget_ms, console), as_json)
 
 
-@app.command(
-    epilog=(
-        "Examples:  sightline stream 0   ·   sightline stream rtsp://camera/1 --record cam.mp4"
-        " --budget-ms 33   ·   sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb"
-        " 50   ·   sightline stream 0 --follow"
-    )
+@command(
+    "sightline stream 0",
+    "sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33",
+    "sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50",
+    "sightline stream 0 --follow",
 )
-@takes_choice(*ENGINE, "wanted_class")
-@takes_stream
-@takes_follow
 def stream(
     sources: Annotated[
-        list[str],
-        typer.Argument(help=f"What to look at, one or several: {source_examples()}."),
+        list[str], Option(f"What to look at, one or several: {source_examples()}.", None)
     ],
-    options: StreamOptions = AS_USUAL,
-    following: FollowOptions = WHOLE_FRAMES,
-    choice: Choice = DEFAULT,
+    options: StreamOptions = StreamOptions(),
+    following: FollowOptions = FollowOptions(),
+    engine: EngineOptions = EngineOptions(),
     budget_ms: Budget = None,
     as_json: AsJson = False,
 ) -> None:
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every
     frame is accounted for.
     """
-    following, choice = following.beside(choice)
-    localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(sources)))
+    following, engine = following.beside(engine)
+    localizer = open_within(engine, budget_ms, console, batch=min(options.batch, len(sources)))
     _report([live.stream(sources, localizer, console, options, following)], as_json)
 
 
-@app.command(
-    epilog=(
-        "Examples:  sightline fit photos.csv --out head.safetensors --curve curve.png   ·  "
-        " sightline fit --dataset voc2007 --model vgg16 --weights vgg16.pth --out"
-        " voc_head.safetensors"
-    )
+@command(
+    "sightline fit photos.csv --out head.safetensors --curve curve.png",
+    "sightline fit --dataset voc2007 --model vgg16 --weights vgg16.pth --out voc_head.safetensors",
 )
-@takes_choice(*NETWORK)
-@takes_data
 def fit(
-    out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
-    chosen: DataChoice = NO_DATA,
-    kind: Annotated[
-        str,
-        typer.Option(help="best; paper or paper-sgd: the papers' linear layer on the whole map."),
-    ] = "best",
-    per_class: Annotated[
-        bool, typer.Option("--per-class", help="A layer per class besides the one for everything.")
-    ] = False,
-    curve: Annotated[
-        Path | None,
-        typer.Option(help="Picture of accuracy over the number of boxes to draw: FILE.png."),
-    ] = None,
-    curve_on: Annotated[
-        Path | None, typer.Option(help="Labels the curve is measured on; else a fifth of DATA.")
-    ] = None,
-    curve_ids: Annotated[
-        Path | None, typer.Option(help="Text file naming the images of --curve-on to keep.")
-    ] = None,
-    choice: Choice = DEFAULT,
+    options: FitOptions,
+    data: DataOptions,
+    engine: Annotated[EngineOptions, Only(NETWORK_OPTIONS)],
     as_json: AsJson = False,
 ) -> None:
     """Fit a box head to labelled images with one object each, by cross-validation; a published
     set's test half measures it.
     """
-    options = FitOptions(out, kind, per_class, curve, curve_on, curve_ids)
-    result = fit_chosen(chosen, options, choice, console)
-    if as_json:
-        print(json.dumps(result))
+    _print_json(fit_chosen(data, options, engine, console), as_json)
 
 
-@app.command(epilog="Example:  sightline finetune scenes.csv --out my_weights.safetensors")
-@takes_choice("model", "weights", "size_px")
-@takes_data
+@command("sightline finetune scenes.csv --out my_weights.safetensors")
 def finetune(
-    out: Annotated[Path, typer.Option(help="The weights to write (.safetensors), for --weights.")],
-    chosen: DataChoice = NO_DATA,
-    choice: Choice = DEFAULT,
+    options: FinetuneOptions,
+    data: DataOptions,
+    engine: Annotated[EngineOptions, Only(("model", "weights", "size_px"))],
     as_json: AsJson = False,
 ) -> None:
     """Fit the classifier's last layer to classes of your own, several in an image; boxes are not
     looked at.
     """
-    checked_output(out, finetuning.WEIGHTS_FILE, (*chosen.inputs, *choice.inputs))
-    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
-    found = finetuning.finetune(load_chosen(chosen, "trainval"), classifier, console)
-    finetuning.save_finetuned(found, classifier, out)
-    console.print(
-        f"{len(found.classes)} classes, mean AP {100 * found.mean_average_precision:.1f} % held"
-        f" out; wrote {out}"
-    )
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "classes": found.classes,
-                    "average_precision": found.average_precision,
-                    "weights": str(out),
-                }
-            )
-        )
+    _print_json(finetune_chosen(data, options, engine, console), as_json)
 
 
-@app.command(
-    epilog=(
-        "Examples:  sightline evaluate photos.csv --single --json   ·   sightline evaluate"
-        " photos.csv --report photos.html   ·   sightline evaluate --dataset voc2007 --head"
-        " voc_head.safetensors --classes dog,cat   ·   sightline evaluate street_boxes.csv --follow"
-        " --report street.html"
-    )
+@command(
+    "sightline evaluate photos.csv --single --json",
+    "sightline evaluate photos.csv --report photos.html",
+    "sightline evaluate --dataset voc2007 --head voc_head.safetensors --classes dog,cat",
+    "sightline evaluate street_boxes.csv --follow --report street.html",
 )
-@takes_choice(*ENGINE)
-@takes_data
-@takes_follow
 def evaluate(
-    chosen: DataChoice = NO_DATA,
-    single: Single = False,
-    limit: Annotated[
-        int | None, typer.Option(help="Only the first N images.", min=1, max=LARGEST)
-    ] = None,
-    train: Annotated[
-        Path | None,
-        typer.Option(help="Where constant boxes, and which classes come together, are from."),
-    ] = None,
-    train_ids: Annotated[
-        Path | None, typer.Option(help="Text file naming the images of --train to keep.")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Report to write, with pictures: FILE.html or FILE.md.")
-    ] = None,
-    following: FollowOptions = WHOLE_FRAMES,
-    choice: Choice = DEFAULT,
+    data: DataOptions,
+    options: EvaluateOptions,
+    following: FollowOptions,
+    engine: Annotated[
+        EngineOptions,
+        Only(
+            (*NETWORK_OPTIONS, "head", "backend", "precision", "calibration", "objects", "threads")
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Measure boxes against the truth, beside constant boxes that need no image; of a published
     set, its test half.
     """
-    result = evaluate_chosen(
-        chosen, EvaluateOptions(single, limit, train, train_ids, report), choice, console, following
-    )
-    if as_json:
-        print(json.dumps(result))
+    _print_json(evaluate_chosen(data, options, engine, console, following), as_json)
 
 
-@app.command(
-    epilog=(
-        "Examples:  sightline calibrate holiday.mp4   ·   sightline calibrate photos.csv --model"
-        " vgg16 --weights vgg16.pth"
-    )
+@command(
+    "sightline calibrate holiday.mp4",
+    "sightline calibrate photos.csv --model vgg16 --weights vgg16.pth",
 )
-@takes_choice(*NETWORK[:3], "head", "size_px", "layer")
 def calibrate(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="Labelled images, as for evaluate, or any source: clip, folder, zip, demo:."
-        ),
-    ],
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder, zip, tar or video, where it is not beside the labels."),
-    ] = None,
-    ids: Annotated[
-        Path | None,
-        typer.Option(help="Text file that names the images to use, by file stem, one a line."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="FILE.json; else where --precision int8 finds it.")
-    ] = None,
-    ranges: Annotated[
-        str,
-        typer.Option(help="minmax, percentile, entropy, mse, or auto: the one that harms least."),
-    ] = "auto",
-    limit: Annotated[
-        int, typer.Option(help="How many images, evenly spread.", min=16, max=LARGEST)
-    ] = 128,
-    plot: Annotated[
-        Path | None, typer.Option(help="Picture of what each layer costs: FILE.png.")
-    ] = None,
-    choice: Choice = DEFAULT,
+    options: CalibrateOptions,
+    engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head"))],
     as_json: AsJson = False,
 ) -> None:
     """Make a network ready for int8: measure ranges, keep the layers that suffer in floating point,
     prove what comes out.
     """
-    pictures = calibration.Images(data, images, ids, limit)
-    calibration.check_outputs(pictures, choice, out, plot)
-    found = calibration.calibrate_chosen(pictures, choice, ranges, out, console)
-    if plot:
-        calibration.plot_layers(found, plot, choice.model)
-        console.print(f"wrote {plot}")
-    if as_json:
-        print(json.dumps(found.report()))
+    _print_json(calibrate_chosen(options, engine, console).report(), as_json)
 
 
-@app.command(
-    epilog=(
-        "Examples:  sightline build --model squeezenet --weights squeezenet.net --out"
-        " squeezenet_map.onnx   ·   sightline build --backend tensorrt --precision fp16   ·  "
-        " sightline build --backend tensorrt --for sm89"
-    )
+@command(
+    "sightline build --model squeezenet --weights squeezenet.net --out squeezenet_map.onnx",
+    "sightline build --backend tensorrt --precision fp16",
+    "sightline build --backend tensorrt --for sm89",
 )
-@takes_choice(*NETWORK, "head", "precision", "calibration")
 def build(
-    out: Annotated[
-        Path | None,
-        typer.Option(help="ONNX file to write: image in; box, class, score and map out."),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Images per call.", min=1, max=MOST_IMAGES)] = 1,
-    backend: Annotated[
-        str, typer.Option(help="auto: the ONNX file alone; openvino or tensorrt: certified for it.")
-    ] = "auto",
-    target: Annotated[
-        str | None,
-        typer.Option("--for", help="A GPU that is not here: sm75, sm80, sm86, sm89, sm120."),
-    ] = None,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Build even where the engine is in the cache.")
-    ] = False,
-    on: Annotated[
-        str | None,
-        typer.Option(help="Clip or folder whose frames certify the engine; else the demo's."),
-    ] = None,
-    choice: Choice = DEFAULT,
+    options: BuildOptions,
+    engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head", "precision", "calibration"))],
 ) -> None:
     """Write the whole localization graph as one ONNX file, or build an engine of it, proved against
     the reference.
     """
-    wanted = certified.BuildChoice(out, backend, choice.precision, target, rebuild, on)
-    certified.check_options(wanted, choice.inputs)
-    reference = build_chosen(replace(choice, precision="fp32"), batch)
-    graph = build_chosen(choice, batch) if choice.precision == "int8" else reference
-    certified.build_chosen_engine(graph, wanted, console, reference)
+    run_build(options, engine, console)
 
 
-@app.command(
-    epilog=(
-        "Examples:  sightline bench   ·   sightline bench holiday.mp4 --models squeezenet --json  "
-        " ·   sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8   ·  "
-        " sightline bench compare before.json after.json   ·   sightline bench --screen 0"
-        " --seconds 20"
-    )
+@command(
+    "sightline bench",
+    "sightline bench holiday.mp4 --models squeezenet --json",
+    "sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8",
+    "sightline bench compare before.json after.json",
+    "sightline bench --screen 0 --seconds 20",
 )
-@takes_choice("weights", "method", "head", "size_px", "backend", "precision")
-@takes_bench
 def bench(
-    options: BenchOptions = AS_TIMED, choice: Choice = DEFAULT, as_json: AsJson = False
+    options: BenchOptions,
+    engine: Annotated[
+        EngineOptions, Only(("weights", "method", "head", "size_px", "backend", "precision"))
+    ],
+    as_json: AsJson = False,
 ) -> None:
     """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No
     outlier is removed.
@@ -417,15 +367,14 @@ def bench(
     compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the
         two runs.
     """
-    if bench_chosen(options, choice, console, as_json):
+    if bench_chosen(options, engine, console, as_json):
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog=(
-        "Examples:  sightline doctor   ·   sightline doctor --json   ·   where that fails: python"
-        " -m realtime.doctor"
-    )
+@command(
+    "sightline doctor",
+    "sightline doctor --json",
+    "where that fails: python -m realtime.doctor",
 )
 def doctor(as_json: AsJson = False) -> None:
     """Look at packages, processor, codecs, display, cameras, GPU, weights and cache: each problem
@@ -440,6 +389,11 @@ def doctor(as_json: AsJson = False) -> None:
         print(doctors.as_json(findings))
     if not doctors.is_fit(findings):
         raise typer.Exit(1)
+
+
+def _print_json(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:

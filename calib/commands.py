@@ -1,16 +1,16 @@
-"""The commands ``fit`` and ``evaluate`` from labelled images to heads, figures, pictures and
-reports.
+"""The commands ``fit``, ``finetune`` and ``evaluate``: from labelled images to heads, weights,
+figures, pictures and reports.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 
 from calib.bench.machine import machine
-from calib.data.choose import DataChoice, labels_beside, load_chosen
+from calib.data.choose import DataOptions, labels_beside, load_chosen
 from calib.data.datasets import Sample
 from calib.data.labels import Remarks
 from calib.evaluation import evaluate as evaluation
@@ -24,39 +24,46 @@ from calib.evaluation.sequences import (
 )
 from calib.evaluation.sequences import report_of as following_report
 from calib.heads import curve as curves
+from calib.heads import finetune as finetuning
 from calib.heads.fit import default_features, fit_head
-from engines.choose import Choice
 from engines.errors import InputError, OutputError
 from engines.files import checked_output
 from engines.head import HEAD_FILE
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
+from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, EngineOptions, Option
 from realtime.latency_budget import open_with_notes
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """The options of ``fit`` besides the data's and the network's.
-
-    Attributes:
-        out: head to write.
-        kind, per_class: see ``calib.heads.fit.fit_head``.
-        curve: picture of the learning curve to draw.
-        curve_on, curve_ids: labels it is measured on, and which of them; None for a fifth of the
-            data.
+    """The options of ``fit`` besides the data's and the network's; ``kind`` and ``per_class`` are
+    those of ``calib.heads.fit.fit_head``.
     """
 
-    out: Path
-    kind: str = "best"
-    per_class: bool = False
-    curve: Path | None = None
-    curve_on: Path | None = None
-    curve_ids: Path | None = None
+    out: Annotated[Path, Option("The head to write (.safetensors).", OUTPUT)]
+    kind: Annotated[
+        str,
+        Option("best; paper or paper-sgd: the papers' linear layer on the whole map.", NETWORK),
+    ] = "best"
+    per_class: Annotated[
+        bool, Option("A layer per class besides the one for everything.", NETWORK)
+    ] = False
+    curve: Annotated[
+        Path | None,
+        Option("Picture of accuracy over the number of boxes to draw: FILE.png.", OUTPUT),
+    ] = None
+    curve_on: Annotated[
+        Path | None, Option("Labels the curve is measured on; else a fifth of DATA.", ADVANCED)
+    ] = None
+    curve_ids: Annotated[
+        Path | None, Option("Text file naming the images of --curve-on to keep.", ADVANCED)
+    ] = None
 
 
 def fit_chosen(
-    data: DataChoice, options: FitOptions, choice: Choice, console: Console
+    data: DataOptions, options: FitOptions, choice: EngineOptions, console: Console
 ) -> dict[str, Any]:
     """Fit and save a head; measure it on a published set's test half; draw its learning curve.
 
@@ -111,28 +118,69 @@ def fit_chosen(
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """The options of ``evaluate`` besides the data's and the engine's.
+class FinetuneOptions:
+    """The options of ``finetune`` besides the data's and the network's."""
 
-    Attributes:
-        single: only images with exactly one object.
-        limit: only the first so many images.
-        train, train_ids: labels that constant boxes, and how classes come together, are taken from,
-            and which of them; None for constant boxes of the head's own.
-        report: page to write.
+    out: Annotated[Path, Option("The weights to write (.safetensors), for --weights.", OUTPUT)]
+
+
+def finetune_chosen(
+    data: DataOptions, options: FinetuneOptions, choice: EngineOptions, console: Console
+) -> dict[str, Any]:
+    """Fit and save a last layer for classes of one's own.
+
+    Returns:
+        The classes, how well each is found, and the file of the weights.
+
+    Raises:
+        SightlineError: the data or the network cannot be used, or the weights cannot be written.
+    """
+    out = options.out
+    checked_output(out, finetuning.WEIGHTS_FILE, (*data.inputs, *choice.inputs))
+    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    found = finetuning.finetune(load_chosen(data, "trainval"), classifier, console)
+    finetuning.save_finetuned(found, classifier, out)
+    console.print(
+        f"{len(found.classes)} classes, mean AP {100 * found.mean_average_precision:.1f} % held"
+        f" out; wrote {out}"
+    )
+    return {
+        "classes": found.classes,
+        "average_precision": found.average_precision,
+        "weights": str(out),
+    }
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The options of ``evaluate`` besides the data's and the engine's. Without ``train`` the
+    constant boxes are those of the head.
     """
 
-    single: bool = False
-    limit: int | None = None
-    train: Path | None = None
-    train_ids: Path | None = None
-    report: Path | None = None
+    single: Annotated[
+        bool,
+        Option(
+            "Only images with exactly one labelled object, of whatever class (--classes or not).",
+            LOOK_AT,
+        ),
+    ] = False
+    limit: Annotated[int | None, Option("Only the first N images.", LOOK_AT, min=1)] = None
+    train: Annotated[
+        Path | None,
+        Option("Where constant boxes, and which classes come together, are from.", ADVANCED),
+    ] = None
+    train_ids: Annotated[
+        Path | None, Option("Text file naming the images of --train to keep.", ADVANCED)
+    ] = None
+    report: Annotated[
+        Path | None, Option("Report to write, with pictures: FILE.html or FILE.md.", OUTPUT)
+    ] = None
 
 
 def evaluate_chosen(
-    data: DataChoice,
+    data: DataOptions,
     options: EvaluateOptions,
-    choice: Choice,
+    choice: EngineOptions,
     console: Console,
     following: FollowOptions = WHOLE_FRAMES,
 ) -> dict[str, Any]:

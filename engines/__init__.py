@@ -32,7 +32,6 @@ a drawing on it as much.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_IMAGE_PIXELS))
 
 if TYPE_CHECKING:
-    from engines.choose import Choice as EngineOptions
     from engines.choose import open_localizer
     from engines.errors import (
         DownloadError,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
         SourceError,
     )
     from engines.localizer import Detection, Localization, Localizer
+    from engines.options import EngineOptions
 
 __all__ = [
     "Detection",
@@ -61,7 +61,7 @@ __all__ = [
 ]
 _MODULES = {
     "open_localizer": "engines.choose",
-    "EngineOptions": "engines.choose",
+    "EngineOptions": "engines.options",
     "Localizer": "engines.localizer",
     "Localization": "engines.localizer",
     "Detection": "engines.localizer",
@@ -74,8 +74,7 @@ if not TYPE_CHECKING:  # else a type checker takes every name for one that exist
         """Load a public name."""
         if name not in __all__:
             raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-        module = import_module(_MODULES.get(name, "engines.errors"))
-        return getattr(module, "Choice" if name == "EngineOptions" else name)
+        return getattr(import_module(_MODULES.get(name, "engines.errors")), name)
 
 
 def __dir__() -> list[str]:

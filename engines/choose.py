@@ -3,7 +3,7 @@ precision.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier, load_classifier
 from engines.networks.weights import ASSETS
+from engines.options import EngineOptions
 from engines.search.choose import open_search
 from engines.search.crops import CropScorer, load_crop_scorer
 
@@ -38,52 +39,8 @@ SEARCHES = ("dam", "beam")
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The common options of every command; None means the best default for the rest.
-
-    Attributes:
-        model: see ``engines.networks.registry.load_classifier``.
-        weights: a file, a name to download, ``random``, or None.
-        method: ``sensitivity`` (class score), ``gestalt``, ``heuristic`` (class score, no fitted
-            head), or one of ``SEARCHES``.
-        head: a head file, the name of a shipped one (``compact_gestalt``), ``none``, or None for
-            the shipped one where it fits.
-        backend: ``auto`` (TensorRT where all of it is there and certified, else OpenVINO), or one
-            of ``BACKENDS``.
-        precision: ``auto``, or what the backend can: ``fp32``, ``bf16``, ``fp16``, ``int8``.
-        size_px: input side.
-        layer: where the backward pass stops: ``pixels``, or an inner layer, which is cheaper; None
-            for the head's.
-        calibration: file for ``int8``; None for the shipped one or the one that ``calibrate`` made.
-        wanted_class: name or index of the class to look for.
-        threads: processor threads; 0 for all.
-        objects: at most so many are looked for, by the methods that can find several.
-        least_confidence: no box that is less sure, see ``Localizer.abstain_below``.
-    """
-
-    model: str = "compact"
-    weights: str | None = None
-    method: str = "sensitivity"
-    head: str | None = None
-    backend: str = "auto"
-    precision: str = "auto"
-    size_px: int | None = None
-    wanted_class: str | None = None
-    threads: int = 0
-    layer: str | None = None
-    calibration: str | None = None
-    objects: int = 1
-    least_confidence: float = 0.0
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """What of it may be files that are read."""
-        return tuple(each for each in (self.weights, self.head, self.calibration) if each)
-
-
 def open_localizer(
-    model: str | Choice = "compact",
+    model: str | EngineOptions = "compact",
     notify: Callable[[str], None] | None = None,
     streams: int = 1,
     batch: int = 1,
@@ -97,7 +54,7 @@ def open_localizer(
         streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see
             ``OpenVinoEngine``.
         batch: images that one call takes.
-        options: any fields of ``Choice``, which go before those of ``model``.
+        options: any fields of ``EngineOptions``, which go before those of ``model``.
 
     Raises:
         ModelError: the model, weights or head cannot be used, or does not say how sure it is where
@@ -139,27 +96,26 @@ def open_localizer(
     return localizer
 
 
-def chosen(model: str | Choice, options: Mapping[str, Any]) -> Choice:
+def chosen(model: str | EngineOptions, options: Mapping[str, Any]) -> EngineOptions:
     """The common options of a network's name, or those that are given, with some of them replaced.
 
     Raises:
         InputError: ``model`` is something else.
         TypeError: there is no such option.
     """
-    unknown = sorted(set(options) - Choice.__dataclass_fields__.keys())
+    known = EngineOptions.__dataclass_fields__
+    unknown = sorted(set(options) - known.keys())
     if unknown:
-        raise TypeError(
-            f"there is no option '{unknown[0]}': there are {', '.join(Choice.__dataclass_fields__)}"
-        )
-    if not isinstance(model, str | Choice):
+        raise TypeError(f"there is no option '{unknown[0]}': there are {', '.join(known)}")
+    if not isinstance(model, str | EngineOptions):
         raise InputError(
             "a model is a name, a file's path as text, or EngineOptions, not"
             f" {type(model).__name__}"
         )
-    return replace(model if isinstance(model, Choice) else Choice(model), **options)
+    return replace(model if isinstance(model, EngineOptions) else EngineOptions(model), **options)
 
 
-def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | None:
+def choose_head(choice: EngineOptions, classifier: Classifier) -> Head | Heuristic | None:
     """The named head, or the shipped one that fits, or the training-free one; None where none is
     wanted.
 
@@ -198,7 +154,9 @@ def choose_head(choice: Choice, classifier: Classifier) -> Head | Heuristic | No
     return default_heuristic(classifier.network, objective, choice.layer)
 
 
-def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, CropScorer] | None:
+def readers_of_crops(
+    choice: EngineOptions, classifier: Classifier
+) -> tuple[Head, CropScorer] | None:
     """The shipped head and judge with which ``--method beam`` looks for several objects; None for
     the paper's search.
 
@@ -225,7 +183,7 @@ def readers_of_crops(choice: Choice, classifier: Classifier) -> tuple[Head, Crop
 
 
 def choose_quantization(
-    choice: Choice, classifier: Classifier, spec: MapSpec
+    choice: EngineOptions, classifier: Classifier, spec: MapSpec
 ) -> Quantization | None:
     """The named calibration, or the one that fits: the user's, made by ``calibrate`` before, or the
     shipped one.
@@ -261,7 +219,7 @@ def calibration_paths(classifier: Classifier, objective: str) -> tuple[Path, Pat
 
 
 def open_engine(
-    choice: Choice,
+    choice: EngineOptions,
     classifier: Classifier,
     head: Head | Heuristic | None,
     notify: Callable[[str], None] | None = None,
@@ -310,7 +268,7 @@ def open_engine(
     raise EngineError(f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}")
 
 
-def build_chosen(choice: Choice, batch: int = 1) -> onnx.ModelProto:
+def build_chosen(choice: EngineOptions, batch: int = 1) -> onnx.ModelProto:
     """The graph of what was chosen, for ``batch`` images a call, not compiled.
 
     Raises:
@@ -325,7 +283,7 @@ def build_chosen(choice: Choice, batch: int = 1) -> onnx.ModelProto:
     return build_graph(classifier, spec, head, batch=batch, quantization=quantization)
 
 
-def chosen_spec(choice: Choice, head: Head | Heuristic | None) -> MapSpec:
+def chosen_spec(choice: EngineOptions, head: Head | Heuristic | None) -> MapSpec:
     """The map that method and head agree on.
 
     Raises:

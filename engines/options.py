@@ -1,166 +1,129 @@
-"""The command-line options of a ``Choice``. A command that takes a ``Choice`` gets one option for
-each of its fields.
+"""What a user can choose of an engine, and the record by which a field of any options says what it
+is.
+
+The fields of all options in Sightline are annotated with an ``Option``. The command line makes its
+options of these records; nothing else here knows of it.
 """
 
-import inspect
-import math
-from collections.abc import Callable, Mapping
-from functools import wraps
-from typing import Annotated, Any, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-import typer
-
-from engines.choose import Choice
 from engines.networks.registry import NETWORKS
 
-LARGEST_SIDE_PX, MOST_IMAGES, LARGEST = 4096, 1024, 10**9
-"""Of a side, of images in one call, and of any other number that counts something."""
+LARGEST_SIDE_PX = 4096
+MOST_IMAGES = 1024
+"""In one call of an engine."""
+
+LOOK_AT = "What to look at"
+NETWORK = "Network"
+SPEED = "Speed"
+OUTPUT = "Output"
+ADVANCED = "Advanced"
+PANELS = (LOOK_AT, NETWORK, SPEED, OUTPUT, ADVANCED)
+"""The groups of options in ``--help``, in their order."""
 
 
-def finite(value: float | None) -> float | None:
-    """The callback of every option that takes a float: limits alone let NaN through.
+@dataclass(frozen=True)
+class Option:
+    """What a field of some options is, for users. It stands in the field's ``Annotated`` type.
 
-    Raises:
-        typer.BadParameter: it is NaN or infinite.
+    Attributes:
+        help: one or two short sentences.
+        panel: its group, one of ``PANELS``; None for what a command takes without a name.
+        names: what it is called on the command line, where that is not the field's name.
+        min, max: the smallest and the largest number.
+        parser: makes the value of its text; raises ``InputError``.
+        metavar: how its value is written, where its type does not say it.
+        envvar: the environment variable that gives it, too.
     """
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number")
-    return value
+
+    help: str
+    panel: str | None
+    names: tuple[str, ...] = ()
+    min: float | None = None
+    max: float | None = None
+    parser: Callable[[str], Any] | None = None
+    metavar: str | None = None
+    envvar: str | None = None
 
 
-OPTIONS: dict[str, Any] = {
-    "model": Annotated[
-        str, typer.Option(help=f"{', '.join(NETWORKS)}, or a classifier FILE.onnx.")
-    ],
-    "weights": Annotated[
+@dataclass(frozen=True)
+class EngineOptions:
+    """What can be chosen of an engine. None means the best default for the rest.
+
+    ``head`` may name a shipped head, such as ``compact_gestalt``; None is the shipped one where it
+    fits. ``layer`` None is the head's. ``least_confidence`` is no option of its own: it is
+    ``FollowOptions.min_score`` where nothing is followed, see ``Localizer.abstain_below``.
+    """
+
+    model: Annotated[str, Option(f"{', '.join(NETWORKS)}, or a classifier FILE.onnx.", NETWORK)] = (
+        "compact"
+    )
+    weights: Annotated[
         str | None,
-        typer.Option(help="FILE (.safetensors, .pth, .npz, .net), a NAME to download, or random."),
-    ],
-    "method": Annotated[
+        Option("FILE (.safetensors, .pth, .npz, .net), a NAME to download, or random.", NETWORK),
+    ] = None
+    method: Annotated[
         str,
-        typer.Option(
-            help=(
-                "sensitivity (gradient of the class score), gestalt (of the last feature maps),"
-                " heuristic (no fitted head), dam (the neurons behind the class, traced back), beam"
-                " (search over the last feature map)."
-            )
+        Option(
+            "sensitivity (gradient of the class score), gestalt (of the last feature maps),"
+            " heuristic (no fitted head), dam (the neurons behind the class, traced back), beam"
+            " (search over the last feature map).",
+            NETWORK,
         ),
-    ],
-    "head": Annotated[
-        str | None, typer.Option(help="FILE of a fitted head, NAME of a shipped one, or none.")
-    ],
-    "backend": Annotated[
+    ] = "sensitivity"
+    head: Annotated[
+        str | None, Option("FILE of a fitted head, NAME of a shipped one, or none.", NETWORK)
+    ] = None
+    backend: Annotated[
         str,
-        typer.Option(
-            help=(
-                "auto (TensorRT where it is built and certified, else OpenVINO), openvino, tensorrt"
-                " or torch."
-            )
+        Option(
+            "auto (TensorRT where it is built and certified, else OpenVINO), openvino, tensorrt"
+            " or torch.",
+            SPEED,
         ),
-    ],
-    "precision": Annotated[
+    ] = "auto"
+    precision: Annotated[
         str,
-        typer.Option(
-            help=(
-                "auto, fp32, bf16 (openvino), fp16 (tensorrt, torch on a GPU) or int8 (calibrated)."
-            )
+        Option(
+            "auto, fp32, bf16 (openvino), fp16 (tensorrt, torch on a GPU) or int8 (calibrated).",
+            SPEED,
         ),
-    ],
-    "size_px": Annotated[
+    ] = "auto"
+    size_px: Annotated[
         int | None,
-        typer.Option("--size", help="Input side in pixels.", min=16, max=LARGEST_SIDE_PX),
-    ],
-    "layer": Annotated[
+        Option("Input side in pixels.", NETWORK, ("size",), min=16, max=LARGEST_SIDE_PX),
+    ] = None
+    wanted_class: Annotated[
         str | None,
-        typer.Option(
-            help="Where the backward pass stops: pixels, or an inner layer, which is cheaper."
+        Option("Look for this class (name or index), not for the likeliest.", LOOK_AT, ("class",)),
+    ] = None
+    threads: Annotated[
+        int, Option("Processor threads for the engine; 0 for all.", SPEED, min=0, max=1024)
+    ] = 0
+    layer: Annotated[
+        str | None,
+        Option(
+            "Where the backward pass stops: pixels, or an inner layer, which is cheaper.", NETWORK
         ),
-    ],
-    "calibration": Annotated[
+    ] = None
+    calibration: Annotated[
         str | None,
-        typer.Option(
-            help="FILE that 'calibrate' wrote, for int8; else the shipped one, or your last."
-        ),
-    ],
-    "wanted_class": Annotated[
-        str | None,
-        typer.Option("--class", help="Look for this class (name or index), not for the likeliest."),
-    ],
-    "objects": Annotated[
+        Option("FILE that 'calibrate' wrote, for int8; else the shipped one, or your last.", SPEED),
+    ] = None
+    objects: Annotated[
         int,
-        typer.Option(
-            help=(
-                "With --method dam or beam, find up to so many; with --follow, follow up to so"
-                " many."
-            ),
+        Option(
+            "With --method dam or beam, find up to so many; with --follow, follow up to so many.",
+            LOOK_AT,
             min=1,
             max=20,
         ),
-    ],
-    "threads": Annotated[
-        int, typer.Option(help="Processor threads for the engine; 0 for all.", min=0, max=1024)
-    ],
-}
+    ] = 1
+    least_confidence: float = 0.0
 
-NETWORK = ("model", "weights", "method", "size_px", "layer")
-"""What decides the maps that a head is fitted on."""
-ENGINE = (
-    *NETWORK[:3],
-    "head",
-    "backend",
-    "precision",
-    "size_px",
-    "layer",
-    "calibration",
-    "objects",
-    "threads",
-)
-
-
-def takes_choice(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command's parameter ``choice`` becomes one option for each of ``fields``; the others keep
-    their defaults.
-    """
-    return takes("choice", Choice, {name: OPTIONS[name] for name in fields})
-
-
-def takes(
-    parameter: str, kind: Any, options: Mapping[str, Any]
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command's ``parameter``, of the dataclass ``kind``, becomes one option for each field in
-    ``options``, at its place.
-    """
-
-    def spread(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(**given: Any) -> None:
-            command(**{parameter: kind(**{name: given.pop(name) for name in options})}, **given)
-
-        found: list[inspect.Parameter] = []
-        for each in inspect.signature(command).parameters.values():
-            if each.name == parameter:
-                found += [
-                    _parameter(name, kind, annotation) for name, annotation in options.items()
-                ]
-            else:
-                found.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        run.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in found}
-        return run
-
-    return spread
-
-
-def _parameter(name: str, kind: Any, annotation: Any) -> inspect.Parameter:
-    default = kind.__dataclass_fields__[name].default
-    option, kinds = (
-        annotation.__metadata__[0],
-        (annotation.__origin__, *get_args(annotation.__origin__)),
-    )
-    if float in kinds and option.parser is None:
-        option.callback = finite
-    if int in kinds and option.max is None:
-        option.max = LARGEST
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What of it may be files that are read."""
+        return tuple(each for each in (self.weights, self.head, self.calibration) if each)

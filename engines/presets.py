@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 import onnx
 
-from engines.choose import Choice, choose_head, choose_quantization, chosen_spec
+from engines.choose import choose_head, choose_quantization, chosen_spec
 from engines.errors import EngineError
 from engines.graph import Graph
 from engines.head import Head, shipped_heads
 from engines.heuristic import Heuristic
 from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier, load_classifier
+from engines.options import EngineOptions
 
 PRECISION_COST = {"fp32": 1.0, "bf16": 0.53, "int8": 0.37}
 """Time of a graph beside that in fp32, where the processor computes in it natively (measured on the
@@ -44,12 +45,12 @@ class Preset:
     """
 
     name: str
-    choice: Choice
+    choice: EngineOptions
     cost: float
     heat_map_every: int = 1
 
 
-def presets(choice: Choice) -> list[Preset]:
+def presets(choice: EngineOptions) -> list[Preset]:
     """The settings from what was chosen to the cheapest, each estimated to be cheaper than the one
     before.
 
@@ -88,7 +89,7 @@ def presets(choice: Choice) -> list[Preset]:
 class _Variant:
     """What stays the same from precision to precision."""
 
-    choice: Choice
+    choice: EngineOptions
     size_px: int
     deepest: str  # layer at which the backward pass ends
 
@@ -99,7 +100,7 @@ def _preset(variant: _Variant, precision: str, depth: Mapping[str, float]) -> Pr
     return Preset(name, replace(variant.choice, precision=precision, size_px=variant.size_px), cost)
 
 
-def _precisions(choice: Choice, classifier: Classifier) -> list[str]:
+def _precisions(choice: EngineOptions, classifier: Classifier) -> list[str]:
     """The chosen precision and the cheaper ones that this machine runs, int8 only where there is a
     calibration.
 
@@ -132,7 +133,7 @@ def _precisions(choice: Choice, classifier: Classifier) -> list[str]:
     return [chosen, *(p for p in native if PRECISION_COST[p] < PRECISION_COST[chosen])]
 
 
-def _calibrated(choice: Choice, classifier: Classifier) -> bool:
+def _calibrated(choice: EngineOptions, classifier: Classifier) -> bool:
     """Whether int8 can be had.
 
     Raises:
@@ -146,7 +147,7 @@ def _calibrated(choice: Choice, classifier: Classifier) -> bool:
 
 
 def _variants(
-    choice: Choice, classifier: Classifier, depth: Mapping[str, float]
+    choice: EngineOptions, classifier: Classifier, depth: Mapping[str, float]
 ) -> Iterator[_Variant]:
     """What was chosen, then every other head or training-free setting that may take its place."""
     head = choose_head(choice, classifier)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.choose import Choice, chosen, class_index, open_localizer
+from engines.choose import chosen, class_index, open_localizer
 from engines.errors import InputError, SourceError
 from engines.localizer import ImageBgr, Localizer
+from engines.options import EngineOptions
 from engines.text import displayable, shown
 from realtime.annotate import HEAT_MAPS, Look, draw
 from realtime.batch.decode import records_of
@@ -123,7 +124,7 @@ class Result:
 
 def localize(
     source: str | int | os.PathLike[str],
-    model: str | Choice | Localizer = "compact",
+    model: str | EngineOptions | Localizer = "compact",
     *,
     follow: bool = False,
     objects: int | None = None,
@@ -208,7 +209,7 @@ def _check(every: int, objects: int | None, min_score: float | None) -> None:
 
 
 def _chosen(
-    model: str | Choice | Localizer,
+    model: str | EngineOptions | Localizer,
     options: dict[str, Any],
     following: FollowOptions,
     objects: int | None,
@@ -243,7 +244,7 @@ def _chosen(
 
 
 @contextmanager
-def _opened_here(choice: Choice, notify: Notify | None, streams: int) -> Iterator[Localizer]:
+def _opened_here(choice: EngineOptions, notify: Notify | None, streams: int) -> Iterator[Localizer]:
     with open_localizer(choice, notify, streams) as localizer:
         yield localizer
 

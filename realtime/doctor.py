@@ -194,9 +194,10 @@ def network() -> Findings:
     import cv2
     import numpy as np
 
-    from engines.choose import Choice, open_localizer
+    from engines.choose import open_localizer
     from engines.head import load_head, shipped_head_names, shipped_head_path
     from engines.networks.weights import ASSETS
+    from engines.options import EngineOptions
     from realtime.sources.demo import PHOTO
 
     names = shipped_head_names()
@@ -214,7 +215,7 @@ def network() -> Findings:
         "calibrations", "ok" if scales else "absent", f"{len(scales)} shipped: {', '.join(scales)}"
     )
     try:
-        localizer = open_localizer(Choice(backend="openvino"))
+        localizer = open_localizer(EngineOptions(backend="openvino"))
         photo = np.asarray(cv2.imread(str(PHOTO), cv2.IMREAD_COLOR_BGR), np.uint8)
         localizer.localize([photo])
         start = time.perf_counter()

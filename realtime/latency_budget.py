@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.engine import Array, Ticket
 from engines.errors import SightlineError
 from engines.localizer import ImageBgr, Localization, Localizer
+from engines.options import EngineOptions
 from engines.presets import Preset, presets
 from realtime.statistics import Run
 
@@ -195,7 +196,7 @@ class BudgetLocalizer(Localizer):
 
     def __init__(
         self,
-        choice: Choice,
+        choice: EngineOptions,
         budget_ms: float,
         notify: Callable[[str], None],
         *,
@@ -331,7 +332,7 @@ class BudgetLocalizer(Localizer):
         for localizer in self._open.values():
             localizer.engine.close()
 
-    def _opened(self, choice: Choice) -> Localizer:
+    def _opened(self, choice: EngineOptions) -> Localizer:
         return open_localizer(choice, streams=self._streams, batch=self._images)
 
     def _step(self, step: Step, number: int, now_s: float) -> None:
@@ -405,7 +406,7 @@ class Pace:
 
 
 def open_with_notes(
-    choice: Choice, console: Console, streams: int = 1, batch: int = 1
+    choice: EngineOptions, console: Console, streams: int = 1, batch: int = 1
 ) -> Localizer:
     """Open what was chosen and say what it is; the arguments and errors are those of
     ``engines.choose.open_localizer``.
@@ -428,7 +429,11 @@ def open_with_notes(
 
 
 def open_within(
-    choice: Choice, budget_ms: float | None, console: Console, streams: int = 1, batch: int = 1
+    choice: EngineOptions,
+    budget_ms: float | None,
+    console: Console,
+    streams: int = 1,
+    batch: int = 1,
 ) -> Localizer:
     """One engine, or one that changes to hold a budget of so many milliseconds a frame."""
     if budget_ms is None:

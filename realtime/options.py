@@ -2,61 +2,115 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
-
-from engines.options import MOST_IMAGES, takes
+from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, Option
 from realtime.sources.video import SourceOptions
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """See ``realtime.live.stream``.
+    """What ``realtime.live.stream`` does with frames and results, and how it opens live sources."""
 
-    Attributes:
-        window: open one for each source where there is a display.
-        record: annotated MP4 to write, see ``realtime.session.Settings``.
-        log: JSONL to write.
-        log_max_mb: begin a new one when it has grown so large, keeping the last few; None for one
-            that grows.
-        trace: timeline to write, see ``realtime.trace``.
-        metrics: port for Prometheus and ``/snapshot.jpg``, see ``realtime.metrics``.
-        web: ``[HOST:]PORT`` of the page, see ``realtime.web.server``.
-        web_token: opens the page and the metrics; None for none on this machine alone, for a new
-            one elsewhere.
-        web_dir: where recordings go that are begun on the page.
-        heat_map: see ``realtime.annotate.Look``.
-        alpha: likewise.
-        smoothing: likewise.
-        seconds: when to stop.
-        policy: what becomes of frames that come too fast, see ``realtime.frame_queue.Policy``.
-        batch: frames of different sources in one engine call; where fewer wait, it is filled up,
-            and takes as long.
-        width_px, height_px, rate_fps, camera_backend, stall_s: see
-        ``realtime.sources.video.SourceOptions``.
-    """
-
-    window: bool = True
-    record: Path | None = None
-    log: Path | None = None
-    log_max_mb: float | None = None
-    trace: Path | None = None
-    metrics: int | None = None
-    web: str | None = None
-    web_token: str | None = None
-    web_dir: Path = Path("recordings")
-    heat_map: str = "inset"
-    alpha: float = 0.5
-    smoothing: float = 0.0
-    seconds: float | None = None
-    policy: str = "latest"
-    batch: int = 1
-    width_px: int | None = None
-    height_px: int | None = None
-    rate_fps: float | None = None
-    camera_backend: str = "auto"
-    stall_s: float = 3.0
+    window: Annotated[bool, Option("Open a window where there is a display.", OUTPUT)] = True
+    record: Annotated[
+        Path | None,
+        Option("Annotated MP4 to write, a new one; of several sources, one each.", OUTPUT),
+    ] = None
+    log: Annotated[
+        Path | None,
+        Option("Per-frame JSONL to write; it goes on in one that is there.", OUTPUT),
+    ] = None
+    log_max_mb: Annotated[
+        float | None,
+        Option("Begin a new log at this size; the last 5 are kept.", OUTPUT, min=0.01),
+    ] = None
+    trace: Annotated[
+        Path | None,
+        Option("Timeline to write, FILE.json: opens in ui.perfetto.dev.", OUTPUT),
+    ] = None
+    metrics: Annotated[
+        int | None,
+        Option(
+            "Port on this machine for Prometheus (/metrics) and /snapshot.jpg.",
+            OUTPUT,
+            min=0,
+            max=65535,
+        ),
+    ] = None
+    web: Annotated[
+        str | None, Option("Serve a page to watch and steer on, at [HOST:]PORT.", OUTPUT)
+    ] = None
+    web_token: Annotated[
+        str | None,
+        Option(
+            "Secret to see the page and the metrics; beyond this machine, a new one if not given.",
+            ADVANCED,
+            envvar="SIGHTLINE_WEB_TOKEN",
+        ),
+    ] = None
+    web_dir: Annotated[Path, Option("Folder for recordings begun on the page.", OUTPUT)] = Path(
+        "recordings"
+    )
+    heat_map: Annotated[
+        str, Option("inset: in the corner; over: on the whole picture; off.", OUTPUT)
+    ] = "inset"
+    alpha: Annotated[float, Option("Opacity of --heat-map over.", OUTPUT, min=0, max=1)] = 0.5
+    smoothing: Annotated[
+        float,
+        Option(
+            "Calm the drawn box: 0 (not at all) to 1. The log keeps the raw box.",
+            OUTPUT,
+            ("smooth",),
+            min=0,
+            max=1,
+        ),
+    ] = 0.0
+    seconds: Annotated[float | None, Option("Stop after this long.", LOOK_AT, min=0.1)] = None
+    policy: Annotated[
+        str,
+        Option(
+            "latest: the newest frame; every: all of them; 'max-age MS': those not older than"
+            " that.",
+            SPEED,
+        ),
+    ] = "latest"
+    batch: Annotated[
+        int,
+        Option(
+            "Frames of different sources in one engine call, padded where fewer wait: pays on"
+            " GPUs.",
+            SPEED,
+            min=1,
+            max=MOST_IMAGES,
+        ),
+    ] = 1
+    width_px: Annotated[
+        int | None,
+        Option("Asked of a camera, in pixels.", ADVANCED, ("width",), min=1, max=65535),
+    ] = None
+    height_px: Annotated[
+        int | None,
+        Option("Asked of a camera, in pixels.", ADVANCED, ("height",), min=1, max=65535),
+    ] = None
+    rate_fps: Annotated[float | None, Option("Asked of a camera.", ADVANCED, ("fps",), min=0.1)] = (
+        None
+    )
+    camera_backend: Annotated[
+        str,
+        Option(
+            "How cameras are opened: auto, v4l2, gstreamer, dshow, msmf or avfoundation.", ADVANCED
+        ),
+    ] = "auto"
+    stall_s: Annotated[
+        float,
+        Option(
+            "Seconds of silence after which a camera or stream is opened again.",
+            ADVANCED,
+            ("stall",),
+            min=0.5,
+        ),
+    ] = 3.0
 
     @property
     def sources(self) -> SourceOptions:
@@ -64,101 +118,3 @@ class StreamOptions:
         return SourceOptions(
             self.width_px, self.height_px, self.rate_fps, self.camera_backend, self.stall_s
         )
-
-
-OPTIONS: dict[str, Any] = {
-    "window": Annotated[bool, typer.Option(help="Open a window where there is a display.")],
-    "record": Annotated[
-        Path | None,
-        typer.Option(help="Annotated MP4 to write, a new one; of several sources, one each."),
-    ],
-    "log": Annotated[
-        Path | None, typer.Option(help="Per-frame JSONL to write; it goes on in one that is there.")
-    ],
-    "log_max_mb": Annotated[
-        float | None,
-        typer.Option(help="Begin a new log at this size; the last 5 are kept.", min=0.01),
-    ],
-    "trace": Annotated[
-        Path | None, typer.Option(help="Timeline to write, FILE.json: opens in ui.perfetto.dev.")
-    ],
-    "metrics": Annotated[
-        int | None,
-        typer.Option(
-            help="Port on this machine for Prometheus (/metrics) and /snapshot.jpg.",
-            min=0,
-            max=65535,
-        ),
-    ],
-    "web": Annotated[
-        str | None, typer.Option(help="Serve a page to watch and steer on, at [HOST:]PORT.")
-    ],
-    "web_token": Annotated[
-        str | None,
-        typer.Option(
-            envvar="SIGHTLINE_WEB_TOKEN",
-            help=(
-                "Secret to see the page and the metrics; beyond this machine, a new one if not"
-                " given."
-            ),
-        ),
-    ],
-    "web_dir": Annotated[Path, typer.Option(help="Folder for recordings begun on the page.")],
-    "heat_map": Annotated[
-        str, typer.Option(help="inset: in the corner; over: on the whole picture; off.")
-    ],
-    "alpha": Annotated[float, typer.Option(help="Opacity of --heat-map over.", min=0, max=1)],
-    "smoothing": Annotated[
-        float,
-        typer.Option(
-            "--smooth",
-            help="Calm the drawn box: 0 (not at all) to 1. The log keeps the raw box.",
-            min=0,
-            max=1,
-        ),
-    ],
-    "seconds": Annotated[float | None, typer.Option(help="Stop after this long.", min=0.1)],
-    "policy": Annotated[
-        str,
-        typer.Option(
-            help=(
-                "latest: the newest frame; every: all of them; 'max-age MS': those not older than"
-                " that."
-            )
-        ),
-    ],
-    "batch": Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MOST_IMAGES,
-            help=(
-                "Frames of different sources in one engine call, padded where fewer wait: pays on"
-                " GPUs."
-            ),
-        ),
-    ],
-    "width_px": Annotated[
-        int | None, typer.Option("--width", help="Asked of a camera, in pixels.", min=1, max=65535)
-    ],
-    "height_px": Annotated[
-        int | None, typer.Option("--height", help="Asked of a camera, in pixels.", min=1, max=65535)
-    ],
-    "rate_fps": Annotated[float | None, typer.Option("--fps", help="Asked of a camera.", min=0.1)],
-    "camera_backend": Annotated[
-        str,
-        typer.Option(
-            help="How cameras are opened: auto, v4l2, gstreamer, dshow, msmf or avfoundation."
-        ),
-    ],
-    "stall_s": Annotated[
-        float,
-        typer.Option(
-            "--stall",
-            help="Seconds of silence after which a camera or stream is opened again.",
-            min=0.5,
-        ),
-    ],
-}
-takes_stream = takes("options", StreamOptions, OPTIONS)
-"""A command's parameter ``options`` becomes one option for each of these."""

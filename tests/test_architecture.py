@@ -79,9 +79,10 @@ def test_running_needs_neither_torch_nor_gpu_libraries():
         "import sys\n"
         "for name in ('torch', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'onnxruntime', 'fastapi', 'uvicorn', 'ray', 'fsspec'): sys.modules[name] = None\n"
         "import cli\n"
-        "from engines.choose import Choice, open_localizer\n"
+        "from engines.choose import open_localizer\n"
+        "from engines.options import EngineOptions\n"
         "import numpy as np\n"
-        "found = open_localizer(Choice()).localize([np.zeros((48, 64, 3), np.uint8)])\n"
+        "found = open_localizer(EngineOptions()).localize([np.zeros((48, 64, 3), np.uint8)])\n"
         "assert found[0].box_xyxy_px is not None\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

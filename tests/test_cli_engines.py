@@ -14,7 +14,8 @@ def test_the_built_file_gives_elsewhere_what_it_gives_here(tmp_path):
     """Our graph in ONNX Runtime, a batch of two."""
     import onnxruntime
 
-    from engines.choose import Choice, open_localizer
+    from engines.choose import open_localizer
+    from engines.options import EngineOptions
 
     result = command("build", "--out", tmp_path / "deep" / "net.onnx", "--batch", 2)
     assert result.returncode == 0, result.stderr
@@ -26,7 +27,7 @@ def test_the_built_file_gives_elsewhere_what_it_gives_here(tmp_path):
     found = dict(
         zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True)
     )
-    here = open_localizer(Choice(precision="fp32"))
+    here = open_localizer(EngineOptions(precision="fp32"))
     for place, wanted in enumerate((None, 3)):
         here.look_for(wanted)
         expected = here.localize([images[place]])[0]

@@ -11,14 +11,15 @@ from matplotlib.figure import Figure
 
 from calib.heads.curve import CURVE_FILE, Curve, Point, plot_curve
 from calib.heads.finetune import WEIGHTS_FILE, Finetuned, save_finetuned
-from calib.precision.build import BuildChoice, check_options
+from calib.precision.build import BuildOptions, check_options
 from engines.certificate import CERTIFICATE_FILE, Certificate
-from engines.choose import Choice, choose_head
+from engines.choose import choose_head
 from engines.errors import OutputError
 from engines.files import Kind, checked_output, picture_kind, signed
 from engines.head import HEAD_FILE
 from engines.int8 import CALIBRATION_FILE, Quantization
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from engines.plan_cache import ENGINE_FILE, EngineKey, write_engine
 from realtime.statistics import LATENCY_FILE
 from tests.command_line import command, refused
@@ -126,7 +127,7 @@ def test_one_s_own_file_is_refused_where_it_is_read(tmp_path):
 def written(tmp_path):
     """A file of each kind, by the functions that write them."""
     classifier = load_classifier("compact", None)
-    head = choose_head(Choice(), classifier)
+    head = choose_head(EngineOptions(), classifier)
     head.save(tmp_path / "head.safetensors")
     count = len(classifier.weights["classifier.bias"])
     names = tuple(f"a {{class}} {number}" for number in range(count))
@@ -177,8 +178,8 @@ def test_each_kind_knows_its_own_files_and_no_other_s(written):
 def test_an_engine_is_replaced_only_where_that_is_said(written, tmp_path):
     engine = next(path for path, kind in written.items() if kind is ENGINE_FILE)
     with pytest.raises(OutputError, match="add --rebuild to replace it"):
-        check_options(BuildChoice(engine, "tensorrt"))
-    check_options(BuildChoice(engine, "tensorrt", rebuild=True))
+        check_options(BuildOptions(engine, "tensorrt"))
+    check_options(BuildOptions(engine, "tensorrt", rebuild=True))
 
 
 def test_a_result_is_renewed_by_the_command_that_wrote_it(place):

@@ -21,11 +21,12 @@ from calib.bench.machine import Neighbours
 from calib.bench.turns import WARM_UP_CALLS, Call, forward_graph, row_of, take_turns
 from engines.backends.slots import SlottedEngine
 from engines.build import WANTED_CLASS
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.engine import Array
 from engines.errors import EngineError
 from engines.install import install_packages
 from engines.networks.registry import Classifier, load_classifier
+from engines.options import EngineOptions
 from engines.preprocess import IMAGE
 from realtime.statistics import percentiles
 
@@ -151,7 +152,7 @@ WORDS = {
 }
 
 
-def open_gpu(choice: Choice, batch: int = 1) -> SlottedEngine:
+def open_gpu(choice: EngineOptions, batch: int = 1) -> SlottedEngine:
     """The engine of a choice whose backend is one of ``GPU_BACKENDS``.
 
     Raises:
@@ -174,7 +175,7 @@ def feed_of(engine: SlottedEngine) -> dict[str, Array]:
 
 
 def bench_gpu(
-    choice: Choice, batches: Sequence[int], seconds: float, console: Console
+    choice: EngineOptions, batches: Sequence[int], seconds: float, console: Console
 ) -> dict[str, Any]:
     """One network on the GPU: every batch size in trtexec's words, then one image in turns with
     peers.
@@ -283,7 +284,7 @@ def time_calls(engine: SlottedEngine, feed: Mapping[str, Array], seconds: float)
     }
 
 
-def gpu_calls(choice: Choice, engines: ExitStack) -> tuple[dict[str, Call], dict[str, str]]:
+def gpu_calls(choice: EngineOptions, engines: ExitStack) -> tuple[dict[str, Call], dict[str, str]]:
     """Ours, the same engine type without a backward pass, and PyTorch's peers on the GPU; each
     takes and gives host memory.
 

@@ -51,13 +51,14 @@ from engines.backends.cuda import probe_gpu
 from engines.backends.slots import SlottedEngine
 from engines.boxes import iou
 from engines.build import WANTED_CLASS, build_graph
-from engines.choose import Choice, choose_head
+from engines.choose import choose_head
 from engines.engine import Array
 from engines.errors import EngineError, SightlineError
 from engines.files import Kind, checked_output, whole_file
 from engines.head import Head
 from engines.heuristic import Heuristic
 from engines.networks.registry import Classifier, load_classifier
+from engines.options import EngineOptions
 from engines.preprocess import IMAGE
 
 if TYPE_CHECKING:
@@ -116,11 +117,11 @@ class Day:
     pycuda: Path | None = None
     building: "Future[Path] | None" = None
 
-    def networks(self) -> Iterator[tuple[str, Classifier, Choice]]:
+    def networks(self) -> Iterator[tuple[str, Classifier, EngineOptions]]:
         """Name, network and choice of each network. A dry run takes the small one only."""
-        yield "compact", load_classifier("compact"), Choice()
+        yield "compact", load_classifier("compact"), EngineOptions()
         if not self.dry:
-            choice = Choice(model="vgg16", weights=self.vgg)
+            choice = EngineOptions(model="vgg16", weights=self.vgg)
             yield "vgg16", load_classifier("vgg16", self.vgg), choice
 
 
@@ -217,10 +218,12 @@ def graphs(day: Day) -> Found:
     return found
 
 
-def _heads(classifier: Classifier, choice: Choice) -> Iterator[tuple[str, Head | Heuristic | None]]:
+def _heads(
+    classifier: Classifier, choice: EngineOptions
+) -> Iterator[tuple[str, Head | Heuristic | None]]:
     """Each method with its head."""
     for method in METHODS:
-        named = Choice(model=choice.model, weights=choice.weights, method=method)
+        named = EngineOptions(model=choice.model, weights=choice.weights, method=method)
         yield method, choose_head(named, classifier)
 
 
@@ -241,7 +244,9 @@ def torch_is_right(day: Day) -> Found:
 def torch_on_processor(_: Day) -> Found:
     """The same comparison with the smallest network, two frames and no GPU."""
     classifier = load_classifier("compact")
-    return compare_torch(classifier, choose_head(Choice(), classifier), "cpu", ("fp32",), (2,), 2)
+    return compare_torch(
+        classifier, choose_head(EngineOptions(), classifier), "cpu", ("fp32",), (2,), 2
+    )
 
 
 def compare_torch(
@@ -414,7 +419,7 @@ def sessions(_: Day) -> Found:
         EngineError: GPU memory is lost.
         AssertionError: an output is wrong, or a CUDA graph was not captured.
     """
-    driven = Driven.of(load_classifier("compact"), Choice())
+    driven = Driven.of(load_classifier("compact"), EngineOptions())
     found = check_sessions(driven)
     lost = lost_mib(driven)
     if lost > MOST_LOST_MIB:
@@ -426,7 +431,7 @@ def stand_in_fits(_: Day) -> Found:
     """The stand-in's outputs have the shapes of the graph's."""
     import torch
 
-    driven = Driven.of(load_classifier("compact"), Choice())
+    driven = Driven.of(load_classifier("compact"), EngineOptions())
     image = torch.zeros((1, driven.size_px, driven.size_px, 3), dtype=torch.uint8)
     outputs = outputs_of(image, torch.zeros(1, dtype=torch.int64), driven.library.map_hw)
     shapes = {name: tuple(value.shape) for name, value in outputs.items()}

@@ -22,10 +22,11 @@ import onnx
 
 from engines.backends import tensorrt as backend
 from engines.build import WANTED_CLASS, build_graph
-from engines.choose import Choice, choose_head
+from engines.choose import choose_head
 from engines.engine import Array, Engine, TensorSpec
 from engines.localizer import ImageBgr
 from engines.networks.registry import Classifier
+from engines.options import EngineOptions
 from engines.preprocess import IMAGE
 from realtime.sources.demo import DemoCamera
 
@@ -193,7 +194,7 @@ class Driven:
     size_px: int
 
     @classmethod
-    def of(cls, classifier: Classifier, choice: Choice, **how: Any) -> "Driven":
+    def of(cls, classifier: Classifier, choice: EngineOptions, **how: Any) -> "Driven":
         """Of a network; ``how`` are arguments of ``PlanStandIn``."""
         from engines.backends.torch_reference import TorchEngine
 

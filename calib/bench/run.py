@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import onnx
-import typer
 from rich.console import Console
 
 from calib.bench.compare import print_comparison
@@ -31,14 +30,14 @@ from calib.bench.turns import (
 from calib.precision.calibrate import rough_quantization
 from engines.backends.openvino import OpenVinoEngine, best_precision, has_vnni
 from engines.build import WANTED_CLASS, build_graph
-from engines.choose import Choice, choose_head, choose_quantization, chosen_spec, objective_of
+from engines.choose import choose_head, choose_quantization, chosen_spec, objective_of
 from engines.engine import Engine
 from engines.errors import SightlineError
 from engines.heuristic import Heuristic
 from engines.int8 import Quantization
 from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier, load_classifier
-from engines.options import takes
+from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, SPEED, EngineOptions, Option
 from engines.preprocess import IMAGE
 from realtime.statistics import Run, percentiles
 
@@ -53,7 +52,7 @@ class Variant:
 
 def bench(
     source: str,
-    choices: Sequence[Choice],
+    choices: Sequence[EngineOptions],
     seconds: float,
     console: Console,
     sizes_px: Sequence[int] = (),
@@ -120,7 +119,7 @@ def _point(
     }
 
 
-def choices(models: str, choice: Choice) -> list[Choice]:
+def choices(models: str, choice: EngineOptions) -> list[EngineOptions]:
     """What ``--models compact,vgg16`` and its like name: without weights the shipped ones, or
     random (speed is the same).
 
@@ -147,7 +146,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def variants(classifier: Classifier, choice: Choice) -> dict[str, Variant]:
+def variants(classifier: Classifier, choice: EngineOptions) -> dict[str, Variant]:
     """Our rows by name; the first is what peers are compared with: what a user gets. One line makes
     a row.
 
@@ -175,14 +174,16 @@ def variants(classifier: Classifier, choice: Choice) -> dict[str, Variant]:
     }
 
 
-def quantization_for_timing(choice: Choice, classifier: Classifier, spec: MapSpec) -> Quantization:
+def quantization_for_timing(
+    choice: EngineOptions, classifier: Classifier, spec: MapSpec
+) -> Quantization:
     """The network's calibration, or one that only times."""
     found = choose_quantization(replace(choice, precision="auto"), classifier, spec)
     return found or rough_quantization(classifier, spec.objective)
 
 
 def bench_engine(
-    choice: Choice, seconds: float, console: Console
+    choice: EngineOptions, seconds: float, console: Console
 ) -> tuple[dict[str, Any], dict[str, tuple[str, Work]]]:
     """Time one image through the whole graph beside its peers, in turns, until all have settled or
     the time is up.
@@ -228,7 +229,7 @@ def bench_engine(
 
 
 def sweep(
-    choice: Choice,
+    choice: EngineOptions,
     sizes_px: Sequence[int],
     batches: Sequence[int],
     seconds: float,
@@ -290,73 +291,47 @@ def sweep(
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """See ``bench``.
+    """What ``calib.bench.run.bench`` times, or which results ``bench compare`` compares."""
 
-    Attributes:
-        what: the source, or ``compare`` and two results.
-        models: networks to time, with commas between them.
-        seconds: time limit of each part.
-        sizes, batches: whole numbers with commas between them.
-        plots: folder for pictures; None for none.
-        screen: glass to glass, in place of all that.
-        across_machines: compare what was not measured alike.
-    """
-
-    what: list[str] | None = None
-    models: str = "compact,vgg16"
-    seconds: float = 60.0
-    sizes: str = ""
-    batches: str = ""
-    plots: Path | None = None
-    screen: bool = False
-    across_machines: bool = False
-
-
-OPTIONS: dict[str, Any] = {
-    "what": Annotated[
+    what: Annotated[
         list[str] | None,
-        typer.Argument(
+        Option(
+            "What to run end to end, demo:300 unless told (a file called compare: ./compare)."
+            " Or two results of --json.",
+            None,
             metavar="[SOURCE] | compare A.json B.json",
-            show_default=False,
-            help=(
-                "What to run end to end, demo:300 unless told (a file called compare: ./compare)."
-                " Or two results of --json."
-            ),
         ),
-    ],
-    "models": Annotated[
+    ] = None
+    models: Annotated[
         str,
-        typer.Option("--models", "--model", help="Networks to time; the first one end to end too."),
-    ],
-    "seconds": Annotated[
-        float, typer.Option(help="Time limit of each part that has not settled before.", min=0.1)
-    ],
-    "sizes": Annotated[
-        str, typer.Option(help="Also time the first network at these input sides: 96,128,224.")
-    ],
-    "batches": Annotated[
-        str, typer.Option(help="Also time it with so many images in a call: 1,2,4.")
-    ],
-    "plots": Annotated[Path | None, typer.Option(help="Folder for pictures of everything.")],
-    "screen": Annotated[
+        Option("Networks to time; the first one end to end too.", NETWORK, ("models", "model")),
+    ] = "compact,vgg16"
+    seconds: Annotated[
+        float, Option("Time limit of each part that has not settled before.", LOOK_AT, min=0.1)
+    ] = 60.0
+    sizes: Annotated[
+        str, Option("Also time the first network at these input sides: 96,128,224.", NETWORK)
+    ] = ""
+    batches: Annotated[str, Option("Also time it with so many images in a call: 1,2,4.", SPEED)] = (
+        ""
+    )
+    plots: Annotated[Path | None, Option("Folder for pictures of everything.", OUTPUT)] = None
+    screen: Annotated[
         bool,
-        typer.Option(
-            "--screen",
-            help=(
-                "Glass to glass: show codes on this screen, watch them through a camera (0 unless"
-                " told; to try it: loop:100)."
-            ),
+        Option(
+            "Glass to glass: show codes on this screen, watch them through a camera (0 unless"
+            " told; to try it: loop:100).",
+            LOOK_AT,
         ),
-    ],
-    "across_machines": Annotated[
-        bool, typer.Option("--across-machines", help="Compare what was not measured alike.")
-    ],
-}
-takes_bench = takes("options", BenchOptions, OPTIONS)
-"""A command's parameter ``options`` becomes one option for each of these."""
+    ] = False
+    across_machines: Annotated[bool, Option("Compare what was not measured alike.", ADVANCED)] = (
+        False
+    )
 
 
-def bench_chosen(options: BenchOptions, choice: Choice, console: Console, as_json: bool) -> bool:
+def bench_chosen(
+    options: BenchOptions, choice: EngineOptions, console: Console, as_json: bool
+) -> bool:
     """Time, or compare two results; print, draw and, for ``as_json``, write it on standard output.
 
     Returns:

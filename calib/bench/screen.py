@@ -34,9 +34,10 @@ from rich.table import Table
 
 from calib.bench.machine import machine
 from calib.bench.turns import engine_facts, warm_up
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.errors import SightlineError, SourceError
 from engines.localizer import ImageBgr
+from engines.options import EngineOptions
 from realtime.capture import latest_frames
 from realtime.frames import FrameRecord
 from realtime.pipeline import run_frames
@@ -240,7 +241,9 @@ class ScreenSink:
                 self.own_ms.append((shown_ns - captured_ns) / 1e6)
 
 
-def bench_screen(source: str, choice: Choice, seconds: float, console: Console) -> dict[str, Any]:
+def bench_screen(
+    source: str, choice: EngineOptions, seconds: float, console: Console
+) -> dict[str, Any]:
     """Show codes, watch them through a camera, the engine and the drawing, and time the whole way.
 
     Args:

@@ -28,12 +28,13 @@ from calib.bench.compare import (
 )
 from calib.bench.machine import Neighbours, machine
 from engines.build import WANTED_CLASS
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.engine import Array, Engine
 from engines.graph import Graph
 from engines.install import install_extra, install_packages
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier
+from engines.options import EngineOptions
 from engines.preprocess import IMAGE, append_preprocessing
 from realtime.capture import every_frame
 from realtime.frames import FrameRecord
@@ -157,7 +158,7 @@ FRAMES = Rule(WINDOW_FRAMES, "frames")
 
 
 def bench_end_to_end(
-    choice: Choice, source: str, seconds: float, console: Console
+    choice: EngineOptions, source: str, seconds: float, console: Console
 ) -> tuple[dict[str, Any], Run]:
     """A source to drawn frames and a JSONL log (no encoding), in the terms of ``Run.summary``.
 
@@ -253,7 +254,7 @@ class DrawnOnly:
     def __exit__(self, *_: object) -> None: ...
 
 
-def engine_facts(choice: Choice, localizer: Localizer) -> str:
+def engine_facts(choice: EngineOptions, localizer: Localizer) -> str:
     """Network, size, backend and precision in words, and what the processor costs."""
     engine = localizer.engine
     what = f"{choice.model} at {localizer.size_px} px, {engine.backend} {engine.precision}"

@@ -13,9 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Annotated
 
 from calib.data.datasets import Sample, decodable, labelled, load_dataset, of_classes
 from calib.data.labels import Remarks
@@ -23,6 +21,7 @@ from calib.data.xml_dialects import xml_label
 from engines.downloads import Download, cache_dir, downloaded
 from engines.errors import SourceError
 from engines.networks.registry import imagenet_classes
+from engines.options import ADVANCED, LOOK_AT, Option
 from realtime.sources.images import archive_members
 
 VOC_ADDRESS = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007"
@@ -81,24 +80,47 @@ def load_voc2007(split: str, folder: Path) -> list[Sample]:
 PUBLISHED: Mapping[str, Callable[[str, Path], list[Sample]]] = {"voc2007": load_voc2007}
 
 
-@dataclass(frozen=True)
-class DataChoice:
-    """The options of commands that read labelled images; see ``calib.data.datasets.load_dataset``
-    for the first three.
+ImagesOption = Annotated[
+    Path | None, Option("Folder, zip, tar or video, where it is not beside the labels.", LOOK_AT)
+]
+IdsOption = Annotated[
+    Path | None,
+    Option("Text file that names the images to use, by file stem, one a line.", LOOK_AT),
+]
 
-    Attributes:
-        data, images, ids: labels of the user's own; None with ``dataset``.
-        dataset: a name in ``PUBLISHED``, in place of ``data``.
-        dataset_dir: where its archives lie or are to be kept; None for the cache.
-        classes: names between commas of the classes to keep; None for all.
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The labelled images that a command reads: a label file of the user's own, see
+    ``calib.data.datasets.load_dataset``, or a published set.
     """
 
-    data: Path | None = None
-    images: Path | None = None
-    ids: Path | None = None
-    dataset: str | None = None
-    dataset_dir: Path | None = None
-    classes: str | None = None
+    data: Annotated[
+        Path | None,
+        Option(
+            "Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text, YOLO or CVAT"
+            " folders ...",
+            None,
+        ),
+    ] = None
+    images: ImagesOption = None
+    ids: IdsOption = None
+    dataset: Annotated[
+        str | None,
+        Option(
+            "A published set in place of DATA, downloaded when it is not there: voc2007.", LOOK_AT
+        ),
+    ] = None
+    dataset_dir: Annotated[
+        Path | None, Option("Where its archives lie, or are to be kept.", ADVANCED)
+    ] = None
+    classes: Annotated[
+        str | None,
+        Option(
+            "Only objects of these classes: dog,cat. Heads are fitted where there is one of them.",
+            LOOK_AT,
+        ),
+    ] = None
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -118,54 +140,15 @@ class DataChoice:
         )
 
 
-OPTIONS: Mapping[str, Any] = {
-    "data": Annotated[
-        Path | None,
-        typer.Argument(
-            help=(
-                "Labels: CSV, VOC or ImageNet-LOC XML, COCO json, OTB or VOT text, YOLO or CVAT"
-                " folders ..."
-            )
-        ),
-    ],
-    "images": Annotated[
-        Path | None,
-        typer.Option(help="Folder, zip, tar or video, where it is not beside the labels."),
-    ],
-    "ids": Annotated[
-        Path | None,
-        typer.Option(help="Text file that names the images to use, by file stem, one a line."),
-    ],
-    "dataset": Annotated[
-        str | None,
-        typer.Option(
-            help="A published set in place of DATA, downloaded when it is not there: voc2007."
-        ),
-    ],
-    "dataset_dir": Annotated[
-        Path | None, typer.Option(help="Where its archives lie, or are to be kept.")
-    ],
-    "classes": Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "Only objects of these classes: dog,cat. Heads are fitted where there is one of"
-                " them."
-            )
-        ),
-    ],
-}
-
-
-def labels_beside(choice: DataChoice, data: Path, ids: Path | None) -> DataChoice:
+def labels_beside(choice: DataOptions, data: Path, ids: Path | None) -> DataOptions:
     """Another label file for the same kinds of objects, whose images lie where the first one's
     do.
     """
-    return DataChoice(data, choice.images, ids, classes=choice.classes)
+    return DataOptions(data, choice.images, ids, classes=choice.classes)
 
 
 def load_chosen(
-    choice: DataChoice, split: str, remarks: Remarks | None = None, limit: int | None = None
+    choice: DataOptions, split: str, remarks: Remarks | None = None, limit: int | None = None
 ) -> list[Sample]:
     """The first ``limit`` labelled images of what was chosen: a user's own, ``trainval`` or
     ``test`` of a published set.

@@ -4,8 +4,9 @@ reference.
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import onnx
 from rich.console import Console
@@ -25,11 +26,13 @@ from engines.certificate import (
     subject_of,
     typed_graph,
 )
+from engines.choose import build_chosen
 from engines.engine import Engine
 from engines.errors import EngineError, OutputError, SourceError
 from engines.files import checked_output, whole_file
 from engines.graph import GRAPH_FILE
 from engines.localizer import ImageBgr, Localizer
+from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, EngineOptions, Option
 from realtime.sources.spec import open_source
 
 FRAMES = 16
@@ -38,29 +41,51 @@ DEMO = "demo:300"
 
 
 @dataclass(frozen=True)
-class BuildChoice:
+class BuildOptions:
     """The options of ``build`` besides the network's.
 
-    Attributes:
-        out: file to write; may be None for TensorRT, whose engines are kept in the cache.
-        backend: ``auto`` for the ONNX file alone, ``openvino`` or ``tensorrt``.
-        precision: of the engine.
-        target: compute capability of a GPU that is not here (``sm89``); None for the one that is.
-        rebuild: even where the engine is in the cache.
-        on: the clip whose frames it is certified on; None for the demo's.
+    ``out`` may be None for TensorRT, whose engines are kept in the cache. ``precision`` is that of
+    the engine's options.
     """
 
-    out: Path | None = None
-    backend: str = "auto"
+    out: Annotated[
+        Path | None, Option("ONNX file to write: image in; box, class, score and map out.", OUTPUT)
+    ] = None
+    backend: Annotated[
+        str,
+        Option("auto: the ONNX file alone; openvino or tensorrt: certified for it.", SPEED),
+    ] = "auto"
     precision: str = "auto"
-    target: str | None = None
-    rebuild: bool = False
-    on: str | None = None
+    target: Annotated[
+        str | None,
+        Option("A GPU that is not here: sm75, sm80, sm86, sm89, sm120.", ADVANCED, ("for",)),
+    ] = None
+    rebuild: Annotated[bool, Option("Build even where the engine is in the cache.", ADVANCED)] = (
+        False
+    )
+    on: Annotated[
+        str | None,
+        Option("Clip or folder whose frames certify the engine; else the demo's.", LOOK_AT),
+    ] = None
+    batch: Annotated[int, Option("Images per call.", SPEED, min=1, max=MOST_IMAGES)] = 1
+
+
+def run_build(options: BuildOptions, engine: EngineOptions, console: Console) -> None:
+    """Build what the options of the command say, with the graph in fp32 as the reference.
+
+    Raises:
+        SightlineError: the options contradict each other, or see ``build_chosen_engine``.
+    """
+    wanted = replace(options, precision=engine.precision)
+    check_options(wanted, engine.inputs)
+    reference = build_chosen(replace(engine, precision="fp32"), options.batch)
+    graph = build_chosen(engine, options.batch) if engine.precision == "int8" else reference
+    build_chosen_engine(graph, wanted, console, reference)
 
 
 def build_chosen_engine(
     model: onnx.ModelProto,
-    choice: BuildChoice,
+    choice: BuildOptions,
     console: Console,
     reference: onnx.ModelProto | None = None,
 ) -> Certificate | None:
@@ -99,7 +124,7 @@ def build_chosen_engine(
     )
 
 
-def check_options(choice: BuildChoice, inputs: Iterable[str] = ()) -> None:
+def check_options(choice: BuildOptions, inputs: Iterable[str] = ()) -> None:
     """Refuse options that contradict each other, and names that cannot be written to, before
     anything is built.
 
@@ -142,7 +167,7 @@ def check_options(choice: BuildChoice, inputs: Iterable[str] = ()) -> None:
 
 
 def _certify_openvino(
-    model: onnx.ModelProto, reference: onnx.ModelProto, choice: BuildChoice, console: Console
+    model: onnx.ModelProto, reference: onnx.ModelProto, choice: BuildOptions, console: Console
 ) -> Certificate:
     assert choice.out is not None
     engine = OpenVinoEngine(model, choice.precision)
@@ -157,7 +182,7 @@ def _certify_openvino(
 
 
 def _build_tensorrt(
-    model: onnx.ModelProto, reference: onnx.ModelProto, choice: BuildChoice, console: Console
+    model: onnx.ModelProto, reference: onnx.ModelProto, choice: BuildOptions, console: Console
 ) -> Certificate | None:
     from engines.backends.tensorrt import load_tensorrt
     from engines.backends.tensorrt_build import Build, build_plan
@@ -203,7 +228,7 @@ def _certify_plan(
     reference: onnx.ModelProto,
     key: cache.EngineKey,
     plan: bytes,
-    choice: BuildChoice,
+    choice: BuildOptions,
     console: Console,
 ) -> Certificate:
     from engines.backends.tensorrt import TensorRtEngine
@@ -218,7 +243,7 @@ def _certify_plan(
 
 
 def _certified(
-    reference: onnx.ModelProto, engine: Engine, choice: BuildChoice, console: Console
+    reference: onnx.ModelProto, engine: Engine, choice: BuildOptions, console: Console
 ) -> Certificate:
     """The engine against the reference in fp32 on the processor."""
     with console.status("certifying ..."):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from calib.data.choose import IdsOption, ImagesOption
 from calib.data.datasets import Sample, decoded, load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.precision.build import frames_of
@@ -23,7 +24,7 @@ from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
 from engines.build import assemble, build_graph
 from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify, correlation
-from engines.choose import Choice, calibration_paths, choose_head, chosen_spec
+from engines.choose import calibration_paths, choose_head, chosen_spec
 from engines.engine import Array
 from engines.errors import EngineError, ModelError, OutputError, SourceError
 from engines.files import checked_output, picture_kind, signed, whole_file
@@ -34,6 +35,7 @@ from engines.int8 import CALIBRATION_FILE, SMALLEST_RANGE, STEPS, Quantization, 
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier, load_classifier
+from engines.options import ADVANCED, LOOK_AT, OUTPUT, EngineOptions, Option
 from engines.text import Terminal
 
 BINS = 2048
@@ -427,19 +429,28 @@ LABELS = (".csv", ".tsv", ".xml", ".json", ".txt")
 
 
 @dataclass(frozen=True)
-class Images:
-    """What to calibrate on.
-
-    Attributes:
-        data: a label file, or any source of frames.
-        images, ids: as for ``calib.data.datasets.load_dataset``.
-        limit: how many images, evenly spread.
+class CalibrateOptions:
+    """What to calibrate on, how, and what to write; ``data`` is a label file or any source of
+    frames.
     """
 
-    data: str
-    images: Path | None = None
-    ids: Path | None = None
-    limit: int = 128
+    data: Annotated[
+        str,
+        Option("Labelled images, as for evaluate, or any source: clip, folder, zip, demo:.", None),
+    ]
+    images: ImagesOption = None
+    ids: IdsOption = None
+    out: Annotated[
+        Path | None, Option("FILE.json; else where --precision int8 finds it.", OUTPUT)
+    ] = None
+    ranges: Annotated[
+        str,
+        Option("minmax, percentile, entropy, mse, or auto: the one that harms least.", ADVANCED),
+    ] = "auto"
+    limit: Annotated[int, Option("How many images, evenly spread.", LOOK_AT, min=16)] = 128
+    plot: Annotated[Path | None, Option("Picture of what each layer costs: FILE.png.", OUTPUT)] = (
+        None
+    )
 
     def read(self) -> tuple[list[ImageBgr], list[Sample]]:
         """(images, the labelled ones among them by the same places; empty for a source without
@@ -465,13 +476,14 @@ class Images:
         return [image for _, image in chosen], [sample for sample, _ in chosen]
 
 
-def check_outputs(images: Images, choice: Choice, out: Path | None, plot: Path | None) -> None:
+def check_outputs(options: CalibrateOptions, engine: EngineOptions) -> None:
     """Refuse names that cannot be written to, before any work.
 
     Raises:
         OutputError: one of them; see ``engines.files.checked_output``.
     """
-    inputs = (images.data, images.images, images.ids, *choice.inputs)
+    out, plot = options.out, options.plot
+    inputs = (options.data, options.images, options.ids, *engine.inputs)
     if plot:
         checked_output(plot, LAYERS_FILE, inputs)
     if out:
@@ -482,22 +494,21 @@ def check_outputs(images: Images, choice: Choice, out: Path | None, plot: Path |
         )
 
 
-def calibrate_chosen(
-    images: Images, choice: Choice, method: str, out: Path | None, console: Console
-) -> "Found":
-    """Calibrate, save, and print what it does to maps, boxes and CorLoc.
+def calibrate_chosen(options: CalibrateOptions, choice: EngineOptions, console: Console) -> "Found":
+    """Calibrate, save, draw, and print what it does to maps, boxes and CorLoc.
 
     Raises:
         SightlineError: the images, the network or the method cannot be used, or the certificate is
             not met.
     """
+    check_outputs(options, choice)
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
     spec = chosen_spec(choice, head)
     with console.status("reading images ..."):
-        pictures, samples = images.read()
+        pictures, samples = options.read()
     calibrator = Calibrator(classifier, spec, head, pictures, console)
-    found = calibrate(calibrator, method)
+    found = calibrate(calibrator, options.ranges)
     judged = [sample for sample in samples[1::2] if sample.truths]
     before = after = None
     if judged and head is not None:
@@ -505,11 +516,11 @@ def calibrate_chosen(
         before, after = (_corloc(judged, engine, console) for engine in engines)
     card = {
         **found.quantization.card,
-        "data": images.data if "://" in images.data else Path(images.data).name,
+        "data": options.data if "://" in options.data else Path(options.data).name,
     }
     card |= {"corloc_fp32": before, "corloc_int8": after, "judged_images": len(calibrator.judged)}
     quantization = replace(found.quantization, card=card)
-    path = out or calibration_paths(classifier, spec.objective)[0]
+    path = options.out or calibration_paths(classifier, spec.objective)[0]
     quantization.save(path)
     console.print(str(found.certificate), highlight=False, soft_wrap=True)
     console.print(table_of(found))
@@ -519,7 +530,11 @@ def calibrate_chosen(
             " images"
         )
     console.print(f"wrote {path}", soft_wrap=True)
-    return Found(replace(found, quantization=quantization), path)
+    result = Found(replace(found, quantization=quantization), path)
+    if options.plot:
+        plot_layers(result, options.plot, choice.model)
+        console.print(f"wrote {options.plot}")
+    return result
 
 
 @dataclass(frozen=True)

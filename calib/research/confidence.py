@@ -31,13 +31,14 @@ from calib.heads.confidence import RatedBoxes, fit_confidence_model, head_confid
 from calib.heads.linear import feature_table, held_out_boxes
 from calib.research.clips import Clip, clips, stills
 from engines.boxes import iou
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.confidence import ConfidenceModel
 from engines.errors import SightlineError
 from engines.files import whole_file
 from engines.head import Head, load_head, shipped_head_names, shipped_head_path
 from engines.localizer import Localizer
 from engines.networks.registry import Classifier, load_classifier
+from engines.options import EngineOptions
 from engines.text import Terminal
 from realtime.frames import BoxPx
 from realtime.sources.spec import open_source
@@ -163,7 +164,7 @@ def fit_of_tracking(data: Path, count: int, console: Console) -> ConfidenceModel
     real = list(sequence_clips(data / "davis", TUNING))
     still = list(stills(objects, count // 2))
     groups = [(1 - REAL_SHARE - STILL_SHARE, made), (STILL_SHARE, still), (REAL_SHARE, real)]
-    localizer = open_localizer(Choice())
+    localizer = open_localizer(EngineOptions())
     model = None
     for _ in range(ROUNDS):
         boxes = rated_boxes(groups, localizer, model, console)

@@ -22,10 +22,11 @@ from rich.progress import track
 from calib.data.datasets import Sample, load_dataset
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
-from engines.choose import Choice, choose_head
+from engines.choose import choose_head
 from engines.errors import ModelError, SightlineError, SourceError
 from engines.head import Head
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from engines.preprocess import resized
 from engines.search.crops import (
     ENLARGED,
@@ -80,7 +81,7 @@ def fit_crop_scorer(
     if len(samples) < 2:
         raise SourceError("pairs are put together from at least two photos with one object each")
     rng, classifier = np.random.default_rng(5), load_classifier("compact")
-    head = choose_head(Choice(), classifier)
+    head = choose_head(EngineOptions(), classifier)
     if not isinstance(head, Head):
         raise ModelError("a judge belongs to a fitted head")
     blank = CropScorer(

@@ -25,11 +25,12 @@ from calib.evaluation.evaluate import evaluate
 from calib.evaluation.metrics import all_found
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
-from engines.choose import SEARCHES, Choice, choose_head, chosen_spec, open_localizer
+from engines.choose import SEARCHES, choose_head, chosen_spec, open_localizer
 from engines.errors import SightlineError
 from engines.files import whole_file
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier, load_classifier
+from engines.options import EngineOptions
 from engines.preprocess import IMAGE
 from engines.search.beam import beam_settings, build_features_graph, build_tail_graph
 from engines.search.crops import CropSettings, first_crops
@@ -188,9 +189,9 @@ def network_rows(
         )
 
 
-def choice_of(name: str, weights: str | None, method: str) -> Choice:
+def choice_of(name: str, weights: str | None, method: str) -> EngineOptions:
     """What a user would ask for."""
-    choice = Choice(name, weights, method=method, backend="openvino", precision="auto")
+    choice = EngineOptions(name, weights, method=method, backend="openvino", precision="auto")
     if method == CROPS:
         return replace(choice, method="beam", objects=2)
     return replace(choice, head="none") if method == "beam" else choice
@@ -205,7 +206,7 @@ def set_scores(
 
 
 def several_scores(
-    choice: Choice, several: dict[str, list[Sample]], console: Console
+    choice: EngineOptions, several: dict[str, list[Sample]], console: Console
 ) -> dict[str, float]:
     """``both``: share of two-animal photos in which both are found; and the two APs on photos with
     several objects.
@@ -282,13 +283,15 @@ def flop_of(method: str, classifier: Classifier) -> int:
             (build_tail_graph(classifier, beam), beam.levels),
         ]
     elif method == CROPS:
-        head = choose_head(Choice(classifier.name), classifier)
+        head = choose_head(EngineOptions(classifier.name), classifier)
         beams = CropSettings()
         crops = 1 + len(first_crops()) + beams.beam * (beams.levels - 1)
-        graphs = [(build_graph(classifier, chosen_spec(Choice(), head), head), crops)]
+        graphs = [(build_graph(classifier, chosen_spec(EngineOptions(), head), head), crops)]
     else:
-        head = choose_head(Choice(classifier.name, method=method), classifier)
-        graphs = [(build_graph(classifier, chosen_spec(Choice(method=method), head), head), 1)]
+        head = choose_head(EngineOptions(classifier.name, method=method), classifier)
+        graphs = [
+            (build_graph(classifier, chosen_spec(EngineOptions(method=method), head), head), 1)
+        ]
     return sum(count_work(graph).flop * times for graph, times in graphs)
 
 

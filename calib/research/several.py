@@ -20,8 +20,9 @@ from calib.data.datasets import load_dataset
 from calib.evaluation.metrics import CORLOC_IOU
 from calib.research.clips import Crowd, crowds
 from engines.boxes import overlap
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from engines.text import Terminal
 from realtime.frames import BoxPx, Tracked
 from realtime.sources.spec import open_source
@@ -103,7 +104,7 @@ def main(
     count: Annotated[int, typer.Option(help="Clips of each kind.", min=1)] = 24,
 ) -> None:
     """Measure, and print a table: clips with one, two and three objects."""
-    console, localizer = Terminal(), open_localizer(Choice())
+    console, localizer = Terminal(), open_localizer(EngineOptions())
     with open_source(str(data / "imagenet_sample/images_256.zip")) as photos:
         backgrounds = [
             frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)

@@ -46,7 +46,7 @@ def open_search(
     readers: tuple[Head, CropScorer] | None = None,
 ) -> Engine:
     """Compile a method's graphs on OpenVINO, which is the only backend that runs them; the
-    arguments are a ``Choice``'s.
+    arguments are a ``EngineOptions``'s.
 
     Raises:
         EngineError: another backend is asked for, or the precision cannot be had.

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from engines.choose import Choice
 from engines.errors import SourceError
 from engines.files import whole_file
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.encode import PieceVideo, run_segments
 from realtime.batch.merge import join_pieces, merge
@@ -188,7 +188,7 @@ def plan_chosen(
     specs: Sequence[str],
     settings: Settings,
     scale: Scale,
-    choice: Choice,
+    choice: EngineOptions,
     console: Console,
     as_json: bool,
 ) -> None:

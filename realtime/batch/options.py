@@ -5,10 +5,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-import typer
-
+from engines.errors import InputError
 from engines.localizer import Localizer
-from engines.options import MOST_IMAGES, takes
+from engines.options import LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, Option
 from realtime.batch.plan import Window
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
@@ -16,25 +15,52 @@ FORMAT = 2
 """Of segments and manifests; what an older one left is done again."""
 
 
+def seconds_of(text: str | float) -> float:
+    """A time as users write it: ``90``, ``1:30`` or ``0:01:30.5``, in seconds.
+
+    Raises:
+        InputError: it is none.
+    """
+    parts = str(text).split(":")
+    try:
+        found = sum((float(part) * 60.0**place for place, part in enumerate(reversed(parts))), 0.0)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf") or len(parts) > 3:
+        raise InputError(f"'{text}' is no time: write seconds, M:SS or H:MM:SS")
+    return found
+
+
 @dataclass(frozen=True)
 class Settings:
-    """See ``realtime.batch.run.process_all``.
+    """What ``realtime.batch.run.process_all`` makes of each source.
 
-    Attributes:
-        video: write the annotated video.
-        heat_video: write a video with the heat map over the frames.
-        every: only frames whose number is a multiple of it.
-        start_s, end_s: the part that is wanted, in seconds since the first frame.
-        batch: frames in one engine call.
-        following: whether and what to follow.
+    ``start_s`` and ``end_s`` are seconds since the first frame; every frame whose number is a
+    multiple of ``every`` is looked at.
     """
 
-    video: bool = True
-    heat_video: bool = False
-    every: int = 1
-    start_s: float = 0.0
-    end_s: float | None = None
-    batch: int = 1
+    video: Annotated[bool, Option("Write the annotated video, or only the data.", OUTPUT)] = True
+    heat_video: Annotated[
+        bool, Option("Write a video with the heat map over the frames, too.", OUTPUT)
+    ] = False
+    every: Annotated[int, Option("Only every so many frames.", LOOK_AT, min=1)] = 1
+    start_s: Annotated[
+        float,
+        Option("Begin so late.", LOOK_AT, ("start",), parser=seconds_of, metavar="[[H:]M:]S"),
+    ] = 0.0
+    end_s: Annotated[
+        float | None,
+        Option(
+            "End there, counted from the beginning.",
+            LOOK_AT,
+            ("end",),
+            parser=seconds_of,
+            metavar="[[H:]M:]S",
+        ),
+    ] = None
+    batch: Annotated[
+        int, Option("Frames in one engine call: pays on GPUs.", SPEED, min=1, max=MOST_IMAGES)
+    ] = 1
     following: FollowOptions = WHOLE_FRAMES
 
     @property
@@ -48,50 +74,6 @@ class Settings:
     def window(self) -> Window:
         """The part that is wanted."""
         return Window(self.start_s, self.end_s)
-
-
-def seconds_of(text: str | float) -> float:
-    """A time as users write it: ``90``, ``1:30`` or ``0:01:30.5``, in seconds.
-
-    Raises:
-        typer.BadParameter: it is none.
-    """
-    parts = str(text).split(":")
-    try:
-        found = sum((float(part) * 60.0**place for place, part in enumerate(reversed(parts))), 0.0)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf") or len(parts) > 3:
-        raise typer.BadParameter(f"'{text}' is no time: write seconds, M:SS or H:MM:SS")
-    return found
-
-
-OPTIONS: dict[str, Any] = {
-    "video": Annotated[bool, typer.Option(help="Write the annotated video, or only the data.")],
-    "heat_video": Annotated[
-        bool,
-        typer.Option("--heat-video", help="Write a video with the heat map over the frames, too."),
-    ],
-    "every": Annotated[int, typer.Option(help="Only every so many frames.", min=1)],
-    "start_s": Annotated[
-        float,
-        typer.Option("--start", parser=seconds_of, metavar="[[H:]M:]S", help="Begin so late."),
-    ],
-    "end_s": Annotated[
-        float | None,
-        typer.Option(
-            "--end",
-            parser=seconds_of,
-            metavar="[[H:]M:]S",
-            help="End there, counted from the beginning.",
-        ),
-    ],
-    "batch": Annotated[
-        int, typer.Option(help="Frames in one engine call: pays on GPUs.", min=1, max=MOST_IMAGES)
-    ],
-}
-takes_settings = takes("settings", Settings, OPTIONS)
-"""A command's parameter ``settings`` becomes one option for each of these."""
 
 
 def settings_digest(settings: Settings, localizer: Localizer) -> str:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 
-from engines.choose import Choice
 from engines.errors import InputError
-from engines.options import takes
+from engines.options import ADVANCED, SPEED, EngineOptions, Option
 from realtime.batch.cluster.storage import expanded, is_shared
 from realtime.batch.cluster.worker import ATTACHED, attached
 from realtime.batch.options import Settings
@@ -22,58 +20,38 @@ from realtime.latency_budget import open_within
 
 @dataclass(frozen=True)
 class Scale:
-    """How much, and on what.
-
-    Attributes:
-        ray: address of a Ray cluster, see ``realtime.batch.cluster.ray.Cluster``; None for this
-            machine alone.
-        workers: engines on the cluster at most.
-        plan: only estimate, see ``realtime.batch.estimate``.
-        cameras, hours, within_h, machines: of the estimate.
+    """How much there is to do, and on what. ``cameras``, ``hours``, ``within_h`` and ``machines``
+    are of the estimate, see ``realtime.batch.estimate``; ``ray`` is an address of
+    ``realtime.batch.cluster.ray.Cluster``, None for this machine alone.
     """
 
-    ray: str | None = None
-    workers: int | None = None
-    plan: bool = False
-    cameras: int | None = None
-    hours: float | None = None
-    within_h: float | None = None
-    machines: int | None = None
-
-
-OPTIONS: dict[str, Any] = {
-    "ray": Annotated[
+    ray: Annotated[
         str | None,
-        typer.Option(
-            help=(
-                "Work on a Ray cluster: auto (this machine's), HOST:PORT, or local (one of this"
-                " machine alone)."
-            )
+        Option(
+            "Work on a Ray cluster: auto (this machine's), HOST:PORT, or local (one of this"
+            " machine alone).",
+            SPEED,
         ),
-    ],
-    "workers": Annotated[
+    ] = None
+    workers: Annotated[
         int | None,
-        typer.Option(help="Engines on the cluster; else as many as it has room for.", min=1),
-    ],
-    "plan": Annotated[
-        bool,
-        typer.Option("--plan", help="Measure a minute and estimate hours, machines and storage."),
-    ],
-    "cameras": Annotated[
-        int | None, typer.Option(help="For --plan: so many of them, day and night.", min=1)
-    ],
-    "hours": Annotated[
-        float | None, typer.Option(help="For --plan: hours of video, of each camera.", min=0.01)
-    ],
-    "within_h": Annotated[
-        float | None, typer.Option("--within", help="For --plan: hours it may take.", min=0.01)
-    ],
-    "machines": Annotated[
-        int | None, typer.Option(help="For --plan: so many like this one.", min=1)
-    ],
-}
-takes_scale = takes("scale", Scale, OPTIONS)
-"""A command's parameter ``scale`` becomes one option for each of these."""
+        Option("Engines on the cluster; else as many as it has room for.", SPEED, min=1),
+    ] = None
+    plan: Annotated[
+        bool, Option("Measure a minute and estimate hours, machines and storage.", ADVANCED)
+    ] = False
+    cameras: Annotated[
+        int | None, Option("For --plan: so many of them, day and night.", ADVANCED, min=1)
+    ] = None
+    hours: Annotated[
+        float | None, Option("For --plan: hours of video, of each camera.", ADVANCED, min=0.01)
+    ] = None
+    within_h: Annotated[
+        float | None, Option("For --plan: hours it may take.", ADVANCED, ("within",), min=0.01)
+    ] = None
+    machines: Annotated[
+        int | None, Option("For --plan: so many like this one.", ADVANCED, min=1)
+    ] = None
 
 
 def batch_chosen(
@@ -81,7 +59,7 @@ def batch_chosen(
     out: str,
     settings: Settings,
     scale: Scale,
-    choice: Choice,
+    choice: EngineOptions,
     budget_ms: float | None,
     console: Console,
 ) -> list[dict[str, Any]]:

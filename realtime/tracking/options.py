@@ -1,10 +1,12 @@
 """The options of tracking, and the trackers of a run, one for each source."""
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-from engines.choose import SEARCHES, Choice
+from engines.choose import SEARCHES
 from engines.errors import InputError
 from engines.localizer import SMALLEST_PX, ImageBgr, Localization
+from engines.options import LOOK_AT, SPEED, EngineOptions, Option
 from realtime.frames import BoxPx, FrameRecord, Track
 from realtime.tracking.confidence import CuesToConfidence, load_confidence_model
 from realtime.tracking.multi_tracker import MultiTracker
@@ -20,22 +22,34 @@ other."""
 
 @dataclass(frozen=True)
 class FollowOptions:
-    """See ``realtime.tracking.options``.
+    """Whether and what to follow.
 
-    Attributes:
-        follow: look where the object was, and carry its box along.
-        min_score: a box less sure than this is not shown: no object. Of followed boxes the tracker
-            says how sure they are, of others the head.
-        select: ``X0,Y0,X1,Y1`` or ``X,Y``, in pixels of the first frame, or a class.
-        objects: up to so many are followed.
-        every_frame: the engine looks at each frame, also where the last box could be carried
-            along.
+    Of followed boxes the tracker says how sure they are, of others the head; ``min_score`` is about
+    both. ``objects`` is that of the engine's options, see ``beside``.
     """
 
-    follow: bool = False
-    min_score: float = 0.0
-    select: str | None = None
-    every_frame: bool = False
+    follow: Annotated[
+        bool, Option("Look where the object was: finds small ones, calms the box.", LOOK_AT)
+    ] = False
+    min_score: Annotated[
+        float,
+        Option(
+            "No box where that is less likely to be right; 0.8 is right 8 times in 10.",
+            LOOK_AT,
+            min=0,
+            max=1,
+        ),
+    ] = 0.0
+    select: Annotated[
+        str | None,
+        Option("With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.", LOOK_AT),
+    ] = None
+    every_frame: Annotated[
+        bool,
+        Option(
+            "With --follow: look at each frame, not at every other: surer, but fewer fps.", SPEED
+        ),
+    ] = False
     objects: int = 1
     place: tuple[float, ...] = field(init=False, default=())
 
@@ -64,7 +78,7 @@ class FollowOptions:
         """The class that is selected; None where it is a place, or nothing."""
         return None if self.place else self.select
 
-    def beside(self, choice: Choice) -> "tuple[FollowOptions, Choice]":
+    def beside(self, choice: EngineOptions) -> "tuple[FollowOptions, EngineOptions]":
         """These options, with the number of objects, and the engine's, with the class that is
         selected, and how sure boxes must be where no tracker sees to that.
 

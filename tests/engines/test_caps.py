@@ -18,12 +18,13 @@ from tests.processors import CAPS, X86, has_set_of, processor_flags
 
 EVERY_ENGINE = """
 import json
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
+from engines.options import EngineOptions
 
 found = {}
 for precision in ("auto", "fp32", "bf16", "int8"):
     told = []
-    engine = open_localizer(Choice(backend="openvino", precision=precision), told.append).engine
+    engine = open_localizer(EngineOptions(backend="openvino", precision=precision), told.append).engine
     kernels = sorted({kernel for layer, kernel in engine.kernels() if layer == "Convolution"})
     found[precision] = {"runs": engine.precision, "kernels": kernels, "told": told, "device": engine.device}
 print(json.dumps(found))

@@ -15,10 +15,11 @@ from engines.certificate import (
     require,
     status,
 )
-from engines.choose import Choice, build_chosen
+from engines.choose import build_chosen
 from engines.errors import EngineError, InputError
 from engines.fp16 import to_half
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from realtime.sources.demo import DemoCamera
 from tests.engines.mock import MockEngine
 
@@ -65,7 +66,7 @@ def test_an_equal_engine_passes_with_full_marks():
 
 
 def test_half_precision_of_the_shipped_network_passes():
-    model, camera = build_chosen(Choice()), DemoCamera(300)
+    model, camera = build_chosen(EngineOptions()), DemoCamera(300)
     images = [camera.shoot(i * 37)[0] for i in range(8)]
     engines = [Localizer(OpenVinoEngine(m, "fp32")) for m in (model, to_half(model))]
     found = certify(*engines, images)

@@ -9,9 +9,10 @@ from engines.backends import tensorrt as backend
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.certificate import open_certified, typed_graph
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.errors import EngineError
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from engines.plan_cache import write_engine
 from tests.engines.gpu import SIZE, certify_plan, keep_plan, plan_of
 from tests.engines.test_tensorrt import assert_equal, feeds
@@ -67,7 +68,10 @@ def test_an_engine_built_ahead_for_this_kind_of_gpu_is_found(gpu, model):
 
 @pytest.mark.usefixtures("own_engines")
 def test_auto_takes_tensorrt_where_all_of_it_is_there_and_else_says_why(gpu, monkeypatch):
-    choice, notify = Choice(weights="random", size_px=SIZE, head="none", precision="fp32"), []
+    choice, notify = (
+        EngineOptions(weights="random", size_px=SIZE, head="none", precision="fp32"),
+        [],
+    )
     localizer = open_localizer(choice, notify.append)
     assert localizer.engine.backend == "openvino"
     assert notify[0].split(":")[:2] == [

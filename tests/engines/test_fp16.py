@@ -10,11 +10,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from engines.build import build_graph
-from engines.choose import Choice, build_chosen
+from engines.choose import build_chosen
 from engines.errors import ModelError
 from engines.fp16 import GRADIENT_SCALE, backward_starts, to_half
 from engines.matmul_to_conv import products_as_convolutions
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from realtime.sources.demo import DemoCamera
 
 
@@ -53,7 +54,7 @@ def types(model):
 
 @pytest.mark.parametrize("method", ["sensitivity", "gestalt", "heuristic"])
 def test_boxes_maps_and_scores_stay(method):
-    model = build_chosen(Choice(method=method))
+    model = build_chosen(EngineOptions(method=method))
     half = to_half(model)
     for image in frames(128):
         exact, found = run(model, image), run(half, image)
@@ -65,7 +66,7 @@ def test_boxes_maps_and_scores_stay(method):
 
 
 def test_squeezenet_too(squeezenet):
-    model = build_chosen(Choice("squeezenet", weights=squeezenet))
+    model = build_chosen(EngineOptions("squeezenet", weights=squeezenet))
     image = frames(227)[1]
     exact, found = run(model, image), run(to_half(model), image)
     assert np.corrcoef(found["map"].ravel(), exact["map"].ravel())[0, 1] > 0.998
@@ -95,7 +96,7 @@ def test_the_gradients_scale_is_what_keeps_small_ones():
     """Scaled down to where float16 ends, the map is lost; scaled up, it is not, and comes out at
     its own size.
     """
-    model, image = build_chosen(Choice(method="gestalt", head="none")), frames(128)[0]
+    model, image = build_chosen(EngineOptions(method="gestalt", head="none")), frames(128)[0]
     exact = run(model, image)["map"].ravel()
     lost, kept = (
         run(to_half(model, scale), image)["map"].ravel() for scale in (2.0**-18, GRADIENT_SCALE)
@@ -107,7 +108,7 @@ def test_the_gradients_scale_is_what_keeps_small_ones():
 
 def test_sums_in_float16_do_not_spoil_it_either():
     """ONNX's own implementation rounds after every step, which no engine does."""
-    model, image = build_chosen(Choice(head="none", size_px=64)), frames(64)[0]
+    model, image = build_chosen(EngineOptions(head="none", size_px=64)), frames(64)[0]
     feeds = {"image_nhwc_bgr": image, "wanted_class": np.array([-1])}
     rounded = ReferenceEvaluator(to_half(model)).run(["map"], feeds)[0]
     assert np.corrcoef(rounded.ravel(), run(model, image)["map"].ravel())[0, 1] > 0.99
@@ -179,7 +180,7 @@ def test_a_graph_without_products_is_refused():
 @pytest.mark.parametrize("method", ["sensitivity", "heuristic"])
 @pytest.mark.parametrize("half", [False, True])
 def test_products_as_convolutions_give_the_same(method, half):
-    model = build_chosen(Choice(method=method))
+    model = build_chosen(EngineOptions(method=method))
     model = to_half(model) if half else model
     turned = products_as_convolutions(model)
     elem = types(turned)
@@ -219,7 +220,7 @@ def test_the_gradient_of_every_objective_is_scaled(model, method):
     """Networks that end in a linear layer, and such that end in a convolution, and no class at
     all.
     """
-    graph = build_chosen(Choice(model, weights="random", method=method, head="none"))
+    graph = build_chosen(EngineOptions(model, weights="random", method=method, head="none"))
     half = to_half(graph)
     starts = backward_starts(graph)
     assert len(starts) == 1

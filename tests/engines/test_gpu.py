@@ -12,13 +12,14 @@ import pytest
 from rich.console import Console
 
 from calib.bench.gpu import bench_gpu
-from calib.precision.build import BuildChoice, build_chosen_engine
+from calib.precision.build import BuildOptions, build_chosen_engine
 from engines.backends.cuda import probe_gpu
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.tensorrt import TensorRtEngine, load_pycuda, load_tensorrt
-from engines.choose import Choice, build_chosen, open_localizer
+from engines.choose import build_chosen, open_localizer
 from engines.errors import EngineError
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from engines.plan_cache import cached_engines, read_engine
 from realtime.sources.demo import DemoCamera
 
@@ -38,10 +39,10 @@ def device(tmp_path, monkeypatch):
 
 
 def certified_engine(precision, batch=1):
-    model = build_chosen(Choice(), batch)
+    model = build_chosen(EngineOptions(), batch)
     console = Console(file=io.StringIO(), width=300)
     assert build_chosen_engine(
-        model, BuildChoice(backend="tensorrt", precision=precision), console
+        model, BuildOptions(backend="tensorrt", precision=precision), console
     ).passed
     return model, read_engine(cached_engines()[0])[1]
 
@@ -51,7 +52,7 @@ def certified_engine(precision, batch=1):
 def test_an_engine_is_built_certified_and_chosen(precision, batch):
     certified_engine(precision, batch)
     if batch == 1:
-        localizer = open_localizer(Choice(precision=precision), pytest.fail)
+        localizer = open_localizer(EngineOptions(precision=precision), pytest.fail)
         assert localizer.engine.backend == "tensorrt"
         assert localizer.localize([DemoCamera(300).shoot(0)[0]])[0].box_xyxy_px is not None
         localizer.engine.close()
@@ -100,7 +101,7 @@ def test_the_bench_in_trtexec_s_words(backend):
     if backend == "torch" and not pytest.importorskip("torch").cuda.is_available():
         pytest.skip("PyTorch sees no NVIDIA GPU")
     certified_engine("fp16")
-    choice = Choice(backend=backend, precision="fp16")
+    choice = EngineOptions(backend=backend, precision="fp16")
     (times,) = (found := bench_gpu(choice, [], 5.0, Console(quiet=True)))["gpu"]
     assert times["latency_ms"]["p50"] >= times["compute_ms"]["p50"] > 0
     assert times["host_ms"]["p50"] > times["enqueue_ms"]["p50"] > 0

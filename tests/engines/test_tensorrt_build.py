@@ -14,16 +14,17 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from rich.console import Console
 
-from calib.precision.build import BuildChoice, build_chosen_engine
+from calib.precision.build import BuildOptions, build_chosen_engine
 from calib.precision.calibrate import rough_quantization
 from engines.backends.tensorrt import load_tensorrt
 from engines.backends.tensorrt_build import Build, build_plan, network_flags, quiet_logger, targets
 from engines.build import build_graph
 from engines.certificate import typed_graph
-from engines.choose import Choice, build_chosen
+from engines.choose import build_chosen
 from engines.errors import EngineError, ModelError
 from engines.fp16 import to_half
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from engines.plan_cache import engines_dir, read_engine
 
 trt = pytest.importorskip(
@@ -111,7 +112,7 @@ def quantized(batch=1):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_shipped_network_without_a_gpu(target, precision):
-    model = build_chosen(Choice(head="none"))
+    model = build_chosen(EngineOptions(head="none"))
     assert len(built(typed(model, precision, target), target)) > 1e6
 
 
@@ -119,12 +120,12 @@ def test_the_shipped_network_without_a_gpu(target, precision):
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("method", ["sensitivity", "gestalt", "heuristic"])
 def test_every_method_with_its_head_and_a_batch(method, batch, precision):
-    model = build_chosen(Choice(method=method), batch)
+    model = build_chosen(EngineOptions(method=method), batch)
     assert len(built(typed(model, precision, "sm89"))) > 1e6
 
 
 def test_squeezenet(squeezenet):
-    model = build_chosen(Choice("squeezenet", weights=squeezenet))
+    model = build_chosen(EngineOptions("squeezenet", weights=squeezenet))
     for target in ("sm75", "sm120"):
         assert len(built(typed(model, "fp16", target), target)) > 1e6
 
@@ -140,7 +141,7 @@ def test_int8_forward_and_backward(target, batch):
 @pytest.mark.parametrize("batch", [1, 8])
 def test_the_shipped_network_in_8_bits(target, batch):
     """The very file that OpenVINO runs."""
-    model = build_chosen(Choice(precision="int8"), batch)
+    model = build_chosen(EngineOptions(precision="int8"), batch)
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 15
     assert len(built(typed(model, "int8", target), target)) > 1e6
 
@@ -289,7 +290,7 @@ def test_build_keeps_the_engine_and_says_that_it_is_not_certified(tmp_path, monk
     text = io.StringIO()
     console = Console(file=text, width=300)
     model = build_graph(load_classifier("compact", "random", 64), batch=2)
-    choice = BuildChoice(tmp_path / "net.engine", "tensorrt", "fp16", "sm89")
+    choice = BuildOptions(tmp_path / "net.engine", "tensorrt", "fp16", "sm89")
     assert build_chosen_engine(model, choice, console) is None
     (path,) = engines_dir().iterdir()
     key, plan = read_engine(path)

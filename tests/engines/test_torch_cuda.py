@@ -9,10 +9,11 @@ import torch
 from engines.backends.torch_cuda import TorchStreamEngine, open_torch
 from engines.backends.torch_reference import TorchEngine
 from engines.build import WANTED_CLASS
-from engines.choose import Choice, choose_head
+from engines.choose import choose_head
 from engines.errors import EngineError
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from engines.preprocess import IMAGE
 from realtime.sources.demo import DemoCamera
 
@@ -59,7 +60,7 @@ def photo(size):
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.998), ("bf16", 0.96)])
 def test_half_precision_keeps_boxes_and_maps(method, precision, least):
     classifier = load_classifier("compact")
-    head = choose_head(Choice(method=method), classifier)
+    head = choose_head(EngineOptions(method=method), classifier)
     engine = TorchStreamEngine(classifier, head=head, device="cpu", precision=precision)
     found, exact = engine.infer(photo(128)), TorchEngine(classifier, head=head).infer(photo(128))
     assert found["map"].dtype == np.float32
@@ -108,7 +109,7 @@ def test_without_a_gpu_it_is_the_reference():
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999), ("fp16", 0.998), ("bf16", 0.96)])
 def test_a_gpu_gives_what_the_processor_gives(precision, least):
     classifier = load_classifier("compact")
-    head = choose_head(Choice(), classifier)
+    head = choose_head(EngineOptions(), classifier)
     engine = TorchStreamEngine(classifier, head=head, precision=precision, slots=3)
     exact = TorchEngine(classifier, head=head).infer(photo(128))
     black = {**photo(128), IMAGE: np.zeros((1, 128, 128, 3), np.uint8)}

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.choose import Choice
 from engines.errors import ModelError
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from realtime import latency_budget as controller
 from realtime import latency_budget as module
 from realtime.capture import every_frame
@@ -19,7 +19,7 @@ from realtime.pipeline import run_frames
 from realtime.sources.demo import Demo
 from realtime.statistics import Run
 
-TINY = Choice("compact", "random", size_px=64, precision="fp32")
+TINY = EngineOptions("compact", "random", size_px=64, precision="fp32")
 
 
 class Kept:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from engines.choose import Choice
 from engines.errors import EngineError, SightlineError
 from engines.install import install_extra
+from engines.options import EngineOptions
 from realtime.batch.cluster.scheduler import LostError, Ref
 from realtime.batch.cluster.storage import local_path
 from realtime.batch.cluster.worker import AttachedFiles, Worker
@@ -52,7 +52,7 @@ class Cluster:
     def __init__(
         self,
         address: str,
-        choice: Choice,
+        choice: EngineOptions,
         attached: AttachedFiles,
         settings: Settings,
         fed: bool | None = None,
@@ -186,7 +186,7 @@ class RayWorker:
 class _Actor(Worker):
     """A worker that Ray starts."""
 
-    def __init__(self, arguments: tuple[Choice, AttachedFiles, Settings, bool]) -> None:
+    def __init__(self, arguments: tuple[EngineOptions, AttachedFiles, Settings, bool]) -> None:
         choice, attached, settings, fed = arguments
         super().__init__(choice, attached, settings, _frames_from_tasks if fed else read_segment)
 

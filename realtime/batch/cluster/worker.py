@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.downloads import cache_dir
 from engines.files import whole_file
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from realtime.batch.cluster.storage import local_path
 from realtime.batch.decode import Read, read_segment
 from realtime.batch.encode import run_segments
@@ -20,7 +21,7 @@ from realtime.batch.plan import Window, digest_of, make_plan
 from realtime.batch.segment import Clip, Segment
 
 ATTACHED = ("model", "weights", "head", "calibration")
-"""Fields of a ``Choice`` that may name a file."""
+"""Fields of a ``EngineOptions`` that may name a file."""
 AttachedFiles = Mapping[str, tuple[str, bytes]]
 
 
@@ -56,7 +57,11 @@ class Worker:
     """
 
     def __init__(
-        self, choice: Choice, attached: AttachedFiles, settings: Settings, read: Read = read_segment
+        self,
+        choice: EngineOptions,
+        attached: AttachedFiles,
+        settings: Settings,
+        read: Read = read_segment,
     ) -> None:
         self._choice, self._attached, self._settings, self._read = choice, attached, settings, read
         self._localizer: Localizer | None = None
@@ -104,7 +109,7 @@ def find_plan(spec: str, digest: str, window: Window, whole: bool) -> Clip:
     return replace(make_plan(local_path(spec), digest, window, whole), spec=spec)
 
 
-def attached(choice: Choice) -> dict[str, tuple[str, bytes]]:
+def attached(choice: EngineOptions) -> dict[str, tuple[str, bytes]]:
     """Name and content of each file that ``choice`` names, to go along to other machines."""
     named = {field: getattr(choice, field) for field in ATTACHED}
     return {
@@ -114,7 +119,7 @@ def attached(choice: Choice) -> dict[str, tuple[str, bytes]]:
     }
 
 
-def unpacked(choice: Choice, files: AttachedFiles) -> Choice:
+def unpacked(choice: EngineOptions, files: AttachedFiles) -> EngineOptions:
     """``choice`` with files that are on this machine."""
     paths = {}
     for field, (name, content) in files.items():

@@ -7,8 +7,8 @@ import pytest
 from calib.bench import run as bench
 from calib.bench.compare import changes, compare, load_bench
 from calib.bench.turns import PEERS
-from engines.choose import Choice
 from engines.errors import SightlineError, SourceError
+from engines.options import EngineOptions
 from tests.command_line import command, process, refused
 
 
@@ -136,10 +136,12 @@ def test_what_cannot_be_compared_or_run_is_one_line(tmp_path):
 
 
 def test_weights_belong_to_the_networks_named():
-    shipped, random = bench.choices("compact, vgg16", Choice())
+    shipped, random = bench.choices("compact, vgg16", EngineOptions())
     assert (shipped.weights, random.model, random.weights) == (None, "vgg16", "random")
-    assert [c.weights for c in bench.choices("compact,vgg16", Choice(weights="v.pth"))] == [
+    assert [c.weights for c in bench.choices("compact,vgg16", EngineOptions(weights="v.pth"))] == [
         None,
         "v.pth",
     ]
-    assert [c.weights for c in bench.choices("compact", Choice(weights="mine.npz"))] == ["mine.npz"]
+    assert [c.weights for c in bench.choices("compact", EngineOptions(weights="mine.npz"))] == [
+        "mine.npz"
+    ]

@@ -12,12 +12,15 @@ from calib.bench import run as bench
 from calib.bench.compare import changes
 from calib.bench.report import plot_bench, print_bench
 from engines.backends import tensorrt_build
-from engines.choose import Choice, build_chosen
+from engines.choose import build_chosen
 from engines.errors import EngineError
+from engines.options import EngineOptions
 from tests.command_line import refused
 from tests.engines.gpu import certify_plan, keep_plan, machine_with_gpu, plan_of
 
-CHOICE = Choice(weights="random", head="none", size_px=64, backend="tensorrt", precision="fp32")
+CHOICE = EngineOptions(
+    weights="random", head="none", size_px=64, backend="tensorrt", precision="fp32"
+)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch", reason="the script needs: pip install '.[to
 
 from calib.bench.gpu_day import SKIPPED, STAGES, Day, main, run_day  # noqa: E402
 from calib.bench.gpu_stand_in import Driven, check_sessions  # noqa: E402
-from engines.choose import Choice  # noqa: E402
 from engines.networks.registry import load_classifier  # noqa: E402
+from engines.options import EngineOptions  # noqa: E402
 from tests.engines.gpu import machine_with_gpu, memory_at  # noqa: E402
 
 BARE = """
@@ -66,7 +66,7 @@ def driven_by(run_on):
     """The compact network, whose stand-in for a plan works on host memory."""
     return Driven.of(
         load_classifier("compact"),
-        Choice(),
+        EngineOptions(),
         tensor_at=lambda address, spec: torch.from_numpy(
             memory_at(address, spec.dtype, spec.shape)
         ),

@@ -11,13 +11,13 @@ from calib.bench import run as bench
 from calib.bench.machine import count_work
 from calib.bench.report import check_plots, plot_bench, print_bench
 from calib.bench.turns import PEERS, bench_end_to_end
-from engines.choose import Choice
 from engines.errors import OutputError
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from tests.realtime.media import write_images
 
 QUIET = Console(quiet=True)
-TINY = Choice(weights="random", head="none", size_px=64)
+TINY = EngineOptions(weights="random", head="none", size_px=64)
 
 
 def ticking(step_s=1.0):
@@ -118,7 +118,7 @@ def test_what_has_not_settled_says_so(result):
 
 
 def test_what_a_user_gets_comes_first_and_the_way_to_the_pixels_is_a_row_too():
-    rows = bench.variants(load_classifier("compact", None), Choice())
+    rows = bench.variants(load_classifier("compact", None), EngineOptions())
     assert next(iter(rows)) == "Sightline int8, to conv4_3"
     assert {"Sightline int8, to pixels", "Sightline fp32, to pixels"} < set(rows)
     shallow, deep = rows["Sightline int8, to conv4_3"], rows["Sightline int8, to pixels"]

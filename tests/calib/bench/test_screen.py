@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from calib.bench.screen import CODES, Codes, WindowScreen, bench_screen
-from engines.choose import Choice
 from engines.errors import SightlineError
+from engines.options import EngineOptions
 
 DELAY_MS = 150.0
 
@@ -76,7 +76,7 @@ def test_numbers_begin_again():
 
 
 def test_a_loop_of_known_delay_is_measured_as_that():
-    result = bench_screen(f"loop:{DELAY_MS:g}", Choice(), 4.0, console())
+    result = bench_screen(f"loop:{DELAY_MS:g}", EngineOptions(), 4.0, console())
     elsewhere_ms = result["elsewhere_ms"]["p50"]
     assert elsewhere_ms >= DELAY_MS - 1, "never less than the truth; a busy machine may add to it"
     assert result["glass_to_glass_ms"]["p50"] >= max(elsewhere_ms, result["own_ms"]["p50"])
@@ -86,14 +86,14 @@ def test_a_loop_of_known_delay_is_measured_as_that():
 @pytest.mark.parametrize("source", ["loop:", "loop:x", "loop:-5", "loop:1e9"])
 def test_a_loop_without_a_sensible_delay_is_refused(source):
     with pytest.raises(SightlineError, match="loop:100"):
-        bench_screen(source, Choice(), 1.0, console())
+        bench_screen(source, EngineOptions(), 1.0, console())
 
 
 def test_without_a_display_it_says_what_to_do(monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SightlineError, match="loop:100"):
-        bench_screen("demo:", Choice(), 1.0, console())
+        bench_screen("demo:", EngineOptions(), 1.0, console())
 
 
 def test_the_window_shows_a_new_code_beside_each_picture(monkeypatch):
@@ -119,4 +119,4 @@ def test_a_camera_that_sees_no_code_is_told(monkeypatch):
     )
     monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
     with pytest.raises(SightlineError, match="sees no code"):
-        bench_screen("demo:60", Choice(), 1.0, console())
+        bench_screen("demo:60", EngineOptions(), 1.0, console())

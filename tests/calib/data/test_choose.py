@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import cli
 from calib.data import choose
-from calib.data.choose import DataChoice, load_chosen
+from calib.data.choose import DataOptions, load_chosen
 from engines.downloads import cache_dir
 from engines.errors import DownloadError, SourceError
 from tests.web import FileServer
@@ -136,7 +136,7 @@ def test_an_archive_is_scanned_once(server, tmp_path, monkeypatch):
 
 
 def test_archives_that_a_user_placed_are_taken_without_the_web(server, tmp_path):
-    chosen = DataChoice(dataset="voc2007", dataset_dir=tmp_path / "www", classes="cat")
+    chosen = DataOptions(dataset="voc2007", dataset_dir=tmp_path / "www", classes="cat")
     cats = load_chosen(chosen, "test")
     assert {truth.class_name for sample in cats for truth in sample.truths} == {"cat"}
     assert server.asked == []
@@ -148,9 +148,9 @@ def test_a_download_that_was_cut_off_goes_on(server):
         DownloadError,
         match=r"try again to go on after 9000 bytes, or fetch it by hand and put it at .*cache",
     ):
-        load_chosen(DataChoice(dataset="voc2007"), "test")
+        load_chosen(DataOptions(dataset="voc2007"), "test")
     server.hang_up_after = None
-    assert len(load_chosen(DataChoice(dataset="voc2007"), "test")) == 13
+    assert len(load_chosen(DataOptions(dataset="voc2007"), "test")) == 13
     assert server.asked == [None, "bytes=9000-"]
     assert (cache_dir() / "datasets" / "VOCtest_06-Nov-2007.tar").is_file()
 
@@ -160,7 +160,7 @@ def test_an_archive_with_a_wrong_checksum_is_thrown_away(server, monkeypatch):
         choose.VOC_ARCHIVES, "test", replace(choose.VOC_ARCHIVES["test"], sha256="0" * 64)
     )
     with pytest.raises(DownloadError, match="a sha256 that is not 0000"):
-        load_chosen(DataChoice(dataset="voc2007"), "test")
+        load_chosen(DataOptions(dataset="voc2007"), "test")
     assert not list((cache_dir() / "datasets").iterdir())
 
 
@@ -187,12 +187,12 @@ def test_an_archive_that_is_cut_off_is_refused(server, tmp_path, kept):
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        (DataChoice(), r"give either a label file or --dataset voc2007: neither is given"),
-        (DataChoice(data="a.csv", dataset="voc2007"), r"give either .*: both are given"),
-        (DataChoice(dataset="voc2012"), r"unknown data set 'voc2012': --dataset takes voc2007"),
-        (DataChoice(dataset="voc2007", ids="a.txt"), r"--images and --ids go with a label file"),
+        (DataOptions(), r"give either a label file or --dataset voc2007: neither is given"),
+        (DataOptions(data="a.csv", dataset="voc2007"), r"give either .*: both are given"),
+        (DataOptions(dataset="voc2012"), r"unknown data set 'voc2012': --dataset takes voc2007"),
+        (DataOptions(dataset="voc2007", ids="a.txt"), r"--images and --ids go with a label file"),
         (
-            DataChoice(data="a.csv", dataset_dir="a"),
+            DataOptions(data="a.csv", dataset_dir="a"),
             r"--dataset-dir is where the archives of --dataset lie",
         ),
     ],
@@ -204,7 +204,7 @@ def test_contradictions_are_refused(chosen, words):
 
 def test_an_unknown_class_lists_the_known_ones(server):
     with pytest.raises(SourceError, match=r"voc2007 test has no class 'horse': it has cat, dog$"):
-        load_chosen(DataChoice(dataset="voc2007", classes="dog, horse"), "test")
+        load_chosen(DataOptions(dataset="voc2007", classes="dog, horse"), "test")
 
 
 def run(*arguments):

@@ -11,7 +11,7 @@ from calib.data.datasets import load_dataset
 from calib.data.images import look_at
 from calib.data.labels import Remarks
 from calib.evaluation.sequences import load_sequences
-from calib.precision.calibrate import Images
+from calib.precision.calibrate import CalibrateOptions
 from tests.command_line import command, refused
 from tests.realtime.media import picture
 
@@ -100,7 +100,7 @@ def test_no_whole_image_is_one_line(labels, tmp_path):
 
 def test_calibration_uses_the_whole_images(labels, capsys):
     cut(labels, "02.png", "05.jpg")
-    images, samples = Images(str(labels)).read()
+    images, samples = CalibrateOptions(str(labels)).read()
     assert len(images) == len(samples) == 10
     assert "02.png" in capsys.readouterr().err
 

@@ -8,9 +8,10 @@ import pytest
 
 from calib.data.datasets import load_dataset
 from calib.evaluation.metrics import baselines, check_disjoint
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.errors import SourceError
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from tests.engines.mock import MockEngine
 from tests.realtime.media import picture
 
@@ -31,9 +32,9 @@ def test_constant_boxes_of_a_training_set_are_fractions(tmp_path):
 
 
 def test_a_fitted_head_brings_its_own_and_the_training_free_one_has_none():
-    shipped = baselines(open_localizer(Choice()), None)
+    shipped = baselines(open_localizer(EngineOptions()), None)
     assert 0 < shipped.best_constant[0] < shipped.best_constant[2] < 1
-    assert baselines(open_localizer(Choice(method="heuristic")), None) is None
+    assert baselines(open_localizer(EngineOptions(method="heuristic")), None) is None
 
 
 def test_the_same_pixels_under_another_name_are_the_same_image(tmp_path):

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from rich.console import Console
 
-from calib.precision.build import BuildChoice, build_chosen_engine, check_options, frames_of
+from calib.precision.build import BuildOptions, build_chosen_engine, check_options, frames_of
 from engines.backends.openvino import OpenVinoEngine
 from engines.certificate import (
     certificate_path,
@@ -18,8 +18,9 @@ from engines.certificate import (
     openvino_subject,
     refuse_failed,
 )
-from engines.choose import Choice, build_chosen, open_localizer
+from engines.choose import build_chosen, open_localizer
 from engines.errors import EngineError, OutputError, SourceError
+from engines.options import EngineOptions
 from tests.realtime.media import write_images, write_video
 
 
@@ -33,9 +34,9 @@ def quiet():
 
 
 def test_an_openvino_build_writes_onnx_and_certificate(tmp_path):
-    model, console = build_chosen(Choice()), quiet()
+    model, console = build_chosen(EngineOptions()), quiet()
     found = build_chosen_engine(
-        model, BuildChoice(tmp_path / "net.onnx", "openvino", "fp32"), console
+        model, BuildOptions(tmp_path / "net.onnx", "openvino", "fp32"), console
     )
     assert found.passed
     assert found.map_correlation_p5 == pytest.approx(1)
@@ -47,26 +48,28 @@ def test_an_openvino_build_writes_onnx_and_certificate(tmp_path):
 
 def test_another_reference_can_be_named_and_a_failure_is_one_line_and_kept(tmp_path):
     """As for int8, whose reference is the graph without scales; here one with other weights."""
-    other = build_chosen(Choice(weights="random", layer="conv4_3"))
-    choice = BuildChoice(tmp_path / "net.onnx", "openvino", "fp32")
+    other = build_chosen(EngineOptions(weights="random", layer="conv4_3"))
+    choice = BuildOptions(tmp_path / "net.onnx", "openvino", "fp32")
     with pytest.raises(EngineError, match=r"failed its certificate \(.* is below 0\.") as caught:
-        build_chosen_engine(other, choice, quiet(), reference=build_chosen(Choice()))
+        build_chosen_engine(other, choice, quiet(), reference=build_chosen(EngineOptions()))
     assert "\n" not in str(caught.value)
     assert not load_certificate(tmp_path / "net.certificate.json").passed
     with pytest.raises(
         EngineError, match=r"OpenVINO in fp32 failed its certificate .*: use --precision fp32"
     ):
         open_localizer(
-            Choice(weights="random", layer="conv4_3", backend="openvino", precision="fp32")
+            EngineOptions(weights="random", layer="conv4_3", backend="openvino", precision="fp32")
         )
-    open_localizer(Choice(backend="openvino", precision="fp32"))  # the other graph may run
+    open_localizer(EngineOptions(backend="openvino", precision="fp32"))  # the other graph may run
 
 
 def test_an_openvino_engine_without_certificate_may_run_and_a_failed_one_not(tmp_path):
-    model = build_chosen(Choice(size_px=64, weights="random"))
+    model = build_chosen(EngineOptions(size_px=64, weights="random"))
     engine = OpenVinoEngine(model, "fp32")
     refuse_failed(model, engine)
-    good = build_chosen_engine(model, BuildChoice(tmp_path / "a.onnx", "openvino", "fp32"), quiet())
+    good = build_chosen_engine(
+        model, BuildOptions(tmp_path / "a.onnx", "openvino", "fp32"), quiet()
+    )
     refuse_failed(model, engine)
     key = openvino_key(model, engine)
     replace(good, failures=("box IoU 0.2 is below 0.85",)).of(openvino_subject(key)).save(
@@ -79,26 +82,26 @@ def test_an_openvino_engine_without_certificate_may_run_and_a_failed_one_not(tmp
 @pytest.mark.parametrize(
     ("choice", "kind", "words"),
     [
-        (BuildChoice(), OutputError, "say where the ONNX file goes: --out FILE.onnx"),
+        (BuildOptions(), OutputError, "say where the ONNX file goes: --out FILE.onnx"),
         (
-            BuildChoice(backend="torch"),
+            BuildOptions(backend="torch"),
             EngineError,
             "makes engines of openvino or tensorrt, not of 'torch'",
         ),
         (
-            BuildChoice("net.onnx", precision="bf16"),
+            BuildOptions("net.onnx", precision="bf16"),
             EngineError,
             "--precision and --on are about an engine",
         ),
         (
-            BuildChoice("net.onnx", on="clip.mp4"),
+            BuildOptions("net.onnx", on="clip.mp4"),
             EngineError,
             "--precision and --on are about an engine",
         ),
-        (BuildChoice("net.onnx", target="sm89"), EngineError, "add --backend tensorrt"),
-        (BuildChoice("net.onnx", "openvino", rebuild=True), EngineError, "add --backend tensorrt"),
+        (BuildOptions("net.onnx", target="sm89"), EngineError, "add --backend tensorrt"),
+        (BuildOptions("net.onnx", "openvino", rebuild=True), EngineError, "add --backend tensorrt"),
         (
-            BuildChoice(backend="tensorrt", precision="bf16"),
+            BuildOptions(backend="tensorrt", precision="bf16"),
             EngineError,
             "TensorRT engines run in fp32, fp16, int8, not bf16",
         ),
@@ -111,7 +114,7 @@ def test_options_that_contradict_each_other(choice, kind, words):
 
 def test_an_engine_file_has_its_own_ending(tmp_path):
     with pytest.raises(OutputError, match=r"the name must end in \.engine"):
-        check_options(BuildChoice(tmp_path / "net.onnx", "tensorrt"))
+        check_options(BuildOptions(tmp_path / "net.onnx", "tensorrt"))
 
 
 def test_frames_are_spread_over_the_source(tmp_path):

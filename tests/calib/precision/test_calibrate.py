@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from calib.precision.calibrate import (
+    CalibrateOptions,
     Calibrator,
     Harm,
-    Images,
     _counts,
     always_kept,
     calibrate,
@@ -21,11 +21,12 @@ from calib.precision.calibrate import (
 )
 from engines.backends.openvino import has_vnni
 from engines.build import assemble
-from engines.choose import Choice, calibration_paths, choose_quantization, open_localizer
+from engines.choose import calibration_paths, choose_quantization, open_localizer
 from engines.errors import EngineError, ModelError, SourceError
 from engines.int8 import load_quantization
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from realtime.sources.demo import DemoCamera
 
 QUIET = Console(quiet=True)
@@ -143,14 +144,16 @@ def test_rough_ranges_know_every_tensor_of_a_network_down_to_the_pixels():
 
 
 def test_calibrate_puts_the_file_where_int8_finds_it(tmp_path):
-    choice = Choice(size_px=64, layer="conv4_3", precision="int8")
+    choice = EngineOptions(size_px=64, layer="conv4_3", precision="int8")
     classifier = load_classifier("compact", None, 64)
     with pytest.raises(
         ModelError, match="no int8 calibration of these compact weights at 64 px: make one with"
     ):
         open_localizer(replace(choice, precision="int8"))
     found = calibrate_chosen(
-        Images("demo:64", limit=32), replace(choice, precision="auto"), "percentile", None, QUIET
+        CalibrateOptions("demo:64", ranges="percentile", limit=32),
+        replace(choice, precision="auto"),
+        QUIET,
     )
     assert found.path == calibration_paths(classifier, "class")[0]
     localizer = open_localizer(choice)
@@ -167,8 +170,13 @@ def test_calibrate_puts_the_file_where_int8_finds_it(tmp_path):
 
 
 def test_labelled_images_give_corloc_before_and_after(data, tmp_path):
-    images = Images(str(data / "animal_pose_voc" / "train.csv"), limit=40)
-    found = calibrate_chosen(images, Choice(), "percentile", tmp_path / "c.int8.json", QUIET)
+    options = CalibrateOptions(
+        str(data / "animal_pose_voc" / "train.csv"),
+        out=tmp_path / "c.int8.json",
+        ranges="percentile",
+        limit=40,
+    )
+    found = calibrate_chosen(options, EngineOptions(), QUIET)
     card = load_quantization(tmp_path / "c.int8.json").card
     assert card["data"] == "train.csv"
     assert 0.5 < card["corloc_int8"] <= 1
@@ -178,7 +186,7 @@ def test_labelled_images_give_corloc_before_and_after(data, tmp_path):
 
 def test_the_shipped_calibrations_fit_the_shipped_network():
     for size_px, method in ((None, "sensitivity"), (None, "gestalt"), (96, "sensitivity")):
-        localizer = open_localizer(Choice(size_px=size_px, method=method, precision="int8"))
+        localizer = open_localizer(EngineOptions(size_px=size_px, method=method, precision="int8"))
         assert localizer.engine.precision == "int8"
         assert localizer.box_reader == "fitted head"
         assert localizer.localize(FRAMES[:1])[0].map_hw.shape == ((size_px or 128) // 8,) * 2
@@ -195,7 +203,7 @@ def test_int8_and_fp32_agree_on_real_photos(data):
         sample for sample in load_dataset(data / "animal_pose_voc" / "test.csv") if sample.single
     ][:60]
     found = {
-        p: evaluate(samples, open_localizer(Choice(precision=p)), QUIET, None)[0]
+        p: evaluate(samples, open_localizer(EngineOptions(precision=p)), QUIET, None)[0]
         for p in ("fp32", "int8")
     }
     assert abs(found["fp32"]["corloc"] - found["int8"]["corloc"]) < 2.5 / 60

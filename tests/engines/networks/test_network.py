@@ -10,10 +10,11 @@ from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.backends.torch_networks import torch_network
 from engines.backends.torch_reference import TorchEngine
 from engines.build import WANTED_CLASS, build_graph
-from engines.choose import Choice, choose_head
+from engines.choose import choose_head
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from engines.preprocess import IMAGE
 from tests.engines.double import run_in_float64
 
@@ -144,7 +145,7 @@ def test_a_batch_gives_what_single_images_give(photos):
     ``engines.head``.
     """
     classifier = load_classifier("compact")
-    head = choose_head(Choice(), classifier)
+    head = choose_head(EngineOptions(), classifier)
     single = OpenVinoEngine(build_graph(classifier, head.spec, head), "fp32")
     triple = OpenVinoEngine(build_graph(classifier, head.spec, head, batch=3), "fp32")
     images = np.stack([Localizer(single).prepare(photo) for photo in photos[:3]])

@@ -9,10 +9,11 @@ import pytest
 
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou, shared
-from engines.choose import Choice, open_localizer, readers_of_crops
+from engines.choose import open_localizer, readers_of_crops
 from engines.errors import ModelError
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from engines.preprocess import resized
 from engines.search.crops import (
     BATCH,
@@ -36,7 +37,7 @@ def compact():
 
 @pytest.fixture(scope="module")
 def readers(compact):
-    return readers_of_crops(Choice(method="beam", objects=2), compact)
+    return readers_of_crops(EngineOptions(method="beam", objects=2), compact)
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +161,12 @@ def test_a_named_class_is_looked_for_in_every_crop(engine, photos):
 
 def test_several_objects_are_searched_for_in_crops_where_there_is_a_judge(compact):
     wanted = {
-        Choice(method="beam", objects=2): "crops: ",
-        Choice(method="beam"): "beam: ",
-        Choice(method="beam", objects=2, head="none"): "beam: ",
-        Choice(method="beam", objects=2, layer="conv5_2"): "beam: ",
-        Choice(method="dam", objects=2): "dam: ",
-        Choice("compact", "random", method="beam", objects=2): "beam: ",
+        EngineOptions(method="beam", objects=2): "crops: ",
+        EngineOptions(method="beam"): "beam: ",
+        EngineOptions(method="beam", objects=2, head="none"): "beam: ",
+        EngineOptions(method="beam", objects=2, layer="conv5_2"): "beam: ",
+        EngineOptions(method="dam", objects=2): "dam: ",
+        EngineOptions("compact", "random", method="beam", objects=2): "beam: ",
     }
     for choice, reader in wanted.items():
         assert open_localizer(choice).box_reader.startswith(reader), choice

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines.choose import Choice
 from engines.errors import SightlineError
+from engines.options import EngineOptions
 from realtime.batch.cluster.scheduler import LostError
 from realtime.batch.cluster.worker import Opened, Worker, attached
 from realtime.batch.options import Settings
@@ -43,7 +43,7 @@ class Here:
         worked: (number of the worker, clip's name, segment's index) of what was done, in order.
     """
 
-    choice: Choice
+    choice: EngineOptions
     settings: Settings = field(default_factory=Settings)
     places: int = 2
     dies: Callable[[Clip, Segment], bool] = lambda *_: False

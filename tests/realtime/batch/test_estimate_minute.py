@@ -6,8 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.errors import SourceError
+from engines.options import EngineOptions
 from realtime.batch.estimate import MINUTE_S, measure, plot_saturation
 from realtime.batch.options import Settings
 from realtime.batch.plan import make_plan
@@ -26,7 +27,7 @@ def test_only_a_minute_of_long_sources_is_worked_on(tmp_path):
         )
         for name, seconds in (("long", 200), ("short", 12))
     ]
-    localizer = open_localizer(Choice(weights="random", size_px=32), streams=0)
+    localizer = open_localizer(EngineOptions(weights="random", size_px=32), streams=0)
     found = measure(clips, localizer, Settings(video=False))
     assert 2 * 30 <= found.frames <= 2 * (MINUTE_S + 12)
     assert found.rate_fps == pytest.approx(2)

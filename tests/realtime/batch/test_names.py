@@ -12,9 +12,9 @@ import fsspec
 import pytest
 from rich.console import Console
 
-from engines.choose import Choice
 from engines.errors import OutputError
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from realtime.batch.cluster.scheduler import process_across
 from realtime.batch.names import Naming, overview_path, without_results
 from realtime.batch.options import Settings
@@ -242,7 +242,7 @@ def test_shared_storage_keeps_what_lies_there_too(tmp_path):
         Console(file=io.StringIO(), width=300),
     )
     for again in (False, True):
-        choice = Choice(weights="random", size_px=32)
+        choice = EngineOptions(weights="random", size_px=32)
         summaries = process_across(specs, "memory://kept", Here(choice), console, Settings())
         assert [summary["files"]["video"].rpartition("/")[2] for summary in summaries] == [
             "film_2.mp4",

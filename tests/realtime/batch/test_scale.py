@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engines.choose import Choice
 from engines.errors import InputError
+from engines.options import EngineOptions
 from realtime.batch.cluster.worker import attached, unpacked
 from realtime.batch.options import Settings
 from realtime.batch.scale import Scale, batch_chosen
@@ -34,13 +34,13 @@ def test_options_that_contradict_each_other_are_refused_before_any_work(
     specs, out, scale, budget_ms, said
 ):
     with pytest.raises(InputError, match=said):
-        batch_chosen(specs, out, Settings(), scale, Choice(), budget_ms, CONSOLE)
+        batch_chosen(specs, out, Settings(), scale, EngineOptions(), budget_ms, CONSOLE)
 
 
 def test_files_that_an_engine_is_made_of_go_along_to_other_machines(tmp_path):
     weights = tmp_path / "mine.safetensors"
     weights.write_bytes(b"weights")
-    choice = Choice(weights=str(weights), head="none")
+    choice = EngineOptions(weights=str(weights), head="none")
     along = attached(choice)
     assert along == {"weights": ("mine.safetensors", b"weights")}
     weights.unlink()  # another machine does not have it

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
-from engines.choose import Choice, open_localizer
-from engines.errors import OutputError
+from engines.choose import open_localizer
+from engines.errors import InputError, OutputError
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.encode import Behind, run_segments
 from realtime.batch.job import alone
@@ -224,7 +225,7 @@ def test_times_as_users_write_them(text, seconds):
 
 @pytest.mark.parametrize("text", ["1:2:3:4", "x", "-3", "1:x", "nan", "inf"])
 def test_times_that_are_none(text):
-    with pytest.raises(Exception, match="is no time"):
+    with pytest.raises(InputError, match="is no time"):
         seconds_of(text)
 
 
@@ -298,7 +299,7 @@ def test_what_is_followed_is_one_segment_and_the_log_says_how_it_went(tmp_path):
     follow.
     """
     localizer, path = (
-        open_localizer(Choice(backend="openvino"), streams=2),
+        open_localizer(EngineOptions(backend="openvino"), streams=2),
         make_clip(tmp_path / "clip.mp4", seconds=25),
     )
     assert len(plan(path).segments) > 1
@@ -312,7 +313,7 @@ def test_what_is_followed_is_one_segment_and_the_log_says_how_it_went(tmp_path):
     assert [row["confidence"] for row in table_of(tmp_path / "out" / "clip.parquet")] == [
         row["confidence"] for row in rows
     ]
-    again = open_localizer(Choice(backend="openvino"), streams=1)
+    again = open_localizer(EngineOptions(backend="openvino"), streams=1)
     process_all([str(path)], tmp_path / "again", again, QUIET, followed)
     assert rows_of(tmp_path / "again" / "clip.jsonl") == rows, (
         "however many calls the engine could take at once"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from engines.choose import Choice
 from engines.errors import InputError
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from realtime.capture import every_frame
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink
@@ -68,8 +68,8 @@ def test_what_can_be_selected():
     assert FollowOptions(True).box_in(100, 100) is None
     named = FollowOptions(True, select="tabby, tabby cat")
     assert named.box_in(100, 100) is None
-    assert named.beside(Choice())[1].wanted_class == "tabby, tabby cat"
-    assert FollowOptions(True, select="1,2").beside(Choice())[1].wanted_class is None
+    assert named.beside(EngineOptions())[1].wanted_class == "tabby, tabby cat"
+    assert FollowOptions(True, select="1,2").beside(EngineOptions())[1].wanted_class is None
 
 
 @pytest.mark.parametrize("select", ["1,2,3", "30,20,10,40", "1,2,3,4,5"])
@@ -113,22 +113,25 @@ def test_of_several_objects_those_that_are_not_sure_have_no_box(tmp_path):
 
 def test_the_engine_is_asked_for_several_objects_only_by_methods_that_find_several():
     follow = FollowOptions(True)
-    notify, choice = follow.beside(Choice(objects=3))
+    notify, choice = follow.beside(EngineOptions(objects=3))
     assert (notify.objects, choice.objects) == (3, 1)
-    notify, choice = follow.beside(Choice(method="beam", objects=3))
+    notify, choice = follow.beside(EngineOptions(method="beam", objects=3))
     assert (notify.objects, choice.objects) == (3, 3)
-    assert FollowOptions().beside(Choice(objects=3)) == (FollowOptions(), Choice(objects=3))
+    assert FollowOptions().beside(EngineOptions(objects=3)) == (
+        FollowOptions(),
+        EngineOptions(objects=3),
+    )
 
 
 def test_without_boxes_nothing_can_be_followed():
     with pytest.raises(InputError, match="--head none"):
-        FollowOptions(True).beside(Choice(head="none"))
-    assert FollowOptions(True).beside(Choice(method="beam", head="none"))[1].head == "none"
+        FollowOptions(True).beside(EngineOptions(head="none"))
+    assert FollowOptions(True).beside(EngineOptions(method="beam", head="none"))[1].head == "none"
 
 
 def test_without_follow_the_head_says_what_is_sure_enough():
     def least(options):
-        return options.beside(Choice())[1].least_confidence
+        return options.beside(EngineOptions())[1].least_confidence
 
     assert least(FollowOptions(min_score=0.5)) == 0.5
     assert least(FollowOptions(True, min_score=0.5)) == 0.0

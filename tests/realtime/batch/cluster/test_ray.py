@@ -106,12 +106,12 @@ def test_others_decode_for_the_workers_and_the_results_are_the_same(cluster, mad
 
     from rich.console import Console
 
-    from engines.choose import Choice
+    from engines.options import EngineOptions
     from realtime.batch.cluster.ray import Cluster
     from realtime.batch.cluster.scheduler import process_across
     from realtime.batch.options import Settings
 
-    choice, settings = Choice(weights="random", size_px=32), Settings()
+    choice, settings = EngineOptions(weights="random", size_px=32), Settings()
     clips = [str(made / f"{name}.mp4") for name in NAMES]
     with Cluster(cluster.address, choice, {}, settings, fed=True) as here:
         assert here.room() == 1  # one works, one decodes
@@ -120,9 +120,9 @@ def test_others_decode_for_the_workers_and_the_results_are_the_same(cluster, mad
 
 
 def test_where_there_is_no_cluster_one_line_says_so():
-    from engines.choose import Choice
+    from engines.options import EngineOptions
     from realtime.batch.cluster.ray import Cluster
     from realtime.batch.options import Settings
 
     with pytest.raises(EngineError, match="run 'ray job submit' there"):
-        Cluster("ray://127.0.0.1:10001", Choice(), {}, Settings())
+        Cluster("ray://127.0.0.1:10001", EngineOptions(), {}, Settings())

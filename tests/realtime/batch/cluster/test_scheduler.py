@@ -9,15 +9,16 @@ import fsspec
 import pytest
 from rich.console import Console
 
-from engines.choose import Choice, open_localizer
+from engines.choose import open_localizer
 from engines.errors import EngineError, OutputError, SourceError
+from engines.options import EngineOptions
 from realtime.batch.cluster.scheduler import MOST_TRIES, process_across
 from realtime.batch.run import process_all
 from tests.realtime.batch.clips import make_clip
 from tests.realtime.batch.here import Here
 from tests.realtime.batch.test_resume import assert_same
 
-CHOICE = Choice(weights="random", size_px=32)
+CHOICE = EngineOptions(weights="random", size_px=32)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,105 @@
+"""Options are said once, as fields of dataclasses: each becomes an option of typer with the field's
+default, in the same panel of every command.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer.main
+
+import cli
+from calib.data.choose import DataOptions
+from engines.options import LOOK_AT, OUTPUT, PANELS, EngineOptions, Option
+from tests.command_line import command, refused
+
+COMMANDS = typer.main.get_command(cli.app).commands
+
+
+@dataclass(frozen=True)
+class Toy:
+    size_px: Annotated[int, Option("How large.", OUTPUT, ("size",), min=2)]
+    loud: Annotated[bool, Option("Say more.", LOOK_AT)] = False
+    colour: Annotated[bool, Option("In colour.", OUTPUT)] = True
+    hidden: float = 0.5
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A command that keeps what it is given."""
+    given = []
+    monkeypatch.setattr(cli, "app", typer.Typer(pretty_exceptions_enable=False))
+
+    @cli.command("sightline toy 3")
+    def toy(
+        first: Annotated[int, Option("A number.", None)],
+        toy: Toy,
+        data: DataOptions,
+        engine: Annotated[EngineOptions, cli.Only(("model", "wanted_class"))],
+        last: Annotated[float, Option("The last one.", OUTPUT)] = 1.0,
+    ) -> None:
+        """What it does."""
+        given.append((first, toy, data, engine, last))
+
+    return given
+
+
+def test_dataclasses_become_options_and_come_back_as_instances(toy):
+    words = ("3", "labels.csv", "--size", 5, "--no-colour", "--class", "cat", "--last", 2)
+    assert command(*words).returncode == 0
+    assert command("4", "--size", 2, "--loud", "--model", "vgg16").returncode == 0
+    assert toy == [
+        (
+            3,
+            Toy(5, colour=False),
+            DataOptions(Path("labels.csv")),
+            EngineOptions(wanted_class="cat"),
+            2,
+        ),
+        (4, Toy(2, loud=True), DataOptions(), EngineOptions("vgg16"), 1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("4",), "Missing option '--size'"),
+        (("4", "--size", 1), "Invalid value for '--size'"),
+        (("4", "--size", 2, "--last", "nan"), "nan is not a finite number"),
+        (("4", "--size", 2, "--hidden", 1), "No such option: --hidden"),
+        (("4", "--size", 2, "--head", "none"), "No such option: --head"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_the_option(toy, words, said):
+    assert said in refused(*words)
+    assert toy == []
+
+
+def test_every_option_is_in_a_panel_and_in_the_same_one_of_every_command():
+    panels = {}
+    for each in COMMANDS.values():
+        for option in each.params:
+            if option.opts[0].startswith("--"):
+                panels.setdefault(option.opts[0], set()).add(option.rich_help_panel)
+    assert len(panels) > 60
+    assert {name: found for name, found in panels.items() if len(found) > 1} == {}
+    assert set().union(*panels.values()) == set(PANELS)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_shows_the_panels_in_their_order_and_no_other(name):
+    shown = [
+        line.split("─ ")[1].split(" ─")[0]
+        for line in command(name, "--help").stdout.splitlines()
+        if line.startswith("╭─ ")
+    ]
+    assert shown == [each for each in ("Arguments", *PANELS) if each in shown]
+
+
+def test_a_field_of_one_name_has_one_flag_in_every_command():
+    flags = {}
+    for each in COMMANDS.values():
+        for option in each.params:
+            flags.setdefault(option.name, set()).add(option.opts[0])
+    assert {name: found for name, found in flags.items() if len(found) > 1} == {}
