@@ -15,6 +15,7 @@ from engines.head import Head, append_box
 from engines.heuristic import Heuristic, append_heuristic_box
 from engines.int8 import Quantization, quantize
 from engines.maps import MapSpec, append_maps
+from engines.networks.network import Forward
 from engines.networks.registry import Classifier, class_names
 from engines.preprocess import append_preprocessing
 from engines.reading import json_object
@@ -103,7 +104,7 @@ def assemble(
     )
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
     forward = classifier.append(graph, normalised)
-    class_index, score = append_chosen_class(graph, forward.scores, wanted)
+    class_index, score = append_chosen_class(graph, forward, wanted)
     logit = append_picked(graph, forward.scores, class_index)
     head_features = head.features if isinstance(head, Head) else ()
     read = [(f.signal, f.layer) for f in (*head_features, *features)]
@@ -212,14 +213,21 @@ def stamped(metadata: Mapping[str, str]) -> dict[str, Any]:
     return description
 
 
-def append_chosen_class(graph: Graph, scores: str, wanted: str) -> tuple[str, str]:
-    """(class index, softmax probability): the wanted class, or the arg-max where it is negative."""
-    best = graph.add("ArgMax", scores, axis=1, keepdims=0, hint="best_class")
+def append_chosen_class(graph: Graph, forward: Forward, wanted: str) -> tuple[str, str]:
+    """(class index, its probability): the wanted class, or the arg-max where it is negative."""
+    best = graph.add("ArgMax", forward.scores, axis=1, keepdims=0, hint="best_class")
     automatic = graph.add("Less", wanted, graph.constant(0, np.int64), hint="automatic")
     chosen = graph.add("Where", automatic, best, wanted, hint="chosen_class")
-    return chosen, append_picked(
-        graph, graph.add("Softmax", scores, axis=1, hint="probability"), chosen
-    )
+    return chosen, append_picked(graph, append_probabilities(graph, forward), chosen)
+
+
+def append_probabilities(graph: Graph, forward: Forward, hint: str = "probability") -> str:
+    """Of all classes, ``[N, classes]``: their softmax, or where several may be right at once the
+    sigmoid of each.
+    """
+    if forward.independent:
+        return graph.add("Sigmoid", forward.scores, hint=hint)
+    return graph.add("Softmax", forward.scores, axis=1, hint=hint)
 
 
 def append_picked(graph: Graph, values: str, class_index: str) -> str:

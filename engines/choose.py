@@ -83,8 +83,8 @@ def open_localizer(
             choice, classifier, choose_head(choice, classifier), notify, streams, batch
         )
     if notify is not None:
-        for loss in getattr(engine, "losses", ()):
-            notify(loss)
+        for note in (*classifier.network.notes, *getattr(engine, "losses", ())):
+            notify(note)
     localizer = Localizer(engine)
     try:
         if choice.wanted_class is not None:

@@ -202,8 +202,8 @@ def _check_rules(nodes: Sequence[onnx.NodeProto]) -> None:
         ]
         raise ModelError(
             f"operator{'s' * (len(named) > 1)} {', '.join(named)}"
-            f" ha{'ve' if len(named) > 1 else 's'} no gradient rule; known operators:"
-            f" {', '.join(sorted(RULES))}"
+            f" ha{'ve' if len(named) > 1 else 's'} no gradient rule, as {len(RULES)} other"
+            " operators have: export the network without"
         )
 
 

@@ -38,11 +38,14 @@ class Forward:
         scores: class scores before any softmax, ``[N, classes]``.
         last: activations of the last convolution (after its ReLU), ``[N, C, h, w]``.
         layers: inner activations that a map can be taken at, from the image to the scores.
+        independent: several classes may be right at once: each has a sigmoid in place of the
+            softmax over all.
     """
 
     scores: str
     last: str
     layers: Mapping[str, str] = field(default_factory=dict)
+    independent: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Network:
             None: ``finetune`` refuses the network.
         torch_module: ``module:function`` that makes it a PyTorch module from its weights, see
             ``engines.backends.torch_networks``. Empty: there is no reference to compare it with.
+        class_names: where they come with the network; else see ``registry.class_names``.
+        notes: what was found or assumed of the network, lines for the user.
     """
 
     name: str
@@ -99,3 +104,5 @@ class Network:
     head_cam_layers: tuple[str, ...] = ()
     last_linear: str | None = None
     torch_module: str = ""
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -3,9 +3,10 @@ a gradient rule.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from engines.engine import Array
 from engines.errors import ModelError
 from engines.graph import OPSET, Graph, attributes_of
-from engines.networks.network import Forward, Network, Weights
+from engines.networks.network import Forward, Network, Preprocessing, Weights
+from engines.networks.onnx_ends import Ends, ends_of, only_input
 from engines.networks.onnx_tensors import (
     FLOATS,
     MOST_BYTES,
@@ -27,7 +29,6 @@ from engines.networks.onnx_tensors import (
 )
 from engines.reading import read_file, shown
 
-LARGEST_SIDE_PX = 4096
 SMALL = 4096
 """Values up to which a constant is shown to ONNX's version converter: it reads shapes and axes, not
 weights.
@@ -56,16 +57,13 @@ class OnnxFile:
     Attributes:
         nodes: of ``opset``, in order, without Constant nodes.
         constants: weights and all other constants by name, floats as float32.
-        input_name, output_name: of the image and the scores.
-        side_px: of the image, where the file fixes it.
+        ends: what goes in and comes out.
         digest: sha256 of the file, and of the weights beside it where there are any.
     """
 
     nodes: Sequence[onnx.NodeProto]
     constants: Mapping[str, Array]
-    input_name: str
-    output_name: str
-    side_px: int | None
+    ends: Ends
     digest: str
 
 
@@ -87,17 +85,15 @@ def read_onnx(path: Path, opset: int) -> OnnxFile:
     _check_kinds(path, model)
     model = inlined(path, model)
     constants = _taken_constants(model, reader)
-    image, output = _only_input(path, model, constants), _only_output(path, model)
-    _check_flow(path, model, {image.name, *constants})
+    ends = ends_of(path, model, constants)
+    _check_flow(path, model, {ends.input_name, *constants})
     _check_training(path, model.graph.node, constants)
-    side_px = _side_px(path, image)
+    image = only_input(path, model, constants)
     converted = _converted(path, model, constants, image, opset)
     _check_finite(path, converted.graph.node, constants)
     if reader.bytes_beside:
         digest.update(reader.digest.digest())
-    return OnnxFile(
-        list(converted.graph.node), constants, image.name, output, side_px, digest.hexdigest()
-    )
+    return OnnxFile(list(converted.graph.node), constants, ends, digest.hexdigest())
 
 
 def _parsed(path: Path, content: bytes) -> Model:
@@ -204,54 +200,6 @@ def _constant_value(node: onnx.NodeProto, reader: TensorReader) -> Array:
         f"constant {shown(node.output[0] if node.output else '')} is no tensor of numbers: the file"
         " is damaged"
     )
-
-
-def _only_input(path: Path, model: Model, constants: Mapping[str, Array]) -> onnx.ValueInfoProto:
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise ModelError(
-            f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; a classifier"
-            " has one of each"
-        )
-    image: onnx.ValueInfoProto = inputs[0]
-    return image
-
-
-def _only_output(path: Path, model: Model) -> str:
-    written = {name for node in model.graph.node for name in node.output}
-    name = model.graph.output[0].name
-    if name not in written:
-        raise ModelError(f"{path}: nothing computes its output {shown(name)}")
-    return str(name)
-
-
-def _side_px(path: Path, image: onnx.ValueInfoProto) -> int | None:
-    tensor, name = image.type.tensor_type, shown(image.name)
-    dims = tensor.shape.dim
-    if len(dims) != 4 or dims[1].dim_value not in (0, 3):
-        shape = [dim.dim_value if dim.HasField("dim_value") else "any" for dim in dims]
-        raise ModelError(
-            f"{path}: input {name} is not an image [N, 3, H, W]: its shape is {shown(shape)}"
-        )
-    if tensor.elem_type not in FLOATS:
-        kinds = {number: kind.lower() for kind, number in TensorProto.DataType.items()}
-        kind = kinds.get(tensor.elem_type, str(tensor.elem_type))
-        raise ModelError(
-            f"{path}: input {name} holds {kind}: a classifier takes normalised floating-point"
-            " values"
-        )
-    height, width = dims[2].dim_value, dims[3].dim_value
-    if height and width and height != width:
-        raise ModelError(
-            f"{path}: input {name} is {width} x {height} pixels: only squares are supported"
-        )
-    side = height or width
-    if side < 0 or side > LARGEST_SIDE_PX:
-        raise ModelError(
-            f"{path}: input {name} is {side:,} pixels a side: at most {LARGEST_SIDE_PX:,} are"
-            " supported"
-        )
-    return side or None
 
 
 def _check_flow(path: Path, model: Model, known: Iterable[str]) -> None:
@@ -455,13 +403,32 @@ def network_of_file(path: Path) -> tuple[Network, str]:
     def forward(graph: Graph, x_nchw: str, _: Weights) -> Forward:
         return _replay(graph, found, x_nchw)
 
-    network = Network(path.name, forward, dict)
-    return replace(network, size_px=found.side_px or network.size_px), found.digest
+    ends = found.ends
+    network = Network(
+        path.name,
+        forward,
+        dict,
+        ends.preprocessing,
+        class_names=ends.class_names,
+        notes=ends.notes,
+    )
+    return replace(network, size_px=ends.side_px or network.size_px), _digest(found)
+
+
+def _digest(file: OnnxFile) -> str:
+    """Of the file, and of its preprocessing where that is not the usual one."""
+    if file.ends.preprocessing == Preprocessing():
+        return file.digest
+    said = json.dumps([file.digest, asdict(file.ends.preprocessing)])
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _replay(graph: Graph, file: OnnxFile, x_nchw: str) -> Forward:
     """Append the file's nodes under names of our own, so that they cannot clash with ours."""
-    names = {"": "", file.input_name: x_nchw}
+    names = {"": "", file.ends.input_name: x_nchw}
+    if file.ends.channels_last:
+        last = graph.add("Transpose", x_nchw, perm=[0, 2, 3, 1], hint="x_nhwc")
+        names[file.ends.input_name] = last
     names.update(
         {
             name: graph.constant(value, value.dtype, hint=name)
@@ -488,13 +455,37 @@ def _replay(graph: Graph, file: OnnxFile, x_nchw: str) -> Forward:
             del node.attribute[:]
         if node.op_type == "LRN":
             _append_lrn(graph, node)
+        elif _turns_back(graph, node):
+            names[original.output[0]] = graph.producer(node.input[0]).input[0]  # type: ignore[union-attr]
+            continue
         else:
             graph.append(node)
         together += _checked_size(graph, x_nchw, node, together)
         layers[original.output[0]] = node.output[0]
-    scores = _before_softmax(graph, names[file.output_name])
+    scores, independent = _before_activation(graph, names[file.ends.output_name])
     scores = _checked_scores(graph, scores, x_nchw)
-    return Forward(scores, _last_activations(graph, scores), layers)
+    if graph.shape(scores)[1] == 1:
+        scores = _two_classes(graph, scores)
+        independent = False
+    return Forward(scores, _last_activations(graph, scores), layers, independent)
+
+
+def _turns_back(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a node turns channels-last values, which were just made of channels-first, back."""
+    if node.op_type != "Transpose" or attributes_of(node).get("perm") != [0, 3, 1, 2]:
+        return False
+    before = graph.producer(node.input[0])
+    return (
+        before is not None
+        and before.op_type == "Transpose"
+        and attributes_of(before).get("perm") == [0, 2, 3, 1]
+    )
+
+
+def _two_classes(graph: Graph, logit: str) -> str:
+    """Of one logit two scores, whose softmax is the sigmoid of it: "no" and "yes"."""
+    zero = graph.add("Mul", logit, graph.constant(0.0), hint="score_no")
+    return graph.add("Concat", zero, logit, axis=1, hint="scores_two")
 
 
 def _is_float(graph: Graph, tensor: str) -> bool:
@@ -537,6 +528,11 @@ def _checked_scores(graph: Graph, scores: str, x_nchw: str) -> str:
         )
     if len(shape) == 2:
         return scores
+    if sum(length != 1 for length in shape[1:]) > 1:
+        raise ModelError(
+            f"the model's output has the shape {list(shape)}, which is no vector of class scores:"
+            " is it a detector or a segmentation network? Give a classifier"
+        )
     return graph.add(
         "Reshape", scores, graph.constant([shape[0], -1], np.int64), hint="scores_flat"
     )
@@ -568,16 +564,16 @@ def _append_lrn(graph: Graph, node: onnx.NodeProto) -> None:
     graph.append(onnx.helper.make_node("Mul", [scaled, factor], list(node.output), name=node.name))
 
 
-def _before_softmax(graph: Graph, scores: str) -> str:
-    """The raw scores: a final softmax would flatten the gradient of a confident class."""
+def _before_activation(graph: Graph, scores: str) -> tuple[str, bool]:
+    """(raw scores, whether the classes are independent of each other): a final softmax or sigmoid
+    would flatten the gradient of a confident class.
+    """
     node = graph.producer(scores)
     while node is not None and node.op_type in ("Reshape", "Flatten", "Squeeze", "Identity"):
         node = graph.producer(node.input[0])
-    return (
-        str(node.input[0])
-        if node is not None and node.op_type in ("Softmax", "LogSoftmax")
-        else scores
-    )
+    if node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
+        return str(node.input[0]), node.op_type == "Sigmoid"
+    return scores, False
 
 
 def _last_activations(graph: Graph, scores: str) -> str:

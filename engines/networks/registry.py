@@ -115,7 +115,9 @@ def load_classifier(
     """
     if model.endswith(".onnx"):
         network, digest = network_of_file(Path(model))
-        return Classifier(network, size_px or network.size_px, digest)
+        return Classifier(
+            network, size_px or network.size_px, digest, class_names=network.class_names
+        )
     if model not in NETWORKS:
         raise ModelError(
             f"unknown model '{model}': use {', '.join(NETWORKS)} or the path of an .onnx classifier"

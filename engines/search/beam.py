@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from engines.boxes import iou
-from engines.build import WANTED_CLASS, append_chosen_class, stamp
+from engines.build import WANTED_CLASS, append_chosen_class, append_probabilities, stamp
 from engines.engine import Array, Engine
 from engines.errors import ModelError
 from engines.graph import FLOAT, INT64, Graph
@@ -204,7 +204,7 @@ def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx
     _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (1,))
     forward = classifier.append(graph, x)
-    class_index, score = append_chosen_class(graph, forward.scores, wanted)
+    class_index, score = append_chosen_class(graph, forward, wanted)
     layer = known_layer(classifier, forward, classifier.network.beam_layer, settings.layer)
     features = forward.layers[layer]
     if graph.shape(features)[2] != graph.shape(features)[3] or graph.shape(features)[2] < 2:
@@ -212,7 +212,7 @@ def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx
             f"beam search cuts a square map of at least 2 x 2, not {layer},"
             f" {list(graph.shape(features))}"
         )
-    probabilities = graph.add("Softmax", forward.scores, axis=1, hint="image_probabilities")
+    probabilities = append_probabilities(graph, forward, "image_probabilities")
     named = {
         "class_index": class_index,
         "score": score,
@@ -252,7 +252,7 @@ def build_tail_graph(classifier: Classifier, settings: BeamSettings) -> onnx.Mod
             if name in whole.constants:
                 graph.keep_constant(name, whole.constants[name])
         graph.append(node)
-    graph.output(graph.add("Softmax", forward.scores, axis=1, hint="probabilities"), "scores")
+    graph.output(append_probabilities(graph, forward, "probabilities"), "scores")
     return graph.model()
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from engines.boxes import shared
-from engines.build import WANTED_CLASS, append_chosen_class, stamp
+from engines.build import WANTED_CLASS, append_chosen_class, append_probabilities, stamp
 from engines.engine import Array
 from engines.errors import ModelError
 from engines.gradient import attach_gradient
@@ -137,7 +137,7 @@ def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.Mod
     pixels, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (1,))
     forward = classifier.append(graph, x)
-    class_index, score = append_chosen_class(graph, forward.scores, wanted)
+    class_index, score = append_chosen_class(graph, forward, wanted)
     layer = known_layer(classifier, forward, classifier.network.dam_layer, settings.layer)
     activations = forward.layers[layer]
     shape = graph.shape(activations)
@@ -188,10 +188,8 @@ def build_scores_graph(classifier: Classifier, batch: int) -> onnx.ModelProto:
     """Images in; ``scores`` float32 ``[batch, classes]`` out, as probabilities."""
     graph = Graph()
     _, x = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
-    graph.output(
-        graph.add("Softmax", classifier.append(graph, x).scores, axis=1, hint="probabilities"),
-        "scores",
-    )
+    forward = classifier.append(graph, x)
+    graph.output(append_probabilities(graph, forward, "probabilities"), "scores")
     return graph.model()
 
 

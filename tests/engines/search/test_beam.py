@@ -1,6 +1,7 @@
 """Beam search's steps against slow float64 definitions, written from the paper's text."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -265,6 +266,6 @@ def test_what_cannot_be_says_so(compact):
         build_tail_graph(compact, BeamSettings(layer="conv9"))
     with pytest.raises(EngineError, match="no usual layer"):
         build_tail_graph(
-            type(compact)("own.onnx", compact.append, compact.preprocessing, SIDE_PX, "d"),
+            replace(compact, network=replace(compact.network, beam_layer=None)),
             BeamSettings(),
         )
