@@ -55,7 +55,14 @@ OBJECTIVES = {"class score": "sensitivity", "Gestalt Total": "gestalt"}
 LAST = {"compact": "pool5", "squeezenet": "conv_final"}
 """The layer whose mean is scored, at which Grad-CAM is CAM."""
 RIVAL_FOLDS = 2
-BEST, FORWARD, BOTH = "**all depths, as `fit` makes it**", "forward", "forward + backward"
+BEST = "**all depths, as `fit` makes it**"
+FORWARD = "forward"
+BOTH = "forward + backward"
+SIGMAS = (0.0, 0.01, 0.02, 0.04, 0.08, 0.15)
+PAPERS_SHARE = 0.2
+PAIRS = 200
+Scores = dict[tuple[str, str], list[tuple[float, float]]]
+"""(CorLoc, mean IoU) on each set, by head and cost."""
 
 
 @dataclass(frozen=True)
@@ -310,20 +317,6 @@ def constant_rows(
     }
 
 
-if __name__ == "__main__":
-    try:
-        typer.run(results)
-    except SightlineError as error:
-        sys.exit(f"error: {error}")
-
-
-Scores = dict[tuple[str, str], list[tuple[float, float]]]
-SIGMAS = (0.0, 0.01, 0.02, 0.04, 0.08, 0.15)
-PAPERS_SHARE = 0.2
-WHOLE_BACKWARD = "forward + backward"
-PAIRS = 200
-
-
 def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
     """The papers' head on whole maps, fitted on the first table and measured on the others: in
     closed form, and by SGD.
@@ -337,9 +330,7 @@ def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
     )  # whole maps are wide: a fold takes most of a minute
     heads = {name: FITTERS[kind](train, rows, strength) for kind, name in names.items()}
     return {
-        (name, WHOLE_BACKWARD): [
-            scored(predict(other.values, *head), other.boxes_xyxy) for other in others
-        ]
+        (name, BOTH): [scored(predict(other.values, *head), other.boxes_xyxy) for other in others]
         for name, head in heads.items()
     }
 
@@ -353,7 +344,7 @@ def heuristic_rows(tables: Sequence[FeatureTable], side_px: int) -> Scores:
     best = max(SIGMAS, key=lambda sigma: scores[sigma])
     name = f"papers' heuristic, blur {100 * best:g} % of the side, top 20 %"
     return {
-        (name, WHOLE_BACKWARD): [
+        (name, BOTH): [
             scored(heuristic_boxes(other, side_px, best), other.boxes_xyxy) for other in others
         ]
     }
@@ -422,3 +413,10 @@ def side_by_side(left: ImageBgr, right: ImageBgr, side_px: int = 448) -> ImageBg
         for image in (left, right)
     ]
     return np.asarray(np.concatenate(halves, axis=1), np.uint8)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(results)
+    except SightlineError as error:
+        sys.exit(f"error: {error}")

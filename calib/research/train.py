@@ -38,7 +38,7 @@ from engines.features import area_matrix
 from engines.files import whole_file
 from engines.graph import Graph
 from engines.networks.registry import Classifier, imagenet_classes, load_classifier
-from engines.preprocess import IMAGE, append_preprocessing
+from engines.preprocess import IMAGE, append_preprocessing, resized
 from engines.text import Terminal
 from realtime.sources.images import archive_members, decode_image
 from realtime.sources.spec import open_source
@@ -119,13 +119,6 @@ def random_crop(image: Images, side_px: int, smallest: float, rng: np.random.Gen
     crop_h = min(height, round(math.sqrt(area / aspect)))
     x0, y0 = int(rng.integers(0, width - crop_w + 1)), int(rng.integers(0, height - crop_h + 1))
     return resized(image[y0 : y0 + crop_h, x0 : x0 + crop_w], side_px)
-
-
-def resized(image: Images, side_px: int) -> Images:
-    """Squashed to a square, averaging where it shrinks, as the localizer does."""
-    shrinks = min(image.shape[:2]) > side_px
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (side_px, side_px), interpolation=method), np.uint8)
 
 
 def recoloured(image: Images, rng: np.random.Generator) -> Images:
