@@ -39,7 +39,7 @@ class Option:
     """
 
     help: str
-    panel: str | None
+    panel: str | None = ADVANCED
     names: tuple[str, ...] = ()
     min: float | None = None
     max: float | None = None

@@ -45,6 +45,7 @@ def test_imports_go_one_way_and_heavy_libraries_stay_in_their_files(path):
     ours = {module.split(".")[0] for module in modules} & {*PACKAGES, "cli", "tests"}
     assert ours <= ALLOWED[path.relative_to(ROOT).parts[0]]
     roots = {module.split(".")[0] for module in modules}
+    assert not roots & {"typer", "click"}, "only cli.py knows the command line"
     if name != "engines/backends/tensorrt.py":
         assert not roots & {"tensorrt", "tensorrt_rtx", "pycuda"}
     if name != "realtime/batch/cluster/ray.py":

@@ -13,14 +13,12 @@ from ``fit``.
 """
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import typer
 from rich.console import Console
 from rich.progress import track
 
@@ -30,15 +28,15 @@ from calib.evaluation.sequences import follow_frame
 from calib.heads.confidence import RatedBoxes, fit_confidence_model, head_confidence_model
 from calib.heads.linear import feature_table, held_out_boxes
 from calib.research.clips import Clip, clips, stills
+from calib.research.command_line import run
 from engines.boxes import iou
 from engines.choose import open_localizer
 from engines.confidence import ConfidenceModel
-from engines.errors import SightlineError
 from engines.files import whole_file
 from engines.head import Head, load_head, shipped_head_names, shipped_head_path
 from engines.localizer import Localizer
 from engines.networks.registry import Classifier, load_classifier
-from engines.options import EngineOptions
+from engines.options import EngineOptions, Option
 from engines.text import Terminal
 from realtime.frames import BoxPx
 from realtime.sources.spec import open_source
@@ -195,12 +193,10 @@ def fit_of_shipped_heads(data: Path, console: Console) -> None:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of the data sets.")],
-    out: Annotated[Path, typer.Option(help="FILE.json to write.")] = SHIPPED,
-    count: Annotated[int, typer.Option(help="Clips made of photos.", min=1)] = CLIPS,
-    heads: Annotated[
-        bool, typer.Option("--heads", help="Fit the models of the shipped heads instead.")
-    ] = False,
+    data: Annotated[Path, Option("Folder of the data sets.")],
+    out: Annotated[Path, Option("FILE.json to write.")] = SHIPPED,
+    count: Annotated[int, Option("Clips made of photos.", min=1)] = CLIPS,
+    heads: Annotated[bool, Option("Fit the models of the shipped heads instead.")] = False,
 ) -> None:
     """Fit and save the model of tracked boxes, or those of the shipped heads."""
     console = Terminal(stderr=True)
@@ -211,7 +207,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except SightlineError as error:
-        sys.exit(f"error: {error}")
+    run(main)

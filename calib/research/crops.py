@@ -7,26 +7,25 @@ the fitted head, either hold a box with an IoU over 0.5 or do not. The model is 
 of that on the head's features (``engines.search.crops.CropScorer``).
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import cv2
 import numpy as np
-import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from calib.data.datasets import Sample, load_dataset
+from calib.research.command_line import run
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
 from engines.choose import choose_head
-from engines.errors import ModelError, SightlineError, SourceError
+from engines.errors import ModelError, SourceError
 from engines.head import Head
 from engines.networks.registry import load_classifier
-from engines.options import EngineOptions
+from engines.options import EngineOptions, Option
 from engines.preprocess import resized
 from engines.search.crops import (
     ENLARGED,
@@ -50,14 +49,12 @@ Labelled = tuple[Image, Rows]
 
 def crops(
     data: Annotated[
-        Path, typer.Option(help="Labels of photos with one object each: a CSV beside its images.")
+        Path, Option("Labels of photos with one object each: a CSV beside its images.")
     ],
-    out: Annotated[Path, typer.Option(help="The judge to write (.safetensors).")],
-    pairs_count: Annotated[
-        int, typer.Option("--pairs", help="Pairs to put together.", min=1)
-    ] = PAIRS,
+    out: Annotated[Path, Option("The judge to write (.safetensors).")],
+    pairs_count: Annotated[int, Option("Pairs to put together.", names=("pairs",), min=1)] = PAIRS,
     singles_count: Annotated[
-        int, typer.Option("--singles", help="Photos to use as they are.", min=1)
+        int, Option("Photos to use as they are.", names=("singles",), min=1)
     ] = SINGLES,
 ) -> None:
     """Fit the judge of the shipped network and head, and write it."""
@@ -223,7 +220,4 @@ def pasted(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(crops)
-    except SightlineError as error:
-        sys.exit(f"error: {error}")
+    run(crops)

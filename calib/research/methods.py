@@ -6,7 +6,6 @@ engine; what it costs beside a plain forward pass is counted in FLOP, and timed 
 """
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +14,6 @@ from typing import Annotated, Any
 
 import jinja2
 import numpy as np
-import typer
 from rich.console import Console
 from rich.progress import track
 
@@ -23,14 +21,14 @@ from calib.bench.machine import count_work, machine
 from calib.data.datasets import Sample, load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.evaluation.metrics import all_found
+from calib.research.command_line import run
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.choose import SEARCHES, choose_head, chosen_spec, open_localizer
-from engines.errors import SightlineError
 from engines.files import whole_file
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier, load_classifier
-from engines.options import EngineOptions
+from engines.options import EngineOptions, Option
 from engines.preprocess import IMAGE
 from engines.search.beam import beam_settings, build_features_graph, build_tail_graph
 from engines.search.crops import CropSettings, first_crops
@@ -69,20 +67,16 @@ class Row:
 
 
 def methods(
-    data: Annotated[
-        Path, typer.Option(help="Folder with animal_pose_voc, raccoon, coco128 and SqueezeNet.")
-    ],
-    out: Annotated[Path, typer.Option(help="The page to write (Markdown).")] = Path(
-        "docs/methods.md"
-    ),
+    data: Annotated[Path, Option("Folder with animal_pose_voc, raccoon, coco128 and SqueezeNet.")],
+    out: Annotated[Path, Option("The page to write (Markdown).")] = Path("docs/methods.md"),
     networks: Annotated[
-        str, typer.Option(help="Comma-separated: compact, squeezenet.")
+        str, Option("Comma-separated: compact, squeezenet.")
     ] = "compact,squeezenet",
     only: Annotated[
-        str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS_SHOWN)}; all unless told.")
+        str, Option(f"Comma-separated, of {', '.join(METHODS_SHOWN)}; all unless told.")
     ] = "",
     every: Annotated[
-        int, typer.Option(help="Measure on every N-th single-object photo of animals only.", min=1)
+        int, Option("Measure on every N-th single-object photo of animals only.", min=1)
     ] = 1,
 ) -> None:
     """Measure every method and write the page after each; what is left out keeps its figures in the
@@ -296,7 +290,4 @@ def flop_of(method: str, classifier: Classifier) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(methods)
-    except SightlineError as error:
-        sys.exit(f"error: {error}")
+    run(methods)

@@ -3,7 +3,6 @@
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Annotated, Any
 import cv2
 import jinja2
 import numpy as np
-import typer
 from rich.console import Console
 from rich.progress import track
 
@@ -30,9 +28,9 @@ from calib.heads.linear import (
     predict,
     solve,
 )
+from calib.research.command_line import run
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import WANTED_CLASS, build_graph
-from engines.errors import SightlineError
 from engines.features import Feature
 from engines.files import whole_file
 from engines.graph import FLOAT, Graph
@@ -40,6 +38,7 @@ from engines.heuristic import Heuristic, append_heuristic_box
 from engines.localizer import ImageBgr, Localizer
 from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier, load_classifier
+from engines.options import Option
 from engines.preprocess import IMAGE
 from engines.text import Terminal
 
@@ -79,19 +78,15 @@ class Row:
 def results(
     data: Annotated[
         Path,
-        typer.Option(
-            help="Folder with animal_pose_voc, raccoon, tiny_imagenet_200, davis, SqueezeNet."
-        ),
+        Option("Folder with animal_pose_voc, raccoon, tiny_imagenet_200, davis, SqueezeNet."),
     ],
-    out: Annotated[Path, typer.Option(help="The page to write (Markdown).")] = Path(
-        "docs/results.md"
-    ),
+    out: Annotated[Path, Option("The page to write (Markdown).")] = Path("docs/results.md"),
     networks: Annotated[
-        str, typer.Option(help="Comma-separated: compact, squeezenet.")
+        str, Option("Comma-separated: compact, squeezenet.")
     ] = "compact,squeezenet",
     sgd: Annotated[
         bool,
-        typer.Option(help="The papers' head by their 30,000 steps too: minutes for each network."),
+        Option("The papers' head by their 30,000 steps too: minutes for each network."),
     ] = True,
 ) -> None:
     """Fit and measure everything, and write the page; networks that are left out keep their figures
@@ -416,7 +411,4 @@ def side_by_side(left: ImageBgr, right: ImageBgr, side_px: int = 448) -> ImageBg
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(results)
-    except SightlineError as error:
-        sys.exit(f"error: {error}")
+    run(results)

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import typer
 from rich.progress import track
 from rich.table import Table
 
 from calib.data.datasets import load_dataset
 from calib.evaluation.metrics import CORLOC_IOU
 from calib.research.clips import Crowd, crowds
+from calib.research.command_line import run
 from engines.boxes import overlap
 from engines.choose import open_localizer
 from engines.localizer import Localizer
-from engines.options import EngineOptions
+from engines.options import EngineOptions, Option
 from engines.text import Terminal
 from realtime.frames import BoxPx, Tracked
 from realtime.sources.spec import open_source
@@ -100,8 +100,8 @@ def follow_crowd(crowd: Crowd, localizer: Localizer, most: int) -> tuple[list[Ob
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of the data sets.")],
-    count: Annotated[int, typer.Option(help="Clips of each kind.", min=1)] = 24,
+    data: Annotated[Path, Option("Folder of the data sets.")],
+    count: Annotated[int, Option("Clips of each kind.", min=1)] = 24,
 ) -> None:
     """Measure, and print a table: clips with one, two and three objects."""
     console, localizer = Terminal(), open_localizer(EngineOptions())
@@ -149,4 +149,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 import torch
-import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import (
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calib.data.datasets import load_dataset
+from calib.research.command_line import run
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.torch_networks import Vgg16
 from engines.errors import ModelError, SourceError
@@ -38,6 +38,7 @@ from engines.features import area_matrix
 from engines.files import whole_file
 from engines.graph import Graph
 from engines.networks.registry import Classifier, imagenet_classes, load_classifier
+from engines.options import Option
 from engines.preprocess import IMAGE, append_preprocessing, resized
 from engines.text import Terminal
 from realtime.sources.images import archive_members, decode_image
@@ -435,13 +436,11 @@ EVERY_NTH_CLIP_FRAME = 5
 def train(
     data: Annotated[
         Path,
-        typer.Option(
-            help="Folder with tiny_imagenet_200, squeezenet_v1.0_imagenet and the photo sets."
-        ),
+        Option("Folder with tiny_imagenet_200, squeezenet_v1.0_imagenet and the photo sets."),
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Folder for checkpoints and the weights; a stopped run goes on from it."),
+        Option("Folder for checkpoints and the weights; a stopped run goes on from it."),
     ],
 ) -> None:
     """Run (or go on with) the stages and write ``compact.safetensors`` with its card."""
@@ -593,4 +592,4 @@ def _half(tensor: torch.Tensor) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    typer.run(train)
+    run(train)
