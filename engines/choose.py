@@ -83,7 +83,7 @@ def open_localizer(
             choice, classifier, choose_head(choice, classifier), notify, streams, batch
         )
     if notify is not None:
-        for note in (*classifier.network.notes, *getattr(engine, "losses", ())):
+        for note in (*classifier.network.notes, *engine.losses):
             notify(note)
     localizer = Localizer(engine)
     try:

@@ -1,19 +1,23 @@
-"""The interface of every engine."""
+"""The base of all engines checks inputs, slots and tickets. A backend fills in three methods."""
 
-from collections.abc import Mapping
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import count
+from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from engines.errors import InputError
+from engines.errors import EngineError, InputError
 
 Array = NDArray[Any]
-
 Ticket = Any
-
-"""What ``Engine.submit`` gives for a call that is under way: each backend's own affair."""
+"""What ``submit`` gives for a call that is under way, to be handed to ``collect`` as it is."""
 
 
 @dataclass(frozen=True)
@@ -24,24 +28,60 @@ class TensorSpec:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
+    @classmethod
+    def of(cls, value: onnx.ValueInfoProto) -> "TensorSpec":
+        """What a graph says of its input or output."""
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+        return cls(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
+
     def __str__(self) -> str:
         return f"{self.dtype.name}[{', '.join(map(str, self.shape))}]"
 
 
-class Engine(Protocol):
-    """A compiled graph. Not thread-safe: one thread owns it.
-
-    ``infer`` runs and waits. ``submit`` and ``collect`` are its two halves, so that a caller can do
-    other things meanwhile and keep several calls under way.
+@dataclass(frozen=True)
+class GpuTimes:
+    """What one call took on the GPU, in trtexec's terms: milliseconds between events on its stream.
 
     Attributes:
-        backend: ``openvino``, ``torch``, ``mock`` ...
+        h2d_ms: inputs, from pinned memory to the device.
+        compute_ms: the graph.
+        d2h_ms: outputs, from the device to pinned memory.
+    """
+
+    h2d_ms: float
+    compute_ms: float
+    d2h_ms: float
+
+
+class Engine(ABC):
+    """A compiled graph, and calls of it that can be under way at once.
+
+    ``infer`` runs and waits. ``submit`` and ``collect`` are its two halves, so that a caller can do
+    other things meanwhile and keep several calls under way. One thread at a time: an engine may be
+    handed from the one that opened it to the one that feeds it.
+
+    Inputs, slots, tickets and the closed state are checked here, for every backend alike. A backend
+    calls ``__init__`` of this class, sets the attributes without a default, and fills in
+    ``_start``, ``_finish`` and ``_free``.
+
+    Args:
+        slots: how many calls may be under way at once.
+
+    Attributes:
+        backend: name of the backend, such as ``openvino``.
         precision: ``fp32``, ``bf16`` ...
         device: the processor in words.
         inputs, outputs: in the graph's order.
         metadata: what ``engines.build`` stamped on the graph.
         slots: how many calls may be under way at once; with that many the processor never waits for
             the caller.
+        losses: what this machine costs the engine, in words for the user.
+        on_gpu: whether it is made for a GPU.
+        times: of the call that was collected last, where a GPU measures them; else None.
+
+    Raises:
+        EngineError: there is not even one slot.
     """
 
     backend: str
@@ -50,7 +90,19 @@ class Engine(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str]
-    slots: int
+    losses: Sequence[str] = ()
+    on_gpu: bool = False
+    times: GpuTimes | None = None
+
+    def __init__(self, slots: int = 1) -> None:
+        if slots < 1:
+            raise EngineError(f"an engine needs at least one slot, not {slots}")
+        self.slots = slots
+        self._free_slots = deque(range(slots))
+        self._under_way: dict[Ticket, int] = {}
+        self._tickets = count()
+        self._closed = False
+        self._in_use = threading.Lock()
 
     def submit(self, feeds: Mapping[str, Array]) -> Ticket:
         """Start a call and come back at once, where the backend can.
@@ -65,16 +117,38 @@ class Engine(Protocol):
             InputError: see ``infer``.
             EngineError: the engine is closed, or ``slots`` calls are under way.
         """
-        ...
+        check_feeds(self.inputs, feeds)
+        with self._alone():
+            if not self._free_slots:
+                raise EngineError(
+                    f"{self.slots} calls are under way, which is all this engine takes: collect one"
+                    " first"
+                )
+            self._start(self._free_slots[0], feeds)
+            ticket = next(self._tickets)
+            self._under_way[ticket] = self._free_slots.popleft()
+            return ticket
 
     def collect(self, ticket: Ticket) -> dict[str, Array]:
         """Wait for a call and take its outputs, as ``infer`` returns them. Once for each ticket, in
         the order of submission.
 
         Raises:
-            EngineError: the call failed.
+            EngineError: the call failed, was collected before, or is not the oldest; or the engine
+                is closed.
         """
-        ...
+        with self._alone():
+            if ticket not in self._under_way:
+                raise EngineError("this call was collected before: submit another one")
+            if ticket != next(iter(self._under_way)):
+                raise EngineError(
+                    "results are collected in the order in which they were submitted: collect the"
+                    " older one first"
+                )
+            try:
+                return self._finish(self._under_way[ticket])
+            finally:
+                self._free_slots.append(self._under_way.pop(ticket))
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once and wait.
@@ -87,15 +161,76 @@ class Engine(Protocol):
 
         Raises:
             InputError: a feed is missing, unknown, or of the wrong type or shape.
-            EngineError: the engine is closed, or the call failed.
+            EngineError: the engine is closed, a submitted call is not collected yet, or the call
+                failed.
         """
-        ...
+        self._check_open()
+        if self._under_way:
+            raise EngineError("a submitted call is not collected yet: collect it before 'infer'")
+        return self.collect(self.submit(feeds))
 
     def close(self) -> None:
         """Free what the engine holds, once the calls under way have ended. Calling it twice is
         fine.
+
+        Raises:
+            EngineError: another thread is in the middle of a call.
         """
-        ...
+        if self._closed:
+            return
+        with self._alone():
+            self._closed = True
+            self._free()
+            self._under_way.clear()
+
+    @property
+    def under_way(self) -> int:
+        """How many calls are submitted and not collected."""
+        return len(self._under_way)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the engine for one call.
+
+        Raises:
+            EngineError: it is closed, or another thread is in the middle of a call.
+        """
+        self._check_open()
+        if not self._in_use.acquire(blocking=False):
+            raise EngineError(
+                "this engine is in the middle of a call in another thread: one at a time submits,"
+                " collects or closes"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("this engine is closed: build it again")
+
+    def _describe(self, model: onnx.ModelProto) -> None:
+        """Take inputs, outputs and metadata from the graph that is compiled."""
+        self.inputs = tuple(TensorSpec.of(value) for value in model.graph.input)
+        self.outputs = tuple(TensorSpec.of(value) for value in model.graph.output)
+        self.metadata = {prop.key: prop.value for prop in model.metadata_props}
+
+    @abstractmethod
+    def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
+        """Put a call on its way in the slot of that number, which is free. The feeds fit
+        ``inputs``.
+        """
+
+    @abstractmethod
+    def _finish(self, place: int) -> dict[str, Array]:
+        """Wait for the call in that slot, and return its outputs, the caller's to keep. Sets
+        ``times`` where a GPU measures them.
+        """
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Let go of everything, once what is under way has ended. Called once."""
 
 
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:

@@ -19,10 +19,9 @@ from rich.table import Table
 from calib.bench.compare import WINDOW_FRAMES, Rule, until_settled
 from calib.bench.machine import Neighbours
 from calib.bench.turns import WARM_UP_CALLS, Call, forward_graph, row_of, take_turns
-from engines.backends.slots import SlottedEngine
 from engines.build import WANTED_CLASS
 from engines.choose import open_localizer
-from engines.engine import Array
+from engines.engine import Array, Engine
 from engines.errors import EngineError
 from engines.install import install_packages
 from engines.networks.registry import Classifier, load_classifier
@@ -152,14 +151,14 @@ WORDS = {
 }
 
 
-def open_gpu(choice: EngineOptions, batch: int = 1) -> SlottedEngine:
+def open_gpu(choice: EngineOptions, batch: int = 1) -> Engine:
     """The engine of a choice whose backend is one of ``GPU_BACKENDS``.
 
     Raises:
         EngineError: it does not run on a GPU here.
     """
     engine = open_localizer(choice, batch=batch).engine
-    if not isinstance(engine, SlottedEngine):
+    if not engine.on_gpu:
         raise EngineError(
             f"bench --backend {choice.backend} is for GPUs, and this machine has none: leave"
             " --backend out"
@@ -167,7 +166,7 @@ def open_gpu(choice: EngineOptions, batch: int = 1) -> SlottedEngine:
     return engine
 
 
-def feed_of(engine: SlottedEngine) -> dict[str, Array]:
+def feed_of(engine: Engine) -> dict[str, Array]:
     """Noise for an image, and no class in particular."""
     (shape,) = (spec.shape for spec in engine.inputs if spec.name == IMAGE)
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
@@ -231,7 +230,7 @@ def bench_gpu(
     }
 
 
-def time_calls(engine: SlottedEngine, feed: Mapping[str, Array], seconds: float) -> dict[str, Any]:
+def time_calls(engine: Engine, feed: Mapping[str, Array], seconds: float) -> dict[str, Any]:
     """Run an engine with all its slots busy until its times have settled.
 
     Returns:

@@ -48,11 +48,10 @@ from calib.bench.gpu_stand_in import (
 )
 from engines.backends import tensorrt as backend
 from engines.backends.cuda import probe_gpu
-from engines.backends.slots import SlottedEngine
 from engines.boxes import iou
 from engines.build import WANTED_CLASS, build_graph
 from engines.choose import choose_head
-from engines.engine import Array
+from engines.engine import Array, Engine
 from engines.errors import EngineError, SightlineError
 from engines.files import Kind, checked_output, whole_file
 from engines.head import Head
@@ -313,7 +312,7 @@ def torch_timed(day: Day) -> Found:
     return found
 
 
-def timed(engine: SlottedEngine, feeds: Mapping[str, Array], seconds: float) -> Found:
+def timed(engine: Engine, feeds: Mapping[str, Array], seconds: float) -> Found:
     """Keep all slots busy. The first fifth of the calls is left out.
 
     Returns:

@@ -1,7 +1,7 @@
 """The OpenVINO backend: the default, on any CPU."""
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import openvino as ov
 
-from engines.engine import Array, TensorSpec, Ticket, check_feeds
+from engines.engine import Array, Engine
 from engines.errors import EngineError
 from engines.int8 import is_quantized
 
@@ -40,7 +40,7 @@ ignores words it does not know.
 MOST_STREAMS = 4  # each keeps activations of its own
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Engine):
     """One compiled graph, and requests that can be under way at once. See
     ``engines.engine.Engine``.
 
@@ -68,12 +68,14 @@ class OpenVinoEngine:
         self, model: onnx.ModelProto, precision: str = "auto", threads: int = 0, streams: int = 1
     ) -> None:
         core = shared_core()
+        computed = streams or min(
+            MOST_STREAMS, threads or core.get_property("CPU", "RANGE_FOR_STREAMS")[1]
+        )
+        # One more than is computed: the next call waits there, not the processor.
+        super().__init__(computed + 1)
         self.precision = _checked_precision(model, precision)
         options: dict[str, Any] = {
-            "NUM_STREAMS": (
-                streams
-                or min(MOST_STREAMS, threads or core.get_property("CPU", "RANGE_FOR_STREAMS")[1])
-            ),
+            "NUM_STREAMS": computed,
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
             # a thread bound to a core waits there for the one that reads or draws frames
             "ENABLE_CPU_PINNING": False,
@@ -90,61 +92,39 @@ class OpenVinoEngine:
             ) from error
         capped = f", capped by {low_cap()}" if low_cap() else ""
         self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip() + capped
-        self.inputs = tuple(_spec(value) for value in model.graph.input)
-        self.outputs = tuple(_spec(value) for value in model.graph.output)
+        self._describe(model)
         # Inputs keep their names, but one that nothing reads is gone. Equal outputs may swap names,
         # but keep their order.
         self._ports = {
             name: index for index, port in enumerate(compiled.inputs) for name in port.names
         }
-        self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
-        self.slots = (
-            options["NUM_STREAMS"] + 1
-        )  # one more than is computed: the next call waits there, not the processor
-        self._free = deque(compiled.create_infer_request() for _ in range(self.slots))
-        self._under_way: list[ov.InferRequest] = []
-        self._closed = False
+        self._requests = [compiled.create_infer_request() for _ in range(self.slots)]
         self.losses = losses(self.precision, precision)
 
-    def submit(self, feeds: Mapping[str, Array]) -> Ticket:
-        """See ``engines.engine.Engine.submit``."""
-        check_feeds(self.inputs, feeds)
-        if self._closed:
-            raise EngineError("this engine is closed: build it again")
-        if not self._free:
-            raise EngineError(
-                f"{self.slots} calls are under way, which is all this engine takes: collect one"
-                " first"
-            )
+    def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
         ports = {
-            self._ports[name]: np.ascontiguousarray(v)
-            for name, v in feeds.items()
+            self._ports[name]: np.ascontiguousarray(value)
+            for name, value in feeds.items()
             if name in self._ports
         }
-        request = self._free[0]
-        request.start_async(ports, share_inputs=True)  # the request holds on to the feeds
-        self._under_way.append(self._free.popleft())
-        return request
+        # The request holds on to the feeds.
+        self._requests[place].start_async(ports, share_inputs=True)
 
-    def collect(self, ticket: Ticket) -> dict[str, Array]:
-        """See ``engines.engine.Engine.collect``."""
-        if ticket not in self._under_way:
-            raise EngineError("this call was collected before, or the engine was closed")
+    def _finish(self, place: int) -> dict[str, Array]:
+        request = self._requests[place]
         try:
-            ticket.wait()
+            request.wait()
             return {
-                spec.name: np.array(ticket.get_output_tensor(i).data)
+                spec.name: np.array(request.get_output_tensor(i).data)
                 for i, spec in enumerate(self.outputs)
             }
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {str(error).strip().splitlines()[-1]}") from error
-        finally:
-            self._under_way.remove(ticket)
-            self._free.append(ticket)
 
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """See ``engines.engine.Engine.infer``."""
-        return self.collect(self.submit(feeds))
+    def _free(self) -> None:
+        for place in self._under_way.values():
+            self._requests[place].wait()
+        self._requests = []
 
     def kernels(self) -> "Counter[tuple[str, str]]":
         """How often each (kind of layer, kernel) runs, such as
@@ -153,9 +133,8 @@ class OpenVinoEngine:
         Raises:
             EngineError: the engine is closed.
         """
-        if self._closed:
-            raise EngineError("this engine is closed: build it again")
-        request = (*self._free, *self._under_way)[0]
+        self._check_open()
+        request = self._requests[0]
         facts = [
             node.get_rt_info()
             for node in request.get_compiled_model().get_runtime_model().get_ops()
@@ -163,12 +142,6 @@ class OpenVinoEngine:
         return Counter(
             (fact["layerType"].astype(str), fact["primitiveType"].astype(str)) for fact in facts
         )
-
-    def close(self) -> None:
-        """Free the compiled graph, once the calls under way have ended."""
-        for request in self._under_way:
-            request.wait()
-        self._free, self._under_way, self._closed = deque(), [], True
 
 
 @cache
@@ -259,9 +232,3 @@ def _processor_flags() -> set[str]:
         return VNNI_FLAGS
     flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
     return flags or VNNI_FLAGS  # not x86: likewise
-
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    shape = tuple(dim.dim_value for dim in tensor.shape.dim)
-    return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)

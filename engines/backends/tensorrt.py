@@ -14,7 +14,7 @@ and 11 and ``tensorrt_rtx`` go by the same code.
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,9 +24,8 @@ import numpy as np
 import onnx
 
 from engines.backends.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
-from engines.backends.slots import GpuTimes, Layout, SlottedEngine, check_tensors
 from engines.backends.tensorrt_build import quiet_logger
-from engines.engine import Array, TensorSpec
+from engines.engine import Array, Engine, GpuTimes, TensorSpec
 from engines.errors import EngineError
 from engines.install import install_extra, install_packages
 
@@ -79,9 +78,8 @@ def load_pycuda() -> Any:
     return cuda
 
 
-class TensorRtEngine(SlottedEngine):
-    """A plan on a GPU. See ``engines.engine.Engine``, and ``engines.backends.slots.SlottedEngine``
-    for who may call.
+class TensorRtEngine(Engine):
+    """A plan on a GPU. See ``engines.engine.Engine``.
 
     Args:
         plan: what ``build_plan`` made.
@@ -98,7 +96,8 @@ class TensorRtEngine(SlottedEngine):
             another graph's.
     """
 
-    backend: str = "tensorrt"
+    backend = "tensorrt"
+    on_gpu = True
 
     def __init__(
         self,
@@ -113,11 +112,8 @@ class TensorRtEngine(SlottedEngine):
         trt, cuda = load_tensorrt(), load_pycuda()
         self.precision = precision
         self.device = f"{gpu}, {trt.__name__} {trt.__version__}"
-        self.inputs, self.outputs = (
-            tuple(map(_spec, values)) for values in (model.graph.input, model.graph.output)
-        )
-        self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
         super().__init__(slots)
+        self._describe(model)
         self._spin = spin
         self._session = _Session(trt, cuda, gpu)
         # Also at the end of the process, before modules are taken apart; whichever of the two comes
@@ -137,9 +133,6 @@ class TensorRtEngine(SlottedEngine):
     def _finish(self, place: int) -> dict[str, Array]:
         outputs, self.times = self._session.finish(place, self._spin)
         return outputs
-
-    def _is_open(self) -> bool:
-        return self._close.alive
 
     def _free(self) -> None:
         self._close()
@@ -323,7 +316,74 @@ class _Session:
                 leave_context()
 
 
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    shape = tuple(dim.dim_value for dim in tensor.shape.dim)
-    return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
+ALIGNMENT = 256  # bytes: what cudaMalloc aligns to, and TensorRT expects of every tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tensors one behind the other in one block of memory.
+
+    Attributes:
+        specs: the tensors.
+        offsets: where each begins, in bytes, a multiple of ``ALIGNMENT``.
+        size: bytes of the whole block, never 0.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    offsets: tuple[int, ...]
+    size: int
+
+    @classmethod
+    def of(cls, specs: Sequence[TensorSpec]) -> "Layout":
+        """Lay out tensors in their order."""
+        offsets, end = [], 0
+        for spec in specs:
+            offsets.append(end)
+            end += -(-size_of(spec) // ALIGNMENT) * ALIGNMENT
+        return cls(tuple(specs), tuple(offsets), max(end, ALIGNMENT))
+
+    def views(self, block: Array) -> dict[str, Array]:
+        """The tensors inside a uint8 block of ``size`` bytes, without copying."""
+        return {
+            spec.name: block[start : start + size_of(spec)].view(spec.dtype).reshape(spec.shape)
+            for spec, start in zip(self.specs, self.offsets, strict=True)
+        }
+
+    def addresses(self, base: int) -> dict[str, int]:
+        """The address of each tensor, where the block begins at ``base``."""
+        return {
+            spec.name: base + start for spec, start in zip(self.specs, self.offsets, strict=True)
+        }
+
+
+def size_of(spec: TensorSpec) -> int:
+    """Bytes of a tensor."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * spec.dtype.itemsize
+
+
+def check_tensors(
+    found: Mapping[str, tuple[str, tuple[int, ...]]],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+) -> None:
+    """Hold a compiled engine's tensors against those of the graph that it should be of.
+
+    Args:
+        found: name to (``input`` or ``output``, shape) as the engine says.
+        inputs: of the graph; one that nothing reads may be gone from the engine.
+        outputs: of the graph.
+
+    Raises:
+        EngineError: it is another graph's engine.
+    """
+    sides = {
+        **{s.name: ("input", s.shape) for s in inputs},
+        **{s.name: ("output", s.shape) for s in outputs},
+    }
+    missing = [s.name for s in outputs if s.name not in found]
+    wrong = [name for name, value in found.items() if sides.get(name) != value]
+    if missing or wrong:
+        name = (missing or wrong)[0]
+        raise EngineError(
+            f"this engine is of another graph (tensor '{name}' does not fit): run 'build --rebuild'"
+        )

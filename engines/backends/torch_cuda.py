@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines.backends.slots import GpuTimes, SlottedEngine
 from engines.backends.torch_reference import DTYPES, TorchEngine
 from engines.build import WANTED_CLASS
-from engines.engine import Array
+from engines.engine import Array, GpuTimes
 from engines.errors import EngineError
 from engines.head import Head
 from engines.heuristic import Heuristic
@@ -71,7 +70,7 @@ class _Slot:
     graph: Any = None
 
 
-class TorchStreamEngine(SlottedEngine, TorchEngine):
+class TorchStreamEngine(TorchEngine):
     """See ``engines.engine.Engine``.
 
     Args:
@@ -80,6 +79,8 @@ class TorchStreamEngine(SlottedEngine, TorchEngine):
         precision: ``fp16``, ``bf16`` or ``fp32``.
         slots: how many calls may be under way.
     """
+
+    on_gpu = True
 
     def __init__(
         self,
@@ -92,9 +93,8 @@ class TorchStreamEngine(SlottedEngine, TorchEngine):
         precision: str = "fp16",
         slots: int = 2,
     ) -> None:
-        SlottedEngine.__init__(self, slots)
-        TorchEngine.__init__(
-            self, classifier, spec, head, batch, device=device, precision=precision
+        super().__init__(
+            classifier, spec, head, batch, device=device, precision=precision, slots=slots
         )
         self._gpu = self._place.type == "cuda"
         if self._gpu:
@@ -102,9 +102,6 @@ class TorchStreamEngine(SlottedEngine, TorchEngine):
             self.device = f"{torch.cuda.get_device_name(self._place)}, PyTorch {torch.__version__}"
         self._stream: Any = torch.cuda.Stream(self._place) if self._gpu else None  # type: ignore[no-untyped-call]
         self._slots = [self._new_slot() for _ in range(slots)]
-
-    def _is_open(self) -> bool:
-        return bool(self._slots)
 
     def _free(self) -> None:
         if self._stream is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engines.backends.torch_networks import torch_network
 from engines.build import WANTED_CLASS, check_head, stamp
-from engines.engine import Array, TensorSpec, Ticket, check_feeds
+from engines.engine import Array, Engine, TensorSpec
 from engines.errors import EngineError, ModelError
 from engines.features import Feature, area_matrix
 from engines.fp16 import GRADIENT_SCALE
@@ -21,17 +21,17 @@ from engines.preprocess import IMAGE
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """See ``engines.engine.Engine``; the same inputs and outputs as ``engines.build.build_graph``.
 
     Args:
         classifier, spec, head, batch: as for ``build_graph``.
         device: PyTorch's name of it.
         precision: of the network; what comes before and behind it is computed in fp32.
+        slots: how many calls may be under way.
     """
 
-    backend: str = "torch"
-    slots: int = 1
+    backend = "torch"
 
     def __init__(
         self,
@@ -42,7 +42,10 @@ class TorchEngine:
         *,
         device: str = "cpu",
         precision: str = "fp32",
+        slots: int = 1,
     ) -> None:
+        super().__init__(slots)
+        self._answers: dict[int, dict[str, Array]] = {}
         self._spec = spec or (head.spec if head else MapSpec())
         if head is not None:
             check_head(head, classifier, self._spec)
@@ -67,7 +70,7 @@ class TorchEngine:
         self._scale = GRADIENT_SCALE if precision == "fp16" else 1.0
         side = classifier.size_px
         self.device = f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
-        self.inputs: tuple[TensorSpec, ...] = (
+        self.inputs = (
             TensorSpec(IMAGE, np.dtype(np.uint8), (batch, side, side, 3)),
             TensorSpec(WANTED_CLASS, np.dtype(np.int64), (batch,)),
         )
@@ -75,25 +78,16 @@ class TorchEngine:
         self.outputs = tuple(
             TensorSpec(name, value.dtype, value.shape) for name, value in blank.items()
         )
-        self.metadata: Mapping[str, str] = stamp(classifier, self._spec, head, None, self._classes)
+        self.metadata = stamp(classifier, self._spec, head, None, self._classes)
 
-    def submit(self, feeds: Mapping[str, Array]) -> Ticket:
-        """See ``engines.engine.Engine.submit``; eager PyTorch has no other half, so the work is
-        done here.
-        """
-        return self.infer(feeds)
+    def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
+        """Eager PyTorch has no other half: the work is done here."""
+        self._answers[place] = self._run(feeds[IMAGE], feeds[WANTED_CLASS])
 
-    def collect(self, ticket: Ticket) -> dict[str, Array]:
-        """See ``engines.engine.Engine.collect``."""
-        outputs: dict[str, Array] = ticket
-        return outputs
+    def _finish(self, place: int) -> dict[str, Array]:
+        return self._answers.pop(place)
 
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """See ``engines.engine.Engine.infer``."""
-        check_feeds(self.inputs, feeds)
-        return self._run(feeds[IMAGE], feeds[WANTED_CLASS])
-
-    def close(self) -> None:
+    def _free(self) -> None:
         """Nothing is held that Python does not free."""
 
     def _run(self, image_nhwc_bgr: Array, wanted_class: Array) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 regions.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from engines.engine import Array, Engine, TensorSpec, Ticket, check_feeds
+from engines.engine import Array, Engine, TensorSpec, Ticket
 from engines.errors import EngineError
 from engines.networks.network import Forward
 from engines.networks.registry import Classifier
@@ -86,7 +86,7 @@ class Found:
     score: float
 
 
-class CompoundEngine(ABC):
+class CompoundEngine(Engine):
     """See ``engines.engine.Engine``; one image a call.
 
     Outputs: as of ``engines.build.build_graph``, and ``detections`` float32 ``[1, objects, 6]``:
@@ -111,10 +111,14 @@ class CompoundEngine(ABC):
         objects: int,
         metadata: Mapping[str, str],
     ) -> None:
-        self.backend, self.precision, self.device = first.backend, first.precision, first.device
-        self.losses: list[str] = getattr(first, "losses", [])
-        self.inputs, self.slots, self.metadata = first.inputs, first.slots, metadata
-        self.outputs: tuple[TensorSpec, ...] = (
+        super().__init__(first.slots)
+        self.backend = first.backend
+        self.precision = first.precision
+        self.device = first.device
+        self.losses = first.losses
+        self.inputs = first.inputs
+        self.metadata = metadata
+        self.outputs = (
             TensorSpec("class_index", np.dtype(np.int64), (1,)),
             TensorSpec("score", np.dtype(np.float32), (1,)),
             TensorSpec("map", np.dtype(np.float32), (1, *map_shape)),
@@ -122,7 +126,10 @@ class CompoundEngine(ABC):
             TensorSpec("detections", np.dtype(np.float32), (1, objects, DETECTION_WIDTH)),
         )
         self.calls = 0
-        self._first, self._others, self._objects = first, tuple(others), objects
+        self._first = first
+        self._others = tuple(others)
+        self._objects = objects
+        self._asked: dict[int, tuple[Ticket, Mapping[str, Array]]] = {}
 
     @abstractmethod
     def search(
@@ -138,21 +145,24 @@ class CompoundEngine(ABC):
             (the objects, best first, at least one; the map ``[h, w]``).
         """
 
-    def submit(self, feeds: Mapping[str, Array]) -> Ticket:
-        """See ``engines.engine.Engine.submit``: starts the first graph."""
-        check_feeds(self.inputs, feeds)
-        self.calls += 1
-        return self._first.submit(feeds), feeds
+    def first_feeds(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """What the first graph gets of the feeds: all of them, as they are."""
+        return feeds
 
-    def collect(self, ticket: Ticket) -> dict[str, Array]:
-        """See ``engines.engine.Engine.collect``: the search itself is done here."""
-        inner, feeds = ticket
-        outputs = self._first.collect(inner)
+    def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
+        """Starts the first graph."""
+        self.calls += 1
+        self._asked[place] = (self._first.submit(self.first_feeds(feeds)), feeds)
+
+    def _finish(self, place: int) -> dict[str, Array]:
+        """The search itself is done here."""
+        ticket, feeds = self._asked.pop(place)
+        outputs = self._first.collect(ticket)
         found, map_hw = self.search(outputs, feeds)
         rows = np.full((1, self._objects, DETECTION_WIDTH), 0, np.float32)
         rows[:, :, 4] = NOBODY
-        for place, each in enumerate(found[: self._objects]):
-            rows[0, place] = [*each.box_xyxy, each.class_index, each.score]
+        for row, each in enumerate(found[: self._objects]):
+            rows[0, row] = [*each.box_xyxy, each.class_index, each.score]
         return {
             "class_index": outputs["class_index"],
             "score": outputs["score"],
@@ -161,17 +171,12 @@ class CompoundEngine(ABC):
             "detections": rows,
         }
 
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """See ``engines.engine.Engine.infer``."""
-        return self.collect(self.submit(feeds))
-
     def ask(self, engine: Engine, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one of the others, counted."""
         self.calls += 1
         return engine.infer(feeds)
 
-    def close(self) -> None:
-        """See ``engines.engine.Engine.close``."""
+    def _free(self) -> None:
         for engine in (self._first, *self._others):
             engine.close()
 

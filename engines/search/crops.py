@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from engines.boxes import iou, shared
 from engines.build import WANTED_CLASS, build_graph
-from engines.engine import Array, TensorSpec, Ticket, check_feeds
+from engines.engine import Array, TensorSpec
 from engines.errors import ModelError
 from engines.files import whole_file
 from engines.head import Head
@@ -184,12 +184,9 @@ class CropsEngine(CompoundEngine):
         self.side_px, large = side, (1, ENLARGED * side, ENLARGED * side, 3)
         self.inputs = (TensorSpec(IMAGE, np.dtype(np.uint8), large), first.inputs[1])
 
-    def submit(self, feeds: Mapping[str, Array]) -> Ticket:
-        """See ``engines.engine.Engine.submit``: the whole image, at the network's side, starts."""
-        check_feeds(self.inputs, feeds)
-        self.calls += 1
-        small = resized(feeds[IMAGE][0], self.side_px)
-        return self._first.submit({**feeds, IMAGE: small[None]}), feeds
+    def first_feeds(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The whole image, at the network's side."""
+        return {**feeds, IMAGE: resized(feeds[IMAGE][0], self.side_px)[None]}
 
     def search(
         self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]

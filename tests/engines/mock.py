@@ -8,12 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from engines.build import WANTED_CLASS
-from engines.engine import Array, TensorSpec, Ticket, check_feeds
-from engines.errors import EngineError
+from engines.engine import Array, Engine, TensorSpec
 from engines.preprocess import IMAGE
 
 
-class MockEngine:
+class MockEngine(Engine):
     """See ``engines.engine.Engine``.
 
     The map is the mean over channels; the box is the bounding box of pixels at or over half the
@@ -29,7 +28,7 @@ class MockEngine:
     device: str = "no device"
 
     def __init__(self, size_px: int = 32, batch: int = 1, slots: int = 1) -> None:
-        self.slots = slots
+        super().__init__(slots)
         self.inputs: tuple[TensorSpec, ...] = (
             TensorSpec(IMAGE, np.dtype(np.uint8), (batch, size_px, size_px, 3)),
             TensorSpec(WANTED_CLASS, np.dtype(np.int64), (batch,)),
@@ -42,36 +41,18 @@ class MockEngine:
         )
         self.metadata: Mapping[str, str] = {"class_names": '["thing", "other"]'}
         self.calls = 0
-        self._under_way: list[Future[dict[str, Array]]] = []
+        self._answers: dict[int, Future[dict[str, Array]]] = {}
         self._worker = ThreadPoolExecutor(1)
 
-    def submit(self, feeds: Mapping[str, Array]) -> Ticket:
-        """See ``engines.engine.Engine.submit``."""
-        check_feeds(self.inputs, feeds)
-        if self.under_way == self.slots:
-            raise EngineError(
-                f"{self.slots} calls are under way, which is all this engine takes: collect one first"
-            )
+    def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
         self.calls += 1
-        self._under_way.append(self._worker.submit(self.run, feeds))
-        return self._under_way[-1]
+        self._answers[place] = self._worker.submit(self.run, feeds)
 
-    def collect(self, ticket: Ticket) -> dict[str, Array]:
-        """See ``engines.engine.Engine.collect``."""
-        if ticket not in self._under_way:
-            raise EngineError("this call was collected before")
-        self._under_way.remove(ticket)
-        outputs: dict[str, Array] = ticket.result()
-        return outputs
+    def _finish(self, place: int) -> dict[str, Array]:
+        return self._answers.pop(place).result()
 
-    @property
-    def under_way(self) -> int:
-        """Calls submitted and not yet collected."""
-        return len(self._under_way)
-
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """See ``engines.engine.Engine.infer``."""
-        return self.collect(self.submit(feeds))
+    def _free(self) -> None:
+        self._worker.shutdown()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The work of one call, in the engine's thread; tests make it slow or let it fail."""
@@ -82,10 +63,6 @@ class MockEngine:
             "map": maps,
             "box_xyxy": np.stack([_bright_box(image) for image in maps]),
         }
-
-    def close(self) -> None:
-        """End the thread."""
-        self._worker.shutdown()
 
 
 def _bright_box(image: Array) -> Array:

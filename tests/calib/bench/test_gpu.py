@@ -79,14 +79,14 @@ def test_every_slot_is_busy_while_throughput_is_measured(gpu):
     collect = engine.collect
 
     def watched(ticket):
-        most.append(engine._ring.waiting)
+        most.append(engine.under_way)
         return collect(ticket)
 
     engine.collect = watched
     bench_gpu.time_calls(engine, bench_gpu.feed_of(engine), 0.05)
     timed = most[most.index(2) :]
     assert set(timed[:-1]) == {2}
-    assert engine._ring.waiting == 0
+    assert engine.under_way == 0
     engine.close()
 
 

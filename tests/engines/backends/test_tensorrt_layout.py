@@ -1,11 +1,11 @@
-"""What a GPU engine decides without a GPU: where tensors lie, whose turn it is, whether a plan is
-the graph's.
+"""What a TensorRT engine decides without a GPU: where tensors lie, and whether a plan is the
+graph's.
 """
 
 import numpy as np
 import pytest
 
-from engines.backends.slots import ALIGNMENT, Layout, Ring, check_tensors
+from engines.backends.tensorrt import ALIGNMENT, Layout, check_tensors
 from engines.engine import TensorSpec
 from engines.errors import EngineError
 
@@ -45,32 +45,6 @@ def test_views_are_the_blocks_memory_and_do_not_overlap():
 
 def test_a_layout_is_never_empty():
     assert Layout.of(()).size == ALIGNMENT
-
-
-def test_slots_take_turns_first_in_first_out():
-    ring, order = Ring(3), []
-    tickets = [ring.take() for _ in range(3)]
-    for _ in range(7):
-        assert ring.oldest() == tickets.pop(0)
-        order.append(ring.oldest())
-        ring.release()
-        tickets.append(ring.take())
-    assert order == [0, 1, 2, 0, 1, 2, 0]
-    assert ring.waiting == 3
-
-
-def test_a_full_and_an_empty_ring_say_so():
-    ring = Ring(2)
-    with pytest.raises(EngineError, match="nothing was submitted"):
-        ring.oldest()
-    ring.take()
-    ring.take()
-    with pytest.raises(EngineError, match="all 2 slots of the engine are busy: collect a result"):
-        ring.take()
-    ring.undo()
-    assert ring.take() == 1
-    with pytest.raises(EngineError, match="at least one slot, not 0"):
-        Ring(0)
 
 
 def test_a_plan_is_held_against_its_graph():
