@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import engines  # noqa: F401  # switches telemetry off before OpenVINO is loaded
 
 if TYPE_CHECKING:
+    from realtime.annotate import Look
     from realtime.api import Box, Result, localize
     from realtime.sources.video import SourceOptions
 
-__all__ = ["Box", "Result", "SourceOptions", "localize"]
+__all__ = ["Box", "Look", "Result", "SourceOptions", "localize"]
+MODULES = {"Look": "realtime.annotate", "SourceOptions": "realtime.sources.video"}
+"""Where a public name is, if not in ``realtime.api``."""
 
 if not TYPE_CHECKING:  # else a type checker takes every name for one that exists
 
@@ -19,10 +22,7 @@ if not TYPE_CHECKING:  # else a type checker takes every name for one that exist
         """Load a public name."""
         if name not in __all__:
             raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-        return getattr(
-            import_module("realtime.sources.video" if name == "SourceOptions" else "realtime.api"),
-            name,
-        )
+        return getattr(import_module(MODULES.get(name, "realtime.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -5,14 +5,15 @@ frame's size.
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.boxes import iou
+from engines.errors import InputError
 from engines.localizer import ImageBgr, Localization
 from engines.text import displayable
 from realtime.frames import NO_IMAGE, BoxPx, Frame, Tracked
@@ -49,9 +50,9 @@ class OneEuro:
             self._last_s, self._value, self._speed = now_s, value, np.zeros_like(value)
             return value
         passed_s, self._last_s = now_s - self._last_s, now_s
-        kept = _share(DERIVATIVE_HZ, passed_s)
+        kept = _passed(DERIVATIVE_HZ, passed_s)
         self._speed = self._speed + kept * ((value - self._value) / passed_s - self._speed)
-        share = _share(self.min_cutoff_hz + self._beta * np.abs(self._speed), passed_s)
+        share = _passed(self.min_cutoff_hz + self._beta * np.abs(self._speed), passed_s)
         self._value = self._value + share * (value - self._value)
         return self._value
 
@@ -100,7 +101,7 @@ class BoxSmoother:
         return replace(found, box_xyxy_px=(x0, y0, x1, y1))
 
 
-def _share(cutoff_hz: float | NDArray[np.float64], passed_s: float) -> NDArray[np.float64]:
+def _passed(cutoff_hz: float | NDArray[np.float64], passed_s: float) -> NDArray[np.float64]:
     """How far the output goes towards the input (equation 6): a low pass with this cut-off, after
     this time.
     """
@@ -133,24 +134,44 @@ COLOURS_BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COL
 """``[256, 1, 3]``: OpenCV would work this table out anew for every frame."""
 
 
-HEAT_MAPS = ("inset", "over", "off")
+def _one_of(default: str, *among: str) -> Any:
+    """A field of ``Look`` that is one of these words."""
+    return field(default=default, metadata={"among": among})
+
+
+def _share(default: float) -> Any:
+    """A field of ``Look`` from 0 to 1."""
+    return field(default=default, metadata={"share": True})
 
 
 @dataclass(frozen=True)
 class Look:
-    """How results are drawn; it may change from frame to frame.
+    """How results are drawn; it may change from frame to frame. Session, page, ``stream`` and
+    ``Result.draw`` take its fields from here.
 
     Attributes:
-        box: outline and label.
+        box: draw outlines and labels.
         heat_map: ``inset`` in the lower right corner, ``over`` the whole frame, or ``off``.
-        alpha: of ``over``: 0 invisible, 1 nothing but the map.
-        smoothing: how much the drawn box is calmed, 0 (not at all) to 1; see ``realtime.annotate``.
+        alpha: opacity of ``over``: 0 shows the frame only, 1 the map only.
+        smoothing: how much the drawn box is smoothed over time, from 0 (not at all) to 1.
+
+    Raises:
+        InputError: a value is out of its range.
     """
 
     box: bool = True
-    heat_map: str = "inset"
-    alpha: float = 0.5
-    smoothing: float = 0.0
+    heat_map: str = _one_of("inset", "inset", "over", "off")
+    alpha: float = _share(0.5)
+    smoothing: float = _share(0.0)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, among = getattr(self, each.name), each.metadata.get("among")
+            if among and value not in among:
+                name = each.name.replace("_", " ")
+                raise InputError(f"the {name} is one of {', '.join(among)}, not '{value}'")
+            if "share" in each.metadata and not 0 <= value <= 1:
+                raise InputError(f"{each.name} goes from 0 to 1, not {value}")
 
 
 PLAIN = Look()

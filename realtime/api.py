@@ -15,7 +15,7 @@ from engines.errors import InputError, SourceError
 from engines.localizer import ImageBgr, Localizer
 from engines.options import EngineOptions
 from engines.text import displayable, shown
-from realtime.annotate import HEAT_MAPS, Look, draw
+from realtime.annotate import PLAIN, Look, draw
 from realtime.batch.decode import records_of
 from realtime.batch.plan import make_plan
 from realtime.capture import Feed, every_frame
@@ -88,21 +88,19 @@ class Result:
     state: str | None = None
     error: str = ""
 
-    def draw(self, *, box: bool = True, heat_map: str = "inset", alpha: float = 0.5) -> ImageBgr:
+    def draw(self, look: Look = PLAIN, **changes: Any) -> ImageBgr:
         """A copy of the image with the result drawn on it, uint8 BGR.
 
         Args:
-            box: draw outlines and labels.
-            heat_map: ``inset`` in the lower right corner, ``over`` the whole image, or ``off``.
-            alpha: opacity of ``over``, 0 to 1.
+            look: how to draw.
+            changes: fields of ``Look`` that are to be others, such as ``box=False``,
+                ``heat_map="over"`` or ``alpha=0.3``.
 
         Raises:
             InputError: there is no such heat map, or ``alpha`` is out of its range.
+            TypeError: ``Look`` has no such field.
         """
-        if heat_map not in HEAT_MAPS:
-            raise InputError(f"the heat map is one of {', '.join(HEAT_MAPS)}, not '{heat_map}'")
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha goes from 0 to 1, not {alpha}")
+        look = replace(look, **changes)
         record = self._record
         if record.found is None or self.error:  # it may have failed after it was found
             return self.image_bgr.copy()
@@ -111,7 +109,7 @@ class Result:
             self.image_bgr,
             record.found,
             truth,
-            look=Look(box, heat_map, alpha),
+            look=look,
             objects=record.objects or (),
         )
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.text import Text
 from engines.files import checked_suffix
 from engines.localizer import Localizer
 from engines.text import displayable, in_words
+from realtime.annotate import Look
 from realtime.capture import Feed
 from realtime.frame_queue import Policy
 from realtime.metrics import MetricsSink
@@ -41,6 +43,7 @@ from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, opened
 from realtime.web.server import Address, PageServer
 
 TABLE_EVERY_S = 0.5
+LOOK = {each.name for each in fields(Look)}
 
 
 def stream(
@@ -84,9 +87,7 @@ def stream(
     session.change(
         class_index=localizer.wanted_class,
         record=options.record,
-        heat_map=options.heat_map,
-        alpha=options.alpha,
-        smoothing=options.smoothing,
+        **{name: value for name, value in vars(options).items() if name in LOOK},
     )
     with ExitStack() as stack:
         sinks = _sinks(stack, session, options, lost, notify)

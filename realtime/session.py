@@ -13,7 +13,7 @@ import cv2
 from engines.choose import class_index
 from engines.errors import InputError, OutputError
 from engines.localizer import ImageBgr
-from realtime.annotate import HEAT_MAPS, Look
+from realtime.annotate import Look
 from realtime.capture import Connection
 from realtime.frames import FrameRecord
 from realtime.statistics import LiveRun
@@ -25,7 +25,7 @@ JPEG_QUALITY = 85
 
 @dataclass(frozen=True)
 class Settings(Look):
-    """What can be changed while a run goes on: the look, and these; the loop looks it up for each
+    """What can be changed while a run goes on: the look, and these. The loop reads it for each
     frame.
 
     Attributes:
@@ -171,23 +171,16 @@ class Session:
         """Replace fields of ``settings`` and return them all.
 
         Raises:
-            OutputError: the recording's name does not end in .mp4, or there is no such heat map.
-            ValueError: a value is out of its range.
+            OutputError: the recording's name does not end in .mp4.
+            InputError: a value is out of its range, see ``realtime.annotate.Look``.
         """
         record = changes.get("record")
         if record is not None and Path(record).suffix.lower() != ".mp4":
             raise OutputError(f"recording {record}: the name must end in .mp4; rename it")
-        if changes.get("heat_map", "off") not in HEAT_MAPS:
-            raise OutputError(
-                f"the heat map is one of {', '.join(HEAT_MAPS)}, not '{changes['heat_map']}'"
-            )
-        for name in ("alpha", "smoothing"):
-            if not 0 <= changes.get(name, 0) <= 1:
-                raise ValueError(f"{name} goes from 0 to 1, not {changes[name]}")
         with self._changed:
+            self.settings = replace(self.settings, **changes)
             if record is not None:
                 self.trouble = ""
-            self.settings = replace(self.settings, **changes)
             return self.settings
 
     def recording_failed(self, path: Path, trouble: str) -> None:

@@ -1,5 +1,6 @@
 """The web application of the page: the addresses that show a run and the ones that change it."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,11 +10,12 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from engines.choose import class_index
 from engines.errors import SightlineError
 from engines.files import numbered
+from realtime.annotate import Look
 from realtime.session import Session
 from realtime.sinks import make_writable
 from realtime.web.broadcast import BOUNDARY, Broadcast
@@ -34,22 +36,35 @@ Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Changes(BaseModel):
-    """What a viewer may change; see ``realtime.session.Settings``. ``wanted_class``: a name or
-    index, empty for the likeliest.
+class Steering(BaseModel):
+    """What a viewer may change besides the look.
 
-    ``point``: of the object to follow, in shares of the picture of ``source``.
+    Attributes:
+        wanted_class: a name or index; empty for the likeliest.
+        point: of the object to follow, in shares of the picture of ``source``.
+        source: see there.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     wanted_class: str | None = None
-    box: bool | None = Field(None, strict=True)
-    heat_map: str | None = Field(None, pattern="^(off|inset|over)$")
-    alpha: Share | None = None
-    smoothing: Share | None = None
     point: tuple[Share, Share] | None = None
     source: str | None = None
+
+
+def _value_of(switch: dataclasses.Field[Any]) -> Any:
+    """The type of a field of ``Look`` in JSON, with its limits."""
+    if "share" in switch.metadata:
+        return Share
+    if among := switch.metadata.get("among"):
+        return Annotated[str, Field(pattern=f"^({'|'.join(among)})$")]
+    return Annotated[bool, Field(strict=True)]
+
+
+LOOK = dataclasses.fields(Look)
+_SWITCHES: dict[str, Any] = {each.name: (_value_of(each) | None, None) for each in LOOK}
+Changes = create_model("Changes", __base__=Steering, **_SWITCHES)
+"""What a viewer may change: that of ``Steering``, and each field of ``realtime.annotate.Look``."""
 
 
 class Recording(BaseModel):
@@ -159,7 +174,7 @@ def _add_steering(
         return list(session.class_names)
 
     @app.post("/settings")
-    def settings(changes: Annotated[Changes, Depends(_reader(Changes))]) -> dict[str, Any]:
+    def settings(changes: Annotated[Steering, Depends(_reader(Changes))]) -> dict[str, Any]:
         given = changes.model_dump(exclude_unset=True, exclude_none=True)
         if "wanted_class" in given:
             wanted = given.pop("wanted_class").strip()
@@ -245,10 +260,7 @@ def _state(session: Session, title: Callable[[], str]) -> dict[str, Any]:
     wanted = None if now.class_index is None else session.class_names[now.class_index]
     settings = {
         "wanted_class": wanted,
-        "box": now.box,
-        "heat_map": now.heat_map,
-        "alpha": now.alpha,
-        "smoothing": now.smoothing,
+        **{each.name: getattr(now, each.name) for each in LOOK},
         "record": now.record.name if now.record else None,
     }
     return {

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from engines.errors import InputError
 from engines.localizer import Localization, Localizer
 from realtime.annotate import (
     OBJECTS_BGR,
@@ -270,3 +271,16 @@ def test_a_long_line_and_the_heat_map_make_room_for_each_other():
     ]
     assert 0 < rows[0][0] - rows[1][0] < 40, "the white frame stands higher"
     assert len(rows[0]) == len(rows[1]), "and is whole"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"heat_map": "loud"}, "the heat map is one of inset, over, off, not 'loud'"),
+        ({"alpha": 1.5}, "alpha goes from 0 to 1, not 1.5"),
+        ({"smoothing": math.nan}, "smoothing goes from 0 to 1, not nan"),
+    ],
+)
+def test_a_look_checks_its_fields(changes, said):
+    with pytest.raises(InputError, match=said):
+        Look(**changes)

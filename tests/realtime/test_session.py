@@ -2,7 +2,7 @@
 
 import pytest
 
-from engines.errors import ModelError
+from engines.errors import InputError, ModelError
 from tests.realtime.media import write_video
 from tests.realtime.watched import Watched
 
@@ -23,7 +23,7 @@ def test_what_is_looked_for_and_drawn_changes_while_it_runs(tmp_path):
         assert run.session.snapshot("clip")[:2] == b"\xff\xd8"
         with pytest.raises(ModelError, match="unknown to this network"):
             run.session.look_for("yeti")
-        with pytest.raises(ValueError, match="from 0 to 1"):
+        with pytest.raises(InputError, match="alpha goes from 0 to 1, not 2"):
             run.session.change(alpha=2)
         run.session.look_for(None)
         assert (

@@ -137,9 +137,7 @@ function takeSettings() {
   by("where").textContent = recording ? settings.record : (state.trouble || (settings.wanted_class ? `looking for ${settings.wanted_class}` : ""));
   if (performance.now() - touched_ms < 1500) return; // what a hand is moving is not pulled from under it
   if (document.activeElement !== by("class")) by("class").value = settings.wanted_class ?? "";
-  by("box").checked = settings.box;
-  for (const radio of document.getElementsByName("heat")) radio.checked = radio.value === settings.heat_map;
-  for (const name of ["alpha", "smoothing"]) { by(name).value = settings[name]; label(name); }
+  for (const control of lookControls) showLook(control, settings[control.dataset.look]);
   by("alpha").parentElement.classList.toggle("idle", settings.heat_map !== "over");
 }
 
@@ -207,21 +205,34 @@ function markClick(event) {
 
 const hint = (text) => { by("hint").lastChild.textContent = text; };
 
-const label = (name) => { by(`${name}-value`).textContent = `${Math.round(by(name).value * 100)} %`; };
+// The look: each input with data-look="NAME" shows and changes the setting NAME (a field of Look in annotate.py).
+const lookControls = [...document.querySelectorAll("[data-look]")];
+
+function showLook(control, value) {
+  if (control.type === "checkbox") control.checked = value;
+  else if (control.type === "radio") control.checked = control.value === value;
+  else { control.value = value; label(control); }
+}
+
+const label = (range) => { by(`${range.id}-value`).textContent = `${Math.round(range.value * 100)} %`; };
 
 by("look").addEventListener("submit", (event) => { event.preventDefault(); by("class").blur(); change("settings", { wanted_class: by("class").value }); });
 by("likeliest").addEventListener("click", () => { by("class").value = ""; change("settings", { wanted_class: "" }); });
-by("box").addEventListener("change", () => change("settings", { box: by("box").checked }));
-for (const radio of document.getElementsByName("heat")) radio.addEventListener("change", () => { touched_ms = 0; change("settings", { heat_map: radio.value }); });
-for (const name of ["alpha", "smoothing"]) {
+for (const control of lookControls) {
+  const name = control.dataset.look;
+  if (control.type !== "range") {
+    const value = () => (control.type === "checkbox" ? control.checked : control.value);
+    control.addEventListener("change", () => { touched_ms = 0; change("settings", { [name]: value() }); });
+    continue;
+  }
   let sending = false, again = false;
   const send = async () => {
     if (sending) { again = true; return; }
     sending = true;
-    do { again = false; await change("settings", { [name]: Number(by(name).value) }); } while (again);
+    do { again = false; await change("settings", { [name]: Number(control.value) }); } while (again);
     sending = false;
   };
-  by(name).addEventListener("input", () => { touched_ms = performance.now(); label(name); send(); });
+  control.addEventListener("input", () => { touched_ms = performance.now(); label(control); send(); });
 }
 by("picture").addEventListener("click", async (event) => {
   const point = pointAt(event);

@@ -1,10 +1,12 @@
 """What can be seen and what can be changed, without a browser."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
+from realtime.annotate import Look
 from realtime.frames import Frame, FrameRecord, Track, Tracked
 from realtime.tracking.options import Following, FollowOptions
 from realtime.web.server import PageServer
@@ -29,6 +31,18 @@ def test_state_tells_of_every_source(session):
         "smoothing": 0.0,
         "record": None,
     }
+
+
+def test_every_field_of_the_look_is_shown_and_can_be_changed(session):
+    """Also one that is added: the page's addresses take them from ``Look``."""
+    look = {"box": False, "heat_map": "over", "alpha": 0.25, "smoothing": 1.0}
+    assert list(look) == [each.name for each in fields(Look)]
+    with PageServer(session, str, LOCAL) as server:
+        for name, value in look.items():
+            status, answer = post(server.url, "/settings", {name: value})
+            assert (status, answer["settings"][name]) == (200, value)
+            assert post(server.url, "/settings", {name: "no such value"})[0] == 422
+    assert {name: getattr(session.settings, name) for name in look} == look
 
 
 def test_a_click_says_what_is_followed_where_anything_is(session):
