@@ -6,7 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from functools import cache
+from typing import Annotated, TypeVar, get_args, get_type_hints
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from engines.boxes import iou
 from engines.errors import InputError
 from engines.localizer import ImageBgr, Localization
+from engines.options import OUTPUT, Option
 from engines.text import displayable
 from realtime.frames import NO_IMAGE, BoxPx, Frame, Tracked
 
@@ -134,16 +136,6 @@ COLOURS_BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COL
 """``[256, 1, 3]``: OpenCV would work this table out anew for every frame."""
 
 
-def _one_of(default: str, *among: str) -> Any:
-    """A field of ``Look`` that is one of these words."""
-    return field(default=default, metadata={"among": among})
-
-
-def _share(default: float) -> Any:
-    """A field of ``Look`` from 0 to 1."""
-    return field(default=default, metadata={"share": True})
-
-
 @dataclass(frozen=True)
 class Look:
     """How results are drawn; it may change from frame to frame. Session, page, ``stream`` and
@@ -160,18 +152,53 @@ class Look:
     """
 
     box: bool = True
-    heat_map: str = _one_of("inset", "inset", "over", "off")
-    alpha: float = _share(0.5)
-    smoothing: float = _share(0.0)
+    heat_map: Annotated[
+        str, Option("inset: in the corner; over: on the whole picture; off.", OUTPUT)
+    ] = field(default="inset", metadata={"among": ("inset", "over", "off")})
+    alpha: Annotated[float, Option("Opacity of --heat-map over.", OUTPUT, min=0, max=1)] = 0.5
+    smoothing: Annotated[
+        float,
+        Option(
+            "Calm the drawn box: 0 (not at all) to 1. The log keeps the raw box.",
+            OUTPUT,
+            ("smooth",),
+            min=0,
+            max=1,
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value, among = getattr(self, each.name), each.metadata.get("among")
-            if among and value not in among:
-                name = each.name.replace("_", " ")
-                raise InputError(f"the {name} is one of {', '.join(among)}, not '{value}'")
-            if "share" in each.metadata and not 0 <= value <= 1:
-                raise InputError(f"{each.name} goes from 0 to 1, not {value}")
+        for name, switch in switches().items():
+            value = getattr(self, name)
+            if switch.among and value not in switch.among:
+                among = ", ".join(switch.among)
+                raise InputError(f"the {name.replace('_', ' ')} is one of {among}, not '{value}'")
+            if switch.most is not None and not switch.least <= value <= switch.most:
+                raise InputError(
+                    f"{name} goes from {switch.least:g} to {switch.most:g}, not {value}"
+                )
+
+
+@dataclass(frozen=True)
+class Switch:
+    """What a field of ``Look`` may be: one of some words, a number of a range, or else true or
+    false.
+    """
+
+    among: tuple[str, ...] = ()
+    least: float = 0.0
+    most: float | None = None
+
+
+@cache
+def switches() -> dict[str, Switch]:
+    """The fields of ``Look`` by name."""
+    hints = get_type_hints(Look, include_extras=True)
+    found = {}
+    for each in fields(Look):
+        option = next(iter(get_args(hints[each.name])[1:]), Option(""))
+        found[each.name] = Switch(each.metadata.get("among", ()), option.min or 0.0, option.max)
+    return found
 
 
 PLAIN = Look()

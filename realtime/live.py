@@ -43,7 +43,6 @@ from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, opened
 from realtime.web.server import Address, PageServer
 
 TABLE_EVERY_S = 0.5
-LOOK = {each.name for each in fields(Look)}
 
 
 def stream(
@@ -87,7 +86,7 @@ def stream(
     session.change(
         class_index=localizer.wanted_class,
         record=options.record,
-        **{name: value for name, value in vars(options).items() if name in LOOK},
+        **{each.name: getattr(options, each.name) for each in fields(Look)},
     )
     with ExitStack() as stack:
         sinks = _sinks(stack, session, options, lost, notify)

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Annotated
 
 from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, Option
+from realtime.annotate import Look
 from realtime.sources.video import SourceOptions
 
 
 @dataclass(frozen=True)
-class StreamOptions:
-    """What ``realtime.live.stream`` does with frames and results, and how it opens live sources."""
+class StreamOptions(Look):
+    """What ``realtime.live.stream`` does with frames and results, and how it opens live sources.
+    The fields of ``Look`` are how the run begins to draw.
+    """
 
     window: Annotated[bool, Option("Open a window where there is a display.", OUTPUT)] = True
     record: Annotated[
@@ -52,20 +55,6 @@ class StreamOptions:
     web_dir: Annotated[Path, Option("Folder for recordings begun on the page.", OUTPUT)] = Path(
         "recordings"
     )
-    heat_map: Annotated[
-        str, Option("inset: in the corner; over: on the whole picture; off.", OUTPUT)
-    ] = "inset"
-    alpha: Annotated[float, Option("Opacity of --heat-map over.", OUTPUT, min=0, max=1)] = 0.5
-    smoothing: Annotated[
-        float,
-        Option(
-            "Calm the drawn box: 0 (not at all) to 1. The log keeps the raw box.",
-            OUTPUT,
-            ("smooth",),
-            min=0,
-            max=1,
-        ),
-    ] = 0.0
     seconds: Annotated[float | None, Option("Stop after this long.", LOOK_AT, min=0.1)] = None
     policy: Annotated[
         str,

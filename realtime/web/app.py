@@ -1,6 +1,5 @@
 """The web application of the page: the addresses that show a run and the ones that change it."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from engines.choose import class_index
 from engines.errors import SightlineError
 from engines.files import numbered
-from realtime.annotate import Look
+from realtime.annotate import Switch, switches
 from realtime.session import Session
 from realtime.sinks import make_writable
 from realtime.web.broadcast import BOUNDARY, Broadcast
@@ -52,18 +51,18 @@ class Steering(BaseModel):
     source: str | None = None
 
 
-def _value_of(switch: dataclasses.Field[Any]) -> Any:
+def _kind_of(switch: Switch) -> Any:
     """The type of a field of ``Look`` in JSON, with its limits."""
-    if "share" in switch.metadata:
-        return Share
-    if among := switch.metadata.get("among"):
-        return Annotated[str, Field(pattern=f"^({'|'.join(among)})$")]
-    return Annotated[bool, Field(strict=True)]
+    if switch.among:
+        return Annotated[str, Field(pattern=f"^({'|'.join(switch.among)})$")]
+    if switch.most is None:
+        return Annotated[bool, Field(strict=True)]
+    limits = Field(strict=True, ge=switch.least, le=switch.most, allow_inf_nan=False)
+    return Annotated[float, limits]
 
 
-LOOK = dataclasses.fields(Look)
-_SWITCHES: dict[str, Any] = {each.name: (_value_of(each) | None, None) for each in LOOK}
-Changes = create_model("Changes", __base__=Steering, **_SWITCHES)
+_LOOK: dict[str, Any] = {name: (_kind_of(each) | None, None) for name, each in switches().items()}
+Changes = create_model("Changes", __base__=Steering, **_LOOK)
 """What a viewer may change: that of ``Steering``, and each field of ``realtime.annotate.Look``."""
 
 
@@ -260,7 +259,7 @@ def _state(session: Session, title: Callable[[], str]) -> dict[str, Any]:
     wanted = None if now.class_index is None else session.class_names[now.class_index]
     settings = {
         "wanted_class": wanted,
-        **{each.name: getattr(now, each.name) for each in LOOK},
+        **{name: getattr(now, name) for name in switches()},
         "record": now.record.name if now.record else None,
     }
     return {
