@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from calib.data.content import Readers, file_bytes, is_archive, members
 from calib.data.images import (
     VIDEOS,
     ImageFiles,
@@ -25,7 +24,19 @@ from calib.data.images import (
     size_of,
 )
 from calib.data.json_dialects import read_json
-from calib.data.labels import BadLabelError, Label, Remarks, SizePx, Truth, fitted, shown
+from calib.data.labels import (
+    BadLabelError,
+    Label,
+    Readers,
+    Remarks,
+    SizePx,
+    Truth,
+    file_bytes,
+    fitted,
+    is_archive,
+    members,
+    shown,
+)
 from calib.data.tables import is_sequence, read_table
 from calib.data.text_dialects import (
     NAME_FILES,

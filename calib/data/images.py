@@ -16,8 +16,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from calib.data.content import is_archive, members
-from calib.data.labels import BadLabelError, Label, Remarks, SizePx, shown
+from calib.data.labels import BadLabelError, Label, Remarks, SizePx, is_archive, members, shown
 from calib.data.text_dialects import NAME_FILES
 from engines import MOST_IMAGE_PIXELS
 from engines.errors import SourceError

@@ -8,16 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from calib.data.content import (
-    field,
-    json_of,
-    listed,
-    named,
-    number,
-    numbers,
-    optional,
-    size_of_labels,
-)
 from calib.data.labels import (
     BadLabelError,
     Label,
@@ -27,8 +17,16 @@ from calib.data.labels import (
     around,
     centre_and_size,
     corner_and_size,
+    field,
+    json_of,
+    listed,
+    named,
+    number,
+    numbers,
+    optional,
     say_fractions,
     shown,
+    size_of_labels,
     turned,
 )
 from realtime.frames import BoxPx

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calib.data.content import named, numbers, size_of_labels, text_of
 from calib.data.json_dialects import via_region
 from calib.data.labels import (
     BadLabelError,
@@ -23,8 +22,12 @@ from calib.data.labels import (
     centre_and_size,
     corner_and_size,
     corners_voc,
+    named,
+    numbers,
     say_fractions,
     shown,
+    size_of_labels,
+    text_of,
 )
 from realtime.frames import BoxPx
 

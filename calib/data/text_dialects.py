@@ -11,16 +11,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from calib.data.content import Readers, file_bytes, is_archive, members, number, text_of
 from calib.data.labels import (
     FRACTION_SLACK,
     BadLabelError,
     Label,
+    Readers,
     Remarks,
     Truth,
     around,
     centre_and_size,
+    file_bytes,
+    is_archive,
+    members,
+    number,
     shown,
+    text_of,
 )
 from engines.errors import SourceError
 from realtime.frames import BoxPx

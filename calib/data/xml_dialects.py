@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
-from calib.data.content import number, size_of_labels, text_of
 from calib.data.labels import (
     BadLabelError,
     Label,
@@ -19,8 +18,11 @@ from calib.data.labels import (
     centre_and_size,
     corner_and_size,
     corners_voc,
+    number,
     say_fractions,
     shown,
+    size_of_labels,
+    text_of,
     turned,
 )
 from realtime.frames import BoxPx
