@@ -162,17 +162,3 @@ def load_or_build(
     plan = build()
     write_engine(key.path, key, plan)
     return plan
-
-
-def cached_engines() -> list[Path]:
-    """Every engine file in the cache, the oldest first."""
-    return sorted(engines_dir().glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
-
-
-def clear_engines() -> int:
-    """Delete every built engine with its certificate; returns the bytes that were freed."""
-    freed = 0
-    for path in engines_dir().glob("*") if engines_dir().is_dir() else ():
-        freed += path.stat().st_size
-        path.unlink()
-    return freed

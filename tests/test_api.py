@@ -126,7 +126,8 @@ def test_rows_are_those_of_the_log_of_batch(tmp_path, follow):
     assert logged[0].keys() - rows[0].keys() <= drawing
 
 
-def test_a_result_says_what_its_row_says(localizer, threads_end):
+@pytest.mark.usefixtures("threads_end")
+def test_a_result_says_what_its_row_says(localizer):
     results = list(localize("demo:3", localizer))
     assert [result.frame for result in results] == [0, 1, 2]
     for result in results:
@@ -158,7 +159,8 @@ def test_a_result_says_what_its_row_says(localizer, threads_end):
         results[0].draw(alpha=2)
 
 
-def test_objects_that_are_followed_have_numbers(threads_end):
+@pytest.mark.usefixtures("threads_end")
+def test_objects_that_are_followed_have_numbers():
     with closing(localize("demo:", backend="openvino", follow=True)) as frames:
         results = list(islice(frames, 24))
     assert {result.state for result in results} >= {"searching", "following"}
@@ -181,7 +183,8 @@ def test_several_objects_of_one_frame():
     assert scores == sorted(scores, reverse=True)
 
 
-def test_a_damaged_image_is_a_result_with_an_error(tmp_path, localizer, threads_end):
+@pytest.mark.usefixtures("threads_end")
+def test_a_damaged_image_is_a_result_with_an_error(tmp_path, localizer):
     folder = write_images(tmp_path / "photos", 3)
     damaged = sorted(folder.iterdir())[0]
     damaged.write_bytes(damaged.read_bytes()[:60])
@@ -193,7 +196,8 @@ def test_a_damaged_image_is_a_result_with_an_error(tmp_path, localizer, threads_
     assert bad.to_dict()["outcome"] == "failed"
 
 
-def test_a_video_that_is_cut_off_ends_with_an_error(tmp_path, localizer, threads_end):
+@pytest.mark.usefixtures("threads_end")
+def test_a_video_that_is_cut_off_ends_with_an_error(tmp_path, localizer):
     whole = write_video(tmp_path / "whole.mkv", 150)
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
@@ -203,9 +207,8 @@ def test_a_video_that_is_cut_off_ends_with_an_error(tmp_path, localizer, threads
     assert results
 
 
-def test_a_live_source_gives_its_newest_frames_until_it_is_closed(
-    localizer, monkeypatch, threads_end
-):
+@pytest.mark.usefixtures("threads_end")
+def test_a_live_source_gives_its_newest_frames_until_it_is_closed(localizer, monkeypatch):
     monkeypatch.setattr(web_camera, "POLL_S", 0.02)
     answers = itertools.cycle(JPEGS)
 
@@ -225,7 +228,8 @@ def test_a_live_source_gives_its_newest_frames_until_it_is_closed(
     assert localizer.localize([picture(0)])  # it is open still
 
 
-def test_closing_early_frees_what_was_opened(tmp_path, monkeypatch, threads_end):
+@pytest.mark.usefixtures("threads_end")
+def test_closing_early_frees_what_was_opened(tmp_path, monkeypatch):
     opened = []
 
     def noted(*arguments, **options):
@@ -275,6 +279,7 @@ def test_an_open_localizer_takes_no_options(localizer):
         localize("demo:2", localizer, objects=2)
 
 
+@pytest.mark.usefixtures("threads_end")
 @pytest.mark.parametrize(
     ("source", "options", "error"),
     [
@@ -285,9 +290,7 @@ def test_an_open_localizer_takes_no_options(localizer):
         ("demo:2", {"backend": "no such backend"}, EngineError),
     ],
 )
-def test_what_cannot_be_opened_raises_when_a_result_is_asked_for(
-    source, options, error, threads_end
-):
+def test_what_cannot_be_opened_raises_when_a_result_is_asked_for(source, options, error):
     results = localize(source, **options)
     with pytest.raises(error, match=r"no|none"):
         next(results)

@@ -17,7 +17,6 @@ from engines.text import displayable
 from realtime.statistics import LATENCY_FILE, Run, latency_table, plot_latency
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OURS, THEIRS, DARK = "#4C78A8", "#C2C8D0", "#222222"
@@ -78,7 +77,7 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _plain(axes: "Axes", grid: Literal["both", "x", "y"] = "both") -> None:
+def _plain(axes: Any, grid: Literal["both", "x", "y"] = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, alpha=0.25)
     axes.set_axisbelow(True)

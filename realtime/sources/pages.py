@@ -20,8 +20,6 @@ from realtime.sources.film import film_of
 from realtime.sources.video import reason_of
 
 MAY_HAVE_SEVERAL = frozenset({".png", ".webp", ".gif", ".avif", ".tif", ".tiff", ".mpo"})
-FILMS = frozenset({"GIF", "PNG"})
-"""Formats whose animations FFmpeg plays."""
 Member = tuple[str, Callable[[], bytes]]
 
 

@@ -20,7 +20,7 @@ from engines.choose import build_chosen, open_localizer
 from engines.errors import EngineError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
-from engines.plan_cache import cached_engines, read_engine
+from engines.plan_cache import SUFFIX, engines_dir, read_engine
 from realtime.sources.demo import DemoCamera
 
 pytestmark = pytest.mark.gpu
@@ -44,7 +44,8 @@ def certified_engine(precision, batch=1):
     assert build_chosen_engine(
         model, BuildOptions(backend="tensorrt", precision=precision), console
     ).passed
-    return model, read_engine(cached_engines()[0])[1]
+    (path,) = engines_dir().glob(f"*{SUFFIX}")
+    return model, read_engine(path)[1]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

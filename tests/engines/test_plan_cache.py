@@ -2,7 +2,6 @@
 they are damaged.
 """
 
-import os
 from dataclasses import fields, replace
 
 import pytest
@@ -13,8 +12,6 @@ from engines.networks.registry import load_classifier
 from engines.plan_cache import (
     CorruptEngineError,
     EngineKey,
-    cached_engines,
-    clear_engines,
     engines_dir,
     find_engine,
     graph_digest,
@@ -115,15 +112,3 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match="cannot write"):
         load_or_build(KEY, lambda: PLAN, no_notice)
-
-
-def test_listing_and_clearing():
-    assert cached_engines() == []
-    assert clear_engines() == 0
-    second = replace(KEY, batch=8)
-    for place, key in enumerate((KEY, second)):
-        write_engine(key.path, key, PLAN)
-        os.utime(key.path, (place, place))
-    assert cached_engines() == [KEY.path, second.path]
-    assert clear_engines() > 2 * len(PLAN)
-    assert cached_engines() == []

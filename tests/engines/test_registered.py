@@ -75,15 +75,17 @@ def squares(count: int) -> list[Sample]:
     return samples
 
 
+@pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("method", ["sensitivity", "gestalt", "heuristic", "dam", "beam"])
-def test_every_method_opens_a_registered_network(toy, method):
+def test_every_method_opens_a_registered_network(method):
     with open_localizer("toy", weights="random", method=method) as localizer:
         found = localizer.localize([squares(1)[0].read()])[0]
     assert found.box_xyxy_px is not None
     assert found.class_name in ("class 0", "class 1", "class 2")
 
 
-def test_a_head_is_fitted_on_a_registered_network_and_read(toy, tmp_path):
+@pytest.mark.usefixtures("toy")
+def test_a_head_is_fitted_on_a_registered_network_and_read(tmp_path):
     classifier = load_classifier("toy", "random")
     spec, features = default_features(classifier, "sensitivity")
     assert {feature.layer for feature in features} == {"pixels", "conv1", "conv2"}
@@ -97,11 +99,13 @@ def test_a_head_is_fitted_on_a_registered_network_and_read(toy, tmp_path):
     assert found.confidence is not None
 
 
-def test_weights_of_a_registered_network_must_be_named(toy):
+@pytest.mark.usefixtures("toy")
+def test_weights_of_a_registered_network_must_be_named():
     with pytest.raises(ModelError, match="no weights of toy are shipped or published"):
         open_localizer("toy")
 
 
-def test_two_networks_cannot_have_one_name(toy):
+@pytest.mark.usefixtures("toy")
+def test_two_networks_cannot_have_one_name():
     with pytest.raises(ModelError, match="cannot be called 'vgg16'"):
         register_network(replace(TOY, name="vgg16"))

@@ -65,7 +65,8 @@ def play(budgeted, sink, until, frames=4000):
     raise AssertionError(f"never: {budgeted.summary()}")
 
 
-def test_under_load_it_steps_down_says_so_and_comes_back(impatient, load):
+@pytest.mark.usefixtures("impatient")
+def test_under_load_it_steps_down_says_so_and_comes_back(load):
     notify, sink, load["frame"] = [], Kept(), 100.0
     budgeted = BudgetLocalizer(TINY, 80.0, notify.append)
     ladder = budgeted._ladder

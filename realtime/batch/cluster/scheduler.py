@@ -248,7 +248,6 @@ class Source:
         return {"source": shown(self.spec), **summary}
 
 
-Then = Callable[[Source, Any], None]
 MOST_TRIES = 3
 """A segment whose worker died so often is what kills them: its source is given up."""
 TICK_S = 1.0
