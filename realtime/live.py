@@ -82,6 +82,7 @@ def stream(
         localizer.class_names,
         stop=feed.stop,
         following=opened(following),
+        notify=notify,
     )
     session.change(
         class_index=localizer.wanted_class,

@@ -24,7 +24,8 @@ class MetricsSink:
     ``sightline_frames_total`` by source, outcome and cause; ``sightline_stage_seconds`` by source
     and stage; ``sightline_age_seconds`` from capture to display and ``sightline_latency_seconds``
     from the start of reading, by source; ``sightline_reconnects_total`` and ``sightline_up`` by
-    source; ``sightline_objects``, of several that are followed.
+    source; ``sightline_objects``, of several that are followed; ``sightline_page_errors_total``,
+    requests here and to the page that ended by a defect of Sightline.
 
     Args:
         port: 0 for any free one; see ``port``.
@@ -68,7 +69,11 @@ class MetricsSink:
         )
         registry.register(_Connections(session))
         self._server = GuardedServer(
-            _application(registry, session), Address(port=port), token, "--metrics"
+            _application(registry, session),
+            Address(port=port),
+            token,
+            session.page_failed,
+            "--metrics",
         )
         self.port = self._server.port
 
@@ -108,10 +113,15 @@ class _Connections:
             "sightline_reconnects", "Times that a source came back", labels=["source"]
         )
         up = GaugeMetricFamily("sightline_up", "1 while a source gives frames", labels=["source"])
+        errors = CounterMetricFamily(
+            "sightline_page_errors",
+            "Requests that ended by a defect",
+            value=self._session.page_errors,
+        )
         for each in self._session.connections:
             reconnects.add_metric([each.name], each.reconnects)
             up.add_metric([each.name], float(each.state == "live"))
-        yield from (reconnects, up)
+        yield from (reconnects, up, errors)
 
 
 def _application(registry: "CollectorRegistry", session: Session) -> "FastAPI":

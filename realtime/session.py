@@ -13,6 +13,7 @@ import cv2
 from engines.choose import class_index
 from engines.errors import InputError, OutputError
 from engines.localizer import ImageBgr
+from engines.text import in_words
 from realtime.annotate import Look
 from realtime.capture import Connection
 from realtime.frames import FrameRecord
@@ -78,10 +79,12 @@ class Session:
         settings: at first.
         stop: ends the run.
         following: of the run; None where nothing is followed.
+        notify: gets a line that a user should know of.
 
     Attributes:
         closed: the run has ended; nothing more comes.
         trouble: why the last recording has ended, if not because it was asked to.
+        page_errors: how many requests over HTTP ended by a defect of Sightline.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Session:
         settings: Settings = Settings(),
         stop: Callable[[], None] = lambda: None,
         following: Following | None = None,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.connections, self.class_names, self.settings, self.stop = (
             connections,
@@ -105,6 +109,8 @@ class Session:
         self._asked_s = -WATCHED_S
         self.closed = threading.Event()
         self.trouble = ""
+        self.page_errors = 0
+        self._notify = notify
 
     @property
     def needs_picture(self) -> bool:
@@ -189,6 +195,17 @@ class Session:
             self.trouble = trouble
             if self.settings.record == path:
                 self.settings = replace(self.settings, record=None)
+
+    def page_failed(self, error: Exception) -> None:
+        """A request was not answered because of a defect; the first one is told."""
+        with self._changed:
+            self.page_errors += 1
+            first = self.page_errors == 1
+        if first:
+            self._notify(
+                f"a request to the page failed ({in_words(error)}): this is a defect of"
+                " Sightline; the run goes on, and more of them are only counted"
+            )
 
     def look_for(self, wanted: str | None) -> int | None:
         """Look for a class by its name or index from the next frame on; None or an empty name for

@@ -8,10 +8,11 @@ import math
 import re
 import secrets
 import time
+from collections.abc import Callable
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,10 +48,14 @@ class Guard:
         app: what is guarded.
         token: None for none.
         port: names the cookie: cookies are shared among the ports of a host.
+        failed: gets what ended a request that should have been answered.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, port: int) -> None:
+    def __init__(
+        self, app: ASGIApp, token: str | None, port: int, failed: Callable[[Exception], None]
+    ) -> None:
         self._app, self._token, self._cookie = app, token, f"sightline_{port}"
+        self._failed = failed
         self._failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,9 +85,10 @@ class Guard:
 
         try:
             await answer(scope, receive, send_once)
-        except (
-            Exception
-        ) as error:  # its text would be one of ours, and a traceback is not for the terminal
+        except ClientDisconnect:
+            return
+        except Exception as error:  # a traceback is not for the terminal
+            self._failed(error)
             if not started:
                 await refused(500, f"this is a defect of Sightline: {type(error).__name__}")(
                     scope, receive, send_with_headers

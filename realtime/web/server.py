@@ -79,6 +79,7 @@ class GuardedServer:
         address: where to listen.
         token: who has it may look; None for none on this machine alone, and for a new one
             elsewhere.
+        failed: gets what ended a request that should have been answered.
         option: the command line's, which messages name.
         most: connections at a time; None for what the limit of open files allows.
         request_s: until a whole request must be here.
@@ -98,6 +99,7 @@ class GuardedServer:
         app: "ASGIApp",
         address: Address,
         token: str | None = None,
+        failed: Callable[[Exception], None] = lambda _: None,
         option: str = "--web",
         most: int | None = None,
         request_s: float = 10.0,
@@ -118,7 +120,7 @@ class GuardedServer:
         # No access log: a line for every picture. No "Server" header: nobody needs to know.
         protocol: Any = Limits(most or most_connections(), request_s).protocol
         config = uvicorn.Config(
-            Guard(app, token, self.port),
+            Guard(app, token, self.port, failed),
             http=protocol,
             log_config=None,
             log_level=logging.CRITICAL + 1,
@@ -188,7 +190,9 @@ class PageServer(GuardedServer):
         try:
             from realtime.web.app import page_app
 
-            super().__init__(page_app(session, title, recordings), address, token)
+            super().__init__(
+                page_app(session, title, recordings), address, token, session.page_failed
+            )
         except ImportError as error:
             raise EngineError(f"--web needs FastAPI and uvicorn: {install_extra('web')}") from error
 

@@ -8,6 +8,8 @@ import pytest
 
 from realtime.annotate import Look
 from realtime.frames import Frame, FrameRecord, Track, Tracked
+from realtime.metrics import MetricsSink
+from realtime.session import Session
 from realtime.tracking.options import Following, FollowOptions
 from realtime.web.server import PageServer
 from tests.realtime.web.served import LOCAL, get, post, show
@@ -127,3 +129,23 @@ def test_unknown_sources_are_named(session):
         reply, content = get(server.url, "/frame.jpg?source=nowhere")
     assert reply.status == 400
     assert json.loads(content)["error"] == "there is no source 'nowhere': there is cam, door"
+
+
+def test_a_defect_is_counted_in_the_metrics_and_told_once(session):
+    pytest.importorskip("prometheus_client")
+    told = []
+    run = Session(session.connections, session.live_run, session.class_names, notify=told.append)
+
+    def title():
+        raise KeyError("no such engine")
+
+    with MetricsSink(0, run) as metrics, PageServer(run, title, LOCAL) as server:
+        address = f"http://127.0.0.1:{metrics.port}"
+        assert b"sightline_page_errors_total 0.0" in get(address, "/metrics")[1]
+        for _ in range(2):
+            assert get(server.url, "/state")[0].status == 500
+        assert get(server.url, "/frame.jpg?source=nowhere")[0].status == 400
+        assert b"sightline_page_errors_total 2.0" in get(address, "/metrics")[1]
+    assert len(told) == 1
+    assert "KeyError" in told[0]
+    assert "defect of Sightline" in told[0]
