@@ -1,16 +1,19 @@
 """The job of one source: its folder, its manifest, and which of its segments are done."""
 
 import errno
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from engines.errors import OutputError, SightlineError, SourceError
 from engines.files import read_object, whole_file
-from engines.text import in_words
+from engines.text import MASK, in_words, masked
 from realtime.batch.encode import read_record
 from realtime.batch.segment import Clip, Segment
 from realtime.written import (
@@ -24,6 +27,7 @@ from realtime.written import (
     written_names,
 )
 
+USER_AND_PASSWORD = re.compile(r"(?<=://)([^/?#:@]*):[^/?#]*@")
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """Results of no source can be written any more: the disk or the quota is full, or the file system
 became read-only.
@@ -67,7 +71,8 @@ class Job:
         out: folder of the results; ``out/.sightline/NAME`` is the job's own.
         name: of the results.
         source_digest, settings_digest: what is there of other content or settings does not count.
-        where: the source's path or address, by which it is known when its content has changed.
+        where: the source's path or address, by which it is known when its content has changed. The
+            manifest holds it without secrets, and a digest of it where it has any.
         look: what is known of a result; for results that lie elsewhere.
 
     Attributes:
@@ -92,9 +97,13 @@ class Job:
         self.source_digest, self._look, self._out = source_digest, look, out
         self._key = {"source": source_digest, "settings": settings_digest}
         self._where = where
+        self._place = _place(where)
         self._manifest = manifest = read_object(self.folder / MANIFEST)
         same = {key: manifest.get(key) for key in self._key} == self._key
-        self.clip = _clip_of(manifest) if same else None
+        clip = _clip_of(manifest) if same else None
+        if clip is not None and MASK in clip.spec:
+            clip = replace(clip, spec=where)
+        self.clip = clip
         results = stamps_of(manifest, "results") if same else {}
         there = bool(results) and all(
             (look(out / file) or (-1,))[0] == size for file, (size, _) in results.items()
@@ -117,7 +126,11 @@ class Job:
             return ""
         if self._manifest["source"] == self.source_digest:
             return "same"
-        return "path" if self._where and self._manifest.get("path") == self._where else "other"
+        if not self._where:
+            return "other"
+        known = {key: self._manifest.get(key) for key in self._place}
+        unmasked = self._manifest.get("path") == self._where  # as earlier versions wrote it
+        return "path" if unmasked or known == self._place else "other"
 
     def may_write(self, path: Path) -> bool:
         """Whether a result may have that name: nothing has it, or what this job wrote, or a file
@@ -143,7 +156,7 @@ class Job:
                     path.unlink()
         except OSError as error:
             raise OutputError(f"cannot clear {self.folder}: {error.strerror}") from error
-        self._write({"clip": clip.json()})
+        self._write({"clip": _without_secrets(clip)})
 
     def record(self, segment: Segment) -> dict[str, Any] | None:
         """What was written when the segment was done; None if it is not, or what was written is
@@ -180,7 +193,7 @@ class Job:
         for path in paths:
             if not self.may_write(path):
                 raise OutputError(f"{path} has appeared, and is not Sightline's: move it away")
-        more = {"clip": self.clip.json()} if self.clip else {}
+        more = {"clip": _without_secrets(self.clip)} if self.clip else {}
         self._write({**more, "claims": [path.name for path in paths]})
 
     def end(self, files: Sequence[Path], summary: dict[str, Any]) -> None:
@@ -220,7 +233,7 @@ class Job:
         return found
 
     def _write(self, more: dict[str, Any]) -> None:
-        new = {**self._key, "path": self._where, "earlier": self._earlier(), **more}
+        new = {**self._key, **self._place, "earlier": self._earlier(), **more}
         with whole_file(self.folder / MANIFEST) as part:
             part.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
         self._manifest = json.loads(json.dumps(new))
@@ -256,6 +269,24 @@ def alone(out: Path, name: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
             with suppress(OSError):  # unless a job is there
                 path.parent.rmdir()
+
+
+def _place(where: str) -> dict[str, str]:
+    """What the manifest says of a source's path or address.
+
+    An address with secrets cannot be known again by what is left without them: two containers of
+    one storage may look alike then. So a digest of the address is kept, without its password, which
+    may change.
+    """
+    path = masked(where)
+    if path == where:
+        return {"path": where}
+    named = USER_AND_PASSWORD.sub(r"\1@", where)
+    return {"path": path, "place": hashlib.blake2b(named.encode(), digest_size=20).hexdigest()}
+
+
+def _without_secrets(clip: Clip) -> dict[str, Any]:
+    return {**clip.json(), "spec": masked(clip.spec)}
 
 
 def _clip_of(manifest: dict[str, Any]) -> Clip | None:

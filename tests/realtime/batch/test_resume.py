@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -157,6 +158,38 @@ def test_whatever_was_damaged_is_done_again(tmp_path):
     (summary,) = process_all([str(clip)], tmp_path / "out", localizer, Console(quiet=True), HEAT)
     assert summary["segments_resumed"] == 1
     assert_same(tmp_path / "out", tmp_path / "whole", ["clip"])
+
+
+SECRET = "sftp://me:hunter2@disk/clip.mp4"
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        (SECRET, "path"),
+        ("sftp://me:other@disk/clip.mp4", "path"),
+        ("sftp://you:hunter2@disk/clip.mp4", "other"),
+        ("sftp://me:hunter2@disk/films/clip.mp4", "other"),
+    ],
+)
+def test_a_source_is_known_by_its_address_and_its_secret_is_not_kept(tmp_path, where, found):
+    clip = make_clip(tmp_path / "clip.mp4", seconds=2, size="32x24")
+    plan = replace(make_plan(str(clip), "content"), spec=SECRET)
+    job = Job(tmp_path, "clip", "content", "settings", SECRET)
+    job.begin(plan)
+    assert "hunter2" not in (job.folder / MANIFEST).read_text()
+    assert job.again().found == "same"
+    assert job.again().clip == plan
+    assert Job(tmp_path, "clip", "other content", "settings", where).found == found
+
+
+def test_a_manifest_with_the_address_as_typed_is_known(tmp_path):
+    job = Job(tmp_path, "clip", "content", "settings", "/films/clip.mp4")
+    job.begin(make_plan(str(make_clip(tmp_path / "clip.mp4", seconds=2, size="32x24")), "content"))
+    manifest = json.loads((job.folder / MANIFEST).read_text())
+    assert manifest["path"] == "/films/clip.mp4"
+    (job.folder / MANIFEST).write_text(json.dumps({**manifest, "path": SECRET}))
+    assert Job(tmp_path, "clip", "other content", "settings", SECRET).found == "path"
 
 
 @pytest.mark.parametrize(

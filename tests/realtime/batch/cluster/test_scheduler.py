@@ -175,6 +175,24 @@ def test_sources_and_results_on_shared_storage(made, tmp_path):
     assert not again.worked
 
 
+def test_no_secret_of_an_address_is_kept_and_its_results_are_known_again(made, tmp_path):
+    files = fsspec.filesystem("memory")
+    files.put_file(str(made / "second.mp4"), "/me:hunter2@films/second.mp4")
+    spec, out = "memory://me:hunter2@films/second.mp4", str(tmp_path)
+    quiet = Console(file=io.StringIO())
+    (first,) = process_across([spec], out, Here(CHOICE), quiet)
+    manifest = tmp_path / ".sightline" / "second" / "manifest.json"
+    assert json.loads(manifest.read_text())["path"] == "memory://***@films/second.mp4"
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        assert b"hunter2" not in path.read_bytes(), path
+    (again,) = process_across([spec], out, Here(CHOICE), quiet)
+    assert again == {**first, "skipped": True}
+    files.put_file(str(made / "first.mp4"), "/me:hunter2@films/second.mp4")
+    (changed,) = process_across([spec], out, Here(CHOICE), quiet)
+    assert changed["files"] == first["files"], "it is the same source with other content"
+    assert changed["frames"] == 155
+
+
 def test_shared_storage_that_is_full_says_so(made, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
