@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -20,6 +21,7 @@ import cv2
 import numpy as np
 import onnx
 
+import realtime
 from engines.backends import tensorrt as backend
 from engines.build import WANTED_CLASS, build_graph
 from engines.choose import choose_head
@@ -28,20 +30,26 @@ from engines.localizer import ImageBgr
 from engines.networks.registry import Classifier
 from engines.options import EngineOptions
 from engines.preprocess import IMAGE
-from realtime.sources.demo import DemoCamera
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FRAMES = 300
+PHOTO = Path(realtime.__file__).parent / "assets" / "chelsea.jpg"
+PART_PX = 200
 OPENINGS = 200
 
 
 def pictures(size_px: int, count: int) -> list[ImageBgr]:
-    """Frames of the demo clip, ``[S, S, 3]``; each is another one."""
-    camera = DemoCamera(FRAMES)
-    shots = [camera.shoot(index * 37 % FRAMES)[0] for index in range(count)]
-    return [np.asarray(cv2.resize(shot, (size_px, size_px)), np.uint8) for shot in shots]
+    """Parts of a photo, ``[S, S, 3]``; each is another one. The demo's clip would need PyAV."""
+    photo = np.asarray(cv2.imread(str(PHOTO), cv2.IMREAD_COLOR), np.uint8)
+    height, width = photo.shape[:2]
+    found = []
+    for index in range(count):
+        x = 37 * index % (width - PART_PX)
+        y = 23 * index % (height - PART_PX)
+        part = photo[y : y + PART_PX, x : x + PART_PX]
+        found.append(np.asarray(cv2.resize(part, (size_px, size_px)), np.uint8))
+    return found
 
 
 def feed(images: Sequence[ImageBgr], wanted_class: int = -1) -> dict[str, Array]:
