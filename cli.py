@@ -117,9 +117,13 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
                 found.append(_typer_option(name, hints[name], parameter.default))
 
         def run(**given: Any) -> None:
-            for name, (kind, names) in groups.items():
-                given[name] = kind(**{each: given.pop(each) for each in names})
-            function(**given)
+            try:
+                for name, (kind, names) in groups.items():
+                    given[name] = kind(**{each: given.pop(each) for each in names})
+                function(**given)
+            except SightlineError as error:
+                _add_flags(error, found)
+                raise
 
         found.sort(key=_place_in_help)
         run.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
@@ -152,11 +156,8 @@ def _typer_option(name: str, hint: Any, default: Any) -> inspect.Parameter:
     if about.panel is None:
         made = typer.Argument(**common, show_default=about.metavar is None)
     else:
-        names = [f"--{each.replace('_', '-')}" for each in about.names or (name,)]
-        if default is True:
-            names = [f"{names[0]}/--no-{names[0][2:]}"]
         made = typer.Option(
-            *names,
+            *_names(name, about, default),
             **common,
             rich_help_panel=about.panel,
             min=about.min,
@@ -166,8 +167,34 @@ def _typer_option(name: str, hint: Any, default: Any) -> inspect.Parameter:
             callback=_finite if float in kinds and not about.parser else None,
         )
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, made, about],
     )
+
+
+def _names(name: str, about: Option, default: Any) -> list[str]:
+    """What an option is called on the command line, such as ``--size``."""
+    names = [f"--{each.replace('_', '-')}" for each in about.names or (name,)]
+    return [f"{names[0]}/--no-{names[0][2:]}"] if default is True else names
+
+
+def _add_flags(error: SightlineError, parameters: list[inspect.Parameter]) -> None:
+    """Note behind an error how the options that it is about are written for this command."""
+    flags: dict[str, str] = {}
+    for parameter in parameters:
+        about = parameter.annotation.__metadata__[-1]
+        if about.panel is not None:
+            written = _names(parameter.name, about, parameter.default)[0].split("/")[-1]
+            flags.update(dict.fromkeys((parameter.name, *about.names), written))
+    named: list[str] = []
+    cause: BaseException | None = error
+    while isinstance(cause, SightlineError):
+        named += [flags[option] for option in cause.options if option in flags]
+        cause = cause.__cause__
+    if named:
+        error.add_note(f"({', '.join(dict.fromkeys(named))})")
 
 
 def _place_in_help(parameter: inspect.Parameter) -> int:
@@ -416,7 +443,7 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except SightlineError as error:
-        _stop(str(error))
+        _stop(" ".join([str(error), *getattr(error, "__notes__", ())]))
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

@@ -132,18 +132,20 @@ def assemble(
 
 def check_head(head: Head | Heuristic, classifier: Classifier, spec: MapSpec) -> None:
     """Raise ModelError unless the head was fitted on exactly this network, size and map."""
-    remedy = "fit one for it with 'fit', or pass --head none"
+    remedy = "fit one for it with 'fit', or use head none"
     if isinstance(head, Head) and head.network != classifier.digest:
         raise ModelError(
             f"the head was fitted on another network than these '{classifier.name}' weights;"
-            f" {remedy}"
+            f" {remedy}",
+            option="head",
         )
     if isinstance(head, Head) and head.size_px != classifier.size_px:
         raise ModelError(
-            f"the head was fitted at {head.size_px} px, not {classifier.size_px}; {remedy}"
+            f"the head was fitted at {head.size_px} px, not {classifier.size_px}; {remedy}",
+            option="head",
         )
     if head.spec != spec:
-        raise ModelError(f"the head reads the map {head.spec}, not {spec}; {remedy}")
+        raise ModelError(f"the head reads the map {head.spec}, not {spec}; {remedy}", option="head")
 
 
 def check_quantization(quantization: Quantization, classifier: Classifier, spec: MapSpec) -> None:

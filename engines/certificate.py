@@ -20,6 +20,7 @@ from engines.engine import Array, Engine
 from engines.errors import EngineError, InputError, ModelError
 from engines.files import Kind, whole_file
 from engines.fp16 import to_half
+from engines.install import REBUILD, sightline_command
 from engines.int8 import is_quantized
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.matmul_to_conv import products_as_convolutions
@@ -250,7 +251,7 @@ def load_certificate(path: Path) -> Certificate:
     except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
         reason = f"it has no {error}" if type(error) is KeyError else str(error)
         raise EngineError(
-            f"cannot read certificate {path}: {reason}; make it again with 'build --rebuild'"
+            f"cannot read certificate {path}: {reason}; make it again with '{REBUILD}'"
         ) from error
     return certificate
 
@@ -293,13 +294,13 @@ def status(path: Path, subject: Mapping[str, str]) -> str:
     return "passed" if certificate.passed else "failed"
 
 
-def require(path: Path, subject: Mapping[str, str], command: str) -> None:
+def require(path: Path, subject: Mapping[str, str], precision: str) -> None:
     """Let only a certified engine through.
 
     Args:
         path: of the certificate.
         subject: what is about to run.
-        command: that makes the certificate, for the message.
+        precision: of the engine.
 
     Raises:
         EngineError: the certificate is missing, failed, stale or damaged; the message says what to
@@ -308,16 +309,15 @@ def require(path: Path, subject: Mapping[str, str], command: str) -> None:
     found = status(path, subject)
     if found == "passed":
         return
+    rebuild = found != "missing"
+    remedy = sightline_command("build", backend="tensorrt", precision=precision, rebuild=rebuild)
     if found == "missing":
-        reason, remedy = "has no certificate yet", command
+        reason = "has no certificate yet"
     elif found == "stale":
-        reason, remedy = (
-            "has a stale certificate, of another graph or build",
-            f"{command} --rebuild",
-        )
+        reason = "has a stale certificate, of another graph or build"
     else:
         failures = "; ".join(load_certificate(path).failures)
-        reason, remedy = f"failed its certificate ({failures})", f"{command} --rebuild"
+        reason = f"failed its certificate ({failures})"
     raise EngineError(f"this engine {reason}: run '{remedy}'")
 
 
@@ -418,18 +418,18 @@ def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto"
     load_pycuda()
     model = graph()
     typed = typed_graph(model, precision, library.__name__, gpu.sm)
-    command = f"sightline build --backend tensorrt --precision {precision}"
     # Built here, or ahead of time for GPUs of this kind and copied into the cache.
     found = find_engine(
         [key_of(model, typed, library, target, precision) for target in (str(gpu), gpu.sm)]
     )
     if found is None:
         raise EngineError(
-            f"no TensorRT engine of this graph is built for {gpu}: run '{command}' with the same"
-            " model and head"
+            f"no TensorRT engine of this graph is built for {gpu}: run"
+            f" '{sightline_command('build', backend='tensorrt', precision=precision)}' with the"
+            " same model and head"
         )
     key, plan = found
-    require(certificate_path(key.path), subject_of(key, plan), command)
+    require(certificate_path(key.path), subject_of(key, plan), precision)
     return TensorRtEngine(plan, model, precision)
 
 
@@ -465,8 +465,8 @@ def refuse_failed(model: onnx.ModelProto, engine: Engine) -> None:
     if status(path, openvino_subject(key)) == "failed":
         reasons = "; ".join(load_certificate(path).failures)
         raise EngineError(
-            f"OpenVINO in {engine.precision} failed its certificate ({reasons}): use --precision"
-            " fp32"
+            f"OpenVINO in {engine.precision} failed its certificate ({reasons}): use fp32",
+            option="precision",
         )
 
 

@@ -125,21 +125,24 @@ def choose_head(choice: EngineOptions, classifier: Classifier) -> Head | Heurist
     objective = objective_of(choice.method)
     if choice.method in SEARCHES:
         raise ModelError(
-            f"--method {choice.method} takes several graphs and no head of one's own: it runs in"
-            " demo, batch, stream and evaluate, without --head and --budget-ms"
+            f"method {choice.method} takes several graphs and no head of one's own: it runs in"
+            " demo, batch, stream and evaluate, without a head and without a budget",
+            option=("method", "head", "budget_ms"),
         )
     if choice.objects > 1:
         raise ModelError(
-            f"--method {choice.method} finds the main object only: for more, use --method"
-            f" {' or '.join(SEARCHES)}"
+            f"method {choice.method} finds the main object only: for more, use method"
+            f" {' or '.join(SEARCHES)}",
+            option=("method", "objects"),
         )
     if choice.head == "none":
         return None
     if choice.head is not None:
         if choice.method == "heuristic":
             raise ModelError(
-                "--method heuristic reads the box without a fitted head: drop it, or drop --head"
-                f" {choice.head}"
+                "method heuristic reads the box without a fitted head: drop it, or drop the head"
+                f" {choice.head}",
+                option=("method", "head"),
             )
         path = Path(choice.head)
         is_name = not path.exists() and choice.head in shipped_head_names()
@@ -206,7 +209,8 @@ def choose_quantization(
         return None
     raise ModelError(
         f"no int8 calibration of these {classifier.name} weights at {classifier.size_px} px: make"
-        " one with 'sightline calibrate', or name its file with --calibration"
+        " one with 'sightline calibrate', or name its file",
+        option="calibration",
     )
 
 
@@ -243,7 +247,9 @@ def open_engine(
             )
         except EngineError as error:
             if choice.backend == "tensorrt":
-                raise EngineError(f"{error}; --backend openvino needs no GPU") from error
+                raise EngineError(
+                    f"{error}; backend openvino needs no GPU", option="backend"
+                ) from error
             notify(f"not TensorRT: {error}")
     if choice.backend in ("auto", "openvino"):
         from engines.backends.openvino import (
@@ -262,10 +268,13 @@ def open_engine(
             from engines.backends.torch_cuda import open_torch
         except ImportError as error:
             raise EngineError(
-                f"--backend torch needs PyTorch: {install_extra('torch')}, or use openvino"
+                f"backend torch needs PyTorch: {install_extra('torch')}, or use openvino",
+                option="backend",
             ) from error
         return open_torch(classifier, spec, head, choice.precision, batch)
-    raise EngineError(f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}")
+    raise EngineError(
+        f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}", option="backend"
+    )
 
 
 def build_chosen(choice: EngineOptions, batch: int = 1) -> onnx.ModelProto:
@@ -293,25 +302,27 @@ def chosen_spec(choice: EngineOptions, head: Head | Heuristic | None) -> MapSpec
     spec = head.spec if head else MapSpec(objective, layer=choice.layer or PIXELS)
     if choice.layer not in (None, spec.layer):
         raise ModelError(
-            f"the head reads the map at {spec.layer}, not at {choice.layer}: drop --layer, or"
-            " --head"
+            f"the head reads the map at {spec.layer}, not at {choice.layer}: drop the layer, or the"
+            " head",
+            option=("layer", "head"),
         )
     if spec.objective != objective:
         raise ModelError(
             f"the head reads the {spec.objective} objective, not method {choice.method}; drop one"
-            " of the two"
+            " of the two",
+            option=("head", "method"),
         )
     return spec
 
 
 def objective_of(method: str) -> str:
-    """The objective that ``--method`` differentiates.
+    """The objective that a method differentiates.
 
     Raises:
         ModelError: the method is unknown.
     """
     if method not in METHODS:
-        raise ModelError(f"unknown method '{method}': use {', '.join(METHODS)}")
+        raise ModelError(f"unknown method '{method}': use {', '.join(METHODS)}", option="method")
     return METHODS[method]
 
 
@@ -332,5 +343,6 @@ def class_index(wanted: str, names: tuple[str, ...]) -> int:
     some = ", ".join(names[i] for i in found[:6])
     raise ModelError(
         f"class '{wanted}' "
-        + (f"could be {some}: write one of them" if found else "is unknown to this network")
+        + (f"could be {some}: write one of them" if found else "is unknown to this network"),
+        option="wanted_class",
     )

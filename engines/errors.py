@@ -18,9 +18,14 @@ from engines.text import shown
 class SightlineError(Exception):
     """Base of every error that is the user's to mend; its text is one line, without secrets of
     addresses.
+
+    Attributes:
+        options: names of the fields of options, or of the parameters, that the error is about. The
+            text says it in words; the command line adds how they are written there.
     """
 
-    def __init__(self, *parts: object) -> None:
+    def __init__(self, *parts: object, option: str | tuple[str, ...] = ()) -> None:
+        self.options = (option,) if isinstance(option, str) else option
         super().__init__(
             *(
                 shown(" ".join(part.split("\n"))) if isinstance(part, str) else part

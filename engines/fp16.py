@@ -161,8 +161,8 @@ class _Writer:
             finite = value[np.isfinite(value)]  # pools pad with minus infinity, which float16 has
             if finite.size and np.abs(finite).max() > LARGEST:
                 raise ModelError(
-                    f"weight '{name}' reaches {np.abs(finite).max():.3g}, beyond float16: use"
-                    " --precision fp32"
+                    f"weight '{name}' reaches {np.abs(finite).max():.3g}, beyond float16: use fp32",
+                    option="precision",
                 )
             self.constants[output] = numpy_helper.from_array(value.astype(np.float16), output)
         return output

@@ -1,5 +1,5 @@
-"""The commands that install what is missing. Each works in any folder, for the Python that runs
-Sightline.
+"""The commands that errors and notes tell the user to run. Those that install what is missing work
+in any folder, for the Python that runs Sightline.
 
 An extra is printed as the packages that it stands for: ``pip install '.[web]'`` works in the folder
 of a clone only, and Sightline itself is on no package index. What has its command's name there is
@@ -40,6 +40,24 @@ def install_extra(name: str) -> str:
         KeyError: there is no extra of that name.
     """
     return install_packages(*extra_requirements(name))
+
+
+def sightline_command(name: str, **options: str | bool) -> str:
+    """A command of Sightline's own, such as ``sightline build --backend tensorrt --rebuild``.
+
+    Args:
+        name: of the command.
+        options: their values; True where one has none, False where it is left out.
+    """
+    words = [
+        f"--{option.replace('_', '-')}" + (f" {value}" if isinstance(value, str) else "")
+        for option, value in options.items()
+        if value is not False
+    ]
+    return " ".join(["sightline", name, *words])
+
+
+REBUILD = sightline_command("build", backend="tensorrt", rebuild=True)
 
 
 def restore(path: Path) -> str:

@@ -194,8 +194,9 @@ class Localizer:
             raise InputError(f"a least confidence lies in 0 .. 1, not {confidence}")
         if confidence > 0 and self._confidence_model is None:
             raise ModelError(
-                f"--min-score: nothing tells how sure these boxes are ({self.box_reader}): use a"
-                " head, which 'fit' makes (an old one: fit it again), or add --follow"
+                f"nothing tells how sure these boxes are ({self.box_reader}): use a head, which"
+                " 'fit' makes (an old one: fit it again), or follow the object",
+                option=("min_score", "follow"),
             )
         self._least = confidence
 

@@ -19,6 +19,7 @@ import onnx
 from engines.downloads import cache_dir
 from engines.errors import EngineError, ModelError
 from engines.files import Kind, whole_file
+from engines.install import REBUILD
 from engines.reading import json_object, read_file
 
 MAGIC = b"SIGHTLINE\n"
@@ -106,7 +107,7 @@ def read_engine(path: Path) -> tuple[EngineKey, bytes]:
         if hashlib.sha256(plan).hexdigest() != header["sha256"]:
             raise ValueError("it is cut off or damaged")
     except ModelError as error:
-        raise CorruptEngineError(f"{error}; build it again with 'build --rebuild'") from error
+        raise CorruptEngineError(f"{error}; build it again with '{REBUILD}'") from error
     except (ValueError, KeyError, TypeError, struct.error) as error:
         reason = (
             str(error)
@@ -114,7 +115,7 @@ def read_engine(path: Path) -> tuple[EngineKey, bytes]:
             else "its header is damaged"
         )
         raise CorruptEngineError(
-            f"engine {path} cannot be used: {reason}; build it again with 'build --rebuild'"
+            f"engine {path} cannot be used: {reason}; build it again with '{REBUILD}'"
         ) from error
     return key, plan
 
@@ -130,7 +131,7 @@ def find_engine(keys: list[EngineKey]) -> tuple[EngineKey, bytes] | None:
             found, plan = read_engine(key.path)
             if found != key:
                 raise CorruptEngineError(
-                    f"engine {key.path} holds another engine: build it again with 'build --rebuild'"
+                    f"engine {key.path} holds another engine: build it again with '{REBUILD}'"
                 )
             return key, plan
     return None

@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, how long files get, what a CPU user needs."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -52,6 +53,18 @@ def test_imports_go_one_way_and_heavy_libraries_stay_in_their_files(path):
         assert "ray" not in roots
     if name not in TORCH_FILES:
         assert "torch" not in roots
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "engines").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_no_error_names_a_flag_of_the_command_line(path):
+    """It says what it is about in words; ``option`` names the fields, and cli.py adds the flags."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Raise):
+            said = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            named = [text for text in said if isinstance(text, str) and re.search(r"--[a-z]", text)]
+            assert not named, f"line {node.lineno}"
 
 
 @pytest.mark.parametrize("path", [*FILES, ROOT / "cli.py"], ids=lambda p: str(p.relative_to(ROOT)))

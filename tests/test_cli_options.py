@@ -2,6 +2,7 @@
 default, in the same panel of every command.
 """
 
+import ast
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,9 @@ import typer.main
 
 import cli
 from calib.data.choose import DataOptions
+from engines.errors import InputError, SourceError
 from engines.options import LOOK_AT, OUTPUT, PANELS, EngineOptions, Option
-from tests.command_line import command, refused
+from tests.command_line import ROOT, command, refused
 
 COMMANDS = typer.main.get_command(cli.app).commands
 
@@ -74,6 +76,57 @@ def test_dataclasses_become_options_and_come_back_as_instances(toy):
 def test_what_does_not_fit_is_refused_by_the_option(toy, words, said):
     assert said in refused(*words)
     assert toy == []
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A command that fails with the error it is given."""
+    raised = []
+    monkeypatch.setattr(cli, "app", typer.Typer(pretty_exceptions_enable=False))
+
+    @cli.command("sightline failing")
+    def failing(
+        toy: Toy, engine: Annotated[EngineOptions, cli.Only(("model", "wanted_class"))]
+    ) -> None:
+        raise raised[0]
+
+    return raised
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ("wanted_class", " (--class)"),
+        (("size_px", "loud"), " (--size, --loud)"),
+        (("colour", "head"), " (--no-colour)"),  # the command has no --head
+        ((), ""),
+    ],
+)
+def test_the_command_line_adds_the_flags_that_an_error_is_about(failing, options, flags):
+    failing.append(InputError("too much of it", option=options))
+    assert refused("--size", 2) == f"error: too much of it{flags}"
+
+
+def test_an_error_made_of_another_is_about_the_same(failing):
+    failing.append(SourceError("no such class; look at the list"))
+    failing[0].__cause__ = InputError("no such class", option="wanted_class")
+    assert refused("--size", 2) == "error: no such class; look at the list (--class)"
+
+
+def test_errors_are_about_options_that_exist():
+    known = {option.name for each in COMMANDS.values() for option in each.params}
+    known |= {name[2:] for each in COMMANDS.values() for o in each.params for name in o.opts}
+    for path in sorted(
+        p for top in ("engines", "realtime", "calib") for p in (ROOT / top).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error"):
+                for word in node.keywords:
+                    if word.arg == "option":
+                        named = [
+                            n.value for n in ast.walk(word.value) if isinstance(n, ast.Constant)
+                        ]
+                        assert set(named) <= known, f"{path}:{node.lineno}"
 
 
 def test_every_option_is_in_a_panel_and_in_the_same_one_of_every_command():

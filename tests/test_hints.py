@@ -10,6 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer.main
+
+import cli
 
 ROOT = Path(__file__).parent.parent
 CODE = [
@@ -47,6 +50,7 @@ STATED = {
     for texts in (PROJECT["dependencies"], *EXTRAS.values())
     for text in texts
 } - {PROJECT["name"]}
+COMMANDS = typer.main.get_command(cli.app).commands
 KNOWN = PINNED | STATED | {"opencv-python-headless", "pip"}
 
 
@@ -91,6 +95,19 @@ def test_what_the_code_asks_for_exists():
                         f"{path.name}: {word.value}"
                     )
     assert {"rtx", "tensorrt", "torch", "web", "cluster", "bench", "openvino"} <= set(asked)
+
+
+def test_commands_of_our_own_that_the_code_asks_for_exist():
+    """``engines.install.sightline_command`` makes them; each parses as it is."""
+    seen = 0
+    for path in CODE:
+        for call in calls(path):
+            if getattr(call.func, "id", "") == "sightline_command":
+                command = COMMANDS[call.args[0].value]
+                flags = {flag for option in command.params for flag in option.opts}
+                assert {f"--{word.arg.replace('_', '-')}" for word in call.keywords} <= flags
+                seen += 1
+    assert seen >= 3
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

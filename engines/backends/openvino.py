@@ -186,7 +186,7 @@ def losses(precision: str, asked: str = "auto") -> list[str]:
     if precision == "int8" and not has_vnni():
         return [
             f"{whose} VNNI instructions: int8 rounds its weights once more and is less true;"
-            " --precision fp32 is slower"
+            " precision fp32 is slower"
         ]
     if precision != "fp32" or best_precision() != "fp32":
         return []
@@ -197,7 +197,7 @@ def losses(precision: str, asked: str = "auto") -> list[str]:
         ]
     if not has_vnni():
         return [
-            f"{whose} bf16 and VNNI instructions: runs in fp32; --precision int8 is faster, and"
+            f"{whose} bf16 and VNNI instructions: runs in fp32; precision int8 is faster, and"
             " less true there"
         ]
     return [

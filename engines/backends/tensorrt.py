@@ -27,7 +27,7 @@ from engines.backends.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
 from engines.backends.tensorrt_build import quiet_logger
 from engines.engine import Array, Engine, GpuTimes, TensorSpec
 from engines.errors import EngineError
-from engines.install import install_extra, install_packages
+from engines.install import REBUILD, install_extra, install_packages
 
 NON_BLOCKING = (
     1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which other libraries use
@@ -194,8 +194,8 @@ class _Session:
             if self._engine is None:
                 reason = messages[-1] if messages else "it is damaged, or another build's or GPU's"
                 raise EngineError(
-                    f"{trt.__name__} {trt.__version__} refuses the engine ({reason}): run 'build"
-                    " --rebuild'"
+                    f"{trt.__name__} {trt.__version__} refuses the engine ({reason}): run"
+                    f" '{REBUILD}'"
                 )
             names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
             sides = {trt.TensorIOMode.INPUT: "input", trt.TensorIOMode.OUTPUT: "output"}
@@ -255,8 +255,7 @@ class _Session:
     def _execute(self, slot: _Slot) -> None:
         if not slot.execution.execute_async_v3(int(self._stream.handle)):
             raise EngineError(
-                f"{self._trt.__name__} failed to run the engine: build it again with 'build"
-                " --rebuild'"
+                f"{self._trt.__name__} failed to run the engine: build it again with '{REBUILD}'"
             )
 
     def start(self, place: int, feeds: Mapping[str, Array]) -> None:
@@ -385,5 +384,5 @@ def check_tensors(
     if missing or wrong:
         name = (missing or wrong)[0]
         raise EngineError(
-            f"this engine is of another graph (tensor '{name}' does not fit): run 'build --rebuild'"
+            f"this engine is of another graph (tensor '{name}' does not fit): run '{REBUILD}'"
         )

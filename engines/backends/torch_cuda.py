@@ -51,7 +51,8 @@ def open_torch(
     if precision != "fp32":
         raise EngineError(
             f"the torch backend is the fp32 reference where PyTorch sees no GPU, not {precision}:"
-            " use --backend openvino"
+            " use backend openvino",
+            option=("backend", "precision"),
         )
     return TorchEngine(classifier, spec, head, batch)
 

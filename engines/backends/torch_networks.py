@@ -253,8 +253,9 @@ def torch_network(classifier: Classifier) -> ReferenceNetwork:
     if not classifier.network.torch_module:
         known = [name for name, network in NETWORKS.items() if network.torch_module]
         raise EngineError(
-            f"the torch backend runs {', '.join(known)}, not {classifier.name}: use --backend"
-            " openvino"
+            f"the torch backend runs {', '.join(known)}, not {classifier.name}: use backend"
+            " openvino",
+            option="backend",
         )
     weights = {
         name: torch.from_numpy(np.array(value)) for name, value in classifier.weights.items()

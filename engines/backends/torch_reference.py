@@ -52,7 +52,8 @@ class TorchEngine(Engine):
         if self._spec.relu_rule != "plain":
             raise EngineError(
                 f"the torch backend knows the plain ReLU rule, not {self._spec.relu_rule}: use"
-                " --backend openvino"
+                " backend openvino",
+                option="backend",
             )
         self._head = head
         self._preprocessing = classifier.preprocessing
@@ -188,7 +189,8 @@ class TorchEngine(Engine):
             return (gradient.relu() * x).mean(1).relu()
         if signal != "gradient":
             raise ModelError(
-                f"the torch backend knows no signal '{signal}': use --backend openvino"
+                f"the torch backend knows no signal '{signal}': use backend openvino",
+                option="backend",
             )
         return gradient.abs().amax(1) if self._spec.aggregation == "max" else gradient.abs().mean(1)
 

@@ -141,7 +141,8 @@ def _grid(graph: Graph, x: str, caffe: bool) -> str:
     if caffe or size < 1:
         raise ModelError(
             f"AlexNet's dense layers read {GRID} x {GRID} cells, this input leaves {size}: use"
-            " --size 227"
+            " 227 px",
+            option="size_px",
         )
     matrix = np.zeros((GRID, size), np.float32)
     for i in range(GRID):

@@ -46,7 +46,7 @@ def open_search(
     readers: tuple[Head, CropScorer] | None = None,
 ) -> Engine:
     """Compile a method's graphs on OpenVINO, which is the only backend that runs them; the
-    arguments are a ``EngineOptions``'s.
+    arguments are those of ``EngineOptions``.
 
     Raises:
         EngineError: another backend is asked for, or the precision cannot be had.
@@ -54,12 +54,13 @@ def open_search(
     """
     if backend not in ("auto", "openvino"):
         raise EngineError(
-            f"--method {method} asks several graphs in turn, on OpenVINO only: use --backend"
-            " openvino"
+            f"method {method} asks several graphs in turn, on OpenVINO only: use backend openvino",
+            option=("method", "backend"),
         )
     if precision == "int8":
         raise ModelError(
-            f"--method {method} is not calibrated for int8: use --precision bf16 or fp32"
+            f"method {method} is not calibrated for int8: use bf16 or fp32",
+            option=("method", "precision"),
         )
     from engines.backends.openvino import OpenVinoEngine  # only where it is used
 

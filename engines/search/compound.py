@@ -192,9 +192,7 @@ def known_layer(
     layer = wanted or usual
     if layer in forward.layers:
         return str(layer)
-    reason = (
-        f"has no layer '{layer}'"
-        if layer
-        else "has no usual layer for this method: name one with --layer"
+    reason = f"has no layer '{layer}'" if layer else "has no usual layer for this method: name one"
+    raise EngineError(
+        f"{classifier.name} {reason}; it has {', '.join(forward.layers)}", option="layer"
     )
-    raise EngineError(f"{classifier.name} {reason}; it has {', '.join(forward.layers)}")

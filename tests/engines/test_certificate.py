@@ -170,25 +170,27 @@ def test_only_a_fitting_certificate_that_passed_lets_an_engine_run(tmp_path):
         certify(Localizer(MockEngine(SIZE)), Localizer(MockEngine(SIZE)), frames()).of(SUBJECT),
     )
     assert status(path, SUBJECT) == "missing"
-    with pytest.raises(EngineError, match="this engine has no certificate yet: run 'build it'"):
-        require(path, SUBJECT, "build it")
+    with pytest.raises(
+        EngineError, match="this engine has no certificate yet: run 'sightline build"
+    ):
+        require(path, SUBJECT, "fp16")
     good.save(path)
     assert status(path, SUBJECT) == "passed"
-    require(path, SUBJECT, "build it")
+    require(path, SUBJECT, "fp16")
     for changed in ({**SUBJECT, "engine": "other"}, {**SUBJECT, "graph": "other"}, {"graph": "g"}):
         assert status(path, changed) == "stale"
         with pytest.raises(
             EngineError,
-            match="stale certificate, of another graph or build: run 'build it --rebuild'",
+            match="stale certificate, of another graph or build: run 'sightline build --backend tensorrt --precision fp16 --rebuild'",
         ):
-            require(path, changed, "build it")
+            require(path, changed, "fp16")
     replace(good, failures=("box IoU 0.100 is below 0.85",)).save(path)
     assert status(path, SUBJECT) == "failed"
     with pytest.raises(
         EngineError,
-        match=r"failed its certificate \(box IoU 0\.100 is below 0\.85\): run 'build it --rebuild'",
+        match=r"failed its certificate \(box IoU 0\.100 is below 0\.85\): run 'sightline build --backend tensorrt --precision fp16 --rebuild'",
     ):
-        require(path, SUBJECT, "build it")
+        require(path, SUBJECT, "fp16")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"passed": true}'])
@@ -196,7 +198,7 @@ def test_a_damaged_certificate_lets_nothing_run(tmp_path, text):
     path = tmp_path / "c.json"
     path.write_text(text)
     with pytest.raises(EngineError, match="cannot read certificate"):
-        require(path, SUBJECT, "build it")
+        require(path, SUBJECT, "fp16")
 
 
 def test_a_verdict_cannot_be_edited_alone(tmp_path):
@@ -204,4 +206,4 @@ def test_a_verdict_cannot_be_edited_alone(tmp_path):
     certificate_of(zero).of(SUBJECT).save(path)
     path.write_text(path.read_text().replace('"passed": false', '"passed": true'))
     with pytest.raises(EngineError, match="contradicts itself"):
-        require(path, SUBJECT, "build it")
+        require(path, SUBJECT, "fp16")

@@ -53,7 +53,8 @@ def test_only_a_certified_engine_is_opened(gpu, model):
         open_certified(lambda: model, "fp32")
     key.path.write_bytes(key.path.read_bytes()[:-1])
     with pytest.raises(
-        EngineError, match="cut off or damaged; build it again with 'build --rebuild'"
+        EngineError,
+        match="cut off or damaged; build it again with 'sightline build --backend tensorrt --rebuild'",
     ):
         open_certified(lambda: model, "fp32")
 

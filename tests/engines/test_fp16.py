@@ -158,7 +158,7 @@ def test_a_weight_beyond_float16_is_named(tmp_path):
     ]
     model = classifier_of(nodes, {"heavy": np.full((4, 3, 32, 32), 1e5)}, tmp_path)
     with pytest.raises(
-        ModelError, match=r"weight 'heavy' reaches 1e\+05, beyond float16: use --precision fp32"
+        ModelError, match=r"weight 'heavy' reaches 1e\+05, beyond float16: use fp32"
     ):
         to_half(model)
 

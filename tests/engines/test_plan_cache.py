@@ -8,6 +8,7 @@ import pytest
 
 from engines.build import build_graph
 from engines.errors import EngineError, OutputError
+from engines.install import REBUILD
 from engines.networks.registry import load_classifier
 from engines.plan_cache import (
     CorruptEngineError,
@@ -82,7 +83,7 @@ def test_the_graphs_hash_sees_weights_head_size_and_batch():
 def test_a_damaged_engine_is_built_again_and_says_so(damage, words):
     write_engine(KEY.path, KEY, PLAN)
     KEY.path.write_bytes(damage(KEY.path.read_bytes()))
-    with pytest.raises(CorruptEngineError, match=f"{words}; build it again with 'build --rebuild'"):
+    with pytest.raises(CorruptEngineError, match=f"{words}; build it again with '{REBUILD}'"):
         find_engine([KEY])
     notify = []
     assert load_or_build(KEY, lambda: PLAN, notify.append) == PLAN

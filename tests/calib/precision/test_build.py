@@ -54,9 +54,7 @@ def test_another_reference_can_be_named_and_a_failure_is_one_line_and_kept(tmp_p
         build_chosen_engine(other, choice, quiet(), reference=build_chosen(EngineOptions()))
     assert "\n" not in str(caught.value)
     assert not load_certificate(tmp_path / "net.certificate.json").passed
-    with pytest.raises(
-        EngineError, match=r"OpenVINO in fp32 failed its certificate .*: use --precision fp32"
-    ):
+    with pytest.raises(EngineError, match=r"OpenVINO in fp32 failed its certificate .*: use fp32"):
         open_localizer(
             EngineOptions(weights="random", layer="conv4_3", backend="openvino", precision="fp32")
         )

@@ -60,7 +60,8 @@ def test_a_plan_is_held_against_its_graph():
         {k: v for k, v in fits.items() if k != "map"},
     ):
         with pytest.raises(
-            EngineError, match=r"another graph \(tensor 'map' does not fit\): run 'build --rebuild'"
+            EngineError,
+            match=r"another graph \(tensor 'map' does not fit\): run 'sightline build --backend tensorrt",
         ):
             check_tensors(wrong, inputs, outputs)
     with pytest.raises(EngineError, match="tensor 'more'"):

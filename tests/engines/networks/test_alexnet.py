@@ -111,7 +111,7 @@ def test_torchvisions_form_averages_other_sizes_to_six_cells():
 
 
 def test_what_does_not_fit_says_so():
-    with pytest.raises(ModelError, match="--size 227"):
+    with pytest.raises(ModelError, match="use 227 px"):
         build_graph(small(True, 320))
     weights = alexnet.random_weights(True, classes=5, hidden=8)
     del weights["fc7.bias"]
