@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+BoxXyxy = tuple[float, float, float, float]
+
 
 def iou(a_xyxy: ArrayLike, b_xyxy: ArrayLike) -> NDArray[np.float64]:
     """Intersection over union (Everingham et al. 2010, PASCAL VOC, equation 3), with broadcasting
@@ -49,3 +51,16 @@ def overlap(a_xyxy: Sequence[float], b_xyxy: Sequence[float]) -> float:
         return 0.0
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a_xyxy, b_xyxy)]
     return float(width * height / (sum(areas) - width * height))
+
+
+def shifted(box_xyxy: BoxXyxy, x: float, y: float) -> BoxXyxy:
+    """A box, moved by ``x`` and ``y``."""
+    x0, y0, x1, y1 = box_xyxy
+    return x0 + x, y0 + y, x1 + x, y1 + y
+
+
+def with_margin(box_xyxy: BoxXyxy, margin: float) -> BoxXyxy:
+    """A box that is larger at each edge by ``margin``, a share of its width or height."""
+    x0, y0, x1, y1 = box_xyxy
+    x, y = margin * (x1 - x0), margin * (y1 - y0)
+    return x0 - x, y0 - y, x1 + x, y1 + y

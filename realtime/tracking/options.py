@@ -13,11 +13,12 @@ from realtime.tracking.multi_tracker import MultiTracker
 from realtime.tracking.tracker import Tracker
 
 POINT_SHARE = 0.3
-"""Of the frame's sides: what is taken for the object around a point, until more is known."""
+"""The first box around a selected point, as a share of the frame's width and height."""
 FOLLOWING_CALLS = 2
-"""Engine calls under way at once where something is followed: where to look depends on what is
-known by then, and not on the machine. Engines that take one call only are asked one after the
-other."""
+"""The number of engine calls under way when tracking a file. It must not depend on the machine,
+because each window depends on the answers so far. Engines that take only one call at a time get
+one.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class FollowOptions:
         return None if self.place else self.select
 
     def beside(self, choice: EngineOptions) -> "tuple[FollowOptions, EngineOptions]":
-        """These options, with the number of objects, and the engine's, with the class that is
-        selected, and how sure boxes must be where no tracker sees to that.
+        """Complete the options of tracking and those of the engine by each other.
 
-        Methods that find one box are asked for one: that others are found is then the tracker's
-        part.
+        The options of tracking get the number of objects. Those of the engine get the selected
+        class, and without tracking the least confidence. Methods that find one box are asked for
+        one: the trackers then find the other objects.
 
         Raises:
-            InputError: there would be no box to follow.
+            InputError: there would be no box to track.
         """
         if not self.follow:
             return self, replace(choice, least_confidence=self.min_score)
@@ -95,15 +96,14 @@ class FollowOptions:
                 "--follow follows boxes, and --head none gives none: leave one of them out"
             )
         wanted = replace(choice, wanted_class=self.class_name or choice.wanted_class)
-        return replace(
-            self, objects=choice.objects
-        ), wanted if choice.method in SEARCHES else replace(wanted, objects=1)
+        following = replace(self, objects=choice.objects)
+        return following, wanted if choice.method in SEARCHES else replace(wanted, objects=1)
 
     def box_in(self, width_px: int, height_px: int) -> BoxPx | None:
-        """The place that is selected, as a box in a frame of that size; None where there is none.
+        """The selected place as a box in a frame of that size; None where no place is selected.
 
         Raises:
-            InputError: it lies outside.
+            InputError: the place lies outside the frame.
         """
         if not self.place:
             return None
@@ -118,8 +118,10 @@ class FollowOptions:
 
 
 def box_around(point_px: tuple[float, float], width_px: int, height_px: int) -> BoxPx:
-    """What is taken for the object at a point, inside the frame."""
-    (x, y), half_w, half_h = point_px, POINT_SHARE * width_px / 2, POINT_SHARE * height_px / 2
+    """The box, inside the frame, that is taken for the object at a point."""
+    x, y = point_px
+    half_w = POINT_SHARE * width_px / 2
+    half_h = POINT_SHARE * height_px / 2
     return (
         max(0.0, x - half_w),
         max(0.0, y - half_h),
@@ -129,11 +131,11 @@ def box_around(point_px: tuple[float, float], width_px: int, height_px: int) -> 
 
 
 class Following:
-    """What the frame loop asks of following. One thread uses it, the loop's, but for ``select``.
+    """The trackers of a run, one for each source. The frame loop's thread uses it.
 
     Args:
-        options: what to follow.
-        confidence_model: says how sure a box is; the shipped model if None.
+        options: what to track.
+        confidence_model: gives the confidence of a box; None for the shipped model.
 
     Raises:
         ModelError: the shipped model is damaged.
@@ -148,30 +150,35 @@ class Following:
         self._points: dict[str, tuple[float, float]] = {}
 
     def select(self, source: str, point: tuple[float, float]) -> None:
-        """Follow what is at a point of a source's next frame, in shares of its width and height.
-        Any thread may ask.
+        """Track what is at a point of a source's next frame. Any thread may call this.
+
+        Args:
+            source: its name.
+            point: x and y in fractions of the frame's width and height.
         """
         self._points[source] = point
 
     def view(self, record: FrameRecord) -> ImageBgr | None:
-        """What the engine is to see of a frame, None for nothing; ``record`` keeps who asked.
+        """The part of a frame that the engine sees; None for nothing. The record keeps the tracker.
 
         Raises:
-            InputError: what was selected lies outside the frame.
+            InputError: the selected place lies outside the frame.
         """
-        image, frame = record.frame.image_bgr, record.frame
+        frame = record.frame
+        image = frame.image_bgr
         if image.ndim != 3 or min(image.shape[:2]) < SMALLEST_PX:
             return image  # refused by the localizer
         shape, tracker = self._trackers.get(frame.source, ((), None))
         if tracker is None or shape != image.shape:
             height, width = image.shape[:2]
             selected = self._options.box_in(width, height) if tracker is None else None
-            tracker = self._begun(width, height, selected)
+            tracker = self._new_tracker(width, height, selected)
             self._trackers[frame.source] = image.shape, tracker
         if point := self._points.pop(frame.source, None):
             height, width = image.shape[:2]
             tracker.choose(box_around((point[0] * width, point[1] * height), width, height))
-        window, record.tracker = tracker.window(image, frame.pts_s), tracker
+        window = tracker.window(image, frame.pts_s)
+        record.tracker = tracker
         if window is None:
             record.propagated = True
             return None
@@ -180,12 +187,14 @@ class Following:
         return image[y0:y1, x0:x1]
 
     def followed(self, record: FrameRecord, found: Localization | None) -> Localization:
-        """The answer for a frame, with the followed box, or none where it is not sure enough;
-        ``record.track`` says more, and ``record.objects`` of several.
+        """The answer for a frame, with the tracked box if its confidence is high enough.
+
+        What else tracking knows goes into ``record.track``, and into ``record.objects`` where
+        several objects are tracked.
 
         Args:
-            record: of the frame, as ``view`` left it.
-            found: the engine's; None where it did not see the frame.
+            record: of the frame, after ``view``.
+            found: the engine's answer; None where it did not see the frame.
         """
         tracker: Tracker | MultiTracker = record.tracker
         if isinstance(tracker, MultiTracker):
@@ -198,9 +207,10 @@ class Following:
             result, record.track = tracker.update(found)
         return replace(result, confidence=record.track.confidence).sure(self._options.min_score)
 
-    def _begun(
+    def _new_tracker(
         self, width_px: int, height_px: int, selected_px: BoxPx | None
     ) -> Tracker | MultiTracker:
+        """A tracker for one object, or for several, as the options say."""
         most = self._options.objects
         if most == 1:
             return Tracker(
@@ -213,6 +223,7 @@ class Following:
         return MultiTracker(width_px, height_px, self._confidence_model, most, selected_px)
 
     def _sure(self, track: Track) -> bool:
+        """Whether a box has the confidence that the options ask for."""
         return track.confidence >= self._options.min_score
 
 
@@ -220,12 +231,16 @@ WHOLE_FRAMES = FollowOptions()
 
 
 def opened(options: FollowOptions) -> Following | None:
-    """What the loop is given; None where nothing is to be followed."""
+    """The trackers for the frame loop; None without tracking."""
     return Following(options) if options.follow else None
 
 
 def calls_under_way(following: Following | None, slots: int) -> int:
-    """The ``under_way`` of ``realtime.pipeline.run_frames`` for whole files, given how many calls
-    the engine takes.
+    """The number of engine calls under way for a file: ``under_way`` of
+    ``realtime.pipeline.run_frames``; 0 for as many as the engine takes.
+
+    Args:
+        following: the trackers; None without tracking.
+        slots: how many calls the engine takes at a time.
     """
     return min(FOLLOWING_CALLS, slots) if following else 0

@@ -1,65 +1,76 @@
-"""The vote grid: log odds on a small grid that say where the object is, moved along with the
+"""The vote grid: log odds on a small grid that say where the object is, propagated along the
 optical flow.
 
-Each frame adds votes: what moves by itself, where the sensitivity map of the window is high, what
-lies in the window's box. What was voted before fades. The object's box is the box of the heaviest
-blob.
+Each frame adds votes: for what moves by itself, for where the sensitivity map of the window is
+high, and for what lies in the head's box. The votes of earlier frames fade. The object's box is the
+box of the blob with the most votes.
 """
 
 import cv2
 import numpy as np
 
+from engines.boxes import with_margin
 from realtime.frames import BoxPx
-from realtime.tracking.geometry import widened
-from realtime.tracking.optical_flow import Map, Motion, Step, two_kinds
+from realtime.tracking.optical_flow import Map, Motion, MotionStep, two_kinds
 
-KEPT, KEPT_STILL, MOST = 0.8, 0.95, 4.0
-"""Share of the votes that is left after a frame, and after one in which nothing moved; the most
-that votes may come to.
-"""
+KEPT = 0.8
+"""The share of the votes that is left after a frame in which something moves."""
+KEPT_STILL = 0.95
+"""The share of the votes that is left after a frame in which nothing moves."""
+MOST = 4.0
+"""The largest magnitude of votes."""
 UNSEEN = -0.3
-"""What is believed of what comes into view."""
+"""The votes of a place that comes into view."""
 MAP_VOTE = {"whole": 0.6, "window": 1.0}
+"""The most votes that a map gives: one of the whole frame, and one of a window."""
+MAP_STILL = 0.3
+"""The share of those that is left while nothing moves."""
 BOX_VOTE = 0.3
-MAP_STILL, BOX_STILL = 0.3, 0.8
-"""What is left of the map's votes, and what the box's are, while nothing moves."""
+"""The votes that the head's box gives to what lies in it, and takes from the rest of the window."""
+BOX_STILL = 0.8
+"""The same votes while nothing moves."""
 HOT = 0.3
-"""Of the logarithm of a map: how far over the cut between its two kinds a place must be to be voted
-for.
-"""
+"""A place gets votes if the logarithm of the map is so far above the cut between its two kinds."""
 TRIM = 0.015
-"""Share of the blob's weight that is left out at each side of its box: legs, tails and shadows."""
+"""The share of a blob's votes that its box leaves out at each side: legs, tails and shadows."""
 SUREST = 0.8
-"""Of the most votes in a box: a cell with more moves as the object does, surely."""
-NEAR, FAR_MOTION, FAR_BLOB = 0.25, 0.3, 0.3
-"""Margin, of a box's sides, around an object that is followed; what votes of motion and blobs count
-for beyond it.
-"""
+"""A cell with this share of the most votes in a box, or more, is taken to move as the object."""
+NEAR = 0.25
+"""The margin around a tracked object that is still near it, as a share of its box's sides."""
+FAR_MOTION = 0.3
+"""The weight of motion that is not near the object."""
+FAR_BLOB = 0.3
+"""The weight of blobs that are not near the object."""
 
 
 class VoteGrid:
-    """The votes for one source's object; the frames are of one size.
+    """The grid of one source, whose frames are of one size. It holds no votes itself.
 
     Args:
-        motion: whose grid it is on.
-        width_px, height_px: of the frames.
+        motion: of the source; the grid is the same.
+        width_px, height_px: size of the frames.
+
+    Attributes:
+        cell_px: width and height of a cell.
+        empty: votes of 0, ``[h, w]``.
     """
 
     def __init__(self, motion: Motion, width_px: int, height_px: int) -> None:
-        self._motion, (h, w) = motion, motion.shape
+        h, w = motion.shape
+        self._motion = motion
         self.cell_px = width_px / w, height_px / h
         self.empty: Map = np.zeros((h, w), np.float32)
 
     def propagated(
-        self, votes: Map, step: Step, near_px: BoxPx | None = None, rated: bool = True
+        self, votes: Map, step: MotionStep, near_px: BoxPx | None = None, rated: bool = True
     ) -> Map:
-        """The votes as they are in the next frame, before its answer is known.
+        """The votes in the next frame, before its answer.
 
         Args:
-            votes: of the last frame.
-            step: to the next.
-            near_px: where the object was; what moves far from there counts for little.
-            rated: whether what moves has a vote; finding that out takes time.
+            votes: in the last frame, ``[h, w]``.
+            step: the motion to the next frame.
+            near_px: where the object was; motion that is not near it has less weight.
+            rated: whether what moves gets votes. Finding that out takes time.
         """
         if step.blank:
             return votes * np.float32(KEPT)
@@ -79,16 +90,16 @@ class VoteGrid:
     def voted(
         self, votes: Map, map_hw: Map, box_px: BoxPx, window_px: BoxPx, whole: bool, moving: float
     ) -> Map:
-        """The votes with those of an answer.
+        """The votes in a frame, with those of its answer.
 
         Args:
-            votes: of this frame, as ``propagated``.
-            map_hw: of the window.
-            box_px: what the head says, in the frame.
+            votes: in this frame, before the answer, ``[h, w]``.
+            map_hw: the map of the window.
+            box_px: the head's box, in the frame.
             window_px: what the engine saw of the frame.
-            whole: that was all of it.
-            moving: how much moves; where nothing does, the head's box is the only one to tell the
-                object's extent.
+            whole: whether that was the whole frame.
+            moving: see ``MotionStep``. Where nothing moves, only the head's box tells how large the
+                object is, and gets more votes.
         """
         x0, y0, x1, y1 = self.cells(window_px)
         logs = np.log(map_hw / max(float(map_hw.mean()), 1e-30) + 0.1)
@@ -107,28 +118,37 @@ class VoteGrid:
         return np.clip(result, -MOST, MOST)
 
     def cells(self, box_px: BoxPx) -> tuple[int, int, int, int]:
-        """The cells that a box covers, at least two a side."""
+        """The cells that a box covers, as x0, y0, x1, y1: at least two along each side."""
         h, w = self.empty.shape
         x0, y0, x1, y1 = self._rounded(box_px)
-        x0, y0 = max(0, min(x0, w - 2)), max(0, min(y0, h - 2))
+        x0 = max(0, min(x0, w - 2))
+        y0 = max(0, min(y0, h - 2))
         return x0, y0, min(max(x1, x0 + 2), w), min(max(y1, y0 + 2), h)
 
     def _nearness(self, near_px: BoxPx | None, beyond: float) -> Map:
-        """1 in and around a box, ``beyond`` elsewhere; 1 everywhere without a box."""
+        """Weights ``[h, w]``: 1 in and near a box, ``beyond`` elsewhere; 1 without a box."""
         if near_px is None:
             return np.ones_like(self.empty)
         shares = np.full_like(self.empty, beyond)
-        x0, y0, x1, y1 = self.cells(widened(near_px, NEAR))
+        x0, y0, x1, y1 = self.cells(with_margin(near_px, NEAR))
         shares[y0:y1, x0:x1] = 1
         return shares
 
     def _rounded(self, box_px: BoxPx) -> tuple[int, int, int, int]:
-        (x0, y0, x1, y1), (x, y) = box_px, self.cell_px
+        """A box in cells, which may lie outside the grid."""
+        x0, y0, x1, y1 = box_px
+        x, y = self.cell_px
         return round(x0 / x), round(y0 / y), round(x1 / x), round(y1 / y)
 
     def box(self, votes: Map, near_px: BoxPx | None = None) -> BoxPx | None:
-        """The object's box in the frame; None where nothing is voted for. Blobs far from
-        ``near_px`` weigh less.
+        """The box of the object in the frame: that of the blob with the most votes.
+
+        Args:
+            votes: ``[h, w]``.
+            near_px: where the object was; blobs that are not near it have less weight.
+
+        Returns:
+            The box; None where no cell has votes over 0.
         """
         count, labels, _, _ = cv2.connectedComponentsWithStats(
             (votes > 0).astype(np.uint8), connectivity=4
@@ -140,7 +160,8 @@ class VoteGrid:
             weights=(np.maximum(votes, 0) * self._nearness(near_px, FAR_BLOB)).ravel(),
         )
         blob = np.where(labels == 1 + int(np.argmax(weights[1:])), votes, 0)
-        low, high = [], []
+        low: list[int] = []
+        high: list[int] = []
         for axis in (0, 1):
             below = blob.sum(axis=axis).cumsum()
             low.append(int(np.searchsorted(below, TRIM * below[-1])))
@@ -149,27 +170,33 @@ class VoteGrid:
         return low[0] * x, low[1] * y, high[0] * x, high[1] * y
 
     def marked(self, box_px: BoxPx) -> Map:
-        """The votes of a user who draws a box: all for it, all against the rest."""
+        """The votes for a box that a user selects: the most for it, the fewest for the rest."""
         votes = np.full_like(self.empty, -MOST)
         x0, y0, x1, y1 = self.cells(box_px)
         votes[y0:y1, x0:x1] = MOST
         return votes
 
-    def shift_px(self, votes: Map, step: Step, box_px: BoxPx) -> tuple[float, float]:
-        """By how much (x, y) what lies in a box moved since the last frame: the mean over the
-        surest cells.
+    def shift_px(self, votes: Map, step: MotionStep, box_px: BoxPx) -> tuple[float, float]:
+        """How far (x, y) the object has moved since the last frame: the mean over cells with many
+        votes.
+
+        Args:
+            votes: in the last frame, ``[h, w]``.
+            step: the motion since then.
+            box_px: where the object was.
         """
         if step.flow is None:
             return 0.0, 0.0
         x0, y0, x1, y1 = self.cells(box_px)
-        flow, votes = step.flow[y0:y1, x0:x1], votes[y0:y1, x0:x1]
+        flow = step.flow[y0:y1, x0:x1]
+        votes = votes[y0:y1, x0:x1]
         most = cv2.minMaxLoc(votes)[1]
         sure = cv2.inRange(votes, SUREST * most, most) if most > 0 else None
         x, y, _, _ = cv2.mean(flow, sure)
         return -x * self.cell_px[0], -y * self.cell_px[1]
 
     def placed(self, map_hw: Map, window_px: BoxPx) -> Map:
-        """A window's map as one of the whole frame, 0 where the engine did not look."""
+        """The map of a window as one of the whole frame, ``[h, w]``: 0 outside the window."""
         x0, y0, x1, y1 = self.cells(window_px)
         whole = np.zeros_like(self.empty)
         whole[y0:y1, x0:x1] = cv2.resize(map_hw, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)

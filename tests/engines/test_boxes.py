@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engines.boxes import shared
+from engines.boxes import shared, shifted, with_margin
 
 
 def test_the_share_of_the_smaller_box():
@@ -11,3 +11,11 @@ def test_the_share_of_the_smaller_box():
     others = np.array([[90, 0, 110, 10], [10, 10, 20, 20], [100, 0, 120, 100], [50, 50, 50, 60]])
     np.testing.assert_allclose(shared(large, others), [0.5, 1, 0, 0])
     np.testing.assert_allclose(shared(others, large), [0.5, 1, 0, 0])
+
+
+def test_a_box_moves_with_all_its_edges():
+    assert shifted((1, 2, 30, 40), 50, 20) == (51, 22, 80, 60)
+
+
+def test_a_margin_is_a_share_of_each_side():
+    assert with_margin((10, 20, 50, 100), 0.25) == (0, 0, 60, 120)

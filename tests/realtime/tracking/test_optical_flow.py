@@ -68,7 +68,7 @@ def test_the_camera_is_fitted_without_regard_to_what_moves_otherwise():
     ys, xs = np.mgrid[0 : motion.shape[0], 0 : motion.shape[1]].astype(np.float32)
     flow = np.stack([1.5 + 0.01 * xs, -0.5 + 0.02 * ys], axis=-1)
     flow[15:30, 30:50] += 4
-    found = motion._terms @ motion._camera(flow)
+    found = motion.camera_flow(flow)
     field = np.ones(motion.shape, bool)
     field[15:30, 30:50] = False
     terms = np.stack([xs[field], ys[field], np.ones(field.sum())], axis=1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realtime.tracking.optical_flow import Motion, Step
+from realtime.tracking.optical_flow import Motion, MotionStep
 from realtime.tracking.vote_grid import KEPT, KEPT_STILL, MOST, UNSEEN, VoteGrid
 
 W, H = 160, 80  # two pixels a cell
@@ -38,7 +38,7 @@ def test_votes_go_with_the_flow_fade_and_take_the_motion_in(vote_grid):
     flow = np.zeros((*vote_grid.empty.shape, 2), np.float32)
     flow[..., 0] = -3  # what is here was three cells to the left
     evidence = np.random.default_rng(1).uniform(-1, 1, vote_grid.empty.shape).astype(np.float32)
-    found = vote_grid.propagated(votes, Step(flow, lambda: (evidence, 1.0)))
+    found = vote_grid.propagated(votes, MotionStep(flow, lambda: (evidence, 1.0)))
     for y, x in [(0, 3), (10, 40), (39, 79)]:
         assert found[y, x] == pytest.approx(KEPT * votes[y, x - 3] + evidence[y, x], abs=1e-5)
     assert found[5, 1] == pytest.approx(KEPT * UNSEEN + evidence[5, 1], abs=1e-5)
@@ -46,7 +46,9 @@ def test_votes_go_with_the_flow_fade_and_take_the_motion_in(vote_grid):
 
 def test_where_nothing_moves_votes_hardly_fade(vote_grid):
     votes = field(vote_grid, ((5, 5, 15, 15), 1.0))
-    still = Step(np.zeros((*vote_grid.empty.shape, 2), np.float32), lambda: (vote_grid.empty, 0.0))
+    still = MotionStep(
+        np.zeros((*vote_grid.empty.shape, 2), np.float32), lambda: (vote_grid.empty, 0.0)
+    )
     assert vote_grid.propagated(votes, still) == pytest.approx(KEPT_STILL * votes)
 
 
@@ -57,16 +59,16 @@ def unmoved():
 def test_where_motion_is_not_judged_votes_are_carried_and_fade(vote_grid):
     votes = field(vote_grid, ((5, 5, 15, 15), 1.0))
     flow = np.zeros((*vote_grid.empty.shape, 2), np.float32)
-    assert vote_grid.propagated(votes, Step(flow, unmoved), rated=False) == pytest.approx(
+    assert vote_grid.propagated(votes, MotionStep(flow, unmoved), rated=False) == pytest.approx(
         KEPT * votes
     )
 
 
 def test_a_blank_frame_lets_votes_fade_and_a_cut_forgets_them(vote_grid):
     votes = field(vote_grid, ((5, 5, 15, 15), 1.0))
-    still = Step(None, lambda: (vote_grid.empty, 0.0), blank=True)
+    still = MotionStep(None, lambda: (vote_grid.empty, 0.0), blank=True)
     assert vote_grid.propagated(votes, still) == pytest.approx(KEPT * votes)
-    assert not vote_grid.propagated(votes, Step(None, unmoved, cut=True)).any()
+    assert not vote_grid.propagated(votes, MotionStep(None, unmoved, cut=True)).any()
 
 
 def test_an_answer_votes_in_its_window_only_for_what_is_hot_and_boxed(vote_grid):
@@ -106,5 +108,8 @@ def test_what_lies_in_a_box_moved_as_its_surest_cells_did(vote_grid):
     flow = np.zeros((*vote_grid.empty.shape, 2), np.float32)
     flow[10:20, 10:20] = (-2, 1)
     votes = field(vote_grid, ((10, 10, 20, 20), 1.0), ((40, 10, 50, 20), 0.5))
-    assert vote_grid.shift_px(votes, Step(flow, unmoved), (10, 10, 60, 60)) == (4, -2)
-    assert vote_grid.shift_px(votes, Step(None, unmoved, cut=True), (10, 10, 60, 60)) == (0, 0)
+    assert vote_grid.shift_px(votes, MotionStep(flow, unmoved), (10, 10, 60, 60)) == (4, -2)
+    assert vote_grid.shift_px(votes, MotionStep(None, unmoved, cut=True), (10, 10, 60, 60)) == (
+        0,
+        0,
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realtime.tracking.optical_flow import Motion, MotionHistory, Step
+from realtime.tracking.optical_flow import Motion, MotionHistory, MotionStep
 
 W, H = 160, 80  # two pixels a cell
 
@@ -16,7 +16,7 @@ def step(*moving, shake=0.0, seed=0):
         flow[y0:y1, x0:x1] += (
             np.random.default_rng(seed).normal(0, shake, (y1 - y0, x1 - x0, 2)).astype(np.float32)
         )
-    return Step(flow, lambda: (np.zeros((40, 80), np.float32), 1.0))
+    return MotionStep(flow, lambda: (np.zeros((40, 80), np.float32), 1.0))
 
 
 @pytest.fixture
@@ -46,5 +46,5 @@ def test_parts_of_one_that_shake_are_alike_after_a_few_frames(course):
 
 def test_a_cut_begins_anew(course):
     course.add(step((LEFT, (1, 0))))
-    course.add(Step(None, lambda: (np.zeros((40, 80), np.float32), 0.0), cut=True))
+    course.add(MotionStep(None, lambda: (np.zeros((40, 80), np.float32), 0.0), cut=True))
     assert course.alike(LEFT, VOTES) == pytest.approx(1.0)
