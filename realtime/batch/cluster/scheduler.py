@@ -549,7 +549,7 @@ class _Across:
         summary, files = merge_job(job, clip, self._settings, out, facts)
         if self._store.address:
             summary["files"] = {
-                kind: self._store.name(Path(path)) for kind, path in summary["files"].items()
+                kind: shown(self._store.name(Path(path))) for kind, path in summary["files"].items()
             }
             write_json(files[-1], summary)
         self._store.put([job.folder / MANIFEST, *files])

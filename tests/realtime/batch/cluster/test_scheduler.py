@@ -193,6 +193,17 @@ def test_no_secret_of_an_address_is_kept_and_its_results_are_known_again(made, t
     assert changed["frames"] == 155
 
 
+def test_no_secret_of_the_results_address_is_kept(made):
+    out, files = "memory://me:hunter3@results/run", fsspec.filesystem("memory")
+    quiet = Console(file=io.StringIO())
+    (summary,) = process_across([str(made / "second.mp4")], out, Here(CHOICE), quiet)
+    assert summary["files"]["video"] == "memory://***@results/run/second.mp4"
+    kept = files.find("/me:hunter3@results")
+    assert kept
+    for path in kept:
+        assert b"hunter3" not in files.cat_file(path), path
+
+
 def test_shared_storage_that_is_full_says_so(made, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
