@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engines.choose import open_localizer
 from engines.errors import ModelError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
-from realtime import latency_budget as controller
-from realtime import latency_budget as module
+from engines.presets import presets
+from realtime import latency_budget
 from realtime.capture import every_frame
 from realtime.latency_budget import BudgetLocalizer
 from realtime.pipeline import run_frames
@@ -20,6 +21,7 @@ from realtime.sources.demo import Demo
 from realtime.statistics import Run
 
 TINY = EngineOptions("compact", "random", size_px=64, precision="fp32")
+LADDER = presets(TINY)
 
 
 class Kept:
@@ -36,22 +38,23 @@ class Kept:
 
 @pytest.fixture
 def load(monkeypatch):
-    """What the latency budget is told that a frame takes, in milliseconds: however long it takes on
-    this machine.
+    """The times that the latency budget is given for each frame, in milliseconds, whatever they are
+    on this machine.
     """
-    told_ms, observe = {"frame": 10.0, "engine": 5.0}, controller.BudgetController.observe
+    given_ms = {"frame": 10.0, "engine": 5.0}
+    observe = latency_budget.BudgetController.observe
 
     def observed(self, now_s, frame_ms, engine_ms):
-        return observe(self, now_s, told_ms["frame"], told_ms["engine"])
+        return observe(self, now_s, given_ms["frame"], given_ms["engine"])
 
-    monkeypatch.setattr(controller.BudgetController, "observe", observed)
-    return told_ms
+    monkeypatch.setattr(latency_budget.BudgetController, "observe", observed)
+    return given_ms
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     """Steps up are tried after a tenth of a second."""
-    monkeypatch.setattr(controller, "HOLD_S", 0.1)
+    monkeypatch.setattr(latency_budget, "HOLD_S", 0.1)
 
 
 def play(budgeted, sink, until, frames=4000):
@@ -69,17 +72,16 @@ def play(budgeted, sink, until, frames=4000):
 def test_under_load_it_steps_down_says_so_and_comes_back(load):
     notify, sink, load["frame"] = [], Kept(), 100.0
     budgeted = BudgetLocalizer(TINY, 80.0, notify.append)
-    ladder = budgeted._ladder
     records = play(budgeted, sink, lambda _: budgeted.summary()["over_budget"])
-    assert budgeted.preset == ladder[-1], "what is not the engine takes longer than the budget"
-    names = [preset.name for preset in ladder]
+    assert budgeted.preset == LADDER[-1], "what is not the engine takes longer than the budget"
+    names = [preset.name for preset in LADDER]
     way_down = [(names.index(step["from"]), names.index(step["to"])) for step in budgeted.steps]
     assert all(source < target for source, target in way_down)
     load["frame"] = 10.0
-    records += play(budgeted, sink, lambda _: budgeted.preset == ladder[0])
+    records += play(budgeted, sink, lambda _: budgeted.preset == LADDER[0])
 
     for record in records:
-        preset = ladder[names.index(record.preset)]
+        preset = LADDER[names.index(record.preset)]
         side = preset.choice.size_px // (8 if preset.choice.layer else 1)
         assert record.found.map_hw.shape == (side, side), (
             "each frame is of the rung that its record names"
@@ -113,39 +115,57 @@ def test_within_budget_it_is_the_plain_loop():
     budgeted.close()
 
 
+class OpenEngines:
+    """Opens localizers as a latency budget does, and counts the engines that are open."""
+
+    def __init__(self):
+        self.count = 0
+
+    def open(self, choice, **options):
+        localizer = open_localizer(choice, **options)
+        close = localizer.engine.close
+
+        def counted_close():
+            self.count -= 1
+            close()
+
+        localizer.engine.close = counted_close
+        self.count += 1
+        return localizer
+
+
 @pytest.fixture(scope="module")
 def descended():
-    """A run with a budget that nothing keeps to, and a preset that cannot be built: (localizer, what
-    was told, sink, records).
+    """A run with a budget that nothing keeps to, and a preset that cannot be built: (localizer,
+    notes, sink, records, open engines at the end).
     """
-    real = module.presets
 
     def with_a_bad_one(choice):
-        first, *rest = real(choice)
+        first, *rest = presets(choice)
         bad = replace(
             first, name="of 50 px", choice=replace(first.choice, size_px=50), cost=0.9 * first.cost
         )
         return [first, bad, *rest]
 
-    notify, sink = [], Kept()
+    notes, sink, engines = [], Kept(), OpenEngines()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "presets", with_a_bad_one)
-        budgeted = BudgetLocalizer(TINY, 0.01, notify.append)
-    cheapest = budgeted._ladder[-1].name
+        patch.setattr(latency_budget, "presets", with_a_bad_one)
+        patch.setattr(latency_budget, "open_localizer", engines.open)
+        budgeted = BudgetLocalizer(TINY, 0.01, notes.append)
 
-    def at_the_end(records):
-        return (
-            budgeted.summary()["over_budget"]
-            and sum(record.preset == cheapest for record in records) >= 25
-        )
+        def at_the_end(records):
+            cheapest = sum(record.preset == LADDER[-1].name for record in records)
+            return budgeted.summary()["over_budget"] and cheapest >= 25
 
-    yield budgeted, notify, sink, play(budgeted, sink, at_the_end)
-    budgeted.close()
+        records = play(budgeted, sink, at_the_end)
+        yield budgeted, notes, sink, records, engines.count
+        budgeted.close()
+    assert engines.count == 0
 
 
 def test_a_rung_that_cannot_be_built_is_left_out_and_named(descended):
-    budgeted, notify, _, _ = descended
-    assert any("left out: of 50 px" in line and "not a multiple of 32" in line for line in notify)
+    budgeted, notes, *_ = descended
+    assert any("left out: of 50 px" in line and "not a multiple of 32" in line for line in notes)
     assert "of 50 px" not in {step["to"] for step in budgeted.steps}
 
 
@@ -155,13 +175,11 @@ def test_a_first_rung_that_cannot_be_built_is_the_users_mistake():
 
 
 def test_few_engines_are_open_at_once(descended):
-    budgeted = descended[0]
-    choices = {preset.choice for preset in budgeted._ladder}
-    assert len(budgeted._open) <= 2 < len(choices)
+    assert descended[-1] <= 2 < len({preset.choice for preset in LADDER})
 
 
 def test_the_cheapest_rung_keeps_a_heat_map_for_several_frames(descended):
-    budgeted, _, sink, records = descended
-    last = [i for i, record in enumerate(records) if record.preset == budgeted._ladder[-1].name]
+    _, _, sink, records, _ = descended
+    last = [i for i, record in enumerate(records) if record.preset == LADDER[-1].name]
     fresh = [i for i in last[1:] if not np.array_equal(sink.corners[i], sink.corners[i - 1])]
-    assert 0 < len(fresh) <= 1 + len(last) // budgeted._ladder[-1].heat_map_every
+    assert 0 < len(fresh) <= 1 + len(last) // LADDER[-1].heat_map_every
