@@ -16,11 +16,10 @@ from engines.localizer import ImageBgr, Localizer
 from engines.options import EngineOptions
 from engines.text import displayable, shown
 from realtime.annotate import PLAIN, Look, draw
-from realtime.batch.decode import records_of
+from realtime.batch.decode import frames_of
 from realtime.batch.plan import make_plan
 from realtime.capture import Feed, every_frame
-from realtime.frame_queue import Records
-from realtime.frames import NO_MAP, BoxPx, FrameRecord
+from realtime.frames import NO_MAP, BoxPx, FrameRecord, LoopFrames
 from realtime.pipeline import Live, run_frames
 from realtime.session import Settings
 from realtime.sources.spec import kind_of, open_source
@@ -266,7 +265,7 @@ def _results(
     source: _Source, engine: Engine, following: FollowOptions
 ) -> Generator[Result, None, None]:
     with ExitStack() as stack:
-        records_for, feed, trouble = _opened(source, stack)
+        frames_for, feed, trouble = _opened(source, stack)
         localizer = stack.enter_context(engine(1 if feed else 0))
         tracker = opened(following)
         live = (
@@ -274,7 +273,7 @@ def _results(
         )
         under_way = 0 if feed else calls_under_way(tracker, localizer.engine.slots)
         loop = run_frames(
-            records_for(localizer.batch), localizer, (), WaitingTimes(), under_way, live, tracker
+            frames_for(localizer.batch), localizer, (), WaitingTimes(), under_way, live, tracker
         )
         for record in stack.enter_context(closing(loop)):
             if record.outcome != "dropped":
@@ -283,8 +282,10 @@ def _results(
             raise SourceError(trouble)
 
 
-def _opened(source: _Source, stack: ExitStack) -> tuple[Callable[[int], Records], Feed | None, str]:
-    """Records, given the images that an engine call takes; what reads a live source; what is wrong
+def _opened(
+    source: _Source, stack: ExitStack
+) -> tuple[Callable[[int], LoopFrames], Feed | None, str]:
+    """Frames, given the images that an engine call takes; what reads a live source; what is wrong
     with a file as a whole.
 
     Raises:
@@ -297,7 +298,7 @@ def _opened(source: _Source, stack: ExitStack) -> tuple[Callable[[int], Records]
         for note in clip.notes:
             source.notify(note)
         trouble = f"{shown(spec)} {clip.trouble}" if clip.trouble else ""
-        return lambda batch: records_of(clip, clip.segments, every, batch, {}), None, trouble
+        return lambda batch: frames_of(clip, clip.segments, every, batch, {}), None, trouble
     if not kind.live:
         found = stack.enter_context(open_source(spec, source.camera))
         if not found.live:
@@ -305,19 +306,19 @@ def _opened(source: _Source, stack: ExitStack) -> tuple[Callable[[int], Records]
         # an address that turned out live is read by what opens it again when it is lost
         found.close()
     feed = Feed([spec], source.camera, notify=source.notify)
-    return lambda _: _one_in(feed.records(), every), feed, ""
+    return lambda _: _one_in(feed.frames(), every), feed, ""
 
 
-def _one_in(records: Records, every: int) -> Records:
+def _one_in(frames: LoopFrames, every: int) -> LoopFrames:
     """Those of one in so many frames; dropped ones do not count."""
     number = 0
-    with closing(records):
-        for record in records:
-            if record.outcome != "shown":
-                yield record
+    with closing(frames):
+        for frame in frames:
+            if frame.record.outcome != "shown":
+                yield frame
                 continue
             if number % every == 0:
-                yield record
+                yield frame
             number += 1
 
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from engines.errors import SourceError
 from engines.text import in_words, shown
-from realtime.frame_queue import EVERY, LATEST, FrameQueue, Policy, Records
-from realtime.frames import Frame, FrameRecord
+from realtime.frame_queue import EVERY, LATEST, FrameQueue, Policy
+from realtime.frames import Frame, FrameRecord, LoopFrames
 from realtime.sources.limits import AHEAD_BYTES
 from realtime.sources.spec import kind_of, name_of, open_source
 from realtime.sources.video import USUAL, Source, SourceOptions
@@ -194,7 +194,7 @@ SOUND_S = 10.0  # a connection that held for so long starts the waits anew
 Item = TypeVar("Item")
 
 
-def every_frame(source: Source) -> Records:
+def every_frame(source: Source) -> LoopFrames:
     """Each frame in turn, as fast as they are taken; nothing is dropped. A thread reads a few
     frames ahead.
 
@@ -204,7 +204,7 @@ def every_frame(source: Source) -> Records:
     return _read_in_thread(source, FrameQueue(EVERY), paced=False)
 
 
-def latest_frames(source: Source, paced: bool) -> Records:
+def latest_frames(source: Source, paced: bool) -> LoopFrames:
     """The newest frame whenever one is asked for; frames that came and went unseen are recorded as
     dropped.
 
@@ -218,7 +218,7 @@ def latest_frames(source: Source, paced: bool) -> Records:
     return _read_in_thread(source, FrameQueue(LATEST), paced)
 
 
-def _read_in_thread(source: Source, frame_queue: FrameQueue, paced: bool) -> Records:
+def _read_in_thread(source: Source, frame_queue: FrameQueue, paced: bool) -> LoopFrames:
     def read() -> None:
         start_ns = time.monotonic_ns()
         try:
@@ -238,7 +238,7 @@ def _read_in_thread(source: Source, frame_queue: FrameQueue, paced: bool) -> Rec
     reader = threading.Thread(target=read, name=f"read {source.name}", daemon=True)
     reader.start()
     try:
-        yield from frame_queue.records()
+        yield from frame_queue.frames()
     finally:
         frame_queue.close()
         reader.join(timeout=2.0)
@@ -350,7 +350,7 @@ class Feed:
             for each, count in zip(self.connections, self._frame_queue.captured, strict=True)
         }
 
-    def records(self) -> Records:
+    def frames(self) -> LoopFrames:
         """Open all sources and give their records until all have ended or ``stop`` is called. Once
         only.
 
@@ -366,7 +366,7 @@ class Feed:
         for reader in readers:
             reader.start()
         try:
-            yield from self._frame_queue.records()
+            yield from self._frame_queue.frames()
         finally:
             self._frame_queue.close()
             for reader in readers:

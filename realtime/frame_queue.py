@@ -6,14 +6,13 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
 from engines.errors import SourceError
-from realtime.frames import ENDED, Frame, FrameRecord
+from realtime.frames import ENDED, Frame, FrameRecord, LoopFrame
 
-Records = Generator[FrameRecord, None, None]
 READ_AHEAD_FRAMES = 2
 MOST_WAITING_FRAMES = 32  # under max-age: a second of most cameras
 NEWER, DAMAGED, FULL = "a newer frame was waiting", "damaged on the way", "too many were waiting"
@@ -85,7 +84,7 @@ class FrameQueue:
         self._changed = threading.Condition()
         self._waiting: list[deque[FrameRecord]] = [deque() for _ in range(sources)]
         self._dropped: list[FrameRecord] = []
-        self._giving: deque[FrameRecord] = deque()  # taken from what waits, and not asked for yet
+        self._giving: deque[LoopFrame] = deque()  # taken from what waits, and not asked for yet
         self._reading, self._next, self._draining = sources, 0, False
         self._error: Exception | None = None
 
@@ -136,9 +135,9 @@ class FrameQueue:
         self._draining = True
         self.close()
 
-    def records(self) -> Iterator[FrameRecord]:
-        """Dropped records and waiting frames, until all sources have ended; then their error, if
-        any, is raised.
+    def frames(self) -> Iterator[LoopFrame]:
+        """Dropped and waiting frames, until all sources have ended. Then their error is raised, if
+        there is one.
         """
         while True:
             with self._changed:
@@ -150,7 +149,7 @@ class FrameQueue:
                 if self._draining:
                     self._drop_waiting()
                 taken = self._take()
-                self._giving.extend([*self._dropped, *taken])
+                self._giving.extend([*map(LoopFrame, self._dropped), *taken])
                 self._dropped = []
                 if not self._giving and (self._draining or self._reading <= 0):
                     if self._error is not None and not self._draining:
@@ -163,25 +162,25 @@ class FrameQueue:
     def left(self) -> list[FrameRecord]:
         """What was taken in and not given out, now dropped: for the ledger of a run that failed."""
         with self._changed:
-            self._waiting.append(deque(self._giving))
+            self._waiting.append(deque(frame.record for frame in self._giving))
             self._giving.clear()
             self._drop_waiting()
             left, self._dropped = self._dropped, []
             return left
 
-    def _take(self) -> list[FrameRecord]:
+    def _take(self) -> list[LoopFrame]:
         """At most ``at_once`` frames, one of each source, taking turns."""
-        taken: list[FrameRecord] = []
+        taken: list[LoopFrame] = []
         for offset in range(len(self._waiting)):
             place = (self._next + offset) % len(self._waiting)
             self._drop_old(self._waiting[place])
             if self._waiting[place]:
-                taken.append(self._waiting[place].popleft())
+                taken.append(LoopFrame(self._waiting[place].popleft()))
             if len(taken) == self._at_once:
                 self._next = place + 1
                 break
-        for record in taken[:-1]:
-            record.followed = True
+        for frame in taken[:-1]:
+            frame.batch_with_next = True
         return taken
 
     def _drop_old(self, waiting: deque[FrameRecord]) -> None:

@@ -4,7 +4,7 @@ columns of a log.
 ``python -m realtime.frames`` prints the columns as the table of ``docs/batch.md``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -99,25 +99,19 @@ class Tracked:
 
 @dataclass
 class FrameRecord:
-    """The ledger's row of one captured frame: what became of it, when, and what each stage took.
+    """What became of one captured frame, when, and how long each stage took.
 
     Attributes:
         frame: what was captured.
         outcome: ``shown`` (also while it is under way), ``dropped`` or ``failed``; ``cause`` says
             why.
         found: what the engine answered.
-        stages_ms: what each stage took, in a frame's order; ``began_ns`` says when each began, on
-            ``captured_ns``'s clock.
+        stages_ms: how long each stage took, in their order.
         total_ms: from the start of its reading until it was written.
-        preset: the settings that made it, where a latency budget chooses them.
-        followed: the next record is there already and of another source: both can go into one
-            engine call.
-        track: what following knows of it; None without ``--follow``. Of several objects, of the
-            first.
-        objects: where several are followed, each of them; None where it is one or none.
-        tracker: who follows it, see ``realtime.tracking.options``; ``view_px`` is the size of what
-            the engine sees of it.
-        propagated: the engine need not see it: the last answer is carried along.
+        preset: the name of the preset that the engine ran with; empty without a latency budget.
+        began_ns: when each stage began, on the clock of ``captured_ns``.
+        track: what tracking says of the object, or of the first of several; None without tracking.
+        objects: where several may be tracked, each of them; None where it is one or none.
     """
 
     frame: Frame
@@ -128,12 +122,8 @@ class FrameRecord:
     total_ms: float = 0.0
     preset: str = ""
     began_ns: dict[str, int] = field(default_factory=dict)
-    followed: bool = False
     track: Track | None = None
     objects: tuple[Tracked, ...] | None = None
-    tracker: Any = None
-    view_px: tuple[int, int] | None = None
-    propagated: bool = False
 
     @property
     def age_ms(self) -> float:
@@ -159,6 +149,45 @@ class FrameRecord:
     def row(self) -> dict[str, Any]:
         """The record as one row of a log, by the table ``COLUMNS``."""
         return row_of(self, COLUMNS)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the engine is to see of a frame.
+
+    Attributes:
+        image_bgr: the part that it sees; None where it need not see it, and the last answer is
+            propagated.
+        tracker: of ``realtime.tracking.options.Following``, which gets the answer; None for none.
+    """
+
+    image_bgr: ImageBgr | None
+    tracker: Any = None
+
+
+@dataclass
+class LoopFrame:
+    """A frame on its way through the frame loop: its record, and what the loop alone needs.
+
+    Attributes:
+        record: of the frame.
+        batch_with_next: the next frame is there already, and both may go into one engine call.
+        view: what the engine sees of it; None until it is prepared, and where that failed.
+    """
+
+    record: FrameRecord
+    batch_with_next: bool = False
+    view: View | None = None
+
+    @property
+    def asks_engine(self) -> bool:
+        """Whether the engine sees it: it is under way, and its answer is not propagated."""
+        shown = self.record.outcome == "shown"
+        return shown and self.view is not None and self.view.image_bgr is not None
+
+
+LoopFrames = Generator[LoopFrame, None, None]
+"""Frames for the loop, the dropped ones too, in their order."""
 
 
 ABSENT: Any = object()

@@ -102,7 +102,7 @@ def stream(
         )
         live = Live(lambda: session.settings, feed.stop)
         loop = run_frames(
-            feed.records(), localizer, sinks, live_run, live=live, following=session.following
+            feed.frames(), localizer, sinks, live_run, live=live, following=session.following
         )
         if options.seconds is not None:
             timer = threading.Timer(options.seconds, session.stop)

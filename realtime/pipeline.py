@@ -11,7 +11,7 @@ for every frame.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -19,8 +19,7 @@ from queue import SimpleQueue
 from engines.engine import Ticket
 from engines.localizer import ImageBgr, Localization, Localizer
 from realtime.annotate import Look
-from realtime.frame_queue import Records
-from realtime.frames import FrameRecord
+from realtime.frames import FrameRecord, LoopFrame, LoopFrames, View
 from realtime.latency_budget import Pace
 from realtime.session import Settings
 from realtime.sinks import Output, Sink
@@ -42,14 +41,14 @@ class Live:
 
 
 def run_frames(
-    records: Records,
+    frames: LoopFrames,
     localizer: Localizer,
     sinks: Sequence[Sink],
     run: Run,
     under_way: int = 0,
     live: Live | None = None,
     following: Following | None = None,
-) -> Records:
+) -> Generator[FrameRecord, None, None]:
     """Localize, draw and write each frame that is not dropped; yields every record when it is
     finished, in order.
 
@@ -57,13 +56,13 @@ def run_frames(
     draws, calls the sinks and yields. An answer is handed over when the one before it is written:
     as little as may be is under way.
 
-    Records that are ``followed`` share an engine call with the next one, as far as the engine's
-    batch goes. An error of a stage is raised once, after the frames before it are finished where
-    they can be (an error of a sink is not waited for). However the loop ends, the engine is left
-    idle and ``records`` closed.
+    A frame that says ``batch_with_next`` shares an engine call with the next one, as far as the
+    engine's batch goes. An error of a stage is raised once, after the frames before it are finished
+    where they can be (an error of a sink is not waited for). However the loop ends, the engine is
+    left idle and ``frames`` closed.
 
     Args:
-        records: from ``realtime.capture``; the engine's half takes them.
+        frames: from ``realtime.capture``; the engine's half takes them.
         localizer: prepares, runs and reads the engine. It is told how long each frame took, and may
             change its setting from frame to frame.
         sinks: each gets every record, and the drawing where there is one; logs get it last, when
@@ -79,15 +78,16 @@ def run_frames(
             answers just before it are there.
     """
     most = 1 if live else under_way or localizer.engine.slots
-    half = _EngineHalf(records, localizer, run, most, live, following)
+    half = _EngineHalf(frames, localizer, run, most, live, following)
     output = Output(sinks, run, live.settings if live else Look, alone=live is not None)
     call, failed_by = _Call(deque()), None
     run.start()
     try:
         for call in half.answers():
-            while call.records:
-                output.draw_and_write(call.records[0], call.heat_map_every)
-                record = call.records.popleft()
+            while call.frames:
+                record = call.frames[0].record
+                output.draw_and_write(record, call.heat_map_every)
+                call.frames.popleft()
                 output.enter(record)
                 yield record
     except BaseException as error:
@@ -95,11 +95,11 @@ def run_frames(
         raise
     finally:
         for left in (call, *half.stop()):
-            for record in left.records if live else ():
-                record.fail(failed_by)
+            for frame in left.frames if live else ():
+                frame.record.fail(failed_by)
                 with suppress(Exception):
-                    output.enter(record)
-        records.close()
+                    output.enter(frame.record)
+        frames.close()
 
 
 @dataclass
@@ -108,7 +108,7 @@ class _Call:
     dropped ones, carried ones.
     """
 
-    records: deque[FrameRecord]
+    frames: deque[LoopFrame]
     localizer: Localizer | None = None
     ticket: Ticket = None
     submitted_ns: int = 0
@@ -120,17 +120,17 @@ class _Call:
         return self.localizer is not None and not self.found_ns
 
     def collect(self, run: Run, following: Following | None) -> None:
-        """Take the answer from the engine, for each of the records."""
+        """Take the answer from the engine, for each of the frames."""
         answers = self._answers(run)
-        for record in self.records:
-            if record.outcome != "shown":
+        for frame in self.frames:
+            record, view = frame.record, frame.view
+            if record.outcome != "shown" or view is None:
                 continue
-            record.found = None if record.propagated else next(answers)
+            record.found = next(answers) if frame.asks_engine else None
             if following is not None:
-                record.found = following.followed(record, record.found)
-            record.stages_ms["engine"] = (
-                0.0 if record.propagated else (self.found_ns - self.submitted_ns) / 1e6
-            )
+                record.found = following.update(record, view.tracker, record.found)
+            engine_ns = self.found_ns - self.submitted_ns if frame.asks_engine else 0
+            record.stages_ms["engine"] = engine_ns / 1e6
 
     def _answers(self, run: Run) -> Iterator[Localization]:
         if self.localizer is None:
@@ -139,10 +139,10 @@ class _Call:
         outputs = self.localizer.collect(self.ticket)
         self.found_ns = time.monotonic_ns()
         run.idle_ms["engine"] += (self.found_ns - asked_ns) / 1e6
-        for place, record in enumerate(
-            record for record in self.records if record.outcome == "shown" and not record.propagated
-        ):
-            width, height = record.view_px or record.frame.image_bgr.shape[1::-1]
+        seen = (frame.view.image_bgr for frame in self.frames if frame.asks_engine and frame.view)
+        for place, image in enumerate(seen):
+            assert image is not None  # it asks the engine
+            height, width = image.shape[:2]
             yield self.localizer.read(outputs, place, width, height)
 
     def abandon(self) -> None:
@@ -156,14 +156,14 @@ class _EngineHalf:
 
     def __init__(
         self,
-        records: Records,
+        frames: LoopFrames,
         localizer: Localizer,
         run: Run,
         most: int,
         live: Live | None,
         following: Following | None,
     ) -> None:
-        self._records = records
+        self._frames = frames
         self._localizer = localizer
         self._run = run
         self._most = most
@@ -226,11 +226,12 @@ class _EngineHalf:
 
     def _tell_localizer(self, call: _Call, pace: Pace) -> None:
         """How long each frame took that the engine saw."""
-        for record in call.records:
+        for frame in call.frames:
+            record = frame.record
             if record.outcome != "shown":
                 continue
             frame_ms = pace.frame_ms()
-            if not record.propagated:
+            if frame.asks_engine:
                 engine_ms = record.stages_ms["engine"]
                 number, now_s = record.frame.index, time.monotonic()
                 self._localizer.finished(record.preset, number, engine_ms, frame_ms, now_s)
@@ -256,9 +257,9 @@ class _EngineHalf:
             self._more, self._failure = False, error
             if self._live is None:
                 return
-            for record in call.records:
-                record.fail(error)
-        if call.records:
+            for frame in call.frames:
+                frame.record.fail(error)
+        if call.frames:
             self._begun.append(call)
 
     def _fill(self, call: _Call) -> None:
@@ -267,28 +268,29 @@ class _EngineHalf:
         Raises:
             StopIteration: there is none.
         """
-        call.records.append(self._take())
-        if call.records[0].outcome != "shown":
+        call.frames.append(self._take())
+        if call.frames[0].record.outcome != "shown":
             return
         localizer = self._localizer
         call.heat_map_every = localizer.heat_map_every
         if self._live is not None:
             localizer.look_for(self._live.settings().class_index)
-        prepared = self._prepared(localizer, call.records[-1])
-        while call.records[-1].followed and len(call.records) < localizer.batch:
-            call.records.append(self._take())
-            prepared += self._prepared(localizer, call.records[-1])
+        prepared = self._prepared(localizer, call.frames[-1])
+        while call.frames[-1].batch_with_next and len(call.frames) < localizer.batch:
+            call.frames.append(self._take())
+            prepared += self._prepared(localizer, call.frames[-1])
         call.submitted_ns = time.monotonic_ns()
         if prepared:
             call.ticket = localizer.submit(prepared)
             call.localizer = localizer
-        for record in call.records:
-            record.preset = localizer.setting
-            record.began_ns["engine"] = call.submitted_ns
+        for frame in call.frames:
+            frame.record.preset = localizer.setting
+            frame.record.began_ns["engine"] = call.submitted_ns
 
-    def _take(self) -> FrameRecord:
+    def _take(self) -> LoopFrame:
         asked_ns = time.monotonic_ns()
-        record = next(self._records)
+        frame = next(self._frames)
+        record = frame.record
         taken_ns = time.monotonic_ns()
         self._run.idle_ms["source"] += (taken_ns - asked_ns) / 1e6
         if record.outcome == "shown":
@@ -299,18 +301,21 @@ class _EngineHalf:
                 "wait": captured_ns,
                 "prepare": taken_ns,
             }
-        return record
+        return frame
 
-    def _prepared(self, localizer: Localizer, record: FrameRecord) -> list[ImageBgr]:
-        """The frame as the engine takes it; nothing where it need not see it, or, and the record
-        failed, cannot in a live run.
+    def _prepared(self, localizer: Localizer, frame: LoopFrame) -> list[ImageBgr]:
+        """The frame as the engine takes it. Nothing where the engine need not see it, and where it
+        cannot in a live run: the record has failed then.
 
         Raises:
             InputError: it cannot be used.
         """
+        record = frame.record
         try:
-            view = self._following.view(record) if self._following else record.frame.image_bgr
-            prepared = [] if view is None else [localizer.prepare(view)]
+            whole = View(record.frame.image_bgr)
+            frame.view = self._following.view(record.frame) if self._following else whole
+            image = frame.view.image_bgr
+            prepared = [] if image is None else [localizer.prepare(image)]
         except Exception as error:  # a picture that is too much for it, too
             if self._live is None:
                 raise

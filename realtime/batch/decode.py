@@ -18,8 +18,7 @@ from engines.errors import SourceError
 from engines.localizer import SMALLEST_PX, ImageBgr
 from realtime.batch.segment import Clip, Segment
 from realtime.capture import ahead
-from realtime.frame_queue import Records
-from realtime.frames import NO_IMAGE, Frame, FrameRecord
+from realtime.frames import NO_IMAGE, Frame, FrameRecord, LoopFrame, LoopFrames
 from realtime.sources.colour import ToBgr
 from realtime.sources.film import BOUNDED, Film, Packet, film_of, open_film
 from realtime.sources.images import Images, decode_image
@@ -405,15 +404,15 @@ Read = Callable[[Clip, Segment, int], Iterable[Frame | SegmentEnd]]
 READ_AHEAD_FRAMES = 4
 
 
-def records_of(
+def frames_of(
     clip: Clip,
     segments: Sequence[Segment],
     every: int,
     batch: int,
     ends: dict[int, SegmentEnd],
     read: Read = read_segment,
-) -> Records:
-    """Records for the frame loop, which a thread reads a few frames ahead; a frame that cannot be
+) -> LoopFrames:
+    """Frames for the frame loop, which a thread reads a few frames ahead. A frame that cannot be
     decoded has failed.
 
     Args:
@@ -433,7 +432,7 @@ def records_of(
         for segment in segments:
             yield from read(clip, segment, every)
 
-    held: FrameRecord | None = None
+    held: LoopFrame | None = None
     with closing(ahead(items(), READ_AHEAD_FRAMES, _bytes_of)) as found:
         for item in found:
             if isinstance(item, SegmentEnd):
@@ -446,9 +445,10 @@ def records_of(
             if item.lost:
                 record.outcome, record.cause = "failed", item.lost
             if held is not None:
-                held.followed = batch > 1 and held.outcome == record.outcome == "shown"
+                both = held.record.outcome == record.outcome == "shown"
+                held.batch_with_next = batch > 1 and both
                 yield held
-            held = record
+            held = LoopFrame(record)
 
 
 def _bytes_of(item: Frame | SegmentEnd) -> int:

@@ -23,7 +23,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from engines.files import digest_of_file, read_object, whole_file
 from engines.localizer import ImageBgr, Localizer
 from realtime.annotate import Look, draw
-from realtime.batch.decode import Read, SegmentEnd, read_segment, records_of
+from realtime.batch.decode import Read, SegmentEnd, frames_of, read_segment
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
 from realtime.frames import BoxPx, FrameRecord
@@ -315,10 +315,10 @@ def run_segments(
     """
     run, ends = WaitingTimes(), dict[int, SegmentEnd]()
     with _Writer(clip, segments, settings, folder, ends, run, localizer) as writer:
-        records = records_of(clip, segments, settings.every, localizer.batch, ends, read)
+        frames = frames_of(clip, segments, settings.every, localizer.batch, ends, read)
         following = opened(settings.following)
         under_way = calls_under_way(following, localizer.engine.slots)
-        yield from run_frames(records, localizer, writer.sinks, run, under_way, following=following)
+        yield from run_frames(frames, localizer, writer.sinks, run, under_way, following=following)
         writer.finish_before(None)
 
 

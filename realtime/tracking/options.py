@@ -5,9 +5,9 @@ from typing import Annotated
 
 from engines.choose import SEARCHES
 from engines.errors import InputError
-from engines.localizer import SMALLEST_PX, ImageBgr, Localization
+from engines.localizer import SMALLEST_PX, Localization
 from engines.options import LOOK_AT, SPEED, EngineOptions, Option
-from realtime.frames import BoxPx, FrameRecord, Track
+from realtime.frames import BoxPx, Frame, FrameRecord, Track, View
 from realtime.tracking.confidence import CuesToConfidence, load_confidence_model
 from realtime.tracking.multi_tracker import MultiTracker
 from realtime.tracking.tracker import Tracker
@@ -158,45 +158,40 @@ class Following:
         """
         self._points[source] = point
 
-    def view(self, record: FrameRecord) -> ImageBgr | None:
-        """The part of a frame that the engine sees; None for nothing. The record keeps the tracker.
+    def view(self, frame: Frame) -> View:
+        """What the engine is to see of a frame.
 
         Raises:
             InputError: the selected place lies outside the frame.
         """
-        frame = record.frame
         image = frame.image_bgr
         if image.ndim != 3 or min(image.shape[:2]) < SMALLEST_PX:
-            return image  # refused by the localizer
+            return View(image)  # refused by the localizer
+        height, width = image.shape[:2]
         shape, tracker = self._trackers.get(frame.source, ((), None))
         if tracker is None or shape != image.shape:
-            height, width = image.shape[:2]
             selected = self._options.box_in(width, height) if tracker is None else None
             tracker = self._new_tracker(width, height, selected)
             self._trackers[frame.source] = image.shape, tracker
         if point := self._points.pop(frame.source, None):
-            height, width = image.shape[:2]
             tracker.choose(box_around((point[0] * width, point[1] * height), width, height))
         window = tracker.window(image, frame.pts_s)
-        record.tracker = tracker
         if window is None:
-            record.propagated = True
-            return None
+            return View(None, tracker)
         x0, y0, x1, y1 = (int(edge) for edge in window)
-        record.view_px = x1 - x0, y1 - y0
-        return image[y0:y1, x0:x1]
+        return View(image[y0:y1, x0:x1], tracker)
 
-    def followed(self, record: FrameRecord, found: Localization | None) -> Localization:
-        """The answer for a frame, with the tracked box if its confidence is high enough.
-
-        What else tracking knows goes into ``record.track``, and into ``record.objects`` where
-        several objects are tracked.
+    def update(
+        self, record: FrameRecord, tracker: Tracker | MultiTracker, found: Localization | None
+    ) -> Localization:
+        """The answer for a frame, with the tracked box, or without one where it is not sure enough.
+        ``record.track`` says more, and ``record.objects`` of several.
 
         Args:
-            record: of the frame, after ``view``.
+            record: of the frame.
+            tracker: of the ``View`` that the engine saw.
             found: the engine's answer; None where it did not see the frame.
         """
-        tracker: Tracker | MultiTracker = record.tracker
         if isinstance(tracker, MultiTracker):
             result, record.track, objects = tracker.update(found)
             record.objects = tuple(

@@ -80,9 +80,9 @@ def test_a_source_that_is_heard_is_waited_for_and_so_is_the_taker(monkeypatch, s
     taken = []
 
     def take():
-        for record in series.frame_queue.records():
+        for each in series.frame_queue.frames():
             time.sleep(0.7)
-            taken.append(record.frame.index)
+            taken.append(each.record.frame.index)
 
     taker = threading.Thread(target=take)
     taker.start()

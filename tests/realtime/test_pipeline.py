@@ -72,9 +72,9 @@ def test_the_picture_is_a_copy(localizer):
     frames = []
 
     def keep():
-        for record in every_frame(Scripted(2)):
-            frames.append(record.frame.image_bgr)
-            yield record
+        for each in every_frame(Scripted(2)):
+            frames.append(each.record.frame.image_bgr)
+            yield each
 
     list(run_frames(keep(), localizer, [Collector()], Run()))
     np.testing.assert_array_equal(frames[1], picture(1))
@@ -215,10 +215,10 @@ def test_live_frames_are_taken_only_when_the_engine_is_free():
     engine, taken, written = MockEngine(32, slots=3), [], []
 
     def watched():
-        for record in latest_frames(Scripted(30, gap_s=0.005), paced=True):
-            if record.outcome == "shown":
-                taken.append((record.frame.index, engine.under_way, len(written)))
-            yield record
+        for each in latest_frames(Scripted(30, gap_s=0.005), paced=True):
+            if each.record.outcome == "shown":
+                taken.append((each.record.frame.index, engine.under_way, len(written)))
+            yield each
 
     class Slow(Collector):
         def write(self, record, picture):
@@ -297,7 +297,7 @@ def test_a_live_run_gives_the_engine_the_next_frame_while_it_draws_the_last():
     frame_queue.put(Frame(picture(0), "many", 0, 0.0, time.monotonic_ns(), 0.5))
     live = Live(Settings, frame_queue.stop)
     records = list(
-        run_frames(frame_queue.records(), Localizer(engine), [Watching()], Run(), live=live)
+        run_frames(frame_queue.frames(), Localizer(engine), [Watching()], Run(), live=live)
     )
     assert seen == [0, 5, 8, 11], "one call at once, of the newest frame, and no more"
     assert [record.frame.index for record in records if record.outcome == "dropped"] == [

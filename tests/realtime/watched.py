@@ -51,7 +51,7 @@ class Watched:
         try:
             with closing(
                 run_frames(
-                    self.feed.records(),
+                    self.feed.frames(),
                     self._localizer,
                     [self.session, self],
                     self.live_run,

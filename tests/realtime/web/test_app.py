@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from realtime.annotate import Look
-from realtime.frames import Frame, FrameRecord, Track, Tracked
+from realtime.frames import Frame, Track, Tracked
 from realtime.metrics import MetricsSink
 from realtime.session import Session
 from realtime.tracking.options import Following, FollowOptions
@@ -59,8 +59,8 @@ def test_a_click_says_what_is_followed_where_anything_is(session):
         assert json.loads(get(server.url, "/state")[1])["follows"] is True
     image = np.random.default_rng(0).integers(0, 255, (100, 200, 3), np.uint8)
     for name, whole in (("cam", True), ("door", False)):
-        seen = session.following.view(FrameRecord(Frame(image, name, 0, 0.0, 0, 0.0)))
-        assert (seen.shape == image.shape) is whole
+        seen = session.following.view(Frame(image, name, 0, 0.0, 0, 0.0))
+        assert (seen.image_bgr.shape == image.shape) is whole
 
 
 def test_the_page_is_told_of_each_object_that_is_followed(session):
