@@ -1,9 +1,9 @@
 """Makes clips with known boxes from photos: the object of one photo moves over another photo, and
 the camera moves too.
 
-Real sequences with a box per frame are few, and what is learnt on them cannot be reported on them.
-These are harsher than life: objects are cut out as ellipses, and backgrounds show objects of their
-own that stand still.
+There are few real sequences with a box in each frame, and what is fitted on them cannot be measured
+on them. Clips are harder than real sequences: objects are cut out as ellipses, and backgrounds show
+objects of their own that stand still.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,23 +20,32 @@ from realtime.frames import BoxPx
 SIZE_PX = (480, 270)
 FRAMES = 32
 AREAS = (0.015, 0.35)
-"""Of the object, as shares of the frame, evenly on a logarithmic scale."""
-CAMERA_PX, OBJECT_PX = (0.0, 2.0, 5.0), (0.0, 1.0, 3.0, 8.0)
-"""Fastest motion from frame to frame."""
+"""The range of the object's area, as a share of the frame, evenly on a logarithmic scale."""
+CAMERA_PX = (0.0, 2.0, 5.0)
+"""The largest motions of the camera from frame to frame."""
+OBJECT_PX = (0.0, 1.0, 3.0, 8.0)
+"""The largest motions of the object from frame to frame."""
 STILL_CAMERA_PX = (0.0, 0.0, 1.0)
 NO_OBJECT = 0.15
-"""Share of the clips in which there is none."""
-CROWD_FRAMES, CROWD_AREAS, CROWD_PX = 60, (0.02, 0.15), (3.0, 5.0, 8.0)
-"""Of clips with several objects: longer, and no object so large that there is no room for
-another.
-"""
+"""The share of the clips without an object."""
+CROWD_FRAMES = 60
+"""Clips with several objects are longer than others."""
+CROWD_AREAS = (0.02, 0.15)
+"""Their objects are smaller, so that there is room for all."""
+CROWD_PX = (3.0, 5.0, 8.0)
 SMALLEST_PX = 60
-NOISE, JPEG_QUALITY = 2.0, 80
+NOISE = 2.0
+JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames, uint8 BGR, and the box of the object in each; None where there is none."""
+    """A clip with at most one object.
+
+    Attributes:
+        frames: uint8 BGR images of one size.
+        boxes: the box of the object in each frame; None where there is no object.
+    """
 
     frames: tuple[ImageBgr, ...]
     boxes: tuple[BoxPx | None, ...]
@@ -45,13 +54,13 @@ class Clip:
 def clips(
     objects: Sequence[Sample], backgrounds: Sequence[ImageBgr], count: int, seed: int = 0
 ) -> Iterator[Clip]:
-    """Make clips.
+    """Make clips in which an object moves over a background.
 
     Args:
-        objects: photos with one box.
+        objects: photos with one box each.
         backgrounds: photos.
-        count: how many.
-        seed: of everything that is drawn by lot.
+        count: the number of clips.
+        seed: decides everything that is random.
     """
     random = np.random.default_rng(seed)
     for number in range(count):
@@ -72,18 +81,24 @@ def clips(
 
 
 def stills(objects: Sequence[Sample], count: int, seed: int = 0) -> Iterator[Clip]:
-    """Clips of photos as they are, before a camera that stands still or sways: nothing moves by
+    """Make clips of whole photos, with a camera that stands still or sways. Nothing moves by
     itself.
+
+    Args:
+        objects: photos with one box each.
+        count: the number of clips.
+        seed: decides everything that is random.
     """
     random = np.random.default_rng(seed)
     for number in range(count):
         sample = objects[int(random.integers(len(objects)))]
-        photo, (x0, y0, x1, y1) = sample.read(), sample.truths[0].box_xyxy_px
-        xs, ys = (
-            np.clip(_walk(STILL_CAMERA_PX[number % len(STILL_CAMERA_PX)], random), -12, 12)
-            for _ in range(2)
-        )
-        frames, boxes = [], []
+        photo = sample.read()
+        x0, y0, x1, y1 = sample.truths[0].box_xyxy_px
+        most_px = STILL_CAMERA_PX[number % len(STILL_CAMERA_PX)]
+        xs = np.clip(_walk(most_px, random), -12, 12)
+        ys = np.clip(_walk(most_px, random), -12, 12)
+        frames = []
+        boxes = []
         for x, y in zip(xs, ys, strict=True):
             place = np.array([[1.0, 0, x], [0, 1.0, y]])
             moved = cv2.warpAffine(
@@ -100,8 +115,11 @@ def stills(objects: Sequence[Sample], count: int, seed: int = 0) -> Iterator[Cli
 
 @dataclass(frozen=True)
 class Crowd:
-    """Frames, uint8 BGR, and the box of each object in each: ``boxes[frame][object]``, what hides
-    it or not.
+    """A clip with several objects.
+
+    Attributes:
+        frames: uint8 BGR images of one size.
+        boxes: ``boxes[frame][object]``, also of objects that are hidden by others.
     """
 
     frames: tuple[ImageBgr, ...]
@@ -115,8 +133,14 @@ def crowds(
     seed: int = 0,
     several: int = 2,
 ) -> Iterator[Crowd]:
-    """Clips in which several objects move, each its own way; they may pass before each other.
-    Arguments as for ``clips``.
+    """Make clips in which several objects move, each on its own path. They may hide each other.
+
+    Args:
+        objects: photos with one box each.
+        backgrounds: photos.
+        count: the number of clips.
+        seed: decides everything that is random.
+        several: the number of objects in each clip.
     """
     random = np.random.default_rng(seed)
     for number in range(count):
@@ -124,7 +148,8 @@ def crowds(
         scene = _scene(background, CAMERA_PX[number % len(CAMERA_PX)], random, CROWD_FRAMES)
         boxes: list[list[BoxPx]] = [[] for _ in scene]
         for place in random.permutation(several):
-            cut, speed = _cut_out(objects, random), CROWD_PX[int(random.integers(len(CROWD_PX)))]
+            cut = _cut_out(objects, random)
+            speed = CROWD_PX[int(random.integers(len(CROWD_PX)))]
             begins = (0.15 + 0.7 * (place + 0.25) / several, 0.15 + 0.7 * (place + 0.75) / several)
             for n, placed in enumerate(
                 _places(cut, speed, random, CROWD_FRAMES, begins, CROWD_AREAS)
@@ -137,7 +162,7 @@ def crowds(
 
 
 def _walk(most: float, random: np.random.Generator, frames: int = FRAMES) -> NDArray[np.float64]:
-    """A smooth random walk around 0, its fastest step as given: ``[frames]``."""
+    """A smooth random walk around 0, ``[frames]``, whose largest step is ``most``."""
     steps = np.convolve(np.cumsum(random.normal(size=frames + 60)), np.ones(15) / 15, "same")[
         30 : 30 + frames
     ]
@@ -149,12 +174,11 @@ def _walk(most: float, random: np.random.Generator, frames: int = FRAMES) -> NDA
 def _scene(
     photo: ImageBgr, most_px: float, random: np.random.Generator, frames: int = FRAMES
 ) -> list[ImageBgr]:
-    """The photo through a camera that pans and zooms."""
-    (width, height), (tall, wide) = SIZE_PX, photo.shape[:2]
-    xs, ys = (
-        np.clip(_walk(most_px, random, frames), -60, 60),
-        np.clip(_walk(most_px * 0.4, random, frames), -40, 40),
-    )
+    """The frames of a photo before a camera that pans and zooms."""
+    width, height = SIZE_PX
+    tall, wide = photo.shape[:2]
+    xs = np.clip(_walk(most_px, random, frames), -60, 60)
+    ys = np.clip(_walk(most_px * 0.4, random, frames), -40, 40)
     scales = (
         1.35
         * max(width / wide, height / tall)
@@ -177,13 +201,19 @@ def _scene(
 
 @dataclass(frozen=True)
 class _Cut:
-    """An object and its mask ``[h, w]`` of 0..1."""
+    """An object that is cut out of its photo.
+
+    Attributes:
+        image_bgr: ``[h, w, 3]``.
+        mask: how opaque each pixel is, 0..1, ``[h, w]``.
+    """
 
     image_bgr: ImageBgr
     mask: NDArray[np.float32]
 
 
 def _cut_out(objects: Sequence[Sample], random: np.random.Generator) -> _Cut:
+    """The object of a random photo, as an ellipse."""
     while True:
         sample = objects[int(random.integers(len(objects)))]
         x0, y0, x1, y1 = (max(0, round(edge)) for edge in sample.truths[0].box_xyxy_px)
@@ -191,10 +221,8 @@ def _cut_out(objects: Sequence[Sample], random: np.random.Generator) -> _Cut:
         if min(image.shape[:2]) >= SMALLEST_PX:
             break
     mask = np.zeros(image.shape[:2], np.float32)
-    middle, half = (
-        tuple(n // 2 for n in image.shape[1::-1]),
-        tuple(int(n * 0.49) for n in image.shape[1::-1]),
-    )
+    middle = tuple(n // 2 for n in image.shape[1::-1])
+    half = tuple(int(n * 0.49) for n in image.shape[1::-1])
     cv2.ellipse(mask, middle, half, 0, 0, 360, 1.0, -1)
     return _Cut(image, np.asarray(cv2.GaussianBlur(mask, (5, 5), 0), np.float32))
 
@@ -207,12 +235,19 @@ def _places(
     begins: tuple[float, float] = (0.3, 0.7),
     areas: tuple[float, float] = AREAS,
 ) -> list[NDArray[np.float64]]:
-    """An affine map for each frame, from the object's pixels to the frame's; two thirds of it stay
-    in view.
+    """An affine map for each frame, from the object's pixels to the frame's. Two thirds of the
+    object stay in view.
 
-    ``begins``: between which shares of the frame's width its path has its middle.
+    Args:
+        cut: the object.
+        most_px: its largest motion from frame to frame.
+        random: draws the path.
+        frames: their number.
+        begins: the range of the middle of the path, as shares of the frame's width.
+        areas: the range of the object's area, as a share of the frame.
     """
-    (width, height), (tall, wide) = SIZE_PX, cut.mask.shape
+    width, height = SIZE_PX
+    tall, wide = cut.mask.shape
     area = np.exp(random.uniform(*np.log(areas))) * width * height
     scales = np.exp(_walk(0.01, random, frames)) * min(
         np.sqrt(area / (wide * tall)), 0.95 * height / tall, 0.9 * width / wide
@@ -232,6 +267,7 @@ def _places(
 
 
 def _pasted(frame: ImageBgr, cut: _Cut, place: NDArray[np.float64]) -> tuple[ImageBgr, BoxPx]:
+    """A frame with an object at a place, and the box of the object."""
     flags = cv2.INTER_AREA if place[0, 0] < 1 else cv2.INTER_LINEAR
     image, mask = (
         cv2.warpAffine(each, place, SIZE_PX, flags=flags) for each in (cut.image_bgr, cut.mask)
@@ -242,7 +278,7 @@ def _pasted(frame: ImageBgr, cut: _Cut, place: NDArray[np.float64]) -> tuple[Ima
 
 
 def _filmed(frame: ImageBgr, random: np.random.Generator) -> ImageBgr:
-    """With a sensor's noise, and compressed."""
+    """A frame with a sensor's noise, compressed as JPEG."""
     noisy = np.clip(frame + random.normal(0, NOISE, frame.shape), 0, 255).astype(np.uint8)
     encoded = cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)

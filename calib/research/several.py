@@ -1,9 +1,9 @@
 """Measures the tracking of several objects: ``python -m calib.research.several --data DATA``.
 
-Clips are made of the second half of the training photos (``calib.research.clips.crowds``): what was
-chosen was chosen on clips of the first. Right is an IoU over 0.5; a switch is an object that is
-right again under another number (Bernardin & Stiefelhagen, "Evaluating Multiple Object Tracking
-Performance: The CLEAR MOT Metrics", 2008).
+Clips are made of the second half of the training photos (``calib.research.clips.crowds``), because
+the settings of tracking were chosen on clips of the first half. A box is right if its IoU is over
+0.5. A switch is an object that is right again under another track id (Bernardin & Stiefelhagen,
+"Evaluating Multiple Object Tracking Performance: The CLEAR MOT Metrics", 2008).
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,24 @@ from realtime.sources.spec import open_source
 from realtime.tracking.confidence import load_confidence_model
 from realtime.tracking.multi_tracker import MultiTracker
 
-RATE_FPS, LEAD_S = 24.0, 0.6
+RATE_FPS = 24.0
+LEAD_S = 0.6
+"""The time that trackers may take to find all objects."""
 BACKGROUNDS = 200
 Objects = Sequence[Tracked]
 
 
 @dataclass
 class Count:
-    """What was counted: ``frames``, those in which ``all_right``; ``objects`` over all frames,
-    those ``right``; boxes that are ``nowhere``; ``switches`` of numbers.
+    """What is counted over frames.
+
+    Attributes:
+        frames: their number.
+        all_right: frames in which every object has a right box.
+        objects: over all frames.
+        right: those of them with a right box.
+        nowhere: boxes that are right for no object.
+        switches: of track ids.
     """
 
     frames: int = 0
@@ -49,8 +58,12 @@ class Count:
 
 
 def counted(true: Sequence[Sequence[BoxPx]], followed: Sequence[Objects], count: Count) -> None:
-    """Add one clip's frames to the count: each object and each box belong together at most once,
-    the closest first.
+    """Add the frames of a clip to a count.
+
+    Args:
+        true: the boxes of the objects in each frame.
+        followed: the tracked objects of each frame.
+        count: it is changed.
     """
     last: dict[int, int] = {}
     for boxes, objects in zip(true, followed, strict=True):
@@ -67,7 +80,10 @@ def counted(true: Sequence[Sequence[BoxPx]], followed: Sequence[Objects], count:
 
 
 def _matched(boxes: Sequence[BoxPx], objects: Objects) -> dict[int, int]:
-    """The number of the box that is right, by place of the object."""
+    """The track ids of right boxes, by the place of their object in ``boxes``.
+
+    Each object gets at most one box and each box at most one object, the best pairs first.
+    """
     shown = [(each.box_xyxy_px, each.track.track_id) for each in objects if each.box_xyxy_px]
     pairs = [
         (overlap(box, true), place, number)
@@ -82,20 +98,28 @@ def _matched(boxes: Sequence[BoxPx], objects: Objects) -> dict[int, int]:
 
 
 def follow_crowd(crowd: Crowd, localizer: Localizer, most: int) -> tuple[list[Objects], int]:
-    """What is followed in each frame, and how many engine calls that took."""
+    """Track the objects of a clip.
+
+    Args:
+        crowd: the clip.
+        localizer: an engine with a head.
+        most: the largest number of objects.
+
+    Returns:
+        The tracked objects of each frame, and the number of engine calls.
+    """
     height, width = crowd.frames[0].shape[:2]
-    several = MultiTracker(width, height, load_confidence_model(), most)
+    tracker = MultiTracker(width, height, load_confidence_model(), most)
     followed: list[Objects] = []
     calls = 0
     for number, frame in enumerate(crowd.frames):
-        window, answer = several.window(frame, number / RATE_FPS), None
+        window = tracker.window(frame, number / RATE_FPS)
+        answer = None
         if window is not None:
             x0, y0, x1, y1 = (int(edge) for edge in window)
-            answer, calls = (
-                localizer.localize([np.ascontiguousarray(frame[y0:y1, x0:x1])])[0],
-                calls + 1,
-            )
-        followed.append(several.update(answer)[2])
+            answer = localizer.localize([np.ascontiguousarray(frame[y0:y1, x0:x1])])[0]
+            calls += 1
+        followed.append(tracker.update(answer)[2])
     return followed, calls
 
 
@@ -103,8 +127,9 @@ def main(
     data: Annotated[Path, Option("Folder of the data sets.")],
     count: Annotated[int, Option("Clips of each kind.", min=1)] = 24,
 ) -> None:
-    """Measure, and print a table: clips with one, two and three objects."""
-    console, localizer = Terminal(), open_localizer(EngineOptions())
+    """Measure the tracking of one, two and three objects, and print a table."""
+    console = Terminal()
+    localizer = open_localizer(EngineOptions())
     with open_source(str(data / "imagenet_sample/images_256.zip")) as photos:
         backgrounds = [
             frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)
@@ -124,20 +149,23 @@ def main(
     ):
         table.add_column(name, justify="right")
     for several in (1, 2, 3):
-        whole, late, calls = Count(), Count(), 0
+        whole = Count()
+        late = Count()
+        calls = 0
+        start = round(LEAD_S * RATE_FPS)
         made = crowds(
             objects[len(objects) // 2 :], backgrounds[len(backgrounds) // 2 :], count, 1, several
         )
         for crowd in track(made, f"{several} objects", total=count, console=console):
             followed, asked = follow_crowd(crowd, localizer, max(several, 2))
-            start, calls = round(LEAD_S * RATE_FPS), calls + asked
+            calls += asked
             counted(crowd.boxes, followed, whole)
             counted(crowd.boxes[start:], followed[start:], late)
-        shares = (
+        shares = [
             whole.all_right / whole.frames,
             late.all_right / late.frames,
             whole.right / whole.objects,
-        )
+        ]
         table.add_row(
             str(several),
             *(f"{100 * share:.1f} %" for share in shares),
