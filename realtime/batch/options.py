@@ -11,7 +11,7 @@ from engines.options import LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, Option
 from realtime.batch.plan import Window
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
-FORMAT = 2
+FORMAT = 3
 """Of segments and manifests; what an older one left is done again."""
 
 
