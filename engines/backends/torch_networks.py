@@ -215,6 +215,58 @@ class AlexNet(ReferenceNetwork):
         return scores, kept
 
 
+class EfficientNetLite(ReferenceNetwork):
+    """EfficientNet-Lite: its shape is read off the weights.
+
+    Args:
+        weights: under the names of ``engines.networks.efficientnet_lite``.
+    """
+
+    STRIDES: ClassVar[tuple[int, ...]] = (1, 2, 2, 2, 1, 2, 1)
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.weights = weights
+        numbers = {int(n.split(".")[0][5:]) for n in weights if n.startswith("block")}
+        self.count = max(numbers) + 1
+
+    def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(class scores, what each layer wrote: ``stem``, ``block0`` ... ``head``)."""
+        kept = {"stem": functional.relu6(self._convolved(x_nchw, "stem", 2))}
+        x, stage, widths = kept["stem"], -1, (0, 0)
+        for number in range(self.count):
+            name = f"block{number}"
+            now = (self._width(name), int(self.weights[f"{name}.depthwise.weight"].shape[2]))
+            first = now != widths
+            stage += first
+            widths = now
+            x = kept[name] = self._block(x, name, self.STRIDES[stage] if first else 1)
+        kept["head"] = functional.relu6(self._convolved(x, "head"))
+        flat = kept["head"].mean(dim=(2, 3))
+        scores = functional.linear(flat, self.weights["fc.weight"], self.weights["fc.bias"])
+        return scores, kept
+
+    def _width(self, name: str) -> int:
+        return len(self.weights[f"{name}.project.bias"])
+
+    def _block(self, x: Tensor, name: str, stride: int) -> Tensor:
+        inner = x
+        if f"{name}.expand.weight" in self.weights:
+            inner = functional.relu6(self._convolved(x, f"{name}.expand"))
+        filtered = functional.relu6(self._convolved(inner, f"{name}.depthwise", stride))
+        narrow = self._convolved(filtered, f"{name}.project")
+        return narrow + x if narrow.shape == x.shape else narrow
+
+    def _convolved(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        kernel, pads = weight.shape[2], []
+        for side in (x.shape[3], x.shape[2]):  # PyTorch pads the last axis first
+            total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            pads += [total // 2, total - total // 2]
+        groups = x.shape[1] // weight.shape[1]
+        return functional.conv2d(functional.pad(x, pads), weight, bias, stride, groups=groups)
+
+
 def vgg16(weights: Weights) -> Vgg16:
     """VGG16 in the published form or the compact one, as the weights say."""
     channels = [len(weights[f"features.{i}.bias"]) for i in (0, 5, 10, 17, 24)]
@@ -242,6 +294,11 @@ def alexnet(weights: Weights) -> AlexNet:
     network = AlexNet(caffe, len(weights["fc8.weight"]), len(weights["fc7.weight"]))
     network.load_state_dict(weights)
     return network
+
+
+def efficientnet_lite(weights: Weights) -> EfficientNetLite:
+    """EfficientNet-Lite with these weights."""
+    return EfficientNetLite(weights)
 
 
 def torch_network(classifier: Classifier) -> ReferenceNetwork:

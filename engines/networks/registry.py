@@ -14,14 +14,22 @@ import numpy as np
 from engines.downloads import Download, cache_dir, downloaded
 from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
-from engines.networks import alexnet, squeezenet, vgg
+from engines.networks import alexnet, efficientnet_lite, squeezenet, vgg
 from engines.networks.network import Forward, Network, Preprocessing, Weights
 from engines.networks.onnx_file import network_of_file
 from engines.networks.weights import ASSETS, load_class_names, read_weights
 
 NETWORKS: dict[str, Network] = {
     network.name: network
-    for network in (vgg.COMPACT, vgg.VGG16, alexnet.ALEXNET, squeezenet.SQUEEZENET)
+    for network in (
+        vgg.COMPACT,
+        vgg.VGG16,
+        alexnet.ALEXNET,
+        squeezenet.SQUEEZENET,
+        efficientnet_lite.LITE0,
+        efficientnet_lite.LITE1,
+        efficientnet_lite.LITE2,
+    )
 }
 """The record of each network by its name. ``register_network`` adds one from outside."""
 
