@@ -5,38 +5,24 @@ precision.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import onnx
 
+from engines.backends.registry import AUTO, EngineRequest, candidates
 from engines.build import build_graph
-from engines.certificate import open_certified, refuse_failed
 from engines.downloads import cache_dir
 from engines.engine import Engine
 from engines.errors import EngineError, InputError, ModelError, SightlineError
 from engines.head import Head, load_head, shipped_head_names, shipped_head_path, shipped_heads
-from engines.heuristic import Heuristic, default_heuristic
-from engines.install import install_extra
+from engines.heuristic import Heuristic, default_heuristic, usual_spec
 from engines.int8 import Quantization, load_quantization
 from engines.localizer import Localizer
-from engines.maps import PIXELS, MapSpec
+from engines.maps import PIXELS, MapSpec, method_of, names_of_searches
 from engines.networks.registry import Classifier, load_classifier
 from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
-from engines.search.choose import open_search
-from engines.search.crops import CropScorer, load_crop_scorer
-
-METHODS = {
-    "sensitivity": "class",
-    "gestalt": "gestalt",
-    "heuristic": "class",
-    "dam": "class",
-    "beam": "class",
-}
-"""What each method differentiates."""
-SEARCHES = ("dam", "beam")
-"""Methods that take several engine calls, see ``engines.search``."""
-BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 
 
 def open_localizer(
@@ -64,24 +50,12 @@ def open_localizer(
     """
     choice = chosen(model, options)
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
-    if choice.method in SEARCHES and (
-        choice.head is None or (choice.method, choice.head) == ("beam", "none")
-    ):
-        engine = open_search(
-            choice.method,
-            classifier,
-            backend=choice.backend,
-            precision=choice.precision,
-            threads=choice.threads,
-            streams=streams,
-            objects=choice.objects,
-            layer=choice.layer,
-            readers=readers_of_crops(choice, classifier),
-        )
+    method = method_of(choice.method)
+    if method.search and (choice.head is None or (method.published and choice.head == "none")):
+        engine = open_search(choice, classifier, streams)
     else:
-        engine = open_engine(
-            choice, classifier, choose_head(choice, classifier), notify, streams, batch
-        )
+        head = choose_head(choice, classifier)
+        engine = open_engine(choice, classifier, head, notify, streams, batch)
     if notify is not None:
         for note in (*classifier.network.notes, *engine.losses):
             notify(note)
@@ -122,8 +96,8 @@ def choose_head(choice: EngineOptions, classifier: Classifier) -> Head | Heurist
     Raises:
         ModelError: the head cannot be read, or the options contradict each other.
     """
-    objective = objective_of(choice.method)
-    if choice.method in SEARCHES:
+    method = method_of(choice.method)
+    if method.search:
         raise ModelError(
             f"method {choice.method} takes several graphs and no head of one's own: it runs in"
             " demo, batch, stream and evaluate, without a head and without a budget",
@@ -132,57 +106,30 @@ def choose_head(choice: EngineOptions, classifier: Classifier) -> Head | Heurist
     if choice.objects > 1:
         raise ModelError(
             f"method {choice.method} finds the main object only: for more, use method"
-            f" {' or '.join(SEARCHES)}",
+            f" {' or '.join(names_of_searches())}",
             option=("method", "objects"),
         )
     if choice.head == "none":
         return None
     if choice.head is not None:
-        if choice.method == "heuristic":
+        if not method.fitted:
             raise ModelError(
-                "method heuristic reads the box without a fitted head: drop it, or drop the head"
-                f" {choice.head}",
+                f"method {method.name} reads the box without a fitted head: drop it, or drop the"
+                f" head {choice.head}",
                 option=("method", "head"),
             )
         path = Path(choice.head)
         is_name = not path.exists() and choice.head in shipped_head_names()
         return load_head(shipped_head_path(choice.head) if is_name else path)
-    for name, head in shipped_heads(classifier.digest).items():
+    shipped = shipped_heads(classifier.digest) if method.fitted else {}
+    for name, head in shipped.items():
         is_usual = (
             name.startswith(f"{classifier.name}_{choice.method}")
             and head.size_px == classifier.size_px
         )
         if is_usual and choice.layer in (None, head.spec.layer):
             return head
-    return default_heuristic(classifier.network, objective, choice.layer)
-
-
-def readers_of_crops(
-    choice: EngineOptions, classifier: Classifier
-) -> tuple[Head, CropScorer] | None:
-    """The shipped head and judge with which ``--method beam`` looks for several objects; None for
-    the paper's search.
-
-    That is what one object, ``--head none`` and a feature map of one's own are searched with, and
-    networks without a judge.
-
-    Raises:
-        ModelError: the judge is damaged.
-    """
-    path = ASSETS / f"{classifier.name}_crops.safetensors"
-    if (
-        choice.method != "beam"
-        or choice.objects == 1
-        or choice.head
-        or choice.layer
-        or not path.exists()
-    ):
-        return None
-    crop_scorer = load_crop_scorer(path)
-    for head in shipped_heads(classifier.digest).values():
-        if (head.network, head.digest) == (crop_scorer.network, crop_scorer.head):
-            return head, crop_scorer
-    return None
+    return default_heuristic(classifier, method, choice.layer)
 
 
 def choose_quantization(
@@ -233,48 +180,62 @@ def open_engine(
     """Compile the graph on the chosen backend, or find it compiled and certified; the arguments as
     for ``open_localizer``.
     """
-    spec, notify = chosen_spec(choice, head), notify or (lambda _: None)
-    if choice.backend in ("auto", "tensorrt"):
-        try:
-            quantization = (
-                choose_quantization(choice, classifier, spec)
-                if choice.precision == "int8"
-                else None
-            )
-            return open_certified(
-                lambda: build_graph(classifier, spec, head, batch=batch, quantization=quantization),
-                choice.precision,
-            )
-        except EngineError as error:
-            if choice.backend == "tensorrt":
-                raise EngineError(
-                    f"{error}; backend openvino needs no GPU", option="backend"
-                ) from error
-            notify(f"not TensorRT: {error}")
-    if choice.backend in ("auto", "openvino"):
-        from engines.backends.openvino import (
-            OpenVinoEngine,
-            has_vnni,
-        )  # only the chosen backend is imported
-
-        wanted = choice.precision == "int8" or choice.calibration is not None or has_vnni()
-        quantization = choose_quantization(choice, classifier, spec) if wanted else None
-        graph = build_graph(classifier, spec, head, batch=batch, quantization=quantization)
-        engine = OpenVinoEngine(graph, choice.precision, choice.threads, streams)
-        refuse_failed(graph, engine)
-        return engine
-    if choice.backend == "torch":
-        try:
-            from engines.backends.torch_cuda import open_torch
-        except ImportError as error:
-            raise EngineError(
-                f"backend torch needs PyTorch: {install_extra('torch')}, or use openvino",
-                option="backend",
-            ) from error
-        return open_torch(classifier, spec, head, choice.precision, batch)
-    raise EngineError(
-        f"unknown backend '{choice.backend}': use {', '.join(BACKENDS)}", option="backend"
+    spec = chosen_spec(choice, head, classifier)
+    request = EngineRequest(
+        classifier,
+        spec,
+        head,
+        batch,
+        choice.precision,
+        choice.threads,
+        streams,
+        lambda: choose_quantization(choice, classifier, spec),
+        choice.calibration is not None,
     )
+    *first, last = candidates(choice.backend)
+    for backend in first:
+        try:
+            return backend.opened(request)
+        except EngineError as error:
+            if notify is not None:
+                notify(f"not {backend.label}: {error}")
+    try:
+        return last.opened(request)
+    except EngineError as error:
+        if not last.otherwise:
+            raise
+        raise EngineError(f"{error}; {last.otherwise}", option="backend") from error
+
+
+def open_search(choice: EngineOptions, classifier: Classifier, streams: int = 1) -> Engine:
+    """Compile the graphs of a method that searches, on OpenVINO, which is the only backend that
+    runs them.
+
+    Raises:
+        EngineError: another backend is asked for, or the precision cannot be had.
+        ModelError: int8 is asked for, or a graph cannot be built.
+    """
+    method = method_of(choice.method)
+    if choice.backend not in (AUTO, "openvino"):
+        raise EngineError(
+            f"method {method.name} asks several graphs in turn, on OpenVINO only: use backend"
+            " openvino",
+            option=("method", "backend"),
+        )
+    if choice.precision == "int8":
+        raise ModelError(
+            f"method {method.name} is not calibrated for int8: use bf16 or fp32",
+            option=("method", "precision"),
+        )
+    from engines.backends.openvino import OpenVinoEngine  # only where it is used
+
+    def compiled(graph: onnx.ModelProto) -> Engine:
+        return OpenVinoEngine(graph, choice.precision, choice.threads, streams)
+
+    search = method.search
+    open_ = resolve_name(search) if isinstance(search, str) else search
+    engine: Engine = open_(classifier, compiled, choice)
+    return engine
 
 
 def build_chosen(choice: EngineOptions, batch: int = 1) -> onnx.ModelProto:
@@ -285,45 +246,41 @@ def build_chosen(choice: EngineOptions, batch: int = 1) -> onnx.ModelProto:
     """
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
-    spec = chosen_spec(choice, head)
+    spec = chosen_spec(choice, head, classifier)
     quantization = (
         choose_quantization(choice, classifier, spec) if choice.precision == "int8" else None
     )
     return build_graph(classifier, spec, head, batch=batch, quantization=quantization)
 
 
-def chosen_spec(choice: EngineOptions, head: Head | Heuristic | None) -> MapSpec:
+def chosen_spec(
+    choice: EngineOptions, head: Head | Heuristic | None, classifier: Classifier
+) -> MapSpec:
     """The map that method and head agree on.
 
     Raises:
         ModelError: they do not.
     """
-    objective = objective_of(choice.method)
-    spec = head.spec if head else MapSpec(objective, layer=choice.layer or PIXELS)
+    method = method_of(choice.method)
+    if head is not None:
+        spec = head.spec
+    elif method.signal is not None:
+        spec = usual_spec(classifier, method, choice.layer)
+    else:
+        spec = MapSpec(method.objective, method.aggregation, choice.layer or PIXELS)
     if choice.layer not in (None, spec.layer):
         raise ModelError(
             f"the head reads the map at {spec.layer}, not at {choice.layer}: drop the layer, or the"
             " head",
             option=("layer", "head"),
         )
-    if spec.objective != objective:
+    if spec.objective != method.objective:
         raise ModelError(
             f"the head reads the {spec.objective} objective, not method {choice.method}; drop one"
             " of the two",
             option=("head", "method"),
         )
     return spec
-
-
-def objective_of(method: str) -> str:
-    """The objective that a method differentiates.
-
-    Raises:
-        ModelError: the method is unknown.
-    """
-    if method not in METHODS:
-        raise ModelError(f"unknown method '{method}': use {', '.join(METHODS)}", option="method")
-    return METHODS[method]
 
 
 def class_index(wanted: str, names: tuple[str, ...]) -> int:

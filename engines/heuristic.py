@@ -13,8 +13,8 @@ from onnx import helper
 
 from engines.errors import ModelError
 from engines.graph import Graph
-from engines.maps import PIXELS, MapSpec
-from engines.networks.network import Network
+from engines.maps import PIXELS, MapSpec, Method
+from engines.networks.registry import Classifier
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,20 @@ def gaussian_matrix(length: int, sigma_px: float) -> NDArray[np.float32]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def default_heuristic(network: Network, objective: str, layer: str | None = None) -> Heuristic:
-    """The training-free head of a network, at its usual layer or at another."""
-    where = layer or network.box_layer or PIXELS
-    return Heuristic(MapSpec(objective, layer=where, signal=network.box_signal))
+def default_heuristic(
+    classifier: Classifier, method: Method, layer: str | None = None
+) -> Heuristic:
+    """The training-free head of a network for a method, at its usual layer or at another."""
+    return Heuristic(usual_spec(classifier, method, layer))
+
+
+def usual_spec(classifier: Classifier, method: Method, layer: str | None = None) -> MapSpec:
+    """The map that a training-free box is read off: the method's own, or the one that suits the
+    network best.
+    """
+    network = classifier.network
+    if method.signal is None:
+        where, signal = layer or network.box_layer or PIXELS, network.box_signal
+    else:
+        where, signal = layer or classifier.last_layer() or PIXELS, method.signal
+    return MapSpec(method.objective, method.aggregation, where, signal=signal)

@@ -2,8 +2,9 @@
 signal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -141,10 +142,106 @@ def _layercam(graph: Graph, x_nchw: str, gradient_nchw: str, layer: str) -> str:
     return graph.add("Relu", weighted, hint=f"layercam_{layer}")
 
 
-SIGNALS = {"activation": _activation, "gradcam": _gradcam, "layercam": _layercam}
-"""What a map may show besides the ``gradient``, each from (graph, activations, gradient, layer
-name).
+Signal = Callable[[Graph, str, str, str], str]
+"""Appends a map ``[N, h, w]``, from (graph, activations, gradient, layer name); the first two are
+``[N, C, h, w]``.
 """
+SIGNALS: dict[str, Signal] = {
+    "activation": _activation,
+    "gradcam": _gradcam,
+    "layercam": _layercam,
+}
+"""What a map may show besides the ``gradient``."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """The record of a method: what is differentiated, which map that gives, and what reads the box.
+
+    Attributes:
+        name: what ``--method`` takes.
+        help: what it is, in a few words for ``--help``.
+        objective: one of ``OBJECTIVES``.
+        signal: what its map shows, ``gradient`` or one of ``SIGNALS``; at the last feature maps
+            unless another layer is named. None: what suits the network best, see ``Network``.
+        aggregation: one of ``AGGREGATIONS``, for gradients.
+        fitted: whether a fitted head reads its box, where there is one; else the training-free box
+            is read off the map.
+        search: for a method that takes several engine calls an image, ``module:function`` that
+            makes its engine from (classifier, compiler of graphs, ``EngineOptions``), or that
+            function.
+        published: of a search, whether ``--head none`` asks for it exactly as it was published.
+    """
+
+    name: str
+    help: str
+    objective: str = "class"
+    signal: str | None = None
+    aggregation: str = "max"
+    fitted: bool = False
+    search: str | Callable[..., Any] = ""
+    published: bool = False
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("sensitivity", "gradient of the class score", fitted=True),
+        Method("gestalt", "of the last feature maps", "gestalt", fitted=True),
+        Method("heuristic", "no fitted head"),
+        Method("gradcam", "Grad-CAM, no fitted head", signal="gradcam"),
+        Method("layercam", "LayerCAM, no fitted head", signal="layercam"),
+        Method(
+            "dam",
+            "the neurons behind the class, traced back",
+            search="engines.search.dam:open_dam",
+        ),
+        Method(
+            "beam",
+            "search over the last feature map",
+            search="engines.search.crops:open_beam",
+            published=True,
+        ),
+    )
+}
+"""The record of each method by its name. ``register_method`` adds one from outside."""
+
+
+def register_method(method: Method, signal: Signal | None = None) -> None:
+    """Make a method known to every command under its name.
+
+    Args:
+        method: its record.
+        signal: computes ``method.signal``, where that is a new one.
+
+    Raises:
+        ModelError: there is a method or a signal of that name, or its signal is unknown.
+    """
+    if method.name in METHODS:
+        raise ModelError(f"there is a method '{method.name}': choose another name")
+    if signal is not None:
+        if method.signal is None or method.signal in ("gradient", *SIGNALS):
+            raise ModelError(f"there is a signal '{method.signal}': choose another name")
+        SIGNALS[method.signal] = signal
+    if method.signal not in (None, "gradient", *SIGNALS):
+        raise ModelError(f"nothing computes the signal '{method.signal}': register it too")
+    METHODS[method.name] = method
+
+
+def method_of(name: str) -> Method:
+    """The method that ``--method`` names.
+
+    Raises:
+        ModelError: there is no such method.
+    """
+    if name not in METHODS:
+        raise ModelError(f"unknown method '{name}': use {', '.join(METHODS)}", option="method")
+    return METHODS[name]
+
+
+def names_of_searches() -> list[str]:
+    """The methods that take several engine calls an image, see ``engines.search``."""
+    return [method.name for method in METHODS.values() if method.search]
 
 
 def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> dict[str, str]:

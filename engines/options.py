@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from engines.backends.registry import backends_in_words, precisions_in_words
+from engines.maps import METHODS
 from engines.networks.registry import NETWORKS
 
 LARGEST_SIDE_PX = 4096
@@ -66,30 +68,18 @@ class EngineOptions:
     ] = None
     method: Annotated[
         str,
-        Option(
-            "sensitivity (gradient of the class score), gestalt (of the last feature maps),"
-            " heuristic (no fitted head), dam (the neurons behind the class, traced back), beam"
-            " (search over the last feature map).",
-            NETWORK,
-        ),
+        Option(", ".join(f"{each.name} ({each.help})" for each in METHODS.values()) + ".", NETWORK),
     ] = "sensitivity"
     head: Annotated[
         str | None, Option("FILE of a fitted head, NAME of a shipped one, or none.", NETWORK)
     ] = None
     backend: Annotated[
         str,
-        Option(
-            "auto (TensorRT where it is built and certified, else OpenVINO), openvino, tensorrt"
-            " or torch.",
-            SPEED,
-        ),
+        Option(backends_in_words(), SPEED),
     ] = "auto"
     precision: Annotated[
         str,
-        Option(
-            "auto, fp32, bf16 (openvino), fp16 (tensorrt, torch on a GPU) or int8 (calibrated).",
-            SPEED,
-        ),
+        Option(precisions_in_words(), SPEED),
     ] = "auto"
     size_px: Annotated[
         int | None,

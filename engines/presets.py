@@ -8,11 +8,12 @@ heat map that is not drawn afresh for every frame.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 
 import onnx
 
+from engines.backends.registry import candidates
 from engines.choose import choose_head, choose_quantization, chosen_spec
-from engines.errors import EngineError
 from engines.graph import Graph
 from engines.head import Head, shipped_heads
 from engines.heuristic import Heuristic
@@ -108,28 +109,11 @@ def _precisions(choice: EngineOptions, classifier: Classifier) -> list[str]:
         EngineError: the chosen one is not among them.
         ModelError: int8 is chosen, and there is no calibration.
     """
-    if choice.backend == "torch":
+    backend = candidates(choice.backend)[-1]
+    if not backend.native_precisions:
         return ["fp32"]
-    from engines.backends.openvino import (
-        PRECISIONS,
-        best_precision,
-        has_vnni,
-    )  # only the chosen backend is imported
-
-    if choice.precision not in (*PRECISIONS, "auto"):
-        raise EngineError(
-            f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {choice.precision}"
-        )
-    native = [
-        "fp32",
-        *(["bf16"] if best_precision() == "bf16" else []),
-        *(["int8"] if _calibrated(choice, classifier) else []),
-    ]
-    chosen = choice.precision
-    if chosen == "auto":
-        chosen = native[-1] if has_vnni() or choice.calibration is not None else best_precision()
-    elif chosen == "bf16":
-        chosen = best_precision()
+    calibrated, named = _calibrated(choice, classifier), choice.calibration is not None
+    chosen, native = resolve_name(backend.native_precisions)(choice.precision, calibrated, named)
     return [chosen, *(p for p in native if PRECISION_COST[p] < PRECISION_COST[chosen])]
 
 
@@ -141,7 +125,9 @@ def _calibrated(choice: EngineOptions, classifier: Classifier) -> bool:
     """
     asked = choice if choice.precision == "int8" else replace(choice, precision="auto")
     return (
-        choose_quantization(asked, classifier, chosen_spec(choice, choose_head(choice, classifier)))
+        choose_quantization(
+            asked, classifier, chosen_spec(choice, choose_head(choice, classifier), classifier)
+        )
         is not None
     )
 

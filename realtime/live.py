@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live as LiveTable
 from rich.text import Text
 
+from engines.backends.registry import label_of
 from engines.files import checked_suffix
 from engines.localizer import Localizer
 from engines.text import displayable, in_words
@@ -148,12 +149,10 @@ def _check_outputs(options: StreamOptions) -> None:
 
 
 def _page(session: Session, localizer: Localizer, where: str, options: StreamOptions) -> PageServer:
-    names = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "torch": "PyTorch"}
-
     def title() -> str:
         """What runs now: a budget may change it."""
         engine = localizer.engine
-        what = f"{names.get(engine.backend, engine.backend)} {engine.precision}"
+        what = f"{label_of(engine.backend)} {engine.precision}"
         parts = [localizer.description.get("model", ""), what, f"{localizer.size_px} px"]
         return " · ".join(filter(None, parts))
 

@@ -138,7 +138,6 @@ def _pynvml() -> ModuleType:
     return pynvml  # type: ignore[no-any-return]
 
 
-GPU_BACKENDS = ("tensorrt", "torch")
 WARM_UP_S = 0.2  # as trtexec
 CALLS = Rule(WINDOW_FRAMES, "calls")
 WORDS = {
@@ -152,7 +151,7 @@ WORDS = {
 
 
 def open_gpu(choice: EngineOptions, batch: int = 1) -> Engine:
-    """The engine of a choice whose backend is one of ``GPU_BACKENDS``.
+    """The engine of a choice whose backend is one for GPUs.
 
     Raises:
         EngineError: it does not run on a GPU here.
@@ -180,7 +179,7 @@ def bench_gpu(
     peers.
 
     Args:
-        choice: the network; its backend is one of ``GPU_BACKENDS``.
+        choice: the network; its backend is one for GPUs.
         batches: images per call, besides 1; each needs an engine built for it.
         seconds: time limit of each batch, and of the turns; compiling and warm-up not included.
         console: for progress.
@@ -288,7 +287,7 @@ def gpu_calls(choice: EngineOptions, engines: ExitStack) -> tuple[dict[str, Call
     takes and gives host memory.
 
     Args:
-        choice: its backend is one of ``GPU_BACKENDS``.
+        choice: its backend is one for GPUs.
         engines: closes ours.
 
     Returns:

@@ -13,7 +13,7 @@ import onnx
 from rich.console import Console
 
 from calib.bench.compare import print_comparison
-from calib.bench.gpu import GPU_BACKENDS, bench_gpu
+from calib.bench.gpu import bench_gpu
 from calib.bench.machine import Peaks, Work, count_work, measure_peaks, roofline_point
 from calib.bench.report import check_plots, plot_bench, print_bench
 from calib.bench.screen import bench_screen, print_screen
@@ -29,13 +29,14 @@ from calib.bench.turns import (
 )
 from calib.precision.calibrate import rough_quantization
 from engines.backends.openvino import OpenVinoEngine, best_precision, has_vnni
+from engines.backends.registry import gpu_backends
 from engines.build import WANTED_CLASS, build_graph
-from engines.choose import choose_head, choose_quantization, chosen_spec, objective_of
+from engines.choose import choose_head, choose_quantization, chosen_spec
 from engines.engine import Engine
 from engines.errors import SightlineError
 from engines.heuristic import Heuristic
 from engines.int8 import Quantization
-from engines.maps import PIXELS, MapSpec
+from engines.maps import PIXELS, MapSpec, method_of
 from engines.networks.registry import Classifier, load_classifier
 from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, SPEED, EngineOptions, Option
 from engines.preprocess import IMAGE
@@ -61,7 +62,7 @@ def bench(
     """Everything: end to end with the first choice, each choice beside its peers, sweeps of the
     first, the roofline.
 
-    Where the backend is one of ``GPU_BACKENDS``, each choice is timed in trtexec's words and beside
+    Where the backend is one for GPUs, each choice is timed in trtexec's words and beside
     peers on that GPU, and there is no roofline, which is the processor's.
 
     Args:
@@ -75,7 +76,7 @@ def bench(
     Returns:
         (the result, as ``--json`` prints it; the frames of the run end to end, for plots).
     """
-    if choices[0].backend in GPU_BACKENDS:
+    if choices[0].backend in gpu_backends():
         engines = [bench_gpu(choice, batches, seconds, console) for choice in choices]
         whole, run = bench_end_to_end(choices[0], source, seconds, console)
         return {
@@ -153,7 +154,7 @@ def variants(classifier: Classifier, choice: EngineOptions) -> dict[str, Variant
     Peers differentiate down to the pixels. So do some rows, whatever the head reads; their names
     say how deep each goes.
     """
-    head, objective = choose_head(choice, classifier), objective_of(choice.method)
+    head, objective = choose_head(choice, classifier), method_of(choice.method).objective
     best, spec = best_precision(), head.spec if head else MapSpec(objective)
     deep = head if spec.layer == PIXELS else Heuristic(MapSpec(objective))
     ranges = quantization_for_timing(choice, classifier, spec)
@@ -249,7 +250,7 @@ def sweep(
         ModelError: the network does not take one of the sizes.
     """
     usual = load_classifier(choice.model, choice.weights, choice.size_px)
-    usual_px, spec = usual.size_px, chosen_spec(choice, choose_head(choice, usual))
+    usual_px, spec = usual.size_px, chosen_spec(choice, choose_head(choice, usual), usual)
     cells = dict.fromkeys(
         [*((size_px, 1) for size_px in sizes_px), *((usual_px, batch) for batch in batches)]
     )

@@ -30,11 +30,10 @@ from calib.heads.linear import (
     solve,
 )
 from engines.boxes import iou
-from engines.choose import SEARCHES, objective_of
 from engines.errors import ModelError, SourceError
 from engines.features import Feature
 from engines.head import Head
-from engines.maps import PIXELS, MapSpec
+from engines.maps import METHODS, PIXELS, MapSpec, method_of
 from engines.networks.registry import Classifier, class_count
 
 FEWEST_IMAGES = 20
@@ -229,11 +228,13 @@ def default_features(
     """
     if kind not in KINDS:
         raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}")
-    if method in ("heuristic", *SEARCHES):
+    known = method_of(method)
+    if not known.fitted:
+        fitted = [each.name for each in METHODS.values() if each.fitted]
         raise ModelError(
-            f"--method {method} reads boxes without a fitted head: fit with sensitivity or gestalt"
+            f"--method {method} reads boxes without a fitted head: fit with {' or '.join(fitted)}"
         )
-    objective, layer = objective_of(method), layer or PIXELS
+    objective, layer = known.objective, layer or PIXELS
     if kind != "best":
         return MapSpec(objective, layer=layer), (Feature("grid", layer, classifier.size_px),)
     layers = classifier.network.head_layers

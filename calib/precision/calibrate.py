@@ -504,7 +504,7 @@ def calibrate_chosen(options: CalibrateOptions, choice: EngineOptions, console: 
     check_outputs(options, choice)
     classifier = load_classifier(choice.model, choice.weights, choice.size_px)
     head = choose_head(choice, classifier)
-    spec = chosen_spec(choice, head)
+    spec = chosen_spec(choice, head, classifier)
     with console.status("reading images ..."):
         pictures, samples = options.read()
     calibrator = Calibrator(classifier, spec, head, pictures, console)

@@ -24,7 +24,7 @@ from calib.evaluation.metrics import all_found
 from calib.research.command_line import run
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
-from engines.choose import SEARCHES, choose_head, chosen_spec, open_localizer
+from engines.choose import choose_head, chosen_spec, open_localizer
 from engines.files import whole_file
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier, load_classifier
@@ -40,6 +40,7 @@ CROPS = "beam in crops"
 """``--method beam`` for several objects with the network that has a judge; ``beam`` is the
 paper's.
 """
+SEARCHES = ("dam", "beam")
 METHODS_SHOWN = ("sensitivity", "gestalt", "heuristic", *SEARCHES, CROPS)
 TIMED = 30
 
@@ -280,11 +281,18 @@ def flop_of(method: str, classifier: Classifier) -> int:
         head = choose_head(EngineOptions(classifier.name), classifier)
         beams = CropSettings()
         crops = 1 + len(first_crops()) + beams.beam * (beams.levels - 1)
-        graphs = [(build_graph(classifier, chosen_spec(EngineOptions(), head), head), crops)]
+        graphs = [
+            (build_graph(classifier, chosen_spec(EngineOptions(), head, classifier), head), crops)
+        ]
     else:
         head = choose_head(EngineOptions(classifier.name, method=method), classifier)
         graphs = [
-            (build_graph(classifier, chosen_spec(EngineOptions(method=method), head), head), 1)
+            (
+                build_graph(
+                    classifier, chosen_spec(EngineOptions(method=method), head, classifier), head
+                ),
+                1,
+            )
         ]
     return sum(count_work(graph).flop * times for graph, times in graphs)
 

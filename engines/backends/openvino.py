@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import openvino as ov
 
+from engines.backends.registry import EngineRequest
+from engines.certificate import refuse_failed
 from engines.engine import Array, Engine
 from engines.errors import EngineError
 from engines.int8 import is_quantized
@@ -142,6 +144,51 @@ class OpenVinoEngine(Engine):
         return Counter(
             (fact["layerType"].astype(str), fact["primitiveType"].astype(str)) for fact in facts
         )
+
+
+def open_engine(request: EngineRequest) -> OpenVinoEngine:
+    """The engine that is asked for; in 8 bits where that is asked for, or pays, and there is a
+    calibration.
+
+    Raises:
+        EngineError: the precision cannot be had, OpenVINO refuses the graph, or the engine failed
+            its certificate.
+        ModelError: the graph cannot be built, or int8 is asked for and there is no calibration.
+    """
+    wanted = request.precision == "int8" or request.calibration_named or has_vnni()
+    graph = request.graph(request.calibration() if wanted else None)
+    engine = OpenVinoEngine(graph, request.precision, request.threads, request.streams)
+    refuse_failed(graph, engine)
+    return engine
+
+
+def native_precisions(
+    precision: str, calibrated: bool, calibration_named: bool
+) -> tuple[str, list[str]]:
+    """What a latency budget may choose from.
+
+    Args:
+        precision: what the user chose.
+        calibrated: whether there is a calibration for int8.
+        calibration_named: whether the user named it.
+
+    Returns:
+        (the precision that the choice comes to, all that this processor computes natively).
+
+    Raises:
+        EngineError: OpenVINO does not compute in it.
+    """
+    if precision not in (*PRECISIONS, "auto"):
+        raise EngineError(f"OpenVINO engines run in {', '.join(PRECISIONS)}, not {precision}")
+    best = best_precision()
+    native = ["fp32"]
+    if best == "bf16":
+        native.append("bf16")
+    if calibrated:
+        native.append("int8")
+    if precision == "auto":
+        return (native[-1] if has_vnni() or calibration_named else best), native
+    return (best if precision == "bf16" else precision), native
 
 
 @cache

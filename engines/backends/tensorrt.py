@@ -24,7 +24,9 @@ import numpy as np
 import onnx
 
 from engines.backends.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
+from engines.backends.registry import EngineRequest
 from engines.backends.tensorrt_build import quiet_logger
+from engines.certificate import open_certified
 from engines.engine import Array, Engine, GpuTimes, TensorSpec
 from engines.errors import EngineError
 from engines.install import REBUILD, install_extra, install_packages
@@ -136,6 +138,17 @@ class TensorRtEngine(Engine):
 
     def _free(self) -> None:
         self._close()
+
+
+def open_engine(request: EngineRequest) -> Engine:
+    """The engine that was built and certified for this GPU and this graph.
+
+    Raises:
+        EngineError: see ``engines.certificate.open_certified``.
+        ModelError: the graph cannot be built, or int8 is asked for and there is no calibration.
+    """
+    quantization = request.calibration() if request.precision == "int8" else None
+    return open_certified(lambda: request.graph(quantization), request.precision)
 
 
 @dataclass

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engines.backends.registry import EngineRequest
 from engines.backends.torch_reference import DTYPES, TorchEngine
 from engines.build import WANTED_CLASS
 from engines.engine import Array, GpuTimes
@@ -55,6 +56,13 @@ def open_torch(
             option=("backend", "precision"),
         )
     return TorchEngine(classifier, spec, head, batch)
+
+
+def open_engine(request: EngineRequest) -> TorchEngine:
+    """The engine that is asked for, see ``open_torch``."""
+    return open_torch(
+        request.classifier, request.spec, request.head, request.precision, request.batch
+    )
 
 
 @dataclass

@@ -24,9 +24,12 @@ from engines.build import WANTED_CLASS, build_graph
 from engines.engine import Array, TensorSpec
 from engines.errors import ModelError
 from engines.files import whole_file
-from engines.head import Head
+from engines.head import Head, shipped_heads
 from engines.networks.registry import Classifier
+from engines.networks.weights import ASSETS
+from engines.options import EngineOptions
 from engines.preprocess import IMAGE, resized
+from engines.search.beam import BeamEngine, beam_settings
 from engines.search.compound import Compile, CompoundEngine, Found
 
 ENLARGED = 2
@@ -133,6 +136,41 @@ def load_crop_scorer(path: Path) -> CropScorer:
             f"cannot read {path}: {error or type(error).__name__}; python -m calib.research.crops"
             " fits one"
         ) from error
+
+
+def readers_of_crops(
+    classifier: Classifier, options: EngineOptions
+) -> tuple[Head, CropScorer] | None:
+    """The shipped head and crop scorer with which ``--method beam`` looks for several objects; None
+    for the paper's search.
+
+    That is what one object, ``--head none`` and a feature map of one's own are searched with, and
+    networks without a crop scorer.
+
+    Raises:
+        ModelError: the crop scorer is damaged.
+    """
+    path = ASSETS / f"{classifier.name}_crops.safetensors"
+    if options.objects == 1 or options.head or options.layer or not path.exists():
+        return None
+    crop_scorer = load_crop_scorer(path)
+    for head in shipped_heads(classifier.digest).values():
+        if (head.network, head.digest) == (crop_scorer.network, crop_scorer.head):
+            return head, crop_scorer
+    return None
+
+
+def open_beam(classifier: Classifier, compiled: Compile, options: EngineOptions) -> CompoundEngine:
+    """The engine of ``--method beam``: over crops of the image for several objects, else over the
+    feature map.
+
+    Raises:
+        ModelError, EngineError: see ``CropsEngine`` and ``BeamEngine``.
+    """
+    readers = readers_of_crops(classifier, options)
+    if readers is not None:
+        return CropsEngine(classifier, *readers, CropSettings(objects=options.objects), compiled)
+    return BeamEngine(classifier, beam_settings(options.objects, options.layer), compiled)
 
 
 class CropsEngine(CompoundEngine):

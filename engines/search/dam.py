@@ -27,6 +27,7 @@ from engines.graph import INT64, Graph
 from engines.maps import MapSpec, aggregated, class_score_cotangent
 from engines.networks.network import Network
 from engines.networks.registry import Classifier
+from engines.options import EngineOptions
 from engines.preprocess import IMAGE, append_preprocessing
 from engines.search.compound import (
     Compile,
@@ -126,6 +127,12 @@ class DamEngine(CompoundEngine):
         shown = walks[np.concatenate(groups)]
         peaks = np.maximum(shown.max(axis=(1, 2), keepdims=True), 1e-30)
         return found, np.asarray((shown / peaks).sum(axis=0), np.float32)
+
+
+def open_dam(classifier: Classifier, compiled: Compile, options: EngineOptions) -> DamEngine:
+    """The engine of ``--method dam``. Raises what ``DamEngine`` raises."""
+    settings = dam_settings(classifier.network, options.objects, options.layer)
+    return DamEngine(classifier, settings, compiled)
 
 
 def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.ModelProto:

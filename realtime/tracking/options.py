@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
-from engines.choose import SEARCHES
 from engines.errors import InputError
 from engines.localizer import SMALLEST_PX, Localization
+from engines.maps import method_of
 from engines.options import LOOK_AT, SPEED, EngineOptions, Option
 from realtime.frames import BoxPx, Frame, FrameRecord, Track, View
 from realtime.tracking.confidence import CuesToConfidence, load_confidence_model
@@ -91,13 +91,14 @@ class FollowOptions:
         """
         if not self.follow:
             return self, replace(choice, least_confidence=self.min_score)
-        if choice.head == "none" and choice.method not in SEARCHES:
+        if choice.head == "none" and not method_of(choice.method).search:
             raise InputError(
                 "--follow follows boxes, and --head none gives none: leave one of them out"
             )
         wanted = replace(choice, wanted_class=self.class_name or choice.wanted_class)
-        following = replace(self, objects=choice.objects)
-        return following, wanted if choice.method in SEARCHES else replace(wanted, objects=1)
+        if not method_of(choice.method).search:
+            wanted = replace(wanted, objects=1)
+        return replace(self, objects=choice.objects), wanted
 
     def box_in(self, width_px: int, height_px: int) -> BoxPx | None:
         """The selected place as a box in a frame of that size; None where no place is selected.

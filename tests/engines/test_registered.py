@@ -1,4 +1,6 @@
-"""A network of a user's own: registered from outside, with nothing else touched."""
+"""A network, a method and a backend of a user's own: registered from outside, with nothing else
+touched.
+"""
 
 from dataclasses import replace
 
@@ -8,8 +10,11 @@ from rich.console import Console
 
 from calib.data.datasets import Sample, Truth
 from calib.heads.fit import default_features, fit_head
-from engines import ModelError, open_localizer
+from engines import EngineError, ModelError, open_localizer
+from engines.backends.openvino import OpenVinoEngine
+from engines.backends.registry import BACKENDS, Backend, register_backend
 from engines.graph import Graph
+from engines.maps import METHODS, SIGNALS, Method, register_method
 from engines.networks.network import Forward, Network, Weights
 from engines.networks.registry import NETWORKS, load_classifier, register_network
 
@@ -109,3 +114,62 @@ def test_weights_of_a_registered_network_must_be_named():
 def test_two_networks_cannot_have_one_name():
     with pytest.raises(ModelError, match="cannot be called 'vgg16'"):
         register_network(replace(TOY, name="vgg16"))
+
+
+def total_activation(graph: Graph, x_nchw: str, gradient_nchw: str, layer: str) -> str:
+    """A toy signal: the activations, summed over channels."""
+    return graph.add("ReduceSum", x_nchw, graph.constant([1], np.int64), keepdims=0)
+
+
+@pytest.fixture
+def toy_method():
+    """A toy method with a signal of its own."""
+    register_method(Method("total", "a toy", signal="total"), total_activation)
+    yield "total"
+    del METHODS["total"], SIGNALS["total"]
+
+
+@pytest.mark.parametrize("model", ["toy", "compact"])
+def test_a_registered_method_is_reached_by_its_name(toy, toy_method, model):
+    weights = "random" if model == "toy" else None
+    with open_localizer(model, weights=weights, method=toy_method) as localizer:
+        assert localizer.box_reader.startswith("heuristic: total at conv")
+        found = localizer.localize([squares(1)[0].read()])[0]
+    assert found.box_xyxy_px is not None
+    assert found.map_hw.any()
+
+
+def test_a_registered_method_reads_no_fitted_head(toy, toy_method):
+    with pytest.raises(ModelError, match="method total reads boxes without a fitted head"):
+        default_features(load_classifier("toy", "random"), toy_method)
+    with pytest.raises(ModelError, match="there is a method 'beam'"):
+        register_method(Method("beam", "again"))
+    with pytest.raises(ModelError, match="nothing computes the signal 'shadow'"):
+        register_method(Method("shadow", "a toy", signal="shadow"))
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam"])
+def test_the_cams_are_methods_at_the_last_feature_maps(method):
+    with open_localizer(method=method) as localizer:
+        assert localizer.box_reader.startswith(f"heuristic: {method} at conv5_3")
+    with open_localizer(method=method, layer="conv4_3", head="none") as localizer:
+        assert localizer.description["spec"]["signal"] == method
+        assert localizer.description["spec"]["layer"] == "conv4_3"
+
+
+def test_a_registered_backend_is_reached_by_its_name(toy):
+    asked = []
+
+    def open_engine(request):
+        asked.append(request)
+        return OpenVinoEngine(request.graph(None), "fp32")
+
+    register_backend(Backend("mine", "My library", open_engine, ("fp32",)))
+    try:
+        with open_localizer("toy", weights="random", backend="mine") as localizer:
+            assert localizer.localize([squares(1)[0].read()])[0].box_xyxy_px is not None
+        with pytest.raises(EngineError, match="there is a backend 'mine'"):
+            register_backend(Backend("mine", "My library", open_engine, ("fp32",)))
+    finally:
+        del BACKENDS["mine"]
+    assert asked[0].classifier.name == "toy"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from engines.backends.registry import gpu_backends
 from engines.errors import EngineError, SightlineError
 from engines.install import install_extra
 from engines.options import EngineOptions
@@ -28,7 +29,6 @@ CPUS_EACH = 4
 """Processors of a worker without a GPU, where machines have so many: more engines side by side beat
 one with more threads.
 """
-GPU_BACKENDS = ("tensorrt", "torch")
 CHUNK_BYTES = 16_000_000
 CHUNKS_AHEAD = 3
 """Frames travel in chunks of so many bytes, and at most so many chunks wait for a worker."""
@@ -60,7 +60,7 @@ class Cluster:
         ray = self._ray = _connected(address)
         self._tasks: dict[Callable[..., Any], Any] = {}
         nodes = self._nodes()
-        self.uses_gpus = choice.backend in GPU_BACKENDS and any(
+        self.uses_gpus = choice.backend in gpu_backends() and any(
             node.get("GPU", 0) for node in nodes
         )
         self._fed = self.uses_gpus if fed is None else fed

@@ -11,8 +11,8 @@ from calib.data.labels import Truth
 from calib.research.methods import CROPS, Row, both_found, flop_of, rendered, timing
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
-from engines.search.choose import search_engine
-from engines.search.dam import build_scores_graph
+from engines.search.beam import BeamEngine, beam_settings
+from engines.search.dam import DamEngine, build_scores_graph, dam_settings
 
 
 @pytest.mark.parametrize("model", ["compact", "squeezenet", "alexnet"])
@@ -80,11 +80,17 @@ def test_calls_and_pairs_are_counted():
 
     classifier = load_classifier("compact", "random", 64)
     localizer = Localizer(
-        search_engine("beam", classifier, lambda graph: OpenVinoEngine(graph, "fp32"), objects=2)
+        BeamEngine(classifier, beam_settings(2), lambda graph: OpenVinoEngine(graph, "fp32"))
     )
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
     ms, calls = timing(
-        Localizer(search_engine("dam", classifier, lambda graph: OpenVinoEngine(graph, "fp32"))),
+        Localizer(
+            DamEngine(
+                classifier,
+                dam_settings(classifier.network),
+                lambda graph: OpenVinoEngine(graph, "fp32"),
+            )
+        ),
         [image] * 3,
     )
     assert calls == 2

@@ -9,7 +9,7 @@ import pytest
 
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou, shared
-from engines.choose import open_localizer, readers_of_crops
+from engines.choose import open_localizer
 from engines.errors import ModelError
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
@@ -26,6 +26,7 @@ from engines.search.crops import (
     cropped,
     first_crops,
     load_crop_scorer,
+    readers_of_crops,
     widened,
 )
 
@@ -37,7 +38,7 @@ def compact():
 
 @pytest.fixture(scope="module")
 def readers(compact):
-    return readers_of_crops(EngineOptions(method="beam", objects=2), compact)
+    return readers_of_crops(compact, EngineOptions(method="beam", objects=2))
 
 
 @pytest.fixture(scope="module")
