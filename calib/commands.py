@@ -80,8 +80,9 @@ def fit_chosen(
         checked_output(curve, curves.CURVE_FILE, inputs)
     elif options.curve_on:
         raise OutputError(
-            "--curve-on says what a learning curve is measured on: name its picture with --curve"
-            " FILE.png"
+            "labels to measure a learning curve on are given, but no picture of it: name it,"
+            " FILE.png",
+            option=("curve", "curve_on"),
         )
     training, test = (
         load_chosen(data, "trainval"),
@@ -200,7 +201,8 @@ def evaluate_chosen(
     following, choice = following.beside(choice)
     if following.objects > 1:
         raise InputError(
-            "evaluate --follow measures one object in each sequence: leave --objects out"
+            "following is measured of one object in each sequence: ask for one",
+            option=("follow", "objects"),
         )
     remarks = Remarks()
     several = (
@@ -215,7 +217,7 @@ def evaluate_chosen(
         else None
     )
     if training:
-        check_disjoint(training, samples, "name those of --train to keep with --train-ids FILE")
+        check_disjoint(training, samples, ("train", "train_ids"))
     localizer = open_with_notes(choice, console)
     localizer.abstain_below(
         0.0

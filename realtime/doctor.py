@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.install import install_extra, install_packages, restore
+from engines.install import install_extra, install_packages, restore, sightline_command
 from engines.text import displayable
 
+WATCH_ON_PAGE = sightline_command("stream", web="8000")
 PACKAGES = {
     "numpy": "numpy",
     "cv2": "opencv-python",
@@ -305,7 +306,7 @@ def display() -> Findings:
     if toolkit in ("", "NONE"):
         fix = (
             f"{install_packages('opencv-python')} (in place of opencv-python-headless); or watch on"
-            " the page: stream --web 8000"
+            f" the page: {WATCH_ON_PAGE}"
         )
         yield Finding("display", "absent", "this OpenCV opens no windows", fix)
     elif not has_display():
@@ -313,7 +314,7 @@ def display() -> Findings:
             "display",
             "absent",
             "no display here, so no window",
-            "watch on the page: stream --web 8000",
+            f"watch on the page: {WATCH_ON_PAGE}",
         )
     else:
         yield Finding("display", "ok", f"windows by {toolkit}")

@@ -48,7 +48,8 @@ class MetricsSink:
             import uvicorn  # noqa: F401
         except ImportError as error:
             raise OutputError(
-                f"--metrics needs FastAPI, uvicorn and prometheus-client: {install_extra('web')}"
+                f"metrics need FastAPI, uvicorn and prometheus-client: {install_extra('web')}",
+                option="metrics",
             ) from error
         registry = prometheus.CollectorRegistry()
         self._frames = prometheus.Counter(
@@ -73,7 +74,7 @@ class MetricsSink:
             Address(port=port),
             token,
             session.page_failed,
-            "--metrics",
+            "metrics",
         )
         self.port = self._server.port
 

@@ -229,7 +229,9 @@ class Session:
             InputError: nothing is followed in this run, or there is no such source.
         """
         if self.following is None:
-            raise InputError("nothing is followed in this run: start it with --follow")
+            raise InputError(
+                "nothing is followed in this run: start it with follow", option="follow"
+            )
         names = [each.name for each in self.connections]
         if source is not None and source not in names:
             raise InputError(f"there is no source '{source}': there is {', '.join(names)}")

@@ -305,8 +305,8 @@ def check_log(path: Path, renamed: bool) -> None:
     for file in (path, *(older_log(path, number) for number in range(1, LOGS_KEPT + 1) if renamed)):
         if file.is_file() and not _is_log(file):
             raise OutputError(
-                f"{file} is no log of Sightline's, so nothing is written to it: give another name"
-                " to --log"
+                f"{file} is no log of Sightline's, so nothing is written to it: name another",
+                option="log",
             )
 
 

@@ -55,9 +55,7 @@ def test_imports_go_one_way_and_heavy_libraries_stay_in_their_files(path):
         assert "torch" not in roots
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "engines").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_error_names_a_flag_of_the_command_line(path):
     """It says what it is about in words; ``option`` names the fields, and cli.py adds the flags."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

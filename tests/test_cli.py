@@ -268,7 +268,7 @@ def test_offline_a_published_set_names_both_ways_out(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give either a label file or --dataset voc2007: neither is given"),
+        ([], "give either a label file or a data set, voc2007: neither is given (--dataset)"),
         (["DATA", "--dataset", "voc2007"], "both are given"),
         (["--dataset", "voc1912"], "unknown data set 'voc1912'"),
         (["DATA", "--classes", "dog"], "photos.csv has no class 'dog': it has cat"),

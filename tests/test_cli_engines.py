@@ -121,7 +121,7 @@ def test_build_proves_an_openvino_engine(tmp_path):
     ("arguments", "words"),
     [
         ([], "say where the ONNX file goes"),
-        (["--for", "sm89", "--out", "x.onnx"], "add --backend tensorrt"),
+        (["--for", "sm89", "--out", "x.onnx"], "use backend tensorrt"),
         (
             ["--backend", "tensorrt", "--precision", "bf16"],
             "TensorRT engines run in fp32, fp16, int8, not bf16",

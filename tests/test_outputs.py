@@ -177,7 +177,7 @@ def test_each_kind_knows_its_own_files_and_no_other_s(written):
 
 def test_an_engine_is_replaced_only_where_that_is_said(written, tmp_path):
     engine = next(path for path, kind in written.items() if kind is ENGINE_FILE)
-    with pytest.raises(OutputError, match="add --rebuild to replace it"):
+    with pytest.raises(OutputError, match="rebuild it to replace it"):
         check_options(BuildOptions(engine, "tensorrt"))
     check_options(BuildOptions(engine, "tensorrt", rebuild=True))
 

@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.errors import SourceError
+from engines.install import sightline_command
 from engines.reading import parsed_json
 
+WRITE_RESULT = sightline_command("bench", json=True)
 WINDOWS = 3
 TOLERANCE = 0.05
 WINDOW_ROUNDS = 5
@@ -217,14 +219,13 @@ def load_bench(path: Path) -> dict[str, Any]:
         found = parsed_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(
-            f"cannot read {path} as JSON: {error}; write it with: sightline bench --json >"
-            f" {path.name}"
+            f"cannot read {path} as JSON: {error}; write it with: {WRITE_RESULT} > {path.name}"
         ) from error
     if not isinstance(found, dict) or not {"latency_ms", "peers", "machine", "engine"} <= set(
         found
     ):
         raise SourceError(
-            f"{path} is not a result of bench: write one with: sightline bench --json > {path.name}"
+            f"{path} is not a result of bench: write one with: {WRITE_RESULT} > {path.name}"
         )
     return found
 
@@ -285,8 +286,7 @@ def _figures(result: dict[str, Any]) -> dict[str, tuple[float, list[float]]]:
                 )
     except (AttributeError, KeyError, TypeError) as error:
         raise SourceError(
-            f"a result of bench is incomplete ({error}): write it again with: sightline bench"
-            " --json"
+            f"a result of bench is incomplete ({error}): write it again with: {WRITE_RESULT}"
         ) from error
     return found
 
@@ -305,7 +305,8 @@ def compare(
     if differing and not across_machines:
         raise SourceError(
             f"{before_path} and {after_path} were not measured alike ({'; '.join(differing)}): "
-            "bench both alike, or compare them anyway with --across-machines"
+            "bench both alike, or compare them anyway",
+            option="across_machines",
         )
     lone = set(_figures(before)) ^ set(_figures(after))
     return changes(before, after), [

@@ -159,8 +159,8 @@ def open_gpu(choice: EngineOptions, batch: int = 1) -> Engine:
     engine = open_localizer(choice, batch=batch).engine
     if not engine.on_gpu:
         raise EngineError(
-            f"bench --backend {choice.backend} is for GPUs, and this machine has none: leave"
-            " --backend out"
+            f"backend {choice.backend} is timed on GPUs, and this machine has none: leave it out",
+            option="backend",
         )
     return engine
 

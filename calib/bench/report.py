@@ -34,10 +34,13 @@ def check_plots(folder: Path, inputs: Iterable[str | Path | None]) -> None:
     """
     inputs = list(inputs)
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"--plots {displayable(str(folder))}: that is a file; name a folder")
+        raise OutputError(
+            f"{displayable(str(folder))} is a file: name a folder for the plots", option="plots"
+        )
     if folder.is_dir() and file_key(folder) in {file_key(each) for each in inputs if each}:
         raise OutputError(
-            f"--plots {displayable(str(folder))}: that folder is read; name another one"
+            f"{displayable(str(folder))} is a folder that is read: name another one for the plots",
+            option="plots",
         )
     checked_output(folder / "latency.png", LATENCY_FILE, inputs)
     for name in NAMES:

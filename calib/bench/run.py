@@ -142,7 +142,8 @@ def whole_numbers(text: str, option: str) -> list[int]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdigit() and int(part) for part in parts):
         raise SightlineError(
-            f"{option} {text}: write whole numbers with commas between them, like 96,128"
+            f"{option} {text}: write whole numbers with commas between them, like 96,128",
+            option=option,
         )
     return [int(part) for part in parts]
 
@@ -356,7 +357,7 @@ def bench_chosen(
         result = bench_screen(source, chosen[0], options.seconds, console)
         print_screen(result, console)
     else:
-        lists = whole_numbers(options.sizes, "--sizes"), whole_numbers(options.batches, "--batches")
+        lists = whole_numbers(options.sizes, "sizes"), whole_numbers(options.batches, "batches")
         result, run = bench(source, chosen, options.seconds, console, *lists)
         print_bench(result, console)
         for picture in plot_bench(result, run, options.plots) if options.plots else ():

@@ -36,6 +36,7 @@ from calib.bench.machine import machine
 from calib.bench.turns import engine_facts, warm_up
 from engines.choose import open_localizer
 from engines.errors import SightlineError, SourceError
+from engines.install import sightline_command
 from engines.localizer import ImageBgr
 from engines.options import EngineOptions
 from realtime.capture import latest_frames
@@ -308,8 +309,9 @@ def _screen(source: str, codes: Codes) -> Iterator[tuple[Screen, str]]:
     if not source.startswith("loop:"):
         if not has_display():
             raise SightlineError(
-                "bench --screen needs a display for its code; to try it without one: bench --screen"
-                " loop:100"
+                "glass to glass needs a display for its code; to try it without one:"
+                f" {sightline_command('bench', screen=True)} loop:100",
+                option="screen",
             )
         try:
             yield WindowScreen(codes), source

@@ -166,8 +166,9 @@ def load_chosen(
     if choice.data is not None and choice.dataset is None:
         if choice.dataset_dir is not None:
             raise SourceError(
-                "--dataset-dir is where the archives of --dataset lie: with a label file, say"
-                " --images"
+                "the folder of a published set goes with its name: with a label file, say where"
+                " the images are",
+                option=("dataset_dir", "dataset", "images"),
             )
         return decodable(
             load_dataset(choice.data, choice.images, choice.ids, classes, remarks)[:limit], remarks
@@ -175,16 +176,21 @@ def load_chosen(
     if choice.data is None and choice.dataset is not None:
         if choice.dataset not in PUBLISHED:
             raise SourceError(
-                f"unknown data set '{choice.dataset}': --dataset takes {', '.join(PUBLISHED)}"
+                f"unknown data set '{choice.dataset}': use {', '.join(PUBLISHED)}",
+                option="dataset",
             )
         if choice.images or choice.ids:
             raise SourceError(
-                f"--images and --ids go with a label file: {choice.dataset} names its own images"
+                f"images and ids go with a label file: {choice.dataset} names its own images",
+                option=("images", "ids"),
             )
         samples = PUBLISHED[choice.dataset](split, choice.dataset_dir or cache_dir() / "datasets")
         return of_classes(samples, classes, f"{choice.dataset} {split}")[:limit]
     given = "both are given" if choice.data else "neither is given"
-    raise SourceError(f"give either a label file or --dataset {'|'.join(PUBLISHED)}: {given}")
+    raise SourceError(
+        f"give either a label file or a data set, {' or '.join(PUBLISHED)}: {given}",
+        option="dataset",
+    )
 
 
 _BALLS = (430, 522, 574, 722, 768, 805, 852, 890)

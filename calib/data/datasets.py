@@ -461,7 +461,7 @@ def _frames_of_tracks(
 def _track(path: Path, images: Path | None) -> list[Sample]:
     boxes, place = track_boxes(path), images or images_beside(path, VIDEOS)
     if place == path.parent and not any(has_suffix(file.name) for file in place.iterdir()):
-        raise SourceError(f"no frames beside {path}: say where they are with --images")
+        raise SourceError(f"no frames beside {path}: say where they are", option="images")
     frames = frame_readers(place)
     _check_count(path, len(boxes), place, len(frames))
     return [_frame_sample(path, index, box, *frames[index]) for index, box in enumerate(boxes)]

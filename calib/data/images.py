@@ -151,11 +151,11 @@ class ImageFiles:
 
     def __init__(self, place: Path) -> None:
         if not place.exists():
-            raise SourceError(f"images {place} do not exist: say where they are with --images")
+            raise SourceError(f"images {place} do not exist: say where they are", option="images")
         if not (place.is_dir() or is_archive(place)):
             raise SourceError(
-                f"images {place} are neither a folder nor a zip nor a tar: say where they are with"
-                " --images"
+                f"images {place} are neither a folder nor a zip nor a tar: say where they are",
+                option="images",
             )
         self._readers = members(place, READABLE)
         self._place, self._names = place, [*self._readers]
@@ -244,12 +244,10 @@ class ImageFiles:
             if best and not refusal:
                 refusal = f"which {self._place} has as {best[0]} and {best[1]}: name the folder"
             elif names and not refusal:
-                refusal = (
-                    f"which is not in {self._place}, only {names[0]} is: say where it is with"
-                    " --images"
-                )
+                refusal = f"which is not in {self._place}, only {names[0]} is: say where it is"
         raise BadLabelError(
-            f"{labels} names image {shown(name)}, {refusal or self._missing(asked)}"
+            f"{labels} names image {shown(name)}, {refusal or self._missing(asked)}",
+            option="images",
         )
 
     def _alike(self, asked: "ImageName") -> Iterator[tuple[list[str], str]]:
@@ -321,7 +319,7 @@ class ImageFiles:
                 f"which is of an unsupported kind ({PurePosixPath(found).suffix}): convert it to"
                 " JPEG or PNG"
             )
-        return f"which is not in {self._place}: say where it is with --images"
+        return f"which is not in {self._place}: say where it is"
 
 
 @dataclass(frozen=True)

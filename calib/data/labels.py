@@ -87,7 +87,7 @@ class Remarks:
         if self.first is None:
             return None
         more = f" ({self.left_out - 1} more cannot be used either)" if self.left_out > 1 else ""
-        return SourceError(f"{self.first}{more}")
+        return SourceError(f"{self.first}{more}", option=self.first.options)
 
     def add(self, other: "Remarks") -> None:
         """Take over all that another collected."""

@@ -93,7 +93,9 @@ def evaluate(
         SourceError: no image is left.
     """
     if "box_xyxy" not in [spec.name for spec in localizer.engine.outputs]:
-        raise ModelError("this engine has no box head: fit one with 'fit' and pass it with --head")
+        raise ModelError(
+            "this engine has no box head: fit one with 'fit', and name it", option="head"
+        )
     cases: list[Case] = []
     precision = AveragePrecision(samples, localizer, given)
     constants: dict[str, tuple[float, ...]] = {"whole_image": WHOLE_IMAGE}

@@ -158,17 +158,21 @@ def baselines(localizer: Localizer, training: Sequence[Sample] | None) -> Consta
         return ConstantBoxes(**kept) if kept else None
     singles = [sample for sample in training if sample.one_box]
     if not singles:
-        raise SourceError("--train has no image with exactly one object: constant boxes need some")
+        raise SourceError(
+            "no image to take constant boxes from has exactly one object", option="train"
+        )
     return constant_boxes(relative_boxes(singles, [size_of(sample.read()) for sample in singles]))
 
 
-def check_disjoint(training: Sequence[Sample], measured: Sequence[Sample], remedy: str) -> None:
+def check_disjoint(
+    training: Sequence[Sample], measured: Sequence[Sample], option: tuple[str, str]
+) -> None:
     """Refuse to measure on images that something was fitted on. Pixels are compared, not names.
 
     Args:
         training: the images that something was fitted on.
         measured: the images to measure on.
-        remedy: the last part of the error's message: how to name other images.
+        option: the options that name one of the two sets, and which of its images to keep.
 
     Raises:
         SourceError: an image is in both sets.
@@ -178,7 +182,8 @@ def check_disjoint(training: Sequence[Sample], measured: Sequence[Sample], remed
     if shared:
         raise SourceError(
             f"{len(shared)} images are both fitted on and measured, {shared[0]} among them:"
-            f" {remedy}"
+            " name those to keep in a file",
+            option=option,
         )
 
 

@@ -132,13 +132,16 @@ def follow_sequences(
         InputError: the selected place lies outside the first frame.
     """
     if "box_xyxy" not in [spec.name for spec in localizer.engine.outputs]:
-        raise ModelError("this engine has no box head: fit one with 'fit' and pass it with --head")
+        raise ModelError(
+            "this engine has no box head: fit one with 'fit', and name it", option="head"
+        )
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.sequence, []).append(sample)
     if "" in groups:
         raise SourceError(
-            "--follow is for sequences with a box per frame: NAME_boxes.csv, OTB or VOT text"
+            "only sequences with a box per frame can be followed: NAME_boxes.csv, OTB or VOT text",
+            option="follow",
         )
     return [_followed(name, frames, localizer, options, console) for name, frames in groups.items()]
 

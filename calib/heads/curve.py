@@ -130,7 +130,7 @@ def check_enough(samples: Sequence[Sample], held_out: Sequence[Sample] | None) -
                 "none of the images to measure the learning curve on has exactly one box: give"
                 " others"
             )
-        check_disjoint(samples, held_out, "name those of --curve-on to keep with --curve-ids FILE")
+        check_disjoint(samples, held_out, ("curve_on", "curve_ids"))
 
 
 def split_fifth(groups: Sequence[str]) -> tuple[Rows, Rows]:

@@ -227,12 +227,13 @@ def default_features(
             head.
     """
     if kind not in KINDS:
-        raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}")
+        raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}", option="kind")
     known = method_of(method)
     if not known.fitted:
         fitted = [each.name for each in METHODS.values() if each.fitted]
         raise ModelError(
-            f"--method {method} reads boxes without a fitted head: fit with {' or '.join(fitted)}"
+            f"method {method} reads boxes without a fitted head: fit with {' or '.join(fitted)}",
+            option="method",
         )
     objective, layer = known.objective, layer or PIXELS
     if kind != "best":
@@ -287,7 +288,8 @@ def fit_head(
     if (singles := sum(sample.one_box for sample in samples)) < 2 * FOLDS:
         raise SourceError(
             f"{name}: {singles} images have exactly one box, a head needs at least {2 * FOLDS}:"
-            " label more, or keep only some kinds of objects with --classes"
+            " label more, or keep only some kinds of objects",
+            option="classes",
         )
     table = feature_table(samples, classifier, spec, features, console)
     rows = np.arange(len(table.values))
@@ -295,7 +297,8 @@ def fit_head(
     if per_class:
         if kind != "best":
             raise ModelError(
-                f"--per-class corrects the best head, not the {kind} one: drop one of the two"
+                f"layers per class correct the best head, not the {kind} one: drop one of the two",
+                option=("per_class", "kind"),
             )
         kinds, found = fit_kinds(table, rows, strength, class_count(classifier))
     else:

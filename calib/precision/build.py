@@ -137,19 +137,22 @@ def check_options(choice: BuildOptions, inputs: Iterable[str] = ()) -> None:
     """
     if choice.backend not in ("auto", "openvino", "tensorrt"):
         raise EngineError(
-            f"'build' makes engines of openvino or tensorrt, not of '{choice.backend}'"
+            f"'build' makes engines of openvino or tensorrt, not of '{choice.backend}'",
+            option="backend",
         )
     if choice.backend != "tensorrt":
         if choice.out is None:
-            raise OutputError("say where the ONNX file goes: --out FILE.onnx")
+            raise OutputError("say where the ONNX file goes: FILE.onnx", option="out")
         if choice.target or choice.rebuild:
             raise EngineError(
-                "--for and --rebuild are about TensorRT engines: add --backend tensorrt"
+                "another GPU and rebuilding are about TensorRT engines: use backend tensorrt",
+                option=("target", "rebuild", "backend"),
             )
         if choice.backend == "auto" and (choice.precision != "auto" or choice.on):
             raise EngineError(
-                "--precision and --on are about an engine: say which with --backend openvino or"
-                " tensorrt"
+                "a precision and the frames to certify on are about an engine: use backend openvino"
+                " or tensorrt",
+                option=("precision", "on", "backend"),
             )
     else:
         checked_precision(choice.precision)
@@ -160,7 +163,8 @@ def check_options(choice: BuildOptions, inputs: Iterable[str] = ()) -> None:
         )
         if choice.backend == "tensorrt" and choice.out.exists() and not choice.rebuild:
             raise OutputError(
-                f"engine {choice.out} is there: add --rebuild to replace it, or choose another name"
+                f"engine {choice.out} is there: rebuild it to replace it, or choose another name",
+                option=("rebuild", "out"),
             )
         if choice.backend == "openvino":
             checked_output(certificate_path(choice.out), CERTIFICATE_FILE, read)

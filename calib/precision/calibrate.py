@@ -466,7 +466,7 @@ class CalibrateOptions:
         )
         if not labelled:
             if self.ids is not None:
-                raise SourceError("--ids names images of a label file: give one")
+                raise SourceError("ids are of the images of a label file: give one", option="ids")
             return frames_of(self.data, self.limit // 2), []
         samples = load_dataset(Path(self.data), self.images, self.ids)
         places = np.unique(
@@ -490,7 +490,8 @@ def check_outputs(options: CalibrateOptions, engine: EngineOptions) -> None:
         checked_output(out, CALIBRATION_FILE, inputs)
     if out and plot and os.path.realpath(out) == os.path.realpath(plot):
         raise OutputError(
-            f"{plot} cannot hold both the calibration and the picture: give --out another name"
+            f"{plot} cannot hold both the calibration and the picture: name another file",
+            option=("out", "plot"),
         )
 
 

@@ -329,7 +329,7 @@ def _resume(
     if state["recipe"] != json.dumps(asdict(recipe)):
         raise ModelError(
             f"checkpoint {checkpoint} was trained by another recipe: move it away, or train in"
-            " another --out"
+            " another folder"
         )
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])

@@ -201,7 +201,9 @@ def plan_chosen(
     """
     clips = [make_plan(spec, "", settings.window) for spec in specs if can_be_cut(spec)]
     if not clips:
-        raise SourceError("--plan measures a minute of video files of this machine: name one")
+        raise SourceError(
+            "the plan measures a minute of video files of this machine: name one", option="plan"
+        )
     localizer = open_with_notes(choice, console, streams=0, batch=settings.batch)
     with console.status("measuring a minute ..."):
         minute = measure(clips, localizer, settings)

@@ -259,7 +259,8 @@ def alone(out: Path, name: str) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(
-                f"another run works on {out / name}: wait for it, or use another --out"
+                f"another run works on {out / name}: wait for it, or use another folder",
+                option="out",
             ) from None
         except OSError:  # a file system without locks
             pass

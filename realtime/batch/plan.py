@@ -72,7 +72,10 @@ def make_plan(spec: str, digest: str, window: Window = ALL, whole: bool = False)
             else _plan_video(spec, digest, window, whole)
         )
     if not clip.segments:
-        raise SourceError(f"{spec} is over before --start: it is {clip.frames} frames long")
+        raise SourceError(
+            f"{spec} is over before the start that is asked for: it is {clip.frames} frames long",
+            option="start_s",
+        )
     return clip
 
 

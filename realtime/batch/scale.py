@@ -75,15 +75,19 @@ def batch_chosen(
         for spec in (*specs, out):
             if is_shared(spec):
                 raise InputError(
-                    f"{spec} is on shared storage, which clusters work with: add --ray auto, or"
-                    " --ray local"
+                    f"{spec} is on shared storage, which clusters work with: use the cluster auto,"
+                    " or local",
+                    option="ray",
                 )
         if scale.workers is not None:
-            raise InputError("--workers is for clusters: add --ray")
+            raise InputError("workers are for clusters: name one", option=("workers", "ray"))
         localizer = open_within(choice, budget_ms, console, streams=0, batch=settings.batch)
         return process_all(specs, Path(out), localizer, console, settings, inputs)
     if budget_ms is not None:
-        raise InputError("--budget-ms measures one machine: leave it away, or --ray")
+        raise InputError(
+            "a budget is measured on one machine: leave it away, or the cluster",
+            option=("budget_ms", "ray"),
+        )
     from realtime.batch.cluster.ray import Cluster
     from realtime.batch.cluster.scheduler import process_across
 

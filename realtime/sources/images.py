@@ -259,7 +259,7 @@ def _tar_readers(
 
 def _tar_bytes(path: Path, offset: int, size: int, sparse: bool) -> bytes:
     if sparse:
-        raise SourceError("it is stored as a sparse file: pack it again without --sparse")
+        raise SourceError("it is stored as a sparse file: pack it again as a plain one")
     limits.check_bytes("it", size)
     with path.open("rb") as file:
         file.seek(offset)

@@ -57,7 +57,8 @@ class FollowOptions:
     def __post_init__(self) -> None:
         if not self.follow and (self.select or self.every_frame):
             raise InputError(
-                "--select and --every-frame are about the object that is followed: add --follow"
+                "select and every frame are about the object that is followed: follow one",
+                option=("select", "every_frame", "follow"),
             )
         parts = [part.strip() for part in (self.select or "").split(",")]
         if len(parts) < 2:
@@ -70,7 +71,9 @@ class FollowOptions:
             len(place) == 4 and not (place[0] < place[2] and place[1] < place[3])
         ):
             raise InputError(
-                f"--select {self.select}: give a box X0,Y0,X1,Y1, a point X,Y, or a class"
+                f"'{self.select}' cannot be selected: give a box X0,Y0,X1,Y1, a point X,Y, or a"
+                " class",
+                option="select",
             )
         object.__setattr__(self, "place", place)
 
@@ -93,7 +96,8 @@ class FollowOptions:
             return self, replace(choice, least_confidence=self.min_score)
         if choice.head == "none" and not method_of(choice.method).search:
             raise InputError(
-                "--follow follows boxes, and --head none gives none: leave one of them out"
+                "follow needs boxes, and head none gives none: leave one of them out",
+                option=("follow", "head"),
             )
         wanted = replace(choice, wanted_class=self.class_name or choice.wanted_class)
         if not method_of(choice.method).search:
@@ -111,7 +115,9 @@ class FollowOptions:
         x0, y0, x1, y1 = self.place * (2 if len(self.place) == 2 else 1)
         if x0 >= width_px or y0 >= height_px or x1 <= 0 or y1 <= 0:
             raise InputError(
-                f"--select {self.select} lies outside the frame of {width_px}x{height_px} pixels"
+                f"the selected place {self.select} lies outside the frame of"
+                f" {width_px}x{height_px} pixels",
+                option="select",
             )
         if len(self.place) == 2:
             return box_around((x0, y0), width_px, height_px)

@@ -55,7 +55,10 @@ class Address:
         host, _, port = text.strip().rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not port.isascii() or not port.isdigit() or int(port) > 65535:
-            raise OutputError(f"--web {text}: write PORT or HOST:PORT, like 8000 or 0.0.0.0:8000")
+            raise OutputError(
+                f"'{text}' is no address: write PORT or HOST:PORT, like 8000 or 0.0.0.0:8000",
+                option="web",
+            )
         return cls(host or LOCAL, int(port))
 
     @property
@@ -100,7 +103,7 @@ class GuardedServer:
         address: Address,
         token: str | None = None,
         failed: Callable[[Exception], None] = lambda _: None,
-        option: str = "--web",
+        option: str = "web",
         most: int | None = None,
         request_s: float = 10.0,
     ) -> None:
@@ -112,8 +115,8 @@ class GuardedServer:
         token = token or (None if address.is_loopback else secrets.token_urlsafe(16))
         if token is not None and not token.isprintable():
             raise OutputError(
-                f"{option}: the token holds characters that cannot be typed; choose letters and"
-                " digits"
+                "the token holds characters that cannot be typed; choose letters and digits",
+                option="web_token",
             )
         self._socket = _listening(address, option)
         self.port: int = self._socket.getsockname()[1]
@@ -194,7 +197,9 @@ class PageServer(GuardedServer):
                 page_app(session, title, recordings), address, token, session.page_failed
             )
         except ImportError as error:
-            raise EngineError(f"--web needs FastAPI and uvicorn: {install_extra('web')}") from error
+            raise EngineError(
+                f"the page needs FastAPI and uvicorn: {install_extra('web')}", option="web"
+            ) from error
 
 
 def _listening(address: Address, option: str) -> socket.socket:
@@ -204,8 +209,9 @@ def _listening(address: Address, option: str) -> socket.socket:
     except OSError as error:
         where = f"{address.host}:{address.port}"
         raise OutputError(
-            f"cannot listen on {where}: {error.strerror or error}; choose another port: {option}"
-            f" {ANOTHER_PORT}"
+            f"cannot listen on {where}: {error.strerror or error}; choose another port, such as"
+            f" {ANOTHER_PORT}",
+            option=option,
         ) from error
     listening.setsockopt(
         socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES

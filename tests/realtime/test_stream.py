@@ -206,7 +206,7 @@ def test_figures_and_a_picture_over_http(localizer, tmp_path):
             sink.write(record(index, stages_ms={"engine": 7.0}, total_ms=30.0), None)
         sink.write(record(3, outcome="dropped", cause="a newer frame was waiting"), None)
         text = get(f"{address}/metrics").decode()
-        with pytest.raises(OutputError, match="choose another port: --metrics"):
+        with pytest.raises(OutputError, match="choose another port, such as 8001"):
             MetricsSink(sink.port, session)
     assert 'sightline_frames_total{cause="",outcome="shown",source="clip"} 3.0' in text
     assert (

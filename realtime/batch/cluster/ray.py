@@ -25,6 +25,7 @@ from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
 from realtime.frames import Frame
 
+START_RAY = "ray start --head"
 CPUS_EACH = 4
 """Processors of a worker without a GPU, where machines have so many: more engines side by side beat
 one with more threads.
@@ -195,10 +196,13 @@ def _connected(address: str) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise EngineError(f"--ray needs Ray: {install_extra('cluster')}") from error
+        raise EngineError(
+            f"a cluster needs Ray: {install_extra('cluster')}", option="ray"
+        ) from error
     if address.startswith("ray://"):
         raise EngineError(
-            f"{address} is a client's address: run 'ray job submit' there, with --ray auto"
+            f"{address} is a client's address: run 'ray job submit' there, with address auto",
+            option="ray",
         )
     try:
         with _without_dashboard():
@@ -211,8 +215,8 @@ def _connected(address: str) -> Any:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         why = str(error).strip().split("\n", 1)[0]
         raise EngineError(
-            f"no Ray cluster at {address}: {why}; start one with 'ray start --head', or use --ray"
-            " local"
+            f"no Ray cluster at {address}: {why}; start one with '{START_RAY}', or use local",
+            option="ray",
         ) from error
     return ray
 

@@ -119,8 +119,9 @@ class WorkerPool:
         room = self.cluster.room() if self.most is None else self.most
         if not room and not self.handles:
             raise EngineError(
-                "the cluster has no free processor or GPU for a worker: lower --threads, or add"
-                " machines"
+                "the cluster has no free processor or GPU for a worker: ask for fewer threads, or"
+                " add machines",
+                option="threads",
             )
         found = {}
         first = (
@@ -281,7 +282,9 @@ def process_across(
         if is_shared(spec):
             continue
         if not can_be_cut(spec):
-            raise SourceError(f"{spec} cannot be read by several at once: leave --ray away")
+            raise SourceError(
+                f"{spec} cannot be read by several at once: use no cluster", option="ray"
+            )
         if not is_there(spec):
             open_source(spec).close()
     completed = partial(

@@ -128,10 +128,10 @@ def test_what_cannot_be_compared_or_run_is_one_line(tmp_path):
     assert "cannot read" in refused("bench", "compare", good, tmp_path / "none.json")
     assert "compare takes two results" in refused("bench", "compare", good)
     assert "bench runs one source" in refused("bench", "demo:3", "demo:4")
-    assert "--sizes 96,x: write whole numbers" in refused("bench", "demo:3", "--sizes", "96,x")
+    assert "sizes 96,x: write whole numbers" in refused("bench", "demo:3", "--sizes", "96,x")
     with pytest.raises(SourceError, match="incomplete"):
         changes({"latency_ms": {}, "peers": [{}]}, {"latency_ms": {}, "peers": []})
-    with pytest.raises(SightlineError, match="--batches 0"):
+    with pytest.raises(SightlineError, match="batches 0"):
         bench.whole_numbers("0", "--batches")
 
 

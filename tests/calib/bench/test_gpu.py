@@ -99,4 +99,4 @@ def test_without_a_gpu_it_is_one_line():
     line = refused(
         "bench", "demo:5", "--backend", "torch", "--model", "compact", "--seconds", "0.1"
     )
-    assert "bench --backend torch is for GPUs, and this machine has none" in line
+    assert "backend torch is timed on GPUs, and this machine has none" in line

@@ -187,13 +187,13 @@ def test_an_archive_that_is_cut_off_is_refused(server, tmp_path, kept):
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        (DataOptions(), r"give either a label file or --dataset voc2007: neither is given"),
+        (DataOptions(), r"give either a label file or a data set, voc2007: neither is given"),
         (DataOptions(data="a.csv", dataset="voc2007"), r"give either .*: both are given"),
-        (DataOptions(dataset="voc2012"), r"unknown data set 'voc2012': --dataset takes voc2007"),
-        (DataOptions(dataset="voc2007", ids="a.txt"), r"--images and --ids go with a label file"),
+        (DataOptions(dataset="voc2012"), r"unknown data set 'voc2012': use voc2007"),
+        (DataOptions(dataset="voc2007", ids="a.txt"), r"images and ids go with a label file"),
         (
             DataOptions(data="a.csv", dataset_dir="a"),
-            r"--dataset-dir is where the archives of --dataset lie",
+            r"the folder of a published set goes with its name",
         ),
     ],
 )

@@ -225,12 +225,14 @@ def test_a_set_without_an_image_of_one_object(tmp_path):
     samples, classifier = load_dataset(labels), load_classifier("compact", "random", 64)
     with pytest.raises(
         SourceError,
-        match=r"zoo: 0 images have exactly one box, a head needs at least 10: .*--classes",
+        match=r"zoo: 0 images have exactly one box, a head needs at least 10: .*some kinds of objects",
     ):
         fit_head(samples, classifier, *default_features(classifier, "sensitivity"), QUIET, "zoo")
     with pytest.raises(SourceError, match="no image with exactly one object"):
         evaluate(samples, Localizer(MockEngine(96)), QUIET, None, single=True)
-    with pytest.raises(SourceError, match="--train has no image with exactly one object"):
+    with pytest.raises(
+        SourceError, match="no image to take constant boxes from has exactly one object"
+    ):
         baselines(Localizer(MockEngine(96)), samples)
 
 

@@ -18,7 +18,7 @@ from tests.realtime.media import picture
 def test_a_missing_image_is_named(tmp_path, layout):
     labels = layout(tmp_path)
     images(tmp_path / "others", ["a.png"])
-    words = r"names image (more/)?b(\.png)?, which is not in .*others: say where it is with --images|2 frames, .*others has 1"
+    words = r"names image (more/)?b(\.png)?, which is not in .*others: say where it is|2 frames, .*others has 1"
     if layout is frames_csv:
         refused(words, labels, images=tmp_path / "others")  # a sequence must be whole
     else:
@@ -29,9 +29,7 @@ def test_a_missing_image_is_named(tmp_path, layout):
             labels,
             images=tmp_path / "none",
         )
-    with pytest.raises(
-        SourceError, match=r"images .*nowhere do not exist: say where they are with --images"
-    ):
+    with pytest.raises(SourceError, match=r"images .*nowhere do not exist: say where they are"):
         load_dataset(labels, images=tmp_path / "nowhere")
 
 
@@ -55,7 +53,7 @@ def test_a_folder_that_the_label_names_must_be_the_image_s_own(tmp_path):
     shutil.rmtree(tmp_path / "zoo")
     images(tmp_path / "zoo" / "val")
     refused(
-        r"names image train/a\.png, which is not in .*zoo, only val/a\.png is: say where it is with --images",
+        r"names image train/a\.png, which is not in .*zoo, only val/a\.png is: say where it is",
         labels,
     )
     refused("which is not in .*val, only a.png is", labels, images=tmp_path / "zoo" / "val")
@@ -88,7 +86,7 @@ def test_dots_in_a_name_are_part_of_it(tmp_path, suffix):
 def test_a_track_without_frames_beside_it(tmp_path):
     labels = otb(tmp_path)
     shutil.rmtree(tmp_path / "set")
-    refused("no frames beside .*: say where they are with --images", labels)
+    refused("no frames beside .*: say where they are", labels)
 
 
 @pytest.mark.parametrize("layout", [otb, vot])

@@ -39,9 +39,9 @@ def test_a_fitted_head_brings_its_own_and_the_training_free_one_has_none():
 
 def test_the_same_pixels_under_another_name_are_the_same_image(tmp_path):
     training, apart = labelled(tmp_path / "a", [1, 2, 3]), labelled(tmp_path / "b", [4, 5])
-    check_disjoint(training, apart, "name others")
+    check_disjoint(training, apart, ("train", "train_ids"))
     with pytest.raises(
         SourceError,
-        match=r"1 images are both fitted on and measured, 0\.png among them: name others",
+        match=r"1 images are both fitted on and measured, 0\.png among them: name those to keep",
     ):
-        check_disjoint(training, labelled(tmp_path / "c", [3, 6]), "name others")
+        check_disjoint(training, labelled(tmp_path / "c", [3, 6]), ("train", "train_ids"))

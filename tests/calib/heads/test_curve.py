@@ -191,7 +191,7 @@ def test_the_command_draws_it(squares, tmp_path):
     assert curve["held_out"] == 10
     assert (tmp_path / "c.png").exists()
     assert "c.jpg: the name must end in .png" in refused(*arguments, "--curve", tmp_path / "c.jpg")
-    assert "with --curve FILE.png" in refused(*arguments, "--curve-on", squares)
+    assert "(--curve, --curve-on)" in refused(*arguments, "--curve-on", squares)
 
 
 @pytest.mark.long

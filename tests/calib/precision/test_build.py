@@ -80,7 +80,7 @@ def test_an_openvino_engine_without_certificate_may_run_and_a_failed_one_not(tmp
 @pytest.mark.parametrize(
     ("choice", "kind", "words"),
     [
-        (BuildOptions(), OutputError, "say where the ONNX file goes: --out FILE.onnx"),
+        (BuildOptions(), OutputError, "say where the ONNX file goes: FILE.onnx"),
         (
             BuildOptions(backend="torch"),
             EngineError,
@@ -89,15 +89,15 @@ def test_an_openvino_engine_without_certificate_may_run_and_a_failed_one_not(tmp
         (
             BuildOptions("net.onnx", precision="bf16"),
             EngineError,
-            "--precision and --on are about an engine",
+            "a precision and the frames to certify on are about an engine",
         ),
         (
             BuildOptions("net.onnx", on="clip.mp4"),
             EngineError,
-            "--precision and --on are about an engine",
+            "a precision and the frames to certify on are about an engine",
         ),
-        (BuildOptions("net.onnx", target="sm89"), EngineError, "add --backend tensorrt"),
-        (BuildOptions("net.onnx", "openvino", rebuild=True), EngineError, "add --backend tensorrt"),
+        (BuildOptions("net.onnx", target="sm89"), EngineError, "use backend tensorrt"),
+        (BuildOptions("net.onnx", "openvino", rebuild=True), EngineError, "use backend tensorrt"),
         (
             BuildOptions(backend="tensorrt", precision="bf16"),
             EngineError,

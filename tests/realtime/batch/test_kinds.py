@@ -185,7 +185,7 @@ def test_every_start_and_end(tiny_localizer, tmp_path):
     )
     assert -0.05 < sound[0] < 0.05
     assert 11.8 < sound[-1] < 12
-    with pytest.raises(SourceError, match="over before --start"):
+    with pytest.raises(SourceError, match="over before the start"):
         process_all([str(clip)], tmp_path / "none", tiny_localizer, QUIET, Settings(start_s=30))
 
 

@@ -23,11 +23,11 @@ CONSOLE = Console(quiet=True)
             "out",
             Scale(),
             None,
-            "s3://films/a.mp4 is on shared storage.*add --ray",
+            "s3://films/a.mp4 is on shared storage.*use the cluster auto",
         ),
         (["a.mp4"], "s3://results", Scale(), None, "s3://results is on shared storage"),
-        (["a.mp4"], "out", Scale(workers=3), None, "--workers is for clusters"),
-        (["a.mp4"], "out", Scale(ray="auto"), 33.0, "--budget-ms measures one machine"),
+        (["a.mp4"], "out", Scale(workers=3), None, "workers are for clusters"),
+        (["a.mp4"], "out", Scale(ray="auto"), 33.0, "a budget is measured on one machine"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused_before_any_work(

@@ -74,7 +74,7 @@ def test_what_can_be_selected():
 
 @pytest.mark.parametrize("select", ["1,2,3", "30,20,10,40", "1,2,3,4,5"])
 def test_a_place_that_is_none_is_refused(select):
-    with pytest.raises(InputError, match="--select"):
+    with pytest.raises(InputError, match="select"):
         FollowOptions(True, select=select)
 
 
@@ -85,7 +85,7 @@ def test_a_place_outside_the_frame_is_refused(select):
 
 
 def test_what_is_selected_needs_follow():
-    with pytest.raises(InputError, match="--follow"):
+    with pytest.raises(InputError, match="follow"):
         FollowOptions(select="cat")
 
 
@@ -124,7 +124,7 @@ def test_the_engine_is_asked_for_several_objects_only_by_methods_that_find_sever
 
 
 def test_without_boxes_nothing_can_be_followed():
-    with pytest.raises(InputError, match="--head none"):
+    with pytest.raises(InputError, match="head none"):
         FollowOptions(True).beside(EngineOptions(head="none"))
     assert FollowOptions(True).beside(EngineOptions(method="beam", head="none"))[1].head == "none"
 

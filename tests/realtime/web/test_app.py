@@ -51,7 +51,7 @@ def test_a_click_says_what_is_followed_where_anything_is(session):
     with PageServer(session, str, LOCAL) as server:
         assert json.loads(get(server.url, "/state")[1])["follows"] is False
         status, answer = post(server.url, "/settings", {"point": [0.5, 0.5]})
-        assert (status, "--follow" in answer["error"]) == (400, True)
+        assert (status, "follow" in answer["error"]) == (400, True)
         session.following = Following(FollowOptions(follow=True))
         assert post(server.url, "/settings", {"point": [0.5, 0.25], "source": "door"})[0] == 200
         assert post(server.url, "/settings", {"point": [0.5, 1.5]})[0] in (400, 422)
