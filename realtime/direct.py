@@ -18,11 +18,12 @@ from engines.localizer import Localizer
 from engines.text import shown
 from realtime.batch.names import Naming, with_ending
 from realtime.capture import every_frame
+from realtime.documents import course_of, plot_latency
 from realtime.pipeline import run_frames
 from realtime.sinks import JsonlSink, Sink, VideoSink
 from realtime.sources.spec import kind_of, open_source
 from realtime.sources.video import Source, SourceOptions
-from realtime.statistics import Run, plot_latency
+from realtime.statistics import Run
 from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened
 
 Summary = dict[str, Any]
@@ -123,7 +124,8 @@ def _process(
     except KeyboardInterrupt:
         interrupted = True
     if run.total_ms:
-        plot_latency(run, files["latency_plot"], f"{files['log'].stem}: time per frame")
+        title = f"{files['log'].stem}: time per frame"
+        plot_latency(run.times, course_of(run), files["latency_plot"], title)
     else:
         files.pop("latency_plot")
     engine = localizer.engine

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live as LiveTable
+from rich.table import Table
 from rich.text import Text
 
 from engines.backends.registry import label_of
@@ -21,7 +22,7 @@ from engines.files import checked_suffix
 from engines.localizer import Localizer
 from engines.text import displayable, in_words
 from realtime.annotate import Look
-from realtime.capture import Feed
+from realtime.capture import Connection, Feed
 from realtime.frame_queue import Policy
 from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
@@ -38,7 +39,7 @@ from realtime.sinks import (
     has_display,
     make_writable,
 )
-from realtime.statistics import LiveRun, live_table
+from realtime.statistics import LiveRun
 from realtime.trace import TraceSink
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, opened
 from realtime.web.server import Address, PageServer
@@ -233,3 +234,41 @@ def _stopping_on_ctrl_c(stop: Callable[[], None]) -> Iterator[threading.Event]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def live_table(rolling: dict[str, Any], connections: Sequence[Connection]) -> Group:
+    """The last seconds of a live run for the terminal: a row for each source, and the stages of
+    all.
+    """
+    table = Table(title="the last seconds (Ctrl-C ends)", title_justify="left")
+    for name in (
+        "source",
+        "fps",
+        "age p50",
+        "p99 ms",
+        "shown",
+        "dropped",
+        "failed",
+        "back",
+        "state",
+    ):
+        table.add_column(name, justify="left" if name in ("source", "state") else "right")
+    for each in connections:
+        figures = rolling["sources"][each.name]
+        ages = [
+            f"{figures['age_ms'][name]:.1f}" if figures["age_ms"] else "" for name in ("p50", "p99")
+        ]
+        counts = [str(figures[name]) for name in ("frames", "dropped", "failed")]
+        size = f" {each.width_px}x{each.height_px}" if each.width_px else ""
+        state = (
+            f"{each.state}{size}"
+            if each.state == "live"
+            else f"{each.state}: {each.trouble}".removesuffix(": ")
+        )
+        table.add_row(
+            each.name, f"{figures['fps']:.1f}", *ages, *counts, str(each.reconnects), state
+        )
+    stages = "   ".join(
+        f"{stage} {times['p50']:.1f}" for stage, times in rolling["stages_ms"].items()
+    )
+    return Group(table, f"p50 ms:   {stages}")

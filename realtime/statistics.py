@@ -1,5 +1,5 @@
-"""The statistics of a run: times of every stage and outcomes of every frame, as percentiles, tables
-and a plot.
+"""The statistics of a run: times of every stage and outcomes of every frame, as percentiles and
+tables.
 """
 
 import math
@@ -7,9 +7,8 @@ import threading
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +17,158 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.boxes import iou
-from engines.files import picture_kind, signed, whole_file
 from engines.text import displayable
-from realtime.capture import Connection
 from realtime.frames import STAGES, FrameRecord
 
+SMALLEST_MS, BUCKET_RATIO, BUCKETS = 1e-3, 1.01, 2100  # from a microsecond to a quarter of an hour
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
-LATENCY = "time per frame"
-LATENCY_FILE = picture_kind(LATENCY)
 CORLOC_IOU = 0.5
 MEASURABLE = 0.05
+
+
+def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
+    """p50 to p99.9 and the maximum, by linear interpolation between order statistics."""
+    if not values_ms:
+        return {}
+    found = np.percentile(np.asarray(values_ms), list(PERCENTILES.values()))
+    return {name: round(float(value), 3) for name, value in zip(PERCENTILES, found, strict=True)}
+
+
+class Times(Protocol):
+    """A collection of times in milliseconds."""
+
+    def add(self, value_ms: float) -> None:
+        """Add one."""
+
+    def percentiles(self) -> dict[str, float]:
+        """p50 to p99.9 and the maximum; empty where there is none."""
+        ...
+
+    def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(times in rising order, share of all that are at or below)."""
+        ...
+
+
+class EveryTime:
+    """Every time, so that percentiles are exact.
+
+    Attributes:
+        values_ms: in the order in which they came.
+    """
+
+    def __init__(self) -> None:
+        self.values_ms = array("d")
+
+    def add(self, value_ms: float) -> None:
+        """See ``Times.add``."""
+        self.values_ms.append(value_ms)
+
+    def percentiles(self) -> dict[str, float]:
+        """See ``Times.percentiles``."""
+        return percentiles(self.values_ms)
+
+    def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See ``Times.distribution``."""
+        values = np.sort(np.asarray(self.values_ms))
+        return values, np.arange(1, len(values) + 1) / len(values)
+
+
+class Histogram:
+    """Times in buckets of equal ratio (as in HdrHistogram), in 17 kB for however many.
+
+    Attributes:
+        count: how many times were added.
+        max_ms: the largest of them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.max_ms = 0.0
+        self._min_ms = math.inf
+        self._counts = np.zeros(BUCKETS, np.int64)
+
+    def add(self, value_ms: float) -> None:
+        """Count one time."""
+        steps = math.log(max(value_ms, SMALLEST_MS) / SMALLEST_MS) / math.log(BUCKET_RATIO)
+        self._counts[min(int(steps), BUCKETS - 1)] += 1
+        self.count += 1
+        self.max_ms = max(self.max_ms, value_ms)
+        self._min_ms = min(self._min_ms, value_ms)
+
+    def merge(self, other: "Histogram") -> None:
+        """Count all that the other has counted, too."""
+        self._counts += other._counts
+        self.count += other.count
+        self.max_ms = max(self.max_ms, other.max_ms)
+        self._min_ms = min(self._min_ms, other._min_ms)
+
+    def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(times, share of all that are at or below), in milliseconds, where there are any."""
+        places = np.nonzero(self._counts)[0]
+        shares = np.cumsum(self._counts)[places] / max(1, self.count)
+        return np.minimum(SMALLEST_MS * BUCKET_RATIO ** (places + 1), self.max_ms), shares
+
+    def percentiles(self) -> dict[str, float]:
+        """p50 to p99.9, true to 1 %, and the maximum."""
+        if not self.count:
+            return {}
+        ends = np.cumsum(self._counts)
+        found = {}
+        for name, percent in PERCENTILES.items():
+            bucket = int(np.searchsorted(ends, math.ceil(percent / 100 * self.count)))
+            middle_ms = SMALLEST_MS * BUCKET_RATIO ** (bucket + 0.5)
+            found[name] = round(min(max(middle_ms, self._min_ms), self.max_ms), 3)
+        return {**found, "max": round(self.max_ms, 3)}
+
+
+AnyTimes = TypeVar("AnyTimes", bound=Times)
+
+
+class StageTimes(Generic[AnyTimes]):
+    """The times of frames, by stage and in total. All figures of stages in summaries, on the page
+    and in plots are from here.
+
+    Args:
+        kind: what times are collected in: ``EveryTime``, or ``Histogram`` for runs without an end.
+
+    Attributes:
+        stages: the times of each stage that there was, in milliseconds.
+        total: from the start of a frame's reading until it was written.
+    """
+
+    def __init__(self, kind: Callable[[], AnyTimes]) -> None:
+        self._kind = kind
+        self.stages: dict[str, AnyTimes] = {}
+        self.total = kind()
+
+    def add(self, stages_ms: Mapping[str, float], total_ms: float) -> None:
+        """Count a frame that was shown."""
+        self.total.add(total_ms)
+        for stage, value in stages_ms.items():
+            self.of(stage).add(value)
+
+    def of(self, stage: str) -> AnyTimes:
+        """The times of a stage."""
+        return self.stages.setdefault(stage, self._kind())
+
+    @property
+    def names(self) -> list[str]:
+        """The stages that there were, in a frame's order."""
+        return [stage for stage in STAGES if stage in self.stages]
+
+    def summary(self) -> dict[str, Any]:
+        """``latency_ms`` (in total) and ``stages_ms``, as percentiles."""
+        stages = {stage: self.stages[stage].percentiles() for stage in self.names}
+        return {"latency_ms": self.total.percentiles(), "stages_ms": stages}
+
+
+def counts_of(outcomes: Counter[str]) -> dict[str, int]:
+    """``frames`` (shown), ``dropped`` and ``failed``."""
+    return {
+        "frames": outcomes["shown"],
+        "dropped": outcomes["dropped"],
+        "failed": outcomes["failed"],
+    }
 
 
 class Run:
@@ -44,10 +185,8 @@ class Run:
         self.idle_ms = {"source": 0.0, "engine": 0.0}
         self.work_ms = {"prepare": 0.0, "drawing": 0.0, "sink": 0.0}
         self.outcomes: Counter[str] = Counter()
-        self.total_ms = array("d")
-        self.stages_ms: dict[str, array[float]] = {}
+        self.times = StageTimes(EveryTime)
         self.truth_ious = array("d")
-        self.scores = array("d")
         self._started_ns = self._ended_ns = self._before_ns = 0
 
     def start(self) -> None:
@@ -61,11 +200,13 @@ class Run:
         self.outcomes[record.outcome] += 1
         if record.outcome != "shown" or record.found is None:
             return
-        self.total_ms.append(record.total_ms)
-        self.scores.append(record.found.score)
-        for stage, value in record.stages_ms.items():
-            self.stages_ms.setdefault(stage, array("d")).append(value)
+        self.times.add(record.stages_ms, record.total_ms)
         self.compare(record)
+
+    @property
+    def total_ms(self) -> "array[float]":
+        """Of each frame that was shown, see ``StageTimes.total``."""
+        return self.times.total.values_ms
 
     def compare(self, record: FrameRecord) -> None:
         """Hold a shown frame's box against the true one, where that is known."""
@@ -109,16 +250,9 @@ class Run:
         """
         return {
             "fps": round(self.fps, 2),
-            "frames": self.outcomes["shown"],
-            "dropped": self.outcomes["dropped"],
-            "failed": self.outcomes["failed"],
+            **counts_of(self.outcomes),
             "verdict": self.verdict,
-            "latency_ms": percentiles(self.total_ms),
-            "stages_ms": {
-                stage: percentiles(self.stages_ms[stage])
-                for stage in STAGES
-                if stage in self.stages_ms
-            },
+            **self.times.summary(),
             **self.accuracy(),
         }
 
@@ -142,14 +276,6 @@ def verdict_of(
         return f"{waited}-limited"
     stage = max(work_ms, key=lambda side: work_ms[side])
     return f"{stage}-limited" if work_ms[stage] >= MEASURABLE * elapsed_ms else "loop-limited"
-
-
-def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
-    """p50 to p99.9 and the maximum, by linear interpolation between order statistics."""
-    if not values_ms:
-        return {}
-    found = np.percentile(np.asarray(values_ms), list(PERCENTILES.values()))
-    return {name: round(float(value), 3) for name, value in zip(PERCENTILES, found, strict=True)}
 
 
 def latency_table(title: str, summary: dict[str, Any]) -> Group:
@@ -205,18 +331,6 @@ def _caption(summary: dict[str, Any]) -> str:
     return "  ·  ".join(parts)
 
 
-def set_title(axes: Any, text: str) -> None:
-    """Put any text above a plot: nothing in it is a formula, and what the font lacks is a question
-    mark.
-    """
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    known = get_font(findfont(FontProperties())).get_charmap()
-    axes.set_title(
-        "".join(c if ord(c) in known else "?" for c in displayable(text)), parse_math=False
-    )
-
-
 class WaitingTimes(Run):
     """What the loop waited for, and nothing of each frame: for runs without an end, and those whose
     rows hold all of it.
@@ -226,181 +340,78 @@ class WaitingTimes(Run):
         """Nothing is kept."""
 
 
-def plot_latency(run: Run, path: Path, title: str) -> None:
-    """Two panels: each frame's stages stacked over time, and the distribution of each stage.
-
-    Raises:
-        OutputError: the picture cannot be written.
-    """
-    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
-
-    stages = [stage for stage in STAGES if stage in run.stages_ms]
-    colours = dict(
-        zip(STAGES, ("#4C78A8", "#C8CCD2", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True)
-    )
-    figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    frames = np.arange(len(run.total_ms))
-    stacked = np.array([run.stages_ms[stage] for stage in stages])
-    left.stackplot(frames, stacked, labels=stages, colors=[colours[s] for s in stages], linewidth=0)
-    left.set(xlabel="frame", ylabel="milliseconds", xlim=(0, max(1, len(frames) - 1)))
-    set_title(left, title)
-    left.set_ylim(0, 1.25 * float(np.percentile(run.total_ms, 99)))
-    handles, labels = left.get_legend_handles_labels()
-    left.legend(
-        handles[::-1], labels[::-1], loc="upper right", frameon=False, ncols=len(stages), fontsize=8
-    )
-    for stage in stages:
-        values = np.sort(np.asarray(run.stages_ms[stage]))
-        share = np.arange(1, len(values) + 1) / len(values)
-        right.step(values, 100 * share, color=colours[stage], label=stage, linewidth=1.6)
-    right.set(
-        xscale="log",
-        xlabel="milliseconds",
-        ylabel="% of frames at or below",
-        ylim=(0, 101),
-        title="per stage",
-    )
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    with whole_file(path) as part:
-        figure.savefig(part, format="png", metadata=signed(LATENCY))
-
-
-SMALLEST_MS, BUCKET_RATIO, BUCKETS = 1e-3, 1.01, 2100  # from a microsecond to a quarter of an hour
 ROLLING_FRAMES, ROLLING_S = 600, 10.0
 
 
-class Histogram:
-    """Times in buckets of equal ratio (as in HdrHistogram), in 17 kB for however many.
-
-    Attributes:
-        count: how many times were added.
-        max_ms: the largest of them.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.max_ms, self._min_ms = 0, 0.0, math.inf
-        self._counts = np.zeros(BUCKETS, np.int64)
-
-    def add(self, value_ms: float) -> None:
-        """Count one time."""
-        steps = math.log(max(value_ms, SMALLEST_MS) / SMALLEST_MS) / math.log(BUCKET_RATIO)
-        self._counts[min(int(steps), BUCKETS - 1)] += 1
-        self.count, self.max_ms, self._min_ms = (
-            self.count + 1,
-            max(self.max_ms, value_ms),
-            min(self._min_ms, value_ms),
-        )
-
-    def merge(self, other: "Histogram") -> None:
-        """Count all that the other has counted, too."""
-        self._counts += other._counts
-        self.count, self.max_ms = self.count + other.count, max(self.max_ms, other.max_ms)
-        self._min_ms = min(self._min_ms, other._min_ms)
-
-    def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(times, share of all that are at or below), in milliseconds, where there are any."""
-        places = np.nonzero(self._counts)[0]
-        shares = np.cumsum(self._counts)[places] / max(1, self.count)
-        return np.minimum(SMALLEST_MS * BUCKET_RATIO ** (places + 1), self.max_ms), shares
-
-    def percentiles(self) -> dict[str, float]:
-        """p50 to p99.9, true to 1 %, and the maximum."""
-        if not self.count:
-            return {}
-        ends = np.cumsum(self._counts)
-        found = {}
-        for name, percent in PERCENTILES.items():
-            bucket = int(np.searchsorted(ends, math.ceil(percent / 100 * self.count)))
-            middle_ms = SMALLEST_MS * BUCKET_RATIO ** (bucket + 0.5)
-            found[name] = round(min(max(middle_ms, self._min_ms), self.max_ms), 3)
-        return {**found, "max": round(self.max_ms, 3)}
-
-
 class Account:
-    """One source's part of the ledger.
+    """One source's part of a live run.
 
     Attributes:
-        outcomes: frames by (outcome, cause).
+        outcomes: frames by outcome.
+        causes: frames that were not shown, by cause.
+        times: of all frames that were shown.
+        age: from capture to display, of all that were shown.
         recent: of the last finished frames that were shown: when, age, total, stages.
     """
 
     def __init__(self) -> None:
-        self.outcomes: Counter[tuple[str, str]] = Counter()
-        self.age, self.total = Histogram(), Histogram()
-        self.stages: dict[str, Histogram] = {}
+        self.outcomes: Counter[str] = Counter()
+        self.causes: Counter[str] = Counter()
+        self.times = StageTimes(Histogram)
+        self.age = Histogram()
         self.recent: deque[tuple[float, float, float, dict[str, float]]] = deque(
             maxlen=ROLLING_FRAMES
         )
 
     def add(self, record: FrameRecord, now_s: float) -> None:
         """Enter a finished frame."""
-        self.outcomes[record.outcome, record.cause] += 1
+        self.outcomes[record.outcome] += 1
+        if record.cause:
+            self.causes[record.cause] += 1
         if record.outcome != "shown" or record.found is None:
             return
         self.age.add(record.age_ms)
-        self.total.add(record.total_ms)
-        for stage, value in record.stages_ms.items():
-            self.stages.setdefault(stage, Histogram()).add(value)
+        self.times.add(record.stages_ms, record.total_ms)
         self.recent.append((now_s, record.age_ms, record.total_ms, record.stages_ms))
 
     def merge(self, other: "Account") -> None:
         """Enter all that the other holds, too."""
         self.outcomes += other.outcomes
+        self.causes += other.causes
         self.age.merge(other.age)
-        self.total.merge(other.total)
-        for stage, times in other.stages.items():
-            self.stages.setdefault(stage, Histogram()).merge(times)
+        self.times.total.merge(other.times.total)
+        for stage, times in other.times.stages.items():
+            self.times.of(stage).merge(times)
         self.recent = deque(sorted([*self.recent, *other.recent], key=lambda entry: entry[0]))
 
     def counts(self) -> dict[str, Any]:
         """``frames`` (shown), ``dropped``, ``failed``, and why: ``causes``."""
-        of = {
-            name: sum(n for (o, _), n in self.outcomes.items() if o == name)
-            for name in ("shown", "dropped", "failed")
-        }
-        causes = {cause: n for (_, cause), n in self.outcomes.items() if cause}
-        return {
-            "frames": of["shown"],
-            "dropped": of["dropped"],
-            "failed": of["failed"],
-            "causes": causes,
-        }
+        return {**counts_of(self.outcomes), "causes": dict(self.causes)}
 
-    def times(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """``latency_ms`` (from the start of reading), ``age_ms`` (from capture) and ``stages_ms``
         of all frames.
         """
-        stages = {
-            stage: self.stages[stage].percentiles() for stage in STAGES if stage in self.stages
-        }
-        return {
-            "latency_ms": self.total.percentiles(),
-            "age_ms": self.age.percentiles(),
-            "stages_ms": stages,
-        }
+        found = self.times.summary()
+        stages = found.pop("stages_ms")
+        return {**found, "age_ms": self.age.percentiles(), "stages_ms": stages}
 
     def rolling(self, now_s: float, started_s: float) -> dict[str, Any]:
         """``fps``, ``latency_ms``, ``age_ms`` and ``stages_ms`` of the last ``ROLLING_S``, and
         ``counts`` of all.
         """
         recent = [entry for entry in self.recent if entry[0] > now_s - ROLLING_S]
-        full = (
-            len(recent) == len(self.recent) == ROLLING_FRAMES
-        )  # more than are kept came within that time
+        # more than are kept came within that time
+        full = len(recent) == len(self.recent) == ROLLING_FRAMES
         since_s = recent[0][0] if full else max(now_s - ROLLING_S, started_s)
-        stages: dict[str, list[float]] = {}
-        for entry in recent:
-            for stage, value in entry[3].items():
-                stages.setdefault(stage, []).append(value)
+        times = StageTimes(EveryTime)
+        for _, _, total_ms, stages_ms in recent:
+            times.add(stages_ms, total_ms)
         return {
             **self.counts(),
             "fps": round(len(recent) / max(now_s - since_s, 1e-3), 2),
-            "age_ms": percentiles([entry[1] for entry in recent]),
-            "latency_ms": percentiles([entry[2] for entry in recent]),
-            "stages_ms": {stage: percentiles(stages[stage]) for stage in STAGES if stage in stages},
+            "age_ms": percentiles([age_ms for _, age_ms, _, _ in recent]),
+            **times.summary(),
         }
 
 
@@ -441,9 +452,9 @@ class LiveRun(Run):
             elapsed_s = max((self._ended_ns - self._started_ns) / 1e9, 1e-9)
             sources = {
                 name: {
-                    "fps": round(account.outcomes["shown", ""] / elapsed_s, 2),
+                    "fps": round(account.outcomes["shown"] / elapsed_s, 2),
                     **account.counts(),
-                    **account.times(),
+                    **account.figures(),
                 }
                 for name, account in self._accounts.items()
             }
@@ -452,7 +463,7 @@ class LiveRun(Run):
                 "fps": round(self.fps, 2),
                 **both.counts(),
                 "verdict": self.verdict,
-                **both.times(),
+                **both.figures(),
                 **self.accuracy(),
             }
             return {**figures, "sources": sources}
@@ -475,41 +486,3 @@ class LiveRun(Run):
         for account in self._accounts.values():
             both.merge(account)
         return both
-
-
-def live_table(rolling: dict[str, Any], connections: Sequence[Connection]) -> Group:
-    """The last seconds of a live run for the terminal: a row for each source, and the stages of
-    all.
-    """
-    table = Table(title="the last seconds (Ctrl-C ends)", title_justify="left")
-    for name in (
-        "source",
-        "fps",
-        "age p50",
-        "p99 ms",
-        "shown",
-        "dropped",
-        "failed",
-        "back",
-        "state",
-    ):
-        table.add_column(name, justify="left" if name in ("source", "state") else "right")
-    for each in connections:
-        figures = rolling["sources"][each.name]
-        ages = [
-            f"{figures['age_ms'][name]:.1f}" if figures["age_ms"] else "" for name in ("p50", "p99")
-        ]
-        counts = [str(figures[name]) for name in ("frames", "dropped", "failed")]
-        size = f" {each.width_px}x{each.height_px}" if each.width_px else ""
-        state = (
-            f"{each.state}{size}"
-            if each.state == "live"
-            else f"{each.state}: {each.trouble}".removesuffix(": ")
-        )
-        table.add_row(
-            each.name, f"{figures['fps']:.1f}", *ages, *counts, str(each.reconnects), state
-        )
-    stages = "   ".join(
-        f"{stage} {times['p50']:.1f}" for stage, times in rolling["stages_ms"].items()
-    )
-    return Group(table, f"p50 ms:   {stages}")

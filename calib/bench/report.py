@@ -14,7 +14,8 @@ from calib.bench.gpu import gpu_table
 from engines.errors import OutputError
 from engines.files import checked_output, file_key, picture_kind, signed, whole_file
 from engines.text import displayable
-from realtime.statistics import LATENCY_FILE, Run, latency_table, plot_latency
+from realtime.documents import LATENCY_FILE, course_of, plot_latency
+from realtime.statistics import Run, latency_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +60,8 @@ def plot_bench(result: dict[str, Any], run: Run, folder: Path) -> list[Path]:
     written = []
     if run.total_ms:
         written.append(folder / "latency.png")
-        plot_latency(run, written[-1], f"{result['source']}: time per frame, {result['verdict']}")
+        title = f"{result['source']}: time per frame, {result['verdict']}"
+        plot_latency(run.times, course_of(run), written[-1], title)
     draw: dict[str, Callable[[dict[str, Any]], Figure]] = {"peers": _peers, "rounds": _rounds}
     draw |= {"gpu": _gpu} if "gpu" in result["engines"][0] else {}
     draw |= {

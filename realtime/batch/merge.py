@@ -22,9 +22,10 @@ from realtime.batch.encode import piece_time_base
 from realtime.batch.job import Job
 from realtime.batch.names import with_ending
 from realtime.batch.options import Settings
-from realtime.batch.report import plot_latency, write_report
+from realtime.batch.report import course_of, write_report
 from realtime.batch.segment import Clip
 from realtime.batch.table import Tally, read_rows, write_rows
+from realtime.documents import plot_latency
 from realtime.sources.film import LONGEST_STEP_S, Packet
 from realtime.sources.video import reason_of
 from realtime.statistics import verdict_of
@@ -257,7 +258,7 @@ def merge(
             )
         else:
             files.pop(kind, None)
-    plot_latency(tally, files["latency_plot"], f"{name}: time per frame")
+    plot_latency(tally.times, course_of(tally), files["latency_plot"], f"{name}: time per frame")
     summary = _summary(clip, records, tally, facts, files)
     strip = [picture for record in records for picture in record["strip"]]
     write_report(files["report"], name, clip, summary, tally, strip, files["latency_plot"])

@@ -1,4 +1,4 @@
-"""Writes the report of one clip: an HTML page, and a plot of the time that frames took."""
+"""Writes the report of one clip: an HTML page with curves over the clip's time."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,10 @@ from engines.files import whole_file
 from realtime.annotate import clock
 from realtime.batch.segment import Clip
 from realtime.batch.table import Tally
-from realtime.documents import templates
-from realtime.frames import STAGES
-from realtime.statistics import set_title
+from realtime.documents import Course, plain, templates
 
 MOST_OBJECTS = 30
 ASSETS = Path(__file__).parent / "assets"
-COLOURS = dict(
-    zip(STAGES, ("#4C78A8", "#C8CCD2", "#72B7B2", "#E45756", "#F2A541", "#9D8CC2"), strict=True)
-)
 INK, LOST = "#4C78A8", "#E45756"
 
 
@@ -83,45 +78,15 @@ def write_report(
         part.write_text(page, encoding="utf-8", errors="replace")
 
 
-def plot_latency(tally: Tally, path: Path, title: str) -> None:
-    """Two panels: the stages of frames stacked over the clip's time, and the distribution of each
-    stage.
-
-    Raises:
-        OutputError: the picture cannot be written.
-    """
-    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
-
-    stages = [stage for stage in STAGES if stage in tally.stages]
+def course_of(tally: Tally) -> Course:
+    """The mean of each run of frames over the clip's time."""
     shown = tally.counts > 0
-    figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    means = np.array([tally.stage_sums[stage][shown] / tally.counts[shown] for stage in stages])
+    stages = {
+        stage: tally.stage_sums[stage][shown] / tally.counts[shown] for stage in tally.times.names
+    }
+    total = np.sum(list(stages.values()), axis=0)
     times_s = tally.times_s[shown]
-    left.stackplot(
-        times_s, means, labels=stages, colors=[COLOURS[stage] for stage in stages], linewidth=0
-    )
-    left.set(xlabel="seconds of the clip", ylabel="milliseconds, mean")
-    set_title(left, title)
-    left.set_xlim(times_s[0], max(times_s[-1], times_s[0] + 1e-3))
-    left.set_ylim(0, 1.25 * float(np.percentile(means.sum(axis=0), 99)))
-    handles, labels = left.get_legend_handles_labels()
-    left.legend(
-        handles[::-1], labels[::-1], loc="upper right", frameon=False, ncols=len(stages), fontsize=8
-    )
-    for stage in stages:
-        edges_ms, shares = tally.stages[stage].distribution()
-        right.step(edges_ms, 100 * shares, color=COLOURS[stage], label=stage, linewidth=1.6)
-    right.set(
-        xscale="log",
-        xlabel="milliseconds",
-        ylabel="% of frames at or below",
-        ylim=(0, 101),
-        title="per stage",
-    )
-    _plain(left, right)
-    with whole_file(path) as part:
-        figure.savefig(part, format="png")
+    return Course(times_s, stages, total, "seconds of the clip", "milliseconds, mean", 1e-3)
 
 
 def _curves(tally: Tally) -> bytes:
@@ -154,7 +119,7 @@ def _curves(tally: Tally) -> bytes:
         xlabel="seconds of the clip   (blue: localized, red: lost)",
     )
     coverage.set_xlim(times_s[0], max(last_s, times_s[0] + 1e-3))
-    _plain(score, area)
+    plain(score, area)
     coverage.spines[["top", "right", "left"]].set_visible(False)
     stored = BytesIO()
     figure.savefig(stored, format="png")
@@ -164,9 +129,3 @@ def _curves(tally: Tally) -> bytes:
 def _mean(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """A gap where nothing was counted."""
     return np.where(counts > 0, sums / np.maximum(1, counts), np.nan)
-
-
-def _plain(*all_axes: Any) -> None:
-    for axes in all_axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)

@@ -17,7 +17,7 @@ from engines.files import whole_file
 from realtime import frames
 from realtime.batch.segment import Clip
 from realtime.frames import STAGES, Column
-from realtime.statistics import Histogram
+from realtime.statistics import Histogram, StageTimes, counts_of
 
 Row = dict[str, Any]
 ROWS_PER_GROUP = 4_000  # a few kilobytes each while they wait
@@ -118,7 +118,7 @@ class Tally:
     Attributes:
         outcomes: frames by outcome.
         causes: of those that failed.
-        stages, total: times.
+        times: of the frames that were shown.
         times_s: ``[bins]``: when each run of frames begins, since the first frame of the source.
         counts: ``[bins]``: frames shown.
         failed: ``[bins]``: frames lost.
@@ -133,7 +133,7 @@ class Tally:
         bins = min(MOST_BINS, self._frames)
         self.objects: dict[int, ObjectTally] = {}
         self.outcomes, self.causes = Counter[str](), Counter[str]()
-        self.stages, self.total = dict[str, Histogram](), Histogram()
+        self.times = StageTimes(Histogram)
         self.times_s = np.full(bins, np.nan)
         self.counts, self.failed = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
         self.stage_sums = {stage: np.zeros(bins) for stage in STAGES}
@@ -156,12 +156,11 @@ class Tally:
             self.causes[row["cause"]] += 1
             self.failed[place] += 1
             return
-        self.total.add(row["total_ms"])
-        for stage in STAGES:
-            value = row.get(f"{stage}_ms")
-            if value is not None:
-                self.stages.setdefault(stage, Histogram()).add(value)
-                self.stage_sums[stage][place] += value
+        found = {stage: row.get(f"{stage}_ms") for stage in STAGES}
+        stages_ms = {stage: value for stage, value in found.items() if value is not None}
+        self.times.add(stages_ms, row["total_ms"])
+        for stage, value in stages_ms.items():
+            self.stage_sums[stage][place] += value
         for each in row.get("objects", ()):
             self.objects.setdefault(each["track_id"], ObjectTally(row["pts_s"])).add(
                 row["pts_s"], each
@@ -179,12 +178,7 @@ class Tally:
         ``Run.summary``.
         """
         return {
-            "frames": self.outcomes["shown"],
-            "dropped": self.outcomes["dropped"],
-            "failed": self.outcomes["failed"],
+            **counts_of(self.outcomes),
             "causes": dict(self.causes),
-            "latency_ms": self.total.percentiles(),
-            "stages_ms": {
-                stage: self.stages[stage].percentiles() for stage in STAGES if stage in self.stages
-            },
+            **self.times.summary(),
         }

@@ -68,8 +68,10 @@ def test_work_is_what_the_stages_of_the_frames_took(localizer):
     run = Run()
     list(run_frames(every_frame(Scripted(5)), localizer, [Collector(), Log()], run))
     for work, stage in (("prepare", "prepare"), ("drawing", "draw")):
-        assert run.work_ms[work] == pytest.approx(sum(run.stages_ms[stage]))
-    assert run.work_ms["sink"] >= sum(run.stages_ms["write"]) + 50, "logs count as well"
+        assert run.work_ms[work] == pytest.approx(sum(run.times.stages[stage].values_ms))
+    assert run.work_ms["sink"] >= sum(run.times.stages["write"].values_ms) + 50, (
+        "logs count as well"
+    )
 
 
 @pytest.mark.parametrize(
