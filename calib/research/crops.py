@@ -1,10 +1,10 @@
 """Fits the model that scores crops for ``--method beam``:
 ``python -m calib.research.crops --data DATA --out FILE``.
 
-Labelled photos show one object each. Two of them, beside each other or one pasted into the other,
-are a photo with two, whose boxes are known; crops of such pairs and of single photos, each read by
-the fitted head, either hold a box with an IoU over 0.5 or do not. The model is a ridge regression
-of that on the head's features (``engines.search.crops.CropScorer``).
+Labelled photos show one object each. Two of them, side by side or one pasted into the other, make a
+photo with two objects whose boxes are known. The fitted head reads crops of such pairs and of
+single photos. In each crop it finds a right box (IoU over 0.5) or not. The model is a ridge
+regression of that on the head's features (``engines.search.crops.CropScorer``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,13 +38,16 @@ from engines.search.crops import (
 )
 from engines.text import Terminal
 
-PAIRS, SINGLES, CROPS, CHILDREN = 500, 250, 16, 10
+PAIRS = 500
+SINGLES = 250
+CROPS = 16
+CHILDREN = 10
 RIDGE = 1.0
 SEAM_PX = 200
 Rows = NDArray[np.float64]
 Image = NDArray[np.uint8]
 Labelled = tuple[Image, Rows]
-"""An image and its boxes in pixels, ``[K, 4]``."""
+"""An image and its K boxes in pixels, ``[K, 4]``."""
 
 
 def crops(
@@ -57,7 +60,7 @@ def crops(
         int, Option("Photos to use as they are.", names=("singles",), min=1)
     ] = SINGLES,
 ) -> None:
-    """Fit the judge of the shipped network and head, and write it."""
+    """Fit the crop scorer of the shipped network and head, and write it."""
     crop_scorer = fit_crop_scorer(
         [s for s in load_dataset(data) if s.single],
         pairs_count,
@@ -70,7 +73,13 @@ def crops(
 def fit_crop_scorer(
     samples: Sequence[Sample], pairs_count: int, singles_count: int, console: Console
 ) -> CropScorer:
-    """Fit the judge of the shipped network and head to photos with one object each.
+    """Fit the crop scorer of the shipped network and head.
+
+    Args:
+        samples: photos with one object each.
+        pairs_count: how many pairs to make of them.
+        singles_count: how many of them to use as they are.
+        console: for progress.
 
     Raises:
         SourceError: there are fewer than two photos.
@@ -105,8 +114,16 @@ def fit_crop_scorer(
 def examples(
     engine: CropsEngine, image: Image, boxes_px: Rows, rng: np.random.Generator
 ) -> Iterator[tuple[Rows, Rows]]:
-    """(what the judge reads, whether the box is right) of some first crops and of their children:
-    ``[N, D + 11]``, ``[N]``.
+    """What the crop scorer reads of crops, and whether their boxes are right.
+
+    Args:
+        engine: reads crops.
+        image: the photo.
+        boxes_px: of its K objects, ``[K, 4]``.
+        rng: chooses the crops.
+
+    Yields:
+        ``[N, D + 11]`` and ``[N]``, first of N first crops, and then of crops around their boxes.
     """
     height, width = image.shape[:2]
     truths = boxes_px / [width, height, width, height]
@@ -123,9 +140,19 @@ def examples(
 
 
 def ridge(values: Rows, right: Rows) -> tuple[Rows, float]:
-    """(weight ``[D]``, bias) of the ridge regression on standardized values."""
-    mean, scale = values.mean(axis=0), values.std(axis=0) + 1e-6
-    z, middle = (values - mean) / scale, float(right.mean())
+    """Ridge regression on standardized values.
+
+    Args:
+        values: ``[N, D]``.
+        right: ``[N]``.
+
+    Returns:
+        The weight ``[D]`` and the bias, for values that are not standardized.
+    """
+    mean = values.mean(axis=0)
+    scale = values.std(axis=0) + 1e-6
+    z = (values - mean) / scale
+    middle = float(right.mean())
     weight = (
         np.linalg.solve(z.T @ z + RIDGE * len(z) * np.eye(z.shape[1]), z.T @ (right - middle))
         / scale
@@ -134,13 +161,20 @@ def ridge(values: Rows, right: Rows) -> tuple[Rows, float]:
 
 
 def pairs(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> Iterator[Labelled]:
-    """Photos with two objects, mostly of one class, put together of two with one: in turns side by
-    side and pasted.
+    """Make photos with two objects, mostly of one class, of photos with one object.
+
+    They are side by side and pasted in turns.
+
+    Args:
+        samples: photos with one object each.
+        count: the number of pairs.
+        rng: chooses the photos.
     """
     by_class: dict[str, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.truths[0].class_name, []).append(sample)
-    made, tried = 0, 0
+    made = 0
+    tried = 0
     while made < count and tried < 50 * count:
         tried += 1
         first = samples[int(rng.integers(len(samples)))]
@@ -160,11 +194,14 @@ def pairs(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> It
 def side_by_side(
     first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.random.Generator
 ) -> Labelled | None:
-    """Both objects with some of what is around them, across or (one in four) above each other; None
-    where one is tiny.
+    """Put two objects with some of their surroundings beside or (one in four) below each other.
+
+    Returns:
+        The photo and both boxes; None where an object is very small.
     """
     axis = 0 if rng.random() < 0.25 else 1
-    parts, boxes = [], []
+    parts = []
+    boxes = []
     for image, box in (first, second):
         height, width = image.shape[:2]
         margin = rng.uniform(0, 0.35, 4) * np.tile(box[2:] - box[:2], 2) * [-1, -1, 1, 1]
@@ -189,10 +226,13 @@ def side_by_side(
 def pasted(
     first: tuple[Image, Rows], second: tuple[Image, Rows], rng: np.random.Generator
 ) -> Labelled | None:
-    """The second object in the first one's photo, about as large, with soft edges; None where it
-    hides much of the first.
+    """Paste the second object into the photo of the first, about as large, with soft edges.
+
+    Returns:
+        The photo and both boxes; None where the second object hides much of the first.
     """
-    image, box = first[0].copy(), first[1]
+    image = first[0].copy()
+    box = first[1]
     x0, y0, x1, y1 = np.clip(np.rint(second[1]), 0, None).astype(int)
     part = second[0][y0:y1, x0:x1]
     if min(part.shape[:2]) < 24:
@@ -203,10 +243,8 @@ def pasted(
     width, height = round(part.shape[1] * scale), round(part.shape[0] * scale)
     if width >= 0.8 * image.shape[1] or height >= 0.9 * image.shape[0] or min(width, height) < 20:
         return None
-    x, y = (
-        int(rng.integers(image.shape[1] - width + 1)),
-        int(rng.integers(image.shape[0] - height + 1)),
-    )
+    x = int(rng.integers(image.shape[1] - width + 1))
+    y = int(rng.integers(image.shape[0] - height + 1))
     there = np.array([x, y, x + width, y + height], np.float64)
     hidden = np.clip(np.minimum(there[2:], box[2:]) - np.maximum(there[:2], box[:2]), 0, None)
     if np.prod(hidden) > 0.3 * np.prod(box[2:] - box[:2]):

@@ -1,8 +1,8 @@
 """Writes the page that compares the methods:
 ``python -m calib.research.methods --data DATA --out docs/methods.md``.
 
-Nothing was chosen on the sets that are measured here. One call of a method takes several of the
-engine; what it costs beside a plain forward pass is counted in FLOP, and timed in the same run.
+Nothing was chosen on the sets that are measured here. One call of a method takes several engine
+calls. Its cost, compared with a plain forward pass, is counted in FLOP, and timed in the same run.
 """
 
 import json
@@ -37,9 +37,7 @@ from engines.text import Terminal
 
 OBJECTS = 5
 CROPS = "beam in crops"
-"""``--method beam`` for several objects with the network that has a judge; ``beam`` is the
-paper's.
-"""
+"""``--method beam`` with a crop scorer, for several objects; ``beam`` is the paper's."""
 SEARCHES = ("dam", "beam")
 METHODS_SHOWN = ("sensitivity", "gestalt", "heuristic", *SEARCHES, CROPS)
 TIMED = 30
@@ -47,13 +45,17 @@ TIMED = 30
 
 @dataclass(frozen=True)
 class Row:
-    """One method of one network. Shares are of 1; ``sets`` has CorLoc, mean IoU and centre
-    correctness by data set.
+    """One method of one network.
 
     Attributes:
-        cost: FLOP beside one forward pass.
-        time: milliseconds beside one forward pass.
-        calls: of the engine, for one image.
+        network, method: their names.
+        reader: what reads the box off the map.
+        sets: CorLoc, mean IoU and centre correctness (0..1), by data set.
+        ms: median time of one image.
+        calls: engine calls for one image.
+        cost: the FLOP of one image, as a multiple of one forward pass.
+        time: the time of one image, as a multiple of one forward pass.
+        several: figures on photos with several objects, by name.
     """
 
     network: str
@@ -80,8 +82,10 @@ def methods(
         int, Option("Measure on every N-th single-object photo of animals only.", min=1)
     ] = 1,
 ) -> None:
-    """Measure every method and write the page after each; what is left out keeps its figures in the
-    JSON beside it.
+    """Measure every method, and write the page after each.
+
+    Methods and networks that are left out keep their figures, which lie in the JSON beside the
+    page.
     """
     console = Terminal(stderr=True)
     kept = out.with_suffix(".json")
@@ -110,7 +114,13 @@ def methods(
 
 
 def rendered(pages: dict[str, Any], counts: dict[str, int], every: int) -> str:
-    """The page in Markdown, from each network's rows and the number of images of each set."""
+    """The page in Markdown.
+
+    Args:
+        pages: rows of each network.
+        counts: the number of images of each set.
+        every: only every N-th photo of animals was measured.
+    """
     template = (Path(__file__).parent / "assets" / "methods.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=False, trim_blocks=True, lstrip_blocks=True
@@ -121,7 +131,7 @@ def rendered(pages: dict[str, Any], counts: dict[str, int], every: int) -> str:
 
 
 def single_sets(data: Path, every: int) -> dict[str, list[Sample]]:
-    """Photos with one object."""
+    """The sets of photos with one object, by name."""
     raccoon = load_dataset(
         data / "raccoon" / "annotations.tar",
         data / "raccoon" / "images.tar",
@@ -134,7 +144,7 @@ def single_sets(data: Path, every: int) -> dict[str, list[Sample]]:
 
 
 def several_sets(data: Path) -> dict[str, list[Sample]]:
-    """Photos with several: two animals, any number above one, and scenes."""
+    """The sets of photos with several objects, by name: two animals, more animals, scenes."""
     animals = [
         sample
         for sample in load_dataset(data / "animal_pose_voc" / "test.csv")
@@ -158,8 +168,16 @@ def network_rows(
     only: Sequence[str],
     console: Console,
 ) -> Iterator[Row]:
-    """Each method, of ``only`` if any, that the network runs without fitting; with the compact one
-    also its shipped heads.
+    """Measure each method that the network can run without fitting. The compact network has shipped
+    heads, so that it can run all.
+
+    Args:
+        name: of the network.
+        weights: its file; None for the usual weights.
+        sets: photos with one object, by name.
+        several: photos with several objects, by name.
+        only: the methods to measure; empty for all.
+        console: for progress.
     """
     classifier = load_classifier(name, weights)
     fitted = ("sensitivity", "gestalt", CROPS) if name == "compact" else ()
@@ -185,7 +203,7 @@ def network_rows(
 
 
 def choice_of(name: str, weights: str | None, method: str) -> EngineOptions:
-    """What a user would ask for."""
+    """The options with which a user runs a method."""
     choice = EngineOptions(name, weights, method=method, backend="openvino", precision="auto")
     if method == CROPS:
         return replace(choice, method="beam", objects=2)
@@ -195,7 +213,7 @@ def choice_of(name: str, weights: str | None, method: str) -> EngineOptions:
 def set_scores(
     samples: Sequence[Sample], localizer: Localizer, console: Console
 ) -> tuple[float, float, float]:
-    """(CorLoc, mean IoU, centre correctness at margin 0)."""
+    """CorLoc, mean IoU, and centre correctness at margin 0."""
     report, _ = evaluate(samples, localizer, console, None)
     return report["corloc"], report["mean_iou"], report["center_correctness"]["0.0"]
 
@@ -203,8 +221,10 @@ def set_scores(
 def several_scores(
     choice: EngineOptions, several: dict[str, list[Sample]], console: Console
 ) -> dict[str, float]:
-    """``both``: share of two-animal photos in which both are found; and the two APs on photos with
-    several objects.
+    """The figures on photos with several objects, by name.
+
+    ``both`` is the share of the photos with two animals in which both are found. The others are
+    both kinds of average precision, and the number of classes, of each set.
     """
     pair = open_localizer(replace(choice, objects=2))
     found = {
@@ -226,7 +246,7 @@ def several_scores(
 
 
 def both_found(sample: Sample, localizer: Localizer) -> bool:
-    """Whether each true box has a detection of its own with IoU at least 0.5."""
+    """Whether each true box has a detection of its own with an IoU of at least 0.5."""
     detections = localizer.localize([sample.read()])[0].detections
     return all_found(
         [each.box_xyxy_px for each in detections], [truth.box_xyxy_px for truth in sample.truths]
@@ -234,7 +254,9 @@ def both_found(sample: Sample, localizer: Localizer) -> bool:
 
 
 def plain_forward_ms(classifier: Classifier, images: Sequence[ImageBgr]) -> float:
-    """Median time of the class scores of one image, by the same backend and precision."""
+    """The median time of computing the class scores of one image, with the same backend and
+    precision.
+    """
     engine = OpenVinoEngine(build_scores_graph(classifier, 1))
     prepared = [
         Localizer(OpenVinoEngine(build_graph(classifier), "fp32")).prepare(image)[None]
@@ -246,7 +268,7 @@ def plain_forward_ms(classifier: Classifier, images: Sequence[ImageBgr]) -> floa
 
 
 def timing(localizer: Localizer, images: Sequence[ImageBgr]) -> tuple[float, float]:
-    """(median milliseconds, engine calls) of one image; a plain engine makes one call."""
+    """The median milliseconds and the mean number of engine calls of one image."""
     before = getattr(localizer.engine, "calls", 0)
     ms = float(
         np.median([_ms(lambda image=image: localizer.localize([image])) for image in images])
@@ -256,14 +278,15 @@ def timing(localizer: Localizer, images: Sequence[ImageBgr]) -> tuple[float, flo
 
 
 def _ms(call: Any) -> float:
+    """The time of a call, in milliseconds."""
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e3
 
 
 def flop_of(method: str, classifier: Classifier) -> int:
-    """Of one image: all graphs that the method asks, as often as it does for one object of one
-    class.
+    """The FLOP of one image: of every graph that the method runs, as often as it runs it for one
+    object of one class.
     """
     if method == "dam":
         settings = dam_settings(classifier.network)

@@ -52,7 +52,7 @@ REPORT_SEQUENCES = (
 )
 OBJECTIVES = {"class score": "sensitivity", "Gestalt Total": "gestalt"}
 LAST = {"compact": "pool5", "squeezenet": "conv_final"}
-"""The layer whose mean is scored, at which Grad-CAM is CAM."""
+"""The layer whose mean the network scores. Grad-CAM at this layer is CAM."""
 RIVAL_FOLDS = 2
 BEST = "**all depths, as `fit` makes it**"
 FORWARD = "forward"
@@ -66,7 +66,14 @@ Scores = dict[tuple[str, str], list[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the page: what was read, and (CorLoc, mean IoU) on each set."""
+    """One line of the page.
+
+    Attributes:
+        objective, aggregation: of the map.
+        head: what reads the box.
+        cost: which passes of the network it needs.
+        scores: (CorLoc, mean IoU) on each set.
+    """
 
     objective: str
     aggregation: str
@@ -89,11 +96,13 @@ def results(
         Option("The papers' head by their 30,000 steps too: minutes for each network."),
     ] = True,
 ) -> None:
-    """Fit and measure everything, and write the page; networks that are left out keep their figures
-    in the JSON beside it.
+    """Fit and measure everything, and write the page.
+
+    Networks that are left out keep their figures, which lie in the JSON beside the page.
     """
     console = Terminal(stderr=True)
-    train, tests = load_dataset(data / "animal_pose_voc" / "train.csv"), measured_sets(data)
+    train = load_dataset(data / "animal_pose_voc" / "train.csv")
+    tests = measured_sets(data)
     kept = out.with_suffix(".json")
     pages: dict[str, dict[str, Any]] = (
         json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
@@ -125,8 +134,12 @@ def results(
 def rendered(
     pages: dict[str, dict[str, Any]], singles: dict[str, int], constants: dict[str, Any]
 ) -> str:
-    """The page in Markdown, from each network's rows, the number of images of each set, and the
-    constant boxes' scores.
+    """The page in Markdown.
+
+    Args:
+        pages: rows of each network.
+        singles: the number of images of each set.
+        constants: scores of the constant boxes.
     """
     template = (Path(__file__).parent / "assets" / "results.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -138,7 +151,7 @@ def rendered(
 
 
 def measured_sets(data: Path) -> dict[str, list[Sample]]:
-    """The sets of the page by name; of Tiny ImageNet every twentieth image, of sequences every
+    """The sets of the page, by name: of Tiny ImageNet every twentieth image, and of sequences every
     fourth frame.
     """
     raccoon = data / "raccoon"
@@ -164,8 +177,16 @@ def network_rows(
     console: Console,
     sgd: bool = True,
 ) -> list[Row]:
-    """Every head of one network; rivals and single depths for the class score with max aggregation
-    alone.
+    """Measure every head of one network.
+
+    Rivals and heads of single depths are measured only for the class score with max aggregation.
+
+    Args:
+        classifier: the network.
+        train: the set to fit on.
+        tests: the sets to measure on.
+        console: for progress.
+        sgd: whether to fit the papers' head by gradient descent, too.
     """
     rows = []
     for objective, method in OBJECTIVES.items():
@@ -201,8 +222,8 @@ def network_rows(
 
 
 def all_features(classifier: Classifier, method: str, rivals: bool) -> tuple[Feature, ...]:
-    """The features of the head that ``fit`` makes, those of its ``rivals`` too, and the whole map
-    last.
+    """The features of the head that ``fit`` makes, then those of its rivals if ``rivals`` is set,
+    and last the whole map.
     """
     layers = classifier.network.head_layers
     cam_layers = classifier.network.head_cam_layers
@@ -223,8 +244,8 @@ def all_features(classifier: Classifier, method: str, rivals: bool) -> tuple[Fea
 
 
 def selections(classifier: Classifier) -> list[tuple[str, str, Sequence[Feature]]]:
-    """(head, cost, its features) of each head for the class score; the one that ``fit`` makes comes
-    first.
+    """The heads for the class score, each as (name, cost, its features). The one that ``fit`` makes
+    comes first.
     """
     layers = classifier.network.head_layers
     cam_layers = classifier.network.head_cam_layers
@@ -260,7 +281,7 @@ def selections(classifier: Classifier) -> list[tuple[str, str, Sequence[Feature]
 
 
 def columns(features: Sequence[Feature], kept: Sequence[Feature]) -> Rows:
-    """Which columns of a table of ``features`` belong to ``kept``."""
+    """The columns of a table of ``features`` that belong to ``kept``."""
     starts = np.cumsum([0, *(feature.width for feature in features)])
     return np.concatenate(
         [
@@ -272,15 +293,22 @@ def columns(features: Sequence[Feature], kept: Sequence[Feature]) -> Rows:
 
 
 def restricted(table: FeatureTable, kept: Rows) -> FeatureTable:
-    """The table with some of its columns."""
+    """The table with the columns ``kept`` alone."""
     return replace(table, values=table.values[:, kept], mirrored=table.mirrored[:, kept])
 
 
 def fitted_scores(
     tables: Sequence[FeatureTable], kept: Rows, splits: int
 ) -> list[tuple[float, float]]:
-    """(CorLoc, mean IoU) on each table but the first, of a head fitted on the first with ``splits``
-    of ``fit``'s folds.
+    """Fit a head on the first table, and measure it on the others.
+
+    Args:
+        tables: of features.
+        kept: the columns that the head reads.
+        splits: choose the ridge penalty on the first so many folds.
+
+    Returns:
+        (CorLoc, mean IoU) on each table but the first.
     """
     train, *others = (restricted(table, kept) for table in tables)
     rows = np.arange(len(train.values))
@@ -291,7 +319,7 @@ def fitted_scores(
 def constant_rows(
     train: Sequence[Sample], tests: dict[str, list[Sample]], console: Console
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """What boxes that need no image score, fitted on the training set."""
+    """The scores of constant boxes, which are fitted on the training set."""
     classifier, one = load_classifier(), (Feature("quantiles", PIXELS, 1),)
     boxes = [
         feature_table(samples, classifier, MapSpec(), one, console).boxes_xyxy
@@ -313,8 +341,9 @@ def constant_rows(
 
 
 def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
-    """The papers' head on whole maps, fitted on the first table and measured on the others: in
-    closed form, and by SGD.
+    """Fit the papers' head on the whole maps of the first table, and measure it on the others.
+
+    It is fitted in closed form, and with ``with_sgd`` by gradient descent, too.
     """
     train, *others = tables
     rows, names = np.arange(len(train.values)), {"paper": "papers' linear head, closed form"}
@@ -331,7 +360,9 @@ def paper_rows(tables: Sequence[FeatureTable], with_sgd: bool) -> Scores:
 
 
 def heuristic_rows(tables: Sequence[FeatureTable], side_px: int) -> Scores:
-    """The papers' heuristic on whole maps, its blur chosen on the first table."""
+    """Choose the blur of the papers' heuristic on the whole maps of the first table, and measure it
+    on the others.
+    """
     train, *others = tables
     scores = {
         sigma: scored(heuristic_boxes(train, side_px, sigma), train.boxes_xyxy) for sigma in SIGMAS
@@ -346,7 +377,7 @@ def heuristic_rows(tables: Sequence[FeatureTable], side_px: int) -> Scores:
 
 
 def heuristic_boxes(table: FeatureTable, side_px: int, sigma: float) -> Array64:
-    """Boxes ``[N, 4]`` of whole maps, by the very graph that engines run."""
+    """The boxes ``[N, 4]`` of whole maps, by the same graph that engines run."""
     graph = Graph()
     name = graph.input("map", FLOAT, (1, side_px, side_px))
     graph.output(
@@ -362,13 +393,11 @@ def heuristic_boxes(table: FeatureTable, side_px: int, sigma: float) -> Array64:
 def named_class_rows(
     classifier: Classifier, tests: dict[str, list[Sample]], console: Console
 ) -> dict[str, float]:
-    """Of two photos side by side, how often the map of a named class lies mostly on the photo that
-    shows it.
+    """How often the map of a named class, of two photos side by side, lies mostly on the right one.
 
-    The class that is asked for is the network's own answer to the one photo alone; pairs of one
-    kind of animal, or of one answer, are left out. Half is what a map scores that does not know
-    what it is asked for (the energy-based pointing game, Wang et al. 2020, section 4.2, on halves
-    instead of boxes).
+    The class is the network's answer to that photo alone. Pairs with one kind of animal, or with
+    one answer, are left out. A map that does not depend on the class scores a half. This is the
+    energy-based pointing game (Wang et al. 2020, section 4.2), on halves instead of boxes.
     """
     photos = [sample for sample in tests["animals"] if sample.single]
     chosen = np.random.default_rng(0).permutation(len(photos))[: 2 * PAIRS].reshape(-1, 2)

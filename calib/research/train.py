@@ -45,7 +45,8 @@ from realtime.sources.images import archive_members, decode_image
 from realtime.sources.spec import open_source
 
 Images = NDArray[np.uint8]
-MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN_RGB = (0.485, 0.456, 0.406)
+STD_RGB = (0.229, 0.224, 0.225)
 PHASES = {"classify": 0, "distil": 1, "settle": 2}
 UNKNOWN = -1
 SAVED_EVERY = 200
@@ -55,11 +56,11 @@ ATTENTIVE_LAYERS = ("conv4_3", "conv5_3")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result of a stage, written on the card of the weights.
+    """Everything that decides the result of a stage. The card of the weights has it.
 
-    ``batch`` is how many images of each set of examples make a batch. Where ``scores_of_labelled``
-    is off, labelled images learn their label and the teacher's attention, but not its scores: it is
-    often wrong about them.
+    ``batch`` is the number of images of each set of examples in a batch. Where
+    ``scores_of_labelled`` is off, the student learns the labels of labelled images and the
+    teacher's attention, but not the teacher's scores, which are often wrong.
     """
 
     stage: str
@@ -79,19 +80,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a teacher says of N images.
+    """The outputs of a teacher for N images, which the student learns.
 
     Attributes:
-        scores: its class scores before any softmax, float16 ``[N, 1000]``.
-        attention: its attention map for each of ``ATTENTIVE_LAYERS``, float16 ``[N, s, s]`` of that
-            layer's side.
+        scores: the class scores before any softmax, float16 ``[N, 1000]``.
+        attention: an attention map for each of ``ATTENTIVE_LAYERS``, float16 ``[N, s, s]``, where s
+            is the side of that layer.
     """
 
     scores: NDArray[np.float16]
     attention: tuple[NDArray[np.float16], ...]
 
     def of(self, rows: NDArray[np.int64], mirrored: NDArray[np.bool_]) -> "Lessons":
-        """The lessons of some images, their maps mirrored where the image is."""
+        """The lessons of some images. The maps of mirrored images are mirrored."""
         maps = [each[rows] for each in self.attention]
         flipped = tuple(np.where(mirrored[:, None, None], each[:, :, ::-1], each) for each in maps)
         return Lessons(self.scores[rows], flipped)
@@ -99,8 +100,12 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Examples:
-    """Square BGR images ``[N, S, S, 3]`` with labels (of ImageNet-1k, or ``UNKNOWN``) and, to
-    distil, a teacher's lessons.
+    """Images to learn from.
+
+    Attributes:
+        images: square BGR images ``[N, S, S, 3]``.
+        labels: classes of ImageNet-1k, or ``UNKNOWN``, ``[N]``.
+        lessons: of a teacher; None where the labels alone are learned.
     """
 
     images: Images
@@ -112,7 +117,9 @@ Batch = tuple[Images, NDArray[np.int64], Lessons | None]
 
 
 def random_crop(image: Images, side_px: int, smallest: float, rng: np.random.Generator) -> Images:
-    """A random crop resized to a square: at least ``smallest`` of the area, aspect 3/4 to 4/3."""
+    """A random crop, resized to a square. Its aspect is 3/4 to 4/3, and its area at least
+    ``smallest`` of the image's.
+    """
     height, width = image.shape[:2]
     area = rng.uniform(smallest, 1.0) * height * width
     aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -123,7 +130,7 @@ def random_crop(image: Images, side_px: int, smallest: float, rng: np.random.Gen
 
 
 def recoloured(image: Images, rng: np.random.Generator) -> Images:
-    """Random brightness, contrast and tint, as cameras differ in."""
+    """The image with random brightness, contrast and tint, in which cameras differ."""
     gains = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)
     table = np.clip(
         128 + (np.arange(256)[:, None] - 128) * gains + rng.uniform(-25, 25), 0, 255
@@ -132,14 +139,16 @@ def recoloured(image: Images, rng: np.random.Generator) -> Images:
 
 
 def batches(recipe: Recipe, sets: Sequence[Examples], start: int) -> Iterator[Batch]:
-    """Batches from step ``start`` on, set after set: images, labels, lessons.
+    """The batches from step ``start`` on, each with images of all sets, one set after the other.
 
-    Every image of a set comes once per epoch. Taught images keep the crop that the teacher saw;
-    others are cropped anew.
+    Every image of a set comes once per epoch. Images with lessons keep the crop that the teacher
+    saw. Others are cropped at random.
     """
     for step in range(start, recipe.steps):
         rng = np.random.default_rng((recipe.seed, PHASES[recipe.stage], 1 << 20, step))
-        images, labels, lessons = [], [], []
+        images = []
+        labels = []
+        lessons = []
         for place, (examples, count) in enumerate(zip(sets, recipe.batch, strict=True)):
             rows = _rows(recipe, place, len(examples.images), count, step)
             mirrored = rng.random(count) < 0.5
@@ -157,7 +166,7 @@ def batches(recipe: Recipe, sets: Sequence[Examples], start: int) -> Iterator[Ba
 
 
 def _rows(recipe: Recipe, place: int, size: int, count: int, step: int) -> NDArray[np.int64]:
-    """Which images of a set are due at a step: a new order every epoch."""
+    """The images of a set for a step. Their order is new in every epoch."""
     epoch, turn = divmod(step, max(1, size // count))
     order = np.random.default_rng((recipe.seed, PHASES[recipe.stage], place, epoch)).permutation(
         size
@@ -166,7 +175,7 @@ def _rows(recipe: Recipe, place: int, size: int, count: int, step: int) -> NDArr
 
 
 def joined(lessons: Sequence[Lessons]) -> Lessons:
-    """Several sets' lessons as one."""
+    """The lessons of several sets as one."""
     maps = zip(*(each.attention for each in lessons), strict=True)
     return Lessons(
         np.concatenate([each.scores for each in lessons]), tuple(np.concatenate(m) for m in maps)
@@ -174,7 +183,7 @@ def joined(lessons: Sequence[Lessons]) -> Lessons:
 
 
 def prefetched(items: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
-    """The same items, made in a thread ahead of time (OpenCV releases the interpreter lock)."""
+    """The same items, which a thread makes ahead of time. OpenCV releases the interpreter lock."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
 
     def produce() -> None:
@@ -193,8 +202,8 @@ def prefetched(items: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
 
 
 def normalised(images_nhwc_bgr: Images) -> Tensor:
-    """uint8 BGR ``[N, H, W, 3]`` to the network's float32 RGB input ``[N, 3, H, W]``, channels last
-    in memory.
+    """The network's float32 RGB input ``[N, 3, H, W]``, with channels last in memory, of uint8 BGR
+    images ``[N, H, W, 3]``.
     """
     x = torch.from_numpy(images_nhwc_bgr).permute(0, 3, 1, 2).flip(1).float().div_(255)
     x = (x - torch.tensor(MEAN_RGB).view(1, 3, 1, 1)) / torch.tensor(STD_RGB).view(1, 3, 1, 1)
@@ -204,10 +213,13 @@ def normalised(images_nhwc_bgr: Images) -> Tensor:
 def losses_of(
     network: Vgg16, batch: Batch, classes: Tensor, recipe: Recipe
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(labels, teacher, attention): cross-entropy over the labelled ``classes`` alone, the
-    teacher's KL divergence over all 1,000 (Hinton et al. 2015, equation 1), and how far the
-    attention maps point from the teacher's, as 1 - cosine (Zagoruyko & Komodakis 2017, equation 2,
-    up to a factor). 0 without a teacher.
+    """The three losses of a batch. The last two are 0 without a teacher.
+
+    Returns:
+        The cross-entropy of the labels, over the labelled ``classes`` alone; the KL divergence from
+        the teacher over all 1,000 classes (Hinton et al. 2015, equation 1); and the difference of
+        the attention maps from the teacher's, as 1 - cosine (Zagoruyko & Komodakis 2017, equation
+        2, up to a factor).
     """
     images, labels_array, lessons = batch
     with torch.autocast("cpu", torch.bfloat16):
@@ -223,41 +235,27 @@ def losses_of(
     listens = torch.ones_like(known) if recipe.scores_of_labelled else ~known
     taught, heat = torch.from_numpy(lessons.scores).float()[listens], recipe.temperature
     student_log = functional.log_softmax(scores[listens] / heat, dim=1)
-    soft = (
-        functional.kl_div(
-            student_log, functional.softmax(taught / heat, dim=1), reduction="batchmean"
-        )
-        * heat**2
-    )
+    teacher = functional.softmax(taught / heat, dim=1)
+    soft = functional.kl_div(student_log, teacher, reduction="batchmean") * heat**2
     looks = torch.zeros(())
     for name, wanted in zip(ATTENTIVE_LAYERS, lessons.attention, strict=True):
         attention = layers[name].float().square().mean(dim=1).flatten(1)
-        looks = (
-            looks
-            + 1
-            - functional.cosine_similarity(
-                attention, torch.from_numpy(wanted).float().flatten(1)
-            ).mean()
-        )
+        wanted_flat = torch.from_numpy(wanted).float().flatten(1)
+        looks = looks + 1 - functional.cosine_similarity(attention, wanted_flat).mean()
     return hard, soft, looks
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    """Learning rate: linear warm-up over the first 5 % of the steps, then a half cosine to zero."""
+    """The learning rate: it rises in the first 5 % of the steps, then follows a half cosine to 0."""
     warm = max(1, recipe.steps // 20)
     if step < warm:
         return recipe.peak_rate * (step + 1) / warm
-    return (
-        recipe.peak_rate
-        * 0.5
-        * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
-    )
+    angle = math.pi * (step - warm) / max(1, recipe.steps - warm)
+    return recipe.peak_rate * 0.5 * (1 + math.cos(angle))
 
 
 def top1(network: nn.Module, labelled: Examples, side_px: int, batch: int = 250) -> float:
-    """Share of images whose best score among the labelled classes is right, at ``side_px``
-    pixels.
-    """
+    """The share of images whose highest score, of the labelled classes, is that of their label."""
     network.eval()
     classes = np.unique(labelled.labels)
     right = 0
@@ -273,8 +271,9 @@ def top1(network: nn.Module, labelled: Examples, side_px: int, batch: int = 250)
 def optimise(
     network: Vgg16, recipe: Recipe, sets: Sequence[Examples], checkpoint: Path, console: Console
 ) -> None:
-    """Train in place, with a progress bar. Saves ``checkpoint`` now and then, and goes on from
-    it.
+    """Train a network in place, with a progress bar.
+
+    The state is saved in ``checkpoint`` from time to time, and training goes on from there.
     """
     network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
@@ -318,10 +317,13 @@ def optimise(
 def _resume(
     checkpoint: Path, recipe: Recipe, network: Vgg16, optimizer: torch.optim.Optimizer
 ) -> int:
-    """The step to go on from: 0, or the checkpoint's, whose state is loaded.
+    """Load the state of a checkpoint if there is one.
+
+    Returns:
+        The step to go on from.
 
     Raises:
-        ModelError: the checkpoint is of another recipe, which the card would hide.
+        ModelError: the checkpoint is of another recipe than the card would say.
     """
     if not checkpoint.exists():
         return 0
@@ -338,17 +340,14 @@ def _resume(
 
 BATCH = 16
 TEACHER_LAYERS = ("fire8", "fire9")
-"""SqueezeNet's layers that teach the student's ``calib.research.train.ATTENTIVE_LAYERS``, in that
-order.
-"""
+"""The layers of SqueezeNet that teach the student's ``ATTENTIVE_LAYERS``, in that order."""
 
 
 def teaching_engine(classifier: Classifier, batch: int = BATCH) -> OpenVinoEngine:
-    """No backward pass: uint8 BGR images to float32 ``scores`` before any softmax, and an attention
-    map per layer.
+    """An engine without a backward pass, from uint8 BGR images to a teacher's outputs.
 
-    Attention is the mean square over channels (Zagoruyko & Komodakis 2017, section 3.1, F with p =
-    2), ``[N, h, w]``.
+    They are ``scores`` before any softmax, float32, and an attention map ``[N, h, w]`` of each
+    layer: the mean square over channels (Zagoruyko & Komodakis 2017, section 3.1, F with p = 2).
     """
     graph = Graph()
     _, x = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
@@ -376,18 +375,17 @@ def taught_crops(
     smallest: float = 0.15,
     seed: int = 0,
 ) -> Examples:
-    """Random crops of every photo with the teacher's lessons; the first crop of each is the whole
-    photo.
+    """Random crops of photos, with the teacher's lessons. The first of each is the whole photo.
 
     Args:
         photos: BGR images of any size.
         teacher: sees each crop at its own input size.
-        per_photo: crops of each photo.
-        side_px: at which crops are kept.
-        attention_sides: of the student's maps, to which the teacher's are averaged.
+        per_photo: the number of crops of each photo.
+        side_px: the size at which crops are kept.
+        attention_sides: the sides of the student's maps, to which the teacher's are averaged.
         console: for progress.
-        labels: of each photo, where they are known.
-        smallest: smallest area of a crop, as a share of the photo.
+        labels: of each photo; None where they are not known.
+        smallest: the smallest area of a crop, as a share of the photo.
         seed: decides the crops.
     """
     engine = teaching_engine(teacher)
@@ -403,8 +401,8 @@ def taught_crops(
             if number:
                 feed[place] = random_crop(photos[index], teacher.size_px, smallest, rng)
                 crops[start + place] = resized(feed[place], side_px)
-            # the student's copy from the photo itself: a detour over the teacher's size would blur
-            # small images
+            # the student's copy is made of the photo itself: resizing it to the teacher's size
+            # first would blur small images
             else:
                 feed[place] = resized(photos[index], teacher.size_px)
                 crops[start + place] = resized(photos[index], side_px)
@@ -417,7 +415,7 @@ def taught_crops(
 
 
 def _averaged(maps: np.ndarray, side: int) -> np.ndarray:
-    """Maps ``[N, h, w]`` averaged to ``[N, side, side]`` and scaled to a largest value of 1."""
+    """Maps ``[N, h, w]``, averaged to ``[N, side, side]`` and scaled to a largest value of 1."""
     small = area_matrix(maps.shape[1], side) @ maps @ area_matrix(maps.shape[2], side).T
     return np.asarray(small / np.maximum(small.max(axis=(1, 2), keepdims=True), 1e-12))
 
@@ -443,7 +441,7 @@ def train(
         Option("Folder for checkpoints and the weights; a stopped run goes on from it."),
     ],
 ) -> None:
-    """Run (or go on with) the stages and write ``compact.safetensors`` with its card."""
+    """Run the stages, or go on with them, and write ``compact.safetensors`` with its card."""
     console = Terminal(stderr=True)
     torch.manual_seed(0)
     network = Vgg16(CLASSIFY.channels, len(imagenet_classes()), hidden=0, batch_norm=True)
@@ -460,7 +458,7 @@ def train(
 
 
 def tiny_imagenet(folder: Path, split: str) -> Examples:
-    """The ``train`` or ``val`` split, whole.
+    """All images of the ``train`` or ``val`` split.
 
     Raises:
         SourceError: an image is missing.
@@ -477,8 +475,9 @@ def tiny_imagenet(folder: Path, split: str) -> Examples:
 
 
 def taught_examples(data: Path, labelled: Examples, out: Path, console: Console) -> list[Examples]:
-    """What the teacher says of Tiny ImageNet and of crops of every training photo; computed once,
-    then kept in ``out``.
+    """The teacher's lessons on Tiny ImageNet and on crops of every training photo.
+
+    They are computed once, and kept in ``out``.
     """
     teacher = load_classifier(
         "squeezenet", str(data / "squeezenet_v1.0_imagenet" / "compressed_SqueezeNet.net")
@@ -502,7 +501,7 @@ def taught_examples(data: Path, labelled: Examples, out: Path, console: Console)
 
 
 def training_photos(data: Path, console: Console) -> list[Images]:
-    """Every real photo that may be learned from."""
+    """Every real photo that the network may be trained on."""
     photos: list[Images] = []
     for name in (*PHOTOS, *CLIPS):
         with open_source(str(data / name)) as source:
@@ -521,7 +520,7 @@ def training_photos(data: Path, console: Console) -> list[Images]:
 
 
 def kept(path: Path, make: Callable[[], Examples]) -> Examples:
-    """The examples stored at ``path``, made first where it does not exist."""
+    """The examples in a file, which is made first where it does not exist."""
     if not path.exists():
         made = make()
         assert made.lessons is not None
@@ -541,9 +540,7 @@ def kept(path: Path, make: Callable[[], Examples]) -> Examples:
 
 
 def export(network: Vgg16, path: Path, accuracy: float) -> None:
-    """Write the weights, batch norm folded, as float16 safetensors with a card of how they came to
-    be.
-    """
+    """Write the weights as float16 safetensors, with a card that says how they were trained."""
     card: dict[str, Any] = {
         "network": (
             "VGG16 (configuration D), channels 16 32 64 128 256, global average pooling, 1,000"
@@ -566,8 +563,9 @@ def export(network: Vgg16, path: Path, accuracy: float) -> None:
 
 
 def folded_weights(network: Vgg16) -> dict[str, np.ndarray]:
-    """float16 weights under torchvision's names without batch norm, each batch norm folded into its
-    convolution.
+    """The float16 weights by torchvision's names for a network without batch norm.
+
+    Each batch norm is folded into its convolution.
     """
     weights: dict[str, np.ndarray] = {}
     index, layers = 0, list(network.features)
@@ -588,6 +586,7 @@ def folded_weights(network: Vgg16) -> dict[str, np.ndarray]:
 
 
 def _half(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as a float16 array."""
     return np.ascontiguousarray(tensor.detach().contiguous().numpy().astype(np.float16))
 
 
