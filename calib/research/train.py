@@ -246,7 +246,7 @@ def losses_of(
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    """The learning rate: it rises in the first 5 % of the steps, then follows a half cosine to 0."""
+    """The learning rate: a rise in the first 5 % of the steps, then a half cosine to 0."""
     warm = max(1, recipe.steps // 20)
     if step < warm:
         return recipe.peak_rate * (step + 1) / warm
