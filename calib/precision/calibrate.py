@@ -46,8 +46,11 @@ PERCENTILE = 99.99
 
 @dataclass(frozen=True)
 class Histogram:
-    """Magnitudes of one tensor: ``counts`` int64 ``[BINS]`` over equal bins from 0 to
-    ``largest``.
+    """How often a tensor has values of each size.
+
+    Attributes:
+        counts: int64 ``[BINS]``, over equal bins of the magnitude from 0 to ``largest``.
+        largest: the largest magnitude.
     """
 
     counts: NDArray[np.int64]
@@ -61,9 +64,7 @@ class Histogram:
 def histograms(
     localizer: Localizer, tensors: Sequence[str], prepared: Sequence[ImageBgr], console: Console
 ) -> dict[str, Histogram]:
-    """The magnitudes of ``tensors``, which the engine publishes as ``NAME_out``, over prepared
-    images, in two passes.
-    """
+    """Histograms of ``tensors`` over prepared images. The engine gives them as ``NAME_out``."""
     largest = dict.fromkeys(tensors, 0.0)
     for image in track(prepared, "largest values", console=console):
         outputs = localizer.infer([image])
@@ -90,7 +91,7 @@ def minmax(histogram: Histogram) -> float:
 
 
 def percentile(histogram: Histogram) -> float:
-    """``PERCENTILE`` % of the values that are not zero (a ReLU's are by half) lie below."""
+    """The range below which ``PERCENTILE`` % of the values lie that are not zero."""
     counts = histogram.counts.copy()
     counts[0] = 0
     if not counts.any():
@@ -116,9 +117,7 @@ def _candidates(histogram: Histogram) -> NDArray[np.float64]:
 
 
 def entropy(histogram: Histogram) -> float:
-    """The range whose 127 steps lose the least information: least Kullback-Leibler divergence
-    (Migacz 2017).
-    """
+    """The range with the least Kullback-Leibler divergence at 127 steps (Migacz 2017)."""
     counts = histogram.counts.astype(np.float64)
     counts[0] = 0  # zero stays zero at any range
     if not counts.any():
@@ -129,8 +128,9 @@ def entropy(histogram: Histogram) -> float:
 
 
 def _divergence(counts: NDArray[np.float64], ends: int) -> float:
-    """Of the counts below ``ends`` (what lies beyond added to the last), from themselves at 127
-    steps.
+    """Compares the counts below ``ends`` with themselves at 127 steps.
+
+    What lies beyond ``ends`` is added to the last count.
     """
     clipped = counts[:ends].copy()
     clipped[-1] += counts[ends:].sum()
@@ -147,7 +147,7 @@ METHODS = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse"
 
 
 def ranges_of(histograms_by_name: Mapping[str, Histogram], method: str) -> dict[str, float]:
-    """The range of each tensor; of one that is zero on every image, the smallest there is.
+    """The range of each tensor. A tensor that is zero on every image gets ``SMALLEST_RANGE``.
 
     Raises:
         ModelError: the method is unknown.
@@ -195,22 +195,30 @@ class Calibration:
         certificate: against fp32, on images that no range was measured on.
         by_method: harm of each way to choose ranges.
         by_layer: harm of each layer alone in 8 bits, in network order.
+        path: where it was saved; None where it was not.
     """
 
     quantization: Quantization
     certificate: Certificate
     by_method: Mapping[str, Harm]
     by_layer: Mapping[str, Harm]
+    path: Path | None = None
+
+    def report(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        kept, layer = list(self.quantization.kept), self.quantization.layer
+        return {"file": str(self.path), "kept": kept, "layer": layer, **self.quantization.card}
 
 
 @dataclass
 class Calibrator:
-    """One graph, its reference in fp32 on some images, and the trials.
+    """Compares trials of a graph in 8 bits with its reference in fp32.
 
     Args:
         classifier: the network.
-        spec, head: the map and head that are judged by.
-        images_bgr: at least 16; those at odd places are judged by, the others measured.
+        spec, head: the map and head that are compared.
+        images_bgr: at least 16. Those at odd places are held out for the comparison; ranges are
+            measured on the others.
         console: for progress.
 
     Raises:
@@ -233,11 +241,11 @@ class Calibrator:
         self.reference = Localizer(
             OpenVinoEngine(build_graph(self.classifier, self.spec, self.head), "fp32")
         )
-        self.judged = list(self.images_bgr[1::2])
-        self._true = self.reference.localize(self.judged)
+        self.held_out = list(self.images_bgr[1::2])
+        self._true = self.reference.localize(self.held_out)
 
     def quantization(self, ranges: Mapping[str, float], kept: Sequence[str]) -> Quantization:
-        """A trial."""
+        """A trial with these ranges, and these layers in floating point."""
         return Quantization(
             dict(ranges),
             tuple(kept),
@@ -248,13 +256,13 @@ class Calibrator:
         )
 
     def localizer(self, quantization: Quantization) -> Localizer:
-        """The graph in 8 bits."""
+        """The graph in 8 bits, opened."""
         graph = build_graph(self.classifier, self.spec, self.head, quantization=quantization)
         return Localizer(OpenVinoEngine(graph, "int8"))
 
     def harm(self, quantization: Quantization) -> Harm:
-        """What it changes on the judged images."""
-        found = self.localizer(quantization).localize(self.judged)
+        """What a trial changes on the images that are held out."""
+        found = self.localizer(quantization).localize(self.held_out)
         pairs = list(zip(self._true, found, strict=True))
         boxes = (
             [(t.box_xyxy_px, f.box_xyxy_px) for t, f in pairs]
@@ -311,7 +319,7 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
         kept = [*always, *worst[:spared]]
         quantization = calibrator.quantization(ranges[best], kept)
         certificate = certify(
-            calibrator.reference, calibrator.localizer(quantization), calibrator.judged, limits
+            calibrator.reference, calibrator.localizer(quantization), calibrator.held_out, limits
         )
         console.print(
             f"{spared} of {len(worst)} layers kept in floating point: {certificate}",
@@ -330,11 +338,11 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
 def measure(
     classifier: Classifier, objective: str, prepared: Sequence[ImageBgr], console: Console
 ) -> tuple[dict[str, Histogram], list[str], tuple[str, ...]]:
-    """(histograms of every tensor that may get a pair, names of the layers, those that always stay
-    in floating point).
+    """Measure the whole graph back to the pixels, so that the ranges serve maps at any layer.
 
-    They are taken all the way back to the pixels, so that the ranges serve maps and heads at any
-    layer.
+    Returns:
+        (histograms of every tensor that may get a range, names of the layers, names of those that
+        always stay in floating point).
     """
     graph = assemble(classifier, MapSpec(objective)).graph
     nodes = layers(graph)
@@ -350,14 +358,12 @@ def measure(
 
 
 def rough_quantization(classifier: Classifier, objective: str) -> Quantization:
-    """Ranges from two images of noise, for timing a network that has no calibration: speed does not
-    depend on them.
+    """Ranges from two images of noise, to time a network that has no calibration.
+
+    Speed does not depend on them.
     """
-    noise = (
-        np.random.default_rng(0)
-        .integers(0, 256, (2, classifier.size_px, classifier.size_px, 3))
-        .astype(np.uint8)
-    )
+    shape = (2, classifier.size_px, classifier.size_px, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     measured, _, always = measure(classifier, objective, list(noise), Terminal(quiet=True))
     return Quantization(
         ranges_of(measured, "minmax"),
@@ -370,8 +376,7 @@ def rough_quantization(classifier: Classifier, objective: str) -> Quantization:
 
 
 def always_kept(graph: Graph) -> tuple[str, ...]:
-    """The first layer, which reads the image, the one that makes the scores, and the one that makes
-    the pixels' gradient.
+    """The layers that read the image, make the scores, and make the gradient of the pixels.
 
     They are a few percent of the work, and the scores are compared with each other.
     """
@@ -381,9 +386,7 @@ def always_kept(graph: Graph) -> tuple[str, ...]:
 
 
 def _counts(layers_in_all: int) -> list[int]:
-    """0, 1, 2, 3, 4, 6, 9 ... all but one: each trial is a compilation, and the first few layers
-    matter most.
-    """
+    """0, 1, 2, 3, 4, 6, 9 ... all but one: the first layers matter most, and trials take long."""
     counts = [0]
     while counts[-1] < layers_in_all - 1:
         counts.append(min(layers_in_all - 1, max(counts[-1] + 1, counts[-1] * 3 // 2)))
@@ -391,9 +394,7 @@ def _counts(layers_in_all: int) -> list[int]:
 
 
 def _used(calibrator: Calibrator, names: Sequence[str], always: Sequence[str]) -> list[str]:
-    """The layers that the judged graph has and that are not always kept: its backward pass may stop
-    early.
-    """
+    """The layers of the graph that may be in 8 bits. Its backward pass may stop early."""
     graph = assemble(calibrator.classifier, calibrator.spec, calibrator.head).graph
     present = {node.name for node in layers(graph)}
     return [name for name in names if name in present and name not in always]
@@ -416,7 +417,7 @@ def _card(
 
 
 def _cells(map_hw: np.ndarray) -> np.ndarray:
-    """Averaged to blocks, as many as fit."""
+    """A map averaged over as many square blocks as fit."""
     side = max(1, min(map_hw.shape) // CELLS)
     height, width = (n // side * side for n in map_hw.shape)
     blocks = map_hw[:height, :width].reshape(height // side, side, width // side, side)
@@ -453,8 +454,10 @@ class CalibrateOptions:
     )
 
     def read(self) -> tuple[list[ImageBgr], list[Sample]]:
-        """(images, the labelled ones among them by the same places; empty for a source without
-        labels).
+        """Read the images.
+
+        Returns:
+            (images, their labels in the same order; no labels for a source that has none).
 
         Raises:
             SourceError: they cannot be read.
@@ -495,7 +498,9 @@ def check_outputs(options: CalibrateOptions, engine: EngineOptions) -> None:
         )
 
 
-def calibrate_chosen(options: CalibrateOptions, choice: EngineOptions, console: Console) -> "Found":
+def calibrate_chosen(
+    options: CalibrateOptions, choice: EngineOptions, console: Console
+) -> Calibration:
     """Calibrate, save, draw, and print what it does to maps, boxes and CorLoc.
 
     Raises:
@@ -510,16 +515,16 @@ def calibrate_chosen(options: CalibrateOptions, choice: EngineOptions, console: 
         pictures, samples = options.read()
     calibrator = Calibrator(classifier, spec, head, pictures, console)
     found = calibrate(calibrator, options.ranges)
-    judged = [sample for sample in samples[1::2] if sample.truths]
+    labelled = [sample for sample in samples[1::2] if sample.truths]
     before = after = None
-    if judged and head is not None:
+    if labelled and head is not None:
         engines = calibrator.reference, calibrator.localizer(found.quantization)
-        before, after = (_corloc(judged, engine, console) for engine in engines)
+        before, after = (_corloc(labelled, engine, console) for engine in engines)
     card = {
         **found.quantization.card,
         "data": options.data if "://" in options.data else Path(options.data).name,
     }
-    card |= {"corloc_fp32": before, "corloc_int8": after, "judged_images": len(calibrator.judged)}
+    card |= {"corloc_fp32": before, "corloc_int8": after, "judged_images": len(calibrator.held_out)}
     quantization = replace(found.quantization, card=card)
     path = options.out or calibration_paths(classifier, spec.objective)[0]
     quantization.save(path)
@@ -527,33 +532,15 @@ def calibrate_chosen(options: CalibrateOptions, choice: EngineOptions, console: 
     console.print(table_of(found))
     if before is not None and after is not None:
         console.print(
-            f"CorLoc {100 * before:.1f} % in fp32, {100 * after:.1f} % in int8, on {len(judged)}"
+            f"CorLoc {100 * before:.1f} % in fp32, {100 * after:.1f} % in int8, on {len(labelled)}"
             " images"
         )
     console.print(f"wrote {path}", soft_wrap=True)
-    result = Found(replace(found, quantization=quantization), path)
+    result = replace(found, quantization=quantization, path=path)
     if options.plot:
         plot_layers(result, options.plot, choice.model)
         console.print(f"wrote {options.plot}")
     return result
-
-
-@dataclass(frozen=True)
-class Found:
-    """A calibration and where it was saved."""
-
-    calibration: Calibration
-    path: Path
-
-    def report(self) -> dict[str, Any]:
-        """For ``--json``."""
-        quantization = self.calibration.quantization
-        return {
-            "file": str(self.path),
-            "kept": list(quantization.kept),
-            "layer": quantization.layer,
-            **quantization.card,
-        }
 
 
 def _corloc(samples: list[Sample], localizer: Localizer, console: Console) -> float:
@@ -561,7 +548,7 @@ def _corloc(samples: list[Sample], localizer: Localizer, console: Console) -> fl
 
 
 def table_of(found: Calibration) -> Table:
-    """Harm of each way to choose ranges, and of the layers that suffer most."""
+    """A table: harm of each way to choose ranges, and of the layers that are harmed most."""
     table = Table(title="what 8 bits change, median over images", title_justify="left")
     for column in ("", "map correlation", "box IoU", "same class"):
         table.add_column(column, justify="left" if not column else "right")
@@ -581,13 +568,11 @@ def table_of(found: Calibration) -> Table:
     return table
 
 
-def plot_layers(found: Found, path: Path, network: str) -> None:
-    """Bars: what each layer alone in 8 bits takes from the map's correlation and the box's overlap,
-    in network order.
-    """
+def plot_layers(found: Calibration, path: Path, network: str) -> None:
+    """Draw what each layer alone in 8 bits costs in correlation of the map and IoU of the box."""
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
-    by_layer, kept = found.calibration.by_layer, found.calibration.quantization.kept
+    by_layer, kept = found.by_layer, found.quantization.kept
     figure = Figure(figsize=(9, 1.2 + 0.22 * len(by_layer)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(by_layer))

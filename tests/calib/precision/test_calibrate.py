@@ -130,7 +130,7 @@ def test_what_cannot_be_certified_is_not_written(calibrator, monkeypatch):
 def calibrate_certificate(calibrator):
     from engines.certificate import certify
 
-    return certify(calibrator.reference, calibrator.reference, calibrator.judged)
+    return certify(calibrator.reference, calibrator.reference, calibrator.held_out)
 
 
 def test_rough_ranges_know_every_tensor_of_a_network_down_to_the_pixels():
@@ -158,7 +158,7 @@ def test_calibrate_puts_the_file_where_int8_finds_it(tmp_path):
     assert found.path == calibration_paths(classifier, "class")[0]
     localizer = open_localizer(choice)
     assert localizer.engine.precision == "int8"
-    assert localizer.description["quantization"] == found.calibration.quantization.digest
+    assert localizer.description["quantization"] == found.quantization.digest
     assert (
         open_localizer(replace(choice, precision="auto")).engine.precision == "int8"
     ) == has_vnni()
