@@ -29,18 +29,19 @@ Measure = Callable[[NDArray[np.float64]], float]
 
 
 def median(values: NDArray[np.float64]) -> float:
-    """The middle sample."""
+    """The median of the samples."""
     return float(np.median(values))
 
 
 def mean(values: NDArray[np.float64]) -> float:
-    """The average sample: of times from frame to frame, what a throughput is made of."""
+    """The mean of the samples. Of times from frame to frame, it gives the throughput."""
     return float(np.mean(values))
 
 
 def window_values(samples: Sequence[float], length: int, measure: Measure = median) -> list[float]:
-    """``measure`` of each complete window of ``length`` successive samples; a shorter rest belongs
-    to none.
+    """Compute ``measure`` of each complete window of ``length`` successive samples.
+
+    Samples behind the last complete window are left out.
 
     Fewer samples than ``WINDOWS`` windows would take are cut into that many shorter ones, so that
     there is a spread to see.
@@ -55,8 +56,9 @@ def window_values(samples: Sequence[float], length: int, measure: Measure = medi
 
 
 def spread(values: Sequence[float]) -> float:
-    """Largest less smallest, as a share of the median; nan where there are fewer than two
-    values.
+    """The largest value less the smallest, as a share of the median.
+
+    It is nan where there are fewer than two values.
     """
     if len(values) < 2:
         return float("nan")
@@ -64,8 +66,9 @@ def spread(values: Sequence[float]) -> float:
 
 
 def notch(values: Sequence[float]) -> float:
-    """Half the width of a box plot's notch, as a share of the median; nan where there are fewer
-    than two values.
+    """Half the width of a box plot's notch, as a share of the median.
+
+    It is nan where there are fewer than two values.
 
     Medians of two samples whose notches do not overlap differ with about 95 % confidence (McGill,
     Tukey & Larsen, "Variations of box plots", The American Statistician 1978): 1.57 times the range
@@ -79,8 +82,7 @@ def notch(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Rule:
-    """What counts as settled: the last ``WINDOWS`` windows of ``length`` samples differ by at most
-    ``tolerance``.
+    """Says when a measurement has settled: when its last ``WINDOWS`` windows agree.
 
     Attributes:
         length: samples in a window.
@@ -95,8 +97,7 @@ class Rule:
     def settled(
         self, series: Mapping[str, Sequence[float]], measures: Mapping[str, Measure] | None = None
     ) -> bool:
-        """Whether every series has settled; asked in the middle of a window, the answer is that of
-        the last whole one.
+        """Whether every series has settled. Only whole windows count.
 
         Args:
             series: name to samples, in order.
@@ -120,7 +121,7 @@ class Rule:
         )
 
     def report(self, stable: bool, seconds: float) -> dict[str, object]:
-        """For the JSON: what was asked, and whether it came to pass within the time limit."""
+        """What the JSON says of it: the rule, and whether it was met in time."""
         return {
             "stable": stable,
             "windows": WINDOWS,
@@ -170,7 +171,7 @@ OURS = "Sightline"
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in both files, in milliseconds: less is better.
+    """One figure that both files hold, in milliseconds. Less is better.
 
     Attributes:
         name: what was timed.
@@ -188,12 +189,12 @@ class Change:
 
     @property
     def change(self) -> float:
-        """Share by which ``after`` is slower; negative where it is faster."""
+        """The share by which ``after`` is slower. It is negative where ``after`` is faster."""
         return self.after_ms / self.before_ms - 1
 
     @property
     def limit(self) -> float:
-        """A larger change is beyond noise."""
+        """The largest change that may be noise."""
         return max(LEAST_CHANGE, 0.0 if np.isnan(self.noise) else self.noise)
 
     @property
@@ -205,12 +206,12 @@ class Change:
 
     @property
     def regressed(self) -> bool:
-        """It is ours and got slower beyond noise."""
+        """Whether the figure is ours and got slower by more than the noise."""
         return self.judged and self.verdict == "slower"
 
 
 def load_bench(path: Path) -> dict[str, Any]:
-    """What ``bench --json`` printed into a file.
+    """Read what ``bench --json`` printed into a file.
 
     Raises:
         SourceError: the file cannot be read, or is not that.
@@ -231,13 +232,13 @@ def load_bench(path: Path) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Conditions under which the two runs were not made alike, in words."""
+    """Describe the conditions under which the two runs were not measured alike."""
     pairs = ((name, before.get(name), after.get(name)) for name in CONDITIONS)
     return [f"{name}: {old} / {new}" for name, old, new in pairs if old != new]
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Every figure that both files hold.
+    """Compare every figure that both files hold.
 
     Raises:
         SourceError: they have none of ours in common.
@@ -259,7 +260,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def _figures(result: dict[str, Any]) -> dict[str, tuple[float, list[float]]]:
-    """Name to (milliseconds, its windows)."""
+    """All figures of a result. Each name has its milliseconds and its windows."""
     try:
         windows = result.get("windows", {})
         found = {}
@@ -294,7 +295,10 @@ def _figures(result: dict[str, Any]) -> dict[str, tuple[float, list[float]]]:
 def compare(
     before_path: Path, after_path: Path, across_machines: bool
 ) -> tuple[list[Change], list[str]]:
-    """(changes, differences of the conditions).
+    """Compare two files.
+
+    Returns:
+        (changes, differences of the conditions).
 
     Raises:
         SourceError: a file is not a bench, or the conditions differ and ``across_machines`` is
@@ -316,7 +320,7 @@ def compare(
 
 
 def compare_table(found: list[Change], differing: list[str], names: tuple[str, str]) -> Group:
-    """The comparison for the terminal."""
+    """The comparison as a table for the terminal."""
     table = Table(title=f"{names[0]} to {names[1]}", title_justify="left")
     for column in ("", "before ms", "after ms", "change", "noise", "verdict"):
         table.add_column(column, justify="left" if column in ("", "verdict") else "right")
@@ -343,7 +347,7 @@ def compare_table(found: list[Change], differing: list[str], names: tuple[str, s
 
 
 def summary(found: list[Change]) -> str:
-    """The outcome in one line."""
+    """The outcome of the comparison in one line."""
     regressed = [change.name for change in found if change.regressed]
     if regressed:
         return f"slower beyond noise: {'; '.join(regressed)}"
@@ -357,7 +361,7 @@ def summary(found: list[Change]) -> str:
 
 
 def _pace(found: list[Change]) -> str:
-    """Whether the peers changed too: then it may be the machine."""
+    """Say whether the peers changed too. Then the machine may be the cause."""
     theirs = [change.change for change in found if not change.judged]
     pace = float(np.median(theirs)) if theirs else 0.0
     if abs(pace) <= 0.05:
@@ -369,7 +373,7 @@ def _pace(found: list[Change]) -> str:
 
 
 def compare_report(found: list[Change], differing: list[str]) -> dict[str, Any]:
-    """For the JSON."""
+    """The comparison for the JSON."""
     rows = [
         {
             "name": c.name,

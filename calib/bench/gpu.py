@@ -45,7 +45,7 @@ REASONS = {
 
 
 class GpuClocks:
-    """Watches GPU 0 from a thread of its own, from entering to leaving.
+    """Watches GPU 0 from a thread of its own, between entering and leaving.
 
     Args:
         load: gives the management library (package nvidia-ml-py); for tests.
@@ -151,7 +151,7 @@ WORDS = {
 
 
 def open_gpu(choice: EngineOptions, batch: int = 1) -> Engine:
-    """The engine of a choice whose backend is one for GPUs.
+    """Open the engine of a choice whose backend is one for GPUs.
 
     Raises:
         EngineError: it does not run on a GPU here.
@@ -166,7 +166,7 @@ def open_gpu(choice: EngineOptions, batch: int = 1) -> Engine:
 
 
 def feed_of(engine: Engine) -> dict[str, Array]:
-    """Noise for an image, and no class in particular."""
+    """Inputs of an engine: noise as the image, and no class."""
     (shape,) = (spec.shape for spec in engine.inputs if spec.name == IMAGE)
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     return {IMAGE: image, WANTED_CLASS: np.full(shape[0], -1)}
@@ -175,8 +175,9 @@ def feed_of(engine: Engine) -> dict[str, Array]:
 def bench_gpu(
     choice: EngineOptions, batches: Sequence[int], seconds: float, console: Console
 ) -> dict[str, Any]:
-    """One network on the GPU: every batch size in trtexec's words, then one image in turns with
-    peers.
+    """Time one network on the GPU.
+
+    Each batch size is timed in trtexec's words. Then one image is timed in turns with the peers.
 
     Args:
         choice: the network; its backend is one for GPUs.
@@ -283,8 +284,9 @@ def time_calls(engine: Engine, feed: Mapping[str, Array], seconds: float) -> dic
 
 
 def gpu_calls(choice: EngineOptions, engines: ExitStack) -> tuple[dict[str, Call], dict[str, str]]:
-    """Ours, the same engine type without a backward pass, and PyTorch's peers on the GPU; each
-    takes and gives host memory.
+    """Our engine, the same engine type without a backward pass, and PyTorch's peers on the GPU.
+
+    Each call takes and gives host memory.
 
     Args:
         choice: its backend is one for GPUs.
@@ -332,7 +334,7 @@ TORCH_PEERS = (
 
 
 def torch_peer(classifier: Classifier, image_nhwc_bgr: Array, dtype: str, method: str) -> Call:
-    """One of ``calib.bench.torch_peers.TorchPeers``'s calls on the GPU."""
+    """Make one of ``calib.bench.torch_peers.TorchPeers``'s calls on the GPU."""
     from calib.bench.torch_peers import TorchPeers  # only where PyTorch is installed
 
     call: Call = getattr(TorchPeers(classifier, image_nhwc_bgr, "cuda", dtype), method)()
@@ -342,8 +344,9 @@ def torch_peer(classifier: Classifier, image_nhwc_bgr: Array, dtype: str, method
 def tensorrt_forward(
     classifier: Classifier, precision: str, feed: Mapping[str, Array], engines: ExitStack
 ) -> Call:
-    """The class scores alone, by the same library in the same precision (fp16 for int8: it needs no
-    calibration).
+    """An engine that gives the class scores alone, by the same library in the same precision.
+
+    In place of int8 it is fp16, which needs no calibration.
 
     Raises:
         EngineError: it cannot be built or run.
@@ -363,7 +366,7 @@ def tensorrt_forward(
 
 
 def gpu_table(title: str, timed: Sequence[Mapping[str, Any]]) -> Table:
-    """Median and 99th percentile of every word, a column for each batch."""
+    """A table with the median and 99th percentile of each time, and a column for each batch."""
     table = Table(title=title, title_justify="left")
     table.add_column("milliseconds")
     for times in timed:
@@ -381,7 +384,7 @@ def gpu_table(title: str, timed: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def clocks_in_words(clocks: Mapping[str, Any]) -> str:
-    """One line of what ``GpuClocks.report`` gives."""
+    """What ``GpuClocks.report`` gives, as one line."""
     if "not_available" in clocks:
         return f"clocks unknown: {clocks['not_available']}"
     sm, held_back = clocks["sm_mhz"], clocks["held_back"]

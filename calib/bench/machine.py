@@ -44,7 +44,7 @@ neighbours.
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of a graph must do, whoever runs it.
+    """What one call of a graph must compute and move, on any backend.
 
     Attributes:
         flop: two for each multiply-add of convolutions and matrix products; all else is nothing
@@ -58,7 +58,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What this machine reached at its best.
+    """The highest rates that this machine reached.
 
     Attributes:
         gflop_per_s: by precision, of a large convolution or matrix product, whichever is faster.
@@ -69,8 +69,9 @@ class Peaks:
     gbyte_per_s: float
 
     def best(self, other: "Peaks") -> "Peaks":
-        """The higher of each of two measurements: what slowed one down was not the machine's
-        limit.
+        """The higher of each of two measurements.
+
+        What slows one of them down is not the machine's limit.
         """
         peaks = {
             name: max(peak, other.gflop_per_s[name]) for name, peak in self.gflop_per_s.items()
@@ -78,13 +79,14 @@ class Peaks:
         return Peaks(peaks, max(self.gbyte_per_s, other.gbyte_per_s))
 
     def report(self) -> dict[str, Any]:
-        """For the JSON."""
+        """The peaks for the JSON."""
         return asdict(self)
 
 
 def count_work(model: onnx.ModelProto) -> Work:
-    """FLOP and elements moved, from the nodes and their static shapes. Constants count as read at
-    every call.
+    """Count FLOP and moved elements, from the nodes and their static shapes.
+
+    Constants count as read at every call.
     """
     shapes = tensor_shapes(model)
     flop = values = 0
@@ -98,7 +100,7 @@ def count_work(model: onnx.ModelProto) -> Work:
 
 
 def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Of a convolution or matrix product, from ONNX's definitions; 0 for any other node."""
+    """Count those of a convolution or matrix product, as ONNX defines it. Others have 0."""
     if (
         node.op_type == "Conv"
     ):  # each output element: one for every weight of its filter, [M, C / group, kh, kw]
@@ -116,8 +118,9 @@ def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> i
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Name to static shape of every tensor. Large weights are left out of the inference, which
-    would copy them.
+    """The static shape of every tensor, by name.
+
+    Large weights are left out of the inference, which would copy them.
     """
     known = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     large = [tensor for tensor in model.graph.initializer if prod(tensor.dims) > 4096]
@@ -137,7 +140,7 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def roofline_point(work: Work, precision: str, peaks: Peaks, achieved_ms: float) -> dict[str, Any]:
-    """The bounds of a graph on this machine and how far from them it ran.
+    """Compute the bounds of a graph on this machine, and how far from them it ran.
 
     Returns:
         ``compute_ms`` and ``memory_ms`` (the two bounds), ``roofline_ms`` (the longer), ``bound``
@@ -171,7 +174,7 @@ COPIED_VALUES = 1 << 25  # float64: 256 MiB, far more than any cache holds
 
 
 def machine() -> str:
-    """Processor, cores and system in words."""
+    """Describe processor, cores and system in words."""
     name = str(shared_core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
     versions = f"Python {platform.python_version()}, OpenVINO {openvino.__version__.split('-')[0]}"
     cap = f", capped by {low_cap()}" if low_cap() else ""
@@ -179,16 +182,18 @@ def machine() -> str:
 
 
 class Neighbours:
-    """How much of the processors other programs take, from now on; with them, times are longer and
-    peaks look lower.
+    """Measures how much of the processors other programs take, from now on.
+
+    With them, times are longer and peaks look lower.
     """
 
     def __init__(self) -> None:
         self._start = self._now()
 
     def share(self) -> float | None:
-        """Of all processor time since the beginning, 0..1; None where the system does not tell (no
-        ``/proc``).
+        """The share of all processor time since the beginning that other programs took, 0..1.
+
+        It is None where the system does not say (no ``/proc``).
         """
         if self._start is None or (now := self._now()) is None:
             return None
@@ -201,7 +206,7 @@ class Neighbours:
 
     @staticmethod
     def _now() -> tuple[float, float, float] | None:
-        """Seconds: of all processors' work, of this program's, of the clock."""
+        """Seconds of all processors' work, of this program's work, and of the clock."""
         try:
             ticks = [int(value) for value in STAT.read_text().split("\n", 1)[0].split()[1:9]]
         except (OSError, ValueError):
@@ -212,8 +217,10 @@ class Neighbours:
 
 
 def measure_peaks() -> Peaks:
-    """Time large convolutions and matrix products in each precision that the processor computes,
-    and a large copy.
+    """Time large convolutions and matrix products in each precision, and a large copy.
+
+    Of the calls the fastest counts: a peak is what the machine can do, not what it does while
+    others use it.
 
     Of the calls the fastest counts: a peak is what the machine can do, not what it does while
         others use it.
@@ -235,14 +242,15 @@ def measure_peaks() -> Peaks:
 
 
 def large_convolution(precision: str) -> onnx.ModelProto:
-    """Two 3 x 3 convolutions of 256 channels on 28 x 28, as in the middle of VGG16: 1.8 GFLOP, in
-    cache.
+    """Build two 3 x 3 convolutions of 256 channels on 28 x 28, as in the middle of VGG16.
+
+    They are 1.8 GFLOP, and fit into the cache.
     """
     return _twice("Conv", (1, 256, 28, 28), (256, 256, 3, 3), precision, pads=[1, 1, 1, 1])
 
 
 def large_product(precision: str) -> onnx.ModelProto:
-    """Two matrix products of 1024 x 1024 x 1024: 4.3 GFLOP."""
+    """Build two matrix products of 1024 x 1024 x 1024. They are 4.3 GFLOP."""
     return _twice("MatMul", (1024, 1024), (1024, 1024), precision)
 
 
@@ -253,8 +261,9 @@ def _twice(
     precision: str,
     **attributes: Any,
 ) -> onnx.ModelProto:
-    """Twice in a row, so that the second reads what the engine wrote in its own layout and
-    precision.
+    """Build a graph with the same node twice.
+
+    So the second node reads what the engine wrote in its own layout and precision.
     """
     graph = Graph(f"large_{op.lower()}")
     x = graph.input("x", FLOAT, shape)

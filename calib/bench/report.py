@@ -97,8 +97,9 @@ def _colour(name: str) -> str:
 
 
 def _peers(result: dict[str, Any]) -> "Figure":
-    """A bar for each row, the median; a line on to the 90th percentile, cut at the edge; how many
-    times ours.
+    """Draw a bar for each row up to the median, and a line to the 90th percentile.
+
+    The line is cut at the edge. Each bar says how many times longer than ours it is.
     """
     engines = result["engines"]
     figure = _figure(
@@ -132,7 +133,7 @@ def _peers(result: dict[str, Any]) -> "Figure":
 
 
 def _gpu(result: dict[str, Any]) -> "Figure":
-    """Copies and computing of a call, medians, for every batch size of each network."""
+    """Draw medians of copying and computing, for every batch size of each network."""
     engines = result["engines"]
     figure = _figure(11, 1.6 + 0.5 * sum(len(engine["gpu"]) for engine in engines))
     for axes, engine in zip(np.atleast_1d(figure.subplots(len(engines), 1)), engines, strict=True):
@@ -160,7 +161,7 @@ def _gpu(result: dict[str, Any]) -> "Figure":
 
 
 def _rounds(result: dict[str, Any]) -> "Figure":
-    """Every call over the rounds, and how they are distributed."""
+    """Draw every call over the rounds, and how the calls are distributed."""
     engines = result["engines"]
     figure = _figure(13.5, 3.9 * len(engines))
     grid = figure.subplots(len(engines), 2, width_ratios=(2, 1), squeeze=False)
@@ -189,16 +190,14 @@ def _rounds(result: dict[str, Any]) -> "Figure":
 
 
 def _row_colours(names: list[str]) -> dict[str, str]:
-    """Ours in blues, each peer in a colour of its own."""
+    """Our rows are blue. Each peer has a colour of its own."""
     blues = cycle(("#1F4E79", "#4C78A8", "#9ECAE9"))
     others = cycle(("#E45756", "#F2A541", "#54A24B", "#B279A2", "#9D755D", "#79706E", "#72B7B2"))
     return {name: next(blues) if _ours(name) else next(others) for name in names}
 
 
 def _roofline(result: dict[str, Any]) -> "Figure":
-    """The machine's roof in each precision, and where each of our rows lies under it; log-log,
-    numbered.
-    """
+    """Draw the machine's limit in each precision, and our numbered rows under it, log-log."""
     roofline = result["roofline"]
     points, bandwidth, peaks = roofline["points"], roofline["gbyte_per_s"], roofline["gflop_per_s"]
     corners = [point["flop_per_byte"] for point in points] + [
@@ -280,7 +279,7 @@ def _roofline(result: dict[str, Any]) -> "Figure":
 
 
 def _sweep(result: dict[str, Any]) -> "Figure":
-    """Milliseconds for an image against input side, beside the area's growth, and against batch."""
+    """Draw milliseconds for an image over the input side, beside the area, and over the batch."""
     sweep = result["sweep"]
     by_size = sorted((p for p in sweep["points"] if p["batch"] == 1), key=lambda p: p["size_px"])
     by_batch = sorted(
@@ -342,7 +341,7 @@ CROWDED = 0.05
 
 
 def print_bench(result: dict[str, Any], console: Console) -> None:
-    """Every part as a table, and the conditions under it."""
+    """Print every part as a table, with the conditions under it."""
     console.print(
         latency_table(f"{result['source']}, {result['engine']}, {result['verdict']}", result),
         settling(result),
@@ -359,7 +358,7 @@ def print_bench(result: dict[str, Any], console: Console) -> None:
 
 
 def settling(part: dict[str, Any]) -> Text:
-    """Whether a part settled, in words, and what was not counted."""
+    """Say in words whether a part settled, and what was not counted."""
     rule, samples = part["stability"], part.get("frames", part.get("calls"))
     unit = rule["unit"]
     condition = (
@@ -386,7 +385,7 @@ def settling(part: dict[str, Any]) -> Text:
 
 
 def peers_table(engine: dict[str, Any]) -> Group:
-    """One network's rows: ours, then the peers, then those that could not run and why."""
+    """A table of one network: our rows, then the peers, then those that could not run, and why."""
     table = Table(
         title=f"{engine['engine']}, one image, {engine['calls']} calls each, in turns",
         title_justify="left",
@@ -410,7 +409,7 @@ def peers_table(engine: dict[str, Any]) -> Group:
 
 
 def roofline_table(roofline: dict[str, Any]) -> Group:
-    """Each of our rows against the bounds of this machine."""
+    """A table of our rows beside the bounds of this machine."""
     table = Table(title="roofline", title_justify="left")
     for column in ("", "GFLOP", "MB", "compute ms", "memory ms", "took ms", "gap"):
         table.add_column(column, justify="left" if not column else "right")
@@ -433,7 +432,7 @@ def roofline_table(roofline: dict[str, Any]) -> Group:
 
 
 def sweep_table(sweep: dict[str, Any]) -> Group:
-    """Cost of an image against input size and batch."""
+    """A table of the cost of an image at each input size and batch."""
     title = f"{sweep['network']} {sweep['precision']}, engine only, map at {sweep['layer']}"
     table = Table(title=title, title_justify="left")
     for column in ("size px", "batch", "ms per image", "p90"):

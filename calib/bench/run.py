@@ -45,7 +45,7 @@ from realtime.statistics import Run, percentiles
 
 @dataclass(frozen=True)
 class Variant:
-    """One of our own ways to do the work: a graph, and the engine that runs it."""
+    """One of our own rows: a graph, and the engine that runs it."""
 
     graph: onnx.ModelProto
     engine: Engine
@@ -59,8 +59,10 @@ def bench(
     sizes_px: Sequence[int] = (),
     batches: Sequence[int] = (),
 ) -> tuple[dict[str, Any], Run]:
-    """Everything: end to end with the first choice, each choice beside its peers, sweeps of the
-    first, the roofline.
+    """Time everything.
+
+    The first choice runs end to end. Each choice runs beside its peers. Then come the sweeps of the
+    first choice, and the roofline.
 
     Where the backend is one for GPUs, each choice is timed in trtexec's words and beside
     peers on that GPU, and there is no roofline, which is the processor's.
@@ -121,8 +123,9 @@ def _point(
 
 
 def choices(models: str, choice: EngineOptions) -> list[EngineOptions]:
-    """What ``--models compact,vgg16`` and its like name: without weights the shipped ones, or
-    random (speed is the same).
+    """The networks that ``--models compact,vgg16`` names.
+
+    A network without weights takes the shipped ones, or random ones: the speed is the same.
 
     Given weights are those of the one network named, or of all but the compact one.
     """
@@ -134,7 +137,7 @@ def choices(models: str, choice: EngineOptions) -> list[EngineOptions]:
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """``96,128`` as numbers; none where the text is empty.
+    """Read ``96,128`` as numbers. An empty text holds none.
 
     Raises:
         SightlineError: it is anything else.
@@ -149,8 +152,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 
 def variants(classifier: Classifier, choice: EngineOptions) -> dict[str, Variant]:
-    """Our rows by name; the first is what peers are compared with: what a user gets. One line makes
-    a row.
+    """Our rows by name. The first is what a user gets, and peers are compared with it.
 
     Peers differentiate down to the pixels. So do some rows, whatever the head reads; their names
     say how deep each goes.
@@ -179,7 +181,7 @@ def variants(classifier: Classifier, choice: EngineOptions) -> dict[str, Variant
 def quantization_for_timing(
     choice: EngineOptions, classifier: Classifier, spec: MapSpec
 ) -> Quantization:
-    """The network's calibration, or one that only times."""
+    """The network's calibration, or a rough one that serves for timing only."""
     found = choose_quantization(replace(choice, precision="auto"), classifier, spec)
     return found or rough_quantization(classifier, spec.objective)
 
@@ -187,8 +189,9 @@ def quantization_for_timing(
 def bench_engine(
     choice: EngineOptions, seconds: float, console: Console
 ) -> tuple[dict[str, Any], dict[str, tuple[str, Work]]]:
-    """Time one image through the whole graph beside its peers, in turns, until all have settled or
-    the time is up.
+    """Time one image through the whole graph beside its peers.
+
+    They take turns until all have settled or the time is over.
 
     Args:
         choice: model, weights, method, size and head; every precision that the processor has is
@@ -237,8 +240,7 @@ def sweep(
     seconds: float,
     console: Console,
 ) -> dict[str, Any]:
-    """Time of one image against input size (one at a time) and against batch (at the usual size),
-    all in turns.
+    """Time one image at each input size, and at the usual size in each batch, all in turns.
 
     The map where the network's usual head reads it, no head: one network at every size. Engine
     only, in 8 bits.
@@ -334,7 +336,7 @@ class BenchOptions:
 def bench_chosen(
     options: BenchOptions, choice: EngineOptions, console: Console, as_json: bool
 ) -> bool:
-    """Time, or compare two results; print, draw and, for ``as_json``, write it on standard output.
+    """Time, or compare two results. Print the outcome, draw it, and write it as JSON.
 
     Returns:
         Whether, of two results, something of ours is slower in the second.

@@ -55,8 +55,9 @@ TITLE = "Sightline - point the camera here"
 
 
 class Codes:
-    """Codes that are shown one after the other, and when each was; numbers begin again after
-    ``CODES``.
+    """Codes that are shown one after the other, and when each was shown.
+
+    Their numbers begin again after ``CODES``.
     """
 
     def __init__(self) -> None:
@@ -71,7 +72,7 @@ class Codes:
         self.count = 0
 
     def next(self) -> ImageBgr:
-        """The next code's picture; its time is now."""
+        """The picture of the next code. It counts as shown now."""
         code = self.count % CODES
         marker = cv2.aruco.generateImageMarker(self._dictionary, code, CODE_PX)
         edges = (BORDER_PX,) * 4
@@ -84,8 +85,9 @@ class Codes:
         return np.asarray(picture, np.uint8)
 
     def seen(self, image_bgr: ImageBgr) -> int | None:
-        """When the newest code in the image was shown (``time.monotonic_ns()``); None if none is
-        readable, or none is new.
+        """When the newest code in the image was shown (``time.monotonic_ns()``).
+
+        It is None where no code can be read, or none is new.
 
         A camera may also see older codes, in the picture of the picture: they are forgotten.
         """
@@ -112,8 +114,9 @@ class Screen(Protocol):
 
 
 class WindowScreen:
-    """A window with the code beside the finished picture; a new code with every picture. ``q`` or
-    Escape ends.
+    """A window with the code beside the finished picture. Each picture has a new code.
+
+    ``q`` or Escape ends the run.
     """
 
     def __init__(self, codes: Codes) -> None:
@@ -138,8 +141,9 @@ class WindowScreen:
 
 
 class LoopScreen:
-    """A screen and a camera in one, to try the measurement: a stream that replays the codes a known
-    time after they were shown.
+    """A screen and a camera in one, to try the measurement.
+
+    It is a stream that replays the codes a known time after they were shown.
 
     Attributes:
         address: of the stream (Motion JPEG over HTTP).
@@ -163,7 +167,7 @@ class LoopScreen:
         self._server.server_close()
 
     def _replayed(self) -> Iterator[bytes]:
-        """JPEGs at ``LOOP_FPS``, each its delay after its code was shown."""
+        """JPEGs at ``LOOP_FPS``. Each comes its delay after its code was shown."""
         waiting: deque[tuple[float, bytes]] = deque()
         begin_s = time.monotonic()
         for number in itertools.count():
@@ -200,8 +204,7 @@ class LoopScreen:
 
 
 class ScreenSink:
-    """Shows every finished picture, and has the codes of its frame read in a thread of its own, so
-    that reading delays nothing.
+    """Shows every finished picture. A thread reads the codes of its frame.
 
     Attributes:
         glass_ms: from a code's being drawn to its picture's being shown.
@@ -305,7 +308,7 @@ def bench_screen(
 
 @contextmanager
 def _screen(source: str, codes: Codes) -> Iterator[tuple[Screen, str]]:
-    """(the screen, what sees it)."""
+    """Open the screen, and say which source sees it."""
     if not source.startswith("loop:"):
         if not has_display():
             raise SightlineError(
@@ -331,7 +334,7 @@ def _screen(source: str, codes: Codes) -> Iterator[tuple[Screen, str]]:
 
 
 def print_screen(result: dict[str, Any], console: Console) -> None:
-    """As a table for the terminal."""
+    """Print the result as a table."""
     table = Table(
         title=f"glass to glass: {result['source']}, {result['engine']}", title_justify="left"
     )

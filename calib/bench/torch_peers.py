@@ -23,8 +23,9 @@ Call = Callable[[], Array]
 
 
 class FromPixels(nn.Module):
-    """A classifier with its normalisation in front: float32 pixels 0..255 ``[N, 3, S, S]``, in its
-    channel order, to scores.
+    """A classifier with its normalisation in front.
+
+    It takes float32 pixels 0..255 ``[N, 3, S, S]`` in its channel order, and gives scores.
 
     Raises:
         EngineError: there is no module for this network.
@@ -47,8 +48,9 @@ class FromPixels(nn.Module):
 
 
 class TorchPeers:
-    """Calls that do one image's work, each from the same uint8 image, without gradients for the
-    weights.
+    """Calls that do the work of one image. Each begins with the same uint8 image.
+
+    None computes gradients of the weights.
 
     Args:
         classifier: the network.
@@ -87,15 +89,11 @@ class TorchPeers:
         return self._sensitivity(self._network)
 
     def compiled(self) -> Call:
-        """The same, forward and backward through ``torch.compile``, which needs a C++ compiler. The
-        first call compiles.
-        """
+        """The same through ``torch.compile``, which needs a C++ compiler."""
         return self._sensitivity(torch.compile(self._network))
 
     def captum_saliency(self) -> Call:
-        """The same by Captum; the best score is taken inside, which saves its users a forward pass
-        to find the class.
-        """
+        """The same by Captum. It takes the best score inside, without a forward pass."""
         from captum.attr import Saliency
 
         saliency = Saliency(lambda pixels: self._network(pixels).amax(1))
@@ -182,8 +180,9 @@ def _on_host(values: Tensor) -> Array:
 
 @contextmanager
 def torchvision_stand_in() -> Iterator[None]:
-    """Empty names in torchvision's place while pytorch-grad-cam is imported, where torchvision is
-    not installed.
+    """Put empty names in torchvision's place while pytorch-grad-cam is imported.
+
+    This is needed where torchvision is not installed.
 
     The library imports image transforms and detection operators for helpers of its own; Grad-CAM
     uses none of them.

@@ -52,7 +52,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Task:
-    """One image's work.
+    """The work of one image.
 
     Attributes:
         classifier: the network.
@@ -66,14 +66,14 @@ class Task:
 
     @cached_property
     def torch(self) -> "TorchPeers":
-        """PyTorch's peers, which share a network."""
+        """The peers of PyTorch. They share a network."""
         from calib.bench.torch_peers import TorchPeers  # only where PyTorch is installed
 
         return TorchPeers(self.classifier, self.image_nhwc_bgr)
 
 
 def onnxruntime_whole(task: Task) -> Call:
-    """Our own graph in ONNX Runtime: its outputs, in the graph's order."""
+    """Our own graph in ONNX Runtime. It gives the graph's outputs in their order."""
     feed = {IMAGE: task.image_nhwc_bgr, WANTED_CLASS: np.array([-1])}
     session = _session(task.graph)
     return lambda: session.run(None, feed)
@@ -107,7 +107,7 @@ PEERS: dict[str, Callable[[Task], Call]] = {
 
 
 def peers(task: Task) -> tuple[dict[str, Call], dict[str, str]]:
-    """Every peer, called once, since some compile only then.
+    """Make every peer, and call it once, because some compile only then.
 
     Returns:
         (name to a call that does one image's work, name to why there is none).
@@ -160,7 +160,7 @@ FRAMES = Rule(WINDOW_FRAMES, "frames")
 def bench_end_to_end(
     choice: EngineOptions, source: str, seconds: float, console: Console
 ) -> tuple[dict[str, Any], Run]:
-    """A source to drawn frames and a JSONL log (no encoding), in the terms of ``Run.summary``.
+    """Time the way from a source to drawn frames and a JSONL log, without encoding.
 
     A source that ends is run again and again, until its frames have settled or the time is up.
 
@@ -197,7 +197,7 @@ def bench_end_to_end(
 
 
 def warm_up(localizer: Localizer) -> None:
-    """Calls that do not count: the first ones allocate, and some engines compile then."""
+    """Make calls that do not count: the first ones allocate, and some engines compile."""
     blank = np.zeros((localizer.size_px, localizer.size_px, 3), np.uint8)
     for _ in range(WARM_UP_CALLS):
         localizer.localize([blank])
@@ -206,11 +206,14 @@ def warm_up(localizer: Localizer) -> None:
 def _repeated(
     source: str, localizer: Localizer, seconds: float, clock: Callable[[], float]
 ) -> tuple[Run, "array[float]", int, bool]:
-    """(every frame's stages, ms from one finished frame to the next, passes begun, whether they
-    settled).
+    """Run a source again and again until it has settled or the time is over.
 
-    Opening the source is not counted; the first frame of a pass is, from the moment it is asked
+    Opening the source is not counted. The first frame of a pass counts from the moment it is asked
     for.
+
+    Returns:
+        (every frame's stages, ms from one finished frame to the next, passes begun, whether they
+        settled).
     """
     run, intervals_ms, passes, begin = Run(), array("d"), 0, clock()
     settled, more = False, True
@@ -241,7 +244,7 @@ def _settled(run: Run, intervals_ms: "array[float]") -> bool:
 
 
 class DrawnOnly:
-    """Has every frame drawn, and keeps none."""
+    """Makes the loop draw every frame, and keeps none."""
 
     needs_picture = True
 
@@ -255,7 +258,7 @@ class DrawnOnly:
 
 
 def engine_facts(choice: EngineOptions, localizer: Localizer) -> str:
-    """Network, size, backend and precision in words, and what the processor costs."""
+    """Network, size, backend and precision in words, and what the processor lacks."""
     engine = localizer.engine
     what = f"{choice.model} at {localizer.size_px} px, {engine.backend} {engine.precision}"
     return "; ".join([what, *getattr(engine, "losses", ())])
@@ -266,8 +269,10 @@ TURNS = Rule(WINDOW_ROUNDS, "rounds")
 
 
 def row_of(name: str, samples_ms: Sequence[float], first_p50_ms: float) -> dict[str, Any]:
-    """``name``, ``p50_ms``, ``p90_ms``, ``ratio`` (its median over ours), ``windows_ms`` (medians)
-    and every sample.
+    """A row of the result.
+
+    It holds ``name``, ``p50_ms``, ``p90_ms``, ``ratio`` (its median over ours), ``windows_ms``
+    (medians) and every sample.
     """
     found = percentiles(array("d", samples_ms))
     return {
@@ -288,8 +293,7 @@ def engine_call(engine: Engine, feed: Mapping[str, Array]) -> Call:
 def take_turns(
     calls: Mapping[str, Call], seconds: float, console: Console, title: str, rest_s: float = REST_S
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time A B C, C A B, ...: in every round each has its turn, so that a change of the machine's
-    pace meets all alike.
+    """Time calls in turns, in every round each once, so that all meet the same pace of the machine.
 
     Between calls the machine rests: the thread pools of PyTorch and ONNX Runtime spin for a while
         after their work, and

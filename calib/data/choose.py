@@ -46,8 +46,9 @@ VOC_ROOT = "VOCdevkit/VOC2007"
 
 
 def load_voc2007(split: str, folder: Path) -> list[Sample]:
-    """The images of a half with their boxes; ``difficult`` objects are left out, so an image may
-    have none.
+    """Load the images of one half with their boxes.
+
+    Objects that are marked ``difficult`` are left out, so an image may have none.
 
     Args:
         split: ``trainval`` or ``test``.
@@ -129,29 +130,28 @@ class DataOptions:
 
     @property
     def name(self) -> str:
-        """Of the set, for cards."""
+        """Name of the set, for cards."""
         return self.dataset or (self.data.stem if self.data else "")
 
     @property
     def title(self) -> str:
-        """Of the set, with its folder, for pages and pictures."""
+        """Name of the set with its folder, for pages and pictures."""
         return self.dataset or (
             f"{self.data.resolve().parent.name}/{self.data.stem}" if self.data else ""
         )
 
 
 def labels_beside(choice: DataOptions, data: Path, ids: Path | None) -> DataOptions:
-    """Another label file for the same kinds of objects, whose images lie where the first one's
-    do.
-    """
+    """Options for another label file, with the same classes and the same place of the images."""
     return DataOptions(data, choice.images, ids, classes=choice.classes)
 
 
 def load_chosen(
     choice: DataOptions, split: str, remarks: Remarks | None = None, limit: int | None = None
 ) -> list[Sample]:
-    """The first ``limit`` labelled images of what was chosen: a user's own, ``trainval`` or
-    ``test`` of a published set.
+    """Load the first ``limit`` labelled images of what was chosen.
+
+    That is a user's own set, or ``trainval`` or ``test`` of a published one.
 
     A user's own are decoded once, so that all that follows has the same images: those whose pixels
     are damaged are left out. ``remarks`` takes what is left out of a user's own or guessed, besides
@@ -261,7 +261,7 @@ KNOWN: dict[str, Sequence[int]] = {
 
 @cache
 def everyday_names(names: tuple[str, ...], wanted: frozenset[str]) -> tuple[str, ...]:
-    """For each class of a network, what a data set calls it: '' where it has no such class.
+    """What a data set calls each class of a network. It is '' where the set has no such class.
 
     Args:
         names: of the network's classes; ImageNet's are translated, any other stand for themselves.

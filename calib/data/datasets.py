@@ -93,7 +93,7 @@ class Family:
 
 
 def _each(read_file: OneFile) -> Callable[[Path, Readers, Remarks], list[Label]]:
-    """Reads every file by itself; those that cannot be read are left out."""
+    """Make a reader that reads every file by itself. Files that cannot be read are left out."""
 
     def read(place: Path, files: Readers, remarks: Remarks) -> list[Label]:
         labels: list[Label] = []
@@ -106,8 +106,9 @@ def _each(read_file: OneFile) -> Callable[[Path, Readers, Remarks], list[Label]]
 
 
 def _placed(labels: list[Label], name: str) -> list[Label]:
-    """Labels that know where their file lies in the data set; of a file for one image, also what it
-    is called.
+    """Labels with the folder of their file.
+
+    The label of a file for one image also gets the file's name.
     """
     path = PurePosixPath(name)
     folder = "" if path.parent == PurePosixPath() else path.parent.as_posix()
@@ -136,7 +137,7 @@ FAMILIES = (XML, JSON, TABLE, TEXT)
 
 
 def read_labels(path: Path, remarks: Remarks) -> list[Label]:
-    """The labels of a file, or of a folder, zip or tar of files, in their order.
+    """Read the labels of a file, or of a folder, zip or tar of files, in their order.
 
     Args:
         path: what a user named.
@@ -161,7 +162,7 @@ def read_labels(path: Path, remarks: Remarks) -> list[Label]:
 
 
 def _family_of(content: bytes) -> Family | None:
-    """Of a file whose name does not tell."""
+    """The kind of a file whose name does not say it."""
     start = content[:4096].lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\0")
     if start[:1] in (b"{", b"["):
         return JSON
@@ -171,7 +172,7 @@ def _family_of(content: bytes) -> Family | None:
 
 
 def _folder(place: Path, remarks: Remarks) -> list[Label]:
-    """The first kind of label files of which the folder holds any that can be read."""
+    """Read the first kind of label files of which the folder holds any that can be read."""
     first: SourceError | None = None
     for family in FAMILIES:
         files, found = members(place, family.suffixes), Remarks()
@@ -199,7 +200,7 @@ MOST_LISTED = 40
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image, read when asked for.
+    """One labelled image. It is decoded when it is asked for.
 
     Attributes:
         name: of the image, as in the labels.
@@ -218,28 +219,26 @@ class Sample:
 
     @property
     def group(self) -> str:
-        """What must not lie on both sides of a split: the sequence of a frame, whose neighbours are
-        nearly the same image.
+        """Samples of one group must lie on the same side of a split.
+
+        It is the sequence of a frame, because its neighbours are nearly the same image.
         """
         return self.sequence or self.name
 
     @property
     def single(self) -> bool:
-        """Exactly one object is labelled, of whatever class: nothing else competes for being the
-        main one.
-        """
+        """Whether exactly one object is labelled, of any class. So it is the main object."""
         return len(self.truths) == 1 and not self.others
 
     @property
     def one_box(self) -> bool:
-        """Exactly one object is of the classes that were asked for: what a head can be fitted
-        to.
-        """
+        """Whether exactly one object is of the wanted classes. Then a head can be fitted to it."""
         return len(self.truths) == 1
 
     def clipped(self, image_bgr: ImageBgr) -> "Sample":
-        """The same with its boxes cut to its image: they may reach
-        ``calib.data.labels.TOLERANCE_PX`` beyond it.
+        """The same with its boxes cut to its image.
+
+        They may reach ``calib.data.labels.TOLERANCE_PX`` beyond it.
         """
         return replace(
             self, truths=tuple(truth.clipped(size_of(image_bgr)) for truth in self.truths)
@@ -253,8 +252,9 @@ def load_dataset(
     classes: Sequence[str] = (),
     remarks: Remarks | None = None,
 ) -> list[Sample]:
-    """Read labels and find their images. What cannot be used is left out and said on the standard
-    error stream, as are guesses.
+    """Read labels and find their images.
+
+    What cannot be used is left out, and printed on the standard error stream. So are guesses.
 
     Args:
         path: a table ``file,class,x0,y0,x1,y1`` in any dialect; ``NAME_boxes.csv`` with
@@ -295,8 +295,9 @@ def load_dataset(
 
 
 def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> list[Sample]:
-    """Only objects of these classes, and only images that have one; all when none is named. Of
-    others the number is kept.
+    """Keep only objects of these classes, and only images that have one.
+
+    All are kept where no class is named. The number of the other objects is kept.
 
     Raises:
         SourceError: the set ``name`` has no such class; the message lists those it has.
@@ -320,8 +321,9 @@ def of_classes(samples: Sequence[Sample], classes: Sequence[str], name: str) -> 
 def decoded(
     samples: Iterable[Sample], remarks: Remarks | None = None
 ) -> Iterator[tuple[Sample, ImageBgr]]:
-    """Each sample with its image. Those whose pixels are damaged are left out, and said on the
-    standard error stream.
+    """Decode each sample.
+
+    Samples whose pixels are damaged are left out, and printed on the standard error stream.
 
     ``load_dataset`` looks at the heads of image files only.
 
@@ -345,8 +347,9 @@ def decoded(
 
 
 def decodable(samples: Iterable[Sample], remarks: Remarks | None = None) -> list[Sample]:
-    """The samples of ``decoded``, for what reads its images more than once or must know how many
-    there are; none is held.
+    """The samples of ``decoded``, for a caller that reads its images more than once.
+
+    No image is kept in memory.
 
     Raises:
         SourceError: no image can be decoded.
@@ -415,7 +418,7 @@ def _labelled_images(
 
 
 def labelled(label: Label, read: Callable[[], bytes], where: str, remarks: Remarks) -> Sample:
-    """A sample whose boxes fit its image; boxes that cannot be are left out.
+    """Make a sample whose boxes fit its image. Boxes that cannot fit are left out.
 
     Args:
         label: of the image.
@@ -444,7 +447,7 @@ def labelled(label: Label, read: Callable[[], bytes], where: str, remarks: Remar
 def _frames_of_tracks(
     path: Path, labels: Sequence[Label], video: Path, remarks: Remarks
 ) -> list[Sample]:
-    """Of labels that give frames by number, in a video."""
+    """Samples of labels that give frames of a video by number."""
     frames = frame_readers(video)
     samples = []
     for label in labels:
@@ -478,7 +481,10 @@ def _check_count(path: Path, boxes: int, place: Path, frames: int) -> None:
 def _frame_sample(
     path: Path, index: int, box: BoxPx | None, size_px: SizePx, read: Callable[[], ImageBgr]
 ) -> Sample:
-    """Tracked objects may leave the frame in part: what is seen of them is the truth."""
+    """The sample of a frame of a sequence.
+
+    A tracked object may leave the frame in part. Its truth is what is seen of it.
+    """
     truths: tuple[Truth, ...] = ()
     if box is not None:
         truths = (Truth("object", box).clipped(size_px),)

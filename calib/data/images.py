@@ -91,8 +91,9 @@ def size_of(image_bgr: ImageBgr) -> SizePx:
 
 
 def images_beside(path: Path, more_suffixes: tuple[str, ...] = ()) -> Path:
-    """The images of a label file: of its name, less a known ending, else of a usual name, else the
-    folder it lies in.
+    """Find the images of a label file.
+
+    They have the file's name without its ending, else a usual name, else they lie in its folder.
 
     Args:
         path: the label file, or folder of label files; dots in its name are part of it.
@@ -114,8 +115,9 @@ def images_beside(path: Path, more_suffixes: tuple[str, ...] = ()) -> Path:
 
 
 def image_places(path: Path) -> list[Path]:
-    """Where the images of labels may lie, in the order to look: inside the labels' own folder, zip
-    or tar, else beside.
+    """Where the images of labels may lie, in the order to look.
+
+    It is inside the labels' own folder, zip or tar, else beside it.
     """
     if path.suffix.lower() in NAME_FILES:
         path = path.parent
@@ -124,9 +126,7 @@ def image_places(path: Path) -> list[Path]:
 
 
 def sequence_name(path: Path) -> str:
-    """The name of the sequence that a file has a box for every frame of: the file's less its
-    ending, or its folder's.
-    """
+    """The name of a sequence: that of its file without the ending, or that of its folder."""
     if path.stem.startswith(
         "groundtruth"
     ):  # as OTB and VOT are published; OTB has groundtruth_rect.2.txt too
@@ -138,8 +138,9 @@ def sequence_name(path: Path) -> str:
 
 
 class ImageFiles:
-    """The images of a folder, zip or tar, found by path, by name without folder, or by name without
-    ending.
+    """The images of a folder, zip or tar.
+
+    They are found by path, by name without folder, or by name without ending.
 
     Names are compared as people mean them: in any case, in any Unicode form, with either slash, as
         a URL or a path of another
@@ -179,8 +180,9 @@ class ImageFiles:
     def reader(
         self, label: Label, labels: Path, remarks: Remarks, own_name_first: bool = False
     ) -> Callable[[], bytes]:
-        """What reads the image of a label. Folders in its name must be those it lies in, as far as
-        they can be.
+        """What reads the image of a label.
+
+        The folders in its name must be those that it lies in, as far as they can be.
 
         Args:
             label: names its image.
@@ -251,9 +253,7 @@ class ImageFiles:
         )
 
     def _alike(self, asked: "ImageName") -> Iterator[tuple[list[str], str]]:
-        """Images whose name is the one that is asked for, then those that differ more and more,
-        each with what to say.
-        """
+        """Images with the wanted name, then those that differ more and more, each with a remark."""
         for base in dict.fromkeys((asked.base, unquote(asked.base))):
             same = self._paths.get(folded(base), [])
             yield [path for path in same if PurePosixPath(path).name == base] or same, ""
@@ -297,7 +297,7 @@ class ImageFiles:
         )
 
     def _longest_tail(self, paths: list[str], asked: "ImageName") -> list[str]:
-        """Those that share most of the last folders of a path of another machine."""
+        """The images that share most of the last folders of a path of another machine."""
 
         def shared(path: str) -> int:
             pairs = zip(
@@ -358,12 +358,12 @@ class ImageName:
 
 
 def folded(name: str) -> str:
-    """The same text for names that differ in case or Unicode form only."""
+    """A text that is the same for names that differ in case or Unicode form only."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _splits(folders: Iterable[str]) -> frozenset[str]:
-    """Which parts of a data set folders are named after: train2017 is train."""
+    """The parts of a data set that folders are named after. train2017 is train."""
     return frozenset(
         SPLITS[word] for folder in folders if (word := folder.rstrip("0123456789-_")) in SPLITS
     )
@@ -371,16 +371,14 @@ def _splits(folders: Iterable[str]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the head of an image file tells: (width, height) as it is shown, and whether EXIF data
-    turn it on its side.
-    """
+    """What the head of an image file says: its size as shown, and whether EXIF data turn it."""
 
     size_px: SizePx
     turned: bool
 
 
 def look_at(content: bytes, where: str) -> Seen:
-    """Size and rotation of an image, without decoding its pixels where that is possible.
+    """Read the size and rotation of an image, without decoding its pixels where that is possible.
 
     Raises:
         SourceError: it is not a readable image.
@@ -403,8 +401,9 @@ def look_at(content: bytes, where: str) -> Seen:
 
 
 def frame_readers(place: Path) -> list[tuple[SizePx, Callable[[], ImageBgr]]]:
-    """(size, reader) of each frame of a folder, zip, tar or video, in order; all are decoded once
-    for it, none is held.
+    """(size, reader) of each frame of a folder, zip, tar or video, in order.
+
+    All frames are decoded once for this, and none is kept in memory.
 
     Raises:
         SourceError: it cannot be read to its end.
@@ -423,8 +422,9 @@ def _image(name: str, read: Callable[[], bytes]) -> ImageBgr:
 
 
 class VideoFrames:
-    """Frames of a video by number: each is decoded once as long as numbers rise; going back starts
-    the video again.
+    """Frames of a video by number.
+
+    Each is decoded once while the numbers rise. Going back starts the video again.
     """
 
     def __init__(self, place: Path) -> None:

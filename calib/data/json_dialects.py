@@ -35,8 +35,9 @@ FILE_NAMES = ("file_name", "filename", "name", "path", "coco_url", "flickr_url")
 
 
 def read_coco(data: Mapping[str, Any], where: str, remarks: Remarks) -> list[Label]:
-    """The labels of COCO instances: ``bbox`` is x, y, width, height in continuous pixels; crowds
-    are left out.
+    """Read the labels of COCO instances.
+
+    ``bbox`` is x, y, width, height in continuous pixels. Crowds are left out.
 
     Raises:
         BadLabelError: it is not such a file.
@@ -84,7 +85,7 @@ def read_coco(data: Mapping[str, Any], where: str, remarks: Remarks) -> list[Lab
 
 
 def _id(value: object) -> str:
-    """Tools write one and the same id as number and as text."""
+    """An id as text. Tools write the same id as number and as text."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, (int, str)) or isinstance(value, bool):
@@ -121,9 +122,7 @@ def _class(item: Mapping[str, Any], names: Mapping[str, str] | None) -> str:
 
 
 def _box(item: Mapping[str, Any], label: Label) -> tuple[list[float], BoxPx | None]:
-    """(bbox, nothing), or (nothing, the box around the segmentation) where there is no usable
-    bbox.
-    """
+    """(bbox, nothing), or (nothing, the box around the segmentation) where no bbox can be used."""
     box, shape = optional(item, "bbox"), optional(item, "segmentation")
     if box or not shape:
         if isinstance(box, Mapping):
@@ -141,8 +140,9 @@ def _box(item: Mapping[str, Any], label: Label) -> tuple[list[float], BoxPx | No
 
 
 def _around_runs(shape: Mapping[str, Any], label: Label) -> BoxPx:
-    """The box around a mask of run lengths: background first, down the columns, as lists or in
-    COCO's compressed text.
+    """The box around a mask of run lengths, as lists or in COCO's compressed text.
+
+    The background comes first, and runs go down the columns.
     """
     height = int(min(1e9, max(0.0, numbers(field(shape, "size"), "size", 2)[0])))
     counts = field(shape, "counts")
@@ -177,8 +177,9 @@ def _finite(counts: object) -> list[float]:
 
 
 def _uncompressed(text: str) -> list[int]:
-    """COCO's text of run lengths: five bits a character, each run from the third on as its
-    difference to the last but one.
+    """Read COCO's text of run lengths.
+
+    A character holds five bits. From the third on, a run is its difference to the last but one.
     """
     runs: list[int] = []
     value = shift = 0
@@ -206,7 +207,7 @@ NO_BOX = "shapes without an area (points, lines, whole-image classes) are passed
 
 
 def read_json(content: bytes, where: str, remarks: Remarks) -> list[Label]:
-    """The labels of a file, in its order; an image without a name is called as the file is.
+    """Read the labels of a file in its order. An image without a name is called as the file is.
 
     Raises:
         BadLabelError: it is not JSON, or of no known layout.
@@ -228,7 +229,7 @@ def _gathered(
     where: str,
     remarks: Remarks,
 ) -> Label:
-    """A label with the truths of its items; items that cannot be used are left out and counted."""
+    """Make a label with the truths of its items. Unusable items are left out and counted."""
     truths, others = [], 0
     for place, item in items:
         try:
@@ -315,7 +316,7 @@ def _cancelled(annotation: Any) -> bool:
 
 
 def _studio_image(data: Any) -> str:
-    """The field that holds the image has any name that the project gave it."""
+    """The field that holds the image. It has any name that the project gave it."""
     texts = (
         [value for value in data.values() if isinstance(value, str)]
         if isinstance(data, Mapping)
@@ -330,8 +331,9 @@ def _studio_result(item: Any) -> Truth | None:
 
 
 def _studio_shape(value: Any, sizes: Any) -> Truth | None:
-    """A shape in per cent of the image; rectangles are turned about their upper left corner, in
-    pixels.
+    """Read a shape in per cent of the image.
+
+    Rectangles are turned about their upper left corner, in pixels.
     """
     key = next(
         (k for k in (value if isinstance(value, Mapping) else ()) if k.endswith("labels")), ""
@@ -376,9 +378,7 @@ def _turned_percent(box: BoxPx, degrees: float, sizes: Any) -> BoxPx:
 
 
 def _studio_short(data: list[Any], where: str, remarks: Remarks) -> list[Label]:
-    """Label Studio's JSON-MIN: the shapes lie beside the image, in fields that the project
-    named.
-    """
+    """Read Label Studio's JSON-MIN. The shapes lie beside the image, in fields with any name."""
     labels = []
     for place, task in _numbered(data):
         with remarks.leaving_out():
@@ -425,7 +425,7 @@ def _via(data: Mapping[str, Any], where: str, remarks: Remarks) -> list[Label]:
 
 
 def via_region(region: Any) -> Truth | None:
-    """A region of VGG Image Annotator; None for points and lines.
+    """Read a region of VGG Image Annotator. Points and lines give None.
 
     Raises:
         BadLabelError: it cannot be read.
@@ -511,7 +511,7 @@ def _refuse(name: str, instead: str) -> Callable[[Any, str, Remarks], list[Label
 
 
 def _first(data: Any) -> Mapping[str, Any]:
-    """The first object of a list; an empty one where it is no such list."""
+    """The first object of a list, or an empty object where it is no such list."""
     return data[0] if isinstance(data, list) and data and isinstance(data[0], Mapping) else {}
 
 
@@ -538,7 +538,7 @@ def _is_via(data: Any) -> bool:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a tool's files are told from others, by what is parsed, and what reads them."""
+    """How the files of a tool are told apart, by their parsed content, and what reads them."""
 
     fits: Callable[[Any], bool]
     read: Callable[[Any, str, Remarks], list[Label]]

@@ -30,12 +30,13 @@ file.
 
 
 class BadLabelError(SourceError):
-    """One row, object or file of a label set cannot be used; the others can."""
+    """One row, object or file of a label set cannot be used. The others can."""
 
 
 def shown(value: object, longest: int = LONGEST) -> str:
-    """Text out of a file as a message may hold it: on one line, without control characters, cut
-    where it is long.
+    """Make text of a file fit for a message.
+
+    It gets one line, without control characters, and is cut where it is long.
     """
     text = displayable(str(value)[: longest + 1])
     return text if len(text) <= longest else text[:longest] + " ..."
@@ -57,8 +58,9 @@ class Remarks:
         self._counts: dict[str, int] = {}
 
     def guess(self, what: str, example: str) -> None:
-        """Something was read otherwise than the file says it; ``example`` is the row, file or
-        image.
+        """Keep that something was read otherwise than the file says it.
+
+        ``example`` is the row, file or image.
         """
         self._counts[what] = self._counts.get(what, 0) + 1
         kept = self._guesses.setdefault(what, [])
@@ -66,7 +68,7 @@ class Remarks:
             kept.append(shown(example, LONGEST_EXAMPLE))
 
     def leave_out(self, error: SourceError) -> None:
-        """Something cannot be used and is passed over."""
+        """Keep that something cannot be used and is left out."""
         self.left_out += 1
         self.first = self.first or error
         if len(self._examples) < NAMED:
@@ -74,15 +76,16 @@ class Remarks:
 
     @contextmanager
     def leaving_out(self) -> Iterator[None]:
-        """What raises SourceError inside is left out."""
+        """Leave out what raises SourceError inside."""
         try:
             yield
         except SourceError as error:
             self.leave_out(error)
 
     def nothing_left(self) -> SourceError | None:
-        """The error where all had to be left out: why the first of them was, and how many more;
-        None where nothing was.
+        """The error for the case that everything was left out.
+
+        It says why the first thing was, and how many more. It is None where nothing was left out.
         """
         if self.first is None:
             return None
@@ -90,7 +93,7 @@ class Remarks:
         return SourceError(f"{self.first}{more}", option=self.first.options)
 
     def add(self, other: "Remarks") -> None:
-        """Take over all that another collected."""
+        """Take over all remarks of another."""
         self.left_out += other.left_out
         self.first = self.first or other.first
         self._examples = (self._examples + other._examples)[:NAMED]
@@ -99,9 +102,7 @@ class Remarks:
             self._guesses[what] = (self._guesses.get(what, []) + examples)[:NAMED]
 
     def lines(self) -> list[str]:
-        """One line for each kind of guess; one for each of the first things left out, and one for
-        the number of the others.
-        """
+        """One line for each kind of guess, for each of the first losses, and for the others."""
         guesses = [
             f"{what} ({_counted(self._counts[what], examples)})"
             for what, examples in self._guesses.items()
@@ -220,8 +221,9 @@ def turned(box: BoxPx, degrees: float, pivot_xy: tuple[float, float]) -> BoxPx:
 
 
 def are_fractions(boxes: Iterable[Sequence[float]]) -> bool:
-    """Whether all numbers of all boxes of a file lie between 0 and 1: in pixels all would lie in
-    the image's first pixel.
+    """Whether all numbers of all boxes of a file lie between 0 and 1.
+
+    In pixels, all boxes would lie in the image's first pixel.
     """
     values = [value for box in boxes for value in box if math.isfinite(value)]
     return (
@@ -238,7 +240,7 @@ def say_fractions(where: str, remarks: Remarks) -> None:
 
 
 def check_truth(truth: Truth, where: str, size_px: SizePx | None = None) -> None:
-    """Refuse a box that cannot be.
+    """Refuse a box that is not possible.
 
     Args:
         truth: as labelled.
@@ -285,8 +287,9 @@ def check_truth(truth: Truth, where: str, size_px: SizePx | None = None) -> None
 def fitted(
     label: Label, size_px: SizePx, where: str, remarks: Remarks, turned_by_exif: bool = False
 ) -> Label:
-    """A label with its boxes in pixels of its image; boxes that cannot be are left out, those
-    slightly too large are cut.
+    """A label with its boxes in pixels of its image.
+
+    Boxes that are not possible are left out. Boxes that are slightly too large are cut.
 
     Args:
         label: as read.
@@ -325,8 +328,9 @@ def _scaled(box: BoxPx, width: float, height: float) -> BoxPx:
 def _check_size(
     label: Label, size_px: SizePx, where: str, remarks: Remarks, turned_by_exif: bool
 ) -> None:
-    """Compare a declared image size with the real one. Some tools write height for width, or the
-    size before EXIF rotation.
+    """Compare a declared image size with the real one.
+
+    Some tools swap height and width, or write the size before EXIF rotation.
     """
     declared_px = label.size_px
     if declared_px is None or _like(declared_px, size_px):
@@ -378,9 +382,7 @@ def is_archive(path: Path) -> bool:
 
 
 def visible(name: str) -> bool:
-    """Whether neither a file nor a folder of it is hidden, or what macOS and editors leave
-    behind.
-    """
+    """Whether no file or folder of a path is hidden, or left behind by macOS or an editor."""
     return not any(
         part.startswith(".") and part != ".." for part in _parts(name)
     ) and "__MACOSX" not in _parts(name)
@@ -391,8 +393,9 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def members(place: Path, suffixes: Set[str]) -> Readers:
-    """What reads each visible file of these kinds in a folder, zip or tar, by its path inside, in
-    natural order.
+    """What reads each visible file of these kinds in a folder, zip or tar.
+
+    The keys are paths inside it, in natural order.
 
     Raises:
         SourceError: the archive cannot be read.
@@ -422,8 +425,10 @@ def file_bytes(path: Path) -> bytes:
 
 
 def text_of(content: bytes, where: str, remarks: Remarks, declared: str = "") -> str:
-    """Decode by the byte order mark, the encoding that the file declares, UTF-8, or else
-    Windows-1252, which is said.
+    """Decode a text.
+
+    The encoding is that of the byte order mark, that which the file declares, UTF-8, or else
+    Windows-1252, which is a remark.
 
     Raises:
         BadLabelError: it is not text.
@@ -460,7 +465,7 @@ def _checked(text: str | None, where: str) -> str:
 
 
 def json_of(content: bytes, where: str, remarks: Remarks) -> Any:
-    """What a JSON file holds.
+    """Parse a JSON file.
 
     Raises:
         BadLabelError: it is not JSON, or nested deeper than any label file.
@@ -518,7 +523,7 @@ def field(item: object, *keys: str) -> Any:
 
 
 def optional(item: object, *keys: str) -> Any:
-    """The same, None where it is missing."""
+    """The same. It is None where the value is missing."""
     return (
         next((item[key] for key in keys if item.get(key) is not None), None)
         if isinstance(item, Mapping)
@@ -527,7 +532,7 @@ def optional(item: object, *keys: str) -> Any:
 
 
 def listed(value: object, what: str) -> Sequence[Any]:
-    """A list; nothing at all is an empty one.
+    """Read a list. A missing one is empty.
 
     Raises:
         BadLabelError: it is something else.
@@ -540,7 +545,7 @@ def listed(value: object, what: str) -> Sequence[Any]:
 
 
 def named(value: object, what: str) -> str:
-    """A name of a class or file.
+    """Read the name of a class or file.
 
     Raises:
         BadLabelError: it is empty or not a text.
@@ -552,8 +557,9 @@ def named(value: object, what: str) -> str:
 
 
 def size_of_labels(width: object, height: object) -> tuple[int, int] | None:
-    """An image's declared (width, height); None where it is missing, 0, or no size at all: the
-    image itself tells.
+    """An image's declared (width, height).
+
+    It is None where it is missing, 0 or no size. Then the size of the image itself counts.
     """
     try:
         sides = [number(side, "size") for side in (width, height)]

@@ -129,7 +129,7 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a table has what.
+    """Which columns of a table hold what.
 
     Attributes:
         names: of all columns, as compared: small letters and digits.
@@ -148,7 +148,7 @@ class Columns:
 
 
 def read_table(content: bytes, path: str, remarks: Remarks) -> list[Label]:
-    """The labels of a table, in the file's order.
+    """Read the labels of a table, in the file's order.
 
     Raises:
         BadLabelError: it is no such table, or no row of it can be used.
@@ -178,8 +178,9 @@ def read_table(content: bytes, path: str, remarks: Remarks) -> list[Label]:
 
 
 def is_sequence(path: Path) -> bool:
-    """Whether a file has a row for every frame of one sequence: a table whose first column is
-    ``frame``.
+    """Whether a file has a row for every frame of one sequence.
+
+    Such a file is a table whose first column is ``frame``.
     """
     if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
         return False
@@ -194,8 +195,9 @@ def is_sequence(path: Path) -> bool:
 
 
 def _rows(text: str, path: str, remarks: Remarks) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of each row that is not empty; the delimiter is the one that parts the
-    first line most often.
+    """(line number, cells) of each row that is not empty.
+
+    The delimiter is the one that parts the first line most often.
     """
     lines = [
         (place, line)
@@ -242,7 +244,7 @@ def _plain(name: str) -> str:
 
 
 def _named_columns(names: Sequence[str]) -> Columns | None:
-    """By the first line; None where it does not name an image and a box."""
+    """The columns as the first line names them. None where it does not name an image and a box."""
     there = set(names)
     box, place = next(
         ((keys, place) for keys, place in BOXES if set(keys) <= there), ((), corner_and_size)
@@ -262,8 +264,9 @@ def _named_columns(names: Sequence[str]) -> Columns | None:
 
 
 def _columns_by_content(rows: Iterable[tuple[int, list[str]]]) -> Columns | None:
-    """Of a table without a line of names, by its first row with a box: a file name, a class and
-    four numbers in a row.
+    """The columns of a table without a line of names, by its first row with a box.
+
+    A row has a file name, a class, and four numbers side by side.
     """
     cells = next((cells for _, cells in rows if sum(_is_number(cell) for cell in cells) >= 4), None)
     if cells is None:
@@ -304,8 +307,9 @@ def _is_number(cell: str) -> bool:
 def _labels(
     rows: Iterable[tuple[int, list[str]]], columns: Columns, path: str, remarks: Remarks
 ) -> list[Label]:
-    """One label an image. Boxes are placed when all are read: whether they are fractions shows in
-    all of them only.
+    """Make one label for each image.
+
+    Boxes are placed when all are read, because only all of them show whether they are fractions.
     """
     labels: dict[str, Label] = {}
     found: list[tuple[str, str, list[float]]] = []
@@ -381,7 +385,7 @@ def _row_size(row: Row, columns: Columns) -> tuple[int, int] | None:
 def _via(
     rows: Sequence[tuple[int, list[str]]], names: Sequence[str], path: str, remarks: Remarks
 ) -> list[Label]:
-    """VGG Image Annotator's table: a region is an object of JSON in a cell."""
+    """Read VGG Image Annotator's table. A region is an object of JSON in a cell."""
     labels: dict[str, Label] = {}
     for line, cells in rows[1:]:
         where = f"{path} line {line}"

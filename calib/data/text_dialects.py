@@ -45,8 +45,9 @@ KITTI_VALUES = 15
 
 
 def read_text_folder(place: Path, files: Readers, remarks: Remarks) -> list[Label]:
-    """The labels of all text files of a folder, zip or tar that hold boxes; an empty file is an
-    image without objects.
+    """Read all text files of a folder, zip or tar that hold boxes.
+
+    An empty file is an image without objects.
 
     Raises:
         BadLabelError: none of them holds a box.
@@ -82,8 +83,9 @@ def read_text_folder(place: Path, files: Readers, remarks: Remarks) -> list[Labe
 
 
 def images_without_text(path: Path, images: Iterable[str]) -> list[str]:
-    """Those of ``images`` that no text file is called like; none where ``path`` is no folder of
-    text files.
+    """The images that have no text file of their name.
+
+    There are none where ``path`` is no folder of text files.
     """
     place = path.parent if path.suffix.lower() in NAME_FILES else path
     if not (place.is_dir() or is_archive(place)):
@@ -97,7 +99,7 @@ def images_without_text(path: Path, images: Iterable[str]) -> list[str]:
 
 
 def _kind(lines: Sequence[Sequence[str]]) -> str | None:
-    """By the first line; None of other texts."""
+    """The kind of a file by its first line. Other texts give None."""
     if not lines:
         return "yolo"
     first = lines[0]
@@ -117,7 +119,7 @@ def _is_number(text: str) -> bool:
 
 
 def _image_name(name: str) -> str:
-    """Beside ``labels`` lies ``images``."""
+    """The name of the image of a text file. Beside ``labels`` lies ``images``."""
     parts = [*PurePosixPath(name).with_suffix("").parts]
     if "labels" in parts[:-1]:
         parts[len(parts) - 2 - parts[-2::-1].index("labels")] = "images"
@@ -153,8 +155,9 @@ def _kitti(values: Sequence[str]) -> Truth:
 
 
 def _yolo(values: Sequence[str], names: Mapping[int, str] | None, keypoints: bool) -> Truth:
-    """Class, centre and size, a confidence perhaps; or class and the points of an outline. All as
-    fractions of the image.
+    """Read class, centre, size and perhaps a confidence, or class and the points of an outline.
+
+    All are fractions of the image.
     """
     numbers = [number(value, "box") for value in values[1:]]
     box: BoxPx
@@ -188,8 +191,10 @@ def _class(text: str, names: Mapping[int, str] | None) -> str:
 
 
 def _class_names(place: Path) -> tuple[dict[int, str] | None, bool]:
-    """(names by number, whether boxes have key points), from a file in the place or up to three
-    folders above it.
+    """Find the file of class names, in the place or up to three folders above it.
+
+    Returns:
+        (names by number, whether boxes have key points).
     """
     found: list[tuple[str, Readers]] = [(str(place), members(place, NAME_SUFFIXES))]
     for folder in [place.absolute().parent, *place.absolute().parents[1:3]]:
@@ -224,8 +229,9 @@ def _lines(text: str) -> dict[int, str]:
 
 
 def yaml_names(text: str) -> dict[int, str]:
-    """What ``names`` of a data.yaml holds: a list or numbers with names, in brackets or a line
-    each; empty if it has none.
+    """Read ``names`` of a data.yaml.
+
+    It is a list, or numbers with names, in brackets or on lines. It is empty where there is none.
     """
     text = re.sub(r"(^|[ \t])#.*$", "", text, flags=re.MULTILINE)
     start = re.search(r"^names[ \t]*:[ \t]*", text, re.MULTILINE)
@@ -254,8 +260,9 @@ def yaml_names(text: str) -> dict[int, str]:
 
 
 def is_track(path: Path) -> bool:
-    """Whether a text file begins with a line of numbers, as tracking truth does, or is empty; else
-    it is a table.
+    """Whether a text file begins with a line of numbers, as tracking truth does, or is empty.
+
+    Another file is a table.
 
     Raises:
         SourceError: it cannot be read.
@@ -266,8 +273,9 @@ def is_track(path: Path) -> bool:
 
 
 def track_boxes(path: Path) -> list[BoxPx | None]:
-    """The box of each frame as continuous edges; None where the object is absent: all numbers nan,
-    or no size.
+    """The box of each frame as continuous edges.
+
+    It is None where the object is absent: all numbers are nan, or it has no size.
 
     Of VOT's rotated boxes, the upright box around the four corners is taken.
 

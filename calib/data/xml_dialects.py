@@ -40,7 +40,7 @@ DEEPEST = 64
 
 
 def read_xml(content: bytes, where: str, remarks: Remarks) -> list[Label]:
-    """The labels of one file.
+    """Read the labels of one file.
 
     Raises:
         BadLabelError: it is not XML, or no annotation.
@@ -54,7 +54,7 @@ def read_xml(content: bytes, where: str, remarks: Remarks) -> list[Label]:
 
 
 def xml_label(content: bytes, where: str, remarks: Remarks | None = None) -> Label:
-    """One PASCAL VOC or ImageNet-LOC annotation.
+    """Read one PASCAL VOC or ImageNet-LOC annotation.
 
     Objects flagged ``difficult`` are left out: VOC counts finding them neither as right nor as
     wrong.
@@ -80,7 +80,7 @@ def xml_label(content: bytes, where: str, remarks: Remarks | None = None) -> Lab
 
 
 def _parsed(content: bytes, where: str, remarks: Remarks) -> Element:
-    """The root, with tags in small letters and without their name spaces.
+    """The root element. Tags are in small letters and without their name spaces.
 
     Entities are refused: a few bytes of them stand for gigabytes of text.
     """
@@ -99,8 +99,9 @@ def _parsed(content: bytes, where: str, remarks: Remarks) -> Element:
 
 
 class _Tree(ElementTree.TreeBuilder):
-    """Elements by tags in small letters, without name spaces; ValueError where they lie deeper than
-    in any label file.
+    """Builds elements with tags in small letters and without name spaces.
+
+    ValueError where they lie deeper than in any label file.
     """
 
     def __init__(self) -> None:
@@ -148,8 +149,9 @@ def _voc(root: Element, where: str, remarks: Remarks) -> list[Label]:
 
 
 def _voc_object(item: Element) -> tuple[str, tuple[float, float, float, float], bool]:
-    """(class, edges, whether they are first and last pixels) of an object with a box, a turned box,
-    or a polygon.
+    """(class, edges, whether they are first and last pixels) of an object.
+
+    The object has a box, a turned box or a polygon.
     """
     name = _text(item, NAME_TAGS)
     if not name:
@@ -186,7 +188,7 @@ def _voc_object(item: Element) -> tuple[str, tuple[float, float, float, float], 
 
 
 def _polygon(polygon: Element) -> list[tuple[float, float]]:
-    """Points as LabelMe's <pt><x>, or as x1, y1, x2, y2 ... in tags of their own."""
+    """Read points as LabelMe's <pt><x>, or as x1, y1, x2, y2 ... in tags of their own."""
     if points := polygon.findall("pt"):
         return [(number(_text(pt, ("x",)), "x"), number(_text(pt, ("y",)), "y")) for pt in points]
     values = {child.tag: number(child.text or "", child.tag) for child in polygon}
@@ -198,7 +200,7 @@ def _polygon(polygon: Element) -> list[tuple[float, float]]:
 
 
 def _cvat(root: Element, where: str, remarks: Remarks) -> list[Label]:
-    """CVAT for images, or CVAT for video: boxes of tracks by frame."""
+    """Read CVAT for images, or CVAT for video, which has boxes of tracks by frame."""
     labels = [_cvat_image(image, where, remarks) for image in root.iter("image")]
     size = root.find("meta/task/original_size")
     size_px = (

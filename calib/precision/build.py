@@ -249,7 +249,7 @@ def _certify_plan(
 def _certified(
     reference: onnx.ModelProto, engine: Engine, choice: BuildOptions, console: Console
 ) -> Certificate:
-    """The engine against the reference in fp32 on the processor."""
+    """Compare the engine with the reference in fp32 on the processor."""
     with console.status("certifying ..."):
         trusted = Localizer(OpenVinoEngine(reference, "fp32"))
         return certify(trusted, Localizer(engine), frames_of(choice.on or DEMO))
@@ -267,8 +267,9 @@ def _reported(certificate: Certificate, path: Path, console: Console) -> Certifi
 
 
 def frames_of(source: str, count: int = FRAMES) -> list[ImageBgr]:
-    """About ``count`` to twice as many frames, evenly spread over the first ``READ_AT_MOST`` of a
-    source.
+    """Read about ``count`` to twice as many frames of a source.
+
+    They are evenly spread over its first ``READ_AT_MOST`` frames.
 
     Raises:
         SourceError: it cannot be read, or holds no frame.
