@@ -20,7 +20,9 @@ from realtime.statistics import Run, latency_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OURS, THEIRS, DARK = "#4C78A8", "#C2C8D0", "#222222"
+OURS = "#4C78A8"
+THEIRS = "#C2C8D0"
+DARK = "#222222"
 NAMES = ("peers", "rounds", "gpu", "roofline", "sweep")
 FIGURE_SPACE = "\u2007"  # as wide as a digit, so that columns of figures line up
 COLOURS = {"fp32": "#4C78A8", "bf16": "#E45756", "fp16": "#F2A541", "int8": "#54A24B"}
@@ -199,7 +201,9 @@ def _row_colours(names: list[str]) -> dict[str, str]:
 def _roofline(result: dict[str, Any]) -> "Figure":
     """Draw the machine's limit in each precision, and our numbered rows under it, log-log."""
     roofline = result["roofline"]
-    points, bandwidth, peaks = roofline["points"], roofline["gbyte_per_s"], roofline["gflop_per_s"]
+    points = roofline["points"]
+    bandwidth = roofline["gbyte_per_s"]
+    peaks = roofline["gflop_per_s"]
     corners = [point["flop_per_byte"] for point in points] + [
         peak / bandwidth for peak in peaks.values()
     ]

@@ -88,7 +88,9 @@ def bench(
             "engines": engines,
         }, run
     whole, run = bench_end_to_end(choices[0], source, seconds, console)
-    peaks, engines, points = _measured_peaks(console), [], []
+    peaks = _measured_peaks(console)
+    engines = []
+    points = []
     for choice in choices:
         engine, works = bench_engine(choice, seconds, console)
         engines.append(engine)

@@ -215,7 +215,10 @@ def _repeated(
         (every frame's stages, ms from one finished frame to the next, passes begun, whether they
         settled).
     """
-    run, intervals_ms, passes, begin = Run(), array("d"), 0, clock()
+    run = Run()
+    intervals_ms = array("d")
+    passes = 0
+    begin = clock()
     settled, more = False, True
     with tempfile.TemporaryDirectory() as folder, JsonlSink(Path(folder) / "log.jsonl") as log:
         sinks: list[Sink] = [log, DrawnOnly()]

@@ -153,7 +153,9 @@ def _around_runs(shape: Mapping[str, Any], label: Label) -> BoxPx:
     )
     if height <= 0:
         raise BadLabelError("its segmentation has no size")
-    at, x0, y0, x1, y1 = 0, 1 << 62, 1 << 62, -1, -1
+    at = 0
+    x0 = y0 = 1 << 62
+    x1 = y1 = -1
     for place, run in enumerate(runs):
         if place % 2 and run:
             first, last = at // height, (at + run - 1) // height
