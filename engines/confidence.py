@@ -122,14 +122,17 @@ def confidence_model_of(
         return None
     least = {"mean": -LARGEST, "scale": 1 / LARGEST, "weight": -LARGEST}
     mean, scale, weight = (
-        tuple(number(value, f"a {name} of its trust", low, LARGEST) for value in stored[name])
+        tuple(
+            number(value, f"a {name} of its confidence model", low, LARGEST)
+            for value in stored[name]
+        )
         for name, low in least.items()
     )
     count = len(cue_names)
     fits = len(weight) in (count, count + count * (count + 1) // 2)
     if {len(mean), len(scale)} != {count} or not fits:
-        raise ValueError("its trust has not as many weights as signs")
-    bias = number(stored["bias"], "the bias of its trust", -LARGEST, LARGEST)
+        raise ValueError("its confidence model has not as many weights as cues")
+    bias = number(stored["bias"], "the bias of its confidence model", -LARGEST, LARGEST)
     return ConfidenceModel(cue_names, mean, scale, weight, bias)
 
 

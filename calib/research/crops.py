@@ -54,7 +54,7 @@ def crops(
     data: Annotated[
         Path, Option("Labels of photos with one object each: a CSV beside its images.")
     ],
-    out: Annotated[Path, Option("The judge to write (.safetensors).")],
+    out: Annotated[Path, Option("The file to write (.safetensors).")],
     pairs_count: Annotated[int, Option("Pairs to put together.", names=("pairs",), min=1)] = PAIRS,
     singles_count: Annotated[
         int, Option("Photos to use as they are.", names=("singles",), min=1)
@@ -89,7 +89,7 @@ def fit_crop_scorer(
     rng, classifier = np.random.default_rng(5), load_classifier("compact")
     head = choose_head(EngineOptions(), classifier)
     if not isinstance(head, Head):
-        raise ModelError("a judge belongs to a fitted head")
+        raise ModelError("a crop scorer belongs to a fitted head")
     blank = CropScorer(
         np.zeros(sum(f.width for f in head.features) + 11), 0.0, classifier.digest, head.digest
     )

@@ -49,14 +49,14 @@ def load_confidence_model(path: Path = SHIPPED) -> ConfidenceModel:
         ModelError: the file is missing or damaged, or its model needs other cues.
     """
     try:
-        model = confidence_model_of(read_json_object(path, "trust"), CUES)
+        model = confidence_model_of(read_json_object(path, "confidence model"), CUES)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"cannot read {path}: {error or type(error).__name__}; {restore(path)}"
         ) from error
     if model is None:
         raise ModelError(
-            f"{path} reads other signs than this version: make it again with 'python -m"
+            f"{path} needs other cues than this version has: make it again with 'python -m"
             " calib.research.confidence'"
         )
     return model

@@ -174,22 +174,28 @@ HEADS = {
         lambda: head("card", "constant_boxes", "mean_box", to=["a"] * 4),
         "is not a number",
     ),
-    "a trust without a scale": (
+    "a confidence model without a scale": (
         lambda: head("trust", "scale", to=[0.0] * 8),
-        "a scale of its trust is 0",
+        "a scale of its confidence model is 0",
     ),
-    "a trust below zero": (
+    "a confidence model below zero": (
         lambda: head("trust", "scale", to=[-1.0] * 8),
-        "a scale of its trust is -1",
+        "a scale of its confidence model is -1",
     ),
-    "a trust of words": (
+    "a confidence model of words": (
         lambda: head("trust", "weight", to=["a"] * 8),
-        "a weight of its trust is not a number",
+        "a weight of its confidence model is not a number",
     ),
-    "a trust of few": (lambda: head("trust", "mean", to=[0.0]), "not as many weights as signs"),
-    "a trust of 1e300": (lambda: head("trust", "bias", to=1e300), "the bias of its trust"),
-    "a trust that is a list": (lambda: head("trust", to=[1, 2]), "cannot read head"),
-    "a trust with 1e400": (
+    "a confidence model of few": (
+        lambda: head("trust", "mean", to=[0.0]),
+        "not as many weights as cues",
+    ),
+    "a confidence model of 1e300": (
+        lambda: head("trust", "bias", to=1e300),
+        "the bias of its confidence model",
+    ),
+    "a confidence model that is a list": (lambda: head("trust", to=[1, 2]), "cannot read head"),
+    "a confidence model with 1e400": (
         lambda: head_bytes(head_parts()[0], '{"spec": 1e400}'),
         "beyond every float",
     ),

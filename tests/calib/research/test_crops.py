@@ -1,4 +1,4 @@
-"""Pairs put together of single photos, and the judge that is fitted to crops of them."""
+"""Pairs that are made of single photos, and the crop scorer that is fitted to crops of them."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""Several trackers taking turns, with answers of a known engine: whoever is in the window is what
-it sees.
+"""Several trackers that take turns, with answers of a known engine, which sees what the window
+shows.
 """
 
 from collections import deque
@@ -79,7 +79,7 @@ def test_two_that_move_are_both_followed_by_one_look_a_frame_and_keep_their_numb
     assert sorted(*numbers) == [1, 2]
     for n in late:
         assert sum(each.track.window_xyxy_px is not None for each in objects[n]) <= 1, (
-            "one was looked for, the rest carried"
+            "one was looked for, the rest propagated"
         )
     looked = [each.track.track_id for n in late for each in objects[n] if each.track.window_xyxy_px]
     assert abs(looked.count(1) - looked.count(2)) <= 2, "in turns"

@@ -1,4 +1,4 @@
-"""Following in the frame loop, and what it can be told."""
+"""Tracking in the frame loop, and its options."""
 
 import json
 

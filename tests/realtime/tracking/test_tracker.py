@@ -144,7 +144,7 @@ def test_after_a_blackout_it_is_found_again_under_its_number_if_that_was_short(b
     assert tracks[-1].track_id == number_after
 
 
-def test_calm_boxes_jitter_less_than_what_they_are_made_of():
+def test_smoothed_boxes_jitter_less_than_raw_ones():
     images, truth = scene(40, speed=(2, 0))
     random = np.random.default_rng(0)
 
@@ -153,11 +153,11 @@ def test_calm_boxes_jitter_less_than_what_they_are_made_of():
 
     boxes, tracks = followed(images, shaky)
     true = np.diff(truth[12:], axis=0)
-    calm, raw = (
+    smoothed, raw = (
         np.abs(np.diff(each[12:], axis=0) - true).mean()
         for each in (boxes, [t.raw_xyxy_px for t in tracks])
     )
-    assert calm < 0.7 * raw
+    assert smoothed < 0.7 * raw
 
 
 @pytest.mark.parametrize("chosen", ["patch", "other"])

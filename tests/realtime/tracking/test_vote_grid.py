@@ -1,4 +1,4 @@
-"""Votes on the grid: carried, added and read, against loops over cells."""
+"""Votes on the grid: propagated, added and read, against loops over cells."""
 
 import numpy as np
 import pytest
@@ -53,10 +53,10 @@ def test_where_nothing_moves_votes_hardly_fade(vote_grid):
 
 
 def unmoved():
-    raise AssertionError("nobody may ask what moves: that takes time")
+    raise AssertionError("what moves is not computed here: that takes time")
 
 
-def test_where_motion_is_not_judged_votes_are_carried_and_fade(vote_grid):
+def test_where_motion_is_not_rated_votes_are_propagated_and_fade(vote_grid):
     votes = field(vote_grid, ((5, 5, 15, 15), 1.0))
     flow = np.zeros((*vote_grid.empty.shape, 2), np.float32)
     assert vote_grid.propagated(votes, MotionStep(flow, unmoved), rated=False) == pytest.approx(
