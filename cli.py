@@ -259,7 +259,6 @@ def batch(
 
     Exit status 1 where a source was damaged or could not be read, and the others are done.
     """
-    following, engine = following.beside(engine)
     settings = replace(settings, following=following)
     if scale.plan:
         plan_chosen(sources, settings, scale, engine, console, as_json)
@@ -286,9 +285,8 @@ def stream(
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every
     frame is accounted for.
     """
-    following, engine = following.beside(engine)
-    localizer = open_within(engine, budget_ms, console, batch=min(options.batch, len(sources)))
-    _report([live.stream(sources, localizer, console, options, following)], as_json)
+    summary = live.stream_chosen(sources, options, following, engine, budget_ms, console)
+    _report([summary], as_json)
 
 
 @command(

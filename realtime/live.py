@@ -20,10 +20,12 @@ from rich.text import Text
 from engines.backends.registry import label_of
 from engines.files import checked_suffix
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from engines.text import displayable, in_words
 from realtime.annotate import Look
 from realtime.capture import Connection, Feed
 from realtime.frame_queue import Policy
+from realtime.latency_budget import open_within
 from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
@@ -45,6 +47,25 @@ from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, opened
 from realtime.web.server import Address, PageServer
 
 TABLE_EVERY_S = 0.5
+
+
+def stream_chosen(
+    specs: Sequence[str],
+    options: StreamOptions,
+    following: FollowOptions,
+    choice: EngineOptions,
+    budget_ms: float | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Open the engine that is chosen, and run ``stream`` with it.
+
+    Raises:
+        SightlineError: the options contradict each other, the engine cannot be opened, or see
+            ``stream``.
+    """
+    following, choice = following.beside(choice)
+    localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(specs)))
+    return stream(specs, localizer, console, options, following)
 
 
 def stream(

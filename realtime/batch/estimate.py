@@ -199,6 +199,7 @@ def plan_chosen(
         SourceError: none of them is a file that holds frames.
         SightlineError: the engine cannot be opened.
     """
+    settings, choice = settings.beside(choice)
     clips = [make_plan(spec, "", settings.window) for spec in specs if can_be_cut(spec)]
     if not clips:
         raise SourceError(

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from engines.errors import InputError
 from engines.localizer import Localizer
-from engines.options import LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, Option
+from engines.options import LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, EngineOptions, Option
 from realtime.batch.plan import Window
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
@@ -69,6 +69,15 @@ class Settings:
         it.
         """
         return self.following.follow
+
+    def beside(self, choice: EngineOptions) -> "tuple[Settings, EngineOptions]":
+        """These settings and the engine's options, as ``FollowOptions.beside`` divides them.
+
+        Raises:
+            InputError: see there.
+        """
+        following, choice = self.following.beside(choice)
+        return replace(self, following=following), choice
 
     @property
     def window(self) -> Window:

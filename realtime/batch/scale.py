@@ -70,6 +70,7 @@ def batch_chosen(
         InputError: the options contradict each other.
         SightlineError: see there.
     """
+    settings, choice = settings.beside(choice)
     inputs = [path for field in ATTACHED if isinstance(path := getattr(choice, field), str)]
     if scale.ray is None:
         for spec in (*specs, out):
