@@ -34,6 +34,11 @@ became read-only.
 """
 
 
+BEGUN = "begun.json"
+MOST_BEGUN = 2
+"""After so many runs that ended while they worked on a source, the other sources come first."""
+
+
 def ends_run(error: Exception) -> bool:
     """Whether the sources that are left would fail by it, too."""
     cause: BaseException | None = error
@@ -143,6 +148,43 @@ class Job:
             or is_written(self._manifest, path, self._look)
         )
 
+    @property
+    def deaths(self) -> int:
+        """How many runs in a row died while they worked on it, and had finished nothing more of it:
+        crashed, or were killed for want of memory.
+        """
+        begun = read_object(self.folder / BEGUN)
+        times = begun.get("times")
+        same = {key: begun.get(key) for key in self._key} == self._key
+        more = begun.get("segments") != self._finished
+        return times if isinstance(times, int) and same and not more else 0
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Keep a record meanwhile that the work was begun; only the end of the process leaves it.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        path = self.folder / BEGUN
+        record = {**self._key, "times": self.deaths + 1, "segments": self._finished}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # the folder stays where something is in it
+                path.unlink(missing_ok=True)
+                self.folder.rmdir()
+
+    @property
+    def _finished(self) -> int:
+        """Segments that have a record, damaged ones too: to read them all would take long."""
+        return len(list(self.folder.glob("[0-9]*.json"))) if self.clip else 0
+
     def begin(self, clip: Clip) -> None:
         """Keep a plan; what was done by another is thrown away.
 
@@ -152,7 +194,7 @@ class Job:
         self.clip, self.summary = clip, None
         try:
             for path in self.folder.iterdir() if self.folder.exists() else ():
-                if path.name != MANIFEST:
+                if path.name not in (MANIFEST, BEGUN):
                     path.unlink()
         except OSError as error:
             raise OutputError(f"cannot clear {self.folder}: {error.strerror}") from error

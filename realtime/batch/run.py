@@ -27,7 +27,7 @@ from engines.localizer import Localizer
 from engines.text import shown
 from realtime import direct
 from realtime.batch.encode import run_segments
-from realtime.batch.job import Job, as_sightline_error, ends_run, failed
+from realtime.batch.job import MOST_BEGUN, Job, as_sightline_error, ends_run, failed
 from realtime.batch.merge import UnsafeCutError, endings, merge_job
 from realtime.batch.names import Naming, overview_path, place_of, without_results
 from realtime.batch.options import Settings, settings_digest
@@ -78,7 +78,8 @@ def process_all(
     ``NAME.latency.png``, ``NAME.report.html`` and ``NAME.summary.json``, as far as the settings
     want them, and ``summary.json`` of all. A run that was killed goes on where it was when it is
     begun again; sources whose results are there, of the same content and settings, are not worked
-    on again. Cameras, streams and ``demo:`` cannot be read twice and go straight through
+    on again. A source that two runs in a row died of is left to the end, so that the others are
+    done. Cameras, streams and ``demo:`` cannot be read twice and go straight through
     (``realtime.direct``).
 
     Args:
@@ -91,8 +92,9 @@ def process_all(
         inputs: other files that the run reads.
 
     Returns:
-        A summary of each. Of one that could not be read, ``error`` says why; on Ctrl-C the last has
-        ``interrupted`` true.
+        A summary of each, in order. Of one that could not be read, ``error`` says why; on Ctrl-C
+        that of the one under way has ``interrupted`` true, and those that were not begun are
+        missing.
 
     Raises:
         SightlineError: a source is not there, or not one of them could be worked on.
@@ -102,38 +104,14 @@ def process_all(
     for spec in specs:
         if can_be_cut(spec) and not is_there(spec):
             open_source(spec).close()  # the error says what is missing
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    notify = partial(say, style="yellow")
-    specs = without_results(specs, notify)
-    naming = Naming(out, notify, [*specs, *inputs])
-    overview = overview_path(out, notify)
-    summaries: list[Summary] = []
-    errors: list[Exception] = []
     with _progress(console) as progress:
         overall = progress.add_task("all", total=len(specs), fps="", visible=len(specs) > 1)
         bars = _Bars(progress, overall, progress.add_task("", total=None, fps="", visible=False))
-        for spec in specs:
-            try:
-                summary = _process(spec, naming, out, localizer, console, settings, bars)
-            except Exception as error:  # whatever it is, the other sources go on
-                if ends_run(error):
-                    raise
-                errors.append(error)
-                summary = _said_failed(spec, error, say) if len(specs) > 1 else failed(error)
-            summaries.append({"source": shown(spec), **summary})
-            progress.advance(overall)
-            if summary["interrupted"]:
-                break
-    if len(errors) == len(specs) > 0:
-        raise as_sightline_error(errors[0])
-    write_json(overview, summaries)
-    return summaries
-
-
-def _said_failed(spec: str, error: Exception, say: Callable[..., None]) -> Summary:
-    summary = failed(error)
-    say(shown(f"{spec}: {summary['error']}"), style="red")
-    return summary
+        batch = _Batch(specs, out, localizer, console, settings, inputs, bars)
+        batch.run()
+    if len(batch.errors) == len(batch.specs) > 0:
+        raise as_sightline_error(batch.errors[0])
+    return batch.write_overview()
 
 
 def _progress(console: Console) -> Progress:
@@ -141,75 +119,160 @@ def _progress(console: Console) -> Progress:
     return Progress(TextColumn("{task.description}"), BarColumn(), *columns, console=console)
 
 
-def _process(
-    spec: str,
-    naming: Naming,
-    out: Path,
-    localizer: Localizer,
-    console: Console,
-    settings: Settings,
-    bars: _Bars,
-) -> Summary:
-    if not can_be_cut(spec):
-        bars.progress.stop()  # it has its own
-        summary = direct.process(
-            spec, naming, out, localizer, console, settings.video, settings.following
-        )
-        bars.progress.start()
-        return summary
-    bars.look(name_of(spec))
-    digests = digest_of(spec), settings_digest(settings, localizer)
-    found = naming.job(spec, endings(settings).values(), *digests, place_of(spec))
-    if found.summary is not None:
-        return {**found.summary, "skipped": True}
-    localizer.begin()
-    try:
-        with naming.holding(found) as job:
-            try:
-                return _finish(job, spec, out, localizer, settings, bars)
-            except UnsafeCutError:  # rare: what looks like a key frame is none
-                job.begin(make_plan(spec, job.source_digest, settings.window, whole=True))
-                return _finish(job, spec, out, localizer, settings, bars)
-            except SourceError:
-                job.discard()
+class _Batch:
+    """The sources of a batch, worked on one after the other.
+
+    Attributes:
+        specs: the sources, without results of earlier runs.
+        errors: of the sources that failed.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[str],
+        out: Path,
+        localizer: Localizer,
+        console: Console,
+        settings: Settings,
+        inputs: Sequence[str | Path],
+        bars: _Bars,
+    ) -> None:
+        self._out = out
+        self._localizer = localizer
+        self._console = console
+        self._settings = settings
+        self._bars = bars
+        self._say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        notify = partial(self._say, style="yellow")
+        self.specs = without_results(specs, notify)
+        self._naming = Naming(out, notify, [*self.specs, *inputs])
+        self._overview = overview_path(out, notify)
+        self._summaries = dict[int, Summary]()
+        self._deadly = list[tuple[int, Job]]()
+        self.errors = list[Exception]()
+
+    def run(self) -> None:
+        """Work on all of them; those that earlier runs died of come last.
+
+        Raises:
+            OutputError: the place of the results is full.
+        """
+        for place, spec in enumerate(self.specs):
+            if not self._attempt(place, partial(self._process, place, spec)):
+                return
+        if self._deadly:  # this run may die of them, too
+            self.write_overview()
+        for place, job in sorted(self._deadly, key=lambda each: each[1].deaths):
+            if not self._attempt(place, partial(self._work, self.specs[place], job)):
+                return
+
+    def write_overview(self) -> list[Summary]:
+        """Write the summaries of all sources so far; they are also returned, in order."""
+        summaries = [self._summaries[place] for place in sorted(self._summaries)]
+        write_json(self._overview, summaries)
+        return summaries
+
+    def _attempt(self, place: int, step: Callable[[], Summary | None]) -> bool:
+        """Take a step with a source; false where the run was interrupted. Whatever goes wrong with
+        it, the other sources go on.
+        """
+        spec = self.specs[place]
+        try:
+            summary = step()
+        except Exception as error:
+            if ends_run(error):
                 raise
-    except OutputError as error:
-        raise OutputError(
-            f"{error}; what is done stays there: mend that and run the same command to go on"
-        ) from error
-    except KeyboardInterrupt:
-        return {"frames": 0, "failed": 0, "interrupted": True}
+            self.errors.append(error)
+            summary = failed(error)
+            if len(self.specs) > 1:
+                self._say(shown(f"{spec}: {summary['error']}"), style="red")
+        if summary is None:
+            return True
+        self._summaries[place] = {"source": shown(spec), **summary}
+        self._bars.progress.advance(self._bars.overall)
+        return not summary["interrupted"]
 
+    def _process(self, place: int, spec: str) -> Summary | None:
+        """The summary of a source; None where it is left to the end."""
+        if not can_be_cut(spec):
+            return self._process_directly(spec)
+        settings = self._settings
+        self._bars.look(name_of(spec))
+        digests = digest_of(spec), settings_digest(settings, self._localizer)
+        job = self._naming.job(spec, endings(settings).values(), *digests, place_of(spec))
+        if job.summary is not None:
+            return {**job.summary, "skipped": True}
+        if job.deaths >= MOST_BEGUN:
+            self._say(
+                shown(
+                    f"{spec}: the last {job.deaths} runs ended while they worked on it (a crash, or"
+                    " too little memory): it is done after the others"
+                ),
+                style="yellow",
+            )
+            self._deadly.append((place, job))
+            return None
+        return self._work(spec, job)
 
-def _finish(
-    job: Job,
-    spec: str,
-    out: Path,
-    localizer: Localizer,
-    settings: Settings,
-    bars: _Bars,
-) -> Summary:
-    """Do the segments that are not done, and merge."""
-    if job.clip is None:
-        job.begin(make_plan(spec, job.source_digest, settings.window, settings.whole))
-    clip, todo = job.clip, job.todo()
-    assert clip is not None  # it was just made
-    resumed = len(clip.segments) - len(todo)
-    left = sum(segment.frames for segment in todo)
-    bars.begin(job.name, clip.selected_frames, clip.selected_frames - left)
-    start_s = time.monotonic()
-    with closing(run_segments(clip, todo, localizer, settings, job.folder)) as records:
-        for count, _ in enumerate(records, start=1):
-            bars.advance(count / max(1e-3, time.monotonic() - start_s))
-    engine = localizer.engine
-    facts = {
-        "backend": engine.backend,
-        "precision": engine.precision,
-        "device": engine.device,
-        "size_px": localizer.size_px,
-    }
-    facts["segments_resumed"] = resumed
-    facts |= localizer.summary()
-    summary, files = merge_job(job, clip, settings, out, facts)
-    job.end(files, summary)
-    return summary
+    def _process_directly(self, spec: str) -> Summary:
+        """The summary of a source that cannot be read twice."""
+        self._bars.progress.stop()  # it has its own
+        summary = direct.process(
+            spec,
+            self._naming,
+            self._out,
+            self._localizer,
+            self._console,
+            self._settings.video,
+            self._settings.following,
+        )
+        self._bars.progress.start()
+        return summary
+
+    def _work(self, spec: str, found: Job) -> Summary:
+        """Do what is left of a job, and give its summary."""
+        self._localizer.begin()
+        try:
+            with self._naming.holding(found) as job, job.under_way():
+                try:
+                    return self._finish(spec, job)
+                except UnsafeCutError:  # rare: what looks like a key frame is none
+                    window = self._settings.window
+                    job.begin(make_plan(spec, job.source_digest, window, whole=True))
+                    return self._finish(spec, job)
+                except SourceError:
+                    job.discard()
+                    raise
+        except OutputError as error:
+            raise OutputError(
+                f"{error}; what is done stays there: mend that and run the same command to go on"
+            ) from error
+        except KeyboardInterrupt:
+            return {"frames": 0, "failed": 0, "interrupted": True}
+
+    def _finish(self, spec: str, job: Job) -> Summary:
+        """Do the segments that are not done, and merge."""
+        settings, localizer = self._settings, self._localizer
+        if job.clip is None:
+            job.begin(make_plan(spec, job.source_digest, settings.window, settings.whole))
+        clip, todo = job.clip, job.todo()
+        assert clip is not None  # it was just made
+        resumed = len(clip.segments) - len(todo)
+        left = sum(segment.frames for segment in todo)
+        self._bars.begin(job.name, clip.selected_frames, clip.selected_frames - left)
+        start_s = time.monotonic()
+        with closing(run_segments(clip, todo, localizer, settings, job.folder)) as records:
+            for count, _ in enumerate(records, start=1):
+                self._bars.advance(count / max(1e-3, time.monotonic() - start_s))
+        engine = localizer.engine
+        facts = {
+            "backend": engine.backend,
+            "precision": engine.precision,
+            "device": engine.device,
+            "size_px": localizer.size_px,
+            "segments_resumed": resumed,
+            **localizer.summary(),
+        }
+        summary, files = merge_job(job, clip, settings, self._out, facts)
+        job.end(files, summary)
+        return summary

@@ -95,6 +95,50 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert_same(out, tmp_path / "whole", ["clip"])
 
 
+def died_at(clip: Path, others: list[Path], out: Path) -> str:
+    """What a run says that is killed, as for want of memory, when it decodes that source."""
+    line = f"""
+import os, signal
+from realtime.batch import decode
+open_video = decode.open_video
+def opened(spec):
+    if spec == {str(clip)!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return open_video(spec)
+decode.open_video = opened
+from tests.command_line import command
+command("batch", *{[str(clip), *map(str, others)]!r}, "--no-video", "--out", {str(out)!r}, *{TINY})
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    return found.stdout + found.stderr
+
+
+def test_a_source_that_runs_die_of_is_left_to_the_end(tmp_path):
+    deadly = make_clip(tmp_path / "deadly.mp4", seconds=2, size="32x24")
+    others = [
+        make_clip(tmp_path / f"{name}.mp4", seconds=2 + place, size="32x24")
+        for place, name in enumerate("ab")
+    ]
+    out = tmp_path / "out"
+    for _ in range(2):
+        died_at(deadly, others, out)
+        assert not list(out.glob("*.summary.json"))
+    died_at(deadly, others, out)
+    assert sorted(path.name for path in out.glob("*.jsonl")) == ["a.jsonl", "b.jsonl"]
+    overview = json.loads((out / "summary.json").read_text())
+    assert [summary["source"] for summary in overview] == list(map(str, others))
+    result = command("batch", deadly, *others, "--no-video", "--out", out, *TINY)
+    assert result.returncode == 0, result.stderr
+    assert "deadly.mp4: the last 3 runs ended while they worked on it" in result.stderr
+    summaries = json.loads((out / "summary.json").read_text())
+    assert [summary["frames"] for summary in summaries] == [20, 20, 30]
+    assert [summary.get("skipped", False) for summary in summaries] == [False, True, True]
+    assert not list(out.glob(".sightline/*/begun.json"))
+
+
 DAMAGES = {
     "zeros": lambda content: bytes(len(content)),
     "cut off": lambda content: content[: len(content) // 2],
