@@ -17,9 +17,8 @@ from engines.backends.registry import gpu_backends
 from engines.errors import EngineError, SightlineError
 from engines.install import install_extra
 from engines.options import EngineOptions
-from realtime.batch.cluster.scheduler import LostError, Ref
 from realtime.batch.cluster.storage import local_path
-from realtime.batch.cluster.worker import AttachedFiles, Worker
+from realtime.batch.cluster.worker import AttachedFiles, LostError, Ref, Worker
 from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment

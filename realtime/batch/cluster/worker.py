@@ -1,15 +1,20 @@
-"""A worker: one engine in a process of its own. It takes a segment and returns the files of its
-result.
+"""Workers: each has an engine in a process of its own, takes segments and returns the files of
+their results. The worker pool starts them on a cluster and knows what each of them does.
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+from rich.console import Console
 
 from engines.choose import open_localizer
 from engines.downloads import cache_dir
+from engines.errors import EngineError, SightlineError
 from engines.files import whole_file
 from engines.localizer import Localizer
 from engines.options import EngineOptions
@@ -21,7 +26,7 @@ from realtime.batch.plan import Window, digest_of, make_plan
 from realtime.batch.segment import Clip, Segment
 
 ATTACHED = ("model", "weights", "head", "calibration")
-"""Fields of a ``EngineOptions`` that may name a file."""
+"""Fields of ``EngineOptions`` that may name a file."""
 AttachedFiles = Mapping[str, tuple[str, bytes]]
 
 
@@ -111,10 +116,10 @@ def find_plan(spec: str, digest: str, window: Window, whole: bool) -> Clip:
 
 def attached(choice: EngineOptions) -> dict[str, tuple[str, bytes]]:
     """Name and content of each file that ``choice`` names, to go along to other machines."""
-    named = {field: getattr(choice, field) for field in ATTACHED}
+    named = {name: getattr(choice, name) for name in ATTACHED}
     return {
-        field: (Path(path).name, Path(path).read_bytes())
-        for field, path in named.items()
+        name: (Path(path).name, Path(path).read_bytes())
+        for name, path in named.items()
         if isinstance(path, str) and Path(path).is_file()
     }
 
@@ -122,10 +127,179 @@ def attached(choice: EngineOptions) -> dict[str, tuple[str, bytes]]:
 def unpacked(choice: EngineOptions, files: AttachedFiles) -> EngineOptions:
     """``choice`` with files that are on this machine."""
     paths = {}
-    for field, (name, content) in files.items():
+    for option, (name, content) in files.items():
         path = cache_dir() / "carried" / hashlib.blake2b(content, digest_size=20).hexdigest() / name
         if not path.exists():
             with whole_file(path) as part:
                 part.write_bytes(content)
-        paths[field] = str(path)
+        paths[option] = str(path)
     return replace(choice, **paths)  # type: ignore[arg-type]
+
+
+QUEUED = 2
+"""Segments that a worker has at a time: one that it works on, and one that waits for it."""
+MOST_LOST = 5
+"""So many workers in a row may die before they are ready."""
+
+Ref = Any
+"""A reference to a result that is not there yet, for ``Cluster.get``."""
+
+
+class LostError(Exception):
+    """The process or the machine that worked on it is gone."""
+
+
+class RemoteWorker(Protocol):
+    """A ``Worker`` in another process. Its calls return at once, with a reference."""
+
+    def open(self) -> Ref: ...
+
+    def work(self, clip: Clip, segment: Segment) -> Ref: ...
+
+
+class Cluster(Protocol):
+    """What a batch needs of a cluster; see ``realtime.batch.cluster.ray``."""
+
+    def room(self) -> int: ...
+
+    def start_worker(self) -> RemoteWorker: ...
+
+    def stop_worker(self, worker: Any) -> None: ...
+
+    def task(self, function: Callable[..., Any], *arguments: Any) -> Ref: ...
+
+    def wait(self, refs: list[Ref], timeout_s: float) -> list[Ref]: ...
+
+    def get(self, ref: Ref) -> Any: ...
+
+
+@dataclass(eq=False)
+class WorkerHandle:
+    """What is known here of a worker.
+
+    Attributes:
+        worker: does the segments.
+        ready: whether its engine is ready.
+        segments: those that it has; it works on the first.
+        source: name of the source that it worked on last. It may have a copy of that.
+        lost_with: the segment that it worked on when it died.
+    """
+
+    worker: RemoteWorker
+    ready: bool = False
+    segments: deque[Segment] = field(default_factory=deque)
+    source: str = ""
+    lost_with: Segment | None = None
+
+
+@dataclass
+class WorkerPool:
+    """The workers of a batch.
+
+    Args:
+        cluster: where they are.
+        most: at most so many; None for as many as there is room for.
+        console: gets what a user should know.
+
+    Attributes:
+        opened: what the first worker said of itself. All others must give the same results.
+        handles: the workers.
+    """
+
+    cluster: Cluster
+    most: int | None
+    console: Console
+    opened: Opened | None = None
+    handles: list[WorkerHandle] = field(default_factory=list)
+    _lost_unready: int = 0
+
+    def start_workers(self, segments: int) -> dict[Ref, WorkerHandle]:
+        """Start workers until there is one for each of ``segments``, or no room is left.
+
+        Until the first one's engine is open, it stays the only one: the others would fail, too.
+
+        Returns:
+            The new workers, each by a reference to its ``Opened``, for ``add``.
+
+        Raises:
+            EngineError: the cluster has no room for a single one.
+        """
+        room = self.cluster.room() if self.most is None else self.most
+        if not room and not self.handles:
+            raise EngineError(
+                "the cluster has no free processor or GPU for a worker: ask for fewer threads, or"
+                " add machines",
+                option="threads",
+            )
+        allowed = room if self.opened else 1
+        started = {}
+        while len(self.handles) < min(room, allowed, max(1, segments)):
+            handle = WorkerHandle(self.cluster.start_worker())
+            self.handles.append(handle)
+            started[handle.worker.open()] = handle
+        return started
+
+    def add(self, handle: WorkerHandle, ref: Ref) -> None:
+        """Use a new worker, unless its engine could not be opened or would give other results.
+
+        Args:
+            handle: the worker.
+            ref: its ``Opened``, or the error, is there.
+
+        Raises:
+            SightlineError: the first worker's engine cannot be opened, or several workers in a row
+                died before their engines were ready.
+        """
+        try:
+            opened: Opened = self.cluster.get(ref)
+        except LostError as error:
+            self.remove(handle)
+            self._lost_unready += 1
+            if self._lost_unready >= MOST_LOST:
+                raise EngineError(
+                    f"{MOST_LOST} workers in a row died while they opened their engine: {error}"
+                ) from error
+            return
+        except SightlineError as error:
+            if self.opened is None:
+                raise
+            self._refuse(handle, str(error))
+            return
+        self._lost_unready = 0
+        if self.opened is None:
+            self.opened = opened
+            self.console.print(
+                f"workers: {opened.backend} {opened.precision} at {opened.size_px} px, the first on"
+                f" {opened.device}",
+                style="dim",
+                soft_wrap=True,
+            )
+        if opened.settings_digest != self.opened.settings_digest:
+            self._refuse(
+                handle,
+                f"it would give other results ({opened.backend} {opened.precision} on"
+                f" {opened.device})",
+            )
+            return
+        handle.ready = True
+
+    def _refuse(self, handle: WorkerHandle, reason: str) -> None:
+        """Stop a worker. Its handle stays, so that no other one is started in its place."""
+        self.console.print(f"a worker is not used: {reason}", style="yellow", soft_wrap=True)
+        self.cluster.stop_worker(handle.worker)
+
+    def remove(self, handle: WorkerHandle) -> None:
+        """Forget a worker that is gone. ``lost_with`` says which segment it worked on."""
+        if handle in self.handles:
+            handle.lost_with = handle.segments[0] if handle.segments else None
+            self.handles.remove(handle)
+            self.cluster.stop_worker(handle.worker)
+
+    def free_worker(self) -> WorkerHandle | None:
+        """The worker with the fewest segments; None where none can take another one."""
+        found = min(
+            (handle for handle in self.handles if handle.ready),
+            key=lambda handle: len(handle.segments),
+            default=None,
+        )
+        return found if found and len(found.segments) < QUEUED else None

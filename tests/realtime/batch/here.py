@@ -9,8 +9,7 @@ from typing import Any
 
 from engines.errors import SightlineError
 from engines.options import EngineOptions
-from realtime.batch.cluster.scheduler import LostError
-from realtime.batch.cluster.worker import Opened, Worker, attached
+from realtime.batch.cluster.worker import LostError, Opened, Worker, attached
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
 
@@ -34,7 +33,7 @@ class Call:
 
 @dataclass
 class Here:
-    """See ``realtime.batch.cluster.scheduler.Cluster``.
+    """See ``realtime.batch.cluster.worker.Cluster``.
 
     Attributes:
         places: workers that there is room for.
@@ -55,15 +54,15 @@ class Here:
     def room(self) -> int:
         return self.places
 
-    def start_worker(self) -> "_Hand":
+    def start_worker(self) -> "_HereWorker":
         self.started_workers += 1
-        return _Hand(
+        return _HereWorker(
             self,
             self.started_workers - 1,
             Worker(self.choice, attached(self.choice), self.settings),
         )
 
-    def stop_worker(self, worker: "_Hand") -> None:
+    def stop_worker(self, worker: "_HereWorker") -> None:
         worker.dead = True
 
     def task(self, function: Callable[..., Any], *arguments: Any) -> Call:
@@ -85,7 +84,7 @@ class Here:
 
 
 @dataclass(eq=False)
-class _Hand:
+class _HereWorker:
     cluster: Here
     number: int
     worker: Worker
