@@ -19,8 +19,9 @@ from engines.text import shown
 from realtime.batch.names import Naming, with_ending
 from realtime.capture import every_frame
 from realtime.documents import course_of, plot_latency
+from realtime.file_sinks import JsonlSink, VideoSink
 from realtime.pipeline import run_frames
-from realtime.sinks import JsonlSink, Sink, VideoSink
+from realtime.sinks import Sink
 from realtime.sources.spec import kind_of, open_source
 from realtime.sources.video import Source, SourceOptions
 from realtime.statistics import Run

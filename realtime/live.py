@@ -24,27 +24,16 @@ from engines.options import EngineOptions
 from engines.text import displayable, in_words
 from realtime.annotate import Look
 from realtime.capture import Connection, Feed
+from realtime.file_sinks import JsonlSink, Recorder, TraceSink, check_log, make_writable
 from realtime.frame_queue import Policy
 from realtime.latency_budget import open_within
-from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
 from realtime.session import Session
-from realtime.sinks import (
-    Beside,
-    JsonlSink,
-    Notices,
-    Recorder,
-    Sink,
-    WindowSink,
-    check_log,
-    has_display,
-    make_writable,
-)
+from realtime.sinks import Beside, Notices, Sink, WindowSink, has_display
 from realtime.statistics import LiveRun
-from realtime.trace import TraceSink
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions, opened
-from realtime.web.server import Address, PageServer
+from realtime.web.server import Address, MetricsSink, PageServer
 
 TABLE_EVERY_S = 0.5
 

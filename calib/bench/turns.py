@@ -37,9 +37,10 @@ from engines.networks.registry import Classifier
 from engines.options import EngineOptions
 from engines.preprocess import IMAGE, append_preprocessing
 from realtime.capture import every_frame
+from realtime.file_sinks import JsonlSink
 from realtime.frames import FrameRecord
 from realtime.pipeline import run_frames
-from realtime.sinks import JsonlSink, Sink
+from realtime.sinks import Sink
 from realtime.sources.spec import open_source
 from realtime.statistics import Run, percentiles
 

@@ -22,8 +22,8 @@ from engines import MOST_IMAGE_PIXELS
 from engines.errors import SourceError
 from engines.localizer import ImageBgr
 from realtime.sources import limits
+from realtime.sources.image_files import IMAGE_SUFFIXES
 from realtime.sources.images import Images, decode_image
-from realtime.sources.listing import IMAGE_SUFFIXES
 from realtime.sources.spec import open_source
 
 ENDINGS = ("", "_boxes", "_labels", "_annotations", "_groundtruth_rect", "_groundtruth", "_rect")

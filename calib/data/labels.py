@@ -18,8 +18,8 @@ from engines.errors import SourceError
 from engines.text import displayable
 from realtime.frames import BoxPx
 from realtime.sources import images as sources
+from realtime.sources.image_files import ARCHIVE_SUFFIXES
 from realtime.sources.images import archive_members, has_suffix, natural_order
-from realtime.sources.listing import ARCHIVE_SUFFIXES
 
 NAMED = 3
 """How many examples of a remark are named; the others are counted."""

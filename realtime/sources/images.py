@@ -28,14 +28,18 @@ from engines.localizer import ImageBgr
 from engines.text import file_name
 from realtime.frames import Frame
 from realtime.sources import limits
-from realtime.sources.listing import (
+from realtime.sources.image_files import (
     IMAGE_SUFFIXES,
+    MAY_HAVE_SEVERAL,
     LeftOut,
+    Member,
+    decode_heif,
     in_words,
     left_out,
+    pages_of,
+    pictures_in,
     several_in_words,
 )
-from realtime.sources.pages import MAY_HAVE_SEVERAL, decode_heif, pages_of, pictures_in
 from realtime.sources.video import USUAL, Source, SourceOptions, reason_of
 from realtime.written import without_written
 
@@ -45,7 +49,6 @@ cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT
 )  # of damaged images it prints pages; we say which they are
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of the same
-Member = tuple[str, Callable[[], bytes]]
 
 
 class Images(Source):

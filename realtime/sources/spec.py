@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from engines.errors import InputError, SourceError
 from engines.text import MASK, file_name, masked
 from realtime.sources.demo import open_demo
+from realtime.sources.film import STDIN, is_pipe
+from realtime.sources.image_files import ARCHIVE_SUFFIXES, is_film
 from realtime.sources.images import (
     Images,
     decode_image,
@@ -24,9 +26,6 @@ from realtime.sources.images import (
     images_in_archive,
     images_in_file,
 )
-from realtime.sources.listing import ARCHIVE_SUFFIXES
-from realtime.sources.pages import is_film
-from realtime.sources.pipes import STDIN, is_pipe
 from realtime.sources.video import LIVE_SCHEMES, USUAL, Camera, Source, SourceOptions, VideoFile
 from realtime.sources.web_camera import NoPicturesError, WebPictures, may_be_camera
 

@@ -19,8 +19,7 @@ from engines.errors import SourceError
 from engines.text import shown
 from realtime.frames import Frame
 from realtime.sources.colour import ToBgr
-from realtime.sources.film import BOUNDED, Film, Packet, open_film, presented_frames
-from realtime.sources.pipes import Pipe, is_pipe
+from realtime.sources.film import BOUNDED, Film, Packet, Pipe, is_pipe, open_film, presented_frames
 
 
 class Losses:

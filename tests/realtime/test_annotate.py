@@ -23,10 +23,10 @@ from realtime.annotate import (
     label,
 )
 from realtime.capture import every_frame
+from realtime.file_sinks import JsonlSink
 from realtime.frames import Frame, Track, Tracked
 from realtime.pipeline import Live, run_frames
 from realtime.session import Settings
-from realtime.sinks import JsonlSink
 from realtime.sources.images import Images
 from realtime.statistics import Run as RunTimes
 from tests.engines.mock import MockEngine

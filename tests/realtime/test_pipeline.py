@@ -12,11 +12,11 @@ import pytest
 from engines.errors import EngineError, InputError, OutputError, SourceError
 from engines.localizer import Localizer
 from realtime.capture import every_frame, latest_frames
+from realtime.file_sinks import JsonlSink
 from realtime.frame_queue import LATEST, FrameQueue
 from realtime.frames import Frame
 from realtime.pipeline import Live, run_frames
 from realtime.session import Settings
-from realtime.sinks import JsonlSink
 from realtime.sources.spec import open_source
 from realtime.statistics import Run
 from tests.engines.mock import MockEngine

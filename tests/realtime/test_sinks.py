@@ -11,8 +11,8 @@ import pytest
 from engines.errors import OutputError, SourceError
 from engines.localizer import Detection, Localization
 from realtime.annotate import PREDICTED_BGR, TRUTH_BGR, Look, draw, heat_map
+from realtime.file_sinks import JsonlSink, VideoSink, fitted, interrupts_held
 from realtime.frames import Frame, FrameRecord
-from realtime.sinks import JsonlSink, VideoSink, fitted, interrupts_held
 from tests.realtime.media import picture, timestamps_s
 
 MAP = np.zeros((16, 16), np.float32)

@@ -12,9 +12,9 @@ from engines.errors import OutputError
 from engines.localizer import Localizer
 from realtime import live
 from realtime.annotate import Annotator
+from realtime.file_sinks import JsonlSink, Recorder, VideoSink
 from realtime.options import StreamOptions
 from realtime.session import Session
-from realtime.sinks import JsonlSink, Recorder, VideoSink
 from tests.engines.mock import MockEngine
 from tests.realtime.media import timestamps_s, write_video
 

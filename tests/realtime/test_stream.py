@@ -24,14 +24,15 @@ from engines.boxes import iou
 from engines.errors import OutputError
 from engines.localizer import Localizer
 from realtime.capture import Connection
+from realtime.file_sinks import LOGS_KEPT, JsonlSink, Recorder
 from realtime.frames import Frame, FrameRecord
 from realtime.live import stream
-from realtime.metrics import MetricsSink
 from realtime.options import StreamOptions
 from realtime.session import Session
-from realtime.sinks import LOGS_KEPT, JsonlSink, Recorder, has_display
+from realtime.sinks import has_display
 from realtime.sources.demo import DemoCamera
 from realtime.statistics import Histogram, LiveRun
+from realtime.web.server import MetricsSink
 from tests.command_line import refused
 from tests.engines.mock import MockEngine
 from tests.realtime.media import picture, timestamps_s, write_video

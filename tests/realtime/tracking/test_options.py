@@ -8,8 +8,8 @@ from engines.errors import InputError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
 from realtime.capture import every_frame
+from realtime.file_sinks import JsonlSink
 from realtime.pipeline import run_frames
-from realtime.sinks import JsonlSink
 from realtime.sources.spec import open_source
 from realtime.statistics import Run
 from realtime.tracking.options import Following, FollowOptions, opened

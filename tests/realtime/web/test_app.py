@@ -8,10 +8,9 @@ import pytest
 
 from realtime.annotate import Look
 from realtime.frames import Frame, Track, Tracked
-from realtime.metrics import MetricsSink
 from realtime.session import Session
 from realtime.tracking.options import Following, FollowOptions
-from realtime.web.server import PageServer
+from realtime.web.server import MetricsSink, PageServer
 from tests.realtime.web.served import LOCAL, get, post, show
 
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")

@@ -4,8 +4,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from realtime.metrics import MetricsSink
-from realtime.web.server import Address, PageServer
+from realtime.web.server import Address, MetricsSink, PageServer
 from tests.realtime.web.served import LOCAL, get, post, show
 
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from engines.errors import SourceError
-from realtime.sources import pipes
+from realtime.sources import film
 from realtime.sources.spec import can_be_cut, name_of, open_source
 from tests.conftest import ROOT
 from tests.realtime.media import write_video
@@ -28,7 +28,7 @@ def test_a_named_pipe_gives_its_frames(tmp_path):
 
 
 def test_a_pipe_that_nobody_writes_to_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipes, "WRITER_S", 0.2)
+    monkeypatch.setattr(film, "WRITER_S", 0.2)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SourceError, match=r"nothing came for 0\.2 s: nobody writes to it"):
         open_source(str(tmp_path / "pipe"))

@@ -22,7 +22,7 @@ def test_one_jpeg_is_made_for_all_viewers_and_none_while_nobody_looks(session, m
     show(session, 0)
     assert not session.needs_picture
     assert not made
-    from realtime.web.broadcast import Broadcast
+    from realtime.web.app import Broadcast
 
     async def watch():
         broadcast = Broadcast(session, "cam")
@@ -43,9 +43,9 @@ def test_one_jpeg_is_made_for_all_viewers_and_none_while_nobody_looks(session, m
 
 
 def test_the_encoding_thread_ends_when_nobody_looks_and_begins_again(session, monkeypatch):
-    monkeypatch.setattr("realtime.web.broadcast.IDLE_S", 0.2)
-    monkeypatch.setattr("realtime.web.broadcast.WAIT_S", 0.05)
-    from realtime.web.broadcast import Broadcast
+    monkeypatch.setattr("realtime.web.app.IDLE_S", 0.2)
+    monkeypatch.setattr("realtime.web.app.WAIT_S", 0.05)
+    from realtime.web.app import Broadcast
 
     def threads():
         return [thread for thread in threading.enumerate() if thread.name == "encode cam"]
