@@ -119,7 +119,8 @@ def follow_crowd(crowd: Crowd, localizer: Localizer, most: int) -> tuple[list[Ob
             x0, y0, x1, y1 = (int(edge) for edge in window)
             answer = localizer.localize([np.ascontiguousarray(frame[y0:y1, x0:x1])])[0]
             calls += 1
-        followed.append(tracker.update(answer)[2])
+        tracker.update(answer)
+        followed.append(tracker.objects)
     return followed, calls
 
 

@@ -108,6 +108,9 @@ class MultiTracker:
         confidence_model: gives the confidence of a box.
         most: the largest number of objects.
         selected_px: the box to track from the first frame on; None to track what is found.
+
+    Attributes:
+        objects: every object that is tracked, as of the last answer.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class MultiTracker:
         most: int,
         selected_px: BoxPx | None = None,
     ) -> None:
+        self.objects: tuple[Tracked, ...] = ()
         self._size_px = (width_px, height_px)
         self._confidence_model = confidence_model
         self._most = most
@@ -160,12 +164,12 @@ class MultiTracker:
         self._pending.append(_PendingFrame(tuple(self._slots), looking, window))
         return window
 
-    def update(self, found: Localization | None) -> tuple[Localization, Track, tuple[Tracked, ...]]:
+    def update(self, found: Localization | None) -> tuple[Localization, Track]:
         """Take the answer for the oldest frame that is awaited, see ``Tracker.update``.
 
         Returns:
-            The main object, with the newest map; what tracking adds to it, with the window that the
-            engine saw, whichever object that was for; and every object that is tracked.
+            The main object, with the newest map; and what tracking adds to it, with the window that
+            the engine saw, whichever object that was for.
         """
         frame = self._pending.popleft()
         window = frame.window_px
@@ -183,7 +187,7 @@ class MultiTracker:
                 slot.frames = 0
                 slot.tracker.forget()
         self._refill(others)
-        objects = tuple(
+        self.objects = tuple(
             _tracked(slot.tracker, tracks[id(slot)])
             for slot, _ in self._held()
             if id(slot) in tracks
@@ -191,7 +195,7 @@ class MultiTracker:
         first = self._slots[0]
         track = tracks.get(id(first)) or Track(first.tracker.state, None, 0.0, 0, None)
         main = replace(first.tracker.found or NOTHING, map_hw=self._map, detections=())
-        return main, replace(track, window_xyxy_px=window), objects
+        return main, replace(track, window_xyxy_px=window)
 
     def _new_slot(self, selected_px: BoxPx | None = None) -> _TrackSlot:
         """A slot with a new tracker, which begins at a box if there is one."""

@@ -23,10 +23,10 @@ one.
 
 @dataclass(frozen=True)
 class FollowOptions:
-    """Whether and what to follow.
+    """The options of tracking: whether and what to track.
 
-    Of followed boxes the tracker says how sure they are, of others the head; ``min_score`` is about
-    both. ``objects`` is that of the engine's options, see ``beside``.
+    ``min_score`` is a least confidence: for tracked boxes that of the tracker, for others that of
+    the head. ``objects`` comes from the options of the engine, see ``beside``.
     """
 
     follow: Annotated[
@@ -166,7 +166,7 @@ class Following:
         self._points[source] = point
 
     def view(self, frame: Frame) -> View:
-        """What the engine is to see of a frame.
+        """The part of a frame that the engine sees, and the tracker that chose it.
 
         Raises:
             InputError: the selected place lies outside the frame.
@@ -191,22 +191,22 @@ class Following:
     def update(
         self, record: FrameRecord, tracker: Tracker | MultiTracker, found: Localization | None
     ) -> Localization:
-        """The answer for a frame, with the tracked box, or without one where it is not sure enough.
-        ``record.track`` says more, and ``record.objects`` of several.
+        """The answer for a frame, with the tracked box if its confidence is high enough.
+
+        What else tracking knows goes into ``record.track``, and into ``record.objects`` where
+        several objects are tracked.
 
         Args:
-            record: of the frame.
+            record: of the frame; it is changed.
             tracker: of the ``View`` that the engine saw.
             found: the engine's answer; None where it did not see the frame.
         """
-        if isinstance(tracker, MultiTracker):
-            result, record.track, objects = tracker.update(found)
+        result, record.track = tracker.update(found)
+        if tracker.objects is not None:
             record.objects = tuple(
                 each if self._sure(each.track) else replace(each, box_xyxy_px=None)
-                for each in objects
+                for each in tracker.objects
             )
-        else:
-            result, record.track = tracker.update(found)
         return replace(result, confidence=record.track.confidence).sure(self._options.min_score)
 
     def _new_tracker(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines.boxes import overlap, shifted
 from engines.localizer import ImageBgr, Localization
-from realtime.frames import NO_MAP, BoxPx, Track
+from realtime.frames import NO_MAP, BoxPx, Track, Tracked
 from realtime.tracking.confidence import CuesToConfidence, cues_of
 from realtime.tracking.optical_flow import Map, Motion, MotionStep
 from realtime.tracking.vote_grid import UNSEEN, VoteGrid
@@ -109,9 +109,12 @@ class Tracker:
         track_id: see ``Track``.
         confidence: see ``Track``.
         found: the last answer, as ``update`` returned it; None before the first.
+        objects: None, because there is only one; see ``MultiTracker``.
         hidden: cells of the grid that belong to other objects, bool ``[h, w]``. They get no votes
             for this object. None where there is no other object.
     """
+
+    objects: tuple[Tracked, ...] | None = None
 
     def __init__(
         self,

@@ -37,28 +37,26 @@ def seen(boxes, window, score=0.6):
 
 
 def followed(images, truth, most=2, under_way=1, say=seen, **options):
-    """Of each frame: the objects, the main answer, its track; and how often the engine was
-    asked.
-    """
-    several, pending, found, calls = (
-        MultiTracker(*SIZE_PX, load_confidence_model(), most, **options),
-        deque(),
-        [],
-        0,
-    )
+    """Of each frame: the objects, the main answer, its track; and the number of engine calls."""
+    several = MultiTracker(*SIZE_PX, load_confidence_model(), most, **options)
+    pending, objects, mains, tracks = deque(), [], [], []
+    calls = 0
+
+    def update():
+        main, track = several.update(pending.popleft())
+        objects.append(several.objects)
+        mains.append(main)
+        tracks.append(track)
+
     for number, image in enumerate(images):
         if len(pending) == under_way:
-            found.append(several.update(pending.popleft()))
+            update()
         window = several.window(image, number / RATE)
         calls += window is not None
         pending.append(None if window is None else say(truth[number], window))
-    found += [several.update(each) for each in pending]
-    return (
-        [each[2] for each in found],
-        [each[0] for each in found],
-        [each[1] for each in found],
-        calls,
-    )
+    while pending:
+        update()
+    return objects, mains, tracks, calls
 
 
 def number_at(objects, box):
@@ -113,17 +111,15 @@ def test_what_is_selected_is_the_main_object_and_the_other_joins_it():
 
 def test_a_click_on_a_followed_object_makes_it_the_main_one():
     images, truth = two(FRAMES + 4)
-    several, objects = MultiTracker(*SIZE_PX, load_confidence_model(), 2), ()
+    several = MultiTracker(*SIZE_PX, load_confidence_model(), 2)
     for number, image in enumerate(images):
         if number == FRAMES:
-            before = {each.track.track_id for each in objects}
+            before = {each.track.track_id for each in several.objects}
             several.choose(truth[number][1])
-        main, track, objects = several.update(
-            seen(truth[number], several.window(image, number / RATE))
-        )
+        main, track = several.update(seen(truth[number], several.window(image, number / RATE)))
     assert overlap(main.box_xyxy_px, truth[-1][1]) > 0.5
-    assert {each.track.track_id for each in objects} == before == {1, 2}
-    assert track.track_id == objects[0].track.track_id
+    assert {each.track.track_id for each in several.objects} == before == {1, 2}
+    assert track.track_id == several.objects[0].track.track_id
 
 
 def test_after_a_short_blackout_both_are_back_under_their_numbers():
@@ -165,8 +161,7 @@ def test_who_is_shown_nothing_but_anothers_object_gives_up():
     for number, image in enumerate(images + alone):
         window = several.window(image, number / RATE)
         lit = number < FRAMES
-        shown.append(
-            several.update(seen(truth[number], window) if lit else answer(first[0], window))[2]
-        )
+        several.update(seen(truth[number], window) if lit else answer(first[0], window))
+        shown.append(several.objects)
     assert [len(shown[FRAMES - 1]), len(shown[-1])] == [2, 1]
     assert number_at(shown[-1], first[0]) == number_at(shown[FRAMES - 1], truth[FRAMES - 1][0])
