@@ -178,14 +178,14 @@ class Change:
         before_ms, after_ms: medians (of ``ms per frame`` means).
         noise: share by which medians may differ by chance, see ``notch``; nan where a file keeps
             too few windows to tell.
-        judged: it is ours. Peers only show whether the machine itself changed its pace.
+        is_ours: whether it is ours. Peers only show whether the machine itself changed its pace.
     """
 
     name: str
     before_ms: float
     after_ms: float
     noise: float
-    judged: bool = True
+    is_ours: bool = True
 
     @property
     def change(self) -> float:
@@ -207,7 +207,7 @@ class Change:
     @property
     def regressed(self) -> bool:
         """Whether the figure is ours and got slower by more than the noise."""
-        return self.judged and self.verdict == "slower"
+        return self.is_ours and self.verdict == "slower"
 
 
 def load_bench(path: Path) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
                     name, before_ms, after_ms, noise, OURS in name or name.startswith("end to end")
                 )
             )
-    if not any(change.judged for change in found):
+    if not any(change.is_ours for change in found):
         raise SourceError("the two files have no figure in common: bench the same networks")
     return found
 
@@ -326,7 +326,7 @@ def compare_table(found: list[Change], differing: list[str], names: tuple[str, s
         table.add_column(column, justify="left" if column in ("", "verdict") else "right")
     colours = {"slower": "red", "faster": "green", "same": ""}
     for change in found:
-        style = colours[change.verdict] if change.judged else "dim"
+        style = colours[change.verdict] if change.is_ours else "dim"
         noise = "unknown" if np.isnan(change.noise) else f"{100 * change.noise:.1f} %"
         figures = (
             f"{change.before_ms:.2f}",
@@ -337,7 +337,7 @@ def compare_table(found: list[Change], differing: list[str], names: tuple[str, s
         table.add_row(
             change.name,
             *figures,
-            change.verdict if change.judged else f"({change.verdict})",
+            change.verdict if change.is_ours else f"({change.verdict})",
             style=style,
         )
     notes = [Text(difference, style="yellow") for difference in differing]
@@ -351,7 +351,7 @@ def summary(found: list[Change]) -> str:
     regressed = [change.name for change in found if change.regressed]
     if regressed:
         return f"slower beyond noise: {'; '.join(regressed)}"
-    widest = max(change.limit for change in found if change.judged)
+    widest = max(change.limit for change in found if change.is_ours)
     hidden = (
         f", but noise hides changes of up to {100 * widest:.0f} %: let both runs settle"
         if widest > HIDDEN
@@ -362,7 +362,7 @@ def summary(found: list[Change]) -> str:
 
 def _pace(found: list[Change]) -> str:
     """Say whether the peers changed too. Then the machine may be the cause."""
-    theirs = [change.change for change in found if not change.judged]
+    theirs = [change.change for change in found if not change.is_ours]
     pace = float(np.median(theirs)) if theirs else 0.0
     if abs(pace) <= 0.05:
         return ""
@@ -382,7 +382,7 @@ def compare_report(found: list[Change], differing: list[str]) -> dict[str, Any]:
             "change": round(c.change, 4),
             "noise": None if np.isnan(c.noise) else round(c.noise, 4),
             "verdict": c.verdict,
-            "judged": c.judged,
+            "judged": c.is_ours,
         }
         for c in found
     ]

@@ -68,7 +68,7 @@ UNREADABLE = frozenset(
         ".mat",
     }
 )
-"""Endings of images and the like that it does not: told from images that are not there."""
+"""Endings of images and the like that it does not read. They are told apart from images that are missing."""
 SPLITS = {
     "train": "train",
     "training": "train",

@@ -59,16 +59,16 @@ def test_a_regression_is_what_is_slower_beyond_the_runs_own_noise(
         saved(tmp_path / "b.json", scale, windows),
     )
     found, differing = compare(before, after, across_machines=False)
-    assert {change.regressed for change in found if change.judged} == {regressed}
+    assert {change.regressed for change in found if change.is_ours} == {regressed}
     assert not differing
-    assert not any(change.regressed for change in found if not change.judged)
+    assert not any(change.regressed for change in found if not change.is_ours)
 
 
 def test_peers_that_got_slower_are_no_regression_of_ours(tmp_path):
     before, after = load_bench(saved(tmp_path / "a.json")), load_bench(saved(tmp_path / "b.json"))
     slower = after["engines"][0]["peers"][1]
     slower.update(p50_ms=20.0, windows_ms=[20.0] * 3)
-    assert [change.verdict for change in changes(before, after) if not change.judged] == ["slower"]
+    assert [change.verdict for change in changes(before, after) if not change.is_ours] == ["slower"]
     assert not any(change.regressed for change in changes(before, after))
 
 
