@@ -68,7 +68,7 @@ UNREADABLE = frozenset(
         ".mat",
     }
 )
-"""Endings of images and the like that it does not read. They are told apart from images that are missing."""
+"""Endings of images that OpenCV does not read: such an image is there, and not missing."""
 SPLITS = {
     "train": "train",
     "training": "train",
