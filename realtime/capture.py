@@ -15,7 +15,6 @@ from engines.errors import SourceError
 from engines.text import in_words, shown
 from realtime.frame_queue import EVERY, LATEST, FrameQueue, Policy
 from realtime.frames import Frame, FrameRecord, LoopFrames
-from realtime.sources.limits import AHEAD_BYTES
 from realtime.sources.spec import kind_of, name_of, open_source
 from realtime.sources.video import USUAL, Source, SourceOptions
 
@@ -26,6 +25,10 @@ FIRST_FRAME_S = 10.0  # some cameras take their time to begin
 LOOK_EVERY_S = 0.1
 LEAVE_S = 1.0
 NS = 1_000_000_000
+AHEAD_BYTES = 2**28
+"""Of pictures that wait for the next stage of the work; at least one may. Four 8K pictures take 0.4
+GB.
+"""
 
 
 @dataclass

@@ -322,7 +322,7 @@ def display() -> Findings:
 
 def cameras() -> Findings:
     """Cameras: each opened for a moment, its real rate counted."""
-    from realtime.sources.cameras import find_cameras
+    from realtime.sources.video import find_cameras
 
     found = find_cameras()
     if not found:

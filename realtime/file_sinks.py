@@ -25,9 +25,12 @@ from engines.files import make_folder, new_file, put_in_place
 from engines.localizer import ImageBgr
 from realtime.capture import Connection
 from realtime.frames import STAGES, FrameRecord
-from realtime.sources.limits import written_size
 from realtime.sources.video import reason_of
 
+WRITTEN_SIDE_PX, WRITTEN_PIXELS = 16384, 139_264 * 256
+"""Of a video that is written: x264 takes no longer side, and H.264's level 6.2, its highest, no
+larger frame.
+"""
 FRAGMENT_S = 0.5
 LOGS_KEPT = 5
 LOG_BEGIN = b'{"source": "'
@@ -180,6 +183,20 @@ class VideoSink(_WholeFile):
             if self._stream is not None:
                 self._container.mux(self._stream.encode(None))
             self._container.close()
+
+
+def written_size(width_px: int, height_px: int) -> tuple[int, int]:
+    """(width, height) of a video that shows pictures of this size: even, and smaller where players
+    and encoders end.
+    """
+    scale = min(
+        1.0,
+        WRITTEN_SIDE_PX / max(width_px, height_px),
+        (WRITTEN_PIXELS / (width_px * height_px)) ** 0.5,
+    )
+    if scale < 1:
+        width_px, height_px = int(width_px * scale) // 2 * 2, int(height_px * scale) // 2 * 2
+    return max(2, width_px + width_px % 2), max(2, height_px + height_px % 2)
 
 
 def fitted(picture: ImageBgr, width: int, height: int) -> ImageBgr:

@@ -21,7 +21,7 @@ from calib.data.text_dialects import NAME_FILES
 from engines import MOST_IMAGE_PIXELS
 from engines.errors import SourceError
 from engines.localizer import ImageBgr
-from realtime.sources import limits
+from realtime.sources.film import check_pixels
 from realtime.sources.image_files import IMAGE_SUFFIXES
 from realtime.sources.images import Images, decode_image
 from realtime.sources.spec import open_source
@@ -396,7 +396,7 @@ def look_at(content: bytes, where: str) -> Seen:
         pass
     if size_px is None:
         return Seen(size_of(decode_image(where, content)), on_its_side)
-    limits.check_pixels(where, *size_px, MOST_IMAGE_PIXELS)
+    check_pixels(where, *size_px, MOST_IMAGE_PIXELS)
     return Seen(size_px, False)
 
 

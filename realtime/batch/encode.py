@@ -26,10 +26,10 @@ from realtime.annotate import Look, draw
 from realtime.batch.decode import Read, SegmentEnd, frames_of, read_segment
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
+from realtime.capture import AHEAD_BYTES
 from realtime.file_sinks import JsonlSink, VideoSink
 from realtime.frames import BoxPx, FrameRecord
 from realtime.pipeline import run_frames
-from realtime.sources.limits import AHEAD_BYTES
 from realtime.statistics import Run, WaitingTimes
 from realtime.tracking.options import calls_under_way, opened
 

@@ -22,14 +22,17 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from engines.errors import SourceError
-from realtime.sources import limits
 
 if TYPE_CHECKING:
     Packet: TypeAlias = av.Packet[Any]  # av's own annotation; the class itself takes no parameters
 else:
     Packet = av.Packet
 
-BOUNDED = {"max_pixels": str(limits.VIDEO_PIXELS)}
+VIDEO_PIXELS = 2**26
+"""Of a frame, of which a decoder keeps up to 17: 8K has 33 million, and the H.264, HEVC and AV1
+levels up to 6.2 end at 36.
+"""
+BOUNDED = {"max_pixels": str(VIDEO_PIXELS)}
 """For decoders: no picture is larger, whatever its header or a later one says. FFmpeg's own limit
 is 16384 x 16384.
 """
@@ -100,7 +103,7 @@ def film_of(container: InputContainer, where: str) -> VideoStream:
     size_px = film.codec_context.width, film.codec_context.height
     if any(size_px):  # else nothing of it was seen at the start
         try:
-            limits.check_pixels(where, *size_px, limits.VIDEO_PIXELS)
+            check_pixels(where, *size_px, VIDEO_PIXELS)
         except SourceError:
             container.close()
             raise
@@ -450,3 +453,16 @@ class Pipe:
     def close(self) -> None:
         """Release it."""
         os.close(self._file)
+
+
+def check_pixels(what: str, width_px: int, height_px: int, most: int) -> None:
+    """Refuse a picture before memory is taken for it.
+
+    Raises:
+        SourceError: it has more than ``most`` pixels.
+    """
+    if not 0 < width_px * height_px <= most:
+        size = f"{width_px}x{height_px} pixels"
+        raise SourceError(
+            f"{what} is {size}: from 1 to {most / 1e6:.0f} million can be read; scale it"
+        )

@@ -17,11 +17,14 @@ import PIL.Image
 from engines import MOST_IMAGE_PIXELS
 from engines.errors import SourceError
 from engines.localizer import ImageBgr
-from realtime.sources import limits
 from realtime.sources.colour import ToBgr
-from realtime.sources.film import film_of
+from realtime.sources.film import check_pixels, film_of
 from realtime.sources.video import reason_of
 
+FILE_BYTES = 2**29
+"""Of an image's file or an archive's member; it is read whole. 200 million pixels are 0.2 GB as a
+JPEG of the best quality.
+"""
 MAY_HAVE_SEVERAL = frozenset({".png", ".webp", ".gif", ".avif", ".tif", ".tiff", ".mpo"})
 Member = tuple[str, Callable[[], bytes]]
 
@@ -54,11 +57,11 @@ def pages_of(path: Path) -> tuple[list[Member], float | None]:
         SourceError: it cannot be read; a reader raises it of its picture.
     """
     try:
-        limits.check_bytes(str(path), path.stat().st_size)
+        check_bytes(str(path), path.stat().st_size)
         content = path.read_bytes()
         image = PIL.Image.open(BytesIO(content))
         count = int(getattr(image, "n_frames", 1))
-        limits.check_pixels(str(path), *image.size, MOST_IMAGE_PIXELS)
+        check_pixels(str(path), *image.size, MOST_IMAGE_PIXELS)
         if image.format == "TIFF":  # OpenCV knows more kinds of pixels
             return [
                 (f"{path}[{page}]", partial(_tiff_page, path, content, page))
@@ -90,7 +93,7 @@ def decode_heif(name: str, content: bytes) -> ImageBgr:
                     " JPEG"
                 )
             stream = film_of(container, name)
-            limits.check_pixels(
+            check_pixels(
                 name, stream.codec_context.width, stream.codec_context.height, MOST_IMAGE_PIXELS
             )
             return ToBgr()(next(container.decode(stream)))
@@ -238,3 +241,16 @@ def several_in_words(counts: Mapping[str, int]) -> list[str]:
         f"of {len(several)} files with several pictures the first is read:"
         f" {', '.join(several[:NAMES_IN_LINE])}{more}"
     ]
+
+
+def check_bytes(what: str, size: int, most: int = FILE_BYTES) -> None:
+    """Refuse a file before it is read into memory.
+
+    Raises:
+        SourceError: it is larger than ``most``.
+    """
+    if size > most:
+        raise SourceError(
+            f"{what} has {size / 1e6:.0f} MB: more than {most / 1e6:.0f} MB of one image are not"
+            " read"
+        )

@@ -27,12 +27,14 @@ from engines.errors import SourceError
 from engines.localizer import ImageBgr
 from engines.text import file_name
 from realtime.frames import Frame
-from realtime.sources import limits
+from realtime.sources.film import check_pixels
 from realtime.sources.image_files import (
+    FILE_BYTES,
     IMAGE_SUFFIXES,
     MAY_HAVE_SEVERAL,
     LeftOut,
     Member,
+    check_bytes,
     decode_heif,
     in_words,
     left_out,
@@ -45,6 +47,18 @@ from realtime.written import without_written
 
 IMAGES_PER_SECOND = 24.0
 CHUNK_BYTES = 2**20
+ARCHIVE_MEMBERS = 1_000_000
+"""Of a zip or tar. Each costs about a kilobyte of memory; The largest public sets have 0.1 to 1
+million in one.
+"""
+DIRECTORY_BYTES = 2**26
+"""Of a zip's list of members, which has at least 46 bytes and a name for each."""
+HEADER_BYTES = 2**20
+"""Of one header of a tar, long names and attributes included; it is read whole."""
+INFLATION = 1100
+"""How many times larger than the archive all members together may be: deflate reaches 1032, more
+means that they overlap.
+"""
 cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT
 )  # of damaged images it prints pages; we say which they are
@@ -174,19 +188,19 @@ def file_bytes(path: Path) -> bytes:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for ever
         raise SourceError(f"{path} is no file")
-    limits.check_bytes(str(path), found.st_size)
+    check_bytes(str(path), found.st_size)
     with path.open("rb") as file:
         return _bounded(file, str(path))
 
 
-def _bounded(file: IO[bytes], what: str, most: int = limits.FILE_BYTES) -> bytes:
+def _bounded(file: IO[bytes], what: str, most: int = FILE_BYTES) -> bytes:
     """All of it, however much was declared; in chunks, as memory is not to be taken for what does
     not come.
     """
     content = io.BytesIO()
     while chunk := file.read(min(CHUNK_BYTES, most + 1 - content.tell())):
         content.write(chunk)
-        limits.check_bytes(what, content.tell(), most)
+        check_bytes(what, content.tell(), most)
     return content.getvalue()
 
 
@@ -215,7 +229,7 @@ def archive_members(
 def _zip_readers(
     path: Path, suffixes: Set[str], others: list[str]
 ) -> dict[str, Callable[[], bytes]]:
-    file = _Limited(path, limits.DIRECTORY_BYTES)
+    file = _Limited(path, DIRECTORY_BYTES)
     try:
         archive = zipfile.ZipFile(file)
     except Exception:
@@ -224,10 +238,9 @@ def _zip_readers(
     weakref.finalize(archive, file.close)
     members = archive.infolist()
     _check_count(path, len(members))
-    if sum(member.file_size for member in members) > limits.INFLATION * path.stat().st_size:
+    if sum(member.file_size for member in members) > INFLATION * path.stat().st_size:
         raise SourceError(
-            f"its members say that they are more than {limits.INFLATION} times as large as all"
-            " of it"
+            f"its members say that they are more than {INFLATION} times as large as all of it"
         )
     files = [each for each in members if not each.is_dir()]
     images = [each for each in files if has_suffix(each.filename, suffixes)]
@@ -236,7 +249,7 @@ def _zip_readers(
 
 
 def _zip_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    limits.check_bytes("it", member.file_size)
+    check_bytes("it", member.file_size)
     with archive.open(member.filename) as file:
         return _bounded(file, "it")
 
@@ -245,7 +258,7 @@ def _tar_readers(
     path: Path, suffixes: Set[str], others: list[str]
 ) -> dict[str, Callable[[], bytes]]:
     found: dict[str, Callable[[], bytes]] = {}
-    with _Limited(path, limits.HEADER_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with _Limited(path, HEADER_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         count = 0
         while (member := tar.next()) is not None:
             count += 1
@@ -263,7 +276,7 @@ def _tar_readers(
 def _tar_bytes(path: Path, offset: int, size: int, sparse: bool) -> bytes:
     if sparse:
         raise SourceError("it is stored as a sparse file: pack it again as a plain one")
-    limits.check_bytes("it", size)
+    check_bytes("it", size)
     with path.open("rb") as file:
         file.seek(offset)
         content = file.read(size)
@@ -273,8 +286,8 @@ def _tar_bytes(path: Path, offset: int, size: int, sparse: bool) -> bytes:
 
 
 def _check_count(path: Path, count: int) -> None:
-    if count > limits.ARCHIVE_MEMBERS:
-        raise SourceError(f"{path} has more than {limits.ARCHIVE_MEMBERS} members: split it")
+    if count > ARCHIVE_MEMBERS:
+        raise SourceError(f"{path} has more than {ARCHIVE_MEMBERS} members: split it")
 
 
 class _Limited(io.FileIO):
@@ -340,7 +353,7 @@ def decode_image(name: str, content: bytes) -> ImageBgr:
     """
     size_px = _declared_size(content)
     if size_px is not None:
-        limits.check_pixels(name, *size_px, MOST_IMAGE_PIXELS)
+        check_pixels(name, *size_px, MOST_IMAGE_PIXELS)
     try:
         image = (
             cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_BGR)

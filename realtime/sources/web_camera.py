@@ -30,8 +30,8 @@ from engines.errors import SourceError
 from engines.localizer import ImageBgr
 from engines.text import shown
 from realtime.frames import Frame
-from realtime.sources import limits
 from realtime.sources.colour import ToBgr
+from realtime.sources.film import VIDEO_PIXELS
 from realtime.sources.video import (
     LONGEST_LOSS_S,
     OPEN_TIMEOUT_S,
@@ -185,7 +185,7 @@ class WebPictures(Source):
         if self._kind.startswith("multipart/"):
             answer.length = None  # cameras say anything
         self._codec = av.CodecContext.create("mjpeg", "r")
-        self._codec.options = {"err_detect": "explode", "max_pixels": str(limits.VIDEO_PIXELS)}
+        self._codec.options = {"err_detect": "explode", "max_pixels": str(VIDEO_PIXELS)}
         self._to_bgr = ToBgr()
 
     def __iter__(self) -> Iterator[Frame]:

@@ -14,7 +14,7 @@ from engines.networks.registry import NETWORKS
 from engines.networks.weights import ASSETS
 from realtime import doctor as checks
 from realtime.doctor import CHECKS, Finding, as_json, examine, is_fit, print_findings
-from realtime.sources import cameras
+from realtime.sources import video as cameras
 
 ROOT = Path(__file__).parent.parent.parent
 

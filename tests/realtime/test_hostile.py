@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import SourceError
-from realtime.sources import limits
+from realtime import file_sinks
 from realtime.sources.images import decode_image
 from realtime.sources.spec import open_source
 from tests.command_line import ROOT, command
@@ -140,13 +140,13 @@ def test_none_of_them_takes_much_memory(bad):
     ],
 )
 def test_videos_are_written_as_large_as_encoders_take(size_px, written_px):
-    assert limits.written_size(*size_px) == written_px
+    assert file_sinks.written_size(*size_px) == written_px
 
 
 def test_large_videos_are_scaled_as_a_whole():
-    width, height = limits.written_size(16_384, 16_384)
+    width, height = file_sinks.written_size(16_384, 16_384)
     assert width == height
-    assert width * height <= limits.WRITTEN_PIXELS
+    assert width * height <= file_sinks.WRITTEN_PIXELS
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import SourceError
-from realtime.sources.limits import WRITTEN_SIDE_PX
+from realtime.file_sinks import WRITTEN_SIDE_PX
 from realtime.sources.spec import open_source
 from tests.command_line import command
 from tests.realtime.media import write_video
