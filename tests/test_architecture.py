@@ -88,9 +88,9 @@ def test_no_error_names_a_flag_of_the_command_line(path):
 
 
 @pytest.mark.parametrize("path", [*FILES, ROOT / "cli.py"], ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_are_at_most_615_lines_and_the_bodies_of_functions_80(path):
+def test_files_are_at_most_600_lines_and_the_bodies_of_functions_80(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 615
+    assert len(text.splitlines()) <= 600
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             first = node.body[1:][:1] if ast.get_docstring(node) else node.body[:1]
