@@ -16,7 +16,7 @@ from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
 from engines.networks import alexnet, efficientnet_lite, squeezenet, vgg
 from engines.networks.network import Forward, Network, Preprocessing, Weights
-from engines.networks.onnx_file import network_of_file
+from engines.networks.onnx_network import network_of_file
 from engines.networks.weights import ASSETS, load_class_names, read_weights
 
 NETWORKS: dict[str, Network] = {
@@ -122,7 +122,7 @@ def load_classifier(
         DownloadError: the weights cannot be fetched.
     """
     if model.endswith(".onnx"):
-        network, digest = network_of_file(Path(model))
+        network, digest = network_of_file(Path(model), size_px)
         return Classifier(
             network, size_px or network.size_px, digest, class_names=network.class_names
         )

@@ -398,7 +398,7 @@ BAD = {
         lambda: small_model(
             [NODE("GlobalAveragePool", ["x"], ["g"]), NODE("Flatten", ["g"], ["y"])], {}
         ),
-        "has no convolution",
+        "the network has no map",
     ),
     "an output that ignores the image": (
         lambda: small_model([*small_nodes()[:-1], NODE("Identity", ["d"], ["y"])]),
