@@ -38,7 +38,6 @@ from realtime import doctor as doctors
 from realtime.batch.estimate import plan_chosen
 from realtime.batch.options import Settings
 from realtime.batch.scale import Scale, batch_chosen
-from realtime.latency_budget import open_within
 from realtime.options import StreamOptions
 from realtime.sources.spec import examples as source_examples
 from realtime.statistics import print_summaries
@@ -230,8 +229,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
-    localizer = open_within(engine, budget_ms, console, streams=0)
-    _report(direct.process_all([f"demo:{frames}"], out, localizer, console), as_json)
+    _report(direct.demo_chosen(frames, out, engine, budget_ms, console), as_json)
 
 
 @command(

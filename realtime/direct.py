@@ -15,11 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engines.files import write_json
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from engines.text import shown
 from realtime.batch.names import Naming, with_ending
 from realtime.capture import every_frame
 from realtime.documents import course_of, plot_latency
 from realtime.file_sinks import JsonlSink, VideoSink
+from realtime.latency_budget import open_within
 from realtime.pipeline import run_frames
 from realtime.sinks import Sink
 from realtime.sources.spec import kind_of, open_source
@@ -28,6 +30,18 @@ from realtime.statistics import Run
 from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened
 
 Summary = dict[str, Any]
+
+
+def demo_chosen(
+    frames: int, out: Path, choice: EngineOptions, budget_ms: float | None, console: Console
+) -> list[Summary]:
+    """Open the engine that is chosen, and localize the demo's clip of so many frames.
+
+    Raises:
+        SightlineError: the engine cannot be opened, or see ``process_all``.
+    """
+    localizer = open_within(choice, budget_ms, console, streams=0)
+    return process_all([f"demo:{frames}"], out, localizer, console)
 
 
 def process_all(
