@@ -1,9 +1,15 @@
-"""Certificates: the proof on real frames that an engine agrees with its reference, and the choice
-of certified engines.
+"""Certificates: the proof on real frames that an engine agrees with its reference; and the cache of
+built engines, each under the key of what it was built from.
+
+A file of the cache is ``SIGHTLINE`` , the header's length, the header (JSON: the key, the plan's
+sha256) and the plan as the library wrote it. A plan loads only in the very build of the library
+that wrote it, and on the GPU that it was written for: both are part of the key, so another build or
+GPU simply finds nothing and builds its own.
 """
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -13,19 +19,165 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engines.backends.cuda import probe_gpu
 from engines.boxes import iou
 from engines.build import stamped
+from engines.downloads import cache_dir
 from engines.engine import Array, Engine
-from engines.errors import EngineError, InputError, ModelError
-from engines.files import Kind, whole_file
-from engines.fp16 import to_half
-from engines.install import REBUILD, sightline_command
-from engines.int8 import is_quantized
+from engines.errors import REBUILD, EngineError, InputError, ModelError, sightline_command
+from engines.files import (
+    Kind,
+    json_object,
+    number,
+    read_file,
+    read_json_object,
+    text,
+    whole_file,
+    whole_number,
+)
 from engines.localizer import ImageBgr, Localization, Localizer
-from engines.matmul_to_conv import products_as_convolutions
-from engines.plan_cache import EngineKey, engines_dir, find_engine, graph_digest
-from engines.reading import number, read_json_object, text, whole_number
+
+MAGIC = b"SIGHTLINE\n"
+SUFFIX = ".engine"
+ENGINE_FILE = Kind("engine", (SUFFIX,), MAGIC)
+MOST_BYTES = 1 << 34
+"""Of an engine file: far more than any graph compiles to."""
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """Everything that decides what a build makes.
+
+    Attributes:
+        model: name, for people.
+        graph: sha256 of the ONNX graph, weights included.
+        library: ``tensorrt``, ``tensorrt_rtx`` or ``openvino``.
+        version: the library's build.
+        target: GPU (or processor) name and compute capability, or only the latter (``sm89``) for
+            builds ahead of time.
+        precision: ``fp32``, ``fp16``, ``int8`` ...
+        batch: images per call.
+    """
+
+    model: str
+    graph: str
+    library: str
+    version: str
+    target: str
+    precision: str
+    batch: int
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all of it, in hexadecimal."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def path(self) -> Path:
+        """Where the engine is kept, whether it is there or not."""
+        name = f"{Path(self.model).stem}-{self.library}-{self.precision}-b{self.batch}"
+        return engines_dir() / f"{name}-{self.digest[:16]}{SUFFIX}"
+
+
+class CorruptEngineError(EngineError):
+    """An engine file is truncated, damaged, or holds another engine than its name says."""
+
+
+def engines_dir() -> Path:
+    """The folder of built engines."""
+    return cache_dir() / "engines"
+
+
+def graph_digest(model: onnx.ModelProto) -> str:
+    """sha256 of a graph, its weights and its metadata."""
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def write_engine(path: Path, key: EngineKey, plan: bytes) -> None:
+    """Write an engine, whole or not at all.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    header = json.dumps({"key": asdict(key), "sha256": hashlib.sha256(plan).hexdigest()}).encode()
+    with whole_file(path) as part, part.open("wb") as file:
+        file.write(MAGIC + struct.pack("<I", len(header)) + header)
+        file.write(plan)
+
+
+def read_engine(path: Path) -> tuple[EngineKey, bytes]:
+    """(key, plan) of an engine file.
+
+    Raises:
+        CorruptEngineError: it is no engine, is cut off, or its plan is not what was written.
+    """
+    start = len(MAGIC) + 4
+    try:
+        content = read_file(path, "engine", MOST_BYTES)
+        if not content.startswith(MAGIC):
+            raise ValueError("it is no engine of Sightline's")
+        (length,) = struct.unpack("<I", content[len(MAGIC) : start])
+        header = json_object(content[start : start + length])
+        key, plan = EngineKey(**header["key"]), content[start + length :]
+        if hashlib.sha256(plan).hexdigest() != header["sha256"]:
+            raise ValueError("it is cut off or damaged")
+    except ModelError as error:
+        raise CorruptEngineError(f"{error}; build it again with '{REBUILD}'") from error
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        reason = (
+            str(error)
+            if type(error) is ValueError and "JSON" not in str(error)
+            else "its header is damaged"
+        )
+        raise CorruptEngineError(
+            f"engine {path} cannot be used: {reason}; build it again with '{REBUILD}'"
+        ) from error
+    return key, plan
+
+
+def find_engine(keys: list[EngineKey]) -> tuple[EngineKey, bytes] | None:
+    """The first of these engines that is in the cache; None where none is.
+
+    Raises:
+        CorruptEngineError: the file is damaged, or holds another engine.
+    """
+    for key in keys:
+        if key.path.exists():
+            found, plan = read_engine(key.path)
+            if found != key:
+                raise CorruptEngineError(
+                    f"engine {key.path} holds another engine: build it again with '{REBUILD}'"
+                )
+            return key, plan
+    return None
+
+
+def load_or_build(
+    key: EngineKey, build: Callable[[], bytes], notify: Callable[[str], None], rebuild: bool = False
+) -> bytes:
+    """The plan of ``key``: from the cache, or built and put there.
+
+    Args:
+        key: which.
+        build: makes the plan.
+        notify: gets a line where a damaged entry is built again.
+        rebuild: build even where there is one.
+
+    Raises:
+        EngineError: it cannot be built.
+        OutputError: it cannot be kept.
+    """
+    if not rebuild:
+        try:
+            found = find_engine([key])
+        except CorruptEngineError as error:
+            notify(str(error).split(";")[0] + "; building it again")
+            found = None
+        if found:
+            return found[1]
+    plan = build()
+    write_engine(key.path, key, plan)
+    return plan
+
 
 CERTIFICATE_FILE = Kind("certificate", (), rb'\{\s*"passed": (true|false),\s*"subject": \{')
 FEWEST_FRAMES = 8
@@ -321,47 +473,6 @@ def require(path: Path, subject: Mapping[str, str], precision: str) -> None:
     raise EngineError(f"this engine {reason}: run '{remedy}'")
 
 
-PRECISIONS = ("fp32", "fp16", "int8")
-USUAL_PRECISION = "fp16"
-TURING = "sm75"
-
-
-def checked_precision(precision: str) -> str:
-    """What TensorRT is to compute in; ``auto`` is ``USUAL_PRECISION``.
-
-    Raises:
-        EngineError: it is none of ``PRECISIONS``.
-    """
-    if precision == "auto":
-        return USUAL_PRECISION
-    if precision not in PRECISIONS:
-        raise EngineError(f"TensorRT engines run in {', '.join(PRECISIONS)}, not {precision}")
-    return precision
-
-
-def typed_graph(model: onnx.ModelProto, precision: str, library: str, sm: str) -> onnx.ModelProto:
-    """The graph as TensorRT is to read it: its types say the precision.
-
-    Args:
-        model: from ``engines.build.build_graph``, in float32; for int8 with its pairs of
-            QuantizeLinear and DequantizeLinear.
-        precision: one of ``PRECISIONS``.
-        library: ``tensorrt`` or ``tensorrt_rtx``.
-        sm: the GPU's compute capability.
-
-    Raises:
-        EngineError: int8 is asked for, and the graph has no scales.
-    """
-    quantized = is_quantized(model)
-    if quantized != (precision == "int8"):
-        raise EngineError(
-            f"a graph {'with' if quantized else 'without'} 8-bit scales cannot be built in"
-            f" {precision}"
-        )
-    typed = to_half(model) if precision == "fp16" else model
-    return products_as_convolutions(typed) if library == "tensorrt_rtx" and sm == TURING else typed
-
-
 def key_of(
     model: onnx.ModelProto, typed: onnx.ModelProto, library: Any, target: str, precision: str
 ) -> EngineKey:
@@ -397,40 +508,6 @@ def subject_of(key: EngineKey, plan: bytes) -> dict[str, str]:
         **{name: str(value) for name, value in asdict(key).items()},
         "engine": hashlib.sha256(plan).hexdigest(),
     }
-
-
-def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto") -> Engine:
-    """The TensorRT engine that was built and certified for this GPU and this graph.
-
-    Args:
-        graph: makes the graph, once it is known that there is something to run it on.
-        precision: ``auto`` or one of ``PRECISIONS``.
-
-    Raises:
-        EngineError: driver, GPU, library, engine or certificate is missing, or does not fit; the
-            message says what to do.
-    """
-    from engines.backends.tensorrt import TensorRtEngine, load_pycuda, load_tensorrt
-
-    precision = checked_precision(precision)
-    gpu = probe_gpu()
-    library = load_tensorrt()
-    load_pycuda()
-    model = graph()
-    typed = typed_graph(model, precision, library.__name__, gpu.sm)
-    # Built here, or ahead of time for GPUs of this kind and copied into the cache.
-    found = find_engine(
-        [key_of(model, typed, library, target, precision) for target in (str(gpu), gpu.sm)]
-    )
-    if found is None:
-        raise EngineError(
-            f"no TensorRT engine of this graph is built for {gpu}: run"
-            f" '{sightline_command('build', backend='tensorrt', precision=precision)}' with the"
-            " same model and head"
-        )
-    key, plan = found
-    require(certificate_path(key.path), subject_of(key, plan), precision)
-    return TensorRtEngine(plan, model, precision)
 
 
 def openvino_key(model: onnx.ModelProto, engine: Engine) -> EngineKey:

@@ -1,9 +1,14 @@
-"""Opens the engine that a user's options describe: model, weights, method, head, backend,
-precision.
+"""Opens the engine that a user's options describe, and says which cheaper presets a latency budget
+has of them.
+
+The presets come in this order, for what it costs in accuracy: precision, then depth of the backward
+pass and input size (which come with a head that was fitted for them, or with the training-free
+box), and last a heat map that is not drawn afresh for every frame.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -15,8 +20,17 @@ from engines.build import build_graph
 from engines.downloads import cache_dir
 from engines.engine import Engine
 from engines.errors import EngineError, InputError, ModelError, SightlineError
-from engines.head import Head, load_head, shipped_head_names, shipped_head_path, shipped_heads
-from engines.heuristic import Heuristic, default_heuristic, usual_spec
+from engines.graph import Graph
+from engines.head import (
+    Head,
+    Heuristic,
+    default_heuristic,
+    load_head,
+    shipped_head_names,
+    shipped_head_path,
+    shipped_heads,
+    usual_spec,
+)
 from engines.int8 import Quantization, load_quantization
 from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec, method_of, names_of_searches
@@ -303,3 +317,186 @@ def class_index(wanted: str, names: tuple[str, ...]) -> int:
         + (f"could be {some}: write one of them" if found else "is unknown to this network"),
         option="wanted_class",
     )
+
+
+PRECISION_COST = {"fp32": 1.0, "bf16": 0.53, "int8": 0.37}
+"""Time of a graph beside that in fp32, where the processor computes in it natively (measured on the
+compact network).
+"""
+SIZE_STEP_PX, SMALLEST_SHARE = (
+    32,
+    0.5,
+)  # of training-free presets: networks take multiples of 32; below half, little is found
+COARSE_SIDE = 8  # pixels of the image that one of an inner map stands for
+SPARSE_HEAT_MAP = 8
+WORTH_A_STEP = 0.9
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One setting.
+
+    Attributes:
+        name: what distinguishes it, for people.
+        choice: what to open.
+        cost: estimated time in the engine, beside the other presets'.
+        heat_map_every: draw a fresh heat map only every so many frames.
+    """
+
+    name: str
+    choice: EngineOptions
+    cost: float
+    heat_map_every: int = 1
+
+
+def presets(choice: EngineOptions) -> list[Preset]:
+    """The settings from what was chosen to the cheapest, each estimated to be cheaper than the one
+    before.
+
+    With a head that the user named, precision and heat map are all that changes: another head might
+    look for something else.
+
+    Raises:
+        ModelError: the network, weights or head of the choice cannot be used.
+        EngineError: no preset's precision can be run here.
+    """
+    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    depth = backward_shares(classifier)
+    top, *others = _variants(choice, classifier, depth)
+    ladder = [_preset(top, precision, depth) for precision in _precisions(choice, classifier)]
+    cheaper = []
+    for other in others:
+        *_, cheapest = _precisions(
+            replace(other.choice, precision="auto"), replace(classifier, size_px=other.size_px)
+        )
+        cheaper.append(_preset(other, cheapest, depth))
+    for preset in sorted(cheaper, key=lambda preset: -preset.cost):
+        if preset.cost < WORTH_A_STEP * ladder[-1].cost:
+            ladder.append(preset)
+    last = ladder[-1]
+    return [
+        *ladder,
+        replace(
+            last,
+            name=f"{last.name}, heat map every {SPARSE_HEAT_MAP}th",
+            heat_map_every=SPARSE_HEAT_MAP,
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """What stays the same from precision to precision."""
+
+    choice: EngineOptions
+    size_px: int
+    deepest: str  # layer at which the backward pass ends
+
+
+def _preset(variant: _Variant, precision: str, depth: Mapping[str, float]) -> Preset:
+    cost = PRECISION_COST[precision] * variant.size_px**2 * (1 + depth[variant.deepest])
+    name = f"{precision}, {variant.size_px} px, back to {variant.deepest}"
+    return Preset(name, replace(variant.choice, precision=precision, size_px=variant.size_px), cost)
+
+
+def _precisions(choice: EngineOptions, classifier: Classifier) -> list[str]:
+    """The chosen precision and the cheaper ones that this machine runs, int8 only where there is a
+    calibration.
+
+    Raises:
+        EngineError: the chosen one is not among them.
+        ModelError: int8 is chosen, and there is no calibration.
+    """
+    backend = candidates(choice.backend)[-1]
+    if not backend.native_precisions:
+        return ["fp32"]
+    calibrated, named = _calibrated(choice, classifier), choice.calibration is not None
+    chosen, native = resolve_name(backend.native_precisions)(choice.precision, calibrated, named)
+    return [chosen, *(p for p in native if PRECISION_COST[p] < PRECISION_COST[chosen])]
+
+
+def _calibrated(choice: EngineOptions, classifier: Classifier) -> bool:
+    """Whether int8 can be had.
+
+    Raises:
+        ModelError: it is asked for, and there is no calibration.
+    """
+    asked = choice if choice.precision == "int8" else replace(choice, precision="auto")
+    return (
+        choose_quantization(
+            asked, classifier, chosen_spec(choice, choose_head(choice, classifier), classifier)
+        )
+        is not None
+    )
+
+
+def _variants(
+    choice: EngineOptions, classifier: Classifier, depth: Mapping[str, float]
+) -> Iterator[_Variant]:
+    """What was chosen, then every other head or training-free setting that may take its place."""
+    head = choose_head(choice, classifier)
+    yield _Variant(choice, classifier.size_px, _deepest(head, depth))
+    if choice.head is not None:
+        return
+    if isinstance(head, Head):
+        for name, other in shipped_heads(head.network).items():
+            fits = other.spec.objective == head.spec.objective and other.size_px <= head.size_px
+            if fits and other.digest != head.digest:
+                yield _Variant(
+                    replace(choice, head=name, layer=None), other.size_px, _deepest(other, depth)
+                )
+        return
+    usual, coarse = _deepest(head, depth), _coarse_layer(classifier)
+    for size_px in range(
+        classifier.size_px, int(SMALLEST_SHARE * classifier.size_px) - 1, -SIZE_STEP_PX
+    ):
+        yield _Variant(choice, size_px, usual)
+        if head is not None and depth[coarse] < depth[usual]:
+            yield _Variant(replace(choice, layer=coarse), size_px, coarse)
+
+
+def _deepest(head: Head | Heuristic | None, depth: Mapping[str, float]) -> str:
+    """The layer nearest to the image that the head's maps are differentiated with respect to."""
+    spec = head.spec if head else MapSpec()
+    wanted = [
+        (spec.signal, spec.layer),
+        *((f.signal, f.layer) for f in (head.features if isinstance(head, Head) else ())),
+    ]
+    return max(
+        (layer for signal, layer in wanted if signal != "activation"),
+        key=lambda layer: depth[layer],
+    )
+
+
+def backward_shares(classifier: Classifier) -> dict[str, float]:
+    """For ``pixels`` and every layer, the share of the forward pass's products behind it: what
+    going back to it costs again.
+    """
+    graph, forward = classifier.forward_graph()
+    done, done_at = 0, {PIXELS: 0}
+    for node in graph.nodes:
+        done += _products(graph, node)
+        done_at |= dict.fromkeys(node.output, done)
+    tensors = {PIXELS: PIXELS, **forward.layers}
+    return {layer: 1 - done_at.get(tensor, 0) / max(done, 1) for layer, tensor in tensors.items()}
+
+
+def _products(graph: Graph, node: onnx.NodeProto) -> int:
+    """Multiplications of a node, as far as they matter."""
+    if node.op_type == "Conv":
+        return math.prod(graph.shape(node.output[0])) * math.prod(graph.shape(node.input[1])[1:])
+    if node.op_type in ("Gemm", "MatMul"):
+        return math.prod(graph.shape(node.output[0])) * graph.shape(node.input[0])[-1]
+    return 0
+
+
+def _coarse_layer(classifier: Classifier) -> str:
+    """The layer nearest to the image that has a value for ``COARSE_SIDE`` x ``COARSE_SIDE`` pixels
+    or more; else the pixels.
+    """
+    graph, forward = classifier.forward_graph()
+    for layer, tensor in forward.layers.items():
+        shape = graph.shape(tensor)
+        if len(shape) == 4 and 1 < shape[2] * COARSE_SIDE <= classifier.size_px:
+            return layer
+    return PIXELS

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.features import area_matrix
-from engines.reading import number
+from engines.files import number
 
 SIDE = 16
 """A map is averaged to so many cells a side. Its cues then hardly depend on the layer at which the

@@ -1,9 +1,11 @@
-"""The base of all engines checks inputs, slots and tickets. A backend fills in three methods."""
+"""The base of all engines checks inputs, slots and tickets, and a backend fills in three methods.
+Engines made of several engines derive from another base here.
+"""
 
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -255,3 +257,112 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> No
                 else "resize it or build for that shape"
             )
             raise InputError(f"input '{name}': got {got}, expected {spec}; {todo}")
+
+
+Compile = Callable[[onnx.ModelProto], Engine]
+NOBODY = -1
+DETECTION_WIDTH = 6
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object: its box in fractions of width and height, its class, its score."""
+
+    box_xyxy: tuple[float, ...]
+    class_index: int
+    score: float
+
+
+class CompoundEngine(Engine):
+    """See ``engines.engine.Engine``; one image a call.
+
+    Outputs: as of ``engines.build.build_graph``, and ``detections`` float32 ``[1, objects, 6]``:
+        x0, y0, x1, y1 in 0..1, class
+    and score of each object, best first; class -1 where there are fewer.
+
+    Args:
+        first: takes the image and the wanted class.
+        others: asked by ``search``.
+        map_shape: of the map that ``search`` gives, (h, w).
+        objects: how many detections at most.
+
+    Attributes:
+        calls: how many engine calls were made since the engine was opened.
+    """
+
+    def __init__(
+        self,
+        first: Engine,
+        others: Sequence[Engine],
+        map_shape: tuple[int, int],
+        objects: int,
+        metadata: Mapping[str, str],
+    ) -> None:
+        super().__init__(first.slots)
+        self.backend = first.backend
+        self.precision = first.precision
+        self.device = first.device
+        self.losses = first.losses
+        self.inputs = first.inputs
+        self.metadata = metadata
+        self.outputs = (
+            TensorSpec("class_index", np.dtype(np.int64), (1,)),
+            TensorSpec("score", np.dtype(np.float32), (1,)),
+            TensorSpec("map", np.dtype(np.float32), (1, *map_shape)),
+            TensorSpec("box_xyxy", np.dtype(np.float32), (1, 4)),
+            TensorSpec("detections", np.dtype(np.float32), (1, objects, DETECTION_WIDTH)),
+        )
+        self.calls = 0
+        self._first = first
+        self._others = tuple(others)
+        self._objects = objects
+        self._asked: dict[int, tuple[Ticket, Mapping[str, Array]]] = {}
+
+    @abstractmethod
+    def search(
+        self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]
+    ) -> tuple[list[Found], NDArray[np.float32]]:
+        """Find the objects of one image.
+
+        Args:
+            outputs: of the first graph.
+            feeds: what it was given.
+
+        Returns:
+            (the objects, best first, at least one; the map ``[h, w]``).
+        """
+
+    def first_feeds(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """What the first graph gets of the feeds: all of them, as they are."""
+        return feeds
+
+    def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
+        """Starts the first graph."""
+        self.calls += 1
+        self._asked[place] = (self._first.submit(self.first_feeds(feeds)), feeds)
+
+    def _finish(self, place: int) -> dict[str, Array]:
+        """The search itself is done here."""
+        ticket, feeds = self._asked.pop(place)
+        outputs = self._first.collect(ticket)
+        found, map_hw = self.search(outputs, feeds)
+        rows = np.full((1, self._objects, DETECTION_WIDTH), 0, np.float32)
+        rows[:, :, 4] = NOBODY
+        for row, each in enumerate(found[: self._objects]):
+            rows[0, row] = [*each.box_xyxy, each.class_index, each.score]
+        return {
+            "class_index": outputs["class_index"],
+            "score": outputs["score"],
+            "map": map_hw[None].astype(np.float32),
+            "box_xyxy": np.array([found[0].box_xyxy], np.float32),
+            "detections": rows,
+        }
+
+    def ask(self, engine: Engine, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one of the others, counted."""
+        self.calls += 1
+        return engine.infer(feeds)
+
+    def _free(self) -> None:
+        for engine in (self._first, *self._others):
+            engine.close()

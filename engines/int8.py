@@ -23,9 +23,8 @@ import onnx
 
 from engines.engine import Array
 from engines.errors import ModelError
-from engines.files import Kind, whole_file
+from engines.files import Kind, number, read_json_object, shown, text, whole_file, whole_number
 from engines.graph import Graph, attributes_of
-from engines.reading import number, read_json_object, shown, text, whole_number
 
 FORMAT = 1
 CALIBRATION_FILE = Kind("calibration", (), rb'\{\s*"sightline_int8":')

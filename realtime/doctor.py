@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.install import install_extra, install_packages, restore, sightline_command
+from engines.errors import install_extra, install_packages, restore, sightline_command
 from engines.text import displayable
 
 WATCH_ON_PAGE = sightline_command("stream", web="8000")

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from engines.choose import open_localizer
+from engines.choose import Preset, open_localizer, presets
 from engines.engine import Array, Ticket
 from engines.errors import SightlineError
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.options import EngineOptions
-from engines.presets import Preset, presets
 from realtime.statistics import Run
 
 WINDOW_FRAMES = 20
@@ -181,7 +180,7 @@ class BudgetLocalizer(Localizer):
     nothing is decided. Engines further than one preset away are closed.
 
     Args:
-        choice: the best settings, see ``engines.presets.presets``.
+        choice: the best settings, see ``engines.choose.presets``.
         budget_ms: for one frame, see ``BudgetController``.
         notify: gets each step in words as it is made.
         streams, batch: see ``engines.choose.open_localizer``.

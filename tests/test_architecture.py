@@ -19,14 +19,13 @@ ALLOWED = {
 TORCH_FILES = {
     "engines/backends/torch_reference.py",
     "engines/backends/torch_networks.py",
-    "engines/backends/torch_cuda.py",
     "engines/networks/weights.py",
     "calib/research/train.py",
     "calib/bench/gpu_day.py",
     "calib/bench/gpu_stand_in.py",
     "calib/bench/torch_peers.py",
 }
-COMMANDS_TO_RUN = {"install.py", "doctor.py", "ray.py"}
+COMMANDS_TO_RUN = {"errors.py", "doctor.py", "ray.py"}
 """Where texts show commands that the user is to run."""
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 

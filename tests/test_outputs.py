@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from calib.heads.curve import CURVE_FILE, Curve, Point, plot_curve
 from calib.heads.finetune import WEIGHTS_FILE, Finetuned, save_finetuned
 from calib.precision.build import BuildOptions, check_options
-from engines.certificate import CERTIFICATE_FILE, Certificate
+from engines.certificate import CERTIFICATE_FILE, ENGINE_FILE, Certificate, EngineKey, write_engine
 from engines.choose import choose_head
 from engines.errors import OutputError
 from engines.files import Kind, checked_output, picture_kind, signed
@@ -20,7 +20,6 @@ from engines.head import HEAD_FILE
 from engines.int8 import CALIBRATION_FILE, Quantization
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from engines.plan_cache import ENGINE_FILE, EngineKey, write_engine
 from realtime.statistics import LATENCY_FILE
 from tests.command_line import command, refused
 

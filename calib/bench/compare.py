@@ -14,9 +14,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from engines.errors import SourceError
-from engines.install import sightline_command
-from engines.reading import parsed_json
+from engines.errors import SourceError, sightline_command
+from engines.files import parsed_json
 
 WRITE_RESULT = sightline_command("bench", json=True)
 WINDOWS = 3

@@ -19,14 +19,12 @@ from rich.table import Table
 from calib.bench.compare import WINDOW_FRAMES, Rule, until_settled
 from calib.bench.machine import Neighbours
 from calib.bench.turns import WARM_UP_CALLS, Call, forward_graph, row_of, take_turns
-from engines.build import WANTED_CLASS
+from engines.build import IMAGE, WANTED_CLASS
 from engines.choose import open_localizer
 from engines.engine import Array, Engine
-from engines.errors import EngineError
-from engines.install import install_packages
+from engines.errors import EngineError, install_packages
 from engines.networks.registry import Classifier, load_classifier
 from engines.options import EngineOptions
-from engines.preprocess import IMAGE
 from realtime.statistics import percentiles
 
 PERIOD_S = 0.2
@@ -354,7 +352,7 @@ def tensorrt_forward(
     from engines.backends.cuda import probe_gpu
     from engines.backends.tensorrt import TensorRtEngine, load_tensorrt
     from engines.backends.tensorrt_build import Build, build_plan
-    from engines.certificate import typed_graph
+    from engines.typed_graph import typed_graph
 
     library, precision = load_tensorrt(), "fp16" if precision == "int8" else precision
     graph = typed_graph(forward_graph(classifier), precision, library.__name__, probe_gpu().sm)

@@ -49,16 +49,14 @@ from calib.bench.gpu_stand_in import (
 from engines.backends import tensorrt as backend
 from engines.backends.cuda import probe_gpu
 from engines.boxes import iou
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.choose import choose_head
 from engines.engine import Array, Engine
 from engines.errors import EngineError, SightlineError
 from engines.files import Kind, checked_output, whole_file
-from engines.head import Head
-from engines.heuristic import Heuristic
+from engines.head import Head, Heuristic
 from engines.networks.registry import Classifier, load_classifier
 from engines.options import EngineOptions
-from engines.preprocess import IMAGE
 
 if TYPE_CHECKING:
     pass
@@ -68,7 +66,7 @@ SKIPPED = "skipped: no GPU"
 METHODS = ("sensitivity", "gestalt", "heuristic")
 MODULES = (
     "engines.backends.torch_reference",
-    "engines.backends.torch_cuda",
+    "engines.backends.torch_reference",
     "engines.backends.tensorrt",
     "calib.bench.torch_peers",
 )
@@ -261,8 +259,7 @@ def compare_torch(
     Raises:
         EngineError: maps differ by more than ``LEAST_CORRELATION`` allows.
     """
-    from engines.backends.torch_cuda import TorchStreamEngine
-    from engines.backends.torch_reference import TorchEngine
+    from engines.backends.torch_reference import TorchEngine, TorchStreamEngine
 
     reference = TorchEngine(classifier, head=head)
     feeds = [feed([image]) for image in pictures(classifier.size_px, frames)]
@@ -299,7 +296,7 @@ def _agreement(
 
 def torch_timed(day: Day) -> Found:
     """Time PyTorch's engine in trtexec's words, for each precision and batch."""
-    from engines.backends.torch_cuda import TorchStreamEngine
+    from engines.backends.torch_reference import TorchStreamEngine
 
     found: Found = {}
     for name, classifier, choice in day.networks():

@@ -23,13 +23,12 @@ import onnx
 
 import realtime
 from engines.backends import tensorrt as backend
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.choose import choose_head
 from engines.engine import Array, Engine, TensorSpec
 from engines.localizer import ImageBgr
 from engines.networks.registry import Classifier
 from engines.options import EngineOptions
-from engines.preprocess import IMAGE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -30,16 +30,15 @@ from calib.bench.turns import (
 from calib.precision.calibrate import rough_quantization
 from engines.backends.openvino import OpenVinoEngine, best_precision, has_vnni
 from engines.backends.registry import gpu_backends
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.choose import choose_head, choose_quantization, chosen_spec
 from engines.engine import Engine
 from engines.errors import SightlineError
-from engines.heuristic import Heuristic
+from engines.head import Heuristic
 from engines.int8 import Quantization
 from engines.maps import PIXELS, MapSpec, method_of
 from engines.networks.registry import Classifier, load_classifier
 from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, SPEED, EngineOptions, Option
-from engines.preprocess import IMAGE
 from realtime.statistics import Run, percentiles
 
 

@@ -35,8 +35,7 @@ from rich.table import Table
 from calib.bench.machine import machine
 from calib.bench.turns import engine_facts, warm_up
 from engines.choose import open_localizer
-from engines.errors import SightlineError, SourceError
-from engines.install import sightline_command
+from engines.errors import SightlineError, SourceError, sightline_command
 from engines.localizer import ImageBgr
 from engines.options import EngineOptions
 from realtime.capture import latest_frames

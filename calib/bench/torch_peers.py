@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.backends.torch_cuda import WARM_UP_RUNS
 from engines.backends.torch_networks import Vgg16, torch_network
-from engines.backends.torch_reference import DTYPES
+from engines.backends.torch_reference import DTYPES, WARM_UP_RUNS
 from engines.engine import Array
 from engines.networks.registry import Classifier
 

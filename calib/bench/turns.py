@@ -27,15 +27,14 @@ from calib.bench.compare import (
     window_values,
 )
 from calib.bench.machine import Neighbours, machine
-from engines.build import WANTED_CLASS
+from engines.build import IMAGE, WANTED_CLASS, append_preprocessing
 from engines.choose import open_localizer
 from engines.engine import Array, Engine
+from engines.errors import install_extra, install_packages
 from engines.graph import Graph
-from engines.install import install_extra, install_packages
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier
 from engines.options import EngineOptions
-from engines.preprocess import IMAGE, append_preprocessing
 from realtime.capture import every_frame
 from realtime.file_sinks import JsonlSink
 from realtime.frames import FrameRecord

@@ -20,12 +20,12 @@ from safetensors.numpy import save
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import average_precision, mean_ap
 from engines.backends.openvino import OpenVinoEngine
+from engines.build import IMAGE, append_preprocessing
 from engines.errors import ModelError, SourceError
 from engines.files import Kind, whole_file
 from engines.graph import Graph
 from engines.localizer import Localizer
 from engines.networks.registry import NETWORKS, Classifier
-from engines.preprocess import IMAGE, append_preprocessing
 
 WEIGHTS_FILE = Kind(
     "weights", (".safetensors",), rb'.{8}\{"__metadata__":\{.*?"sightline_weights":"finetuned"'

@@ -11,7 +11,7 @@ from typing import Annotated
 import onnx
 from rich.console import Console
 
-from engines import plan_cache as cache
+from engines import certificate as cache
 from engines.backends.cuda import probe_gpu
 from engines.backends.openvino import OpenVinoEngine
 from engines.certificate import (
@@ -19,12 +19,10 @@ from engines.certificate import (
     Certificate,
     certificate_path,
     certify,
-    checked_precision,
     key_of,
     openvino_key,
     openvino_subject,
     subject_of,
-    typed_graph,
 )
 from engines.choose import build_chosen
 from engines.engine import Engine
@@ -33,6 +31,7 @@ from engines.files import checked_output, whole_file
 from engines.graph import GRAPH_FILE
 from engines.localizer import ImageBgr, Localizer
 from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, EngineOptions, Option
+from engines.typed_graph import checked_precision, typed_graph
 from realtime.sources.spec import open_source
 
 FRAMES = 16

@@ -29,8 +29,7 @@ from engines.engine import Array
 from engines.errors import EngineError, ModelError, OutputError, SourceError
 from engines.files import checked_output, picture_kind, signed, whole_file
 from engines.graph import Graph
-from engines.head import Head
-from engines.heuristic import Heuristic
+from engines.head import Head, Heuristic
 from engines.int8 import CALIBRATION_FILE, SMALLEST_RANGE, STEPS, Quantization, layers, source_of
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.maps import PIXELS, MapSpec

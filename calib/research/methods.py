@@ -23,13 +23,12 @@ from calib.evaluation.evaluate import evaluate
 from calib.evaluation.metrics import all_found
 from calib.research.command_line import run
 from engines.backends.openvino import OpenVinoEngine
-from engines.build import build_graph
+from engines.build import IMAGE, build_graph
 from engines.choose import choose_head, chosen_spec, open_localizer
 from engines.files import whole_file
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier, load_classifier
 from engines.options import EngineOptions, Option
-from engines.preprocess import IMAGE
 from engines.search.beam import beam_settings, build_features_graph, build_tail_graph
 from engines.search.crops import CropSettings, first_crops
 from engines.search.dam import build_scores_graph, build_walks_graph, dam_settings

@@ -33,13 +33,14 @@ from calib.data.datasets import load_dataset
 from calib.research.command_line import run
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.torch_networks import Vgg16
+from engines.build import IMAGE, append_preprocessing
 from engines.errors import ModelError, SourceError
 from engines.features import area_matrix
 from engines.files import whole_file
 from engines.graph import Graph
+from engines.localizer import resized
 from engines.networks.registry import Classifier, imagenet_classes, load_classifier
 from engines.options import Option
-from engines.preprocess import IMAGE, append_preprocessing, resized
 from engines.text import Terminal
 from realtime.sources.images import archive_members, decode_image
 from realtime.sources.spec import open_source

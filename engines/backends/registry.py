@@ -8,10 +8,8 @@ import onnx
 
 from engines.build import build_graph
 from engines.engine import Engine
-from engines.errors import EngineError
-from engines.head import Head
-from engines.heuristic import Heuristic
-from engines.install import install_extra
+from engines.errors import EngineError, install_extra
+from engines.head import Head, Heuristic
 from engines.int8 import Quantization
 from engines.maps import MapSpec
 from engines.networks.registry import Classifier
@@ -135,7 +133,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             "torch",
             "PyTorch",
-            "engines.backends.torch_cuda:open_engine",
+            "engines.backends.torch_reference:open_engine",
             ("fp32", "bf16", "fp16"),
             needs_gpu=True,
             extra="torch",

@@ -14,7 +14,7 @@ and 11 and ``tensorrt_rtx`` go by the same code.
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,10 +26,22 @@ import onnx
 from engines.backends.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
 from engines.backends.registry import EngineRequest
 from engines.backends.tensorrt_build import quiet_logger
-from engines.certificate import open_certified
+from engines.certificate import (
+    certificate_path,
+    find_engine,
+    key_of,
+    require,
+    subject_of,
+)
 from engines.engine import Array, Engine, GpuTimes, TensorSpec
-from engines.errors import EngineError
-from engines.install import REBUILD, install_extra, install_packages
+from engines.errors import (
+    REBUILD,
+    EngineError,
+    install_extra,
+    install_packages,
+    sightline_command,
+)
+from engines.typed_graph import checked_precision, typed_graph
 
 NON_BLOCKING = (
     1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which other libraries use
@@ -399,3 +411,35 @@ def check_tensors(
         raise EngineError(
             f"this engine is of another graph (tensor '{name}' does not fit): run '{REBUILD}'"
         )
+
+
+def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto") -> Engine:
+    """The TensorRT engine that was built and certified for this GPU and this graph.
+
+    Args:
+        graph: makes the graph, once it is known that there is something to run it on.
+        precision: ``auto`` or one of ``PRECISIONS``.
+
+    Raises:
+        EngineError: driver, GPU, library, engine or certificate is missing, or does not fit; the
+            message says what to do.
+    """
+    precision = checked_precision(precision)
+    gpu = probe_gpu()
+    library = load_tensorrt()
+    load_pycuda()
+    model = graph()
+    typed = typed_graph(model, precision, library.__name__, gpu.sm)
+    # Built here, or ahead of time for GPUs of this kind and copied into the cache.
+    found = find_engine(
+        [key_of(model, typed, library, target, precision) for target in (str(gpu), gpu.sm)]
+    )
+    if found is None:
+        raise EngineError(
+            f"no TensorRT engine of this graph is built for {gpu}: run"
+            f" '{sightline_command('build', backend='tensorrt', precision=precision)}' with the"
+            " same model and head"
+        )
+    key, plan = found
+    require(certificate_path(key.path), subject_of(key, plan), precision)
+    return TensorRtEngine(plan, model, precision)

@@ -17,9 +17,8 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from engines.errors import EngineError, ModelError
+from engines.errors import EngineError, ModelError, install_packages
 from engines.files import whole_file
-from engines.install import install_packages
 
 
 @dataclass

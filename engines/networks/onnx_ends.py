@@ -15,9 +15,9 @@ from onnx import TensorProto
 
 from engines.engine import Array
 from engines.errors import ModelError
+from engines.files import parsed_json, shown
 from engines.networks.network import Preprocessing
 from engines.networks.onnx_tensors import FLOATS
-from engines.reading import parsed_json, shown
 
 LARGEST_SIDE_PX = 4096
 MOST_NAMES = 100_000

@@ -13,6 +13,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from engines.engine import Array
 from engines.errors import ModelError
+from engines.files import read_file, shown
 from engines.networks.onnx_ends import Ends, ends_of, only_input
 from engines.networks.onnx_tensors import (
     FLOATS,
@@ -22,7 +23,6 @@ from engines.networks.onnx_tensors import (
     check_structure,
     inlined,
 )
-from engines.reading import read_file, shown
 
 SMALL = 4096
 """Values up to which a constant is shown to ONNX's version converter: it reads shapes and axes, not

@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 
 from engines.engine import Array
 from engines.errors import ModelError
-from engines.reading import checked_file, shown
+from engines.files import checked_file, shown
 
 MOST_FIELDS = 500_000
 """Large transformers have 200,000."""

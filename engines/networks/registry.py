@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.downloads import Download, cache_dir, downloaded
-from engines.errors import ModelError
+from engines.errors import EngineError, ModelError
 from engines.graph import FLOAT, Graph
 from engines.networks import alexnet, efficientnet_lite, squeezenet, vgg
 from engines.networks.network import Forward, Network, Preprocessing, Weights
@@ -195,3 +195,20 @@ def class_count(classifier: Classifier) -> int:
     """How many classes the network scores."""
     graph, forward = classifier.forward_graph()
     return graph.shape(forward.scores)[1]
+
+
+def known_layer(
+    classifier: Classifier, forward: Forward, usual: str | None, wanted: str | None
+) -> str:
+    """The layer that is asked for, or the usual one of the network.
+
+    Raises:
+        EngineError: the network has no such layer, or none is known for it.
+    """
+    layer = wanted or usual
+    if layer in forward.layers:
+        return str(layer)
+    reason = f"has no layer '{layer}'" if layer else "has no usual layer for this method: name one"
+    raise EngineError(
+        f"{classifier.name} {reason}; it has {', '.join(forward.layers)}", option="layer"
+    )

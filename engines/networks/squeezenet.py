@@ -12,9 +12,9 @@ import numpy as np
 
 from engines.downloads import Download
 from engines.errors import ModelError
+from engines.files import read_file
 from engines.graph import Graph
 from engines.networks.network import CAFFE, Forward, Network, Weights
-from engines.reading import read_file
 
 LAST = "conv_final"
 FIRES = tuple(f"fire{i}" for i in range(2, 10))

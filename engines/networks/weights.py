@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from engines.engine import Array
-from engines.errors import ModelError
-from engines.install import install_extra
-from engines.networks.squeezenet import decode_net
-from engines.reading import (
+from engines.errors import ModelError, install_extra
+from engines.files import (
     MOST_UNPACKED,
     check_unpacked,
     checked_file,
@@ -23,6 +21,7 @@ from engines.reading import (
     shown,
     text,
 )
+from engines.networks.squeezenet import decode_net
 
 ASSETS = Path(__file__).parent.parent / "assets"
 

@@ -21,15 +21,19 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from engines.boxes import iou
-from engines.build import WANTED_CLASS, append_chosen_class, append_probabilities, stamp
-from engines.engine import Array, Engine
+from engines.boxes import blobs, box_of, iou
+from engines.build import (
+    WANTED_CLASS,
+    append_chosen_class,
+    append_preprocessing,
+    append_probabilities,
+    stamp,
+)
+from engines.engine import Array, Compile, CompoundEngine, Engine, Found
 from engines.errors import ModelError
 from engines.graph import FLOAT, INT64, Graph
 from engines.maps import MapSpec
-from engines.networks.registry import Classifier
-from engines.preprocess import append_preprocessing
-from engines.search.compound import Compile, CompoundEngine, Found, blobs, box_of, known_layer
+from engines.networks.registry import Classifier, known_layer
 
 FEATURES, ROWS, COLUMNS = "features", "rows", "columns"
 HEAT_SIDE = 64

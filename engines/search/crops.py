@@ -20,17 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from engines.boxes import iou, shared
-from engines.build import WANTED_CLASS, build_graph
-from engines.engine import Array, TensorSpec
+from engines.build import IMAGE, WANTED_CLASS, build_graph
+from engines.engine import Array, Compile, CompoundEngine, Found, TensorSpec
 from engines.errors import ModelError
 from engines.files import whole_file
 from engines.head import Head, shipped_heads
+from engines.localizer import resized
 from engines.networks.registry import Classifier
 from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
-from engines.preprocess import IMAGE, resized
 from engines.search.beam import BeamEngine, beam_settings
-from engines.search.compound import Compile, CompoundEngine, Found
 
 ENLARGED = 2
 """The image is taken at so many times the network's side, so that a crop of half of it is still

@@ -18,27 +18,23 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from engines.boxes import shared
-from engines.build import WANTED_CLASS, append_chosen_class, append_probabilities, stamp
-from engines.engine import Array
+from engines.boxes import Mask, box_of, bright_mask, opened, shared
+from engines.build import (
+    IMAGE,
+    WANTED_CLASS,
+    append_chosen_class,
+    append_preprocessing,
+    append_probabilities,
+    stamp,
+)
+from engines.engine import Array, Compile, CompoundEngine, Found
 from engines.errors import ModelError
 from engines.gradient import attach_gradient
 from engines.graph import INT64, Graph
 from engines.maps import MapSpec, aggregated, class_score_cotangent
 from engines.networks.network import Network
-from engines.networks.registry import Classifier
+from engines.networks.registry import Classifier, known_layer
 from engines.options import EngineOptions
-from engines.preprocess import IMAGE, append_preprocessing
-from engines.search.compound import (
-    Compile,
-    CompoundEngine,
-    Found,
-    Mask,
-    box_of,
-    bright_mask,
-    known_layer,
-    opened,
-)
 
 
 @dataclass(frozen=True)

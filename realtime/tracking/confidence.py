@@ -12,9 +12,8 @@ import numpy as np
 
 from engines.boxes import overlap
 from engines.confidence import ConfidenceModel, confidence_model_of
-from engines.errors import ModelError
-from engines.install import restore
-from engines.reading import read_json_object
+from engines.errors import ModelError, restore
+from engines.files import read_json_object
 from realtime.frames import BoxPx
 from realtime.tracking.optical_flow import Map
 from realtime.tracking.vote_grid import MOST, VoteGrid

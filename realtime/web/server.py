@@ -14,8 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from engines.errors import EngineError, OutputError
-from engines.install import install_extra
+from engines.errors import EngineError, OutputError, install_extra
 from engines.localizer import ImageBgr
 from realtime.frames import FrameRecord
 from realtime.session import Session

@@ -16,14 +16,13 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 
-from engines import certificate as certified
 from engines.backends import cuda
 from engines.backends import tensorrt as backend
 from engines.backends.cuda import Gpu
 from engines.backends.openvino import OpenVinoEngine
-from engines.certificate import certificate_path, certify, key_of, subject_of, typed_graph
+from engines.certificate import certificate_path, certify, key_of, subject_of, write_engine
 from engines.localizer import Localizer
-from engines.plan_cache import write_engine
+from engines.typed_graph import typed_graph
 
 GPU = Gpu("NVIDIA L4", (8, 9), 13000)
 SIZE = 64
@@ -283,7 +282,7 @@ def machine_with_gpu(monkeypatch):
     monkeypatch.setattr(backend, "load_pycuda", lambda: driver)
     monkeypatch.setattr(backend, "CapturedGraph", driver.graphs)
     monkeypatch.setattr(backend, "leave_context", lambda: None)
-    for module in (backend, certified, cuda):
+    for module in (backend, cuda):
         monkeypatch.setattr(module, "probe_gpu", lambda: GPU)
     return driver
 

@@ -7,9 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from engines.build import WANTED_CLASS
+from engines.build import IMAGE, WANTED_CLASS
 from engines.engine import Array, Engine, TensorSpec
-from engines.preprocess import IMAGE
 
 
 class MockEngine(Engine):

@@ -17,9 +17,9 @@ from engines.certificate import (
 )
 from engines.choose import build_chosen
 from engines.errors import EngineError, InputError
-from engines.fp16 import to_half
 from engines.localizer import Localizer
 from engines.options import EngineOptions
+from engines.typed_graph import to_half
 from realtime.sources.demo import DemoCamera
 from tests.engines.mock import MockEngine
 

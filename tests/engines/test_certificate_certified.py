@@ -4,16 +4,16 @@
 
 import pytest
 
-from engines import certificate as certified
 from engines.backends import tensorrt as backend
 from engines.backends.openvino import OpenVinoEngine
+from engines.backends.tensorrt import open_certified
 from engines.build import build_graph
-from engines.certificate import open_certified, typed_graph
+from engines.certificate import write_engine
 from engines.choose import open_localizer
 from engines.errors import EngineError
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from engines.plan_cache import write_engine
+from engines.typed_graph import checked_precision, typed_graph
 from tests.engines.gpu import SIZE, certify_plan, keep_plan, plan_of
 from tests.engines.test_tensorrt import assert_equal, feeds
 
@@ -103,8 +103,7 @@ def test_the_driver_is_asked_before_any_library(monkeypatch, model):
     def too_early(*_, **__):
         raise AssertionError("a library was loaded before the driver was asked")
 
-    for module in (backend, certified):
-        monkeypatch.setattr(module, "probe_gpu", no_driver)
+    monkeypatch.setattr(backend, "probe_gpu", no_driver)
     monkeypatch.setattr(backend, "load_tensorrt", too_early)
     monkeypatch.setattr(backend, "load_pycuda", too_early)
     with pytest.raises(EngineError, match="no NVIDIA driver"):
@@ -125,9 +124,9 @@ def test_missing_libraries_are_named_with_what_to_install(monkeypatch):
 
 
 def test_precisions_and_graphs_that_do_not_fit(model):
-    assert certified.checked_precision("auto") == "fp16"
+    assert checked_precision("auto") == "fp16"
     with pytest.raises(EngineError, match="TensorRT engines run in fp32, fp16, int8, not bf16"):
-        certified.checked_precision("bf16")
+        checked_precision("bf16")
     with pytest.raises(EngineError, match="a graph without 8-bit scales cannot be built in int8"):
         typed_graph(model, "int8", "tensorrt", "sm89")
     turned = typed_graph(model, "fp32", "tensorrt_rtx", "sm75")

@@ -6,13 +6,12 @@ import pytest
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.torch_reference import TorchEngine
 from engines.boxes import iou
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.choose import class_index
 from engines.engine import TensorSpec
 from engines.errors import EngineError, InputError, ModelError
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
-from engines.preprocess import IMAGE
 from tests.engines.mock import MockEngine
 
 SIZE = 64

@@ -16,11 +16,11 @@ from calib.precision.build import BuildOptions, build_chosen_engine
 from engines.backends.cuda import probe_gpu
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.tensorrt import TensorRtEngine, load_pycuda, load_tensorrt
+from engines.certificate import SUFFIX, engines_dir, read_engine
 from engines.choose import build_chosen, open_localizer
 from engines.errors import EngineError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
-from engines.plan_cache import SUFFIX, engines_dir, read_engine
 from realtime.sources.demo import DemoCamera
 
 pytestmark = pytest.mark.gpu

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends.openvino import OpenVinoEngine
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.errors import SightlineError
 from engines.networks.onnx_tensors import MOST_FIELDS, check_structure
 from engines.networks.registry import load_classifier
-from engines.preprocess import IMAGE
 from tests.command_line import refused
 from tests.hostile import (
     DENSE,

@@ -18,9 +18,9 @@ from safetensors.numpy import save
 
 from engines.build import build_graph
 from engines.errors import SightlineError
+from engines.files import read_safetensors
 from engines.networks.registry import load_classifier
 from engines.networks.vgg import COMPACT_CHANNELS, random_weights
-from engines.reading import read_safetensors
 from tests.command_line import refused
 from tests.hostile import message_of, with_header, written
 

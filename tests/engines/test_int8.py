@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from engines.backends.openvino import OpenVinoEngine, has_vnni
-from engines.build import WANTED_CLASS, assemble, build_graph
+from engines.build import IMAGE, WANTED_CLASS, assemble, build_graph
 from engines.certificate import certify
 from engines.errors import EngineError, ModelError
 from engines.features import Feature
@@ -28,7 +28,6 @@ from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
 from engines.networks.vgg import COMPACT_CHANNELS, random_weights
-from engines.preprocess import IMAGE
 from realtime.sources.demo import DemoCamera
 from tests.engines.double import run_in_float64
 

@@ -12,10 +12,9 @@ import pytest
 
 from engines.backends import tensorrt as backend
 from engines.backends.openvino import OpenVinoEngine
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.errors import EngineError, InputError
 from engines.networks.registry import load_classifier
-from engines.preprocess import IMAGE
 from tests.engines.gpu import SIZE, plan_of
 
 

@@ -19,13 +19,12 @@ from calib.precision.calibrate import rough_quantization
 from engines.backends.tensorrt import load_tensorrt
 from engines.backends.tensorrt_build import Build, build_plan, network_flags, quiet_logger, targets
 from engines.build import build_graph
-from engines.certificate import typed_graph
+from engines.certificate import engines_dir, read_engine
 from engines.choose import build_chosen
 from engines.errors import EngineError, ModelError
-from engines.fp16 import to_half
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from engines.plan_cache import engines_dir, read_engine
+from engines.typed_graph import to_half, typed_graph
 
 trt = pytest.importorskip(
     "tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[rtx]'"
@@ -238,7 +237,7 @@ def test_a_graph_without_outputs_is_refused():
 
 
 def test_what_it_cannot_compile_is_one_line():
-    """Its own reason for Turing, which ``engines.matmul_to_conv`` is there for."""
+    """Its own reason for Turing, which ``engines.typed_graph`` is there for."""
     with pytest.raises(
         EngineError, match=r"tensorrt_rtx cannot build for sm75: .*FP32 GEMM is not supported"
     ) as caught:

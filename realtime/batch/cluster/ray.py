@@ -14,8 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from engines.backends.registry import gpu_backends
-from engines.errors import EngineError, SightlineError
-from engines.install import install_extra
+from engines.errors import EngineError, SightlineError, install_extra
 from engines.options import EngineOptions
 from realtime.batch.cluster.storage import local_path
 from realtime.batch.cluster.worker import AttachedFiles, LostError, Ref, Worker

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.downloads import cache_dir
-from engines.errors import OutputError, SightlineError, SourceError
+from engines.errors import OutputError, SightlineError, SourceError, install_extra
 from engines.files import whole_file
-from engines.install import install_extra
 from realtime.written import Stamp, stamp_of
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from calib.bench.gpu import REASONS, GpuClocks
-from engines.install import install_packages
+from engines.errors import install_packages
 
 
 class Refused(Exception):

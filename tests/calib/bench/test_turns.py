@@ -8,11 +8,10 @@ import pytest
 
 from calib.bench.turns import PEERS, Task, peers
 from engines.backends.openvino import OpenVinoEngine
-from engines.build import WANTED_CLASS, build_graph
-from engines.install import install_extra
+from engines.build import IMAGE, WANTED_CLASS, build_graph
+from engines.errors import install_extra
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
-from engines.preprocess import IMAGE
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import torch
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.torch_networks import torch_network
 from engines.backends.torch_reference import TorchEngine
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
 from engines.maps import MapSpec
 from engines.networks import alexnet
 from engines.networks.network import Preprocessing
 from engines.networks.registry import Classifier, load_classifier
-from engines.preprocess import IMAGE
 from tests.engines.double import run_in_float64
 
 

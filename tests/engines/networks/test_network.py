@@ -9,13 +9,12 @@ import torch
 from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.backends.torch_networks import torch_network
 from engines.backends.torch_reference import TorchEngine
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.choose import choose_head
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from engines.preprocess import IMAGE
 from tests.engines.double import run_in_float64
 
 BF16 = pytest.mark.skipif(

@@ -6,10 +6,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, save
 
 from engines.backends.openvino import OpenVinoEngine
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.errors import ModelError
 from engines.networks.registry import load_classifier
-from engines.preprocess import IMAGE
 
 RNG = np.random.default_rng(3)
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from engines.backends.openvino import OpenVinoEngine
-from engines.build import WANTED_CLASS
+from engines.build import IMAGE, WANTED_CLASS
+from engines.engine import Found
 from engines.errors import EngineError, ModelError
 from engines.localizer import Localizer
 from engines.networks import alexnet
 from engines.networks.registry import Classifier, load_classifier
-from engines.preprocess import IMAGE
 from engines.search.beam import (
     COLUMNS,
     FEATURES,
@@ -34,7 +34,6 @@ from engines.search.beam import (
     without_cells,
     without_overlaps,
 )
-from engines.search.compound import Found
 
 SIDE_PX = 96  # conv5_3 is 6 x 6
 

@@ -11,10 +11,9 @@ from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou, shared
 from engines.choose import open_localizer
 from engines.errors import ModelError
-from engines.localizer import Localizer
+from engines.localizer import Localizer, resized
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from engines.preprocess import resized
 from engines.search.crops import (
     BATCH,
     CropScorer,
@@ -123,8 +122,7 @@ def test_the_search_does_what_it_says_step_by_step(engine, readers, compact, pho
     best pair of all boxes.
     """
     head, crop_scorer = readers
-    from engines.build import WANTED_CLASS, build_graph
-    from engines.preprocess import IMAGE
+    from engines.build import IMAGE, WANTED_CLASS, build_graph
 
     single = OpenVinoEngine(build_graph(compact, head.spec, head, features=head.features), "fp32")
     square = resized(photos[0], 2 * compact.size_px)

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from engines.backends.openvino import OpenVinoEngine
-from engines.build import WANTED_CLASS
+from engines.boxes import blobs, box_of, bright_mask, opened
+from engines.build import IMAGE, WANTED_CLASS
 from engines.errors import EngineError, ModelError
 from engines.localizer import Localizer
 from engines.networks import vgg
 from engines.networks.network import Network
 from engines.networks.registry import Classifier, load_classifier
-from engines.preprocess import IMAGE
-from engines.search.compound import blobs, box_of, bright_mask, opened
 from engines.search.dam import (
     DamEngine,
     DamSettings,

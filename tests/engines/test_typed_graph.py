@@ -12,10 +12,9 @@ from onnx.reference import ReferenceEvaluator
 from engines.build import build_graph
 from engines.choose import build_chosen
 from engines.errors import ModelError
-from engines.fp16 import GRADIENT_SCALE, backward_starts, to_half
-from engines.matmul_to_conv import products_as_convolutions
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
+from engines.typed_graph import GRADIENT_SCALE, backward_starts, products_as_convolutions, to_half
 from realtime.sources.demo import DemoCamera
 
 

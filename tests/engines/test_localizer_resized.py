@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.preprocess import shrunk
+from engines.localizer import shrunk
 from realtime.sources.demo import DemoCamera
 
 

@@ -1,5 +1,5 @@
-"""Converts a float32 graph to half precision: casts and float16 weights become part of the ONNX
-graph.
+"""Rewrites a float32 graph into the one that TensorRT reads: half precision, and products as
+convolutions.
 
 Strongly typed engines (TensorRT 10 and later) compute in the types that the graph names, so
 precision is a matter of the graph. Float16 holds 6e-5 .. 65504 at full precision, and loses digits
@@ -15,18 +15,23 @@ SqueezeNet and VGG16, has values of 4e-8 .. 0.3. It is linear in the gradient th
 so that one is multiplied by a power of two, as in mixed-precision training (Micikevicius et al.
 2018, "Mixed precision training", section 3.2), and what leaves float16 is divided by it again.
 Neither rounds anything.
+
+TensorRT for RTX (1.7) refuses float32 matrix products for compute capability 7.5, and takes the
+same product as a convolution.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.engine import Array
-from engines.errors import ModelError
-from engines.graph import BACKWARD_STARTS
+from engines.errors import EngineError, ModelError
+from engines.graph import BACKWARD_STARTS, attributes_of, needed
+from engines.int8 import is_quantized
 
 GRADIENT_SCALE = 4096.0
 """With it the measured gradients lie at 2e-4 .. 1,300: a factor of 50 below the largest float16."""
@@ -62,7 +67,7 @@ def to_half(model: onnx.ModelProto, gradient_scale: float = GRADIENT_SCALE) -> o
     Raises:
         ModelError: there is nothing to convert, or a weight does not fit float16.
     """
-    writer = _Writer(model, gradient_scale)
+    writer = _HalfWriter(model, gradient_scale)
     for node in model.graph.node:
         writer.write(node)
     result = onnx.ModelProto()
@@ -77,7 +82,7 @@ def to_half(model: onnx.ModelProto, gradient_scale: float = GRADIENT_SCALE) -> o
     return result
 
 
-class _Writer:
+class _HalfWriter:
     """Writes the nodes once more, with casts between the two types and one scale on the way in and
     out of the gradient.
     """
@@ -277,3 +282,178 @@ def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     bare.producer_name = model.producer_name
     bare.metadata_props.extend(model.metadata_props)
     return bare
+
+
+def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph without float32 Gemm and MatMul of a constant matrix and two or three axes;
+    others are left alone.
+
+    A row of K values becomes K channels of one pixel, and a matrix ``[K, M]`` a kernel
+    ``[M, K, 1, 1]``.
+    """
+    ranks = float_ranks(model)
+    weights = {t.name: t for t in model.graph.initializer}
+    rounded = {
+        n.output[0]: n
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in weights
+    }
+    writer = _ConvolutionWriter({})
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] in rounded and ranks.get(node.input[0]) == 2:
+            source = rounded[node.input[1]]
+            _rounded_gemm(writer, node, source, numpy_helper.to_array(weights[source.input[0]]))
+            continue
+        places = [
+            place
+            for place, name in enumerate(node.input[:2])
+            if name in weights and ranks.get(name) == 2
+        ]
+        rewrite = _REWRITES.get(node.op_type)
+        rank = ranks.get(node.input[1 - places[0]]) if len(places) == 1 else None
+        if rewrite is None or rank not in (2, 3):
+            writer.nodes.append(node)
+            continue
+        matrix: Array = numpy_helper.to_array(weights[node.input[places[0]]])
+        rewrite(writer, node, matrix, places[0], rank)
+    result = without_initializers(model)
+    nodes = needed(writer.nodes, [output.name for output in model.graph.output])
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    result.graph.initializer.extend(
+        t for t in (*model.graph.initializer, *writer.constants.values()) if t.name in read
+    )
+    onnx.checker.check_model(result)
+    return result
+
+
+class _ConvolutionWriter:
+    def __init__(self, constants: dict[str, onnx.TensorProto]) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants = constants
+
+    def constant(self, name: str, value: Array) -> str:
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def add(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def product(self, x: str, kernel_mk: Array, bias: list[str], y: str, axes: list[int]) -> None:
+        """``y = x @ kernel^T + bias`` over axis 1 of ``x``, which lacks ``axes`` to be an image."""
+        self.convolution(
+            x, self.constant(f"{y}_kernel", kernel_mk[:, :, None, None]), bias, y, axes
+        )
+
+    def convolution(self, x: str, kernel: str, bias: list[str], y: str, axes: list[int]) -> None:
+        """The same with a kernel that is written already."""
+        missing = self.constant(f"axes_{'_'.join(map(str, axes))}", np.array(axes, np.int64))
+        image = self.add("Unsqueeze", [x, missing], f"{y}_image")
+        self.add(
+            "Squeeze",
+            [self.add("Conv", [image, kernel, *bias], f"{y}_conv", kernel_shape=[1, 1]), missing],
+            y,
+        )
+
+
+def _gemm(
+    writer: _ConvolutionWriter, node: onnx.NodeProto, matrix: Array, place: int, _: int | None
+) -> None:
+    """``alpha * x @ op(B) + beta * c`` with a bias of one row."""
+    at = attributes_of(node)
+    if place != 1 or at.get("transA", 0) or at.get("beta", 1.0) != 1.0:
+        writer.nodes.append(node)
+        return
+    kernel = (matrix if at.get("transB", 0) else matrix.T) * np.float32(at.get("alpha", 1.0))
+    writer.product(node.input[0], kernel, list(node.input[2:]), node.output[0], [2, 3])
+
+
+def _rounded_gemm(
+    writer: _ConvolutionWriter, node: onnx.NodeProto, source: onnx.NodeProto, integers: Array
+) -> None:
+    """A Gemm whose weight is 8-bit, rounded per output: the convolution reads the same integers,
+    with the same scales.
+    """
+    at = attributes_of(node)
+    plain = (
+        at.get("transB", 0)
+        and not at.get("transA", 0)
+        and at.get("alpha", 1.0) == at.get("beta", 1.0) == 1.0
+    )
+    if not plain or integers.ndim != 2 or attributes_of(source).get("axis", 1) != 0:
+        writer.nodes.append(node)
+        return
+    y = str(node.output[0])
+    kernel = writer.constant(f"{y}_kernel8", integers[:, :, None, None])
+    wide = writer.add("DequantizeLinear", [kernel, *source.input[1:]], f"{y}_kernel", axis=0)
+    writer.convolution(node.input[0], wide, list(node.input[2:]), y, [2, 3])
+
+
+def _matmul(
+    writer: _ConvolutionWriter, node: onnx.NodeProto, matrix: Array, place: int, rank: int | None
+) -> None:
+    """A constant from the left mixes the rows of a map ``[N, h, w]``; from the right, its columns,
+    or rows of values.
+    """
+    y = str(node.output[0])
+    if place == 0 and rank == 3:
+        writer.product(node.input[1], matrix, [], y, [3])
+    elif place == 1 and rank == 3:
+        turned = writer.add("Transpose", [node.input[0]], f"{y}_turned", perm=[0, 2, 1])
+        writer.product(turned, matrix.T, [], f"{y}_mixed", [3])
+        writer.add("Transpose", [f"{y}_mixed"], y, perm=[0, 2, 1])
+    elif place == 1:
+        writer.product(node.input[0], matrix.T, [], y, [2, 3])
+    else:
+        writer.nodes.append(node)
+
+
+_REWRITES: dict[
+    str, Callable[[_ConvolutionWriter, onnx.NodeProto, Array, int, int | None], None]
+] = {
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}
+
+
+PRECISIONS = ("fp32", "fp16", "int8")
+USUAL_PRECISION = "fp16"
+TURING = "sm75"
+
+
+def checked_precision(precision: str) -> str:
+    """What TensorRT is to compute in; ``auto`` is ``USUAL_PRECISION``.
+
+    Raises:
+        EngineError: it is none of ``PRECISIONS``.
+    """
+    if precision == "auto":
+        return USUAL_PRECISION
+    if precision not in PRECISIONS:
+        raise EngineError(f"TensorRT engines run in {', '.join(PRECISIONS)}, not {precision}")
+    return precision
+
+
+def typed_graph(model: onnx.ModelProto, precision: str, library: str, sm: str) -> onnx.ModelProto:
+    """The graph as TensorRT is to read it: its types say the precision.
+
+    Args:
+        model: from ``engines.build.build_graph``, in float32; for int8 with its pairs of
+            QuantizeLinear and DequantizeLinear.
+        precision: one of ``PRECISIONS``.
+        library: ``tensorrt`` or ``tensorrt_rtx``.
+        sm: the GPU's compute capability.
+
+    Raises:
+        EngineError: int8 is asked for, and the graph has no scales.
+    """
+    quantized = is_quantized(model)
+    if quantized != (precision == "int8"):
+        raise EngineError(
+            f"a graph {'with' if quantized else 'without'} 8-bit scales cannot be built in"
+            f" {precision}"
+        )
+    typed = to_half(model) if precision == "fp16" else model
+    return products_as_convolutions(typed) if library == "tensorrt_rtx" and sm == TURING else typed

@@ -7,10 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from engines.build import build_graph
-from engines.errors import EngineError, OutputError
-from engines.install import REBUILD
-from engines.networks.registry import load_classifier
-from engines.plan_cache import (
+from engines.certificate import (
     CorruptEngineError,
     EngineKey,
     engines_dir,
@@ -20,6 +17,8 @@ from engines.plan_cache import (
     read_engine,
     write_engine,
 )
+from engines.errors import REBUILD, EngineError, OutputError
+from engines.networks.registry import load_classifier
 
 KEY = EngineKey("net", "a" * 64, "tensorrt", "11.4.0.106", "NVIDIA L4 sm89", "fp16", 1)
 PLAN = bytes(range(256)) * 8

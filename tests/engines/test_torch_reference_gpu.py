@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from engines.backends.torch_cuda import TorchStreamEngine, open_torch
-from engines.backends.torch_reference import TorchEngine
-from engines.build import WANTED_CLASS
+from engines.backends.torch_reference import TorchEngine, TorchStreamEngine, open_torch
+from engines.build import IMAGE, WANTED_CLASS
 from engines.choose import choose_head
 from engines.errors import EngineError
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from engines.preprocess import IMAGE
 from realtime.sources.demo import DemoCamera
 
 SIZE = 64

@@ -5,14 +5,13 @@ import pytest
 
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.torch_reference import TorchEngine
-from engines.build import WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
-from engines.heuristic import Heuristic, append_heuristic_box, gaussian_matrix
+from engines.head import Heuristic, append_heuristic_box, gaussian_matrix
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
-from engines.preprocess import IMAGE
 
 
 def box_of(maps, heuristic):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engines import install
-from engines.install import extra_requirements, install_extra, install_packages, restore
+from engines import errors as install
+from engines.errors import extra_requirements, install_extra, install_packages, restore
 
 PROJECT = tomllib.loads((install.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -137,7 +137,7 @@ def test_an_installed_wheel_names_the_same_packages_as_the_clone(tmp_path):
     assert wheel.name.startswith("sightline_vision-")
     place = tmp_path / "site"
     shutil.unpack_archive(wheel, place, "zip")
-    code = "from engines.install import ROOT, extra_requirements as e; print(ROOT); [print(*e(n)) for n in ('web', 'bench', 'dev')]"
+    code = "from engines.errors import ROOT, extra_requirements as e; print(ROOT); [print(*e(n)) for n in ('web', 'bench', 'dev')]"
     ended = subprocess.run(
         [sys.executable, "-c", code],
         cwd=place,
