@@ -44,12 +44,16 @@ class OneEuro:
 
     def __init__(self, min_cutoff_hz: float, beta: float) -> None:
         self.min_cutoff_hz, self._beta = min_cutoff_hz, beta
-        self._last_s, self._value, self._speed = 0.0, np.empty(0), np.empty(0)
+        self._last_s = 0.0
+        self._value = np.empty(0)
+        self._speed = np.empty(0)
 
     def __call__(self, value: NDArray[np.float64], now_s: float) -> NDArray[np.float64]:
         """The filtered value; ``now_s`` must be later than the last."""
         if not self._value.size:
-            self._last_s, self._value, self._speed = now_s, value, np.zeros_like(value)
+            self._last_s = now_s
+            self._value = value
+            self._speed = np.zeros_like(value)
             return value
         passed_s, self._last_s = now_s - self._last_s, now_s
         kept = _passed(DERIVATIVE_HZ, passed_s)
@@ -60,12 +64,14 @@ class OneEuro:
 
 
 class BoxSmoother:
-    """The boxes of one source, calmed. It begins anew after a pause, a change of size, or a jump to
-    another object.
+    """Smooths the boxes of one source over time. It begins anew after a pause, a change of size, or
+    a jump to another object.
     """
 
     def __init__(self) -> None:
-        self._filter, self._size, self._last_s = OneEuro(0.0, BETA), (0, 0), -math.inf
+        self._filter = OneEuro(0.0, BETA)
+        self._size = (0, 0)
+        self._last_s = -math.inf
         self._last: tuple[float, ...] = ()
 
     def smoothed(
@@ -99,7 +105,9 @@ class BoxSmoother:
         x0, y0, x1, y1 = (
             float(edge) for edge in self._filter(np.asarray(box) / scale, pts_s) * scale
         )
-        self._size, self._last_s, self._last = (width_px, height_px), pts_s, (x0, y0, x1, y1)
+        self._size = (width_px, height_px)
+        self._last_s = pts_s
+        self._last = (x0, y0, x1, y1)
         return replace(found, box_xyxy_px=(x0, y0, x1, y1))
 
 
@@ -111,12 +119,10 @@ def _passed(cutoff_hz: float | NDArray[np.float64], passed_s: float) -> NDArray[
     return np.asarray(turn / (turn + 1))
 
 
-PREDICTED_BGR, TRUTH_BGR, TEXT_BGR, SHADE_BGR = (
-    (60, 60, 255),
-    (90, 220, 90),
-    (255, 255, 255),
-    (24, 24, 24),
-)
+PREDICTED_BGR = (60, 60, 255)
+TRUTH_BGR = (90, 220, 90)
+TEXT_BGR = (255, 255, 255)
+SHADE_BGR = (24, 24, 24)
 OBJECTS_BGR = (
     PREDICTED_BGR,
     (230, 140, 30),
@@ -252,7 +258,7 @@ class Annotator:
         return draw(frame.image_bgr, calm, frame.truth_xyxy_px, status, heat.picture, look, objects)
 
     def _calm(self, frame: Frame, objects: Sequence[Tracked], smoothing: float) -> list[Tracked]:
-        """Each object's box has a smoother of its own, as long as it is followed."""
+        """Smooth each object's box with a smoother of its own, as long as it is tracked."""
         height, width = frame.image_bgr.shape[:2]
         last, pairs = (
             self._of_objects.get(frame.source, {}),
@@ -340,7 +346,7 @@ def draw(
 
 
 def _draw_objects(canvas: ImageBgr, objects: Sequence[Tracked], unit: int) -> None:
-    """The first, which is the main one, last and in a thicker line."""
+    """Draw the first object, which is the main one, last and in a thicker line."""
     for place, each in reversed(list(enumerate(objects))):
         colour = OBJECTS_BGR[(each.track.track_id - 1) % len(OBJECTS_BGR)]
         if each.box_xyxy_px is not None:

@@ -57,13 +57,16 @@ class Connection:
 
 
 class Series:
-    """One source's frames on their way into the inbox, numbered and timed through all its
+    """One source's frames on their way into the frame queue, numbered and timed through all its
     connections.
     """
 
     def __init__(self, connection: Connection, frame_queue: FrameQueue, place: int) -> None:
         self.connection, self.frame_queue = connection, frame_queue
-        self._place, self._index, self._first_ns, self._begin_s = place, 0, 0, 0.0
+        self._place = place
+        self._index = 0
+        self._first_ns = 0
+        self._begin_s = 0.0
 
     def begin(self, frame: Frame, captured_ns: int) -> None:
         """The first frame of a connection has come: it is live, times go on from here."""
@@ -75,7 +78,7 @@ class Series:
         self._begin_s = (captured_ns - self._first_ns) / NS - frame.pts_s
 
     def put(self, frame: Frame, captured_ns: int) -> None:
-        """Hand a frame on; waits where the inbox does."""
+        """Hand a frame on; it waits where the frame queue does."""
         connection = self.connection
         connection.height_px, connection.width_px = frame.image_bgr.shape[:2]
         pts_s = self._begin_s + frame.pts_s
@@ -111,18 +114,23 @@ class Attempt:
         series: Series,
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._spec, self._options, self._series, self._notify = spec, options, series, notify
+        self._spec = spec
+        self._options = options
+        self._series = series
+        self._notify = notify
         self._source: Source | None = None
         self._error: Exception | None = None
         self._notes = 0
-        self._lock, self._left, self._done = threading.Lock(), False, threading.Event()
+        self._lock = threading.Lock()
+        self._left = False
+        self._done = threading.Event()
         kind = kind_of(spec)
         self._asked_s = time.monotonic()
         self._patience_s = OPENING_S if kind.address else math.inf
         self.live = kind.live is not False
 
     def run(self) -> None:
-        """Put every frame of the connection, until it ends or the inbox closes.
+        """Put every frame of the connection, until it ends or the frame queue closes.
 
         Raises:
             SightlineError: as the source raises, or nothing came for so long as the options say.
@@ -186,7 +194,7 @@ class Attempt:
         self._tell(source)
 
     def _tell(self, source: Source) -> None:
-        """Whatever was not told yet."""
+        """Tell the notes that were not told yet."""
         for note in source.notes[self._notes :]:
             self._notify(note)
         self._notes = len(source.notes)
@@ -267,7 +275,9 @@ def ahead(
         Exception: as the items raise, after those before.
     """
     waiting, changed = deque[Item](), threading.Condition()
-    ended, left, failure = False, False, list[Exception]()
+    ended = False
+    left = False
+    failure = list[Exception]()
 
     def has_room() -> bool:
         return left or (len(waiting) < count and sum(map(bytes_of, waiting)) < max(1, most_bytes))
@@ -342,7 +352,9 @@ class Feed:
         self.connections = [
             Connection(name, shown(spec)) for name, spec in zip(names_of(specs), specs, strict=True)
         ]
-        self._specs, self._options, self._notify = list(specs), options, notify
+        self._specs = list(specs)
+        self._options = options
+        self._notify = notify
         self._frame_queue = FrameQueue(policy, len(specs), at_once)
 
     @property
@@ -386,7 +398,7 @@ class Feed:
         return self._frame_queue.left()
 
     def _read(self, place: int) -> None:
-        """A reader's whole life."""
+        """Read one source until it ends or the run does; this is a reader's thread."""
         connection = self.connections[place]
         try:
             self._keep_reading(place)
@@ -405,11 +417,9 @@ class Feed:
             SourceError: a file cannot be read, or no source at all could be opened at first.
         """
         connection = self.connections[place]
-        series, wait_s, notes = (
-            Series(connection, self._frame_queue, place),
-            FIRST_WAIT_S,
-            set[str](),
-        )
+        series = Series(connection, self._frame_queue, place)
+        wait_s = FIRST_WAIT_S
+        notes = set[str]()
 
         def notify(note: str) -> None:
             if note not in notes:  # another connection says it again
@@ -433,11 +443,9 @@ class Feed:
                 return
             if self._frame_queue.closed.is_set():
                 return
-            was_live, connection.state, connection.trouble = (
-                connection.state == "live",
-                "waiting",
-                trouble,
-            )
+            was_live = connection.state == "live"
+            connection.state = "waiting"
+            connection.trouble = trouble
             if self._none_could_be_opened():
                 raise SourceError(trouble)
             if was_live or wait_s == FIRST_WAIT_S:

@@ -72,11 +72,9 @@ class _WholeFile:
     goes_on = False
 
     def __init__(self, path: Path, live: bool = False) -> None:
-        self.path, self.part, self._live = (
-            path,
-            path if live else path.with_name(f".{path.name}.part"),
-            live,
-        )
+        self.path = path
+        self.part = path if live else path.with_name(f".{path.name}.part")
+        self._live = live
         try:
             if live and not self.goes_on:
                 self.path = self.part = new_file(path)
@@ -151,7 +149,9 @@ class VideoSink(_WholeFile):
             whole = np.ascontiguousarray(fitted(picture, stream.width, stream.height))
             frame = self._converted(av.VideoFrame.from_numpy_buffer(whole, format="bgr24"))
             pts = max(self._pts_of(record), self._last_pts + 1)
-            frame.pts, frame.time_base, self._last_pts = pts, self._time_base, pts
+            frame.pts = pts
+            frame.time_base = self._time_base
+            self._last_pts = pts
             with interrupts_held():
                 self._container.mux(stream.encode(frame))
         except (OSError, av.error.FFmpegError) as error:
@@ -282,12 +282,12 @@ class JsonlSink(_WholeFile):
 
 
 def older_log(path: Path, number: int) -> Path:
-    """What the log before, the one before that and so on is called."""
+    """The name of an older log: number 1 is the last one before this."""
     return path.with_suffix(f".{number}{path.suffix}")
 
 
 def check_log(path: Path, renamed: bool) -> None:
-    """Refuse to go on in a file that is no log of ours.
+    """Refuse to write on in a file that is no log of Sightline's.
 
     Args:
         path: of the log.
@@ -348,12 +348,10 @@ class Recorder:
         failed: Callable[[Path, Exception], None],
         renamed: Callable[[Path, Path], None] = lambda *_: None,
     ) -> None:
-        self._wanted, self._several, self._failed, self._renamed = (
-            wanted,
-            len(sources) > 1,
-            failed,
-            renamed,
-        )
+        self._wanted = wanted
+        self._several = len(sources) > 1
+        self._failed = failed
+        self._renamed = renamed
         self._path: Path | None = None
         self._given_up: Path | None = None
         self._files: dict[str, VideoSink] = {}

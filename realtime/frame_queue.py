@@ -15,7 +15,9 @@ from realtime.frames import ENDED, Frame, FrameRecord, LoopFrame
 
 READ_AHEAD_FRAMES = 2
 MOST_WAITING_FRAMES = 32  # under max-age: a second of most cameras
-NEWER, DAMAGED, FULL = "a newer frame was waiting", "damaged on the way", "too many were waiting"
+NEWER = "a newer frame was waiting"
+DAMAGED = "damaged on the way"
+FULL = "too many were waiting"
 """Why frames are dropped, besides for their age and because the run ended."""
 
 
@@ -34,7 +36,7 @@ class Policy:
 
     @property
     def capacity(self) -> int:
-        """Most frames of one source that wait."""
+        """The number of frames of one source that may wait."""
         return {"latest": 1, "every": READ_AHEAD_FRAMES}.get(self.name, MOST_WAITING_FRAMES)
 
     @property
@@ -85,7 +87,9 @@ class FrameQueue:
         self._waiting: list[deque[FrameRecord]] = [deque() for _ in range(sources)]
         self._dropped: list[FrameRecord] = []
         self._giving: deque[LoopFrame] = deque()  # taken from what waits, and not asked for yet
-        self._reading, self._next, self._draining = sources, 0, False
+        self._reading = sources
+        self._next = 0
+        self._draining = False
         self._error: Exception | None = None
 
     def put(self, frame: Frame, place: int = 0) -> bool:
@@ -125,13 +129,13 @@ class FrameQueue:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Take nothing more in: whoever waits to put a frame here need not."""
+        """Take nothing more in. Readers that wait to put a frame here wait no longer."""
         with self._changed:
             self.closed.set()
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """End the records as soon as may be: what waits is dropped."""
+        """End the frames as soon as possible. Frames that wait are dropped."""
         self._draining = True
         self.close()
 
@@ -160,7 +164,9 @@ class FrameQueue:
                 yield self._giving.popleft()
 
     def left(self) -> list[FrameRecord]:
-        """What was taken in and not given out, now dropped: for the ledger of a run that failed."""
+        """Drop the frames that were not given out, and return their records. A run that failed
+        counts them.
+        """
         with self._changed:
             self._waiting.append(deque(frame.record for frame in self._giving))
             self._giving.clear()

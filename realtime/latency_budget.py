@@ -38,7 +38,7 @@ class Step:
 
 
 class BudgetController:
-    """The decision alone: times in, presets out; it reads no clock and runs nothing.
+    """Decides which preset to use from the times of frames. It reads no clock and runs nothing.
 
     Preset 0 is the best and dearest. It steps down as soon as the 90th percentile of the last
     frames is over the budget, to the best preset that is expected to hold it. It steps up by one
@@ -101,11 +101,13 @@ class BudgetController:
         return self._down() if self.p90_ms > self.budget_ms else self._up(now_s)
 
     def stepped(self, step: Step, now_s: float) -> None:
-        """The frames from now on are of the step's target."""
+        """Note that the frames from now on are of the step's target."""
         if step.target > self.preset and self._tried_at_s is not None:
             self._hold_s[self.preset] = min(LONGEST_HOLD_S, 2 * self._hold_s[self.preset])
         self._tried_at_s = now_s if step.target < self.preset else None
-        self.preset, self._settling, self._fits_since_s = step.target, SETTLING_FRAMES, None
+        self.preset = step.target
+        self._settling = SETTLING_FRAMES
+        self._fits_since_s = None
         self._window.clear()
 
     def give_up(self, preset: int) -> None:
@@ -221,7 +223,7 @@ class BudgetLocalizer(Localizer):
         self._missed = ""
 
     def _use(self, localizer: Localizer) -> None:
-        """From the next call on."""
+        """Use this localizer from the next call on."""
         wanted = self._now.wanted_class
         if localizer.wanted_class != wanted:
             localizer.look_for(wanted)
@@ -393,7 +395,9 @@ class Pace:
     """
 
     def __init__(self, run: Run, under_way: int) -> None:
-        self._run, self._last_ns, self._last_idle_ms = run, time.monotonic_ns(), 0.0
+        self._run = run
+        self._last_ns = time.monotonic_ns()
+        self._last_idle_ms = 0.0
         self._last_ms: deque[float] = deque(maxlen=under_way)
 
     def frame_ms(self) -> float:

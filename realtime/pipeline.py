@@ -104,8 +104,8 @@ def run_frames(
 
 @dataclass
 class _Call:
-    """Frames that the engine works on in one call; ``localizer`` is None where it works on none:
-    dropped ones, carried ones.
+    """Frames of one engine call. ``localizer`` is None where no frame asks the engine: these were
+    dropped, or their answer is propagated.
     """
 
     frames: deque[LoopFrame]
@@ -177,8 +177,7 @@ class _EngineHalf:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def answers(self) -> Iterator[_Call]:
-        """Every call with its answers. The engine's next one is handed over when this one is done
-        with.
+        """Give every call with its answers. The next one is handed over when this one is done.
 
         Raises:
             Exception: what went wrong, after what went right before it.
@@ -195,7 +194,7 @@ class _EngineHalf:
                 self._taken.release()
 
     def stop(self) -> list[_Call]:
-        """End the thread, and leave the engine idle; what had begun and was not handed over."""
+        """End the thread and leave the engine idle. Returns the calls that were not handed over."""
         self._stopped = True
         self._taken.release()
         if self._live is not None:
@@ -225,7 +224,7 @@ class _EngineHalf:
             self._answers.put(error)
 
     def _tell_localizer(self, call: _Call, pace: Pace) -> None:
-        """How long each frame took that the engine saw."""
+        """Tell it how long each frame took that the engine saw."""
         for frame in call.frames:
             record = frame.record
             if record.outcome != "shown":

@@ -97,12 +97,10 @@ class Session:
         following: Following | None = None,
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.connections, self.class_names, self.settings, self.stop = (
-            connections,
-            class_names,
-            settings,
-            stop,
-        )
+        self.connections = connections
+        self.class_names = class_names
+        self.settings = settings
+        self.stop = stop
         self.live_run, self.following = live_run, following
         self._changed = threading.Condition()
         self._newest: dict[str, Shown] = {}
@@ -154,7 +152,7 @@ class Session:
         return found.jpeg if found else None
 
     def objects(self, source: str) -> list[dict[str, Any]]:
-        """Of several that are followed: each one's entry in the log, as of the newest picture."""
+        """The entry of each tracked object in the log, as of the newest picture."""
         found = self._newest.get(source)
         return [each.row() for each in found.record.objects or ()] if found else []
 
@@ -170,7 +168,7 @@ class Session:
             self._changed.notify_all()
 
     def rolling(self) -> dict[str, Any]:
-        """The last seconds: see ``LiveRun.rolling``."""
+        """The figures of the last seconds, see ``LiveRun.rolling``."""
         return self.live_run.rolling()
 
     def change(self, **changes: Any) -> Settings:
@@ -190,7 +188,7 @@ class Session:
             return self.settings
 
     def recording_failed(self, path: Path, trouble: str) -> None:
-        """It has ended by an error; another may be begun."""
+        """A recording has ended by an error. Another one may be started."""
         with self._changed:
             self.trouble = trouble
             if self.settings.record == path:

@@ -105,7 +105,7 @@ def _answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> bo
 
 
 class Notices:
-    """Says lines, and keeps them for the summary.
+    """Passes lines on, and keeps them for the summary.
 
     Args:
         notify: gets each.
@@ -115,12 +115,12 @@ class Notices:
         self._notify, self._lines = notify, list[str]()
 
     def __call__(self, line: str) -> None:
-        """Say one."""
+        """Keep a line and pass it on."""
         self._lines.append(line)
         self._notify(line)
 
     def summary(self) -> dict[str, list[str]]:
-        """``trouble``, where there was any."""
+        """``trouble``: the lines; nothing where there is none."""
         return {"trouble": self._lines} if self._lines else {}
 
 
@@ -134,7 +134,10 @@ class Beside:
     """
 
     def __init__(self, sink: Sink, what: str, notify: Callable[[str], None]) -> None:
-        self._sink, self._what, self._notify, self._failed = sink, what, notify, False
+        self._sink = sink
+        self._what = what
+        self._notify = notify
+        self._failed = False
 
     @property
     def needs_picture(self) -> bool:
@@ -188,11 +191,14 @@ class Output:
     def __init__(
         self, sinks: Sequence[Sink], run: Run, look: Callable[[], Look], alone: bool = False
     ) -> None:
-        self._sinks, self._run, self._look, self._alone = sinks, run, look, alone
+        self._sinks = sinks
+        self._run = run
+        self._look = look
+        self._alone = alone
         self._annotator = Annotator()
 
     def draw_and_write(self, record: FrameRecord, heat_map_every: int) -> None:
-        """Give a shown frame's picture to the sinks that want one; timed.
+        """Give a shown frame's picture to the sinks that want one, and time it.
 
         Raises:
             OutputError: as a sink raises.

@@ -190,7 +190,7 @@ class Run:
         self._started_ns = self._ended_ns = self._before_ns = 0
 
     def start(self) -> None:
-        """The clock of ``fps`` starts here; where there was a run before, goes on."""
+        """Start the clock of ``fps``, or let it go on where there was a run before."""
         self._before_ns += self._ended_ns - self._started_ns
         self._started_ns = self._ended_ns = time.monotonic_ns()
 
@@ -205,7 +205,7 @@ class Run:
 
     @property
     def total_ms(self) -> "array[float]":
-        """Of each frame that was shown, see ``StageTimes.total``."""
+        """The total time of each frame that was shown, see ``StageTimes.total``."""
         return self.times.total.values_ms
 
     def compare(self, record: FrameRecord) -> None:
@@ -332,12 +332,12 @@ def _caption(summary: dict[str, Any]) -> str:
 
 
 class WaitingTimes(Run):
-    """What the loop waited for, and nothing of each frame: for runs without an end, and those whose
-    rows hold all of it.
+    """Measures what the loop waited for, and keeps nothing of each frame. It is for runs without an
+    end, and for those whose rows hold everything.
     """
 
     def add(self, record: FrameRecord) -> None:
-        """Nothing is kept."""
+        """Keep nothing of the frame."""
 
 
 ROLLING_FRAMES, ROLLING_S = 600, 10.0

@@ -118,7 +118,9 @@ def upright(pixels: ImageBgr, picture: av.VideoFrame) -> ImageBgr:
     if abs(a) + abs(d) >= abs(b) + abs(c):
         across, down = a, d
     else:
-        pixels, across, down = pixels.transpose(1, 0, 2), c, b
+        pixels = pixels.transpose(1, 0, 2)
+        across = c
+        down = b
     return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
@@ -161,7 +163,9 @@ def _hlg_linear(signal: Floats) -> Floats:
     """ITU-R BT.2100, table 5: the inverse OETF, and the OOTF of a screen of ``PEAK_NITS``; 1 is
     white.
     """
-    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    a = 0.17883277
+    b = 0.28466892
+    c = 0.55991073
     scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
     luminance = scene @ np.array([0.2627, 0.6780, 0.0593])
     found: Floats = PEAK_NITS / WHITE_NITS * scene * np.maximum(luminance, 1e-9)[:, None] ** 0.2

@@ -216,7 +216,9 @@ class Film:
     ) -> None:
         self.stream = film_of(container, where)
         self._patient = not live
-        self.end_s, self._container, self._again = 0.0, container, again
+        self.end_s = 0.0
+        self._container = container
+        self._again = again
         self._others = [stream for stream in _films(container) if stream is not self.stream]
         jumps = bool(Flags(container.format.flags) & Flags.ts_discont)
         self.timeline = Timeline(self.stream, jumps)

@@ -42,7 +42,9 @@ class Losses:
     """
 
     def __init__(self) -> None:
-        self._whole_from_pts, self._since_s, self._hole_before = -math.inf, 0.0, False
+        self._whole_from_pts = -math.inf
+        self._since_s = 0.0
+        self._hole_before = False
 
     @property
     def last_s(self) -> float:
@@ -228,7 +230,9 @@ class VideoFile(Source):
         """Decoded pictures, and whether something of them is lost; in a file, what is lost is an
         error.
         """
-        count, losses, asked_s = 0, Losses(), time.monotonic()
+        count = 0
+        losses = Losses()
+        asked_s = time.monotonic()
         try:
             for packet in self._film.packets():
                 self.heard_s = time.monotonic()
@@ -431,7 +435,9 @@ def measure(index: int) -> CameraFacts:
             index, problem="cannot be opened: in use, not permitted, or not a camera"
         )
     nominal, backend = float(capture.get(cv2.CAP_PROP_FPS)), str(capture.getBackendName())
-    shape, count, start = (0, 0), 0, 0.0
+    shape = (0, 0)
+    count = 0
+    start = 0.0
     for number in range(100000):
         good, image = capture.read()
         now = time.monotonic()

@@ -171,7 +171,9 @@ class WebPictures(Source):
         self.name = "camera"
         self.live = True
         self._decode = decode
-        self._shown, self._stall_s, self._poll = shown(url), options.stall_s, options.poll
+        self._shown = shown(url)
+        self._stall_s = options.stall_s
+        self._poll = options.poll
         self._address, self._opener = _address_and_opener(url)
         self._known: dict[str, str] = {}
         self._last = b""
@@ -189,7 +191,9 @@ class WebPictures(Source):
         self._to_bgr = ToBgr()
 
     def __iter__(self) -> Iterator[Frame]:
-        index, first_ns, good_s = 0, None, time.monotonic()
+        index = 0
+        first_ns = None
+        good_s = time.monotonic()
         for content in self._contents():
             self.heard_s = time.monotonic()
             start_ns = time.monotonic_ns()

@@ -30,7 +30,9 @@ HOST = re.compile(r"(?P<name>[\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{0,5})?", re.ASCII)
 TARGET_BYTES = 8 << 10
 HEADERS_BYTES = 16 << 10
 BODY_BYTES = 64 << 10
-FEW_FAILURES, FAILURES_S, MOST_ADDRESSES = 5, 60.0, 1024
+FEW_FAILURES = 5
+FAILURES_S = 60.0
+MOST_ADDRESSES = 1024
 DAY_S = 24 * 3600
 HEADERS = {
     "Content-Security-Policy": (
@@ -61,7 +63,9 @@ class Guard:
     def __init__(
         self, app: ASGIApp, token: str | None, port: int, failed: Callable[[Exception], None]
     ) -> None:
-        self._app, self._token, self._cookie = app, token, f"sightline_{port}"
+        self._app = app
+        self._token = token
+        self._cookie = f"sightline_{port}"
         self._failed = failed
         self._failures = Failures()
 
