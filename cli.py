@@ -36,8 +36,8 @@ from engines.text import Terminal, shown
 from realtime import direct, live
 from realtime import doctor as doctors
 from realtime.batch.estimate import plan_chosen
-from realtime.batch.options import Settings
-from realtime.batch.scale import Scale, batch_chosen
+from realtime.batch.options import Scale, Settings
+from realtime.batch.run import batch_chosen
 from realtime.options import StreamOptions
 from realtime.sources.spec import examples as source_examples
 from realtime.statistics import print_summaries

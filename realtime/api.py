@@ -16,8 +16,8 @@ from engines.localizer import ImageBgr, Localizer
 from engines.options import EngineOptions
 from engines.text import displayable, shown
 from realtime.annotate import PLAIN, Look, draw
-from realtime.batch.decode import frames_of
 from realtime.batch.plan import make_plan
+from realtime.batch.segment import frames_of
 from realtime.capture import Feed, every_frame
 from realtime.frames import NO_MAP, BoxPx, FrameRecord, LoopFrames
 from realtime.pipeline import Live, run_frames

@@ -17,7 +17,7 @@ from engines.files import write_json
 from engines.localizer import Localizer
 from engines.options import EngineOptions
 from engines.text import shown
-from realtime.batch.names import Naming, with_ending
+from realtime.batch.job import Naming, with_ending
 from realtime.capture import every_frame
 from realtime.documents import course_of, plot_latency
 from realtime.file_sinks import JsonlSink, VideoSink

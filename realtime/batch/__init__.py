@@ -4,8 +4,8 @@ settings.
 ::
 
     plan.make_plan       reads packets only: a Clip with its Segments, cut at key frames
-    encode.run_segments  segments ─► decode.py ─► frame loop ─► rows, video, record of each
-    merge.merge          all records ─► table.py (rows), merge.py (video, sound), report.py (page)
+    encode.run_segments  segments ─► segment.py ─► frame loop ─► rows, video, record of each
+    merge.merge          all records ─► report.py (rows, page), merge.py (video, sound)
     job.Job              the folder that holds all this, and which segments are done
     run.process_all      all of the above for every source, on this machine
 

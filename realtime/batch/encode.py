@@ -23,9 +23,8 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from engines.files import digest_of_file, read_object, whole_file
 from engines.localizer import ImageBgr, Localizer
 from realtime.annotate import Look, draw
-from realtime.batch.decode import Read, SegmentEnd, frames_of, read_segment
 from realtime.batch.options import Settings
-from realtime.batch.segment import Clip, Segment
+from realtime.batch.segment import Clip, Read, Segment, SegmentEnd, frames_of, read_segment
 from realtime.capture import AHEAD_BYTES
 from realtime.file_sinks import JsonlSink, VideoSink
 from realtime.frames import BoxPx, FrameRecord
@@ -46,9 +45,9 @@ HEAT = Look(box=False, heat_map="over", alpha=0.6)
 STRIP_PICTURES, STRIP_HEIGHT_PX = 12, 200
 
 
-class Behind:
-    """A thread that does one thing after the other, a few behind whoever asks; the first error is
-    raised there, later.
+class EncoderThread:
+    """A thread that does one piece of work after the other. Up to ``WAITING_PICTURES`` of them wait
+    for it. Its first error is raised by a later call here.
     """
 
     def __init__(self) -> None:
@@ -56,7 +55,7 @@ class Behind:
         self._waiting: deque[tuple[Future[None], int]] = deque()
 
     def post(self, work: Callable[[], None], size_bytes: int = 0) -> None:
-        """Have it done; waits while too much is waiting.
+        """Have a piece of work done later. This call waits while too much is waiting.
 
         Args:
             work: is called.
@@ -74,7 +73,7 @@ class Behind:
         self._waiting.append((self._pool.submit(work), size_bytes))
 
     def finish(self) -> None:
-        """Wait until all is done.
+        """Wait until all that was posted is done.
 
         Raises:
             Exception: something posted before failed.
@@ -83,7 +82,7 @@ class Behind:
             self._waiting.popleft()[0].result()
 
     def close(self) -> None:
-        """End the thread; what has not begun is not done."""
+        """End the thread. Work that has not begun is not done."""
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -136,13 +135,13 @@ class PieceVideo(VideoSink):
 
 
 def piece_time_base(clip: Clip) -> Fraction:
-    """What MP4 can count in: the source's unit, or a whole part of it."""
+    """The unit of time of a piece, which MP4 can count in: the source's, or a whole part of it."""
     return Fraction(1, clip.time_base.denominator)
 
 
 class Pieces:
-    """One segment's files as they grow. ``finish`` gives them their names; the record comes last:
-    all are there.
+    """One segment's files as they grow. ``finish`` gives them their names. The record gets its name
+    last: it says that the others are there.
 
     Attributes:
         finished: it has.
@@ -151,13 +150,11 @@ class Pieces:
     def __init__(
         self, clip: Clip, segment: Segment, settings: Settings, folder: Path, strip: frozenset[int]
     ) -> None:
-        self.segment, self._clip, self._settings, self._folder, self._strip = (
-            segment,
-            clip,
-            settings,
-            folder,
-            strip,
-        )
+        self.segment = segment
+        self._clip = clip
+        self._settings = settings
+        self._folder = folder
+        self._strip = strip
         self._rows = JsonlSink(self._path(".jsonl"))
         self._video: PieceVideo | None = None
         self._heat: PieceVideo | None = None
@@ -186,7 +183,7 @@ class Pieces:
             self._pictures.append(_small(record))
 
     def finish(self, end: SegmentEnd, measured: dict[str, Any]) -> None:
-        """Close everything, and say that it is done.
+        """Close all files, and write the record.
 
         Raises:
             OutputError: something cannot be written.
@@ -210,7 +207,7 @@ class Pieces:
         self.finished = True
 
     def abandon(self) -> None:
-        """Close everything and leave nothing."""
+        """Close all files, and leave none of them."""
         for sink in (self._rows, self._video, self._heat):
             if sink is not None:
                 with suppress(Exception):
@@ -226,7 +223,7 @@ class Pieces:
 
 
 def read_record(folder: Path, clip: Clip, segment: Segment) -> dict[str, Any] | None:
-    """What was written when a segment was done.
+    """The record of a segment that is done.
 
     Returns:
         None where it is not done, or where its record or one of its files is not what was written.
@@ -250,12 +247,12 @@ def read_record(folder: Path, clip: Clip, segment: Segment) -> dict[str, Any] | 
 
 
 def record_digest(record: Mapping[str, Any]) -> str:
-    """Of a record's content, so that damage is noticed."""
+    """The digest of a record's content, by which damage is noticed."""
     return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=20).hexdigest()
 
 
 def strip_frames(clip: Clip, every: int) -> frozenset[int]:
-    """Numbers of the frames that the film strip shows: evenly over what is selected."""
+    """The numbers of the frames that the film strip shows, evenly over what is selected."""
     first, count = clip.segments[0].first_frame, clip.selected_frames
     places = (first + (2 * k + 1) * count // (2 * STRIP_PICTURES) for k in range(STRIP_PICTURES))
     return frozenset(place + -place % every for place in places)
@@ -321,7 +318,7 @@ def run_segments(
         OutputError: a file cannot be written.
     """
     run, ends = WaitingTimes(), dict[int, SegmentEnd]()
-    with _Writer(clip, segments, settings, folder, ends, run, localizer) as writer:
+    with _SegmentWriter(clip, segments, settings, folder, ends, run, localizer) as writer:
         frames = frames_of(clip, segments, settings.every, localizer.batch, ends, read)
         following = opened(settings.following)
         under_way = calls_under_way(following, localizer.engine.slots)
@@ -329,7 +326,7 @@ def run_segments(
         writer.finish_before(None)
 
 
-class _Writer:
+class _SegmentWriter:
     """Hands records to the pieces of their segments, and closes those that are complete."""
 
     def __init__(
@@ -342,23 +339,21 @@ class _Writer:
         run: Run,
         localizer: Localizer,
     ) -> None:
-        self._clip, self._settings, self._folder, self._ends, self._run = (
-            clip,
-            settings,
-            folder,
-            ends,
-            run,
-        )
+        self._clip = clip
+        self._settings = settings
+        self._folder = folder
+        self._ends = ends
+        self._run = run
         self._left, self._open = list(segments), dict[int, Pieces]()
         self._strip, self._localizer = strip_frames(clip, settings.every), localizer
         self._since_s, self._totals = time.monotonic(), _totals(run)
-        self.behind = Behind()
+        self.encoder = EncoderThread()
         self.sinks: list[_Pictures | _Rows] = (
             [_Pictures(self), _Rows(self)] if settings.video else [_Rows(self)]
         )
 
     def pieces(self, index: int) -> Pieces:
-        """Of a segment."""
+        """The files of a segment."""
         if index not in self._open:
             segment = next(segment for segment in self._left if segment.index == index)
             self._open[index] = Pieces(
@@ -371,14 +366,14 @@ class _Writer:
         while self._left and (index is None or self._left[0].index < index):
             pieces, end = self.pieces(self._left[0].index), self._ends[self._left[0].index]
             del self._left[0]
-            self.behind.post(partial(pieces.finish, end, self._measured()))
+            self.encoder.post(partial(pieces.finish, end, self._measured()))
             self._open = {place: each for place, each in self._open.items() if not each.finished}
         if index is None:
-            self.behind.finish()
+            self.encoder.finish()
 
     def add_heat(self, record: FrameRecord) -> None:
         """Draw and encode a frame's heat map."""
-        self.behind.post(
+        self.encoder.post(
             partial(self.pieces(record.frame.segment).add_heat, record),
             record.frame.image_bgr.nbytes,
         )
@@ -388,13 +383,15 @@ class _Writer:
         return self._settings.heat_video
 
     def _measured(self) -> dict[str, Any]:
-        """Since the last segment was complete: how long it took, and what was waited for."""
+        """How long it took since the last segment was complete, and what was waited for."""
         now_s, totals = time.monotonic(), _totals(self._run)
         spent = {
             kind: {side: ms - self._totals[kind][side] for side, ms in sides.items()}
             for kind, sides in totals.items()
         }
-        wall_s, self._since_s, self._totals = now_s - self._since_s, now_s, totals
+        wall_s = now_s - self._since_s
+        self._since_s = now_s
+        self._totals = totals
         return {"wall_s": wall_s, **spent, "device": self._localizer.engine.device}
 
     def __enter__(self) -> Self:
@@ -406,14 +403,14 @@ class _Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.behind.close()
+        self.encoder.close()
         for pieces in self._open.values():
             if not pieces.finished:
                 pieces.abandon()
 
 
 def _totals(run: Run) -> dict[str, dict[str, float]]:
-    """What the loop waited for and what it did, in milliseconds, up to now."""
+    """How long the loop has waited and worked up to now, in milliseconds."""
     return {"idle_ms": dict(run.idle_ms), "work_ms": dict(run.work_ms)}
 
 
@@ -422,14 +419,14 @@ class _Pictures:
 
     needs_picture = True
 
-    def __init__(self, writer: _Writer) -> None:
+    def __init__(self, writer: _SegmentWriter) -> None:
         self._writer = writer
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``."""
         if picture is not None:
             pieces = self._writer.pieces(record.frame.segment)
-            self._writer.behind.post(lambda: pieces.add_picture(record, picture), picture.nbytes)
+            self._writer.encoder.post(lambda: pieces.add_picture(record, picture), picture.nbytes)
 
     def __enter__(self) -> Self:
         return self

@@ -18,14 +18,12 @@ from engines.errors import SourceError
 from engines.files import whole_file
 from engines.localizer import Localizer
 from engines.options import EngineOptions
-from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.encode import PieceVideo, run_segments
 from realtime.batch.merge import join_pieces, merge
-from realtime.batch.options import Settings
+from realtime.batch.options import Scale, Settings
 from realtime.batch.plan import make_plan
-from realtime.batch.scale import Scale
-from realtime.batch.segment import Clip, Segment
-from realtime.batch.table import Tally, read_rows, write_rows
+from realtime.batch.report import Tally, read_rows, write_rows
+from realtime.batch.segment import Clip, Segment, SegmentEnd, read_segment
 from realtime.frames import Frame, FrameRecord
 from realtime.latency_budget import open_with_notes
 from realtime.sources.spec import can_be_cut
@@ -114,7 +112,7 @@ class Estimate:
     realtime: float
 
     def json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The fields, for JSON."""
         return asdict(self)
 
 
@@ -125,7 +123,7 @@ def estimate(
     within_h: float | None = None,
     network_gbit: float = NETWORK_GBIT,
 ) -> Estimate:
-    """Estimate.
+    """How long a batch takes.
 
     Args:
         minute: what one machine does.
@@ -228,13 +226,11 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
         SourceError: they hold no frame.
     """
     sums = dict.fromkeys(("decode", "engine", "encode", "whole", "merge"), 0.0)
-    counts, in_bytes, out_bytes, video_s, file_s = (
-        dict.fromkeys(sums, 0),
-        0.0,
-        0.0,
-        0.0,
-        list[float](),
-    )
+    counts = dict.fromkeys(sums, 0)
+    in_bytes = 0.0
+    out_bytes = 0.0
+    video_s = 0.0
+    file_s = list[float]()
     for clip, segments in _sample(clips):
         part = _part(clip, segments)
         seconds = _seconds(part)
@@ -245,7 +241,7 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
         with TemporaryDirectory(prefix="sightline-") as folder:
             quiet = replace(settings, video=False, heat_video=False)
             for name, wanted, read in (
-                ("engine", quiet, _Again(kept, ends)),
+                ("engine", quiet, _KeptFrames(kept, ends)),
                 ("whole", settings, read_segment),
             ):
                 start_s = time.perf_counter()
@@ -302,11 +298,9 @@ def _sample(clips: Sequence[Clip]) -> Iterator[tuple[Clip, Sequence[Segment]]]:
     """
     left_s = MINUTE_S
     for place, clip in enumerate(clips):
-        share_s, middle, taken = (
-            left_s / (len(clips) - place),
-            len(clip.segments) // 2,
-            list[Segment](),
-        )
+        share_s = left_s / (len(clips) - place)
+        middle = len(clip.segments) // 2
+        taken = list[Segment]()
         for segment in clip.segments[middle:]:
             taken.append(segment)
             if _seconds(_part(clip, taken)) >= share_s:
@@ -318,7 +312,7 @@ def _sample(clips: Sequence[Clip]) -> Iterator[tuple[Clip, Sequence[Segment]]]:
 
 
 def _part(clip: Clip, segments: Sequence[Segment]) -> Clip:
-    """The clip, as if there were no more of it; without its sound, which is only copied."""
+    """A clip of these segments alone, without its sound, which is only copied."""
     return replace(clip, segments=tuple(segments), audio=())
 
 
@@ -337,7 +331,11 @@ def _decoded(clip: Clip, every: int) -> tuple[list[Frame], list[SegmentEnd], int
     """Frames of its segments, as many as may be kept; what ends them; how many there are; and how
     long decoding took.
     """
-    kept, ends, size, count, start_s = list[Frame](), list[SegmentEnd](), 0, 0, time.perf_counter()
+    kept = list[Frame]()
+    ends = list[SegmentEnd]()
+    size = 0
+    count = 0
+    start_s = time.perf_counter()
     for segment in clip.segments:
         for item in read_segment(clip, segment, every):
             if isinstance(item, SegmentEnd):
@@ -350,8 +348,8 @@ def _decoded(clip: Clip, every: int) -> tuple[list[Frame], list[SegmentEnd], int
     return kept, ends, count, time.perf_counter() - start_s
 
 
-class _Again:
-    """Gives frames that are there already."""
+class _KeptFrames:
+    """Gives frames that were decoded before, in place of ``read_segment``."""
 
     def __init__(self, frames: Sequence[Frame], ends: Sequence[SegmentEnd]) -> None:
         self._frames, self._ends = frames, {end.segment: end for end in ends}
@@ -409,7 +407,7 @@ def _merged(
 
 
 def estimate_lines(minute: Minute, found: Estimate) -> list[str]:
-    """Both, in words."""
+    """What was measured and what follows from it, in words."""
     encoder = "" if math.isinf(minute.encode_fps) else f", encoder {minute.encode_fps:.0f}"
     one = found.drivers == 1
     batches = "one batch will do" if one else f"split it into {found.drivers} batches"

@@ -1,21 +1,25 @@
-"""The job of one source: its folder, its manifest, and which of its segments are done."""
+"""The job of one source: its folder, its manifest, which of its segments are done, and the name of
+its results.
+"""
 
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from engines.errors import OutputError, SightlineError, SourceError
-from engines.files import read_object, whole_file
-from engines.text import MASK, in_words, masked
+from engines.files import file_key, numbered, read_object, whole_file
+from engines.text import MASK, displayable, in_words, masked, shown
 from realtime.batch.encode import read_record
 from realtime.batch.segment import Clip, Segment
+from realtime.sources.spec import kind_of, name_of
 from realtime.written import (
     FOLDER,
     MANIFEST,
@@ -24,6 +28,7 @@ from realtime.written import (
     is_written,
     stamp_of,
     stamps_of,
+    without_written,
     written_names,
 )
 
@@ -40,7 +45,7 @@ MOST_BEGUN = 2
 
 
 def ends_run(error: Exception) -> bool:
-    """Whether the sources that are left would fail by it, too."""
+    """Whether the sources that are left would fail by this error, too."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__
@@ -52,13 +57,13 @@ def ends_run(error: Exception) -> bool:
 
 
 def failed(error: BaseException) -> dict[str, str | int | bool]:
-    """The summary of a source of which nothing came."""
+    """The summary of a source that failed."""
     return {"error": in_words(error), "frames": 0, "failed": 0, "interrupted": False}
 
 
 def as_sightline_error(error: Exception) -> SightlineError:
-    """An error of any kind as one that the command line shows; a defect of ours says which it
-    is.
+    """An error of any kind as one that the command line shows in one line. One that is not a
+    ``SightlineError`` is a defect of ours; its text says of what kind it is.
     """
     return error if isinstance(error, SightlineError) else SourceError(in_words(error))
 
@@ -99,7 +104,9 @@ class Job:
         look: Look = stamp_of,
     ) -> None:
         self.name, self.folder = name, out / FOLDER / name
-        self.source_digest, self._look, self._out = source_digest, look, out
+        self.source_digest = source_digest
+        self._look = look
+        self._out = out
         self._key = {"source": source_digest, "settings": settings_digest}
         self._where = where
         self._place = _place(where)
@@ -118,15 +125,15 @@ class Job:
         if self.summary is not None:
             self._tidy()  # a run may have been killed before it could
 
-    def again(self) -> Self:
-        """The same, as it is on the disk now."""
+    def reloaded(self) -> Self:
+        """The same job, read from the disk again."""
         return type(self)(
             self._out, self.name, self.source_digest, self._key["settings"], self._where, self._look
         )
 
     @property
     def found(self) -> str:
-        """See there."""
+        """See the attributes of ``Job``."""
         if not isinstance(self._manifest.get("source"), str):
             return ""
         if self._manifest["source"] == self.source_digest:
@@ -149,7 +156,7 @@ class Job:
         )
 
     @property
-    def deaths(self) -> int:
+    def runs_died(self) -> int:
         """How many runs in a row died while they worked on it, and had finished nothing more of it:
         crashed, or were killed for want of memory.
         """
@@ -167,7 +174,7 @@ class Job:
             OutputError: the folder cannot be written.
         """
         path = self.folder / BEGUN
-        record = {**self._key, "times": self.deaths + 1, "segments": self._finished}
+        record = {**self._key, "times": self.runs_died + 1, "segments": self._finished}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -186,7 +193,7 @@ class Job:
         return len(list(self.folder.glob("[0-9]*.json"))) if self.clip else 0
 
     def begin(self, clip: Clip) -> None:
-        """Keep a plan; what was done by another is thrown away.
+        """Keep a plan, and remove what was done by an earlier one.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -207,11 +214,11 @@ class Job:
         return read_record(self.folder, self.clip, segment) if self.clip else None
 
     def todo(self) -> list[Segment]:
-        """Segments that are not done."""
+        """The segments that are not done."""
         return [segment for segment in self._segments if self.record(segment) is None]
 
     def records(self) -> list[dict[str, Any]]:
-        """Those of all segments, in order; all must be done.
+        """The records of all segments, in order. All segments must be done.
 
         Raises:
             OutputError: one has been damaged since.
@@ -224,8 +231,8 @@ class Job:
         return [record for record in found if record is not None]
 
     def claim(self, files: Iterable[Path]) -> None:
-        """Results are about to be written: keep their names, so that they are known even if the run
-        is killed meanwhile.
+        """Keep the names of results that are about to be written, so that they are known as ours
+        even if the run is killed meanwhile.
 
         Raises:
             OutputError: one of them belongs to somebody else by now, or the folder cannot be
@@ -239,7 +246,7 @@ class Job:
         self._write({**more, "claims": [path.name for path in paths]})
 
     def end(self, files: Sequence[Path], summary: dict[str, Any]) -> None:
-        """The results are there: the pieces are thrown away.
+        """Keep which results are there, and remove the pieces.
 
         Raises:
             OutputError: the manifest cannot be written.
@@ -249,14 +256,14 @@ class Job:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Throw away what was needed until the results were there."""
+        """Remove what was needed until the results were there."""
         for path in self.folder.iterdir():
             if path.name != MANIFEST:
                 with suppress(OSError):
                     path.unlink()
 
     def discard(self) -> None:
-        """Throw away a job of which no frame was of use, and that has no results from before."""
+        """Remove the job, unless one of its frames was shown or it has results of earlier runs."""
         records = filter(None, map(self.record, self._segments))
         if not any(record["outcomes"].get("shown") for record in records) and not self._earlier():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -282,9 +289,9 @@ class Job:
 
 
 @contextmanager
-def alone(out: Path, name: str) -> Iterator[None]:
-    """No other run works on that job meanwhile, where the system has such locks; they end with the
-    process.
+def only_run_on(out: Path, name: str) -> Iterator[None]:
+    """Keep other runs from that job meanwhile, where the system has locks of files. Such a lock
+    ends with the process.
 
     Raises:
         OutputError: another one does, or the folder cannot be written.
@@ -337,3 +344,150 @@ def _clip_of(manifest: dict[str, Any]) -> Clip | None:
         return Clip.from_json(manifest["clip"])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def with_ending(stem: Path, ending: str) -> Path:
+    """``stem`` with an ending behind it. Dots in the stem are left alone."""
+    return stem.with_name(stem.name + ending)
+
+
+class Naming:
+    """Gives each source of a run a name of its own in a folder, the same one whenever it is run
+    again.
+
+    Results keep to a source by its content, and by its path where its content has changed. No name
+    is given under which a file would be replaced that is not this source's result.
+
+    Args:
+        out: folder of the results.
+        notify: gets a line where a name is another than the source's.
+        inputs: files that the run reads.
+        look: what is known of a result, see ``Job``.
+        fetch: gets what other machines left in a job's folder.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        notify: Callable[[str], None],
+        inputs: Iterable[str | Path] = (),
+        look: Look = stamp_of,
+        fetch: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        self._out = out
+        self._notify = notify
+        self._look = look
+        self._fetch = fetch
+        self._inputs = {key for path in inputs if (key := file_key(path))}
+        self._given: set[str] = set()
+
+    def job(
+        self,
+        spec: str,
+        endings: Collection[str],
+        digest: str,
+        settings_digest: str = "",
+        where: str = "",
+    ) -> Job:
+        """The job of a source: the one that there is, or a new one.
+
+        Args:
+            spec: of the source, as typed.
+            endings: of the files to be written.
+            digest: see ``Job``; of what can be read once only, something that never was.
+            settings_digest: likewise.
+            where: likewise.
+        """
+        base, renewed = name_of(spec), None
+        for name in numbered(base):
+            files = [with_ending(self._out / name, ending) for ending in endings]
+            if any(file.name.casefold() in self._given for file in files):
+                continue
+            self._fetch(self._out / FOLDER / name)
+            job = Job(self._out, name, digest, settings_digest, where, self._look)
+            usable = all(
+                job.may_write(file) and file_key(file) not in self._inputs for file in files
+            )
+            if job.found == "same" and (usable or job.summary is not None):
+                break
+            if job.found == "path" and usable and renewed is None:
+                renewed = job
+            if not job.found and usable:
+                job = renewed or job
+                break
+        self._given |= {with_ending(Path(job.name), ending).name.casefold() for ending in endings}
+        if job.name != base:
+            source = shown(spec)
+            self._notify(
+                f"{source}: its results are called {job.name}, because {base} is taken in"
+                f" {self._out}"
+            )
+        return job
+
+    @contextmanager
+    def holding(self, job: Job) -> Iterator[Job]:
+        """Keep other runs from a job meanwhile. Gives the job as it is on the disk now.
+
+        Raises:
+            OutputError: another one does, or did so while the name was chosen.
+        """
+        with only_run_on(self._out, job.name):
+            now = job.reloaded()
+            if now.found == "other":
+                raise OutputError(
+                    f"another run has just taken the name {self._out / job.name}: run the same"
+                    " command again"
+                )
+            yield now
+
+
+def place_of(spec: str) -> str:
+    """What a source is known again by: a file's path without links, or its address."""
+    return spec if kind_of(spec).address else os.path.realpath(spec)
+
+
+def without_results(specs: Sequence[str], notify: Callable[[str], None]) -> list[str]:
+    """The sources but those that are results of earlier runs, as ``*.mp4`` finds them; all, where
+    they are nothing else.
+    """
+    files = [Path(spec) for spec in specs if Path(spec).is_file()]
+    results = {str(path) for path in files} - {str(path) for path in without_written(files)}
+    kept = [spec for spec in specs if str(Path(spec)) not in results]
+    if not kept or not results:
+        return list(specs)
+    for name in sorted(results):
+        notify(
+            f"{displayable(name)} is left out: it is a result of Sightline's (to work on it, name"
+            " it alone)"
+        )
+    return kept
+
+
+def overview_path(
+    out: Path,
+    notify: Callable[[str], None],
+    look: Look = stamp_of,
+    read: Callable[[Path], bytes] = Path.read_bytes,
+) -> Path:
+    """Where the summary of all sources goes: ``summary.json``, or with a number where that is a
+    file of the user's.
+    """
+    paths = (out / f"{name}.json" for name in numbered("summary"))
+    found = next(path for path in paths if look(path) is None or _is_overview(path, read))
+    if found.stem != "summary":
+        notify(
+            f"the summary of all sources is called {found.name}: {out / 'summary.json'} is not"
+            " Sightline's"
+        )
+    return found
+
+
+def _is_overview(path: Path, read: Callable[[Path], bytes]) -> bool:
+    """Whether it is a list such as ``process_all`` gives."""
+    try:
+        found = json.loads(read(path) or b"[]")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, list) and all(
+        isinstance(each, dict) and {"source", "frames"} <= each.keys() for each in found
+    )

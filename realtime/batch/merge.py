@@ -17,14 +17,11 @@ from av.container import InputContainer, OutputContainer
 
 from engines.errors import OutputError, SourceError
 from engines.files import whole_file, write_json
-from realtime.batch.decode import open_video
 from realtime.batch.encode import piece_time_base
-from realtime.batch.job import Job
-from realtime.batch.names import with_ending
+from realtime.batch.job import Job, with_ending
 from realtime.batch.options import Settings
-from realtime.batch.report import course_of, write_report
-from realtime.batch.segment import Clip
-from realtime.batch.table import Tally, read_rows, write_rows
+from realtime.batch.report import Tally, course_of, read_rows, write_report, write_rows
+from realtime.batch.segment import Clip, open_video
 from realtime.documents import plot_latency
 from realtime.sources.film import LONGEST_STEP_S, Packet
 from realtime.sources.video import reason_of
@@ -101,7 +98,7 @@ def _pictures(
 def _sound(
     source: InputContainer, output: OutputContainer, clip: Clip, origin_s: Fraction
 ) -> Iterator[Timed]:
-    """The source's packets of sound within the selected time; as far as they can be read."""
+    """The source's packets of sound within the selected time, as far as they can be read."""
     first, last = clip.segments[0], clip.segments[-1]
     begin_s = None if first.start_pts is None else max(origin_s, first.start_pts * clip.time_base)
     end_s = None if last.end_pts is None else last.end_pts * clip.time_base
@@ -132,7 +129,9 @@ def _moved(packets: Iterator[Packet], clip: Clip) -> Iterator[Packet]:
     """Sound of a joined file, moved as its pictures are where time begins anew; what overlaps there
     is left out.
     """
-    run, before, last = 0, None, None
+    run = 0
+    before = None
+    last = None
     for packet in packets:
         if packet.dts is None or packet.pts is None or packet.time_base is None:
             yield packet
@@ -267,7 +266,7 @@ def merge(
 
 
 def endings(settings: Settings) -> dict[str, str]:
-    """Of a clip's results, by their kind."""
+    """The endings of a clip's results, by their kind."""
     videos = {"video": ".mp4"} if settings.video else {}
     videos |= {"heat_video": ".heat.mp4"} if settings.heat_video else {}
     data = {
@@ -280,7 +279,7 @@ def endings(settings: Settings) -> dict[str, str]:
 
 
 def _check_cuts(clip: Clip, records: Sequence[Record]) -> None:
-    """A frame that two segments decoded, one as its first, must be the same."""
+    """Raise an error where a frame that two segments decoded is not the same in both."""
     for before, after in pairwise(records):
         if before["next_crc"] is not None and before["next_crc"] != after["first_crc"]:
             raise UnsafeCutError(f"{clip.spec} cannot be cut at segment {after['segment']}")

@@ -1,4 +1,6 @@
-"""The options of ``batch``, and the digest of those that decide the results."""
+"""The options of ``batch``: ``Settings`` of the results, of which those that decide them have a
+digest, and ``Scale``, how much there is to do and on what.
+"""
 
 import hashlib
 import json
@@ -7,7 +9,7 @@ from typing import Annotated, Any
 
 from engines.errors import InputError
 from engines.localizer import Localizer
-from engines.options import LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, EngineOptions, Option
+from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, EngineOptions, Option
 from realtime.batch.plan import Window
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
@@ -83,6 +85,42 @@ class Settings:
     def window(self) -> Window:
         """The part that is wanted."""
         return Window(self.start_s, self.end_s)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much there is to do, and on what. ``cameras``, ``hours``, ``within_h`` and ``machines``
+    are of the estimate, see ``realtime.batch.estimate``; ``ray`` is an address of
+    ``realtime.batch.cluster.ray.Cluster``, None for this machine alone.
+    """
+
+    ray: Annotated[
+        str | None,
+        Option(
+            "Work on a Ray cluster: auto (this machine's), HOST:PORT, or local (one of this"
+            " machine alone).",
+            SPEED,
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        Option("Engines on the cluster; else as many as it has room for.", SPEED, min=1),
+    ] = None
+    plan: Annotated[
+        bool, Option("Measure a minute and estimate hours, machines and storage.", ADVANCED)
+    ] = False
+    cameras: Annotated[
+        int | None, Option("For --plan: so many of them, day and night.", ADVANCED, min=1)
+    ] = None
+    hours: Annotated[
+        float | None, Option("For --plan: hours of video, of each camera.", ADVANCED, min=0.01)
+    ] = None
+    within_h: Annotated[
+        float | None, Option("For --plan: hours it may take.", ADVANCED, ("within",), min=0.01)
+    ] = None
+    machines: Annotated[
+        int | None, Option("For --plan: so many like this one.", ADVANCED, min=1)
+    ] = None
 
 
 def settings_digest(settings: Settings, localizer: Localizer) -> str:

@@ -17,8 +17,7 @@ import numpy as np
 from engines.errors import SourceError
 from engines.files import digest_of_file
 from engines.localizer import ImageBgr
-from realtime.batch.decode import open_video
-from realtime.batch.segment import Clip, Segment
+from realtime.batch.segment import Clip, Segment, open_video
 from realtime.sources.colour import BT709, is_mapped, is_on_its_side
 from realtime.sources.film import Film, Packet, presented_frames
 from realtime.sources.images import Images, decode_image
@@ -44,7 +43,7 @@ ALL = Window()
 
 
 def digest_of(spec: str) -> str:
-    """Of a source's whole content.
+    """The digest of a source's whole content.
 
     Raises:
         SourceError: it cannot be read.
@@ -54,7 +53,7 @@ def digest_of(spec: str) -> str:
 
 
 def make_plan(spec: str, digest: str, window: Window = ALL, whole: bool = False) -> Clip:
-    """Look through a source.
+    """Cut a source into segments.
 
     Args:
         spec: a video file, or images; see ``realtime.sources.spec.SourceKind.can_be_cut``.
@@ -201,7 +200,7 @@ def _sound_left_out(film: Film, tracks: int) -> list[str]:
 
 
 def file_digest(path: Path) -> str:
-    """Of the whole content.
+    """The digest of a file's whole content.
 
     Raises:
         SourceError: it cannot be read.
@@ -217,7 +216,9 @@ class _Cuts:
 
     def __init__(self, shortest_ticks: int, start_pts: int | None, end_pts: int | None) -> None:
         self.count = 0
-        self._shortest, self._start, self._end = shortest_ticks, start_pts, end_pts
+        self._shortest = shortest_ticks
+        self._start = start_pts
+        self._end = end_pts
         self._cuts: list[_Cut] = []
         self._sound = True  # every packet has its time, and lies behind the last key frame but one
 
@@ -249,7 +250,7 @@ class _Cuts:
         cut.behind += self._end is not None and pts >= self._end
 
     def segments(self, whole: bool) -> tuple[Segment, ...]:
-        """Those that have frames in the window."""
+        """The segments that have frames in the window."""
         cuts = self._cuts
         if whole or not self._sound:
             sums = [
@@ -274,7 +275,9 @@ class _Cuts:
 
 @dataclass
 class _Cut:
-    """A key frame, and how many frames follow it; of these, before and behind the window."""
+    """A key frame, how many frames follow it, and how many of these are before and behind the
+    window.
+    """
 
     pts: int
     dts: int | None

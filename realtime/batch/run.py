@@ -1,5 +1,5 @@
 """Runs a batch on this machine: source after source, segment after segment. Finished segments are
-not done again.
+not done again. ``batch_chosen`` chooses between this machine and a cluster.
 """
 
 import time
@@ -21,17 +21,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from engines.errors import OutputError, SourceError
+from engines.errors import InputError, OutputError, SourceError
 from engines.files import write_json
 from engines.localizer import Localizer
+from engines.options import EngineOptions
 from engines.text import shown
 from realtime import direct
+from realtime.batch.cluster.storage import expanded, is_shared
+from realtime.batch.cluster.worker import ATTACHED, attached
 from realtime.batch.encode import run_segments
-from realtime.batch.job import MOST_BEGUN, Job, as_sightline_error, ends_run, failed
+from realtime.batch.job import (
+    MOST_BEGUN,
+    Job,
+    Naming,
+    as_sightline_error,
+    ends_run,
+    failed,
+    overview_path,
+    place_of,
+    without_results,
+)
 from realtime.batch.merge import UnsafeCutError, endings, merge_job
-from realtime.batch.names import Naming, overview_path, place_of, without_results
-from realtime.batch.options import Settings, settings_digest
+from realtime.batch.options import Scale, Settings, settings_digest
 from realtime.batch.plan import digest_of, make_plan
+from realtime.latency_budget import open_within
 from realtime.sources.spec import can_be_cut, is_there, name_of, open_source
 
 Summary = dict[str, Any]
@@ -162,7 +175,7 @@ class _Batch:
                 return
         if self._deadly:  # this run may die of them, too
             self.write_overview()
-        for place, job in sorted(self._deadly, key=lambda each: each[1].deaths):
+        for place, job in sorted(self._deadly, key=lambda each: each[1].runs_died):
             if not self._attempt(place, partial(self._work, self.specs[place], job)):
                 return
 
@@ -202,11 +215,11 @@ class _Batch:
         job = self._naming.job(spec, endings(settings).values(), *digests, place_of(spec))
         if job.summary is not None:
             return {**job.summary, "skipped": True}
-        if job.deaths >= MOST_BEGUN:
+        if job.runs_died >= MOST_BEGUN:
             self._say(
                 shown(
-                    f"{spec}: the last {job.deaths} runs ended while they worked on it (a crash, or"
-                    " too little memory): it is done after the others"
+                    f"{spec}: the last {job.runs_died} runs ended while they worked on it (a crash,"
+                    " or too little memory): it is done after the others"
                 ),
                 style="yellow",
             )
@@ -276,3 +289,46 @@ class _Batch:
         summary, files = merge_job(job, clip, settings, self._out, facts)
         job.end(files, summary)
         return summary
+
+
+def batch_chosen(
+    specs: Sequence[str],
+    out: str,
+    settings: Settings,
+    scale: Scale,
+    choice: EngineOptions,
+    budget_ms: float | None,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Work through sources, here or on a cluster; see ``process_all`` and
+    ``realtime.batch.cluster.scheduler.process_across``.
+
+    Raises:
+        InputError: the options contradict each other.
+        SightlineError: see there.
+    """
+    settings, choice = settings.beside(choice)
+    inputs = [path for field in ATTACHED if isinstance(path := getattr(choice, field), str)]
+    if scale.ray is None:
+        for spec in (*specs, out):
+            if is_shared(spec):
+                raise InputError(
+                    f"{spec} is on shared storage, which clusters work with: use the cluster auto,"
+                    " or local",
+                    option="ray",
+                )
+        if scale.workers is not None:
+            raise InputError("workers are for clusters: name one", option=("workers", "ray"))
+        localizer = open_within(choice, budget_ms, console, streams=0, batch=settings.batch)
+        return process_all(specs, Path(out), localizer, console, settings, inputs)
+    if budget_ms is not None:
+        raise InputError(
+            "a budget is measured on one machine: leave it away, or the cluster",
+            option=("budget_ms", "ray"),
+        )
+    from realtime.batch.cluster.ray import Cluster
+    from realtime.batch.cluster.scheduler import process_across
+
+    specs = expanded(specs)
+    with Cluster(scale.ray, choice, attached(choice), settings) as cluster:
+        return process_across(specs, out, cluster, console, settings, scale.workers, inputs)

@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 
 from engines.localizer import Localization
 from realtime import frames
-from realtime.batch.table import arrow_schema, write_rows
+from realtime.batch.report import arrow_schema, write_rows
 from realtime.frames import Column, Frame, FrameRecord, Track, Tracked, columns_table
 
 BATCH_PAGE = Path(__file__).parents[2] / "docs" / "batch.md"

@@ -18,9 +18,8 @@ from engines.errors import EngineError, SightlineError, install_extra
 from engines.options import EngineOptions
 from realtime.batch.cluster.storage import local_path
 from realtime.batch.cluster.worker import AttachedFiles, LostError, Ref, Worker
-from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.options import Settings
-from realtime.batch.segment import Clip, Segment
+from realtime.batch.segment import Clip, Segment, SegmentEnd, read_segment
 from realtime.frames import Frame
 
 START_RAY = "ray start --head"
@@ -101,7 +100,7 @@ class Cluster:
 
     def start_worker(self) -> "RayWorker":
         """A new worker; it may have to wait for a place, or for Ray to start another machine."""
-        kind = self._ray.remote(_Actor)
+        kind = self._ray.remote(WorkerActor)
         return RayWorker(
             kind.options(num_cpus=self._cpus, num_gpus=int(self.uses_gpus)).remote(self._arguments)
         )
@@ -182,8 +181,8 @@ class RayWorker:
         return self.actor.work.remote(clip, segment)
 
 
-class _Actor(Worker):
-    """A worker that Ray starts."""
+class WorkerActor(Worker):
+    """A ``Worker`` that Ray starts, in a process that has this name."""
 
     def __init__(self, arguments: tuple[EngineOptions, AttachedFiles, Settings, bool]) -> None:
         choice, attached, settings, fed = arguments

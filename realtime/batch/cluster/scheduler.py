@@ -28,9 +28,17 @@ from realtime.batch.cluster.worker import (
     find_digest,
     find_plan,
 )
-from realtime.batch.job import Job, as_sightline_error, ends_run, failed
+from realtime.batch.job import (
+    Job,
+    Naming,
+    as_sightline_error,
+    ends_run,
+    failed,
+    overview_path,
+    place_of,
+    without_results,
+)
 from realtime.batch.merge import UnsafeCutError, endings, merge_job
-from realtime.batch.names import Naming, overview_path, place_of, without_results
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment
 from realtime.capture import names_of

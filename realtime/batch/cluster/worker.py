@@ -19,11 +19,10 @@ from engines.files import whole_file
 from engines.localizer import Localizer
 from engines.options import EngineOptions
 from realtime.batch.cluster.storage import local_path
-from realtime.batch.decode import Read, read_segment
 from realtime.batch.encode import run_segments
 from realtime.batch.options import Settings, settings_digest
 from realtime.batch.plan import Window, digest_of, make_plan
-from realtime.batch.segment import Clip, Segment
+from realtime.batch.segment import Clip, Read, Segment, read_segment
 
 ATTACHED = ("model", "weights", "head", "calibration")
 """Fields of ``EngineOptions`` that may name a file."""
@@ -68,7 +67,10 @@ class Worker:
         settings: Settings,
         read: Read = read_segment,
     ) -> None:
-        self._choice, self._attached, self._settings, self._read = choice, attached, settings, read
+        self._choice = choice
+        self._attached = attached
+        self._settings = settings
+        self._read = read
         self._localizer: Localizer | None = None
 
     def open(self) -> Opened:

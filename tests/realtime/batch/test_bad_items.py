@@ -96,11 +96,9 @@ def test_a_full_disk_is_no_items_error(tiny_localizer, tmp_path, monkeypatch):
 
 
 def test_links_that_lead_nowhere(tiny_localizer, tmp_path):
-    good, lost, loop = (
-        write_video(tmp_path / "good.mp4"),
-        tmp_path / "lost.mp4",
-        tmp_path / "loop.mp4",
-    )
+    good = write_video(tmp_path / "good.mp4")
+    lost = tmp_path / "lost.mp4"
+    loop = tmp_path / "loop.mp4"
     lost.symlink_to(tmp_path / "gone.mp4")
     loop.symlink_to(loop)
     found = outcomes([lost, loop, good], tmp_path / "out", tiny_localizer, Settings(video=False))

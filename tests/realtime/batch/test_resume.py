@@ -68,7 +68,9 @@ def killed(arguments: list[object], out: Path, moments: int, draw: random.Random
     """
     kills = 0
     for _ in range(moments):
-        done, more, process = records(out), draw.choice((0, 0, 1, 2)), begin(*arguments)
+        done = records(out)
+        more = draw.choice((0, 0, 1, 2))
+        process = begin(*arguments)
         while process.poll() is None and records(out) < done + more:
             time.sleep(0.01)
         if not more:
@@ -99,13 +101,13 @@ def died_at(clip: Path, others: list[Path], out: Path) -> str:
     """What a run says that is killed, as for want of memory, when it decodes that source."""
     line = f"""
 import os, signal
-from realtime.batch import decode
-open_video = decode.open_video
+from realtime.batch import segment
+open_video = segment.open_video
 def opened(spec):
     if spec == {str(clip)!r}:
         os.kill(os.getpid(), signal.SIGKILL)
     return open_video(spec)
-decode.open_video = opened
+segment.open_video = opened
 from tests.command_line import command
 command("batch", *{[str(clip), *map(str, others)]!r}, "--no-video", "--out", {str(out)!r}, *{TINY})
 """
@@ -203,8 +205,8 @@ def test_a_source_is_known_by_its_address_and_its_secret_is_not_kept(tmp_path, w
     job = Job(tmp_path, "clip", "content", "settings", SECRET)
     job.begin(plan)
     assert "hunter2" not in (job.folder / MANIFEST).read_text()
-    assert job.again().found == "same"
-    assert job.again().clip == plan
+    assert job.reloaded().found == "same"
+    assert job.reloaded().clip == plan
     assert Job(tmp_path, "clip", "other content", "settings", where).found == found
 
 

@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.encode import PieceVideo
 from realtime.batch.plan import make_plan
+from realtime.batch.segment import SegmentEnd, read_segment
 from realtime.frames import FrameRecord
 from realtime.sources.colour import BT709, GAMMA, HLG, PQ, ToBgr, to_bt709
 from realtime.sources.spec import open_source

@@ -14,9 +14,9 @@ from av.stream import Disposition
 from rich.console import Console
 
 from engines.errors import SourceError
-from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.plan import make_plan
 from realtime.batch.run import process_all
+from realtime.batch.segment import SegmentEnd, read_segment
 from realtime.sources.spec import open_source
 from tests.realtime.media import picture
 

@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 
 from engines.errors import SourceError
-from realtime.batch.decode import SegmentEnd, read_segment
 from realtime.batch.plan import make_plan
+from realtime.batch.segment import SegmentEnd, read_segment
 from realtime.sources.image_files import HIDDEN, OTHER, SUBFOLDER, VIDEO
 from realtime.sources.spec import open_source
 from tests.realtime.media import picture, write_images, write_video

@@ -59,7 +59,7 @@ def workers_of(cluster) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent in raylets and b"_Actor.work" in (folder / "cmdline").read_bytes():
+            if parent in raylets and b"WorkerActor.work" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             pass  # it has ended meanwhile
@@ -82,7 +82,9 @@ def test_a_worker_killed_in_its_work_costs_only_its_segment(cluster, made, tmp_p
 
 @pytest.mark.long
 def test_a_driver_that_is_killed_goes_on_where_it_was(cluster, made, tmp_path):
-    clips, draw, kills = [made / f"{name}.mp4" for name in NAMES], random.Random(3), 0
+    clips = [made / f"{name}.mp4" for name in NAMES]
+    draw = random.Random(3)
+    kills = 0
     for _ in range(3):
         process, before = (
             begin(*clips, "--out", tmp_path, "--ray", cluster.address),

@@ -19,14 +19,13 @@ from engines.errors import InputError, OutputError
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from realtime.batch.decode import SegmentEnd, read_segment
-from realtime.batch.encode import Behind, run_segments
-from realtime.batch.job import alone
+from realtime.batch.encode import EncoderThread, run_segments
+from realtime.batch.job import only_run_on
 from realtime.batch.merge import UnsafeCutError, merge
 from realtime.batch.options import Settings, seconds_of, settings_digest
 from realtime.batch.plan import Window, digest_of, make_plan
 from realtime.batch.run import process_all
-from realtime.batch.segment import Clip
+from realtime.batch.segment import Clip, SegmentEnd, read_segment
 from realtime.capture import ahead, names_of
 from realtime.sources.video import VideoFile
 from realtime.tracking.options import FollowOptions
@@ -256,7 +255,7 @@ def test_reading_ahead_keeps_order_raises_last_and_ends_when_left():
 
 
 def test_what_is_behind_raises_where_it_is_asked():
-    behind = Behind()
+    behind = EncoderThread()
 
     def fail():
         raise OSError("full")
@@ -278,7 +277,7 @@ def test_the_pieces_play_as_they_are(tiny_localizer, tmp_path):
 
 def test_two_runs_do_not_work_on_the_same(tiny_localizer, tmp_path):
     path, out = make_clip(tmp_path / "clip.mp4", seconds=3), tmp_path / "out"
-    with alone(out, "clip"), pytest.raises(OutputError, match="another run works on"):
+    with only_run_on(out, "clip"), pytest.raises(OutputError, match="another run works on"):
         process_all([str(path)], out, tiny_localizer, QUIET, Settings(video=False))
     assert (
         process_all([str(path)], out, tiny_localizer, QUIET, Settings(video=False))[0]["frames"]

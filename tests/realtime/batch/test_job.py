@@ -16,7 +16,7 @@ from engines.errors import OutputError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
 from realtime.batch.cluster.scheduler import process_across
-from realtime.batch.names import Naming, overview_path, without_results
+from realtime.batch.job import Naming, overview_path, without_results
 from realtime.batch.options import Settings
 from realtime.batch.run import process_all
 from realtime.written import FOLDER, MANIFEST
@@ -48,7 +48,9 @@ def test_a_source_survives_whatever_its_name_is(kind, localizer, tmp_path):
     folder = tmp_path / "d"
     folder.mkdir()
     clip = write_video(folder / "clip.mp4", 6)
-    content, spec, out = clip.read_bytes(), clip, folder
+    content = clip.read_bytes()
+    spec = clip
+    out = folder
     if kind == "dots":
         spec = folder / ".." / "d" / "." / "clip.mp4"
     elif kind == "linked folder":

@@ -9,8 +9,8 @@ from rich.console import Console
 from engines.errors import InputError
 from engines.options import EngineOptions
 from realtime.batch.cluster.worker import attached, unpacked
-from realtime.batch.options import Settings
-from realtime.batch.scale import Scale, batch_chosen
+from realtime.batch.options import Scale, Settings
+from realtime.batch.run import batch_chosen
 
 CONSOLE = Console(quiet=True)
 
