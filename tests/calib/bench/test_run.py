@@ -55,9 +55,9 @@ def test_pictures_may_be_renewed_and_those_of_others_may_not(result, tmp_path):
     _, pictures = result
     folder = pictures[0].parent
     check_plots(folder, ["demo:20"])
-    with pytest.raises(OutputError, match="that folder is read"):
+    with pytest.raises(OutputError, match="is a folder that is read"):
         check_plots(folder, [str(folder)])
-    with pytest.raises(OutputError, match="that is a file"):
+    with pytest.raises(OutputError, match="is a file: name a folder"):
         check_plots(pictures[0], [])
     (tmp_path / "sweep.png").write_bytes((folder / "peers.png").read_bytes())
     with pytest.raises(OutputError, match=r"sweep\.png: another file has that name"):
