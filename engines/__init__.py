@@ -32,7 +32,9 @@ a drawing on it as much.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_IMAGE_PIXELS))
 
 if TYPE_CHECKING:
+    from engines.backends.registry import Backend, EngineRequest, register_backend
     from engines.choose import open_localizer
+    from engines.engine import Engine
     from engines.errors import (
         DownloadError,
         EngineError,
@@ -42,22 +44,36 @@ if TYPE_CHECKING:
         SightlineError,
         SourceError,
     )
+    from engines.graph import Graph
     from engines.localizer import Detection, Localization, Localizer
+    from engines.maps import Method, register_method
+    from engines.networks.network import Forward, Network
+    from engines.networks.registry import register_network
     from engines.options import EngineOptions
 
 __all__ = [
+    "Backend",
     "Detection",
     "DownloadError",
+    "Engine",
     "EngineError",
     "EngineOptions",
+    "EngineRequest",
+    "Forward",
+    "Graph",
     "InputError",
     "Localization",
     "Localizer",
+    "Method",
     "ModelError",
+    "Network",
     "OutputError",
     "SightlineError",
     "SourceError",
     "open_localizer",
+    "register_backend",
+    "register_method",
+    "register_network",
 ]
 _MODULES = {
     "open_localizer": "engines.choose",
@@ -65,6 +81,16 @@ _MODULES = {
     "Localizer": "engines.localizer",
     "Localization": "engines.localizer",
     "Detection": "engines.localizer",
+    "register_network": "engines.networks.registry",
+    "Network": "engines.networks.network",
+    "Forward": "engines.networks.network",
+    "Graph": "engines.graph",
+    "register_method": "engines.maps",
+    "Method": "engines.maps",
+    "register_backend": "engines.backends.registry",
+    "Backend": "engines.backends.registry",
+    "EngineRequest": "engines.backends.registry",
+    "Engine": "engines.engine",
 }
 """Where a public name is defined; all others are errors."""
 
