@@ -142,12 +142,6 @@ def _layercam(graph: Graph, x_nchw: str, gradient_nchw: str, layer: str) -> str:
     return graph.add("Relu", weighted, hint=f"layercam_{layer}")
 
 
-def _hirescam(graph: Graph, x_nchw: str, gradient_nchw: str, layer: str) -> str:
-    """HiResCAM (Draelos & Carin 2020): activations times gradient, with a mean over channels."""
-    product = graph.add("Mul", gradient_nchw, x_nchw, hint="weighted")
-    return graph.add("Relu", _channel_mean(graph, product, f"weighted_mean_{layer}"))
-
-
 Signal = Callable[[Graph, str, str, str], str]
 """Appends a map ``[N, h, w]``, from (graph, activations, gradient, layer name); the first two are
 ``[N, C, h, w]``.
@@ -156,7 +150,6 @@ SIGNALS: dict[str, Signal] = {
     "activation": _activation,
     "gradcam": _gradcam,
     "layercam": _layercam,
-    "hirescam": _hirescam,
 }
 """What a map may show besides the ``gradient``."""
 
@@ -198,7 +191,6 @@ METHODS: dict[str, Method] = {
         Method("heuristic", "no fitted head"),
         Method("gradcam", "Grad-CAM, no fitted head", signal="gradcam"),
         Method("layercam", "LayerCAM, no fitted head", signal="layercam"),
-        Method("hirescam", "HiResCAM, no fitted head", signal="hirescam"),
         Method(
             "dam",
             "the neurons behind the class, traced back",

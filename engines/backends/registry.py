@@ -138,7 +138,6 @@ BACKENDS: dict[str, Backend] = {
             needs_gpu=True,
             extra="torch",
         ),
-        Backend("onnx", "ONNX", "engines.backends.onnx_reference:open_engine", ("fp32",)),
     )
 }
 """The record of each backend by its name. ``register_backend`` adds one from outside."""
