@@ -33,8 +33,8 @@ from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
 from engines.errors import SightlineError
 from engines.options import LOOK_AT, OUTPUT, PANELS, SPEED, EngineOptions, Option
 from engines.text import Terminal, shown
-from realtime import direct, live
 from realtime import doctor as doctors
+from realtime import live
 from realtime.batch.estimate import plan_chosen
 from realtime.batch.options import Scale, Settings
 from realtime.batch.run import batch_chosen
@@ -229,7 +229,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Localize a cat in a clip whose true boxes are known, and show what comes out."""
-    _report(direct.demo_chosen(frames, out, engine, budget_ms, console), as_json)
+    _report(live.demo_chosen(frames, out, engine, budget_ms, console), as_json)
 
 
 @command(

@@ -26,7 +26,7 @@ from engines.files import write_json
 from engines.localizer import Localizer
 from engines.options import EngineOptions
 from engines.text import shown
-from realtime import direct
+from realtime import live
 from realtime.batch.cluster.storage import expanded, is_shared
 from realtime.batch.cluster.worker import ATTACHED, attached
 from realtime.batch.encode import run_segments
@@ -93,7 +93,7 @@ def process_all(
     begun again; sources whose results are there, of the same content and settings, are not worked
     on again. A source that two runs in a row died of is left to the end, so that the others are
     done. Cameras, streams and ``demo:`` cannot be read twice and go straight through
-    (``realtime.direct``).
+    (``realtime.live``).
 
     Args:
         specs: see ``realtime.sources.spec.open_source``. ``Naming`` says what results are called
@@ -230,7 +230,7 @@ class _Batch:
     def _process_directly(self, spec: str) -> Summary:
         """The summary of a source that cannot be read twice."""
         self._bars.progress.stop()  # it has its own
-        summary = direct.process(
+        summary = live.process(
             spec,
             self._naming,
             self._out,
