@@ -9,12 +9,11 @@ import numpy as np
 import onnx
 
 from engines.errors import ModelError
-from engines.features import Feature, append_features
 from engines.files import json_object
 from engines.graph import FLOAT, INT64, UINT8, Graph
 from engines.head import Head, Heuristic, append_box, append_heuristic_box
 from engines.int8 import Quantization, quantize
-from engines.maps import MapSpec, append_maps
+from engines.maps import Feature, MapSpec, append_features, append_maps
 from engines.networks.network import Forward, Preprocessing
 from engines.networks.registry import Classifier, class_names
 

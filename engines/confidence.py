@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.features import area_matrix
 from engines.files import number
+from engines.maps import area_matrix
 
 SIDE = 16
 """A map is averaged to so many cells a side. Its cues then hardly depend on the layer at which the

@@ -22,7 +22,6 @@ from safetensors.numpy import save
 
 from engines.confidence import ConfidenceModel, confidence_model_of
 from engines.errors import ModelError
-from engines.features import KINDS, Array32, Feature
 from engines.files import (
     Kind,
     json_object,
@@ -34,7 +33,7 @@ from engines.files import (
     whole_number,
 )
 from engines.graph import Graph
-from engines.maps import PIXELS, SIGNALS, MapSpec, Method
+from engines.maps import KINDS, PIXELS, SIGNALS, Array32, Feature, MapSpec, Method
 from engines.networks.registry import Classifier
 from engines.networks.weights import ASSETS
 

@@ -17,7 +17,7 @@ from engines.build import IMAGE, WANTED_CLASS
 from engines.confidence import confidence_model_of, cues_of
 from engines.engine import Array, Engine, Ticket
 from engines.errors import InputError, ModelError
-from engines.features import area_matrix
+from engines.maps import area_matrix
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8

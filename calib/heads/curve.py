@@ -26,9 +26,8 @@ from calib.heads.linear import (
 )
 from engines.boxes import iou
 from engines.errors import SourceError
-from engines.features import Feature
 from engines.files import checked_suffix, picture_kind, signed, whole_file
-from engines.maps import MapSpec
+from engines.maps import Feature, MapSpec
 from engines.networks.registry import Classifier
 
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)

@@ -31,9 +31,8 @@ from calib.heads.linear import (
 )
 from engines.boxes import iou
 from engines.errors import ModelError, SourceError
-from engines.features import Feature
 from engines.head import Head
-from engines.maps import METHODS, PIXELS, MapSpec, method_of
+from engines.maps import METHODS, PIXELS, Feature, MapSpec, method_of
 from engines.networks.registry import Classifier, class_count
 
 FEWEST_IMAGES = 20

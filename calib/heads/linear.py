@@ -24,10 +24,9 @@ from engines.boxes import iou
 from engines.build import build_graph
 from engines.confidence import averaged, cues_of
 from engines.downloads import cache_dir
-from engines.features import Feature
 from engines.files import whole_file
 from engines.localizer import Localizer
-from engines.maps import MapSpec
+from engines.maps import Feature, MapSpec
 from engines.networks.registry import Classifier
 
 Array64 = NDArray[np.float64]

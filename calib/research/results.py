@@ -31,12 +31,11 @@ from calib.heads.linear import (
 from calib.research.command_line import run
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import IMAGE, WANTED_CLASS, build_graph
-from engines.features import Feature
 from engines.files import whole_file
 from engines.graph import FLOAT, Graph
 from engines.head import Heuristic, append_heuristic_box
 from engines.localizer import ImageBgr, Localizer
-from engines.maps import PIXELS, MapSpec
+from engines.maps import PIXELS, Feature, MapSpec
 from engines.networks.registry import Classifier, load_classifier
 from engines.options import Option
 from engines.text import Terminal

@@ -35,10 +35,10 @@ from engines.backends.openvino import OpenVinoEngine
 from engines.backends.torch_networks import Vgg16
 from engines.build import IMAGE, append_preprocessing
 from engines.errors import ModelError, SourceError
-from engines.features import area_matrix
 from engines.files import whole_file
 from engines.graph import Graph
 from engines.localizer import resized
+from engines.maps import area_matrix
 from engines.networks.registry import Classifier, imagenet_classes, load_classifier
 from engines.options import Option
 from engines.text import Terminal

@@ -20,9 +20,8 @@ from engines.backends.torch_networks import torch_network
 from engines.build import IMAGE, WANTED_CLASS, check_head, stamp
 from engines.engine import Array, Engine, GpuTimes, TensorSpec
 from engines.errors import EngineError, ModelError
-from engines.features import Feature, area_matrix
 from engines.head import Head, Heuristic
-from engines.maps import PIXELS, MapSpec
+from engines.maps import PIXELS, Feature, MapSpec, area_matrix
 from engines.networks.registry import Classifier
 from engines.typed_graph import GRADIENT_SCALE
 

@@ -15,11 +15,10 @@ from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.backends.torch_reference import TorchEngine
 from engines.build import IMAGE, WANTED_CLASS, build_graph, stamped
 from engines.errors import ModelError
-from engines.features import Feature, append_features, area_matrix
 from engines.graph import FLOAT, INT64, Graph
 from engines.head import Head, append_box, load_head
 from engines.localizer import Localizer
-from engines.maps import MapSpec
+from engines.maps import Feature, MapSpec, append_features, area_matrix
 from engines.networks.registry import load_classifier
 from tests.engines.test_confidence import CERTAIN
 

@@ -14,7 +14,6 @@ from engines.backends.openvino import OpenVinoEngine, has_vnni
 from engines.build import IMAGE, WANTED_CLASS, assemble, build_graph
 from engines.certificate import certify
 from engines.errors import EngineError, ModelError
-from engines.features import Feature
 from engines.head import Head
 from engines.int8 import (
     Quantization,
@@ -25,7 +24,7 @@ from engines.int8 import (
     source_of,
 )
 from engines.localizer import Localizer
-from engines.maps import MapSpec
+from engines.maps import Feature, MapSpec
 from engines.networks.registry import load_classifier
 from engines.networks.vgg import COMPACT_CHANNELS, random_weights
 from realtime.sources.demo import DemoCamera

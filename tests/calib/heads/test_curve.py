@@ -23,8 +23,7 @@ from calib.heads.curve import (
 from calib.heads.fit import default_features, fit_head
 from calib.heads.linear import FeatureTable, choose_strength, feature_table, fit_rows, solve
 from engines.errors import OutputError, SourceError
-from engines.features import Feature
-from engines.maps import MapSpec
+from engines.maps import Feature, MapSpec
 from engines.networks.registry import load_classifier
 from tests.command_line import command, refused
 

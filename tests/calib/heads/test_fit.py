@@ -15,9 +15,8 @@ from calib.research.confidence import with_confidence_model
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.errors import SourceError
-from engines.features import Feature
 from engines.localizer import Localizer
-from engines.maps import MapSpec
+from engines.maps import Feature, MapSpec
 from engines.networks.registry import load_classifier
 
 QUIET = Console(quiet=True)

@@ -17,9 +17,8 @@ from calib.data.datasets import load_dataset
 from calib.evaluation.metrics import baselines
 from calib.heads.linear import TABLE_FORMAT, feature_table
 from engines.downloads import cache_dir
-from engines.features import Feature
 from engines.localizer import Localizer
-from engines.maps import MapSpec
+from engines.maps import Feature, MapSpec
 from engines.networks.registry import load_classifier
 from tests.engines.mock import MockEngine
 from tests.realtime.media import picture

@@ -20,7 +20,7 @@ from calib.research.results import (
     selections,
     side_by_side,
 )
-from engines.features import Feature
+from engines.maps import Feature
 from engines.networks.registry import load_classifier
 
 QUIET = Console(quiet=True)
