@@ -16,6 +16,7 @@ from engines.choose import Preset, open_localizer, presets
 from engines.engine import Array, Ticket
 from engines.errors import SightlineError
 from engines.localizer import ImageBgr, Localization, Localizer
+from engines.maps import method_of
 from engines.options import EngineOptions
 from realtime.statistics import Run
 
@@ -423,7 +424,7 @@ def open_with_notes(
         f" {engine.device}"
     )
     console.print("; ".join([what, *reasons]), style="dim", soft_wrap=True)
-    if localizer.box_reader.startswith("heuristic") and choice.method != "heuristic":
+    if method_of(choice.method).fitted and localizer.box_reader.startswith("heuristic"):
         console.print(
             f"no fitted head for this network yet ('fit' makes one); {localizer.box_reader}",
             style="yellow",
