@@ -20,7 +20,7 @@ from engines.head import HEAD_FILE
 from engines.int8 import CALIBRATION_FILE, Quantization
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from realtime.statistics import LATENCY_FILE
+from realtime.documents import LATENCY_FILE
 from tests.command_line import command, refused
 
 ANYTHING = Kind("result", (), b"")

@@ -209,7 +209,7 @@ def test_a_graph_that_cannot_be_captured_runs_all_the_same(gpu, model, monkeypat
 def test_what_fails_while_it_opens_leaves_nothing(gpu, model):
     with pytest.raises(
         EngineError,
-        match=r"tensorrt_rtx 1\.7\.1\.116 refuses the engine \(Serialization assertion .*\): run 'build",
+        match=r"tensorrt_rtx 1\.7\.1\.116 refuses the engine \(Serialization assertion .*\): run 'sightline build",
     ):
         backend.TensorRtEngine(b"rubbish", model, "fp32")
     other = build_graph(load_classifier("compact", "random", 96))
