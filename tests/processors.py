@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engines.backends.openvino import low_cap
+
 CAPS = ("AVX2", "AVX512_CORE_VNNI", "DEFAULT")
 """Values of ``ONEDNN_MAX_CPU_ISA``; ``make test-caps`` repeats the engine tests under the first
 two.
@@ -28,6 +30,11 @@ def has_set_of(cap: str) -> bool:
         and CAP_FLAGS.get(cap, "avx2") in processor_flags()
     )
 
+
+NORMALIZES = pytest.mark.skipif(
+    low_cap().partition("=")[2] in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+    reason="engines refuse normalizations under this cap: OpenVINO would crash in them",
+)
 
 X86 = pytest.mark.skipif(
     not has_set_of("AVX2"),

@@ -101,7 +101,21 @@ class OpenVinoEngine(Engine):
             name: index for index, port in enumerate(compiled.inputs) for name in port.names
         }
         self._requests = [compiled.create_infer_request() for _ in range(self.slots)]
+        self._refuse_crashing_kernels()
         self.losses = losses(self.precision, precision)
+
+    def _refuse_crashing_kernels(self) -> None:
+        """Under a cap without AVX-512 OpenVINO (2026.4) takes its AVX-512 kernel for normalizations
+        all the same, and fills its last register by a shorter one: a segmentation fault.
+        """
+        cap = low_cap()
+        if not cap or cap.partition("=")[2].startswith("AVX512"):
+            return
+        if any(kind == "MVN" and name.startswith("jit_avx512") for kind, name in self.kernels()):
+            raise EngineError(
+                f"{cap} caps the instruction sets, and OpenVINO would crash in this network's"
+                " normalizations, where it does not keep to the cap: unset it"
+            )
 
     def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
         ports = {

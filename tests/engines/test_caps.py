@@ -153,3 +153,36 @@ def test_a_closed_engine_has_no_kernels():
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.kernels()
+
+
+NORMALIZED = """
+import numpy as np
+from engines.backends.openvino import OpenVinoEngine
+from engines.errors import EngineError
+from engines.graph import FLOAT, Graph
+
+graph = Graph()
+x = graph.input("x", FLOAT, (1, 3, 5))
+ones = graph.constant(np.ones(5))
+graph.output(graph.add("LayerNormalization", x, ones, ones), "y")
+try:
+    values = np.arange(15, dtype=np.float32).reshape(1, 3, 5)
+    print(OpenVinoEngine(graph.model(), "fp32").infer({"x": values})["y"].shape)
+except EngineError as error:
+    print(error)
+"""
+
+
+@X86
+def test_normalizations_under_a_cap_run_or_are_refused():
+    """In a process of its own: what is neither is a segmentation fault."""
+    found = subprocess.run(
+        [sys.executable, "-c", NORMALIZED],
+        cwd=ROOT,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("(1, 3, 5)") or "AVX2 caps" in found.stdout

@@ -5,6 +5,7 @@ import pytest
 
 from tests.engines.differences import distinct
 from tests.engines.gradient.by_reference import check_op
+from tests.processors import NORMALIZES
 
 RNG = np.random.default_rng(7)
 X = distinct(2, 4, 3, 5)
@@ -48,6 +49,7 @@ def test_softmax(kind, axis):
     check_op(kind, X, axis=axis)
 
 
+@NORMALIZES
 @pytest.mark.parametrize("axis", [-1, 2, 1])
 def test_layer_normalization(axis):
     shape = X.shape[axis:]
@@ -55,6 +57,7 @@ def test_layer_normalization(axis):
     check_op("LayerNormalization", X, *values, axis=axis, epsilon=1e-3)
 
 
+@NORMALIZES
 def test_instance_normalization():
     check_op("InstanceNormalization", X, scale(4), scale(4), epsilon=1e-3)
 

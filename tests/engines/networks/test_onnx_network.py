@@ -15,6 +15,7 @@ from engines.gradient import attach_gradient
 from engines.maps import MapSpec, class_score_cotangent
 from engines.networks.registry import load_classifier
 from tests.engines.double import run_in_float64
+from tests.processors import NORMALIZES
 
 SIDE = 32
 
@@ -161,6 +162,7 @@ def test_the_gradient_at_a_stage_is_autograds(exported, name, stage, kept, turne
     assert np.abs(found).max() > 0
 
 
+@NORMALIZES
 @pytest.mark.parametrize("name", ["Residual", "ChannelsLast", "Transformer"])
 def test_every_signal_at_every_stage_is_computed(exported, name):
     classifier = load_classifier(exported[name][1])
