@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.command_line import command
+from tests.command_line import process
 from tests.realtime.media import timestamps_s
 
 FRAMES = {
@@ -30,7 +30,7 @@ FRAMES = {
 @pytest.mark.long
 @pytest.mark.parametrize("name", FRAMES)
 def test_batch_keeps_frames_and_timestamps(data, tmp_path, name):
-    result = command("batch", data / name, "--out", tmp_path, "--json", timeout=250)
+    result = process("batch", data / name, "--out", tmp_path, "--json", timeout=250)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["frames"] == FRAMES[name]
     stem = name.split("/")[1].rsplit(".", 1)[0]
