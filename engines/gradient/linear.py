@@ -53,7 +53,7 @@ def matmul(step: Step, index: int) -> str:
     turned = _swapped(step, other)
     factors = (step.cotangent, turned) if index == 0 else (turned, step.cotangent)
     product = step.add("MatMul", *factors)
-    return _unbroadcast_stack(step, product, index)
+    return step.unbroadcast(product, index, inner=2)
 
 
 def _swapped(step: Step, tensor: str) -> str:
@@ -62,17 +62,6 @@ def _swapped(step: Step, tensor: str) -> str:
         return step.graph.constant(step.graph.constants[tensor].swapaxes(-1, -2))
     rank = len(step.shape(tensor))
     return step.add("Transpose", tensor, perm=[*range(rank - 2), rank - 1, rank - 2])
-
-
-def _unbroadcast_stack(step: Step, product: str, index: int) -> str:
-    """Sum over the stack axes along which input ``index`` was broadcast."""
-    have, want = step.shape(step.y)[:-2], step.shape(step.node.input[index])
-    lead = len(have) - (len(want) - 2)
-    axes = [i for i in range(len(have)) if i < lead or want[i - lead] != have[i]]
-    if not axes:
-        return product
-    summed = step.add("ReduceSum", product, step.integers(axes), keepdims=1)
-    return step.reshape(summed, want if lead else step.batched(want))
 
 
 def gemm(step: Step, index: int) -> str:

@@ -104,16 +104,16 @@ class Step:
             )
         return self.graph.constants[name]
 
-    def unbroadcast(self, cotangent: str, index: int) -> str:
-        """Sum a cotangent over the axes along which input ``index`` was broadcast."""
+    def unbroadcast(self, cotangent: str, index: int, inner: int = 0) -> str:
+        """Sum a cotangent over the axes along which input ``index`` was broadcast. The last
+        ``inner`` axes are not broadcast: those of a matrix product are its own.
+        """
         have, want = self.shape(self.y), self.shape(self.node.input[index])
-        if have == want:
-            return cotangent
         lead = len(have) - len(want)
-        axes = [i for i in range(len(have)) if i < lead or want[i - lead] != have[i]]
-        summed = (
-            self.add("ReduceSum", cotangent, self.integers(axes), keepdims=1) if axes else cotangent
-        )
+        axes = [i for i in range(len(have) - inner) if i < lead or want[i - lead] != have[i]]
+        if not axes:
+            return cotangent
+        summed = self.add("ReduceSum", cotangent, self.integers(axes), keepdims=1)
         return self.reshape(summed, want if lead else self.batched(want))
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx
 
 from engines.errors import ModelError
 from engines.graph import FLOAT, OPSET, Graph, attributes_of, needed
-from engines.networks.network import Forward, Network, Preprocessing, Weights
+from engines.networks.network import Forward, Network, Preprocessing
 from engines.networks.onnx_file import OnnxFile, read_onnx
 
 MOST_VALUES, MOST_VALUES_A_PIXEL = 1 << 26, 512
@@ -211,27 +211,17 @@ def network_of_file(path: Path, size_px: int | None = None) -> tuple[Network, st
     """
     found = read_onnx(path, OPSET)
     ends = found.ends
-    network = Network(
-        path.name,
-        lambda graph, x_nchw, _: _replay(graph, found, x_nchw),
-        dict,
-        ends.preprocessing,
-        class_names=ends.class_names,
-        notes=ends.notes,
-    )
-    side = size_px or ends.side_px or network.size_px
+    side = size_px or ends.side_px or Network.size_px
     graph = Graph()
     image = graph.input("image", FLOAT, (1, 3, side, side))
     plain = _replay(graph, found, image)
     stages = stages_of(graph, image, plain.scores, plain.layers)
-
-    def forward(graph: Graph, x_nchw: str, _: Weights) -> Forward:
-        return _replay(graph, found, x_nchw, stages)
-
-    network = replace(
-        network,
-        forward=forward,
-        size_px=ends.side_px or network.size_px,
+    network = Network(
+        path.name,
+        lambda graph, x_nchw, _: _replay(graph, found, x_nchw, stages),
+        dict,
+        ends.preprocessing,
+        ends.side_px or Network.size_px,
         last_layer=stages.last,
         box_layer=stages.layers[-2:][0],
         box_signal="layercam",
@@ -239,6 +229,8 @@ def network_of_file(path: Path, size_px: int | None = None) -> tuple[Network, st
         beam_layer=stages.last,
         head_layers=stages.layers,
         head_cam_layers=stages.layers[-3:],
+        class_names=ends.class_names,
+        notes=ends.notes,
     )
     as_before = plain.layers[stages.last] == _last_convolution(graph)
     return network, _digest(found, as_before)
