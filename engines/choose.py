@@ -34,7 +34,7 @@ from engines.head import (
 from engines.int8 import Quantization, load_quantization
 from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec, method_of, names_of_searches
-from engines.networks.registry import Classifier, load_classifier
+from engines.networks.registry import Classifier
 from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
 
@@ -63,7 +63,7 @@ def open_localizer(
         TypeError: there is no such option.
     """
     choice = chosen(model, options)
-    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    classifier = choice.classifier()
     method = method_of(choice.method)
     if method.search and (choice.head is None or (method.published and choice.head == "none")):
         engine = open_search(choice, classifier, streams)
@@ -258,7 +258,7 @@ def build_chosen(choice: EngineOptions, batch: int = 1) -> onnx.ModelProto:
     Raises:
         ModelError: see ``open_localizer``.
     """
-    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    classifier = choice.classifier()
     head = choose_head(choice, classifier)
     spec = chosen_spec(choice, head, classifier)
     quantization = (
@@ -360,7 +360,7 @@ def presets(choice: EngineOptions) -> list[Preset]:
         ModelError: the network, weights or head of the choice cannot be used.
         EngineError: no preset's precision can be run here.
     """
-    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    classifier = choice.classifier()
     depth = backward_shares(classifier)
     top, *others = _variants(choice, classifier, depth)
     ladder = [_preset(top, precision, depth) for precision in _precisions(choice, classifier)]

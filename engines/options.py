@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from engines.backends.registry import backends_in_words, precisions_in_words
 from engines.maps import METHODS
-from engines.networks.registry import NETWORKS
+from engines.networks.registry import NETWORKS, Classifier, load_classifier
 
 LARGEST_SIDE_PX = 4096
 MOST_IMAGES = 1024
@@ -112,6 +112,10 @@ class EngineOptions:
         ),
     ] = 1
     least_confidence: float = 0.0
+
+    def classifier(self) -> Classifier:
+        """The network that is chosen. Raises what ``load_classifier`` raises."""
+        return load_classifier(self.model, self.weights, self.size_px)
 
     @property
     def inputs(self) -> tuple[str, ...]:

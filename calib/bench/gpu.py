@@ -23,7 +23,7 @@ from engines.build import IMAGE, WANTED_CLASS
 from engines.choose import open_localizer
 from engines.engine import Array, Engine
 from engines.errors import EngineError, install_packages
-from engines.networks.registry import Classifier, load_classifier
+from engines.networks.registry import Classifier
 from engines.options import EngineOptions
 from realtime.statistics import percentiles
 
@@ -293,7 +293,7 @@ def gpu_calls(choice: EngineOptions, engines: ExitStack) -> tuple[dict[str, Call
     Returns:
         (name to call, ours first; name to why there is none).
     """
-    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    classifier = choice.classifier()
     engine = engines.enter_context(closing(open_gpu(choice)))
     feed = feed_of(engine)
     precision = engine.precision

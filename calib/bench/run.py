@@ -37,7 +37,7 @@ from engines.errors import SightlineError
 from engines.head import Heuristic
 from engines.int8 import Quantization
 from engines.maps import PIXELS, MapSpec, method_of
-from engines.networks.registry import Classifier, load_classifier
+from engines.networks.registry import Classifier
 from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, SPEED, EngineOptions, Option
 from realtime.statistics import Run, percentiles
 
@@ -205,7 +205,7 @@ def bench_engine(
         ours first) and ``not_available`` (name and why); precision and work of each of our rows by
         name).
     """
-    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    classifier = choice.classifier()
     title = f"{choice.model} at {classifier.size_px} px"
     image = (
         np.random.default_rng(0)
@@ -253,7 +253,7 @@ def sweep(
     Raises:
         ModelError: the network does not take one of the sizes.
     """
-    usual = load_classifier(choice.model, choice.weights, choice.size_px)
+    usual = choice.classifier()
     usual_px, spec = usual.size_px, chosen_spec(choice, choose_head(choice, usual), usual)
     cells = dict.fromkeys(
         [*((size_px, 1) for size_px in sizes_px), *((usual_px, batch) for batch in batches)]
@@ -261,7 +261,7 @@ def sweep(
     calls: dict[str, Call] = {}
     with console.status("building every size and batch ..."):
         for size_px, batch in cells:
-            classifier = load_classifier(choice.model, choice.weights, size_px)
+            classifier = replace(choice, size_px=size_px).classifier()
             ranges = quantization_for_timing(choice, classifier, spec)
             engine = OpenVinoEngine(build_graph(classifier, spec, batch=batch, quantization=ranges))
             images = (

@@ -33,7 +33,7 @@ from engines.head import Head, Heuristic
 from engines.int8 import CALIBRATION_FILE, SMALLEST_RANGE, STEPS, Quantization, layers, source_of
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.maps import PIXELS, MapSpec
-from engines.networks.registry import Classifier, load_classifier
+from engines.networks.registry import Classifier
 from engines.options import ADVANCED, LOOK_AT, OUTPUT, EngineOptions, Option
 from engines.text import Terminal
 
@@ -507,7 +507,7 @@ def calibrate_chosen(
             not met.
     """
     check_outputs(options, choice)
-    classifier = load_classifier(choice.model, choice.weights, choice.size_px)
+    classifier = choice.classifier()
     head = choose_head(choice, classifier)
     spec = chosen_spec(choice, head, classifier)
     with console.status("reading images ..."):
