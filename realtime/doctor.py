@@ -370,7 +370,7 @@ def nvidia() -> Findings:
         "pycuda": ("pycuda",),
         "PyTorch": ("torch",),
     }
-    fixes = {"PyTorch": f"{install_extra('torch')}, for --backend torch and .pth weights"}
+    fixes = {"PyTorch": f"{install_extra('torch')}, for --backend torch"}
     for name, modules in libraries.items():
         versions = [
             f"{module} {_version(module)}" for module in modules if importlib.util.find_spec(module)

