@@ -174,7 +174,22 @@ def quantize(graph: Graph, quantization: Quantization) -> None:
         graph.nodes.append(node)
         for output in node.output:
             if output in sources:
-                rounded[output] = _pair(graph, output, quantization.ranges[output])
+                rounded[output] = _pair(
+                    graph, output, _with_limit(graph, node, quantization.ranges[output])
+                )
+
+
+def _with_limit(graph: Graph, node: onnx.NodeProto, largest: float) -> float:
+    """The range of what a node writes. That of a Clip holds its upper limit, if values come near.
+
+    The gradient passes where the output lies below the limit. Rounded, what lies at the limit must
+    not lie below it.
+    """
+    limit = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
+    if node.op_type != "Clip" or limit is None or limit.ravel()[0] > 2 * largest:
+        return largest
+    mantissa, exponent = math.frexp(float(limit.ravel()[0]) / STEPS)
+    return max(largest, STEPS * math.ldexp(math.ceil(mantissa * 256), exponent - 8))
 
 
 def _pair(graph: Graph, tensor: str, largest: float) -> str:

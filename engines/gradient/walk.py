@@ -85,7 +85,19 @@ class Step:
 
     def times(self, factor: str) -> str:
         """The cotangent, multiplied."""
-        return self.add("Mul", self.cotangent, factor)
+        return self.add("Mul", self.unspread(factor), factor)
+
+    def unspread(self, beside: str) -> str:
+        """The cotangent, or where it repeats a smaller tensor that one, if an operator that also
+        reads ``beside`` repeats it by itself: the gradient of a mean is one value for many.
+        """
+        before = self.graph.producer(self.cotangent)
+        if before is None or before.op_type != "Expand":
+            return self.cotangent
+        small = str(before.input[0])
+        shapes = self.shape(small), self.shape(beside)
+        whole = np.broadcast_shapes(*shapes) == self.shape(self.cotangent)
+        return small if whole else self.cotangent
 
     def is_constant(self, index: int) -> bool:
         """Whether input ``index`` is the same for all images."""

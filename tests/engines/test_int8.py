@@ -14,11 +14,13 @@ from engines.backends.openvino import OpenVinoEngine, has_vnni
 from engines.build import IMAGE, WANTED_CLASS, assemble, build_graph
 from engines.certificate import certify
 from engines.errors import EngineError, ModelError
+from engines.graph import FLOAT, Graph
 from engines.head import Head
 from engines.int8 import (
     Quantization,
     layers,
     load_quantization,
+    quantize,
     rounded_weight,
     short_float,
     source_of,
@@ -239,6 +241,23 @@ def test_short_floats_are_near_and_their_multiples_exact(value):
     assert abs(short / value - 1) < 1 / 256
     for factor in (-128, 127, 255):
         assert np.float32(factor) * short == np.float64(factor) * np.float64(short)
+
+
+@pytest.mark.parametrize(("measured_range", "expected"), [(6.0, 6.015), (5.0, 6.015), (2.0, 2.0)])
+def test_what_lies_at_a_clips_limit_is_not_rounded_below_it(measured_range, expected):
+    graph = Graph()
+    x = graph.input("x", FLOAT, (1, 3, 4, 4))
+    weight = graph.constant(np.ones((2, 3, 1, 1)), hint="weight")
+    clipped = graph.add(
+        "Clip", graph.add("Conv", x, weight), graph.constant(0.0), graph.constant(6.0), hint="y"
+    )
+    graph.add("Conv", clipped, graph.constant(np.ones((1, 2, 1, 1)), hint="next"), hint="z")
+    ranges = {"x": 1.0, "y": measured_range}
+    quantize(graph, Quantization(ranges, (), "", 4, "class", "pixels"))
+    (pair,) = (node for node in graph.nodes if node.output[0] == "y_rounded")
+    assert 127 * graph.constants[pair.input[1]] == pytest.approx(expected, rel=0.004)
+    if measured_range > 3:
+        assert 127 * graph.constants[pair.input[1]] >= 6
 
 
 def test_a_calibration_survives_its_file(tmp_path, classifier):

@@ -43,6 +43,12 @@ RNG = np.random.default_rng(20)
         ((1, 2, 10, 9), (2, 2, 3, 3), (2, 2), (1, 1, 1, 1), (2, 2), 1),
         ((1, 4, 6, 6), (6, 2, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 2),
         ((1, 4, 7, 7), (4, 1, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 4),
+        ((2, 3, 8, 7), (3, 1, 5, 5), (2, 3), (1, 2, 2, 0), (1, 1), 3),  # TensorFlow's SAME
+        ((1, 2, 9, 8), (2, 1, 3, 3), (2, 2), (0, 3, 1, 0), (2, 1), 2),
+        ((1, 2, 8, 9), (2, 1, 2, 2), (3, 3), (0, 0, 0, 0), (1, 1), 2),
+        ((1, 2, 8, 7), (3, 2, 1, 1), (3, 2), (1, 0, 2, 1), (1, 1), 1),
+        ((1, 4, 8, 8), (4, 2, 1, 1), (2, 2), (0, 0, 0, 0), (1, 1), 2),
+        ((1, 3, 7, 7), (6, 1, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 3),  # two filters a channel
     ],
 )
 def test_conv(shape, weight, stride, pads, dilation, groups):
@@ -129,7 +135,16 @@ def test_guided_relu_passes_only_positive_gradients_of_active_units():
     )
 
 
-@pytest.mark.parametrize("limits", [(np.float32(-0.5), np.float32(0.9)), (np.float32(0.1),)])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        (np.float32(-0.5), np.float32(0.9)),
+        (np.float32(0.1),),
+        (np.float32(0), np.float32(0.75)),
+        (np.float32(-0.5), np.float32(0.75)),
+        (np.float32(-0.25),),
+    ],
+)
 def test_clip(limits):
     low, high = limits[0], limits[1] if len(limits) == 2 else np.inf
     check(op("Clip", *limits), lambda x: np.clip(x, low, high), distinct(2, 3, 4))
