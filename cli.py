@@ -31,6 +31,7 @@ from calib.data.choose import DataOptions
 from calib.precision.build import BuildOptions, run_build
 from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
 from engines.errors import SightlineError
+from engines.networks.preprocessing import GivenInput
 from engines.options import LOOK_AT, OUTPUT, PANELS, SPEED, EngineOptions, Option
 from engines.text import Terminal, shown
 from realtime import doctor as doctors
@@ -72,7 +73,9 @@ class Only:
     names: tuple[str, ...]
 
 
-NETWORK_OPTIONS = ("model", "weights", "method", "size_px", "layer")
+INPUT_OPTIONS = tuple(GivenInput.__dataclass_fields__)
+"""What is said of a classifier's input and output."""
+NETWORK_OPTIONS = ("model", "weights", "method", "size_px", "layer", *INPUT_OPTIONS)
 """What decides the maps that a head is fitted on."""
 Budget = Annotated[
     float | None,
@@ -307,7 +310,7 @@ def fit(
 def finetune(
     options: FinetuneOptions,
     data: DataOptions,
-    engine: Annotated[EngineOptions, Only(("model", "weights", "size_px"))],
+    engine: Annotated[EngineOptions, Only(("model", "weights", "size_px", *INPUT_OPTIONS))],
     as_json: AsJson = False,
 ) -> None:
     """Fit the classifier's last layer to classes of your own, several in an image; boxes are not
@@ -380,7 +383,8 @@ def build(
 def bench(
     options: BenchOptions,
     engine: Annotated[
-        EngineOptions, Only(("weights", "method", "head", "size_px", "backend", "precision"))
+        EngineOptions,
+        Only(("weights", "method", "head", "size_px", "backend", "precision", *INPUT_OPTIONS)),
     ],
     as_json: AsJson = False,
 ) -> None:

@@ -14,8 +14,10 @@ from engines.graph import FLOAT, INT64, UINT8, Graph
 from engines.head import Head, Heuristic, append_box, append_heuristic_box
 from engines.int8 import Quantization, quantize
 from engines.maps import Feature, MapSpec, append_features, append_maps
-from engines.networks.network import Forward, Preprocessing
+from engines.networks.network import Forward
+from engines.networks.preprocessing import SQUASH, Preprocessing
 from engines.networks.registry import Classifier, class_names
+from engines.resizing import Resizing
 
 WANTED_CLASS = "wanted_class"
 FORMAT = 1
@@ -172,8 +174,9 @@ def stamp(
     names = classifier.class_names or class_names(classes)
     if len(names) != classes:
         raise ModelError(
-            f"these '{classifier.name}' weights name {len(names)} classes, and the network scores"
-            f" {classes}"
+            f"'{classifier.name}' scores {classes:,} classes, and there are names for"
+            f" {len(names):,}: give a file of labels with as many",
+            option="labels",
         )
     description: dict[str, Any] = {
         "format": FORMAT,
@@ -190,6 +193,9 @@ def stamp(
             else None
         ),
     }
+    resizing = Resizing.of(classifier.preprocessing)
+    if resizing.kind != SQUASH:
+        description["resizing"] = asdict(resizing)
     return {"sightline": json.dumps(description), "class_names": json.dumps(names)}
 
 

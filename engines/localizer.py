@@ -5,11 +5,8 @@ image's pixels out.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import gcd
 from typing import Any, Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +14,7 @@ from engines.build import IMAGE, WANTED_CLASS
 from engines.confidence import confidence_model_of, cues_of
 from engines.engine import Array, Engine, Ticket
 from engines.errors import InputError, ModelError
-from engines.maps import area_matrix
+from engines.resizing import Resizing
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
@@ -48,7 +45,8 @@ class Localization:
             where it is not sure enough.
         class_index, class_name: the class whose score was differentiated.
         score: softmax probability of that class.
-        map_hw: the sensitivity map, float32, stretched over the whole image, not normalised.
+        map_hw: the sensitivity map, float32, stretched over the whole image, not normalised; 0
+            where the network did not see the image, beside a crop.
         detections: every object that was found, best first, by methods that look for several;
             ``box_xyxy_px`` is the first's. Empty where the method finds one box.
         confidence: probability that the box is right (IoU over 0.5), see ``engines.confidence``;
@@ -82,6 +80,7 @@ class Localizer:
         self.class_names: tuple[str, ...] = tuple(json.loads(engine.metadata["class_names"]))
         self.batch, self.size_px = engine.inputs[0].shape[0], engine.inputs[0].shape[1]
         self._wanted = np.full(self.batch, -1, np.int64)
+        self.resizing = Resizing.stored(self.description.get("resizing"))
         self._confidence_model, self._least = (
             confidence_model_of(self.description.get("trust")),
             0.0,
@@ -204,7 +203,7 @@ class Localizer:
         self._least = confidence
 
     def prepare(self, image_bgr: ImageBgr) -> ImageBgr:
-        """Squash an image of any size to the engine's square.
+        """Make an image of any size the engine's square.
 
         Raises:
             InputError: it is not a uint8 BGR image, or smaller than ``SMALLEST_PX`` along a side.
@@ -225,7 +224,7 @@ class Localizer:
                 f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to"
                 " find anything"
             )
-        return resized(image_bgr, self.size_px)
+        return self.resizing.square(image_bgr, self.size_px)
 
     def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
         """Start the engine on at most ``batch`` prepared images; missing ones are filled up with
@@ -251,15 +250,14 @@ class Localizer:
         self, outputs: dict[str, Array], place: int, width_px: int, height_px: int
     ) -> Localization:
         """The localization of image ``place`` of the batch, in an image of the given size."""
-        size = (width_px, height_px)
-        box = in_pixels(outputs["box_xyxy"][place], size) if "box_xyxy" in outputs else None
+        where, size = self.resizing, ((width_px, height_px), self.size_px)
+        box = where.in_image(outputs["box_xyxy"][place], *size) if "box_xyxy" in outputs else None
         rows = outputs["detections"][place] if "detections" in outputs else ()
+        boxes = [(where.in_image(row, *size), row) for row in rows if row[4] >= 0]
         detections = tuple(
-            Detection(
-                in_pixels(row, size), int(row[4]), self.class_names[int(row[4])], float(row[5])
-            )
-            for row in rows
-            if row[4] >= 0
+            Detection(box_px, int(row[4]), self.class_names[int(row[4])], float(row[5]))
+            for box_px, row in boxes
+            if box_px is not None
         )
         index = int(outputs["class_index"][place])
         score, map_hw = float(outputs["score"][place]), outputs["map"][place]
@@ -268,8 +266,9 @@ class Localizer:
             confidence = self._confidence_model(
                 cues_of(outputs["box_xyxy"][place], map_hw, score, float(outputs["logit"][place]))
             )
+        over = where.over_image(map_hw, *size)
         return Localization(
-            box, index, self.class_names[index], score, map_hw, detections, confidence
+            box, index, self.class_names[index], score, over, detections, confidence
         ).sure(self._least)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:
@@ -294,57 +293,3 @@ class Localizer:
                 for i, image in enumerate(chunk)
             ]
         return found
-
-
-def in_pixels(box_xyxy: Array, size_px: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A box in fractions, its first four values, as edges in an image of (width, height)."""
-    x0, y0, x1, y1 = (float(value) for value in box_xyxy[:4])
-    return x0 * size_px[0], y0 * size_px[1], x1 * size_px[0], y1 * size_px[1]
-
-
-MOST_ROWS = 16  # in a group; the products grow with it, and no longer pay
-MOST_PRODUCTS = (
-    1 << 18
-)  # in one call: OpenBLAS keeps these on the calling thread, away from the engine's
-BLOCK_BYTES = 1 << 19  # of float32 at a time: it stays in the core's own cache
-
-
-def resized(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """Squash an image of any size to ``[size_px, size_px, 3]``: means of what a pixel covers, or
-    where it covers less than one along a side, bilinear.
-    """
-    if min(image_bgr.shape[:2]) > size_px:
-        return shrunk(image_bgr, size_px)
-    return np.asarray(
-        cv2.resize(image_bgr, (size_px, size_px), interpolation=cv2.INTER_LINEAR), np.uint8
-    )
-
-
-def shrunk(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """Squash an image, larger than that on both sides, to ``[size_px, size_px, 3]``; each pixel is
-    the mean of what it covers.
-
-    Equal to ``cv2.resize(..., interpolation=cv2.INTER_AREA)`` but for means that end in exactly one
-    half: either may round them the other way, by one level.
-    """
-    side = (size_px, size_px)
-    height, width, channels = image_bgr.shape
-    groups = gcd(height, size_px)
-    whole = height % size_px == 0 and width % size_px == 0  # OpenCV has a fast way for these
-    if whole or size_px // groups > MOST_ROWS:
-        return np.asarray(cv2.resize(image_bgr, side, interpolation=cv2.INTER_AREA), np.uint8)
-    means = _row_means(height // groups, size_px // groups)
-    source = np.ascontiguousarray(image_bgr).reshape(groups, height // groups, width * channels)
-    rows = np.empty((groups, size_px // groups, width * channels), np.float32)
-    block, step = max(1, BLOCK_BYTES // (4 * source[0].size)), MOST_PRODUCTS // means.size
-    for start in range(0, groups, block):
-        for left in range(0, width * channels, step):
-            part = (slice(start, start + block), slice(None), slice(left, left + step))
-            np.matmul(means, source[part].astype(np.float32), out=rows[part])
-    result = cv2.resize(rows.reshape(size_px, width, channels), side, interpolation=cv2.INTER_AREA)
-    return np.rint(result).astype(np.uint8)
-
-
-@lru_cache(maxsize=8)
-def _row_means(length: int, cells: int) -> NDArray[np.float32]:
-    return area_matrix(length, cells)

@@ -11,6 +11,14 @@ from typing import Annotated, Any
 
 from engines.backends.registry import backends_in_words, precisions_in_words
 from engines.maps import METHODS
+from engines.networks.preprocessing import (
+    GivenInput,
+    Rgb,
+    parsed_channels,
+    parsed_order,
+    parsed_resize,
+    parsed_scale,
+)
 from engines.networks.registry import NETWORKS, Classifier, load_classifier
 
 LARGEST_SIDE_PX = 4096
@@ -111,13 +119,83 @@ class EngineOptions:
             max=20,
         ),
     ] = 1
+    mean: Annotated[
+        Rgb | None,
+        Option(
+            "Of FILE.onnx, where nothing says it: 0.485,0.456,0.406 of pixels 0..1, or"
+            " 123.675,116.28,103.53 of 0..255. Its input is (pixel / scale - mean) / std.",
+            NETWORK,
+            parser=parsed_channels,
+            metavar="R,G,B",
+        ),
+    ] = None
+    std: Annotated[
+        Rgb | None,
+        Option(
+            "As --mean: 0.229,0.224,0.225 of pixels 0..1, or 58.395,57.12,57.375 of 0..255.",
+            NETWORK,
+            parser=parsed_channels,
+            metavar="R,G,B",
+        ),
+    ] = None
+    scale: Annotated[
+        float | None,
+        Option(
+            "By what pixels 0..255 are divided before mean and std: 255 (or 1/255), 127.5, 1. Else"
+            " 255 where those are at most 1, and 1 where they are more.",
+            NETWORK,
+            parser=parsed_scale,
+            metavar="NUMBER",
+        ),
+    ] = None
+    order: Annotated[
+        str | None,
+        Option(
+            "Order of the colours in FILE.onnx's input, and in mean and std: rgb or bgr.",
+            NETWORK,
+            parser=parsed_order,
+            metavar="rgb|bgr",
+        ),
+    ] = None
+    resize: Annotated[
+        str | None,
+        Option(
+            "How an image becomes the network's square: squash (the default), letterbox, or crop,"
+            " which does not see what lies beside the middle.",
+            NETWORK,
+            parser=parsed_resize,
+            metavar="squash|crop|letterbox",
+        ),
+    ] = None
+    output: Annotated[
+        str | None,
+        Option("NAME of the output of FILE.onnx with the class scores, of several.", NETWORK),
+    ] = None
+    labels: Annotated[
+        str | None,
+        Option(
+            "FILE of the classes' names: one a line, or JSON: a list, or names by index.", NETWORK
+        ),
+    ] = None
     least_confidence: float = 0.0
 
     def classifier(self) -> Classifier:
         """The network that is chosen. Raises what ``load_classifier`` raises."""
-        return load_classifier(self.model, self.weights, self.size_px)
+        return load_classifier(self.model, self.weights, self.size_px, self.given)
+
+    @property
+    def given(self) -> GivenInput:
+        """What is said of the classifier's input and output.
+
+        Raises:
+            InputError: it contradicts itself.
+        """
+        names = GivenInput.__dataclass_fields__
+        return GivenInput(**{name: getattr(self, name) for name in names})
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """What of it may be files that are read."""
-        return tuple(each for each in (self.weights, self.head, self.calibration) if each)
+        return tuple(
+            each for each in (self.weights, self.head, self.calibration, self.labels) if each
+        )

@@ -233,6 +233,7 @@ class BudgetLocalizer(Localizer):
         self.class_names = localizer.class_names
         self.batch = localizer.batch
         self.size_px = localizer.size_px
+        self.resizing = localizer.resizing
 
     @property
     def preset(self) -> Preset:

@@ -24,9 +24,9 @@ from engines.boxes import iou
 from engines.choose import choose_head
 from engines.errors import ModelError, SourceError
 from engines.head import Head
-from engines.localizer import resized
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions, Option
+from engines.resizing import resized
 from engines.search.crops import (
     ENLARGED,
     CropScorer,

@@ -37,10 +37,10 @@ from engines.build import IMAGE, append_preprocessing
 from engines.errors import ModelError, SourceError
 from engines.files import whole_file
 from engines.graph import Graph
-from engines.localizer import resized
 from engines.maps import area_matrix
 from engines.networks.registry import Classifier, imagenet_classes, load_classifier
 from engines.options import Option
+from engines.resizing import resized
 from engines.text import Terminal
 from realtime.sources.images import archive_members, decode_image
 from realtime.sources.spec import open_source

@@ -14,7 +14,8 @@ import numpy as np
 from engines.downloads import Download
 from engines.errors import ModelError
 from engines.graph import Graph
-from engines.networks.network import CAFFE, Forward, Network, Preprocessing, Weights
+from engines.networks.network import Forward, Network, Weights
+from engines.networks.preprocessing import CAFFE, Preprocessing
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 DENSE = ("fc6", "fc7", "fc8")

@@ -15,7 +15,8 @@ import numpy as np
 
 from engines.errors import ModelError
 from engines.graph import Graph
-from engines.networks.network import Forward, Network, Preprocessing, Weights, WeightsPackage
+from engines.networks.network import Forward, Network, Weights, WeightsPackage
+from engines.networks.preprocessing import Preprocessing
 
 EPSILON = 1e-3
 """Of the published batch normalizations."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from engines.downloads import Download
 from engines.graph import Graph
+from engines.networks.preprocessing import IMAGENET, Preprocessing
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -28,21 +29,6 @@ class WeightsPackage:
     requirement: str
     module: str
     file: str
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How pixels 0..255 become the network's input: ``(pixel - mean) / std`` per channel, in
-    ``order``.
-    """
-
-    order: str = "rgb"
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-
-
-CAFFE = Preprocessing("bgr", (104.0, 117.0, 123.0), (1.0, 1.0, 1.0))
-"""The preprocessing of Caffe's networks: BGR less the channel means, not scaled."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +84,14 @@ class Network:
         torch_module: ``module:function`` that makes it a PyTorch module from its weights, see
             ``engines.backends.torch_networks``. Empty: there is no reference to compare it with.
         class_names: where they come with the network; else see ``registry.class_names``.
-        notes: what was found or assumed of the network, lines for the user.
+        notes: what was found or assumed of a foreign network, lines for the user; the first says
+            what its input is.
     """
 
     name: str
     forward: Callable[[Graph, str, Weights], Forward]
     random_weights: Callable[[], dict[str, np.ndarray]]
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = IMAGENET
     size_px: int = 224
     last_layer: str | None = None
     renamed: Callable[[Weights], dict[str, np.ndarray]] = dict

@@ -4,9 +4,8 @@ The layout, type and value range of the image, a normalization that the network 
 output that has the class scores, and the names of the classes.
 """
 
-import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +13,29 @@ import onnx
 from onnx import TensorProto
 
 from engines.engine import Array
-from engines.errors import ModelError
-from engines.files import parsed_json, shown
-from engines.networks.network import Preprocessing
+from engines.errors import InputError, ModelError
+from engines.files import shown
 from engines.networks.onnx_tensors import FLOATS
+from engines.networks.preprocessing import (
+    CROP,
+    IDENTITY,
+    SQUASH,
+    UNIT,
+    USUAL_CROP,
+    GivenInput,
+    Preprocessing,
+    numbers_of,
+)
+from engines.networks.sidecars import Said, read_labels, said_by_file
 
 LARGEST_SIDE_PX = 4096
-MOST_NAMES = 100_000
-IDENTITY = Preprocessing("rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""The network takes the pixels as they are, 0..255."""
-UNIT = Preprocessing("rgb", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
-"""The network takes pixels of 0..1."""
 WIDEST = 8.0
 """Of normalised values the largest less the smallest: ImageNet's deviations give 4.5."""
 FAR_BELOW = 8.0
 """A mean that is so large is one of pixels 0..255."""
+BLUE_FIRST = np.array([103.939, 116.779, 123.68])
+"""ImageNet's mean, which tells the order of the channels."""
+SAME_MEAN = 3.0
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,15 @@ class Ends:
 
     Attributes:
         input_name: of the image.
-        side_px: of the image, where the file fixes it.
+        side_px: of the image, where the file, or one beside it, says it.
         channels_last: the image is ``[N, H, W, 3]``.
         preprocessing: what the network expects of its input.
         output_name: of the class scores.
-        class_names: as the file's metadata give them; else empty.
-        notes: what was found or assumed, for the user, one line each.
+        output_is_usual: it is the one that is taken where none is named.
+        class_names: as given, or as the file or one beside it says; else empty.
+        names_from: which of them says it.
+        origins: where each part of the input comes from, see ``Preprocessing.describe``.
+        notes: what else was found, chosen or assumed, for the user, one line each.
     """
 
     input_name: str
@@ -50,31 +60,81 @@ class Ends:
     channels_last: bool
     preprocessing: Preprocessing
     output_name: str
+    output_is_usual: bool
     class_names: tuple[str, ...]
+    names_from: str
+    origins: Mapping[str, str]
     notes: tuple[str, ...]
 
 
-def ends_of(path: Path, model: onnx.ModelProto, constants: Mapping[str, Array]) -> Ends:
+def ends_of(
+    path: Path,
+    model: onnx.ModelProto,
+    constants: Mapping[str, Array],
+    given: GivenInput = GivenInput(),
+) -> Ends:
     """Look at both ends of a classifier.
 
     Args:
-        path: for messages.
+        path: of its file, beside which others may say what it takes.
         model: its graph, without the constants.
         constants: all of them, by name.
+        given: what the user says of them.
 
     Raises:
-        ModelError: it does not take one image, or gives no class scores.
+        ModelError: it does not take one image, or gives no class scores, or a file beside it is
+            damaged.
+        InputError: what the user says contradicts itself.
     """
     image = only_input(path, model, constants)
     side_px, channels_last = _image_of(path, image)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    preprocessing, note = _preprocessing_of(model, constants, image, metadata)
-    output, chosen = _output_of(path, model)
-    names = class_names_of(metadata)
-    notes = [f"{path.name}: {note}"]
-    if chosen:
-        notes.append(f"{path.name}: {chosen}")
-    return Ends(image.name, side_px, channels_last, preprocessing, output, names, tuple(notes))
+    said = said_by_file(path, {entry.key: entry.value for entry in model.metadata_props})
+    task = next((each.task for each in said if each.task), None)
+    if task not in (None, "classify"):
+        raise ModelError(
+            f"{path} is made for {shown(task)}, its metadata say, and not to classify: give a"
+            " classifier"
+        )
+    is_uint8 = image.type.tensor_type.elem_type == TensorProto.UINT8
+    own = _own_normalization(model, constants, image.name)
+    values = _values_of(path, own, is_uint8, given, said)
+    resize, share, resize_from = _resize_of(given, said)
+    sided = next((each for each in said if each.side_px), None)
+    side_from = "its graph" if side_px else sided.origin if sided else "the default"
+    if side_px and sided and sided.side_px != side_px:
+        side_from += f"; {sided.origin} says {sided.side_px}"
+    output, is_usual, chosen = _output_of(path, model, given.output)
+    names, names_from = _names_of(given, said)
+    origins = {
+        "side": side_from,
+        "layout is": "channels last" if channels_last else "channels first",
+        "layout": "its graph",
+        "order": values.order_from,
+        "numbers": values.numbers_from,
+        "resize": resize_from,
+    }
+    return Ends(
+        image.name,
+        side_px or (sided.side_px if sided else None),
+        channels_last,
+        replace(values.preprocessing, resize=resize, crop_share=share),
+        output,
+        is_usual,
+        names,
+        names_from,
+        origins,
+        tuple(note for note in (*values.notes, chosen) if note),
+    )
+
+
+def _names_of(given: GivenInput, said: Sequence[Said]) -> tuple[tuple[str, ...], str]:
+    """(the names of the classes, where they come from)."""
+    if given.labels is not None:
+        return read_labels(Path(given.labels)), given.labels
+    for each in said:
+        if each.names:
+            return each.names, each.origin
+    return (), ""
 
 
 def only_input(
@@ -128,96 +188,260 @@ def _image_of(path: Path, image: onnx.ValueInfoProto) -> tuple[int | None, bool]
 
 @dataclass(frozen=True)
 class _Affine:
-    """What the first nodes compute of a pixel: ``scale * pixel + offset``, per channel."""
+    """What the first nodes compute of a pixel: ``scale * pixel + offset``, per channel of the
+    input.
+
+    Attributes:
+        scale, offset: ``[1]`` or ``[3]``.
+        nodes: their kinds.
+        turned: the channels were turned on the way.
+    """
 
     scale: Array
     offset: Array
     nodes: tuple[str, ...] = ()
+    turned: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it takes pixels 0..255, not 0..1."""
+        return (
+            float(np.abs(self.scale).max()) * 255 <= WIDEST
+            or float(np.abs(self.offset).max()) > FAR_BELOW
+        )
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it changes so little that it is no normalization of pixels, but a layer behind
+        one.
+        """
+        scale, offset = np.abs(self.scale), np.abs(self.offset)
+        return bool(scale.min() > 0.25 and scale.max() < 1.9 and offset.max() < 0.3)
+
+    def numbers(self, span: float) -> tuple[Array, Array]:
+        """Mean and deviation of pixels 0..255, where it is given ``pixel / span``."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            std = span / self.scale
+            return np.broadcast_to(-self.offset * std, 3), np.broadcast_to(std, 3)
+
+    def is_of(self, mean: Sequence[float], std: Sequence[float], span: float) -> bool:
+        """Whether it does what mean and deviation say of pixels 0..255, given ``pixel / span``."""
+        own_mean, own_std = self.numbers(span)
+        close = np.allclose(own_mean, mean, rtol=0.01, atol=0.5)
+        return bool(close and np.allclose(own_std, std, rtol=0.01))
 
 
-def _preprocessing_of(
-    model: onnx.ModelProto,
-    constants: Mapping[str, Array],
-    image: onnx.ValueInfoProto,
-    metadata: Mapping[str, str],
-) -> tuple[Preprocessing, str]:
-    """(what the network expects, that in words)."""
-    own = _own_normalization(model, constants, image.name)
-    is_uint8 = image.type.tensor_type.elem_type == TensorProto.UINT8
+@dataclass(frozen=True)
+class _Values:
+    """Preprocessing without resizing, where it comes from, and what else must be said."""
+
+    preprocessing: Preprocessing
+    order_from: str
+    numbers_from: str
+    notes: tuple[str, ...] = ()
+
+
+def _values_of(
+    path: Path, own: _Affine, is_uint8: bool, given: GivenInput, said: Sequence[Said]
+) -> _Values:
+    """What the image's values must be.
+
+    What a user says goes before metadata, those before the files beside it, those before what the
+    graph begins with. But what the graph does already is not done a second time.
+
+    Raises:
+        InputError: what a user says contradicts itself, or bytes are to be normalised.
+    """
+    stated = _stated(given, said)
+    order, order_from = _order_of(own, given, said)
     if is_uint8:
-        return IDENTITY, "takes uint8 pixels, RGB 0..255"
-    if own.nodes:
-        spread = float(np.abs(own.scale).max())
-        whole = spread * 255 <= WIDEST or float(np.abs(own.offset).max()) > FAR_BELOW
-        span = "0..255" if whole else "0..1"
-        said = f"normalises by itself ({', '.join(own.nodes)}); given RGB {span}"
-        return (IDENTITY if whole else UNIT), said
-    if "task" in metadata and "names" in metadata:  # as Ultralytics writes them
-        return UNIT, "its metadata are Ultralytics': given RGB 0..1"
-    return (
-        Preprocessing(),
-        "given RGB by ImageNet's mean and deviation: the file says nothing",
+        if given.has_numbers:
+            raise InputError(
+                f"{path.name} takes uint8 pixels and normalises them by itself: no mean, deviation"
+                " and scale can be given",
+                option=("mean", "std", "scale"),
+            )
+        return _Values(replace(IDENTITY, order=order), order_from, "it takes uint8")
+    if stated is None or stated.mean is None or stated.std is None:
+        if own.nodes:
+            span = IDENTITY if own.is_whole else UNIT
+            words = f"it normalises by itself: {', '.join(own.nodes)}"
+            return _Values(replace(span, order=order), order_from, words)
+        usual = _in_order(Preprocessing(), order)
+        return _Values(usual, order_from, "assumed, ImageNet's mean and deviation: nothing says it")
+    numbers = Preprocessing(stated.order or order, stated.mean, stated.std)
+    if stated.order != order and stated.order is not None:
+        numbers = _in_order(numbers, order)
+    return _once(numbers, own, stated.origin, order_from, is_given=given.has_numbers)
+
+
+def _once(
+    numbers: Preprocessing, own: _Affine, origin: str, order_from: str, *, is_given: bool
+) -> _Values:
+    """Numbers that were stated, beside what the graph begins with."""
+    is_range = not any(numbers.mean) and len(set(numbers.std)) == 1
+    if not own.nodes or is_range or own.is_adapter:
+        return _Values(numbers, order_from, origin)
+    nodes = ", ".join(own.nodes)
+    for span, raw in ((1.0, IDENTITY), (255.0, UNIT)):
+        if own.is_of(numbers.mean, numbers.std, span):
+            words = f"it normalises by itself ({nodes}) as {origin} says, which is not done twice"
+            return _Values(replace(raw, order=numbers.order), order_from, words)
+    if is_given:
+        note = f"it begins with {nodes}, too: what you gave is done before that"
+        return _Values(numbers, order_from, origin, (note,))
+    raw = replace(IDENTITY if own.is_whole else UNIT, order=numbers.order)
+    note = (
+        f"{origin} says {numbers.formula}, but it normalises by itself ({nodes}), and otherwise:"
+        " that is taken, and nothing is done twice; if it is wrong, say mean and deviation"
     )
+    return _Values(raw, order_from, f"it normalises by itself: {nodes}", (note,))
+
+
+def _stated(given: GivenInput, said: Sequence[Said]) -> Said | None:
+    """The first that says mean and deviation."""
+    if given.has_numbers:
+        return Said("as given", *numbers_of(given.mean, given.std, given.scale))
+    return next((each for each in said if each.mean is not None), None)
+
+
+def _order_of(own: _Affine, given: GivenInput, said: Sequence[Said]) -> tuple[str, str]:
+    """(order of the channels, where it comes from)."""
+    if given.order is not None:
+        return given.order, "as given"
+    for each in said:
+        if each.order is not None:
+            return each.order, each.origin
+    for span in (1.0, 255.0):
+        mean = own.numbers(span)[0]
+        for order, known in (("bgr", BLUE_FIRST), ("rgb", BLUE_FIRST[::-1])):
+            if own.nodes and np.abs(mean - known).max() < SAME_MEAN:
+                return order, "by the mean in it"
+    return "rgb", "assumed"
+
+
+def _in_order(numbers: Preprocessing, order: str) -> Preprocessing:
+    """The same numbers for channels in another order."""
+    if numbers.order == order:
+        return numbers
+    return replace(numbers, order=order, mean=numbers.mean[::-1], std=numbers.std[::-1])
+
+
+def _resize_of(given: GivenInput, said: Sequence[Said]) -> tuple[str, float, str]:
+    """(how an image becomes a square, share of a crop, where that comes from).
+
+    A whole image is wanted where objects are looked for, whatever the classifier was trained on.
+    """
+    trained = next((each for each in said if each.resize is not None), None)
+    share = next((each.crop_share for each in said if each.crop_share is not None), USUAL_CROP)
+    if given.resize is not None:
+        return given.resize, share if given.resize == CROP else 1.0, "as given"
+    words = "the default"
+    if trained is not None and trained.resize != SQUASH:
+        how = Preprocessing(resize=trained.resize or SQUASH, crop_share=share).resize_words
+        words += f"; trained on {how}, says {trained.origin}"
+    return SQUASH, 1.0, words
 
 
 def _own_normalization(
     model: onnx.ModelProto, constants: Mapping[str, Array], name: str
 ) -> _Affine:
-    """The chain of Sub, Div, Mul and Add with constants that begins at the image."""
+    """The chain of Sub, Div, Mul, Add and BatchNormalization with constants, and turned channels,
+    that begins at the image.
+    """
     found = _Affine(np.ones(1), np.zeros(1))
     while True:
         readers = [node for node in model.graph.node if name in node.input]
         if len(readers) != 1:
             return found
         node = readers[0]
-        if node.op_type in ("Cast", "Identity", "Transpose"):
-            name = node.output[0]
-            continue
-        if node.op_type not in ("Sub", "Div", "Mul", "Add") or len(node.input) != 2:
+        after = _followed(found, node, name, constants)
+        if after is None:
             return found
-        other = node.input[1] if node.input[0] == name else node.input[0]
-        value = constants.get(other)
-        turned = node.input[0] != name and node.op_type in ("Sub", "Div")
-        if value is None or turned or value.size not in (1, 3):
-            return found
-        found = _applied(found, node.op_type, np.asarray(value, np.float64).ravel())
-        name = node.output[0]
+        found, name = after, node.output[0]
+
+
+def _followed(
+    before: _Affine, node: onnx.NodeProto, name: str, constants: Mapping[str, Array]
+) -> _Affine | None:
+    """With one more node; None where the chain ends before it."""
+    if node.op_type in ("Cast", "Identity", "Transpose"):
+        return before
+    if node.op_type in ("Gather", "Slice"):
+        return replace(before, turned=not before.turned) if _turns(node, constants) else None
+    if node.op_type == "BatchNormalization" and node.input[0] == name:
+        values = [constants.get(each) for each in node.input[1:5]]
+        if any(value is None or value.size != 3 for value in values):
+            return None
+        gain, bias, mean, variance = (np.asarray(v, np.float64).ravel() for v in values)
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        gain = gain / np.sqrt(variance + epsilon)
+        after = _applied(before, "Mul", gain)
+        after = _applied(after, "Add", bias - gain * mean)
+        return replace(after, nodes=(*before.nodes, node.op_type))
+    if node.op_type not in ("Sub", "Div", "Mul", "Add") or len(node.input) != 2:
+        return None
+    other = node.input[1] if node.input[0] == name else node.input[0]
+    value = constants.get(other)
+    swapped = node.input[0] != name and node.op_type in ("Sub", "Div")
+    if value is None or swapped or value.size not in (1, 3):
+        return None
+    return _applied(before, node.op_type, np.asarray(value, np.float64).ravel())
+
+
+def _turns(node: onnx.NodeProto, constants: Mapping[str, Array]) -> bool:
+    """Whether a node puts three channels into the reverse order."""
+    if node.op_type == "Gather":
+        indices = constants.get(node.input[1])
+        return indices is not None and indices.ravel().tolist() == [2, 1, 0]
+    steps = constants.get(node.input[4]) if len(node.input) > 4 else None
+    return steps is not None and sorted(steps.ravel().tolist()) in ([-1], [-1, 1, 1, 1])
 
 
 def _applied(before: _Affine, operator: str, value: Array) -> _Affine:
+    if before.turned:
+        value = value[::-1]
     nodes = (*before.nodes, operator)
     if operator in ("Add", "Sub"):
         signed = value if operator == "Add" else -value
-        return _Affine(before.scale, before.offset + signed, nodes)
+        return replace(before, offset=before.offset + signed, nodes=nodes)
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = value if operator == "Mul" else 1 / value
-        return _Affine(before.scale * factor, before.offset * factor, nodes)
+        return replace(
+            before, scale=before.scale * factor, offset=before.offset * factor, nodes=nodes
+        )
 
 
-def _output_of(path: Path, model: onnx.ModelProto) -> tuple[str, str]:
-    """(the output with the class scores, how it was chosen of several).
+def _output_of(path: Path, model: onnx.ModelProto, wanted: str | None) -> tuple[str, bool, str]:
+    """(the output with the class scores, whether it is the usual one, how it was chosen).
 
     Raises:
-        ModelError: none may be it, or several.
+        ModelError: none may be it, or several, or there is none of the wanted name.
     """
     written = {name for node in model.graph.node for name in node.output}
     for value in model.graph.output:
         if value.name not in written:
             raise ModelError(f"{path}: nothing computes its output {shown(value.name)}")
-    if len(model.graph.output) == 1:
-        return str(model.graph.output[0].name), ""
-    possible = [value for value in model.graph.output if _may_be_scores(value)]
-    if len(possible) == 1:
-        name = possible[0].name
-        count = len(model.graph.output)
-        return str(name), f"of its {count} outputs {shown(name)} has the class scores"
+    names = [str(value.name) for value in model.graph.output]
+    possible = [str(value.name) for value in model.graph.output if _may_be_scores(value)]
+    usual = names if len(names) == 1 else possible
     shapes = ", ".join(
         f"{shown(value.name)} {_shape_words(value)}" for value in model.graph.output[:9]
     )
-    raise ModelError(
-        f"{path} has {len(model.graph.output)} outputs ({shapes}), and which has the class scores"
-        " cannot be told: export it with that one"
-    )
+    if wanted is not None:
+        if wanted not in names:
+            raise ModelError(
+                f"{path} has no output {shown(wanted)}; it has {shapes}", option="output"
+            )
+        return wanted, usual == [wanted], ""
+    if len(usual) != 1:
+        raise ModelError(
+            f"{path} has {len(names)} outputs ({shapes}), and which has the class scores cannot be"
+            " told: name it",
+            option="output",
+        )
+    chosen = f"of its {len(names)} outputs {shown(usual[0])} has the class scores"
+    return usual[0], True, chosen if len(names) > 1 else ""
 
 
 def _may_be_scores(value: onnx.ValueInfoProto) -> bool:
@@ -232,45 +456,3 @@ def _may_be_scores(value: onnx.ValueInfoProto) -> bool:
 def _shape_words(value: onnx.ValueInfoProto) -> str:
     dims = value.type.tensor_type.shape.dim
     return "x".join(str(dim.dim_value or "any") for dim in dims) or "scalar"
-
-
-def class_names_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The names in an ONNX file's metadata, as Ultralytics (``names``), fastai and Custom Vision
-    (``labels``, ``classes``) and others write them: a list, or names by their index; as JSON, as
-    Python prints them, or one a line. Empty where there are none.
-    """
-    for key in ("names", "class_names", "classes", "labels", "id2label"):
-        if key in metadata:
-            names = _listed(metadata[key])
-            if names and len(names) == len(set(names)) <= MOST_NAMES:
-                return names
-    return ()
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    found: object = None
-    for parse in (parsed_json, ast.literal_eval):
-        try:
-            found = parse(text)
-            break
-        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            continue
-    if found is None:
-        separator = "\n" if "\n" in text else ","
-        found = [part.strip() for part in text.split(separator) if part.strip()]
-    if isinstance(found, Mapping):
-        return _by_index(found)
-    if isinstance(found, Sequence) and all(isinstance(name, str) for name in found):
-        return tuple(found)
-    return ()
-
-
-def _by_index(names: Mapping[object, object]) -> tuple[str, ...]:
-    """Of ``{0: name}`` or ``{"0": name}``; empty where an index is missing."""
-    try:
-        numbered = {int(str(index)): str(name) for index, name in names.items()}
-    except ValueError:
-        return ()
-    if sorted(numbered) != list(range(len(numbered))):
-        return ()
-    return tuple(numbered[i] for i in range(len(numbered)))

@@ -23,6 +23,7 @@ from engines.networks.onnx_tensors import (
     check_structure,
     inlined,
 )
+from engines.networks.preprocessing import GivenInput
 
 SMALL = 4096
 """Values up to which a constant is shown to ONNX's version converter: it reads shapes and axes, not
@@ -62,15 +63,17 @@ class OnnxFile:
     digest: str
 
 
-def read_onnx(path: Path, opset: int) -> OnnxFile:
+def read_onnx(path: Path, opset: int, given: GivenInput = GivenInput()) -> OnnxFile:
     """Read and check a classifier's file.
 
     Args:
         path: of the file.
         opset: to which its operators are converted.
+        given: what the user says of its input and output.
 
     Raises:
         ModelError: it cannot be used; the text says why.
+        InputError: what the user says contradicts itself.
     """
     content = read_file(path, "model", MOST_BYTES)
     model = _parsed(path, content)
@@ -80,7 +83,7 @@ def read_onnx(path: Path, opset: int) -> OnnxFile:
     _check_kinds(path, model)
     model = inlined(path, model)
     constants = _taken_constants(model, reader)
-    ends = ends_of(path, model, constants)
+    ends = ends_of(path, model, constants, given)
     _check_flow(path, model, {ends.input_name, *constants})
     _check_training(path, model.graph.node, constants)
     image = only_input(path, model, constants)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,17 @@ import onnx
 
 from engines.errors import ModelError
 from engines.graph import FLOAT, OPSET, Graph, attributes_of, needed
-from engines.networks.network import Forward, Network, Preprocessing
+from engines.networks.network import Forward, Network
+from engines.networks.onnx_ends import Ends
 from engines.networks.onnx_file import OnnxFile, read_onnx
+from engines.networks.preprocessing import GivenInput, Preprocessing
 
 MOST_VALUES, MOST_VALUES_A_PIXEL = 1 << 26, 512
 """Of one activation, for each image: whichever is more. VGG16 has 64 a pixel."""
 MOST_TOGETHER, MOST_TOGETHER_A_PIXEL = 1 << 30, 20_000
 """Of all activations; EfficientNet-B7 has 2,000 a pixel, DenseNet-161 12,000."""
+IMAGENET_CLASSES = 1000
+IMAGENET_NAMES = "nothing names its classes: as there are 1,000, ImageNet's names are assumed"
 STAGES_OF_TOKENS = 4
 """A network of one resolution has its stages at so many even depths."""
 EXTRA_TOKENS = (0, 1, 2, 5)
@@ -195,12 +199,15 @@ def append_turned(graph: Graph, tensor: str, layout: Layout, name: str) -> tuple
     return turned, back
 
 
-def network_of_file(path: Path, size_px: int | None = None) -> tuple[Network, str]:
+def network_of_file(
+    path: Path, size_px: int | None = None, given: GivenInput = GivenInput()
+) -> tuple[Network, str]:
     """Read a classifier with one image input and class scores.
 
     Args:
         path: of the file.
         size_px: side of the input that it is used at; its own, or the usual one, when None.
+        given: what the user says of its input and output.
 
     Returns:
         (its record, named like the file; its digest, see ``OnnxFile``).
@@ -208,13 +215,18 @@ def network_of_file(path: Path, size_px: int | None = None) -> tuple[Network, st
     Raises:
         ModelError: not an ONNX model, not one image in and one score vector out, or one that cannot
             be used.
+        InputError: what the user says contradicts itself.
     """
-    found = read_onnx(path, OPSET)
+    found = read_onnx(path, OPSET, given)
     ends = found.ends
     side = size_px or ends.side_px or Network.size_px
+    origins = {**ends.origins, **({"side": "as given"} if size_px else {})}
+    said = f"its input: {ends.preprocessing.describe(side, origins)}"
     graph = Graph()
     image = graph.input("image", FLOAT, (1, 3, side, side))
     plain = _replay(graph, found, image)
+    names = _checked_names(path, ends, graph.shape(plain.scores)[1])
+    assumed = [] if names or graph.shape(plain.scores)[1] != IMAGENET_CLASSES else [IMAGENET_NAMES]
     stages = stages_of(graph, image, plain.scores, plain.layers)
     network = Network(
         path.name,
@@ -229,20 +241,40 @@ def network_of_file(path: Path, size_px: int | None = None) -> tuple[Network, st
         beam_layer=stages.last,
         head_layers=stages.layers,
         head_cam_layers=stages.layers[-3:],
-        class_names=ends.class_names,
-        notes=ends.notes,
+        class_names=names,
+        notes=tuple(f"{path.name}: {note}" for note in (said, *ends.notes, *assumed)),
     )
     as_before = plain.layers[stages.last] == _last_convolution(graph)
     return network, _digest(found, as_before)
 
 
-def _digest(file: OnnxFile, as_before: bool) -> str:
-    """Of the file; and of its preprocessing and its last map, where an older version took others:
-    what was fitted then is refused.
+def _checked_names(path: Path, ends: Ends, classes: int) -> tuple[str, ...]:
+    """The names of the classes; of one logit with one name, that and its opposite.
+
+    Raises:
+        ModelError: there are more or fewer of them than classes.
     """
-    if as_before and file.ends.preprocessing == Preprocessing():
+    names = ends.class_names
+    if len(names) == 1 and classes == 2:
+        return f"not {names[0]}", names[0]
+    if names and len(names) != classes:
+        raise ModelError(
+            f"{path} scores {classes:,} classes, and {ends.names_from} names {len(names):,}: give a"
+            " file of labels with as many",
+            option="labels",
+        )
+    return names
+
+
+def _digest(file: OnnxFile, as_before: bool) -> str:
+    """Of the file; and of its preprocessing, its output and its last map, where an older version
+    took others: what was fitted then is refused.
+    """
+    ends = file.ends
+    if as_before and ends.preprocessing == Preprocessing() and ends.output_is_usual:
         return file.digest
-    said = json.dumps([file.digest, asdict(file.ends.preprocessing), as_before])
+    parts = [file.digest, ends.preprocessing.stored(), as_before]
+    said = json.dumps(parts if ends.output_is_usual else [*parts, ends.output_name])
     return hashlib.sha256(said.encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from engines.downloads import Download, cache_dir, downloaded
 from engines.errors import EngineError, ModelError, install_packages
 from engines.graph import FLOAT, Graph
 from engines.networks import alexnet, efficientnet_lite, squeezenet, vgg
-from engines.networks.network import Forward, Network, Preprocessing, Weights, WeightsPackage
+from engines.networks.network import Forward, Network, Weights, WeightsPackage
 from engines.networks.onnx_network import network_of_file
+from engines.networks.preprocessing import CROP, USUAL_CROP, GivenInput, Preprocessing
+from engines.networks.sidecars import read_labels
 from engines.networks.weights import ASSETS, load_class_names, read_weights
 
 NETWORKS: dict[str, Network] = {
@@ -109,7 +111,10 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
 
 
 def load_classifier(
-    model: str = "compact", weights: str | None = None, size_px: int | None = None
+    model: str = "compact",
+    weights: str | None = None,
+    size_px: int | None = None,
+    given: GivenInput = GivenInput(),
 ) -> Classifier:
     """The classifier that ``--model``, ``--weights`` and ``--size`` name.
 
@@ -117,13 +122,16 @@ def load_classifier(
         model: a name in ``NETWORKS``, or the path of an ``.onnx`` classifier.
         weights: a file, a name to download, or ``random``; the network's own when None.
         size_px: input side; the network's usual one when None.
+        given: what is said of its input and output.
 
     Raises:
-        ModelError: the model is unknown, or its weights are missing or do not fit.
+        ModelError: the model is unknown, its weights are missing or do not fit, or what is said of
+            it does not.
+        InputError: what is said of its input contradicts itself.
         DownloadError: the weights cannot be fetched.
     """
     if model.endswith(".onnx"):
-        network, digest = network_of_file(Path(model), size_px)
+        network, digest = network_of_file(Path(model), size_px, given)
         return Classifier(
             network, size_px or network.size_px, digest, class_names=network.class_names
         )
@@ -135,10 +143,33 @@ def load_classifier(
     values: Weights = (
         known.random_weights() if weights == "random" else load_weights(model, weights)
     )
-    network = known.of_weights(known, values)
+    network = _resized(known.of_weights(known, values), given)
     names = load_class_names(weights) if weights else ()
+    if given.labels is not None:
+        names = read_labels(Path(given.labels))
     digest = _digest(model, network.preprocessing, values)
     return Classifier(network, size_px or network.size_px, digest, values, names)
+
+
+def _resized(network: Network, given: GivenInput) -> Network:
+    """A known network with the way to make squares that is given, the only part of its input that
+    is not fixed.
+
+    Raises:
+        ModelError: another part is given.
+    """
+    named = {name: getattr(given, name) for name in ("mean", "std", "scale", "order", "output")}
+    if fixed := tuple(name for name, value in named.items() if value is not None):
+        raise ModelError(
+            f"the input and output of {network.name} are known: {', '.join(fixed)} can be said of"
+            " an .onnx classifier only",
+            option=fixed,
+        )
+    if given.resize is None:
+        return network
+    share = USUAL_CROP if given.resize == CROP else 1.0
+    changed = replace(network.preprocessing, resize=given.resize, crop_share=share)
+    return replace(network, preprocessing=changed)
 
 
 def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray]:
@@ -195,7 +226,7 @@ def _downloads() -> Mapping[str, Download]:
 
 
 def _digest(name: str, preprocessing: Preprocessing, values: Weights) -> str:
-    digest = hashlib.sha256(json.dumps([name, asdict(preprocessing)]).encode())
+    digest = hashlib.sha256(json.dumps([name, preprocessing.stored()]).encode())
     for key in sorted(values):
         digest.update(key.encode())
         digest.update(np.ascontiguousarray(values[key]).data)

@@ -14,7 +14,8 @@ from engines.downloads import Download
 from engines.errors import ModelError
 from engines.files import read_file
 from engines.graph import Graph
-from engines.networks.network import CAFFE, Forward, Network, Weights
+from engines.networks.network import Forward, Network, Weights
+from engines.networks.preprocessing import CAFFE
 
 LAST = "conv_final"
 FIRES = tuple(f"fire{i}" for i in range(2, 10))

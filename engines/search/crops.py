@@ -25,10 +25,10 @@ from engines.engine import Array, Compile, CompoundEngine, Found, TensorSpec
 from engines.errors import ModelError
 from engines.files import whole_file
 from engines.head import Head, shipped_heads
-from engines.localizer import resized
 from engines.networks.registry import Classifier
 from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
+from engines.resizing import resized
 from engines.search.beam import BeamEngine, beam_settings
 
 ENLARGED = 2

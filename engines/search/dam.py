@@ -98,7 +98,7 @@ class DamEngine(CompoundEngine):
     """
 
     def __init__(self, classifier: Classifier, settings: DamSettings, compiled: Compile) -> None:
-        self._settings, self._mean = settings, _mean_bgr(classifier)
+        self._settings, self._mean = settings, np.array(classifier.preprocessing.mean_bgr, np.uint8)
         self._scorer = compiled(build_scores_graph(classifier, settings.kmax))
         walks = build_walks_graph(classifier, settings)
         metadata = {p.key: p.value for p in walks.metadata_props}
@@ -244,9 +244,3 @@ def grouped(
         elif near and len(near[0]) < settings.k:
             near[0].append(place)
     return groups
-
-
-def _mean_bgr(classifier: Classifier) -> NDArray[np.uint8]:
-    mean = np.array(classifier.preprocessing.mean)
-    ordered = mean[::-1] if classifier.preprocessing.order == "rgb" else mean
-    return np.asarray(np.round(ordered), np.uint8)

@@ -12,7 +12,7 @@ from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
 from engines.maps import MapSpec
 from engines.networks import alexnet
-from engines.networks.network import Preprocessing
+from engines.networks.preprocessing import Preprocessing
 from engines.networks.registry import Classifier, load_classifier
 from tests.engines.double import run_in_float64
 

@@ -11,9 +11,10 @@ from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou, shared
 from engines.choose import open_localizer
 from engines.errors import ModelError
-from engines.localizer import Localizer, resized
+from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
+from engines.resizing import resized
 from engines.search.crops import (
     BATCH,
     CropScorer,

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.localizer import shrunk
+from engines.resizing import shrunk
 from realtime.sources.demo import DemoCamera
 
 

@@ -1,0 +1,190 @@
+"""How an image becomes the network's square, and how boxes and maps of the square come back to it.
+
+Every way is a cut and a scale along each axis. So all of the geometry is one rectangle: what the
+square shows, in the image's pixels (``Resizing.seen``). Squashed, that is the image. Of a crop it
+is a part of it, and letterboxed it is more than the image.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.engine import Array
+from engines.maps import area_matrix
+from engines.networks.preprocessing import CROP, LETTERBOX, SQUASH, Preprocessing
+
+BoxPx = tuple[float, float, float, float]
+FINEST = 8
+"""A map over a whole image has at most so many times the cells of the network's along a side."""
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """One of the ways.
+
+    Attributes:
+        kind: ``squash``, ``crop`` or ``letterbox``.
+        crop_share: of the shorter side, what a crop shows.
+        filling_bgr: the colour around a letterboxed image.
+    """
+
+    kind: str = SQUASH
+    crop_share: float = 1.0
+    filling_bgr: tuple[int, int, int] = (0, 0, 0)
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing) -> "Resizing":
+        """That of a network's preprocessing."""
+        return cls(preprocessing.resize, preprocessing.crop_share, preprocessing.mean_bgr)
+
+    @classmethod
+    def stored(cls, found: Mapping[str, Any] | None) -> "Resizing":
+        """That of a graph's description; squashing where it says nothing."""
+        if found is None:
+            return cls()
+        blue, green, red = found["filling_bgr"]
+        return cls(found["kind"], found["crop_share"], (blue, green, red))
+
+    def seen(self, width_px: int, height_px: int, side_px: int) -> BoxPx:
+        """What the square shows of an image: x0, y0, x1, y1 in the image's pixels. Letterboxed, it
+        reaches beyond the image.
+        """
+        if self.kind == CROP:
+            side = max(1, round(min(width_px, height_px) * self.crop_share))
+            left, top = (width_px - side) // 2, (height_px - side) // 2
+            return float(left), float(top), float(left + side), float(top + side)
+        if self.kind == LETTERBOX:
+            x, y = self._inner(width_px, height_px, side_px)
+            (x0, x1), (y0, y1) = _around(*x, side_px), _around(*y, side_px)
+            return x0, y0, x1, y1
+        return 0.0, 0.0, float(width_px), float(height_px)
+
+    def square(self, image_bgr: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
+        """An image of any size as ``[side_px, side_px, 3]``."""
+        height, width = image_bgr.shape[:2]
+        if self.kind == CROP:
+            x0, y0, x1, y1 = (int(edge) for edge in self.seen(width, height, side_px))
+            return resized(image_bgr[y0:y1, x0:x1], side_px)
+        if self.kind == LETTERBOX:
+            (_, inner_w), (_, inner_h) = self._inner(width, height, side_px)
+            square = np.empty((side_px, side_px, 3), np.uint8)
+            square[:] = self.filling_bgr
+            x0, y0 = (side_px - inner_w) // 2, (side_px - inner_h) // 2
+            way = cv2.INTER_AREA if max(width, height) > side_px else cv2.INTER_LINEAR
+            inner = cv2.resize(image_bgr, (inner_w, inner_h), interpolation=way)
+            square[y0 : y0 + inner_h, x0 : x0 + inner_w] = inner
+            return square
+        return resized(image_bgr, side_px)
+
+    def _inner(self, width_px: int, height_px: int, side_px: int) -> list[tuple[int, int]]:
+        """Along x and y: (length of the image, length of it within the square)."""
+        longer = max(width_px, height_px)
+        return [
+            (length, max(1, round(length * side_px / longer))) for length in (width_px, height_px)
+        ]
+
+    def in_image(
+        self, box_xyxy: Array | Sequence[float], size_px: tuple[int, int], side_px: int
+    ) -> BoxPx | None:
+        """A box in fractions of the square, its first four values, as edges in an image of (width,
+        height), clipped to it; None where nothing of it is in the image.
+        """
+        width, height = size_px
+        x0, y0, x1, y1 = (float(value) for value in box_xyxy[:4])
+        if self.kind == SQUASH:
+            return x0 * width, y0 * height, x1 * width, y1 * height
+        left, top, right, bottom = self.seen(width, height, side_px)
+        x0, x1 = (min(max(left + x * (right - left), 0.0), width) for x in (x0, x1))
+        y0, y1 = (min(max(top + y * (bottom - top), 0.0), height) for y in (y0, y1))
+        return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+
+    def over_image(
+        self, map_hw: NDArray[np.float32], size_px: tuple[int, int], side_px: int
+    ) -> NDArray[np.float32]:
+        """A map of the square as one of the image: 0 where the square does not show it. Each cell
+        is the mean of what it covers, so that nothing moves.
+        """
+        if self.kind == SQUASH:
+            return map_hw
+        left, top, right, bottom = self.seen(*size_px, side_px)
+        rows = _covering(
+            map_hw.shape[0], -top / (bottom - top), (size_px[1] - top) / (bottom - top)
+        )
+        columns = _covering(
+            map_hw.shape[1], -left / (right - left), (size_px[0] - left) / (right - left)
+        )
+        return np.asarray(rows @ map_hw @ columns.T, np.float32)
+
+
+def _around(length: int, inner: int, side_px: int) -> tuple[float, float]:
+    """Where a square begins and ends in an image that fills the ``inner`` pixels in its middle."""
+    scale = length / inner
+    start = -((side_px - inner) // 2) * scale
+    return start, start + side_px * scale
+
+
+@lru_cache(maxsize=32)
+def _covering(cells: int, start: float, end: float) -> NDArray[np.float32]:
+    """A matrix that gives, of a row of cells that are 0..1, means over even parts of start..end,
+    which are about as wide as the cells; beyond the cells there is 0.
+    """
+    count = min(max(math.ceil(cells * (end - start) - 1e-9), 1), FINEST * cells)
+    edges = np.linspace(start, end, count + 1) * cells
+    low = np.maximum(edges[:-1, None], np.arange(cells))
+    high = np.minimum(edges[1:, None], np.arange(1, cells + 1))
+    return np.asarray(np.maximum(high - low, 0) / (edges[1] - edges[0]), np.float32)
+
+
+MOST_ROWS = 16  # in a group; the products grow with it, and no longer pay
+MOST_PRODUCTS = (
+    1 << 18
+)  # in one call: OpenBLAS keeps these on the calling thread, away from the engine's
+BLOCK_BYTES = 1 << 19  # of float32 at a time: it stays in the core's own cache
+
+
+def resized(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    """Squash an image of any size to ``[size_px, size_px, 3]``: means of what a pixel covers, or
+    where it covers less than one along a side, bilinear.
+    """
+    if min(image_bgr.shape[:2]) > size_px:
+        return shrunk(image_bgr, size_px)
+    return np.asarray(
+        cv2.resize(image_bgr, (size_px, size_px), interpolation=cv2.INTER_LINEAR), np.uint8
+    )
+
+
+def shrunk(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    """Squash an image, larger than that on both sides, to ``[size_px, size_px, 3]``; each pixel is
+    the mean of what it covers.
+
+    Equal to ``cv2.resize(..., interpolation=cv2.INTER_AREA)`` but for means that end in exactly one
+    half: either may round them the other way, by one level.
+    """
+    side = (size_px, size_px)
+    height, width, channels = image_bgr.shape
+    groups = gcd(height, size_px)
+    whole = height % size_px == 0 and width % size_px == 0  # OpenCV has a fast way for these
+    if whole or size_px // groups > MOST_ROWS:
+        return np.asarray(cv2.resize(image_bgr, side, interpolation=cv2.INTER_AREA), np.uint8)
+    means = _row_means(height // groups, size_px // groups)
+    source = np.ascontiguousarray(image_bgr).reshape(groups, height // groups, width * channels)
+    rows = np.empty((groups, size_px // groups, width * channels), np.float32)
+    block, step = max(1, BLOCK_BYTES // (4 * source[0].size)), MOST_PRODUCTS // means.size
+    for start in range(0, groups, block):
+        for left in range(0, width * channels, step):
+            part = (slice(start, start + block), slice(None), slice(left, left + step))
+            np.matmul(means, source[part].astype(np.float32), out=rows[part])
+    result = cv2.resize(rows.reshape(size_px, width, channels), side, interpolation=cv2.INTER_AREA)
+    return np.rint(result).astype(np.uint8)
+
+
+@lru_cache(maxsize=8)
+def _row_means(length: int, cells: int) -> NDArray[np.float32]:
+    return area_matrix(length, cells)
