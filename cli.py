@@ -250,7 +250,7 @@ def batch(
     ] = "out",
     settings: Settings = Settings(),
     following: FollowOptions = FollowOptions(),
-    scale: Scale = Scale(),
+    work: Scale = Scale(),
     engine: EngineOptions = EngineOptions(),
     budget_ms: Budget = None,
     as_json: AsJson = False,
@@ -261,10 +261,10 @@ def batch(
     Exit status 1 where a source was damaged or could not be read, and the others are done.
     """
     settings = replace(settings, following=following)
-    if scale.plan:
-        plan_chosen(sources, settings, scale, engine, console, as_json)
+    if work.plan:
+        plan_chosen(sources, settings, work, engine, console, as_json)
     else:
-        _report(batch_chosen(sources, out, settings, scale, engine, budget_ms, console), as_json)
+        _report(batch_chosen(sources, out, settings, work, engine, budget_ms, console), as_json)
 
 
 @command(
