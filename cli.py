@@ -75,7 +75,7 @@ class Only:
 
 INPUT_OPTIONS = tuple(GivenInput.__dataclass_fields__)
 """What is said of a classifier's input and output."""
-NETWORK_OPTIONS = ("model", "weights", "method", "size_px", "layer", *INPUT_OPTIONS)
+NETWORK_OPTIONS = ("model", "weights", "class_layer", "method", "size_px", "layer", *INPUT_OPTIONS)
 """What decides the maps that a head is fitted on."""
 Budget = Annotated[
     float | None,
@@ -384,7 +384,12 @@ def bench(
     options: BenchOptions,
     engine: Annotated[
         EngineOptions,
-        Only(("weights", "method", "head", "size_px", "backend", "precision", *INPUT_OPTIONS)),
+        Only(
+            (
+                *("weights", "class_layer", "method", "head", "size_px", "backend", "precision"),
+                *INPUT_OPTIONS,
+            )
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

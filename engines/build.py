@@ -11,7 +11,7 @@ import onnx
 from engines.errors import ModelError
 from engines.files import json_object
 from engines.graph import FLOAT, INT64, UINT8, Graph
-from engines.head import Head, Heuristic, append_box, append_heuristic_box
+from engines.head import Head, Heuristic, append_box, append_heuristic_box, is_fitted_on
 from engines.int8 import Quantization, quantize
 from engines.maps import Feature, MapSpec, append_features, append_maps
 from engines.networks.network import Forward
@@ -103,8 +103,12 @@ def assemble(
     )
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
     forward = classifier.append(graph, normalised)
-    class_index, score = append_chosen_class(graph, forward, wanted)
-    logit = append_picked(graph, forward.scores, class_index)
+    if classifier.network.classless:
+        class_index, score = append_no_class(graph, wanted)
+        logit = score
+    else:
+        class_index, score = append_chosen_class(graph, forward, wanted)
+        logit = append_picked(graph, forward.scores, class_index)
     head_features = head.features if isinstance(head, Head) else ()
     read = [(f.signal, f.layer) for f in (*head_features, *features)]
     maps = append_maps(
@@ -132,7 +136,7 @@ def assemble(
 def check_head(head: Head | Heuristic, classifier: Classifier, spec: MapSpec) -> None:
     """Raise ModelError unless the head was fitted on exactly this network, size and map."""
     remedy = "fit one for it with 'fit', or use head none"
-    if isinstance(head, Head) and head.network != classifier.digest:
+    if isinstance(head, Head) and not is_fitted_on(head, classifier):
         raise ModelError(
             f"the head was fitted on another network than these '{classifier.name}' weights;"
             f" {remedy}",
@@ -224,6 +228,12 @@ def append_chosen_class(graph: Graph, forward: Forward, wanted: str) -> tuple[st
     automatic = graph.add("Less", wanted, graph.constant(0, np.int64), hint="automatic")
     chosen = graph.add("Where", automatic, best, wanted, hint="chosen_class")
     return chosen, append_picked(graph, append_probabilities(graph, forward), chosen)
+
+
+def append_no_class(graph: Graph, wanted: str) -> tuple[str, str]:
+    """(class index, its probability) of a network that scores no classes: 0 and 0."""
+    index = graph.add("Mul", wanted, graph.constant(0, np.int64), hint="no_class")
+    return index, graph.add("Cast", index, to=FLOAT, hint="no_score")
 
 
 def append_probabilities(graph: Graph, forward: Forward, hint: str = "probability") -> str:

@@ -64,7 +64,7 @@ def open_localizer(
     """
     choice = chosen(model, options)
     classifier = choice.classifier()
-    method = method_of(choice.method)
+    method = method_of(choice.method, classifier.network.classless)
     if method.search and (choice.head is None or (method.published and choice.head == "none")):
         engine = open_search(choice, classifier, streams)
     else:
@@ -110,7 +110,7 @@ def choose_head(choice: EngineOptions, classifier: Classifier) -> Head | Heurist
     Raises:
         ModelError: the head cannot be read, or the options contradict each other.
     """
-    method = method_of(choice.method)
+    method = method_of(choice.method, classifier.network.classless)
     if method.search:
         raise ModelError(
             f"method {choice.method} takes several graphs and no head of one's own: it runs in"
@@ -135,11 +135,11 @@ def choose_head(choice: EngineOptions, classifier: Classifier) -> Head | Heurist
         path = Path(choice.head)
         is_name = not path.exists() and choice.head in shipped_head_names()
         return load_head(shipped_head_path(choice.head) if is_name else path)
-    shipped = shipped_heads(classifier.digest) if method.fitted else {}
+    shipped = shipped_heads(classifier) if method.fitted else {}
+    usual = "gestalt" if classifier.network.classless else choice.method
     for name, head in shipped.items():
         is_usual = (
-            name.startswith(f"{classifier.name}_{choice.method}")
-            and head.size_px == classifier.size_px
+            name.startswith(f"{classifier.name}_{usual}") and head.size_px == classifier.size_px
         )
         if is_usual and choice.layer in (None, head.spec.layer):
             return head
@@ -275,7 +275,7 @@ def chosen_spec(
     Raises:
         ModelError: they do not.
     """
-    method = method_of(choice.method)
+    method = method_of(choice.method, classifier.network.classless)
     if head is not None:
         spec = head.spec
     elif method.signal is not None:
@@ -439,7 +439,7 @@ def _variants(
     if choice.head is not None:
         return
     if isinstance(head, Head):
-        for name, other in shipped_heads(head.network).items():
+        for name, other in shipped_heads(classifier).items():
             fits = other.spec.objective == head.spec.objective and other.size_px <= head.size_px
             if fits and other.digest != head.digest:
                 yield _Variant(

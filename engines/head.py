@@ -242,12 +242,19 @@ def shipped_head_path(name: str) -> Path:
     return ASSETS / f"{name}{ENDING}"
 
 
-def shipped_heads(network: str) -> dict[str, Head]:
-    """Name to head, of all that were fitted on the network with this digest, at any size, the usual
-    ones first.
-    """
+def shipped_heads(classifier: Classifier) -> dict[str, Head]:
+    """Name to head, of all that were fitted on the network, at any size, the usual ones first."""
     heads = {name: load_head(shipped_head_path(name)) for name in shipped_head_names()}
-    return {name: head for name, head in heads.items() if head.network == network}
+    return {name: head for name, head in heads.items() if is_fitted_on(head, classifier)}
+
+
+def is_fitted_on(head: Head, classifier: Classifier) -> bool:
+    """Whether a head was fitted on this network; or on its convolutions alone, where it reads
+    nothing else.
+    """
+    reads_scores = head.spec.objective != "gestalt" or len(head.routes) > 0
+    body = "" if reads_scores else classifier.body_digest
+    return head.network in {classifier.digest, body} - {""}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ else be hundreds of tiny nodes, whose overhead costs as much as the backward pas
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -234,15 +234,26 @@ def register_method(method: Method, signal: Signal | None = None) -> None:
     METHODS[method.name] = method
 
 
-def method_of(name: str) -> Method:
+def method_of(name: str, classless: bool = False) -> Method:
     """The method that ``--method`` names.
 
+    Args:
+        name: of the method.
+        classless: the network scores no classes; Gestalt Total is then the objective of every
+            method, see ``Network.classless``.
+
     Raises:
-        ModelError: there is no such method.
+        ModelError: there is no such method, or it searches by class scores where there are none.
     """
     if name not in METHODS:
         raise ModelError(f"unknown method '{name}': use {', '.join(METHODS)}", option="method")
-    return METHODS[name]
+    if classless and METHODS[name].search:
+        raise ModelError(
+            f"method {name} ranks what it finds by class scores, and these weights have none: give"
+            " a class layer, or use method gestalt, which needs none",
+            option=("method", "class_layer"),
+        )
+    return replace(METHODS[name], objective="gestalt") if classless else METHODS[name]
 
 
 def names_of_searches() -> list[str]:

@@ -72,7 +72,18 @@ class EngineOptions:
     )
     weights: Annotated[
         str | None,
-        Option("FILE (.safetensors, .pth, .npz, .net), a NAME to download, or random.", NETWORK),
+        Option(
+            "FILE (.safetensors, .pth, .npz, .h5, .onnx, .whl, .net), a NAME to download, or"
+            " random.",
+            NETWORK,
+        ),
+    ] = None
+    class_layer: Annotated[
+        str | None,
+        Option(
+            "With --model vgg16: FILE of classes that 'finetune' wrote, or voc2007, which ships.",
+            NETWORK,
+        ),
     ] = None
     method: Annotated[
         str,
@@ -181,7 +192,7 @@ class EngineOptions:
 
     def classifier(self) -> Classifier:
         """The network that is chosen. Raises what ``load_classifier`` raises."""
-        return load_classifier(self.model, self.weights, self.size_px, self.given)
+        return load_classifier(self.model, self.weights, self.size_px, self.given, self.class_layer)
 
     @property
     def given(self) -> GivenInput:
@@ -197,5 +208,13 @@ class EngineOptions:
     def inputs(self) -> tuple[str, ...]:
         """What of it may be files that are read."""
         return tuple(
-            each for each in (self.weights, self.head, self.calibration, self.labels) if each
+            each
+            for each in (
+                self.weights,
+                self.class_layer,
+                self.head,
+                self.calibration,
+                self.labels,
+            )
+            if each
         )

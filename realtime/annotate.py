@@ -330,7 +330,7 @@ def draw(
             _rectangle(canvas, other.box_xyxy_px, PREDICTED_BGR, unit)
             _text(
                 canvas,
-                f"{other.class_name} {other.score:.2f}",
+                _class_words(other.class_name, other.score),
                 other.box_xyxy_px[:2],
                 unit,
                 PREDICTED_BGR,
@@ -352,7 +352,7 @@ def _draw_objects(canvas: ImageBgr, objects: Sequence[Tracked], unit: int) -> No
         if each.box_xyxy_px is not None:
             _rectangle(canvas, each.box_xyxy_px, colour, unit if place else 2 * unit)
             text = (
-                f"{each.track.track_id} {each.class_name} {each.score:.2f}, box"
+                f"{each.track.track_id} {_class_words(each.class_name, each.score)}, box"
                 f" {100 * each.track.confidence:.0f} %"
             )
             _text(canvas, text, each.box_xyxy_px[:2], unit, colour)
@@ -363,10 +363,16 @@ def label(found: Localization) -> str:
     sure enough.
     """
     if found.confidence is None:
-        return f"{found.class_name} {found.score:.2f}"
+        return _class_words(found.class_name, found.score)
     if found.box_xyxy_px is None:
         return "no object"
-    return f"{found.class_name} {found.score:.2f}, box {100 * found.confidence:.0f} %"
+    words = _class_words(found.class_name, found.score)
+    return f"{words}, box {100 * found.confidence:.0f} %"
+
+
+def _class_words(name: str, score: float) -> str:
+    """A class and its score; a network that scores none has no number to show."""
+    return f"{name} {score:.2f}" if score else name
 
 
 def heat_picture(found: Localization, height_px: int, width_px: int, look: Look) -> ImageBgr:

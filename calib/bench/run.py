@@ -158,7 +158,10 @@ def variants(classifier: Classifier, choice: EngineOptions) -> dict[str, Variant
     Peers differentiate down to the pixels. So do some rows, whatever the head reads; their names
     say how deep each goes.
     """
-    head, objective = choose_head(choice, classifier), method_of(choice.method).objective
+    head, objective = (
+        choose_head(choice, classifier),
+        method_of(choice.method, classifier.network.classless).objective,
+    )
     best, spec = best_precision(), head.spec if head else MapSpec(objective)
     deep = head if spec.layer == PIXELS else Heuristic(MapSpec(objective))
     ranges = quantization_for_timing(choice, classifier, spec)

@@ -8,7 +8,7 @@ computed once, and the problem is convex.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from engines.errors import ModelError, SourceError
 from engines.files import Kind, whole_file
 from engines.graph import Graph
 from engines.localizer import Localizer
-from engines.networks.registry import NETWORKS, Classifier
+from engines.networks.registry import NETWORKS, Classifier, with_last_linear
 
 WEIGHTS_FILE = Kind(
     "weights", (".safetensors",), rb'.{8}\{"__metadata__":\{.*?"sightline_weights":"finetuned"'
@@ -96,6 +96,10 @@ def last_inputs(samples: Sequence[Sample], classifier: Classifier, console: Cons
     Raises:
         ModelError: the network does not end in a linear layer.
     """
+    if classifier.network.classless:
+        graph, forward = classifier.forward_graph()
+        width = graph.shape(forward.last)[1]
+        classifier = with_last_linear(classifier, np.zeros((1, width)), np.zeros(1), ("any",))
     if classifier.network.last_linear is None:
         known = [name for name, network in NETWORKS.items() if network.last_linear]
         raise ModelError(
@@ -181,20 +185,11 @@ def save_finetuned(found: Finetuned, classifier: Classifier, path: Path) -> Clas
     Raises:
         OutputError: the place cannot be written.
     """
-    prefix = classifier.network.last_linear
-    replaced = {
-        f"{prefix}.weight": found.weight.astype(np.float32),
-        f"{prefix}.bias": found.bias.astype(np.float32),
-    }
-    tensors = {
-        name: np.ascontiguousarray(value)
-        for name, value in {**classifier.weights, **replaced}.items()
-    }
+    made = with_last_linear(classifier, found.weight, found.bias, found.classes)
+    tensors = {name: np.ascontiguousarray(value) for name, value in made.weights.items()}
+    metadata = {"sightline_weights": "finetuned", "class_names": json.dumps(found.classes)}
+    if made.body_digest:
+        metadata["body"] = made.body_digest
     with whole_file(path) as part:
-        part.write_bytes(
-            save(
-                tensors,
-                {"sightline_weights": "finetuned", "class_names": json.dumps(found.classes)},
-            )
-        )
-    return replace(classifier, weights=tensors, class_names=found.classes)
+        part.write_bytes(save(tensors, metadata))
+    return made

@@ -227,7 +227,7 @@ def default_features(
     """
     if kind not in KINDS:
         raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}", option="kind")
-    known = method_of(method)
+    known = method_of(method, classifier.network.classless)
     if not known.fitted:
         fitted = [each.name for each in METHODS.values() if each.fitted]
         raise ModelError(

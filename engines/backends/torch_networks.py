@@ -112,6 +112,19 @@ class Vgg16(ReferenceNetwork):
         return scores
 
 
+class VggConvolutions(Vgg16):
+    """The convolutions of VGG16 alone, whose one score is the Gestalt Total."""
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """The Gestalt Total ``[N, 1]``."""
+        return self.activations(x_nchw)[0]
+
+    def activations(self, x_nchw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(Gestalt Total ``[N, 1]``, what each layer wrote)."""
+        _, kept = super().activations(x_nchw)
+        return kept["conv5_3"].mean(dim=(1, 2, 3))[:, None], kept
+
+
 class Fire(nn.Module):
     """Squeeze to few channels by 1x1, expand by 1x1 and 3x3 side by side (Iandola et al. 2016,
     section 3.2).
@@ -268,8 +281,26 @@ class EfficientNetLite(ReferenceNetwork):
 
 
 def vgg16(weights: Weights) -> Vgg16:
-    """VGG16 in the published form or the compact one, as the weights say."""
+    """VGG16 in the published form or the compact one, as the weights say; or its convolutions
+    alone.
+    """
+    places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    caffe = iter(places)
+    names = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"} | {
+        f"conv{block}_{number}": f"features.{next(caffe)}"
+        for block, repeats in enumerate(CONVOLUTIONS_PER_BLOCK, start=1)
+        for number in range(1, repeats + 1)
+    }
+    parts = {name: name.rpartition(".") for name in weights}
+    weights = {
+        f"{names.get(parts[name][0], parts[name][0])}.{parts[name][2]}": value
+        for name, value in weights.items()
+    }
     channels = [len(weights[f"features.{i}.bias"]) for i in (0, 5, 10, 17, 24)]
+    if not any(name.startswith("classifier") for name in weights):
+        convolutions = VggConvolutions(channels, hidden=0)
+        convolutions.load_state_dict(weights, strict=False)
+        return convolutions
     if "classifier.6.bias" in weights:
         classes, hidden = len(weights["classifier.6.bias"]), len(weights["classifier.0.bias"])
     else:

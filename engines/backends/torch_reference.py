@@ -65,6 +65,7 @@ class TorchEngine(Engine):
         self._head = head
         self._preprocessing = classifier.preprocessing
         self._last = classifier.last_layer()
+        self._classless = classifier.network.classless
         self.precision, self._place, self._dtype = (
             precision,
             torch.device(device),
@@ -121,6 +122,8 @@ class TorchEngine(Engine):
         score, logit = (
             each.gather(1, chosen[:, None])[:, 0].detach() for each in (scores.softmax(1), scores)
         )
+        if self._classless:
+            score = torch.zeros_like(score)
         named = {f"{signal}:{layer}": values for (signal, layer), values in maps.items()}
         return {"class_index": chosen, "score": score, "logit": logit, **named}
 

@@ -31,6 +31,10 @@ class WeightsPackage:
     file: str
 
 
+NO_CLASSES = ("none",)
+"""The class names of a network whose weights have no class scores."""
+
+
 @dataclass(frozen=True)
 class Forward:
     """The forward graph's landmarks, by tensor name.
@@ -69,7 +73,8 @@ class Network:
         of_weights: the record for these weights, where a network has several forms.
         shipped: file of the weights, in ``engines/assets`` or anywhere. None: they are downloaded.
         download: where its weights are published. None, and none shipped: a user must name a file.
-        package: which package has its weights, if it is installed.
+        package: which package has its weights, if it is installed; it goes before a download.
+        elsewhere: what the package brings and where else weights are, for an error.
         box_layer: where the training-free box reads its map; None: at the pixels.
         box_signal: which map that is, see ``engines.maps``.
         dam_layer: whose neurons ``--method dam`` looks at. None: ``--layer`` must name one.
@@ -81,6 +86,10 @@ class Network:
         head_cam_layers: whose LayerCAM heads read.
         last_linear: prefix of the weights of its last linear layer, which ``finetune`` replaces.
             None: ``finetune`` refuses the network.
+        class_layers: prefixes of the weights behind the last map, without which the network still
+            gives Gestalt Total. None: it needs all of its weights.
+        classless: these weights have no class scores. What stands for them is the Gestalt Total,
+            which every method then differentiates.
         torch_module: ``module:function`` that makes it a PyTorch module from its weights, see
             ``engines.backends.torch_networks``. Empty: there is no reference to compare it with.
         class_names: where they come with the network; else see ``registry.class_names``.
@@ -99,6 +108,7 @@ class Network:
     shipped: str | None = None
     download: Download | None = None
     package: WeightsPackage | None = None
+    elsewhere: str = ""
     box_layer: str | None = None
     box_signal: str = "gradient"
     dam_layer: str | None = None
@@ -107,6 +117,8 @@ class Network:
     head_layers: tuple[str, ...] = ()
     head_cam_layers: tuple[str, ...] = ()
     last_linear: str | None = None
+    class_layers: tuple[str, ...] = ()
+    classless: bool = False
     torch_module: str = ""
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

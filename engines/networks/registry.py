@@ -5,6 +5,7 @@ classifier.
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from engines.downloads import Download, cache_dir, downloaded
-from engines.errors import EngineError, ModelError, install_packages
+from engines.engine import Array
+from engines.errors import DownloadError, EngineError, ModelError, install_packages
+from engines.files import read_safetensors
 from engines.graph import FLOAT, Graph
 from engines.networks import alexnet, efficientnet_lite, squeezenet, vgg
 from engines.networks.network import Forward, Network, Weights, WeightsPackage
@@ -59,6 +62,8 @@ class Classifier:
         weights: float32 arrays by name; empty where the network came as an ONNX file.
         class_names: of its classes, where the weights say them (``finetune`` writes such); else see
             ``class_names``.
+        body_digest: the digest that it has without ``Network.class_layers``: what heads that read
+            Gestalt Total are tied to. Empty where it needs all of its weights.
     """
 
     network: Network
@@ -66,6 +71,7 @@ class Classifier:
     digest: str
     weights: Weights = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    body_digest: str = ""
 
     @property
     def name(self) -> str:
@@ -115,14 +121,16 @@ def load_classifier(
     weights: str | None = None,
     size_px: int | None = None,
     given: GivenInput = GivenInput(),
+    class_layer: str | None = None,
 ) -> Classifier:
-    """The classifier that ``--model``, ``--weights`` and ``--size`` name.
+    """The classifier that ``--model``, ``--weights``, ``--size`` and ``--class-layer`` name.
 
     Args:
         model: a name in ``NETWORKS``, or the path of an ``.onnx`` classifier.
         weights: a file, a name to download, or ``random``; the network's own when None.
         size_px: input side; the network's usual one when None.
         given: what is said of its input and output.
+        class_layer: what takes the place of its class layers, see ``with_class_layer``.
 
     Raises:
         ModelError: the model is unknown, its weights are missing or do not fit, or what is said of
@@ -143,12 +151,106 @@ def load_classifier(
     values: Weights = (
         known.random_weights() if weights == "random" else load_weights(model, weights)
     )
-    network = _resized(known.of_weights(known, values), given)
     names = load_class_names(weights) if weights else ()
     if given.labels is not None:
         names = read_labels(Path(given.labels))
-    digest = _digest(model, network.preprocessing, values)
-    return Classifier(network, size_px or network.size_px, digest, values, names)
+    found = classifier_of(known, values, names, size_px, given)
+    return with_class_layer(found, class_layer) if class_layer else found
+
+
+def classifier_of(
+    known: Network,
+    values: Weights,
+    names: tuple[str, ...] = (),
+    size_px: int | None = None,
+    given: GivenInput = GivenInput(),
+) -> Classifier:
+    """The classifier of a known network with these weights.
+
+    Args:
+        known: the record of the network.
+        values: under the names that its ``forward`` reads.
+        names: of its classes, where the weights say them.
+        size_px: input side; the network's usual one when None.
+        given: what is said of its input.
+
+    Raises:
+        ModelError: more is said of its input than how it becomes a square.
+    """
+    network = _resized(known.of_weights(known, values), given)
+    digest, body_digest = _digest(known.name, network.preprocessing, values), ""
+    if known.class_layers:
+        body = {n: v for n, v in values.items() if not n.startswith(known.class_layers)}
+        body_digest = _digest(known.name, network.preprocessing, body)
+    return Classifier(
+        network,
+        size_px or network.size_px,
+        digest,
+        values,
+        names or network.class_names,
+        body_digest,
+    )
+
+
+def with_class_layer(classifier: Classifier, class_layer: str) -> Classifier:
+    """The network with another layer behind its convolutions: a linear one over the global average
+    of its last pool.
+
+    Args:
+        classifier: the network; what it has behind the convolutions is left out.
+        class_layer: a file that ``finetune`` wrote, or the name of a shipped one, such as
+            ``voc2007``.
+
+    Raises:
+        ModelError: the network takes none, or the layer cannot be read or was fitted on other
+            convolutions.
+    """
+    network = NETWORKS.get(classifier.name)
+    if network is None or not network.class_layers:
+        known = [name for name, each in NETWORKS.items() if each.class_layers]
+        raise ModelError(
+            f"a class layer goes with {', '.join(known)}, not with {classifier.name}",
+            option=("class_layer", "model"),
+        )
+    shipped = ASSETS / f"{network.name}_{class_layer}_classes.safetensors"
+    is_name = re.fullmatch("[a-z0-9]+", class_layer) and shipped.exists()
+    path = shipped if is_name else Path(class_layer)
+    tensors, metadata = read_safetensors(path, "class layer")
+    layer = {n: v for n, v in tensors.items() if n in ("classifier.weight", "classifier.bias")}
+    if len(layer) != 2 or "body" not in metadata:
+        raise ModelError(
+            f"class layer {path} is not one that 'finetune' wrote for these convolutions",
+            option="class_layer",
+        )
+    if metadata["body"] != classifier.body_digest:
+        raise ModelError(
+            f"class layer {path} was fitted on other convolutions or another input: fit one for"
+            " these with 'finetune'",
+            option="class_layer",
+        )
+    body = {n: v for n, v in classifier.weights.items() if not n.startswith(network.class_layers)}
+    return _with_weights(classifier, network, body | layer, load_class_names(str(path)))
+
+
+def with_last_linear(
+    classifier: Classifier, weight: Array, bias: Array, names: tuple[str, ...]
+) -> Classifier:
+    """The network with another last linear layer, ``[K, D]`` and ``[K]``, and the names of its K
+    classes.
+    """
+    prefix = classifier.network.last_linear
+    layer = {f"{prefix}.weight": weight, f"{prefix}.bias": bias}
+    values = {**classifier.weights, **{n: np.asarray(v, np.float32) for n, v in layer.items()}}
+    known = NETWORKS.get(classifier.name, classifier.network)
+    return _with_weights(classifier, known, values, names)
+
+
+def _with_weights(
+    classifier: Classifier, known: Network, values: Weights, names: tuple[str, ...]
+) -> Classifier:
+    """The network with other weights, and the same input."""
+    given = GivenInput(resize=classifier.preprocessing.resize)
+    return classifier_of(known, values, names, classifier.size_px, given)
 
 
 def _resized(network: Network, given: GivenInput) -> Network:
@@ -186,23 +288,38 @@ def load_weights(model: str, weights: str | None = None) -> dict[str, np.ndarray
     """
     network = NETWORKS[model]
     downloads = _downloads()
+    elsewhere = ""
+    if network.package is not None and network.elsewhere:
+        elsewhere = f"; or {install_packages(network.package.requirement)}, {network.elsewhere}"
     if weights is None and network.shipped is not None:
         path = ASSETS / network.shipped
-    elif weights is None and network.package is not None:
+    elif weights is None and network.package is not None and _is_first(network):
         path = _packaged(model, network.package)
     elif weights is None and network.download is None:
         raise ModelError(
             f"no weights of {model} are shipped or published: name a file of them, or random"
+            f"{elsewhere}"
         )
     elif weights is None or weights in downloads:
-        path = downloaded(downloads[weights or model], cache_dir() / "weights")
+        try:
+            path = downloaded(downloads[weights or model], cache_dir() / "weights")
+        except DownloadError as error:
+            raise DownloadError(f"{error}{elsewhere}") from error
     else:
         path = Path(weights)
     if not path.exists():
         raise ModelError(
             f"weights {path} do not exist: give a file, or one of {', '.join(downloads)}, or random"
+            f"{elsewhere}"
         )
-    return network.renamed(read_weights(path))
+    return network.renamed(read_weights(path, network.class_layers))
+
+
+def _is_first(network: Network) -> bool:
+    """Whether the package of a network goes before its download."""
+    package = network.package
+    installed = package is not None and importlib.util.find_spec(package.module) is not None
+    return installed or network.download is None
 
 
 def _packaged(model: str, package: WeightsPackage) -> Path:

@@ -153,7 +153,7 @@ def readers_of_crops(
     if options.objects == 1 or options.head or options.layer or not path.exists():
         return None
     crop_scorer = load_crop_scorer(path)
-    for head in shipped_heads(classifier.digest).values():
+    for head in shipped_heads(classifier).values():
         if (head.network, head.digest) == (crop_scorer.network, crop_scorer.head):
             return head, crop_scorer
     return None
