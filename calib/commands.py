@@ -31,7 +31,7 @@ from engines.files import checked_output
 from engines.head import HEAD_FILE
 from engines.localizer import Localizer
 from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, EngineOptions, Option
-from realtime.latency_budget import open_with_notes
+from realtime.latency_budget import classifier_with_notes, open_with_notes
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 
@@ -94,7 +94,7 @@ def fit_chosen(
     )
     if curve:
         curves.check_enough(training, held_out)
-    classifier = choice.classifier()
+    classifier = classifier_with_notes(choice, console)
     spec, features = default_features(classifier, choice.method, options.kind, choice.layer)
     fitted = fit_head(
         training, classifier, spec, features, console, data.name, options.kind, options.per_class
@@ -137,7 +137,7 @@ def finetune_chosen(
     """
     out = options.out
     checked_output(out, finetuning.WEIGHTS_FILE, (*data.inputs, *choice.inputs))
-    classifier = choice.classifier()
+    classifier = classifier_with_notes(choice, console)
     found = finetuning.finetune(load_chosen(data, "trainval"), classifier, console)
     finetuning.save_finetuned(found, classifier, out)
     console.print(

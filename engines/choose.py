@@ -252,13 +252,19 @@ def open_search(choice: EngineOptions, classifier: Classifier, streams: int = 1)
     return engine
 
 
-def build_chosen(choice: EngineOptions, batch: int = 1) -> onnx.ModelProto:
-    """The graph of what was chosen, for ``batch`` images a call, not compiled.
+def build_chosen(
+    choice: EngineOptions, batch: int = 1, notify: Callable[[str], None] | None = None
+) -> onnx.ModelProto:
+    """The graph of what was chosen, for ``batch`` images a call, not compiled; ``notify`` gets what
+    was found or assumed of a foreign network.
 
     Raises:
         ModelError: see ``open_localizer``.
     """
     classifier = choice.classifier()
+    if notify is not None:
+        for note in classifier.network.notes:
+            notify(note)
     head = choose_head(choice, classifier)
     spec = chosen_spec(choice, head, classifier)
     quantization = (

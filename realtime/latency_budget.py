@@ -17,6 +17,7 @@ from engines.engine import Array, Ticket
 from engines.errors import SightlineError
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.maps import method_of
+from engines.networks.registry import Classifier
 from engines.options import EngineOptions
 from realtime.statistics import Run
 
@@ -210,7 +211,8 @@ class BudgetLocalizer(Localizer):
         self._streams = streams
         self._images = batch
         self._controller = BudgetController(budget_ms, [preset.cost for preset in self._ladder])
-        self._now = self._opened(self._ladder[0].choice)
+        self.notes: list[str] = []
+        self._now = self._opened(self._ladder[0].choice, self.notes.append)
         self._open = {self._ladder[0].choice: self._now}
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open engine")
         self._opening: tuple[int, Future[Localizer]] | None = None
@@ -335,8 +337,10 @@ class BudgetLocalizer(Localizer):
         for localizer in self._open.values():
             localizer.engine.close()
 
-    def _opened(self, choice: EngineOptions) -> Localizer:
-        return open_localizer(choice, streams=self._streams, batch=self._images)
+    def _opened(
+        self, choice: EngineOptions, notify: Callable[[str], None] | None = None
+    ) -> Localizer:
+        return open_localizer(choice, notify, self._streams, self._images)
 
     def _step(self, step: Step, number: int, now_s: float) -> None:
         """Make the step if its engine is there; else see to it that it will be."""
@@ -424,7 +428,7 @@ def open_with_notes(
         f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision},"
         f" {engine.device}"
     )
-    console.print("; ".join([what, *reasons]), style="dim", soft_wrap=True)
+    console.print("; ".join([what, *reasons]), style="dim", soft_wrap=True, markup=False)
     if method_of(choice.method).fitted and localizer.box_reader.startswith("heuristic"):
         console.print(
             f"no fitted head for this network yet ('fit' makes one); {localizer.box_reader}",
@@ -452,7 +456,17 @@ def open_within(
             batch=batch,
         )
     what = f"{choice.model} within {budget_ms:g} ms a frame, from {budgeted.preset.name}"
-    console.print(
-        "; ".join([what, *getattr(budgeted.engine, "losses", ())]), style="dim", soft_wrap=True
-    )
+    console.print("; ".join([what, *budgeted.notes]), style="dim", soft_wrap=True, markup=False)
     return budgeted
+
+
+def classifier_with_notes(choice: EngineOptions, console: Console) -> Classifier:
+    """The network that is chosen; what was found or assumed of a foreign one is said.
+
+    Raises:
+        SightlineError: see ``EngineOptions.classifier``.
+    """
+    classifier = choice.classifier()
+    for note in classifier.network.notes:
+        console.print(note, style="dim", soft_wrap=True, markup=False)
+    return classifier

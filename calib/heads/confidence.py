@@ -10,7 +10,6 @@ import numpy as np
 
 from calib.evaluation.metrics import CORLOC_IOU
 from calib.heads.linear import Array64, FeatureTable
-from engines.boxes import iou
 from engines.confidence import CUES, ConfidenceModel, terms
 
 HEAD_PENALTY = 3.0
@@ -66,14 +65,16 @@ def head_confidence_model(table: FeatureTable, boxes_xyxy: Array64) -> Confidenc
 
     Args:
         table: N images with one true box each.
-        boxes_xyxy: a box in each image, found by a head that did not see the image, ``[N, 4]``.
+        boxes_xyxy: a box in the square of each image, found by a head that did not see the image,
+            ``[N, 4]``.
 
     Returns:
         The model; None where the table does not hold the engine's answers.
     """
     if table.answers is None:
         return None
-    right = (iou(boxes_xyxy, table.boxes_xyxy) > CORLOC_IOU).astype(np.float64)
+    rows = np.arange(len(boxes_xyxy))
+    right = (table.ious(boxes_xyxy, rows) > CORLOC_IOU).astype(np.float64)
     rated = RatedBoxes(table.answers.cues(boxes_xyxy), smoothed(right), np.ones(len(right)))
     return fit_confidence_model(rated, CUES, HEAD_PENALTY)
 

@@ -170,10 +170,11 @@ def learning_curve(
     total = len(train.values)
     sizes = [*(count for count in counts if count <= NEAREST * total), total]
     results: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
+    every = np.arange(len(held_out.values))
     runs = [(size, number) for size in sizes for number in range(subsets if size < total else 1)]
     for size, number in track(runs, "fitting subsets", console=console):
         rows = np.random.default_rng([size, number]).choice(total, size, replace=False)
-        ious = iou(predict(held_out.values, *fit_rows(train, rows)), held_out.boxes_xyxy)
+        ious = held_out.ious(predict(held_out.values, *fit_rows(train, rows)), every)
         results[size].append((corloc(ious), float(ious.mean())))
     points = tuple(
         Point(size, *(tuple(values) for values in zip(*found, strict=True)))

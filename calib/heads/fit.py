@@ -29,7 +29,6 @@ from calib.heads.linear import (
     predict,
     solve,
 )
-from engines.boxes import iou
 from engines.errors import ModelError, SourceError
 from engines.head import Head
 from engines.maps import METHODS, PIXELS, Feature, MapSpec, method_of
@@ -100,7 +99,7 @@ def fit_kinds(
         ):
             found[held] = kinds.boxes(table.values[held], table.class_indices[held])
     boxes = boxes[:, rows]
-    best = int(np.argmax(iou(boxes, table.boxes_xyxy[rows]).mean(axis=1)))
+    best = int(np.argmax(table.ious(boxes, rows).mean(axis=1)))
     return _solutions(table, rows, strength, STRENGTHS[best : best + 1], classes)[0], boxes[best]
 
 
@@ -304,11 +303,11 @@ def fit_head(
         fitter = FITTERS[kind]
         kinds = shared_kind(*fitter(table, rows, strength))
         found = held_out_boxes(table, rows, strength, fitter)
-    ious = iou(found, table.boxes_xyxy)
+    ious = table.ious(found, rows)
     measured = {"cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4)}
     fitted = {"kind": kind, "layers": kinds.names, "strength": strength}
     card = {
-        **_card_of_data(table, name),
+        **_card_of_data(table, name, classifier),
         **fitted,
         **measured,
         "constant_boxes": asdict(constant_boxes(table.boxes_xyxy)),
@@ -327,12 +326,13 @@ def fit_head(
     return Fit(head, strength, float(ious.mean()), corloc(ious))
 
 
-def _card_of_data(table: FeatureTable, name: str) -> dict[str, Any]:
-    """What the card of a head says of the data set."""
+def _card_of_data(table: FeatureTable, name: str, classifier: Classifier) -> dict[str, Any]:
+    """What the card of a head says of the data set, and of the network's input."""
     return {
         "data": name,
         "images": len(table.boxes_xyxy),
         "classes": sorted(set(table.class_names)),
+        "input": classifier.preprocessing.stored(),
     }
 
 

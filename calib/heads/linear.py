@@ -27,7 +27,9 @@ from engines.downloads import cache_dir
 from engines.files import whole_file
 from engines.localizer import Localizer
 from engines.maps import Feature, MapSpec
+from engines.networks.preprocessing import SQUASH
 from engines.networks.registry import Classifier
+from engines.resizing import Resizing
 
 Array64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -74,6 +76,9 @@ class FeatureTable:
         class_indices: the network's class with the highest score in each image, int64 ``[N]``.
         groups: the group of each image, see ``calib.data.datasets.Sample.group``.
         answers: what the cues of boxes are computed from; None where no confidence is needed.
+        seen_xyxy: what the network's square shows of each image, in fractions of it, ``[N, 4]``,
+            see ``engines.resizing``; None where it is all of it. What is fitted and found are boxes
+            in fractions of the square.
     """
 
     values: NDArray[np.float32]
@@ -83,6 +88,7 @@ class FeatureTable:
     class_indices: NDArray[np.int64]
     groups: tuple[str, ...]
     answers: Answers | None = None
+    seen_xyxy: Array64 | None = None
 
     def take(self, rows: NDArray[np.int64]) -> "FeatureTable":
         """The table of some of the images."""
@@ -94,7 +100,29 @@ class FeatureTable:
             self.class_indices[rows],
             tuple(self.groups[row] for row in rows),
             self.answers.take(rows) if self.answers else None,
+            None if self.seen_xyxy is None else self.seen_xyxy[rows],
         )
+
+    def targets(self, rows: Rows) -> Array64:
+        """The true boxes of some of the images in fractions of the square, clipped to it."""
+        if self.seen_xyxy is None:
+            return self.boxes_xyxy[rows]
+        origin, sides = _rectangles(self.seen_xyxy[rows])
+        return np.asarray(np.clip((self.boxes_xyxy[rows] - origin) / sides, 0, 1))
+
+    def ious(self, found_xyxy: Array64, rows: Rows) -> Array64:
+        """The IoU with the true box of each image of what was found in the square, clipped to the
+        image: of ``[..., N, 4]``, ``[..., N]``.
+        """
+        if self.seen_xyxy is not None:
+            origin, sides = _rectangles(self.seen_xyxy[rows])
+            found_xyxy = np.clip(origin + found_xyxy * sides, 0, 1)
+        return iou(found_xyxy, self.boxes_xyxy[rows])
+
+
+def _rectangles(seen_xyxy: Array64) -> tuple[Array64, Array64]:
+    """(corner, sides) of rectangles, each twice along the last axis, as boxes have them."""
+    return np.tile(seen_xyxy[:, :2], 2), np.tile(seen_xyxy[:, 2:] - seen_xyxy[:, :2], 2)
 
 
 def feature_table(
@@ -127,9 +155,33 @@ def feature_table(
     groups = tuple(sample.group for sample in singles)
     boxes = relative_boxes(singles, sizes_px)
     answers = Answers(found["maps"], found["scores"], found["logits"])
-    return FeatureTable(
-        found["values"], found["mirrored"], boxes, names, found["class_indices"], groups, answers
+    seen = seen_of(classifier, sizes_px)
+    values, mirrored, indices = (found[name] for name in ("values", "mirrored", "class_indices"))
+    table = FeatureTable(values, mirrored, boxes, names, indices, groups, answers, seen)
+    return _visible(table, console)
+
+
+def seen_of(classifier: Classifier, sizes_px: Sequence[SizePx]) -> Array64 | None:
+    """``FeatureTable.seen_xyxy`` of images of these sizes (width, height)."""
+    resizing = Resizing.of(classifier.preprocessing)
+    if resizing.kind == SQUASH:
+        return None
+    seen = np.array([resizing.seen(*size, classifier.size_px) for size in sizes_px])
+    return np.asarray(seen / np.tile(np.array(sizes_px, np.float64), 2))
+
+
+def _visible(table: FeatureTable, console: Console) -> FeatureTable:
+    """Without the images whose object lies beside what the network sees of them."""
+    targets = table.targets(np.arange(len(table.values)))
+    visible = np.all(targets[:, 2:] > targets[:, :2], axis=1)
+    if visible.all():
+        return table
+    console.print(
+        f"the objects of {np.count_nonzero(~visible):,} of {len(visible):,} images lie beside the"
+        " crop that the network sees: nothing is fitted to them",
+        style="yellow",
     )
+    return table.take(np.flatnonzero(visible))
 
 
 def _computed(
@@ -300,7 +352,7 @@ def solve(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Ar
 
 def mirrored_pairs(table: FeatureTable, rows: Rows) -> tuple[Array64, Array64]:
     """The features ``[2 N, D]`` and boxes ``[2 N, 4]`` of N images and their mirror images."""
-    boxes = table.boxes_xyxy[rows]
+    boxes = table.targets(rows)
     flipped = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
     values = np.concatenate([table.values[rows], table.mirrored[rows]]).astype(np.float64)
     return values, np.concatenate([boxes, flipped])
@@ -338,7 +390,7 @@ class Ridge:
 
 
 def predict(values: NDArray[np.float32], weight: Array64, bias: Array64) -> Array64:
-    """The boxes ``[N, 4]`` of features ``[N, D]``, as the graph gives them: clipped to the image,
+    """The boxes ``[N, 4]`` of features ``[N, D]``, as the graph gives them: clipped to the square,
     with ordered corners.
     """
     raw = np.clip(values @ weight.T + bias, 0, 1)
@@ -397,7 +449,7 @@ def choose_strength(
         if refine:
             heads = [refined(values, boxes, *head) for head in heads]
         found = [predict(table.values[held], *head) for head in heads]
-        ious.append(np.stack([iou(each, table.boxes_xyxy[held]) for each in found]))
+        ious.append(np.stack([table.ious(each, held) for each in found]))
     joined = np.concatenate(ious, axis=1)
     means = joined.mean(axis=1)
     best = int(np.argmax(means))

@@ -77,7 +77,11 @@ def run_build(options: BuildOptions, engine: EngineOptions, console: Console) ->
     """
     wanted = replace(options, precision=engine.precision)
     check_options(wanted, engine.inputs)
-    reference = build_chosen(replace(engine, precision="fp32"), options.batch)
+
+    def say(note: str) -> None:
+        console.print(note, style="dim", soft_wrap=True, markup=False)
+
+    reference = build_chosen(replace(engine, precision="fp32"), options.batch, say)
     graph = build_chosen(engine, options.batch) if engine.precision == "int8" else reference
     build_chosen_engine(graph, wanted, console, reference)
 

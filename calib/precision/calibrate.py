@@ -36,6 +36,7 @@ from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier
 from engines.options import ADVANCED, LOOK_AT, OUTPUT, EngineOptions, Option
 from engines.text import Terminal
+from realtime.latency_budget import classifier_with_notes
 
 BINS = 2048
 SAMPLED = 1 << 18
@@ -327,6 +328,7 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
         )
         if certificate.passed:
             card = _card(best, by_method, by_layer, certificate, len(calibrator.images_bgr))
+            card["input"] = calibrator.classifier.preprocessing.stored()
             return Calibration(replace(quantization, card=card), certificate, by_method, by_layer)
     raise EngineError(
         "no mix of 8-bit and floating-point layers meets the certificate: calibrate on images like"
@@ -507,7 +509,7 @@ def calibrate_chosen(
             not met.
     """
     check_outputs(options, choice)
-    classifier = choice.classifier()
+    classifier = classifier_with_notes(choice, console)
     head = choose_head(choice, classifier)
     spec = chosen_spec(choice, head, classifier)
     with console.status("reading images ..."):

@@ -52,6 +52,23 @@ class Preprocessing:
             found["crop_share"] = self.crop_share
         return found
 
+    @classmethod
+    def of_stored(cls, found: object) -> "Preprocessing | None":
+        """What ``stored`` gave, out of a file; None where it is something else."""
+        if not isinstance(found, Mapping):
+            return None
+        try:
+            mean, std = (_rgb(np.array(found[name], np.float64)) for name in ("mean", "std"))
+            resize, share = str(found.get("resize", SQUASH)), float(found.get("crop_share", 1.0))
+            return cls(str(found["order"]), mean, std, resize, share)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @property
+    def words(self) -> str:
+        """All of it in words."""
+        return f"{self.order.upper()}, {self.formula}, {self.resize_words}"
+
     @property
     def mean_bgr(self) -> tuple[int, int, int]:
         """The pixel that is nothing to the network."""

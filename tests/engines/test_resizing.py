@@ -1,10 +1,13 @@
-"""The fast way of area resampling against OpenCV's."""
+"""The ways from an image to the square and back, and the fast way of area resampling against
+OpenCV's.
+"""
 
 import cv2
 import numpy as np
 import pytest
 
-from engines.resizing import shrunk
+from engines.networks.preprocessing import IMAGENET, Preprocessing
+from engines.resizing import Resizing, shrunk
 from realtime.sources.demo import DemoCamera
 
 
@@ -40,3 +43,111 @@ def test_the_demo_is_shrunk_exactly_as_opencv_does():
 def test_images_that_are_not_contiguous_are_taken():
     image = noise(480, 640)[:, ::-1]
     np.testing.assert_array_equal(shrunk(image, 128), shrunk(np.ascontiguousarray(image), 128))
+
+
+GREY = (104, 116, 124)
+WAYS = [
+    Resizing(),
+    Resizing("crop", 0.875, GREY),
+    Resizing("crop", 1.0, GREY),
+    Resizing("letterbox", filling_bgr=GREY),
+]
+SHAPES = [(240, 360), (360, 240), (300, 300), (97, 211), (30, 50), (400, 41)]
+
+
+def ramps(height, width):
+    """Blue is the place along x and green along y, each from 0 to 250."""
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0] = np.rint(250 * x)
+    image[..., 1] = np.rint(250 * y[:, None])
+    image[..., 2] = 255
+    return image
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_each_pixel_of_the_square_is_where_the_geometry_says(way, height, width):
+    side = 64
+    square = way.square(ramps(height, width), side)
+    assert square.shape == (side, side, 3)
+    shown = square[..., 2] == 255
+    checked = 0
+    for row, column in np.argwhere(shown)[:: 1 + shown.sum() // 300]:
+        x = (column + 0.5) / side
+        y = (row + 0.5) / side
+        at = way.in_image((x - 1e-4, y - 1e-4, x + 1e-4, y + 1e-4), (width, height), side)
+        assert at is not None
+        found = 250 * (at[0] + at[2]) / 2 / width, 250 * (at[1] + at[3]) / 2 / height
+        pixel = (
+            250 * 0.5 / np.array([width, height])
+        )  # nothing is shown beyond the outermost centres
+        np.testing.assert_allclose(found, square[row, column, :2], atol=1.5 + pixel.max())
+        checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_a_map_lies_over_what_it_is_of(way, height, width):
+    """The square's own brightness as a map must be the image's brightness, and 0 where the square
+    does not show the image.
+    """
+    side = 64
+    image = np.full((height, width, 3), 255, np.uint8)
+    x0, y0, x1, y1 = width // 3, height // 4, width // 3 + width // 3, height // 4 + height // 3
+    image[y0:y1, x0:x1] = 0
+    square = way.square(image, side).astype(np.float32)
+    over = way.over_image(255 - square[..., 0], (width, height), side)
+    seen = way.seen(width, height, side)
+    truth = np.zeros((height, width), np.float32)
+    truth[y0:y1, x0:x1] = 255
+    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
+    truth[:, (columns < seen[0]) | (columns > seen[2])] = 0
+    truth[(rows < seen[1]) | (rows > seen[3])] = 0
+    expected = cv2.resize(truth, over.shape[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(over - expected).mean() < 0.05 * 255
+    centre = [
+        np.average(np.arange(n) + 0.5, weights=over.sum(a)) / n
+        for a, n in ((1, over.shape[0]), (0, over.shape[1]))
+    ]
+    true = [
+        np.average(np.arange(n) + 0.5, weights=truth.sum(a)) / n
+        for a, n in ((1, height), (0, width))
+    ]
+    np.testing.assert_allclose(centre, true, atol=0.02)
+
+
+def test_a_maps_mass_stays_where_it_is():
+    rng = np.random.default_rng(5)
+    map_hw = rng.random((7, 7)).astype(np.float32)
+    for way in WAYS[1:3]:
+        over = way.over_image(map_hw, (300, 200), 64)
+        x0, y0, x1, y1 = way.seen(300, 200, 64)
+        share = (x1 - x0) * (y1 - y0) / (300 * 200)
+        assert over.mean() == pytest.approx(map_hw.mean() * share, rel=1e-4)
+    assert WAYS[0].over_image(map_hw, (300, 200), 64) is map_hw
+
+
+def test_boxes_are_clipped_to_the_image_and_what_lies_in_the_filling_is_none():
+    letterbox = WAYS[3]
+    assert letterbox.seen(300, 150, 64) == pytest.approx((0, -75, 300, 225))
+    assert letterbox.in_image((0, 0, 1, 1), (300, 150), 64) == (0, 0, 300, 150)
+    assert letterbox.in_image((0.2, 0.0, 0.4, 0.2), (300, 150), 64) is None
+    crop = WAYS[1]
+    assert crop.seen(300, 160, 64) == (80, 10, 220, 150)
+    assert crop.in_image((0, 0, 1, 1), (300, 160), 64) == (80, 10, 220, 150)
+
+
+def test_the_filling_is_the_mean():
+    square = Resizing.of(Preprocessing(resize="letterbox")).square(ramps(50, 100), 64)
+    assert (square[0] == IMAGENET.mean_bgr).all()
+    assert (square[32, :, 2] == 255).all()
+
+
+def test_what_is_stored_is_read_again():
+    assert Resizing.stored(None) == Resizing()
+    assert (
+        Resizing.stored({"kind": "crop", "crop_share": 0.875, "filling_bgr": [104, 116, 124]})
+        == WAYS[1]
+    )

@@ -17,6 +17,7 @@ from engines.downloads import cache_dir
 from engines.errors import EngineError, SightlineError
 from engines.files import whole_file
 from engines.localizer import Localizer
+from engines.networks.sidecars import sidecars_of
 from engines.options import EngineOptions
 from realtime.batch.cluster.storage import local_path
 from realtime.batch.encode import run_segments
@@ -24,7 +25,7 @@ from realtime.batch.options import Settings, settings_digest
 from realtime.batch.plan import Window, digest_of, make_plan
 from realtime.batch.segment import Clip, Read, Segment, read_segment
 
-ATTACHED = ("model", "weights", "head", "calibration")
+ATTACHED = ("model", "weights", "head", "calibration", "labels")
 """Fields of ``EngineOptions`` that may name a file."""
 AttachedFiles = Mapping[str, tuple[str, bytes]]
 
@@ -117,24 +118,33 @@ def find_plan(spec: str, digest: str, window: Window, whole: bool) -> Clip:
 
 
 def attached(choice: EngineOptions) -> dict[str, tuple[str, bytes]]:
-    """Name and content of each file that ``choice`` names, to go along to other machines."""
+    """Name and content of each file that ``choice`` names, to go along to other machines: by the
+    option, and beside its file by ``OPTION/NAME``.
+    """
     named = {name: getattr(choice, name) for name in ATTACHED}
-    return {
+    found = {
         name: (Path(path).name, Path(path).read_bytes())
         for name, path in named.items()
         if isinstance(path, str) and Path(path).is_file()
     }
+    if "model" in found:  # what lies beside it says what it takes
+        for place in sidecars_of(Path(choice.model)):
+            found[f"model/{place.name}"] = place.name, place.read_bytes()
+    return found
 
 
 def unpacked(choice: EngineOptions, files: AttachedFiles) -> EngineOptions:
     """``choice`` with files that are on this machine."""
     paths = {}
-    for option, (name, content) in files.items():
-        path = cache_dir() / "carried" / hashlib.blake2b(content, digest_size=20).hexdigest() / name
-        if not path.exists():
-            with whole_file(path) as part:
-                part.write_bytes(content)
-        paths[option] = str(path)
+    for option in files.keys() & set(ATTACHED):
+        together = [files[key] for key in sorted(files) if key.partition("/")[0] == option]
+        digest = hashlib.blake2b(b"".join(content for _, content in together), digest_size=20)
+        folder = cache_dir() / "carried" / digest.hexdigest()
+        for name, content in together:
+            if not (folder / name).exists():
+                with whole_file(folder / name) as part:
+                    part.write_bytes(content)
+        paths[option] = str(folder / files[option][0])
     return replace(choice, **paths)  # type: ignore[arg-type]
 
 
