@@ -291,15 +291,16 @@ def append_preprocessing(
         pixels = graph.add(
             "Gather", pixels, graph.constant([2, 1, 0], np.int64), axis=1, hint="pixels_rgb"
         )
+    return pixels, append_normalised(graph, pixels, preprocessing)
+
+
+def append_normalised(graph: Graph, pixels: str, preprocessing: Preprocessing) -> str:
+    """Of pixels ``[N, 3, S, S]`` in the network's channel order, the network's input."""
     x = graph.add("Sub", pixels, _per_channel(graph, preprocessing.mean), hint="centred")
-    if any(value != 1 for value in preprocessing.std):
-        x = graph.add(
-            "Mul",
-            x,
-            _per_channel(graph, [1 / value for value in preprocessing.std]),
-            hint="normalised",
-        )
-    return pixels, x
+    if all(value == 1 for value in preprocessing.std):
+        return x
+    factors = _per_channel(graph, [1 / value for value in preprocessing.std])
+    return graph.add("Mul", x, factors, hint="normalised")
 
 
 def _per_channel(graph: Graph, values: tuple[float, ...] | list[float]) -> str:

@@ -18,6 +18,7 @@ import onnx
 from engines.errors import ModelError
 from engines.graph import FLOAT, OPSET, Graph, attributes_of, needed
 from engines.networks.network import Forward, Network
+from engines.networks.onnx_batch import Images
 from engines.networks.onnx_ends import Ends
 from engines.networks.onnx_file import OnnxFile, read_onnx
 from engines.networks.preprocessing import GivenInput, Preprocessing
@@ -224,13 +225,23 @@ def network_of_file(
     said = f"its input: {ends.preprocessing.describe(side, origins)}"
     graph = Graph()
     image = graph.input("image", FLOAT, (1, 3, side, side))
-    plain = _replay(graph, found, image)
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        plain = _replay(graph, found, image, shapes=shapes)
+    except ModelError as error:
+        if size_px in (None, ends.side_px) or not ends.side_px:
+            raise
+        raise ModelError(
+            f"{path.name} was exported for images of {ends.side_px} px and does not take"
+            f" {size_px} px: {error}",
+            option="size_px",
+        ) from error
     names = _checked_names(path, ends, graph.shape(plain.scores)[1])
     assumed = [] if names or graph.shape(plain.scores)[1] != IMAGENET_CLASSES else [IMAGENET_NAMES]
     stages = stages_of(graph, image, plain.scores, plain.layers)
     network = Network(
         path.name,
-        lambda graph, x_nchw, _: _replay(graph, found, x_nchw, stages),
+        lambda graph, x_nchw, _: _replay(graph, found, x_nchw, stages, shapes=shapes),
         dict,
         ends.preprocessing,
         ends.side_px or Network.size_px,
@@ -287,15 +298,32 @@ def _last_convolution(graph: Graph) -> str | None:
     return convolutions[-1] if convolutions else None
 
 
-def _replay(graph: Graph, file: OnnxFile, x_nchw: str, stages: Stages | None = None) -> Forward:
+def _replay(
+    graph: Graph,
+    file: OnnxFile,
+    x_nchw: str,
+    stages: Stages | None = None,
+    *,
+    shapes: dict[str, tuple[int, ...]],
+) -> Forward:
     """Append the file's nodes under names of our own, so that they cannot clash with ours; the maps
     of its stages are turned to ``[N, C, h, w]`` where they are not.
+
+    Args:
+        graph: appended to.
+        file: the network.
+        x_nchw: its input.
+        stages: where maps are taken.
+        shapes: of the file's tensors for one image: noted where the images are one, and else read.
     """
     layouts = stages.layouts if stages else {}
+    images = Images(graph, x_nchw, shapes) if graph.shape(x_nchw)[0] > 1 else None
     names = {"": "", file.ends.input_name: x_nchw}
     if file.ends.channels_last:
         last = graph.add("Transpose", x_nchw, perm=[0, 2, 3, 1], hint="x_nhwc")
         names[file.ends.input_name] = last
+        if images:
+            images.add(last, 0)
     names.update(
         {
             name: graph.constant(value, value.dtype, hint=name)
@@ -320,6 +348,11 @@ def _replay(graph: Graph, file: OnnxFile, x_nchw: str, stages: Stages | None = N
                 "Identity"
             )
             del node.attribute[:]
+        if _takes_all(graph, node, original, shapes):  # what lies in another order is written so
+            shape = graph.constant(graph.shape(node.input[1]), np.int64)
+            node.CopyFrom(onnx.helper.make_node("Reshape", [node.input[0], shape], node.output))
+        if images:
+            images.prepare(node, original)
         if node.op_type == "LRN":
             _append_lrn(graph, node)
         elif _turns_back(graph, node):
@@ -327,12 +360,19 @@ def _replay(graph: Graph, file: OnnxFile, x_nchw: str, stages: Stages | None = N
             continue
         else:
             graph.append(node)
+        if images:
+            images.follow(node, original)
+        else:
+            pairs = zip(original.output, node.output, strict=True)
+            shapes.update({theirs: graph.shape(ours) for theirs, ours in pairs if ours})
         together += _checked_size(graph, x_nchw, node, together)
         layers[original.output[0]] = node.output[0]
         layout = layouts.get(original.output[0])
         if layout is not None and layout.is_turned:
             turned, back = append_turned(graph, node.output[0], layout, node.output[0])
             layers[original.output[0]], names[original.output[0]] = turned, back
+            if images:
+                images.add(back, 0)
     scores, independent = _before_activation(graph, names[file.ends.output_name])
     scores = _checked_scores(graph, scores, x_nchw)
     if graph.shape(scores)[1] == 1:
@@ -352,6 +392,20 @@ def _turns_back(graph: Graph, node: onnx.NodeProto) -> bool:
         and before.op_type == "Transpose"
         and attributes_of(before).get("perm") == [0, 2, 3, 1]
     )
+
+
+def _takes_all(
+    graph: Graph,
+    node: onnx.NodeProto,
+    original: onnx.NodeProto,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> bool:
+    """Whether a Gather takes every value of a vector in its order, and so is a Reshape."""
+    if node.op_type != "Gather" or node.input[1] not in graph.constants:
+        return False
+    shape = shapes.get(original.input[0], ())
+    places = graph.constants[node.input[1]].ravel()
+    return len(shape) == 1 and np.array_equal(places, np.arange(shape[0]))
 
 
 def _two_classes(graph: Graph, logit: str) -> str:

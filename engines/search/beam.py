@@ -31,11 +31,12 @@ from engines.build import (
 )
 from engines.engine import Array, Compile, CompoundEngine, Engine, Found
 from engines.errors import ModelError
-from engines.graph import FLOAT, INT64, Graph
+from engines.graph import FLOAT, INT64, Graph, needed
 from engines.maps import MapSpec
 from engines.networks.registry import Classifier, known_layer
 
 FEATURES, ROWS, COLUMNS = "features", "rows", "columns"
+BESIDE = "beside_"
 HEAT_SIDE = 64
 CLASSES_OF_SEVERAL = 2
 """Of the likeliest classes, how many are searched for where several objects are wanted."""
@@ -145,11 +146,12 @@ class BeamEngine(CompoundEngine):
             else wanted_classes(outputs["probabilities"][0], settings)
         )
         features, found = np.array(outputs[FEATURES]), list[Found]()
+        beside = {name: value for name, value in outputs.items() if name.startswith(BESIDE)}
         heat: dict[int, NDArray[np.float64]] = {}
         least = dict.fromkeys(classes, -1.0)  # the first search always counts
         while classes and len(found) < settings.objects:
             before = len(found)
-            for each, ranked in self._beams(features, classes).items():
+            for each, ranked in self._beams({FEATURES: features, **beside}, classes).items():
                 now = heat_map(ranked)
                 if now.max() > least[each]:
                     heat.setdefault(each, now)
@@ -163,17 +165,17 @@ class BeamEngine(CompoundEngine):
         return found, heat[found[0].class_index].astype(np.float32)
 
     def _beams(
-        self, features: Array, classes: Sequence[int]
+        self, image: Mapping[str, Array], classes: Sequence[int]
     ) -> dict[int, list[tuple[Candidate, float]]]:
         """For each class every candidate that was kept at some level, with its score; all classes
         in one call a level.
         """
-        side, most = features.shape[2], self._settings.beam
+        side, most = image[FEATURES].shape[2], self._settings.beam
         ranked: dict[int, list[tuple[Candidate, float]]] = {each: [] for each in classes}
         waiting = {each: first_candidates(side) for each in classes}
         for level in range(self._settings.levels):
             together = [candidate for each in classes for candidate in waiting[each]]
-            scores, place = self._scores(features, together), 0
+            scores, place = self._scores(image, together), 0
             for each in classes:
                 mine = scores[place : place + len(waiting[each]), each]
                 order = np.argsort(-mine, kind="stable")[:most]
@@ -186,23 +188,26 @@ class BeamEngine(CompoundEngine):
                     )
         return ranked
 
-    def _scores(self, features: Array, candidates: Sequence[Candidate]) -> NDArray[np.float32]:
+    def _scores(
+        self, image: Mapping[str, Array], candidates: Sequence[Candidate]
+    ) -> NDArray[np.float32]:
         """Probabilities ``[candidates, classes]``; the call's batch is filled up with the last
         candidate.
         """
-        batch = self._tail.inputs[1].shape[0]
+        batch = next(spec.shape[0] for spec in self._tail.inputs if spec.name == ROWS)
         padded = [*candidates, *[candidates[-1]] * (batch - len(candidates))]
         rows, columns = (
             np.stack([c.rows for c in padded])[:, None],
             np.stack([c.columns for c in padded])[:, None],
         )
-        found = self.ask(self._tail, {FEATURES: features, ROWS: rows, COLUMNS: columns})["scores"]
+        found = self.ask(self._tail, {**image, ROWS: rows, COLUMNS: columns})["scores"]
         return np.asarray(found[: len(candidates)])
 
 
 def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx.ModelProto:
     """Image, wanted class in; ``class_index``, ``score``, ``probabilities`` ``[1, classes]``,
-    ``features`` ``[1, C, L, L]``.
+    ``features`` ``[1, C, L, L]``; and as ``beside_0`` ... what the layers behind read besides, such
+    as a class token.
     """
     graph = Graph()
     _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
@@ -222,6 +227,7 @@ def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx
         "score": score,
         "probabilities": probabilities,
         FEATURES: features,
+        **dict(_behind(graph, features, forward.scores)[1]),
     }
     for name, tensor in named.items():
         graph.output(tensor, name)
@@ -231,8 +237,8 @@ def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx
 
 
 def build_tail_graph(classifier: Classifier, settings: BeamSettings) -> onnx.ModelProto:
-    """``features`` ``[1, C, L, L]``, ``rows`` and ``columns`` ``[B, 1, L, L]`` in; ``scores``
-    ``[B, classes]`` out.
+    """``features`` ``[1, C, L, L]``, what lies ``beside`` them, and ``rows`` and ``columns``
+    ``[B, 1, L, L]`` in; ``scores`` ``[B, classes]`` out.
 
     B is what a level takes at most: four children of each candidate of the beam, of each class; or
         the nine of the first.
@@ -251,7 +257,12 @@ def build_tail_graph(classifier: Classifier, settings: BeamSettings) -> onnx.Mod
     tall = graph.add("MatMul", rows, features, hint="stretched_rows")
     across = graph.add("Transpose", columns, perm=[0, 1, 3, 2], hint="columns_transposed")
     graph.append(helper.make_node("MatMul", [tall, across], [cut], name=cut))
-    for node in _behind(whole, cut, forward.scores):
+    nodes, beside = _behind(whole, cut, forward.scores)
+    for name, tensor in beside:
+        shape = whole.shape(tensor)
+        one = graph.input(name, whole.types[tensor].elem, (shape[0] // batch, *shape[1:]))
+        graph.append(helper.make_node("Concat", [one] * batch, [tensor], name=tensor, axis=0))
+    for node in nodes:
         for name in node.input:
             if name in whole.constants:
                 graph.keep_constant(name, whole.constants[name])
@@ -260,14 +271,20 @@ def build_tail_graph(classifier: Classifier, settings: BeamSettings) -> onnx.Mod
     return graph.model()
 
 
-def _behind(graph: Graph, start: str, end: str) -> list[onnx.NodeProto]:
-    """The nodes from ``start`` to ``end``, in their order."""
-    wanted, kept = {end}, []
-    for node in reversed(graph.nodes):
-        if wanted.intersection(node.output):
+def _behind(
+    graph: Graph, start: str, end: str
+) -> tuple[list[onnx.NodeProto], list[tuple[str, str]]]:
+    """(the nodes that lead from ``start`` to ``end``, in their order; name and tensor of everything
+    else that they read of the image).
+    """
+    reached, kept = {start}, []
+    for node in needed(graph.nodes, [end]):
+        if reached.intersection(node.input):
             kept.append(node)
-            wanted.update(name for name in node.input if name != start)
-    return kept[::-1]
+            reached.update(node.output)
+    read = dict.fromkeys(name for node in kept for name in node.input if name)
+    beside = [name for name in read if name not in reached and name not in graph.constants]
+    return kept, [(f"{BESIDE}{place}", name) for place, name in enumerate(beside)]
 
 
 @cache

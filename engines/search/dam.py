@@ -6,7 +6,8 @@ of the class score; of each, the pixels that it depends on, as a region; the reg
 network itself finds most like the class, united. Algorithm 2: several objects.
 
 The first graph makes all walks at once: the forward pass is that of one image, the backward pass
-that of ``kmax`` of them.
+that of ``kmax`` of them. Where a network's operators do not allow that, as those of attention, the
+walks go back through as many copies of the image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,18 +24,26 @@ from engines.build import (
     IMAGE,
     WANTED_CLASS,
     append_chosen_class,
+    append_normalised,
     append_preprocessing,
     append_probabilities,
     stamp,
 )
 from engines.engine import Array, Compile, CompoundEngine, Found
 from engines.errors import ModelError
-from engines.gradient import attach_gradient
-from engines.graph import INT64, Graph
+from engines.gradient import attach_gradient, elementwise
+from engines.graph import INT64, Graph, needed
 from engines.maps import MapSpec, aggregated, class_score_cotangent
 from engines.networks.network import Network
 from engines.networks.registry import Classifier, known_layer
 from engines.options import EngineOptions
+
+WALKED_AT_ONCE = elementwise.RULES.keys() | {
+    *("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization", "Concat", "LRN")
+}
+"""Operators that a batch of cotangents can be walked back through over one image's activations, as
+long as these have four axes.
+"""
 
 
 @dataclass(frozen=True)
@@ -157,14 +166,22 @@ def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.Mod
             "TopK", [flat, count], [values, places], name=values, axis=0, largest=1, sorted=1
         )
     )
-    # One walk per neuron: a batch of cotangents over the one forward pass; rules broadcast over it.
-    depth = graph.constant(np.prod(shape), np.int64)
     one_hot = graph.add(
-        "OneHot", places, depth, graph.constant([0.0, 1.0]), axis=1, hint="one_neuron"
+        "OneHot",
+        places,
+        graph.constant(np.prod(shape), np.int64),
+        graph.constant([0.0, 1.0]),
+        axis=1,
+        hint="one_neuron",
     )
     seeds = graph.add(
         "Reshape", one_hot, graph.constant([settings.kmax, *shape[1:]], np.int64), hint="seeds"
     )
+    if not _walked_at_once(graph, pixels, activations):
+        copies = graph.constant([settings.kmax, *graph.shape(pixels)[1:]], np.int64)
+        pixels = graph.add("Expand", pixels, copies, hint="pixels_each")
+        x = append_normalised(graph, pixels, classifier.preprocessing)
+        activations = classifier.append(graph, x).layers[layer]
     walked = attach_gradient(graph, {activations: seeds}, [pixels], "guided")[pixels]
     walks = aggregated(graph, walked, "max", "walks")
     named = {
@@ -185,6 +202,15 @@ def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.Mod
         settings.digest,
     )
     return graph.model(metadata)
+
+
+def _walked_at_once(graph: Graph, pixels: str, activations: str) -> bool:
+    """Whether the rules broadcast several walks over the activations of one image."""
+    first = len(needed(graph.nodes, [pixels]))
+    return all(
+        node.op_type in WALKED_AT_ONCE and len(graph.shape(node.output[0])) == 4
+        for node in needed(graph.nodes, [activations])[first:]
+    )
 
 
 def build_scores_graph(classifier: Classifier, batch: int) -> onnx.ModelProto:

@@ -175,7 +175,7 @@ def test_the_beam_keeps_what_the_oracle_keeps(compact):
         return np.exp(logits[7] - logits.max()) / np.exp(logits - logits.max()).sum()
 
     expected = slow_search(score, 6, 3, 4)
-    found = engine._beams(features, [7])[7]
+    found = engine._beams({FEATURES: features}, [7])[7]
     assert len(found) == 12
     np.testing.assert_allclose(
         [value for _, value in found], [value for _, value in expected], rtol=1e-3
