@@ -379,6 +379,7 @@ def build(
     "sightline bench --plots plots --sizes 96,128,160,224,320 --batches 1,2,4,8",
     "sightline bench compare before.json after.json",
     "sightline bench --screen 0 --seconds 20",
+    "sightline bench --models lite0 --profile",
 )
 def bench(
     options: BenchOptions,

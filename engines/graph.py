@@ -116,6 +116,7 @@ class Graph:
         backward_starts: the tensors that a backward pass begins from, see
             ``engines.gradient.attach_gradient``. All that depends on them is linear in them, up to
             the maps.
+        backward_ends: the gradients that it gives.
     """
 
     def __init__(self, name: str = "sightline") -> None:
@@ -126,6 +127,7 @@ class Graph:
         self.constants: dict[str, Array] = {}
         self.types: dict[str, TensorType] = {}
         self.backward_starts: set[str] = set()
+        self.backward_ends: set[str] = set()
         self._constant_names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._counts: dict[str, int] = {}
         self._given = self._folding = (

@@ -15,6 +15,7 @@ from rich.console import Console
 from calib.bench.compare import print_comparison
 from calib.bench.gpu import bench_gpu
 from calib.bench.machine import Peaks, Work, count_work, measure_peaks, roofline_point
+from calib.bench.profile import bench_profile, print_profile
 from calib.bench.report import check_plots, plot_bench, print_bench
 from calib.bench.screen import bench_screen, print_screen
 from calib.bench.turns import (
@@ -37,7 +38,7 @@ from engines.errors import SightlineError
 from engines.head import Heuristic
 from engines.int8 import Quantization
 from engines.maps import PIXELS, MapSpec, method_of
-from engines.networks.registry import Classifier
+from engines.networks.registry import NETWORKS, Classifier
 from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, SPEED, EngineOptions, Option
 from realtime.statistics import Run, percentiles
 
@@ -131,9 +132,10 @@ def choices(models: str, choice: EngineOptions) -> list[EngineOptions]:
     Given weights are those of the one network named, or of all but the compact one.
     """
     names = [name.strip() for name in models.split(",")]
-    own = dict.fromkeys(names, choice.weights or "random") | (
-        {"compact": choice.weights if len(names) == 1 else None}
-    )
+    own = {
+        name: choice.weights or (None if name in NETWORKS and NETWORKS[name].shipped else "random")
+        for name in names
+    } | ({"compact": choice.weights if len(names) == 1 else None})
     return [replace(choice, model=name, weights=own[name]) for name in names]
 
 
@@ -323,6 +325,14 @@ class BenchOptions:
     batches: Annotated[str, Option("Also time it with so many images in a call: 1,2,4.", SPEED)] = (
         ""
     )
+    profile: Annotated[
+        bool,
+        Option(
+            "Where one image's time goes: each operator and the costliest nodes of the first"
+            " network, forward and backward.",
+            LOOK_AT,
+        ),
+    ] = False
     plots: Annotated[Path | None, Option("Folder for pictures of everything.", OUTPUT)] = None
     screen: Annotated[
         bool,
@@ -359,7 +369,10 @@ def bench_chosen(
     chosen = choices(options.models, choice)
     if options.plots:
         check_plots(options.plots, (source, *choice.inputs))
-    if options.screen:
+    if options.profile:
+        result = bench_profile(chosen[0], options.seconds, console)
+        print_profile(result, console)
+    elif options.screen:
         result = bench_screen(source, chosen[0], options.seconds, console)
         print_screen(result, console)
     else:

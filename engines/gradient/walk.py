@@ -180,6 +180,7 @@ def attach_gradient(
             raise ModelError(
                 f"the objective does not depend on tensor '{name}': choose a layer before it"
             )
+    graph.backward_ends.update(totals[name] for name in wrt)
     return {name: totals[name] for name in wrt}
 
 
