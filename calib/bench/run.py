@@ -172,11 +172,13 @@ def variants(classifier: Classifier, choice: EngineOptions) -> dict[str, Variant
         (f"Sightline int8, to {spec.layer}", (shallow(quantization=ranges), "int8")),
         (f"Sightline {best}, to {spec.layer}", (shallow(), best)),
     ]
+    last = MapSpec(layer=classifier.last_layer(), signal="gradcam")
     rows = {
         **dict(usual if has_vnni() else usual[::-1]),
         "Sightline int8, to pixels": (pixels(quantization=ranges), "int8"),
         f"Sightline {best}, to pixels": (pixels(), best),
         "Sightline fp32, to pixels": (pixels(), "fp32"),
+        f"Sightline {best}, Grad-CAM at {last.layer}": (build_graph(classifier, last), best),
     }
     return {
         name: Variant(graph, OpenVinoEngine(graph, precision))

@@ -27,11 +27,12 @@ from calib.bench.compare import (
     window_values,
 )
 from calib.bench.machine import Neighbours, machine
+from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.build import IMAGE, WANTED_CLASS, append_preprocessing
 from engines.choose import open_localizer
 from engines.engine import Array, Engine
 from engines.errors import install_extra, install_packages
-from engines.graph import Graph
+from engines.graph import Graph, needed
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier
 from engines.options import EngineOptions
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 
 Call = Callable[[], object]
+RECIPRO_CAM = "Recipro-CAM after its paper, at the last maps, OpenVINO"
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,64 @@ def forward_graph(classifier: Classifier) -> onnx.ModelProto:
     return graph.model()
 
 
+def recipro_cam(task: Task) -> Call:
+    """Recipro-CAM at the last maps, on OpenVINO, as its paper has it.
+
+    Byun & Lee 2022, "Recipro-CAM: fast gradient-free visual explanations for convolutional neural
+    networks": what follows the last maps sees them once for each cell, with all others at zero, and
+    the class's scores are the map. Written here after the paper: Intel's own, openvino_xai 1.1,
+    reads ``openvino.runtime``, which OpenVINO 2025.0 and later lack.
+    """
+    engine = OpenVinoEngine(recipro_cam_graph(task.classifier), best_precision())
+    return engine_call(engine, {IMAGE: task.image_nhwc_bgr})
+
+
+def recipro_cam_graph(classifier: Classifier) -> onnx.ModelProto:
+    """The network, and ``map`` ``[h, w]``: the best class's score of each cell alone.
+
+    Raises:
+        ModelError: what follows the last maps does not take several at once, or reads more.
+    """
+    graph = Graph()
+    _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
+    forward = classifier.append(graph, x)
+    height, width = graph.shape(forward.last)[2:]
+    cells = height * width
+    one_each = np.eye(cells, dtype=np.float32).reshape(cells, 1, height, width)
+    alone = graph.add("Mul", forward.last, graph.constant(one_each), hint="cells_alone")
+    names = {forward.last: alone}
+    for node in needed(list(graph.nodes), [forward.scores]):
+        if names.keys().isdisjoint(node.input):
+            continue
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = graph.fresh(f"{node.output[0]}_of_cells")
+        del copy.input[:], copy.output[:]
+        copy.input.extend(names.get(name, name) for name in node.input)
+        copy.output.append(copy.name)
+        if node.op_type == "Reshape":
+            shape = [cells, *graph.shape(node.output[0])[1:]]
+            copy.input[1] = graph.constant(shape, np.int64)
+        graph.append(copy)
+        names[node.output[0]] = copy.name
+    best = graph.add("ArgMax", forward.scores, axis=1, keepdims=0)
+    column = graph.add("Gather", names[forward.scores], best, axis=1, hint="scores_of_cells")
+    size = graph.constant([height, width], np.int64)
+    graph.output(graph.add("Reshape", column, size, hint="cells_map"), "map")
+    return graph.model()
+
+
 PEERS: dict[str, Callable[[Task], Call]] = {
     "torch eager forward + autograd": lambda task: task.torch.autograd(),
     "torch.compile forward + autograd": lambda task: task.torch.compiled(),
     "Captum Saliency": lambda task: task.torch.captum_saliency(),
     "pytorch-grad-cam GradCAM": lambda task: task.torch.grad_cam(),
+    RECIPRO_CAM: recipro_cam,
     "ONNX Runtime, our graph": onnxruntime_whole,
     "torch eager forward only": lambda task: task.torch.forward(),
     "ONNX Runtime forward only": onnxruntime_forward,
 }
-"""Name to what makes the call; everything in fp32."""
+"""Name to what makes the call; everything in fp32 but Recipro-CAM, which has our precision."""
 
 
 def peers(task: Task) -> tuple[dict[str, Call], dict[str, str]]:
