@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from engines.errors import ModelError
@@ -107,9 +108,91 @@ def append_maps(
 
 def aggregated(graph: Graph, gradient_nchw: str, aggregation: str, layer: str) -> str:
     """Max or mean over channels of the absolute gradient: ``[N, C, h, w]`` to ``[N, h, w]``."""
-    absolute = graph.add("Abs", gradient_nchw, hint=f"sensitivity_{layer}")
     op = {"max": "ReduceMax", "mean": "ReduceMean"}[aggregation]
+    found = _phases_behind(graph, gradient_nchw)
+    if found is not None:
+        return _aggregated_phases(graph, found, op, layer)
+    absolute = graph.add("Abs", gradient_nchw, hint=f"sensitivity_{layer}")
     return graph.add(op, absolute, graph.constant([1], np.int64), keepdims=0, hint=f"map_{layer}")
+
+
+@dataclass(frozen=True)
+class _Phases:
+    """A gradient before its values are put in place, see ``engines.gradient.windows``.
+
+    Attributes:
+        tensor: ``[N, C * side * side, h, w]``.
+        side: of a block of phases.
+        factor: of each channel, ``[C]``.
+        moves: the Slice and Pad nodes behind, along the two image axes.
+    """
+
+    tensor: str
+    side: int
+    factor: NDArray[Any]
+    moves: Sequence[onnx.NodeProto]
+
+
+def _phases_behind(graph: Graph, gradient_nchw: str) -> _Phases | None:
+    """What a gradient is made of, if that is DepthToSpace of it, cut or padded, and a factor for
+    each channel.
+    """
+    channels = graph.shape(gradient_nchw)[1]
+    factor, moves = np.ones(channels), list[onnx.NodeProto]()
+    node = graph.producer(gradient_nchw)
+    if node is not None and node.op_type == "Mul" and node.input[1] in graph.constants:
+        value = graph.constants[node.input[1]]
+        if value.size not in (1, channels) or (
+            value.size > 1 and value.shape[-3:-2] != (channels,)
+        ):
+            return None
+        factor, node = factor * value.ravel(), graph.producer(node.input[0])
+    while node is not None and node.op_type in ("Slice", "Pad"):
+        along = graph.constants[node.input[3]] if node.op_type == "Slice" else None
+        pads = graph.constants[node.input[1]]
+        if len(node.input) == 5 or (along is None and (pads[[0, 1, 4, 5]] != 0).any()):
+            return None
+        if along is not None and (along < 2).any():
+            return None
+        moves.append(node)
+        node = graph.producer(node.input[0])
+    if node is None or node.op_type != "DepthToSpace":
+        return None
+    at = attributes_of(node)
+    if at.get("mode") != b"CRD":
+        return None
+    return _Phases(str(node.input[0]), int(at["blocksize"]), factor, moves[::-1])
+
+
+def _aggregated_phases(graph: Graph, found: _Phases, op: str, layer: str) -> str:
+    """The same values, with as many times fewer to put in place as there are channels: what is
+    largest over channels does not depend on the place.
+    """
+    n, deep, height, width = graph.shape(found.tensor)
+    side, channels = found.side, len(found.factor)
+    factor = np.repeat(found.factor, side * side).reshape(1, deep, 1, 1)
+    scaled = graph.add("Mul", found.tensor, graph.constant(factor), hint=f"phases_{layer}")
+    absolute = graph.add("Abs", scaled, hint=f"sensitivity_{layer}")
+
+    def shaped(tensor: str, *shape: int) -> str:
+        return graph.add("Reshape", tensor, graph.constant(shape, np.int64), hint=f"map_{layer}")
+
+    last = graph.add("Transpose", absolute, perm=[0, 2, 3, 1], hint=f"map_{layer}")
+    apart = shaped(last, n, height, width, channels, side * side)
+    axis = graph.constant([3], np.int64)
+    result = graph.add(op, apart, axis, keepdims=0, hint=f"map_{layer}")
+    result = shaped(result, n, height, width, side, side)
+    result = graph.add("Transpose", result, perm=[0, 1, 3, 2, 4], hint=f"map_{layer}")
+    result = shaped(result, n, height * side, width * side)
+    for node in found.moves:
+        values = [graph.constants[name] for name in node.input[1:]]
+        if node.op_type == "Slice":
+            values[2] = values[2] - 1
+        else:
+            values[0] = np.delete(values[0], [1, 5])
+        inputs = [graph.constant(value, value.dtype) for value in values]
+        result = graph.add(node.op_type, result, *inputs, hint=f"map_{layer}")
+    return result
 
 
 def _channel_mean(graph: Graph, x_nchw: str, hint: str) -> str:

@@ -6,12 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from calib.bench.turns import PEERS, Task, peers
+from calib.bench.turns import PEERS, Task, peers, recipro_cam_graph
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.errors import install_extra
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
+from tests.engines.double import run_in_float64
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +114,21 @@ def test_a_network_from_a_file_has_no_torch_peers(task, tmp_path):
     found, missing = peers(Task(classifier, task.image_nhwc_bgr, build_graph(classifier)))
     assert set(found) == {"ONNX Runtime, our graph", "ONNX Runtime forward only"}
     assert "the torch backend runs" in missing["Captum Saliency"]
+
+
+def test_recipro_cam_scores_each_cell_of_the_last_maps_alone():
+    classifier = load_classifier("compact", "random", 64)
+    graph, forward = classifier.forward_graph()
+    graph.output(forward.last, "last")
+    graph.output(forward.scores, "scores")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
+    preprocessing = classifier.preprocessing
+    given = pixels if preprocessing.order == "bgr" else pixels[..., ::-1]
+    x = ((given - np.array(preprocessing.mean)) / preprocessing.std).transpose(0, 3, 1, 2)
+    plain = run_in_float64(graph.model(), {"pixels": x})
+    best = plain["scores"].argmax()
+    weight, bias = (classifier.weights[f"classifier.{name}"] for name in ("weight", "bias"))
+    pooled = plain["last"][0, 0].size / 4  # by 2 x 2, before the mean
+    expected = np.einsum("c,chw->hw", weight[best], plain["last"][0]) / pooled
+    found = run_in_float64(recipro_cam_graph(classifier), {IMAGE: pixels})["map"]
+    np.testing.assert_allclose(found, expected + bias[best], rtol=1e-5, atol=1e-9)
