@@ -356,6 +356,11 @@ def of_weights(network: Network, weights: Weights) -> Network:
         network = replace(network, preprocessing=PUBLISHED, last_linear="fc8")
     if "classifier.weight" in weights:
         network = replace(network, last_linear="classifier")
+        count = len(weights["classifier.bias"])
+        notes.append(
+            f"{network.name}: the scores of {count} classes are a linear layer's on the pooled last"
+            " maps"
+        )
     elif not has_classes(weights):
         network = replace(network, last_linear="classifier", classless=True, class_names=NO_CLASSES)
         notes.append(

@@ -45,6 +45,12 @@ def read_weights(path: Path, may_lack: tuple[str, ...] = ()) -> dict[str, np.nda
         ModelError: the file is of no known format, is damaged, or holds what cannot be weights.
     """
     reader = READERS.get(path.suffix)
+    if path.suffix == ".caffemodel":
+        raise ModelError(
+            f"weights {path}: Caffe's files are not read: with OpenCV 4, save what"
+            " cv2.dnn.readNetFromCaffe(prototxt, caffemodel).getParam(layer, 0) and (layer, 1) give"
+            " as layer.weight and layer.bias with numpy.savez"
+        )
     if reader is None:
         raise ModelError(
             f"weights {path}: unknown format '{path.suffix}'; use {', '.join(READERS)}"

@@ -22,7 +22,9 @@ from engines.build import build_graph
 from engines.certificate import engines_dir, read_engine
 from engines.choose import build_chosen
 from engines.errors import EngineError, ModelError
-from engines.networks.registry import load_classifier
+from engines.maps import MapSpec
+from engines.networks import vgg
+from engines.networks.registry import classifier_of, load_classifier
 from engines.options import EngineOptions
 from engines.typed_graph import to_half, typed_graph
 
@@ -174,6 +176,16 @@ def test_vgg16_at_full_width(batch, precision):
     model = build_graph(load_classifier("vgg16", "random"), batch=batch)
     for target in TARGETS:
         assert len(built(typed(model, precision, target), target)) > 2e8
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_convolutions_alone(precision):
+    """Of VGG16, without class scores: the wanted class stays an input."""
+    values = vgg.random_weights((8, 8, 8, 8, 8), hidden=0)
+    convolutions = {n: v for n, v in values.items() if n.startswith("features")}
+    classifier = classifier_of(vgg.VGG16, convolutions, size_px=64)
+    model = build_graph(classifier, MapSpec("gestalt"))
+    assert len(built(typed(model, precision, "sm89"))) > 1e4
 
 
 @pytest.mark.long

