@@ -21,6 +21,7 @@ from engines.graph import FLOAT, Graph
 from engines.networks import alexnet, efficientnet_lite, squeezenet, vgg
 from engines.networks.network import Forward, Network, Weights, WeightsPackage
 from engines.networks.onnx_network import network_of_file
+from engines.networks.packages import PACKAGES, exported, is_packaged
 from engines.networks.preprocessing import CROP, USUAL_CROP, GivenInput, Preprocessing
 from engines.networks.sidecars import read_labels
 from engines.networks.weights import ASSETS, load_class_names, read_weights
@@ -126,7 +127,8 @@ def load_classifier(
     """The classifier that ``--model``, ``--weights``, ``--size`` and ``--class-layer`` name.
 
     Args:
-        model: a name in ``NETWORKS``, or the path of an ``.onnx`` classifier.
+        model: a name in ``NETWORKS``, the path of an ``.onnx`` classifier, or a network of a package
+            such as ``timm:resnet50``.
         weights: a file, a name to download, or ``random``; the network's own when None.
         size_px: input side; the network's usual one when None.
         given: what is said of its input and output.
@@ -143,9 +145,17 @@ def load_classifier(
         return Classifier(
             network, size_px or network.size_px, digest, class_names=network.class_names
         )
+    if is_packaged(model):
+        path = exported(model, weights, size_px)
+        network, digest = network_of_file(path, size_px, given)
+        network = replace(network, name=model)
+        return Classifier(
+            network, size_px or network.size_px, digest, class_names=network.class_names
+        )
     if model not in NETWORKS:
         raise ModelError(
-            f"unknown model '{model}': use {', '.join(NETWORKS)} or the path of an .onnx classifier"
+            f"unknown model '{model}': use {', '.join(NETWORKS)}, the path of an .onnx classifier, or"
+            f" a network of a package: {', '.join(f'{name}:NAME' for name in PACKAGES)}"
         )
     known = NETWORKS[model]
     values: Weights = (
