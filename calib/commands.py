@@ -41,7 +41,9 @@ class FitOptions:
     those of ``calib.heads.fit.fit_head``.
     """
 
-    out: Annotated[Path, Option("The head to write (.safetensors).", OUTPUT)]
+    out: Annotated[
+        Path, Option("The head to write: NAME, for --head NAME, or FILE.safetensors.", OUTPUT)
+    ]
     kind: Annotated[
         str,
         Option("best; paper or paper-sgd: the papers' linear layer on the whole map.", NETWORK),
@@ -73,6 +75,8 @@ def fit_chosen(
         SightlineError: the data or the network cannot be used, or a result cannot be written.
     """
     out, curve = options.out, options.curve
+    if not out.suffix:
+        out = out.with_suffix(".safetensors")
     inputs = (*data.inputs, *choice.inputs, options.curve_on, options.curve_ids)
     checked_output(out, HEAD_FILE, inputs)
     if curve:

@@ -7,6 +7,7 @@ box), and last a heat map that is not drawn afresh for every frame.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,6 +134,8 @@ def choose_head(choice: EngineOptions, classifier: Classifier) -> Head | Heurist
                 option=("method", "head"),
             )
         path = Path(choice.head)
+        if not path.exists() and (named := Path(f"{choice.head}.safetensors")).exists():
+            path = named  # as 'fit' calls the file of a name
         is_name = not path.exists() and choice.head in shipped_head_names()
         return load_head(shipped_head_path(choice.head) if is_name else path)
     shipped = shipped_heads(classifier) if method.fitted else {}
@@ -179,7 +182,8 @@ def calibration_paths(classifier: Classifier, objective: str) -> tuple[Path, Pat
     """Where a calibration of this network is: in the user's cache, where ``calibrate`` puts it, or
     among the shipped files.
     """
-    name = f"{classifier.name}_{objective}_{classifier.size_px}_{classifier.digest[:12]}.int8.json"
+    network = re.sub(r"[^\w.-]", "-", classifier.name)
+    name = f"{network}_{objective}_{classifier.size_px}_{classifier.digest[:12]}.int8.json"
     return cache_dir() / "calibrations" / name, ASSETS / name
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from engines.backends.registry import backends_in_words, precisions_in_words
 from engines.maps import METHODS
+from engines.networks.packages import PACKAGES
 from engines.networks.preprocessing import (
     GivenInput,
     Rgb,
@@ -67,9 +68,14 @@ class EngineOptions:
     ``FollowOptions.min_score`` where nothing is followed, see ``Localizer.abstain_below``.
     """
 
-    model: Annotated[str, Option(f"{', '.join(NETWORKS)}, or a classifier FILE.onnx.", NETWORK)] = (
-        "compact"
-    )
+    model: Annotated[
+        str,
+        Option(
+            f"{', '.join(NETWORKS)}, a classifier FILE.onnx, or by its name in a package that is"
+            f" installed: {', '.join(f'{each}:NAME' for each in PACKAGES)}.",
+            NETWORK,
+        ),
+    ] = "compact"
     weights: Annotated[
         str | None,
         Option(
@@ -90,7 +96,8 @@ class EngineOptions:
         Option(", ".join(f"{each.name} ({each.help})" for each in METHODS.values()) + ".", NETWORK),
     ] = "sensitivity"
     head: Annotated[
-        str | None, Option("FILE of a fitted head, NAME of a shipped one, or none.", NETWORK)
+        str | None,
+        Option("FILE or NAME of a fitted head, NAME of a shipped one, or none.", NETWORK),
     ] = None
     backend: Annotated[
         str,

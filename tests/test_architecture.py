@@ -19,7 +19,8 @@ ALLOWED = {
 TORCH_FILES = {
     "engines/backends/torch_reference.py",
     "engines/backends/torch_networks.py",
-    "engines/networks/weights.py",
+    "engines/networks/packages.py",
+    "calib/research/networks.py",
     "calib/research/train.py",
     "calib/bench/gpu_day.py",
     "calib/bench/gpu_stand_in.py",

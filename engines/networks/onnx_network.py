@@ -201,7 +201,10 @@ def append_turned(graph: Graph, tensor: str, layout: Layout, name: str) -> tuple
 
 
 def network_of_file(
-    path: Path, size_px: int | None = None, given: GivenInput = GivenInput()
+    path: Path,
+    size_px: int | None = None,
+    given: GivenInput = GivenInput(),
+    name: str | None = None,
 ) -> tuple[Network, str]:
     """Read a classifier with one image input and class scores.
 
@@ -209,9 +212,10 @@ def network_of_file(
         path: of the file.
         size_px: side of the input that it is used at; its own, or the usual one, when None.
         given: what the user says of its input and output.
+        name: of the network; the file's when None.
 
     Returns:
-        (its record, named like the file; its digest, see ``OnnxFile``).
+        (its record; its digest, see ``OnnxFile``).
 
     Raises:
         ModelError: not an ONNX model, not one image in and one score vector out, or one that cannot
@@ -239,8 +243,9 @@ def network_of_file(
     names = _checked_names(path, ends, graph.shape(plain.scores)[1])
     assumed = [] if names or graph.shape(plain.scores)[1] != IMAGENET_CLASSES else [IMAGENET_NAMES]
     stages = stages_of(graph, image, plain.scores, plain.layers)
+    name = name or path.name
     network = Network(
-        path.name,
+        name,
         lambda graph, x_nchw, _: _replay(graph, found, x_nchw, stages, shapes=shapes),
         dict,
         ends.preprocessing,
@@ -253,7 +258,7 @@ def network_of_file(
         head_layers=stages.layers,
         head_cam_layers=stages.layers[-3:],
         class_names=names,
-        notes=tuple(f"{path.name}: {note}" for note in (said, *ends.notes, *assumed)),
+        notes=tuple(f"{name}: {note}" for note in (said, *ends.notes, *assumed)),
     )
     as_before = plain.layers[stages.last] == _last_convolution(graph)
     return network, _digest(found, as_before)

@@ -1,8 +1,8 @@
 """Networks of timm, torchvision and Hugging Face by name: each is exported to ONNX once and kept in
 the cache.
 
-``timm:resnet50``, ``torchvision:resnet50`` and ``hf:microsoft/resnet-50`` become an ONNX file with a
-``config.json`` beside it, which says what their input is. From then on they are read as any other
+``timm:resnet50``, ``torchvision:resnet50`` and ``hf:microsoft/resnet-50`` become an ONNX file with
+a ``config.json`` beside it, which says what their input is. From then on they are read as any other
 file, and neither PyTorch nor the package is imported.
 """
 
@@ -31,6 +31,7 @@ from engines.downloads import cache_dir
 from engines.engine import Array
 from engines.errors import DownloadError, ModelError, install_packages
 from engines.files import digest_of_file, whole_file
+from engines.graph import OPSET
 from engines.networks.weights import read_weights
 
 RANDOM = "random"
@@ -111,11 +112,15 @@ def exported(model: str, weights: str | None = None, size_px: int | None = None)
     """
     kind, _, name = model.partition(":")
     package = PACKAGES[kind]
-    _check_installed(model, package)
-    folder = cache_dir() / "networks" / _key(kind, name, weights, size_px, package)
+    try:
+        version = importlib.metadata.version(next(iter(package.modules.values())))
+    except importlib.metadata.PackageNotFoundError:
+        version = "none"
+    folder = cache_dir() / "networks" / _key(kind, name, version, weights, size_px)
     path = folder / "model.onnx"
     if path.is_file():
         return path
+    _check_installed(model, package)
     with _quiet():
         built = build(model, weights, size_px)
         for file, content in built.sidecars.items():
@@ -126,9 +131,8 @@ def exported(model: str, weights: str | None = None, size_px: int | None = None)
     return path
 
 
-def _key(kind: str, name: str, weights: str | None, size_px: int | None, package: Package) -> str:
+def _key(kind: str, name: str, version: str, weights: str | None, size_px: int | None) -> str:
     """Name of the folder: another version of the package, or other weights, have another."""
-    version = importlib.metadata.version(next(iter(package.modules.values())))
     given = weights or ""
     if weights not in (None, RANDOM) and Path(given).is_file():
         given = digest_of_file(Path(given))
@@ -143,7 +147,8 @@ def _check_installed(model: str, package: Package) -> None:
     ]
     if missing:
         raise ModelError(
-            f"{model} needs {' and '.join(missing)} to be exported once: {install_packages(*missing)}",
+            f"{model} needs {' and '.join(missing)} to be exported once:"
+            f" {install_packages(*missing)}",
             option="model",
         )
 
@@ -177,7 +182,7 @@ def build(model: str, weights: str | None = None, size_px: int | None = None) ->
     if weights == RANDOM:
         awaken(built.module)
     elif weights is not None:
-        state = read_weights(Path(weights))
+        state = _bare(read_weights(Path(weights)))
         classes = _classes_of(built.module, state)
         if classes is not None:
             built = make(Wanted(name, size_px, classes, False))
@@ -204,40 +209,48 @@ def awaken(module: Any) -> None:
                 value.copy_(span * (1 + torch.rand(value.shape, generator=generator)))
 
 
+def _bare(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights without what those who save them put before all names, and without counters."""
+    return {
+        re.sub(r"^(module\.|model\.|_orig_mod\.)+", "", name): value
+        for name, value in values.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
 def _classes_of(module: Any, state: Mapping[str, Array]) -> int | None:
     """How many classes a file of weights has, where it differs from the network in that alone."""
-    own = module.state_dict()
     counts = {
         state[name].shape[0]
-        for name, value in own.items()
+        for name, value in _bare(module.state_dict()).items()
         if name in state
-        and state[name].shape != tuple(value.shape)
+        and state[name].shape[:1] != tuple(value.shape)[:1]
         and state[name].shape[1:] == tuple(value.shape)[1:]
     }
     return int(counts.pop()) if len(counts) == 1 else None
 
 
 def _load(module: Any, state: Mapping[str, Array], what: str, model: str) -> None:
-    """Give a module the weights of a file, of which those who save them may have put a prefix
-    before all names.
+    """Give a module the weights of a file.
+
+    Raises:
+        ModelError: they are others.
     """
     import torch
 
-    given = {
-        re.sub(r"^(module\.|model\.|_orig_mod\.)+", "", name): torch.from_numpy(np.array(value))
-        for name, value in state.items()
-    }
-    own = {n: v for n, v in module.state_dict().items() if not n.endswith("num_batches_tracked")}
-    wrong = [f"'{name}' is missing" for name in own if name not in given]
+    own = _bare(module.state_dict())
+    wrong = [f"'{name}' is missing" for name in own if name not in state]
     wrong += [
-        f"'{name}' has the shape {list(given[name].shape)}, not {list(value.shape)}"
+        f"'{name}' has the shape {list(state[name].shape)}, not {list(value.shape)}"
         for name, value in own.items()
-        if name in given and given[name].shape != value.shape
+        if name in state and state[name].shape != tuple(value.shape)
     ]
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ModelError(f"{what} are not those of {model}: {wrong[0]}{more}", option="weights")
-    module.load_state_dict({name: given[name] for name in own}, strict=False)
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(torch.from_numpy(np.array(state[name])))
 
 
 def _timm(wanted: Wanted) -> Built:
@@ -338,13 +351,14 @@ def _hf_processor(transformers: Any, name: str) -> dict[str, Any]:
 
 def _hf_side(config: Any, how: Mapping[str, Any]) -> int:
     cropped = how.get("crop_size") if how.get("do_center_crop") else None
-    for value in (cropped, how.get("size"), getattr(config, "image_size", None)):
-        if isinstance(value, Mapping):
-            value = value.get("height") or value.get("shortest_edge")
-        if isinstance(value, Sequence) and value:
-            value = value[0]
-        if isinstance(value, int):
-            return value
+    for stated in (cropped, how.get("size"), getattr(config, "image_size", None)):
+        found = stated
+        if isinstance(stated, Mapping):
+            found = stated.get("height") or stated.get("shortest_edge")
+        elif isinstance(stated, Sequence) and stated:
+            found = stated[0]
+        if isinstance(found, int):
+            return found
     return USUAL_SIDE_PX
 
 
@@ -352,7 +366,7 @@ def _logits_of(module: Any) -> Any:
     """A module that gives the class scores alone."""
     import torch
 
-    class Logits(torch.nn.Module):  # type: ignore[misc]
+    class Logits(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = module
@@ -385,7 +399,8 @@ def _imported(name: str) -> Any:
     folder = Path((spec.submodule_search_locations or ["."])[0] if spec else ".")
     text = (folder / "_meta_registrations.py").read_text(encoding="utf-8")
     operators = set(re.findall(r'(?:register_meta\("|torchvision::)(\w+)"', text))
-    _DECLARED.append(torch.library.Library("torchvision", "DEF"))
+    make: Any = torch.library.Library
+    _DECLARED.append(make("torchvision", "DEF"))
     for operator in operators:
         _DECLARED[0].define(f"{operator}(Tensor x) -> Tensor")
     return importlib.import_module(name)
@@ -421,8 +436,8 @@ def _made(
                 raise ModelError(f"{model} cannot be built: {_line(error)}") from error
         except Exception as error:  # each package and each network library has errors of its own
             raise DownloadError(
-                f"the files of {model} cannot be fetched ({_line(error)}): try again online, or name"
-                " a file of weights, or random",
+                f"the files of {model} cannot be fetched ({_line(error)}): try again online, or"
+                " name a file of weights, or random",
                 option="weights",
             ) from error
     raise AssertionError("there is a last try")
@@ -440,7 +455,7 @@ def export_by_tracing(module: Any, image: Any, path: Path) -> None:
     """With PyTorch's older exporter, which needs no other package."""
     import torch
 
-    torch.onnx.export(module, (image,), str(path), dynamo=False, opset_version=17)
+    torch.onnx.export(module, (image,), str(path), dynamo=False, opset_version=OPSET)
 
 
 def export_by_dynamo(module: Any, image: Any, path: Path) -> None:

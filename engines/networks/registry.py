@@ -127,8 +127,8 @@ def load_classifier(
     """The classifier that ``--model``, ``--weights``, ``--size`` and ``--class-layer`` name.
 
     Args:
-        model: a name in ``NETWORKS``, the path of an ``.onnx`` classifier, or a network of a package
-            such as ``timm:resnet50``.
+        model: a name in ``NETWORKS``, the path of an ``.onnx`` classifier, or a network of a
+            package such as ``timm:resnet50``.
         weights: a file, a name to download, or ``random``; the network's own when None.
         size_px: input side; the network's usual one when None.
         given: what is said of its input and output.
@@ -147,15 +147,14 @@ def load_classifier(
         )
     if is_packaged(model):
         path = exported(model, weights, size_px)
-        network, digest = network_of_file(path, size_px, given)
-        network = replace(network, name=model)
+        network, digest = network_of_file(path, size_px, given, model)
         return Classifier(
             network, size_px or network.size_px, digest, class_names=network.class_names
         )
     if model not in NETWORKS:
         raise ModelError(
-            f"unknown model '{model}': use {', '.join(NETWORKS)}, the path of an .onnx classifier, or"
-            f" a network of a package: {', '.join(f'{name}:NAME' for name in PACKAGES)}"
+            f"unknown model '{model}': use {', '.join(NETWORKS)}, the path of an .onnx classifier,"
+            f" or a network of a package: {', '.join(f'{name}:NAME' for name in PACKAGES)}"
         )
     known = NETWORKS[model]
     values: Weights = (
