@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -154,6 +154,8 @@ def _typer_option(name: str, hint: Any, default: Any) -> inspect.Parameter:
     """The parameter from which typer makes an option or an argument."""
     kind, about = get_args(hint)
     kinds = (kind, *get_args(kind))
+    if about.parser is not None and any(get_origin(each) is tuple for each in kinds):
+        kind = str | None  # typer would take a text for each of a tuple's parts
     common: dict[str, Any] = {"help": about.help, "metavar": about.metavar}
     if about.panel is None:
         made = typer.Argument(**common, show_default=about.metavar is None)

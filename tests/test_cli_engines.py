@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.command_line import command, process, refused
+from tests.engines.networks.test_onnx_ends import RAW, SAME, written
 from tests.processors import X86
 from tests.realtime.media import write_images, write_video
 
@@ -285,3 +287,30 @@ def test_what_methods_that_search_cannot_do_is_said(labelled_photo, tmp_path):
         "fit", labelled_photo, "--method", "beam", "--out", tmp_path / "h.safetensors"
     )
     assert "finds the main object only" in refused("demo", "--objects", 2, "--out", tmp_path)
+
+
+def test_what_a_foreign_classifier_takes_is_said_on_the_command_line(tmp_path):
+    path, out = tmp_path / "m.onnx", tmp_path / "graph.onnx"
+    written(path, SAME, RAW)
+    line = ("build", "--model", path, "--head", "none", "--out", out)
+    given = ("--mean", "0.5,0.4,0.3", "--std", "0.25", "--order", "bgr", "--resize", "letterbox")
+    result = command(*line, *given)
+    assert result.returncode == 0, result.stderr
+    said = "BGR (as given), (pixel - (127.5, 102, 76.5)) / 63.75 (as given), letterboxed"
+    assert said in " ".join(result.stderr.split())
+    assert '"kind": "letterbox"' in onnx.load(out).metadata_props[0].value
+    for wrong, words in (
+        (("--mean", "0.5,0.4"), "give one number, or three with commas"),
+        (("--mean", "0.5", "--std", "58"), "not of the same pixels.*(--mean, --std, --scale)"),
+        (("--scale", "0"), "a scale must be more than 0, not 0 (--scale)"),
+        (("--resize", "stretch"), "give squash, crop or letterbox"),
+        (("--output", "z"), "has no output 'z'; it has 'out' of any shape (--output)"),
+        (
+            ("--model", "compact", "--order", "bgr"),
+            "compact are known: order can be said.*(--order)",
+        ),
+    ):
+        result = command(*line, *wrong)
+        assert result.returncode == 2
+        for each in words.split(".*"):
+            assert each in " ".join(result.stderr.split())

@@ -454,5 +454,7 @@ def _may_be_scores(value: onnx.ValueInfoProto) -> bool:
 
 
 def _shape_words(value: onnx.ValueInfoProto) -> str:
+    if not value.type.tensor_type.HasField("shape"):
+        return "of any shape"
     dims = value.type.tensor_type.shape.dim
     return "x".join(str(dim.dim_value or "any") for dim in dims) or "scalar"

@@ -225,7 +225,8 @@ def network_of_file(
     found = read_onnx(path, OPSET, given)
     ends = found.ends
     side = size_px or ends.side_px or Network.size_px
-    origins = {**ends.origins, **({"side": "as given"} if size_px else {})}
+    given_side = {"side": "as given"} if size_px not in (None, ends.side_px) else {}
+    origins = {**ends.origins, **given_side}
     said = f"its input: {ends.preprocessing.describe(side, origins)}"
     graph = Graph()
     image = graph.input("image", FLOAT, (1, 3, side, side))

@@ -7,6 +7,7 @@ import json
 import weakref
 from collections import Counter
 from dataclasses import asdict, replace
+from io import StringIO
 
 import cv2
 import numpy as np
@@ -15,10 +16,11 @@ from rich.console import Console
 
 from calib.data.datasets import load_dataset
 from calib.evaluation.metrics import baselines
-from calib.heads.linear import TABLE_FORMAT, feature_table
+from calib.heads.linear import TABLE_FORMAT, feature_table, mirrored_pairs
 from engines.downloads import cache_dir
 from engines.localizer import Localizer
 from engines.maps import Feature, MapSpec
+from engines.networks.preprocessing import GivenInput
 from engines.networks.registry import load_classifier
 from tests.engines.mock import MockEngine
 from tests.realtime.media import picture
@@ -104,3 +106,32 @@ def test_features_are_kept_under_a_hash_of_settings_and_pixels(labels):
     assert [path.stem for path in (cache_dir() / "features").iterdir()] == [
         hashlib.sha256(content).hexdigest()[:32]
     ]
+
+
+@pytest.mark.parametrize("resize", ["crop", "letterbox"])
+def test_what_is_fitted_are_boxes_of_what_the_network_sees(tmp_path, monkeypatch, resize):
+    """Three wide pictures of 100 x 50 pixels with a box inside, across the crop's edge, and beside
+    it; the crop is the middle square of 44 pixels, from 28 to 72.
+    """
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    for index in range(3):
+        cv2.imwrite(str(tmp_path / "set" / f"{index}.png"), picture(index, 100, 50))
+    boxes = ["0.png,cat,39,14,61,36", "1.png,cat,0,14,50,36", "2.png,cat,0,14,20,36"]
+    (tmp_path / "set.csv").write_text("\n".join(["file,class,x0,y0,x1,y1", *boxes]))
+    classifier = load_classifier("compact", "random", 64, GivenInput(resize=resize))
+    said = Console(record=True, quiet=False, file=StringIO())
+    samples = load_dataset(tmp_path / "set.csv")
+    table = feature_table(samples, classifier, MapSpec(), FEATURES, said)
+    rows = np.arange(len(table.values))
+    if resize == "crop":
+        assert "1 of 3 images lie beside the crop" in said.export_text()
+        expected = [[0.25, 0.25, 0.75, 0.75], [0, 0.25, 0.5, 0.75]]
+    else:
+        expected = [[0.39, 0.39, 0.61, 0.61], [0, 0.39, 0.5, 0.61], [0, 0.39, 0.2, 0.61]]
+    np.testing.assert_allclose(table.targets(rows), expected, atol=1e-9)
+    values, targets = mirrored_pairs(table, rows)
+    assert len(values) == len(targets) == 2 * len(rows)
+    np.testing.assert_allclose(targets[len(rows) :, 0], 1 - table.targets(rows)[:, 2])
+    ious = table.ious(table.targets(rows), rows)  # what the crop hides counts as not found
+    assert ious == pytest.approx([1, 22 / 50] if resize == "crop" else [1, 1, 1], abs=1e-9)

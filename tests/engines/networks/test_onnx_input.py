@@ -10,8 +10,11 @@ from onnx import TensorProto
 
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
+from engines.choose import open_localizer
 from engines.errors import InputError, ModelError
+from engines.head import Head
 from engines.localizer import Localizer
+from engines.maps import PIXELS, Feature, MapSpec
 from engines.networks.preprocessing import IDENTITY, IMAGENET, UNIT, GivenInput, Preprocessing
 from engines.networks.registry import load_classifier
 from tests.engines.networks.test_onnx_ends import (
@@ -278,3 +281,39 @@ def test_the_localizer_shows_the_network_that_square(tmp_path, resize):
     else:
         assert found.map_hw.shape == (11, 32)  # a third of the square's rows
         assert (prepared[0] == 0).all()  # its mean is black: pixel / 255
+
+
+def test_a_head_of_another_input_is_refused_in_words(tmp_path):
+    path = written(tmp_path / "m.onnx", SAME, RAW)
+    fitted, now = loaded(path, scale=255.0), loaded(path, resize="letterbox")
+    feature = Feature("quantiles", PIXELS, 3)
+    numbers = np.zeros((1, 4, feature.width), np.float32), np.zeros((1, 4), np.float32)
+    card = {"input": json.loads(json.dumps(fitted.preprocessing.stored()))}
+    head = Head(MapSpec(), (feature,), *numbers, fitted.digest, SIDE, card)
+    build_graph(fitted, head.spec, head)
+    words = (
+        r"another network than these 'm.onnx' weights, or on another input: it was RGB, pixel / 255,"
+        r" squashed to a square, and now is RGB, \(pixel - \(123.675, 116.28, 103.53\)\) / .*"
+        r"letterboxed: the whole image.*; fit one for it"
+    )
+    with pytest.raises(ModelError, match=words) as error:
+        build_graph(now, head.spec, head)
+    assert {"head", "mean", "resize"} <= set(error.value.options)
+
+
+@pytest.mark.parametrize("method", ["dam", "beam", "layercam"])
+def test_boxes_of_every_method_come_back_to_the_image(tmp_path, method):
+    """Of a wide picture with a crop: what is found lies in the middle square, and the map beside it
+    is 0.
+    """
+    path = written(tmp_path / "m.onnx", SAME, RAW)
+    wide = np.concatenate([255 - PHOTO, PHOTO, 255 - PHOTO], axis=1)
+    options = {"method": method, "resize": "crop", "precision": "fp32", "backend": "openvino"}
+    with open_localizer(path, **options) as localizer:
+        found = localizer.localize([wide])[0]
+    boxes = [each.box_xyxy_px for each in found.detections] or [found.box_xyxy_px]
+    for x0, y0, x1, y1 in boxes:
+        assert 34 <= x0 < x1 <= 62
+        assert 2 <= y0 < y1 <= 30
+    columns = np.flatnonzero(found.map_hw.max(axis=0)) / found.map_hw.shape[1]
+    assert 34 / 96 - 0.03 < columns.min() < columns.max() < 62 / 96 + 0.03

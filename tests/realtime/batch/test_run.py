@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from engines.errors import InputError
+from engines.networks.sidecars import sidecars_of
 from engines.options import EngineOptions
 from realtime.batch.cluster.worker import attached, unpacked
 from realtime.batch.options import Scale, Settings
@@ -51,3 +52,19 @@ def test_files_that_an_engine_is_made_of_go_along_to_other_machines(tmp_path):
         b"weights",
     )
     assert unpacked(choice, along) == found
+
+
+def test_what_lies_beside_a_classifier_goes_along_with_it(tmp_path):
+    model, labels = tmp_path / "m.onnx", tmp_path / "labels.txt"
+    model.write_bytes(b"model")
+    labels.write_text("cat")
+    (tmp_path / "config.json").write_text("{}")
+    choice = EngineOptions(str(model), labels=str(labels))
+    found = unpacked(choice, attached(choice))
+    assert Path(found.labels).read_text() == "cat"
+    assert Path(found.model).read_bytes() == b"model"
+    assert [each.name for each in sidecars_of(Path(found.model))] == ["config.json"]
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    again = unpacked(choice, attached(choice))
+    assert again.model != found.model, "another file beside it is another classifier"
+    assert sidecars_of(Path(again.model))[0].read_text() == '{"a": 1}'
