@@ -7,8 +7,8 @@ down to 6e-8; what does not fit stays float32:
 
 - everything before the first and behind the last convolution or matrix product: pixels, softmax and
   arg-max, the objective's own gradient, maps, features, box;
-- powers and squares, and what is computed of them up to the next convolution (local response
-  normalization).
+- powers, squares, exponentials and normalizations, and what is computed of them up to the next
+  convolution or matrix product.
 
 Gradients are small: the backward pass of a class score, measured in float32 on the shipped network,
 SqueezeNet and VGG16, has values of 4e-8 .. 0.3. It is linear in the gradient that it starts from,
@@ -45,6 +45,14 @@ WIDE_OPS = frozenset(
         "OneHot",
         "LRN",
         "Pow",
+        "Exp",
+        "Log",
+        "LayerNormalization",
+        "InstanceNormalization",
+        "LpNormalization",
+        "ReduceL2",
+        "ReduceSumSquare",
+        "ReduceLogSumExp",
         "QuantizeLinear",
         "DequantizeLinear",
         "TopK",
@@ -213,7 +221,7 @@ def _half_nodes(model: onnx.ModelProto, floats: set[str], starts: set[str]) -> s
         node
         for node in nodes
         if node.op_type in MATRIX_OPS
-        and weights.intersection(node.input)
+        and (weights.intersection(node.input) or node.op_type == "MatMul")
         and not behind_map.intersection(node.input)
     ]
     after = downstream(nodes, [node.output[0] for node in products])

@@ -5,11 +5,13 @@ The library comes from PyPI (``.[rtx]`` or the tests' own extra); without it the
 """
 
 import io
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from rich.console import Console
@@ -27,6 +29,7 @@ from engines.networks import vgg
 from engines.networks.registry import classifier_of, load_classifier
 from engines.options import EngineOptions
 from engines.typed_graph import to_half, typed_graph
+from tests.engines.foreign import KINDS, export
 
 trt = pytest.importorskip(
     "tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[rtx]'"
@@ -325,3 +328,34 @@ def test_build_keeps_the_engine_and_says_that_it_is_not_certified(tmp_path, monk
     build_chosen_engine(model, choice, console)
     assert "cut off or damaged; building it again" in text.getvalue()
     assert len(read_engine(path)[1]) == pytest.approx(len(plan), rel=0.01)
+
+
+@pytest.mark.parametrize("target", ["sm75", "sm89"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_networks_of_gates_tokens_windows_and_channels_last(tmp_path, kind, target):
+    export(kind, tmp_path / "net.onnx")
+    model = build_graph(load_classifier(str(tmp_path / "net.onnx")))
+    assert built(typed(model, "fp16", target), target)
+
+
+def test_lite0_with_its_head():
+    assert len(built(typed(build_chosen(EngineOptions("lite0")), "fp16", "sm89"))) > 5e6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["resnet50", "convnext_tiny", "vit_small_patch16_224"])
+def test_a_network_of_timm(tmp_path, name):
+    """With random weights."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        module = timm.create_model(name, pretrained=False).eval()
+        torch.onnx.export(
+            module,
+            torch.zeros(1, 3, 224, 224),
+            tmp_path / "net.onnx",
+            dynamo=False,
+            opset_version=17,
+        )
+    model = build_chosen(EngineOptions(str(tmp_path / "net.onnx"), head="none"))
+    assert len(built(typed(model, "fp16", "sm89"))) > 2e7

@@ -16,6 +16,7 @@ from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
 from engines.typed_graph import GRADIENT_SCALE, backward_starts, products_as_convolutions, to_half
 from realtime.sources.demo import DemoCamera
+from tests.engines.foreign import KINDS, SIDE, export
 
 
 def run(model, images, wanted=-1):
@@ -266,3 +267,53 @@ def test_a_small_gradient_of_a_linear_layer_does_not_underflow(tmp_path):
     lost, kept = (half.run(["map"], feeds)[0].ravel() for half in halves)
     off = [float(np.median(np.abs(found - exact)) / np.median(exact)) for found in (lost, kept)]
     assert off[1] < 0.02 < 0.1 < off[0], off
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
+def foreign(request, tmp_path_factory):
+    """A network of gates, of channels last, of tokens or of windows, back to the pixels."""
+    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    export(request.param, path)
+    return build_graph(load_classifier(str(path)))
+
+
+def test_attention_and_normalizations_stay_in_half_precision(foreign):
+    half = to_half(foreign)
+    elem = types(half)
+    for node in half.graph.node:
+        if node.op_type in ("MatMul", "Gemm", "Conv"):
+            assert {elem[name] for name in node.input} == {TensorProto.FLOAT16}, node.name
+        if node.op_type in ("Softmax", "LayerNormalization", "Exp", "Pow"):
+            assert elem[node.input[0]] == TensorProto.FLOAT, node.name
+    for image in frames(SIDE):
+        exact, found = run(foreign, image), run(half, image)
+        assert found["class_index"] == exact["class_index"]
+        np.testing.assert_allclose(found["score"], exact["score"], atol=2e-3)
+        assert np.corrcoef(found["map"].ravel(), exact["map"].ravel())[0, 1] > 0.998
+        assert found["map"].mean() == pytest.approx(exact["map"].mean(), rel=5e-3)
+
+
+def test_squares_beyond_float16_are_taken_in_float32(tmp_path):
+    """Of activations of thousands, which a normalization brings back to one."""
+    constants = {
+        "w": np.random.default_rng(6).standard_normal((8, 3, 4, 4)) * 40,
+        "scale": np.ones(8),
+        "v": np.random.default_rng(7).standard_normal((8, 8)),
+        "d": np.random.default_rng(8).standard_normal((4, 8)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[4, 4]),
+        helper.make_node("Transpose", ["c"], ["l"], perm=[0, 2, 3, 1]),
+        helper.make_node("LayerNormalization", ["l", "scale"], ["n"], axis=-1),
+        helper.make_node("MatMul", ["n", "v"], ["m"]),
+        helper.make_node("Transpose", ["m"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("GlobalAveragePool", ["t"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Gemm", ["f", "d"], ["y"], transB=1),
+    ]
+    model, image = classifier_of(nodes, constants, tmp_path), frames(32)[0]
+    feeds = {"image_nhwc_bgr": image, "wanted_class": np.array([-1])}
+    (found,) = ReferenceEvaluator(to_half(model)).run(["map"], feeds)
+    exact = run(model, image)["map"]
+    assert np.isfinite(found).all()
+    assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.99
