@@ -177,12 +177,10 @@ def _aggregated_phases(graph: Graph, found: _Phases, op: str, layer: str) -> str
     def shaped(tensor: str, *shape: int) -> str:
         return graph.add("Reshape", tensor, graph.constant(shape, np.int64), hint=f"map_{layer}")
 
-    last = graph.add("Transpose", absolute, perm=[0, 2, 3, 1], hint=f"map_{layer}")
-    apart = shaped(last, n, height, width, channels, side * side)
-    axis = graph.constant([3], np.int64)
+    apart = shaped(absolute, n, channels, side * side, height, width)
+    axis = graph.constant([1], np.int64)
     result = graph.add(op, apart, axis, keepdims=0, hint=f"map_{layer}")
-    result = shaped(result, n, height, width, side, side)
-    result = graph.add("Transpose", result, perm=[0, 1, 3, 2, 4], hint=f"map_{layer}")
+    result = graph.add("DepthToSpace", result, blocksize=side, mode="CRD", hint=f"map_{layer}")
     result = shaped(result, n, height * side, width * side)
     for node in found.moves:
         values = [graph.constants[name] for name in node.input[1:]]
