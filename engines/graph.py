@@ -200,8 +200,11 @@ class Graph:
         self.nodes.append(node)
 
     def _folded(self, node: onnx.NodeProto) -> bool:
-        if node.op_type == "Shape" and not node.attribute and node.input[0] in self.types:
-            self._store_constant(node.output[0], np.asarray(self.shape(node.input[0]), np.int64))
+        if node.op_type in ("Shape", "Size") and node.input[0] in self.types:
+            shape, at = np.asarray(self.shape(node.input[0]), np.int64), attributes_of(node)
+            part = shape[at.get("start", 0) : at.get("end", len(shape))]
+            value = part if node.op_type == "Shape" else np.asarray(shape.prod())
+            self._store_constant(node.output[0], value)
             return True
         if node.op_type not in FOLDED or not all(
             name in self.constants for name in node.input if name

@@ -11,10 +11,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
+from engines.backends.openvino import OpenVinoEngine
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.errors import SightlineError
+from engines.networks.registry import load_classifier
 
 SIDE = 32
 RNG = np.random.default_rng(5)
+NODE = helper.make_node
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 WEIGHT = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
 DENSE = RNG.standard_normal((4, 5)).astype(np.float32)
 
@@ -58,6 +63,47 @@ def small_model(
     return helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, **extra
     )
+
+
+def behind_the_convolution(*nodes, opset=17, **tensors):
+    """Other nodes between the convolution (``c``) and its mean (``r``)."""
+    first, _, *rest = small_nodes()
+    return small_model([first, *nodes, *rest], {"w": WEIGHT, "d": DENSE, **tensors}, opset=opset)
+
+
+def of_functions(depth, calls):
+    """Functions that call the one below them several times: ``calls ** depth`` operators."""
+    relu = [NODE("Relu", ["a"], ["b"])]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    found = [helper.make_function("own", "f0", ["a"], ["b"], relu, imports)]
+    for level in range(1, depth + 1):
+        names = ["a", *(f"t{i}" for i in range(calls - 1)), "b"]
+        nodes = [
+            NODE(f"f{level - 1}", [names[i]], [names[i + 1]], domain="own") for i in range(calls)
+        ]
+        found.append(helper.make_function("own", f"f{level}", ["a"], ["b"], nodes, imports))
+    first, _, *rest = small_nodes()
+    model = small_model(
+        [first, NODE(f"f{depth}", ["c"], ["r"], domain="own"), *rest], functions=found
+    )
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    return model
+
+
+def load(path) -> onnx.ModelProto:
+    """All of it, to the graph that an engine would compile."""
+    return build_graph(load_classifier(str(path)), expose=["scores"])
+
+
+def answer(path) -> dict[str, np.ndarray]:
+    """Of one image."""
+    pixels = np.random.default_rng(2).integers(0, 256, (1, SIDE, SIDE, 3), dtype=np.uint8)
+    feeds = {IMAGE: pixels, WANTED_CLASS: np.array([-1])}
+    return OpenVinoEngine(load(path), "fp32").infer(feeds)
+
+
+def saved(tmp_path, model, name="net.onnx") -> Path:
+    return written(tmp_path / name, model.SerializeToString())
 
 
 def external(tensor: TensorProto, **said) -> TensorProto:

@@ -206,12 +206,17 @@ def _between(
 
 
 def _check_rules(nodes: Sequence[onnx.NodeProto]) -> None:
-    """Raise ModelError with all operators that have no rule."""
-    missing = {node.op_type: node for node in nodes if node.op_type not in RULES}
+    """Raise ModelError with all operators that have no rule, where and how often."""
+    missing: dict[str, list[str]] = {}
+    for node in reversed(nodes):
+        if node.op_type not in RULES:
+            missing.setdefault(node.op_type, []).append(node.name or node.output[0])
     if missing:
         named = [
-            f"{kind} (node '{node.name or node.output[0]}')"
-            for kind, node in sorted(missing.items())
+            f"{kind} (1 node, '{names[0]}')"
+            if len(names) == 1
+            else f"{kind} ({len(names)} nodes, the first '{names[0]}')"
+            for kind, names in sorted(missing.items())
         ]
         raise ModelError(
             f"operator{'s' * (len(named) > 1)} {', '.join(named)}"

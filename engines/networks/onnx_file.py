@@ -14,15 +14,19 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from engines.engine import Array
 from engines.errors import ModelError
 from engines.files import read_file, shown
+from engines.graph import OPSET, needed
 from engines.networks.onnx_ends import Ends, ends_of, only_input
-from engines.networks.onnx_tensors import (
-    FLOATS,
-    MOST_BYTES,
+from engines.networks.onnx_fused import FUSED, VENDOR
+from engines.networks.onnx_rewrites import (
     MOST_NODES,
-    TensorReader,
-    check_structure,
+    OWN,
+    at_inference,
+    in_floats,
     inlined,
+    opset_of,
+    without_labels,
 )
+from engines.networks.onnx_tensors import FLOATS, MOST_BYTES, TensorReader, check_structure
 from engines.networks.preprocessing import GivenInput
 
 SMALL = 4096
@@ -31,8 +35,6 @@ weights.
 """
 INTEGER_OPS = frozenset(
     {
-        "QuantizeLinear",
-        "DequantizeLinear",
         "DynamicQuantizeLinear",
         "QLinearConv",
         "QLinearMatMul",
@@ -40,9 +42,11 @@ INTEGER_OPS = frozenset(
         "MatMulInteger",
     }
 )
-BOUNDS_OPS = frozenset({"Clip", "Pad", "Where", "Min", "Max"})
+BOUNDS_OPS = frozenset({"Clip", "Pad", "Where", "Min", "Max", "Cast", "Equal"})
 """Operators to which infinity may be a limit or a filling."""
 LARGEST_WINDOW = 1 << 16
+MOST_IMAGES = 64
+"""At once, that a file may be exported for."""
 Model = onnx.ModelProto
 
 
@@ -55,12 +59,16 @@ class OnnxFile:
         constants: weights and all other constants by name, floats as float32.
         ends: what goes in and comes out.
         digest: sha256 of the file, and of the weights beside it where there are any.
+        images: how many it takes at once; 1 where any number.
+        notes: what was changed of it, for the user.
     """
 
     nodes: Sequence[onnx.NodeProto]
     constants: Mapping[str, Array]
     ends: Ends
     digest: str
+    images: int
+    notes: tuple[str, ...]
 
 
 def read_onnx(path: Path, opset: int, given: GivenInput = GivenInput()) -> OnnxFile:
@@ -80,18 +88,43 @@ def read_onnx(path: Path, opset: int, given: GivenInput = GivenInput()) -> OnnxF
     digest = hashlib.sha256(content)
     reader = TensorReader(path, len(content))
     del content
-    _check_kinds(path, model)
+    _opset(path, model)
+    _check_whole(path, model)
+    without_labels(model)
     model = inlined(path, model)
     constants = _taken_constants(model, reader)
     ends = ends_of(path, model, constants, given)
-    _check_flow(path, model, {ends.input_name, *constants})
-    _check_training(path, model.graph.node, constants)
     image = only_input(path, model, constants)
-    converted = _converted(path, model, constants, image, opset)
-    _check_finite(path, converted.graph.node, constants)
+    _check_flow(path, model, {ends.input_name, *constants})
+    nodes = needed(model.graph.node, [ends.output_name])
+    nodes, notes = _plain(path, model, nodes, constants)
+    converted = _converted(path, model, nodes, constants, image, ends.output_name, opset)
+    _check_finite(path, converted, constants)
     if reader.bytes_beside:
         digest.update(reader.digest.digest())
-    return OnnxFile(list(converted.graph.node), constants, ends, digest.hexdigest())
+    batch = image.type.tensor_type.shape.dim[0].dim_value
+    images = batch if 0 < batch <= MOST_IMAGES else 1
+    return OnnxFile(converted, constants, ends, digest.hexdigest(), images, notes)
+
+
+def _plain(
+    path: Path, model: Model, nodes: list[onnx.NodeProto], constants: dict[str, Array]
+) -> tuple[list[onnx.NodeProto], tuple[str, ...]]:
+    """(the nodes as a float network at inference has them, what was changed).
+
+    Raises:
+        ModelError: one of them cannot be run or differentiated, or is not valid.
+    """
+    notes = []
+    _mark_fused(model, nodes)
+    _check_kinds(path, nodes)
+    _check_nodes(path, model, nodes)
+    if at_inference(nodes):
+        notes.append("exported in training mode: used as at inference")
+    nodes, had_integers = in_floats(path, nodes, constants)
+    if had_integers:
+        notes.append("its 8-bit integers are computed as floats, without rounding")
+    return nodes, tuple(notes)
 
 
 def _parsed(path: Path, content: bytes) -> Model:
@@ -111,16 +144,32 @@ def _parsed(path: Path, content: bytes) -> Model:
     return model
 
 
-def _check_kinds(path: Path, model: Model) -> None:
-    """Refuse what cannot be run or differentiated, by its kind."""
-    own = {(function.domain, function.name) for function in model.functions}
+def _check_whole(path: Path, model: Model) -> None:
+    """Refuse what makes the whole file unusable, before anything is made of it."""
     if model.graph.sparse_initializer:
         raise ModelError(
             f"{path} holds sparse weights, which are not supported: export it with dense ones"
         )
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    if len(nodes) > MOST_NODES:
-        raise ModelError(f"{path} has {len(nodes):,} operators: at most {MOST_NODES:,} are read")
+    count = len(model.graph.node) + sum(len(function.node) for function in model.functions)
+    if count > MOST_NODES:
+        raise ModelError(f"{path} has {count:,} operators: at most {MOST_NODES:,} are read")
+
+
+def _mark_fused(model: Model, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Put operators that are written as several of ours where the version converter, which does not
+    know all of them, leaves them alone.
+    """
+    version = opset_of(model)
+    for node in nodes:
+        if node.domain in OWN and (
+            node.op_type == "GroupNormalization"
+            or (node.op_type == "LayerNormalization" and (version or OPSET) < 17)
+        ):
+            node.domain = VENDOR
+
+
+def _check_kinds(path: Path, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Refuse what cannot be run or differentiated, by its kind."""
     for node in nodes:
         where = _where(path, node)
         if any(
@@ -133,10 +182,16 @@ def _check_kinds(path: Path, model: Model) -> None:
             )
         if node.op_type in INTEGER_OPS or node.op_type.startswith("QLinear"):
             raise ModelError(
-                f"{where}: the network is quantised already, and integers have no gradient: give"
-                " the float32 model; 'calibrate' makes it int8"
+                f"{where}: the network computes with integers, which have no gradient: give the"
+                " float32 model, or one with QuantizeLinear and DequantizeLinear around its"
+                " operators (QDQ); 'calibrate' makes it int8"
             )
-        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in own:
+        if node.domain == VENDOR and node.op_type not in FUSED:
+            raise ModelError(
+                f"{where} is an operator that ONNX Runtime's optimizer made ({VENDOR}): give the"
+                " model from before it, or optimise it to the basic level only"
+            )
+        if node.domain not in (*OWN, VENDOR):
             raise ModelError(
                 f"{where} is an operator of {shown(node.domain)}, not of ONNX's own: export without"
                 " fused or vendor operators"
@@ -201,10 +256,7 @@ def _constant_value(node: onnx.NodeProto, reader: TensorReader) -> Array:
 
 
 def _check_flow(path: Path, model: Model, known: Iterable[str]) -> None:
-    """Every tensor is written once, and before it is read; every node is one that ONNX knows."""
-    version = _opset(path, model)
-    context = onnx.checker.C.CheckerContext()
-    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": version}
+    """Every tensor is written once, and before it is read."""
     written = set(known)
     for node in model.graph.node:
         where = _where(path, node)
@@ -223,24 +275,34 @@ def _check_flow(path: Path, model: Model, known: Iterable[str]) -> None:
             raise ModelError(f"{where} writes nothing: the file is damaged")
         if len({attribute.name for attribute in node.attribute}) != len(node.attribute):
             raise ModelError(f"{where} has an attribute twice: the file is damaged")
+        written.update(node.output)
+
+
+def _check_nodes(path: Path, model: Model, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Every node is one that ONNX knows, with windows of a bearable size."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": _opset(path, model)}
+    for node in nodes:
+        where = _where(path, node)
         _check_windows(where, node)
+        if node.domain == VENDOR:
+            continue
         try:
             onnx.checker.check_node(node, context)
         except onnx.checker.ValidationError as error:
             raise ModelError(f"{where} is not valid ONNX: {first_line(error)}") from error
-        written.update(node.output)
 
 
 def _opset(path: Path, model: Model) -> int:
-    found = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    found = opset_of(model)
     newest = onnx.defs.onnx_opset_version()
-    if not found or not 7 <= found[0] <= newest:
-        said = f"is of opset {found[0]}" if found else "does not say its opset"
+    if found is None or not 7 <= found <= newest:
+        said = "does not say its opset" if found is None else f"is of opset {found}"
         raise ModelError(
             f"{path} {said}: ONNX models of opset 7 to {newest} are read; export it with one of"
             " those"
         )
-    return int(found[0])
+    return found
 
 
 def _check_windows(where: str, node: onnx.NodeProto) -> None:
@@ -269,30 +331,15 @@ def _check_windows(where: str, node: onnx.NodeProto) -> None:
                 )
 
 
-def _check_training(
-    path: Path, nodes: Iterable[onnx.NodeProto], constants: Mapping[str, Array]
-) -> None:
-    """In training mode a network normalises by its batch and drops values by chance: its scores are
-    not what it learned.
-    """
-    for node in nodes:
-        mode = {a.name: a.i for a in node.attribute if a.name == "training_mode"}.get(
-            "training_mode", 0
-        )
-        training = node.op_type == "BatchNormalization" and (mode == 1 or any(node.output[1:]))
-        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
-            value = constants.get(node.input[2])
-            training = value is None or bool(np.any(value))
-        if training:
-            raise ModelError(
-                f"{path} was exported in training mode ({_node_words(node)}): call model.eval()"
-                " before the export, and do not pass training=TRAINING"
-            )
-
-
 def _converted(
-    path: Path, model: Model, constants: dict[str, Array], image: onnx.ValueInfoProto, opset: int
-) -> Model:
+    path: Path,
+    model: Model,
+    nodes: Sequence[onnx.NodeProto],
+    constants: dict[str, Array],
+    image: onnx.ValueInfoProto,
+    output: str,
+    opset: int,
+) -> list[onnx.NodeProto]:
     """The nodes in another opset. Weights stand in as inputs: the converter needs no gigabyte of
     values.
 
@@ -309,12 +356,9 @@ def _converted(
                     name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
                 )
             )
-    outputs = [
-        helper.make_tensor_value_info(value.name, TensorProto.FLOAT, None)
-        for value in model.graph.output
-    ]
-    graph = helper.make_graph(model.graph.node, "classifier", typed, outputs, small)
-    imports = [helper.make_opsetid("", _opset(path, model))]
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "classifier", typed, outputs, small)
+    imports = [helper.make_opsetid("", _opset(path, model)), helper.make_opsetid(VENDOR, 1)]
     try:
         converted = onnx.version_converter.convert_version(
             helper.make_model(graph, opset_imports=imports, ir_version=8), opset
@@ -328,7 +372,37 @@ def _converted(
         ) from error
     for tensor in converted.graph.initializer:
         constants.setdefault(tensor.name, numpy_helper.to_array(tensor))
-    return converted
+    if _opset(path, model) < 11:
+        _keep_old_resizing(converted.graph.node)
+    return _without_constants(converted.graph.node, constants)
+
+
+def _keep_old_resizing(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Before opset 11 resizing began at the corner of the first pixel; the converter (1.23) forgets
+    to say so.
+    """
+    how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    for node in nodes:
+        if node.op_type == "Resize":
+            given = {each.name for each in node.attribute}
+            node.attribute.extend(
+                helper.make_attribute(name, value)
+                for name, value in how.items()
+                if name not in given
+            )
+
+
+def _without_constants(
+    nodes: Iterable[onnx.NodeProto], constants: dict[str, Array]
+) -> list[onnx.NodeProto]:
+    """The nodes besides those that the converter added for constants."""
+    kept = []
+    for node in nodes:
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        else:
+            kept.append(node)
+    return kept
 
 
 def _float_value(image: onnx.ValueInfoProto) -> onnx.ValueInfoProto:

@@ -12,48 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from engines.errors import ModelError
-from engines.graph import FLOAT, OPSET, Graph, attributes_of, needed
-from engines.networks.network import Forward, Network
-from engines.networks.onnx_batch import Images
+from engines.graph import FLOAT, OPSET, Graph, needed
+from engines.networks.network import Network
 from engines.networks.onnx_ends import Ends
 from engines.networks.onnx_file import OnnxFile, read_onnx
+from engines.networks.onnx_replay import Layout, replay, replay_simplified
 from engines.networks.preprocessing import GivenInput, Preprocessing
 
-MOST_VALUES, MOST_VALUES_A_PIXEL = 1 << 26, 512
-"""Of one activation, for each image: whichever is more. VGG16 has 64 a pixel."""
-MOST_TOGETHER, MOST_TOGETHER_A_PIXEL = 1 << 30, 20_000
-"""Of all activations; EfficientNet-B7 has 2,000 a pixel, DenseNet-161 12,000."""
 IMAGENET_CLASSES = 1000
 IMAGENET_NAMES = "nothing names its classes: as there are 1,000, ImageNet's names are assumed"
+ONE_LOGIT = "one score, taken as that of a class against its opposite"
 STAGES_OF_TOKENS = 4
 """A network of one resolution has its stages at so many even depths."""
 EXTRA_TOKENS = (0, 1, 2, 5)
 """Tokens that are no cells: none, a class token, one for distillation beside it, four registers."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a tensor holds a map.
-
-    Attributes:
-        side: of the map, in cells.
-        channels_last: it is ``[N, h, w, C]``.
-        extra_tokens: it is ``[N, T, C]`` with so many tokens before those of the cells; None where
-            it has four axes.
-    """
-
-    side: int
-    channels_last: bool = False
-    extra_tokens: int | None = None
-
-    @property
-    def is_turned(self) -> bool:
-        """Whether it is not ``[N, C, h, w]``."""
-        return self.channels_last or self.extra_tokens is not None
 
 
 @dataclass(frozen=True)
@@ -173,33 +148,6 @@ def _one_a_stage(
     return list({layout.side: (name, layout) for name, layout in kept}.values())
 
 
-def append_turned(graph: Graph, tensor: str, layout: Layout, name: str) -> tuple[str, str]:
-    """Turn a tensor to a map and back.
-
-    Returns:
-        (the map ``[N, C, h, w]``, and made of it the tensor in its own layout again).
-    """
-    shape, side = graph.shape(tensor), layout.side
-    if layout.channels_last:
-        turned = graph.add("Transpose", tensor, perm=[0, 3, 1, 2], hint=f"{name}_map")
-        return turned, graph.add("Transpose", turned, perm=[0, 2, 3, 1], hint=f"{name}_back")
-    extra = layout.extra_tokens or 0
-    first, rest = "", tensor
-    if extra:
-        zero, middle, end, axis = (graph.constant([v], "int64") for v in (0, extra, shape[1], 1))
-        first = graph.add("Slice", tensor, zero, middle, axis, hint=f"{name}_extra")
-        rest = graph.add("Slice", tensor, middle, end, axis, hint=f"{name}_cells")
-    columns = graph.add("Transpose", rest, perm=[0, 2, 1], hint=f"{name}_columns")
-    square = graph.constant([shape[0], shape[2], side, side], "int64")
-    turned = graph.add("Reshape", columns, square, hint=f"{name}_map")
-    flat = graph.constant([shape[0], shape[2], side * side], "int64")
-    row = graph.add("Reshape", turned, flat, hint=f"{name}_row")
-    back = graph.add("Transpose", row, perm=[0, 2, 1], hint=f"{name}_back")
-    if extra:
-        back = graph.add("Concat", first, back, axis=1, hint=f"{name}_joined")
-    return turned, back
-
-
 def network_of_file(
     path: Path,
     size_px: int | None = None,
@@ -229,10 +177,9 @@ def network_of_file(
     origins = {**ends.origins, **given_side}
     said = f"its input: {ends.preprocessing.describe(side, origins)}"
     graph = Graph()
-    image = graph.input("image", FLOAT, (1, 3, side, side))
-    shapes: dict[str, tuple[int, ...]] = {}
+    image = graph.input("image", FLOAT, (found.images, 3, side, side))
     try:
-        plain = _replay(graph, found, image, shapes=shapes)
+        written = replay(graph, found, image)
     except ModelError as error:
         if size_px in (None, ends.side_px) or not ends.side_px:
             raise
@@ -241,13 +188,17 @@ def network_of_file(
             f" {size_px} px: {error}",
             option="size_px",
         ) from error
+    plain = written.forward
     names = _checked_names(path, ends, graph.shape(plain.scores)[1])
     assumed = [] if names or graph.shape(plain.scores)[1] != IMAGENET_CLASSES else [IMAGENET_NAMES]
+    one = [ONE_LOGIT] if written.is_one_logit else []
     stages = stages_of(graph, image, plain.scores, plain.layers)
     name = name or path.name
     network = Network(
         name,
-        lambda graph, x_nchw, _: _replay(graph, found, x_nchw, stages, shapes=shapes),
+        lambda graph, x_nchw, _: replay_simplified(
+            graph, found, x_nchw, stages.layouts, stages.last, written.shapes
+        ),
         dict,
         ends.preprocessing,
         ends.side_px or Network.size_px,
@@ -259,7 +210,9 @@ def network_of_file(
         head_layers=stages.layers,
         head_cam_layers=stages.layers[-3:],
         class_names=names,
-        notes=tuple(f"{name}: {note}" for note in (said, *ends.notes, *assumed)),
+        notes=tuple(
+            f"{name}: {note}" for note in (said, *ends.notes, *found.notes, *one, *assumed)
+        ),
     )
     as_before = plain.layers[stages.last] == _last_convolution(graph)
     return network, _digest(found, as_before)
@@ -302,207 +255,3 @@ def _last_convolution(graph: Graph) -> str | None:
     if len(readers) == 1 and readers[0].op_type == "Relu":
         return str(readers[0].output[0])
     return convolutions[-1] if convolutions else None
-
-
-def _replay(
-    graph: Graph,
-    file: OnnxFile,
-    x_nchw: str,
-    stages: Stages | None = None,
-    *,
-    shapes: dict[str, tuple[int, ...]],
-) -> Forward:
-    """Append the file's nodes under names of our own, so that they cannot clash with ours; the maps
-    of its stages are turned to ``[N, C, h, w]`` where they are not.
-
-    Args:
-        graph: appended to.
-        file: the network.
-        x_nchw: its input.
-        stages: where maps are taken.
-        shapes: of the file's tensors for one image: noted where the images are one, and else read.
-    """
-    layouts = stages.layouts if stages else {}
-    images = Images(graph, x_nchw, shapes) if graph.shape(x_nchw)[0] > 1 else None
-    names = {"": "", file.ends.input_name: x_nchw}
-    if file.ends.channels_last:
-        last = graph.add("Transpose", x_nchw, perm=[0, 2, 3, 1], hint="x_nhwc")
-        names[file.ends.input_name] = last
-        if images:
-            images.add(last, 0)
-    names.update(
-        {
-            name: graph.constant(value, value.dtype, hint=name)
-            for name, value in file.constants.items()
-        }
-    )
-    layers: dict[str, str] = {}
-    together = 0
-    for original in file.nodes:
-        node = onnx.NodeProto()
-        node.CopyFrom(original)
-        for i, name in enumerate(original.input):
-            node.input[i] = names.get(name, name)
-        for i, name in enumerate(original.output):
-            names[name] = node.output[i] = graph.fresh(name) if name else ""
-        if (
-            node.op_type == "Cast"
-            and _is_float(graph, node.input[0])
-            and attributes_of(node)["to"] == onnx.TensorProto.FLOAT
-        ):
-            node.op_type = (  # a network in float16 casts to and fro; here all of it is float32
-                "Identity"
-            )
-            del node.attribute[:]
-        if _takes_all(graph, node, original, shapes):  # what lies in another order is written so
-            shape = graph.constant(graph.shape(node.input[1]), np.int64)
-            node.CopyFrom(onnx.helper.make_node("Reshape", [node.input[0], shape], node.output))
-        if images:
-            images.prepare(node, original)
-        if node.op_type == "LRN":
-            _append_lrn(graph, node)
-        elif _turns_back(graph, node):
-            names[original.output[0]] = graph.producer(node.input[0]).input[0]  # type: ignore[union-attr]
-            continue
-        else:
-            graph.append(node)
-        if images:
-            images.follow(node, original)
-        else:
-            pairs = zip(original.output, node.output, strict=True)
-            shapes.update({theirs: graph.shape(ours) for theirs, ours in pairs if ours})
-        together += _checked_size(graph, x_nchw, node, together)
-        layers[original.output[0]] = node.output[0]
-        layout = layouts.get(original.output[0])
-        if layout is not None and layout.is_turned:
-            turned, back = append_turned(graph, node.output[0], layout, node.output[0])
-            layers[original.output[0]], names[original.output[0]] = turned, back
-            if images:
-                images.add(back, 0)
-    scores, independent = _before_activation(graph, names[file.ends.output_name])
-    scores = _checked_scores(graph, scores, x_nchw)
-    if graph.shape(scores)[1] == 1:
-        scores = _two_classes(graph, scores)
-        independent = False
-    last = layers[stages.last] if stages else scores
-    return Forward(scores, last, layers, independent)
-
-
-def _turns_back(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a node turns channels-last values, which were just made of channels-first, back."""
-    if node.op_type != "Transpose" or attributes_of(node).get("perm") != [0, 3, 1, 2]:
-        return False
-    before = graph.producer(node.input[0])
-    return (
-        before is not None
-        and before.op_type == "Transpose"
-        and attributes_of(before).get("perm") == [0, 2, 3, 1]
-    )
-
-
-def _takes_all(
-    graph: Graph,
-    node: onnx.NodeProto,
-    original: onnx.NodeProto,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> bool:
-    """Whether a Gather takes every value of a vector in its order, and so is a Reshape."""
-    if node.op_type != "Gather" or node.input[1] not in graph.constants:
-        return False
-    shape = shapes.get(original.input[0], ())
-    places = graph.constants[node.input[1]].ravel()
-    return len(shape) == 1 and np.array_equal(places, np.arange(shape[0]))
-
-
-def _two_classes(graph: Graph, logit: str) -> str:
-    """Of one logit two scores, whose softmax is the sigmoid of it: "no" and "yes"."""
-    zero = graph.add("Mul", logit, graph.constant(0.0), hint="score_no")
-    return graph.add("Concat", zero, logit, axis=1, hint="scores_two")
-
-
-def _is_float(graph: Graph, tensor: str) -> bool:
-    return tensor in graph.types and graph.types[tensor].elem == onnx.TensorProto.FLOAT
-
-
-def _checked_size(graph: Graph, x_nchw: str, node: onnx.NodeProto, before: int) -> int:
-    """How many values a node writes.
-
-    Raises:
-        ModelError: so many that no classifier of such images has them; nothing was allocated for
-            them yet.
-    """
-    images, _, height, width = graph.shape(x_nchw)
-    written = sum(math.prod(graph.shape(name)) for name in node.output if name)
-    most = images * max(MOST_VALUES, MOST_VALUES_A_PIXEL * height * width)
-    together = images * max(MOST_TOGETHER, MOST_TOGETHER_A_PIXEL * height * width)
-    if written > most or before + written > together:
-        raise ModelError(
-            f"node '{node.name or node.output[0]}' ({node.op_type}) writes {written:,} values after"
-            f" {before:,} before it: more than a classifier of such images needs"
-        )
-    return written
-
-
-def _checked_scores(graph: Graph, scores: str, x_nchw: str) -> str:
-    """Class scores as ``[N, classes]``.
-
-    Raises:
-        ModelError: they do not depend on the image, or are not one vector of floats for each image.
-    """
-    images = graph.shape(x_nchw)[0]
-    shape = graph.shape(scores)
-    if graph.producer(scores) is None:
-        raise ModelError("the model's output does not depend on its input")
-    if graph.types[scores].elem != onnx.TensorProto.FLOAT or not shape or shape[0] != images:
-        raise ModelError(
-            "the model's output is no vector of class scores for each image: its shape is"
-            f" {list(shape)}"
-        )
-    if len(shape) == 2:
-        return scores
-    if sum(length != 1 for length in shape[1:]) > 1:
-        raise ModelError(
-            f"the model's output has the shape {list(shape)}, which is no vector of class scores:"
-            " is it a detector or a segmentation network? Give a classifier"
-        )
-    return graph.add(
-        "Reshape", scores, graph.constant([shape[0], -1], np.int64), hint="scores_flat"
-    )
-
-
-def _append_lrn(graph: Graph, node: onnx.NodeProto) -> None:
-    """LRN with a bias of 1 and a factor: ``(b + a s)^-beta = b^-beta (1 + a/b s)^-beta``.
-
-    OpenVINO's CPU plugin computes with bias 1 whatever the node says (2026.4; ONNX Runtime and
-    float64 agree with each other).
-    """
-    at = attributes_of(node)
-    size, bias, beta = int(at["size"]), float(at.get("bias", 1.0)), float(at.get("beta", 0.75))
-    if not (bias > 0 and np.isfinite([bias, beta, at.get("alpha", 1e-4)]).all()):
-        raise ModelError(
-            f"node '{node.name or node.output[0]}' (LRN): its bias must be positive, and its"
-            " numbers finite"
-        )
-    if size % 2 == 0:
-        raise ModelError(
-            f"node '{node.name or node.output[0]}' (LRN): an even window of {size} channels is not"
-            " supported"
-        )
-    alpha = float(at.get("alpha", 1e-4)) / bias
-    scaled = graph.add(
-        "LRN", node.input[0], size=size, alpha=alpha, beta=beta, bias=1.0, hint="lrn_scaled"
-    )
-    factor = graph.constant(bias**-beta)
-    graph.append(onnx.helper.make_node("Mul", [scaled, factor], list(node.output), name=node.name))
-
-
-def _before_activation(graph: Graph, scores: str) -> tuple[str, bool]:
-    """(raw scores, whether the classes are independent of each other): a final softmax or sigmoid
-    would flatten the gradient of a confident class.
-    """
-    node = graph.producer(scores)
-    while node is not None and node.op_type in ("Reshape", "Flatten", "Squeeze", "Identity"):
-        node = graph.producer(node.input[0])
-    if node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
-        return str(node.input[0]), node.op_type == "Sigmoid"
-    return scores, False

@@ -289,7 +289,7 @@ def test_unknown_operators_are_all_named_with_a_node():
     y = graph.add("Ceil", graph.add("Round", x, hint="first"), hint="second")
     with pytest.raises(
         ModelError,
-        match=r"operators Ceil \(node 'second'\), Round \(node 'first'\) have no gradient rule",
+        match=r"operators Ceil \(1 node, 'second'\), Round \(1 node, 'first'\) have no gradient rule",
     ):
         attach_gradient(graph, {y: graph.constant(np.ones((1, 4)))}, [x])
 
