@@ -15,7 +15,7 @@ from engines.head import Head, Heuristic, append_box, append_heuristic_box, is_f
 from engines.int8 import Quantization, quantize
 from engines.maps import Feature, MapSpec, append_features, append_maps
 from engines.networks.network import Forward
-from engines.networks.preprocessing import SQUASH, GivenInput, Preprocessing
+from engines.networks.preprocessing import SQUASH, Preprocessing
 from engines.networks.registry import Classifier, class_names
 from engines.resizing import Resizing
 
@@ -137,11 +137,11 @@ def check_head(head: Head | Heuristic, classifier: Classifier, spec: MapSpec) ->
     """Raise ModelError unless the head was fitted on exactly this network, size and map."""
     remedy = "fit one for it with 'fit', or use head none"
     if isinstance(head, Head) and not is_fitted_on(head, classifier):
-        changed = _other_input(head.card, classifier)
+        changed, options = _other_input(head.card, classifier)
         raise ModelError(
             f"the head was fitted on another network than these '{classifier.name}' weights"
             f"{changed}; {remedy}",
-            option=("head", *GivenInput.__dataclass_fields__) if changed else "head",
+            option=("head", *options),
         )
     if isinstance(head, Head) and head.size_px != classifier.size_px:
         raise ModelError(
@@ -161,18 +161,20 @@ def check_quantization(quantization: Quantization, classifier: Classifier, spec:
         raise ModelError(
             f"the int8 calibration is of another network, size or objective ({quantization.size_px}"
             f" px, {quantization.objective}) than this ({classifier.size_px} px, {spec.objective})"
-            f"{_other_input(quantization.card, classifier)}: run 'calibrate' for it"
+            f"{_other_input(quantization.card, classifier)[0]}: run 'calibrate' for it"
         )
 
 
-def _other_input(card: Mapping[str, object], classifier: Classifier) -> str:
-    """How the input of a head or calibration differs, in words; empty where it does not, or where
-    its card does not say it.
+def _other_input(card: Mapping[str, object], classifier: Classifier) -> tuple[str, tuple[str, ...]]:
+    """How the input of a head or calibration differs, in words, and the options of what differs;
+    empty where it does not, or where its card does not say it.
     """
     before, now = Preprocessing.of_stored(card.get("input")), classifier.preprocessing
     if before is None or before == now:
-        return ""
-    return f", or on another input: it was {before.words}, and now is {now.words}"
+        return "", ()
+    parts = ("order", "mean", "std", "resize")
+    options = tuple(name for name in parts if getattr(before, name) != getattr(now, name))
+    return f", or on another input: it was {before.words}, and now is {now.words}", options
 
 
 def stamp(
