@@ -1,6 +1,9 @@
 """Gradient rules of convolutions, pools and matrix products."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+
+import onnx
 
 from engines.errors import ModelError
 from engines.gradient.walk import Rule, Step
@@ -39,6 +42,40 @@ def average_pool(step: Step, _: int) -> str:
     counts = windows.counts(bool(step.attributes.get("count_include_pad", 0)))
     weights = step.graph.constant(1.0 / counts)
     return spread_windows(step.graph, windows, step.times(weights), None)
+
+
+def of_images(rule: Rule) -> Rule:
+    """A rule of images ``[N, C, H, W]`` that takes rows ``[N, C, L]`` too, as images of one row."""
+
+    def taken(step: Step, index: int) -> str:
+        shape = step.shape(step.x)
+        if len(shape) != 3:
+            return rule(step, index)
+        node = onnx.NodeProto()
+        node.CopyFrom(step.node)
+        node.input[0], node.output[0] = (_one_row(step, name) for name in (step.x, step.y))
+        if node.op_type == "Conv":
+            node.input[1] = step.graph.constant(step.constant(1)[:, :, None])
+        for attribute in node.attribute:
+            before = ONE_ROW.get(attribute.name)
+            if before is not None:
+                half = len(attribute.ints) // len(before)
+                parts = [attribute.ints[i * half : (i + 1) * half] for i in range(len(before))]
+                ints = [n for i, part in enumerate(parts) for n in (before[i], *part)]
+                attribute.ints[:] = ints
+        image = replace(step, node=node, cotangents=(_one_row(step, step.cotangent),))
+        found = rule(image, index)
+        return step.reshape(found, [step.shape(found)[0], *shape[1:]])
+
+    return taken
+
+
+ONE_ROW = {"kernel_shape": (1,), "strides": (1,), "dilations": (1,), "pads": (0, 0)}
+"""What the attributes of windows say of the axis of one row, before each of their parts."""
+
+
+def _one_row(step: Step, tensor: str) -> str:
+    return step.add("Unsqueeze", tensor, step.integers([2]))
 
 
 def matmul(step: Step, index: int) -> str:
@@ -106,10 +143,10 @@ def einsum(step: Step, index: int) -> str:
 
 
 RULES: Mapping[str, Rule] = {
-    "Conv": conv,
+    "Conv": of_images(conv),
     "ConvTranspose": conv_transpose,
-    "MaxPool": max_pool,
-    "AveragePool": average_pool,
+    "MaxPool": of_images(max_pool),
+    "AveragePool": of_images(average_pool),
     "MatMul": matmul,
     "Gemm": gemm,
     "Einsum": einsum,

@@ -104,3 +104,18 @@ def test_einsum_that_sums_an_axis_away():
 def test_einsum_with_an_ellipsis_is_refused_in_words():
     with pytest.raises(ModelError, match="is not supported"):
         check_op("Einsum", distinct(2, 3), weight(3, 4), equation="...i,ij->...j")
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernel", "attributes"),
+    [
+        ("Conv", (4, 3, 3), {"pads": [1, 1]}),
+        ("Conv", (3, 1, 3), {"group": 3, "strides": [2], "pads": [0, 1], "dilations": [2]}),
+        ("AveragePool", None, {"kernel_shape": [4], "strides": [4]}),
+        ("MaxPool", None, {"kernel_shape": [3], "strides": [2], "pads": [1, 0]}),
+    ],
+)
+def test_windows_along_rows(kind, kernel, attributes):
+    """As ECA-ResNet's gates and NextViT's reduced keys have them."""
+    constants = () if kernel is None else (weight(*kernel),)
+    check_op(kind, distinct(2, 3, 12), *constants, **attributes)
