@@ -28,6 +28,7 @@ from calib.commands import (
     fit_chosen,
 )
 from calib.data.choose import DataOptions
+from calib.inspection import InspectOptions, inspect_chosen
 from calib.precision.build import BuildOptions, run_build
 from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
 from engines.errors import SightlineError
@@ -132,7 +133,10 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
         run.__annotations__ = {each.name: each.annotation for each in found}
         epilog = f"Example{'s' * (len(examples) > 1)}:  {'   ·   '.join(examples)}"
         app.command(
-            function.__name__, cls=HelpInPanel, epilog=epilog, help=inspect.getdoc(function)
+            function.__name__.rstrip("_"),
+            cls=HelpInPanel,
+            epilog=epilog,
+            help=inspect.getdoc(function),
         )(run)
         return function
 
@@ -306,6 +310,25 @@ def fit(
     set's test half measures it.
     """
     _print_json(fit_chosen(data, options, engine, console), as_json)
+
+
+@command(
+    "sightline inspect classifier.onnx",
+    "sightline inspect timm:resnet50 --image photo.jpg --out maps.png",
+)
+def inspect_(
+    model: Annotated[str, Option("A name, FILE.onnx or timm:NAME, as --model takes it.", None)],
+    options: InspectOptions = InspectOptions(),
+    engine: Annotated[
+        EngineOptions, Only(("weights", "class_layer", "size_px", *INPUT_OPTIONS))
+    ] = EngineOptions(),
+    as_json: AsJson = False,
+) -> None:
+    """Say what a classifier is: input, classes, stages, work, what is missing; draw its maps on a
+    photo.
+    """
+    chosen = replace(engine, model=model)
+    _print_json(inspect_chosen(model, options, chosen, console), as_json)
 
 
 @command("sightline finetune scenes.csv --out my_weights.safetensors")

@@ -121,7 +121,7 @@ def exported(model: str, weights: str | None = None, size_px: int | None = None)
     if path.is_file():
         return path
     _check_installed(model, package)
-    with _quiet():
+    with quiet():
         built = build(model, weights, size_px)
         for file, content in built.sidecars.items():
             with whole_file(folder / file) as part:
@@ -154,7 +154,7 @@ def _check_installed(model: str, package: Package) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what PyTorch and the packages print and log; standard output belongs to results."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
