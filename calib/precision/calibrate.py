@@ -285,13 +285,19 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
 
     Raises:
         ModelError: the method is unknown.
-        EngineError: not even with most layers in floating point is the certificate met.
+        EngineError: no layer can run in 8 bits, or too few meet the certificate.
     """
     console = calibrator.console
     prepared = [calibrator.reference.prepare(image) for image in calibrator.images_bgr[::2]]
     measured, names, always = measure(
         calibrator.classifier, calibrator.spec.objective, prepared, console
     )
+    used = _used(calibrator, names, always)
+    if not used:
+        raise EngineError(
+            f"nothing of {calibrator.classifier.name} can run in 8 bits: it has no convolution nor"
+            " fully connected layer but the first and the last; use bf16 or fp32"
+        )
     methods = list(METHODS) if method == "auto" else [method]
     ranges = {each: ranges_of(measured, each) for each in methods}
     trials = {each: calibrator.quantization(ranges[each], always) for each in methods}
@@ -300,7 +306,6 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
         for each in track(methods, "trying ranges", console=console)
     }
     best = min(by_method, key=lambda each: by_method[each].total)
-    used = _used(calibrator, names, always)
     alone = {
         name: calibrator.quantization(ranges[best], [n for n in names if n != name])
         for name in used
@@ -309,11 +314,8 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
         name: calibrator.harm(trial)
         for name, trial in track(alone.items(), "layer by layer", console=console)
     }
-    limits = (
-        Thresholds()
-        if isinstance(calibrator.head, Head)
-        else Thresholds(box_iou_p5=FREE_BOX_IOU_P5)
-    )
+    fitted = isinstance(calibrator.head, Head)
+    limits = Thresholds() if fitted else Thresholds(box_iou_p5=FREE_BOX_IOU_P5)
     worst = sorted(by_layer, key=lambda name: -by_layer[name].total)
     for spared in _counts(len(worst)):
         kept = [*always, *worst[:spared]]

@@ -28,6 +28,8 @@ from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
 from realtime.sources.demo import DemoCamera
+from tests.engines.foreign import Transformer, export
+from tests.processors import NORMALIZES
 
 QUIET = Console(quiet=True)
 FRAMES = [DemoCamera(300).shoot(i * 14)[0] for i in range(20)]
@@ -209,3 +211,11 @@ def test_int8_and_fp32_agree_on_real_photos(data):
     assert abs(found["fp32"]["corloc"] - found["int8"]["corloc"]) < 2.5 / 60
     assert found["int8"]["mean_iou"] == pytest.approx(found["fp32"]["mean_iou"], abs=0.015)
     assert np.isfinite(found["int8"]["mean_iou"])
+
+
+@NORMALIZES
+def test_a_network_whose_products_are_of_tokens_is_refused_in_words(tmp_path):
+    export(Transformer, tmp_path / "net.onnx")
+    classifier = load_classifier(str(tmp_path / "net.onnx"))
+    with pytest.raises(EngineError, match=r"nothing of net\.onnx can run in 8 bits"):
+        calibrate(Calibrator(classifier, MapSpec(), None, FRAMES, QUIET), "minmax")
