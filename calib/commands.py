@@ -24,6 +24,7 @@ from calib.evaluation.sequences import (
 )
 from calib.evaluation.sequences import report_of as following_report
 from calib.heads import curve as curves
+from calib.heads import dense
 from calib.heads import finetune as finetuning
 from calib.heads.fit import default_features, fit_head
 from engines.errors import InputError, OutputError
@@ -46,8 +47,20 @@ class FitOptions:
     ]
     kind: Annotated[
         str,
-        Option("best; paper or paper-sgd: the papers' linear layer on the whole map.", NETWORK),
+        Option(
+            "best; dense: many boxes from one call; paper or paper-sgd: the papers' linear layer on"
+            " the whole map.",
+            NETWORK,
+        ),
     ] = "best"
+    start: Annotated[
+        str | None,
+        Option(
+            "Of a dense head: the one to stay near to, so that few boxes do no harm: FILE, NAME of"
+            " a shipped one (the default, where it fits), or none.",
+            ADVANCED,
+        ),
+    ] = None
     per_class: Annotated[
         bool, Option("A layer per class besides the one for everything.", NETWORK)
     ] = False
@@ -96,6 +109,8 @@ def fit_chosen(
         if options.curve_on
         else None
     )
+    if options.kind == dense.KIND:
+        return _fit_dense(training, test, data, options, choice, console)
     if curve:
         curves.check_enough(training, held_out)
     classifier = classifier_with_notes(choice, console)
@@ -118,6 +133,36 @@ def fit_chosen(
         curves.plot_curve(learned, curve, f"Heads fitted on {data.title}")
         console.print(curves.curve_table(learned), f"wrote {curve}")
         result["curve"] = asdict(learned)
+    return result
+
+
+def _fit_dense(
+    training: Sequence[Sample],
+    test: Sequence[Sample],
+    data: DataOptions,
+    options: FitOptions,
+    choice: EngineOptions,
+    console: Console,
+) -> dict[str, Any]:
+    """Fit and save a dense head, see ``fit_chosen``."""
+    if options.curve or options.per_class:
+        raise InputError(
+            "a dense head has neither a learning curve nor layers per class",
+            option=("kind", "curve", "per_class"),
+        )
+    choice = dense.with_input(choice)
+    classifier = classifier_with_notes(choice, console)
+    start = dense.start_of(options.start, classifier)
+    spec = dense.default_spec(classifier, choice.layer)
+    fitted = dense.fit_dense(training, classifier, spec, console, data.name, start)
+    fitted.head.save(options.out)
+    console.print(dense.told(fitted), f"wrote {options.out}")
+    result = {**fitted.head.card, "head": str(options.out)}
+    if test:
+        opened = replace(choice, head=str(options.out), layer=None)
+        localizer = open_with_notes(opened, console)
+        found = evaluation.evaluate(test, localizer, console, baselines(localizer, None))
+        result["test"] = evaluation.print_report(*found, True, console)
     return result
 
 

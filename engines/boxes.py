@@ -42,6 +42,21 @@ def _areas(
     return common, first, second
 
 
+def distinct(
+    boxes_xyxy: NDArray[np.float64], scores: ArrayLike, most_iou: float = 0.5
+) -> NDArray[np.int64]:
+    """Which of boxes ``[L, 4]`` stay where those that overlap a better one are left out: their
+    places, the best first (non-maximum suppression, as OpenCV does it).
+    """
+    boxes = np.asarray(boxes_xyxy, np.float64)
+    if not len(boxes):
+        return np.zeros(0, np.int64)
+    corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    over_zero = np.asarray(scores) - np.min(scores) + 1  # the library takes no negative scores
+    kept = cv2.dnn.NMSBoxes(corner_and_size.tolist(), over_zero.tolist(), 0.0, most_iou)
+    return np.asarray(kept, np.int64).ravel()
+
+
 def overlap(a_xyxy: Sequence[float], b_xyxy: Sequence[float]) -> float:
     """``iou`` of two boxes, in plain Python: in the frame loop, arrays of four numbers cost twenty
     times as much.

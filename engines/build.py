@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from engines.dense import DenseHead, append_candidates
 from engines.errors import ModelError
 from engines.files import json_object
 from engines.graph import FLOAT, INT64, UINT8, Graph
@@ -21,12 +22,16 @@ from engines.resizing import Resizing
 
 WANTED_CLASS = "wanted_class"
 FORMAT = 1
+CANDIDATES = "candidates"
+"""The output of a dense head, see ``engines.dense.append_candidates``."""
+AnyHead = Head | Heuristic | DenseHead
+"""What reads boxes: a fitted head of one box, the training-free one, or a fitted head of many."""
 
 
 def build_graph(
     classifier: Classifier,
     spec: MapSpec | None = None,
-    head: Head | Heuristic | None = None,
+    head: AnyHead | None = None,
     *,
     batch: int = 1,
     features: Sequence[Feature] = (),
@@ -40,8 +45,9 @@ def build_graph(
     Outputs: ``class_index`` int64 ``[N]``; ``score`` float32 ``[N]`` (softmax probability of that
         class); ``map`` float32
     ``[N, h, w]`` at ``spec.layer``; ``logit`` float32 ``[N]`` (the class's score before the
-    softmax); with a head ``box_xyxy`` float32 ``[N, 4]`` in 0..1 of width and height; with
-    ``features`` their values ``[N, D]``.
+    softmax); with a head of one box ``box_xyxy`` float32 ``[N, 4]`` in 0..1 of width and height;
+    with a dense head ``candidates``, see ``engines.dense.append_candidates``; with ``features``
+    their values ``[N, D]``.
 
     Args:
         classifier: the network.
@@ -88,7 +94,7 @@ class Assembled:
 def assemble(
     classifier: Classifier,
     spec: MapSpec,
-    head: Head | Heuristic | None = None,
+    head: AnyHead | None = None,
     *,
     batch: int = 1,
     features: Sequence[Feature] = (),
@@ -124,6 +130,10 @@ def assemble(
         outputs["box_xyxy"] = append_box(
             graph, append_features(graph, maps, head.features), class_index, head
         )
+    elif isinstance(head, DenseHead):
+        outputs[CANDIDATES] = append_candidates(
+            graph, forward, class_index, wanted, head, classifier.size_px
+        )
     elif head is not None:
         outputs["box_xyxy"] = append_heuristic_box(graph, maps[spec.signal, spec.layer], head)
     if features:
@@ -133,17 +143,17 @@ def assemble(
     return Assembled(graph, outputs, graph.shape(forward.scores)[1])
 
 
-def check_head(head: Head | Heuristic, classifier: Classifier, spec: MapSpec) -> None:
+def check_head(head: AnyHead, classifier: Classifier, spec: MapSpec) -> None:
     """Raise ModelError unless the head was fitted on exactly this network, size and map."""
     remedy = "fit one for it with 'fit', or use head none"
-    if isinstance(head, Head) and not is_fitted_on(head, classifier):
+    if isinstance(head, Head | DenseHead) and not is_fitted_on(head, classifier):
         changed, options = _other_input(head.card, classifier)
         raise ModelError(
             f"the head was fitted on another network than these '{classifier.name}' weights"
             f"{changed}; {remedy}",
             option=("head", *options),
         )
-    if isinstance(head, Head) and head.size_px != classifier.size_px:
+    if isinstance(head, Head | DenseHead) and head.size_px != classifier.size_px:
         raise ModelError(
             f"the head was fitted at {head.size_px} px, not {classifier.size_px}; {remedy}",
             option="head",
@@ -180,7 +190,7 @@ def _other_input(card: Mapping[str, object], classifier: Classifier) -> tuple[st
 def stamp(
     classifier: Classifier,
     spec: MapSpec,
-    head: Head | Heuristic | None,
+    head: AnyHead | None,
     quantization: Quantization | None,
     classes: int,
     search: str | None = None,

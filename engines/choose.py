@@ -17,14 +17,14 @@ from typing import Any
 import onnx
 
 from engines.backends.registry import AUTO, EngineRequest, candidates
-from engines.build import build_graph
+from engines.build import AnyHead, build_graph
+from engines.dense import DenseHead
 from engines.downloads import cache_dir
 from engines.engine import Engine
 from engines.errors import EngineError, InputError, ModelError, SightlineError
 from engines.graph import Graph
 from engines.head import (
     Head,
-    Heuristic,
     default_heuristic,
     load_head,
     shipped_head_names,
@@ -34,7 +34,7 @@ from engines.head import (
 )
 from engines.int8 import Quantization, load_quantization
 from engines.localizer import Localizer
-from engines.maps import PIXELS, MapSpec, method_of, names_of_searches
+from engines.maps import PIXELS, MapSpec, Method, method_of, names_of_searches
 from engines.networks.registry import Classifier
 from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
@@ -75,6 +75,7 @@ def open_localizer(
         for note in (*classifier.network.notes, *engine.losses):
             notify(note)
     localizer = Localizer(engine)
+    localizer.objects = choice.objects
     try:
         if choice.wanted_class is not None:
             localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
@@ -104,7 +105,7 @@ def chosen(model: str | EngineOptions, options: Mapping[str, Any]) -> EngineOpti
     return replace(model if isinstance(model, EngineOptions) else EngineOptions(model), **options)
 
 
-def choose_head(choice: EngineOptions, classifier: Classifier) -> Head | Heuristic | None:
+def choose_head(choice: EngineOptions, classifier: Classifier) -> AnyHead | None:
     """The named head, or the shipped one that fits, or the training-free one; None where none is
     wanted.
 
@@ -118,12 +119,20 @@ def choose_head(choice: EngineOptions, classifier: Classifier) -> Head | Heurist
             " demo, batch, stream and evaluate, without a head and without a budget",
             option=("method", "head", "budget_ms"),
         )
-    if choice.objects > 1:
+    head = _named_or_usual_head(choice, classifier, method)
+    if choice.objects > 1 and not isinstance(head, DenseHead):
         raise ModelError(
-            f"method {choice.method} finds the main object only: for more, use method"
-            f" {' or '.join(names_of_searches())}",
-            option=("method", "objects"),
+            f"method {choice.method} with this head finds the main object only: for more, use a"
+            f" dense head, which 'fit' makes, or method {' or '.join(names_of_searches())}",
+            option=("method", "objects", "head"),
         )
+    return head
+
+
+def _named_or_usual_head(
+    choice: EngineOptions, classifier: Classifier, method: Method
+) -> AnyHead | None:
+    """See ``choose_head``."""
     if choice.head == "none":
         return None
     if choice.head is not None:
@@ -190,7 +199,7 @@ def calibration_paths(classifier: Classifier, objective: str) -> tuple[Path, Pat
 def open_engine(
     choice: EngineOptions,
     classifier: Classifier,
-    head: Head | Heuristic | None,
+    head: AnyHead | None,
     notify: Callable[[str], None] | None = None,
     streams: int = 1,
     batch: int = 1,
@@ -277,9 +286,7 @@ def build_chosen(
     return build_graph(classifier, spec, head, batch=batch, quantization=quantization)
 
 
-def chosen_spec(
-    choice: EngineOptions, head: Head | Heuristic | None, classifier: Classifier
-) -> MapSpec:
+def chosen_spec(choice: EngineOptions, head: AnyHead | None, classifier: Classifier) -> MapSpec:
     """The map that method and head agree on.
 
     Raises:
@@ -465,7 +472,7 @@ def _variants(
             yield _Variant(replace(choice, layer=coarse), size_px, coarse)
 
 
-def _deepest(head: Head | Heuristic | None, depth: Mapping[str, float]) -> str:
+def _deepest(head: AnyHead | None, depth: Mapping[str, float]) -> str:
     """The layer nearest to the image that the head's maps are differentiated with respect to."""
     spec = head.spec if head else MapSpec()
     wanted = [

@@ -187,6 +187,19 @@ class Graph:
         self.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
+    def top(self, values: str, count: int) -> tuple[str, str]:
+        """Append a search for the ``count`` largest values of each row ``[N, L]``: (the values in
+        order, their places), each ``[N, count]``.
+        """
+        found, places = self.fresh("largest"), self.fresh("largest_places")
+        wanted = self.constant([count], np.int64)
+        self.append(
+            helper.make_node(
+                "TopK", [values, wanted], [found, places], name=found, axis=1, largest=1, sorted=1
+            )
+        )
+        return found, places
+
     def append(self, node: onnx.NodeProto) -> None:
         """Append a ready node, keeping its names; nodes whose inputs are all constant become
         constants.

@@ -17,16 +17,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import helper
 from safetensors.numpy import save
 
 from engines.confidence import ConfidenceModel, confidence_model_of
+from engines.dense import METADATA as DENSE
+from engines.dense import DenseHead, dense_head_of
 from engines.errors import ModelError
 from engines.files import (
     Kind,
     json_object,
     number,
     read_safetensors,
+    read_safetensors_metadata,
     shown,
     text,
     whole_file,
@@ -38,7 +40,7 @@ from engines.networks.registry import Classifier
 from engines.networks.weights import ASSETS
 
 LARGEST_SIDE = 4096
-HEAD_FILE = Kind("head", (".safetensors",), rb'.{8}\{"__metadata__":\{"sightline_head":')
+HEAD_FILE = Kind("head", (".safetensors",), rb'.{8}\{"__metadata__":\{"sightline_(dense_)?head":')
 """Pixels of an input, or cells and quantiles of a feature, along a side."""
 
 
@@ -100,8 +102,8 @@ class Head:
             part.write_bytes(save(tensors, {"sightline_head": json.dumps(description)}))
 
 
-def load_head(path: Path) -> Head:
-    """Read a head.
+def load_head(path: Path) -> Head | DenseHead:
+    """Read a head of either kind.
 
     Raises:
         ModelError: it is missing, damaged, not a head, or holds numbers that no box can be read
@@ -109,6 +111,8 @@ def load_head(path: Path) -> Head:
     """
     try:
         tensors, metadata = read_safetensors(path, "head")
+        if DENSE in metadata:
+            return dense_head_of(tensors, json_object(metadata[DENSE]), LARGEST_SIDE)
         if "sightline_head" not in metadata:
             raise ValueError(
                 "its metadata have no 'sightline_head', so that it is another kind of file"
@@ -242,17 +246,38 @@ def shipped_head_path(name: str) -> Path:
     return ASSETS / f"{name}{ENDING}"
 
 
-def shipped_heads(classifier: Classifier) -> dict[str, Head]:
+def dense_input(name: str | None) -> tuple[int, str] | None:
+    """The input side and the way of resizing that a dense head was fitted with.
+
+    Args:
+        name: of a file, or of a shipped head.
+
+    Returns:
+        None where it is no dense head, or cannot be read: that is said where it is read whole.
+    """
+    if name is None:
+        return None
+    path = Path(name) if Path(name).exists() else shipped_head_path(name)
+    try:
+        described = json_object(read_safetensors_metadata(path, "head")[DENSE])
+        size_px = whole_number(described["size_px"], "its size_px", 1, LARGEST_SIDE)
+        return size_px, text(described["resize"], "its resize")
+    except (KeyError, TypeError, ValueError, ModelError):
+        return None
+
+
+def shipped_heads(classifier: Classifier) -> dict[str, Head | DenseHead]:
     """Name to head, of all that were fitted on the network, at any size, the usual ones first."""
     heads = {name: load_head(shipped_head_path(name)) for name in shipped_head_names()}
     return {name: head for name, head in heads.items() if is_fitted_on(head, classifier)}
 
 
-def is_fitted_on(head: Head, classifier: Classifier) -> bool:
+def is_fitted_on(head: Head | DenseHead, classifier: Classifier) -> bool:
     """Whether a head was fitted on this network; or on its convolutions alone, where it reads
     nothing else.
     """
-    reads_scores = head.spec.objective != "gestalt" or len(head.routes) > 0
+    routed = isinstance(head, Head) and len(head.routes) > 0
+    reads_scores = head.spec.objective != "gestalt" or routed
     body = "" if reads_scores else classifier.body_digest
     return head.network in {classifier.digest, body} - {""}
 
@@ -321,13 +346,7 @@ def append_heuristic_box(graph: Graph, map_nhw: str, heuristic: Heuristic) -> st
 
 def _kth_largest(graph: Graph, flat: str, k: int) -> str:
     """The k-th largest value of each row, ``[N, L]`` to ``[N, 1]``."""
-    values, places = graph.fresh("largest"), graph.fresh("largest_places")
-    count = graph.constant([k], np.int64)
-    graph.append(
-        helper.make_node(
-            "TopK", [flat, count], [values, places], name=values, axis=1, largest=1, sorted=1
-        )
-    )
+    values, _ = graph.top(flat, k)
     return graph.add("Gather", values, graph.constant([k - 1], np.int64), axis=1, hint="least_kept")
 
 

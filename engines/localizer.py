@@ -10,7 +10,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.build import IMAGE, WANTED_CLASS
+from engines.boxes import distinct
+from engines.build import CANDIDATES, IMAGE, WANTED_CLASS
 from engines.confidence import confidence_model_of, cues_of
 from engines.engine import Array, Engine, Ticket
 from engines.errors import InputError, ModelError
@@ -18,6 +19,10 @@ from engines.resizing import Resizing
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
+LEAST_OF_OTHERS = 0.15
+"""Besides the best box of a dense head only those are given that are at least so sure, where no
+other limit is set.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,14 @@ class Detection:
         box_xyxy_px: continuous pixel edges x0, y0, x1, y1 in the image.
         class_index, class_name: what it was found as.
         score: the method's own; only those of one method compare.
+        confidence: probability that the box is right; None where nothing tells.
     """
 
     box_xyxy_px: tuple[float, float, float, float]
     class_index: int
     class_name: str
     score: float
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Localization:
     def sure(self, least: float) -> "Localization":
         """The same, without the box where it is less sure than that."""
         unsure = self.confidence is not None and self.confidence < least
-        return replace(self, box_xyxy_px=None) if unsure else self
+        return replace(self, box_xyxy_px=None, detections=()) if unsure else self
 
 
 class Localizer:
@@ -73,6 +80,9 @@ class Localizer:
 
     Args:
         engine: of any backend; its batch size is how many images one call takes.
+
+    Attributes:
+        objects: how many detections a dense head gives at most.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -81,10 +91,10 @@ class Localizer:
         self.batch, self.size_px = engine.inputs[0].shape[0], engine.inputs[0].shape[1]
         self._wanted = np.full(self.batch, -1, np.int64)
         self.resizing = Resizing.stored(self.description.get("resizing"))
-        self._confidence_model, self._least = (
-            confidence_model_of(self.description.get("trust")),
-            0.0,
-        )
+        self._confidence_model = confidence_model_of(self.description.get("trust"))
+        self._outputs = {spec.name for spec in engine.outputs}
+        self._least = 0.0
+        self.objects = 1
 
     def close(self) -> None:
         """Free the engine; afterwards nothing more can be localized. Calling it twice is fine."""
@@ -108,6 +118,11 @@ class Localizer:
         """
         found: dict[str, Any] = json.loads(self.engine.metadata.get("sightline", "{}"))
         return found
+
+    @property
+    def finds_boxes(self) -> bool:
+        """Whether its answers have boxes: there is something that reads them."""
+        return not self._outputs.isdisjoint({"box_xyxy", CANDIDATES})
 
     @property
     def box_reader(self) -> str:
@@ -194,7 +209,7 @@ class Localizer:
         """
         if not 0 <= confidence <= 1:
             raise InputError(f"a least confidence lies in 0 .. 1, not {confidence}")
-        if confidence > 0 and self._confidence_model is None:
+        if confidence > 0 and self._confidence_model is None and CANDIDATES not in self._outputs:
             raise ModelError(
                 f"nothing tells how sure these boxes are ({self.box_reader}): use a head, which"
                 " 'fit' makes (an old one: fit it again), or follow the object",
@@ -251,6 +266,8 @@ class Localizer:
     ) -> Localization:
         """The localization of image ``place`` of the batch, in an image of the given size."""
         where, size = self.resizing, ((width_px, height_px), self.size_px)
+        if CANDIDATES in outputs:
+            return self._read_candidates(outputs, place, size)
         box = where.in_image(outputs["box_xyxy"][place], *size) if "box_xyxy" in outputs else None
         rows = outputs["detections"][place] if "detections" in outputs else ()
         boxes = [(where.in_image(row, *size), row) for row in rows if row[4] >= 0]
@@ -269,6 +286,41 @@ class Localizer:
         over = where.over_image(map_hw, *size)
         return Localization(
             box, index, self.class_names[index], score, over, detections, confidence
+        ).sure(self._least)
+
+    def _read_candidates(
+        self, outputs: dict[str, Array], place: int, size: tuple[tuple[int, int], int]
+    ) -> Localization:
+        """The localization by a dense head: its candidates less those of the same object."""
+        map_hw = self.resizing.over_image(outputs["map"][place], *size)
+        rows = outputs[CANDIDATES][place].astype(np.float64)
+        boxes = [self.resizing.in_image(row, *size) for row in rows]
+        inside = [place for place, box in enumerate(boxes) if box is not None]
+        worth = rows[inside, 4]
+        if self.wanted_class is not None:
+            worth = worth * rows[inside, 6]
+        found = list[Detection]()
+        for kept in distinct(np.array([boxes[i] for i in inside]).reshape(-1, 4), worth):
+            row, box = rows[inside[kept]], boxes[inside[kept]]
+            assert box is not None
+            index = int(row[5])
+            name = self.class_names[index]
+            found.append(Detection(box, index, name, float(row[6]), float(row[4])))
+        if not found:
+            index = int(outputs["class_index"][place])
+            name, score = self.class_names[index], float(outputs["score"][place])
+            return Localization(None, index, name, score, map_hw)
+        first = found[0]
+        least = self._least or LEAST_OF_OTHERS
+        others = [each for each in found[1 : self.objects] if (each.confidence or 0) >= least]
+        return Localization(
+            first.box_xyxy_px,
+            first.class_index,
+            first.class_name,
+            first.score,
+            map_hw,
+            (first, *others) if self.objects > 1 else (),
+            first.confidence,
         ).sure(self._least)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:

@@ -6,10 +6,12 @@ options of these records; nothing else here knows of it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from engines.backends.registry import backends_in_words, precisions_in_words
+from engines.errors import InputError
+from engines.head import dense_input
 from engines.maps import METHODS
 from engines.networks.packages import PACKAGES
 from engines.networks.preprocessing import (
@@ -57,6 +59,27 @@ class Option:
     parser: Callable[[str], Any] | None = None
     metavar: str | None = None
     envvar: str | None = None
+
+
+MOST_OBJECTS = 20
+"""That are looked for in one image; ``all`` asks for so many."""
+
+
+def parsed_objects(text: str) -> int:
+    """A number of objects, 1 to ``MOST_OBJECTS``, or ``all``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if str(text).strip() == "all":  # typer gives the default as the number that it is
+        return MOST_OBJECTS
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= MOST_OBJECTS:
+        raise InputError(f"{text!r} is no number of objects: use 1 to {MOST_OBJECTS}, or all")
+    return count
 
 
 @dataclass(frozen=True)
@@ -131,10 +154,11 @@ class EngineOptions:
     objects: Annotated[
         int,
         Option(
-            "With --method dam or beam, find up to so many; with --follow, follow up to so many.",
+            "With a dense head, or --method dam or beam, find up to so many; with --follow, follow"
+            " up to so many.",
             LOOK_AT,
-            min=1,
-            max=20,
+            parser=parsed_objects,
+            metavar="N|all",
         ),
     ] = 1
     mean: Annotated[
@@ -198,8 +222,14 @@ class EngineOptions:
     least_confidence: float = 0.0
 
     def classifier(self) -> Classifier:
-        """The network that is chosen. Raises what ``load_classifier`` raises."""
-        return load_classifier(self.model, self.weights, self.size_px, self.given, self.class_layer)
+        """The network that is chosen, with the input that a dense head which is named was fitted
+        with unless another is asked for. Raises what ``load_classifier`` raises.
+        """
+        size_px, given = self.size_px, self.given
+        if (fitted := dense_input(self.head)) is not None:
+            size_px = size_px or fitted[0]
+            given = replace(given, resize=given.resize or fitted[1])
+        return load_classifier(self.model, self.weights, size_px, given, self.class_layer)
 
     @property
     def given(self) -> GivenInput:

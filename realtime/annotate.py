@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engines.boxes import iou
 from engines.errors import InputError
-from engines.localizer import ImageBgr, Localization
+from engines.localizer import Detection, ImageBgr, Localization
 from engines.options import OUTPUT, Option
 from engines.text import displayable
 from realtime.frames import NO_IMAGE, BoxPx, Frame, Tracked
@@ -330,7 +330,7 @@ def draw(
             _rectangle(canvas, other.box_xyxy_px, PREDICTED_BGR, unit)
             _text(
                 canvas,
-                _class_words(other.class_name, other.score),
+                label(other),
                 other.box_xyxy_px[:2],
                 unit,
                 PREDICTED_BGR,
@@ -358,7 +358,7 @@ def _draw_objects(canvas: ImageBgr, objects: Sequence[Tracked], unit: int) -> No
             _text(canvas, text, each.box_xyxy_px[:2], unit, colour)
 
 
-def label(found: Localization) -> str:
+def label(found: Localization | Detection) -> str:
     """What is written at the box: the class, its score, and how sure the box is; or that nothing is
     sure enough.
     """

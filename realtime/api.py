@@ -382,5 +382,8 @@ def _boxes(record: FrameRecord) -> tuple[Box, ...]:
     ]
     return (
         *boxes,
-        *(Box(each.box_xyxy_px, each.class_index, each.class_name, each.score) for each in others),
+        *(
+            Box(each.box_xyxy_px, each.class_index, each.class_name, each.score, each.confidence)
+            for each in others
+        ),
     )

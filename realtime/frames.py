@@ -250,6 +250,17 @@ OBJECT_COLUMNS = (
 )
 """Of a ``Detection``, a ``Localization`` and a ``Tracked``."""
 
+DETECTION_COLUMNS = (
+    *OBJECT_COLUMNS,
+    Column(
+        "confidence",
+        "float64",
+        lambda found: ABSENT if found.confidence is None else round(found.confidence, 4),
+        "Probability that the box is right, by a dense head.",
+    ),
+)
+"""Of a ``Detection``."""
+
 TRACK_COLUMNS = (
     Column(
         "state",
@@ -308,7 +319,7 @@ def _confidence(record: FrameRecord) -> Any:
 
 def _detections(record: FrameRecord) -> Any:
     several = record.found.detections if record.found else ()
-    return [row_of(each, OBJECT_COLUMNS) for each in several] if len(several) > 1 else ABSENT
+    return [row_of(each, DETECTION_COLUMNS) for each in several] if len(several) > 1 else ABSENT
 
 
 def _objects(record: FrameRecord) -> Any:
@@ -379,7 +390,7 @@ COLUMNS: tuple[Column, ...] = (
         lambda record: record.preset or None,
         "With a latency budget: the preset that the engine ran with.",
     ),
-    Column("detections", "", _detections, "All that was found, if several.", OBJECT_COLUMNS),
+    Column("detections", "", _detections, "All that was found, if several.", DETECTION_COLUMNS),
     *_TRACK,
     Column("objects", "", _objects, "The objects that are tracked, if several.", TRACKED_COLUMNS),
 )

@@ -49,12 +49,11 @@ from calib.bench.gpu_stand_in import (
 from engines.backends import tensorrt as backend
 from engines.backends.cuda import probe_gpu
 from engines.boxes import iou
-from engines.build import IMAGE, WANTED_CLASS, build_graph
+from engines.build import IMAGE, WANTED_CLASS, AnyHead, build_graph
 from engines.choose import choose_head
 from engines.engine import Array, Engine
 from engines.errors import EngineError, SightlineError
 from engines.files import Kind, checked_output, whole_file
-from engines.head import Head, Heuristic
 from engines.networks.registry import Classifier, load_classifier
 from engines.options import EngineOptions
 
@@ -215,9 +214,7 @@ def graphs(day: Day) -> Found:
     return found
 
 
-def _heads(
-    classifier: Classifier, choice: EngineOptions
-) -> Iterator[tuple[str, Head | Heuristic | None]]:
+def _heads(classifier: Classifier, choice: EngineOptions) -> Iterator[tuple[str, AnyHead | None]]:
     """Each method with its head."""
     for method in METHODS:
         named = EngineOptions(model=choice.model, weights=choice.weights, method=method)
@@ -248,7 +245,7 @@ def torch_on_processor(_: Day) -> Found:
 
 def compare_torch(
     classifier: Classifier,
-    head: Head | Heuristic | None,
+    head: AnyHead | None,
     device: str,
     precisions: Sequence[str],
     slots: Sequence[int],

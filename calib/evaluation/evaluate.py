@@ -92,7 +92,7 @@ def evaluate(
         ModelError: the engine has no head.
         SourceError: no image is left.
     """
-    if "box_xyxy" not in [spec.name for spec in localizer.engine.outputs]:
+    if not localizer.finds_boxes:
         raise ModelError(
             "this engine has no box head: fit one with 'fit', and name it", option="head"
         )

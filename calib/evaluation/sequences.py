@@ -131,7 +131,7 @@ def follow_sequences(
         ModelError: the engine has no head.
         InputError: the selected place lies outside the first frame.
     """
-    if "box_xyxy" not in [spec.name for spec in localizer.engine.outputs]:
+    if not localizer.finds_boxes:
         raise ModelError(
             "this engine has no box head: fit one with 'fit', and name it", option="head"
         )

@@ -202,7 +202,8 @@ class Fit:
 
 KINDS = ("best", "paper", "paper-sgd")
 """The kinds of heads that ``fit`` makes: the best one at the cost of one backward pass, and the
-papers' own, which is a linear layer on the whole map, in closed form or by gradient descent.
+papers' own, which is a linear layer on the whole map, in closed form or by gradient descent. The
+dense head is fitted apart, see ``calib.heads.dense``.
 """
 
 
@@ -225,7 +226,9 @@ def default_features(
             head.
     """
     if kind not in KINDS:
-        raise ModelError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}", option="kind")
+        raise ModelError(
+            f"unknown kind of head '{kind}': use {', '.join((*KINDS, 'dense'))}", option="kind"
+        )
     known = method_of(method, classifier.network.classless)
     if not known.fitted:
         fitted = [each.name for each in METHODS.values() if each.fitted]

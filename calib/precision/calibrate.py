@@ -22,14 +22,14 @@ from calib.evaluation.evaluate import evaluate
 from calib.precision.build import frames_of
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
-from engines.build import assemble, build_graph
+from engines.build import AnyHead, assemble, build_graph
 from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify, correlation
 from engines.choose import calibration_paths, choose_head, chosen_spec
 from engines.engine import Array
 from engines.errors import EngineError, ModelError, OutputError, SourceError
 from engines.files import checked_output, picture_kind, signed, whole_file
 from engines.graph import Graph
-from engines.head import Head, Heuristic
+from engines.head import Head
 from engines.int8 import CALIBRATION_FILE, SMALLEST_RANGE, STEPS, Quantization, layers, source_of
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.maps import PIXELS, MapSpec
@@ -227,7 +227,7 @@ class Calibrator:
 
     classifier: Classifier
     spec: MapSpec
-    head: Head | Heuristic | None
+    head: AnyHead | None
     images_bgr: Sequence[ImageBgr]
     console: Console
     _true: list[Localization] = field(default_factory=list)

@@ -6,10 +6,9 @@ from pkgutil import resolve_name
 
 import onnx
 
-from engines.build import build_graph
+from engines.build import AnyHead, build_graph
 from engines.engine import Engine
 from engines.errors import EngineError, install_extra
-from engines.head import Head, Heuristic
 from engines.int8 import Quantization
 from engines.maps import MapSpec
 from engines.networks.registry import Classifier
@@ -33,7 +32,7 @@ class EngineRequest:
 
     classifier: Classifier
     spec: MapSpec
-    head: Head | Heuristic | None
+    head: AnyHead | None
     batch: int
     precision: str
     threads: int

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from engines.backends.registry import EngineRequest
 from engines.backends.torch_networks import torch_network
-from engines.build import IMAGE, WANTED_CLASS, check_head, stamp
+from engines.build import IMAGE, WANTED_CLASS, AnyHead, check_head, stamp
+from engines.dense import DenseHead
 from engines.engine import Array, Engine, GpuTimes, TensorSpec
 from engines.errors import EngineError, ModelError
 from engines.head import Head, Heuristic
@@ -44,7 +45,7 @@ class TorchEngine(Engine):
         self,
         classifier: Classifier,
         spec: MapSpec | None = None,
-        head: Head | Heuristic | None = None,
+        head: AnyHead | None = None,
         batch: int = 1,
         *,
         device: str = "cpu",
@@ -61,6 +62,12 @@ class TorchEngine(Engine):
                 f"the torch backend knows the plain ReLU rule, not {self._spec.relu_rule}: use"
                 " backend openvino",
                 option="backend",
+            )
+        if isinstance(head, DenseHead):
+            raise EngineError(
+                "the torch backend reads no dense head: use backend openvino or tensorrt, or a head"
+                " of one box",
+                option=("backend", "head"),
             )
         self._head = head
         self._preprocessing = classifier.preprocessing
@@ -263,7 +270,7 @@ WARM_UP_RUNS = 3  # before a capture, as PyTorch's notes on CUDA graphs ask for
 def open_torch(
     classifier: Classifier,
     spec: MapSpec,
-    head: Head | Heuristic | None,
+    head: AnyHead | None,
     precision: str,
     batch: int = 1,
 ) -> TorchEngine:
@@ -326,7 +333,7 @@ class TorchStreamEngine(TorchEngine):
         self,
         classifier: Classifier,
         spec: MapSpec | None = None,
-        head: Head | Heuristic | None = None,
+        head: AnyHead | None = None,
         batch: int = 1,
         *,
         device: str = "cuda",

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from engines.downloads import Download
-from engines.graph import Graph
+from engines.graph import Graph, attributes_of
 from engines.networks.preprocessing import IMAGENET, Preprocessing
 
 Weights = Mapping[str, NDArray[Any]]
@@ -122,3 +123,35 @@ class Network:
     torch_module: str = ""
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def pooled_linear(graph: Graph, forward: Forward) -> tuple[str, str] | None:
+    """Weight ``[C, classes]`` and bias of a network whose scores are a linear layer on the mean of
+    its last maps; None for others.
+    """
+    node = graph.producer(forward.scores)
+    if node is None or node.op_type != "Gemm" or len(node.input) < 3:
+        return None
+    at = attributes_of(node)
+    weight, bias = node.input[1], node.input[2]
+    plain = at.get("alpha", 1.0) == 1 and at.get("beta", 1.0) == 1 and not at.get("transA", 0)
+    if not plain or weight not in graph.constants or bias not in graph.constants:
+        return None
+    before = graph.producer(node.input[0])
+    while before is not None and before.op_type in ("Flatten", "Reshape", "Squeeze", "Identity"):
+        before = graph.producer(before.input[0])
+    if before is None or before.input[0] != forward.last:
+        return None
+    if before.op_type != "GlobalAveragePool" and not _is_mean(graph, before):
+        return None
+    values = graph.constants[weight]
+    turned = values.T if at.get("transB", 0) else values
+    return graph.constant(turned, hint="class_weight_of_boxes"), bias
+
+
+def _is_mean(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether it is a mean over all of height and width."""
+    axes = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+    if node.op_type != "ReduceMean" or axes is None:
+        return False
+    return sorted(int(axis) % 4 for axis in axes) == [2, 3]

@@ -154,7 +154,10 @@ def readers_of_crops(
         return None
     crop_scorer = load_crop_scorer(path)
     for head in shipped_heads(classifier).values():
-        if (head.network, head.digest) == (crop_scorer.network, crop_scorer.head):
+        if isinstance(head, Head) and (head.network, head.digest) == (
+            crop_scorer.network,
+            crop_scorer.head,
+        ):
             return head, crop_scorer
     return None
 

@@ -1,0 +1,496 @@
+"""Fits a dense head: two linear layers in closed form, on all objects of the images and on their
+background.
+
+The maps of every image and of its mirror image are computed once with the engine and projected to
+their principal components. Four ridge regressions follow (Hoerl & Kennard 1970): from a cell near
+an object's middle to its sides; from a cell to the IoU of the box that it then gives; from a
+proposal to the corrections of its sides; and from a proposal to the IoU of its corrected box.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from calib.data.datasets import Sample
+from calib.evaluation.metrics import CORLOC_IOU
+from calib.heads.confidence import logistic
+from calib.heads.dense_scenes import (
+    Array32,
+    Array64,
+    Reader,
+    Scene,
+    SceneTable,
+    cell_stride_px,
+    fit_levels,
+    layers_read,
+)
+from calib.heads.linear import FOLDS, Rows, group_numbers
+from engines.boxes import distinct, iou
+from engines.dense import SIZES, SMALLEST, DenseHead, Level
+from engines.errors import ModelError, SourceError
+from engines.head import is_fitted_on, load_head, shipped_head_path, shipped_heads
+from engines.maps import MapSpec
+from engines.networks.preprocessing import LETTERBOX
+from engines.networks.registry import NETWORKS, Classifier
+from engines.options import EngineOptions
+
+KIND = "dense"
+"""What ``fit --kind`` calls it."""
+SIZE_PX = 320
+"""Side of the input, unless another is asked for."""
+SIZE_RANGES = ((0.0, 0.25), (0.175, 0.53), (0.375, 9.0))
+"""The root of an object's area, in sides of the square, for each of ``SIZES``."""
+MIDDLE = 0.3
+"""Cells so near to an object's middle are its own, in widths and heights."""
+OBJECT_IOU = 0.3
+"""A cell whose box overlaps an object so much is no background."""
+CORRECTED_IOU = 0.4
+"""A proposal that overlaps an object so much is corrected to it."""
+MOST_OBJECT_CELLS, MOST_BACKGROUND_CELLS = 40, 25
+"""Of one image, in the regression of the objectness."""
+CANDIDATES = 24
+JITTERED, JITTER = 4, 0.25
+"""Boxes for each image that are the true ones with edges moved by so much of the sides."""
+CELL_PENALTY = 5e-3
+CORRECTION_PENALTY = 0.5
+IOU_PENALTY = 0.1
+"""Of standardized features, beside the mean of the squared errors; chosen on VOC 2007 train and
+val.
+"""
+FEWEST_OBJECTS = 5
+
+
+@dataclass(frozen=True)
+class DenseFit:
+    """A fitted dense head, and what it does in images that it was not fitted on.
+
+    Attributes:
+        head: the head, ready to save.
+        held_out: of a fifth of the images, by a head that was fitted on the others: ``corloc``
+            and ``mean_iou`` of the best box in images with one object, ``recall`` at 10 boxes.
+    """
+
+    head: DenseHead
+    held_out: dict[str, float]
+
+
+class Normal:
+    """The normal equations of a weighted ridge regression, built up of parts.
+
+    The last feature is the constant 1, whose weight is not penalized.
+    """
+
+    def __init__(self) -> None:
+        self._gram: Any = 0.0
+        self._moment: Any = 0.0
+        self._waiting: list[tuple[Array32, Array32]] = []
+        self._rows = 0
+
+    def add(self, features: Array32, targets: NDArray[Any], weights: NDArray[Any] | float) -> None:
+        """Add rows: features ``[L, D]``, targets ``[L, T]``, weights ``[L]``."""
+        root = np.sqrt(np.broadcast_to(np.asarray(weights, np.float32), len(features)))[:, None]
+        self._waiting.append((features * root, targets.astype(np.float32) * root))
+        self._rows += len(features)
+        if sum(len(each[0]) for each in self._waiting) > 4000:
+            self._sum()
+
+    @property
+    def rows(self) -> int:
+        """How many rows were added."""
+        return self._rows
+
+    def _sum(self) -> None:
+        if self._waiting:
+            x, y = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+            self._gram = self._gram + x.T @ x
+            self._moment = self._moment + x.T @ y
+            self._waiting = []
+
+    def solve(self, penalty: float, start: Array64 | None = None) -> Array64:
+        """The weights ``[D, T]``.
+
+        Args:
+            penalty: on their squares, of standardized features.
+            start: weights to be penalized for leaving, in place of 0.
+
+        Raises:
+            SourceError: no row was added.
+        """
+        self._sum()
+        if not self._rows:
+            raise SourceError("no object of the images can be used: their boxes are too small")
+        gram, moment = (np.asarray(each, np.float64) for each in (self._gram, self._moment))
+        total = gram[-1, -1]
+        if start is not None:
+            moment = moment - gram @ start
+        scale = np.sqrt(np.diag(gram) / total) + 1e-6
+        system = gram / total / scale[:, None] / scale
+        system[np.arange(len(system) - 1), np.arange(len(system) - 1)] += penalty
+        found = np.linalg.solve(system, moment / total / scale[:, None]) / scale[:, None]
+        return np.asarray(found if start is None else start + found)
+
+
+@dataclass
+class Layers:
+    """The weights that are fitted one after the other, each ``[features, outputs]``."""
+
+    distances: Array64
+    objectness: Array64
+    corrections: Array64
+    expected: Array64
+
+    def proposals(self, reader: Reader, scene: Scene, count: int) -> tuple[Array64, Array64]:
+        """The proposals of an image, and their objectness."""
+        features = reader.cell_features(scene.maps)
+        boxes = reader.cell_boxes(features @ self.distances)
+        scores = features @ self.objectness
+        return reader.proposals(boxes.reshape(-1, 4), scores.T.reshape(-1), count)
+
+    def candidates(self, reader: Reader, scene: Scene) -> tuple[Array64, Array64]:
+        """The corrected boxes ``[K, 4]`` and their expected IoU ``[K]``."""
+        boxes, scores = self.proposals(reader, scene, CANDIDATES)
+        features = reader.box_features(scene.maps, boxes, scores)
+        return reader.moved(boxes, features @ self.corrections), (features @ self.expected)[:, 0]
+
+
+def fit_layers(
+    table: SceneTable,
+    reader: Reader,
+    rows: Rows,
+    console: Console,
+    start: Layers | None = None,
+) -> Layers:
+    """Fit all four layers on some of the images.
+
+    Args:
+        table: the scenes.
+        reader: computes their features.
+        rows: of the table.
+        console: for progress.
+        start: fitted layers to stay near to.
+    """
+    layers = Layers(*[np.zeros((0, 0))] * 4)
+
+    def scenes(what: str) -> Iterator[Scene]:
+        all_of_them = table.scenes(rows)
+        return iter(track(all_of_them, what, total=2 * len(rows), console=console))
+
+    layers.distances = _fit_distances(
+        scenes("fitting sides"), reader, start.distances if start else None
+    )
+    layers.objectness = _fit_objectness(
+        scenes("fitting objectness"), reader, layers, start.objectness if start else None
+    )
+    layers.corrections = _fit_corrections(
+        scenes("fitting corrections"), reader, layers, start.corrections if start else None
+    )
+    layers.expected = _fit_expected(
+        scenes("fitting confidence"), reader, layers, start.expected if start else None
+    )
+    return layers
+
+
+def _fit_distances(scenes: Iterator[Scene], reader: Reader, start: Array64 | None) -> Array64:
+    """From the cells near an object's middle to the distances of its sides, for each size; of
+    several objects a cell is the smallest one's. ``[D1 + 1, 4 * SIZES]``.
+    """
+    normals = [Normal() for _ in range(SIZES)]
+    for scene in scenes:
+        boxes = scene.boxes_px
+        if not len(boxes):
+            continue
+        middles, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+        reach = np.maximum(MIDDLE * sizes, 0.51 * reader.stride_px)
+        inside = np.all(np.abs(reader.centres[:, None] - middles) < reach, axis=2)
+        areas = np.where(inside, sizes.prod(axis=1), np.inf)
+        owner, owned = areas.argmin(axis=1), inside.any(axis=1)
+        features = reader.cell_features(scene.maps)
+        roots = np.sqrt(sizes.prod(axis=1)) / reader.size_px
+        for normal, (low, high) in zip(normals, SIZE_RANGES, strict=True):
+            used = owned & (roots[owner] >= low) & (roots[owner] < high)
+            if not used.any():
+                continue
+            mine, centres = boxes[owner[used]], reader.centres[used]
+            sides = np.concatenate([centres - mine[:, :2], mine[:, 2:] - centres], axis=1)
+            targets = np.log(np.maximum(sides / reader.stride_px, 0.125))
+            counts = np.bincount(owner[used], minlength=len(boxes))
+            normal.add(features[used], targets, 1 / counts[owner[used]])
+    found = []
+    for place, normal in enumerate(normals):
+        part = None if start is None else start[:, 4 * place : 4 * place + 4]
+        found.append(_solved(normal, CELL_PENALTY, part, normals))
+    return np.concatenate(found, axis=1)
+
+
+def _solved(
+    normal: Normal, penalty: float, start: Array64 | None, others: Sequence[Normal]
+) -> Array64:
+    """The solution; where no object is of this size, what the fitted head had, or else that of the
+    size with the most objects.
+    """
+    if not normal.rows:
+        if start is not None:
+            return start
+        normal = max(others, key=lambda each: each.rows)
+    return normal.solve(penalty, start)
+
+
+def _fit_objectness(
+    scenes: Iterator[Scene], reader: Reader, layers: Layers, start: Array64 | None
+) -> Array64:
+    """From a cell to the IoU of each of its boxes with the nearest object, ``[D1 + 1, SIZES]``.
+
+    The cells of an image with objects, and those of its background, count as much as each other.
+    """
+    rng, normal = np.random.default_rng(0), Normal()
+    for scene in scenes:
+        features = reader.cell_features(scene.maps)
+        boxes = reader.cell_boxes(features @ layers.distances)
+        overlaps = _best_iou(boxes.reshape(-1, 4), scene.boxes_px).reshape(SIZES, -1)
+        near = overlaps.max(axis=0) > OBJECT_IOU
+        objects, background = np.flatnonzero(near), np.flatnonzero(~near)
+        if len(objects) > MOST_OBJECT_CELLS:
+            objects = rng.choice(objects, MOST_OBJECT_CELLS, replace=False)
+        count = min(MOST_BACKGROUND_CELLS, len(background))
+        background = rng.choice(background, count, replace=False)
+        several = np.sqrt(max(1, len(scene.boxes_px)))
+        for cells, weight in ((objects, several), (background, 1.0)):
+            if len(cells):
+                normal.add(features[cells], overlaps[:, cells].T, weight / len(cells))
+    return normal.solve(CELL_PENALTY, start)
+
+
+def _fit_corrections(
+    scenes: Iterator[Scene], reader: Reader, layers: Layers, start: Array64 | None
+) -> Array64:
+    """From a proposal to how far each edge of its object is, in its sides."""
+    rng, normal = np.random.default_rng(0), Normal()
+    for scene in scenes:
+        true = scene.boxes_px
+        if not len(true):
+            continue
+        boxes, scores = layers.proposals(reader, scene, CANDIDATES)
+        moved = _jittered(true, rng, reader.size_px)
+        boxes = np.concatenate([boxes, moved])
+        scores = np.concatenate([scores, np.full(len(moved), scores.mean())])
+        overlaps = iou(boxes[:, None], true[None])
+        used = (overlaps.max(axis=1) > CORRECTED_IOU) & (
+            boxes[:, 2:] - boxes[:, :2] > SMALLEST * reader.stride_px
+        ).all(axis=1)
+        if not used.any():
+            continue
+        boxes, mine = boxes[used], true[overlaps[used].argmax(axis=1)]
+        sizes = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        features = reader.box_features(scene.maps, boxes, scores[used])
+        normal.add(features, (mine - boxes) / sizes, 1 / np.sqrt(used.sum()))
+    return normal.solve(CORRECTION_PENALTY, start)
+
+
+def _jittered(true: Array64, rng: np.random.Generator, side_px: int) -> Array64:
+    """True boxes with moved edges, ``[JITTERED, 4]``."""
+    mine = true[rng.integers(len(true), size=JITTERED)]
+    shifts = rng.uniform(-JITTER, JITTER, (JITTERED, 4))
+    return np.clip(mine + shifts * np.tile(mine[:, 2:] - mine[:, :2], 2), 0, side_px)
+
+
+def _fit_expected(
+    scenes: Iterator[Scene], reader: Reader, layers: Layers, start: Array64 | None
+) -> Array64:
+    """From a proposal to the IoU of its corrected box with the nearest object."""
+    normal = Normal()
+    for scene in scenes:
+        boxes, scores = layers.proposals(reader, scene, CANDIDATES)
+        features = reader.box_features(scene.maps, boxes, scores)
+        moved = reader.moved(boxes, features @ layers.corrections)
+        several = np.sqrt(max(1, len(scene.boxes_px)))
+        targets = _best_iou(moved, scene.boxes_px)[:, None]
+        normal.add(features, targets, several / len(boxes))
+    return normal.solve(IOU_PENALTY, start)
+
+
+def _best_iou(boxes: Array64, true: Array64) -> Array64:
+    """The IoU of each box with the nearest true one; 0 where there is none."""
+    if not len(true):
+        return np.zeros(len(boxes))
+    return np.asarray(iou(boxes[:, None], true[None]).max(axis=1))
+
+
+def with_input(choice: EngineOptions) -> EngineOptions:
+    """The options with the input that dense heads are fitted at, where none is asked for: the whole
+    image, letterboxed, in a larger square than classifiers usually see.
+    """
+    known = choice.model in NETWORKS
+    return replace(
+        choice,
+        head=None,
+        size_px=choice.size_px or (SIZE_PX if known else None),
+        resize=choice.resize or LETTERBOX,
+    )
+
+
+def start_of(name: str | None, classifier: Classifier) -> DenseHead | None:
+    """The head to start from: the named one, or else a shipped one of this network.
+
+    Raises:
+        ModelError: the named one is no dense head, or belongs to another network.
+    """
+    if name == "none":
+        return None
+    if name is None:
+        shipped = shipped_heads(classifier).values()
+        return next((head for head in shipped if isinstance(head, DenseHead)), None)
+    path = Path(name)
+    head = load_head(path if path.exists() else shipped_head_path(name))
+    if not isinstance(head, DenseHead) or not is_fitted_on(head, classifier):
+        raise ModelError(f"{name} is no dense head of this network", option="start")
+    return head
+
+
+def told(fitted: DenseFit) -> str:
+    """What a fit reaches on images that it was not fitted on, in words."""
+    found = fitted.held_out
+    return (
+        f"on a fifth of the images, by a head fitted on the others: the best box is right in"
+        f" {100 * found['corloc']:.1f} % of the {found['images_with_one_object']:.0f} images with"
+        f" one object (mean IoU {found['mean_iou']:.3f}), and of all objects"
+        f" {100 * found['recall_at_10']:.1f} % are among 10 boxes"
+    )
+
+
+def default_spec(classifier: Classifier, layer: str | None = None) -> MapSpec:
+    """The map that is shown beside the boxes: LayerCAM, at the last stage unless a layer is named.
+    There it costs next to nothing.
+    """
+    return MapSpec(layer=layer or layers_read(classifier)[-2:][0], signal="layercam")
+
+
+def fit_dense(
+    samples: Sequence[Sample],
+    classifier: Classifier,
+    spec: MapSpec,
+    console: Console,
+    name: str,
+    start: DenseHead | None = None,
+) -> DenseFit:
+    """Fit a dense head on all objects of the images, first on four fifths of them to measure it.
+
+    Args:
+        samples: the training set; images may hold several objects, or none.
+        classifier: the network that the head will be tied to.
+        spec: the map that is shown beside the boxes.
+        console: for progress.
+        name: the name of the data set, for the card.
+        start: a head of this network to stay near to, so that few boxes do no harm.
+
+    Raises:
+        SourceError: there are fewer than ``FEWEST_OBJECTS`` objects.
+        ModelError: the network has no layers that a dense head can read.
+    """
+    objects = sum(len(sample.truths) for sample in samples)
+    if objects < FEWEST_OBJECTS:
+        raise SourceError(
+            f"{name}: it has {objects} boxes, a dense head needs at least {FEWEST_OBJECTS}: label"
+            " more"
+        )
+    levels = start.levels if start else fit_levels(samples, classifier, console)
+    with TemporaryDirectory(prefix="sightline-dense-") as folder:
+        table = SceneTable(samples, classifier, levels, Path(folder), console)
+        reader = Reader(levels, classifier.size_px, cell_stride_px(classifier.size_px, table.sides))
+        before = layers_of(start) if start else None
+        numbers = group_numbers(table.groups, np.arange(len(table)))
+        fold = (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
+        kept, held = np.flatnonzero(fold), np.flatnonzero(fold == 0)
+        trial = fit_layers(table, reader, kept, console, before)
+        held_out, certainty = _measured(table, reader, trial, held)
+        layers = fit_layers(table, reader, np.arange(len(table)), console, before)
+    card = {
+        "kind": "dense",
+        "data": name,
+        "images": len(samples),
+        "objects": objects,
+        "classes": sorted({truth.class_name for sample in samples for truth in sample.truths}),
+        "input": classifier.preprocessing.stored(),
+        "held_out": held_out,
+        **({"start": start.card.get("data")} if start else {}),
+    }
+    head = _head_of(layers, levels, reader, classifier, spec, certainty, card)
+    return DenseFit(head, held_out)
+
+
+def _measured(
+    table: SceneTable, reader: Reader, layers: Layers, rows: Rows
+) -> tuple[dict[str, float], tuple[float, float]]:
+    """(figures of images that the layers were not fitted on, ``DenseHead.certainty``)."""
+    best, expected = list[float](), list[float]()
+    recalled, right = list[bool](), list[bool]()
+    for scene in table.scenes(rows, mirrored=False):
+        boxes, scores = layers.candidates(reader, scene)
+        kept = distinct(boxes, scores)[:10]
+        overlaps = _best_iou(boxes[kept], scene.boxes_px)
+        expected += scores[kept].tolist()
+        right += (overlaps > CORLOC_IOU).tolist()
+        if len(scene.boxes_px) == 1:
+            best.append(overlaps[0])
+        if len(scene.boxes_px):
+            recalled += (_best_iou(scene.boxes_px, boxes[kept]) > CORLOC_IOU).tolist()
+    weight, bias = logistic(
+        np.array(expected)[:, None], np.array(right, np.float64), np.ones(len(right)), 1e-3
+    )
+    ious = np.array(best or [0.0])
+    figures = {
+        "images_with_one_object": len(best),
+        "corloc": round(float((ious > CORLOC_IOU).mean()), 4),
+        "mean_iou": round(float(ious.mean()), 4),
+        "recall_at_10": round(float(np.mean(recalled)) if recalled else 0.0, 4),
+    }
+    return figures, (float(weight[0]), float(bias))
+
+
+def layers_of(head: DenseHead) -> Layers:
+    """The layers of a head, with the bias as the last row."""
+    cells = np.concatenate([head.cell_weight, head.cell_bias[:, None]], axis=1).T
+    boxes = np.concatenate([head.box_weight, head.box_bias[:, None]], axis=1).T
+    cells, boxes = cells.astype(np.float64), boxes.astype(np.float64)
+    return Layers(cells[:, : 4 * SIZES], cells[:, 4 * SIZES :], boxes[:, :4], boxes[:, 4:])
+
+
+def _head_of(
+    layers: Layers,
+    levels: tuple[Level, ...],
+    reader: Reader,
+    classifier: Classifier,
+    spec: MapSpec,
+    certainty: tuple[float, float],
+    card: dict[str, Any],
+) -> DenseHead:
+    """The head that computes what the layers do. Large weights are rounded as its file has them."""
+    cells = np.concatenate([layers.distances, layers.objectness], axis=1).T.astype(np.float32)
+    boxes = np.concatenate([layers.corrections, layers.expected], axis=1).T.astype(np.float32)
+    cell_weight, box_weight = (_halved(each[:, :-1]) for each in (cells, boxes))
+    return DenseHead(
+        spec,
+        tuple(replace(level, basis=_halved(level.basis)) for level in levels),
+        reader.stride_px,
+        cell_weight,
+        cells[:, -1].copy(),
+        box_weight,
+        boxes[:, -1].copy(),
+        certainty,
+        CANDIDATES,
+        classifier.digest,
+        classifier.size_px,
+        classifier.preprocessing.resize,
+        card,
+    )
+
+
+def _halved(values: Array32) -> Array32:
+    """Values that float16 holds."""
+    return np.ascontiguousarray(values.astype(np.float16), np.float32)

@@ -1,0 +1,337 @@
+"""What a dense head is fitted to: the maps of all images, their true boxes, and the numbers that
+its graph computes of them, in NumPy.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from calib.data.datasets import Sample
+from calib.heads.linear import Rows
+from engines.backends.openvino import OpenVinoEngine
+from engines.boxes import iou
+from engines.build import build_graph
+from engines.dense import (
+    AROUND,
+    LOG_LIMITS,
+    MOST_CORRECTION,
+    PROPOSALS,
+    SAME,
+    SAMPLES,
+    SIZES,
+    SMALLEST,
+    SUPPRESSED,
+    Level,
+    cell_centres,
+    cell_window,
+    interpolation,
+)
+from engines.errors import ModelError
+from engines.localizer import Localizer
+from engines.maps import MapSpec
+from engines.networks.registry import Classifier
+
+Array32 = NDArray[np.float32]
+Array64 = NDArray[np.float64]
+
+STRIDES_PX = (8, 16, 32)
+"""Of the layers that are read."""
+CELL_STRIDE_PX = 16
+MOST_COMPONENTS, MOST_LAST_COMPONENTS = 96, 256
+BOX_CHANNELS, BOX_LAST_CHANNELS = 48, 128
+FINE_BINS, COARSE_BINS, LAST_BINS = 7, 5, 3
+IMAGES_OF_BASIS = 500
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The maps of one image or mirror image, and its objects.
+
+    Attributes:
+        maps: components of each level, float32 ``[P, h, w]``.
+        boxes_px: true boxes in the network's square, ``[B, 4]``.
+    """
+
+    maps: tuple[Array32, ...]
+    boxes_px: Array64
+
+
+class SceneTable:
+    """The scenes of all images, on disk as float16.
+
+    Args:
+        samples: the labelled images.
+        classifier: the network.
+        levels: what is read of it.
+        folder: for the files.
+        console: for progress.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        classifier: Classifier,
+        levels: Sequence[Level],
+        folder: Path,
+        console: Console,
+    ) -> None:
+        self.groups = tuple(sample.group for sample in samples)
+        self.size_px = classifier.size_px
+        localizer = _localizer(classifier, levels)
+        shapes = [_layer_shape(localizer, level) for level in levels]
+        self.sides = [height for height, _ in shapes]
+        self._maps = [
+            np.lib.format.open_memmap(
+                folder / f"{place}.npy",
+                "w+",
+                np.float16,
+                (2 * len(samples), level.basis.shape[1], *shape),
+            )
+            for place, (level, shape) in enumerate(zip(levels, shapes, strict=True))
+        ]
+        self._boxes: list[Array64] = []
+        for number, sample in enumerate(track(samples, "computing maps", console=console)):
+            image = sample.read()
+            prepared = localizer.prepare(image)
+            boxes = boxes_in_square(sample, image.shape[1], image.shape[0], localizer)
+            for side, square in enumerate((prepared, prepared[:, ::-1])):
+                outputs = localizer.infer([square])
+                for level, stored in zip(levels, self._maps, strict=True):
+                    stored[2 * number + side] = components(outputs[f"{level.layer}_out"][0], level)
+                self._boxes.append(_mirrored(boxes, self.size_px) if side else boxes)
+        localizer.close()
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def scenes(self, rows: Rows, mirrored: bool = True) -> Iterator[Scene]:
+        """The scenes of some of the images, each followed by its mirror image."""
+        for row in rows:
+            for side in range(1 + mirrored):
+                place = 2 * row + side
+                maps = tuple(np.asarray(each[place], np.float32) for each in self._maps)
+                yield Scene(maps, self._boxes[place])
+
+
+def _localizer(classifier: Classifier, levels: Sequence[Level]) -> Localizer:
+    """An engine in fp32 that gives the activations of the levels."""
+    spec = MapSpec(layer=levels[-1].layer, signal="activation")
+    graph = build_graph(classifier, spec, expose=[level.layer for level in levels])
+    return Localizer(OpenVinoEngine(graph, "fp32"))
+
+
+def _layer_shape(localizer: Localizer, level: Level) -> tuple[int, int]:
+    specs = {spec.name: spec.shape for spec in localizer.engine.outputs}
+    height, width = specs[f"{level.layer}_out"][2:]
+    return height, width
+
+
+def activations_of(
+    classifier: Classifier, levels: Sequence[Level]
+) -> Callable[[NDArray[np.uint8]], list[Array32]]:
+    """A function that gives the activations of the levels, each ``[C, h, w]``, for a square."""
+    localizer = _localizer(classifier, levels)
+
+    def computed(square_bgr: NDArray[np.uint8]) -> list[Array32]:
+        outputs = localizer.infer([square_bgr])
+        return [outputs[f"{level.layer}_out"][0] for level in levels]
+
+    return computed
+
+
+def boxes_in_square(sample: Sample, width_px: int, height_px: int, localizer: Localizer) -> Array64:
+    """The true boxes of an image in pixels of the network's square, ``[B, 4]``."""
+    side = localizer.size_px
+    left, top, right, bottom = localizer.resizing.seen(width_px, height_px, side)
+    boxes = np.array([truth.box_xyxy_px for truth in sample.truths]).reshape(-1, 4)
+    start = np.array([left, top, left, top])
+    scale = side / np.array([right - left, bottom - top, right - left, bottom - top])
+    found = np.clip((boxes - start) * scale, 0, side)
+    return np.asarray(found[(found[:, 2:] - found[:, :2] > 1).all(axis=1)])
+
+
+def _mirrored(boxes_px: Array64, side_px: int) -> Array64:
+    x0, y0, x1, y1 = boxes_px.T
+    return np.stack([side_px - x1, y0, side_px - x0, y1], axis=1)
+
+
+def components(activations: Array32, level: Level) -> Array32:
+    """Activations ``[C, h, w]`` as components ``[P, h, w]``."""
+    rows = activations.reshape(len(activations), -1).T
+    if level.root:
+        rows = np.sqrt(np.maximum(rows, 0))
+    found = (rows - level.mean) @ level.basis
+    return np.asarray(found.T.reshape(-1, *activations.shape[1:]), np.float32)
+
+
+def fit_levels(
+    samples: Sequence[Sample], classifier: Classifier, console: Console
+) -> tuple[Level, ...]:
+    """Choose the layers, and find the principal components of each on some of the images.
+
+    Raises:
+        ModelError: the network has no layer with cells of ``STRIDES_PX``.
+    """
+    chosen = layers_read(classifier)
+    plain = [
+        Level(name, False, np.zeros(1, np.float32), np.zeros((1, 1), np.float32), 1, 1, 1)
+        for name in chosen
+    ]
+    localizer = _localizer(classifier, plain)
+    some = np.random.default_rng(0).permutation(len(samples))[:IMAGES_OF_BASIS]
+    rows: list[list[Array32]] = [[] for _ in plain]
+    for number in track(some, "looking at the maps", console=console):
+        outputs = localizer.infer([localizer.prepare(samples[number].read())])
+        for level, kept in zip(plain, rows, strict=True):
+            values = outputs[f"{level.layer}_out"][0]
+            each = values.reshape(len(values), -1).T
+            kept.append(each[:: max(1, len(each) // 100)].copy())
+    sides = [_layer_shape(localizer, level)[0] for level in plain]
+    localizer.close()
+    cells = classifier.size_px // cell_stride_px(classifier.size_px, sides)
+    last = classifier.network.last_layer
+    return tuple(
+        _level(level.layer, np.concatenate(kept), side, cells, level.layer == last)
+        for level, kept, side in zip(plain, rows, sides, strict=True)
+    )
+
+
+def layers_read(classifier: Classifier) -> list[str]:
+    """The stages whose cells are ``STRIDES_PX``, and the last maps, from fine to coarse."""
+    network = classifier.network
+    graph, forward = classifier.forward_graph()
+    sides = {name: graph.shape(tensor)[2:] for name, tensor in forward.layers.items()}
+    names = dict.fromkeys((*network.head_layers, network.last_layer))
+    found = [
+        name
+        for name in names
+        if name and any(sides[name] == (classifier.size_px // s,) * 2 for s in STRIDES_PX)
+    ]
+    if not found:
+        raise ModelError(
+            f"{classifier.name} at {classifier.size_px} px has no stage with cells of"
+            f" {', '.join(map(str, STRIDES_PX))} px: fit a head of kind best, or use another size",
+            option=("kind", "size_px"),
+        )
+    return found
+
+
+def cell_stride_px(size_px: int, sides: Sequence[int]) -> int:
+    """Of a dense head's cells: ``CELL_STRIDE_PX``, or else the nearest that a layer has."""
+    strides = [size_px // side for side in sides]
+    return min(strides, key=lambda stride: (abs(stride - CELL_STRIDE_PX), stride))
+
+
+def _level(name: str, rows: Array32, side: int, cells: int, is_last: bool) -> Level:
+    """A level whose basis is fitted to activations ``[L, C]``."""
+    root = bool(rows.min() >= 0)
+    values = np.sqrt(rows) if root else rows
+    mean = values.mean(axis=0)
+    variances, vectors = np.linalg.eigh(np.cov((values - mean).T))
+    most = MOST_LAST_COMPONENTS if is_last else MOST_COMPONENTS
+    useful = int((variances > 1e-6 * variances[-1]).sum())
+    count = max(1, min(most, useful, values.shape[1]))
+    basis = vectors[:, ::-1][:, :count] / np.sqrt(np.maximum(variances[::-1][:count], 1e-12))
+    kernel = side // cells if side > cells else (1 if is_last else 3)
+    bins = FINE_BINS if side >= cells else (LAST_BINS if is_last else COARSE_BINS)
+    channels = min(count, BOX_LAST_CHANNELS if is_last else BOX_CHANNELS)
+    return Level(
+        name, root, mean.astype(np.float32), basis.astype(np.float32), kernel, channels, bins
+    )
+
+
+class Reader:
+    """What the graph of a dense head computes, in NumPy: its features, cells, and proposals."""
+
+    def __init__(self, levels: Sequence[Level], size_px: int, stride_px: int) -> None:
+        self.levels, self.size_px, self.stride_px = levels, size_px, stride_px
+        self.side = size_px // stride_px
+        self.centres = cell_centres(self.side, stride_px).astype(np.float64)
+
+    def cell_features(self, maps: Sequence[Array32]) -> Array32:
+        """``[G^2, D1 + 1]``: what the cell layer reads, and 1."""
+        parts = [
+            self._windows(x, level).reshape(-1, self.side**2)
+            for x, level in zip(maps, self.levels, strict=True)
+        ]
+        ones = np.ones((1, self.side**2), np.float32)
+        return np.concatenate([*parts, ones]).T
+
+    def _windows(self, x: Array32, level: Level) -> Array32:
+        """``[P, kernel, kernel, G, G]`` of components ``[P, h, w]``."""
+        stride, pad = cell_window(x.shape[1], self.side, level.kernel)
+        padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
+        side = (padded.shape[1] - level.kernel) // stride + 1
+        steps = range(level.kernel)
+        last = stride * (side - 1) + 1
+        found = np.stack(
+            [
+                padded[:, dy : dy + last : stride, dx : dx + last : stride]
+                for dy in steps
+                for dx in steps
+            ],
+            axis=1,
+        )
+        if side != self.side:
+            matrix = interpolation(side, self.side)
+            found = matrix @ (found @ matrix.T)
+        return np.asarray(found, np.float32)
+
+    def cell_boxes(self, cells: Array64) -> Array64:
+        """``[SIZES, G^2, 4]`` of the logarithms of distances ``[G^2, 4 * SIZES]``."""
+        sides = np.exp(np.clip(cells, *LOG_LIMITS)) * self.stride_px
+        sides = sides.reshape(-1, SIZES, 4).transpose(1, 0, 2)
+        low, high = self.centres - sides[..., :2], self.centres + sides[..., 2:]
+        return np.asarray(np.clip(np.concatenate([low, high], axis=2), 0, self.size_px))
+
+    def proposals(self, boxes: Array64, objectness: Array64, count: int) -> tuple[Array64, Array64]:
+        """The best of boxes ``[L, 4]`` by objectness ``[L]``, less duplicates."""
+        order = np.argsort(-objectness, kind="stable")[:PROPOSALS]
+        boxes, objectness = boxes[order], objectness[order]
+        near = np.triu(iou(boxes[:, None], boxes[None]) > SAME, 1).max(axis=0)
+        order = np.argsort(-(objectness - SUPPRESSED * near), kind="stable")[:count]
+        return boxes[order], objectness[order]
+
+    def box_features(self, maps: Sequence[Array32], boxes: Array64, objectness: Array64) -> Array32:
+        """``[K, 1 + D2 + GEOMETRY + 1]``: what the box layer reads, and 1."""
+        sizes = self._sizes(boxes)
+        middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+        parts = [objectness[:, None]]
+        for x, level in zip(maps, self.levels, strict=True):
+            used, bins = x[: level.box_channels], level.box_bins
+            rows, columns = (
+                self._bins(middle[:, axis], sizes[:, axis], x.shape[axis_of], bins)
+                for axis, axis_of in ((1, 1), (0, 2))
+            )
+            count, height, width = len(boxes), x.shape[1], x.shape[2]
+            flat = used.transpose(1, 0, 2).reshape(height, -1)
+            tall = (rows.reshape(-1, height) @ flat).reshape(count, -1, width)
+            parts.append((tall @ columns.transpose(0, 2, 1)).reshape(count, -1))
+        logs = np.log(sizes / self.size_px)
+        product = logs[:, :1] * logs[:, 1:]
+        parts += [logs, logs**2, product, sizes / self.size_px, np.ones((len(boxes), 1))]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def _sizes(self, boxes: Array64) -> Array64:
+        return np.maximum(boxes[:, 2:] - boxes[:, :2], SMALLEST * self.stride_px)
+
+    def _bins(self, middle: Array64, size: Array64, length: int, bins: int) -> Array32:
+        """How much each of ``length`` cells counts in each bin, ``[K, bins, length]``."""
+        count = bins * SAMPLES
+        offsets = ((np.arange(count) + 0.5) / count - 0.5) * AROUND
+        places = (middle[:, None] + size[:, None] * offsets) * length / self.size_px - 0.5
+        places = np.clip(places, 0, length - 1)
+        near = np.maximum(1 - np.abs(places[:, :, None] - np.arange(length)), 0)
+        bilinear = near.reshape(len(middle), bins, SAMPLES, length).mean(axis=2)
+        return np.asarray(bilinear, np.float32)
+
+    def moved(self, boxes: Array64, corrections: Array64) -> Array64:
+        """Boxes ``[K, 4]`` with their edges moved."""
+        sizes = np.tile(self._sizes(boxes), 2)
+        limited = np.clip(corrections, -MOST_CORRECTION, MOST_CORRECTION)
+        return np.clip(boxes + limited * sizes, 0, self.size_px)

@@ -1,0 +1,580 @@
+"""The dense head: many boxes from one engine call, read at every cell of the classifier's maps.
+
+Two linear layers read the activations of a few layers, each projected to its principal components:
+
+1. The cell layer is applied at every cell (a convolution). For each of ``SIZES`` of objects it
+   gives an objectness and the logarithms of the distances to the four sides, as FCOS parametrizes
+   them (Tian et al. 2019, section 3.1).
+2. The best cells, less near duplicates, are proposals. The box layer reads the maps inside and
+   around each proposal, pooled as RoIAlign does it (He et al. 2017, section 3). It gives
+   corrections of the four sides, as the box regression of R-CNN does (Girshick et al. 2014,
+   appendix C), and the overlap with an object that is to be expected.
+
+Both are fitted in closed form, see ``calib.heads.dense``. Nothing is trained by gradient descent.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from engines.errors import ModelError
+from engines.files import number, text, whole_file, whole_number
+from engines.graph import Graph
+from engines.maps import Array32, MapSpec
+from engines.networks.network import Forward, pooled_linear
+
+SIZES = 3
+"""The kinds of objects by size, each with numbers of its own in the cell layer."""
+PROPOSALS = 256
+"""The cells with the most objectness, whose boxes are compared with each other."""
+SAME = 0.6
+"""A proposal with this IoU with a better one is a duplicate."""
+AROUND = 1.5
+"""The box layer sees so many times the width and height of a proposal."""
+SAMPLES, SAMPLES_OF_CLASS = 2, 6
+"""Along each side of a bin that the maps are pooled to: for the box layer, and for the class, which
+is read of one bin.
+"""
+LOG_LIMITS = (-2.5, 3.5)
+"""Of the logarithm of a distance, in strides of a cell."""
+MOST_CORRECTION = 0.8
+"""Of a side, in widths and heights of the proposal."""
+SMALLEST = 0.25
+"""No side of a proposal counts as shorter than this, in strides of a cell."""
+SUPPRESSED = 100.0
+"""Is taken off the objectness of a duplicate, which then comes after all others."""
+GEOMETRY = 7
+"""Numbers about a proposal's size that the box layer reads."""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Level:
+    """A layer of the network that the head reads.
+
+    Attributes:
+        layer: its name.
+        root: the square root of its activations is read, which are not negative.
+        mean: of its C channels, float32 ``[C]``.
+        basis: to P principal components of unit variance, float32 ``[C, P]``.
+        kernel: how many of its cells a side the cell layer reads: around a cell, or within it
+            where the layer is finer.
+        box_channels: how many of the components the box layer reads.
+        box_bins: to so many bins a side they are pooled for it.
+    """
+
+    layer: str
+    root: bool
+    mean: Array32
+    basis: Array32
+    kernel: int
+    box_channels: int
+    box_bins: int
+
+    @property
+    def cell_width(self) -> int:
+        """How many numbers the cell layer reads of it."""
+        return int(self.basis.shape[1]) * self.kernel**2
+
+    @property
+    def box_width(self) -> int:
+        """How many numbers the box layer reads of it."""
+        return self.box_channels * self.box_bins**2
+
+
+@dataclass(frozen=True)
+class DenseHead:
+    """A fitted dense head, tied to the network it was fitted on.
+
+    Attributes:
+        spec: the map that is shown beside the boxes. They are not read off it.
+        levels: the layers, from fine to coarse; D1 and D2 are the sums of their widths.
+        stride_px: of a cell.
+        cell_weight: float32 ``[5 * SIZES, D1]``: the four distances of each size, then the
+            objectness of each.
+        cell_bias: float32 ``[5 * SIZES]``.
+        box_weight: float32 ``[5, 1 + D2 + GEOMETRY]``, of the objectness, the levels and the
+            geometry: to the corrections of x0, y0, x1, y1, then to the expected IoU.
+        box_bias: float32 ``[5]``.
+        certainty: slope and offset of the logit of the confidence, of the expected IoU.
+        candidates: how many boxes a call gives for each image.
+        network: sha256 of the classifier (``Classifier.digest``).
+        size_px: input side at which it was fitted.
+        resize: how images became the network's square, see ``engines.resizing``.
+        card: what it was fitted on.
+    """
+
+    spec: MapSpec
+    levels: tuple[Level, ...]
+    stride_px: int
+    cell_weight: Array32
+    cell_bias: Array32
+    box_weight: Array32
+    box_bias: Array32
+    certainty: tuple[float, float]
+    candidates: int
+    network: str
+    size_px: int
+    resize: str
+    card: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that decides its boxes."""
+        arrays = b"".join(value.tobytes() for value in self._arrays().values())
+        return hashlib.sha256(json.dumps(self._described()).encode() + arrays).hexdigest()
+
+    def _described(self) -> dict[str, Any]:
+        shape = ("layer", "root", "kernel", "box_channels", "box_bins")
+        return {
+            "format": FORMAT,
+            "spec": asdict(self.spec),
+            "levels": [{name: getattr(level, name) for name in shape} for level in self.levels],
+            "stride_px": self.stride_px,
+            "certainty": self.certainty,
+            "candidates": self.candidates,
+            "network": self.network,
+            "size_px": self.size_px,
+            "resize": self.resize,
+        }
+
+    def _arrays(self) -> dict[str, Array32]:
+        found = {
+            "cell_weight": self.cell_weight,
+            "cell_bias": self.cell_bias,
+            "box_weight": self.box_weight,
+            "box_bias": self.box_bias,
+        }
+        for place, level in enumerate(self.levels):
+            found[f"mean{place}"] = level.mean
+            found[f"basis{place}"] = level.basis
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors, whole or not at all; large weights as float16.
+
+        Raises:
+            OutputError: the place cannot be written.
+        """
+        large = ("cell_weight", "box_weight", "basis")
+        tensors = {
+            name: np.ascontiguousarray(value, np.float16 if name.startswith(large) else np.float32)
+            for name, value in self._arrays().items()
+        }
+        described = {**self._described(), "card": dict(self.card)}
+        with whole_file(path) as part:
+            part.write_bytes(save(tensors, {METADATA: json.dumps(described)}))
+
+
+METADATA = "sightline_dense_head"
+"""The name of its description among a file's metadata."""
+
+
+def dense_head_of(
+    tensors: Mapping[str, NDArray[Any]], described: Mapping[str, Any], largest_side_px: int
+) -> DenseHead:
+    """A head of what its file holds.
+
+    Raises:
+        KeyError, TypeError, ValueError, ModelError: something is missing, or is not what it should
+        be.
+    """
+    whole_number(described["format"], "its format", FORMAT, FORMAT)
+    arrays = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
+    for name, value in arrays.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"its {name} holds values that are not finite (NaN or infinity)")
+    levels = tuple(
+        _level_of(each, arrays[f"mean{place}"], arrays[f"basis{place}"])
+        for place, each in enumerate(described["levels"])
+    )
+    cell_width = sum(level.cell_width for level in levels)
+    box_width = 1 + sum(level.box_width for level in levels) + GEOMETRY
+    shapes = {
+        "cell_weight": (5 * SIZES, cell_width),
+        "cell_bias": (5 * SIZES,),
+        "box_weight": (5, box_width),
+        "box_bias": (5,),
+    }
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"it is damaged: {name} is {arrays[name].shape}, not {shape}")
+    card = described["card"]
+    if not isinstance(card, dict):
+        raise ValueError("its card is no JSON object")
+    slope, offset = (number(each, "its certainty", -1e3, 1e3) for each in described["certainty"])
+    spec = {name: text(value, f"its {name}") for name, value in described["spec"].items()}
+    return DenseHead(
+        MapSpec(**spec),
+        levels,
+        whole_number(described["stride_px"], "its stride_px", 1, largest_side_px),
+        arrays["cell_weight"],
+        arrays["cell_bias"],
+        arrays["box_weight"],
+        arrays["box_bias"],
+        (slope, offset),
+        whole_number(described["candidates"], "its candidates", 1, PROPOSALS),
+        text(described["network"], "its network"),
+        whole_number(described["size_px"], "its size_px", 1, largest_side_px),
+        text(described["resize"], "its resize"),
+        card,
+    )
+
+
+def _level_of(described: Mapping[str, Any], mean: Array32, basis: Array32) -> Level:
+    if mean.ndim != 1 or basis.ndim != 2 or len(mean) != len(basis):
+        raise ValueError(f"it is damaged: a basis {basis.shape} does not fit a mean {mean.shape}")
+    kernel = whole_number(described["kernel"], "a level's kernel", 1, 64)
+    channels = whole_number(described["box_channels"], "a level's channels", 1, basis.shape[1])
+    bins = whole_number(described["box_bins"], "a level's bins", 1, 32)
+    name = text(described["layer"], "a level's layer")
+    return Level(name, bool(described["root"]), mean, basis, kernel, channels, bins)
+
+
+def append_candidates(
+    graph: Graph, forward: Forward, class_index: str, wanted: str, head: DenseHead, size_px: int
+) -> str:
+    """Append the head.
+
+    Args:
+        graph: appended to.
+        forward: the network's forward pass.
+        class_index: int64 ``[N]``, the class of each image.
+        wanted: int64 ``[N]``, the class that is looked for; negative for any.
+        head: what to append.
+        size_px: side of the network's input.
+
+    Returns:
+        float32 ``[N, candidates, 7]``: x0, y0, x1, y1 in fractions of the square, the confidence,
+        the class and its probability. They are in no order, and several may be of one object.
+
+    Raises:
+        ModelError: the network has no such layers, or they do not fit the cells.
+    """
+    writer = _Writer(graph, forward, head, size_px)
+    boxes, objectness = writer.proposals(writer.cells())
+    corrected, expected = writer.corrected(boxes, objectness)
+    slope, offset = (graph.constant(value) for value in head.certainty)
+    logit = graph.add("Add", graph.add("Mul", expected, slope), offset, hint="confidence_logit")
+    confidence = graph.add("Sigmoid", logit, hint="confidence")
+    classes = writer.classes(boxes, class_index, wanted)
+    fractions = graph.add("Mul", corrected, graph.constant(1 / size_px), hint="candidate_boxes")
+    return graph.add("Concat", fractions, confidence, *classes, axis=2, hint="candidates_found")
+
+
+class _Writer:
+    """Appends the parts of a head; lengths are in pixels of the network's input, S a side."""
+
+    def __init__(self, graph: Graph, forward: Forward, head: DenseHead, size_px: int) -> None:
+        self._graph, self._forward, self._head, self._size_px = graph, forward, head, size_px
+        self._images = graph.shape(forward.scores)[0]
+        self._side = size_px // head.stride_px
+        if size_px % head.stride_px:
+            raise ModelError(
+                f"a dense head with cells of {head.stride_px} px needs an input of a multiple of"
+                f" it, not {size_px} px",
+                option="size_px",
+            )
+        self._projected = [self._projection(level) for level in head.levels]
+
+    def _projection(self, level: Level) -> str:
+        """The components of a layer, ``[N, P, h, w]``."""
+        if level.layer not in self._forward.layers:
+            raise ModelError(f"the head reads layer '{level.layer}', which the network has not")
+        x = self._forward.layers[level.layer]
+        channels = self._graph.shape(x)[1]
+        if channels != len(level.mean):
+            raise ModelError(
+                f"the head reads {len(level.mean)} channels of '{level.layer}', which has"
+                f" {channels}"
+            )
+        if level.root:
+            x = self._graph.add("Sqrt", self._graph.add("Relu", x), hint=f"root_{level.layer}")
+        weight = level.basis.T[:, :, None, None]
+        bias = -(level.mean @ level.basis)
+        return self._graph.add(
+            "Conv",
+            x,
+            self._graph.constant(weight, hint=f"basis_{level.layer}"),
+            self._graph.constant(bias),
+            hint=f"components_{level.layer}",
+        )
+
+    def cells(self) -> str:
+        """The cell layer, ``[N, 5 * SIZES, G, G]``."""
+        graph, start, parts = self._graph, 0, list[str]()
+        for level, x in zip(self._head.levels, self._projected, strict=True):
+            stop = start + level.cell_width
+            weight = self._head.cell_weight[:, start:stop].reshape(
+                len(self._head.cell_weight), -1, level.kernel, level.kernel
+            )
+            start = stop
+            stride, pad = cell_window(graph.shape(x)[2], self._side, level.kernel)
+            part = graph.add(
+                "Conv",
+                x,
+                graph.constant(weight, hint=f"cell_weight_{level.layer}"),
+                hint=f"cells_{level.layer}",
+                strides=[stride, stride],
+                pads=[pad] * 4,
+            )
+            side = graph.shape(part)[2]
+            if side != self._side:
+                rows = graph.constant(interpolation(side, self._side), hint="between_rows")
+                columns = graph.constant(interpolation(side, self._side).T, hint="between_columns")
+                part = graph.add("MatMul", rows, part, hint="cells_taller")
+                part = graph.add("MatMul", part, columns, hint="cells_larger")
+            parts.append(part)
+        total = parts[0]
+        for part in parts[1:]:
+            total = graph.add("Add", total, part, hint="cells_sum")
+        bias = graph.constant(self._head.cell_bias.reshape(1, -1, 1, 1), hint="cell_bias")
+        return graph.add("Add", total, bias, hint="cells")
+
+    def proposals(self, cells: str) -> tuple[str, str]:
+        """The best boxes ``[N, K, 4]`` and their objectness ``[N, K, 1]``."""
+        graph, n, count = self._graph, self._images, self._side**2
+        logs = self._part(cells, 1, 0, 4 * SIZES)
+        logs = graph.add("Clip", logs, *(graph.constant(v) for v in LOG_LIMITS), hint="distances")
+        stride = graph.constant(self._head.stride_px)
+        sides = graph.add("Mul", graph.add("Exp", logs), stride, hint="distances_px")
+        sides = self._reshaped(sides, n, SIZES, 4, count)
+        sides = graph.add("Mul", sides, graph.constant([[[[-1], [-1], [1], [1]]]]))
+        centres = cell_centres(self._side, self._head.stride_px)
+        edges = graph.constant(np.concatenate([centres, centres], axis=1).T[None, None])
+        boxes = self._clipped(graph.add("Add", sides, edges, hint="cell_edges"))
+        boxes = graph.add("Transpose", boxes, perm=[0, 1, 3, 2], hint="cell_boxes")
+        boxes = self._reshaped(boxes, n, SIZES * count, 4)
+        scores = self._reshaped(self._part(cells, 1, 4 * SIZES, 5 * SIZES), n, SIZES * count)
+        boxes, scores = self._best(boxes, scores, min(PROPOSALS, SIZES * count))
+        penalized = self._without_duplicates(boxes, scores)
+        boxes, scores = self._best(boxes, scores, self._head.candidates, penalized)
+        return boxes, graph.add("Unsqueeze", scores, graph.constant([2], np.int64))
+
+    def _best(self, boxes: str, scores: str, count: int, by: str | None = None) -> tuple[str, str]:
+        """The ``count`` best of boxes ``[N, L, 4]`` and scores ``[N, L]``, by the latter or by
+        others ``[N, L]``.
+        """
+        graph = self._graph
+        values, places = graph.top(by or scores, count)
+        if by is not None:
+            values = graph.add("GatherElements", scores, places, axis=1, hint="scores_kept")
+        row = graph.add("Unsqueeze", places, graph.constant([2], np.int64))
+        four = graph.constant([self._images, count, 4], np.int64)
+        row = graph.add("Expand", row, four, hint="places_of_edges")
+        return graph.add("GatherElements", boxes, row, axis=1, hint="boxes_kept"), values
+
+    def _without_duplicates(self, boxes: str, scores: str) -> str:
+        """The scores ``[N, M]`` of boxes in order of them, of duplicates far lower.
+
+        All pairs are compared at once: a box goes where any better one is near, whether that one
+        stays or goes (Fast NMS, Bolya et al. 2019, section 3.2).
+        """
+        graph, count = self._graph, self._graph.shape(scores)[1]
+        edges = [self._part(boxes, 2, i, i + 1) for i in range(4)]
+        across = [graph.add("Transpose", edge, perm=[0, 2, 1]) for edge in edges]
+        width, height = (
+            graph.add(
+                "Relu",
+                graph.add(
+                    "Sub",
+                    graph.add("Min", edges[high], across[high]),
+                    graph.add("Max", edges[low], across[low]),
+                ),
+            )
+            for low, high in ((0, 2), (1, 3))
+        )
+        common = graph.add("Mul", width, height, hint="common")
+        area = graph.add(
+            "Mul",
+            graph.add("Sub", edges[2], edges[0]),
+            graph.add("Sub", edges[3], edges[1]),
+            hint="areas",
+        )
+        both = graph.add("Add", area, graph.add("Transpose", area, perm=[0, 2, 1]))
+        # IoU > SAME, without a quotient: I > SAME * (A + B - I)
+        limit = graph.add("Mul", both, graph.constant(SAME / (1 + SAME)))
+        near = graph.add("Cast", graph.add("Greater", common, limit), to=1, hint="near")
+        better = graph.constant(np.triu(np.ones((count, count), np.float32), 1)[None])
+        near = graph.add("Mul", near, better, hint="near_better")
+        worse = graph.add("ReduceMax", near, graph.constant([1], np.int64), keepdims=0)
+        return graph.add("Sub", scores, graph.add("Mul", worse, graph.constant(SUPPRESSED)))
+
+    def corrected(self, boxes: str, objectness: str) -> tuple[str, str]:
+        """The box layer: corrected boxes ``[N, K, 4]`` and their expected IoU ``[N, K, 1]``."""
+        graph, n, count = self._graph, self._images, self._head.candidates
+        middle, sizes = self._middles_and_sizes(boxes)
+        blocks = [objectness]
+        for level, x in zip(self._head.levels, self._projected, strict=True):
+            used = x
+            if level.box_channels < graph.shape(x)[1]:
+                used = self._part(x, 1, 0, level.box_channels)
+            pooled = self._pooled(used, middle, sizes, level.box_bins)
+            blocks.append(self._reshaped(pooled, n, count, level.box_width))
+        blocks.append(self._geometry(sizes))
+        joined = graph.add("Concat", *blocks, axis=2, hint="box_features")
+        weight = graph.constant(self._head.box_weight.T, hint="box_weight")
+        linear = graph.add("MatMul", joined, weight, hint="box_products")
+        linear = graph.add("Add", linear, graph.constant(self._head.box_bias), hint="box_linear")
+        limits = (graph.constant(-MOST_CORRECTION), graph.constant(MOST_CORRECTION))
+        shifts = graph.add("Clip", self._part(linear, 2, 0, 4), *limits, hint="corrections")
+        sides = graph.add("Concat", sizes, sizes, axis=2, hint="sizes_twice")
+        moved = graph.add("Add", boxes, graph.add("Mul", shifts, sides), hint="boxes_moved")
+        return self._clipped(moved), self._part(linear, 2, 4, 5)
+
+    def _middles_and_sizes(self, boxes: str) -> tuple[str, str]:
+        """Of boxes ``[N, K, 4]``: x and y of the middle, width and height; each ``[N, K, 2]``."""
+        graph = self._graph
+        least = graph.constant(SMALLEST * self._head.stride_px)
+        low, high = (self._part(boxes, 2, i, i + 2) for i in (0, 2))
+        sizes = graph.add("Max", graph.add("Sub", high, low), least, hint="sizes")
+        middle = graph.add("Mul", graph.add("Add", low, high), graph.constant(0.5), hint="middles")
+        return middle, sizes
+
+    def _geometry(self, sizes: str) -> str:
+        """``[N, K, GEOMETRY]`` of widths and heights: see ``geometry``."""
+        graph = self._graph
+        share = graph.add("Mul", sizes, graph.constant(1 / self._size_px), hint="size_shares")
+        logs = graph.add("Log", share, hint="size_logs")
+        squares = graph.add("Mul", logs, logs, hint="size_squares")
+        product = graph.add("Mul", self._part(logs, 2, 0, 1), self._part(logs, 2, 1, 2))
+        return graph.add("Concat", logs, squares, product, share, axis=2, hint="geometry")
+
+    def _pooled(
+        self,
+        x: str,
+        middle: str,
+        sizes: str,
+        bins: int,
+        around: float = AROUND,
+        samples: int = SAMPLES,
+    ) -> str:
+        """Maps ``[N, C, h, w]`` pooled to ``[N, K * bins, C, bins]`` in each of K boxes.
+
+        A bin is the mean of samples that are interpolated bilinearly; beyond the map its border
+        counts.
+        """
+        graph, count = self._graph, self._head.candidates
+        n, channels, height, width = graph.shape(x)
+        rows, columns = (
+            self._weights(middle, sizes, axis, length, bins, around, samples)
+            for axis, length in ((1, height), (0, width))
+        )
+        rows = self._reshaped(rows, n, count * bins, height)
+        flat = graph.add("Transpose", x, perm=[0, 2, 1, 3], hint="rows_first")
+        flat = self._reshaped(flat, n, height, channels * width)
+        tall = graph.add("MatMul", rows, flat, hint="pooled_rows")
+        tall = self._reshaped(tall, n, count, bins * channels, width)
+        across = graph.add("Transpose", columns, perm=[0, 1, 3, 2], hint="pooling_columns")
+        return graph.add("MatMul", tall, across, hint="pooled")
+
+    def _weights(
+        self,
+        middle: str,
+        sizes: str,
+        axis: int,
+        length: int,
+        bins: int,
+        around: float,
+        samples: int,
+    ) -> str:
+        """How much each of ``length`` cells counts in each bin: ``[N, K, bins, length]``."""
+        graph = self._graph
+        count = bins * samples
+        offsets = ((np.arange(count) + 0.5) / count - 0.5) * around
+        centre, size = (self._part(each, 2, axis, axis + 1) for each in (middle, sizes))
+        places = graph.add("Mul", size, graph.constant(offsets.reshape(1, 1, -1)))
+        places = graph.add("Add", centre, places, hint="samples_px")
+        cells = graph.add("Mul", places, graph.constant(length / self._size_px))
+        cells = graph.add("Sub", cells, graph.constant(0.5))
+        limits = (graph.constant(0.0), graph.constant(float(length - 1)))
+        cells = graph.add("Clip", cells, *limits, hint="samples_cells")
+        cells = graph.add("Unsqueeze", cells, graph.constant([3], np.int64))
+        grid = graph.constant(np.arange(length, dtype=np.float32).reshape(1, 1, 1, -1))
+        away = graph.add("Abs", graph.add("Sub", cells, grid), hint="cells_away")
+        near = graph.add("Relu", graph.add("Sub", graph.constant(1.0), away), hint="bilinear")
+        shape = (self._images, self._head.candidates, bins, samples, length)
+        near = self._reshaped(near, *shape)
+        return graph.add("ReduceMean", near, graph.constant([3], np.int64), keepdims=0)
+
+    def classes(self, boxes: str, class_index: str, wanted: str) -> tuple[str, str]:
+        """(class, its probability) of each box, each ``[N, K, 1]``.
+
+        Where the scores are a linear layer on the mean of the last maps, it is applied to their
+        mean in the box. Else the class of the image stands for all.
+        """
+        graph, n, count = self._graph, self._images, self._head.candidates
+        layer = pooled_linear(graph, self._forward)
+        if layer is None:
+            scores = graph.add("Unsqueeze", self._forward.scores, graph.constant([1], np.int64))
+            shape = graph.constant([n, count, graph.shape(scores)[2]], np.int64)
+            scores = graph.add("Expand", scores, shape, hint="scores_of_boxes")
+        else:
+            weight, bias = layer
+            places = self._middles_and_sizes(boxes)
+            mean = self._pooled(self._forward.last, *places, 1, 1.0, SAMPLES_OF_CLASS)
+            mean = self._reshaped(mean, n, count, graph.shape(self._forward.last)[1])
+            scores = graph.add("MatMul", mean, weight, hint="class_products")
+            scores = graph.add("Add", scores, bias, hint="scores_of_boxes")
+        if self._forward.independent:
+            probability = graph.add("Sigmoid", scores)
+        else:
+            probability = graph.add("Softmax", scores, axis=2)
+        best = graph.add("ArgMax", scores, axis=2, keepdims=1, hint="best_of_box")
+        column = graph.add("Reshape", wanted, graph.constant([n, 1, 1], np.int64))
+        automatic = graph.add("Less", column, graph.constant(0, np.int64))
+        chosen = graph.add("Where", automatic, best, column, hint="class_of_box")
+        picked = graph.add("GatherElements", probability, chosen, axis=2, hint="probability_of_box")
+        return graph.add("Cast", chosen, to=1, hint="class_number"), picked
+
+    def _clipped(self, boxes: str) -> str:
+        limits = (self._graph.constant(0.0), self._graph.constant(float(self._size_px)))
+        return self._graph.add("Clip", boxes, *limits, hint="inside")
+
+    def _reshaped(self, tensor: str, *shape: int) -> str:
+        return self._graph.add("Reshape", tensor, self._graph.constant(shape, np.int64))
+
+    def _part(self, tensor: str, axis: int, start: int, stop: int) -> str:
+        values = (self._graph.constant([v], np.int64) for v in (start, stop, axis))
+        return self._graph.add("Slice", tensor, *values, hint="part")
+
+
+def cell_window(layer_side: int, side: int, kernel: int) -> tuple[int, int]:
+    """(stride, padding) with which a layer of ``layer_side`` cells is read for ``side`` cells.
+
+    A finer layer is read in blocks that do not overlap, another one around each of its cells.
+
+    Raises:
+        ModelError: the cells of the two do not fit, or the kernel does not.
+    """
+    if layer_side > side:
+        if layer_side != kernel * side:
+            raise ModelError(
+                f"a dense head reads {kernel} x {kernel} cells of a layer in one of its own: a"
+                f" layer of {layer_side} cells does not fit {side}"
+            )
+        return kernel, 0
+    if kernel % 2 == 0:
+        raise ModelError(f"a window of {kernel} cells around a cell has no middle")
+    return 1, kernel // 2
+
+
+def interpolation(length: int, cells: int) -> Array32:
+    """``[cells, length]``: bilinear values at the middles of ``cells`` even parts."""
+    places = np.clip((np.arange(cells) + 0.5) * length / cells - 0.5, 0, length - 1)
+    near = 1 - np.abs(places[:, None] - np.arange(length))
+    return np.asarray(np.maximum(near, 0), np.float32)
+
+
+def cell_centres(side: int, stride_px: int) -> Array32:
+    """The middles of ``side`` x ``side`` cells, row by row: x and y in pixels, ``[side^2, 2]``."""
+    along = (np.arange(side, dtype=np.float32) + 0.5) * stride_px
+    x, y = np.meshgrid(along, along)
+    return np.stack([x.ravel(), y.ravel()], axis=1)

@@ -1,0 +1,188 @@
+"""Dense heads are fitted to scenes of which everything is known: coloured shapes on noise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from calib.data.datasets import Sample
+from calib.data.labels import Truth
+from calib.heads import dense, dense_scenes
+from engines.backends.openvino import OpenVinoEngine
+from engines.boxes import iou
+from engines.build import CANDIDATES, build_graph
+from engines.dense import DenseHead
+from engines.errors import ModelError, SourceError
+from engines.head import load_head
+from engines.localizer import Localizer
+from engines.networks.preprocessing import LETTERBOX, GivenInput
+from engines.networks.registry import load_classifier
+
+SIZE_PX = 160
+QUIET = Console(quiet=True)
+
+
+def scene(number: int, objects: int) -> Sample:
+    """A picture of 200 x 120 pixels with so many orange boxes on grey noise."""
+    rng = np.random.default_rng(number)
+    image = rng.integers(90, 130, (120, 200, 3)).astype(np.uint8)
+    truths = []
+    for place in range(objects):
+        width, height = rng.integers(30, 60, 2)
+        x = int(rng.integers(0, 100 - width)) + 100 * place
+        y = int(rng.integers(0, 120 - height))
+        image[y : y + height, x : x + width] = (20, 110, 240)
+        truths.append(Truth("thing", (x, y, x + width, y + height)))
+    return Sample(f"{number}.png", lambda: image, tuple(truths))
+
+
+SMALL = {
+    "MOST_COMPONENTS": 12,
+    "MOST_LAST_COMPONENTS": 12,
+    "BOX_CHANNELS": 6,
+    "BOX_LAST_CHANNELS": 6,
+    "FINE_BINS": 5,
+    "COARSE_BINS": 3,
+}
+"""A few components and bins: the arithmetic is the same, and takes no time."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL.items():
+            patch.setattr(dense_scenes, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_classifier("lite0", None, SIZE_PX, GivenInput(resize=LETTERBOX))
+
+
+def fitted_on(classifier, samples, start=None):
+    spec = dense.default_spec(classifier)
+    return dense.fit_dense(samples, classifier, spec, QUIET, "shapes", start)
+
+
+@pytest.fixture(scope="module")
+def fitted(classifier, small):
+    return fitted_on(classifier, [scene(i, 1 + i % 2) for i in range(40)])
+
+
+def localizer(classifier, head: DenseHead, batch: int = 1) -> Localizer:
+    graph = build_graph(classifier, head.spec, head, batch=batch)
+    return Localizer(OpenVinoEngine(graph, "fp32"))
+
+
+def test_a_head_that_is_fitted_saved_and_read_finds_every_object_of_new_scenes(
+    classifier, fitted, tmp_path
+):
+    path = tmp_path / "head.safetensors"
+    fitted.head.save(path)
+    head = load_head(path)
+    assert isinstance(head, DenseHead)
+    assert head.digest == fitted.head.digest
+    assert head.card["objects"] == 60
+    engine = localizer(classifier, head)
+    engine.objects = 3
+    right = []
+    for number in range(100, 110):
+        sample = scene(number, 1 + number % 2)
+        found = engine.localize([sample.read()])[0]
+        boxes = np.array([each.box_xyxy_px for each in found.detections])
+        true = np.array([truth.box_xyxy_px for truth in sample.truths])
+        right += (iou(true[:, None], boxes[None]).max(axis=1) > 0.5).tolist()
+        assert found.box_xyxy_px == found.detections[0].box_xyxy_px
+        assert found.confidence == found.detections[0].confidence
+        assert len(found.detections) <= 3
+    assert np.mean(right) > 0.8
+
+
+def test_the_graph_computes_what_was_fitted(classifier, fitted):
+    head = fitted.head
+    engine = localizer(classifier, head, batch=2)
+    images = [engine.prepare(scene(number, 2).read()) for number in (200, 201)]
+    found = engine.infer(images)[CANDIDATES]
+    activations = dense_scenes.activations_of(classifier, head.levels)
+    reader = dense_scenes.Reader(head.levels, SIZE_PX, head.stride_px)
+    layers = dense.layers_of(head)
+    for row, image in zip(found, images, strict=True):
+        maps = tuple(
+            dense_scenes.components(values, level)
+            for values, level in zip(activations(image), head.levels, strict=True)
+        )
+        boxes, expected = layers.candidates(reader, dense_scenes.Scene(maps, np.zeros((0, 4))))
+        overlaps = iou(row[:, None, :4] * SIZE_PX, boxes[None])
+        assert (overlaps.max(axis=1) > 0.99).all()
+        slope, offset = head.certainty
+        certain = 1 / (1 + np.exp(-(slope * expected[overlaps.argmax(axis=1)] + offset)))
+        np.testing.assert_allclose(row[:, 4], certain, atol=2e-3)
+
+
+def test_the_class_of_a_box_is_that_of_what_lies_in_it_unless_one_is_looked_for(classifier, fitted):
+    engine = localizer(classifier, fitted.head)
+    image = engine.prepare(scene(300, 1).read())
+    free = engine.infer([image])[CANDIDATES][0]
+    assert ((free[:, 6] > 0) & (free[:, 6] <= 1)).all()
+    engine.look_for(7)
+    wanted = engine.infer([image])[CANDIDATES][0]
+    assert (wanted[:, 5] == 7).all()
+    assert (wanted[:, 6] <= free[:, 6] + 1e-6).all()
+    np.testing.assert_allclose(wanted[:, :5], free[:, :5], atol=1e-5)
+    assert engine.localize([scene(300, 1).read()])[0].class_index == 7
+
+
+def test_few_boxes_leave_a_head_nearly_as_it_was(classifier, fitted):
+    some = [scene(number, 1) for number in range(400, 406)]
+    head = fitted_on(classifier, some, fitted.head).head
+    assert head.digest != fitted.head.digest
+    sample = scene(500, 1)
+    boxes = [
+        localizer(classifier, each).localize([sample.read()])[0].box_xyxy_px
+        for each in (fitted.head, head)
+    ]
+    assert iou(*boxes) > 0.7
+
+
+def test_normal_equations_are_those_of_least_squares():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(300, 5)), np.ones((300, 1))], axis=1).astype(np.float32)
+    y, weights = rng.normal(size=(300, 2)), rng.uniform(0.1, 2, 300)
+    normal = dense.Normal()
+    for part in range(0, 300, 50):
+        normal.add(x[part : part + 50], y[part : part + 50], weights[part : part + 50])
+    root = np.sqrt(weights)[:, None]
+    oracle = np.linalg.lstsq(root * x, root * y)[0]
+    np.testing.assert_allclose(normal.solve(0.0), oracle, atol=1e-4)
+    start = rng.normal(size=(6, 2))
+    held = normal.solve(1e6, start)
+    np.testing.assert_allclose(held[:-1], start[:-1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        ([scene(0, 1)], "it has 1 boxes"),
+        ([scene(number, 0) for number in range(20)], "it has 0 boxes"),
+    ],
+)
+def test_too_few_boxes_are_refused(classifier, samples, said):
+    with pytest.raises(SourceError, match=said):
+        fitted_on(classifier, samples)
+
+
+def test_networks_without_cells_that_fit_are_refused():
+    odd = load_classifier("lite0", None, 100, GivenInput(resize=LETTERBOX))
+    with pytest.raises(ModelError, match="no stage with cells of 8, 16, 32 px"):
+        fitted_on(odd, [scene(number, 1) for number in range(10)])
+
+
+def test_a_head_is_tied_to_its_network_and_its_input(classifier, fitted):
+    other = load_classifier("lite0", None, SIZE_PX)
+    with pytest.raises(ModelError, match="was fitted on another network"):
+        build_graph(other, fitted.head.spec, fitted.head)
+    larger = replace(classifier, size_px=192)
+    with pytest.raises(ModelError, match="fitted at 160 px, not 192"):
+        build_graph(larger, fitted.head.spec, fitted.head)
