@@ -35,7 +35,7 @@ from engines.confidence import ConfidenceModel
 from engines.files import whole_file
 from engines.head import Head, load_head, shipped_head_names, shipped_head_path
 from engines.localizer import Localizer
-from engines.networks.registry import Classifier, load_classifier
+from engines.networks.registry import NETWORKS, Classifier, load_classifier
 from engines.options import EngineOptions, Option
 from engines.text import Terminal
 from realtime.frames import BoxPx
@@ -182,13 +182,15 @@ def with_confidence_model(
 
 
 def fit_of_shipped_heads(data: Path, console: Console) -> None:
-    """Fit the confidence model of every shipped head, and write it into the head's file."""
+    """Fit the confidence model of every shipped head whose network ships too, and write it into the
+    head's file.
+    """
     samples = load_dataset(data / "animal_pose_voc" / "train.csv")
     for name in shipped_head_names():
-        head = load_head(shipped_head_path(name))
-        if not isinstance(head, Head):
+        head, network = load_head(shipped_head_path(name)), name.split("_")[0]
+        if not isinstance(head, Head) or NETWORKS[network].shipped is None:
             continue
-        classifier = load_classifier(name.split("_")[0], size_px=head.size_px)
+        classifier = load_classifier(network, size_px=head.size_px)
         fitted = with_confidence_model(head, samples, classifier, console)
         fitted.save(shipped_head_path(name))
         console.print(f"{name}: done")

@@ -16,11 +16,13 @@ from engines.backends.torch_reference import TorchEngine
 from engines.build import IMAGE, WANTED_CLASS, build_graph, check_head
 from engines.choose import choose_head, chosen_spec, open_localizer
 from engines.errors import ModelError
-from engines.head import Head, shipped_heads
+from engines.files import read_safetensors_metadata
+from engines.head import Head, load_head, shipped_head_path, shipped_heads
 from engines.maps import Feature, MapSpec
 from engines.networks import vgg
 from engines.networks.preprocessing import Preprocessing
 from engines.networks.registry import classifier_of, load_classifier, with_last_linear
+from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
 from tests.engines.double import run_in_float64
 
@@ -312,6 +314,18 @@ def test_a_class_layer_of_other_convolutions_is_refused(plain, tmp_path):
     save_file({"a": np.zeros(2)}, path)
     with pytest.raises(ModelError, match="is not one that 'finetune' wrote"):
         load_classifier("vgg16", str(tmp_path / "a.npz"), class_layer=str(path))
+
+
+def test_the_shipped_head_and_class_layer_are_of_the_same_convolutions():
+    metadata = read_safetensors_metadata(
+        ASSETS / "vgg16_voc2007_classes.safetensors", "class layer"
+    )
+    head = load_head(shipped_head_path("vgg16_gestalt"))
+    assert metadata["body"] == head.network
+    assert head.spec.objective == "gestalt"
+    assert json.loads(metadata["class_names"]) == head.card["classes"]
+    assert head.confidence_model is not None
+    assert head.confidence_model.weight[:2] == (0, 0)  # a class layer does not change it
 
 
 def test_shipped_heads_of_other_networks_are_not_found(plain):
