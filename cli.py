@@ -317,7 +317,7 @@ def fit(
     "sightline inspect timm:resnet50 --image photo.jpg --out maps.png",
 )
 def inspect_(
-    model: Annotated[str, Option("A name, FILE.onnx or timm:NAME, as --model takes it.", None)],
+    network: Annotated[str, Option("A name, FILE.onnx or timm:NAME, as --model takes it.", None)],
     options: InspectOptions = InspectOptions(),
     engine: Annotated[
         EngineOptions, Only(("weights", "class_layer", "size_px", *INPUT_OPTIONS))
@@ -327,8 +327,8 @@ def inspect_(
     """Say what a classifier is: input, classes, stages, work, what is missing; draw its maps on a
     photo.
     """
-    chosen = replace(engine, model=model)
-    _print_json(inspect_chosen(model, options, chosen, console), as_json)
+    chosen = replace(engine, model=network)
+    _print_json(inspect_chosen(network, options, chosen, console), as_json)
 
 
 @command("sightline finetune scenes.csv --out my_weights.safetensors")

@@ -24,6 +24,7 @@ from engines.networks.onnx_rewrites import (
     in_floats,
     inlined,
     opset_of,
+    standardized,
     without_labels,
 )
 from engines.networks.onnx_tensors import FLOATS, MOST_BYTES, TensorReader, check_structure
@@ -119,6 +120,7 @@ def _plain(
     _mark_fused(model, nodes)
     _check_kinds(path, nodes)
     _check_nodes(path, model, nodes)
+    nodes = standardized(nodes, constants)
     if at_inference(nodes):
         notes.append("exported in training mode: used as at inference")
     nodes, had_integers = in_floats(path, nodes, constants)
