@@ -61,6 +61,9 @@ class FitOptions:
             ADVANCED,
         ),
     ] = None
+    even_if_worse: Annotated[
+        bool, Option("Write a dense head that is worse than the one it started from.", ADVANCED)
+    ] = False
     per_class: Annotated[
         bool, Option("A layer per class besides the one for everything.", NETWORK)
     ] = False
@@ -155,9 +158,16 @@ def _fit_dense(
     start = dense.start_of(options.start, classifier)
     spec = dense.default_spec(classifier, choice.layer)
     fitted = dense.fit_dense(training, classifier, spec, console, data.name, start)
+    console.print(dense.told(fitted))
+    if fitted.is_worse and not options.even_if_worse:
+        raise InputError(
+            "the fitted head is worse than the one that it started from, so it was not written:"
+            " label more images, or ask for it all the same",
+            option="even_if_worse",
+        )
     fitted.head.save(options.out)
-    console.print(dense.told(fitted), f"wrote {options.out}")
-    result = {**fitted.head.card, "head": str(options.out)}
+    console.print(f"wrote {options.out}")
+    result = {**fitted.head.card, "before": fitted.before, "head": str(options.out)}
     if test:
         opened = replace(choice, head=str(options.out), layer=None)
         localizer = open_with_notes(opened, console)

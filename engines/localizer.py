@@ -19,7 +19,7 @@ from engines.resizing import Resizing
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
-LEAST_OF_OTHERS = 0.15
+LEAST_OF_OTHERS = 0.25
 """Besides the best box of a dense head only those are given that are at least so sure, where no
 other limit is set.
 """

@@ -109,6 +109,10 @@ class SceneTable:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def objects(self, rows: Rows) -> int:
+        """How many objects some of the images have."""
+        return sum(len(self._boxes[2 * row]) for row in rows)
+
     def scenes(self, rows: Rows, mirrored: bool = True) -> Iterator[Scene]:
         """The scenes of some of the images, each followed by its mirror image."""
         for row in rows:

@@ -146,6 +146,34 @@ def test_few_boxes_leave_a_head_nearly_as_it_was(classifier, fitted):
     assert iou(*boxes) > 0.7
 
 
+def test_what_it_reaches_is_said_beside_the_head_it_started_from(classifier, fitted):
+    some = [scene(number, number % 3) for number in range(600, 620)]
+    found = fitted_on(classifier, some, fitted.head)
+    assert found.before is not None
+    assert found.held_out["images_with_one_object"] == 7
+    assert found.held_out["images_with_several"] == 6
+    assert found.held_out["images_without"] == 7
+    words = dense.told(found)
+    assert "7 images with one object, 6 with several, 7 with none" in words
+    assert "before: " in words
+    assert "after: " in words
+    assert not found.is_worse
+    worse = replace(found, before={**found.held_out, "corloc": found.held_out["corloc"] + 0.02})
+    assert worse.is_worse
+
+
+def test_a_system_of_the_rows_has_the_same_solution():
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.normal(size=(30, 60)), np.ones((30, 1))], axis=1).astype(np.float32)
+    y, weights = rng.normal(size=(30, 2)), rng.uniform(0.5, 2, 30)
+    start = rng.normal(size=(61, 2))
+    few, many = dense.Normal(3.0), dense.Normal(3.0)
+    few.add(x, y, weights)
+    for _ in range(5):  # the same rows again and again, so that there are more than features
+        many.add(x, y, weights)
+    np.testing.assert_allclose(few.solve(0.1, start), many.solve(0.1, start), atol=2e-3)
+
+
 def test_normal_equations_are_those_of_least_squares():
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(300, 5)), np.ones((300, 1))], axis=1).astype(np.float32)
