@@ -53,7 +53,7 @@ class FitOptions:
             NETWORK,
         ),
     ] = "best"
-    start: Annotated[
+    from_head: Annotated[
         str | None,
         Option(
             "Of a dense head: the one to stay near to, so that few boxes do no harm: FILE, NAME of"
@@ -155,7 +155,7 @@ def _fit_dense(
         )
     choice = dense.with_input(choice)
     classifier = classifier_with_notes(choice, console)
-    start = dense.start_of(options.start, classifier)
+    start = dense.start_of(options.from_head, classifier)
     spec = dense.default_spec(classifier, choice.layer)
     fitted = dense.fit_dense(training, classifier, spec, console, data.name, start)
     console.print(dense.told(fitted))

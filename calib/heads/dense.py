@@ -398,7 +398,7 @@ def start_of(name: str | None, classifier: Classifier) -> DenseHead | None:
     path = Path(name)
     head = load_head(path if path.exists() else shipped_head_path(name))
     if not isinstance(head, DenseHead) or not is_fitted_on(head, classifier):
-        raise ModelError(f"{name} is no dense head of this network", option="start")
+        raise ModelError(f"{name} is no dense head of this network", option="from_head")
     return head
 
 
