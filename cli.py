@@ -405,6 +405,7 @@ def build(
     "sightline bench compare before.json after.json",
     "sightline bench --screen 0 --seconds 20",
     "sightline bench --models lite0 --profile",
+    "sightline bench --models lite0 --detector yolox_nano.onnx",
 )
 def bench(
     options: BenchOptions,

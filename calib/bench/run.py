@@ -13,6 +13,7 @@ import onnx
 from rich.console import Console
 
 from calib.bench.compare import print_comparison
+from calib.bench.detector import Detector, detector_calls
 from calib.bench.gpu import bench_gpu
 from calib.bench.machine import Peaks, Work, count_work, measure_peaks, roofline_point
 from calib.bench.profile import bench_profile, print_profile
@@ -58,6 +59,7 @@ def bench(
     console: Console,
     sizes_px: Sequence[int] = (),
     batches: Sequence[int] = (),
+    detector: Detector | None = None,
 ) -> tuple[dict[str, Any], Run]:
     """Time everything.
 
@@ -74,6 +76,7 @@ def bench(
         console: for progress.
         sizes_px: input sides to time the first network at.
         batches: batch sizes, likewise.
+        detector: a peer of every network that runs on the processor.
 
     Returns:
         (the result, as ``--json`` prints it; the frames of the run end to end, for plots).
@@ -92,7 +95,7 @@ def bench(
     engines = []
     points = []
     for choice in choices:
-        engine, works = bench_engine(choice, seconds, console)
+        engine, works = bench_engine(choice, seconds, console, detector)
         engines.append(engine)
         points += [(engine, name, *work) for name, work in works.items()]
         peaks = peaks.best(_measured_peaks(console))
@@ -195,7 +198,7 @@ def quantization_for_timing(
 
 
 def bench_engine(
-    choice: EngineOptions, seconds: float, console: Console
+    choice: EngineOptions, seconds: float, console: Console, detector: Detector | None = None
 ) -> tuple[dict[str, Any], dict[str, tuple[str, Work]]]:
     """Time one image through the whole graph beside its peers.
 
@@ -206,6 +209,7 @@ def bench_engine(
             timed.
         seconds: time limit; compiling and warm-up (5 calls of each) not included.
         console: for progress.
+        detector: timed on a photo, beside ours from the same photo to the box.
 
     Returns:
         (``engine`` (name), ``calls``, ``warm_up_calls``, ``stability``, ``peers`` (see ``row_of``,
@@ -224,6 +228,8 @@ def bench_engine(
         others, missing = peers(Task(classifier, image, next(iter(ours.values())).graph))
     feed = {IMAGE: image, WANTED_CLASS: np.array([-1])}
     calls = {name: engine_call(variant.engine, feed) for name, variant in ours.items()} | others
+    if detector is not None:
+        calls |= detector_calls(detector, next(iter(ours.values())).engine)
     samples_ms, stability = take_turns(calls, seconds, console, title)
     first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
     rows = [row_of(name, values, first) for name, values in samples_ms.items()]
@@ -327,6 +333,14 @@ class BenchOptions:
     batches: Annotated[str, Option("Also time it with so many images in a call: 1,2,4.", SPEED)] = (
         ""
     )
+    detector: Annotated[
+        Path | None,
+        Option(
+            "A small detector as a peer: FILE.onnx of a YOLOX with COCO's 80 classes, which you"
+            " have.",
+            LOOK_AT,
+        ),
+    ] = None
     profile: Annotated[
         bool,
         Option(
@@ -371,6 +385,11 @@ def bench_chosen(
     chosen = choices(options.models, choice)
     if options.plots:
         check_plots(options.plots, (source, *choice.inputs))
+    if options.detector and (options.profile or options.screen or choice.backend in gpu_backends()):
+        raise SightlineError(
+            "a detector is timed beside networks on the processor only",
+            option=("detector", "profile", "screen", "backend"),
+        )
     if options.profile:
         result = bench_profile(chosen[0], options.seconds, console)
         print_profile(result, console)
@@ -379,7 +398,8 @@ def bench_chosen(
         print_screen(result, console)
     else:
         lists = whole_numbers(options.sizes, "sizes"), whole_numbers(options.batches, "batches")
-        result, run = bench(source, chosen, options.seconds, console, *lists)
+        detector = Detector(options.detector) if options.detector else None
+        result, run = bench(source, chosen, options.seconds, console, *lists, detector)
         print_bench(result, console)
         for picture in plot_bench(result, run, options.plots) if options.plots else ():
             console.print(f"wrote {picture}")
