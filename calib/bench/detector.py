@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from engines.backends.openvino import OpenVinoEngine
+from engines.boxes import distinct
 from engines.engine import Array, Engine
 from engines.errors import ModelError
 from engines.files import read_file
@@ -31,8 +32,6 @@ BOX, OBJECTNESS, CLASSES = slice(0, 4), 4, slice(5, None)
 """Columns of the output: centre and size, objectness, scores of the classes."""
 LEAST_SCORE = 0.01
 """Boxes with a lower score are left out, but for the best one. YOLOX measures itself so."""
-MOST_IOU = 0.5
-"""Two boxes that overlap by more are one object, as for Sightline's own."""
 MOST_BYTES = 1 << 30
 PIXELS = "pixels"
 NAMES = """
@@ -119,13 +118,14 @@ class Detector:
         best = decoded(rows, self._corners_px, self._strides_px, least_score)
         boxes = best.boxes_xyxy / self._scale(width, height)
         boxes = np.clip(boxes, 0, np.array([width, height] * 2))
+        apart = best.classes[:, None] * (width + height) if by_class else 0
         return [
             Box(
                 (float(boxes[i, 0]), float(boxes[i, 1]), float(boxes[i, 2]), float(boxes[i, 3])),
                 COCO_CLASSES[best.classes[i]],
                 float(best.scores[i]),
             )
-            for i in suppressed(boxes, best.scores, best.classes if by_class else None)
+            for i in distinct(boxes + apart, best.scores)
         ]
 
     def _scale(self, width_px: int, height_px: int) -> float:
@@ -189,33 +189,6 @@ def decoded(
     boxes = np.concatenate([middles - sizes / 2, middles + sizes / 2], axis=1)
     likely = scores >= min(least_score, scores.max())
     return Decoded(boxes[likely], scores[likely], classes[likely])
-
-
-def suppressed(
-    boxes_xyxy: Array32,
-    scores: Array32,
-    classes: NDArray[np.int64] | None = None,
-    most_iou: float = MOST_IOU,
-) -> list[int]:
-    """Which boxes stay where those that overlap a better one are left out (non-maximum
-    suppression, as OpenCV does it), the best first.
-
-    Args:
-        boxes_xyxy: ``[L, 4]``.
-        scores: ``[L]``.
-        classes: only boxes of one class suppress each other; None: all do.
-        most_iou: the largest IoU of two boxes that both stay.
-    """
-    corner_and_size = np.concatenate(
-        [boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1
-    ).tolist()
-    values = scores.tolist()
-    if classes is None:
-        found = cv2.dnn.NMSBoxes(corner_and_size, values, 0.0, most_iou)
-    else:
-        found = cv2.dnn.NMSBoxesBatched(corner_and_size, values, classes.tolist(), 0.0, most_iou)
-    places = np.asarray(found, np.int64).ravel()
-    return [int(i) for i in places[np.argsort(-scores[places], kind="stable")]]
 
 
 def detector_graph(path: Path) -> onnx.ModelProto:

@@ -29,13 +29,12 @@ from engines.choose import open_localizer
 from engines.errors import ModelError, install_extra
 from engines.files import whole_file
 from engines.head import shipped_head_names
-from engines.localizer import ImageBgr, Localizer
-from engines.options import EngineOptions, Option
+from engines.localizer import Detection, ImageBgr, Localization, Localizer
+from engines.options import MOST_OBJECTS, EngineOptions, Option
 from engines.text import Terminal
 from realtime.frames import BoxPx
 
 TIGHT_IOU = 0.7
-MOST_OBJECTS = 20
 RECALL_BOXES = 10
 FORWARD_EVERY = 8
 """The detector's network alone is timed on one image of so many."""
@@ -92,7 +91,8 @@ def main(
     data: Annotated[Path, Option("Folder of the data sets, and of the detector.")],
     out: Annotated[Path, Option("The figures to write (.json); the page lies beside it (.md).")],
     head: Annotated[
-        str, Option("Dense heads of --model, with commas: FILE or NAME; NAME_dense unless told.")
+        str,
+        Option("Dense heads of --model, with commas: FILE or NAME; a shipped one unless told."),
     ] = "",
     model: Annotated[str, Option("The network beside the compact one.")] = "lite0",
     detector: Annotated[
@@ -157,9 +157,8 @@ def system_of(name: str, localizer: Localizer) -> System:
             return [(each.box_xyxy_px, sure(each)) for each in found.detections]
         return [(found.box_xyxy_px, sure(found))] if found.box_xyxy_px else []
 
-    def sure(found: Any) -> float:
-        confidence = getattr(found, "confidence", None)
-        return float(found.score if confidence is None else confidence)
+    def sure(found: Localization | Detection) -> float:
+        return found.score if found.confidence is None else found.confidence
 
     calls = (lambda: int(engine.calls)) if hasattr(engine, "calls") else None
     return System(name, find, calls, f"{localizer.size_px} px, {engine.precision}")

@@ -11,7 +11,6 @@ from calib.bench.detector import (
     cells,
     decoded,
     detector_calls,
-    suppressed,
 )
 from engines.errors import ModelError
 
@@ -59,16 +58,6 @@ def test_where_nothing_is_likely_the_best_box_stays():
     cell(rows, 81, (0.5, 0.5), (1, 1), 0.002, DOG, 0.5)
     found = decoded(rows, *cells(SIDE))
     np.testing.assert_allclose(found.boxes_xyxy, [[0, 0, 32, 32]], rtol=1e-6)
-
-
-def test_boxes_of_one_object_are_left_out_in_a_class_or_whatever_the_class():
-    boxes = np.array(
-        [[0, 0, 10, 10], [100, 0, 110, 10], [1, 0, 11, 10], [0, 1, 10, 11]], np.float32
-    )
-    scores, classes = np.array([0.5, 0.9, 0.6, 0.4], np.float32), np.array([0, 0, 0, 1])
-    assert suppressed(boxes, scores) == [1, 2]
-    assert suppressed(boxes, scores, classes) == [1, 2, 3]
-    assert suppressed(boxes, scores, most_iou=0.99) == [1, 2, 0, 3]
 
 
 def detector_file(path, rows=None, outputs=85):
