@@ -339,10 +339,10 @@ MEASURES = {
     "iou_50": "first box, IoU over 0.5, % of images",
     "iou_70": "first box, IoU over 0.7, % of images",
     "mean_iou": "first box, mean IoU x 100",
-    "ap_50": "all objects: AP at IoU 0.5, %",
-    "recall_10": "all objects: recall of the first 10 boxes, %",
-    "first_two": "both animals among the first two boxes, %",
-    "among_all": "both animals among all boxes, %",
+    "ap_50": "AP at IoU 0.5, %",
+    "recall_10": "recall of the first 10 boxes, %",
+    "first_two": "both among the first two boxes, %",
+    "among_all": "both among all boxes, %",
 }
 """What each figure is, for the page."""
 
