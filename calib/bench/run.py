@@ -35,7 +35,7 @@ from engines.backends.registry import gpu_backends
 from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.choose import choose_head, choose_quantization, chosen_spec
 from engines.engine import Engine
-from engines.errors import SightlineError
+from engines.errors import EngineError, SightlineError
 from engines.head import Heuristic
 from engines.int8 import Quantization
 from engines.maps import PIXELS, MapSpec, method_of
@@ -157,11 +157,19 @@ def whole_numbers(text: str, option: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def variants(classifier: Classifier, choice: EngineOptions) -> dict[str, Variant]:
+def variants(
+    classifier: Classifier, choice: EngineOptions
+) -> tuple[dict[str, Variant], dict[str, str]]:
     """Our rows by name. The first is what a user gets, and peers are compared with it.
 
     Peers differentiate down to the pixels. So do some rows, whatever the head reads; their names
     say how deep each goes.
+
+    Returns:
+        (name to variant, name to why OpenVINO refuses it).
+
+    Raises:
+        EngineError: OpenVINO refuses the first.
     """
     head, objective = (
         choose_head(choice, classifier),
@@ -183,10 +191,16 @@ def variants(classifier: Classifier, choice: EngineOptions) -> dict[str, Variant
         "Sightline fp32, to pixels": (pixels(), "fp32"),
         f"Sightline {best}, Grad-CAM at {last.layer}": (build_graph(classifier, last), best),
     }
-    return {
-        name: Variant(graph, OpenVinoEngine(graph, precision))
-        for name, (graph, precision) in rows.items()
-    }
+    found: dict[str, Variant] = {}
+    refused: dict[str, str] = {}
+    for name, (graph, precision) in rows.items():
+        try:
+            found[name] = Variant(graph, OpenVinoEngine(graph, precision))
+        except EngineError as error:
+            if not found:
+                raise
+            refused[name] = str(error)
+    return found, refused
 
 
 def quantization_for_timing(
@@ -224,7 +238,7 @@ def bench_engine(
         .astype(np.uint8)
     )
     with console.status(f"{title}: building and compiling, peers too ..."):
-        ours = variants(classifier, choice)
+        ours, refused = variants(classifier, choice)
         others, missing = peers(Task(classifier, image, next(iter(ours.values())).graph))
     feed = {IMAGE: image, WANTED_CLASS: np.array([-1])}
     calls = {name: engine_call(variant.engine, feed) for name, variant in ours.items()} | others
@@ -243,7 +257,7 @@ def bench_engine(
         "warm_up_calls": WARM_UP_CALLS,
         "stability": stability,
         "peers": rows,
-        "not_available": [{"name": name, "why": why} for name, why in missing.items()],
+        "not_available": [{"name": name, "why": why} for name, why in (refused | missing).items()],
     }, works
 
 

@@ -118,7 +118,8 @@ def test_what_has_not_settled_says_so(result):
 
 
 def test_what_a_user_gets_comes_first_and_the_way_to_the_pixels_is_a_row_too():
-    rows = bench.variants(load_classifier("compact", None), EngineOptions())
+    rows, refused = bench.variants(load_classifier("compact", None), EngineOptions())
+    assert not refused
     assert next(iter(rows)) == "Sightline int8, to conv4_3"
     assert {"Sightline int8, to pixels", "Sightline fp32, to pixels"} < set(rows)
     shallow, deep = rows["Sightline int8, to conv4_3"], rows["Sightline int8, to pixels"]
