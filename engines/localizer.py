@@ -93,7 +93,7 @@ class Localizer:
         self.resizing = Resizing.stored(self.description.get("resizing"))
         self._confidence_model = confidence_model_of(self.description.get("trust"))
         self._outputs = {spec.name for spec in engine.outputs}
-        self._least = 0.0
+        self._least: float | None = None
         self.objects = 1
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class Localizer:
     @property
     def least_confidence(self) -> float:
         """No box is given that is less sure than this."""
-        return self._least
+        return self._least or 0.0
 
     @property
     def description(self) -> dict[str, Any]:
@@ -286,7 +286,7 @@ class Localizer:
         over = where.over_image(map_hw, *size)
         return Localization(
             box, index, self.class_names[index], score, over, detections, confidence
-        ).sure(self._least)
+        ).sure(self.least_confidence)
 
     def _read_candidates(
         self, outputs: dict[str, Array], place: int, size: tuple[tuple[int, int], int]
@@ -311,7 +311,7 @@ class Localizer:
             name, score = self.class_names[index], float(outputs["score"][place])
             return Localization(None, index, name, score, map_hw)
         first = found[0]
-        least = self._least or LEAST_OF_OTHERS
+        least = LEAST_OF_OTHERS if self._least is None else self._least
         others = [each for each in found[1 : self.objects] if (each.confidence or 0) >= least]
         return Localization(
             first.box_xyxy_px,
@@ -321,7 +321,7 @@ class Localizer:
             map_hw,
             (first, *others) if self.objects > 1 else (),
             first.confidence,
-        ).sure(self._least)
+        ).sure(self.least_confidence)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:
         """Localize the main object of each image.

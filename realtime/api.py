@@ -250,13 +250,16 @@ def _opened_here(choice: EngineOptions, notify: Notify | None, streams: int) -> 
 def _borrowed(localizer: Localizer, following: FollowOptions, _streams: int) -> Iterator[Localizer]:
     """The localizer with what is asked for, where no tracker sees to it; afterwards as it was."""
     least, wanted = localizer.least_confidence, localizer.wanted_class
-    localizer.abstain_below(0.0 if following.follow else following.min_score)
+    asked = 0.0 if following.follow else following.min_score
+    if asked != least:
+        localizer.abstain_below(asked)
     try:
         if following.class_name is not None:
             localizer.look_for(class_index(following.class_name, localizer.class_names))
         yield localizer
     finally:
-        localizer.abstain_below(least)
+        if asked != least:
+            localizer.abstain_below(least)
         if following.class_name is not None:
             localizer.look_for(wanted)
 

@@ -148,7 +148,8 @@ def our_systems(model: str, heads: str) -> list[System]:
 
 
 def system_of(name: str, localizer: Localizer) -> System:
-    """A localizer as a system."""
+    """A localizer as a system. All of its boxes count, however unsure."""
+    localizer.abstain_below(0.0)
     engine = localizer.engine
 
     def find(image_bgr: ImageBgr) -> list[Scored]:
