@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 
 from engines.downloads import cache_dir
 from engines.engine import Array
@@ -496,8 +495,10 @@ def write_onnx(built: Built, path: Path, model: str) -> None:
 
 def _check_scores(path: Path, image: Array, expected: Array) -> None:
     """Raise ValueError where the exported network scores an image otherwise than the module."""
+    from engines.backends.openvino import shared_core  # only where it is used
+
     how = {"INFERENCE_PRECISION_HINT": "f32"}
-    found = openvino.Core().compile_model(str(path), "CPU", how)(image)[0]
+    found = shared_core().compile_model(str(path), "CPU", how)(image)[0]
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= SAME_SCORES:
         raise ValueError(f"its scores differ by {difference:.1e} of the largest")

@@ -5,6 +5,7 @@ timm and torchvision do, or of pixels 0..255, as Keras and Caffe do. ``numbers_o
 apart.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -234,9 +235,12 @@ def parsed_scale(text: str) -> float:
     """
     above, slash, below = text.partition("/")
     try:
-        return float(above) / float(below) if slash else float(text)
+        scale = float(above) / float(below) if slash else float(text)
     except (ValueError, ZeroDivisionError):
-        raise InputError(f"'{text}': give a number such as 255, or 1/255") from None
+        scale = math.nan
+    if not (math.isfinite(scale) and scale > 0):
+        raise InputError(f"'{text}': give a number over 0 such as 255, or 1/255")
+    return scale
 
 
 def parsed_order(text: str) -> str:

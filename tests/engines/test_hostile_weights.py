@@ -122,7 +122,7 @@ BAD = {
         "deep names": (named("[" * 99_999), "class names"),
         "names that are numbers": (named("[1, 2]"), "class names"),
         "names twice": (named('["a", "a"]'), "class names"),
-        "too few names": (named('["a", "b"]'), "name 2 classes"),
+        "too few names": (named('["a", "b"]'), "there are names for 2"),
     },
     ".npz": {
         "empty": (b"", "is empty"),
@@ -192,7 +192,7 @@ BAD = {
         "too much of it": (bytes(1 << 25), "at most"),
         "git lfs pointer": (LFS, "Git LFS pointer"),
     },
-    ".caffemodel": {"of Caffe": (b"\x0a\x00", "unknown format '.caffemodel'")},
+    ".caffemodel": {"of Caffe": (b"\x0a\x00", "Caffe's files are not read")},
 }
 KINDS = [(ending, kind) for ending, kinds in BAD.items() for kind in kinds]
 

@@ -120,8 +120,8 @@ class OpenEngines:
     def __init__(self):
         self.count = 0
 
-    def open(self, choice, **options):
-        localizer = open_localizer(choice, **options)
+    def open(self, choice, *given, **options):
+        localizer = open_localizer(choice, *given, **options)
         close = localizer.engine.close
 
         def counted_close():
