@@ -102,7 +102,7 @@ def recipro_cam(task: Task) -> Call:
     Byun & Lee 2022, "Recipro-CAM: fast gradient-free visual explanations for convolutional neural
     networks": what follows the last maps sees them once for each cell, with all others at zero, and
     the class's scores are the map. Written here after the paper: Intel's own, openvino_xai 1.1,
-    reads ``openvino.runtime``, which OpenVINO 2025.0 and later lack.
+    reads ``openvino.runtime``, which OpenVINO 2026.4 lacks.
     """
     engine = OpenVinoEngine(recipro_cam_graph(task.classifier), best_precision())
     return engine_call(engine, {IMAGE: task.image_nhwc_bgr})
