@@ -302,7 +302,7 @@ def test_what_a_foreign_classifier_takes_is_said_on_the_command_line(tmp_path):
     for wrong, words in (
         (("--mean", "0.5,0.4"), "give one number, or three with commas"),
         (("--mean", "0.5", "--std", "58"), "not of the same pixels.*(--mean, --std, --scale)"),
-        (("--scale", "0"), "a scale must be more than 0, not 0 (--scale)"),
+        (("--scale", "0"), "give a number over 0 such as 255, or 1/255"),
         (("--resize", "stretch"), "give squash, crop or letterbox"),
         (("--output", "z"), "has no output 'z'; it has 'out' of any shape (--output)"),
         (

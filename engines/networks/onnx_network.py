@@ -66,6 +66,8 @@ def stages_of(graph: Graph, image: str, scores: str, layers: Mapping[str, str]) 
     seen, found = set[int](), list[tuple[int, str, Layout]]()
     cuts = set(_cuts(nodes, image))
     for place, node in enumerate(nodes):
+        if node.op_type == "Pad":  # is no map of its own: it goes into the convolution behind it
+            continue
         tensor = node.output[0]
         layout = _layout(graph.shape(tensor), seen)
         if layout is None:

@@ -187,6 +187,28 @@ def test_the_class_is_onnx_runtimes(exported):
         np.testing.assert_allclose(scores, theirs, atol=1e-4)
 
 
+def test_a_padded_map_is_no_stage_of_its_own(tmp_path):
+    """TensorFlow's SAME pads unevenly, by a node that goes into the convolution behind it."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.ReLU(),
+        nn.ZeroPad2d((0, 1, 0, 1)),
+        nn.Conv2d(8, 12, 3, 2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    )
+    path = tmp_path / "same.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module.eval(), torch.zeros(1, 3, SIDE, SIDE), path, dynamo=False)
+    assert sides(str(path)) == [(8, SIDE // 2, SIDE // 2), (12, SIDE // 4, SIDE // 4)]
+    for layer in load_classifier(str(path)).network.head_layers:
+        found, _ = gradient_by_graph(str(path), layer)
+        assert np.abs(found).max() > 0
+
+
 def test_a_network_without_a_map_is_refused_in_words(tmp_path):
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4), nn.ReLU(), nn.Linear(4, 5))
     path = tmp_path / "flat.onnx"
