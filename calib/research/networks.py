@@ -31,30 +31,30 @@ from engines.networks.registry import Classifier, load_classifier
 from engines.options import Option
 
 DL_STREAMER = (
-    "densenet121@96 dla34@96 dm_nfnet_f0@96 efficientnet_b0@96 efficientnetv2_rw_s@96"
-    " inception_resnet_v2@139 mixnet_l@96 mobilenetv2_100@96 mobilenetv3_large_100@96"
-    " mobilenetv3_small_100@96 regnetx_032@96 repvgg_a0@96 repvgg_b1@96 repvgg_b3@96"
-    " resnest50d@96 resnet18@96 resnet34@96 resnet50@96 rexnet_100@96 semnasnet_100@96"
-    " seresnet50@96 seresnext50_32x4d@96 swin_tiny_patch4_window7_224@224 tf_efficientnet_b0@96"
-    " tf_efficientnetv2_b0@96 vgg16@224 vgg19@224"
+    "densenet121#96 dla34#96 dm_nfnet_f0#96 efficientnet_b0#96 efficientnetv2_rw_s#96"
+    " inception_resnet_v2#139 mixnet_l#96 mobilenetv2_100#96 mobilenetv3_large_100#96"
+    " mobilenetv3_small_100#96 regnetx_032#96 repvgg_a0#96 repvgg_b1#96 repvgg_b3#96"
+    " resnest50d#96 resnet18#96 resnet34#96 resnet50#96 rexnet_100#96 semnasnet_100#96"
+    " seresnet50#96 seresnext50_32x4d#96 swin_tiny_patch4_window7_224#224 tf_efficientnet_b0#96"
+    " tf_efficientnetv2_b0#96 vgg16#224 vgg19#224"
 )
 """The families that DL Streamer imports, each with the side that it is tried at."""
 OTHERS = (
-    "convnext_tiny@96 convnextv2_atto@96 vit_small_patch16_224@96"
-    " deit_tiny_distilled_patch16_224@224 maxvit_rmlp_pico_rw_256@256 coatnet_nano_rw_224@224"
-    " mobilenetv4_conv_small@96 ghostnet_100@96 inception_v3@139 legacy_xception@139"
-    " hrnet_w18_small@96 fastvit_t8@128 edgenext_xx_small@128 mobilevit_xxs@128"
-    " efficientformer_l1@224 tf_efficientnet_lite0@96"
+    "convnext_tiny#96 convnextv2_atto#96 vit_small_patch16_224#96"
+    " deit_tiny_distilled_patch16_224#224 maxvit_rmlp_pico_rw_256#256 coatnet_nano_rw_224#224"
+    " mobilenetv4_conv_small#96 ghostnet_100#96 inception_v3#139 legacy_xception#139"
+    " hrnet_w18_small#96 fastvit_t8#128 edgenext_xx_small#128 mobilevit_xxs#128"
+    " efficientformer_l1#224 tf_efficientnet_lite0#96"
 )
 ZOO = tuple(f"timm:{name}" for name in f"{DL_STREAMER} {OTHERS}".split())
-"""Of each network its name and its side, ``timm:resnet50@96``."""
+"""Of each network its name and its side, ``timm:resnet50#96``."""
 FURTHER = (
-    "swinv2_tiny_window8_256@256 pvt_v2_b0@128 poolformer_s12@96 levit_128s@224"
-    " tiny_vit_5m_224@224 repvit_m0_9@96 mobileone_s0@96 mixer_s32_224@224"
-    " xcit_nano_12_p16_224@224 cait_xxs24_224@224 eva02_tiny_patch14_224@224 pit_ti_224@224"
-    " crossvit_9_240@240 twins_svt_small@224 nest_tiny@224 hgnetv2_b0@96 ese_vovnet19b_dw@96"
-    " cspdarknet53@96 skresnet18@96 botnet26t_256@256 efficientvit_b0@96 mambaout_femto@96"
-    " starnet_s1@96 ecaresnet26t@96 coat_tiny@224 fasternet_t0@96"
+    "swinv2_tiny_window8_256#256 pvt_v2_b0#128 poolformer_s12#96 levit_128s#224"
+    " tiny_vit_5m_224#224 repvit_m0_9#96 mobileone_s0#96 mixer_s32_224#224"
+    " xcit_nano_12_p16_224#224 cait_xxs24_224#224 eva02_tiny_patch14_224#224 pit_ti_224#224"
+    " crossvit_9_240#240 twins_svt_small#224 nest_tiny#224 hgnetv2_b0#96 ese_vovnet19b_dw#96"
+    " cspdarknet53#96 skresnet18#96 botnet26t_256#256 efficientvit_b0#96 mambaout_femto#96"
+    " starnet_s1#96 ecaresnet26t#96 coat_tiny#224 fasternet_t0#96"
 )
 BEYOND = tuple(f"timm:{name}" for name in FURTHER.split())
 """Further families, to find what fails."""
@@ -102,13 +102,13 @@ def try_network(
     """Build, export, read and run a network.
 
     Args:
-        network: its name and side, ``timm:resnet50@96``.
+        network: its name and side, ``timm:resnet50#96``.
         exporter: one of ``EXPORTERS``.
         folder: for its file.
         photos_nchw: two or more, normalised, of any size; float32.
         timed: how often both graphs are timed; 0 for not at all.
     """
-    name, _, side = network.partition("@")
+    name, _, side = network.partition("#")
     trial = Trial(network, exporter)
     try:
         built = build(name, "random", int(side) if side else None)
@@ -279,7 +279,7 @@ def networks(
     photos: Annotated[Path, Option("A folder or archive with two photos or more.")],
     out: Annotated[Path, Option("The page to write (Markdown).")] = Path("docs/networks.md"),
     only: Annotated[
-        str, Option("Comma-separated networks, timm:resnet50@96; all unless told.")
+        str, Option("Comma-separated networks, timm:resnet50#96; all unless told.")
     ] = "",
     exporters: Annotated[str, Option("Comma-separated.")] = "TorchScript,dynamo",
     kept: Annotated[Path, Option("What was found before, and is added to (.json).")] = Path(
@@ -325,7 +325,7 @@ HEADER = """# Networks that were tried
 hand), exported by PyTorch, and read as any ONNX file. It runs if the class is that of its own
 PyTorch module, no map is zero, maps of two photos differ, and the median relative difference of its
 gradient at the pixels from autograd's in float32 is below 1e-4, or below ten times that of autograd
-in float32 from autograd in float64, where the network itself enlarges rounding. `@96` is the side
+in float32 from autograd in float64, where the network itself enlarges rounding. `#96` is the side
 in pixels.
 
 Machine: {machine}. It was busy with other work, so that only the ratio says something: both graphs

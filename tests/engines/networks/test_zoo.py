@@ -35,9 +35,9 @@ pytestmark = [
     ),
 ]
 SMOOTH = (
-    "timm:convnextv2_atto@64",
-    "timm:mobilenetv3_small_100@64",
-    "timm:vit_tiny_patch16_224@64",
+    "timm:convnextv2_atto#64",
+    "timm:mobilenetv3_small_100#64",
+    "timm:vit_tiny_patch16_224#64",
 )
 
 
@@ -58,7 +58,7 @@ def test_it_runs_as_its_own_module(network, exporter, normalised, tmp_path):
 
 @pytest.mark.parametrize("network", SMOOTH)
 def test_the_gradient_is_autograds_in_float64(network, normalised, tmp_path):
-    name, _, side = network.partition("@")
+    name, _, side = network.partition("#")
     photo = normalised[:1, :, : int(side), : int(side)].copy()
     built = build(name, "random", int(side))
     settle(built, photo)
