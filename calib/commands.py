@@ -113,7 +113,7 @@ def fit_chosen(
         else None
     )
     if options.kind == dense.KIND:
-        return _fit_dense(training, test, data, options, choice, console)
+        return _fit_dense(training, test, data, replace(options, out=out), choice, console)
     if curve:
         curves.check_enough(training, held_out)
     classifier = classifier_with_notes(choice, console)

@@ -26,9 +26,8 @@ from engines.graph import Graph
 from engines.head import (
     Head,
     default_heuristic,
+    head_path,
     load_head,
-    shipped_head_names,
-    shipped_head_path,
     shipped_heads,
     usual_spec,
 )
@@ -143,11 +142,7 @@ def _named_or_usual_head(
                 f" head {choice.head}",
                 option=("method", "head"),
             )
-        path = Path(choice.head)
-        if not path.exists() and (named := Path(f"{choice.head}.safetensors")).exists():
-            path = named  # as 'fit' calls the file of a name
-        is_name = not path.exists() and choice.head in shipped_head_names()
-        return load_head(shipped_head_path(choice.head) if is_name else path)
+        return load_head(head_path(choice.head))
     shipped = shipped_heads(classifier) if method.fitted else {}
     usual = "gestalt" if classifier.network.classless else choice.method
     for name, head in shipped.items():

@@ -246,20 +246,31 @@ def shipped_head_path(name: str) -> Path:
     return ASSETS / f"{name}{ENDING}"
 
 
+def head_path(name: str) -> Path:
+    """The file of the head that ``--head`` names: that file, the one that 'fit' writes for such a
+    name, or a shipped one.
+    """
+    path, named = Path(name), Path(f"{name}.safetensors")
+    if path.exists():
+        return path
+    if named.exists():
+        return named
+    return shipped_head_path(name) if name in shipped_head_names() else path
+
+
 def dense_input(name: str | None) -> tuple[int, str] | None:
     """The input side and the way of resizing that a dense head was fitted with.
 
     Args:
-        name: of a file, or of a shipped head.
+        name: as ``--head`` names a head.
 
     Returns:
         None where it is no dense head, or cannot be read: that is said where it is read whole.
     """
     if name is None:
         return None
-    path = Path(name) if Path(name).exists() else shipped_head_path(name)
     try:
-        described = json_object(read_safetensors_metadata(path, "head")[DENSE])
+        described = json_object(read_safetensors_metadata(head_path(name), "head")[DENSE])
         size_px = whole_number(described["size_px"], "its size_px", 1, LARGEST_SIDE)
         return size_px, text(described["resize"], "its resize")
     except (KeyError, TypeError, ValueError, ModelError):

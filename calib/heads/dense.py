@@ -35,7 +35,7 @@ from calib.heads.linear import FOLDS, Rows, group_numbers
 from engines.boxes import distinct, iou
 from engines.dense import SIZES, SMALLEST, DenseHead, Level
 from engines.errors import ModelError, SourceError
-from engines.head import is_fitted_on, load_head, shipped_head_path, shipped_heads
+from engines.head import head_path, is_fitted_on, load_head, shipped_heads
 from engines.maps import MapSpec
 from engines.networks.preprocessing import LETTERBOX
 from engines.networks.registry import NETWORKS, Classifier
@@ -395,8 +395,7 @@ def start_of(name: str | None, classifier: Classifier) -> DenseHead | None:
     if name is None:
         shipped = shipped_heads(classifier).values()
         return next((head for head in shipped if isinstance(head, DenseHead)), None)
-    path = Path(name)
-    head = load_head(path if path.exists() else shipped_head_path(name))
+    head = load_head(head_path(name))
     if not isinstance(head, DenseHead) or not is_fitted_on(head, classifier):
         raise ModelError(f"{name} is no dense head of this network", option="from_head")
     return head

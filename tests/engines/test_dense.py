@@ -68,6 +68,8 @@ def test_a_file_says_what_input_its_head_was_fitted_with(tmp_path):
     assert dense_input(str(path)) == (64, "letterbox")
     assert dense_input(str(tmp_path / "nothing.safetensors")) is None
     assert dense_input("compact_gestalt") is None
+    assert dense_input(str(tmp_path / "head")) == (64, "letterbox")
+    assert dense_input("lite0_dense") == (320, "letterbox")
     assert dense_input(None) is None
     assert isinstance(load_head(path), DenseHead)
 
