@@ -220,6 +220,9 @@ def stamp(
             else None
         ),
     }
+    if isinstance(head, DenseHead):
+        description["naming"] = head.naming.described() if head.naming else None
+        description["shown_from"] = head.shown_from
     resizing = Resizing.of(classifier.preprocessing)
     if resizing.kind != SQUASH:
         description["resizing"] = asdict(resizing)

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from engines.confidence import ConfidenceModel
+from engines.dense_names import Naming, append_cues, append_logistic, append_names
 from engines.errors import ModelError
-from engines.files import number, text, whole_file, whole_number
+from engines.files import whole_file
 from engines.graph import Graph
 from engines.maps import Array32, MapSpec
 from engines.networks.network import Forward, pooled_linear
@@ -36,6 +37,8 @@ PROPOSALS = 256
 """The cells with the most objectness, whose boxes are compared with each other."""
 SAME = 0.6
 """A proposal with this IoU with a better one is a duplicate."""
+ALIKE = 0.5
+"""Corrected boxes of one image with this IoU are probably of one object."""
 AROUND = 1.5
 """The box layer sees so many times the width and height of a proposal."""
 SAMPLES, SAMPLES_OF_CLASS = 2, 6
@@ -52,7 +55,8 @@ SUPPRESSED = 100.0
 """Is taken off the objectness of a duplicate, which then comes after all others."""
 GEOMETRY = 7
 """Numbers about a proposal's size that the box layer reads."""
-FORMAT = 1
+FORMAT = 2
+"""Of a head's file. Files of format 1 have no names, and tell the confidence by ``certainty``."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,18 @@ class DenseHead:
         box_weight: float32 ``[5, 1 + D2 + GEOMETRY]``, of the objectness, the levels and the
             geometry: to the corrections of x0, y0, x1, y1, then to the expected IoU.
         box_bias: float32 ``[5]``.
-        certainty: slope and offset of the logit of the confidence, of the expected IoU.
+        certainty: slope and offset of the logit of the confidence, of the expected IoU, where there
+            is no ``trust``.
         candidates: how many boxes a call gives for each image.
         network: sha256 of the classifier (``Classifier.digest``).
         size_px: input side at which it was fitted.
         resize: how images became the network's square, see ``engines.resizing``.
         card: what it was fitted on.
+        whole: whether the box layer reads the last level's mean in the box, too: P numbers.
+        naming: names the boxes; None in files from before there was one.
+        trust: gives the confidence, of ``engines.dense_names.CUES``.
+        shown_from: a box that is less sure is not shown unless another limit is set; None where
+            nothing was fitted to frames without objects.
     """
 
     spec: MapSpec
@@ -124,6 +134,10 @@ class DenseHead:
     size_px: int
     resize: str
     card: Mapping[str, object] = field(default_factory=dict)
+    whole: bool = False
+    naming: Naming | None = None
+    trust: ConfidenceModel | None = None
+    shown_from: float | None = None
 
     @property
     def digest(self) -> str:
@@ -133,8 +147,15 @@ class DenseHead:
 
     def _described(self) -> dict[str, Any]:
         shape = ("layer", "root", "kernel", "box_channels", "box_bins")
+        of_format_2 = {
+            "whole": self.whole,
+            "naming": self.naming.described() if self.naming else None,
+            "trust": self.trust.stored() if self.trust else None,
+            "shown_from": self.shown_from,
+        }
+        has_any = any(value not in (None, False) for value in of_format_2.values())
         return {
-            "format": FORMAT,
+            "format": FORMAT if has_any else 1,
             "spec": asdict(self.spec),
             "levels": [{name: getattr(level, name) for name in shape} for level in self.levels],
             "stride_px": self.stride_px,
@@ -143,6 +164,7 @@ class DenseHead:
             "network": self.network,
             "size_px": self.size_px,
             "resize": self.resize,
+            **(of_format_2 if has_any else {}),
         }
 
     def _arrays(self) -> dict[str, Array32]:
@@ -155,6 +177,9 @@ class DenseHead:
         for place, level in enumerate(self.levels):
             found[f"mean{place}"] = level.mean
             found[f"basis{place}"] = level.basis
+        if self.naming:
+            found["name_weight"] = self.naming.weight
+            found["name_bias"] = self.naming.bias
         return found
 
     def save(self, path: Path) -> None:
@@ -163,7 +188,7 @@ class DenseHead:
         Raises:
             OutputError: the place cannot be written.
         """
-        large = ("cell_weight", "box_weight", "basis")
+        large = ("cell_weight", "box_weight", "name_weight", "basis")
         tensors = {
             name: np.ascontiguousarray(value, np.float16 if name.startswith(large) else np.float32)
             for name, value in self._arrays().items()
@@ -175,67 +200,6 @@ class DenseHead:
 
 METADATA = "sightline_dense_head"
 """The name of its description among a file's metadata."""
-
-
-def dense_head_of(
-    tensors: Mapping[str, NDArray[Any]], described: Mapping[str, Any], largest_side_px: int
-) -> DenseHead:
-    """A head of what its file holds.
-
-    Raises:
-        KeyError, TypeError, ValueError, ModelError: something is missing, or is not what it should
-        be.
-    """
-    whole_number(described["format"], "its format", FORMAT, FORMAT)
-    arrays = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
-    for name, value in arrays.items():
-        if not np.isfinite(value).all():
-            raise ValueError(f"its {name} holds values that are not finite (NaN or infinity)")
-    levels = tuple(
-        _level_of(each, arrays[f"mean{place}"], arrays[f"basis{place}"])
-        for place, each in enumerate(described["levels"])
-    )
-    cell_width = sum(level.cell_width for level in levels)
-    box_width = 1 + sum(level.box_width for level in levels) + GEOMETRY
-    shapes = {
-        "cell_weight": (5 * SIZES, cell_width),
-        "cell_bias": (5 * SIZES,),
-        "box_weight": (5, box_width),
-        "box_bias": (5,),
-    }
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f"it is damaged: {name} is {arrays[name].shape}, not {shape}")
-    card = described["card"]
-    if not isinstance(card, dict):
-        raise ValueError("its card is no JSON object")
-    slope, offset = (number(each, "its certainty", -1e3, 1e3) for each in described["certainty"])
-    spec = {name: text(value, f"its {name}") for name, value in described["spec"].items()}
-    return DenseHead(
-        MapSpec(**spec),
-        levels,
-        whole_number(described["stride_px"], "its stride_px", 1, largest_side_px),
-        arrays["cell_weight"],
-        arrays["cell_bias"],
-        arrays["box_weight"],
-        arrays["box_bias"],
-        (slope, offset),
-        whole_number(described["candidates"], "its candidates", 1, PROPOSALS),
-        text(described["network"], "its network"),
-        whole_number(described["size_px"], "its size_px", 1, largest_side_px),
-        text(described["resize"], "its resize"),
-        card,
-    )
-
-
-def _level_of(described: Mapping[str, Any], mean: Array32, basis: Array32) -> Level:
-    if mean.ndim != 1 or basis.ndim != 2 or len(mean) != len(basis):
-        raise ValueError(f"it is damaged: a basis {basis.shape} does not fit a mean {mean.shape}")
-    kernel = whole_number(described["kernel"], "a level's kernel", 1, 64)
-    channels = whole_number(described["box_channels"], "a level's channels", 1, basis.shape[1])
-    bins = whole_number(described["box_bins"], "a level's bins", 1, 32)
-    name = text(described["layer"], "a level's layer")
-    return Level(name, bool(described["root"]), mean, basis, kernel, channels, bins)
 
 
 def append_candidates(
@@ -253,20 +217,24 @@ def append_candidates(
 
     Returns:
         float32 ``[N, candidates, 7]``: x0, y0, x1, y1 in fractions of the square, the confidence,
-        the class and its probability. They are in no order, and several may be of one object.
+        the class and its probability; with a naming layer ``[N, candidates, 9]``: also the place of
+        the most probable name, and its probability. They are in no order, and several may be of one
+        object.
 
     Raises:
         ModelError: the network has no such layers, or they do not fit the cells.
     """
     writer = _Writer(graph, forward, head, size_px)
     boxes, objectness = writer.proposals(writer.cells())
-    corrected, expected = writer.corrected(boxes, objectness)
-    slope, offset = (graph.constant(value) for value in head.certainty)
-    logit = graph.add("Add", graph.add("Mul", expected, slope), offset, hint="confidence_logit")
-    confidence = graph.add("Sigmoid", logit, hint="confidence")
+    corrected, expected, scores = writer.corrected(boxes, objectness)
+    names, evidence = list[str](), graph.constant(np.zeros((1, 1, 1)))
+    if scores is not None:
+        *names, evidence = append_names(graph, scores)
+    confidence = writer.confidence(corrected, expected, objectness, evidence)
     classes = writer.classes(boxes, class_index, wanted)
     fractions = graph.add("Mul", corrected, graph.constant(1 / size_px), hint="candidate_boxes")
-    return graph.add("Concat", fractions, confidence, *classes, axis=2, hint="candidates_found")
+    said = (confidence, *classes, *names)
+    return graph.add("Concat", fractions, *said, axis=2, hint="candidates_found")
 
 
 class _Writer:
@@ -378,6 +346,14 @@ class _Writer:
         stays or goes (Fast NMS, Bolya et al. 2019, section 3.2).
         """
         graph, count = self._graph, self._graph.shape(scores)[1]
+        better = graph.constant(np.triu(np.ones((count, count), np.float32), 1)[None])
+        near = graph.add("Mul", self._near(boxes, SAME), better, hint="near_better")
+        worse = graph.add("ReduceMax", near, graph.constant([1], np.int64), keepdims=0)
+        return graph.add("Sub", scores, graph.add("Mul", worse, graph.constant(SUPPRESSED)))
+
+    def _near(self, boxes: str, least_iou: float) -> str:
+        """1 where two of boxes ``[N, M, 4]`` have a larger IoU than that, else 0: ``[N, M, M]``."""
+        graph = self._graph
         edges = [self._part(boxes, 2, i, i + 1) for i in range(4)]
         across = [graph.add("Transpose", edge, perm=[0, 2, 1]) for edge in edges]
         width, height = (
@@ -399,16 +375,14 @@ class _Writer:
             hint="areas",
         )
         both = graph.add("Add", area, graph.add("Transpose", area, perm=[0, 2, 1]))
-        # IoU > SAME, without a quotient: I > SAME * (A + B - I)
-        limit = graph.add("Mul", both, graph.constant(SAME / (1 + SAME)))
-        near = graph.add("Cast", graph.add("Greater", common, limit), to=1, hint="near")
-        better = graph.constant(np.triu(np.ones((count, count), np.float32), 1)[None])
-        near = graph.add("Mul", near, better, hint="near_better")
-        worse = graph.add("ReduceMax", near, graph.constant([1], np.int64), keepdims=0)
-        return graph.add("Sub", scores, graph.add("Mul", worse, graph.constant(SUPPRESSED)))
+        # IoU > least, without a quotient: I > least * (A + B - I)
+        limit = graph.add("Mul", both, graph.constant(least_iou / (1 + least_iou)))
+        return graph.add("Cast", graph.add("Greater", common, limit), to=1, hint="near")
 
-    def corrected(self, boxes: str, objectness: str) -> tuple[str, str]:
-        """The box layer: corrected boxes ``[N, K, 4]`` and their expected IoU ``[N, K, 1]``."""
+    def corrected(self, boxes: str, objectness: str) -> tuple[str, str, str | None]:
+        """The box layer: corrected boxes ``[N, K, 4]``, their expected IoU ``[N, K, 1]``, and the
+        scores of their names and of the background ``[N, K, C + 1]``, where it names them.
+        """
         graph, n, count = self._graph, self._images, self._head.candidates
         middle, sizes = self._middles_and_sizes(boxes)
         blocks = [objectness]
@@ -419,15 +393,39 @@ class _Writer:
             pooled = self._pooled(used, middle, sizes, level.box_bins)
             blocks.append(self._reshaped(pooled, n, count, level.box_width))
         blocks.append(self._geometry(sizes))
+        if self._head.whole:
+            last = self._projected[-1]
+            pooled = self._pooled(last, middle, sizes, 1, 1.0, SAMPLES_OF_CLASS)
+            blocks.append(self._reshaped(pooled, n, count, graph.shape(last)[1]))
         joined = graph.add("Concat", *blocks, axis=2, hint="box_features")
-        weight = graph.constant(self._head.box_weight.T, hint="box_weight")
+        weights, biases = [self._head.box_weight], [self._head.box_bias]
+        if naming := self._head.naming:
+            weights.append(naming.weight)
+            biases.append(naming.bias)
+        weight = graph.constant(np.concatenate(weights).T, hint="box_weight")
         linear = graph.add("MatMul", joined, weight, hint="box_products")
-        linear = graph.add("Add", linear, graph.constant(self._head.box_bias), hint="box_linear")
+        bias = graph.constant(np.concatenate(biases))
+        linear = graph.add("Add", linear, bias, hint="box_linear")
         limits = (graph.constant(-MOST_CORRECTION), graph.constant(MOST_CORRECTION))
         shifts = graph.add("Clip", self._part(linear, 2, 0, 4), *limits, hint="corrections")
         sides = graph.add("Concat", sizes, sizes, axis=2, hint="sizes_twice")
         moved = graph.add("Add", boxes, graph.add("Mul", shifts, sides), hint="boxes_moved")
-        return self._clipped(moved), self._part(linear, 2, 4, 5)
+        names = self._part(linear, 2, 5, 6 + len(naming.names)) if naming else None
+        return self._clipped(moved), self._part(linear, 2, 4, 5), names
+
+    def confidence(self, boxes: str, expected: str, objectness: str, evidence: str) -> str:
+        """The probability that each of the corrected boxes is right, ``[N, K, 1]``."""
+        graph = self._graph
+        if self._head.trust is None:
+            slope, offset = (graph.constant(value) for value in self._head.certainty)
+            logit = graph.add("Add", graph.add("Mul", expected, slope), offset)
+            return graph.add("Sigmoid", logit, hint="confidence")
+        near = self._near(boxes, ALIKE)
+        alike = graph.add("ReduceSum", near, graph.constant([2], np.int64), keepdims=1)
+        _, sizes = self._middles_and_sizes(boxes)
+        sizes = graph.add("Mul", sizes, graph.constant(1 / self._head.size_px), hint="box_sides")
+        cues = append_cues(graph, sizes, expected, objectness, evidence, alike)
+        return append_logistic(graph, cues, self._head.trust)
 
     def _middles_and_sizes(self, boxes: str) -> tuple[str, str]:
         """Of boxes ``[N, K, 4]``: x and y of the middle, width and height; each ``[N, K, 2]``."""

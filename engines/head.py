@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from engines.confidence import ConfidenceModel, confidence_model_of
+from engines.dense import FORMAT as DENSE_FORMAT
+from engines.dense import GEOMETRY, PROPOSALS, SIZES, DenseHead, Level
 from engines.dense import METADATA as DENSE
-from engines.dense import DenseHead, dense_head_of
+from engines.dense_names import CUES, naming_of
 from engines.errors import ModelError
 from engines.files import (
     Kind,
@@ -112,7 +114,7 @@ def load_head(path: Path) -> Head | DenseHead:
     try:
         tensors, metadata = read_safetensors(path, "head")
         if DENSE in metadata:
-            return dense_head_of(tensors, json_object(metadata[DENSE]), LARGEST_SIDE)
+            return _dense_head_of(tensors, json_object(metadata[DENSE]))
         if "sightline_head" not in metadata:
             raise ValueError(
                 "its metadata have no 'sightline_head', so that it is another kind of file"
@@ -122,6 +124,73 @@ def load_head(path: Path) -> Head | DenseHead:
         reason = f"it has no {error}" if type(error) is KeyError else str(error)
         raise ModelError(f"cannot read head {path}: {reason}; fit one with 'fit'") from error
     return head
+
+
+def _dense_head_of(tensors: Mapping[str, NDArray[Any]], described: Mapping[str, Any]) -> DenseHead:
+    """A dense head of what its file holds.
+
+    Raises:
+        KeyError, TypeError, ValueError, ModelError: something is missing, or is not what it should
+        be.
+    """
+    whole_number(described["format"], "its format", 1, DENSE_FORMAT)
+    arrays = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
+    for name, value in arrays.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"its {name} holds values that are not finite (NaN or infinity)")
+    levels = tuple(
+        _level_of(each, arrays[f"mean{place}"], arrays[f"basis{place}"])
+        for place, each in enumerate(described["levels"])
+    )
+    cell_width = sum(level.cell_width for level in levels)
+    whole = bool(described.get("whole", False))
+    box_width = 1 + sum(level.box_width for level in levels) + GEOMETRY
+    if whole:
+        box_width += levels[-1].basis.shape[1]
+    shown_from = described.get("shown_from")
+    shapes = {
+        "cell_weight": (5 * SIZES, cell_width),
+        "cell_bias": (5 * SIZES,),
+        "box_weight": (5, box_width),
+        "box_bias": (5,),
+    }
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"it is damaged: {name} is {arrays[name].shape}, not {shape}")
+    card = described["card"]
+    if not isinstance(card, dict):
+        raise ValueError("its card is no JSON object")
+    slope, offset = (number(each, "its certainty", -1e3, 1e3) for each in described["certainty"])
+    spec = {name: text(value, f"its {name}") for name, value in described["spec"].items()}
+    return DenseHead(
+        MapSpec(**spec),
+        levels,
+        whole_number(described["stride_px"], "its stride_px", 1, LARGEST_SIDE),
+        arrays["cell_weight"],
+        arrays["cell_bias"],
+        arrays["box_weight"],
+        arrays["box_bias"],
+        (slope, offset),
+        whole_number(described["candidates"], "its candidates", 1, PROPOSALS),
+        text(described["network"], "its network"),
+        whole_number(described["size_px"], "its size_px", 1, LARGEST_SIDE),
+        text(described["resize"], "its resize"),
+        card,
+        whole,
+        naming_of(described.get("naming"), arrays, box_width),
+        confidence_model_of(described.get("trust"), CUES),
+        None if shown_from is None else number(shown_from, "its shown_from", 0, 1),
+    )
+
+
+def _level_of(described: Mapping[str, Any], mean: Array32, basis: Array32) -> Level:
+    if mean.ndim != 1 or basis.ndim != 2 or len(mean) != len(basis):
+        raise ValueError(f"it is damaged: a basis {basis.shape} does not fit a mean {mean.shape}")
+    kernel = whole_number(described["kernel"], "a level's kernel", 1, 64)
+    channels = whole_number(described["box_channels"], "a level's channels", 1, basis.shape[1])
+    bins = whole_number(described["box_bins"], "a level's bins", 1, 32)
+    name = text(described["layer"], "a level's layer")
+    return Level(name, bool(described["root"]), mean, basis, kernel, channels, bins)
 
 
 def _head_of(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> Head:

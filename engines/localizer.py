@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.boxes import distinct
 from engines.build import CANDIDATES, IMAGE, WANTED_CLASS
 from engines.confidence import confidence_model_of, cues_of
+from engines.dense_names import Said, Speaker
 from engines.engine import Array, Engine, Ticket
 from engines.errors import InputError, ModelError
 from engines.resizing import Resizing
@@ -34,6 +35,8 @@ class Detection:
         class_index, class_name: what it was found as.
         score: the method's own; only those of one method compare.
         confidence: probability that the box is right; None where nothing tells.
+        said: the name that people would use; None where nothing gives one: then ``class_name`` is
+            all there is.
     """
 
     box_xyxy_px: tuple[float, float, float, float]
@@ -41,6 +44,7 @@ class Detection:
     class_name: str
     score: float
     confidence: float | None = None
+    said: Said | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Localization:
             ``box_xyxy_px`` is the first's. Empty where the method finds one box.
         confidence: probability that the box is right (IoU over 0.5), see ``engines.confidence``;
             None where nothing tells.
+        said: the name of what is in the box, as of ``Detection``.
     """
 
     box_xyxy_px: tuple[float, float, float, float] | None
@@ -67,6 +72,7 @@ class Localization:
     map_hw: NDArray[np.float32]
     detections: tuple[Detection, ...] = ()
     confidence: float | None = None
+    said: Said | None = None
 
     def sure(self, least: float) -> "Localization":
         """The same, without the box where it is less sure than that."""
@@ -92,6 +98,8 @@ class Localizer:
         self._wanted = np.full(self.batch, -1, np.int64)
         self.resizing = Resizing.stored(self.description.get("resizing"))
         self._confidence_model = confidence_model_of(self.description.get("trust"))
+        naming = self.description.get("naming")
+        self._speaker = Speaker(naming, self.class_names) if naming else None
         self._outputs = {spec.name for spec in engine.outputs}
         self._least: float | None = None
         self.objects = 1
@@ -118,6 +126,19 @@ class Localizer:
         """
         found: dict[str, Any] = json.loads(self.engine.metadata.get("sightline", "{}"))
         return found
+
+    @property
+    def shown_from(self) -> float | None:
+        """The confidence from which on a box should be shown, where the head was fitted to tell
+        objects from nothing; None where it was not.
+        """
+        found = self.description.get("shown_from")
+        return None if found is None else float(found)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What boxes may be called (``Detection.said``); empty where they have no such names."""
+        return self._speaker.names if self._speaker else ()
 
     @property
     def finds_boxes(self) -> bool:
@@ -305,7 +326,8 @@ class Localizer:
             assert box is not None
             index = int(row[5])
             name = self.class_names[index]
-            found.append(Detection(box, index, name, float(row[6]), float(row[4])))
+            said = self._speaker.said(row) if self._speaker else None
+            found.append(Detection(box, index, name, float(row[6]), float(row[4]), said))
         if not found:
             index = int(outputs["class_index"][place])
             name, score = self.class_names[index], float(outputs["score"][place])
@@ -321,6 +343,7 @@ class Localizer:
             map_hw,
             (first, *others) if self.objects > 1 else (),
             first.confidence,
+            first.said,
         ).sure(self.least_confidence)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:

@@ -23,6 +23,7 @@ from engines.dense import (
     PROPOSALS,
     SAME,
     SAMPLES,
+    SAMPLES_OF_CLASS,
     SIZES,
     SMALLEST,
     SUPPRESSED,
@@ -252,8 +253,11 @@ def _level(name: str, rows: Array32, side: int, cells: int, is_last: bool) -> Le
 class Reader:
     """What the graph of a dense head computes, in NumPy: its features, cells, and proposals."""
 
-    def __init__(self, levels: Sequence[Level], size_px: int, stride_px: int) -> None:
+    def __init__(
+        self, levels: Sequence[Level], size_px: int, stride_px: int, whole: bool = False
+    ) -> None:
         self.levels, self.size_px, self.stride_px = levels, size_px, stride_px
+        self.whole = whole
         self.side = size_px // stride_px
         self.centres = cell_centres(self.side, stride_px).astype(np.float64)
 
@@ -302,36 +306,49 @@ class Reader:
         return boxes[order], objectness[order]
 
     def box_features(self, maps: Sequence[Array32], boxes: Array64, objectness: Array64) -> Array32:
-        """``[K, 1 + D2 + GEOMETRY + 1]``: what the box layer reads, and 1."""
+        """``[K, 1 + D2 + GEOMETRY + 1]``: what the box layer reads, and 1; where it reads the last
+        level's mean, too, with P numbers more before the last.
+        """
         sizes = self._sizes(boxes)
         middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-        parts = [objectness[:, None]]
+        parts: list[NDArray[np.floating]] = [objectness[:, None]]
         for x, level in zip(maps, self.levels, strict=True):
             used, bins = x[: level.box_channels], level.box_bins
-            rows, columns = (
-                self._bins(middle[:, axis], sizes[:, axis], x.shape[axis_of], bins)
-                for axis, axis_of in ((1, 1), (0, 2))
-            )
-            count, height, width = len(boxes), x.shape[1], x.shape[2]
-            flat = used.transpose(1, 0, 2).reshape(height, -1)
-            tall = (rows.reshape(-1, height) @ flat).reshape(count, -1, width)
-            parts.append((tall @ columns.transpose(0, 2, 1)).reshape(count, -1))
+            parts.append(self._pooled(used, middle, sizes, bins, AROUND, SAMPLES))
         logs = np.log(sizes / self.size_px)
         product = logs[:, :1] * logs[:, 1:]
-        parts += [logs, logs**2, product, sizes / self.size_px, np.ones((len(boxes), 1))]
+        parts += [logs, logs**2, product, sizes / self.size_px]
+        if self.whole:
+            parts.append(self._pooled(maps[-1], middle, sizes, 1, 1.0, SAMPLES_OF_CLASS))
+        parts.append(np.ones((len(boxes), 1)))
         return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def _pooled(
+        self, x: Array32, middle: Array64, sizes: Array64, bins: int, around: float, samples: int
+    ) -> Array32:
+        """``[K, bins * P * bins]`` of components ``[P, h, w]`` in K boxes."""
+        count, height, width = len(middle), x.shape[1], x.shape[2]
+        rows, columns = (
+            self._bins(middle[:, axis], sizes[:, axis], length, bins, around, samples)
+            for axis, length in ((1, height), (0, width))
+        )
+        flat = x.transpose(1, 0, 2).reshape(height, -1)
+        tall = (rows.reshape(-1, height) @ flat).reshape(count, -1, width)
+        return np.asarray((tall @ columns.transpose(0, 2, 1)).reshape(count, -1))
 
     def _sizes(self, boxes: Array64) -> Array64:
         return np.maximum(boxes[:, 2:] - boxes[:, :2], SMALLEST * self.stride_px)
 
-    def _bins(self, middle: Array64, size: Array64, length: int, bins: int) -> Array32:
+    def _bins(
+        self, middle: Array64, size: Array64, length: int, bins: int, around: float, samples: int
+    ) -> Array32:
         """How much each of ``length`` cells counts in each bin, ``[K, bins, length]``."""
-        count = bins * SAMPLES
-        offsets = ((np.arange(count) + 0.5) / count - 0.5) * AROUND
+        count = bins * samples
+        offsets = ((np.arange(count) + 0.5) / count - 0.5) * around
         places = (middle[:, None] + size[:, None] * offsets) * length / self.size_px - 0.5
         places = np.clip(places, 0, length - 1)
         near = np.maximum(1 - np.abs(places[:, :, None] - np.arange(length)), 0)
-        bilinear = near.reshape(len(middle), bins, SAMPLES, length).mean(axis=2)
+        bilinear = near.reshape(len(middle), bins, samples, length).mean(axis=2)
         return np.asarray(bilinear, np.float32)
 
     def moved(self, boxes: Array64, corrections: Array64) -> Array64:

@@ -77,7 +77,7 @@ def test_a_file_says_what_input_its_head_was_fitted_with(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format", 2),
+        ("format", 3),
         ("levels", []),
         ("levels", [{"layer": "stage"}]),
         ("stride_px", 0),
