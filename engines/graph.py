@@ -33,6 +33,7 @@ FOLDED = frozenset(
         "Abs",
         "Add",
         "And",
+        "BatchNormalization",
         "Cast",
         "CastLike",
         "Ceil",

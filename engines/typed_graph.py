@@ -90,6 +90,28 @@ def to_half(model: onnx.ModelProto, gradient_scale: float = GRADIENT_SCALE) -> o
     return result
 
 
+def to_double(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph in float64, for ``onnx.reference``: what rounding does not hide is seen so."""
+    double = onnx.ModelProto()
+    double.CopyFrom(model)
+    for tensor in double.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for node in double.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to":
+                attribute.i = _doubled(attribute.i)
+    for value in (*double.graph.input, *double.graph.output):
+        kind = value.type.tensor_type
+        kind.elem_type = _doubled(kind.elem_type)
+    return double
+
+
+def _doubled(elem: int) -> int:
+    return TensorProto.DOUBLE if elem == TensorProto.FLOAT else elem
+
+
 class _HalfWriter:
     """Writes the nodes once more, with casts between the two types and one scale on the way in and
     out of the gradient.

@@ -24,7 +24,6 @@ from engines.networks.onnx_rewrites import (
     in_floats,
     inlined,
     opset_of,
-    standardized,
     without_labels,
 )
 from engines.networks.onnx_tensors import FLOATS, MOST_BYTES, TensorReader, check_structure
@@ -98,7 +97,7 @@ def read_onnx(path: Path, opset: int, given: GivenInput = GivenInput()) -> OnnxF
     image = only_input(path, model, constants)
     _check_flow(path, model, {ends.input_name, *constants})
     nodes = needed(model.graph.node, [ends.output_name])
-    nodes, notes = _plain(path, model, nodes, constants)
+    nodes, notes = _plain(path, model, nodes, constants, ends.input_name)
     converted = _converted(path, model, nodes, constants, image, ends.output_name, opset)
     _check_finite(path, converted, constants)
     if reader.bytes_beside:
@@ -109,7 +108,11 @@ def read_onnx(path: Path, opset: int, given: GivenInput = GivenInput()) -> OnnxF
 
 
 def _plain(
-    path: Path, model: Model, nodes: list[onnx.NodeProto], constants: dict[str, Array]
+    path: Path,
+    model: Model,
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, Array],
+    image: str,
 ) -> tuple[list[onnx.NodeProto], tuple[str, ...]]:
     """(the nodes as a float network at inference has them, what was changed).
 
@@ -120,8 +123,7 @@ def _plain(
     _mark_fused(model, nodes)
     _check_kinds(path, nodes)
     _check_nodes(path, model, nodes)
-    nodes = standardized(nodes, constants)
-    if at_inference(nodes):
+    if at_inference(nodes, image):
         notes.append("exported in training mode: used as at inference")
     nodes, had_integers = in_floats(path, nodes, constants)
     if had_integers:

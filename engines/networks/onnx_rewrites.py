@@ -194,50 +194,26 @@ def opset_of(model: onnx.ModelProto) -> int | None:
     return next((int(o.version) for o in model.opset_import if o.domain in OWN), None)
 
 
-def standardized(
-    nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]
-) -> list[onnx.NodeProto]:
-    """The nodes without normalizations of weights in training mode, which are how exporters write
-    weight standardization (Brock et al. 2021, "Characterizing signal propagation"); what they
-    compute becomes a constant.
-    """
-    kept = list[onnx.NodeProto]()
-    for node in nodes:
-        values = [constants.get(name) for name in node.input]
-        at = attributes_of(node)
-        if node.op_type == "Reshape" and all(value is not None for value in values):
-            weight, shape = values
-            sizes = [weight.shape[i] if n == 0 else int(n) for i, n in enumerate(shape)]  # type: ignore[union-attr, arg-type]
-            constants[node.output[0]] = np.reshape(weight, sizes)  # type: ignore[arg-type]
-        elif node.op_type == "Mul" and all(value is not None for value in values):
-            constants[node.output[0]] = np.multiply(*values)  # type: ignore[arg-type]
-        elif (
-            node.op_type == "BatchNormalization"
-            and at.get("training_mode", 0)
-            and all(value is not None for value in values[:3])
-        ):
-            weight, scale, bias = (np.asarray(value, np.float64) for value in values[:3])
-            axes = tuple(i for i in range(weight.ndim) if i != 1)
-            along = [-1 if i == 1 else 1 for i in range(weight.ndim)]
-            centred = weight - weight.mean(axes, keepdims=True)
-            deviation = np.sqrt(weight.var(axes, keepdims=True) + at.get("epsilon", 1e-5))
-            found = centred / deviation * scale.reshape(along) + bias.reshape(along)
-            constants[node.output[0]] = found.astype(np.float32)
-        else:
-            kept.append(node)
-    return kept
-
-
-def at_inference(nodes: Sequence[onnx.NodeProto]) -> bool:
+def at_inference(nodes: Sequence[onnx.NodeProto], image: str) -> bool:
     """Put dropout and batch normalization out of training mode; the nodes are changed.
 
-    A normalization's own mean and variance, which it reads, are those that were learned.
+    A normalization's own mean and variance, which it reads, are those that were learned. One of
+    weights stays as it is: so do exporters write weight standardization (Brock et al. 2021,
+    "Characterizing signal propagation"), and what it computes is a constant.
+
+    Args:
+        nodes: in order.
+        image: the network's input.
 
     Returns:
         Whether any was in training mode.
     """
     found = False
+    of_image = {image}
     for node in nodes:
+        if of_image.isdisjoint(node.input):
+            continue
+        of_image.update(node.output)
         if node.op_type == "BatchNormalization":
             mode = [each for each in node.attribute if each.name == "training_mode"]
             found |= any(each.i for each in mode) or len(node.output) > 1

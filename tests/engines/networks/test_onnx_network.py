@@ -85,11 +85,78 @@ class Transformer(nn.Module):
         return self.fc(x[:, 0])
 
 
+class GlobalResponse(nn.Module):
+    """Large depthwise windows, a response normalized over the whole map and a learned scale of the
+    block, as ConvNeXt V1 and V2 have them.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.deep = nn.Conv2d(8, 8, 7, padding=3, groups=8)
+        self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.weight, self.scale = nn.Parameter(torch.randn(16)), nn.Parameter(torch.randn(8, 1, 1))
+        self.down_norm, self.down = nn.GroupNorm(1, 8), nn.Conv2d(8, 12, 2, 2)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.patches(x)
+        inner = nn.functional.gelu(self.wide(self.norm(self.deep(x).permute(0, 2, 3, 1))))
+        length = inner.norm(p=2, dim=(1, 2), keepdim=True)
+        inner = inner + self.weight * inner * length / (length.mean(-1, keepdim=True) + 1e-6)
+        x = x + self.scale * self.narrow(inner).permute(0, 3, 1, 2)
+        self.first_map = self.down_norm(x)
+        self.map = self.down(self.first_map)
+        return self.fc(nn.functional.layer_norm(self.map.mean((2, 3)), (12,)))
+
+
+class Padded(nn.Module):
+    """TensorFlow's padding before depthwise convolutions, and gates of hard sigmoids, as
+    MobileNetV3 and EfficientNet of TensorFlow have them.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8)
+        self.deep, self.point = nn.Conv2d(8, 8, 5, 2, groups=8), nn.Conv2d(8, 12, 1)
+        self.squeeze, self.excite = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.stem_norm(self.stem(nn.functional.pad(x, (0, 1, 0, 1))))
+        self.first_map = nn.functional.hardswish(x)
+        x = self.point(self.deep(nn.functional.pad(self.first_map, (1, 2, 1, 2))))
+        gate = self.excite(nn.functional.relu6(self.squeeze(x.mean((2, 3), keepdim=True))))
+        self.map = x * nn.functional.hardsigmoid(gate)
+        return self.fc(self.map.mean((2, 3)))
+
+
+class Standardized(nn.Module):
+    """Convolutions whose weights are standardised when it runs, as the NFNets'."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 12, 3, 2, 1)
+        self.gain, self.fc = nn.Parameter(torch.full((12, 1, 1, 1), 0.4)), nn.Linear(12, 5)
+
+    def forward(self, x):
+        self.first_map = nn.functional.silu(self.stem(x))
+        flat = self.conv.weight.reshape(1, 12, -1)
+        gain = self.gain.view(-1) * 0.2
+        weight = nn.functional.batch_norm(flat, None, None, weight=gain, training=True, eps=1e-6)
+        weight = weight.reshape_as(self.conv.weight)
+        self.map = nn.functional.conv2d(self.first_map, weight, self.conv.bias, 2, 1)
+        return self.fc(nn.functional.gelu(self.map).mean((2, 3)))
+
+
+KINDS = (Residual, ChannelsLast, Transformer, GlobalResponse, Padded, Standardized)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nets")
     found = {}
-    for kind in (Residual, ChannelsLast, Transformer):
+    for kind in KINDS:
         torch.manual_seed(3)
         module = kind().eval()
         path = folder / f"{kind.__name__}.onnx"
@@ -150,6 +217,11 @@ def test_stages_are_the_last_maps_that_nothing_goes_past(exported):
             "tokens",
             lambda g: g[:, 1:].transpose(0, 2, 1).reshape(1, 16, 4, 4),
         ),
+        ("GlobalResponse", 0, "first_map", lambda g: g),
+        ("GlobalResponse", -1, "map", lambda g: g),
+        ("Padded", 0, "first_map", lambda g: g),
+        ("Padded", -1, "map", lambda g: g),
+        ("Standardized", 0, "first_map", lambda g: g),
     ],
 )
 def test_the_gradient_at_a_stage_is_autograds(exported, name, stage, kept, turned):
@@ -163,7 +235,7 @@ def test_the_gradient_at_a_stage_is_autograds(exported, name, stage, kept, turne
 
 
 @NORMALIZES
-@pytest.mark.parametrize("name", ["Residual", "ChannelsLast", "Transformer"])
+@pytest.mark.parametrize("name", [kind.__name__ for kind in KINDS])
 def test_every_signal_at_every_stage_is_computed(exported, name):
     classifier = load_classifier(exported[name][1])
     image = np.random.default_rng(1).integers(0, 255, (1, SIDE, SIDE, 3), np.uint8)
