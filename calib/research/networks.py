@@ -273,7 +273,8 @@ def _decided(
     with torch.no_grad():
         best = int(module(torch.from_numpy(exact)).argmax())
     feeds = {"pixels": exact, "wanted": np.array([best])}
-    ours = ReferenceEvaluator(to_double(model)).run(["gradient_0"], feeds)[0]
+    answers: Any = ReferenceEvaluator(to_double(model)).run(["gradient_0"], feeds)
+    ours = answers[0]
     off = float(np.abs(ours - autograds).max() / np.abs(autograds).max())
     trial = replace(trial, exact_off=off)
     if off < EXACT:
