@@ -26,10 +26,10 @@ from calib.evaluation.sequences import report_of as following_report
 from calib.heads import curve as curves
 from calib.heads import dense
 from calib.heads import finetune as finetuning
-from calib.heads.fit import default_features, fit_head
+from calib.heads.fit import LINEAR, default_features, fit_head
 from engines.errors import InputError, OutputError
 from engines.files import checked_output
-from engines.head import HEAD_FILE
+from engines.head import HEAD_FILE, NO_HEAD, dense_input
 from engines.localizer import Localizer
 from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, EngineOptions, Option
 from realtime.latency_budget import classifier_with_notes, open_with_notes
@@ -46,13 +46,14 @@ class FitOptions:
         Path, Option("The head to write: NAME, for --head NAME, or FILE.safetensors.", OUTPUT)
     ]
     kind: Annotated[
-        str,
+        str | None,
         Option(
-            "best; dense: many boxes from one call; paper or paper-sgd: the papers' linear layer on"
-            " the whole map.",
+            "dense: many boxes from one call, the default for lite0, which comes with such a head;"
+            " linear: one box, read off maps, else the default; paper or paper-sgd: the papers'"
+            " linear layer on the whole map.",
             NETWORK,
         ),
-    ] = "best"
+    ] = None
     from_head: Annotated[
         str | None,
         Option(
@@ -112,14 +113,16 @@ def fit_chosen(
         if options.curve_on
         else None
     )
-    if options.kind == dense.KIND:
+    kind = options.kind or (dense.KIND if dense_input(choice.default_head) else LINEAR)
+    if kind == dense.KIND:
         return _fit_dense(training, test, data, replace(options, out=out), choice, console)
     if curve:
         curves.check_enough(training, held_out)
+    choice = replace(choice, head=NO_HEAD)
     classifier = classifier_with_notes(choice, console)
-    spec, features = default_features(classifier, choice.method, options.kind, choice.layer)
+    spec, features = default_features(classifier, choice.method, kind, choice.layer)
     fitted = fit_head(
-        training, classifier, spec, features, console, data.name, options.kind, options.per_class
+        training, classifier, spec, features, console, data.name, kind, options.per_class
     )
     fitted.head.save(out)
     console.print(
@@ -150,7 +153,7 @@ def _fit_dense(
     """Fit and save a dense head, see ``fit_chosen``."""
     if options.curve or options.per_class:
         raise InputError(
-            "a dense head has neither a learning curve nor layers per class",
+            "a dense head has neither a learning curve nor layers per class: ask for a linear one",
             option=("kind", "curve", "per_class"),
         )
     choice = dense.with_input(choice)
@@ -196,7 +199,7 @@ def finetune_chosen(
     """
     out = options.out
     checked_output(out, finetuning.WEIGHTS_FILE, (*data.inputs, *choice.inputs))
-    classifier = classifier_with_notes(choice, console)
+    classifier = classifier_with_notes(replace(choice, head=NO_HEAD), console)
     found = finetuning.finetune(load_chosen(data, "trainval"), classifier, console)
     finetuning.save_finetuned(found, classifier, out)
     console.print(

@@ -1,7 +1,7 @@
 """The ``inspect`` command: what a classifier is, and a picture of its maps."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from engines.errors import ModelError, OutputError
 from engines.files import checked_output, picture_kind, signed, whole_file
 from engines.gradient import RULES
 from engines.graph import FLOAT, Graph, needed
+from engines.head import NO_HEAD
 from engines.localizer import ImageBgr
 from engines.maps import PIXELS, MapSpec
 from engines.networks.network import Forward
@@ -56,7 +57,7 @@ def inspect_chosen(
     """
     if options.image is not None:
         checked_output(options.out, MAPS_FILE, (options.image, *choice.inputs))
-    classifier = choice.classifier()
+    classifier = replace(choice, head=NO_HEAD).classifier()
     found = inspected(classifier)
     _print(found, console)
     if options.image is not None:

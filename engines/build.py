@@ -144,7 +144,9 @@ def assemble(
 
 
 def check_head(head: AnyHead, classifier: Classifier, spec: MapSpec) -> None:
-    """Raise ModelError unless the head was fitted on exactly this network, size and map."""
+    """Raise ModelError unless the head was fitted on exactly this network, size and map; a dense
+    head reads cells, of which there are more or fewer at another size.
+    """
     remedy = "fit one for it with 'fit', or use head none"
     if isinstance(head, Head | DenseHead) and not is_fitted_on(head, classifier):
         changed, options = _other_input(head.card, classifier)
@@ -153,7 +155,7 @@ def check_head(head: AnyHead, classifier: Classifier, spec: MapSpec) -> None:
             f"{changed}; {remedy}",
             option=("head", *options),
         )
-    if isinstance(head, Head | DenseHead) and head.size_px != classifier.size_px:
+    if isinstance(head, Head) and head.size_px != classifier.size_px:
         raise ModelError(
             f"the head was fitted at {head.size_px} px, not {classifier.size_px}; {remedy}",
             option="head",

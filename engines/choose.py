@@ -24,6 +24,7 @@ from engines.engine import Engine
 from engines.errors import EngineError, InputError, ModelError, SightlineError
 from engines.graph import Graph
 from engines.head import (
+    NO_HEAD,
     Head,
     default_heuristic,
     head_path,
@@ -34,13 +35,13 @@ from engines.head import (
 from engines.int8 import Quantization, load_quantization
 from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec, Method, method_of, names_of_searches
-from engines.networks.registry import Classifier
+from engines.networks.registry import DEFAULT_MODEL, Classifier
 from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
 
 
 def open_localizer(
-    model: str | EngineOptions = "compact",
+    model: str | EngineOptions = DEFAULT_MODEL,
     notify: Callable[[str], None] | None = None,
     streams: int = 1,
     batch: int = 1,
@@ -65,7 +66,7 @@ def open_localizer(
     choice = chosen(model, options)
     classifier = choice.classifier()
     method = method_of(choice.method, classifier.network.classless)
-    if method.search and (choice.head is None or (method.published and choice.head == "none")):
+    if method.search and (choice.head is None or (method.published and choice.head == NO_HEAD)):
         engine = open_search(choice, classifier, streams)
     else:
         head = choose_head(choice, classifier)
@@ -133,16 +134,17 @@ def _named_or_usual_head(
     choice: EngineOptions, classifier: Classifier, method: Method
 ) -> AnyHead | None:
     """See ``choose_head``."""
-    if choice.head == "none":
+    named = choice.head or choice.default_head
+    if named == NO_HEAD:
         return None
-    if choice.head is not None:
+    if named is not None:
         if not method.fitted:
             raise ModelError(
                 f"method {method.name} reads the box without a fitted head: drop it, or drop the"
-                f" head {choice.head}",
+                f" head {named}",
                 option=("method", "head"),
             )
-        return load_head(head_path(choice.head))
+        return load_head(head_path(named))
     shipped = shipped_heads(classifier) if method.fitted else {}
     usual = "gestalt" if classifier.network.classless else choice.method
     for name, head in shipped.items():
@@ -336,10 +338,18 @@ PRECISION_COST = {"fp32": 1.0, "bf16": 0.53, "int8": 0.37}
 """Time of a graph beside that in fp32, where the processor computes in it natively (measured on the
 compact network).
 """
-SIZE_STEP_PX, SMALLEST_SHARE = (
-    32,
-    0.5,
-)  # of training-free presets: networks take multiples of 32; below half, little is found
+DENSE_PRODUCTS = 340e6
+"""What a dense head costs besides the network, in multiplications of the latter: it is hundreds of
+small nodes, at every size (measured).
+"""
+SIZE_STEP_PX = 32
+"""Of presets of one network: networks take multiples of it."""
+SMALLEST_SHARE = 0.5
+"""Of the usual side: below it, a training-free box finds little."""
+DENSE_SHARES = (0.8, 0.6)
+"""Sides of a dense head's presets beside the usual one."""
+CHEAPEST_MODEL = "compact"
+"""The last preset of the default network, where one object is looked for."""
 COARSE_SIDE = 8  # pixels of the image that one of an inner map stands for
 SPARSE_HEAT_MAP = 8
 WORTH_A_STEP = 0.9
@@ -366,23 +376,20 @@ def presets(choice: EngineOptions) -> list[Preset]:
     """The settings from what was chosen to the cheapest, each estimated to be cheaper than the one
     before.
 
-    With a head that the user named, precision and heat map are all that changes: another head might
-    look for something else.
+    With a head that the user named, precision and heat map are all that changes, and the input of a
+    dense head: another head might look for something else.
 
     Raises:
         ModelError: the network, weights or head of the choice cannot be used.
         EngineError: no preset's precision can be run here.
     """
     classifier = choice.classifier()
-    depth = backward_shares(classifier)
-    top, *others = _variants(choice, classifier, depth)
-    ladder = [_preset(top, precision, depth) for precision in _precisions(choice, classifier)]
+    top, *others = _variants(choice, classifier)
+    ladder = [_preset(top, precision) for precision in _precisions(choice, classifier)]
     cheaper = []
     for other in others:
-        *_, cheapest = _precisions(
-            replace(other.choice, precision="auto"), replace(classifier, size_px=other.size_px)
-        )
-        cheaper.append(_preset(other, cheapest, depth))
+        *_, cheapest = _precisions(replace(other.choice, precision="auto"), other.classifier)
+        cheaper.append(_preset(other, cheapest))
     for preset in sorted(cheaper, key=lambda preset: -preset.cost):
         if preset.cost < WORTH_A_STEP * ladder[-1].cost:
             ladder.append(preset)
@@ -402,14 +409,15 @@ class _Variant:
     """What stays the same from precision to precision."""
 
     choice: EngineOptions
-    size_px: int
-    deepest: str  # layer at which the backward pass ends
+    classifier: Classifier
+    name: str
+    products: float  # of the network, forward and backward
 
 
-def _preset(variant: _Variant, precision: str, depth: Mapping[str, float]) -> Preset:
-    cost = PRECISION_COST[precision] * variant.size_px**2 * (1 + depth[variant.deepest])
-    name = f"{precision}, {variant.size_px} px, back to {variant.deepest}"
-    return Preset(name, replace(variant.choice, precision=precision, size_px=variant.size_px), cost)
+def _preset(variant: _Variant, precision: str) -> Preset:
+    choice = replace(variant.choice, precision=precision, size_px=variant.classifier.size_px)
+    cost = PRECISION_COST[precision] * variant.products
+    return Preset(f"{precision}, {variant.name}", choice, cost)
 
 
 def _precisions(choice: EngineOptions, classifier: Classifier) -> list[str]:
@@ -443,29 +451,49 @@ def _calibrated(choice: EngineOptions, classifier: Classifier) -> bool:
     )
 
 
-def _variants(
-    choice: EngineOptions, classifier: Classifier, depth: Mapping[str, float]
-) -> Iterator[_Variant]:
+def _variants(choice: EngineOptions, classifier: Classifier) -> Iterator[_Variant]:
     """What was chosen, then every other head or training-free setting that may take its place."""
     head = choose_head(choice, classifier)
-    yield _Variant(choice, classifier.size_px, _deepest(head, depth))
-    if choice.head is not None:
-        return
-    if isinstance(head, Head):
-        for name, other in shipped_heads(classifier).items():
-            fits = other.spec.objective == head.spec.objective and other.size_px <= head.size_px
-            if fits and other.digest != head.digest:
-                yield _Variant(
-                    replace(choice, head=name, layer=None), other.size_px, _deepest(other, depth)
-                )
-        return
+    depth, whole = backward_shares(classifier), forward_products(classifier)
+
+    def variant(changed: EngineOptions, size_px: int, deepest: str) -> _Variant:
+        products = whole * (size_px / classifier.size_px) ** 2 * (1 + depth[deepest])
+        resized = replace(classifier, size_px=size_px)
+        if isinstance(head, DenseHead):
+            return _Variant(changed, resized, f"{size_px} px", products + DENSE_PRODUCTS)
+        return _Variant(changed, resized, f"{size_px} px, back to {deepest}", products)
+
     usual, coarse = _deepest(head, depth), _coarse_layer(classifier)
-    for size_px in range(
-        classifier.size_px, int(SMALLEST_SHARE * classifier.size_px) - 1, -SIZE_STEP_PX
-    ):
-        yield _Variant(choice, size_px, usual)
-        if head is not None and depth[coarse] < depth[usual]:
-            yield _Variant(replace(choice, layer=coarse), size_px, coarse)
+    yield variant(choice, classifier.size_px, usual)
+    if isinstance(head, DenseHead):
+        for share in DENSE_SHARES:
+            size_px = round(share * classifier.size_px / SIZE_STEP_PX) * SIZE_STEP_PX
+            if 0 < size_px < classifier.size_px:
+                yield variant(choice, size_px, usual)
+        if choice.default_head is not None and choice.objects == 1:
+            yield _of_cheapest_model(choice)
+    elif choice.head is not None:
+        return
+    elif isinstance(head, Head):
+        for name, other in shipped_heads(classifier).items():
+            fits = isinstance(other, Head) and other.spec.objective == head.spec.objective
+            if fits and other.size_px <= head.size_px and other.digest != head.digest:
+                changed = replace(choice, head=name, layer=None)
+                yield variant(changed, other.size_px, _deepest(other, depth))
+    else:
+        for size_px in range(
+            classifier.size_px, int(SMALLEST_SHARE * classifier.size_px) - 1, -SIZE_STEP_PX
+        ):
+            yield variant(choice, size_px, usual)
+            if head is not None and depth[coarse] < depth[usual]:
+                yield variant(replace(choice, layer=coarse), size_px, coarse)
+
+
+def _of_cheapest_model(choice: EngineOptions) -> _Variant:
+    """The cheapest network with its usual head, in place of what was chosen."""
+    changed = replace(choice, model=CHEAPEST_MODEL, size_px=None)
+    usual = next(_variants(changed, changed.classifier()))
+    return replace(usual, name=f"{CHEAPEST_MODEL} at {usual.name}")
 
 
 def _deepest(head: AnyHead | None, depth: Mapping[str, float]) -> str:
@@ -492,6 +520,12 @@ def backward_shares(classifier: Classifier) -> dict[str, float]:
         done_at |= dict.fromkeys(node.output, done)
     tensors = {PIXELS: PIXELS, **forward.layers}
     return {layer: 1 - done_at.get(tensor, 0) / max(done, 1) for layer, tensor in tensors.items()}
+
+
+def forward_products(classifier: Classifier) -> int:
+    """Multiplications of the forward pass."""
+    graph, _ = classifier.forward_graph()
+    return sum(_products(graph, node) for node in graph.nodes)
 
 
 def _products(graph: Graph, node: onnx.NodeProto) -> int:

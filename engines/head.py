@@ -302,6 +302,8 @@ def append_box(graph: Graph, features: str, class_index: str, head: Head) -> str
 
 
 ENDING = "_head.safetensors"
+NO_HEAD = "none"
+"""What ``--head`` takes for the map alone, by the network as it is without a head of its own."""
 
 
 def shipped_head_names() -> list[str]:

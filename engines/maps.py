@@ -292,6 +292,7 @@ METHODS: dict[str, Method] = {
     )
 }
 """The record of each method by its name. ``register_method`` adds one from outside."""
+DEFAULT_METHOD = "sensitivity"
 
 
 def register_method(method: Method, signal: Signal | None = None) -> None:

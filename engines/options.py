@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from engines.backends.registry import backends_in_words, precisions_in_words
 from engines.errors import InputError
 from engines.head import dense_input
-from engines.maps import METHODS
+from engines.maps import DEFAULT_METHOD, METHODS
 from engines.networks.packages import PACKAGES
 from engines.networks.preprocessing import (
+    LETTERBOX,
     GivenInput,
     Rgb,
     parsed_channels,
@@ -22,7 +23,7 @@ from engines.networks.preprocessing import (
     parsed_resize,
     parsed_scale,
 )
-from engines.networks.registry import NETWORKS, Classifier, load_classifier
+from engines.networks.registry import DEFAULT_MODEL, NETWORKS, Classifier, load_classifier
 
 LARGEST_SIDE_PX = 4096
 MOST_IMAGES = 1024
@@ -95,10 +96,11 @@ class EngineOptions:
         str,
         Option(
             f"{', '.join(NETWORKS)}, a classifier FILE.onnx, or by its name in a package that is"
-            f" installed: {', '.join(f'{each}:NAME' for each in PACKAGES)}.",
+            f" installed: {', '.join(f'{each}:NAME' for each in PACKAGES)}. SIGHTLINE_MODEL names"
+            " another default.",
             NETWORK,
         ),
-    ] = "compact"
+    ] = DEFAULT_MODEL
     weights: Annotated[
         str | None,
         Option(
@@ -117,7 +119,7 @@ class EngineOptions:
     method: Annotated[
         str,
         Option(", ".join(f"{each.name} ({each.help})" for each in METHODS.values()) + ".", NETWORK),
-    ] = "sensitivity"
+    ] = DEFAULT_METHOD
     head: Annotated[
         str | None,
         Option("FILE or NAME of a fitted head, NAME of a shipped one, or none.", NETWORK),
@@ -226,10 +228,23 @@ class EngineOptions:
         with unless another is asked for. Raises what ``load_classifier`` raises.
         """
         size_px, given = self.size_px, self.given
-        if (fitted := dense_input(self.head)) is not None:
+        if (fitted := dense_input(self.head or self.default_head)) is not None:
             size_px = size_px or fitted[0]
             given = replace(given, resize=given.resize or fitted[1])
         return load_classifier(self.model, self.weights, size_px, given, self.class_layer)
+
+    @property
+    def default_head(self) -> str | None:
+        """Name of the head that the network comes with; None where a head is named, there is none,
+        or what is asked for needs another one: it fits the network's own weights and input, and
+        one method with one map.
+        """
+        known = NETWORKS.get(self.model)
+        others = (self.head, self.weights, self.class_layer, self.layer)
+        is_usual = self.method == DEFAULT_METHOD and self.resize in (None, LETTERBOX)
+        if known is None or not is_usual or any(each is not None for each in others):
+            return None
+        return known.default_head or None
 
     @property
     def given(self) -> GivenInput:

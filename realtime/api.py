@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.choose import chosen, class_index, open_localizer
 from engines.errors import InputError, SourceError
 from engines.localizer import ImageBgr, Localizer
+from engines.networks.registry import DEFAULT_MODEL
 from engines.options import EngineOptions
 from engines.text import displayable, shown
 from realtime.annotate import PLAIN, Look, draw
@@ -121,7 +122,7 @@ class Result:
 
 def localize(
     source: str | int | os.PathLike[str],
-    model: str | EngineOptions | Localizer = "compact",
+    model: str | EngineOptions | Localizer = DEFAULT_MODEL,
     *,
     follow: bool = False,
     objects: int | None = None,

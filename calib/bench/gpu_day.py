@@ -115,7 +115,7 @@ class Day:
 
     def networks(self) -> Iterator[tuple[str, Classifier, EngineOptions]]:
         """Name, network and choice of each network. A dry run takes the small one only."""
-        yield "compact", load_classifier("compact"), EngineOptions()
+        yield "compact", load_classifier("compact"), EngineOptions("compact")
         if not self.dry:
             choice = EngineOptions(model="vgg16", weights=self.vgg)
             yield "vgg16", load_classifier("vgg16", self.vgg), choice
@@ -239,7 +239,7 @@ def torch_on_processor(_: Day) -> Found:
     """The same comparison with the smallest network, two frames and no GPU."""
     classifier = load_classifier("compact")
     return compare_torch(
-        classifier, choose_head(EngineOptions(), classifier), "cpu", ("fp32",), (2,), 2
+        classifier, choose_head(EngineOptions("compact"), classifier), "cpu", ("fp32",), (2,), 2
     )
 
 
@@ -412,7 +412,7 @@ def sessions(_: Day) -> Found:
         EngineError: GPU memory is lost.
         AssertionError: an output is wrong, or a CUDA graph was not captured.
     """
-    driven = Driven.of(load_classifier("compact"), EngineOptions())
+    driven = Driven.of(load_classifier("compact"), EngineOptions("compact"))
     found = check_sessions(driven)
     lost = lost_mib(driven)
     if lost > MOST_LOST_MIB:
@@ -424,7 +424,7 @@ def stand_in_fits(_: Day) -> Found:
     """The stand-in's outputs have the shapes of the graph's."""
     import torch
 
-    driven = Driven.of(load_classifier("compact"), EngineOptions())
+    driven = Driven.of(load_classifier("compact"), EngineOptions("compact"))
     image = torch.zeros((1, driven.size_px, driven.size_px, 3), dtype=torch.uint8)
     outputs = outputs_of(image, torch.zeros(1, dtype=torch.int64), driven.library.map_hw)
     shapes = {name: tuple(value.shape) for name, value in outputs.items()}

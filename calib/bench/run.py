@@ -39,7 +39,7 @@ from engines.errors import EngineError, SightlineError
 from engines.head import Heuristic
 from engines.int8 import Quantization
 from engines.maps import PIXELS, MapSpec, method_of
-from engines.networks.registry import NETWORKS, Classifier
+from engines.networks.registry import DEFAULT_MODEL, NETWORKS, Classifier
 from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, SPEED, EngineOptions, Option
 from realtime.statistics import Run, percentiles
 
@@ -128,18 +128,20 @@ def _point(
 
 
 def choices(models: str, choice: EngineOptions) -> list[EngineOptions]:
-    """The networks that ``--models compact,vgg16`` names.
+    """The networks that ``--models lite0,vgg16`` names.
 
     A network without weights takes the shipped ones, or random ones: the speed is the same.
 
-    Given weights are those of the one network named, or of all but the compact one.
+    Given weights are those of the one network named, or of all whose weights are not shipped.
     """
     names = [name.strip() for name in models.split(",")]
-    own = {
-        name: choice.weights or (None if name in NETWORKS and NETWORKS[name].shipped else "random")
-        for name in names
-    } | ({"compact": choice.weights if len(names) == 1 else None})
-    return [replace(choice, model=name, weights=own[name]) for name in names]
+
+    def weights(name: str) -> str | None:
+        shipped = name in NETWORKS and NETWORKS[name].shipped is not None
+        given = choice.weights if len(names) == 1 or not shipped else None
+        return given or (None if shipped else "random")
+
+    return [replace(choice, model=name, weights=weights(name)) for name in names]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
@@ -177,7 +179,8 @@ def variants(
     )
     best, spec = best_precision(), head.spec if head else MapSpec(objective)
     deep = head if spec.layer == PIXELS else Heuristic(MapSpec(objective))
-    ranges = quantization_for_timing(choice, classifier, spec)
+    calibrated = choose_quantization(replace(choice, precision="auto"), classifier, spec)
+    ranges = calibrated or rough_quantization(classifier, spec.objective)
     shallow, pixels = (partial(build_graph, classifier, head=each) for each in (head, deep))
     usual = [
         (f"Sightline int8, to {spec.layer}", (shallow(quantization=ranges), "int8")),
@@ -185,7 +188,7 @@ def variants(
     ]
     last = MapSpec(layer=classifier.last_layer(), signal="gradcam")
     rows = {
-        **dict(usual if has_vnni() else usual[::-1]),
+        **dict(usual if calibrated and has_vnni() else usual[::-1]),
         "Sightline int8, to pixels": (pixels(quantization=ranges), "int8"),
         f"Sightline {best}, to pixels": (pixels(), best),
         "Sightline fp32, to pixels": (pixels(), "fp32"),
@@ -337,7 +340,7 @@ class BenchOptions:
     models: Annotated[
         str,
         Option("Networks to time; the first one end to end too.", NETWORK, ("models", "model")),
-    ] = "compact,vgg16"
+    ] = f"{DEFAULT_MODEL},vgg16"
     seconds: Annotated[
         float, Option("Time limit of each part that has not settled before.", LOOK_AT, min=0.1)
     ] = 60.0

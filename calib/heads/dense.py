@@ -35,7 +35,7 @@ from calib.heads.linear import FOLDS, Rows, group_numbers
 from engines.boxes import distinct, iou
 from engines.dense import SIZES, SMALLEST, DenseHead, Level
 from engines.errors import ModelError, SourceError
-from engines.head import head_path, is_fitted_on, load_head, shipped_heads
+from engines.head import NO_HEAD, head_path, is_fitted_on, load_head, shipped_heads
 from engines.maps import MapSpec
 from engines.networks.preprocessing import LETTERBOX
 from engines.networks.registry import NETWORKS, Classifier
@@ -390,7 +390,7 @@ def start_of(name: str | None, classifier: Classifier) -> DenseHead | None:
     Raises:
         ModelError: the named one is no dense head, or belongs to another network.
     """
-    if name == "none":
+    if name == NO_HEAD:
         return None
     if name is None:
         shipped = shipped_heads(classifier).values()

@@ -200,19 +200,22 @@ class Fit:
     cv_corloc: float
 
 
-KINDS = ("best", "paper", "paper-sgd")
-"""The kinds of heads that ``fit`` makes: the best one at the cost of one backward pass, and the
-papers' own, which is a linear layer on the whole map, in closed form or by gradient descent. The
-dense head is fitted apart, see ``calib.heads.dense``.
+LINEAR = "linear"
+KINDS = (LINEAR, "paper", "paper-sgd")
+"""The kinds of heads of one box that ``fit`` makes: the best one at the cost of one backward pass,
+and the papers' own, which is a linear layer on the whole map, in closed form or by gradient
+descent. The dense head is fitted apart, see ``calib.heads.dense``.
 """
+STORED_KINDS = {LINEAR: "best"}
+"""What cards of heads call a kind, where that is another name."""
 
 
 def default_features(
-    classifier: Classifier, method: str, kind: str = "best", layer: str | None = None
+    classifier: Classifier, method: str, kind: str = LINEAR, layer: str | None = None
 ) -> tuple[MapSpec, tuple[Feature, ...]]:
     """The map and the features that a kind of head reads.
 
-    The best head reads quantiles and coarse grids at several depths, the papers' the whole map.
+    The linear head reads quantiles and coarse grids at several depths, the papers' the whole map.
 
     Args:
         classifier: the network.
@@ -237,7 +240,7 @@ def default_features(
             option="method",
         )
     objective, layer = known.objective, layer or PIXELS
-    if kind != "best":
+    if kind != LINEAR:
         return MapSpec(objective, layer=layer), (Feature("grid", layer, classifier.size_px),)
     layers = classifier.network.head_layers
     cam_layers = classifier.network.head_cam_layers
@@ -268,7 +271,7 @@ def fit_head(
     features: Sequence[Feature],
     console: Console,
     name: str,
-    kind: str = "best",
+    kind: str = LINEAR,
     per_class: bool = False,
 ) -> Fit:
     """Fit a head on every image that has exactly one box, and on its mirror image.
@@ -294,11 +297,11 @@ def fit_head(
         )
     table = feature_table(samples, classifier, spec, features, console)
     rows = np.arange(len(table.values))
-    strength = choose_strength(table, rows, refine=kind == "best")
+    strength = choose_strength(table, rows, refine=kind == LINEAR)
     if per_class:
-        if kind != "best":
+        if kind != LINEAR:
             raise ModelError(
-                f"layers per class correct the best head, not the {kind} one: drop one of the two",
+                f"layers per class correct the linear head, not the {kind} one: drop either",
                 option=("per_class", "kind"),
             )
         kinds, found = fit_kinds(table, rows, strength, class_count(classifier))
@@ -308,7 +311,7 @@ def fit_head(
         found = held_out_boxes(table, rows, strength, fitter)
     ious = table.ious(found, rows)
     measured = {"cv_mean_iou": round(float(ious.mean()), 4), "cv_corloc": round(corloc(ious), 4)}
-    fitted = {"kind": kind, "layers": kinds.names, "strength": strength}
+    fitted = {"kind": STORED_KINDS.get(kind, kind), "layers": kinds.names, "strength": strength}
     card = {
         **_card_of_data(table, name, classifier),
         **fitted,
@@ -349,4 +352,4 @@ def _by_sgd(table: FeatureTable, rows: Rows, _: float) -> tuple[Array64, Array64
     return fit_by_sgd(*mirrored_pairs(table, rows))
 
 
-FITTERS: dict[str, Fitter] = {"best": solve, "paper": _by_ridge, "paper-sgd": _by_sgd}
+FITTERS: dict[str, Fitter] = {LINEAR: solve, "paper": _by_ridge, "paper-sgd": _by_sgd}

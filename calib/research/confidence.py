@@ -36,7 +36,7 @@ from engines.files import whole_file
 from engines.head import Head, load_head, shipped_head_names, shipped_head_path
 from engines.localizer import Localizer
 from engines.networks.registry import NETWORKS, Classifier, load_classifier
-from engines.options import EngineOptions, Option
+from engines.options import Option
 from engines.text import Terminal
 from realtime.frames import BoxPx
 from realtime.sources.spec import open_source
@@ -162,7 +162,7 @@ def fit_of_tracking(data: Path, count: int, console: Console) -> ConfidenceModel
     real = list(sequence_clips(data / "davis", TUNING))
     still = list(stills(objects, count // 2))
     groups = [(1 - REAL_SHARE - STILL_SHARE, made), (STILL_SHARE, still), (REAL_SHARE, real)]
-    localizer = open_localizer(EngineOptions())
+    localizer = open_localizer("compact")
     model = None
     for _ in range(ROUNDS):
         boxes = rated_boxes(groups, localizer, model, console)

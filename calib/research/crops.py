@@ -87,7 +87,7 @@ def fit_crop_scorer(
     if len(samples) < 2:
         raise SourceError("pairs are put together from at least two photos with one object each")
     rng, classifier = np.random.default_rng(5), load_classifier("compact")
-    head = choose_head(EngineOptions(), classifier)
+    head = choose_head(EngineOptions("compact"), classifier)
     if not isinstance(head, Head):
         raise ModelError("a crop scorer belongs to a fitted head")
     blank = CropScorer(

@@ -141,7 +141,10 @@ def our_systems(model: str, heads: str) -> list[System]:
     usual = f"{model}_dense"
     if not dense and usual in shipped_head_names():
         dense = [usual]
-    choices = {"compact": EngineOptions(), f"{model}, global head": EngineOptions(model)}
+    choices = {
+        "compact": EngineOptions("compact"),
+        f"{model}, global head": EngineOptions(model, head=f"{model}_sensitivity"),
+    }
     for each in dense:
         choices[Path(each).stem] = EngineOptions(model, head=each, objects=MOST_OBJECTS)
     return [system_of(name, open_localizer(choice)) for name, choice in choices.items()]

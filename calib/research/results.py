@@ -318,7 +318,7 @@ def constant_rows(
     train: Sequence[Sample], tests: dict[str, list[Sample]], console: Console
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """The scores of constant boxes, which are fitted on the training set."""
-    classifier, one = load_classifier(), (Feature("quantiles", PIXELS, 1),)
+    classifier, one = load_classifier("compact"), (Feature("quantiles", PIXELS, 1),)
     boxes = [
         feature_table(samples, classifier, MapSpec(), one, console).boxes_xyxy
         for samples in (train, *tests.values())

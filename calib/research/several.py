@@ -22,7 +22,7 @@ from calib.research.command_line import run
 from engines.boxes import overlap
 from engines.choose import open_localizer
 from engines.localizer import Localizer
-from engines.options import EngineOptions, Option
+from engines.options import Option
 from engines.text import Terminal
 from realtime.frames import BoxPx, Tracked
 from realtime.sources.spec import open_source
@@ -130,7 +130,7 @@ def main(
 ) -> None:
     """Measure the tracking of one, two and three objects, and print a table."""
     console = Terminal()
-    localizer = open_localizer(EngineOptions())
+    localizer = open_localizer("compact")
     with open_source(str(data / "imagenet_sample/images_256.zip")) as photos:
         backgrounds = [
             frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)

@@ -179,7 +179,10 @@ class _Writer:
 
 
 def network_of(
-    name: str, shipped: str | None = None, package: WeightsPackage | None = None
+    name: str,
+    shipped: str | None = None,
+    package: WeightsPackage | None = None,
+    default_head: str = "",
 ) -> Network:
     """The record of one of ``SCALES``."""
     width, depth, size_px = SCALES[name]
@@ -214,6 +217,7 @@ def network_of(
         package=package,
         box_layer=f"block{ends[3]}",  # by analogy with SqueezeNet, as is the signal
         box_signal="layercam",
+        default_head=default_head,
         dam_layer=f"block{ends[3]}",
         beam_layer=LAST,
         head_layers=tuple(f"block{i}" for i in ends),
@@ -254,6 +258,6 @@ def _package(name: str, digest: str) -> WeightsPackage:
     )
 
 
-LITE0 = network_of("lite0", "lite0.safetensors")
+LITE0 = network_of("lite0", "lite0.safetensors", default_head="lite0_dense")
 LITE1 = network_of("lite1", package=_package("lite1", "77cc7160"))
 LITE2 = network_of("lite2", package=_package("lite2", "9656183e"))

@@ -78,6 +78,8 @@ class Network:
         elsewhere: what the package brings and where else weights are, for an error.
         box_layer: where the training-free box reads its map; None: at the pixels.
         box_signal: which map that is, see ``engines.maps``.
+        default_head: name of the shipped head that reads boxes where nothing else is asked for, see
+            ``EngineOptions.default_head``. Empty: the one that suits method, layer and input.
         dam_layer: whose neurons ``--method dam`` looks at. None: ``--layer`` must name one.
         dam_settings: fields of ``engines.search.dam.DamSettings`` in which it departs from the
             paper.
@@ -112,6 +114,7 @@ class Network:
     elsewhere: str = ""
     box_layer: str | None = None
     box_signal: str = "gradient"
+    default_head: str = ""
     dam_layer: str | None = None
     dam_settings: Mapping[str, Any] = field(default_factory=dict)
     beam_layer: str | None = None

@@ -5,6 +5,7 @@ classifier.
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,8 @@ NETWORKS: dict[str, Network] = {
     )
 }
 """The record of each network by its name. ``register_network`` adds one from outside."""
+DEFAULT_MODEL = os.environ.get("SIGHTLINE_MODEL") or efficientnet_lite.LITE0.name
+"""The network that runs where none is named. A slow machine may have another one."""
 
 
 def register_network(network: Network) -> None:
@@ -118,7 +121,7 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
 
 
 def load_classifier(
-    model: str = "compact",
+    model: str = DEFAULT_MODEL,
     weights: str | None = None,
     size_px: int | None = None,
     given: GivenInput = GivenInput(),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from engines.errors import InputError
+from engines.head import NO_HEAD
 from engines.localizer import SMALLEST_PX, Localization
 from engines.maps import method_of
 from engines.options import LOOK_AT, SPEED, EngineOptions, Option
@@ -94,7 +95,7 @@ class FollowOptions:
         """
         if not self.follow:
             return self, replace(choice, least_confidence=self.min_score)
-        if choice.head == "none" and not method_of(choice.method).search:
+        if choice.head == NO_HEAD and not method_of(choice.method).search:
             raise InputError(
                 "follow needs boxes, and head none gives none: leave one of them out",
                 option=("follow", "head"),

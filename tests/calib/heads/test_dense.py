@@ -211,6 +211,15 @@ def test_a_head_is_tied_to_its_network_and_its_input(classifier, fitted):
     other = load_classifier("lite0", None, SIZE_PX)
     with pytest.raises(ModelError, match="was fitted on another network"):
         build_graph(other, fitted.head.spec, fitted.head)
-    larger = replace(classifier, size_px=192)
-    with pytest.raises(ModelError, match="fitted at 160 px, not 192"):
-        build_graph(larger, fitted.head.spec, fitted.head)
+
+
+def test_a_head_reads_inputs_of_other_sizes(classifier, fitted):
+    sample = scene(300, 1)
+    image = sample.read()
+    for size_px in (128, 192):
+        other = replace(classifier, size_px=size_px)
+        found = localizer(other, fitted.head).localize([image])[0]
+        assert iou(found.box_xyxy_px, sample.truths[0].box_xyxy_px) > 0.5
+    odd = replace(classifier, size_px=200)
+    with pytest.raises(ModelError, match="cells of 16 px needs an input of a multiple of it"):
+        build_graph(odd, fitted.head.spec, fitted.head)
