@@ -2,7 +2,8 @@
 ``python -m calib.research.detector --data DATA --out docs/detector.json``.
 
 Nothing is chosen on these sets, they are only reported. Every system sees every image in the same
-run, in turns and in an order that changes, so that all meet the same pace of the machine.
+run, in turns and in an order that changes, so that all meet the same pace of the machine. Accuracy
+over time is a picture and a table.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from calib.research.command_line import run
 from calib.research.results import REPORT_SEQUENCES
 from engines.choose import open_localizer
 from engines.errors import ModelError, install_extra
-from engines.files import whole_file
+from engines.files import signed, whole_file
 from engines.head import shipped_head_names
 from engines.localizer import Detection, ImageBgr, Localization, Localizer
 from engines.options import MOST_OBJECTS, EngineOptions, Option
@@ -36,6 +37,7 @@ from realtime.frames import BoxPx
 
 TIGHT_IOU = 0.7
 RECALL_BOXES = 10
+PARETO = "accuracy over time"
 FORWARD_EVERY = 8
 """The detector's network alone is timed on one image of so many."""
 DETECTOR_FILE = Path("detector_yolox_nano") / "yolox_nano_416.onnx"
@@ -89,12 +91,17 @@ class Measured:
 
 def main(
     data: Annotated[Path, Option("Folder of the data sets, and of the detector.")],
-    out: Annotated[Path, Option("The figures to write (.json); the page lies beside it (.md).")],
+    out: Annotated[
+        Path, Option("The figures to write (.json); page and picture lie beside it (.md, .png).")
+    ],
     head: Annotated[
         str,
         Option("Dense heads of --model, with commas: FILE or NAME; a shipped one unless told."),
     ] = "",
     model: Annotated[str, Option("The network beside the compact one.")] = "lite0",
+    sizes: Annotated[
+        str, Option("Further input sides of the first dense head, with commas.")
+    ] = "256,192",
     detector: Annotated[
         str, Option(f"FILE of a YOLOX detector (.onnx); {DETECTOR_FILE} unless told.")
     ] = "",
@@ -102,7 +109,8 @@ def main(
     """Measure Sightline and the detector on every set, print the table, and write it."""
     console = Terminal(stderr=True)
     peer = Detector(Path(detector) if detector else data / DETECTOR_FILE)
-    systems = [*our_systems(model, head), system_of_detector(peer)]
+    sides = [int(each) for each in sizes.split(",") if each.strip()]
+    systems = [*our_systems(model, head, sides), system_of_detector(peer)]
     sets = collections(data)
     forward_ms: list[float] = []
     calls_before = {each.name: each.calls() for each in systems if each.calls}
@@ -127,16 +135,20 @@ def main(
             for each in systems
         },
     }
-    page = rendered(report)
+    picture = out.with_suffix(".png")
+    plot_pareto(report, picture)
+    page = rendered(report, picture.name)
     for path, text in {out: json.dumps(report, indent=1), out.with_suffix(".md"): page}.items():
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
     print(page)
-    console.print(f"wrote {out} and {out.with_suffix('.md')}")
+    console.print(f"wrote {out}, {out.with_suffix('.md')} and {picture}")
 
 
-def our_systems(model: str, heads: str) -> list[System]:
-    """Sightline as it comes, with another network, and with dense heads of that network."""
+def our_systems(model: str, heads: str, sides: Sequence[int] = ()) -> list[System]:
+    """The compact network; another one with its linear head, with dense heads, and with the first
+    of these at other input sides.
+    """
     dense = [each.strip() for each in heads.split(",") if each.strip()]
     usual = f"{model}_dense"
     if not dense and usual in shipped_head_names():
@@ -147,6 +159,9 @@ def our_systems(model: str, heads: str) -> list[System]:
     }
     for each in dense:
         choices[Path(each).stem] = EngineOptions(model, head=each, objects=MOST_OBJECTS)
+    for side in sides if dense else ():
+        name = f"{Path(dense[0]).stem}, {side} px"
+        choices[name] = EngineOptions(model, head=dense[0], objects=MOST_OBJECTS, size_px=side)
     return [system_of(name, open_localizer(choice)) for name, choice in choices.items()]
 
 
@@ -351,8 +366,67 @@ MEASURES = {
 """What each figure is, for the page."""
 
 
-def rendered(report: Mapping[str, Any]) -> str:
-    """The page in Markdown."""
+def accuracy(system: Mapping[str, Any], measure: str) -> float:
+    """Of a system, the mean over the sets on which the first box is measured, in per cent."""
+    values = [100 * found[measure] for found in system["sets"].values() if measure in found]
+    return float(np.mean(values))
+
+
+def on_front(systems: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
+    """The systems that no other one beats in both time and accuracy, the fastest first."""
+    reached = {name: accuracy(each, measure) for name, each in systems.items()}
+    found, best = list[str](), 0.0
+    for name in sorted(systems, key=lambda each: (systems[each]["ms"], -reached[each])):
+        if reached[name] > best:
+            best = reached[name]
+            found.append(name)
+    return found
+
+
+def plot_pareto(report: Mapping[str, Any], path: Path) -> None:
+    """Draw accuracy over time: the mean over the sets, then each set.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+
+    systems, measure = report["systems"], "iou_50"
+    names = list(systems)
+    sets = [key for key, one in systems[names[0]]["sets"].items() if measure in one]
+    panels: dict[str, dict[str, float]] = {
+        "mean over the sets": {name: accuracy(systems[name], measure) for name in names}
+    }
+    for key in sets:
+        panels[key] = {name: 100 * systems[name]["sets"][key][measure] for name in names}
+    columns = 4
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.1 * rows), dpi=130, layout="constrained")
+    for place, (title, values) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        for number, name in enumerate(names):
+            peer = name == report["detector"]["name"]
+            axes.scatter(
+                systems[name]["ms"] / systems[names[0]]["ms"],
+                values[name],
+                s=60,
+                marker="s" if peer else "o",
+                color=f"C{number}",
+                label=name if not place else None,
+            )
+        axes.set_title(title, fontsize=10)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(f"time from image to boxes, times that of {names[0]}")
+    figure.supylabel("first box right (IoU over 0.5), % of images")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", metadata=signed(PARETO))
+
+
+def rendered(report: Mapping[str, Any], picture: str = "detector.png") -> str:
+    """The page in Markdown, which shows the picture of that name."""
     template = (Path(__file__).parent / "assets" / "detector.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=False, trim_blocks=True, lstrip_blocks=True
@@ -360,6 +434,9 @@ def rendered(report: Mapping[str, Any]) -> str:
     lines = compared(report)
     return environment.from_string(template).render(
         report=report,
+        picture=picture,
+        front=on_front(report["systems"], "iou_50"),
+        mean={name: accuracy(each, "iou_50") for name, each in report["systems"].items()},
         measures={key: [line for line in lines if line["measure"] == key] for key in MEASURES},
         words=MEASURES,
         lost=[line for line in lines if line["detector_wins"]],

@@ -1,5 +1,6 @@
 """The comparison with a detector: its figures against hand arithmetic, and the page."""
 
+import cv2
 import numpy as np
 import pytest
 from rich.console import Console
@@ -14,6 +15,8 @@ from calib.research.detector import (
     compared,
     figures,
     measure,
+    on_front,
+    plot_pareto,
     rendered,
 )
 
@@ -108,8 +111,9 @@ def test_every_system_is_asked_in_every_turn_and_the_order_changes():
     assert all(each.single for each in found)
 
 
-def test_the_page_says_where_the_detector_wins(sets):
-    report = {
+@pytest.fixture
+def report(sets):
+    return {
         "machine": "a machine",
         "detector": {"name": "theirs", "forward_ms": 1.0},
         "systems": {
@@ -122,13 +126,25 @@ def test_the_page_says_where_the_detector_wins(sets):
             for name in ("ours", "theirs")
         },
     }
+
+
+def test_accuracy_over_time_is_drawn_and_says_which_no_other_beats(report, tmp_path):
+    systems = report["systems"]
+    assert on_front(systems, "iou_50") == ["ours"], "as fast, and better"
+    systems["theirs"]["ms"] = 1.0
+    assert on_front(systems, "iou_50") == ["theirs", "ours"]
+    plot_pareto(report, tmp_path / "detector.png")
+    assert min(cv2.imread(str(tmp_path / "detector.png")).shape[:2]) > 300
+
+
+def test_the_page_says_where_the_detector_wins(report):
     wins = {(line["set"], line["measure"]): line["detector_wins"] for line in compared(report)}
     assert wins["animals", "mean_iou"]
     assert not wins["animals", "iou_70"]
     page = rendered(report)
     table, _, rest = page.partition("## Where the detector wins")
     lost, _, won = rest.partition("as good or better")
-    assert "| ours | 64 px, fp32 | 1.00 | 2.00 | 2.00 |" in table
+    assert "| ours | 64 px, fp32 | 1.00 | 2.00 | 2.00 | 83.3 |" in table
     assert "| animals (2) | 40.0 | 55.0 |" in table
     assert "- animals, first box, mean IoU x 100: 55.0, which is 15.0 more." in lost
     assert "- animals, first box, IoU over 0.7, % of images: 50.0 against 0.0." in won
