@@ -107,6 +107,25 @@ def read_onnx(path: Path, opset: int, given: GivenInput = GivenInput()) -> OnnxF
     return OnnxFile(converted, constants, ends, digest.hexdigest(), images, notes)
 
 
+def files_beside(path: Path) -> dict[str, Path]:
+    """The files that hold weights of an ONNX file, by the names that it has for them.
+
+    Raises:
+        ModelError: it is no ONNX file, or one of them is not there.
+    """
+    model = _parsed(path, read_file(path, "model", MOST_BYTES))
+    reader, found = TensorReader(path, 0), dict[str, Path]()
+    nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
+    held = [each.t for node in nodes for each in node.attribute if each.HasField("t")]
+    for tensor in (*model.graph.initializer, *held):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            said = {entry.key: entry.value for entry in tensor.external_data}
+            name = said.get("location", "")
+            if name not in found:
+                found[name] = reader.file_beside(name, f"{path}: weight {shown(tensor.name)}")
+    return found
+
+
 def _plain(
     path: Path,
     model: Model,

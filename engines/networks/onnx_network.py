@@ -25,6 +25,7 @@ from engines.networks.preprocessing import GivenInput, Preprocessing
 IMAGENET_CLASSES = 1000
 IMAGENET_NAMES = "nothing names its classes: as there are 1,000, ImageNet's names are assumed"
 ONE_LOGIT = "one score, taken as that of a class against its opposite"
+NAMELESS = "nothing names its {count} outputs: they are taken as scores of classes"
 STAGES_OF_TOKENS = 4
 """A network of one resolution has its stages at so many even depths."""
 EXTRA_TOKENS = (0, 1, 2, 5)
@@ -192,7 +193,9 @@ def network_of_file(
         ) from error
     plain = written.forward
     names = _checked_names(path, ends, graph.shape(plain.scores)[1])
-    assumed = [] if names or graph.shape(plain.scores)[1] != IMAGENET_CLASSES else [IMAGENET_NAMES]
+    count = graph.shape(plain.scores)[1]
+    nameless = IMAGENET_NAMES if count == IMAGENET_CLASSES else NAMELESS.format(count=count)
+    assumed = [] if names or written.is_one_logit else [nameless]
     one = [ONE_LOGIT] if written.is_one_logit else []
     stages = stages_of(graph, image, plain.scores, plain.layers)
     name = name or path.name

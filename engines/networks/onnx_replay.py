@@ -410,7 +410,8 @@ def check_classes(graph: Graph, output: str, scores: str, ends: Ends) -> None:
         graph: with all nodes.
         output: of the network.
         scores: the same before a last softmax or sigmoid.
-        ends: of the file; an output that the user has chosen is taken whatever it is called.
+        ends: of the file; an output that the user has chosen is taken whatever it is called. Where
+            classes are named, a single number is a score, and so is what is normalized last.
 
     Raises:
         ModelError: it is something else; the text says what was seen.
@@ -419,6 +420,7 @@ def check_classes(graph: Graph, output: str, scores: str, ends: Ends) -> None:
     found = OTHER_OUTPUTS.get(name.lower()) if ends.output_is_usual else None
     seen = f"its output is called {shown(name)}"
     node = _behind(graph, output)
+    is_told = bool(ends.class_names) or not ends.output_is_usual
     if node is not None and found is None:
         one = math.prod(graph.shape(output)[1:]) == 1
         if node.op_type == "LpNormalization" or _divides_by_length(graph, node):
@@ -429,6 +431,18 @@ def check_classes(graph: Graph, output: str, scores: str, ends: Ends) -> None:
             found, seen = "measured numbers", "its output ends in Tanh"
         elif output == scores and _is_pooled_sum(graph, node):
             found, seen = "features", "no linear layer makes its output of its last map"
+        elif node.op_type == "BatchNormalization" and not is_told:
+            raise ModelError(
+                "the model's output is normalized last, as that of an embedding is: if it scores"
+                " classes, name these",
+                option="labels",
+            )
+        elif one and output == scores and not is_told:
+            raise ModelError(
+                "the model gives one number without a sigmoid, which may be a measured one (an age,"
+                " a distance) or the score of a class: if it is a score, name the class",
+                option="labels",
+            )
     if found is not None:
         raise ModelError(f"the model gives {found}, not class scores: {seen}. Give a classifier")
 

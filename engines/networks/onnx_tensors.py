@@ -161,7 +161,7 @@ class TensorReader:
         offset, length = (
             _whole(said.get(key), f"{what}: its {key}") for key in ("offset", "length")
         )
-        file = self._file_beside(said.get("location", ""), what)
+        file = self.file_beside(said.get("location", ""), what)
         needed, start = size * _BYTES_OF[tensor.data_type], offset or 0
         held = self._files[file]
         _check_bytes(
@@ -188,7 +188,7 @@ class TensorReader:
         self.digest.update(content)
         return _of_bytes(tensor, content)
 
-    def _file_beside(self, location: str, what: str) -> Path:
+    def file_beside(self, location: str, what: str) -> Path:
         """The file that a tensor names, which must lie in the folder of the model, or of the file
         that the model links to.
         """

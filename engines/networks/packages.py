@@ -32,6 +32,7 @@ from engines.errors import DownloadError, ModelError, install_packages
 from engines.files import digest_of_file, whole_file
 from engines.graph import OPSET
 from engines.networks.weights import read_weights
+from engines.text import Terminal
 
 RANDOM = "random"
 FORMAT = 1
@@ -120,6 +121,13 @@ def exported(model: str, weights: str | None = None, size_px: int | None = None)
     if path.is_file():
         return path
     _check_installed(model, package)
+    told = "is exported once" if weights else "is fetched and exported once"
+    Terminal(stderr=True).print(
+        f"{model} {told}, which takes a minute, and kept in {folder.parent}",
+        style="dim",
+        soft_wrap=True,
+        markup=False,
+    )
     with quiet():
         built = build(model, weights, size_px)
         for file, content in built.sidecars.items():

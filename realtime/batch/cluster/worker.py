@@ -17,6 +17,7 @@ from engines.downloads import cache_dir
 from engines.errors import EngineError, SightlineError
 from engines.files import whole_file
 from engines.localizer import Localizer
+from engines.networks.onnx_file import files_beside
 from engines.networks.sidecars import sidecars_of
 from engines.options import EngineOptions
 from realtime.batch.cluster.storage import local_path
@@ -127,9 +128,10 @@ def attached(choice: EngineOptions) -> dict[str, tuple[str, bytes]]:
         for name, path in named.items()
         if isinstance(path, str) and Path(path).is_file()
     }
-    if "model" in found:  # what lies beside it says what it takes
-        for place in sidecars_of(Path(choice.model)):
-            found[f"model/{place.name}"] = place.name, place.read_bytes()
+    if "model" in found:  # what lies beside it says what it takes, or holds its weights
+        path = Path(choice.model)
+        beside = {place.name: place for place in sidecars_of(path)} | files_beside(path)
+        found.update({f"model/{n}": (n, place.read_bytes()) for n, place in beside.items()})
     return found
 
 

@@ -9,6 +9,7 @@ from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.errors import ModelError
 from engines.localizer import Localizer
+from engines.networks.preprocessing import GivenInput
 from engines.networks.registry import load_classifier
 from tests.realtime.media import picture
 
@@ -163,13 +164,33 @@ def test_the_output_of_a_detector_is_refused(tmp_path):
 @pytest.mark.parametrize("activated", [False, True])
 def test_one_logit_is_two_classes(tmp_path, activated):
     tail = [node("Sigmoid", "s", "out")] if activated else RAW
-    path = written(tmp_path / "m.onnx", SAME, tail, weight="one")
+    names = {} if activated else {"names": "['cat']"}
+    path = written(tmp_path / "m.onnx", SAME, tail, weight="one", metadata=names)
     fed = np.float32((UNIT_NCHW - MEAN.reshape(3, 1, 1)) / STD.reshape(3, 1, 1))
     logit = probabilities(path, fed)[0, 0]
     yes = logit if activated else 1 / (1 + np.exp(-logit))
     found, _ = found_in(path)
     assert found.class_index == int(yes > 0.5)
     assert found.score == pytest.approx(max(yes, 1 - yes), abs=1e-3)
+
+
+def test_one_number_may_be_no_score(tmp_path):
+    path = written(tmp_path / "m.onnx", SAME, RAW, weight="one")
+    with pytest.raises(ModelError, match=r"one number without a sigmoid.*name the class") as error:
+        load_classifier(path)
+    assert error.value.options == ("labels",)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("ripe")
+    named = load_classifier(path, given=GivenInput(labels=str(labels)))
+    assert named.class_names == ("not ripe", "ripe")
+
+
+def test_outputs_that_nothing_names_may_be_no_scores(tmp_path):
+    path = written(tmp_path / "m.onnx", SAME, RAW)
+    notes = load_classifier(path).network.notes
+    assert any("nothing names its 5 outputs" in note for note in notes)
+    named = written(tmp_path / "n.onnx", SAME, RAW, metadata={"names": "['a','b','c','d','e']"})
+    assert not any("nothing names" in note for note in load_classifier(named).network.notes)
 
 
 def test_classes_that_do_not_exclude_each_other_have_a_sigmoid_each(tmp_path):

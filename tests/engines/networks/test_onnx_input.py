@@ -97,7 +97,7 @@ def test_the_line_says_each_part_and_where_it_comes_from(tmp_path):
         " (76.5, 51, 25.5)) / (76.5, 102, 127.5) (config.json), squashed to a square (the default;"
         " trained on the middle square of 0.9 of the shorter side, says config.json)"
     )
-    assert others == ""
+    assert others == "m.onnx: nothing names its 5 outputs: they are taken as scores of classes"
 
 
 def test_files_beside_it_go_before_its_graph_and_options_before_those(tmp_path):

@@ -317,6 +317,7 @@ def test_integers_are_computed_as_the_floats_that_they_stand_for(tmp_path, symme
 
 def test_one_logit_has_a_map_whichever_class_it_is(tmp_path):
     model = small_model(tensors={"w": WEIGHT, "d": DENSE[:, :1]}, inputs=[image()])
+    onnx.helper.set_model_props(model, {"names": "['cat']"})
     path = saved(tmp_path, model)
     found, logit = answer(path), by_onnxruntime(path)[0]
     yes = 1 / (1 + np.exp(-logit))

@@ -3,7 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from engines.errors import InputError
@@ -56,13 +59,24 @@ def test_files_that_an_engine_is_made_of_go_along_to_other_machines(tmp_path):
 
 def test_what_lies_beside_a_classifier_goes_along_with_it(tmp_path):
     model, labels = tmp_path / "m.onnx", tmp_path / "labels.txt"
-    model.write_bytes(b"model")
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    weight = numpy_helper.from_array(np.ones(2, np.float32), "w")
+    graph = helper.make_graph([node], "m", ends[:1], ends[1:], [weight])
+    onnx.save(
+        helper.make_model(graph),
+        model,
+        save_as_external_data=True,
+        location="m.data",
+        size_threshold=0,
+    )
     labels.write_text("cat")
     (tmp_path / "config.json").write_text("{}")
     choice = EngineOptions(str(model), labels=str(labels))
     found = unpacked(choice, attached(choice))
     assert Path(found.labels).read_text() == "cat"
-    assert Path(found.model).read_bytes() == b"model"
+    assert Path(found.model).read_bytes() == model.read_bytes()
+    assert Path(found.model).with_name("m.data").read_bytes() == np.ones(2, np.float32).tobytes()
     assert [each.name for each in sidecars_of(Path(found.model))] == ["config.json"]
     (tmp_path / "config.json").write_text('{"a": 1}')
     again = unpacked(choice, attached(choice))
