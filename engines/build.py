@@ -15,7 +15,7 @@ from engines.graph import FLOAT, INT64, UINT8, Graph
 from engines.head import Head, Heuristic, append_box, append_heuristic_box, is_fitted_on
 from engines.int8 import Quantization, quantize
 from engines.maps import Feature, MapSpec, append_features, append_maps
-from engines.networks.network import Forward
+from engines.networks.network import Forward, Shape
 from engines.networks.preprocessing import SQUASH, Preprocessing
 from engines.networks.registry import Classifier, class_names
 from engines.resizing import Resizing
@@ -40,7 +40,7 @@ def build_graph(
 ) -> onnx.ModelProto:
     """Assemble the localization graph.
 
-    Inputs: ``image_nhwc_bgr`` uint8 ``[N, S, S, 3]``; ``wanted_class`` int64 ``[N]``, -1 for the
+    Inputs: ``image_nhwc_bgr`` uint8 ``[N, R, S, 3]``; ``wanted_class`` int64 ``[N]``, -1 for the
         best-scoring class.
     Outputs: ``class_index`` int64 ``[N]``; ``score`` float32 ``[N]`` (softmax probability of that
         class); ``map`` float32
@@ -105,7 +105,7 @@ def assemble(
     """
     graph = Graph()
     pixels, normalised = append_preprocessing(
-        graph, batch, classifier.size_px, classifier.preprocessing
+        graph, batch, classifier.shape, classifier.preprocessing
     )
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
     forward = classifier.append(graph, normalised)
@@ -132,7 +132,7 @@ def assemble(
         )
     elif isinstance(head, DenseHead):
         outputs[CANDIDATES] = append_candidates(
-            graph, forward, class_index, wanted, head, classifier.size_px
+            graph, forward, class_index, wanted, head, classifier.shape
         )
     elif head is not None:
         outputs["box_xyxy"] = append_heuristic_box(graph, maps[spec.signal, spec.layer], head)
@@ -286,21 +286,21 @@ IMAGE = "image_nhwc_bgr"
 
 
 def append_preprocessing(
-    graph: Graph, batch: int, size_px: int, preprocessing: Preprocessing
+    graph: Graph, batch: int, shape: Shape, preprocessing: Preprocessing
 ) -> tuple[str, str]:
     """Declare the image input and append its normalisation.
 
     Args:
         graph: appended to.
         batch: images per call.
-        size_px: side of the square image.
+        shape: of the image, R rows and S columns.
         preprocessing: channel order, mean and standard deviation.
 
     Returns:
-        (pixels, normalised): float32 ``[N, 3, S, S]`` in 0..255 and the network's channel order,
+        (pixels, normalised): float32 ``[N, 3, R, S]`` in 0..255 and the network's channel order,
         which gradients "to the pixels" are taken by, and the network's input.
     """
-    image = graph.input(IMAGE, UINT8, (batch, size_px, size_px, 3))
+    image = graph.input(IMAGE, UINT8, (batch, *shape, 3))
     pixels = graph.add(
         "Transpose", graph.add("Cast", image, to=FLOAT), perm=[0, 3, 1, 2], hint="pixels"
     )
@@ -312,7 +312,7 @@ def append_preprocessing(
 
 
 def append_normalised(graph: Graph, pixels: str, preprocessing: Preprocessing) -> str:
-    """Of pixels ``[N, 3, S, S]`` in the network's channel order, the network's input."""
+    """Of pixels ``[N, 3, R, S]`` in the network's channel order, the network's input."""
     x = graph.add("Sub", pixels, _per_channel(graph, preprocessing.mean), hint="centred")
     if all(value == 1 for value in preprocessing.std):
         return x

@@ -9,6 +9,7 @@ box), and last a heat map that is not drawn afresh for every frame.
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,7 +17,7 @@ from typing import Any
 
 import onnx
 
-from engines.backends.registry import AUTO, EngineRequest, candidates
+from engines.backends.registry import AUTO, Backend, EngineRequest, candidates
 from engines.build import AnyHead, build_graph
 from engines.dense import DenseHead
 from engines.downloads import cache_dir
@@ -35,9 +36,12 @@ from engines.head import (
 from engines.int8 import Quantization, load_quantization
 from engines.localizer import Localizer
 from engines.maps import PIXELS, MapSpec, Method, method_of, names_of_searches
+from engines.networks.network import Shape
+from engines.networks.preprocessing import LETTERBOX
 from engines.networks.registry import DEFAULT_MODEL, Classifier
 from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
+from engines.resizing import frame_shape
 
 
 def open_localizer(
@@ -45,9 +49,13 @@ def open_localizer(
     notify: Callable[[str], None] | None = None,
     streams: int = 1,
     batch: int = 1,
+    first_px: tuple[int, int] | None = None,
     **options: Any,
 ) -> Localizer:
     """Load, build and compile what was chosen.
+
+    A dense head whose images are letterboxed gets an engine for each shape of images as it comes,
+    see ``engines.localizer.Localizer``.
 
     Args:
         model: a network's name or file, or all the common options.
@@ -55,6 +63,8 @@ def open_localizer(
         streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see
             ``OpenVinoEngine``.
         batch: images that one call takes.
+        first_px: width and height of the images that come first, where that is known: no other
+            engine is opened than theirs.
         options: any fields of ``EngineOptions``, which go before those of ``model``.
 
     Raises:
@@ -68,13 +78,14 @@ def open_localizer(
     method = method_of(choice.method, classifier.network.classless)
     if method.search and (choice.head is None or (method.published and choice.head == NO_HEAD)):
         engine = open_search(choice, classifier, streams)
+        localizer = Localizer(engine)
     else:
         head = choose_head(choice, classifier)
-        engine = open_engine(choice, classifier, head, notify, streams, batch)
+        localizer = _open_with_head(choice, classifier, head, notify, streams, batch, first_px)
+    engine = localizer.engine
     if notify is not None:
         for note in (*classifier.network.notes, *engine.losses):
             notify(note)
-    localizer = Localizer(engine)
     localizer.objects = choice.objects
     try:
         if choice.wanted_class is not None:
@@ -85,6 +96,30 @@ def open_localizer(
         localizer.close()
         raise
     return localizer
+
+
+def _open_with_head(
+    choice: EngineOptions,
+    classifier: Classifier,
+    head: AnyHead | None,
+    notify: Callable[[str], None] | None,
+    streams: int,
+    batch: int,
+    first_px: tuple[int, int] | None,
+) -> Localizer:
+    """A localizer with one engine, or one for each shape of images; see ``open_localizer``."""
+    letterboxed = classifier.preprocessing.resize == LETTERBOX
+    if not isinstance(head, DenseHead) or not letterboxed:
+        return Localizer(open_engine(choice, classifier, head, notify, streams, batch))
+    shape = frame_shape(*first_px, classifier.size_px) if first_px else None
+    engine = open_engine(choice, classifier, head, notify, streams, batch, shape)
+
+    def open_shape(shape: Shape) -> Engine:
+        shaped = replace(classifier, other_shape=shape)
+        same = replace(choice, backend=engine.backend)
+        return open_engine(same, shaped, head, None, streams, batch)
+
+    return Localizer(engine, open_shape)
 
 
 def chosen(model: str | EngineOptions, options: Mapping[str, Any]) -> EngineOptions:
@@ -201,9 +236,12 @@ def open_engine(
     notify: Callable[[str], None] | None = None,
     streams: int = 1,
     batch: int = 1,
+    shape: Shape | None = None,
 ) -> Engine:
-    """Compile the graph on the chosen backend, or find it compiled and certified; the arguments as
-    for ``open_localizer``.
+    """Compile the graph on the chosen backend, or find it compiled and certified.
+
+    The arguments are those of ``open_localizer``. ``shape`` is that of the images: a backend that
+    has no engine for it opens the one for the classifier's own shape. None for that.
     """
     spec = chosen_spec(choice, head, classifier)
     request = EngineRequest(
@@ -217,15 +255,23 @@ def open_engine(
         lambda: choose_quantization(choice, classifier, spec),
         choice.calibration is not None,
     )
+
+    def opened(backend: Backend) -> Engine:
+        if shape not in (None, classifier.shape):
+            with suppress(SightlineError):
+                shaped = replace(classifier, other_shape=shape)
+                return backend.opened(replace(request, classifier=shaped))
+        return backend.opened(request)
+
     *first, last = candidates(choice.backend)
     for backend in first:
         try:
-            return backend.opened(request)
+            return opened(backend)
         except EngineError as error:
             if notify is not None:
                 notify(f"not {backend.label}: {error}")
     try:
-        return last.opened(request)
+        return opened(last)
     except EngineError as error:
         if not last.otherwise:
             raise

@@ -29,7 +29,7 @@ from engines.errors import ModelError
 from engines.files import whole_file
 from engines.graph import Graph
 from engines.maps import Array32, MapSpec
-from engines.networks.network import Forward, pooled_linear
+from engines.networks.network import Forward, Shape, pooled_linear
 
 SIZES = 3
 """The kinds of objects by size, each with numbers of its own in the cell layer."""
@@ -111,8 +111,8 @@ class DenseHead:
             is no ``trust``.
         candidates: how many boxes a call gives for each image.
         network: sha256 of the classifier (``Classifier.digest``).
-        size_px: input side at which it was fitted.
-        resize: how images became the network's square, see ``engines.resizing``.
+        size_px: the longer side of the inputs for which it was fitted.
+        resize: how images became the network's input, see ``engines.resizing``.
         card: what it was fitted on.
         whole: whether the box layer reads the last level's mean in the box, too: P numbers.
         naming: names the boxes; None in files from before there was one.
@@ -203,7 +203,7 @@ METADATA = "sightline_dense_head"
 
 
 def append_candidates(
-    graph: Graph, forward: Forward, class_index: str, wanted: str, head: DenseHead, size_px: int
+    graph: Graph, forward: Forward, class_index: str, wanted: str, head: DenseHead, shape: Shape
 ) -> str:
     """Append the head.
 
@@ -213,10 +213,10 @@ def append_candidates(
         class_index: int64 ``[N]``, the class of each image.
         wanted: int64 ``[N]``, the class that is looked for; negative for any.
         head: what to append.
-        size_px: side of the network's input.
+        shape: of the network's input.
 
     Returns:
-        float32 ``[N, candidates, 7]``: x0, y0, x1, y1 in fractions of the square, the confidence,
+        float32 ``[N, candidates, 7]``: x0, y0, x1, y1 in fractions of the input, the confidence,
         the class and its probability; with a naming layer ``[N, candidates, 9]``: also the place of
         the most probable name, and its probability. They are in no order, and several may be of one
         object.
@@ -224,7 +224,7 @@ def append_candidates(
     Raises:
         ModelError: the network has no such layers, or they do not fit the cells.
     """
-    writer = _Writer(graph, forward, head, size_px)
+    writer = _Writer(graph, forward, head, shape)
     boxes, objectness = writer.proposals(writer.cells())
     corrected, expected, scores = writer.corrected(boxes, objectness)
     names, evidence = list[str](), graph.constant(np.zeros((1, 1, 1)))
@@ -232,22 +232,24 @@ def append_candidates(
         *names, evidence = append_names(graph, scores)
     confidence = writer.confidence(corrected, expected, objectness, evidence)
     classes = writer.classes(boxes, class_index, wanted)
-    fractions = graph.add("Mul", corrected, graph.constant(1 / size_px), hint="candidate_boxes")
+    sides = graph.constant(1 / np.array([shape[1], shape[0]] * 2, np.float32))
+    fractions = graph.add("Mul", corrected, sides, hint="candidate_boxes")
     said = (confidence, *classes, *names)
     return graph.add("Concat", fractions, *said, axis=2, hint="candidates_found")
 
 
 class _Writer:
-    """Appends the parts of a head; lengths are in pixels of the network's input, S a side."""
+    """Appends the parts of a head; lengths are in pixels of the network's input, G x H cells."""
 
-    def __init__(self, graph: Graph, forward: Forward, head: DenseHead, size_px: int) -> None:
-        self._graph, self._forward, self._head, self._size_px = graph, forward, head, size_px
+    def __init__(self, graph: Graph, forward: Forward, head: DenseHead, shape: Shape) -> None:
+        self._graph, self._forward, self._head, self._shape = graph, forward, head, shape
         self._images = graph.shape(forward.scores)[0]
-        self._side = size_px // head.stride_px
-        if size_px % head.stride_px:
+        rows, columns = shape
+        self._cells = rows // head.stride_px, columns // head.stride_px
+        if rows % head.stride_px or columns % head.stride_px:
             raise ModelError(
                 f"a dense head with cells of {head.stride_px} px needs an input of a multiple of"
-                f" it, not {size_px} px",
+                f" it, not {columns} x {rows} px",
                 option="size_px",
             )
         self._projected = [self._projection(level) for level in head.levels]
@@ -276,7 +278,7 @@ class _Writer:
         )
 
     def cells(self) -> str:
-        """The cell layer, ``[N, 5 * SIZES, G, G]``."""
+        """The cell layer, ``[N, 5 * SIZES, G, H]``."""
         graph, start, parts = self._graph, 0, list[str]()
         for level, x in zip(self._head.levels, self._projected, strict=True):
             stop = start + level.cell_width
@@ -284,19 +286,25 @@ class _Writer:
                 len(self._head.cell_weight), -1, level.kernel, level.kernel
             )
             start = stop
-            stride, pad = cell_window(graph.shape(x)[2], self._side, level.kernel)
+            down, across = (
+                cell_window(have, cells, level.kernel)
+                for have, cells in zip(graph.shape(x)[2:], self._cells, strict=True)
+            )
             part = graph.add(
                 "Conv",
                 x,
                 graph.constant(weight, hint=f"cell_weight_{level.layer}"),
                 hint=f"cells_{level.layer}",
-                strides=[stride, stride],
-                pads=[pad] * 4,
+                strides=[down[0], across[0]],
+                pads=[down[1], across[1]] * 2,
             )
-            side = graph.shape(part)[2]
-            if side != self._side:
-                rows = graph.constant(interpolation(side, self._side), hint="between_rows")
-                columns = graph.constant(interpolation(side, self._side).T, hint="between_columns")
+            if graph.shape(part)[2:] != self._cells:
+                between = [
+                    interpolation(have, cells)
+                    for have, cells in zip(graph.shape(part)[2:], self._cells, strict=True)
+                ]
+                rows = graph.constant(between[0], hint="between_rows")
+                columns = graph.constant(between[1].T, hint="between_columns")
                 part = graph.add("MatMul", rows, part, hint="cells_taller")
                 part = graph.add("MatMul", part, columns, hint="cells_larger")
             parts.append(part)
@@ -308,14 +316,15 @@ class _Writer:
 
     def proposals(self, cells: str) -> tuple[str, str]:
         """The best boxes ``[N, K, 4]`` and their objectness ``[N, K, 1]``."""
-        graph, n, count = self._graph, self._images, self._side**2
+        graph, n = self._graph, self._images
+        count = self._cells[0] * self._cells[1]
         logs = self._part(cells, 1, 0, 4 * SIZES)
         logs = graph.add("Clip", logs, *(graph.constant(v) for v in LOG_LIMITS), hint="distances")
         stride = graph.constant(self._head.stride_px)
         sides = graph.add("Mul", graph.add("Exp", logs), stride, hint="distances_px")
         sides = self._reshaped(sides, n, SIZES, 4, count)
         sides = graph.add("Mul", sides, graph.constant([[[[-1], [-1], [1], [1]]]]))
-        centres = cell_centres(self._side, self._head.stride_px)
+        centres = cell_centres(*self._cells, self._head.stride_px)
         edges = graph.constant(np.concatenate([centres, centres], axis=1).T[None, None])
         boxes = self._clipped(graph.add("Add", sides, edges, hint="cell_edges"))
         boxes = graph.add("Transpose", boxes, perm=[0, 1, 3, 2], hint="cell_boxes")
@@ -423,7 +432,7 @@ class _Writer:
         near = self._near(boxes, ALIKE)
         alike = graph.add("ReduceSum", near, graph.constant([2], np.int64), keepdims=1)
         _, sizes = self._middles_and_sizes(boxes)
-        sizes = graph.add("Mul", sizes, graph.constant(1 / self._head.size_px), hint="box_sides")
+        sizes = graph.add("Mul", sizes, graph.constant(1 / max(self._shape)), hint="box_sides")
         cues = append_cues(graph, sizes, expected, objectness, evidence, alike)
         return append_logistic(graph, cues, self._head.trust)
 
@@ -439,7 +448,7 @@ class _Writer:
     def _geometry(self, sizes: str) -> str:
         """``[N, K, GEOMETRY]`` of widths and heights: see ``geometry``."""
         graph = self._graph
-        share = graph.add("Mul", sizes, graph.constant(1 / self._size_px), hint="size_shares")
+        share = graph.add("Mul", sizes, graph.constant(1 / max(self._shape)), hint="size_shares")
         logs = graph.add("Log", share, hint="size_logs")
         squares = graph.add("Mul", logs, logs, hint="size_squares")
         product = graph.add("Mul", self._part(logs, 2, 0, 1), self._part(logs, 2, 1, 2))
@@ -490,7 +499,7 @@ class _Writer:
         centre, size = (self._part(each, 2, axis, axis + 1) for each in (middle, sizes))
         places = graph.add("Mul", size, graph.constant(offsets.reshape(1, 1, -1)))
         places = graph.add("Add", centre, places, hint="samples_px")
-        cells = graph.add("Mul", places, graph.constant(length / self._size_px))
+        cells = graph.add("Mul", places, graph.constant(length / self._shape[1 - axis]))
         cells = graph.add("Sub", cells, graph.constant(0.5))
         limits = (graph.constant(0.0), graph.constant(float(length - 1)))
         cells = graph.add("Clip", cells, *limits, hint="samples_cells")
@@ -533,8 +542,12 @@ class _Writer:
         return graph.add("Cast", chosen, to=1, hint="class_number"), picked
 
     def _clipped(self, boxes: str) -> str:
-        limits = (self._graph.constant(0.0), self._graph.constant(float(self._size_px)))
-        return self._graph.add("Clip", boxes, *limits, hint="inside")
+        """Edges, x0, y0, x1, y1 along the axis 2, none outside the input."""
+        rows, columns = self._shape
+        limits = np.array([columns, rows, columns, rows], np.float32)
+        limits = limits.reshape([1, 1, 4, 1][: len(self._graph.shape(boxes))])
+        positive = self._graph.add("Relu", boxes, hint="edges_from_0")
+        return self._graph.add("Min", positive, self._graph.constant(limits), hint="inside")
 
     def _reshaped(self, tensor: str, *shape: int) -> str:
         return self._graph.add("Reshape", tensor, self._graph.constant(shape, np.int64))
@@ -545,7 +558,8 @@ class _Writer:
 
 
 def cell_window(layer_side: int, side: int, kernel: int) -> tuple[int, int]:
-    """(stride, padding) with which a layer of ``layer_side`` cells is read for ``side`` cells.
+    """(stride, padding) along rows or columns with which a layer of ``layer_side`` cells is read
+    for ``side`` cells.
 
     A finer layer is read in blocks that do not overlap, another one around each of its cells.
 
@@ -571,8 +585,8 @@ def interpolation(length: int, cells: int) -> Array32:
     return np.asarray(np.maximum(near, 0), np.float32)
 
 
-def cell_centres(side: int, stride_px: int) -> Array32:
-    """The middles of ``side`` x ``side`` cells, row by row: x and y in pixels, ``[side^2, 2]``."""
-    along = (np.arange(side, dtype=np.float32) + 0.5) * stride_px
-    x, y = np.meshgrid(along, along)
+def cell_centres(rows: int, columns: int, stride_px: int) -> Array32:
+    """The middles of cells, row by row: x and y in pixels, ``[rows * columns, 2]``."""
+    y, x = ((np.arange(each, dtype=np.float32) + 0.5) * stride_px for each in (rows, columns))
+    x, y = np.meshgrid(x, y)
     return np.stack([x.ravel(), y.ravel()], axis=1)

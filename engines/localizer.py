@@ -3,7 +3,7 @@ image's pixels out.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -15,14 +15,19 @@ from engines.build import CANDIDATES, IMAGE, WANTED_CLASS
 from engines.confidence import confidence_model_of, cues_of
 from engines.dense_names import Said, Speaker
 from engines.engine import Array, Engine, Ticket
-from engines.errors import InputError, ModelError
-from engines.resizing import Resizing
+from engines.errors import InputError, ModelError, SightlineError
+from engines.networks.network import Shape
+from engines.resizing import Resizing, frame_shape
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
 LEAST_OF_OTHERS = 0.25
 """Besides the best box of a dense head only those are given that are at least so sure, where no
 other limit is set.
+"""
+MOST_SHAPES = 6
+"""Engines for so many shapes of images are kept. Those that were not used for the longest time are
+closed.
 """
 
 
@@ -80,21 +85,42 @@ class Localization:
         return replace(self, box_xyxy_px=None, detections=()) if unsure else self
 
 
+class Outputs(dict[str, Array]):
+    """The outputs of a call.
+
+    Attributes:
+        localizer: made the call and reads them.
+        shape: of the images of the call.
+    """
+
+    def __init__(self, outputs: Mapping[str, Array], localizer: "Localizer", shape: Shape) -> None:
+        super().__init__(outputs)
+        self.localizer, self.shape = localizer, shape
+
+
 class Localizer:
     """Prepares images for an engine and reads its outputs. As a ``with`` block it closes the engine
     at the end.
 
     Args:
         engine: of any backend; its batch size is how many images one call takes.
+        open_shape: opens the same for images of another shape, which the images of one call then
+            have, see ``engines.resizing.frame_shape``. None: all images take the engine's shape.
 
     Attributes:
+        engine: the one that was opened first.
+        size_px: side of the input, the longer one where it is no square.
         objects: how many detections a dense head gives at most.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, open_shape: Callable[[Shape], Engine] | None = None) -> None:
         self.engine = engine
         self.class_names: tuple[str, ...] = tuple(json.loads(engine.metadata["class_names"]))
-        self.batch, self.size_px = engine.inputs[0].shape[0], engine.inputs[0].shape[1]
+        self.batch, rows, columns, _ = engine.inputs[0].shape
+        self.size_px = max(rows, columns)
+        self._engines = {(rows, columns): engine}  # those that were used last come last
+        self._open_shape = open_shape
+        self._refused = set[Shape]()
         self._wanted = np.full(self.batch, -1, np.int64)
         self.resizing = Resizing.stored(self.description.get("resizing"))
         self._confidence_model = confidence_model_of(self.description.get("trust"))
@@ -105,14 +131,61 @@ class Localizer:
         self.objects = 1
 
     def close(self) -> None:
-        """Free the engine; afterwards nothing more can be localized. Calling it twice is fine."""
-        self.engine.close()
+        """Free the engines; afterwards nothing more can be localized. Calling it twice is fine."""
+        for engine in self._engines.values():
+            engine.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def expect(self, width_px: int, height_px: int) -> None:
+        """Open what images of that size need, so that the first one does not wait for it."""
+        if min(width_px, height_px) >= SMALLEST_PX:
+            self._shape_for(width_px, height_px)
+
+    def _shape_for(self, width_px: int, height_px: int, square: bool = False) -> Shape:
+        """The shape that an image of that size takes; its engine is open."""
+        if self._open_shape is None:
+            return next(iter(self._engines))
+        whole = (self.size_px, self.size_px)
+        return self._use_shape(whole if square else frame_shape(width_px, height_px, self.size_px))
+
+    def _use_shape(self, wanted: Shape) -> Shape:
+        """Have an engine open for a shape, or for the square where there is none for that shape.
+
+        Returns:
+            The shape that it takes.
+
+        Raises:
+            SightlineError: there is none for the square either.
+        """
+        square = (self.size_px, self.size_px)
+        shape = square if wanted in self._refused else wanted
+        if shape not in self._engines:
+            assert self._open_shape is not None
+            try:
+                self._engines[shape] = self._open_shape(shape)
+            except SightlineError:
+                if shape == square:
+                    raise
+                self._refused.add(shape)
+                return self._use_shape(square)
+            self._close_one()
+        self._engines[shape] = self._engines.pop(shape)
+        return shape
+
+    def _close_one(self) -> None:
+        """Close the engine that was not used for the longest time, where there are too many."""
+        idle = [
+            shape
+            for shape, engine in self._engines.items()
+            if engine is not self.engine and not engine.under_way
+        ]
+        if len(self._engines) > MOST_SHAPES and idle[:-1]:
+            self._engines.pop(idle[0]).close()
 
     @property
     def least_confidence(self) -> float:
@@ -238,8 +311,13 @@ class Localizer:
             )
         self._least = confidence
 
-    def prepare(self, image_bgr: ImageBgr) -> ImageBgr:
-        """Make an image of any size the engine's square.
+    def prepare(self, image_bgr: ImageBgr, square: bool = False) -> ImageBgr:
+        """Make an image of any size the engine's input.
+
+        Args:
+            image_bgr: the image.
+            square: make it a square, whatever its shape: for parts of images, of which each is of
+                another shape.
 
         Raises:
             InputError: it is not a uint8 BGR image, or smaller than ``SMALLEST_PX`` along a side.
@@ -260,33 +338,39 @@ class Localizer:
                 f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to"
                 " find anything"
             )
-        return self.resizing.square(image_bgr, self.size_px)
+        return self.resizing.prepared(image_bgr, self._shape_for(width, height, square))
 
     def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
         """Start the engine on at most ``batch`` prepared images; missing ones are filled up with
-        black.
+        black. Of several shapes, all go into the smallest that holds them.
 
         Returns:
             The ticket to ``collect``; at most ``engine.slots`` may be out.
         """
-        feed = np.zeros(self.engine.inputs[0].shape, np.uint8)
+        shape = prepared[0].shape[0], prepared[0].shape[1]
+        if any(image.shape[:2] != shape for image in prepared):
+            rows, columns = (max(image.shape[axis] for image in prepared) for axis in (0, 1))
+            shape = rows, columns
+        if self._open_shape is not None:
+            shape = self._use_shape(shape)
+        engine = self._engines[shape]
+        feed = np.zeros(engine.inputs[0].shape, np.uint8)
         for place, image in enumerate(prepared):
-            feed[place] = image
-        return self.engine.submit({IMAGE: feed, WANTED_CLASS: self._wanted.copy()})
+            feed[place] = self.resizing.within(image, shape)
+        return shape, engine, engine.submit({IMAGE: feed, WANTED_CLASS: self._wanted.copy()})
 
-    def collect(self, ticket: Ticket) -> dict[str, Array]:
+    def collect(self, ticket: Ticket) -> Outputs:
         """Wait for what was submitted first, and take its outputs."""
-        return self.engine.collect(ticket)
+        shape, engine, its_ticket = ticket
+        return Outputs(engine.collect(its_ticket), self, shape)
 
-    def infer(self, prepared: Sequence[ImageBgr]) -> dict[str, Array]:
+    def infer(self, prepared: Sequence[ImageBgr]) -> Outputs:
         """Run the engine on at most ``batch`` prepared images, and wait."""
         return self.collect(self.submit(prepared))
 
-    def read(
-        self, outputs: dict[str, Array], place: int, width_px: int, height_px: int
-    ) -> Localization:
+    def read(self, outputs: Outputs, place: int, width_px: int, height_px: int) -> Localization:
         """The localization of image ``place`` of the batch, in an image of the given size."""
-        where, size = self.resizing, ((width_px, height_px), self.size_px)
+        where, size = self.resizing, ((width_px, height_px), outputs.shape)
         if CANDIDATES in outputs:
             return self._read_candidates(outputs, place, size)
         box = where.in_image(outputs["box_xyxy"][place], *size) if "box_xyxy" in outputs else None
@@ -310,7 +394,7 @@ class Localizer:
         ).sure(self.least_confidence)
 
     def _read_candidates(
-        self, outputs: dict[str, Array], place: int, size: tuple[tuple[int, int], int]
+        self, outputs: Outputs, place: int, size: tuple[tuple[int, int], Shape]
     ) -> Localization:
         """The localization by a dense head: its candidates less those of the same object."""
         map_hw = self.resizing.over_image(outputs["map"][place], *size)

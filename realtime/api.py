@@ -175,8 +175,9 @@ def localize(
     return _results(wanted, engine, following)
 
 
-Engine = Callable[[int], AbstractContextManager[Localizer]]
-"""Opens or borrows a localizer, given ``streams`` of ``open_localizer``."""
+Size = tuple[int, int] | None
+Engine = Callable[[int, Size], AbstractContextManager[Localizer]]
+"""Opens or borrows a localizer, given ``streams`` and ``first_px`` of ``open_localizer``."""
 
 
 @dataclass(frozen=True)
@@ -242,14 +243,20 @@ def _chosen(
 
 
 @contextmanager
-def _opened_here(choice: EngineOptions, notify: Notify | None, streams: int) -> Iterator[Localizer]:
-    with open_localizer(choice, notify, streams) as localizer:
+def _opened_here(
+    choice: EngineOptions, notify: Notify | None, streams: int, first_px: Size
+) -> Iterator[Localizer]:
+    with open_localizer(choice, notify, streams, first_px=first_px) as localizer:
         yield localizer
 
 
 @contextmanager
-def _borrowed(localizer: Localizer, following: FollowOptions, _streams: int) -> Iterator[Localizer]:
+def _borrowed(
+    localizer: Localizer, following: FollowOptions, _streams: int, first_px: Size
+) -> Iterator[Localizer]:
     """The localizer with what is asked for, where no tracker sees to it; afterwards as it was."""
+    if first_px is not None:
+        localizer.expect(*first_px)
     least, wanted = localizer.least_confidence, localizer.wanted_class
     asked = 0.0 if following.follow else following.min_score
     if asked != least:
@@ -269,8 +276,8 @@ def _results(
     source: _Source, engine: Engine, following: FollowOptions
 ) -> Generator[Result, None, None]:
     with ExitStack() as stack:
-        frames_for, feed, trouble = _opened(source, stack)
-        localizer = stack.enter_context(engine(1 if feed else 0))
+        frames_for, feed, trouble, first_px = _opened(source, stack)
+        localizer = stack.enter_context(engine(1 if feed else 0, first_px))
         tracker = opened(following)
         live = (
             Live(lambda: Settings(class_index=localizer.wanted_class), feed.stop) if feed else None
@@ -288,9 +295,9 @@ def _results(
 
 def _opened(
     source: _Source, stack: ExitStack
-) -> tuple[Callable[[int], LoopFrames], Feed | None, str]:
+) -> tuple[Callable[[int], LoopFrames], Feed | None, str, Size]:
     """Frames, given the images that an engine call takes; what reads a live source; what is wrong
-    with a file as a whole.
+    with a file as a whole; the size of the first frame.
 
     Raises:
         SourceError: the source cannot be opened.
@@ -302,15 +309,16 @@ def _opened(
         for note in clip.notes:
             source.notify(note)
         trouble = f"{shown(spec)} {clip.trouble}" if clip.trouble else ""
-        return lambda batch: frames_of(clip, clip.segments, every, batch, {}), None, trouble
+        frames = partial(frames_of, clip, clip.segments, every, ends={})
+        return frames, None, trouble, (clip.width_px, clip.height_px)
     if not kind.live:
         found = stack.enter_context(open_source(spec, source.camera))
         if not found.live:
-            return lambda _: _one_in(every_frame(found), every), None, ""
+            return lambda _: _one_in(every_frame(found), every), None, "", None
         # an address that turned out live is read by what opens it again when it is lost
         found.close()
     feed = Feed([spec], source.camera, notify=source.notify)
-    return lambda _: _one_in(feed.frames(), every), feed, ""
+    return lambda _: _one_in(feed.frames(), every), feed, "", None
 
 
 def _one_in(frames: LoopFrames, every: int) -> LoopFrames:

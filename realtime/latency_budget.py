@@ -4,7 +4,7 @@ back.
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 from rich.console import Console
 
 from engines.choose import Preset, open_localizer, presets
-from engines.engine import Array, Ticket
+from engines.engine import Ticket
 from engines.errors import SightlineError
-from engines.localizer import ImageBgr, Localization, Localizer
+from engines.localizer import ImageBgr, Localization, Localizer, Outputs
 from engines.maps import method_of
 from engines.networks.registry import Classifier
 from engines.options import EngineOptions
@@ -166,14 +166,6 @@ class BudgetController:
         )
 
 
-class _Outputs(dict[str, Array]):
-    """The outputs of a call, with the localizer that made the call and reads them."""
-
-    def __init__(self, outputs: Mapping[str, Array], localizer: Localizer) -> None:
-        super().__init__(outputs)
-        self.localizer = localizer
-
-
 class BudgetLocalizer(Localizer):
     """A localizer whose preset follows a latency budget. One thread uses it: that of the frame
     loop. An answer is of the preset that its call began with.
@@ -235,7 +227,6 @@ class BudgetLocalizer(Localizer):
         self.class_names = localizer.class_names
         self.batch = localizer.batch
         self.size_px = localizer.size_px
-        self.resizing = localizer.resizing
 
     @property
     def preset(self) -> Preset:
@@ -280,21 +271,27 @@ class BudgetLocalizer(Localizer):
         for localizer in self._open.values():
             localizer.abstain_below(confidence)
 
+    def expect(self, width_px: int, height_px: int) -> None:
+        """See ``Localizer.expect``."""
+        self._now.expect(width_px, height_px)
+
+    def prepare(self, image_bgr: ImageBgr, square: bool = False) -> ImageBgr:
+        """See ``Localizer.prepare``."""
+        return self._now.prepare(image_bgr, square)
+
     def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
         """See ``Localizer.submit``."""
         return self._now, self._now.submit(prepared)
 
-    def collect(self, ticket: Ticket) -> dict[str, Array]:
-        """See ``Localizer.collect``."""
+    def collect(self, ticket: Ticket) -> Outputs:
+        """See ``Localizer.collect``; the outputs are of the localizer that began the call."""
         localizer, its_ticket = ticket
-        return _Outputs(localizer.collect(its_ticket), localizer)
+        found: Outputs = localizer.collect(its_ticket)
+        return found
 
-    def read(
-        self, outputs: dict[str, Array], place: int, width_px: int, height_px: int
-    ) -> Localization:
-        """See ``Localizer.read``; ``outputs`` are those of ``collect``."""
-        localizer = outputs.localizer if isinstance(outputs, _Outputs) else self._now
-        return localizer.read(outputs, place, width_px, height_px)
+    def read(self, outputs: Outputs, place: int, width_px: int, height_px: int) -> Localization:
+        """See ``Localizer.read``."""
+        return outputs.localizer.read(outputs, place, width_px, height_px)
 
     def finished(
         self, setting: str, number: int, engine_ms: float, image_ms: float, now_s: float
@@ -335,7 +332,7 @@ class BudgetLocalizer(Localizer):
         """Free every engine, once the one that is being built is ready."""
         self._opener.shutdown(cancel_futures=True)
         for localizer in self._open.values():
-            localizer.engine.close()
+            localizer.close()
 
     def _opened(
         self, choice: EngineOptions, notify: Callable[[str], None] | None = None
@@ -390,7 +387,7 @@ class BudgetLocalizer(Localizer):
         if self._next_step is not None:
             near.add(self._ladder[self._next_step.target].choice)
         for choice in [choice for choice in self._open if choice not in near]:
-            self._open.pop(choice).engine.close()
+            self._open.pop(choice).close()
 
 
 class Pace:
@@ -415,14 +412,18 @@ class Pace:
 
 
 def open_with_notes(
-    choice: EngineOptions, console: Console, streams: int = 1, batch: int = 1
+    choice: EngineOptions,
+    console: Console,
+    streams: int = 1,
+    batch: int = 1,
+    first_px: tuple[int, int] | None = None,
 ) -> Localizer:
     """Open what was chosen and say what it is; the arguments and errors are those of
     ``engines.choose.open_localizer``.
     """
     reasons: list[str] = []
     with console.status(f"building {choice.model} ..."):
-        localizer = open_localizer(choice, reasons.append, streams, batch)
+        localizer = open_localizer(choice, reasons.append, streams, batch, first_px)
     engine = localizer.engine
     what = (
         f"{choice.model} at {localizer.size_px} px on {engine.backend} {engine.precision},"
@@ -443,10 +444,11 @@ def open_within(
     console: Console,
     streams: int = 1,
     batch: int = 1,
+    first_px: tuple[int, int] | None = None,
 ) -> Localizer:
     """One engine, or one that changes to hold a budget of so many milliseconds a frame."""
     if budget_ms is None:
-        return open_with_notes(choice, console, streams, batch)
+        return open_with_notes(choice, console, streams, batch, first_px)
     with console.status(f"building {choice.model} ..."):
         budgeted = BudgetLocalizer(
             choice,

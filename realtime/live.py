@@ -36,7 +36,7 @@ from realtime.options import StreamOptions
 from realtime.pipeline import Live, run_frames
 from realtime.session import Session
 from realtime.sinks import Beside, Notices, Sink, WindowSink, has_display
-from realtime.sources.spec import kind_of, open_source
+from realtime.sources.spec import first_size_px, kind_of, open_source
 from realtime.sources.video import Source, SourceOptions
 from realtime.statistics import LiveRun, Run
 from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened
@@ -60,7 +60,8 @@ def stream_chosen(
             ``stream``.
     """
     following, choice = following.beside(choice)
-    localizer = open_within(choice, budget_ms, console, batch=min(options.batch, len(specs)))
+    batch, size_px = min(options.batch, len(specs)), first_size_px(specs)
+    localizer = open_within(choice, budget_ms, console, batch=batch, first_px=size_px)
     return stream(specs, localizer, console, options, following)
 
 
@@ -302,8 +303,10 @@ def demo_chosen(
     Raises:
         SightlineError: the engine cannot be opened, or see ``process_all``.
     """
-    localizer = open_within(choice, budget_ms, console, streams=0)
-    return process_all([f"demo:{frames}"], out, localizer, console)
+    specs = [f"demo:{frames}"]
+    size_px = first_size_px(specs)
+    localizer = open_within(choice, budget_ms, console, streams=0, first_px=size_px)
+    return process_all(specs, out, localizer, console)
 
 
 def process_all(

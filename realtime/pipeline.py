@@ -314,7 +314,8 @@ class _EngineHalf:
             whole = View(record.frame.image_bgr)
             frame.view = self._following.view(record.frame) if self._following else whole
             image = frame.view.image_bgr
-            prepared = [] if image is None else [localizer.prepare(image)]
+            part = image is not None and image.shape != record.frame.image_bgr.shape
+            prepared = [] if image is None else [localizer.prepare(image, square=part)]
         except Exception as error:  # a picture that is too much for it, too
             if self._live is None:
                 raise

@@ -90,7 +90,7 @@ def onnxruntime_forward(task: Task) -> Call:
 def forward_graph(classifier: Classifier) -> onnx.ModelProto:
     """The network without a backward pass: uint8 image to class scores."""
     graph = Graph()
-    _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
+    _, x = append_preprocessing(graph, 1, classifier.shape, classifier.preprocessing)
     scores = classifier.append(graph, x).scores
     graph.output(scores, graph.fresh("scores"))  # a network from a file may have taken the name
     return graph.model()
@@ -115,7 +115,7 @@ def recipro_cam_graph(classifier: Classifier) -> onnx.ModelProto:
         ModelError: what follows the last maps does not take several at once, or reads more.
     """
     graph = Graph()
-    _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
+    _, x = append_preprocessing(graph, 1, classifier.shape, classifier.preprocessing)
     forward = classifier.append(graph, x)
     height, width = graph.shape(forward.last)[2:]
     cells = height * width

@@ -35,6 +35,7 @@ from engines.dense import (
 from engines.errors import ModelError
 from engines.localizer import Localizer
 from engines.maps import MapSpec
+from engines.networks.network import Shape
 from engines.networks.registry import Classifier
 
 Array32 = NDArray[np.float32]
@@ -152,7 +153,7 @@ def activations_of(
 def boxes_in_square(sample: Sample, width_px: int, height_px: int, localizer: Localizer) -> Array64:
     """The true boxes of an image in pixels of the network's square, ``[B, 4]``."""
     side = localizer.size_px
-    left, top, right, bottom = localizer.resizing.seen(width_px, height_px, side)
+    left, top, right, bottom = localizer.resizing.seen(width_px, height_px, (side, side))
     boxes = np.array([truth.box_xyxy_px for truth in sample.truths]).reshape(-1, 4)
     start = np.array([left, top, left, top])
     scale = side / np.array([right - left, bottom - top, right - left, bottom - top])
@@ -251,51 +252,67 @@ def _level(name: str, rows: Array32, side: int, cells: int, is_last: bool) -> Le
 
 
 class Reader:
-    """What the graph of a dense head computes, in NumPy: its features, cells, and proposals."""
+    """What the graph of a dense head computes, in NumPy: its features, cells, and proposals.
+
+    Args:
+        levels: what is read.
+        size_px: of the input, the longer side.
+        stride_px: of the G x H cells.
+        whole: whether the box layer reads the last level's mean, too.
+        shape: of the input; a square when None.
+    """
 
     def __init__(
-        self, levels: Sequence[Level], size_px: int, stride_px: int, whole: bool = False
+        self,
+        levels: Sequence[Level],
+        size_px: int,
+        stride_px: int,
+        whole: bool = False,
+        shape: Shape | None = None,
     ) -> None:
         self.levels, self.size_px, self.stride_px = levels, size_px, stride_px
         self.whole = whole
-        self.side = size_px // stride_px
-        self.centres = cell_centres(self.side, stride_px).astype(np.float64)
+        self.shape = shape or (size_px, size_px)
+        self.cells = self.shape[0] // stride_px, self.shape[1] // stride_px
+        self.centres = cell_centres(*self.cells, stride_px).astype(np.float64)
 
     def cell_features(self, maps: Sequence[Array32]) -> Array32:
-        """``[G^2, D1 + 1]``: what the cell layer reads, and 1."""
+        """``[G * H, D1 + 1]``: what the cell layer reads, and 1."""
         parts = [
-            self._windows(x, level).reshape(-1, self.side**2)
+            self._windows(x, level).reshape(-1, len(self.centres))
             for x, level in zip(maps, self.levels, strict=True)
         ]
-        ones = np.ones((1, self.side**2), np.float32)
+        ones = np.ones((1, len(self.centres)), np.float32)
         return np.concatenate([*parts, ones]).T
 
     def _windows(self, x: Array32, level: Level) -> Array32:
-        """``[P, kernel, kernel, G, G]`` of components ``[P, h, w]``."""
-        stride, pad = cell_window(x.shape[1], self.side, level.kernel)
-        padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
-        side = (padded.shape[1] - level.kernel) // stride + 1
-        steps = range(level.kernel)
-        last = stride * (side - 1) + 1
-        found = np.stack(
-            [
-                padded[:, dy : dy + last : stride, dx : dx + last : stride]
-                for dy in steps
-                for dx in steps
-            ],
-            axis=1,
+        """``[P, kernel^2, G, H]`` of components ``[P, h, w]``."""
+        (down, over), (across, beside) = (
+            cell_window(have, cells, level.kernel)
+            for have, cells in zip(x.shape[1:], self.cells, strict=True)
         )
-        if side != self.side:
-            matrix = interpolation(side, self.side)
-            found = matrix @ (found @ matrix.T)
+        padded = np.pad(x, ((0, 0), (over, over), (beside, beside)))
+        kernel = (level.kernel, level.kernel)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, (1, 2))
+        windows = windows[:, ::down, ::across]
+        found = windows.reshape(*windows.shape[:3], -1).transpose(0, 3, 1, 2)
+        if found.shape[2:] != self.cells:
+            rows, columns = (
+                interpolation(have, cells)
+                for have, cells in zip(found.shape[2:], self.cells, strict=True)
+            )
+            found = rows @ (found @ columns.T)
         return np.asarray(found, np.float32)
 
     def cell_boxes(self, cells: Array64) -> Array64:
-        """``[SIZES, G^2, 4]`` of the logarithms of distances ``[G^2, 4 * SIZES]``."""
+        """``[SIZES, G * H, 4]`` of the logarithms of distances ``[G * H, 4 * SIZES]``."""
         sides = np.exp(np.clip(cells, *LOG_LIMITS)) * self.stride_px
         sides = sides.reshape(-1, SIZES, 4).transpose(1, 0, 2)
         low, high = self.centres - sides[..., :2], self.centres + sides[..., 2:]
-        return np.asarray(np.clip(np.concatenate([low, high], axis=2), 0, self.size_px))
+        return self._inside(np.concatenate([low, high], axis=2))
+
+    def _inside(self, boxes: Array64) -> Array64:
+        return np.asarray(np.clip(boxes, 0, np.tile(self.shape[::-1], 2)))
 
     def proposals(self, boxes: Array64, objectness: Array64, count: int) -> tuple[Array64, Array64]:
         """The best of boxes ``[L, 4]`` by objectness ``[L]``, less duplicates."""
@@ -329,7 +346,7 @@ class Reader:
         """``[K, bins * P * bins]`` of components ``[P, h, w]`` in K boxes."""
         count, height, width = len(middle), x.shape[1], x.shape[2]
         rows, columns = (
-            self._bins(middle[:, axis], sizes[:, axis], length, bins, around, samples)
+            self._bins(middle[:, axis], sizes[:, axis], axis, length, bins, around, samples)
             for axis, length in ((1, height), (0, width))
         )
         flat = x.transpose(1, 0, 2).reshape(height, -1)
@@ -340,12 +357,22 @@ class Reader:
         return np.maximum(boxes[:, 2:] - boxes[:, :2], SMALLEST * self.stride_px)
 
     def _bins(
-        self, middle: Array64, size: Array64, length: int, bins: int, around: float, samples: int
+        self,
+        middle: Array64,
+        size: Array64,
+        axis: int,
+        length: int,
+        bins: int,
+        around: float,
+        samples: int,
     ) -> Array32:
-        """How much each of ``length`` cells counts in each bin, ``[K, bins, length]``."""
+        """How much each of ``length`` cells along x (0) or y (1) counts in each bin,
+        ``[K, bins, length]``.
+        """
         count = bins * samples
         offsets = ((np.arange(count) + 0.5) / count - 0.5) * around
-        places = (middle[:, None] + size[:, None] * offsets) * length / self.size_px - 0.5
+        places = middle[:, None] + size[:, None] * offsets
+        places = places * length / self.shape[1 - axis] - 0.5
         places = np.clip(places, 0, length - 1)
         near = np.maximum(1 - np.abs(places[:, :, None] - np.arange(length)), 0)
         bilinear = near.reshape(len(middle), bins, samples, length).mean(axis=2)
@@ -355,4 +382,4 @@ class Reader:
         """Boxes ``[K, 4]`` with their edges moved."""
         sizes = np.tile(self._sizes(boxes), 2)
         limited = np.clip(corrections, -MOST_CORRECTION, MOST_CORRECTION)
-        return np.clip(boxes + limited * sizes, 0, self.size_px)
+        return self._inside(boxes + limited * sizes)

@@ -107,7 +107,7 @@ def last_inputs(samples: Sequence[Sample], classifier: Classifier, console: Cons
             " has none"
         )
     graph = Graph()
-    _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
+    _, x = append_preprocessing(graph, 1, classifier.shape, classifier.preprocessing)
     last = graph.producer(classifier.append(graph, x).scores)
     assert last is not None  # networks with a last linear layer end in a Gemm
     graph.output(last.input[0], "inputs")

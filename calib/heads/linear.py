@@ -166,7 +166,7 @@ def seen_of(classifier: Classifier, sizes_px: Sequence[SizePx]) -> Array64 | Non
     resizing = Resizing.of(classifier.preprocessing)
     if resizing.kind == SQUASH:
         return None
-    seen = np.array([resizing.seen(*size, classifier.size_px) for size in sizes_px])
+    seen = np.array([resizing.seen(*size, classifier.shape) for size in sizes_px])
     return np.asarray(seen / np.tile(np.array(sizes_px, np.float64), 2))
 
 

@@ -351,7 +351,7 @@ def teaching_engine(classifier: Classifier, batch: int = BATCH) -> OpenVinoEngin
     layer: the mean square over channels (Zagoruyko & Komodakis 2017, section 3.1, F with p = 2).
     """
     graph = Graph()
-    _, x = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
+    _, x = append_preprocessing(graph, batch, classifier.shape, classifier.preprocessing)
     forward = classifier.append(graph, x)
     graph.output(forward.scores, "scores")
     for layer in TEACHER_LAYERS:

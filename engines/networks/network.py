@@ -15,6 +15,8 @@ from engines.graph import Graph, attributes_of
 from engines.networks.preprocessing import IMAGENET, Preprocessing
 
 Weights = Mapping[str, NDArray[Any]]
+Shape = tuple[int, int]
+"""Of an input: rows and columns, in pixels."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from engines.errors import DownloadError, EngineError, ModelError, install_packa
 from engines.files import read_safetensors
 from engines.graph import FLOAT, Graph
 from engines.networks import alexnet, efficientnet_lite, squeezenet, vgg
-from engines.networks.network import Forward, Network, Weights, WeightsPackage
+from engines.networks.network import Forward, Network, Shape, Weights, WeightsPackage
 from engines.networks.onnx_network import network_of_file
 from engines.networks.packages import PACKAGES, exported, is_packaged
 from engines.networks.preprocessing import CROP, USUAL_CROP, GivenInput, Preprocessing
@@ -61,13 +61,14 @@ class Classifier:
 
     Attributes:
         network: the record of the network, for these weights.
-        size_px: side of the input.
+        size_px: side of the input, the longer one where it is no square.
         digest: sha256 of architecture, preprocessing and weights: what heads are tied to.
         weights: float32 arrays by name; empty where the network came as an ONNX file.
         class_names: of its classes, where the weights say them (``finetune`` writes such); else see
             ``class_names``.
         body_digest: the digest that it has without ``Network.class_layers``: what heads that read
             Gestalt Total are tied to. Empty where it needs all of its weights.
+        other_shape: of the input, where it is no square. The longer side is ``size_px``.
     """
 
     network: Network
@@ -76,6 +77,12 @@ class Classifier:
     weights: Weights = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     body_digest: str = ""
+    other_shape: Shape | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """Of the input: R rows and S columns."""
+        return self.other_shape or (self.size_px, self.size_px)
 
     @property
     def name(self) -> str:
@@ -88,7 +95,7 @@ class Classifier:
         return self.network.preprocessing
 
     def append(self, graph: Graph, x_nchw: str) -> Forward:
-        """Append the forward graph, which reads the normalised input ``[N, 3, S, S]``.
+        """Append the forward graph, which reads the normalised input ``[N, 3, R, S]``.
 
         Raises:
             ModelError: the weights do not fit, or the network does not take inputs of this size.
@@ -109,7 +116,7 @@ class Classifier:
             ModelError: see ``append``.
         """
         graph = Graph()
-        x = graph.input("pixels", FLOAT, (batch, 3, self.size_px, self.size_px))
+        x = graph.input("pixels", FLOAT, (batch, 3, *self.shape))
         return graph, self.append(graph, x)
 
 

@@ -210,7 +210,7 @@ def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx
     as a class token.
     """
     graph = Graph()
-    _, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
+    _, x = append_preprocessing(graph, 1, classifier.shape, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (1,))
     forward = classifier.append(graph, x)
     class_index, score = append_chosen_class(graph, forward, wanted)

@@ -146,7 +146,7 @@ def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.Mod
     ``walks`` float32 ``[kmax, S, S]``.
     """
     graph = Graph()
-    pixels, x = append_preprocessing(graph, 1, classifier.size_px, classifier.preprocessing)
+    pixels, x = append_preprocessing(graph, 1, classifier.shape, classifier.preprocessing)
     wanted = graph.input(WANTED_CLASS, INT64, (1,))
     forward = classifier.append(graph, x)
     class_index, score = append_chosen_class(graph, forward, wanted)
@@ -216,7 +216,7 @@ def _walked_at_once(graph: Graph, pixels: str, activations: str) -> bool:
 def build_scores_graph(classifier: Classifier, batch: int) -> onnx.ModelProto:
     """Images in; ``scores`` float32 ``[batch, classes]`` out, as probabilities."""
     graph = Graph()
-    _, x = append_preprocessing(graph, batch, classifier.size_px, classifier.preprocessing)
+    _, x = append_preprocessing(graph, batch, classifier.shape, classifier.preprocessing)
     forward = classifier.append(graph, x)
     graph.output(append_probabilities(graph, forward, "probabilities"), "scores")
     return graph.model()

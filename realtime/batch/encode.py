@@ -318,6 +318,7 @@ def run_segments(
         OutputError: a file cannot be written.
     """
     run, ends = WaitingTimes(), dict[int, SegmentEnd]()
+    localizer.expect(clip.width_px, clip.height_px)
     with _SegmentWriter(clip, segments, settings, folder, ends, run, localizer) as writer:
         frames = frames_of(clip, segments, settings.every, localizer.batch, ends, read)
         following = opened(settings.following)

@@ -203,7 +203,8 @@ def plan_chosen(
         raise SourceError(
             "the plan measures a minute of video files of this machine: name one", option="plan"
         )
-    localizer = open_with_notes(choice, console, streams=0, batch=settings.batch)
+    first_px = clips[0].width_px, clips[0].height_px
+    localizer = open_with_notes(choice, console, 0, settings.batch, first_px)
     with console.status("measuring a minute ..."):
         minute = measure(clips, localizer, settings)
     own_h = sum(_seconds(clip) for clip in clips) / 3600
@@ -233,6 +234,7 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
     file_s = list[float]()
     for clip, segments in _sample(clips):
         part = _part(clip, segments)
+        localizer.expect(clip.width_px, clip.height_px)
         seconds = _seconds(part)
         video_s += seconds
         in_bytes += _size(clip) * seconds / max(seconds, _seconds(clip))

@@ -45,7 +45,7 @@ from realtime.batch.merge import UnsafeCutError, endings, merge_job
 from realtime.batch.options import Scale, Settings, settings_digest
 from realtime.batch.plan import digest_of, make_plan
 from realtime.latency_budget import open_within
-from realtime.sources.spec import can_be_cut, is_there, name_of, open_source
+from realtime.sources.spec import can_be_cut, first_size_px, is_there, name_of, open_source
 
 Summary = dict[str, Any]
 
@@ -319,7 +319,7 @@ def batch_chosen(
                 )
         if scale.workers is not None:
             raise InputError("workers are for clusters: name one", option=("workers", "ray"))
-        localizer = open_within(choice, budget_ms, console, streams=0, batch=settings.batch)
+        localizer = open_within(choice, budget_ms, console, 0, settings.batch, first_size_px(specs))
         return process_all(specs, Path(out), localizer, console, settings, inputs)
     if budget_ms is not None:
         raise InputError(

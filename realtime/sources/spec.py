@@ -7,7 +7,7 @@ A new kind of source is a module of its own, with a class derived from ``Source`
 import glob
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,19 @@ def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
     source = kind_of(spec).open(spec, options)
     source.name = name_of(spec)
     return source
+
+
+def first_size_px(specs: Sequence[str]) -> tuple[int, int] | None:
+    """Width and height of the first frame of the first source; None where it cannot be read twice,
+    and where it cannot be read.
+    """
+    kind = kind_of(specs[0])
+    if not (kind.can_be_cut or kind.repeats):
+        return None
+    with suppress(SourceError), open_source(specs[0]) as source:
+        for frame in source:
+            return frame.image_bgr.shape[1], frame.image_bgr.shape[0]
+    return None
 
 
 def kind_of(spec: str) -> SourceKind:

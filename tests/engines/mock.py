@@ -26,16 +26,23 @@ class MockEngine(Engine):
     precision: str = "fp32"
     device: str = "no device"
 
-    def __init__(self, size_px: int = 32, batch: int = 1, slots: int = 1) -> None:
+    def __init__(
+        self,
+        size_px: int = 32,
+        batch: int = 1,
+        slots: int = 1,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__(slots)
+        rows, columns = shape or (size_px, size_px)
         self.inputs: tuple[TensorSpec, ...] = (
-            TensorSpec(IMAGE, np.dtype(np.uint8), (batch, size_px, size_px, 3)),
+            TensorSpec(IMAGE, np.dtype(np.uint8), (batch, rows, columns, 3)),
             TensorSpec(WANTED_CLASS, np.dtype(np.int64), (batch,)),
         )
         self.outputs: tuple[TensorSpec, ...] = (
             TensorSpec("class_index", np.dtype(np.int64), (batch,)),
             TensorSpec("score", np.dtype(np.float32), (batch,)),
-            TensorSpec("map", np.dtype(np.float32), (batch, size_px, size_px)),
+            TensorSpec("map", np.dtype(np.float32), (batch, rows, columns)),
             TensorSpec("box_xyxy", np.dtype(np.float32), (batch, 4)),
         )
         self.metadata: Mapping[str, str] = {"class_names": '["thing", "other"]'}

@@ -122,7 +122,8 @@ def test_interpolation_is_bilinear_between_the_middles_of_cells():
     values = np.array([0.0, 1.0, 4.0])
     found = interpolation(3, 6) @ values
     np.testing.assert_allclose(found, [0, 0.25, 0.75, 1.75, 3.25, 4], atol=1e-6)
-    assert cell_centres(2, 16).tolist() == [[8, 8], [24, 8], [8, 24], [24, 24]]
+    assert cell_centres(2, 2, 16).tolist() == [[8, 8], [24, 8], [8, 24], [24, 24]]
+    assert cell_centres(1, 3, 16).tolist() == [[8, 8], [24, 8], [40, 8]]
 
 
 def test_layers_that_do_not_fit_the_cells_are_refused():

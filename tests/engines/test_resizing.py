@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engines.networks.preprocessing import IMAGENET, Preprocessing
-from engines.resizing import Resizing, shrunk
+from engines.resizing import Resizing, frame_shape, shrunk
 from realtime.sources.demo import DemoCamera
 
 
@@ -65,18 +65,21 @@ def ramps(height, width):
     return image
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+INPUTS = [(way, (64, 64)) for way in WAYS]
+INPUTS += [(WAYS[3], (48, 64)), (WAYS[3], (64, 40)), (WAYS[3], (32, 64))]
+
+
+@pytest.mark.parametrize(("way", "shape"), INPUTS, ids=str)
 @pytest.mark.parametrize(("height", "width"), SHAPES)
-def test_each_pixel_of_the_square_is_where_the_geometry_says(way, height, width):
-    side = 64
-    square = way.square(ramps(height, width), side)
-    assert square.shape == (side, side, 3)
+def test_each_pixel_of_the_input_is_where_the_geometry_says(way, shape, height, width):
+    square = way.prepared(ramps(height, width), shape)
+    assert square.shape == (*shape, 3)
     shown = square[..., 2] == 255
     checked = 0
     for row, column in np.argwhere(shown)[:: 1 + shown.sum() // 300]:
-        x = (column + 0.5) / side
-        y = (row + 0.5) / side
-        at = way.in_image((x - 1e-4, y - 1e-4, x + 1e-4, y + 1e-4), (width, height), side)
+        x = (column + 0.5) / shape[1]
+        y = (row + 0.5) / shape[0]
+        at = way.in_image((x - 1e-4, y - 1e-4, x + 1e-4, y + 1e-4), (width, height), shape)
         assert at is not None
         found = 250 * (at[0] + at[2]) / 2 / width, 250 * (at[1] + at[3]) / 2 / height
         pixel = (
@@ -87,19 +90,18 @@ def test_each_pixel_of_the_square_is_where_the_geometry_says(way, height, width)
     assert checked > 20
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(("way", "shape"), INPUTS, ids=str)
 @pytest.mark.parametrize(("height", "width"), SHAPES)
-def test_a_map_lies_over_what_it_is_of(way, height, width):
-    """The square's own brightness as a map must be the image's brightness, and 0 where the square
+def test_a_map_lies_over_what_it_is_of(way, shape, height, width):
+    """The input's own brightness as a map must be the image's brightness, and 0 where the input
     does not show the image.
     """
-    side = 64
     image = np.full((height, width, 3), 255, np.uint8)
     x0, y0, x1, y1 = width // 3, height // 4, width // 3 + width // 3, height // 4 + height // 3
     image[y0:y1, x0:x1] = 0
-    square = way.square(image, side).astype(np.float32)
-    over = way.over_image(255 - square[..., 0], (width, height), side)
-    seen = way.seen(width, height, side)
+    square = way.prepared(image, shape).astype(np.float32)
+    over = way.over_image(255 - square[..., 0], (width, height), shape)
+    seen = way.seen(width, height, shape)
     truth = np.zeros((height, width), np.float32)
     truth[y0:y1, x0:x1] = 255
     columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
@@ -122,25 +124,25 @@ def test_a_maps_mass_stays_where_it_is():
     rng = np.random.default_rng(5)
     map_hw = rng.random((7, 7)).astype(np.float32)
     for way in WAYS[1:3]:
-        over = way.over_image(map_hw, (300, 200), 64)
-        x0, y0, x1, y1 = way.seen(300, 200, 64)
+        over = way.over_image(map_hw, (300, 200), (64, 64))
+        x0, y0, x1, y1 = way.seen(300, 200, (64, 64))
         share = (x1 - x0) * (y1 - y0) / (300 * 200)
         assert over.mean() == pytest.approx(map_hw.mean() * share, rel=1e-4)
-    assert WAYS[0].over_image(map_hw, (300, 200), 64) is map_hw
+    assert WAYS[0].over_image(map_hw, (300, 200), (64, 64)) is map_hw
 
 
 def test_boxes_are_clipped_to_the_image_and_what_lies_in_the_filling_is_none():
     letterbox = WAYS[3]
-    assert letterbox.seen(300, 150, 64) == pytest.approx((0, -75, 300, 225))
-    assert letterbox.in_image((0, 0, 1, 1), (300, 150), 64) == (0, 0, 300, 150)
-    assert letterbox.in_image((0.2, 0.0, 0.4, 0.2), (300, 150), 64) is None
+    assert letterbox.seen(300, 150, (64, 64)) == pytest.approx((0, -75, 300, 225))
+    assert letterbox.in_image((0, 0, 1, 1), (300, 150), (64, 64)) == (0, 0, 300, 150)
+    assert letterbox.in_image((0.2, 0.0, 0.4, 0.2), (300, 150), (64, 64)) is None
     crop = WAYS[1]
-    assert crop.seen(300, 160, 64) == (80, 10, 220, 150)
-    assert crop.in_image((0, 0, 1, 1), (300, 160), 64) == (80, 10, 220, 150)
+    assert crop.seen(300, 160, (64, 64)) == (80, 10, 220, 150)
+    assert crop.in_image((0, 0, 1, 1), (300, 160), (64, 64)) == (80, 10, 220, 150)
 
 
 def test_the_filling_is_the_mean():
-    square = Resizing.of(Preprocessing(resize="letterbox")).square(ramps(50, 100), 64)
+    square = Resizing.of(Preprocessing(resize="letterbox")).prepared(ramps(50, 100), (64, 64))
     assert (square[0] == IMAGENET.mean_bgr).all()
     assert (square[32, :, 2] == 255).all()
 
@@ -151,3 +153,35 @@ def test_what_is_stored_is_read_again():
         Resizing.stored({"kind": "crop", "crop_share": 0.875, "filling_bgr": [104, 116, 124]})
         == WAYS[1]
     )
+
+
+@pytest.mark.parametrize(
+    ("size_px", "shape"),
+    [
+        ((1920, 1080), (192, 320)),
+        ((640, 480), (256, 320)),
+        ((480, 640), (320, 256)),
+        ((720, 1280), (320, 192)),
+        ((500, 500), (320, 320)),
+        ((640, 630), (320, 320)),
+        ((4000, 100), (128, 320)),
+    ],
+)
+def test_the_shape_of_images_has_their_longer_side_and_little_filling(size_px, shape):
+    assert frame_shape(*size_px, 320) == shape
+
+
+def test_a_side_that_is_no_multiple_of_the_step_is_kept():
+    assert frame_shape(300, 300, 224) == (224, 224)
+    assert frame_shape(300, 290, 224) == (224, 224)
+    assert frame_shape(300, 150, 224) == (128, 224)
+    assert frame_shape(300, 150, 96) == (96, 96)
+
+
+def test_what_is_prepared_for_a_shape_is_the_middle_of_the_square():
+    letterbox = WAYS[3]
+    photo = ramps(150, 320)
+    square = letterbox.prepared(photo, (320, 320))
+    part = letterbox.prepared(photo, (192, 320))
+    np.testing.assert_array_equal(square[64:256], part)
+    np.testing.assert_array_equal(letterbox.within(part, (320, 320)), square)

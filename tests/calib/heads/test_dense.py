@@ -72,6 +72,7 @@ def fitted(classifier, small):
 
 
 def localizer(classifier, head: DenseHead, batch: int = 1) -> Localizer:
+    """With one engine, of the classifier's shape."""
     graph = build_graph(classifier, head.spec, head, batch=batch)
     return Localizer(OpenVinoEngine(graph, "fp32"))
 
@@ -100,13 +101,14 @@ def test_a_head_that_is_fitted_saved_and_read_finds_every_object_of_new_scenes(
     assert np.mean(right) > 0.8
 
 
-def test_the_graph_computes_what_was_fitted(classifier, fitted):
-    head = fitted.head
+@pytest.mark.parametrize("shape", [(160, 160), (96, 160), (160, 128)])
+def test_the_graph_computes_what_was_fitted(classifier, fitted, shape):
+    head, classifier = fitted.head, replace(classifier, other_shape=shape)
     engine = localizer(classifier, head, batch=2)
     images = [engine.prepare(scene(number, 2).read()) for number in (200, 201)]
     found = engine.infer(images)[CANDIDATES]
     activations = dense_scenes.activations_of(classifier, head.levels)
-    reader = dense_scenes.Reader(head.levels, SIZE_PX, head.stride_px)
+    reader = dense_scenes.Reader(head.levels, SIZE_PX, head.stride_px, shape=shape)
     layers = dense.layers_of(head)
     for row, image in zip(found, images, strict=True):
         maps = tuple(
@@ -114,7 +116,7 @@ def test_the_graph_computes_what_was_fitted(classifier, fitted):
             for values, level in zip(activations(image), head.levels, strict=True)
         )
         boxes, expected = layers.candidates(reader, dense_scenes.Scene(maps, np.zeros((0, 4))))
-        overlaps = iou(row[:, None, :4] * SIZE_PX, boxes[None])
+        overlaps = iou(row[:, None, :4] * np.tile(shape[::-1], 2), boxes[None])
         assert (overlaps.max(axis=1) > 0.99).all()
         slope, offset = head.certainty
         certain = 1 / (1 + np.exp(-(slope * expected[overlaps.argmax(axis=1)] + offset)))
