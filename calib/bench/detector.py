@@ -6,6 +6,7 @@ Sightline ships no detector and needs none. This is what its boxes and times are
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,10 +18,12 @@ from onnx import TensorProto, helper
 
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import distinct
+from engines.choose import open_localizer
 from engines.engine import Array, Engine
 from engines.errors import ModelError
 from engines.files import read_file
-from engines.localizer import ImageBgr, Localizer
+from engines.localizer import ImageBgr
+from engines.options import EngineOptions
 from realtime.frames import BoxPx
 from realtime.sources.demo import DemoCamera
 
@@ -132,17 +135,40 @@ class Detector:
         return min(self.size_px / width_px, self.size_px / height_px)
 
 
-def detector_calls(detector: Detector, ours: Engine) -> dict[str, Callable[[], object]]:
+SHAPES_PX = {"16:9": (1280, 720), "4:3": (640, 480)}
+"""Frames that are timed where the input takes their shape."""
+
+
+def detector_calls(detector: Detector, choice: EngineOptions) -> dict[str, Callable[[], object]]:
     """What the bench times on a frame of the demo clip, by name: the detector's network alone, all
-    of it from image to boxes, and our engine from image to box.
+    of it from image to boxes, and ours from image to box; and our engine alone for frames of
+    ``SHAPES_PX``, where their input is no square.
     """
     name = f"{detector.name} {detector.engine.precision}"
     photo, _ = DemoCamera(1).shoot(0)
-    prepared, localizer = detector.prepare(photo), Localizer(ours)
-    return {
+    prepared = detector.prepare(photo)
+    localizer = open_localizer(choice, first_px=(photo.shape[1], photo.shape[0]))
+    calls: dict[str, Callable[[], object]] = {
         f"{name}, forward only": lambda: detector.forward(prepared),
         f"{name}, image to boxes": lambda: detector.detect(photo),
         "Sightline, image to box": lambda: localizer.localize([photo]),
+    }
+    for words, size_px in SHAPES_PX.items():
+        engine = open_localizer(choice, first_px=size_px).engine
+        _, rows, columns, _ = engine.inputs[0].shape
+        if rows != columns:
+            calls[f"Sightline {engine.precision}, {rows} x {columns} for {words}"] = partial(
+                engine.infer, blank_feed(engine)
+            )
+    return calls
+
+
+def blank_feed(engine: Engine) -> dict[str, Array]:
+    """Grey images and no wanted class."""
+    images, wanted = engine.inputs
+    return {
+        images.name: np.full(images.shape, GREY, images.dtype),
+        wanted.name: np.full(wanted.shape, -1, wanted.dtype),
     }
 
 

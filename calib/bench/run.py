@@ -246,7 +246,7 @@ def bench_engine(
     feed = {IMAGE: image, WANTED_CLASS: np.array([-1])}
     calls = {name: engine_call(variant.engine, feed) for name, variant in ours.items()} | others
     if detector is not None:
-        calls |= detector_calls(detector, next(iter(ours.values())).engine)
+        calls |= detector_calls(detector, choice)
     samples_ms, stability = take_turns(calls, seconds, console, title)
     first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
     rows = [row_of(name, values, first) for name, values in samples_ms.items()]

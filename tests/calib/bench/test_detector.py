@@ -12,7 +12,9 @@ from calib.bench.detector import (
     decoded,
     detector_calls,
 )
+from engines.build import CANDIDATES
 from engines.errors import ModelError
+from engines.options import EngineOptions
 
 SIDE = 64
 CELLS = 8 * 8 + 4 * 4 + 2 * 2
@@ -108,17 +110,20 @@ def test_an_image_lies_in_the_upper_left_of_a_grey_square(tmp_path):
     assert (prepared[0, 16:] == 114).all()
 
 
-def test_the_bench_times_it_beside_ours(tmp_path, tiny_localizer):
+def test_the_bench_times_it_beside_ours(tmp_path):
     rows = silent()
     cell(rows, 70, (0.5, 0.5), (1, 1), 0.9, CAT, 0.9)
     detector = Detector(detector_file(tmp_path / "small.onnx", rows), "fp32")
-    calls = detector_calls(detector, tiny_localizer.engine)
+    calls = detector_calls(detector, EngineOptions("lite0", precision="fp32"))
     assert list(calls) == [
         "small fp32, forward only",
         "small fp32, image to boxes",
         "Sightline, image to box",
+        "Sightline fp32, 192 x 320 for 16:9",
+        "Sightline fp32, 256 x 320 for 4:3",
     ]
-    rows, boxes, (ours,) = (call() for call in calls.values())
+    rows, boxes, (ours,), wide, _ = (call() for call in calls.values())
+    assert wide[CANDIDATES].shape[0] == 1
     assert rows.shape == (CELLS, 85)
     assert len(boxes) == 1
     assert ours.map_hw.ndim == 2
