@@ -249,7 +249,7 @@ class _Writer:
         if rows % head.stride_px or columns % head.stride_px:
             raise ModelError(
                 f"a dense head with cells of {head.stride_px} px needs an input of a multiple of"
-                f" it, not {columns} x {rows} px",
+                f" it, not {max(shape)} px",
                 option="size_px",
             )
         self._projected = [self._projection(level) for level in head.levels]
