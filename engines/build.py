@@ -70,7 +70,7 @@ def build_graph(
     graph = assembled.graph
     if quantization is not None:
         check_quantization(quantization, classifier, spec)
-        quantize(graph, quantization)
+        quantize(graph, quantization, assembled.exact)
     for name, tensor in assembled.outputs.items():
         graph.output(tensor, name)
     return graph.model(stamp(classifier, spec, head, quantization, assembled.classes))
@@ -84,11 +84,14 @@ class Assembled:
         graph: the nodes.
         outputs: tensor by the name it is to be published under.
         classes: how many the network has.
+        exact: names of the nodes that always compute in floating point: those of a dense head,
+            which are a few percent of the work, and measure lengths.
     """
 
     graph: Graph
     outputs: dict[str, str]
     classes: int
+    exact: tuple[str, ...] = ()
 
 
 def assemble(
@@ -126,21 +129,24 @@ def assemble(
         "map": maps[spec.signal, spec.layer],
         "logit": logit,
     }
+    exact: tuple[str, ...] = ()
     if isinstance(head, Head):
         outputs["box_xyxy"] = append_box(
             graph, append_features(graph, maps, head.features), class_index, head
         )
     elif isinstance(head, DenseHead):
+        before = len(graph.nodes)
         outputs[CANDIDATES] = append_candidates(
             graph, forward, class_index, wanted, head, classifier.shape
         )
+        exact = tuple(node.name for node in graph.nodes[before:])
     elif head is not None:
         outputs["box_xyxy"] = append_heuristic_box(graph, maps[spec.signal, spec.layer], head)
     if features:
         outputs["features"] = append_features(graph, maps, features)
     for name in expose:
         outputs[f"{name}_out"] = {**forward.layers, "scores": forward.scores}.get(name, name)
-    return Assembled(graph, outputs, graph.shape(forward.scores)[1])
+    return Assembled(graph, outputs, graph.shape(forward.scores)[1], exact)
 
 
 def check_head(head: AnyHead, classifier: Classifier, spec: MapSpec) -> None:

@@ -349,11 +349,19 @@ def _words(localizer: Localizer) -> str:
 
 
 def _box_iou_p5(true: Sequence[Localization], found: Sequence[Localization]) -> float | None:
-    boxes = [(t.box_xyxy_px, f.box_xyxy_px) for t, f in zip(true, found, strict=True)]
-    overlaps = [
-        float(iou(np.array(t), np.array(f))) for t, f in boxes if t is not None and f is not None
-    ]
+    pairs = zip(true, found, strict=True)
+    overlaps = [value for t, f in pairs if (value := box_iou(t, f)) is not None]
     return _p5(overlaps) if overlaps else None
+
+
+def box_iou(true: Localization, found: Localization) -> float | None:
+    """Of the first true box with the box that was found, or of several the one that fits best:
+    which of two objects comes first may hang on the last digit. None where one of them has no box.
+    """
+    if true.box_xyxy_px is None or found.box_xyxy_px is None:
+        return None
+    boxes = [found.box_xyxy_px, *(each.box_xyxy_px for each in found.detections)]
+    return float(iou(np.array(boxes), np.array(true.box_xyxy_px)).max())
 
 
 def _p5(values: Sequence[float]) -> float:

@@ -14,7 +14,7 @@ the map is zero, or (in the form of ``engines.gradient.windows``) smeared over t
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -138,9 +138,9 @@ def source_of(graph: Graph, tensor: str) -> str:
     return tensor
 
 
-def quantize(graph: Graph, quantization: Quantization) -> None:
-    """Rewrite the graph, whose outputs are not declared yet, so that every layer that is not
-    ``kept`` runs in 8 bits.
+def quantize(graph: Graph, quantization: Quantization, exact: Collection[str] = ()) -> None:
+    """Rewrite the graph, whose outputs are not declared yet, so that every layer runs in 8 bits
+    that is neither ``kept`` nor named in ``exact``.
 
     A layer that reads a pooled or joined tensor gets a second pair right before it. It changes no
     value, but without it OpenVINO (2026.4.1) computes wrong scores as soon as a Concat is anywhere
@@ -152,7 +152,7 @@ def quantize(graph: Graph, quantization: Quantization) -> None:
     chosen = {
         n.name: source_of(graph, str(n.input[0]))
         for n in layers(graph)
-        if n.name not in quantization.kept
+        if n.name not in quantization.kept and n.name not in exact
     }
     for name in chosen.values():
         if name not in quantization.ranges:

@@ -88,7 +88,7 @@ def bench_profile(choice: EngineOptions, seconds: float, console: Console) -> di
         model = build_graph(classifier, spec, head, quantization=ranges)
         written = assemble(classifier, spec, head)
         if ranges is not None:
-            quantize(written.graph, ranges)
+            quantize(written.graph, ranges, written.exact)
         whole = OpenVinoEngine(model, choice.precision, choice.threads)
         plain = "auto" if choice.precision == "int8" else choice.precision
         alone = OpenVinoEngine(forward_graph(classifier), plain, choice.threads)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -21,10 +22,17 @@ from calib.data.datasets import Sample, decoded, load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.precision.build import frames_of
 from engines.backends.openvino import OpenVinoEngine
-from engines.boxes import iou
 from engines.build import AnyHead, assemble, build_graph
-from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify, correlation
+from engines.certificate import (
+    FEWEST_FRAMES,
+    Certificate,
+    Thresholds,
+    box_iou,
+    certify,
+    correlation,
+)
 from engines.choose import calibration_paths, choose_head, chosen_spec
+from engines.dense import DenseHead
 from engines.engine import Array
 from engines.errors import EngineError, ModelError, OutputError, SourceError
 from engines.files import checked_output, picture_kind, signed, whole_file
@@ -34,7 +42,7 @@ from engines.int8 import CALIBRATION_FILE, SMALLEST_RANGE, STEPS, Quantization, 
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier
-from engines.options import ADVANCED, LOOK_AT, OUTPUT, EngineOptions, Option
+from engines.options import ADVANCED, LOOK_AT, MOST_OBJECTS, OUTPUT, EngineOptions, Option
 from engines.text import Terminal
 from realtime.latency_budget import classifier_with_notes
 
@@ -42,6 +50,8 @@ BINS = 2048
 SAMPLED = 1 << 18
 """Of a larger tensor, every n-th value is counted; the largest is always exact."""
 PERCENTILE = 99.99
+FITTED = (Head, DenseHead)
+"""Whose boxes are steady enough to be held against others."""
 
 
 @dataclass(frozen=True)
@@ -238,9 +248,7 @@ class Calibrator:
                 f"{len(self.images_bgr)} images are too few to calibrate on: give at least"
                 f" {2 * FEWEST_FRAMES}"
             )
-        self.reference = Localizer(
-            OpenVinoEngine(build_graph(self.classifier, self.spec, self.head), "fp32")
-        )
+        self.reference = self._opened(build_graph(self.classifier, self.spec, self.head), "fp32")
         self.held_out = list(self.images_bgr[1::2])
         self._true = self.reference.localize(self.held_out)
 
@@ -258,18 +266,20 @@ class Calibrator:
     def localizer(self, quantization: Quantization) -> Localizer:
         """The graph in 8 bits, opened."""
         graph = build_graph(self.classifier, self.spec, self.head, quantization=quantization)
-        return Localizer(OpenVinoEngine(graph, "int8"))
+        return self._opened(graph, "int8")
+
+    def _opened(self, graph: onnx.ModelProto, precision: str) -> Localizer:
+        localizer = Localizer(OpenVinoEngine(graph, precision))
+        if isinstance(self.head, DenseHead):
+            localizer.objects = MOST_OBJECTS
+        return localizer
 
     def harm(self, quantization: Quantization) -> Harm:
         """What a trial changes on the images that are held out."""
         found = self.localizer(quantization).localize(self.held_out)
         pairs = list(zip(self._true, found, strict=True))
-        boxes = (
-            [(t.box_xyxy_px, f.box_xyxy_px) for t, f in pairs]
-            if isinstance(self.head, Head)
-            else []
-        )
-        overlaps = [float(iou(np.array(t), np.array(f))) for t, f in boxes] or [1.0]
+        boxes = pairs if isinstance(self.head, FITTED) else []
+        overlaps = [box_iou(t, f) or 0.0 for t, f in boxes] or [1.0]
         maps = [correlation(_cells(t.map_hw), _cells(f.map_hw)) for t, f in pairs]
         same = [t.class_index == f.class_index for t, f in pairs]
         return Harm(float(np.median(maps)), float(np.median(overlaps)), float(np.mean(same)))
@@ -314,7 +324,7 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
         name: calibrator.harm(trial)
         for name, trial in track(alone.items(), "layer by layer", console=console)
     }
-    fitted = isinstance(calibrator.head, Head)
+    fitted = isinstance(calibrator.head, FITTED)
     limits = Thresholds() if fitted else Thresholds(box_iou_p5=FREE_BOX_IOU_P5)
     worst = sorted(by_layer, key=lambda name: -by_layer[name].total)
     for spared in _counts(len(worst)):
@@ -398,8 +408,8 @@ def _counts(layers_in_all: int) -> list[int]:
 
 def _used(calibrator: Calibrator, names: Sequence[str], always: Sequence[str]) -> list[str]:
     """The layers of the graph that may be in 8 bits. Its backward pass may stop early."""
-    graph = assemble(calibrator.classifier, calibrator.spec, calibrator.head).graph
-    present = {node.name for node in layers(graph)}
+    assembled = assemble(calibrator.classifier, calibrator.spec, calibrator.head)
+    present = {node.name for node in layers(assembled.graph)} - set(assembled.exact)
     return [name for name in names if name in present and name not in always]
 
 

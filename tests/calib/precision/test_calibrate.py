@@ -20,8 +20,13 @@ from calib.precision.calibrate import (
     rough_quantization,
 )
 from engines.backends.openvino import has_vnni
-from engines.build import assemble
-from engines.choose import calibration_paths, choose_quantization, open_localizer
+from engines.build import assemble, build_graph
+from engines.choose import (
+    calibration_paths,
+    choose_head,
+    choose_quantization,
+    open_localizer,
+)
 from engines.errors import EngineError, ModelError, SourceError
 from engines.int8 import load_quantization
 from engines.maps import MapSpec
@@ -136,13 +141,22 @@ def calibrate_certificate(calibrator):
 
 
 def test_rough_ranges_know_every_tensor_of_a_network_down_to_the_pixels():
-    from engines.build import build_graph
-
     classifier = load_classifier("compact", "random", 64)
     build_graph(classifier, quantization=rough_quantization(classifier, "class"))
     build_graph(
         classifier, MapSpec("gestalt"), quantization=rough_quantization(classifier, "gestalt")
     )
+
+
+def test_a_dense_head_computes_exactly_in_a_graph_in_8_bits():
+    choice = EngineOptions("lite0", size_px=96)
+    classifier = choice.classifier()
+    head = choose_head(choice, classifier)
+    graph = build_graph(classifier, head=head, quantization=rough_quantization(classifier, "class"))
+    rounded = {node.name for node in graph.graph.node if node.op_type == "DequantizeLinear"}
+    layers = {name.partition("_weight_rounded")[0] for name in rounded if "_weight_r" in name}
+    assert "block3.expand_linear" in layers
+    assert not {name for name in layers if name.startswith(("components", "cells"))}
 
 
 def test_calibrate_puts_the_file_where_int8_finds_it(tmp_path):
