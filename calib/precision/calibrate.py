@@ -21,16 +21,10 @@ from calib.data.choose import IdsOption, ImagesOption
 from calib.data.datasets import Sample, decoded, load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.precision.build import frames_of
+from engines import certificate as certificates
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import AnyHead, assemble, build_graph
-from engines.certificate import (
-    FEWEST_FRAMES,
-    Certificate,
-    Thresholds,
-    box_iou,
-    certify,
-    correlation,
-)
+from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify, correlation
 from engines.choose import calibration_paths, choose_head, chosen_spec
 from engines.dense import DenseHead
 from engines.engine import Array
@@ -50,8 +44,7 @@ BINS = 2048
 SAMPLED = 1 << 18
 """Of a larger tensor, every n-th value is counted; the largest is always exact."""
 PERCENTILE = 99.99
-FITTED = (Head, DenseHead)
-"""Whose boxes are steady enough to be held against others."""
+FITTED = (Head, DenseHead)  # training-free boxes are too unsteady to be held against others
 
 
 @dataclass(frozen=True)
@@ -278,8 +271,8 @@ class Calibrator:
         """What a trial changes on the images that are held out."""
         found = self.localizer(quantization).localize(self.held_out)
         pairs = list(zip(self._true, found, strict=True))
-        boxes = pairs if isinstance(self.head, FITTED) else []
-        overlaps = [box_iou(t, f) or 0.0 for t, f in boxes] or [1.0]
+        fitted = isinstance(self.head, FITTED)
+        overlaps = [certificates.box_iou(t, f) or 0.0 for t, f in pairs if fitted] or [1.0]
         maps = [correlation(_cells(t.map_hw), _cells(f.map_hw)) for t, f in pairs]
         same = [t.class_index == f.class_index for t, f in pairs]
         return Harm(float(np.median(maps)), float(np.median(overlaps)), float(np.mean(same)))
@@ -532,7 +525,8 @@ def calibrate_chosen(
     before = after = None
     if labelled and head is not None:
         engines = calibrator.reference, calibrator.localizer(found.quantization)
-        before, after = (_corloc(labelled, engine, console) for engine in engines)
+        found_by = [evaluate(labelled, engine, console, None)[0] for engine in engines]
+        before, after = (float(each["corloc"]) for each in found_by)
     card = {
         **found.quantization.card,
         "data": options.data if "://" in options.data else Path(options.data).name,
@@ -554,10 +548,6 @@ def calibrate_chosen(
         plot_layers(result, options.plot, choice.model)
         console.print(f"wrote {options.plot}")
     return result
-
-
-def _corloc(samples: list[Sample], localizer: Localizer, console: Console) -> float:
-    return float(evaluate(samples, localizer, console, None)[0]["corloc"])
 
 
 def table_of(found: Calibration) -> Table:
