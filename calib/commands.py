@@ -305,8 +305,11 @@ def evaluate_chosen(
         return {**followed, "labels_skipped": remarks.left_out}
     given = conditional_probabilities(training) if training else None
     constants = baselines(localizer, training)
+    least = following.min_score
+    if least is None:
+        least = localizer.limits.shown_from if localizer.limits else 0.0
     found, cases = evaluation.evaluate(
-        samples, localizer, console, constants, options.single, given, following.min_score
+        samples, localizer, console, constants, options.single, given, least
     )
     measured = evaluation.print_report(found, cases, data.dataset is not None, console)
     if options.report:

@@ -90,8 +90,7 @@ def open_localizer(
     try:
         if choice.wanted_class is not None:
             localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
-        if choice.least_confidence:
-            localizer.abstain_below(choice.least_confidence)
+        localizer.abstain_below(choice.least_confidence)
     except SightlineError:
         localizer.close()
         raise

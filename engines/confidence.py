@@ -40,6 +40,31 @@ _LEFT = np.arange(SIDE, dtype=np.float64)
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Which boxes are shown where a user asks for no confidence, and which of them are sure.
+
+    Attributes:
+        shown_from: boxes of less confidence are not shown.
+        sure_from: boxes of less confidence are unsure. They are drawn dashed.
+    """
+
+    shown_from: float
+    sure_from: float
+
+
+SURE_FROM = 0.7
+USUAL_LIMITS = Limits(0.5, SURE_FROM)
+"""Of trackers, and of heads that bring no limit of their own."""
+
+
+def limits_of(shown_from: float | None) -> Limits:
+    """The limits of a head that shows boxes from that confidence on; None for the usual ones."""
+    if shown_from is None:
+        return USUAL_LIMITS
+    return Limits(shown_from, max(shown_from, SURE_FROM))
+
+
+@dataclass(frozen=True)
 class ConfidenceModel:
     """Gives the probability that a box is right, from its cues.
 

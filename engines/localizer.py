@@ -12,23 +12,35 @@ from numpy.typing import NDArray
 
 from engines.boxes import distinct
 from engines.build import CANDIDATES, IMAGE, WANTED_CLASS
-from engines.confidence import confidence_model_of, cues_of
-from engines.dense_names import Said, Speaker
+from engines.confidence import Limits, confidence_model_of, cues_of, limits_of
+from engines.dense_names import OBJECT, Said, Speaker
 from engines.engine import Array, Engine, Ticket
 from engines.errors import InputError, ModelError, SightlineError
-from engines.networks.network import Shape
+from engines.networks.network import NO_CLASSES, Shape
 from engines.resizing import Resizing, frame_shape
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
-LEAST_OF_OTHERS = 0.25
-"""Besides the best box of a dense head only those are given that are at least so sure, where no
-other limit is set.
-"""
 MOST_SHAPES = 6
 """Engines for so many shapes of images are kept. Those that were not used for the longest time are
 closed.
 """
+NAMED_FROM = 0.5
+"""Where a head has no names of its own, that of the class is said from this score on."""
+
+
+def said_of(class_name: str, score: float) -> Said:
+    """The name of a class as that of a box, where it is sure enough."""
+    if score < NAMED_FROM or class_name in NO_CLASSES:
+        return Said(OBJECT, "", 0.0)
+    return Said(class_name, "", score)
+
+
+def label_of(said: Said | None, class_name: str) -> str:
+    """The words of a name; those of the class where there is none."""
+    if said is None:
+        return class_name
+    return f"{said.label} ({said.finer})" if said.finer else said.label
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,8 @@ class Detection:
         class_index, class_name: what it was found as.
         score: the method's own; only those of one method compare.
         confidence: probability that the box is right; None where nothing tells.
-        said: the name that people would use; None where nothing gives one: then ``class_name`` is
-            all there is.
+        said: what people would call it; None where nothing tells how sure the box is.
+        unsure: the box is less sure than ``Limits.sure_from``.
     """
 
     box_xyxy_px: tuple[float, float, float, float]
@@ -50,6 +62,12 @@ class Detection:
     score: float
     confidence: float | None = None
     said: Said | None = None
+    unsure: bool = False
+
+    @property
+    def label(self) -> str:
+        """What is written beside the box: ``dog (beagle)``, ``dog``, or ``object``."""
+        return label_of(self.said, self.class_name)
 
 
 @dataclass(frozen=True)
@@ -66,8 +84,8 @@ class Localization:
         detections: every object that was found, best first, by methods that look for several;
             ``box_xyxy_px`` is the first's. Empty where the method finds one box.
         confidence: probability that the box is right (IoU over 0.5), see ``engines.confidence``;
-            None where nothing tells.
-        said: the name of what is in the box, as of ``Detection``.
+            None where nothing tells. It is known where the box is withheld, too.
+        said, unsure: of the box, see ``Detection``.
     """
 
     box_xyxy_px: tuple[float, float, float, float] | None
@@ -78,6 +96,17 @@ class Localization:
     detections: tuple[Detection, ...] = ()
     confidence: float | None = None
     said: Said | None = None
+    unsure: bool = False
+
+    @property
+    def label(self) -> str:
+        """See ``Detection.label``."""
+        return label_of(self.said, self.class_name)
+
+    @property
+    def nothing_sure(self) -> bool:
+        """Whether no box is shown because none is sure enough."""
+        return self.box_xyxy_px is None and self.confidence is not None
 
     def sure(self, least: float) -> "Localization":
         """The same, without the box where it is less sure than that."""
@@ -111,6 +140,8 @@ class Localizer:
         engine: the one that was opened first.
         size_px: side of the input, the longer one where it is no square.
         objects: how many detections a dense head gives at most.
+        asked_confidence: see ``abstain_below``; all boxes are given until that is called.
+        limits: the head's own limits of confidence; None where nothing tells how sure a box is.
     """
 
     def __init__(self, engine: Engine, open_shape: Callable[[Shape], Engine] | None = None) -> None:
@@ -127,7 +158,11 @@ class Localizer:
         naming = self.description.get("naming")
         self._speaker = Speaker(naming, self.class_names) if naming else None
         self._outputs = {spec.name for spec in engine.outputs}
-        self._least: float | None = None
+        tells = self._confidence_model is not None or CANDIDATES in self._outputs
+        self.limits: Limits | None = (
+            limits_of(self.description.get("shown_from")) if tells else None
+        )
+        self.asked_confidence: float | None = 0.0
         self.objects = 1
 
     def close(self) -> None:
@@ -190,7 +225,9 @@ class Localizer:
     @property
     def least_confidence(self) -> float:
         """No box is given that is less sure than this."""
-        return self._least or 0.0
+        if self.asked_confidence is not None:
+            return self.asked_confidence
+        return self.limits.shown_from if self.limits else 0.0
 
     @property
     def description(self) -> dict[str, Any]:
@@ -199,14 +236,6 @@ class Localizer:
         """
         found: dict[str, Any] = json.loads(self.engine.metadata.get("sightline", "{}"))
         return found
-
-    @property
-    def shown_from(self) -> float | None:
-        """The confidence from which on a box should be shown, where the head was fitted to tell
-        objects from nothing; None where it was not.
-        """
-        found = self.description.get("shown_from")
-        return None if found is None else float(found)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -294,22 +323,25 @@ class Localizer:
             raise InputError(f"class index {class_index} is outside 0..{len(self.class_names) - 1}")
         self._wanted[:] = -1 if class_index is None else class_index
 
-    def abstain_below(self, confidence: float) -> None:
+    def abstain_below(self, confidence: float | None) -> None:
         """Give no box that is less sure than this, from the next answer on.
+
+        Args:
+            confidence: None for the head's own limit; 0 for all boxes.
 
         Raises:
             InputError: it is no probability.
             ModelError: nothing says how sure these boxes are.
         """
-        if not 0 <= confidence <= 1:
+        if confidence is not None and not 0 <= confidence <= 1:
             raise InputError(f"a least confidence lies in 0 .. 1, not {confidence}")
-        if confidence > 0 and self._confidence_model is None and CANDIDATES not in self._outputs:
+        if confidence and self.limits is None:
             raise ModelError(
                 f"nothing tells how sure these boxes are ({self.box_reader}): use a head, which"
                 " 'fit' makes (an old one: fit it again), or follow the object",
                 option=("min_score", "follow"),
             )
-        self._least = confidence
+        self.asked_confidence = confidence
 
     def prepare(self, image_bgr: ImageBgr, square: bool = False) -> ImageBgr:
         """Make an image of any size the engine's input.
@@ -388,10 +420,21 @@ class Localizer:
             confidence = self._confidence_model(
                 cues_of(outputs["box_xyxy"][place], map_hw, score, float(outputs["logit"][place]))
             )
-        over = where.over_image(map_hw, *size)
+        over, name = where.over_image(map_hw, *size), self.class_names[index]
         return Localization(
-            box, index, self.class_names[index], score, over, detections, confidence
+            box,
+            index,
+            name,
+            score,
+            over,
+            detections,
+            confidence,
+            None if confidence is None else said_of(name, score),
+            self._unsure(confidence),
         ).sure(self.least_confidence)
+
+    def _unsure(self, confidence: float | None) -> bool:
+        return bool(self.limits and confidence is not None and confidence < self.limits.sure_from)
 
     def _read_candidates(
         self, outputs: Outputs, place: int, size: tuple[tuple[int, int], Shape]
@@ -410,14 +453,14 @@ class Localizer:
             assert box is not None
             index = int(row[5])
             name = self.class_names[index]
-            said = self._speaker.said(row) if self._speaker else None
-            found.append(Detection(box, index, name, float(row[6]), float(row[4]), said))
+            score, sure = float(row[6]), float(row[4])
+            said = self._speaker.said(row) if self._speaker else said_of(name, score)
+            found.append(Detection(box, index, name, score, sure, said, self._unsure(sure)))
         if not found:
             index = int(outputs["class_index"][place])
             name, score = self.class_names[index], float(outputs["score"][place])
-            return Localization(None, index, name, score, map_hw)
-        first = found[0]
-        least = LEAST_OF_OTHERS if self._least is None else self._least
+            return Localization(None, index, name, score, map_hw, confidence=0.0)
+        first, least = found[0], self.least_confidence
         others = [each for each in found[1 : self.objects] if (each.confidence or 0) >= least]
         return Localization(
             first.box_xyxy_px,
@@ -428,7 +471,8 @@ class Localizer:
             (first, *others) if self.objects > 1 else (),
             first.confidence,
             first.said,
-        ).sure(self.least_confidence)
+            first.unsure,
+        ).sure(least)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:
         """Localize the main object of each image.

@@ -89,7 +89,8 @@ class EngineOptions:
 
     ``head`` may name a shipped head, such as ``compact_gestalt``; None is the shipped one where it
     fits. ``layer`` None is the head's. ``least_confidence`` is no option of its own: it is
-    ``FollowOptions.min_score`` where nothing is followed, see ``Localizer.abstain_below``.
+    ``FollowOptions.min_score`` where nothing is followed, see ``Localizer.abstain_below``. None is
+    the head's own limit, and 0 gives all boxes.
     """
 
     model: Annotated[
@@ -221,7 +222,7 @@ class EngineOptions:
             "FILE of the classes' names: one a line, or JSON: a list, or names by index.", NETWORK
         ),
     ] = None
-    least_confidence: float = 0.0
+    least_confidence: float | None = None
 
     def classifier(self) -> Classifier:
         """The network that is chosen, with the input that a dense head which is named was fitted

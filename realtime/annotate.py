@@ -1,143 +1,52 @@
-"""Draws boxes, labels and the heat map on a frame, and smooths drawn boxes. Sizes follow the
-frame's size.
-"""
+"""Draws boxes, labels and the heat map on a frame. Sizes follow the frame's size."""
 
-import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
-from typing import Annotated, TypeVar, get_args, get_type_hints
+from functools import cache, lru_cache
+from typing import Annotated, get_args, get_type_hints
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.boxes import iou
 from engines.errors import InputError
 from engines.localizer import Detection, ImageBgr, Localization
 from engines.options import OUTPUT, Option
 from engines.text import displayable
 from realtime.frames import NO_IMAGE, BoxPx, Frame, Tracked
+from realtime.smoothing import BoxSmoother
 
-Boxed = TypeVar("Boxed", Localization, Tracked)
-
-LIGHT_HZ, HEAVY_HZ = 4.0, 0.15
-"""Cut-off frequencies of a box at rest for the least and the greatest strength."""
-BETA = 6.0
-"""Hz that a box which crosses the frame in a second gains: fast boxes are followed, not dragged
-behind.
-"""
-DERIVATIVE_HZ = 1.0  # the paper's own
-STALE_S = 1.0
-ANOTHER_OBJECT_IOU = 0.1
-
-
-class OneEuro:
-    """Low-pass filter whose cut-off rises with speed: steady at rest, prompt in motion (algorithm 1
-    of the paper).
-
-    Args:
-        min_cutoff_hz: at rest; lower is steadier.
-        beta: Hz gained per unit of speed; higher lags less.
-    """
-
-    def __init__(self, min_cutoff_hz: float, beta: float) -> None:
-        self.min_cutoff_hz, self._beta = min_cutoff_hz, beta
-        self._last_s = 0.0
-        self._value = np.empty(0)
-        self._speed = np.empty(0)
-
-    def __call__(self, value: NDArray[np.float64], now_s: float) -> NDArray[np.float64]:
-        """The filtered value; ``now_s`` must be later than the last."""
-        if not self._value.size:
-            self._last_s = now_s
-            self._value = value
-            self._speed = np.zeros_like(value)
-            return value
-        passed_s, self._last_s = now_s - self._last_s, now_s
-        kept = _passed(DERIVATIVE_HZ, passed_s)
-        self._speed = self._speed + kept * ((value - self._value) / passed_s - self._speed)
-        share = _passed(self.min_cutoff_hz + self._beta * np.abs(self._speed), passed_s)
-        self._value = self._value + share * (value - self._value)
-        return self._value
-
-
-class BoxSmoother:
-    """Smooths the boxes of one source over time. It begins anew after a pause, a change of size, or
-    a jump to another object.
-    """
-
-    def __init__(self) -> None:
-        self._filter = OneEuro(0.0, BETA)
-        self._size = (0, 0)
-        self._last_s = -math.inf
-        self._last: tuple[float, ...] = ()
-
-    def smoothed(
-        self, found: Boxed, pts_s: float, width_px: int, height_px: int, strength: float
-    ) -> Boxed:
-        """A copy with the box to draw.
-
-        Args:
-            found: what was found; left as it is.
-            pts_s: when, in the source's time.
-            width_px: of the frame.
-            height_px: of the frame.
-            strength: 0 (off) to 1.
-        """
-        box = found.box_xyxy_px
-        if strength <= 0 or box is None:
-            self._last = ()
-            return found
-        passed_s = pts_s - self._last_s
-        another = (
-            not self._last
-            or (width_px, height_px) != self._size
-            or iou(box, self._last) < ANOTHER_OBJECT_IOU
-        )
-        if another or not 0 < passed_s <= STALE_S:
-            self._filter = OneEuro(0.0, BETA)
-        self._filter.min_cutoff_hz = LIGHT_HZ * (HEAVY_HZ / LIGHT_HZ) ** min(1.0, strength)
-        scale = np.array(
-            [width_px, height_px, width_px, height_px], np.float64
-        )  # speeds in frames a second, at any size
-        x0, y0, x1, y1 = (
-            float(edge) for edge in self._filter(np.asarray(box) / scale, pts_s) * scale
-        )
-        self._size = (width_px, height_px)
-        self._last_s = pts_s
-        self._last = (x0, y0, x1, y1)
-        return replace(found, box_xyxy_px=(x0, y0, x1, y1))
-
-
-def _passed(cutoff_hz: float | NDArray[np.float64], passed_s: float) -> NDArray[np.float64]:
-    """How far the output goes towards the input (equation 6): a low pass with this cut-off, after
-    this time.
-    """
-    turn = 2 * math.pi * np.asarray(cutoff_hz) * passed_s
-    return np.asarray(turn / (turn + 1))
-
-
-PREDICTED_BGR = (60, 60, 255)
-TRUTH_BGR = (90, 220, 90)
-TEXT_BGR = (255, 255, 255)
-SHADE_BGR = (24, 24, 24)
+PREDICTED_BGR = (30, 75, 225)
+TRUTH_BGR = (130, 190, 20)
+LIGHT_BGR = (255, 255, 255)
+SHADE_BGR = (8, 8, 8)
 OBJECTS_BGR = (
     PREDICTED_BGR,
-    (230, 140, 30),
-    (30, 180, 240),
-    (190, 60, 190),
-    (140, 170, 20),
-    (20, 100, 230),
-    (200, 90, 90),
-    (90, 60, 140),
+    (235, 180, 85),
+    (65, 225, 240),
+    (170, 120, 205),
+    (115, 160, 0),
+    (0, 160, 230),
+    (180, 115, 0),
+    (160, 160, 160),
 )
-"""Of objects that are followed beside each other, by number; the next begin anew."""
+"""Of objects that are followed beside each other, by number; the next begin anew. People who see
+fewer colours tell them apart, too (after Okabe & Ito 2008, "Color Universal Design").
+"""
+NOTHING = "nothing sure in view"
 INSET_SHARE = 0.26  # of the frame's height
 SMALLEST_WITH_INSET_PX = 32
 LARGE_PX = 128 * 128
 FONT = cv2.FONT_HERSHEY_DUPLEX
+HARDLY_WORSE = 0.1
+"""The inset stays where it covers at most so much more of itself with boxes than elsewhere."""
+DASH = 3
+"""The length of a dash, in thicknesses of the line."""
+MOST_ROWS = 6
+"""A label is put at most so many rows below another one in the same box."""
+INSIDE = 0.5
+"""How bad it is that a label covers its own box, of what it is to cover another label."""
 COLOURS_BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)
 """``[256, 1, 3]``: OpenCV would work this table out anew for every frame."""
 
@@ -219,6 +128,7 @@ class Annotator:
         self._smoothers: defaultdict[str, BoxSmoother] = defaultdict(BoxSmoother)
         self._of_objects: dict[str, dict[int, BoxSmoother]] = {}
         self._heat: dict[str, _Heat] = {}
+        self._corners: dict[str, tuple[int, int]] = {}
 
     def paint(
         self,
@@ -255,7 +165,30 @@ class Annotator:
             heat = self._heat[frame.source] = _Heat(picture, (height, width, look.heat_map))
         else:
             heat.age += 1
-        return draw(frame.image_bgr, calm, frame.truth_xyxy_px, status, heat.picture, look, objects)
+        corner = self._corner(frame, calm, objects, heat.picture, status) if look.box else None
+        return draw(
+            frame.image_bgr, calm, frame.truth_xyxy_px, status, heat.picture, look, objects, corner
+        )
+
+    def _corner(
+        self,
+        frame: Frame,
+        found: Localization,
+        objects: Sequence[Tracked],
+        inset: ImageBgr,
+        status: str,
+    ) -> int:
+        """The inset's corner: it stays while another one is not clearly better. Each segment
+        begins anew, so that its pictures depend on it alone.
+        """
+        segment, corner = self._corners.get(frame.source, (frame.segment, 0))
+        now = corner if segment == frame.segment else 0
+        if inset.size:
+            height, width = frame.image_bgr.shape[:2]
+            places = inset_places(inset, (width, height), status)
+            now = freest(places, [each.box_xyxy_px for each in outlines_of(found, objects)], now)
+        self._corners[frame.source] = frame.segment, now
+        return now
 
     def _calm(self, frame: Frame, objects: Sequence[Tracked], smoothing: float) -> list[Tracked]:
         """Smooth each object's box with a smoother of its own, as long as it is tracked."""
@@ -290,18 +223,21 @@ def draw(
     heat: ImageBgr | None = None,
     look: Look = PLAIN,
     objects: Sequence[Tracked] = (),
+    corner: int | None = None,
 ) -> ImageBgr:
     """A copy of the frame with everything drawn on it.
 
     Args:
         image_bgr: the frame.
-        found: its box (red), class and score, and map; further detections in a thinner line.
-        truth_xyxy_px: the true box (green), where it is known.
+        found: its box, label and confidence, and map; further detections in a thinner line. Unsure
+            boxes are dashed. Where no box is sure enough to be shown, words say so.
+        truth_xyxy_px: the true box, where it is known.
         status: a line for the lower left corner, such as the latency.
         heat: the heat map as ``heat_picture`` makes it, if that was made before.
         look: what to draw, and how.
         objects: that are followed beside each other, drawn in place of what was found: each in its
-            own colour, with number and confidence.
+            own colour, with its number.
+        corner: of the inset, by its place in ``inset_places``; None for the freest.
     """
     height, width = image_bgr.shape[:2]
     heat = heat_picture(found, height, width, look) if heat is None else heat
@@ -311,68 +247,69 @@ def draw(
         )
     else:
         canvas = image_bgr.copy()
-    unit = max(1, round(min(height, width) / 240))
+    unit = unit_px(width, height)
+    outlines = outlines_of(found, objects, unit) if look.box else []
+    taken = [plate_at(status, (0.0, float(height)), unit, (width, height))] if status else []
     if look.heat_map == "inset" and heat.size:
-        plate_w, plate_h = _plate_px(status, unit) if status else (0, 0)
-        meets = plate_w > width - heat.shape[1] - 6 * unit
-        _draw_inset(
-            canvas,
-            heat,
-            unit,
-            plate_h if meets and plate_h + heat.shape[0] + 6 * unit < height else 0,
-        )
+        places = inset_places(heat, (width, height), status)
+        boxes = [each.box_xyxy_px for each in outlines]
+        place = places[freest(places, boxes) if corner is None else corner]
+        _draw_inset(canvas, heat, unit, place)
+        taken.append(place)
     if truth_xyxy_px is not None:
         _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
-    if look.box and objects:
-        _draw_objects(canvas, objects, unit)
-    elif look.box:
-        for other in found.detections[1:]:
-            _rectangle(canvas, other.box_xyxy_px, PREDICTED_BGR, unit)
-            _text(
-                canvas,
-                label(other),
-                other.box_xyxy_px[:2],
-                unit,
-                PREDICTED_BGR,
-            )
-        corner = (0.0, 0.0)
-        if found.box_xyxy_px is not None:
-            _rectangle(canvas, found.box_xyxy_px, PREDICTED_BGR, 2 * unit)
-            corner = found.box_xyxy_px[:2]
-        _text(canvas, label(found), corner, unit, PREDICTED_BGR)
+    for each in outlines:
+        _rectangle(canvas, each.box_xyxy_px, each.colour, each.thickness, each.dashed)
+    for each in reversed(outlines):  # the main one first: its label has the choice of places
+        taken.append(_labelled(canvas, each, taken, unit))
+    if look.box and not outlines:
+        _text(canvas, NOTHING if found.nothing_sure else label(found), (0.0, 0.0), unit, SHADE_BGR)
     if status:
         _text(canvas, status, (0.0, float(height)), unit, SHADE_BGR)
     return canvas
 
 
-def _draw_objects(canvas: ImageBgr, objects: Sequence[Tracked], unit: int) -> None:
-    """Draw the first object, which is the main one, last and in a thicker line."""
-    for place, each in reversed(list(enumerate(objects))):
-        colour = OBJECTS_BGR[(each.track.track_id - 1) % len(OBJECTS_BGR)]
-        if each.box_xyxy_px is not None:
-            _rectangle(canvas, each.box_xyxy_px, colour, unit if place else 2 * unit)
-            text = (
-                f"{each.track.track_id} {_class_words(each.class_name, each.score)}, box"
-                f" {100 * each.track.confidence:.0f} %"
-            )
-            _text(canvas, text, each.box_xyxy_px[:2], unit, colour)
+@dataclass(frozen=True)
+class Outline:
+    """A box as it is drawn, with its label."""
+
+    box_xyxy_px: BoxPx
+    text: str
+    colour: tuple[int, int, int]
+    thickness: int
+    dashed: bool
 
 
-def label(found: Localization | Detection) -> str:
-    """What is written at the box: the class, its score, and how sure the box is; or that nothing is
-    sure enough.
+def outlines_of(found: Localization, objects: Sequence[Tracked], unit: int = 1) -> list[Outline]:
+    """What is drawn of an answer, or of the objects that are followed; the main box comes last."""
+    outlines: list[Outline] = []
+    if objects:
+        for each in objects:
+            if each.box_xyxy_px is not None:
+                number = each.track.track_id
+                colour = OBJECTS_BGR[(number - 1) % len(OBJECTS_BGR)]
+                outlines.append(
+                    Outline(each.box_xyxy_px, f"{number} {label(each)}", colour, unit, each.unsure)
+                )
+    elif found.box_xyxy_px is not None:
+        shown: list[Localization | Detection] = [found, *found.detections[1:]]
+        for one in shown:
+            assert one.box_xyxy_px is not None
+            outlines.append(Outline(one.box_xyxy_px, label(one), PREDICTED_BGR, unit, one.unsure))
+    if outlines:
+        outlines[0] = replace(outlines[0], thickness=2 * unit)
+    return outlines[::-1]
+
+
+def label(found: Localization | Detection | Tracked) -> str:
+    """What is written at a box: what it is called, and how sure the box is. Where nothing tells how
+    sure it is: the class and its score.
     """
     if found.confidence is None:
-        return _class_words(found.class_name, found.score)
-    if found.box_xyxy_px is None:
-        return "no object"
-    words = _class_words(found.class_name, found.score)
-    return f"{words}, box {100 * found.confidence:.0f} %"
-
-
-def _class_words(name: str, score: float) -> str:
-    """A class and its score; a network that scores none has no number to show."""
-    return f"{name} {score:.2f}" if score else name
+        name = found.class_name
+        return f"{name}, score {found.score:.2f}" if found.score else name
+    words = f"{found.label} {100 * found.confidence:.0f} %"
+    return f"{words}, unsure" if found.unsure else words
 
 
 def heat_picture(found: Localization, height_px: int, width_px: int, look: Look) -> ImageBgr:
@@ -419,48 +356,159 @@ def clock(seconds: float) -> str:
     return f"{'-' if seconds < 0 and hundredths else ''}{long}:{rest:02}.{hundredths % 100:02}"
 
 
-def _draw_inset(canvas: ImageBgr, inset: ImageBgr, unit: int, lift_px: int) -> None:
-    """In the lower right corner, so much higher where a line of text needs the room."""
-    height, width = inset.shape[:2]
+Places = Sequence[BoxPx]
+
+
+def unit_px(width_px: int, height_px: int) -> int:
+    """The width of a thin line in a frame of that size; all that is drawn goes by it."""
+    return max(1, round(min(height_px, width_px) / 240))
+
+
+def inset_places(heat: ImageBgr, frame_px: tuple[int, int], status: str) -> list[BoxPx]:
+    """Where the inset may be, the usual place first: lower right, upper right, lower left, upper
+    left; higher where the line of status needs the room.
+    """
+    height, width = heat.shape[:2]
+    unit = unit_px(*frame_px)
     margin = 3 * unit
-    y, x = canvas.shape[0] - height - margin - lift_px, canvas.shape[1] - width - margin
-    canvas[y : y + height, x : x + width] = inset
-    cv2.rectangle(canvas, (x - 1, y - 1), (x + width, y + height), TEXT_BGR, unit)
+    plate = plate_at(status, (0.0, float(frame_px[1])), unit, frame_px) if status else None
+    left, right = margin, frame_px[0] - width - margin
+    top, bottom = margin, frame_px[1] - height - margin
+    places = list[BoxPx]()
+    for x, y in ((right, bottom), (right, top), (left, bottom), (left, top)):
+        low = y
+        if plate and _common((x - margin, y, x + width + margin, y + height + margin), plate):
+            lifted = int(plate[1]) - height - margin
+            low = lifted if lifted >= margin else y
+        places.append((x, low, x + width, low + height))
+    return places
+
+
+def freest(places: Places, boxes: Places, now: int = 0) -> int:
+    """The place that covers the boxes least; the one of ``now`` where it is hardly worse.
+
+    Args:
+        places: to choose from, all of one size.
+        boxes: that should not be covered.
+        now: where it is.
+    """
+    size = (places[0][2] - places[0][0]) * (places[0][3] - places[0][1])
+    covered = [sum(_common(place, box) for box in boxes) / max(1.0, size) for place in places]
+    best = min(range(len(places)), key=covered.__getitem__)
+    return best if covered[best] + HARDLY_WORSE < covered[now] else now
+
+
+def _common(one: BoxPx, other: BoxPx) -> float:
+    """The area that two boxes have in common."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _draw_inset(canvas: ImageBgr, inset: ImageBgr, unit: int, place: BoxPx) -> None:
+    height, width = inset.shape[:2]
+    x, y = max(0, round(place[0])), max(0, round(place[1]))
+    canvas[y : y + height, x : x + width] = inset[: canvas.shape[0] - y, : canvas.shape[1] - x]
+    cv2.rectangle(canvas, (x - 1, y - 1), (x + width, y + height), LIGHT_BGR, unit)
 
 
 def _rectangle(
-    canvas: ImageBgr, box_xyxy_px: BoxPx, colour: tuple[int, int, int], thickness: int
+    canvas: ImageBgr,
+    box_xyxy_px: BoxPx,
+    colour: tuple[int, int, int],
+    thickness: int,
+    dashed: bool = False,
 ) -> None:
-    """An outline drawn inside the box, so that a box at the frame's edge stays visible."""
+    """An outline drawn inside the box, so that a box at the frame's edge stays visible; a dark line
+    around it shows it on any ground.
+    """
     height, width = canvas.shape[:2]
     half = thickness // 2
     x0, y0 = round(box_xyxy_px[0]) + half, round(box_xyxy_px[1]) + half
     x1, y1 = round(box_xyxy_px[2]) - 1 - half, round(box_xyxy_px[3]) - 1 - half
     first, second = (min(x0, width - 1), min(y0, height - 1)), (max(x1, 0), max(y1, 0))
-    cv2.rectangle(canvas, first, second, colour, thickness)
+    for shade, line in ((SHADE_BGR, thickness + 2), (colour, thickness)):
+        if dashed:
+            for start, end in _dashes(first, second, DASH * max(2, thickness)):
+                cv2.line(canvas, start, end, shade, line)
+        else:
+            cv2.rectangle(canvas, first, second, shade, line)
+
+
+def _dashes(
+    first: tuple[int, int], second: tuple[int, int], length: int
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """The ends of the dashes of a rectangle: each side begins and ends with one."""
+    for axis in (0, 1):
+        low, high = sorted((first[axis], second[axis]))
+        count = max(1, round((high - low) / length / 2))
+        step = (high - low) / max(1, 2 * count - 1) if count > 1 else (high - low)
+        for place in range(count):
+            start, end = round(low + 2 * place * step), round(low + (2 * place + 1) * step)
+            for other in (first[1 - axis], second[1 - axis]):
+                pair = ((start, other), (end, other))
+                yield pair if axis == 0 else (pair[0][::-1], pair[1][::-1])
+
+
+def _labelled(canvas: ImageBgr, outline: Outline, taken: Places, unit: int) -> BoxPx:
+    """Write an outline's label above it, or where that is taken below it or inside; the place."""
+    frame_px = canvas.shape[1], canvas.shape[0]
+    x0, y0, x1, y1 = outline.box_xyxy_px
+    width, height = _plate_px(outline.text, unit)
+    inside = ((x0, y0 + row * height) for row in range(1, 1 + MOST_ROWS))
+    corners = [(x0, y0), (x1 - width, y0), (x0, y1 + height), *inside]
+    places = [plate_at(outline.text, corner, unit, frame_px) for corner in corners]
+
+    def cost(place: int) -> float:
+        covered = sum(_common(places[place], each) for each in taken)
+        return covered + INSIDE * _common(places[place], outline.box_xyxy_px)
+
+    best = min(range(len(places)), key=cost)
+    _text(canvas, outline.text, corners[best], unit, outline.colour)
+    return places[best]
+
+
+def plate_at(text: str, corner: tuple[float, float], unit: int, frame_px: tuple[int, int]) -> BoxPx:
+    """The plate of a text that stands on a corner, moved into the frame where it would leave it."""
+    width, height = _plate_px(text, unit)
+    x = int(np.clip(corner[0], 0, max(0, frame_px[0] - width)))
+    y = int(np.clip(corner[1] - height, 0, max(0, frame_px[1] - height)))
+    return x, y, x + width, y + height
 
 
 def _text(
     canvas: ImageBgr, text: str, corner: tuple[float, float], unit: int, back: tuple[int, int, int]
 ) -> None:
-    """White on a plate above the given corner, moved into the frame where it would leave it."""
+    """Light or dark on a plate, whichever is read better; see ``plate_at``."""
     text = displayable(text)
     scale, thickness, pad = _letters(unit)
     (_, height), _ = cv2.getTextSize(text, FONT, scale, thickness)
-    plate_w, plate_h = _plate_px(text, unit)
-    x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - plate_w)))
-    y = int(np.clip(corner[1] - plate_h, 0, max(0, canvas.shape[0] - plate_h)))
-    cv2.rectangle(canvas, (x, y), (x + plate_w, y + plate_h), back, cv2.FILLED)
+    x0, y0, x1, y1 = (int(edge) for edge in plate_at(text, corner, unit, canvas.shape[1::-1]))
+    cv2.rectangle(canvas, (x0, y0), (x1, y1), back, cv2.FILLED)
     cv2.putText(
         canvas,
         text,
-        (x + pad, y + height + pad // 2),
+        (x0 + pad, y0 + height + pad // 2),
         FONT,
         scale,
-        TEXT_BGR,
+        ink_on(back),
         thickness,
         cv2.LINE_AA,
     )
+
+
+def ink_on(back_bgr: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Light or dark, whichever has more contrast on a ground (WCAG 2.2, "contrast ratio")."""
+    ground, light, dark = (luminance(each) + 0.05 for each in (back_bgr, LIGHT_BGR, SHADE_BGR))
+    return LIGHT_BGR if light / ground >= ground / dark else SHADE_BGR
+
+
+@cache
+def luminance(bgr: tuple[int, int, int]) -> float:
+    """The relative luminance of a colour, 0 to 1 (WCAG 2.2)."""
+    shares = [value / 255 for value in bgr]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
 
 
 def _letters(unit: int) -> tuple[float, int, int]:
@@ -469,6 +517,7 @@ def _letters(unit: int) -> tuple[float, int, int]:
     return 0.42 * letters, max(1, round(0.8 * letters)), 2 * unit
 
 
+@lru_cache(maxsize=256)
 def _plate_px(text: str, unit: int) -> tuple[int, int]:
     """(width, height) of the plate that a text is on."""
     scale, thickness, pad = _letters(unit)

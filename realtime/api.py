@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engines.choose import chosen, class_index, open_localizer
 from engines.errors import InputError, SourceError
-from engines.localizer import ImageBgr, Localizer
+from engines.localizer import Detection, ImageBgr, Localization, Localizer
 from engines.networks.registry import DEFAULT_MODEL
 from engines.options import EngineOptions
 from engines.text import displayable, shown
@@ -20,7 +20,7 @@ from realtime.annotate import PLAIN, Look, draw
 from realtime.batch.plan import make_plan
 from realtime.batch.segment import frames_of
 from realtime.capture import Feed, every_frame
-from realtime.frames import NO_MAP, BoxPx, FrameRecord, LoopFrames
+from realtime.frames import NO_MAP, BoxPx, FrameRecord, LoopFrames, Tracked
 from realtime.pipeline import Live, run_frames
 from realtime.session import Settings
 from realtime.sources.spec import kind_of, open_source
@@ -43,6 +43,8 @@ class Box:
         confidence: probability that the box is right (IoU over 0.5); None where nothing tells.
         track_id: the same number for the same object, from 1; None where nothing is followed, or it
             is not held yet.
+        label: what people would call it: a name, or ``object`` where no name is sure enough.
+        unsure: it is less sure than what counts as sure, and drawn dashed.
     """
 
     xyxy_px: BoxPx
@@ -51,6 +53,8 @@ class Box:
     score: float
     confidence: float | None = None
     track_id: int | None = None
+    label: str = ""
+    unsure: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +153,8 @@ def localize(
             stays open, is used by nobody else meanwhile, and as it was.
         follow: track objects from frame to frame.
         objects: at most so many are looked for; None for the options' own.
-        min_score: no box whose confidence is less; None for the options' own.
+        min_score: no box whose confidence is less, 0 for all; None for the options' own, which is
+            the head's own limit unless they say another one.
         select: with ``follow``, what on the first frame: ``X0,Y0,X1,Y1`` or ``X,Y`` in pixels, or a
             class.
         every: only one in so many frames.
@@ -170,7 +175,7 @@ def localize(
     wanted = _Source(_spec_of(source), every, camera, notify or (lambda _: None))
     _check(every, objects, min_score)
     engine, following = _chosen(
-        model, options, FollowOptions(follow, min_score or 0.0, select), objects, min_score, notify
+        model, options, FollowOptions(follow, min_score, select), objects, min_score, notify
     )
     return _results(wanted, engine, following)
 
@@ -231,7 +236,7 @@ def _chosen(
         following = replace(
             following,
             objects=objects or 1,
-            min_score=model.least_confidence if min_score is None else min_score,
+            min_score=model.asked_confidence if min_score is None else min_score,
         )
         return partial(_borrowed, model, following), following
     choice = chosen(model, options if objects is None else {**options, "objects": objects})
@@ -257,7 +262,7 @@ def _borrowed(
     """The localizer with what is asked for, where no tracker sees to it; afterwards as it was."""
     if first_px is not None:
         localizer.expect(*first_px)
-    least, wanted = localizer.least_confidence, localizer.wanted_class
+    least, wanted = localizer.asked_confidence, localizer.wanted_class
     asked = 0.0 if following.follow else following.min_score
     if asked != least:
         localizer.abstain_below(asked)
@@ -280,7 +285,12 @@ def _results(
         localizer = stack.enter_context(engine(1 if feed else 0, first_px))
         tracker = opened(following)
         live = (
-            Live(lambda: Settings(class_index=localizer.wanted_class), feed.stop) if feed else None
+            Live(
+                lambda: Settings(class_index=localizer.wanted_class, min_score=following.min_score),
+                feed.stop,
+            )
+            if feed
+            else None
         )
         under_way = 0 if feed else calls_under_way(tracker, localizer.engine.slots)
         loop = run_frames(
@@ -364,38 +374,28 @@ def _boxes(record: FrameRecord) -> tuple[Box, ...]:
     found, track = record.found, record.track
     if record.objects is not None:
         return tuple(
-            Box(
-                each.box_xyxy_px,
-                each.class_index,
-                each.class_name,
-                each.score,
-                each.track.confidence,
-                each.track.track_id,
-            )
+            _box(each.box_xyxy_px, each, each.track.track_id)
             for each in record.objects
             if each.box_xyxy_px is not None
         )
     if found is None or found.box_xyxy_px is None:
         return ()
-    number = track.track_id or None if track else None
-    main = Box(
-        found.box_xyxy_px,
+    main = _box(found.box_xyxy_px, found, (track.track_id or None) if track else None)
+    if track is not None:
+        return (main,)
+    return (main, *(_box(each.box_xyxy_px, each) for each in found.detections[1:]))
+
+
+def _box(
+    xyxy_px: BoxPx, found: Localization | Detection | Tracked, track_id: int | None = None
+) -> Box:
+    return Box(
+        xyxy_px,
         found.class_index,
         found.class_name,
         found.score,
         found.confidence,
-        number,
-    )
-    if track is not None or not found.detections:
-        return (main,)
-    first, *others = found.detections
-    boxes = [
-        Box(first.box_xyxy_px, first.class_index, first.class_name, first.score, found.confidence)
-    ]
-    return (
-        *boxes,
-        *(
-            Box(each.box_xyxy_px, each.class_index, each.class_name, each.score, each.confidence)
-            for each in others
-        ),
+        track_id,
+        found.label,
+        found.unsure,
     )

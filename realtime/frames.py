@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.localizer import Detection, ImageBgr, Localization
+from engines.dense_names import Said
+from engines.localizer import Detection, ImageBgr, Localization, label_of
+from engines.networks.network import NO_CLASSES
 from engines.text import displayable
 
 BoxPx = tuple[float, float, float, float]
@@ -84,6 +86,7 @@ class Tracked:
         box_xyxy_px: in the frame; None where it is not sure enough to be shown.
         class_index, class_name, score: of the last answer that was about this object.
         track: what tracking says of it.
+        said, unsure: see ``engines.localizer.Detection``.
     """
 
     box_xyxy_px: BoxPx | None
@@ -91,6 +94,18 @@ class Tracked:
     class_name: str
     score: float
     track: Track
+    said: Said | None = None
+    unsure: bool = False
+
+    @property
+    def label(self) -> str:
+        """See ``engines.localizer.Detection.label``."""
+        return label_of(self.said, self.class_name)
+
+    @property
+    def confidence(self) -> float:
+        """Probability that the box is right, see ``Track``."""
+        return self.track.confidence
 
     def row(self) -> dict[str, Any]:
         """Its entry in the column ``objects`` of a log."""
@@ -124,6 +139,17 @@ class FrameRecord:
     began_ns: dict[str, int] = field(default_factory=dict)
     track: Track | None = None
     objects: tuple[Tracked, ...] | None = None
+
+    @property
+    def shown_boxes(self) -> int:
+        """How many boxes of it are shown: 0 where nothing is sure enough."""
+        if self.outcome != "shown" or self.found is None:
+            return 0
+        if self.objects is not None:
+            return sum(each.box_xyxy_px is not None for each in self.objects)
+        if self.found.box_xyxy_px is None:
+            return 0
+        return max(1, len(self.found.detections)) if self.track is None else 1
 
     @property
     def age_ms(self) -> float:
@@ -200,8 +226,9 @@ class Column:
 
     Attributes:
         name: the key in the JSON row, and the name in the Parquet file.
-        type: an Arrow type: ``string``, ``int32``, ``int64``, ``float64``, ``list<int64>`` or
-            ``list<float64>``. Empty where a later column of the same name declares it.
+        type: an Arrow type: ``string``, ``bool``, ``int32``, ``int64``, ``float64``,
+            ``list<int64>`` or ``list<float64>``. Empty where a later column of the same name
+            declares it.
         read: gives the value, which JSON must be able to hold; or ``ABSENT``.
         meaning: one sentence for the documents.
         parts: of a list of objects: the columns of each object; ``type`` is empty then.
@@ -230,9 +257,28 @@ def columns_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _edge(place: int, value: Detection | Tracked) -> float | None:
+Found = Detection | Localization | Tracked
+
+
+def _edge(place: int, value: Found) -> float | None:
     box_px = value.box_xyxy_px
     return None if box_px is None else round(box_px[place], 3)
+
+
+def _score(value: Found) -> float | None:
+    return None if value.class_name in NO_CLASSES else round(value.score, 6)
+
+
+def _label(value: Found) -> str | None:
+    if value.box_xyxy_px is None:
+        return None
+    return displayable(value.label)
+
+
+def _sure(value: Found) -> bool | None:
+    if value.box_xyxy_px is None or value.confidence is None:
+        return None
+    return not value.unsure
 
 
 def _edges(box_px: BoxPx | None, digits: int | None = None) -> list[float] | None:
@@ -242,7 +288,20 @@ def _edges(box_px: BoxPx | None, digits: int | None = None) -> list[float] | Non
 OBJECT_COLUMNS = (
     Column("class_id", "int32", lambda found: found.class_index, "Number of the class."),
     Column("class_name", "string", lambda found: displayable(found.class_name), "Its name."),
-    Column("score", "float64", lambda found: round(found.score, 6), "Score of the class."),
+    Column("score", "float64", _score, "Score of the class; null where none is scored."),
+    Column(
+        "label",
+        "string",
+        _label,
+        "What is written beside the box: `dog`, `object`; null where no box is shown.",
+    ),
+    Column(
+        "sure",
+        "bool",
+        _sure,
+        "Whether the box is sure, or else drawn dashed; null where there is no box, or nothing"
+        " tells.",
+    ),
     Column("x0", "float64", partial(_edge, 0), "Left edge of the box, in pixels of the frame."),
     Column("y0", "float64", partial(_edge, 1), "Upper edge of the box."),
     Column("x1", "float64", partial(_edge, 2), "Right edge of the box."),
@@ -369,6 +428,12 @@ COLUMNS: tuple[Column, ...] = (
     *_ANSWER[:3],
     Column("confidence", "", _confidence, "The column below; the value is the same."),
     *_ANSWER[3:],
+    Column(
+        "boxes",
+        "int32",
+        lambda record: record.shown_boxes if record.outcome == "shown" else None,
+        "How many boxes are shown; 0 where nothing is sure.",
+    ),
     *(
         Column(
             f"{stage}_ms",

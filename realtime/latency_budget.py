@@ -27,6 +27,7 @@ SETTLING_FRAMES = 3  # after a step: caches are cold
 MARGIN = 0.85  # of the budget, which a better preset must be expected to keep to
 HOLD_S = 3.0  # for so long without a break, before it is tried
 LONGEST_HOLD_S = 60.0
+NOTHING_TELLS = "nothing tells how sure these boxes are: all are shown"
 TRIAL_S = 10.0  # a better preset that is left sooner than that has failed
 
 
@@ -227,6 +228,7 @@ class BudgetLocalizer(Localizer):
         self.class_names = localizer.class_names
         self.batch = localizer.batch
         self.size_px = localizer.size_px
+        self.limits = localizer.limits
 
     @property
     def preset(self) -> Preset:
@@ -262,7 +264,7 @@ class BudgetLocalizer(Localizer):
         """See ``Localizer.look_for``."""
         self._now.look_for(class_index)
 
-    def abstain_below(self, confidence: float) -> None:
+    def abstain_below(self, confidence: float | None) -> None:
         """See ``Localizer.abstain_below``; it holds for the engines that are open.
 
         Raises:
@@ -372,7 +374,9 @@ class BudgetLocalizer(Localizer):
             return
         (index, future), self._opening = self._opening, None
         try:
-            self._open[self._ladder[index].choice] = future.result()
+            localizer = future.result()
+            localizer.abstain_below(self._now.asked_confidence)  # it may have changed meanwhile
+            self._open[self._ladder[index].choice] = localizer
         except SightlineError as error:
             self._controller.give_up(index)
             self._next_step = None
@@ -430,6 +434,8 @@ def open_with_notes(
         f" {engine.device}"
     )
     console.print("; ".join([what, *reasons]), style="dim", soft_wrap=True, markup=False)
+    if choice.least_confidence is None and localizer.finds_boxes and localizer.limits is None:
+        console.print(NOTHING_TELLS, style="yellow")
     if method_of(choice.method).fitted and localizer.box_reader.startswith("heuristic"):
         console.print(
             f"no fitted head for this network yet ('fit' makes one); {localizer.box_reader}",

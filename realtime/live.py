@@ -39,7 +39,7 @@ from realtime.sinks import Beside, Notices, Sink, WindowSink, has_display
 from realtime.sources.spec import first_size_px, kind_of, open_source
 from realtime.sources.video import Source, SourceOptions
 from realtime.statistics import LiveRun, Run
-from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened
+from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened, shown_from
 from realtime.web.server import Address, MetricsSink, PageServer
 
 TABLE_EVERY_S = 0.5
@@ -103,9 +103,11 @@ def stream(
         stop=feed.stop,
         following=opened(following),
         notify=notify,
+        limits=localizer.limits,
     )
     session.change(
         class_index=localizer.wanted_class,
+        min_score=following.min_score,
         record=options.record,
         **{each.name: getattr(options, each.name) for each in fields(Look)},
     )
@@ -138,6 +140,7 @@ def stream(
             _enter_left(feed, sinks, live_run)
     return {
         **_summary(feed, live_run, interrupted.is_set()),
+        "shown_from": shown_from(following, localizer),
         **lost.summary(),
         **localizer.summary(),
     }
@@ -416,6 +419,7 @@ def _process(
         "precision": engine.precision,
         "device": engine.device,
         "size_px": localizer.size_px,
+        "shown_from": shown_from(following, localizer),
         "files": {kind: str(path) for kind, path in files.items()},
         **localizer.summary(),
     }

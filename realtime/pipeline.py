@@ -273,7 +273,12 @@ class _EngineHalf:
         localizer = self._localizer
         call.heat_map_every = localizer.heat_map_every
         if self._live is not None:
-            localizer.look_for(self._live.settings().class_index)
+            now = self._live.settings()
+            localizer.look_for(now.class_index)
+            if self._following is None:
+                localizer.abstain_below(now.min_score)
+            else:
+                self._following.min_score = now.min_score
         prepared = self._prepared(localizer, call.frames[-1])
         while call.frames[-1].batch_with_next and len(call.frames) < localizer.batch:
             call.frames.append(self._take())

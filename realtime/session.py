@@ -11,10 +11,11 @@ from typing import Any, Self
 import cv2
 
 from engines.choose import class_index
+from engines.confidence import USUAL_LIMITS, Limits
 from engines.errors import InputError, OutputError
 from engines.localizer import ImageBgr
-from engines.text import in_words
-from realtime.annotate import Look
+from engines.text import displayable, in_words
+from realtime.annotate import Look, outlines_of
 from realtime.capture import Connection
 from realtime.frames import FrameRecord
 from realtime.statistics import LiveRun
@@ -31,11 +32,13 @@ class Settings(Look):
 
     Attributes:
         class_index: look for this class; None for the likeliest.
+        min_score: no box that is less sure than this; None for the head's own limit.
         record: the MP4 that the pictures are written to; None while nothing is recorded. Of several
             sources, each has its own: its name is put behind the stem.
     """
 
     class_index: int | None = None
+    min_score: float | None = None
     record: Path | None = None
 
 
@@ -80,6 +83,7 @@ class Session:
         stop: ends the run.
         following: of the run; None where nothing is followed.
         notify: gets a line that a user should know of.
+        limits: of the head's confidence, see ``Localizer.limits``.
 
     Attributes:
         closed: the run has ended; nothing more comes.
@@ -96,7 +100,9 @@ class Session:
         stop: Callable[[], None] = lambda: None,
         following: Following | None = None,
         notify: Callable[[str], None] = lambda _: None,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = USUAL_LIMITS if following else limits
         self.connections = connections
         self.class_names = class_names
         self.settings = settings
@@ -151,6 +157,17 @@ class Session:
             found = self.wait_newer(source, found.number if found else 0, timeout_s)
         return found.jpeg if found else None
 
+    def seen(self, source: str) -> dict[str, Any]:
+        """What the newest picture shows: ``boxes``, how many, and the ``labels`` beside them as
+        they are drawn, the main one first.
+        """
+        found = self._newest.get(source)
+        if found is None or found.record.found is None:
+            return {"boxes": 0, "labels": []}
+        outlines = outlines_of(found.record.found, found.record.objects or ())
+        labels = [displayable(each.text) for each in reversed(outlines)]
+        return {"boxes": found.record.shown_boxes, "labels": labels}
+
     def objects(self, source: str) -> list[dict[str, Any]]:
         """The entry of each tracked object in the log, as of the newest picture."""
         found = self._newest.get(source)
@@ -176,8 +193,14 @@ class Session:
 
         Raises:
             OutputError: the recording's name does not end in .mp4.
-            InputError: a value is out of its range, see ``realtime.annotate.Look``.
+            InputError: a value is out of its range, see ``realtime.annotate.Look``; or a least
+                confidence is asked for where nothing tells how sure boxes are.
         """
+        least = changes.get("min_score")
+        if least is not None and not 0 <= least <= 1:
+            raise InputError(f"min_score goes from 0 to 1, not {least}")
+        if least and self.limits is None:
+            raise InputError("nothing tells how sure these boxes are: all are shown")
         record = changes.get("record")
         if record is not None and Path(record).suffix.lower() != ".mp4":
             raise OutputError(f"recording {record}: the name must end in .mp4; rename it")

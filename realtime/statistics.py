@@ -171,6 +171,37 @@ def counts_of(outcomes: Counter[str]) -> dict[str, int]:
     }
 
 
+class Localized:
+    """In how many of the shown frames a box is shown, and in how many none is sure enough.
+
+    ``localized`` and ``nothing_sure`` are their names in summaries. In the frames of neither kind,
+    the box has no reader.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, record: FrameRecord) -> None:
+        """Count a frame that was shown, with its answer."""
+        if record.shown_boxes:
+            self.counts["localized"] += 1
+        elif record.found is not None and record.found.nothing_sure:
+            self.counts["nothing_sure"] += 1
+
+    def summary(self) -> dict[str, int]:
+        """Both counts."""
+        return {name: self.counts[name] for name in ("localized", "nothing_sure")}
+
+
+def localized_in_words(summary: Mapping[str, Any]) -> str:
+    """In how many frames something was found, for people; empty where a summary does not say it."""
+    if "localized" not in summary:
+        return ""
+    words = f"a box in {summary['localized']} of them"
+    nothing = summary["nothing_sure"]
+    return f"{words}, nothing sure in view in {nothing}" if nothing else words
+
+
 class Run:
     """The measurements of a run, as far as it got; a few numbers a frame, so that hours fit.
 
@@ -185,6 +216,7 @@ class Run:
         self.idle_ms = {"source": 0.0, "engine": 0.0}
         self.work_ms = {"prepare": 0.0, "drawing": 0.0, "sink": 0.0}
         self.outcomes: Counter[str] = Counter()
+        self.localized = Localized()
         self.times = StageTimes(EveryTime)
         self.truth_ious = array("d")
         self._started_ns = self._ended_ns = self._before_ns = 0
@@ -200,6 +232,7 @@ class Run:
         self.outcomes[record.outcome] += 1
         if record.outcome != "shown" or record.found is None:
             return
+        self.localized.add(record)
         self.times.add(record.stages_ms, record.total_ms)
         self.compare(record)
 
@@ -238,8 +271,8 @@ class Run:
         return verdict_of(self.idle_ms, self.work_ms, self._elapsed_ms)
 
     def summary(self) -> dict[str, Any]:
-        """The run in numbers: fps, frames, dropped, verdict, latency and stages in milliseconds,
-        CorLoc where truth is known.
+        """The run in numbers: fps, frames, dropped, localized, verdict, latency and stages in
+        milliseconds, CorLoc where truth is known.
 
         Stages, in a frame's order: ``read`` (decoding), ``wait`` (in the queue before the loop),
         ``prepare``, ``engine`` (from
@@ -251,6 +284,7 @@ class Run:
         return {
             "fps": round(self.fps, 2),
             **counts_of(self.outcomes),
+            **self.localized.summary(),
             "verdict": self.verdict,
             **self.times.summary(),
             **self.accuracy(),
@@ -317,6 +351,8 @@ def print_summaries(summaries: Sequence[dict[str, Any]], console: Console) -> No
 
 def _caption(summary: dict[str, Any]) -> str:
     parts = [f"{summary['frames']} frames", f"{summary['fps']:.1f} fps end to end"]
+    if words := localized_in_words(summary):
+        parts.insert(1, words)
     if summary.get("failed"):
         parts.append(f"{summary['failed']} failed")
     if summary["dropped"]:
@@ -349,6 +385,7 @@ class Account:
     Attributes:
         outcomes: frames by outcome.
         causes: frames that were not shown, by cause.
+        localized: of those that were shown.
         times: of all frames that were shown.
         age: from capture to display, of all that were shown.
         recent: of the last finished frames that were shown: when, age, total, stages.
@@ -357,6 +394,7 @@ class Account:
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self.causes: Counter[str] = Counter()
+        self.localized = Localized()
         self.times = StageTimes(Histogram)
         self.age = Histogram()
         self.recent: deque[tuple[float, float, float, dict[str, float]]] = deque(
@@ -370,6 +408,7 @@ class Account:
             self.causes[record.cause] += 1
         if record.outcome != "shown" or record.found is None:
             return
+        self.localized.add(record)
         self.age.add(record.age_ms)
         self.times.add(record.stages_ms, record.total_ms)
         self.recent.append((now_s, record.age_ms, record.total_ms, record.stages_ms))
@@ -378,6 +417,7 @@ class Account:
         """Enter all that the other holds, too."""
         self.outcomes += other.outcomes
         self.causes += other.causes
+        self.localized.counts += other.localized.counts
         self.age.merge(other.age)
         self.times.total.merge(other.times.total)
         for stage, times in other.times.stages.items():
@@ -385,8 +425,11 @@ class Account:
         self.recent = deque(sorted([*self.recent, *other.recent], key=lambda entry: entry[0]))
 
     def counts(self) -> dict[str, Any]:
-        """``frames`` (shown), ``dropped``, ``failed``, and why: ``causes``."""
-        return {**counts_of(self.outcomes), "causes": dict(self.causes)}
+        """``frames`` (shown), ``dropped``, ``failed``, and why: ``causes``; and those of
+        ``Localized``.
+        """
+        counted = {**counts_of(self.outcomes), "causes": dict(self.causes)}
+        return {**counted, **self.localized.summary()}
 
     def figures(self) -> dict[str, Any]:
         """``latency_ms`` (from the start of reading), ``age_ms`` (from capture) and ``stages_ms``

@@ -251,6 +251,11 @@ def test_an_open_localizer_is_left_as_it_was():
         assert all(result.boxes for result in localize("demo:2", localizer, min_score=0.0))
         list(localize("demo:2", localizer, follow=True, select="tiger cat"))
         assert (localizer.least_confidence, localizer.wanted_class) == (0.25, None)
+    with open_localizer(backend="openvino") as localizer:
+        assert localizer.limits is not None
+        assert localizer.least_confidence == localizer.limits.shown_from
+        list(localize("demo:2", localizer, min_score=0.0))
+        assert localizer.asked_confidence is None
 
 
 @pytest.mark.parametrize(

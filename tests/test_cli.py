@@ -72,6 +72,13 @@ def test_min_score_leaves_out_boxes_that_are_less_sure(tmp_path):
         assert len(rows) == 5
         assert sum(row["x0"] is not None for row in rows) == boxes
         assert all(0 < row["confidence"] < 1 for row in rows)
+        summary = json.loads((out / "shots.summary.json").read_text())
+        assert (summary["localized"], summary["nothing_sure"]) == (boxes, 5 - boxes)
+        assert summary["shown_from"] == least
+        page = (out / "shots.report.html").read_text(encoding="utf-8")
+        assert ("nothing sure in view in <strong>5</strong>" in page) == (boxes == 0)
+        assert f"under {100 * least:.0f} % are not shown" in page
+        assert ("nothing sure in view in 5" in result.stderr) == (boxes == 0)
     assert "--min-score" in refused("batch", shots, "--method", "heuristic", "--min-score", 0.5)
 
 

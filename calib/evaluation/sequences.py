@@ -167,7 +167,7 @@ def _followed(
         marks.append(time.perf_counter())
         found, said = follow_frame(tracker, localizer, image, number / RATE_FPS)
         marks.append(time.perf_counter())
-        followed.append(_box(found) if said.confidence >= options.min_score else NOWHERE)
+        followed.append(_box(found) if said.confidence >= (options.min_score or 0.0) else NOWHERE)
         tracks.append(said)
         times_ms.append(((marks[1] - marks[0]) * 1e3, (marks[2] - marks[1]) * 1e3))
     true = np.array(

@@ -162,7 +162,7 @@ def fit_of_tracking(data: Path, count: int, console: Console) -> ConfidenceModel
     real = list(sequence_clips(data / "davis", TUNING))
     still = list(stills(objects, count // 2))
     groups = [(1 - REAL_SHARE - STILL_SHARE, made), (STILL_SHARE, still), (REAL_SHARE, real)]
-    localizer = open_localizer("compact")
+    localizer = open_localizer("compact", least_confidence=0.0)
     model = None
     for _ in range(ROUNDS):
         boxes = rated_boxes(groups, localizer, model, console)

@@ -203,7 +203,14 @@ def network_rows(
 
 def choice_of(name: str, weights: str | None, method: str) -> EngineOptions:
     """The options with which a user runs a method."""
-    choice = EngineOptions(name, weights, method=method, backend="openvino", precision="auto")
+    choice = EngineOptions(
+        name,
+        weights,
+        method=method,
+        backend="openvino",
+        precision="auto",
+        least_confidence=0.0,
+    )
     if method == CROPS:
         return replace(choice, method="beam", objects=2)
     return replace(choice, head="none") if method == "beam" else choice

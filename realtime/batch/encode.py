@@ -30,7 +30,7 @@ from realtime.file_sinks import JsonlSink, VideoSink
 from realtime.frames import BoxPx, FrameRecord
 from realtime.pipeline import run_frames
 from realtime.statistics import Run, WaitingTimes
-from realtime.tracking.options import calls_under_way, opened
+from realtime.tracking.options import calls_under_way, opened, shown_from
 
 REPRODUCIBLE = {"threads": "4", "mbtree": "0", "crf": "23"}
 """Settings of x264 with which the same pictures give the same bytes on every machine.
@@ -267,9 +267,14 @@ def _small(record: FrameRecord) -> dict[str, Any]:
     size = (max(1, round(width * scale)), STRIP_HEIGHT_PX)
     small = np.asarray(cv2.resize(frame.image_bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
     objects = tuple(
-        replace(each, box_xyxy_px=_scaled(each.box_xyxy_px, scale)) for each in record.objects or ()
+        replace(each, box_xyxy_px=each.box_xyxy_px and _scaled(each.box_xyxy_px, scale))
+        for each in record.objects or ()
     )
-    found = replace(found, box_xyxy_px=_scaled(found.box_xyxy_px, scale), detections=())
+    others = tuple(
+        replace(each, box_xyxy_px=_scaled(each.box_xyxy_px, scale)) for each in found.detections
+    )
+    box_px = None if found.box_xyxy_px is None else _scaled(found.box_xyxy_px, scale)
+    found = replace(found, box_xyxy_px=box_px, detections=others)
     encoded = cv2.imencode(
         ".jpg", draw(small, found, objects=objects), [cv2.IMWRITE_JPEG_QUALITY, 88]
     )[1]
@@ -280,9 +285,7 @@ def _small(record: FrameRecord) -> dict[str, Any]:
     }
 
 
-def _scaled(box_px: BoxPx | None, scale: float) -> BoxPx | None:
-    if box_px is None:
-        return None
+def _scaled(box_px: BoxPx, scale: float) -> BoxPx:
     x0, y0, x1, y1 = (edge * scale for edge in box_px)
     return x0, y0, x1, y1
 
@@ -393,7 +396,12 @@ class _SegmentWriter:
         wall_s = now_s - self._since_s
         self._since_s = now_s
         self._totals = totals
-        return {"wall_s": wall_s, **spent, "device": self._localizer.engine.device}
+        return {
+            "wall_s": wall_s,
+            **spent,
+            "device": self._localizer.engine.device,
+            "shown_from": shown_from(self._settings.following, self._localizer),
+        }
 
     def __enter__(self) -> Self:
         return self

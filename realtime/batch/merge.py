@@ -327,6 +327,7 @@ def _summary(
         "not_read_files": {reason: list(names) for reason, names in clip.left_out.items()},
         "audio": list(clip.audio),
         "devices": sorted({record["device"] for record in records}),
+        "shown_from": records[0]["shown_from"],
         **facts,
         "files": {kind: str(path) for kind, path in files.items()},
     }

@@ -13,7 +13,7 @@ from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, Engin
 from realtime.batch.plan import Window
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
-FORMAT = 3
+FORMAT = 4
 """Of segments and manifests; what an older one left is done again."""
 
 

@@ -129,7 +129,9 @@ class Tally:
         counts: ``[bins]``: frames shown.
         failed: ``[bins]``: frames lost.
         stage_sums: of each stage, ``[bins]``.
-        slowest_ms, score_sum, area_sum: ``[bins]``; areas are shares of the picture.
+        boxed, nothing: ``[bins]``: frames in which a box is shown, and in which nothing is sure.
+        rated: ``[bins]``: frames whose answer says how sure its box is, shown or not.
+        slowest_ms, sure_sum, score_sum, area_sum: ``[bins]``; areas are shares of the picture.
         objects: of several that were followed, each, by number.
     """
 
@@ -143,7 +145,10 @@ class Tally:
         self.times_s = np.full(bins, np.nan)
         self.counts, self.failed = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
         self.stage_sums = {stage: np.zeros(bins) for stage in STAGES}
+        self.boxed, self.nothing = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+        self.rated = np.zeros(bins, np.int64)
         self.slowest_ms = np.zeros(bins)
+        self.sure_sum = np.zeros(bins)
         self.score_sum = np.zeros(bins)
         self.area_sum = np.zeros(bins)
 
@@ -171,18 +176,28 @@ class Tally:
             )
         self.counts[place] += 1
         self.slowest_ms[place] = max(self.slowest_ms[place], row["total_ms"])
-        self.score_sum[place] += row["score"]
+        self.score_sum[place] += row["score"] or 0.0
+        sure = row.get("confidence")
+        if sure is not None:
+            self.rated[place] += 1
+            self.sure_sum[place] += sure
+        if row["boxes"]:
+            self.boxed[place] += 1
+        elif sure is not None:
+            self.nothing[place] += 1
         if row["x0"] is not None:
             self.area_sum[place] += (
                 (row["x1"] - row["x0"]) * (row["y1"] - row["y0"]) / self._picture_px
             )
 
     def summary(self) -> dict[str, Any]:
-        """``frames``, ``dropped``, ``failed``, ``causes``, ``latency_ms`` and ``stages_ms`` as in
-        ``Run.summary``.
+        """``frames``, ``dropped``, ``failed``, ``localized``, ``nothing_sure``, ``causes``,
+        ``latency_ms`` and ``stages_ms`` as in ``Run.summary``.
         """
         return {
             **counts_of(self.outcomes),
+            "localized": int(self.boxed.sum()),
+            "nothing_sure": int(self.nothing.sum()),
             "causes": dict(self.causes),
             **self.times.summary(),
         }
@@ -190,7 +205,7 @@ class Tally:
 
 MOST_OBJECTS = 30
 ASSETS = Path(__file__).parent / "assets"
-INK, LOST = "#4C78A8", "#E45756"
+INK, NOTHING, LOST = "#4C78A8", "#C9CED6", "#E45756"
 
 
 def write_report(
@@ -262,35 +277,43 @@ def course_of(tally: Tally) -> Course:
 
 
 def _curves(tally: Tally) -> bytes:
-    """Score, size of the box, and which frames were localized, over the clip's time, as a PNG."""
+    """How sure the box is (or the score, where nothing tells), its size, and in which frames there
+    is one, over the clip's time, as a PNG.
+    """
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
     seen = ~np.isnan(tally.times_s)
     times_s = tally.times_s[seen]
     counts = tally.counts[seen]
-    failed = tally.failed[seen]
+    boxed, nothing, failed = (each[seen] for each in (tally.boxed, tally.nothing, tally.failed))
     figure = Figure(figsize=(11, 4.4), dpi=130, layout="constrained")
     score, area, coverage = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1))
-    for axes, sums, label in (
-        (score, tally.score_sum, "score"),
-        (area, 100 * tally.area_sum, "box, % of picture"),
-    ):
-        axes.plot(times_s, _mean(sums[seen], counts), color=INK, linewidth=1.4)
-        axes.set(ylabel=label, ylim=(0, 1 if axes is score else 100))
+    rated = tally.rated[seen]
+    upper = (
+        (100 * tally.sure_sum[seen], rated, "how sure the box is, %")
+        if rated.any()
+        else (100 * tally.score_sum[seen], counts, "score of the class, %")
+    )
+    lower = (100 * tally.area_sum[seen], boxed, "box, % of picture")
+    for axes, (sums, of, label) in ((score, upper), (area, lower)):
+        axes.plot(times_s, _mean(sums, of), color=INK, linewidth=1.4)
+        axes.set(ylabel=label, ylim=(0, 100))
     last_s = times_s[-1] + (times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
     spans = [
         (begin, end - begin) for begin, end in zip(times_s, [*times_s[1:], last_s], strict=True)
     ]
-    share = failed / np.maximum(1, counts + failed)
+    every = np.maximum(1, counts + failed)
     coverage.broken_barh(spans, (0, 1), facecolors=INK, linewidth=0)
-    for span, part in zip(spans, share, strict=True):
-        if part:
-            coverage.broken_barh([span], (0, max(0.25, part)), facecolors=LOST, linewidth=0)
+    for span, quiet, lost in zip(spans, nothing / every, failed / every, strict=True):
+        if quiet:
+            coverage.broken_barh([span], (1 - quiet, quiet), facecolors=NOTHING, linewidth=0)
+        if lost:
+            coverage.broken_barh([span], (0, max(0.25, lost)), facecolors=LOST, linewidth=0)
     coverage.set(
         ylabel="frames",
         yticks=(),
         ylim=(0, 1),
-        xlabel="seconds of the clip   (blue: localized, red: lost)",
+        xlabel="seconds of the clip   (blue: a box, grey: nothing sure in view, red: lost)",
     )
     coverage.set_xlim(times_s[0], max(last_s, times_s[0] + 1e-3))
     plain(score, area)

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+from engines.confidence import USUAL_LIMITS
 from engines.errors import InputError
 from engines.head import NO_HEAD
-from engines.localizer import SMALLEST_PX, Localization
+from engines.localizer import SMALLEST_PX, Localization, Localizer, said_of
 from engines.maps import method_of
 from engines.options import LOOK_AT, SPEED, EngineOptions, Option
-from realtime.frames import BoxPx, Frame, FrameRecord, Track, View
+from realtime.frames import BoxPx, Frame, FrameRecord, Tracked, View
 from realtime.tracking.confidence import CuesToConfidence, load_confidence_model
 from realtime.tracking.multi_tracker import MultiTracker
 from realtime.tracking.tracker import Tracker
@@ -27,21 +28,23 @@ class FollowOptions:
     """The options of tracking: whether and what to track.
 
     ``min_score`` is a least confidence: for tracked boxes that of the tracker, for others that of
-    the head. ``objects`` comes from the options of the engine, see ``beside``.
+    the head. None is the limit of the head, or of trackers ``USUAL_LIMITS``. ``objects`` comes from
+    the options of the engine, see ``beside``.
     """
 
     follow: Annotated[
         bool, Option("Look where the object was: finds small ones, calms the box.", LOOK_AT)
     ] = False
     min_score: Annotated[
-        float,
+        float | None,
         Option(
-            "No box where that is less likely to be right; 0.8 is right 8 times in 10.",
+            "No box that is less likely to be right: 0.8 is right 8 times in 10, 0 shows all. Else"
+            " the head's own limit.",
             LOOK_AT,
             min=0,
             max=1,
         ),
-    ] = 0.0
+    ] = None
     select: Annotated[
         str | None,
         Option("With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.", LOOK_AT),
@@ -100,7 +103,11 @@ class FollowOptions:
                 "follow needs boxes, and head none gives none: leave one of them out",
                 option=("follow", "head"),
             )
-        wanted = replace(choice, wanted_class=self.class_name or choice.wanted_class)
+        wanted = replace(
+            choice,
+            wanted_class=self.class_name or choice.wanted_class,
+            least_confidence=0.0,
+        )
         if not method_of(choice.method).search:
             wanted = replace(wanted, objects=1)
         return replace(self, objects=choice.objects), wanted
@@ -145,6 +152,9 @@ class Following:
         options: what to track.
         confidence_model: gives the confidence of a box; None for the shipped model.
 
+    Attributes:
+        min_score: see ``FollowOptions``. It may be changed from any thread.
+
     Raises:
         ModelError: the shipped model is damaged.
     """
@@ -156,6 +166,7 @@ class Following:
         self._confidence_model = confidence_model or load_confidence_model()
         self._trackers: dict[str, tuple[tuple[int, ...], Tracker | MultiTracker]] = {}
         self._points: dict[str, tuple[float, float]] = {}
+        self.min_score = options.min_score
 
     def select(self, source: str, point: tuple[float, float]) -> None:
         """Track what is at a point of a source's next frame. Any thread may call this.
@@ -204,11 +215,11 @@ class Following:
         """
         result, record.track = tracker.update(found)
         if tracker.objects is not None:
-            record.objects = tuple(
-                each if self._sure(each.track) else replace(each, box_xyxy_px=None)
-                for each in tracker.objects
-            )
-        return replace(result, confidence=record.track.confidence).sure(self._options.min_score)
+            record.objects = tuple(self._shown(each) for each in tracker.objects)
+        sure = record.track.confidence
+        said = result.said or said_of(result.class_name, result.score)
+        answer = replace(result, confidence=sure, said=said, unsure=_unsure(sure))
+        return answer.sure(self._least)
 
     def _new_tracker(
         self, width_px: int, height_px: int, selected_px: BoxPx | None
@@ -225,12 +236,30 @@ class Following:
             )
         return MultiTracker(width_px, height_px, self._confidence_model, most, selected_px)
 
-    def _sure(self, track: Track) -> bool:
-        """Whether a box has the confidence that the options ask for."""
-        return track.confidence >= self._options.min_score
+    @property
+    def _least(self) -> float:
+        return USUAL_LIMITS.shown_from if self.min_score is None else self.min_score
+
+    def _shown(self, found: Tracked) -> Tracked:
+        """One of several objects, without its box where that is not sure enough."""
+        sure = found.track.confidence
+        box = found.box_xyxy_px if sure >= self._least else None
+        said = found.said or said_of(found.class_name, found.score)
+        return replace(found, box_xyxy_px=box, said=said, unsure=_unsure(sure))
+
+
+def _unsure(confidence: float) -> bool:
+    return confidence < USUAL_LIMITS.sure_from
 
 
 WHOLE_FRAMES = FollowOptions()
+
+
+def shown_from(options: FollowOptions, localizer: Localizer) -> float | None:
+    """From which confidence on boxes are shown; None where nothing tells how sure they are."""
+    if options.follow:
+        return USUAL_LIMITS.shown_from if options.min_score is None else options.min_score
+    return localizer.least_confidence if localizer.limits else None
 
 
 def opened(options: FollowOptions) -> Following | None:

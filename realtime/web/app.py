@@ -5,8 +5,9 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -41,6 +42,7 @@ class Steering(BaseModel):
 
     Attributes:
         wanted_class: a name or index; empty for the likeliest.
+        min_score: no box that is less sure; ``default`` for the head's own limit.
         point: of the object to follow, in shares of the picture of ``source``.
         source: see there.
     """
@@ -48,6 +50,7 @@ class Steering(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wanted_class: str | None = None
+    min_score: Share | Literal["default"] | None = None
     point: tuple[Share, Share] | None = None
     source: str | None = None
 
@@ -179,6 +182,8 @@ def _add_steering(
         if "wanted_class" in given:
             wanted = given.pop("wanted_class").strip()
             given["class_index"] = class_index(wanted, session.class_names) if wanted else None
+        if given.get("min_score") == "default":
+            given["min_score"] = None
         source, point = given.pop("source", None), given.pop("point", None)
         if source is not None and point is None:
             raise SightlineError("a source is named, but no point in it")
@@ -254,12 +259,18 @@ def _state(session: Session, title: Callable[[], str]) -> dict[str, Any]:
     rolling, now = session.rolling(), session.settings
     figures = rolling.pop("sources")
     sources = [
-        {**vars(each), **figures.get(each.name, {}), "objects": session.objects(each.name)}
+        {
+            **vars(each),
+            **figures.get(each.name, {}),
+            "objects": session.objects(each.name),
+            "seen": session.seen(each.name),
+        }
         for each in session.connections
     ]
     wanted = None if now.class_index is None else session.class_names[now.class_index]
     settings = {
         "wanted_class": wanted,
+        "min_score": now.min_score,
         **{name: getattr(now, name) for name in switches()},
         "record": now.record.name if now.record else None,
     }
@@ -268,6 +279,7 @@ def _state(session: Session, title: Callable[[], str]) -> dict[str, Any]:
         "sources": sources,
         "all": rolling,
         "settings": settings,
+        "limits": asdict(session.limits) if session.limits else None,
         "trouble": session.trouble,
         "follows": session.following is not None,
     }

@@ -5,8 +5,13 @@ import pytest
 
 from engines.backends.torch_reference import TorchEngine
 from engines.build import build_graph
+from engines.choose import open_localizer
+from engines.confidence import SURE_FROM, USUAL_LIMITS, Limits, limits_of
+from engines.dense_names import Said
 from engines.errors import InputError, ModelError
+from engines.localizer import NAMED_FROM, label_of, said_of
 from engines.maps import MapSpec
+from engines.networks.network import NO_CLASSES
 from engines.networks.registry import load_classifier
 
 IMAGE = np.zeros((40, 48, 3), np.uint8)
@@ -81,3 +86,42 @@ def test_an_unknown_signal_is_no_gradient():
         TorchEngine(classifier, spec)
     with pytest.raises(ModelError, match="unknown signal 'beauty'"):
         build_graph(classifier, spec)
+
+
+def test_the_limit_is_the_heads_own_unless_one_is_asked_for():
+    with open_localizer(backend="openvino", precision="fp32") as localizer:
+        assert localizer.limits == USUAL_LIMITS
+        assert localizer.least_confidence == USUAL_LIMITS.shown_from
+        image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        localizer.abstain_below(0.0)
+        shown = localizer.localize([image])[0]
+        assert shown.box_xyxy_px is not None
+        assert shown.confidence is not None
+        assert shown.unsure == (shown.confidence < USUAL_LIMITS.sure_from)
+        assert shown.label in ("object", shown.class_name)
+        localizer.abstain_below(1.0)
+        silent = localizer.localize([image])[0]
+        assert silent.nothing_sure
+        assert silent.confidence == shown.confidence
+
+
+def test_where_nothing_tells_how_sure_a_box_is_all_are_given(tiny_localizer):
+    assert tiny_localizer.limits is None
+    tiny_localizer.abstain_below(None)
+    assert tiny_localizer.least_confidence == 0.0
+    with pytest.raises(ModelError, match="nothing tells"):
+        tiny_localizer.abstain_below(0.1)
+
+
+def test_limits_come_from_the_head():
+    assert limits_of(None) == USUAL_LIMITS
+    assert limits_of(0.3) == Limits(0.3, SURE_FROM)
+    assert limits_of(0.9) == Limits(0.9, 0.9), "what is shown from there on is all sure"
+
+
+def test_a_class_is_named_where_its_score_is_high_enough():
+    assert label_of(said_of("beagle", NAMED_FROM), "beagle") == "beagle"
+    assert label_of(said_of("beagle", NAMED_FROM - 0.01), "beagle") == "object"
+    assert label_of(said_of(NO_CLASSES[0], 1.0), NO_CLASSES[0]) == "object"
+    assert label_of(Said("dog", "beagle", 0.9), "beagle") == "dog (beagle)"
+    assert label_of(None, "beagle") == "beagle"

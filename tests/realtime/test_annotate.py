@@ -9,24 +9,30 @@ import cv2
 import numpy as np
 import pytest
 
+from engines.dense_names import Said
 from engines.errors import InputError
-from engines.localizer import Localization, Localizer
+from engines.localizer import Detection, Localization, Localizer
 from realtime.annotate import (
+    LIGHT_BGR,
+    NOTHING,
     OBJECTS_BGR,
     PREDICTED_BGR,
-    TEXT_BGR,
+    SHADE_BGR,
+    TRUTH_BGR,
     Annotator,
-    BoxSmoother,
     Look,
-    OneEuro,
     draw,
+    ink_on,
     label,
+    luminance,
+    outlines_of,
 )
 from realtime.capture import every_frame
 from realtime.file_sinks import JsonlSink
 from realtime.frames import Frame, Track, Tracked
 from realtime.pipeline import Live, run_frames
 from realtime.session import Settings
+from realtime.smoothing import BoxSmoother, OneEuro
 from realtime.sources.images import Images
 from realtime.statistics import Run as RunTimes
 from tests.engines.mock import MockEngine
@@ -40,8 +46,9 @@ def found(box=(40.0, 40.0, 200.0, 180.0), map_hw=SPOT):
     return Localization(box, 3, "cat", 0.75, map_hw)
 
 
-def frame(index=0, pts_s=0.0, source="cam", size=(240, 320)):
-    return Frame(np.full((*size, 3), 128, np.uint8), source, index, pts_s, time.monotonic_ns(), 0.0)
+def frame(index=0, pts_s=0.0, source="cam", size=(240, 320), segment=0):
+    image = np.full((*size, 3), 128, np.uint8)
+    return Frame(image, source, index, pts_s, time.monotonic_ns(), 0.0, segment=segment)
 
 
 def has_colour(picture, bgr):
@@ -60,10 +67,84 @@ def test_the_box_and_the_heat_map_can_be_left_out():
     assert (only_inset[190:, 230:] != 128).any()
 
 
-def test_the_label_says_how_sure_the_box_is():
-    assert label(found()) == "cat 0.75"
-    assert label(replace(found(), confidence=0.814)) == "cat 0.75, box 81 %"
-    assert label(replace(found(), confidence=0.314).sure(0.5)) == "no object"
+def test_the_label_says_what_it_is_and_how_sure_the_box_is():
+    sure = replace(found(), confidence=0.814, said=Said("cat", "tabby", 0.9))
+    assert label(sure) == "cat (tabby) 81 %"
+    assert label(replace(sure, confidence=0.55, unsure=True)) == "cat (tabby) 55 %, unsure"
+    assert label(replace(sure, said=Said("object", "", 0.0))) == "object 81 %"
+
+
+def test_where_nothing_tells_how_sure_a_box_is_the_label_gives_the_score_of_the_class():
+    assert label(found()) == "cat, score 0.75"
+    assert label(replace(found(), score=0.0)) == "cat"
+
+
+def test_a_frame_without_a_sure_box_says_so_in_words(monkeypatch):
+    words = []
+    monkeypatch.setattr(cv2, "putText", lambda _canvas, text, *_: words.append(text))
+    image, look = frame().image_bgr, Look(heat_map="off")
+    drawn = draw(image, replace(found(), confidence=0.314).sure(0.5), look=look)
+    assert words == [NOTHING] == ["nothing sure in view"]
+    assert not has_colour(drawn, PREDICTED_BGR)
+    draw(image, found(None), look=look)
+    assert words[1:] == ["cat, score 0.75"], "without a head there is no box to be sure of"
+    draw(image, replace(found(None), confidence=0.1), look=look, objects=[tracked(1, None)])
+    assert words[2:] == [NOTHING]
+
+
+def test_an_unsure_box_is_dashed_and_a_sure_one_is_not():
+    image, look = frame().image_bgr, Look(heat_map="off")
+    sure = draw(image, replace(found(), confidence=0.9, said=Said("cat", "", 0.9)), look=look)
+    unsure = draw(
+        image, replace(found(), confidence=0.6, said=Said("cat", "", 0.9), unsure=True), look=look
+    )
+    share = [(each[60:170, 41] == PREDICTED_BGR).all(axis=1).mean() for each in (sure, unsure)]
+    assert share[0] == 1
+    assert 0.3 < share[1] < 0.8
+    assert (unsure[178, 198] == PREDICTED_BGR).all(), "a corner has dashes"
+
+
+def test_the_inset_leaves_the_box_free_and_stays_where_it_went():
+    annotator, map_hw = Annotator(), SPOT
+    low = found((200.0, 150.0, 318.0, 238.0), map_hw)
+
+    def inset_at(picture, corner):
+        return bool((picture[corner] == LIGHT_BGR).all())
+
+    lower_right = (237, 313)
+    first = annotator.paint(frame(0, segment=1), found(), "", Look())
+    assert inset_at(first, lower_right)
+    second = annotator.paint(frame(1, segment=1), low, "", Look())
+    assert not inset_at(second, lower_right)
+    third = annotator.paint(frame(2, segment=1), found(), "", Look())
+    assert not inset_at(third, lower_right), "it does not jump back and forth"
+    assert inset_at(annotator.paint(frame(3, segment=2), found(), "", Look()), lower_right), (
+        "a segment's pictures do not depend on the segments before it"
+    )
+
+
+def test_labels_do_not_lie_on_each_other():
+    image, look = np.full((480, 640, 3), 128, np.uint8), Look(heat_map="off")
+    one = Detection((100.0, 100.0, 300.0, 300.0), 3, "cat", 0.7, 0.9, Said("cat", "", 0.9))
+    other = replace(one, box_xyxy_px=(104.0, 102.0, 330.0, 310.0), said=Said("dog", "", 0.9))
+    answer = Localization(
+        one.box_xyxy_px, 3, "cat", 0.7, SPOT, (one, other), 0.9, said=Said("cat", "", 0.9)
+    )
+    outlines = outlines_of(answer, ())
+    assert [each.text for each in outlines] == ["dog 90 %", "cat 90 %"]
+    drawn = draw(image, answer, look=look)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(
+        (drawn == PREDICTED_BGR).all(axis=2).astype(np.uint8)
+    )
+    plates = [row for row in stats[1:count] if row[4] > 300 and row[3] < 40]
+    assert len(plates) <= 2
+
+
+def test_text_has_contrast_on_every_plate_and_colours_differ_in_lightness():
+    for colour in (*OBJECTS_BGR, PREDICTED_BGR, TRUTH_BGR, SHADE_BGR):
+        one, other = sorted((luminance(colour), luminance(ink_on(colour))))
+        assert (other + 0.05) / (one + 0.05) >= 4.5, "WCAG 2.2, level AA"
+    assert abs(luminance(PREDICTED_BGR) - luminance(TRUTH_BGR)) > 0.1
 
 
 @pytest.mark.parametrize("size", [(240, 320), (1080, 1920)])
@@ -267,7 +348,7 @@ def test_a_long_line_and_the_heat_map_make_room_for_each_other():
     alone = draw(image, found(), look=Look(box=False))
     assert (plain[:, 200:] == alone[:, 200:]).all(), "a short line leaves it where it is"
     rows = [
-        np.flatnonzero((picture[:, 316] == TEXT_BGR).all(axis=1)) for picture in (alone, lifted)
+        np.flatnonzero((picture[:, 316] == LIGHT_BGR).all(axis=1)) for picture in (alone, lifted)
     ]
     assert 0 < rows[0][0] - rows[1][0] < 40, "the white frame stands higher"
     assert len(rows[0]) == len(rows[1]), "and is whole"

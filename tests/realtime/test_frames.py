@@ -1,11 +1,14 @@
 """The columns of a log: one table makes the JSON row, the Parquet schema and the documents."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as parquet
 
-from engines.localizer import Localization
+from engines.dense_names import Said
+from engines.localizer import Detection, Localization
+from engines.networks.network import NO_CLASSES
 from realtime import frames
 from realtime.batch.report import arrow_schema, write_rows
 from realtime.frames import Column, Frame, FrameRecord, Track, Tracked, columns_table
@@ -34,12 +37,49 @@ def test_a_row_has_its_columns_in_the_order_of_the_table():
         "class_name",
         "score",
     ]
-    assert names[9:13] == ["x0", "y0", "x1", "y1"]
+    assert names[9:16] == ["label", "sure", "x0", "y0", "x1", "y1", "boxes"]
     assert names[-2:] == ["total_ms", "rung"]
     with_track = a_record(track=track, objects=(Tracked(None, 0, "cat", 0.5, track),)).row()
     assert list(with_track)[-5:] == ["confidence", "track_id", "window", "raw", "objects"]
     assert with_track["window"] == [0, 0, 8, 8]
     assert list(with_track["objects"][0]) == [each.name for each in frames.TRACKED_COLUMNS]
+
+
+def test_a_row_says_what_is_shown_how_sure_it_is_and_where_nothing_is():
+    plain = a_record().row()
+    assert (plain["label"], plain["sure"], plain["boxes"]) == ("cat", None, 1)
+    assert "confidence" not in plain, "nothing tells how sure it is"
+    record = a_record()
+    assert record.found is not None
+    said = Said("cat", "tabby", 0.9)
+    record.found = replace(record.found, confidence=0.6, said=said, unsure=True)
+    unsure = record.row()
+    assert (unsure["label"], unsure["sure"], unsure["boxes"]) == ("cat (tabby)", False, 1)
+    record.found = record.found.sure(0.7)
+    nothing = record.row()
+    assert (nothing["label"], nothing["sure"], nothing["boxes"]) == (None, None, 0)
+    assert (nothing["class_name"], nothing["confidence"]) == ("cat", 0.6), "as it always was"
+    record.fail(ValueError("lost"))
+    assert record.row()["boxes"] is None
+
+
+def test_several_boxes_are_counted_and_tracked_ones_where_they_are_shown():
+    record = a_record()
+    assert record.found is not None
+    one = Detection((1.0, 2.0, 3.0, 4.0), 0, "cat", 0.5, 0.9)
+    record.found = replace(record.found, detections=(one, one, one), confidence=0.9)
+    assert record.row()["boxes"] == 3
+    track = Track("following", None, 0.75, 1, None)
+    seen = Tracked((1.0, 2.0, 3.0, 4.0), 0, "cat", 0.5, track)
+    record.objects = (seen, replace(seen, box_xyxy_px=None))
+    assert record.row()["boxes"] == 1
+
+
+def test_a_row_without_a_class_has_no_score():
+    record = a_record()
+    assert record.found is not None
+    record.found = replace(record.found, class_name=NO_CLASSES[0], score=0.0)
+    assert record.row()["score"] is None
 
 
 def test_every_column_of_a_row_is_in_the_parquet_schema_once():

@@ -150,6 +150,8 @@ def test_the_log_lists_detections_only_where_they_are_several():
         "class_id": 0,
         "class_name": "a",
         "score": 0.25,
+        "label": "a",
+        "sure": None,
         "x0": 1.0,
         "y0": 2.0,
         "x1": 3.0,

@@ -1,13 +1,16 @@
 """What a run sums up, and which stage it names as the one that holds the others up."""
 
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from engines.localizer import Localizer
+from engines.localizer import Localization, Localizer
 from realtime.capture import every_frame
+from realtime.frames import Frame, FrameRecord
 from realtime.pipeline import run_frames
-from realtime.statistics import Run, verdict_of
+from realtime.statistics import LiveRun, Run, localized_in_words, verdict_of
 from tests.engines.mock import MockEngine
 from tests.realtime.scripted import Collector, Scripted
 
@@ -23,6 +26,20 @@ def test_run_sums_up(localizer):
     assert latency["max"] == pytest.approx(max(run.total_ms), abs=1e-3), "no outlier is removed"
     assert "corloc" not in summary
     assert summary["verdict"].endswith("-limited")
+
+
+def test_a_run_says_in_how_many_frames_there_is_a_box_and_in_how_many_nothing_sure():
+    frame = Frame(np.zeros((8, 8, 3), np.uint8), "s", 0, 0.0, time.monotonic_ns(), 0.0)
+    boxed = Localization((1.0, 2.0, 3.0, 4.0), 0, "cat", 0.5, np.zeros((4, 4), np.float32))
+    answers = [boxed, replace(boxed, confidence=0.9), replace(boxed, confidence=0.1).sure(0.5)]
+    run, live = Run(), LiveRun(["s"])
+    for found in (*answers, replace(boxed, box_xyxy_px=None)):
+        for each in (run, live):
+            each.add(FrameRecord(frame, found=found, stages_ms={"engine": 1.0}, total_ms=1.0))
+    for summary in (run.summary(), live.summary(), live.rolling()):
+        assert (summary["frames"], summary["localized"], summary["nothing_sure"]) == (4, 2, 1)
+    assert localized_in_words(run.summary()) == "a box in 2 of them, nothing sure in view in 1"
+    assert localized_in_words({}) == "", "of an older version"
 
 
 def test_a_run_may_have_several_passes(localizer):

@@ -82,6 +82,7 @@ function take(found, settled = true) {
   by("dropped").parentElement.title = Object.entries(chosen.causes ?? {}).map(([cause, count]) => `${count}: ${cause}`).join("\n");
   by("screen").classList.toggle("follows", state.follows);
   by("hint").hidden = !state.follows;
+  by("seen").textContent = chosen.seen?.labels.join("  ·  ") || (chosen.seen && state.limits ? "nothing sure in view" : "");
   listCameras();
   if (settled) takeSettings();
   if (performance.now() - shownAt_ms > 4000) {
@@ -139,6 +140,7 @@ function takeSettings() {
   if (document.activeElement !== by("class")) by("class").value = settings.wanted_class ?? "";
   for (const control of lookControls) showLook(control, settings[control.dataset.look]);
   by("alpha").parentElement.classList.toggle("idle", settings.heat_map !== "over");
+  showLeast(settings.min_score);
 }
 
 function remember() {
@@ -214,25 +216,44 @@ function showLook(control, value) {
   else { control.value = value; label(control); }
 }
 
-const label = (range) => { by(`${range.id}-value`).textContent = `${Math.round(range.value * 100)} %`; };
+const percent = (share) => `${Math.round(share * 100)} %`;
+
+// From which confidence on boxes are shown; null is the head's own limit.
+function showLeast(least) {
+  const { limits } = state, slider = by("least");
+  slider.value = least ?? limits?.shown_from ?? 0;
+  slider.disabled = limits === null;
+  slider.parentElement.classList.toggle("idle", limits === null);
+  by("least-default").hidden = limits === null || least === null;
+  label(slider);
+  by("meaning").textContent = limits === null
+    ? "Nothing tells how sure these boxes are. All are shown, with the score of the class."
+    : `The number beside a box says how sure the box is: of 100 boxes that say 93 %, about 93 are right. Dashed boxes are unsure: they say less than ${percent(limits.sure_from)}. The default shows boxes from ${percent(limits.shown_from)} on.`;
+}
+
+const label = (range) => { by(`${range.id}-value`).textContent = percent(range.value); };
 
 by("look").addEventListener("submit", (event) => { event.preventDefault(); by("class").blur(); change("settings", { wanted_class: by("class").value }); });
 by("likeliest").addEventListener("click", () => { by("class").value = ""; change("settings", { wanted_class: "" }); });
 for (const control of lookControls) {
   const name = control.dataset.look;
-  if (control.type !== "range") {
-    const value = () => (control.type === "checkbox" ? control.checked : control.value);
-    control.addEventListener("change", () => { touched_ms = 0; change("settings", { [name]: value() }); });
-    continue;
-  }
+  if (control.type === "range") { steer(control, name); continue; }
+  const value = () => (control.type === "checkbox" ? control.checked : control.value);
+  control.addEventListener("change", () => { touched_ms = 0; change("settings", { [name]: value() }); });
+}
+steer(by("least"), "min_score");
+by("least-default").addEventListener("click", () => { touched_ms = 0; change("settings", { min_score: "default" }); });
+
+// Sends what a hand moves a range to: one request at once, and the last value in the end.
+function steer(range, name) {
   let sending = false, again = false;
   const send = async () => {
     if (sending) { again = true; return; }
     sending = true;
-    do { again = false; await change("settings", { [name]: Number(control.value) }); } while (again);
+    do { again = false; await change("settings", { [name]: Number(range.value) }); } while (again);
     sending = false;
   };
-  control.addEventListener("input", () => { touched_ms = performance.now(); label(control); send(); });
+  range.addEventListener("input", () => { touched_ms = performance.now(); label(range); send(); });
 }
 by("picture").addEventListener("click", async (event) => {
   const point = pointAt(event);

@@ -95,7 +95,7 @@ def test_of_several_objects_each_has_its_entry_in_every_row(tmp_path):
     last = rows[-1]["objects"]
     assert [each["track_id"] for each in last] == [1]
     assert {*last[0]} == {
-        *("class_id", "class_name", "score", "x0", "y0", "x1", "y1"),
+        *("class_id", "class_name", "score", "label", "sure", "x0", "y0", "x1", "y1"),
         *("state", "confidence", "track_id", "window", "raw"),
     }
     assert [last[0][edge] for edge in ("x0", "y0", "x1", "y1")] == [
@@ -134,4 +134,6 @@ def test_without_follow_the_head_says_what_is_sure_enough():
         return options.beside(EngineOptions())[1].least_confidence
 
     assert least(FollowOptions(min_score=0.5)) == 0.5
+    assert least(FollowOptions()) is None, "the head's own limit"
     assert least(FollowOptions(True, min_score=0.5)) == 0.0
+    assert least(FollowOptions(True)) == 0.0, "a tracker needs every box"

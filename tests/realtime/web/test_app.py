@@ -26,6 +26,7 @@ def test_state_tells_of_every_source(session):
     assert state["sources"][0]["stages_ms"]["engine"]["p50"] == 3.0
     assert state["settings"] == {
         "wanted_class": None,
+        "min_score": None,
         "box": True,
         "heat_map": "inset",
         "alpha": 0.5,

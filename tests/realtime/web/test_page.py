@@ -114,6 +114,7 @@ def test_box_heat_map_alpha_and_smoothing_are_switched(page, run):
             (run.state()["settings"] | {"record": 0})
             == {
                 "wanted_class": None,
+                "min_score": None,
                 "box": False,
                 "heat_map": "over",
                 "alpha": 0.8,
@@ -152,6 +153,29 @@ def test_a_recording_is_begun_and_ended(page, run):
     (path,) = run.recordings.glob("sightline-*.mp4")
     with av.open(str(path)) as video:
         assert sum(1 for _ in video.decode(video=0)) >= 20
+
+
+def test_the_slider_says_from_where_on_boxes_are_shown_and_the_page_says_where_there_is_none(
+    page, run
+):
+    limits = run.state()["limits"]
+    wait_in(
+        page, "() => /of 100 boxes that say 93 %, about 93 are right/.test(meaning.textContent)"
+    )
+    assert float(page.locator("#least").input_value()) == pytest.approx(
+        limits["shown_from"], abs=0.01
+    )
+    assert page.locator("#least-default").is_hidden()
+    page.locator("#least").fill("1")
+    wait_for(lambda: run.state()["settings"]["min_score"] == 1.0)
+    wait_in(page, "() => seen.textContent === 'nothing sure in view'")
+    wait_for(lambda: run.last_row()["boxes"] == 0)
+    assert run.last_row()["label"] is None
+    page.locator("#least").fill("0")
+    wait_in(page, "() => / %/.test(seen.textContent)")
+    wait_for(lambda: run.last_row()["boxes"] == 1)
+    page.get_by_role("button", name="Use the default").click()
+    wait_for(lambda: run.state()["settings"]["min_score"] is None)
 
 
 def test_it_fits_a_phone(run, browser):
