@@ -29,7 +29,7 @@ def test_the_built_file_gives_elsewhere_what_it_gives_here(tmp_path):
     found = dict(
         zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True)
     )
-    here = open_localizer(EngineOptions(precision="fp32"))
+    here = open_localizer(EngineOptions(precision="fp32", least_confidence=0.0))
     for place, wanted in enumerate((None, 3)):
         here.look_for(wanted)
         expected = here.localize([images[place]])[0]

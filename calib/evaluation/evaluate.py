@@ -85,6 +85,8 @@ def evaluate(
             AP of detections that are rescored by it.
         min_score: the report says what is left without the boxes of less confidence.
 
+    All boxes are given by ``localizer`` from then on.
+
     Returns:
         The report, see ``report_of``, and one case for each image and class.
 
@@ -96,6 +98,7 @@ def evaluate(
         raise ModelError(
             "this engine has no box head: fit one with 'fit', and name it", option="head"
         )
+    localizer.abstain_below(0.0)  # every box is measured
     cases: list[Case] = []
     precision = AveragePrecision(samples, localizer, given)
     constants: dict[str, tuple[float, ...]] = {"whole_image": WHOLE_IMAGE}
