@@ -74,6 +74,10 @@ REFUSED = {
 }
 """What is known but not read, and what to do about it."""
 
+IGNORED = (
+    "objects that are marked difficult, and crowds, are ignored: finding one is neither right nor"
+    " wrong"
+)
 OneFile = Callable[[bytes, str, Remarks], list[Label]]
 
 
@@ -209,6 +213,8 @@ class Sample:
         truths: its boxes; none where a sequence has no object in the frame.
         sequence: whose frame it is; empty for a photo.
         others: how many more objects are labelled, of classes that were not asked for.
+        ignored: its objects that are marked difficult, and crowds, of whatever class: finding them
+            is neither right nor wrong, and they are no background.
     """
 
     name: str
@@ -216,6 +222,7 @@ class Sample:
     truths: tuple[Truth, ...]
     sequence: str = ""
     others: int = 0
+    ignored: tuple[Truth, ...] = ()
 
     @property
     def group(self) -> str:
@@ -240,8 +247,11 @@ class Sample:
 
         They may reach ``calib.data.labels.TOLERANCE_PX`` beyond it.
         """
+        size_px = size_of(image_bgr)
         return replace(
-            self, truths=tuple(truth.clipped(size_of(image_bgr)) for truth in self.truths)
+            self,
+            truths=tuple(truth.clipped(size_px) for truth in self.truths),
+            ignored=tuple(truth.clipped(size_px) for truth in self.ignored),
         )
 
 
@@ -439,8 +449,14 @@ def labelled(label: Label, read: Callable[[], bytes], where: str, remarks: Remar
 
     seen = look_at(content(), where)
     label = fitted(label, seen.size_px, where, remarks, seen.turned)
+    for _ in label.ignored:
+        remarks.guess(IGNORED, where)
     return Sample(
-        label.image, lambda: decode_image(where, content()), label.truths, others=label.others
+        label.image,
+        lambda: decode_image(where, content()),
+        label.truths,
+        others=label.others,
+        ignored=label.ignored,
     )
 
 
@@ -457,7 +473,9 @@ def _frames_of_tracks(
                 raise BadLabelError(f"{where} is not one of the {len(frames)} of {video}")
             size_px, read = frames[label.frame]
             label = fitted(label, size_px, where, remarks)  # noqa: PLW2901
-            samples.append(Sample(label.image, read, label.truths, others=label.others))
+            samples.append(
+                Sample(label.image, read, label.truths, others=label.others, ignored=label.ignored)
+            )
     return samples
 
 

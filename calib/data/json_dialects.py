@@ -5,6 +5,7 @@ recognized.
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from calib.data.labels import (
     centre_and_size,
     corner_and_size,
     field,
+    is_marked,
     json_of,
     listed,
     named,
@@ -37,7 +39,7 @@ FILE_NAMES = ("file_name", "filename", "name", "path", "coco_url", "flickr_url")
 def read_coco(data: Mapping[str, Any], where: str, remarks: Remarks) -> list[Label]:
     """Read the labels of COCO instances.
 
-    ``bbox`` is x, y, width, height in continuous pixels. Crowds are left out.
+    ``bbox`` is x, y, width, height in continuous pixels. Crowds are ignored.
 
     Raises:
         BadLabelError: it is not such a file.
@@ -55,6 +57,7 @@ def read_coco(data: Mapping[str, Any], where: str, remarks: Remarks) -> list[Lab
         except BadLabelError as error:
             remarks.leave_out(BadLabelError(f"{where}: image {place}: {error}"))
     found: list[tuple[str, str, list[float], BoxPx | None]] = []
+    crowds: list[bool] = []
     for place, item in enumerate(items, start=1):
         key = ""
         try:
@@ -62,9 +65,10 @@ def read_coco(data: Mapping[str, Any], where: str, remarks: Remarks) -> list[Lab
             if key not in labels:
                 raise BadLabelError(f"its image_id is {shown(key)}, which the file does not list")
             class_name = _class(item, names)
-            if optional(item, "iscrowd") in (1, True, "1"):
-                continue
-            found.append((key, class_name, *_box(item, labels[key])))
+            is_crowd = is_marked(optional(item, "iscrowd"))
+            with suppress(BadLabelError) if is_crowd else nullcontext():
+                found.append((key, class_name, *_box(item, labels[key])))
+                crowds.append(is_crowd)
         except BadLabelError as error:
             remarks.leave_out(BadLabelError(f"{where}: annotation {place}: {error}"))
             if key in labels:
@@ -74,14 +78,18 @@ def read_coco(data: Mapping[str, Any], where: str, remarks: Remarks) -> list[Lab
         say_fractions(where, remarks)
         labels = {key: replace(label, normalised=True) for key, label in labels.items()}
     truths: dict[str, list[Truth]] = {}
-    for key, class_name, numbers_xywh, around_it in found:
+    ignored: dict[str, list[Truth]] = {}
+    for (key, class_name, numbers_xywh, around_it), is_crowd in zip(found, crowds, strict=True):
         if around_it is None:
             x, y, width, height = numbers_xywh
             if not width or not height:
                 continue  # COCO train2017 itself has two boxes of no height
             around_it = corner_and_size(x, y, width, height)  # noqa: PLW2901
-        truths.setdefault(key, []).append(Truth(class_name, around_it))
-    return [replace(label, truths=tuple(truths.get(key, ()))) for key, label in labels.items()]
+        (ignored if is_crowd else truths).setdefault(key, []).append(Truth(class_name, around_it))
+    return [
+        replace(label, truths=tuple(truths.get(key, ())), ignored=tuple(ignored.get(key, ())))
+        for key, label in labels.items()
+    ]
 
 
 def _id(value: object) -> str:

@@ -146,6 +146,12 @@ class Truth:
     class_name: str
     box_xyxy_px: BoxPx
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing between its edges."""
+        x0, y0, x1, y1 = self.box_xyxy_px
+        return not (x0 < x1 and y0 < y1)
+
     def clipped(self, size_px: SizePx) -> "Truth":
         """The same with its box cut to an image of (width, height)."""
         (x0, y0, x1, y1), (width, height) = self.box_xyxy_px, size_px
@@ -169,6 +175,8 @@ class Label:
             of the image.
         frame: its number among the images, where the file names frames only so.
         others: how many more objects it has whose box cannot be used.
+        ignored: its objects that are marked difficult, and crowds: finding them is neither right
+            nor wrong.
     """
 
     image: str
@@ -179,6 +187,17 @@ class Label:
     own_name: str = ""
     frame: int | None = None
     others: int = 0
+    ignored: tuple[Truth, ...] = ()
+
+
+def parted(
+    truths: Iterable[Truth], marked: Iterable[bool]
+) -> tuple[tuple[Truth, ...], tuple[Truth, ...]]:
+    """(the objects that are not marked, those that are)."""
+    parts: tuple[list[Truth], list[Truth]] = ([], [])
+    for truth, is_ignored in zip(truths, marked, strict=True):
+        parts[is_ignored].append(truth)
+    return tuple(parts[0]), tuple(parts[1])
 
 
 def corners_voc(x_min: float, y_min: float, x_max: float, y_max: float) -> BoxPx:
@@ -218,6 +237,11 @@ def turned(box: BoxPx, degrees: float, pivot_xy: tuple[float, float]) -> BoxPx:
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     corners = [(x - px, y - py) for x in (x0, x1) for y in (y0, y1)]
     return around((px + x * cosine - y * sine, py + x * sine + y * cosine) for x, y in corners)
+
+
+def is_marked(value: object) -> bool:
+    """Whether a mark of an object is set, such as ``difficult`` or ``iscrowd``."""
+    return str(value).strip().lower() in ("1", "1.0", "true", "yes")
 
 
 def are_fractions(boxes: Iterable[Sequence[float]]) -> bool:
@@ -303,10 +327,11 @@ def fitted(
     """
     if label.normalised:
         width, height = size_px
-        scaled = (
-            replace(t, box_xyxy_px=_scaled(t.box_xyxy_px, width, height)) for t in label.truths
-        )
-        label = replace(label, truths=tuple(scaled), normalised=False)
+        scaled = [
+            tuple(replace(t, box_xyxy_px=_scaled(t.box_xyxy_px, width, height)) for t in truths)
+            for truths in (label.truths, label.ignored)
+        ]
+        label = replace(label, truths=scaled[0], ignored=scaled[1], normalised=False)
     _check_size(label, size_px, where, remarks, turned_by_exif)
     kept: list[Truth] = []
     for truth in label.truths:
@@ -318,7 +343,13 @@ def fitted(
                 truth = truth.clipped(size_px)  # noqa: PLW2901
             kept.append(replace(truth, class_name=displayable(truth.class_name)))
     left_out = len(label.truths) - len(kept)
-    return replace(label, truths=tuple(kept), others=label.others + left_out)
+    ignored = (truth.clipped(size_px) for truth in label.ignored)
+    return replace(
+        label,
+        truths=tuple(kept),
+        others=label.others + left_out,
+        ignored=tuple(truth for truth in ignored if not truth.is_empty),
+    )
 
 
 def _scaled(box: BoxPx, width: float, height: float) -> BoxPx:

@@ -22,6 +22,7 @@ from calib.data.labels import (
     centre_and_size,
     corner_and_size,
     corners_voc,
+    is_marked,
     named,
     numbers,
     say_fractions,
@@ -120,6 +121,7 @@ SIZES = (
     ("imw", "imh"),
     ("width", "height"),
 )
+IGNORED = ("difficult", "isdifficult", "iscrowd", "crowd", "ignore", "ignored", "isgroupof")
 VIA = ("regionshapeattributes", "regionattributes")
 IMAGE_NAME = re.compile(
     r"\.(jpe?g|jfif|png|bmp|webp|tiff?|gif|avif|heic|jp2|mpo|p[gpb]m)$", re.IGNORECASE
@@ -137,6 +139,7 @@ class Columns:
         box: four columns, or one that holds four numbers.
         place: from the four numbers to edges.
         size: of the image, where the table has it.
+        ignored: whether finding the object is neither right nor wrong.
     """
 
     names: tuple[str, ...]
@@ -145,6 +148,7 @@ class Columns:
     box: tuple[str, ...]
     place: Place
     size: tuple[str, str] | None = None
+    ignored: str | None = None
 
 
 def read_table(content: bytes, path: str, remarks: Remarks) -> list[Label]:
@@ -260,7 +264,8 @@ def _named_columns(names: Sequence[str]) -> Columns | None:
     # the box for one
     trusted = SIZES if place is corners_voc or len(box) == 1 else SIZES[:-1]
     size = next((pair for pair in trusted if set(pair) <= there - set(box)), None)
-    return Columns(tuple(names), image, class_name, box, place, size)
+    ignored = next((key for key in IGNORED if key in there - {image, class_name, *box}), None)
+    return Columns(tuple(names), image, class_name, box, place, size, ignored)
 
 
 def _columns_by_content(rows: Iterable[tuple[int, list[str]]]) -> Columns | None:
@@ -312,7 +317,7 @@ def _labels(
     Boxes are placed when all are read, because only all of them show whether they are fractions.
     """
     labels: dict[str, Label] = {}
-    found: list[tuple[str, str, list[float]]] = []
+    found: list[tuple[str, str, list[float], bool]] = []
     for line, cells in rows:
         where = f"{path} line {line}"
         try:
@@ -324,21 +329,30 @@ def _labels(
             )
             continue
         label = labels.setdefault(image, Label(image, (), _row_size(row, columns)))
+        is_ignored = columns.ignored is not None and is_marked(row[columns.ignored])
         try:
             if (box := _box(row, columns, where)) is not None:
-                found.append((image, *box))
+                found.append((image, *box, is_ignored))
         except BadLabelError as error:
-            labels[image] = replace(label, others=label.others + 1)
-            remarks.leave_out(error)
-    fractions = are_fractions(box for _, _, box in found)
+            if not is_ignored:
+                labels[image] = replace(label, others=label.others + 1)
+                remarks.leave_out(error)
+    fractions = are_fractions(box for _, _, box, _ in found)
     if fractions:
         say_fractions(path, remarks)
     place = _edges if fractions and columns.place is corners_voc else columns.place
     truths: dict[str, list[Truth]] = {}
-    for image, class_name, (a, b, c, d) in found:
-        truths.setdefault(image, []).append(Truth(class_name, place(a, b, c, d)))
+    ignored: dict[str, list[Truth]] = {}
+    for image, class_name, (a, b, c, d), is_ignored in found:
+        truth = Truth(class_name, place(a, b, c, d))
+        (ignored if is_ignored else truths).setdefault(image, []).append(truth)
     return [
-        replace(label, truths=tuple(truths.get(image, ())), normalised=fractions)
+        replace(
+            label,
+            truths=tuple(truths.get(image, ())),
+            normalised=fractions,
+            ignored=tuple(ignored.get(image, ())),
+        )
         for image, label in labels.items()
     ]
 

@@ -18,7 +18,9 @@ from calib.data.labels import (
     centre_and_size,
     corner_and_size,
     corners_voc,
+    is_marked,
     number,
+    parted,
     say_fractions,
     shown,
     size_of_labels,
@@ -56,7 +58,7 @@ def read_xml(content: bytes, where: str, remarks: Remarks) -> list[Label]:
 def xml_label(content: bytes, where: str, remarks: Remarks | None = None) -> Label:
     """Read one PASCAL VOC or ImageNet-LOC annotation.
 
-    Objects flagged ``difficult`` are left out: VOC counts finding them neither as right nor as
+    Objects flagged ``difficult`` are ignored: VOC counts finding them neither as right nor as
     wrong.
 
     Args:
@@ -125,27 +127,33 @@ def _text(item: Element, tags: tuple[str, ...]) -> str:
 
 def _voc(root: Element, where: str, remarks: Remarks) -> list[Label]:
     found: list[tuple[str, tuple[float, float, float, float], bool]] = []
+    difficult: list[bool] = []
     others = 0
     for item in root.iter("object"):
-        if _text(item, ("difficult",)) == "1":
-            continue
+        is_difficult = is_marked(_text(item, ("difficult",)))
         try:
             found.append(_voc_object(item))
+            difficult.append(is_difficult)
         except BadLabelError as error:
-            remarks.leave_out(BadLabelError(f"{where} is not VOC XML: {error}"))
-            others += 1
+            if not is_difficult:
+                remarks.leave_out(BadLabelError(f"{where} is not VOC XML: {error}"))
+                others += 1
     fractions = are_fractions(box for _, box, _ in found)
     if fractions:
         say_fractions(where, remarks)
-    truths = tuple(
-        Truth(name, corners_voc(*box) if of_pixels and not fractions else box)
-        for name, box, of_pixels in found
+    truths, ignored = parted(
+        [
+            Truth(name, corners_voc(*box) if of_pixels and not fractions else box)
+            for name, box, of_pixels in found
+        ],
+        difficult,
     )
     size_px = size_of_labels(
         _text(root, ("size/width", "imagesize/ncols")),
         _text(root, ("size/height", "imagesize/nrows")),
     )
-    return [Label(_text(root, ("filename",)), truths, size_px, fractions, others=others)]
+    name = _text(root, ("filename",))
+    return [Label(name, truths, size_px, fractions, others=others, ignored=ignored)]
 
 
 def _voc_object(item: Element) -> tuple[str, tuple[float, float, float, float], bool]:

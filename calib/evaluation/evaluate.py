@@ -26,6 +26,8 @@ from calib.evaluation.metrics import (
     corloc,
     detection_ap,
     iou_histogram,
+    is_ignored,
+    is_ignored_point,
     localization_ap,
     mean_ap,
     peak_xy,
@@ -73,7 +75,8 @@ def evaluate(
     """Localize every image and compare the boxes with the truth.
 
     An image with objects of several classes counts once for each of them, as in VOC's CorLoc per
-    class. Frames without an object are left out.
+    class. Frames without an object are left out. So are images whose box is of what is to be
+    ignored, see ``Sample``: it is neither right nor wrong.
 
     Args:
         samples: the labelled set.
@@ -88,7 +91,8 @@ def evaluate(
     All boxes are given by ``localizer`` from then on.
 
     Returns:
-        The report, see ``report_of``, and one case for each image and class.
+        The report, see ``report_of``, with ``ignored_images`` where there are any; and one case
+        for each image and class.
 
     Raises:
         ModelError: the engine has no head.
@@ -100,6 +104,7 @@ def evaluate(
         )
     localizer.abstain_below(0.0)  # every box is measured
     cases: list[Case] = []
+    ignored_images = 0
     precision = AveragePrecision(samples, localizer, given)
     constants: dict[str, tuple[float, ...]] = {"whole_image": WHOLE_IMAGE}
     if baselines is not None:
@@ -114,6 +119,9 @@ def evaluate(
         elapsed_ms = (time.perf_counter() - before) * 1e3
         assert found.box_xyxy_px is not None
         precision.add(clipped, found, (image.shape[1], image.shape[0]))
+        if is_ignored(found.box_xyxy_px, clipped):
+            ignored_images += 1
+            continue
         size = np.array([image.shape[1], image.shape[0]] * 2)
         constants_px = {
             kind: tuple((size * fractions).tolist()) for kind, fractions in constants.items()
@@ -128,7 +136,8 @@ def evaluate(
             + ("exactly one object" if single else "a labelled object")
             + " in this data set"
         )
-    return {**report_of(cases, min_score), **precision.report()}, cases
+    left_out = {"ignored_images": ignored_images} if ignored_images else {}
+    return {**report_of(cases, min_score), **left_out, **precision.report()}, cases
 
 
 class AveragePrecision:
@@ -167,16 +176,15 @@ class AveragePrecision:
             if truth.class_name in self._truths:
                 self._truths[truth.class_name].setdefault(sample.name, []).append(truth.box_xyxy_px)
         first = self._names[found.class_index]
-        if first:
-            x, y = peak_xy(found.map_hw)
-            self._points.append(
-                Predicted(sample.name, first, found.score, (x * size_px[0], y * size_px[1]))
-            )
+        x, y = peak_xy(found.map_hw)
+        point = x * size_px[0], y * size_px[1]
+        if first and not is_ignored_point(point, sample):
+            self._points.append(Predicted(sample.name, first, found.score, point))
         whole = [(found.class_index, found.score, found.box_xyxy_px)] if found.box_xyxy_px else []
         for index, score, box in [
             (d.class_index, d.score, d.box_xyxy_px) for d in found.detections
         ] or whole:
-            if self._names[index]:
+            if self._names[index] and not is_ignored(box, sample):
                 self._boxes.append(Predicted(sample.name, self._names[index], score, box))
 
     def report(self) -> dict[str, Any]:
@@ -287,6 +295,8 @@ def report_table(report: dict[str, Any], kind: str = "") -> Table:
         kind: which images these are, as words that follow "images".
     """
     title = f"{report['images']} images{kind}, IoU over {CORLOC_IOU}"
+    if "ignored_images" in report:
+        title += f"; in {report['ignored_images']} more the box is of an object to be ignored"
     table = Table("", "CorLoc", "mean IoU", title=title, title_justify="left")
     table.add_row(
         "this head", f"{100 * report['corloc']:.1f} %", f"{report['mean_iou']:.3f}", style="bold"

@@ -126,6 +126,29 @@ def best_iou(found_xyxy: Sequence[float], truths_xyxy: Sequence[Sequence[float]]
     return float(np.max(iou(np.asarray(found_xyxy), np.asarray(truths_xyxy))))
 
 
+INSIDE = 0.9
+"""A box of which so much lies in an ignored region is of something in it, such as one of a
+crowd.
+"""
+
+
+def is_ignored(found_xyxy: Sequence[float], sample: Sample) -> bool:
+    """Whether a box is right for no object of an image, and is of what is to be ignored in it."""
+    if not sample.ignored:
+        return False
+    truths = [truth.box_xyxy_px for truth in sample.truths]
+    if truths and best_iou(found_xyxy, truths) > CORLOC_IOU:
+        return False
+    x0, y0, x1, y1 = found_xyxy
+    area = max((x1 - x0) * (y1 - y0), 1e-9)
+    for each in sample.ignored:
+        left, top, right, bottom = each.box_xyxy_px
+        common = max(0.0, min(x1, right) - max(x0, left)) * max(0.0, min(y1, bottom) - max(y0, top))
+        if common > INSIDE * area or best_iou(found_xyxy, [each.box_xyxy_px]) > CORLOC_IOU:
+            return True
+    return False
+
+
 def relative_boxes(singles: Sequence[Sample], sizes_px: Sequence[SizePx]) -> NDArray[np.float64]:
     """The box of each image in fractions of its width and height, clipped to the image.
 
@@ -384,6 +407,15 @@ def localization_ap(predicted: Sequence[Predicted], truths: Truths) -> dict[str,
 def mean_ap(per_class: Mapping[str, float]) -> float:
     """The mean over classes; 0 where there is none."""
     return float(np.mean(list(per_class.values()))) if per_class else 0.0
+
+
+def is_ignored_point(point_xy: tuple[float, float], sample: Sample) -> bool:
+    """Whether a point is on no object of an image, and on what is to be ignored in it."""
+    on_object, on_ignored = (
+        any(_inside(point_xy, truth.box_xyxy_px) for truth in truths)
+        for truths in (sample.truths, sample.ignored)
+    )
+    return on_ignored and not on_object
 
 
 def peak_xy(map_hw: NDArray[np.float32]) -> tuple[float, float]:

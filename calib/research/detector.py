@@ -256,8 +256,9 @@ def measure(
             before = time.perf_counter()
             peer.forward(prepared)
             forward_ms.append((time.perf_counter() - before) * 1e3)
-        truths = [truth.box_xyxy_px for truth in sample.clipped(image).truths]
-        found.append(Measured(sample.single, truths, answers))
+        seen = sample.clipped(image)
+        truths = [truth.box_xyxy_px for truth in (*seen.truths, *seen.ignored)]
+        found.append(Measured(sample.single and len(truths) == 1, truths, answers))
     return found
 
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from calib.data.datasets import load_dataset
+from calib.data.labels import Remarks
 from calib.evaluation.evaluate import evaluate
 from calib.evaluation.metrics import baselines
 from calib.heads.fit import default_features, fit_head
@@ -265,3 +266,32 @@ def test_no_box_of_a_real_set_is_refused(data, name, boxes):
     for sample in samples[:: max(1, len(samples) // 200)]:
         assert sample.clipped(sample.read()).truths == sample.truths
     assert sum(len(sample.truths) for sample in samples) == boxes
+
+
+def test_difficult_objects_and_crowds_are_kept_to_be_ignored(tmp_path):
+    """In XML, COCO and CSV alike."""
+    labels = coco(tmp_path / "coco")
+    content = json.loads(labels.read_text())
+    crowd = {**content["annotations"][1], "iscrowd": 1, "bbox": [20, 10, 500, 30]}
+    labels.write_text(json.dumps({**content, "annotations": [*content["annotations"], crowd]}))
+    remarks = Remarks()
+    plain, crowded = load_dataset(labels, remarks=remarks)
+    assert plain.ignored == ()
+    assert [each.box_xyxy_px for each in crowded.ignored] == [(20, 10, 128, 40)]
+    assert any("are ignored" in line for line in remarks.lines())
+
+    labels = voc(tmp_path / "voc")
+    first = (labels / "a.xml").read_text()
+    item = "<object><name>dog</name><difficult>1</difficult><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8</ymax></bndbox></object>"
+    (labels / "a.xml").write_text(first.replace("</annotation>", f"{item}</annotation>"))
+    sample = load_dataset(labels)[0]
+    assert [each.box_xyxy_px for each in sample.ignored] == [(1, 2, 9, 8)]
+    assert len(sample.truths) == 1
+
+    table = tmp_path / "voc" / "boxes.csv"
+    rows = ["a.png,dog,1,2,9,8,1", "a.png,cat,10,20,40,60,0", "a.png,cat,x,2,3,4,1"]
+    table.write_text("\n".join(["file,class,x0,y0,x1,y1,Difficult", *rows]))
+    (sample,) = load_dataset(table, labels.parent / "JPEGImages")
+    assert [each.class_name for each in sample.ignored] == ["dog"]
+    assert [each.class_name for each in sample.truths] == ["cat"]
+    assert sample.single

@@ -146,3 +146,20 @@ def test_evaluate_counts_an_image_once_for_each_of_its_classes(tmp_path):
 def test_evaluate_needs_a_head(tiny_localizer):
     with pytest.raises(ModelError, match="no box head"):
         evaluate([], tiny_localizer, QUIET, None)
+
+
+def test_a_box_on_an_ignored_object_is_neither_right_nor_wrong(tmp_path, two_classes):
+    """The bright square is a difficult object in the second image, and part of a crowd in the
+    third.
+    """
+    cv2.imwrite(str(tmp_path / "2.png"), picture(0))
+    rows = ["0.png,cat,4,30,28,54,0", "0.png,dog,0,0,128,60,1"]
+    rows += ["1.png,cat,4,30,28,54,1", "1.png,dog,100,0,128,20,0"]
+    rows += ["2.png,cat,0,0,60,96,1", "2.png,dog,100,0,128,20,0"]
+    (tmp_path / "e.csv").write_text("file,class,x0,y0,x1,y1,difficult\n" + "\n".join(rows))
+    samples = load_dataset(tmp_path / "e.csv", tmp_path)
+    report, cases = evaluate(samples, Localizer(MockEngine(96)), QUIET, None)
+    assert report["corloc"] == 1.0
+    assert report["ignored_images"] == 2
+    assert [case.sample.name for case in cases] == ["0.png"]
+    assert "in 2 more the box is of an object to be ignored" in str(report_table(report).title)
