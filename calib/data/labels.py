@@ -190,16 +190,6 @@ class Label:
     ignored: tuple[Truth, ...] = ()
 
 
-def parted(
-    truths: Iterable[Truth], marked: Iterable[bool]
-) -> tuple[tuple[Truth, ...], tuple[Truth, ...]]:
-    """(the objects that are not marked, those that are)."""
-    parts: tuple[list[Truth], list[Truth]] = ([], [])
-    for truth, is_ignored in zip(truths, marked, strict=True):
-        parts[is_ignored].append(truth)
-    return tuple(parts[0]), tuple(parts[1])
-
-
 def corners_voc(x_min: float, y_min: float, x_max: float, y_max: float) -> BoxPx:
     """Edges of a box given by its first and last pixels, counted from 1, as VOC does."""
     return x_min - 1, y_min - 1, x_max, y_max

@@ -20,7 +20,6 @@ from calib.data.labels import (
     corners_voc,
     is_marked,
     number,
-    parted,
     say_fractions,
     shown,
     size_of_labels,
@@ -141,13 +140,11 @@ def _voc(root: Element, where: str, remarks: Remarks) -> list[Label]:
     fractions = are_fractions(box for _, box, _ in found)
     if fractions:
         say_fractions(where, remarks)
-    truths, ignored = parted(
-        [
-            Truth(name, corners_voc(*box) if of_pixels and not fractions else box)
-            for name, box, of_pixels in found
-        ],
-        difficult,
-    )
+    parts: tuple[list[Truth], list[Truth]] = ([], [])
+    for (name, box, of_pixels), is_ignored in zip(found, difficult, strict=True):
+        edges = corners_voc(*box) if of_pixels and not fractions else box
+        parts[is_ignored].append(Truth(name, edges))
+    truths, ignored = (tuple(part) for part in parts)
     size_px = size_of_labels(
         _text(root, ("size/width", "imagesize/ncols")),
         _text(root, ("size/height", "imagesize/nrows")),
