@@ -82,13 +82,11 @@ class Resizing:
         height, width = image_bgr.shape[:2]
         if self.kind == LETTERBOX:
             (_, inner_w), (_, inner_h) = self._inner(width, height, shape)
-            way = cv2.INTER_AREA if max(width, height) > max(shape) else cv2.INTER_LINEAR
-            inner = cv2.resize(image_bgr, (inner_w, inner_h), interpolation=way)
-            return self.within(np.asarray(inner, np.uint8), shape)
+            return self.within(resized(image_bgr, (inner_h, inner_w)), shape)
         if self.kind == CROP:
             x0, y0, x1, y1 = (int(edge) for edge in self.seen(width, height, shape))
-            return resized(image_bgr[y0:y1, x0:x1], shape[0])
-        return resized(image_bgr, shape[0])
+            return resized(image_bgr[y0:y1, x0:x1], shape)
+        return resized(image_bgr, shape)
 
     def within(self, inner_bgr: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
         """An image in the middle of a filling, ``[rows, columns, 3]``; itself where it has that
@@ -97,11 +95,11 @@ class Resizing:
         rows, columns = inner_bgr.shape[:2]
         if (rows, columns) == shape:
             return inner_bgr
-        filled = np.empty((*shape, 3), np.uint8)
-        filled[:] = self.filling_bgr
-        y0, x0 = (shape[0] - rows) // 2, (shape[1] - columns) // 2
-        filled[y0 : y0 + rows, x0 : x0 + columns] = inner_bgr
-        return filled
+        top, left = (shape[0] - rows) // 2, (shape[1] - columns) // 2
+        below, right = shape[0] - rows - top, shape[1] - columns - left
+        border = (top, below, left, right)
+        filled = cv2.copyMakeBorder(inner_bgr, *border, cv2.BORDER_CONSTANT, value=self.filling_bgr)
+        return np.asarray(filled, np.uint8)
 
     def _inner(self, width_px: int, height_px: int, shape: Shape) -> list[tuple[int, int]]:
         """Along x and y: (length of the image, length of it within the input)."""
@@ -180,39 +178,42 @@ MOST_PRODUCTS = (
 BLOCK_BYTES = 1 << 19  # of float32 at a time: it stays in the core's own cache
 
 
-def resized(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """Squash an image of any size to ``[size_px, size_px, 3]``: means of what a pixel covers, or
-    where it covers less than one along a side, bilinear.
+def resized(image_bgr: NDArray[np.uint8], shape: Shape | int) -> NDArray[np.uint8]:
+    """Squash an image of any size to ``[rows, columns, 3]``, or to a square of that side: means of
+    what a pixel covers, or where it covers less than one along a side, bilinear.
     """
-    if min(image_bgr.shape[:2]) > size_px:
-        return shrunk(image_bgr, size_px)
-    return np.asarray(
-        cv2.resize(image_bgr, (size_px, size_px), interpolation=cv2.INTER_LINEAR), np.uint8
-    )
+    rows, columns = (shape, shape) if isinstance(shape, int) else shape
+    height, width = image_bgr.shape[:2]
+    if height > rows and width > columns:
+        return shrunk(image_bgr, (rows, columns))
+    found = cv2.resize(image_bgr, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(found, np.uint8)
 
 
-def shrunk(image_bgr: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """Squash an image, larger than that on both sides, to ``[size_px, size_px, 3]``; each pixel is
-    the mean of what it covers.
+def shrunk(image_bgr: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
+    """Squash an image, larger than that on both sides, to ``[rows, columns, 3]``; each pixel is the
+    mean of what it covers.
 
     Equal to ``cv2.resize(..., interpolation=cv2.INTER_AREA)`` but for means that end in exactly one
     half: either may round them the other way, by one level.
     """
-    side = (size_px, size_px)
+    rows_px, columns_px = shape
     height, width, channels = image_bgr.shape
-    groups = gcd(height, size_px)
-    whole = height % size_px == 0 and width % size_px == 0  # OpenCV has a fast way for these
-    if whole or size_px // groups > MOST_ROWS:
-        return np.asarray(cv2.resize(image_bgr, side, interpolation=cv2.INTER_AREA), np.uint8)
-    means = _row_means(height // groups, size_px // groups)
+    groups = gcd(height, rows_px)
+    whole = height % rows_px == 0 and width % columns_px == 0  # OpenCV has a fast way for these
+    if whole or rows_px // groups > MOST_ROWS:
+        found = cv2.resize(image_bgr, (columns_px, rows_px), interpolation=cv2.INTER_AREA)
+        return np.asarray(found, np.uint8)
+    means = _row_means(height // groups, rows_px // groups)
     source = np.ascontiguousarray(image_bgr).reshape(groups, height // groups, width * channels)
-    rows = np.empty((groups, size_px // groups, width * channels), np.float32)
+    rows = np.empty((groups, rows_px // groups, width * channels), np.float32)
     block, step = max(1, BLOCK_BYTES // (4 * source[0].size)), MOST_PRODUCTS // means.size
     for start in range(0, groups, block):
         for left in range(0, width * channels, step):
             part = (slice(start, start + block), slice(None), slice(left, left + step))
             np.matmul(means, source[part].astype(np.float32), out=rows[part])
-    result = cv2.resize(rows.reshape(size_px, width, channels), side, interpolation=cv2.INTER_AREA)
+    tall = rows.reshape(rows_px, width, channels)
+    result = cv2.resize(tall, (columns_px, rows_px), interpolation=cv2.INTER_AREA)
     return np.rint(result).astype(np.uint8)
 
 

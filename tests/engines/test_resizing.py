@@ -24,7 +24,7 @@ SIZES = [(480, 854), (480, 640), (360, 640), (720, 1280), (1080, 1920), (333, 50
 def test_every_mean_is_opencvs_but_for_halves(size_px, height, width):
     image = noise(height, width)
     found, expected = (
-        shrunk(image, size_px),
+        shrunk(image, (size_px, size_px)),
         cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA),
     )
     assert found.dtype == np.uint8
@@ -33,16 +33,26 @@ def test_every_mean_is_opencvs_but_for_halves(size_px, height, width):
     np.testing.assert_allclose(exact[found != expected] % 1, 0.5, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(180, 320), (240, 320), (128, 96)], ids=str)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_means_of_shapes_that_are_no_squares_are_opencvs_too(shape, height, width):
+    image = noise(height, width)
+    expected = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(shrunk(image, shape).astype(int) - expected).max() <= 1
+
+
 def test_the_demo_is_shrunk_exactly_as_opencv_does():
     image, _ = DemoCamera(9).shoot(4)
     np.testing.assert_array_equal(
-        shrunk(image, 128), cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA)
+        shrunk(image, (128, 128)), cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA)
     )
 
 
 def test_images_that_are_not_contiguous_are_taken():
     image = noise(480, 640)[:, ::-1]
-    np.testing.assert_array_equal(shrunk(image, 128), shrunk(np.ascontiguousarray(image), 128))
+    np.testing.assert_array_equal(
+        shrunk(image, (128, 128)), shrunk(np.ascontiguousarray(image), (128, 128))
+    )
 
 
 GREY = (104, 116, 124)
