@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -21,18 +20,27 @@ from calib.data.choose import IdsOption, ImagesOption
 from calib.data.datasets import Sample, decoded, load_dataset
 from calib.evaluation.evaluate import evaluate
 from calib.precision.build import frames_of
+from calib.precision.ranges import METHODS, Histogram, histograms, ranges_of
 from engines import certificate as certificates
 from engines.backends.openvino import OpenVinoEngine
-from engines.build import AnyHead, assemble, build_graph
+from engines.build import AnyHead, assemble, build_graph, stamp
 from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify, correlation
 from engines.choose import calibration_paths, choose_head, chosen_spec
 from engines.dense import DenseHead
 from engines.engine import Array
-from engines.errors import EngineError, ModelError, OutputError, SourceError
+from engines.errors import EngineError, OutputError, SourceError
 from engines.files import checked_output, picture_kind, signed, whole_file
-from engines.graph import Graph
+from engines.graph import Graph, attributes_of
 from engines.head import Head
-from engines.int8 import CALIBRATION_FILE, SMALLEST_RANGE, STEPS, Quantization, layers, source_of
+from engines.int8 import (
+    CALIBRATION_FILE,
+    STEPS,
+    Quantization,
+    layers,
+    rounded_weight,
+    short_float,
+    source_of,
+)
 from engines.localizer import ImageBgr, Localization, Localizer
 from engines.maps import PIXELS, MapSpec
 from engines.networks.registry import Classifier
@@ -40,129 +48,13 @@ from engines.options import ADVANCED, LOOK_AT, MOST_OBJECTS, OUTPUT, EngineOptio
 from engines.text import Terminal
 from realtime.latency_budget import classifier_with_notes
 
-BINS = 2048
-SAMPLED = 1 << 18
-"""Of a larger tensor, every n-th value is counted; the largest is always exact."""
-PERCENTILE = 99.99
 FITTED = (Head, DenseHead)  # training-free boxes are too unsteady to be held against others
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """How often a tensor has values of each size.
-
-    Attributes:
-        counts: int64 ``[BINS]``, over equal bins of the magnitude from 0 to ``largest``.
-        largest: the largest magnitude.
-    """
-
-    counts: NDArray[np.int64]
-    largest: float
-
-    @property
-    def centres(self) -> Array:
-        return (np.arange(BINS) + 0.5) * (self.largest / BINS)
-
-
-def histograms(
-    localizer: Localizer, tensors: Sequence[str], prepared: Sequence[ImageBgr], console: Console
-) -> dict[str, Histogram]:
-    """Histograms of ``tensors`` over prepared images. The engine gives them as ``NAME_out``."""
-    largest = dict.fromkeys(tensors, 0.0)
-    for image in track(prepared, "largest values", console=console):
-        outputs = localizer.infer([image])
-        for name in tensors:
-            values = outputs[f"{name}_out"]
-            largest[name] = max(largest[name], float(values.max()), -float(values.min()))
-    counts = {name: np.zeros(BINS, np.int64) for name in tensors}
-    for image in track(prepared, "histograms", console=console):
-        outputs = localizer.infer([image])
-        for name in tensors:
-            counts[name] += _counted(outputs[f"{name}_out"], largest[name])
-    return {name: Histogram(counts[name], largest[name]) for name in tensors}
-
-
-def _counted(values: Array, largest: float) -> NDArray[np.int64]:
-    flat = np.abs(values.reshape(-1)[:: 1 + values.size // SAMPLED])
-    bins = np.minimum(flat * (BINS / max(largest, 1e-30)), BINS - 1).astype(np.int64)
-    return np.bincount(bins, minlength=BINS)
-
-
-def minmax(histogram: Histogram) -> float:
-    """The largest value seen."""
-    return histogram.largest
-
-
-def percentile(histogram: Histogram) -> float:
-    """The range below which ``PERCENTILE`` % of the values lie that are not zero."""
-    counts = histogram.counts.copy()
-    counts[0] = 0
-    if not counts.any():
-        return histogram.largest
-    below = np.cumsum(counts) / counts.sum()
-    return float((np.searchsorted(below, PERCENTILE / 100) + 1) * histogram.largest / BINS)
-
-
-def mse(histogram: Histogram) -> float:
-    """The range with the least expected squared error of rounding and clipping."""
-    centres, counts = histogram.centres, histogram.counts
-    errors = [float(counts @ _squared_error(centres, ends)) for ends in _candidates(histogram)]
-    return float(_candidates(histogram)[int(np.argmin(errors))])
-
-
-def _squared_error(values: Array, largest: float) -> Array:
-    step = largest / STEPS
-    return np.where(values > largest, (values - largest) ** 2, np.minimum(step**2 / 12, values**2))
-
-
-def _candidates(histogram: Histogram) -> NDArray[np.float64]:
-    return histogram.largest * np.arange(STEPS + 1, BINS + 1, 16) / BINS
-
-
-def entropy(histogram: Histogram) -> float:
-    """The range with the least Kullback-Leibler divergence at 127 steps (Migacz 2017)."""
-    counts = histogram.counts.astype(np.float64)
-    counts[0] = 0  # zero stays zero at any range
-    if not counts.any():
-        return histogram.largest
-    divergences = {ends: _divergence(counts, ends) for ends in range(STEPS + 1, BINS + 1, 16)}
-    best = min(divergences, key=lambda ends: divergences[ends])
-    return best * histogram.largest / BINS
-
-
-def _divergence(counts: NDArray[np.float64], ends: int) -> float:
-    """Compares the counts below ``ends`` with themselves at 127 steps.
-
-    What lies beyond ``ends`` is added to the last count.
-    """
-    clipped = counts[:ends].copy()
-    clipped[-1] += counts[ends:].sum()
-    steps = np.arange(ends) * STEPS // ends
-    filled = clipped > 0
-    mass = np.bincount(steps, counts[:ends], STEPS)
-    share = np.bincount(steps, filled, STEPS)
-    spread = np.where(filled, mass[steps] / np.maximum(share[steps], 1), 0)
-    p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1e-30)
-    return float((p[filled] * np.log(p[filled] / np.maximum(q[filled], 1e-12))).sum())
-
-
-METHODS = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
-
-
-def ranges_of(histograms_by_name: Mapping[str, Histogram], method: str) -> dict[str, float]:
-    """The range of each tensor. A tensor that is zero on every image gets ``SMALLEST_RANGE``.
-
-    Raises:
-        ModelError: the method is unknown.
-    """
-    if method not in METHODS:
-        raise ModelError(f"unknown range method '{method}': use {', '.join(METHODS)}")
-    return {
-        name: max(METHODS[method](histogram), SMALLEST_RANGE)
-        for name, histogram in histograms_by_name.items()
-    }
-
-
+MOST_ALONE = 40
+"""Of a network with more layers, none is tried alone, which takes minutes: the errors of the layers
+themselves, measured together, say which are spared first.
+"""
+MOST_MEASURED = 16
+"""Images that those errors are measured on."""
 CELLS = 8
 FREE_BOX_IOU_P5 = 0.5
 """Asked of training-free boxes, which hang on single pixels of the map."""
@@ -197,7 +89,9 @@ class Calibration:
         quantization: to save; its card holds the rest.
         certificate: against fp32, on images that no range was measured on.
         by_method: harm of each way to choose ranges.
-        by_layer: harm of each layer alone in 8 bits, in network order.
+        by_layer: harm of each layer alone in 8 bits, in network order; empty where there are more
+            than ``MOST_ALONE``.
+        errors: of each layer itself where there are so many, see ``own_errors``.
         path: where it was saved; None where it was not.
     """
 
@@ -205,6 +99,7 @@ class Calibration:
     certificate: Certificate
     by_method: Mapping[str, Harm]
     by_layer: Mapping[str, Harm]
+    errors: Mapping[str, float]
     path: Path | None = None
 
     def report(self) -> dict[str, Any]:
@@ -283,7 +178,7 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
 
     Args:
         calibrator: the graph and its images.
-        method: of choosing ranges, one of ``calib.precision.calibrate.METHODS``; ``auto`` for the
+        method: of choosing ranges, one of ``calib.precision.ranges.METHODS``; ``auto`` for the
             one that harms least.
 
     Raises:
@@ -309,32 +204,109 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
         for each in track(methods, "trying ranges", console=console)
     }
     best = min(by_method, key=lambda each: by_method[each].total)
-    alone = {
-        name: calibrator.quantization(ranges[best], [n for n in names if n != name])
-        for name in used
-    }
-    by_layer = {
-        name: calibrator.harm(trial)
-        for name, trial in track(alone.items(), "layer by layer", console=console)
-    }
+    errors, by_layer = dict[str, float](), dict[str, Harm]()
+    if len(used) > MOST_ALONE:
+        objective = calibrator.spec.objective
+        every = own_errors(calibrator.classifier, objective, prepared, ranges[best], console)
+        errors = {name: every[name] for name in used}
+    else:
+        for name in track(used, "layer by layer", console=console):
+            trial = calibrator.quantization(ranges[best], [n for n in names if n != name])
+            by_layer[name] = calibrator.harm(trial)
+    suffers = errors or {name: harm.total for name, harm in by_layer.items()}
+    worst = sorted(suffers, key=lambda name: -suffers[name])
+    trial, certificate = _certified(calibrator, ranges[best], always, worst)
+    card = _card(best, by_method, by_layer, certificate, len(calibrator.images_bgr))
+    card |= {"errors": errors, "input": calibrator.classifier.preprocessing.stored()}
+    return Calibration(replace(trial, card=card), certificate, by_method, by_layer, errors)
+
+
+def own_errors(
+    classifier: Classifier,
+    objective: str,
+    prepared: Sequence[ImageBgr],
+    ranges: Mapping[str, float],
+    console: Console,
+) -> dict[str, float]:
+    """How far each layer's result is off when it alone runs in 8 bits, as a share of its power.
+
+    All are measured together: beside each layer a second one reads what was rounded.
+    """
+    assembled = assemble(classifier, MapSpec(objective))
+    graph, nodes = assembled.graph, layers(assembled.graph)
+    measured = []
+    for node in nodes:
+        beside = onnx.NodeProto()
+        beside.CopyFrom(node)
+        beside.input[0] = _rounded(graph, node.input[0], ranges[source_of(graph, node.input[0])])
+        beside.input[1] = graph.constant(_rounded_weight(node, graph.constants[node.input[1]]))
+        beside.output[0] = graph.fresh(f"{node.name}_beside")
+        graph.append(beside)
+        off = graph.add("Sub", beside.output[0], node.output[0])
+        for tensor in (off, node.output[0]):
+            power = graph.add("ReduceSum", graph.add("Mul", tensor, tensor), keepdims=0)
+            measured.append(graph.add("Reshape", power, graph.constant([1], np.int64)))
+    graph.output(graph.add("Concat", *measured, axis=0), "powers")
+    for name, tensor in assembled.outputs.items():
+        graph.output(tensor, name)
+    spec = MapSpec(objective)
+    model = graph.model(stamp(classifier, spec, None, None, assembled.classes))
+    localizer = Localizer(OpenVinoEngine(model, "fp32"))
+    chosen = prepared[:: 1 + len(prepared) // MOST_MEASURED]
+    found = np.zeros((len(nodes), 2))
+    for image in track(chosen, "layers' own errors", console=console):
+        found += localizer.infer([image])["powers"].reshape(-1, 2)
+    shares = found[:, 0] / np.maximum(found[:, 1], 1e-30)
+    return {node.name: float(share) for node, share in zip(nodes, shares, strict=True)}
+
+
+def _rounded(graph: Graph, tensor: str, largest: float) -> str:
+    """A tensor as 8 bits hold it, computed in floats."""
+    step = graph.constant(short_float(max(largest, 1e-20) / STEPS))
+    whole = graph.add("Round", graph.add("Div", tensor, step))
+    ends = [graph.constant(np.float32(end)) for end in (-STEPS, STEPS)]
+    return graph.add("Mul", graph.add("Clip", whole, *ends), step)
+
+
+def _rounded_weight(node: onnx.NodeProto, weight: Array) -> Array:
+    """A weight as 8 bits hold it; see ``engines.int8``."""
+    is_turned = node.op_type == "Gemm" and not attributes_of(node).get("transB", 0)
+    integers, scales = rounded_weight(weight.T if is_turned else weight)
+    rounded = np.asarray(integers * scales.reshape(-1, *[1] * (weight.ndim - 1)), np.float32)
+    return rounded.T if is_turned else rounded
+
+
+def _certified(
+    calibrator: Calibrator,
+    ranges: Mapping[str, float],
+    always: Sequence[str],
+    worst: Sequence[str],
+) -> tuple[Quantization, Certificate]:
+    """The first trial that meets the certificate, with more and more layers in floating point.
+
+    Args:
+        calibrator: compares.
+        ranges: of the tensors.
+        always: layers that are spared in any case.
+        worst: all others, those first that suffer most.
+
+    Raises:
+        EngineError: none meets it.
+    """
     fitted = isinstance(calibrator.head, FITTED)
     limits = Thresholds() if fitted else Thresholds(box_iou_p5=FREE_BOX_IOU_P5)
-    worst = sorted(by_layer, key=lambda name: -by_layer[name].total)
     for spared in _counts(len(worst)):
-        kept = [*always, *worst[:spared]]
-        quantization = calibrator.quantization(ranges[best], kept)
+        trial = calibrator.quantization(ranges, [*always, *worst[:spared]])
         certificate = certify(
-            calibrator.reference, calibrator.localizer(quantization), calibrator.held_out, limits
+            calibrator.reference, calibrator.localizer(trial), calibrator.held_out, limits
         )
-        console.print(
+        calibrator.console.print(
             f"{spared} of {len(worst)} layers kept in floating point: {certificate}",
             style="dim",
             soft_wrap=True,
         )
         if certificate.passed:
-            card = _card(best, by_method, by_layer, certificate, len(calibrator.images_bgr))
-            card["input"] = calibrator.classifier.preprocessing.stored()
-            return Calibration(replace(quantization, card=card), certificate, by_method, by_layer)
+            return trial, certificate
     raise EngineError(
         "no mix of 8-bit and floating-point layers meets the certificate: calibrate on images like"
         " those to come"
@@ -576,22 +548,24 @@ def plot_layers(found: Calibration, path: Path, network: str) -> None:
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
     by_layer, kept = found.by_layer, found.quantization.kept
-    figure = Figure(figsize=(9, 1.2 + 0.22 * len(by_layer)), layout="constrained")
+    shown = list(by_layer or found.errors)
+    figure = Figure(figsize=(9, 1.2 + 0.22 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(by_layer))
+    places = np.arange(len(shown))
     for shift, what, colour in ((-0.2, "map_correlation", "#1f77b4"), (0.2, "box_iou", "#ff7f0e")):
         lost = [1 - asdict(harm)[what] for harm in by_layer.values()]
-        axes.barh(
-            places + shift,
-            lost,
-            0.4,
-            color=colour,
-            label=f"1 - {what.replace('_', ' ').replace('iou', 'IoU')}",
-        )
-    names = [f"{name} (kept in fp32)" if name in kept else name for name in by_layer]
+        if lost:
+            label = f"1 - {what.replace('_', ' ').replace('iou', 'IoU')}"
+            axes.barh(places + shift, lost, 0.4, color=colour, label=label)
+    if not by_layer:
+        axes.barh(places, list(found.errors.values()), 0.8, label="of the layer's own result")
+    names = [f"{name} (kept in fp32)" if name in kept else name for name in shown]
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("lost against fp32 with this layer alone in 8 bits, median over images")
+    lost_of = "lost against fp32 with this layer alone in 8 bits, median over images"
+    axes.set_xlabel(
+        lost_of if by_layer else "error of the layer alone in 8 bits, share of its power"
+    )
     axes.set_title(f"What each layer of {network} costs in 8 bits", loc="left")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

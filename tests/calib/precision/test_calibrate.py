@@ -64,6 +64,18 @@ def test_a_layer_that_does_not_bear_8_bits_is_found_and_spared(outlier):
     assert len(found.quantization.kept) < 8
 
 
+def test_many_layers_are_not_tried_alone_and_the_same_one_is_spared(outlier, monkeypatch, tmp_path):
+    monkeypatch.setattr("calib.precision.calibrate.MOST_ALONE", 3)
+    found = calibrate(Calibrator(outlier, SPEC, None, FRAMES, QUIET), "minmax")
+    assert not found.by_layer
+    assert max(found.errors, key=lambda name: found.errors[name]) == "conv3_3_linear"
+    assert len(found.errors) == 12 + 3
+    assert "conv3_3_linear" in found.quantization.kept
+    assert found.certificate.passed
+    plot_layers(found, tmp_path / "layers.png", "compact")
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
+
+
 class Remembering(Calibrator):
     """Each trial is a compilation: what was tried in one test is not tried again in another."""
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib.precision.calibrate import BINS, METHODS, PERCENTILE, Histogram, histograms, ranges_of
+from calib.precision.ranges import BINS, METHODS, PERCENTILE, Histogram, histograms, ranges_of
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.errors import ModelError
