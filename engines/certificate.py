@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 
@@ -376,8 +377,11 @@ def correlation(a_hw: Array, b_hw: Array) -> float:
 
 
 def _change(found: Sequence[Localization]) -> float:
-    """Of finite maps that have contrast; 0 where none has."""
-    maps = [f.map_hw for f in found]
+    """Of finite maps that have contrast; 0 where none has. They may have as many cells as their
+    images need, and are compared in as many as the first has.
+    """
+    columns_rows = found[0].map_hw.shape[::-1]
+    maps = [cv2.resize(f.map_hw, columns_rows) for f in found]
     if not all(np.isfinite(m).all() and np.ptp(m) > 0 for m in maps):
         return 0.0
     return float(np.mean([1 - correlation(a, b) for a, b in pairwise(maps)]))

@@ -15,7 +15,7 @@ from engines.certificate import (
     require,
     status,
 )
-from engines.choose import build_chosen
+from engines.choose import build_chosen, open_localizer
 from engines.errors import EngineError, InputError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
@@ -73,6 +73,17 @@ def test_half_precision_of_the_shipped_network_passes():
     assert found.passed
     assert found.map_correlation_p5 > 0.99
     assert found.box_iou_p5 > 0.97
+
+
+def test_photos_of_several_shapes_are_compared():
+    """Letterboxed, each has a map of another shape."""
+    camera = DemoCamera(300)
+    shots = [camera.shoot(i * 37)[0] for i in range(10)]
+    photos = [shot[20 * i :, 30 * (9 - i) :] for i, shot in enumerate(shots)]
+    with open_localizer("lite0", size_px=96, precision="fp32") as localizer:
+        found = certify(localizer, localizer, photos)
+    assert found.passed
+    assert found.map_change == found.reference_map_change > 0.01
 
 
 def zero(outputs):
