@@ -107,8 +107,7 @@ def _open_with_head(
     first_px: tuple[int, int] | None,
 ) -> Localizer:
     """A localizer with one engine, or one for each shape of images; see ``open_localizer``."""
-    letterboxed = classifier.preprocessing.resize == LETTERBOX
-    if not isinstance(head, DenseHead) or not letterboxed:
+    if not takes_shapes(head, classifier):
         return Localizer(open_engine(choice, classifier, head, notify, streams, batch))
     shape = frame_shape(*first_px, classifier.size_px) if first_px else None
     engine = open_engine(choice, classifier, head, notify, streams, batch, shape)
@@ -119,6 +118,11 @@ def _open_with_head(
         return open_engine(same, shaped, head, None, streams, batch)
 
     return Localizer(engine, open_shape)
+
+
+def takes_shapes(head: AnyHead | None, classifier: Classifier) -> bool:
+    """Whether the input may have the shape of the images, see ``engines.resizing.frame_shape``."""
+    return isinstance(head, DenseHead) and classifier.preprocessing.resize == LETTERBOX
 
 
 def chosen(model: str | EngineOptions, options: Mapping[str, Any]) -> EngineOptions:
@@ -309,19 +313,36 @@ def open_search(choice: EngineOptions, classifier: Classifier, streams: int = 1)
 
 
 def build_chosen(
-    choice: EngineOptions, batch: int = 1, notify: Callable[[str], None] | None = None
+    choice: EngineOptions,
+    batch: int = 1,
+    frames_px: tuple[int, int] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> onnx.ModelProto:
-    """The graph of what was chosen, for ``batch`` images a call, not compiled; ``notify`` gets what
-    was found or assumed of a foreign network.
+    """The graph of what was chosen, not compiled.
+
+    Args:
+        choice: all the common options.
+        batch: images a call.
+        frames_px: width and height of the images, whose shape the input has; None for a square.
+        notify: gets what was found or assumed of a foreign network.
 
     Raises:
-        ModelError: see ``open_localizer``.
+        ModelError: see ``open_localizer``; or the input is a square, whatever the images are.
     """
     classifier = choice.classifier()
     if notify is not None:
         for note in classifier.network.notes:
             notify(note)
     head = choose_head(choice, classifier)
+    if frames_px is not None:
+        if not takes_shapes(head, classifier):
+            raise ModelError(
+                "only with a dense head whose images are letterboxed the input has the shape of"
+                " frames: leave their size out",
+                option=("frame_size", "head", "resize"),
+            )
+        shape = frame_shape(*frames_px, classifier.size_px)
+        classifier = replace(classifier, other_shape=shape)
     spec = chosen_spec(choice, head, classifier)
     quantization = (
         choose_quantization(choice, classifier, spec) if choice.precision == "int8" else None

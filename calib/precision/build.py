@@ -2,6 +2,7 @@
 reference.
 """
 
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from engines.certificate import (
 )
 from engines.choose import build_chosen
 from engines.engine import Engine
-from engines.errors import EngineError, OutputError, SourceError
+from engines.errors import EngineError, InputError, OutputError, SourceError
 from engines.files import checked_output, whole_file
 from engines.graph import GRAPH_FILE
 from engines.localizer import ImageBgr, Localizer
@@ -37,6 +38,18 @@ from realtime.sources.spec import open_source
 FRAMES = 16
 READ_AT_MOST = 600
 DEMO = "demo:300"
+
+
+def parsed_frame_size(text: str) -> tuple[int, int]:
+    """Width and height, or the ratio of them, such as ``1280x720`` or ``16:9``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,4})[x:]([1-9]\d{0,4})", str(text).strip().lower())
+    if found is None:
+        raise InputError(f"{text!r} is no size of frames: write WIDTHxHEIGHT, such as 1280x720")
+    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,16 @@ class BuildOptions:
         Option("Clip or folder whose frames certify the engine; else the demo's.", LOOK_AT),
     ] = None
     batch: Annotated[int, Option("Images per call.", SPEED, min=1, max=MOST_IMAGES)] = 1
+    frame_size: Annotated[
+        tuple[int, int] | None,
+        Option(
+            "With a dense head: for frames of this size, such as 1280x720 (or 16:9), in place of"
+            " a square input.",
+            SPEED,
+            parser=parsed_frame_size,
+            metavar="WxH",
+        ),
+    ] = None
 
 
 def run_build(options: BuildOptions, engine: EngineOptions, console: Console) -> None:
@@ -81,8 +104,9 @@ def run_build(options: BuildOptions, engine: EngineOptions, console: Console) ->
     def say(note: str) -> None:
         console.print(note, style="dim", soft_wrap=True, markup=False)
 
-    reference = build_chosen(replace(engine, precision="fp32"), options.batch, say)
-    graph = build_chosen(engine, options.batch) if engine.precision == "int8" else reference
+    size = options.batch, options.frame_size
+    reference = build_chosen(replace(engine, precision="fp32"), *size, say)
+    graph = build_chosen(engine, *size) if engine.precision == "int8" else reference
     build_chosen_engine(graph, wanted, console, reference)
 
 

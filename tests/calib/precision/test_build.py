@@ -9,7 +9,13 @@ import onnx
 import pytest
 from rich.console import Console
 
-from calib.precision.build import BuildOptions, build_chosen_engine, check_options, frames_of
+from calib.precision.build import (
+    BuildOptions,
+    build_chosen_engine,
+    check_options,
+    frames_of,
+    parsed_frame_size,
+)
 from engines.backends.openvino import OpenVinoEngine
 from engines.certificate import (
     certificate_path,
@@ -19,7 +25,8 @@ from engines.certificate import (
     refuse_failed,
 )
 from engines.choose import build_chosen, open_localizer
-from engines.errors import EngineError, OutputError, SourceError
+from engines.engine import TensorSpec
+from engines.errors import EngineError, InputError, ModelError, OutputError, SourceError
 from engines.options import EngineOptions
 from tests.realtime.media import write_images, write_video
 
@@ -124,3 +131,16 @@ def test_frames_are_spread_over_the_source(tmp_path):
     np.testing.assert_array_equal(frames_of("demo:300")[3], everything[3])
     with pytest.raises(SourceError):
         frames_of(str(tmp_path / "no.mp4"))
+
+
+def test_a_graph_with_a_dense_head_is_built_for_frames_of_a_size():
+    model = build_chosen(EngineOptions("lite0"), 2, (1280, 720))
+    assert TensorSpec.of(model.graph.input[0]).shape == (2, 192, 320, 3)
+    assert parsed_frame_size("16:9") == (16, 9)
+    assert parsed_frame_size(" 720X1280") == (720, 1280)
+    for text in ("", "wide", "0x9", "16x9x3", "1280"):
+        with pytest.raises(InputError, match="no size of frames: write WIDTHxHEIGHT"):
+            parsed_frame_size(text)
+    for choice in (EngineOptions("compact"), EngineOptions("lite0", resize="squash")):
+        with pytest.raises(ModelError, match="leave their size out|another input"):
+            build_chosen(choice, frames_px=(16, 9))
