@@ -142,5 +142,5 @@ def test_a_graph_with_a_dense_head_is_built_for_frames_of_a_size():
         with pytest.raises(InputError, match="no size of frames: write WIDTHxHEIGHT"):
             parsed_frame_size(text)
     for choice in (EngineOptions("compact"), EngineOptions("lite0", resize="squash")):
-        with pytest.raises(ModelError, match="leave their size out|another input"):
+        with pytest.raises(ModelError, match=r"leave their size out|another input"):
             build_chosen(choice, frames_px=(16, 9))
