@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from engines.choose import Preset, open_localizer, presets
+from engines.choose import open_localizer
 from engines.engine import Ticket
 from engines.errors import SightlineError
 from engines.localizer import ImageBgr, Localization, Localizer, Outputs
 from engines.maps import method_of
 from engines.networks.registry import Classifier
 from engines.options import EngineOptions
+from engines.presets import Preset, presets
 from realtime.statistics import Run
 
 WINDOW_FRAMES = 20
@@ -177,7 +178,7 @@ class BudgetLocalizer(Localizer):
     nothing is decided. Engines further than one preset away are closed.
 
     Args:
-        choice: the best settings, see ``engines.choose.presets``.
+        choice: the best settings, see ``engines.presets.presets``.
         budget_ms: for one frame, see ``BudgetController``.
         notify: gets each step in words as it is made.
         streams, batch: see ``engines.choose.open_localizer``.

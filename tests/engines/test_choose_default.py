@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.choose import choose_head, open_localizer, presets
+from engines.choose import choose_head, open_localizer
 from engines.dense import DenseHead
 from engines.errors import ModelError
 from engines.networks.registry import NETWORKS
 from engines.options import EngineOptions
+from engines.presets import presets
 from realtime.sources.demo import PHOTO
 from tests.command_line import ROOT
 

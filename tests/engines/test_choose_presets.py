@@ -9,12 +9,13 @@ from engines import choose as ladder
 from engines import head as shipped
 from engines.backends import openvino as backend
 from engines.backends.openvino import best_precision
-from engines.choose import backward_shares, open_localizer, presets
+from engines.choose import open_localizer
 from engines.errors import EngineError, ModelError
 from engines.head import load_head
 from engines.networks.registry import load_classifier
 from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
+from engines.presets import backward_shares, presets
 
 NATIVE = ["fp32", "bf16"] if best_precision() == "bf16" else ["fp32"]
 

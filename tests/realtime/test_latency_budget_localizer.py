@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.choose import open_localizer, presets
+from engines.choose import open_localizer
 from engines.errors import ModelError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
+from engines.presets import presets
 from realtime import latency_budget
 from realtime.capture import every_frame
 from realtime.latency_budget import BudgetLocalizer
