@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines import choose as ladder
 from engines import head as shipped
+from engines import presets as ladder
 from engines.backends import openvino as backend
 from engines.backends.openvino import best_precision
 from engines.choose import open_localizer
