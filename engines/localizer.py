@@ -181,12 +181,11 @@ class Localizer:
         if min(width_px, height_px) >= SMALLEST_PX:
             self._shape_for(width_px, height_px)
 
-    def _shape_for(self, width_px: int, height_px: int, square: bool = False) -> Shape:
+    def _shape_for(self, width_px: int, height_px: int) -> Shape:
         """The shape that an image of that size takes; its engine is open."""
         if self._open_shape is None:
             return next(iter(self._engines))
-        whole = (self.size_px, self.size_px)
-        return self._use_shape(whole if square else frame_shape(width_px, height_px, self.size_px))
+        return self._use_shape(frame_shape(width_px, height_px, self.size_px))
 
     def _use_shape(self, wanted: Shape) -> Shape:
         """Have an engine open for a shape, or for the square where there is none for that shape.
@@ -343,13 +342,13 @@ class Localizer:
             )
         self.asked_confidence = confidence
 
-    def prepare(self, image_bgr: ImageBgr, square: bool = False) -> ImageBgr:
+    def prepare(self, image_bgr: ImageBgr, frame_px: tuple[int, int] | None = None) -> ImageBgr:
         """Make an image of any size the engine's input.
 
         Args:
             image_bgr: the image.
-            square: make it a square, whatever its shape: for parts of images, of which each is of
-                another shape.
+            frame_px: width and height of the frame that it is a part of, whose shape it gets; None
+                where it is whole.
 
         Raises:
             InputError: it is not a uint8 BGR image, or smaller than ``SMALLEST_PX`` along a side.
@@ -370,7 +369,7 @@ class Localizer:
                 f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to"
                 " find anything"
             )
-        return self.resizing.prepared(image_bgr, self._shape_for(width, height, square))
+        return self.resizing.prepared(image_bgr, self._shape_for(*(frame_px or (width, height))))
 
     def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
         """Start the engine on at most ``batch`` prepared images; missing ones are filled up with
@@ -400,11 +399,27 @@ class Localizer:
         """Run the engine on at most ``batch`` prepared images, and wait."""
         return self.collect(self.submit(prepared))
 
-    def read(self, outputs: Outputs, place: int, width_px: int, height_px: int) -> Localization:
-        """The localization of image ``place`` of the batch, in an image of the given size."""
+    def read(
+        self,
+        outputs: Outputs,
+        place: int,
+        width_px: int,
+        height_px: int,
+        every: bool = False,
+    ) -> Localization:
+        """The localization of image ``place`` of the batch, in an image of the given size.
+
+        Args:
+            outputs: of the engine.
+            place: of the image in the batch.
+            width_px: of the image.
+            height_px: of the image.
+            every: give every detection of a dense head, as a tracker needs them, whatever
+                ``objects`` and ``least_confidence`` say.
+        """
         where, size = self.resizing, ((width_px, height_px), outputs.shape)
         if CANDIDATES in outputs:
-            return self._read_candidates(outputs, place, size)
+            return self._read_candidates(outputs, place, size, every)
         box = where.in_image(outputs["box_xyxy"][place], *size) if "box_xyxy" in outputs else None
         rows = outputs["detections"][place] if "detections" in outputs else ()
         boxes = [(where.in_image(row, *size), row) for row in rows if row[4] >= 0]
@@ -437,7 +452,11 @@ class Localizer:
         return bool(self.limits and confidence is not None and confidence < self.limits.sure_from)
 
     def _read_candidates(
-        self, outputs: Outputs, place: int, size: tuple[tuple[int, int], Shape]
+        self,
+        outputs: Outputs,
+        place: int,
+        size: tuple[tuple[int, int], Shape],
+        every: bool,
     ) -> Localization:
         """The localization by a dense head: its candidates less those of the same object."""
         map_hw = self.resizing.over_image(outputs["map"][place], *size)
@@ -462,17 +481,20 @@ class Localizer:
             return Localization(None, index, name, score, map_hw, confidence=0.0)
         first, least = found[0], self.least_confidence
         others = [each for each in found[1 : self.objects] if (each.confidence or 0) >= least]
-        return Localization(
+        if every:
+            others = found[1:]
+        answer = Localization(
             first.box_xyxy_px,
             first.class_index,
             first.class_name,
             first.score,
             map_hw,
-            (first, *others) if self.objects > 1 else (),
+            (first, *others) if every or self.objects > 1 else (),
             first.confidence,
             first.said,
             first.unsure,
-        ).sure(least)
+        )
+        return answer if every else answer.sure(least)
 
     def localize(self, images_bgr: Sequence[ImageBgr]) -> list[Localization]:
         """Localize the main object of each image.

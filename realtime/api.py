@@ -74,7 +74,7 @@ class Result:
             where nothing tells.
         map_hw: the sensitivity map over the whole frame, float32 ``[h, w]``, not normalised; empty
             where ``error`` is set.
-        state: ``searching``, ``following``, ``widened`` or ``lost``, of the main object; None where
+        state: ``searching``, ``following``, ``unsure`` or ``lost``, of the main object; None where
             nothing is followed.
         error: why nothing is known of this frame, such as damage; empty where all went well.
     """

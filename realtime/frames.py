@@ -62,17 +62,17 @@ class Track:
     """What tracking adds to an answer, see ``realtime.tracking.tracker``.
 
     Attributes:
-        state: ``searching`` (nothing is known yet), ``following``, ``widened`` (the tracker is not
-            sure and looks at a larger window) or ``lost``.
-        window_xyxy_px: what the engine saw of the frame; None where it was not asked and the last
-            answer was propagated.
+        state: ``searching`` (nothing is sure yet), ``following``, ``unsure`` (what was followed is
+            less sure than it was) or ``lost`` (what was followed is not found any more).
+        window_xyxy_px: what the engine saw of the frame.
         confidence: probability that the box is right (IoU over 0.5).
         track_id: the object's number, from 1; 0 while none is tracked.
-        raw_xyxy_px: the box before it was smoothed; None where the frame shows nothing.
+        raw_xyxy_px: the box that the head found, before it was averaged with those before it; where
+            it was not found in this frame, the box that optical flow carried; None for none.
     """
 
     state: str
-    window_xyxy_px: BoxPx | None
+    window_xyxy_px: BoxPx
     confidence: float
     track_id: int
     raw_xyxy_px: BoxPx | None
@@ -182,12 +182,11 @@ class View:
     """What the engine is to see of a frame.
 
     Attributes:
-        image_bgr: the part that it sees; None where it need not see it, and the last answer is
-            propagated.
+        image_bgr: the part that it sees.
         tracker: of ``realtime.tracking.options.Following``, which gets the answer; None for none.
     """
 
-    image_bgr: ImageBgr | None
+    image_bgr: ImageBgr
     tracker: Any = None
 
 
@@ -207,9 +206,8 @@ class LoopFrame:
 
     @property
     def asks_engine(self) -> bool:
-        """Whether the engine sees it: it is under way, and its answer is not propagated."""
-        shown = self.record.outcome == "shown"
-        return shown and self.view is not None and self.view.image_bgr is not None
+        """Whether the engine sees it: it is under way."""
+        return self.record.outcome == "shown" and self.view is not None
 
 
 LoopFrames = Generator[LoopFrame, None, None]
@@ -325,7 +323,7 @@ TRACK_COLUMNS = (
         "state",
         "string",
         lambda track: track.state,
-        "With tracking: `searching`, `following`, `widened` or `lost`.",
+        "With tracking: `searching`, `following`, `unsure` or `lost`.",
     ),
     Column(
         "confidence",
@@ -343,13 +341,13 @@ TRACK_COLUMNS = (
         "window",
         "list<int64>",
         lambda track: _edges(track.window_xyxy_px),
-        "With tracking: the part of the frame that the engine saw; null where it was not asked.",
+        "With tracking: the part of the frame that the engine saw.",
     ),
     Column(
         "raw",
         "list<float64>",
         lambda track: _edges(track.raw_xyxy_px, 3),
-        "With tracking: the box before it was smoothed; null where the frame shows nothing.",
+        "With tracking: the box before it was averaged with those before; null for none.",
     ),
 )
 """Of a ``Track``."""

@@ -278,9 +278,9 @@ class BudgetLocalizer(Localizer):
         """See ``Localizer.expect``."""
         self._now.expect(width_px, height_px)
 
-    def prepare(self, image_bgr: ImageBgr, square: bool = False) -> ImageBgr:
+    def prepare(self, image_bgr: ImageBgr, frame_px: tuple[int, int] | None = None) -> ImageBgr:
         """See ``Localizer.prepare``."""
-        return self._now.prepare(image_bgr, square)
+        return self._now.prepare(image_bgr, frame_px)
 
     def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
         """See ``Localizer.submit``."""
@@ -292,9 +292,16 @@ class BudgetLocalizer(Localizer):
         found: Outputs = localizer.collect(its_ticket)
         return found
 
-    def read(self, outputs: Outputs, place: int, width_px: int, height_px: int) -> Localization:
+    def read(
+        self,
+        outputs: Outputs,
+        place: int,
+        width_px: int,
+        height_px: int,
+        every: bool = False,
+    ) -> Localization:
         """See ``Localizer.read``."""
-        return outputs.localizer.read(outputs, place, width_px, height_px)
+        return outputs.localizer.read(outputs, place, width_px, height_px, every)
 
     def finished(
         self, setting: str, number: int, engine_ms: float, image_ms: float, now_s: float

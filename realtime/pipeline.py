@@ -105,7 +105,7 @@ def run_frames(
 @dataclass
 class _Call:
     """Frames of one engine call. ``localizer`` is None where no frame asks the engine: these were
-    dropped, or their answer is propagated.
+    dropped.
     """
 
     frames: deque[LoopFrame]
@@ -121,18 +121,19 @@ class _Call:
 
     def collect(self, run: Run, following: Following | None) -> None:
         """Take the answer from the engine, for each of the frames."""
-        answers = self._answers(run)
+        answers = self._answers(run, every=following is not None)
         for frame in self.frames:
             record, view = frame.record, frame.view
+            if following is not None:
+                following.passes(record.frame, view.tracker if view else None)
             if record.outcome != "shown" or view is None:
                 continue
-            record.found = next(answers) if frame.asks_engine else None
+            record.found = next(answers)
             if following is not None:
                 record.found = following.update(record, view.tracker, record.found)
-            engine_ns = self.found_ns - self.submitted_ns if frame.asks_engine else 0
-            record.stages_ms["engine"] = engine_ns / 1e6
+            record.stages_ms["engine"] = (self.found_ns - self.submitted_ns) / 1e6
 
-    def _answers(self, run: Run) -> Iterator[Localization]:
+    def _answers(self, run: Run, every: bool) -> Iterator[Localization]:
         if self.localizer is None:
             return
         asked_ns = self.found_ns = time.monotonic_ns()
@@ -141,9 +142,8 @@ class _Call:
         run.idle_ms["engine"] += (self.found_ns - asked_ns) / 1e6
         seen = (frame.view.image_bgr for frame in self.frames if frame.asks_engine and frame.view)
         for place, image in enumerate(seen):
-            assert image is not None  # it asks the engine
             height, width = image.shape[:2]
-            yield self.localizer.read(outputs, place, width, height)
+            yield self.localizer.read(outputs, place, width, height, every)
 
     def abandon(self) -> None:
         """Leave the engine as if the frames had never been there."""
@@ -308,8 +308,8 @@ class _EngineHalf:
         return frame
 
     def _prepared(self, localizer: Localizer, frame: LoopFrame) -> list[ImageBgr]:
-        """The frame as the engine takes it. Nothing where the engine need not see it, and where it
-        cannot in a live run: the record has failed then.
+        """The frame as the engine takes it. Nothing where it cannot in a live run: the record has
+        failed then.
 
         Raises:
             InputError: it cannot be used.
@@ -319,8 +319,8 @@ class _EngineHalf:
             whole = View(record.frame.image_bgr)
             frame.view = self._following.view(record.frame) if self._following else whole
             image = frame.view.image_bgr
-            part = image is not None and image.shape != record.frame.image_bgr.shape
-            prepared = [] if image is None else [localizer.prepare(image, square=part)]
+            height, width = record.frame.image_bgr.shape[:2]
+            prepared = [localizer.prepare(image, (width, height))]
         except Exception as error:  # a picture that is too much for it, too
             if self._live is None:
                 raise

@@ -12,8 +12,9 @@ The measures are CorLoc and mean IoU over frames, and these:
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ class Followed:
         true: the true boxes ``[T, 4]`` in pixels, as are all boxes here; nan where there is no
             object.
         whole: the boxes that were found in whole frames.
-        raw: the boxes of the tracker before they are smoothed.
-        followed: the smoothed boxes of the tracker; ``NOWHERE`` where it is not confident enough.
+        raw: the boxes that the head found, before they were averaged with those before.
+        followed: the boxes of the tracker; ``NOWHERE`` where it is not confident enough.
         tracks: the tracker's record of each frame.
         whole_ms, followed_ms: the time of each frame, from image to box.
         recovery_s: the time from the end of a second of black frames until a box is right; nan
@@ -154,7 +155,7 @@ def _followed(
     console: Console,
 ) -> Followed:
     """Localize one sequence in whole frames, and track its object in the same run."""
-    begin = _tracker_maker(samples[0].read(), options)
+    begin = partial(_tracker, samples[0].read(), options)
     tracker = begin()
     whole: list[BoxPx] = []
     followed: list[BoxPx] = []
@@ -189,16 +190,12 @@ def _followed(
     )
 
 
-def _tracker_maker(first: ImageBgr, options: FollowOptions) -> Callable[[], Tracker]:
-    """A function that makes a tracker for frames like this one."""
+def _tracker(first: ImageBgr, options: FollowOptions) -> Tracker:
+    """A tracker for frames like this one."""
     height, width = first.shape[:2]
-    return lambda: Tracker(
-        width,
-        height,
-        load_confidence_model(),
-        options.box_in(width, height),
-        every_frame=options.every_frame,
-    )
+    selected_px = options.box_in(width, height)
+    wanted = options.class_name is not None
+    return Tracker(width, height, load_confidence_model(), 1, selected_px, wanted)
 
 
 def _box(found: Localization) -> BoxPx:
@@ -209,7 +206,7 @@ def _box(found: Localization) -> BoxPx:
 def follow_frame(
     tracker: Tracker, localizer: Localizer, image_bgr: ImageBgr, pts_s: float
 ) -> tuple[Localization, Track]:
-    """Track the object in one frame, with an engine call where the tracker asks for one.
+    """Track the objects in one frame.
 
     Args:
         tracker: of the sequence.
@@ -217,11 +214,11 @@ def follow_frame(
         image_bgr: the next frame of the sequence.
         pts_s: its time.
     """
-    window = tracker.window(image_bgr, pts_s)
-    if window is None:
-        return tracker.update(None)
-    x0, y0, x1, y1 = (int(edge) for edge in window)
-    return tracker.update(localizer.localize([image_bgr[y0:y1, x0:x1]])[0])
+    x0, y0, x1, y1 = (int(edge) for edge in tracker.window(image_bgr, pts_s))
+    seen = image_bgr[y0:y1, x0:x1]
+    height, width = image_bgr.shape[:2]
+    outputs = localizer.infer([localizer.prepare(seen, (width, height))])
+    return tracker.update(localizer.read(outputs, 0, x1 - x0, y1 - y0, every=True))
 
 
 def recovery_s(
@@ -351,7 +348,7 @@ def sequences_table(report: Mapping[str, Any]) -> Table:
 
 STRIP_FRAMES, STRIP_WIDTH_PX = 6, 300
 WINDOW_BGR = (255, 220, 120)
-SHADES = {"searching": "#F3E3B3", "widened": "#E7D6EE", "lost": "#F4C9C4"}
+SHADES = {"searching": "#F3E3B3", "unsure": "#E7D6EE", "lost": "#F4C9C4"}
 """The colours of the states in plots. ``following`` has none."""
 
 
@@ -420,9 +417,8 @@ def film_strip(sequence: Followed) -> Picture:
         said = sequence.tracks[number]
         true = sequence.true[number]
         found = sequence.followed[number]
-        if said.window_xyxy_px:
-            x0, y0, x1, y1 = (round(edge * scale) for edge in said.window_xyxy_px)
-            cv2.rectangle(panel, (x0, y0), (x1 - 1, y1 - 1), WINDOW_BGR, 1)
+        x0, y0, x1, y1 = (round(edge * scale) for edge in said.window_xyxy_px)
+        cv2.rectangle(panel, (x0, y0), (x1 - 1, y1 - 1), WINDOW_BGR, 1)
         text = f"{number}  {said.state} {said.confidence:.2f}"
         if sequence.seen[number]:
             outline(panel, [float(edge) * scale for edge in true], TRUTH_BGR)

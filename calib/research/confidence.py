@@ -13,8 +13,8 @@ from ``fit``.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +40,7 @@ from engines.options import Option
 from engines.text import Terminal
 from realtime.frames import BoxPx
 from realtime.sources.spec import open_source
-from realtime.tracking.confidence import CUES, SHIPPED, CuesToConfidence
+from realtime.tracking.confidence import CUES, SHIPPED
 from realtime.tracking.tracker import Tracker
 
 TUNING = ("camel", "dog", "car-roundabout")
@@ -55,41 +55,24 @@ STILL_SHARE = 0.25
 RATE_FPS = 24.0
 UNSURE = 0.7
 """The confidence of every box in the first round."""
-
-
-@dataclass
-class RecordedCues:
-    """Gives the confidence of boxes, and keeps their cues.
-
-    Attributes:
-        model: gives the confidence; without one it is ``UNSURE``.
-        cues: of every box so far.
-    """
-
-    model: ConfidenceModel | None = None
-    cues: list[Sequence[float]] = field(default_factory=list)
-
-    def __call__(self, cues: Sequence[float]) -> float:
-        """The confidence of a box, 0..1."""
-        self.cues.append(cues)
-        return self.model(cues) if self.model else UNSURE
+CuesToConfidence = Callable[[Sequence[float]], float]
 
 
 def follow(
     clip: Clip, localizer: Localizer, confidence_model: CuesToConfidence
-) -> list[tuple[BoxPx | None, BoxPx | None]]:
-    """Track the object of a clip, one engine call after the other.
+) -> list[tuple[list[float], BoxPx, BoxPx | None]]:
+    """Track the main object of a clip.
 
     Returns:
-        The tracked and the true box of each frame that the engine saw; None for no box.
+        The cues, the box and the true box of each frame with a tracked box.
     """
     height, width = clip.frames[0].shape[:2]
     tracker = Tracker(width, height, confidence_model)
     found = []
     for number, (frame, truth) in enumerate(zip(clip.frames, clip.boxes, strict=True)):
-        answer, said = follow_frame(tracker, localizer, frame, number / RATE_FPS)
-        if said.window_xyxy_px:
-            found.append((answer.box_xyxy_px, truth))
+        answer, _ = follow_frame(tracker, localizer, frame, number / RATE_FPS)
+        if answer.box_xyxy_px is not None and tracker.cues is not None:
+            found.append((tracker.cues, answer.box_xyxy_px, truth))
     return found
 
 
@@ -104,7 +87,7 @@ def rated_boxes(
     Args:
         groups: clips, and their share of the weight of all boxes.
         localizer: an engine with a head.
-        model: gives the confidence; see ``RecordedCues``.
+        model: gives the confidence; without one it is ``UNSURE``.
         console: for progress.
     """
     cues: list[Sequence[float]] = []
@@ -113,10 +96,9 @@ def rated_boxes(
     for share, group in groups:
         before = len(cues)
         for clip in track(list(group), "following", console=console):
-            recorded = RecordedCues(model)
-            boxes = follow(clip, localizer, recorded)
-            cues += recorded.cues
-            right += [_right(box, truth) for box, truth in boxes]
+            for each, box, truth in follow(clip, localizer, model or (lambda _: UNSURE)):
+                cues.append(each)
+                right.append(_right(box, truth))
         shares += [share / (len(cues) - before)] * (len(cues) - before)
     return RatedBoxes(np.array(cues), np.array(right), np.array(shares) * len(cues))
 
@@ -127,8 +109,8 @@ def _right(box: tuple[float, ...] | None, truth: tuple[float, ...] | None) -> fl
 
 
 def fit_tracking_model(boxes: RatedBoxes) -> ConfidenceModel:
-    """Fit the model of tracked boxes: on their cues, and on the products of each two."""
-    return fit_confidence_model(boxes, CUES, PENALTY, pairs=True)
+    """Fit the model of tracked boxes on their cues."""
+    return fit_confidence_model(boxes, CUES, PENALTY)
 
 
 def save(model: ConfidenceModel, path: Path) -> None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from rich.progress import track
 from rich.table import Table
 
 from calib.data.datasets import load_dataset
 from calib.evaluation.metrics import CORLOC_IOU
+from calib.evaluation.sequences import follow_frame
 from calib.research.clips import Crowd, crowds
 from calib.research.command_line import run
 from engines.boxes import overlap
@@ -27,7 +27,7 @@ from engines.text import Terminal
 from realtime.frames import BoxPx, Tracked
 from realtime.sources.spec import open_source
 from realtime.tracking.confidence import load_confidence_model
-from realtime.tracking.multi_tracker import MultiTracker
+from realtime.tracking.tracker import Tracker
 
 RATE_FPS = 24.0
 LEAD_S = 0.6
@@ -97,7 +97,7 @@ def _matched(boxes: Sequence[BoxPx], objects: Objects) -> dict[int, int]:
     return found
 
 
-def follow_crowd(crowd: Crowd, localizer: Localizer, most: int) -> tuple[list[Objects], int]:
+def follow_crowd(crowd: Crowd, localizer: Localizer, most: int) -> list[Objects]:
     """Track the objects of a clip.
 
     Args:
@@ -106,22 +106,15 @@ def follow_crowd(crowd: Crowd, localizer: Localizer, most: int) -> tuple[list[Ob
         most: the largest number of objects.
 
     Returns:
-        The tracked objects of each frame, and the number of engine calls.
+        The tracked objects of each frame.
     """
     height, width = crowd.frames[0].shape[:2]
-    tracker = MultiTracker(width, height, load_confidence_model(), most)
+    tracker = Tracker(width, height, load_confidence_model(), most)
     followed: list[Objects] = []
-    calls = 0
     for number, frame in enumerate(crowd.frames):
-        window = tracker.window(frame, number / RATE_FPS)
-        answer = None
-        if window is not None:
-            x0, y0, x1, y1 = (int(edge) for edge in window)
-            answer = localizer.localize([np.ascontiguousarray(frame[y0:y1, x0:x1])])[0]
-            calls += 1
-        tracker.update(answer)
+        follow_frame(tracker, localizer, frame, number / RATE_FPS)
         followed.append(tracker.objects)
-    return followed, calls
+    return followed
 
 
 def main(
@@ -146,20 +139,17 @@ def main(
         "right",
         "boxes nowhere",
         "switches a clip",
-        "calls a frame",
     ):
         table.add_column(name, justify="right")
     for several in (1, 2, 3):
         whole = Count()
         late = Count()
-        calls = 0
         start = round(LEAD_S * RATE_FPS)
         made = crowds(
             objects[len(objects) // 2 :], backgrounds[len(backgrounds) // 2 :], count, 1, several
         )
         for crowd in track(made, f"{several} objects", total=count, console=console):
-            followed, asked = follow_crowd(crowd, localizer, max(several, 2))
-            calls += asked
+            followed = follow_crowd(crowd, localizer, max(several, 2))
             counted(crowd.boxes, followed, whole)
             counted(crowd.boxes[start:], followed[start:], late)
         shares = [
@@ -172,7 +162,6 @@ def main(
             *(f"{100 * share:.1f} %" for share in shares),
             f"{whole.nowhere / whole.frames:.2f}",
             f"{whole.switches / count:.2f}",
-            f"{calls / whole.frames:.2f}",
         )
     console.print(table)
 

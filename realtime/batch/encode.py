@@ -30,7 +30,7 @@ from realtime.file_sinks import JsonlSink, VideoSink
 from realtime.frames import BoxPx, FrameRecord
 from realtime.pipeline import run_frames
 from realtime.statistics import Run, WaitingTimes
-from realtime.tracking.options import calls_under_way, opened, shown_from
+from realtime.tracking.options import State, calls_under_way, opened, shown_from
 
 REPRODUCIBLE = {"threads": "4", "mbtree": "0", "crf": "23"}
 """Settings of x264 with which the same pictures give the same bytes on every machine.
@@ -182,7 +182,7 @@ class Pieces:
         if record.frame.index in self._strip and record.found is not None:
             self._pictures.append(_small(record))
 
-    def finish(self, end: SegmentEnd, measured: dict[str, Any]) -> None:
+    def finish(self, end: SegmentEnd, known: dict[str, Any]) -> None:
         """Close all files, and write the record.
 
         Raises:
@@ -197,7 +197,7 @@ class Pieces:
             "source": self._clip.digest,
             "outcomes": dict(self._outcomes),
             "pieces": written,
-            **measured,
+            **known,
             "strip": self._pictures,
         }
         with whole_file(self._path(".json")) as part:
@@ -297,6 +297,7 @@ def run_segments(
     settings: Settings,
     folder: Path,
     read: Read = read_segment,
+    states: Mapping[int, State] | None = None,
 ) -> Generator[FrameRecord, None, None]:
     """Work on segments of a clip, one after the other.
 
@@ -312,6 +313,8 @@ def run_segments(
         settings: what is wanted.
         folder: on a local disk.
         read: gives the frames.
+        states: with tracking, what is known at the end of the segments before these that are done,
+            by their numbers.
 
     Yields:
         Each record when its frame is finished; its image may still be needed.
@@ -322,11 +325,14 @@ def run_segments(
     """
     run, ends = WaitingTimes(), dict[int, SegmentEnd]()
     localizer.expect(clip.width_px, clip.height_px)
-    with _SegmentWriter(clip, segments, settings, folder, ends, run, localizer) as writer:
+    known = dict(states or {})
+    with _SegmentWriter(clip, segments, settings, folder, ends, run, localizer, known) as writer:
         frames = frames_of(clip, segments, settings.every, localizer.batch, ends, read)
-        following = opened(settings.following)
+        following = opened(settings.following, known)
         under_way = calls_under_way(following, localizer.engine.slots)
         yield from run_frames(frames, localizer, writer.sinks, run, under_way, following=following)
+        if following is not None:
+            following.end()
         writer.finish_before(None)
 
 
@@ -342,7 +348,9 @@ class _SegmentWriter:
         ends: dict[int, SegmentEnd],
         run: Run,
         localizer: Localizer,
+        states: Mapping[int, State],
     ) -> None:
+        self._states = states
         self._clip = clip
         self._settings = settings
         self._folder = folder
@@ -370,7 +378,8 @@ class _SegmentWriter:
         while self._left and (index is None or self._left[0].index < index):
             pieces, end = self.pieces(self._left[0].index), self._ends[self._left[0].index]
             del self._left[0]
-            self.encoder.post(partial(pieces.finish, end, self._measured()))
+            known = {**self._measured(), "tracking": self._states.get(pieces.segment.index)}
+            self.encoder.post(partial(pieces.finish, end, known))
             self._open = {place: each for place, each in self._open.items() if not each.finished}
         if index is None:
             self.encoder.finish()

@@ -217,6 +217,14 @@ class Job:
         """The segments that are not done."""
         return [segment for segment in self._segments if self.record(segment) is None]
 
+    def states(self, segments: Sequence[Segment]) -> dict[int, Any]:
+        """What tracking knew at the end of the segments before these, by their numbers, as
+        ``run_segments`` needs it; those that are not done are left out.
+        """
+        before = {segment.index - 1 for segment in segments}
+        found = {each.index: self.record(each) for each in self._segments if each.index in before}
+        return {index: record["tracking"] for index, record in found.items() if record}
+
     def records(self) -> list[dict[str, Any]]:
         """The records of all segments, in order. All segments must be done.
 

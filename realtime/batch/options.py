@@ -66,9 +66,9 @@ class Settings:
     following: FollowOptions = WHOLE_FRAMES
 
     @property
-    def whole(self) -> bool:
-        """Whether a source is one segment: where each frame's answer depends on the frames before
-        it.
+    def in_order(self) -> bool:
+        """Whether the segments of a source are done one after the other: where each frame's answer
+        depends on the frames before it.
         """
         return self.following.follow
 

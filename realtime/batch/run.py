@@ -267,14 +267,16 @@ class _Batch:
         """Do the segments that are not done, and merge."""
         settings, localizer = self._settings, self._localizer
         if job.clip is None:
-            job.begin(make_plan(spec, job.source_digest, settings.window, settings.whole))
+            job.begin(make_plan(spec, job.source_digest, settings.window))
         clip, todo = job.clip, job.todo()
         assert clip is not None  # it was just made
         resumed = len(clip.segments) - len(todo)
         left = sum(segment.frames for segment in todo)
         self._bars.begin(job.name, clip.selected_frames, clip.selected_frames - left)
         start_s = time.monotonic()
-        with closing(run_segments(clip, todo, localizer, settings, job.folder)) as records:
+        states = job.states(todo) if settings.in_order else None
+        work = run_segments(clip, todo, localizer, settings, job.folder, states=states)
+        with closing(work) as records:
             for count, _ in enumerate(records, start=1):
                 self._bars.advance(count / max(1e-3, time.monotonic() - start_s))
         engine = localizer.engine

@@ -1,19 +1,20 @@
-"""Finds what moves by itself: dense optical flow between two small frames, less the motion of the
-camera.
+"""Finds how a frame has moved since the last one, and what in it moves by itself: dense optical
+flow between two small frames, less the motion of the camera.
 
-``Motion`` compares each frame of a source with the one before it. ``MotionHistory`` remembers how
-each place has moved.
+Nothing but frames goes in, so that what comes out is the same however the engine answers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.localizer import ImageBgr
+from realtime.frames import BoxPx
 
 Map = NDArray[np.float32]
 Gray = NDArray[np.uint8]
@@ -50,18 +51,56 @@ NOISE_LEVELS = 0.3
 TEXTURE = 5.0
 """Grey levels of a Laplacian at which flow is half believed. Without texture, flow is a guess."""
 GAIN = 2.0
-HISTORY_KEPT = 0.95
-"""The share of the mean motion that is left after a frame: it is a mean over about 20 frames."""
-ALIKE_SHARE = 0.7
-"""A place may differ from an object's motion by this share of the object's speed."""
-ALIKE_LEAST = 0.1
-"""A place may always differ by so many cells."""
-SHIFT_ROUNDS = 3
-"""Rounds of mean shift."""
-MEDIAN_STRIDE = 5
-"""The motion of most of the frame is the median of every so many rows and columns."""
-ENOUGH = 64
-"""So many cells are enough to find an object's motion."""
+KEPT = 0.85
+"""The share of the evidence that is left after two frames."""
+MOST = 3.0
+"""The largest magnitude of the evidence."""
+UNSEEN = -0.3
+"""The evidence of a place that comes into view."""
+CORE = 0.15
+"""A box moves as its middle does: this share at each of its sides is left out."""
+MOST_GROWTH = 0.03
+"""A box grows or shrinks by at most this share from frame to frame."""
+LEAST_BLOB = 8
+"""Cells of the smallest thing that is found by its motion alone."""
+
+
+@dataclass(frozen=True)
+class MotionState:
+    """What of a source's frames so far decides the motion to the next one.
+
+    Attributes:
+        last: the last frame that was not blank, on the grid, ``[h, w]``; None before the first.
+        evidence: sums over frames of votes, positive where a cell moves by itself and negative
+            where it moves with the camera, ``[h, w]``.
+        frames: how many there have been.
+        was_blank: whether the last one was blank.
+    """
+
+    last: Gray | None
+    evidence: Map
+    frames: int = 0
+    was_blank: bool = False
+
+    def json(self) -> dict[str, Any]:
+        """As ``from_json`` reads it."""
+        last = None if self.last is None else b64encode(self.last.tobytes()).decode()
+        evidence = b64encode(self.evidence.tobytes()).decode()
+        known = {"frames": self.frames, "was_blank": self.was_blank}
+        return {"last": last, "evidence": evidence, **known}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], shape: tuple[int, int]) -> "MotionState":
+        """What ``json`` gave, on a grid of that shape.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        last = None
+        if stored["last"] is not None:
+            last = np.frombuffer(b64decode(stored["last"]), np.uint8).reshape(shape)
+        evidence = np.frombuffer(b64decode(stored["evidence"]), np.float32).reshape(shape)
+        return cls(last, evidence, stored["frames"], stored["was_blank"])
 
 
 @dataclass(frozen=True)
@@ -69,34 +108,19 @@ class MotionStep:
     """The motion from the last frame to this one.
 
     Attributes:
+        after: the state after this frame.
         flow: where each cell of this frame was in the last one, as (x, y) displacements in cells,
-            ``[h, w, 2]``; None for a first, a blank or a cut frame.
-        rate: computes ``evidence`` and ``moving`` when they are first used.
-        evidence: from -1, for a cell that moves with the camera, to 1, for one that moves by
-            itself, ``[h, w]``.
-        moving: from 0, where nothing moves by itself, to 1, where something does.
+            ``[h, w, 2]``; None for a first, a blank or a cut frame, and the first after blank ones.
         blank: whether the frame shows nothing.
         cut: whether a new scene begins.
+        frozen: whether it is the last frame again.
     """
 
-    flow: NDArray[np.float32] | None
-    rate: Callable[[], tuple[Map, float]]
+    after: MotionState
+    flow: NDArray[np.float32] | None = None
     blank: bool = False
     cut: bool = False
-
-    @property
-    def evidence(self) -> Map:
-        """See the attributes."""
-        return self._rated[0]
-
-    @property
-    def moving(self) -> float:
-        """See the attributes."""
-        return self._rated[1]
-
-    @cached_property
-    def _rated(self) -> tuple[Map, float]:
-        return self.rate()
+    frozen: bool = False
 
 
 class Motion:
@@ -107,12 +131,16 @@ class Motion:
 
     Attributes:
         shape: height and width of the grid, in cells.
+        state: after the last frame.
     """
 
     def __init__(self, width_px: int, height_px: int) -> None:
         share = LONGEST_SIDE / max(width_px, height_px)
         self.shape = max(8, round(height_px * share)), max(8, round(width_px * share))
         h, w = self.shape
+        self._nothing: Map = np.zeros(self.shape, np.float32)
+        self.state = MotionState(None, self._nothing)
+        self._cell_px = width_px / w, height_px / h
         ys, xs = np.mgrid[0:h, 0:w].astype(np.float32)
         self._xs = xs
         self._ys = ys
@@ -126,48 +154,97 @@ class Motion:
         self._dis.setFinestScale(0)
         self._dis.setGradientDescentIterations(FLOW_ROUNDS)
         self._dis.setPatchStride(FLOW_STRIDE)
-        self._last: Gray | None = None
 
     def step(self, image_bgr: ImageBgr) -> MotionStep:
         """The motion to the next frame."""
-        gray = self._shrunk(image_bgr)
-        last = self._last
+        before, gray = self.state, self._shrunk(image_bgr)
+        frames = before.frames + 1
         if deviation(gray) < BLANK_DEVIATION:
-            self._last = None  # the next frame may show anything
-            return MotionStep(None, self._nothing, blank=True)
-        self._last = gray
-        if last is None:
-            return MotionStep(None, self._nothing, cut=True)
-        flow = np.asarray(self._dis.calc(gray, last, None), np.float32)  # type: ignore[call-overload]
-        propagated = self._propagated(last, flow)
-        if _is_cut(gray, propagated):
-            return MotionStep(None, self._nothing, cut=True)
-        return MotionStep(flow, partial(self._rate, flow, gray, last, propagated))
+            self.state = replace(before, frames=frames, was_blank=True)
+            return MotionStep(self.state, blank=True)
+        self.state = MotionState(gray, self._nothing, frames)
+        if before.last is None:
+            return MotionStep(self.state, cut=True)
+        if not before.was_blank and np.array_equal(gray, before.last):
+            self.state = replace(before, frames=frames)
+            still = np.zeros((*self.shape, 2), np.float32)
+            return MotionStep(self.state, still, frozen=True)
+        flow = np.asarray(self._dis.calc(gray, before.last, None), np.float32)  # type: ignore[call-overload]
+        if _is_cut(gray, self._propagated(before.last, flow)):
+            return MotionStep(self.state, cut=True)
+        if before.was_blank:  # how things moved meanwhile is not known
+            return MotionStep(self.state)
+        self.state = MotionState(gray, self._next_evidence(flow, gray, before), frames)
+        return MotionStep(self.state, flow)
 
-    def _nothing(self) -> tuple[Map, float]:
-        """The evidence and ``moving`` of a frame without flow."""
-        return np.zeros(self.shape, np.float32), 0.0
-
-    def _rate(
-        self, flow: NDArray[np.float32], gray: Gray, last: Gray, propagated: Gray
-    ) -> tuple[Map, float]:
-        """The evidence and ``moving`` of a frame, see ``MotionStep``.
-
-        Args:
-            flow: to the frame.
-            gray: the frame.
-            last: the frame before it.
-            propagated: ``last``, propagated to the frame by the flow.
+    def _next_evidence(self, flow: NDArray[np.float32], gray: Gray, before: MotionState) -> Map:
+        """The evidence, propagated; in every other frame with the votes of this one, because they
+        take time.
         """
+        last = before.last
+        assert last is not None  # there is a flow
+        moved = cv2.remap(
+            before.evidence,
+            self._xs + flow[..., 0],
+            self._ys + flow[..., 1],
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=UNSEEN,
+        )
+        if before.frames % 2:
+            return np.asarray(moved, np.float32)
         camera = self.camera_flow(flow)
-        moving = _moving(gray, propagated, self._propagated(last, camera))
+        moving = _moving(gray, self._propagated(last, flow), self._propagated(last, camera))
         own = flow - camera
-        votes = _evidence(np.asarray(cv2.magnitude(own[..., 0], own[..., 1]), np.float32), gray)
-        return np.where(votes < 0, moving * votes, votes), moving
+        # OpenCV's magnitude depends on where in memory an array begins, and so would a resumed run.
+        votes = _votes(np.sqrt(own[..., 0] ** 2 + own[..., 1] ** 2), gray)
+        votes = np.where(votes < 0, moving * votes, votes)
+        return np.asarray(np.clip(np.float32(KEPT) * moved + votes, -MOST, MOST), np.float32)
 
-    def remap_grid(self, flow: NDArray[np.float32]) -> tuple[Map, Map]:
-        """The x and the y, each ``[h, w]``, that each cell comes from, for OpenCV's remap."""
-        return self._xs + flow[..., 0], self._ys + flow[..., 1]
+    def carried(self, box_px: BoxPx, flow: NDArray[np.float32]) -> BoxPx:
+        """A box of the last frame, where it is in this one: moved by the median flow of its middle,
+        and larger or smaller as the flow of its halves differs.
+        """
+        h, w = self.shape
+        cell_x, cell_y = self._cell_px
+        x0, y0, x1, y1 = box_px
+        left, right = _cells(x0, x1, cell_x, w)
+        top, bottom = _cells(y0, y1, cell_y, h)
+        part = flow[top:bottom, left:right]
+        part = part[:: 1 + (bottom - top) // 10, :: 1 + (right - left) // 10]
+        rows, columns = part.shape[:2]
+        middle: NDArray[np.float32] = np.median(part.reshape(-1, 2), axis=0)
+        x_px, y_px = -float(middle[0]) * cell_x, -float(middle[1]) * cell_y
+        growth = 0.0
+        if rows >= 4 and columns >= 4:
+            half = columns // 2
+            wider = float(part[:, :half, 0].mean() - part[:, -half:, 0].mean())
+            half_rows = rows // 2
+            taller = float(part[:half_rows, :, 1].mean() - part[-half_rows:, :, 1].mean())
+            growth = (wider / ((right - left) / 2) + taller / ((bottom - top) / 2)) / 2
+            growth = min(max(growth, -MOST_GROWTH), MOST_GROWTH)
+        x, y = growth * (x1 - x0) / 2, growth * (y1 - y0) / 2
+        return x0 + x_px - x, y0 + y_px - y, x1 + x_px + x, y1 + y_px + y
+
+    def moves(self, box_px: BoxPx, evidence: Map) -> float:
+        """How surely what is in a box moves by itself, from 0 to 1."""
+        h, w = self.shape
+        left, right = _cells(box_px[0], box_px[2], self._cell_px[0], w)
+        top, bottom = _cells(box_px[1], box_px[3], self._cell_px[1], h)
+        mean = cv2.mean(evidence[top:bottom, left:right])[0]
+        return min(max(mean / MOST, 0.0), 1.0)
+
+    def blobs(self) -> list[BoxPx]:
+        """The boxes of what moves by itself in the last frame."""
+        found = list[BoxPx]()
+        x, y = self._cell_px
+        _, _, stats, _ = cv2.connectedComponentsWithStats(
+            (self.state.evidence > MOST / 3).astype(np.uint8), connectivity=4
+        )
+        for left, top, wide, tall, area in stats[1:].tolist():
+            if area >= LEAST_BLOB and area > 0.3 * wide * tall:
+                found.append((left * x, top * y, (left + wide) * x, (top + tall) * y))
+        return found
 
     def _shrunk(self, image_bgr: ImageBgr) -> Gray:
         """The green of a frame, which is most of its grey, averaged to the cells of the grid.
@@ -204,12 +281,17 @@ class Motion:
 
     def _propagated(self, last: Gray, flow: NDArray[np.float32]) -> Gray:
         """The last frame, propagated to this one by a flow."""
+        xs, ys = self._xs + flow[..., 0], self._ys + flow[..., 1]
         return np.asarray(
-            cv2.remap(
-                last, *self.remap_grid(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-            ),
-            np.uint8,
+            cv2.remap(last, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8
         )
+
+
+def _cells(low_px: float, high_px: float, cell_px: float, cells: int) -> tuple[int, int]:
+    """The cells along one axis that the middle of a box covers: at least two."""
+    away = CORE * (high_px - low_px)
+    first = max(0, min(round((low_px + away) / cell_px), cells - 2))
+    return first, max(first + 2, min(round((high_px - away) / cell_px), cells))
 
 
 def _is_cut(gray: Gray, propagated: Gray) -> bool:
@@ -243,10 +325,10 @@ def deviation(gray: Gray) -> float:
     return float(cv2.meanStdDev(gray)[1][0, 0])
 
 
-def _evidence(speed: Map, gray: Gray) -> Map:
-    """The evidence of motion ``[h, w]``, from the speed against the camera.
+def _votes(speed: Map, gray: Gray) -> Map:
+    """The votes of a frame ``[h, w]``, -1..1, from the speed against the camera.
 
-    It is positive where the speed is of the faster of two kinds, and weak where there is no
+    They are positive where the speed is of the faster of two kinds, and weak where there is no
     texture.
     """
     logs = np.log(speed + STILL)
@@ -276,64 +358,3 @@ def two_kinds(values: Map) -> tuple[float, float, float]:
         cv2.mean(values, cv2.bitwise_not(above))[0],
         cv2.mean(values, above)[0],
     )
-
-
-class MotionHistory:
-    """The mean motion of what is at each cell, compared with most of the frame.
-
-    It is propagated along the optical flow.
-
-    Args:
-        motion: of the source; the grid is the same.
-    """
-
-    def __init__(self, motion: Motion) -> None:
-        self._motion = motion
-        self._sums = np.zeros((*motion.shape, 3), np.float32)
-        self._mean = np.zeros((*motion.shape, 2), np.float32)
-
-    def add(self, step: MotionStep) -> None:
-        """Add the next step. After a cut or a blank frame, the history begins anew."""
-        if step.flow is None:
-            self._sums = np.zeros_like(self._sums)
-            self._mean = np.zeros_like(self._mean)
-            return
-        now = np.ones_like(self._sums)
-        sparse = step.flow[::MEDIAN_STRIDE, ::MEDIAN_STRIDE].reshape(-1, 2)
-        now[..., :2] = step.flow - np.median(sparse, axis=0)
-        propagated = cv2.remap(
-            self._sums,
-            *self._motion.remap_grid(step.flow),
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-        )
-        self._sums = np.asarray(HISTORY_KEPT * propagated + (1 - HISTORY_KEPT) * now, np.float32)
-        self._mean = self._sums[..., :2] / self._sums[..., 2:]
-
-    def alike(self, cells: tuple[int, int, int, int], votes: Map) -> Map:
-        """How much each cell moves as an object does: from 0, for not at all, to 1, ``[h, w]``.
-
-        Where two objects share the cells, the larger one is meant.
-
-        Args:
-            cells: of the object, as x0, y0, x1, y1.
-            votes: for the object, ``[h, w]``; cells without votes over 0 are left out.
-        """
-        x0, y0, x1, y1 = cells
-        mine = self._mean[y0:y1, x0:x1][votes[y0:y1, x0:x1] > 0]
-        if not len(mine):
-            mine = self._mean[y0:y1, x0:x1].reshape(-1, 2)
-        mine = mine[:: 1 + len(mine) // ENOUGH]
-        middle: NDArray[np.float32] = np.median(mine, axis=0)
-        width = max(ALIKE_LEAST, ALIKE_SHARE * float(np.hypot(*middle)))
-        for _ in range(SHIFT_ROUNDS):
-            weights = _kernel(mine, middle, width) + 1e-6
-            middle = (weights[:, None] * mine).sum(axis=0) / weights.sum()
-        return _kernel(self._mean, middle, width)
-
-
-def _kernel(
-    motion: NDArray[np.float32], middle: NDArray[np.float32], width: float
-) -> NDArray[np.float32]:
-    """A Gaussian of the distance between motions ``[..., 2]`` and a middle one: ``[...]``."""
-    return np.asarray(np.exp(-np.square(motion - middle).sum(axis=-1) / (2 * width**2)), np.float32)

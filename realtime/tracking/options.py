@@ -1,19 +1,20 @@
 """The options of tracking, and the trackers of a run, one for each source."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from engines.confidence import USUAL_LIMITS
 from engines.errors import InputError
 from engines.head import NO_HEAD
 from engines.localizer import SMALLEST_PX, Localization, Localizer, said_of
 from engines.maps import method_of
-from engines.options import LOOK_AT, SPEED, EngineOptions, Option
+from engines.options import LOOK_AT, EngineOptions, Option
 from realtime.frames import BoxPx, Frame, FrameRecord, Tracked, View
-from realtime.tracking.confidence import CuesToConfidence, load_confidence_model
-from realtime.tracking.multi_tracker import MultiTracker
+from realtime.tracking.confidence import load_confidence_model
 from realtime.tracking.tracker import Tracker
 
+State = dict[str, Any]
+"""Of a tracker, see ``Tracker.json``."""
 POINT_SHARE = 0.3
 """The first box around a selected point, as a share of the frame's width and height."""
 FOLLOWING_CALLS = 2
@@ -49,20 +50,14 @@ class FollowOptions:
         str | None,
         Option("With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.", LOOK_AT),
     ] = None
-    every_frame: Annotated[
-        bool,
-        Option(
-            "With --follow: look at each frame, not at every other: surer, but fewer fps.", SPEED
-        ),
-    ] = False
     objects: int = 1
     place: tuple[float, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        if not self.follow and (self.select or self.every_frame):
+        if not self.follow and self.select:
             raise InputError(
-                "select and every frame are about the object that is followed: follow one",
-                option=("select", "every_frame", "follow"),
+                "select is about the object that is followed: follow one",
+                option=("select", "follow"),
             )
         parts = [part.strip() for part in (self.select or "").split(",")]
         if len(parts) < 2:
@@ -146,27 +141,30 @@ def box_around(point_px: tuple[float, float], width_px: int, height_px: int) -> 
 
 
 class Following:
-    """The trackers of a run, one for each source. The frame loop's thread uses it.
+    """The trackers of a run, one for each source. The engine's half of the frame loop uses it.
 
     Args:
         options: what to track.
-        confidence_model: gives the confidence of a box; None for the shipped model.
+        states: of a source in segments: the state behind each segment that another run did, by the
+            segment's number. It gets those of this run.
 
     Attributes:
         min_score: see ``FollowOptions``. It may be changed from any thread.
 
     Raises:
-        ModelError: the shipped model is damaged.
+        ModelError: the shipped confidence model is damaged.
     """
 
-    def __init__(
-        self, options: FollowOptions, confidence_model: CuesToConfidence | None = None
-    ) -> None:
-        self._options = options
-        self._confidence_model = confidence_model or load_confidence_model()
-        self._trackers: dict[str, tuple[tuple[int, ...], Tracker | MultiTracker]] = {}
-        self._points: dict[str, tuple[float, float]] = {}
+    def __init__(self, options: FollowOptions, states: dict[int, State] | None = None) -> None:
         self.min_score = options.min_score
+        self.states = {} if states is None else states
+        self._options = options
+        self._confidence_model = load_confidence_model()
+        self._trackers: dict[str, tuple[tuple[int, ...], Tracker]] = {}
+        self._points: dict[str, tuple[float, float]] = {}
+        self._seen_segment = -1
+        self._segment = -1
+        self._tracker: Tracker | None = None
 
     def select(self, source: str, point: tuple[float, float]) -> None:
         """Track what is at a point of a source's next frame. Any thread may call this.
@@ -187,22 +185,58 @@ class Following:
         if image.ndim != 3 or min(image.shape[:2]) < SMALLEST_PX:
             return View(image)  # refused by the localizer
         height, width = image.shape[:2]
-        shape, tracker = self._trackers.get(frame.source, ((), None))
-        if tracker is None or shape != image.shape:
-            selected = self._options.box_in(width, height) if tracker is None else None
-            tracker = self._new_tracker(width, height, selected)
-            self._trackers[frame.source] = image.shape, tracker
+        tracker = self._tracker_of(frame)
         if point := self._points.pop(frame.source, None):
             tracker.choose(box_around((point[0] * width, point[1] * height), width, height))
-        window = tracker.window(image, frame.pts_s)
-        if window is None:
-            return View(None, tracker)
-        x0, y0, x1, y1 = (int(edge) for edge in window)
+        x0, y0, x1, y1 = (int(edge) for edge in tracker.window(image, frame.pts_s))
         return View(image[y0:y1, x0:x1], tracker)
 
-    def update(
-        self, record: FrameRecord, tracker: Tracker | MultiTracker, found: Localization | None
-    ) -> Localization:
+    def _tracker_of(self, frame: Frame) -> Tracker:
+        """The tracker of a frame's source. Where a segment begins whose predecessor another run
+        did, it goes on from the state behind that.
+        """
+        shape, tracker = self._trackers.get(frame.source, ((), None))
+        before, self._seen_segment = self._seen_segment, frame.segment
+        new = tracker is None
+        if tracker is not None and frame.segment != before:
+            tracker.look_whole()
+            new = frame.segment != before + 1
+        if tracker is None or new or shape != frame.image_bgr.shape:
+            height, width = frame.image_bgr.shape[:2]
+            state = self.states.get(frame.segment - 1) if new else None
+            begins = tracker is None and state is None
+            tracker = Tracker(
+                width,
+                height,
+                self._confidence_model,
+                self._options.objects,
+                self._options.box_in(width, height) if begins else None,
+                wanted=self._options.class_name is not None,
+            )
+            if state is not None:
+                tracker.restore(state)
+            self._trackers[frame.source] = frame.image_bgr.shape, tracker
+        return tracker
+
+    def passes(self, frame: Frame, tracker: Tracker | None) -> None:
+        """Take note of a frame, in order, before its answer: of a segment that is over, the state
+        is kept.
+        """
+        if frame.segment != self._segment:
+            self.end()
+            if frame.segment != self._segment + 1:
+                self._tracker = None
+        self._segment = frame.segment
+        self._tracker = tracker or self._tracker
+
+    def end(self) -> None:
+        """Keep the state behind the last frame."""
+        if self._tracker is not None:
+            self.states[self._segment] = self._tracker.json()
+        elif self._segment - 1 in self.states:
+            self.states[self._segment] = self.states[self._segment - 1]
+
+    def update(self, record: FrameRecord, tracker: Tracker, found: Localization) -> Localization:
         """The answer for a frame, with the tracked box if its confidence is high enough.
 
         What else tracking knows goes into ``record.track``, and into ``record.objects`` where
@@ -211,30 +245,15 @@ class Following:
         Args:
             record: of the frame; it is changed.
             tracker: of the ``View`` that the engine saw.
-            found: the engine's answer; None where it did not see the frame.
+            found: the engine's answer.
         """
         result, record.track = tracker.update(found)
-        if tracker.objects is not None:
+        if self._options.objects > 1:
             record.objects = tuple(self._shown(each) for each in tracker.objects)
         sure = record.track.confidence
         said = result.said or said_of(result.class_name, result.score)
         answer = replace(result, confidence=sure, said=said, unsure=_unsure(sure))
         return answer.sure(self._least)
-
-    def _new_tracker(
-        self, width_px: int, height_px: int, selected_px: BoxPx | None
-    ) -> Tracker | MultiTracker:
-        """A tracker for one object, or for several, as the options say."""
-        most = self._options.objects
-        if most == 1:
-            return Tracker(
-                width_px,
-                height_px,
-                self._confidence_model,
-                selected_px,
-                every_frame=self._options.every_frame,
-            )
-        return MultiTracker(width_px, height_px, self._confidence_model, most, selected_px)
 
     @property
     def _least(self) -> float:
@@ -262,9 +281,9 @@ def shown_from(options: FollowOptions, localizer: Localizer) -> float | None:
     return localizer.least_confidence if localizer.limits else None
 
 
-def opened(options: FollowOptions) -> Following | None:
-    """The trackers for the frame loop; None without tracking."""
-    return Following(options) if options.follow else None
+def opened(options: FollowOptions, states: dict[int, State] | None = None) -> Following | None:
+    """The trackers for the frame loop, see ``Following``; None without tracking."""
+    return Following(options, states) if options.follow else None
 
 
 def calls_under_way(following: Following | None, slots: int) -> int:

@@ -1,359 +1,596 @@
-"""Tracks one object: where to look next, what the answer means, how confident it is. It reads no
-clock and no file.
+"""Tracks the objects of one source from frame to frame: which box of this frame is which object of
+the last one, how sure each is, and what the engine sees next. It reads no clock and no file.
+
+1. Optical flow carries each object's box into the new frame.
+2. Each object takes the surest detection that overlaps it. Its box goes towards that one: both are
+   averaged, weighted by the confidences so far and by this one.
+3. A detection that belongs to no object begins a new one.
+4. The main object is the one with the most confidence summed over time.
 """
 
 import math
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from engines.boxes import overlap, shifted
-from engines.localizer import ImageBgr, Localization
+from engines.boxes import overlap, shared, shifted
+from engines.dense_names import Said
+from engines.localizer import SMALLEST_PX, Detection, ImageBgr, Localization
 from realtime.frames import NO_MAP, BoxPx, Track, Tracked
-from realtime.tracking.confidence import CuesToConfidence, cues_of
-from realtime.tracking.optical_flow import Map, Motion, MotionStep
-from realtime.tracking.vote_grid import UNSEEN, VoteGrid
+from realtime.tracking.optical_flow import Map, Motion, MotionState, MotionStep
 
 SEARCHING = "searching"
 FOLLOWING = "following"
-WIDENED = "widened"
+UNSURE = "unsure"
 LOST = "lost"
-HELD = (FOLLOWING, WIDENED)
-"""The states in which an object is tracked."""
-SCALE = {SEARCHING: 1.6, FOLLOWING: 1.6, WIDENED: 2.0, LOST: 2.0}
-"""The window is so many times as wide and as high as the box."""
-LEAST_WINDOW_PX = 32
-LEAD_FRAMES = 4
-"""The whole frame is looked at in so many frames of a new scene."""
-LOOK_AROUND = {SEARCHING: 8, FOLLOWING: 8, WIDENED: 8, LOST: 2}
-"""After that, the whole frame is looked at once in so many frames, to find a better object."""
 SURE = 0.5
-"""The confidence from which on an object is tracked."""
-UNSURE = 0.4
-"""The confidence below which the window is widened."""
-HOPELESS = 0.15
-"""The confidence below which an object may be lost, see ``PATIENCE_FRAMES``."""
-PATIENCE_FRAMES = 6
-"""After so many boxes in a row below ``HOPELESS``, the object is lost."""
-MOST_PROPAGATED = 1
-"""After a frame that the engine saw, the box is propagated to at most so many frames instead of
-asking the engine. docs/following.md shows what that costs. Two or three in a row save little more.
+"""The confidence from which on an object is followed, and has a number."""
+NO_LONGER_SURE = 0.4
+"""The confidence below which it is not sure any more."""
+BEGINS = 0.2
+"""The least confidence of a detection that begins an object."""
+GOES_ON = 0.05
+"""The least confidence of a detection that an object takes."""
+UNKNOWN = 0.5
+"""The confidence of a detection of which nothing tells how sure it is."""
+MATCH_IOU = 0.3
+"""The least overlap of a detection with the object that takes it, carried to the frame."""
+MATCH_POWER = 0.2
+"""How much the overlap counts besides the confidence where an object takes one of several."""
+SAME_IOU = 0.45
+"""Two objects that overlap by so much are one."""
+WITHIN = 0.85
+"""A weaker object with this share of it in another one's box, and of similar size, is a part of
+it.
 """
-PROPAGATE_UNSURE_FRAMES = 12
-"""While nothing is tracked, boxes are propagated only after so many frames of a scene."""
-EDGE = 0.02
-"""A box that comes so near to an edge of its window may go on beyond it: a share of the window's
-side. The next window is then a larger one.
-"""
-SMOOTH_SHARE = 0.3
-"""The smoothed box goes this share of the way to a new box that is much the same."""
-SMOOTH_SHARE_LATER = 0.12
-"""The least such share. It falls as ``SMOOTH_FRAMES / N`` after N frames of a scene."""
-SMOOTH_FRAMES = 4
-SAME_IOU = 0.9
-"""A new box with this IoU or more is much the same."""
-ANOTHER_IOU = 0.35
-"""A new box with this IoU or less is another one, and is taken as it is."""
+MEMORY = 0.8
+"""The share of its weight that a box keeps from frame to frame: it is a mean over some five."""
+SCORE_MEMORY = 0.95
+"""The share of its score that an object keeps: confidence is summed over some twenty looks."""
+MOTION_WEIGHT = 8.0
+"""What moves by itself scores up to so many times its confidence more."""
+STAYS_MAIN = 1.3
+"""Another object becomes the main one where its score is so many times as high."""
+LOST_LOOKS = 8
+"""An object that was not found in so many looks in a row is lost; a new one far sooner."""
+LOST_LOOKS_NEW = 3
 SHORT_LOSS_S = 2.0
-"""An object that is found again within this time keeps its track id."""
+"""An object that is found again within this time keeps its number."""
+MOST_KEPT = 12
+"""Objects that are tracked besides those that are asked for."""
+WINDOW = 2.0
+"""A window is so many times as wide and as high as a box, in the frame's shape."""
+LEAST_WINDOW = 0.2
+LARGEST_WINDOW = 0.75
+"""A window with a larger share of the frame's sides shows no more than the frame does."""
+LOOK_CLOSER = 0.5
+"""Objects that the head is less sure of, in the mean, are looked at through a window."""
+EDGE = 0.02
+"""A box that comes so near to an edge of its window is cut off there."""
+COVERED = 0.3
+"""What moves is an object's already where it overlaps its box by so much, or where so much of it is
+in the box of one that moves.
+"""
+MOVES = 0.3
+"""From this on, what is in a box moves by itself."""
+LEFT = 0.3
+"""An object has left when less than this share of its box is in the frame."""
 NOTHING = Localization(None, 0, "", 0.0, NO_MAP)
-"""The answer of a tracker before the engine's first one."""
+"""The answer where there is none."""
 
 
 @dataclass
-class _PendingFrame:
-    """A frame that ``Tracker.window_after`` has seen, and ``Tracker.update`` not yet.
+class _Object:
+    """An object that is tracked.
 
     Attributes:
-        step: the motion from the frame before it.
-        window_px: what the engine sees of it; None for nothing.
-        whole: whether that is the whole frame.
-        pts_s: its time.
-        scene_frames: frames since the scene began.
-        votes: the votes in this frame before its answer; None where they depend on answers that are
-            awaited.
-        selected: whether the user has selected an object in it.
-        rated: see ``VoteGrid.propagated``.
+        box_px: in the newest frame.
+        found: the detection that it took last.
+        raw_px: its box.
+        confidence: the probability that the box is right.
+        mean: of the confidences of its detections, those that were missed counted as 0.
+        agreement: the mean overlap of its detections with where it was expected.
+        weight: how much the box so far counts against a new detection.
+        score: the confidence summed over time.
+        looks: in how many it was found.
+        missed: in how many in a row it was not.
+        moves: how surely it moves by itself.
+        track_id: see ``Track``; 0 until it is sure.
+        state: see ``Track``.
+        seen_s: when it was found last.
+        classes: how much speaks for each class, by its number.
+    """
+
+    box_px: BoxPx
+    found: Detection
+    raw_px: BoxPx | None
+    mean: float
+    score: float
+    weight: float
+    seen_s: float
+    confidence: float = 0.0
+    agreement: float = 0.7
+    looks: int = 1
+    missed: int = 0
+    moves: float = 0.0
+    track_id: int = 0
+    state: str = SEARCHING
+    classes: dict[str, float] = field(default_factory=dict)
+
+    def json(self) -> dict[str, Any]:
+        """As ``from_json`` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "_Object":
+        """What ``json`` gave."""
+        known = dict(stored)
+        found = dict(stored["found"])
+        said = found.pop("said")
+        known["found"] = Detection(
+            **{**found, "box_xyxy_px": tuple(found["box_xyxy_px"])},
+            said=said and Said(**said),
+        )
+        known["box_px"] = tuple(stored["box_px"])
+        known["raw_px"] = stored["raw_px"] and tuple(stored["raw_px"])
+        return cls(**known)
+
+    @property
+    def worth(self) -> float:
+        """What decides which object is the main one."""
+        return self.score * (1 + MOTION_WEIGHT * self.moves)
+
+    def cues(self, size_px: tuple[int, int]) -> list[float]:
+        """What its confidence is computed from, in the order of
+        ``realtime.tracking.confidence.CUES``.
+        """
+        x0, y0, x1, y1 = self.box_px
+        share = max((x1 - x0) * (y1 - y0), 1.0) / (size_px[0] * size_px[1])
+        return [
+            self.mean,
+            self.agreement,
+            math.log(min(self.looks, 20)),
+            float(min(self.missed, LOST_LOOKS)),
+            math.log(share),
+            self.moves,
+        ]
+
+    def take(self, found: Detection, confidence: float, pts_s: float) -> None:
+        """Go on with a detection."""
+        if self.state == LOST:
+            self.weight = 0.0
+        self.agreement += 0.2 * (overlap(self.box_px, found.box_xyxy_px) - self.agreement)
+        self.weight += confidence
+        share = confidence / self.weight
+        x0, y0, x1, y1 = (
+            then + share * (now - then)
+            for then, now in zip(self.box_px, found.box_xyxy_px, strict=True)
+        )
+        self.box_px = (x0, y0, x1, y1)
+        self.raw_px = found.box_xyxy_px
+        self.seen_s = pts_s
+        self.looks += 1
+        self.missed = 0
+        self.name(found, confidence)
+
+    def name(self, found: Detection, confidence: float) -> None:
+        """Let it be called what most of its detections are called."""
+        self.classes = {name: 0.95 * weight for name, weight in self.classes.items()}
+        key = str(found.class_index)
+        self.classes[key] = self.classes.get(key, 0.0) + confidence * found.score
+        if max(self.classes, key=self.classes.__getitem__) == key:
+            self.found = found
+
+
+@dataclass
+class _Pending:
+    """A frame whose answer is awaited: its motion, what the engine sees of it, when it was, and the
+    box that is selected in it.
     """
 
     step: MotionStep
-    window_px: BoxPx | None
-    whole: bool
+    window_px: BoxPx
     pts_s: float
-    scene_frames: int
-    votes: Map | None
-    selected: bool
-    rated: bool
+    selected_px: BoxPx | None
 
 
 class Tracker:
-    """Tracks one object through the frames of one source, all of one size.
+    """Tracks the objects of one source, whose frames are of one size.
 
     ``window`` is called for each frame in turn, and ``update`` with each answer in the same order.
-    Answers of several frames may be awaited at once. The windows of the later ones are then chosen
-    from what is known, propagated along the optical flow.
+    Answers of several frames may be awaited at once.
 
     Args:
         width_px, height_px: size of the frames.
-        confidence_model: gives the confidence of a box.
+        confidence_model: gives the confidence of a box from its cues.
+        most: the largest number of objects that are given.
         selected_px: the box to track from the first frame on; None to track what is found.
-        motion: computes the steps; None for a new one.
-        track_ids: gives the track ids of the source; None for new ones.
-        every_frame: whether the engine sees each frame; else it sees every other one, as long as
-            that does no harm.
+        wanted: whether a class is looked for: detections then count by its probability, too.
 
     Attributes:
-        state: see ``Track``.
-        track_id: see ``Track``.
-        confidence: see ``Track``.
-        found: the last answer, as ``update`` returned it; None before the first.
-        objects: None, because there is only one; see ``MultiTracker``.
-        hidden: cells of the grid that belong to other objects, bool ``[h, w]``. They get no votes
-            for this object. None where there is no other object.
+        objects: those that have a number and are in the frame, the main one first, as of the last
+            answer.
     """
-
-    objects: tuple[Tracked, ...] | None = None
 
     def __init__(
         self,
         width_px: int,
         height_px: int,
-        confidence_model: CuesToConfidence,
+        confidence_model: Callable[[Sequence[float]], float],
+        most: int = 1,
         selected_px: BoxPx | None = None,
-        motion: Motion | None = None,
-        track_ids: "TrackIds | None" = None,
-        every_frame: bool = False,
+        wanted: bool = False,
     ) -> None:
-        self.state = SEARCHING
-        self.track_id = 0
-        self.confidence = 0.0
-        self.found: Localization | None = None
-        self.hidden: NDArray[np.bool_] | None = None
+        self.objects: tuple[Tracked, ...] = ()
         self._size_px = (width_px, height_px)
-        self._confidence_model = confidence_model
+        self._whole_px = (0.0, 0.0, float(width_px), float(height_px))
+        self._model = confidence_model
+        self._most = most
+        self._wanted = wanted
         self._selected_px = selected_px
-        self._motion = motion or Motion(width_px, height_px)
-        self._vote_grid = VoteGrid(self._motion, width_px, height_px)
-        self._track_ids = track_ids or TrackIds()
-        self._most_propagated = 0 if every_frame else MOST_PROPAGATED
-        self._votes = self._vote_grid.empty  # after the last answer
-        self._votes_ahead = self._vote_grid.empty  # in the newest frame
-        self._pending: deque[_PendingFrame] = deque()
-        self._smooth: BoxPx | None = None
-        self._raw: BoxPx | None = None
-        self._scene_frames = 0
-        self._propagated_frames = 0
-        self._hopeless_frames = 0
+        self._motion = Motion(width_px, height_px)
+        self._pending: deque[_Pending] = deque()
+        self._all: list[_Object] = []
+        self._main: _Object | None = None
+        self._pinned: _Object | None = None
         self._last_id = 0
-        self._last_held_s = -math.inf
-        self._is_another = False  # the user has selected an object that has no track id yet
-        self._cut_off = False
+        self._after: MotionState = self._motion.state  # the last answer's frame
+        self._frames = 0
+        self._answered = 0  # of the frames
+        self._first_frame = 0  # of those since a cut
+        self._saw_window = False
+        self._turn = 0
 
     def choose(self, box_px: BoxPx) -> None:
-        """Track what lies in this box of the next frame, from there on."""
+        """Track what lies in this box of the next frame as the main object."""
         self._selected_px = box_px
 
-    def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx | None:
-        """Choose what the engine sees of the next frame.
-
-        Returns:
-            The window in whole pixels inside the frame; None where the engine need not see it.
+    def look_whole(self) -> None:
+        """Let the engine see whole frames until there is an answer for one of the next frames: at a
+        border of segments, a run that begins there must not see other windows than one that goes
+        on.
         """
-        return self.window_after(self._motion.step(image_bgr), pts_s)
+        self._first_frame = self._frames
 
-    def window_after(
-        self, step: MotionStep, pts_s: float, look: bool | None = None, whole: bool | None = None
-    ) -> BoxPx | None:
-        """As ``window``, for a caller that has computed the step already.
+    def window(self, image_bgr: ImageBgr, pts_s: float) -> BoxPx:
+        """Choose what the engine sees of the next frame: the window, in whole pixels.
 
-        Args:
-            step: the motion to the next frame.
-            pts_s: the time of the next frame.
-            look: whether the engine sees the frame; None to let the tracker decide.
-            whole: whether it sees the whole frame; None to let the tracker decide.
+        Every other frame may be seen through one: around an object that is not sure, or around
+        what moves by itself and is no object yet.
         """
-        none_pending = not self._pending
-        self._scene_frames = 0 if step.cut or step.blank else self._scene_frames + 1
-        selected_px = None if step.blank else self._selected_px
-        is_selected = selected_px is not None
-        looks = (is_selected or not self._may_propagate(step)) if look is None else look
-        if is_selected:
+        step = self._motion.step(image_bgr)
+        selected_px = self._selected_px
+        if not step.blank:
             self._selected_px = None
-            self._scene_frames = LEAD_FRAMES + 1
-        frame = _PendingFrame(
-            step=step,
-            window_px=None,
-            whole=False,
-            pts_s=pts_s,
-            scene_frames=self._scene_frames,
-            votes=None,
-            selected=is_selected,
-            rated=looks or look is not None,
-        )
-        if selected_px is not None:
-            ahead = self._vote_grid.marked(selected_px)
-        else:
-            ahead = self._next(self._votes_ahead, frame)
-        self._votes_ahead = self._without_hidden(ahead)
-        if is_selected or none_pending:
-            frame.votes = self._votes_ahead
-        self._pending.append(frame)
-        self._propagated_frames = 0 if looks else self._propagated_frames + 1
-        if not looks:
-            return None
-        box = self._vote_grid.box(self._votes_ahead, None if is_selected else self._near)
-        frame.whole = box is None or (self._whole_frame_is_due if whole is None else whole)
-        frame.window_px = self._around(
-            (0.0, 0.0, *self._size_px) if box is None or frame.whole else box
-        )
-        return frame.window_px
+        if step.flow is None:
+            self._first_frame = self._frames
+        window_px = self._whole_px
+        whole_is_due = selected_px is not None or self._saw_window or step.frozen
+        if self._answered > self._first_frame and not whole_is_due:
+            targets = self._targets(step)
+            if targets:
+                window_px = self._around(targets[self._turn % len(targets)])
+                self._turn += 1
+        self._saw_window = window_px != self._whole_px
+        self._frames += 1
+        self._pending.append(_Pending(step, window_px, pts_s, selected_px))
+        return window_px
 
-    @property
-    def _whole_frame_is_due(self) -> bool:
-        """Whether it is time to look at the whole frame.
+    def json(self) -> dict[str, Any]:
+        """Its state after the last answer, from which ``restore`` goes on."""
+        places = {id(each): place for place, each in enumerate(self._all)}
+        return {
+            "objects": [each.json() for each in self._all],
+            "main": places.get(id(self._main)),
+            "pinned": places.get(id(self._pinned)),
+            "last_id": self._last_id,
+            "turn": self._turn,
+            "motion": self._after.json(),
+        }
 
-        For a lost object this is every other frame that the engine sees, however many those are.
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Go on from a state that ``json`` gave for frames of the same size.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
         """
-        frames_per_look = 1 + self._most_propagated if self.state == LOST else 1
-        around = frames_per_look * LOOK_AROUND[self.state]
-        return self._scene_frames <= LEAD_FRAMES or self._scene_frames % around == 0
+        self._all = [_Object.from_json(each) for each in stored["objects"]]
+        self._main, self._pinned = (
+            None if stored[name] is None else self._all[stored[name]] for name in ("main", "pinned")
+        )
+        self._last_id = stored["last_id"]
+        self._turn = stored["turn"]
+        self._after = self._motion.state = MotionState.from_json(
+            stored["motion"], self._motion.shape
+        )
 
-    def _may_propagate(self, step: MotionStep) -> bool:
-        """Whether the last box may be propagated to the next frame, which the engine then does not
-        see.
-        """
-        settled = self.state == FOLLOWING or self._scene_frames > PROPAGATE_UNSURE_FRAMES
-        known = self._smooth is not None and step.flow is not None
-        few = self._propagated_frames < self._most_propagated
-        return settled and known and not self._whole_frame_is_due and few
+    def _targets(self, step: MotionStep) -> list[BoxPx]:
+        """Boxes in the newest frame that are worth a closer look."""
+        steps = [*(frame.step for frame in self._pending), step]
+        found, boxes = list[BoxPx](), list[BoxPx]()
+        visible = [each for each in self._all if each.state != LOST]
+        for place, each in enumerate(visible):
+            box = each.box_px
+            for one in steps:
+                box = box if one.flow is None else self._motion.carried(box, one.flow)
+            boxes.append(box)
+            if place < self._most and each.mean < LOOK_CLOSER:
+                found.append(box)
+        moving = [box for box in boxes if self._motion.moves(box, step.after.evidence) > MOVES]
+        for blob in self._motion.blobs():
+            known = any(overlap(blob, box) > COVERED for box in boxes)
+            if not known and all(float(shared(blob, box)) < COVERED for box in moving):
+                found.append(blob)
+        return [box for box in found if max(self._shares(box)) * WINDOW < LARGEST_WINDOW]
+
+    def _shares(self, box_px: BoxPx) -> tuple[float, float]:
+        """Width and height of a box as shares of the frame's."""
+        width, height = self._size_px
+        return (box_px[2] - box_px[0]) / width, (box_px[3] - box_px[1]) / height
+
+    def _around(self, box_px: BoxPx) -> BoxPx:
+        """The window around a box: in the frame's shape, and moved into the frame."""
+        share = max(LEAST_WINDOW, WINDOW * max(self._shares(box_px)))
+        edges: list[tuple[int, int]] = []
+        for low, high, size in zip(box_px[:2], box_px[2:], self._size_px, strict=True):
+            length = min(size, max(SMALLEST_PX, round(share * size)))
+            start = min(max(round((low + high - length) / 2), 0), size - length)
+            edges.append((start, start + length))
+        (x0, x1), (y0, y1) = edges
+        return float(x0), float(y0), float(x1), float(y1)
 
     def update(self, found: Localization | None) -> tuple[Localization, Track]:
         """Take the answer for the oldest frame that is awaited.
 
         Args:
-            found: the answer for the window: its box in the window's pixels, its map over the
-                window; None where there was no window.
+            found: the answer for the window, in the window's pixels; None for none.
 
         Returns:
-            The answer in the frame's pixels, with the smoothed box and with the map at the window's
-            place, and what tracking adds to it.
+            The answer in the frame's pixels, with the box of the main object and with the map at
+            the window's place; and what tracking adds to it.
         """
         frame = self._pending.popleft()
-        if frame.selected:
-            self._smooth = None
-            self.state = SEARCHING
-            self.track_id = 0
-            self._is_another = True
-        votes = self._next(self._votes, frame) if frame.votes is None else frame.votes
-        if frame.window_px is None or found is None:
-            return self._propagate(frame, votes)
-        if frame.step.blank or found.box_xyxy_px is None:
-            self._votes = votes
-            self._raw = None
-            confidence = 0.0
-        else:
-            said_px = shifted(found.box_xyxy_px, *frame.window_px[:2])
-            confidence = self._take(frame, votes, found, said_px, frame.window_px)
-        self._settle(frame, confidence)
-        self.confidence = confidence
-        self._look_ahead()
-        track = Track(self.state, frame.window_px, confidence, self.track_id, self._raw)
-        map_hw = self._vote_grid.placed(found.map_hw, frame.window_px)
-        detections = tuple(
-            replace(each, box_xyxy_px=shifted(each.box_xyxy_px, *frame.window_px[:2]))
-            for each in found.detections
+        self._after = frame.step.after
+        self._answered += 1
+        answer = found or NOTHING
+        if frame.step.blank:
+            for each in self._all:
+                self._lose(each)
+        elif not (frame.step.frozen and self._all):
+            self._follow(frame, self._detections(answer, frame.window_px))
+        self._forget(frame.pts_s)
+        self._order()
+        main = self._main
+        shown = [each for each in self._all if each.state != LOST]
+        self.objects = tuple(
+            self._tracked(each, frame.window_px) for each in shown if each.track_id
+        )[: self._most]
+        map_hw = self._placed(answer.map_hw, frame.window_px)
+        if main is None:
+            state = LOST if any(each.track_id for each in self._all) else SEARCHING
+            result = replace(answer, box_xyxy_px=None, map_hw=map_hw, detections=(), confidence=0.0)
+            return result, Track(state, frame.window_px, 0.0, 0, None)
+        one = self._tracked(main, frame.window_px)
+        named = main.found
+        result = Localization(
+            one.box_xyxy_px,
+            named.class_index,
+            named.class_name,
+            named.score,
+            map_hw,
+            (),
+            main.confidence,
+            named.said,
         )
-        self.found = replace(found, box_xyxy_px=self.box_px, map_hw=map_hw, detections=detections)
-        return self.found, track
-
-    def _take(
-        self,
-        frame: _PendingFrame,
-        votes: Map,
-        found: Localization,
-        said_px: BoxPx,
-        window_px: BoxPx,
-    ) -> float:
-        """Add the votes of an answer, and find the object's box.
-
-        Args:
-            frame: that the answer is for.
-            votes: in the frame, before the answer.
-            found: the answer.
-            said_px: its box, in the frame.
-            window_px: what the engine saw of the frame.
-
-        Returns:
-            The confidence of the object's box.
-        """
-        self._cut_off = touches(said_px, window_px, self._size_px)
-        expected_px = self._expected(frame.step)
-        voted = self._vote_grid.voted(
-            votes, found.map_hw, said_px, window_px, frame.whole, frame.step.moving
-        )
-        self._votes = self._without_hidden(voted)
-        self._raw = self._vote_grid.box(self._votes, self._near) or said_px
-        self._smooth = smoothed(self._raw, expected_px, frame.scene_frames)
-        cues = cues_of(
-            self._vote_grid,
-            self._votes,
-            frame.step.evidence,
-            self._inside(self._smooth),
-            said_px,
-            expected_px,
-            found.score,
-            frame.scene_frames,
-        )
-        return self._confidence_model(cues)
-
-    def _propagate(self, frame: _PendingFrame, votes: Map) -> tuple[Localization, Track]:
-        """Propagate the last answer to a frame that the engine has not seen, see ``update``."""
-        expected_px = self._expected(frame.step)
-        if expected_px and self._smooth and self._raw:
-            x_px = expected_px[0] - self._smooth[0]
-            y_px = expected_px[1] - self._smooth[1]
-            self._raw = shifted(self._raw, x_px, y_px)
-        self._smooth = expected_px or self._smooth
-        self._votes = votes
-        if frame.step.flow is None:
-            self.confidence = 0.0
-            self._settle(frame, 0.0)
-        elif self.state in HELD:
-            self._last_held_s = frame.pts_s
-        self._look_ahead()
-        self.found = replace(self.found or NOTHING, box_xyxy_px=self.box_px)
-        return self.found, Track(self.state, None, self.confidence, self.track_id, self._raw)
-
-    def _without_hidden(self, votes: Map) -> Map:
-        """The votes, without those for other objects."""
-        if self.hidden is None:
-            return votes
-        return np.where(self.hidden, np.minimum(votes, np.float32(UNSEEN)), votes)
-
-    def _look_ahead(self) -> None:
-        """Compute the votes in the newest frame from those after the last answer."""
-        self._votes_ahead = self._votes
-        for frame in self._pending:
-            if frame.votes is None:
-                self._votes_ahead = self._next(self._votes_ahead, frame)
-            else:
-                self._votes_ahead = frame.votes
-
-    def _next(self, votes: Map, frame: _PendingFrame) -> Map:
-        """The votes in a frame before its answer, from those in the frame before it."""
-        return self._vote_grid.propagated(votes, frame.step, self._near, frame.rated)
+        return result, one.track
 
     @property
-    def box_px(self) -> BoxPx | None:
-        """The smoothed box of the object, or its last one; None before the first answer."""
-        return None if self._smooth is None else self._inside(self._smooth)
+    def cues(self) -> list[float] | None:
+        """Those of the main object, for fitting; None where there is none."""
+        return None if self._main is None else self._main.cues(self._size_px)
 
-    @property
-    def votes(self) -> Map:
-        """The votes in the newest frame, ``[h, w]``."""
-        return self._votes_ahead
+    def _tracked(self, each: _Object, window_px: BoxPx) -> Tracked:
+        """An object as a record has it."""
+        track = Track(each.state, window_px, each.confidence, each.track_id, each.raw_px)
+        named = each.found
+        box = self._inside(each.box_px)
+        return Tracked(box, named.class_index, named.class_name, named.score, track)
+
+    def _detections(self, found: Localization, window_px: BoxPx) -> list[Detection]:
+        """The detections in the frame's pixels, without those that the window cuts off."""
+        several = list(found.detections)
+        if not several and found.box_xyxy_px is not None:
+            several = [
+                Detection(
+                    found.box_xyxy_px,
+                    found.class_index,
+                    found.class_name,
+                    found.score,
+                    found.confidence,
+                    found.said,
+                )
+            ]
+        in_frame = [
+            replace(each, box_xyxy_px=shifted(each.box_xyxy_px, *window_px[:2])) for each in several
+        ]
+        return [
+            each
+            for each in in_frame
+            if _confidence(each) >= GOES_ON and not self._cut_off(each.box_xyxy_px, window_px)
+        ]
+
+    def _cut_off(self, box_px: BoxPx, window_px: BoxPx) -> bool:
+        """Whether a box reaches an edge of its window that is no edge of the frame."""
+        for low, high, first, last, size in zip(
+            box_px[:2], box_px[2:], window_px[:2], window_px[2:], self._size_px, strict=True
+        ):
+            near = EDGE * (last - first)
+            if (first > 0 and low < first + near) or (last < size and high > last - near):
+                return True
+        return False
+
+    def _follow(self, frame: _Pending, detections: Sequence[Detection]) -> None:
+        """Bring all objects to a frame."""
+        step = frame.step
+        if step.cut:
+            self._all = []
+        for each in self._all:
+            if step.flow is not None:
+                each.box_px = self._motion.carried(each.box_px, step.flow)
+                if each.raw_px is not None:
+                    each.raw_px = each.box_px
+            each.weight *= MEMORY
+        taken = self._matched(detections)
+        for each in self._all:
+            detection = taken.get(id(each))
+            if detection is not None:
+                confidence = self._counted(detection)
+                each.take(detection, confidence, frame.pts_s)
+                self._count(each, confidence, step)
+            elif each.state != LOST and self._is_seen(each.box_px, frame.window_px):
+                each.missed += 1
+                self._count(each, 0.0, step)
+        self._begin(detections, {id(each) for each in taken.values()}, frame)
+        for each in self._all:
+            self._settle(each)
+
+    def _counted(self, detection: Detection) -> float:
+        """The confidence of a detection, of the class that is looked for."""
+        return _confidence(detection) * (detection.score if self._wanted else 1.0)
+
+    def _count(self, each: _Object, confidence: float, step: MotionStep) -> None:
+        """Add a look to what is known of an object."""
+        each.moves += 0.2 * (self._motion.moves(each.box_px, step.after.evidence) - each.moves)
+        each.mean += 0.2 * (confidence - each.mean)
+        each.score = SCORE_MEMORY * each.score + confidence
+
+    def _matched(self, detections: Sequence[Detection]) -> dict[int, Detection]:
+        """The detection that each object takes, by the object's ``id``: the best pairs first."""
+        pairs: list[tuple[float, int, int]] = []
+        for place, each in enumerate(self._all):
+            for number, detection in enumerate(detections):
+                alike = overlap(each.box_px, detection.box_xyxy_px)
+                if alike > MATCH_IOU:
+                    worth = self._counted(detection) * alike**MATCH_POWER
+                    pairs.append((worth / 2 if each.state == LOST else worth, place, number))
+        found: dict[int, Detection] = {}
+        used = set[int]()
+        for _, place, number in sorted(pairs, reverse=True):
+            key = id(self._all[place])
+            if key not in found and number not in used:
+                found[key] = detections[number]
+                used.add(number)
+        return found
+
+    def _is_seen(self, box_px: BoxPx, window_px: BoxPx) -> bool:
+        """Whether the engine saw what is in a box."""
+        return window_px == self._whole_px or (
+            float(shared(box_px, window_px)) > WITHIN and not self._cut_off(box_px, window_px)
+        )
+
+    def _begin(self, detections: Sequence[Detection], used: set[int], frame: _Pending) -> None:
+        """Begin objects: at a selected box, and at detections that no object has."""
+        for detection in sorted(detections, key=self._counted, reverse=True):
+            confidence = self._counted(detection)
+            box = detection.box_xyxy_px
+            if (
+                id(detection) in used
+                or confidence < BEGINS
+                or any(self._is_same(box, each.box_px) for each in self._all)
+            ):
+                continue
+            moves = self._motion.moves(box, frame.step.after.evidence)
+            self._all.append(
+                _Object(
+                    box,
+                    detection,
+                    box,
+                    confidence,
+                    confidence,
+                    confidence,
+                    frame.pts_s,
+                    moves=moves,
+                )
+            )
+            self._all[-1].name(detection, confidence)
+        if frame.selected_px is not None:
+            self._pin(frame.selected_px, detections, frame.pts_s)
+
+    def _pin(self, box_px: BoxPx, detections: Sequence[Detection], pts_s: float) -> None:
+        """Make what is in a selected box the main object, whatever else there is."""
+        middle = (box_px[0] + box_px[2]) / 2, (box_px[1] + box_px[3]) / 2
+        there = [each for each in self._all if each.state != LOST and _holds(each.box_px, *middle)]
+        best = max(there, key=lambda each: overlap(each.box_px, box_px), default=None)
+        if best is None:
+            named = detections[0] if detections else Detection(box_px, 0, "", 0.0)
+            best = _Object(box_px, named, box_px, UNKNOWN, UNKNOWN, UNKNOWN, pts_s)
+            self._all.append(best)
+        self._pinned = self._main = best
+        best.confidence = max(best.confidence, SURE)
+
+    @staticmethod
+    def _is_same(box_px: BoxPx, other_px: BoxPx) -> bool:
+        """Whether two boxes are of one object."""
+        return overlap(box_px, other_px) > SAME_IOU
+
+    def _settle(self, each: _Object) -> None:
+        """Decide an object's confidence, state and number."""
+        if each.missed >= (LOST_LOOKS if each.track_id else LOST_LOOKS_NEW):
+            self._lose(each)
+            return
+        if each.missed == 0 or each.state != LOST:
+            sure = self._model(each.cues(self._size_px))
+            each.confidence = max(sure, SURE) if each is self._pinned and not each.missed else sure
+            if each.state == LOST:
+                each.state = SEARCHING
+            if each.confidence >= SURE:
+                if not each.track_id:
+                    self._last_id += 1
+                    each.track_id = self._last_id
+                each.state = FOLLOWING
+            elif each.track_id and (each.state != FOLLOWING or each.confidence < NO_LONGER_SURE):
+                each.state = UNSURE
+
+    def _lose(self, each: _Object) -> None:
+        """An object that is not in the frame any more, or cannot be seen."""
+        each.state = LOST
+        each.confidence = 0.0
+        each.raw_px = None
+
+    def _forget(self, pts_s: float) -> None:
+        """Drop what has been lost for long, what has left the frame, and what is there twice."""
+        kept: list[_Object] = []
+        for each in sorted(self._all, key=lambda one: (one.state == LOST, -one.score)):
+            lost = each.state == LOST
+            gone = lost and (not each.track_id or pts_s - each.seen_s > SHORT_LOSS_S)
+            x0, y0, x1, y1 = self._inside(each.box_px)
+            left = (x1 - x0) * (y1 - y0) < LEFT * _area(each.box_px)
+            twice = any(
+                other.state != LOST and self._is_same(each.box_px, other.box_px) for other in kept
+            )
+            if not gone and not left and not (twice and each is not self._pinned):
+                kept.append(each)
+        self._all = kept[: MOST_KEPT + self._most]
+        if self._pinned not in self._all:
+            self._pinned = None
+
+    def _order(self) -> None:
+        """Choose the main object, and put it first."""
+        shown = [each for each in self._all if each.state != LOST]
+        if not shown:
+            self._main = None
+            return
+
+        def worth(each: _Object) -> tuple[bool, float]:
+            stays = STAYS_MAIN if each is self._main else 1.0
+            return each is self._pinned, each.worth * stays
+
+        self._main = max(shown, key=worth)
+        self._all.sort(key=lambda each: (each.state == LOST, each is not self._main, -each.worth))
 
     def _inside(self, box_px: BoxPx) -> BoxPx:
         """The part of a box that is inside the frame."""
@@ -361,144 +598,29 @@ class Tracker:
         x0, y0, x1, y1 = box_px
         return max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
 
-    @property
-    def _near(self) -> BoxPx | None:
-        """Where the object was last; None where it is lost."""
-        return None if self.state == LOST else self.box_px
-
-    def _around(self, box_px: BoxPx) -> BoxPx:
-        """The window around a box: larger than the box, and moved into the frame."""
-        scale = SCALE[WIDENED if self._cut_off else self.state]
-        edges: list[tuple[int, int]] = []
-        for low, high, size in zip(box_px[:2], box_px[2:], self._size_px, strict=True):
-            length = min(max((high - low) * scale, LEAST_WINDOW_PX), size)
-            start = min(max((low + high - length) / 2, 0), size - length)
-            edges.append((round(start), round(start + length)))
-        (x0, x1), (y0, y1) = edges
-        return float(x0), float(y0), float(x1), float(y1)
-
-    def _expected(self, step: MotionStep) -> BoxPx | None:
-        """The last smoothed box, propagated along a step; None where that is not possible."""
-        if self._smooth is None or step.flow is None:
-            return None
-        x_px, y_px = self._vote_grid.shift_px(self._votes, step, self._inside(self._smooth))
-        return shifted(self._smooth, x_px, y_px)
-
-    def _settle(self, frame: _PendingFrame, confidence: float) -> None:
-        """Decide the state after a frame, and the track id."""
-        held = self.state in HELD
-        self._hopeless_frames = self._hopeless_frames + 1 if confidence < HOPELESS else 0
-        ends = frame.step.cut or self._hopeless_frames >= PATIENCE_FRAMES
-        if frame.step.blank or (held and ends):
-            self.give_up()
-        elif confidence >= SURE and (held or frame.scene_frames > LEAD_FRAMES):
-            if not held:
-                self._last_id = self._new_id(frame.pts_s)
-            self.state = FOLLOWING
-        elif held and confidence < UNSURE:
-            self.state = WIDENED
-        if self.state in HELD:
-            self._last_held_s = frame.pts_s
-        self.track_id = self._last_id if self.state in HELD else 0
-
-    def _new_id(self, pts_s: float) -> int:
-        """The track id of an object that is tracked from now on."""
-        is_another = self._is_another
-        self._is_another = False
-        if is_another or self.box_px is None:
-            return self._track_ids.new()
-        return self._track_ids.found(self.box_px, pts_s)
-
-    def forget(self) -> None:
-        """Begin anew elsewhere: the place of the object so far does not count."""
-        self.give_up()
-        self._smooth = None
-
-    def give_up(self) -> None:
-        """Track nothing. What is found soon afterwards may be the same object."""
-        if self.state in HELD and self.box_px is not None:
-            self._track_ids.lose(self._last_id, self.box_px, self._last_held_s)
-        self.state = LOST if self._last_id else SEARCHING
-        self.track_id = 0
+    def _placed(self, map_hw: Map, window_px: BoxPx) -> Map:
+        """The map of a window as one of the whole frame: 0 outside the window."""
+        if window_px == self._whole_px or not map_hw.size:
+            return map_hw
+        h, w = self._motion.shape
+        width, height = self._size_px
+        x0, x1 = (round(edge * w / width) for edge in window_px[::2])
+        y0, y1 = (round(edge * h / height) for edge in window_px[1::2])
+        whole = np.zeros((h, w), np.float32)
+        size = (max(x1 - x0, 1), max(y1 - y0, 1))
+        whole[y0 : y0 + size[1], x0 : x0 + size[0]] = cv2.resize(map_hw, size)
+        return whole
 
 
-def touches(box_px: BoxPx, window_px: BoxPx, size_px: tuple[int, int]) -> bool:
-    """Whether a box reaches an edge of its window that is no edge of the frame.
-
-    Args:
-        box_px: the box in the frame.
-        window_px: the window in the frame.
-        size_px: width and height of the frame.
-    """
-    for low, high, first, last, size in zip(
-        box_px[:2], box_px[2:], window_px[:2], window_px[2:], size_px, strict=True
-    ):
-        near = EDGE * (last - first)
-        if (first > 0 and low < first + near) or (last < size and high > last - near):
-            return True
-    return False
+def _confidence(detection: Detection) -> float:
+    """How sure a detection is."""
+    return UNKNOWN if detection.confidence is None else detection.confidence
 
 
-def smoothed(raw_px: BoxPx, expected_px: BoxPx | None, scene_frames: int) -> BoxPx:
-    """A box between where it should be and where it was found.
-
-    A box that was found somewhere else altogether is taken as it is.
-
-    Args:
-        raw_px: the box that was found.
-        expected_px: the last box, propagated to this frame; None without one.
-        scene_frames: frames since the scene began.
-    """
-    if expected_px is None:
-        return raw_px
-    alike = (overlap(raw_px, expected_px) - ANOTHER_IOU) / (SAME_IOU - ANOTHER_IOU)
-    least = min(SMOOTH_SHARE, max(SMOOTH_SHARE_LATER, SMOOTH_FRAMES / max(scene_frames, 1)))
-    share = 1 - (1 - least) * min(max(alike, 0.0), 1.0)
-    x0, y0, x1, y1 = (
-        then + share * (now - then) for then, now in zip(expected_px, raw_px, strict=True)
-    )
-    return x0, y0, x1, y1
+def _area(box_px: BoxPx) -> float:
+    return max((box_px[2] - box_px[0]) * (box_px[3] - box_px[1]), 1.0)
 
 
-class TrackIds:
-    """The track ids of one source's objects, from 1 on.
-
-    Args:
-        reach_px: what is found farther than this from where an object was lost is another object.
-    """
-
-    def __init__(self, reach_px: float = math.inf) -> None:
-        self._last_id = 0
-        self._reach_px = reach_px
-        self._lost: dict[int, tuple[BoxPx, float]] = {}
-
-    def lose(self, track_id: int, box_px: BoxPx, pts_s: float) -> None:
-        """Remember where and when an object was last tracked."""
-        self._lost[track_id] = box_px, pts_s
-
-    def found(self, box_px: BoxPx, pts_s: float) -> int:
-        """The track id of an object that is tracked from now on.
-
-        It is that of the nearest object that was lost shortly before, or else a new one.
-        """
-        self._lost = {
-            track_id: (box, then)
-            for track_id, (box, then) in self._lost.items()
-            if pts_s - then <= SHORT_LOSS_S
-        }
-        away_px = {track_id: _distance_px(box, box_px) for track_id, (box, _) in self._lost.items()}
-        nearest = min(away_px, key=away_px.__getitem__, default=0)
-        if nearest and away_px[nearest] <= self._reach_px:
-            del self._lost[nearest]
-            return nearest
-        return self.new()
-
-    def new(self) -> int:
-        """A track id that no object has had."""
-        self._last_id += 1
-        return self._last_id
-
-
-def _distance_px(a_px: BoxPx, b_px: BoxPx) -> float:
-    """The distance between the centres of two boxes."""
-    return math.dist(*(((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in (a_px, b_px)))
+def _holds(box_px: BoxPx, x: float, y: float) -> bool:
+    """Whether a point is in a box."""
+    return box_px[0] <= x <= box_px[2] and box_px[1] <= y <= box_px[3]

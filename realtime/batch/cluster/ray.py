@@ -7,7 +7,7 @@ tasks on other processors decode for them, a few frames ahead.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
@@ -21,6 +21,7 @@ from realtime.batch.cluster.worker import AttachedFiles, LostError, Ref, Worker
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Segment, SegmentEnd, read_segment
 from realtime.frames import Frame
+from realtime.tracking.options import State
 
 START_RAY = "ray start --head"
 CPUS_EACH = 4
@@ -176,9 +177,9 @@ class RayWorker:
         """See ``Worker.open``."""
         return self.actor.open.remote()
 
-    def work(self, clip: Clip, segment: Segment) -> Ref:
+    def work(self, clip: Clip, segment: Segment, states: Mapping[int, State]) -> Ref:
         """See ``Worker.work``."""
-        return self.actor.work.remote(clip, segment)
+        return self.actor.work.remote(clip, segment, states)
 
 
 class WorkerActor(Worker):

@@ -211,7 +211,8 @@ class _Scheduler:
 
     @property
     def _waiting_segments(self) -> int:
-        return sum(len(source.todo) for source in self._under_way)
+        most = 1 if self._settings.in_order else None
+        return sum(len(list(source.todo)[:most]) for source in self._under_way)
 
     def _start_workers(self) -> None:
         """Start as many workers as have something to do."""
@@ -240,14 +241,21 @@ class _Scheduler:
             source.assigned += 1
             handle.segments.append(segment)
             handle.source = source.name
-            ref = handle.worker.work(source.clip, segment)
+            assert source.job is not None
+            states = source.job.states([segment]) if self._settings.in_order else {}
+            ref = handle.worker.work(source.clip, segment, states)
             self._callbacks[ref] = partial(self._segment_ended, handle, source, segment)
 
     def _next_for(self, handle: WorkerHandle) -> ClusterSource | None:
         """The source that the worker worked on last, since its machine has a copy already; else the
-        one that the fewest workers work on.
+        one that the fewest workers work on. Where segments are done in order, one worker at a time
+        works on a source.
         """
-        sources = [source for source in self._under_way if source.todo]
+        sources = [
+            source
+            for source in self._under_way
+            if source.todo and not (self._settings.in_order and source.assigned)
+        ]
         return min(
             sources,
             key=lambda source: (source.name != handle.source, source.assigned, source.place),
@@ -332,7 +340,7 @@ class _Scheduler:
         if source.job.summary is not None:
             self._finish(source, {**source.job.summary, "skipped": True})
         elif source.job.clip is None:
-            self._find_plan(source, self._settings.whole)
+            self._find_plan(source, whole=False)
         else:
             self._work_on(source)
 

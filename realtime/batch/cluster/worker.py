@@ -25,6 +25,7 @@ from realtime.batch.encode import run_segments
 from realtime.batch.options import Settings, settings_digest
 from realtime.batch.plan import Window, digest_of, make_plan
 from realtime.batch.segment import Clip, Read, Segment, read_segment
+from realtime.tracking.options import State
 
 ATTACHED = ("model", "weights", "head", "calibration", "labels")
 """Fields of ``EngineOptions`` that may name a file."""
@@ -88,7 +89,7 @@ class Worker:
         digest = settings_digest(self._settings, found)
         return Opened(digest, engine.backend, engine.precision, engine.device, found.size_px)
 
-    def work(self, clip: Clip, segment: Segment) -> dict[str, bytes]:
+    def work(self, clip: Clip, segment: Segment, states: Mapping[int, State]) -> dict[str, bytes]:
         """Do a segment; see ``run_segments``.
 
         Returns:
@@ -102,7 +103,7 @@ class Worker:
         here = replace(clip, spec=local_path(clip.spec))
         with TemporaryDirectory(prefix="sightline-") as folder:
             for _ in run_segments(
-                here, [segment], self._localizer, self._settings, Path(folder), self._read
+                here, [segment], self._localizer, self._settings, Path(folder), self._read, states
             ):
                 pass
             return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
@@ -168,7 +169,7 @@ class RemoteWorker(Protocol):
 
     def open(self) -> Ref: ...
 
-    def work(self, clip: Clip, segment: Segment) -> Ref: ...
+    def work(self, clip: Clip, segment: Segment, states: Mapping[int, State]) -> Ref: ...
 
 
 class Cluster(Protocol):

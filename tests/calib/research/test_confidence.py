@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calib.heads.confidence import RatedBoxes
-from calib.research.confidence import RecordedCues, fit_tracking_model, save
+from calib.research.confidence import fit_tracking_model, save
 from realtime.tracking.confidence import CUES, load_confidence_model
 
 
@@ -27,12 +27,3 @@ def test_what_is_saved_is_what_is_read(tmp_path):
     model = fit_tracking_model(boxes)
     save(model, tmp_path / "model.json")
     assert load_confidence_model(tmp_path / "model.json") == model
-
-
-def test_cues_are_kept_and_without_a_model_every_box_is_as_sure():
-    cues = [0.5] * len(CUES)
-    model = load_confidence_model()
-    recorded = RecordedCues(model)
-    assert recorded(cues) == model(cues)
-    assert RecordedCues()(cues) == 0.7
-    assert recorded.cues == [cues]

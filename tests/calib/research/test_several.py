@@ -7,7 +7,7 @@ LEFT, RIGHT = (0.0, 0.0, 10.0, 10.0), (50.0, 0.0, 60.0, 10.0)
 
 
 def tracked(number, box):
-    return Tracked(box, 0, "cat", 0.5, Track("following", None, 0.9, number, box))
+    return Tracked(box, 0, "cat", 0.5, Track("following", LEFT, 0.9, number, box))
 
 
 def test_objects_numbers_and_boxes_that_are_nowhere_are_counted():

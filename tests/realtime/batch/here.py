@@ -96,12 +96,12 @@ class _HereWorker:
 
         return self.cluster.ask(run)
 
-    def work(self, clip: Clip, segment: Segment) -> Call:
+    def work(self, clip: Clip, segment: Segment, states: dict) -> Call:
         def run() -> dict[str, bytes]:
             self.dead = self.dead or self.cluster.dies(clip, segment)
             if self.dead:
                 raise LostError("killed")
             self.cluster.worked.append((self.number, clip.name, segment.index))
-            return self.worker.work(clip, segment)
+            return self.worker.work(clip, segment, states)
 
         return self.cluster.ask(run)

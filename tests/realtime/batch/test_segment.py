@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import zlib
+from dataclasses import replace
 
 import av
 import pytest
@@ -14,12 +15,10 @@ from rich.console import Console
 
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
-from engines.choose import open_localizer
 from engines.errors import InputError, OutputError
 from engines.localizer import Localizer
 from engines.networks.registry import load_classifier
-from engines.options import EngineOptions
-from realtime.batch.encode import EncoderThread, run_segments
+from realtime.batch.encode import EncoderThread, read_record, run_segments
 from realtime.batch.job import only_run_on
 from realtime.batch.merge import UnsafeCutError, merge
 from realtime.batch.options import Settings, seconds_of, settings_digest
@@ -34,6 +33,7 @@ from tests.realtime.batch.clips import make_clip, rows_of, table_of
 from tests.realtime.media import write_images, write_video
 
 QUIET = Console(quiet=True)
+FOLLOWED = Settings(following=FollowOptions(follow=True))
 STREAMS = {
     "b_frames.mp4": ["-bf", "3"],
     "open_gop.mp4": ["-bf", "3", "-x264-params", "open-gop=1:scenecut=0"],
@@ -295,30 +295,51 @@ def test_what_cannot_be_cut_goes_straight_through_beside_what_can(tiny_localizer
     assert (tmp_path / "demo.mp4").exists()
 
 
-def test_what_is_followed_is_one_segment_and_the_log_says_how_it_went(tmp_path):
-    """Where to look depends on the frames before; the engine has a head, so that there is a box to
-    follow.
-    """
-    localizer, path = (
-        open_localizer(EngineOptions(backend="openvino"), streams=2),
-        make_clip(tmp_path / "clip.mp4", seconds=25),
-    )
-    assert len(plan(path).segments) > 1
-    followed = Settings(following=FollowOptions(follow=True))
-    assert settings_digest(followed, localizer) != settings_digest(Settings(), localizer)
-    (summary,) = process_all([str(path)], tmp_path / "out", localizer, QUIET, followed)
-    rows = rows_of(tmp_path / "out" / "clip.jsonl")
-    assert (summary["frames"], len(rows)) == (250, 250)
-    assert {row["state"] for row in rows} <= {"searching", "following", "widened", "lost"}
-    assert any(row["window"] != [0, 0, 160, 120] for row in rows)
-    assert [row["confidence"] for row in table_of(tmp_path / "out" / "clip.parquet")] == [
+@pytest.mark.parametrize(("slots", "batch"), [(1, 1), (2, 1), (2, 3)])
+def test_what_is_followed_is_followed_across_segments(slots, batch, tmp_path):
+    """Each segment alone, from the state behind the one before it, gives what all of them give."""
+    localizer = Localizer(MockEngine(96, batch=batch, slots=slots))
+    path = make_clip(tmp_path / "clip.mp4", seconds=32)
+    clip, settings = plan(path), replace(FOLLOWED, batch=batch)
+    assert len(clip.segments) > 2
+    whole = tmp_path / "whole"
+    list(run_segments(clip, clip.segments, localizer, settings, whole))
+    states: dict = {}
+    for segment in clip.segments:
+        folder = tmp_path / f"alone{segment.index}"
+        list(run_segments(clip, [segment], localizer, settings, folder, states=states))
+        name = f"{segment.index:05d}"
+        assert rows_of(folder / f"{name}.jsonl") == rows_of(whole / f"{name}.jsonl")
+        assert (folder / f"{name}.mp4").read_bytes() == (whole / f"{name}.mp4").read_bytes()
+        states = {segment.index: read_record(folder, clip, segment)["tracking"]}
+        assert states[segment.index] == read_record(whole, clip, segment)["tracking"]
+
+
+def test_the_log_says_how_following_went_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    localizer = Localizer(MockEngine(96, slots=2))
+    path, out = make_clip(tmp_path / "clip.mp4", seconds=32), tmp_path / "out"
+    assert settings_digest(FOLLOWED, localizer) != settings_digest(Settings(), localizer)
+    (summary,) = process_all([str(path)], tmp_path / "whole", localizer, QUIET, FOLLOWED)
+    rows = rows_of(tmp_path / "whole" / "clip.jsonl")
+    assert (summary["frames"], len(rows)) == (320, 320)
+    assert {row["state"] for row in rows} <= {"searching", "following", "unsure", "lost"}
+    assert [row["confidence"] for row in table_of(tmp_path / "whole" / "clip.parquet")] == [
         row["confidence"] for row in rows
     ]
-    again = open_localizer(EngineOptions(backend="openvino"), streams=1)
-    process_all([str(path)], tmp_path / "again", again, QUIET, followed)
-    assert rows_of(tmp_path / "again" / "clip.jsonl") == rows, (
-        "however many calls the engine could take at once"
-    )
+    read, taken = localizer.read, []
+
+    def interrupted(*arguments):
+        taken.append(1)
+        if len(taken) == 250:
+            raise KeyboardInterrupt
+        return read(*arguments)
+
+    monkeypatch.setattr(localizer, "read", interrupted)
+    assert process_all([str(path)], out, localizer, QUIET, FOLLOWED)[-1]["interrupted"]
+    summary = process_all([str(path)], out, localizer, QUIET, FOLLOWED)[0]
+    assert summary["segments_resumed"] >= 1
+    assert rows_of(out / "clip.jsonl") == rows
+    assert (out / "clip.mp4").read_bytes() == (tmp_path / "whole" / "clip.mp4").read_bytes()
 
 
 def test_an_engine_that_takes_one_call_can_follow_too(tmp_path):

@@ -5,7 +5,7 @@ where the patch is.
 import cv2
 import numpy as np
 
-from engines.localizer import Localization
+from engines.localizer import Detection, Localization
 
 SIZE_PX = (240, 160)
 
@@ -37,33 +37,38 @@ def scene(frames, start=(40, 50), speed=(3, 0), side=(50, 40), pan=(0, 0), secon
     return images, boxes
 
 
-def answer(box, window, score=0.6):
+def answer(box, window, confidence=0.9):
     """What a good engine says of a window: a map that is high on the object, and its box, both as
-    the window sees them.
+    the window sees them; nothing where it is not in the window.
     """
-    if window is None:
-        return None
+    (found,) = detections([box], window, [confidence]).detections or (None,)
     width, height = window[2] - window[0], window[3] - window[1]
-    x0, x1 = (np.clip(edge - window[0], 0, width) for edge in (box[0], box[2]))
-    y0, y1 = (np.clip(edge - window[1], 0, height) for edge in (box[1], box[3]))
     map_hw = np.full((16, 16), 0.1, np.float32)
+    if found is None:
+        return Localization(None, 3, "patch", 0.1, map_hw)
+    x0, y0, x1, y1 = found.box_xyxy_px
     rows, columns = (
         slice(int(16 * a), max(int(np.ceil(16 * b)), int(16 * a) + 1))
         for a, b in ((y0 / height, y1 / height), (x0 / width, x1 / width))
     )
     map_hw[rows, columns] = 1.0
-    return Localization((float(x0), float(y0), float(x1), float(y1)), 3, "patch", score, map_hw)
+    return Localization(found.box_xyxy_px, 3, "patch", 0.6, map_hw, (), confidence)
 
 
-def misled(number, window):
-    """What an engine says that has no idea: anything at all."""
-    if window is None:
-        return None
-    random = np.random.default_rng(number)
-    (x0, x1), (y0, y1) = (
-        np.sort(random.uniform(low, high, 2))
-        for low, high in ((0, window[2] - window[0]), (0, window[3] - window[1]))
-    )
+def detections(boxes, window, confidences):
+    """Several boxes, as far as the window shows them; the surest first."""
+    found = []
+    for box, confidence in zip(boxes, confidences, strict=True):
+        edges = [
+            float(np.clip(edge, window[place % 2], window[2 + place % 2]) - window[place % 2])
+            for place, edge in enumerate(box)
+        ]
+        if edges[0] < edges[2] and edges[1] < edges[3]:
+            found.append(Detection(tuple(edges), 3, "patch", 0.6, confidence))
+    found.sort(key=lambda each: -each.confidence)
+    map_hw = np.full((16, 16), 0.1, np.float32)
+    if not found:
+        return Localization(None, 3, "patch", 0.1, map_hw)
     return Localization(
-        (x0, y0, x1, y1), 0, "nothing", 0.1, random.random((16, 16)).astype(np.float32)
+        found[0].box_xyxy_px, 3, "patch", 0.6, map_hw, tuple(found), found[0].confidence
     )

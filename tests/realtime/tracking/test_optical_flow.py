@@ -1,10 +1,13 @@
 """Motion on a small grid: against known displacements, and a brute-force cut."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 
-from realtime.tracking.optical_flow import Motion, two_kinds
+from engines.boxes import overlap
+from realtime.tracking.optical_flow import MOST, Motion, MotionState, two_kinds
 from tests.realtime.tracking.scenes import SIZE_PX, scene, texture
 
 
@@ -15,9 +18,9 @@ def watched(images):
 
 @pytest.mark.parametrize("pan", [(0, 0), (4, 0), (2, 3)])
 def test_what_moves_by_itself_is_told_from_what_the_camera_moves(pan):
-    images, boxes = scene(4, speed=(6, 3), pan=pan)
+    images, boxes = scene(9, speed=(6, 3), pan=pan)
     motion, steps = watched(images)
-    evidence = steps[-1].evidence
+    evidence = steps[-1].after.evidence
     cell = SIZE_PX[0] / motion.shape[1]
     x0, y0, x1, y1 = (round(edge / cell) for edge in boxes[-1])
     inside = np.zeros(motion.shape, bool)
@@ -25,8 +28,11 @@ def test_what_moves_by_itself_is_told_from_what_the_camera_moves(pan):
     around = cv2.dilate(inside.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     assert evidence[inside].mean() > 0.3
     assert evidence[~around].mean() < -0.05
-    assert np.abs(evidence).max() <= 1
-    assert steps[-1].moving == 1
+    assert np.abs(evidence).max() <= MOST
+    assert motion.moves(boxes[-1], evidence) > 0.15
+    assert motion.moves((150, 20, 230, 50), evidence) == 0
+    if pan == (0, 0):
+        assert any(overlap(blob, boxes[-1]) > 0.4 for blob in motion.blobs())
 
 
 def test_flow_is_the_displacement_in_cells():
@@ -47,8 +53,8 @@ def test_a_still_scene_speaks_neither_for_nor_against_anything_for_all_its_noise
         motion.step(np.clip(field + random.normal(0, 2, field.shape), 0, 255).astype(np.uint8))
         for _ in range(4)
     ]
-    assert [step.moving for step in steps] == [0.0] * 4
-    assert np.abs(steps[2].evidence).max() < 0.05
+    assert np.abs(steps[3].after.evidence).max() < 0.05
+    assert not motion.blobs()
     assert not steps[2].cut
     assert not steps[2].blank
 
@@ -58,8 +64,35 @@ def test_black_frames_and_cuts_are_noticed():
     black = np.zeros_like(images[0])
     _, steps = watched([images[0], images[1], black, images[1], texture(SIZE_PX[1], SIZE_PX[0], 9)])
     assert [step.blank for step in steps] == [False, False, True, False, False]
-    assert [step.cut for step in steps] == [True, False, False, True, True]
-    assert all((step.flow is None) == (step.cut or step.blank) for step in steps)
+    assert [step.cut for step in steps] == [True, False, False, False, True]
+    assert [step.flow is None for step in steps] == [True, False, True, True, True]
+
+
+def test_the_same_frame_again_is_frozen():
+    images, _ = scene(2)
+    _, steps = watched([images[0], images[1], images[1]])
+    assert [step.frozen for step in steps] == [False, False, True]
+    assert not steps[-1].flow.any()
+
+
+@pytest.mark.parametrize("zoom", [1.0, 1.02, 0.98])
+def test_a_box_is_carried_with_what_is_in_it_and_grows_as_it_does(zoom):
+    field = texture(*SIZE_PX[::-1], 1)
+    place = np.array([[zoom, 0, 3 - 100 * (zoom - 1)], [0, zoom, 2 - 80 * (zoom - 1)]])
+    motion, steps = watched([field, cv2.warpAffine(field, place, SIZE_PX)])
+    x0, y0, x1, y1 = motion.carried((60, 40, 140, 120), steps[1].flow)
+    half = 40 * zoom
+    expected = (103 - half, 82 - half, 103 + half, 82 + half)
+    assert (x0, y0, x1, y1) == pytest.approx(expected, abs=1.0)
+
+
+def test_a_state_is_what_it_was_after_a_file():
+    images, _ = scene(5, speed=(6, 3))
+    motion, steps = watched(images)
+    again = MotionState.from_json(json.loads(json.dumps(steps[-1].after.json())), motion.shape)
+    assert np.array_equal(again.last, steps[-1].after.last)
+    assert np.array_equal(again.evidence, steps[-1].after.evidence)
+    assert (again.frames, again.was_blank) == (5, False)
 
 
 def test_the_camera_is_fitted_without_regard_to_what_moves_otherwise():

@@ -13,7 +13,9 @@ from engines.choose import open_localizer
 from engines.errors import EngineError, OutputError, SourceError
 from engines.options import EngineOptions
 from realtime.batch.cluster.scheduler import MOST_TRIES, process_across
+from realtime.batch.options import Settings
 from realtime.batch.run import process_all
+from realtime.tracking.options import FollowOptions
 from tests.realtime.batch.clips import make_clip
 from tests.realtime.batch.here import Here
 from tests.realtime.batch.test_resume import assert_same
@@ -58,6 +60,24 @@ def test_results_are_those_of_one_machine(made, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text()) == summaries
     assert {number for number, *_ in cluster.worked} == {0, 1}
     assert len(cluster.worked) == len({work[1:] for work in cluster.worked}) == 5  # nothing twice
+
+
+def test_what_is_followed_is_as_on_one_machine_though_a_worker_dies(made, tmp_path):
+    deaths = []
+
+    def dies(clip, segment) -> bool:
+        deaths.append(segment.index)
+        return deaths == [0, 1] or deaths == [1, 0]
+
+    settings = Settings(following=FollowOptions(follow=True))
+    specs = [str(made / f"{name}.mp4") for name in ("first", "second")]
+    localizer = open_localizer(CHOICE, streams=0)
+    process_all(specs, tmp_path / "whole", localizer, Console(file=io.StringIO()), settings)
+    cluster = Here(CHOICE, settings=settings, dies=dies)
+    run(made, tmp_path / "out", cluster)
+    assert_same(tmp_path / "out", tmp_path / "whole", ["first", "second"])
+    first = [index for _, name, index in cluster.worked if "first" in name]
+    assert first == [0, 1, 2], "one after the other"
 
 
 def test_a_death_costs_only_its_segment(made, tmp_path):
