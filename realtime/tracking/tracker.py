@@ -8,25 +8,27 @@ the last one, how sure each is, and what the engine sees next. It reads no clock
 4. The main object is the one with the most confidence summed over time.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
 
 from engines.boxes import overlap, shared, shifted
-from engines.dense_names import Said
 from engines.localizer import SMALLEST_PX, Detection, ImageBgr, Localization
 from realtime.frames import NO_MAP, BoxPx, Track, Tracked
 from realtime.tracking.optical_flow import Map, Motion, MotionState, MotionStep
+from realtime.tracking.tracked import (
+    FOLLOWING,
+    LOST,
+    LOST_LOOKS,
+    SEARCHING,
+    UNSURE,
+    TrackedObject,
+)
 
-SEARCHING = "searching"
-FOLLOWING = "following"
-UNSURE = "unsure"
-LOST = "lost"
 SURE = 0.5
 """The confidence from which on an object is followed, and has a number."""
 NO_LONGER_SURE = 0.4
@@ -51,13 +53,10 @@ MEMORY = 0.8
 """The share of its weight that a box keeps from frame to frame: it is a mean over some five."""
 SCORE_MEMORY = 0.95
 """The share of its score that an object keeps: confidence is summed over some twenty looks."""
-MOTION_WEIGHT = 8.0
-"""What moves by itself scores up to so many times its confidence more."""
 STAYS_MAIN = 1.3
 """Another object becomes the main one where its score is so many times as high."""
-LOST_LOOKS = 8
-"""An object that was not found in so many looks in a row is lost; a new one far sooner."""
 LOST_LOOKS_NEW = 3
+"""So is one that has no number yet, after so many."""
 SHORT_LOSS_S = 2.0
 """An object that is found again within this time keeps its number."""
 MOST_KEPT = 12
@@ -81,109 +80,6 @@ LEFT = 0.3
 """An object has left when less than this share of its box is in the frame."""
 NOTHING = Localization(None, 0, "", 0.0, NO_MAP)
 """The answer where there is none."""
-
-
-@dataclass
-class _Object:
-    """An object that is tracked.
-
-    Attributes:
-        box_px: in the newest frame.
-        found: the detection that it took last.
-        raw_px: its box.
-        confidence: the probability that the box is right.
-        mean: of the confidences of its detections, those that were missed counted as 0.
-        agreement: the mean overlap of its detections with where it was expected.
-        weight: how much the box so far counts against a new detection.
-        score: the confidence summed over time.
-        looks: in how many it was found.
-        missed: in how many in a row it was not.
-        moves: how surely it moves by itself.
-        track_id: see ``Track``; 0 until it is sure.
-        state: see ``Track``.
-        seen_s: when it was found last.
-        classes: how much speaks for each class, by its number.
-    """
-
-    box_px: BoxPx
-    found: Detection
-    raw_px: BoxPx | None
-    mean: float
-    score: float
-    weight: float
-    seen_s: float
-    confidence: float = 0.0
-    agreement: float = 0.7
-    looks: int = 1
-    missed: int = 0
-    moves: float = 0.0
-    track_id: int = 0
-    state: str = SEARCHING
-    classes: dict[str, float] = field(default_factory=dict)
-
-    def json(self) -> dict[str, Any]:
-        """As ``from_json`` reads it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "_Object":
-        """What ``json`` gave."""
-        known = dict(stored)
-        found = dict(stored["found"])
-        said = found.pop("said")
-        known["found"] = Detection(
-            **{**found, "box_xyxy_px": tuple(found["box_xyxy_px"])},
-            said=said and Said(**said),
-        )
-        known["box_px"] = tuple(stored["box_px"])
-        known["raw_px"] = stored["raw_px"] and tuple(stored["raw_px"])
-        return cls(**known)
-
-    @property
-    def worth(self) -> float:
-        """What decides which object is the main one."""
-        return self.score * (1 + MOTION_WEIGHT * self.moves)
-
-    def cues(self, size_px: tuple[int, int]) -> list[float]:
-        """What its confidence is computed from, in the order of
-        ``realtime.tracking.confidence.CUES``.
-        """
-        x0, y0, x1, y1 = self.box_px
-        share = max((x1 - x0) * (y1 - y0), 1.0) / (size_px[0] * size_px[1])
-        return [
-            self.mean,
-            self.agreement,
-            math.log(min(self.looks, 20)),
-            float(min(self.missed, LOST_LOOKS)),
-            math.log(share),
-            self.moves,
-        ]
-
-    def take(self, found: Detection, confidence: float, pts_s: float) -> None:
-        """Go on with a detection."""
-        if self.state == LOST:
-            self.weight = 0.0
-        self.agreement += 0.2 * (overlap(self.box_px, found.box_xyxy_px) - self.agreement)
-        self.weight += confidence
-        share = confidence / self.weight
-        x0, y0, x1, y1 = (
-            then + share * (now - then)
-            for then, now in zip(self.box_px, found.box_xyxy_px, strict=True)
-        )
-        self.box_px = (x0, y0, x1, y1)
-        self.raw_px = found.box_xyxy_px
-        self.seen_s = pts_s
-        self.looks += 1
-        self.missed = 0
-        self.name(found, confidence)
-
-    def name(self, found: Detection, confidence: float) -> None:
-        """Let it be called what most of its detections are called."""
-        self.classes = {name: 0.95 * weight for name, weight in self.classes.items()}
-        key = str(found.class_index)
-        self.classes[key] = self.classes.get(key, 0.0) + confidence * found.score
-        if max(self.classes, key=self.classes.__getitem__) == key:
-            self.found = found
 
 
 @dataclass
@@ -234,9 +130,9 @@ class Tracker:
         self._selected_px = selected_px
         self._motion = Motion(width_px, height_px)
         self._pending: deque[_Pending] = deque()
-        self._all: list[_Object] = []
-        self._main: _Object | None = None
-        self._pinned: _Object | None = None
+        self._all: list[TrackedObject] = []
+        self._main: TrackedObject | None = None
+        self._pinned: TrackedObject | None = None
         self._last_id = 0
         self._after: MotionState = self._motion.state  # the last answer's frame
         self._frames = 0
@@ -298,7 +194,7 @@ class Tracker:
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        self._all = [_Object.from_json(each) for each in stored["objects"]]
+        self._all = [TrackedObject.from_json(each) for each in stored["objects"]]
         self._main, self._pinned = (
             None if stored[name] is None else self._all[stored[name]] for name in ("main", "pinned")
         )
@@ -393,7 +289,7 @@ class Tracker:
         """Those of the main object, for fitting; None where there is none."""
         return None if self._main is None else self._main.cues(self._size_px)
 
-    def _tracked(self, each: _Object, window_px: BoxPx) -> Tracked:
+    def _tracked(self, each: TrackedObject, window_px: BoxPx) -> Tracked:
         """An object as a record has it."""
         track = Track(each.state, window_px, each.confidence, each.track_id, each.raw_px)
         named = each.found
@@ -462,7 +358,7 @@ class Tracker:
         """The confidence of a detection, of the class that is looked for."""
         return _confidence(detection) * (detection.score if self._wanted else 1.0)
 
-    def _count(self, each: _Object, confidence: float, step: MotionStep) -> None:
+    def _count(self, each: TrackedObject, confidence: float, step: MotionStep) -> None:
         """Add a look to what is known of an object."""
         each.moves += 0.2 * (self._motion.moves(each.box_px, step.after.evidence) - each.moves)
         each.mean += 0.2 * (confidence - each.mean)
@@ -505,7 +401,7 @@ class Tracker:
                 continue
             moves = self._motion.moves(box, frame.step.after.evidence)
             self._all.append(
-                _Object(
+                TrackedObject(
                     box,
                     detection,
                     box,
@@ -527,7 +423,7 @@ class Tracker:
         best = max(there, key=lambda each: overlap(each.box_px, box_px), default=None)
         if best is None:
             named = detections[0] if detections else Detection(box_px, 0, "", 0.0)
-            best = _Object(box_px, named, box_px, UNKNOWN, UNKNOWN, UNKNOWN, pts_s)
+            best = TrackedObject(box_px, named, box_px, UNKNOWN, UNKNOWN, UNKNOWN, pts_s)
             self._all.append(best)
         self._pinned = self._main = best
         best.confidence = max(best.confidence, SURE)
@@ -537,7 +433,7 @@ class Tracker:
         """Whether two boxes are of one object."""
         return overlap(box_px, other_px) > SAME_IOU
 
-    def _settle(self, each: _Object) -> None:
+    def _settle(self, each: TrackedObject) -> None:
         """Decide an object's confidence, state and number."""
         if each.missed >= (LOST_LOOKS if each.track_id else LOST_LOOKS_NEW):
             self._lose(each)
@@ -555,7 +451,7 @@ class Tracker:
             elif each.track_id and (each.state != FOLLOWING or each.confidence < NO_LONGER_SURE):
                 each.state = UNSURE
 
-    def _lose(self, each: _Object) -> None:
+    def _lose(self, each: TrackedObject) -> None:
         """An object that is not in the frame any more, or cannot be seen."""
         each.state = LOST
         each.confidence = 0.0
@@ -563,7 +459,7 @@ class Tracker:
 
     def _forget(self, pts_s: float) -> None:
         """Drop what has been lost for long, what has left the frame, and what is there twice."""
-        kept: list[_Object] = []
+        kept: list[TrackedObject] = []
         for each in sorted(self._all, key=lambda one: (one.state == LOST, -one.score)):
             lost = each.state == LOST
             gone = lost and (not each.track_id or pts_s - each.seen_s > SHORT_LOSS_S)
@@ -585,7 +481,7 @@ class Tracker:
             self._main = None
             return
 
-        def worth(each: _Object) -> tuple[bool, float]:
+        def worth(each: TrackedObject) -> tuple[bool, float]:
             stays = STAYS_MAIN if each is self._main else 1.0
             return each is self._pinned, each.worth * stays
 

@@ -8,7 +8,8 @@ import pytest
 
 from engines.boxes import overlap
 from realtime.tracking.confidence import load_confidence_model
-from realtime.tracking.tracker import FOLLOWING, LOST, LOST_LOOKS, SEARCHING, UNSURE, Tracker
+from realtime.tracking.tracked import FOLLOWING, LOST, LOST_LOOKS, SEARCHING, UNSURE
+from realtime.tracking.tracker import Tracker
 from tests.realtime.tracking.scenes import SIZE_PX, answer, detections, scene, texture
 
 RATE = 25.0
