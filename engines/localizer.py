@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.boxes import distinct
+from engines.boxes import distinct, voted
 from engines.build import CANDIDATES, IMAGE, WANTED_CLASS
 from engines.confidence import Limits, confidence_model_of, cues_of, limits_of
 from engines.dense_names import OBJECT, Said, Speaker
@@ -415,7 +415,7 @@ class Localizer:
             width_px: of the image.
             height_px: of the image.
             every: give every detection of a dense head, as a tracker needs them, whatever
-                ``objects`` and ``least_confidence`` say.
+                ``objects`` and ``least_confidence`` say; each box is a mean of candidates, see ``voted``.
         """
         where, size = self.resizing, ((width_px, height_px), outputs.shape)
         if CANDIDATES in outputs:
@@ -467,9 +467,11 @@ class Localizer:
         if self.wanted_class is not None:
             worth = worth * rows[inside, 6]
         found = list[Detection]()
-        for kept in distinct(np.array([boxes[i] for i in inside]).reshape(-1, 4), worth):
-            row, box = rows[inside[kept]], boxes[inside[kept]]
-            assert box is not None
+        table = np.array([boxes[i] for i in inside], np.float64).reshape(-1, 4)
+        for kept in distinct(table, worth):
+            row = rows[inside[kept]]
+            x0, y0, x1, y1 = (voted(table, worth, kept) if every else table[kept]).tolist()
+            box = (x0, y0, x1, y1)
             index = int(row[5])
             name = self.class_names[index]
             score, sure = float(row[6]), float(row[4])

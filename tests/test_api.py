@@ -163,7 +163,7 @@ def test_a_result_says_what_its_row_says(localizer):
 def test_objects_that_are_followed_have_numbers():
     with closing(localize("demo:", backend="openvino", follow=True)) as frames:
         results = list(islice(frames, 24))
-    assert {result.state for result in results} >= {"searching", "following"}
+    assert "following" in {result.state for result in results}
     held = [result for result in results if result.state == "following"]
     assert all(box.track_id == 1 for result in held for box in result.boxes)
     with closing(localize("demo:", backend="openvino", follow=True, objects=2)) as frames:

@@ -294,7 +294,7 @@ class Tracker:
         track = Track(each.state, window_px, each.confidence, each.track_id, each.raw_px)
         named = each.found
         box = self._inside(each.box_px)
-        return Tracked(box, named.class_index, named.class_name, named.score, track)
+        return Tracked(box, named.class_index, named.class_name, named.score, track, named.said)
 
     def _detections(self, found: Localization, window_px: BoxPx) -> list[Detection]:
         """The detections in the frame's pixels, without those that the window cuts off."""

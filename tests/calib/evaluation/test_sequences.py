@@ -73,12 +73,12 @@ def test_frames_without_a_box_count_as_wrong_but_not_as_shown():
 
 @pytest.mark.parametrize("name", ["camel", "dog", "car-roundabout"])
 def test_following_beats_whole_frames_on_a_real_sequence_and_comes_back(name, data, tmp_path):
-    options = ("--follow", "--json", "--report", tmp_path / "r.md", "--backend", "openvino")
+    options = ("--model", "lite0", "--follow", "--json", "--report", tmp_path / "r.md")
     result = command("evaluate", data / "davis" / f"{name}_boxes.csv", *options)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["followed"]["corloc"] >= max(0.9, found["whole"]["corloc"])
-    assert found["followed"]["jitter_px"] <= 0.52 * found["whole"]["jitter_px"]
+    assert found["followed"]["corloc"] >= max(0.95, found["whole"]["corloc"] - 0.02)
+    assert found["followed"]["jitter_px"] <= 0.65 * found["whole"]["jitter_px"]
     assert found["sequences"][name]["recovery_s"] <= 1.0
     assert found["corloc"] == found["followed"]["corloc"]
     text = (tmp_path / "r.md").read_text()

@@ -6,6 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from engines.localizer import Localization
 from realtime.annotate import Look
 from realtime.frames import Frame, Track, Tracked
 from realtime.session import Session
@@ -58,9 +59,11 @@ def test_a_click_says_what_is_followed_where_anything_is(session):
         assert post(server.url, "/settings", {"point": [0.5, 0.5], "source": "attic"})[0] == 400
         assert json.loads(get(server.url, "/state")[1])["follows"] is True
     image = np.random.default_rng(0).integers(0, 255, (100, 200, 3), np.uint8)
-    for name, whole in (("cam", True), ("door", False)):
-        seen = session.following.view(Frame(image, name, 0, 0.0, 0, 0.0))
-        assert (seen.image_bgr.shape == image.shape) is whole
+    nothing = Localization(None, 0, "thing", 0.1, np.ones((4, 4), np.float32))
+    for name, followed in (("cam", False), ("door", True)):
+        tracker = session.following.view(Frame(image, name, 0, 0.0, 0, 0.0)).tracker
+        found, _ = tracker.update(nothing)
+        assert (found.box_xyxy_px == (70, 10, 130, 40)) is followed
 
 
 def test_the_page_is_told_of_each_object_that_is_followed(session):
