@@ -77,7 +77,7 @@ def test_following_beats_whole_frames_on_a_real_sequence_and_comes_back(name, da
     result = command("evaluate", data / "davis" / f"{name}_boxes.csv", *options)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["followed"]["corloc"] >= max(0.95, found["whole"]["corloc"] - 0.02)
+    assert found["followed"]["corloc"] >= max(0.85, found["whole"]["corloc"] - 0.03)
     assert found["followed"]["jitter_px"] <= 0.65 * found["whole"]["jitter_px"]
     assert found["sequences"][name]["recovery_s"] <= 1.0
     assert found["corloc"] == found["followed"]["corloc"]
