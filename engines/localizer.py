@@ -415,7 +415,8 @@ class Localizer:
             width_px: of the image.
             height_px: of the image.
             every: give every detection of a dense head, as a tracker needs them, whatever
-                ``objects`` and ``least_confidence`` say; the boxes are means of candidates, see ``voted``.
+                ``objects`` and ``least_confidence`` say; the boxes are means of candidates, see
+                ``engines.boxes.voted``.
         """
         where, size = self.resizing, ((width_px, height_px), outputs.shape)
         if CANDIDATES in outputs:
