@@ -29,7 +29,7 @@ import onnx
 from engines.downloads import cache_dir
 from engines.engine import Array
 from engines.errors import DownloadError, ModelError, install_packages
-from engines.files import digest_of_file, whole_file
+from engines.files import digest_of_file, read_object, whole_file
 from engines.graph import OPSET
 from engines.networks.weights import read_weights
 from engines.text import Terminal
@@ -116,10 +116,15 @@ def exported(model: str, weights: str | None = None, size_px: int | None = None)
         version = importlib.metadata.version(next(iter(package.modules.values())))
     except importlib.metadata.PackageNotFoundError:
         version = "none"
-    folder = cache_dir() / "networks" / _key(kind, name, version, weights, size_px)
+    folder, usual = (
+        cache_dir() / "networks" / _key(kind, name, version, weights, size)
+        for size in (size_px, None)
+    )
     path = folder / "model.onnx"
     if path.is_file():
         return path
+    if size_px is not None and _side_of(usual) == size_px:
+        return usual / "model.onnx"
     _check_installed(model, package)
     told = "is exported once" if weights else "is fetched and exported once"
     Terminal(stderr=True).print(
@@ -136,6 +141,15 @@ def exported(model: str, weights: str | None = None, size_px: int | None = None)
         with whole_file(path) as part:
             write_onnx(built, part, model)
     return path
+
+
+def _side_of(folder: Path) -> int | None:
+    """The side of what was exported there; None where nothing was, or nothing says so."""
+    config = folder / "config.json"
+    if not (folder / "model.onnx").is_file() or not config.is_file():
+        return None
+    sizes = read_object(config).get("pretrained_cfg", {}).get("input_size", [None])
+    return int(sizes[-1]) if sizes[-1] else None
 
 
 def _key(kind: str, name: str, version: str, weights: str | None, size_px: int | None) -> str:

@@ -77,6 +77,7 @@ def test_random_weights_are_the_same_each_time_and_no_block_is_switched_off(toy)
 def test_another_size_is_another_file(toy):
     assert exported("toy:net", "random", 48) != exported("toy:net", "random")
     assert load_classifier("toy:net", "random", 48).size_px == 48
+    assert exported("toy:net", "random", SIDE) == exported("toy:net", "random"), "its own size"
 
 
 def test_weights_of_a_file_with_other_classes(toy, tmp_path):
