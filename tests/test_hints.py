@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 import cli
+from engines.networks.packages import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 CODE = [
@@ -51,7 +52,8 @@ STATED = {
     for text in texts
 } - {PROJECT["name"]}
 COMMANDS = typer.main.get_command(cli.app).commands
-KNOWN = PINNED | STATED | {"opencv-python-headless", "pip"}
+OF_NETWORKS = {name for package in PACKAGES.values() for name in package.modules.values()}
+KNOWN = PINNED | STATED | OF_NETWORKS | {"opencv-python-headless", "pip"}
 
 
 def calls(path: Path) -> list[ast.Call]:
