@@ -33,10 +33,9 @@ from engines.networks.network import Forward, Shape, pooled_linear
 
 SIZES = 3
 """The kinds of objects by size, each with numbers of its own in the cell layer."""
-PROPOSALS = 256
-"""The cells with the most objectness, whose boxes are compared with each other."""
-SAME = 0.6
-"""A proposal with this IoU with a better one is a duplicate."""
+COMPARED, SAME = 256, 0.6
+"""See ``DenseHead.compared`` and ``DenseHead.same``: what they were in files of format 1."""
+MOST_COMPARED = 1024
 ALIKE = 0.5
 """Corrected boxes of one image with this IoU are probably of one object."""
 AROUND = 1.5
@@ -114,6 +113,9 @@ class DenseHead:
         size_px: the longer side of the inputs for which it was fitted.
         resize: how images became the network's input, see ``engines.resizing``.
         card: what it was fitted on.
+        compared: so many boxes of cells, those with the most objectness, are compared with each
+            other.
+        same: a box with this IoU with a better one is a duplicate.
         whole: whether the box layer reads the last level's mean in the box, too: P numbers.
         naming: names the boxes; None in files from before there was one.
         trust: gives the confidence, of ``engines.dense_names.CUES``.
@@ -134,6 +136,8 @@ class DenseHead:
     size_px: int
     resize: str
     card: Mapping[str, object] = field(default_factory=dict)
+    compared: int = COMPARED
+    same: float = SAME
     whole: bool = False
     naming: Naming | None = None
     trust: ConfidenceModel | None = None
@@ -148,12 +152,15 @@ class DenseHead:
     def _described(self) -> dict[str, Any]:
         shape = ("layer", "root", "kernel", "box_channels", "box_bins")
         of_format_2 = {
+            "compared": self.compared,
+            "same": self.same,
             "whole": self.whole,
             "naming": self.naming.described() if self.naming else None,
             "trust": self.trust.stored() if self.trust else None,
             "shown_from": self.shown_from,
         }
-        has_any = any(value not in (None, False) for value in of_format_2.values())
+        before = (COMPARED, SAME, False, None, None, None)
+        has_any = tuple(of_format_2.values()) != before
         return {
             "format": FORMAT if has_any else 1,
             "spec": asdict(self.spec),
@@ -330,7 +337,7 @@ class _Writer:
         boxes = graph.add("Transpose", boxes, perm=[0, 1, 3, 2], hint="cell_boxes")
         boxes = self._reshaped(boxes, n, SIZES * count, 4)
         scores = self._reshaped(self._part(cells, 1, 4 * SIZES, 5 * SIZES), n, SIZES * count)
-        boxes, scores = self._best(boxes, scores, min(PROPOSALS, SIZES * count))
+        boxes, scores = self._best(boxes, scores, min(self._head.compared, SIZES * count))
         penalized = self._without_duplicates(boxes, scores)
         boxes, scores = self._best(boxes, scores, self._head.candidates, penalized)
         return boxes, graph.add("Unsqueeze", scores, graph.constant([2], np.int64))
@@ -356,7 +363,7 @@ class _Writer:
         """
         graph, count = self._graph, self._graph.shape(scores)[1]
         better = graph.constant(np.triu(np.ones((count, count), np.float32), 1)[None])
-        near = graph.add("Mul", self._near(boxes, SAME), better, hint="near_better")
+        near = graph.add("Mul", self._near(boxes, self._head.same), better, hint="near_better")
         worse = graph.add("ReduceMax", near, graph.constant([1], np.int64), keepdims=0)
         return graph.add("Sub", scores, graph.add("Mul", worse, graph.constant(SUPPRESSED)))
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from engines.confidence import ConfidenceModel, confidence_model_of
+from engines.dense import COMPARED, GEOMETRY, MOST_COMPARED, SAME, SIZES, DenseHead, Level
 from engines.dense import FORMAT as DENSE_FORMAT
-from engines.dense import GEOMETRY, PROPOSALS, SIZES, DenseHead, Level
 from engines.dense import METADATA as DENSE
 from engines.dense_names import CUES, naming_of
 from engines.errors import ModelError
@@ -144,6 +144,7 @@ def _dense_head_of(tensors: Mapping[str, NDArray[Any]], described: Mapping[str, 
     )
     cell_width = sum(level.cell_width for level in levels)
     whole = bool(described.get("whole", False))
+    compared = whole_number(described.get("compared", COMPARED), "its compared", 1, MOST_COMPARED)
     box_width = 1 + sum(level.box_width for level in levels) + GEOMETRY
     if whole:
         box_width += levels[-1].basis.shape[1]
@@ -171,11 +172,13 @@ def _dense_head_of(tensors: Mapping[str, NDArray[Any]], described: Mapping[str, 
         arrays["box_weight"],
         arrays["box_bias"],
         (slope, offset),
-        whole_number(described["candidates"], "its candidates", 1, PROPOSALS),
+        whole_number(described["candidates"], "its candidates", 1, compared),
         text(described["network"], "its network"),
         whole_number(described["size_px"], "its size_px", 1, LARGEST_SIDE),
         text(described["resize"], "its resize"),
         card,
+        compared,
+        number(described.get("same", SAME), "its same", 0, 1),
         whole,
         naming_of(described.get("naming"), arrays, box_width),
         confidence_model_of(described.get("trust"), CUES),

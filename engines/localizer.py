@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.boxes import distinct, voted
+from engines.boxes import distinct, ranked, voted
 from engines.build import CANDIDATES, IMAGE, WANTED_CLASS
 from engines.confidence import Limits, confidence_model_of, cues_of, limits_of
 from engines.dense_names import OBJECT, Said, Speaker
@@ -21,6 +21,7 @@ from engines.resizing import Resizing, frame_shape
 
 ImageBgr = NDArray[np.uint8]
 SMALLEST_PX = 8
+TINY = 1e-12
 MOST_SHAPES = 6
 """Engines for so many shapes of images are kept. Those that were not used for the longest time are
 closed.
@@ -469,13 +470,17 @@ class Localizer:
             worth = worth * rows[inside, 6]
         found = list[Detection]()
         table = np.array([boxes[i] for i in inside], np.float64).reshape(-1, 4)
-        for kept in distinct(table, worth):
-            row = rows[inside[kept]]
-            x0, y0, x1, y1 = (voted(table, worth, kept) if every else table[kept]).tolist()
+        kept, left_of = ranked(table, worth)
+        if every:
+            kept = distinct(table, worth)
+            left_of = worth[kept]
+        for best, left in zip(kept, left_of, strict=True):
+            row = rows[inside[best]]
+            x0, y0, x1, y1 = (voted(table, worth, best) if every else table[best]).tolist()
             box = (x0, y0, x1, y1)
             index = int(row[5])
             name = self.class_names[index]
-            score, sure = float(row[6]), float(row[4])
+            score, sure = float(row[6]), float(row[4] * left / max(worth[best], TINY))
             said = self._speaker.said(row) if self._speaker else said_of(name, score)
             found.append(Detection(box, index, name, score, sure, said, self._unsure(sure)))
         if not found:

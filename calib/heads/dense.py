@@ -7,21 +7,29 @@ an object's middle to its sides; from a cell to the IoU of the box that it then 
 proposal to the corrections of its sides; and from a proposal to the IoU of its corrected box.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import CORLOC_IOU
 from calib.heads.confidence import logistic
+from calib.heads.dense_names import (
+    Answer,
+    Names,
+    Sureness,
+    best_iou,
+    name_targets,
+    with_finer,
+)
 from calib.heads.dense_scenes import (
+    MAIN,
     Array32,
     Array64,
     Reader,
@@ -31,14 +39,15 @@ from calib.heads.dense_scenes import (
     fit_levels,
     layers_read,
 )
-from calib.heads.linear import FOLDS, Rows, group_numbers
+from calib.heads.linear import FOLDS, Normal, Rows, group_numbers
 from engines.boxes import distinct, iou
 from engines.dense import SIZES, SMALLEST, DenseHead, Level
+from engines.dense_names import Naming
 from engines.errors import ModelError, SourceError
 from engines.head import NO_HEAD, head_path, is_fitted_on, load_head, shipped_heads
 from engines.maps import MapSpec
 from engines.networks.preprocessing import LETTERBOX
-from engines.networks.registry import NETWORKS, Classifier
+from engines.networks.registry import NETWORKS, Classifier, class_count
 from engines.options import EngineOptions
 
 KIND = "dense"
@@ -55,9 +64,10 @@ CORRECTED_IOU = 0.4
 """A proposal that overlaps an object so much is corrected to it."""
 MOST_OBJECT_CELLS, MOST_BACKGROUND_CELLS = 40, 25
 """Of one image, in the regression of the objectness."""
-CANDIDATES = 24
 JITTERED, JITTER = 4, 0.25
 """Boxes for each image that are the true ones with edges moved by so much of the sides."""
+FURTHER_WEIGHT = 0.3
+"""Of boxes in images of other kinds, where edges are corrected."""
 CELL_PENALTY = 5e-3
 CORRECTION_PENALTY = 0.5
 IOU_PENALTY = 0.1
@@ -70,8 +80,6 @@ MANY_OBJECTS = 1000
 """With fewer, the penalties are the larger the fewer there are."""
 FEW_IMAGES = 200
 """So few are measured in all folds, more in one."""
-FREE = 1e-6
-"""The penalty of a weight that is to have none, where a system must be regular."""
 FEWEST_OBJECTS = 5
 
 
@@ -98,87 +106,6 @@ class DenseFit:
         return any(self.held_out[name] < self.before[name] - 0.01 for name in COMPARED)
 
 
-class Normal:
-    """The normal equations of a weighted ridge regression, built up of parts.
-
-    The last feature is the constant 1, whose weight is not penalized.
-
-    Args:
-        strength: a factor of the penalty.
-    """
-
-    def __init__(self, strength: float = 1.0) -> None:
-        self._strength = strength
-        self._gram: Any = 0.0
-        self._moment: Any = 0.0
-        self._waiting: list[tuple[Array32, Array32]] = []
-        self._rows = 0
-
-    def add(self, features: Array32, targets: NDArray[Any], weights: NDArray[Any] | float) -> None:
-        """Add rows: features ``[L, D]``, targets ``[L, T]``, weights ``[L]``."""
-        root = np.sqrt(np.broadcast_to(np.asarray(weights, np.float32), len(features)))[:, None]
-        self._waiting.append((features * root, targets.astype(np.float32) * root))
-        self._rows += len(features)
-        if sum(len(each[0]) for each in self._waiting) > 4000:
-            self._sum()
-
-    @property
-    def rows(self) -> int:
-        """How many rows were added."""
-        return self._rows
-
-    def _sum(self) -> None:
-        if self._waiting:
-            x, y = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
-            self._gram = self._gram + x.T @ x
-            self._moment = self._moment + x.T @ y
-            self._waiting = []
-
-    def solve(self, penalty: float, start: Array64 | None = None) -> Array64:
-        """The weights ``[D, T]``.
-
-        Args:
-            penalty: on their squares, of standardized features.
-            start: weights to be penalized for leaving, in place of 0.
-
-        Raises:
-            SourceError: no row was added.
-        """
-        if not self._rows:
-            raise SourceError("no object of the images can be used: their boxes are too small")
-        penalty = penalty * self._strength
-        if self._is_small and penalty > 0:
-            return self._dual(penalty, start)
-        self._sum()
-        gram, moment = (np.asarray(each, np.float64) for each in (self._gram, self._moment))
-        total = gram[-1, -1]
-        if start is not None:
-            moment = moment - gram @ start
-        scale = np.sqrt(np.diag(gram) / total) + 1e-6
-        system = gram / total / scale[:, None] / scale
-        system[np.arange(len(system) - 1), np.arange(len(system) - 1)] += penalty
-        found = np.linalg.solve(system, moment / total / scale[:, None]) / scale[:, None]
-        return np.asarray(found if start is None else start + found)
-
-    @property
-    def _is_small(self) -> bool:
-        """Whether there are fewer rows than features, and all of them are kept."""
-        return isinstance(self._gram, float) and self._rows < self._waiting[0][0].shape[1]
-
-    def _dual(self, penalty: float, start: Array64 | None) -> Array64:
-        """The same solution from a system of the size of the rows: few boxes take seconds."""
-        x, y = (
-            np.concatenate(parts).astype(np.float64) for parts in zip(*self._waiting, strict=True)
-        )
-        total = (x[:, -1] ** 2).sum()
-        spread = 1 / (np.sqrt((x**2).sum(axis=0) / total) + 1e-6) ** 2
-        spread[-1] = penalty / FREE  # of the constant: next to no penalty
-        before = np.zeros((x.shape[1], y.shape[1])) if start is None else start
-        system = (x * spread) @ x.T + penalty * total * np.eye(len(x))
-        step = x.T @ np.linalg.solve(system, y - x @ before)
-        return np.asarray(before + spread[:, None] * step)
-
-
 @dataclass
 class Layers:
     """The weights that are fitted one after the other, each ``[features, outputs]``."""
@@ -187,6 +114,7 @@ class Layers:
     objectness: Array64
     corrections: Array64
     expected: Array64
+    names: Array64
 
     def proposals(self, reader: Reader, scene: Scene, count: int) -> tuple[Array64, Array64]:
         """The proposals of an image, and their objectness."""
@@ -195,11 +123,20 @@ class Layers:
         scores = features @ self.objectness
         return reader.proposals(boxes.reshape(-1, 4), scores.T.reshape(-1), count)
 
-    def candidates(self, reader: Reader, scene: Scene) -> tuple[Array64, Array64]:
-        """The corrected boxes ``[K, 4]`` and their expected IoU ``[K]``."""
-        boxes, scores = self.proposals(reader, scene, CANDIDATES)
+    def answer(self, reader: Reader, scene: Scene) -> Answer:
+        """The corrected boxes of an image, and what is known of them."""
+        boxes, scores = self.proposals(reader, scene, reader.candidates)
         features = reader.box_features(scene.maps, boxes, scores)
-        return reader.moved(boxes, features @ self.corrections), (features @ self.expected)[:, 0]
+        moved = reader.moved(boxes, features @ self.corrections)
+        return Answer(
+            boxes=moved,
+            expected=(features @ self.expected)[:, 0],
+            objectness=scores,
+            scores=features @ self.names,
+            true=scene.boxes_px,
+            classes=scene.classes,
+            kind=scene.kind,
+        )
 
 
 def fit_layers(
@@ -207,23 +144,26 @@ def fit_layers(
     reader: Reader,
     rows: Rows,
     console: Console,
+    names: Names,
     start: Layers | None = None,
 ) -> Layers:
-    """Fit all four layers on some of the images.
+    """Fit all layers on some of the images.
 
     Args:
         table: the scenes.
         reader: computes their features.
         rows: of the table.
         console: for progress.
+        names: that boxes are given.
         start: fitted layers to stay near to.
     """
-    layers = Layers(*[np.zeros((0, 0))] * 4)
+    layers = Layers(*[np.zeros((0, 0))] * 5)
     strength = max(1.0, MANY_OBJECTS / max(1, table.objects(rows)))
+    main = table.main(rows)
 
-    def scenes(what: str) -> Iterator[Scene]:
-        all_of_them = table.scenes(rows)
-        return iter(track(all_of_them, what, total=2 * len(rows), console=console))
+    def scenes(what: str, some: Rows = main) -> Iterator[Scene]:
+        total = len(some) + len(table.main(some))
+        return iter(track(table.scenes(some), what, total=total, console=console))
 
     layers.distances = _fit_distances(
         scenes("fitting sides"), reader, start.distances if start else None, strength
@@ -232,14 +172,14 @@ def fit_layers(
         scenes("fitting objectness"), reader, layers, start.objectness if start else None, strength
     )
     layers.corrections = _fit_corrections(
-        scenes("fitting corrections"),
+        scenes("fitting corrections", rows),
         reader,
         layers,
         start.corrections if start else None,
         strength,
     )
-    layers.expected = _fit_expected(
-        scenes("fitting confidence"), reader, layers, start.expected if start else None, strength
+    layers.expected, layers.names = _fit_expected(
+        scenes("fitting names", rows), reader, layers, names, start, strength
     )
     return layers
 
@@ -302,7 +242,7 @@ def _fit_objectness(
     for scene in scenes:
         features = reader.cell_features(scene.maps)
         boxes = reader.cell_boxes(features @ layers.distances)
-        overlaps = _best_iou(boxes.reshape(-1, 4), scene.boxes_px).reshape(SIZES, -1)
+        overlaps = best_iou(boxes.reshape(-1, 4), scene.boxes_px).reshape(SIZES, -1)
         near = overlaps.max(axis=0) > OBJECT_IOU
         objects, background = np.flatnonzero(near), np.flatnonzero(~near)
         if len(objects) > MOST_OBJECT_CELLS:
@@ -325,7 +265,7 @@ def _fit_corrections(
         true = scene.boxes_px
         if not len(true):
             continue
-        boxes, scores = layers.proposals(reader, scene, CANDIDATES)
+        boxes, scores = layers.proposals(reader, scene, reader.candidates)
         moved = _jittered(true, rng, reader.size_px)
         boxes = np.concatenate([boxes, moved])
         scores = np.concatenate([scores, np.full(len(moved), scores.mean())])
@@ -338,7 +278,8 @@ def _fit_corrections(
         boxes, mine = boxes[used], true[overlaps[used].argmax(axis=1)]
         sizes = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
         features = reader.box_features(scene.maps, boxes, scores[used])
-        normal.add(features, (mine - boxes) / sizes, 1 / np.sqrt(used.sum()))
+        weight = (1.0 if scene.kind == MAIN else FURTHER_WEIGHT) / np.sqrt(used.sum())
+        normal.add(features, (mine - boxes) / sizes, weight)
     return normal.solve(CORRECTION_PENALTY, start)
 
 
@@ -350,25 +291,32 @@ def _jittered(true: Array64, rng: np.random.Generator, side_px: int) -> Array64:
 
 
 def _fit_expected(
-    scenes: Iterator[Scene], reader: Reader, layers: Layers, start: Array64 | None, strength: float
-) -> Array64:
-    """From a proposal to the IoU of its corrected box with the nearest object."""
+    scenes: Iterator[Scene],
+    reader: Reader,
+    layers: Layers,
+    names: Names,
+    start: Layers | None,
+    strength: float,
+) -> tuple[Array64, Array64]:
+    """From a proposal to the IoU of its corrected box with the nearest object, and to its name."""
     normal = Normal(strength)
     for scene in scenes:
-        boxes, scores = layers.proposals(reader, scene, CANDIDATES)
+        boxes, scores = layers.proposals(reader, scene, reader.candidates)
         features = reader.box_features(scene.maps, boxes, scores)
         moved = reader.moved(boxes, features @ layers.corrections)
         several = np.sqrt(max(1, len(scene.boxes_px)))
-        targets = _best_iou(moved, scene.boxes_px)[:, None]
+        overlaps = best_iou(moved, scene.boxes_px)[:, None]
+        named = name_targets(moved, scene.boxes_px, scene.classes, len(names.names))
+        targets = np.concatenate([overlaps, named[:, names.learned]], axis=1)
         normal.add(features, targets, several / len(boxes))
-    return normal.solve(IOU_PENALTY, start)
-
-
-def _best_iou(boxes: Array64, true: Array64) -> Array64:
-    """The IoU of each box with the nearest true one; 0 where there is none."""
-    if not len(true):
-        return np.zeros(len(boxes))
-    return np.asarray(iou(boxes[:, None], true[None]).max(axis=1))
+    before = None
+    if start is not None:
+        new = np.zeros((len(start.expected), int(names.learned.sum())))
+        before = np.concatenate([start.expected, new], axis=1)
+    found = normal.solve(IOU_PENALTY, before)
+    said = np.zeros((len(found), len(names.learned))) if start is None else start.names.copy()
+    said[:, names.learned] = found[:, 1:]
+    return found[:, :1], said
 
 
 def with_input(choice: EngineOptions) -> EngineOptions:
@@ -415,6 +363,11 @@ def told(fitted: DenseFit) -> str:
                 f" with one object (mean IoU {figures['mean_iou']:.3f}), and"
                 f" {100 * figures['recall_at_10']:.1f} % of all objects are among 10 boxes"
             )
+    if found["names_right"]:
+        lines.append(
+            f"{100 * found['named']:.0f} % of the right boxes have a name, and"
+            f" {100 * found['names_right']:.0f} % of these names are right"
+        )
     return "Measured on images that the head was not fitted on:\n  " + "\n  ".join(lines)
 
 
@@ -432,6 +385,8 @@ def fit_dense(
     console: Console,
     name: str,
     start: DenseHead | None = None,
+    further: Mapping[str, Sequence[Sample]] | None = None,
+    finer: Mapping[str, Sequence[int]] | None = None,
 ) -> DenseFit:
     """Fit a dense head on all objects of the images, first on four fifths of them to measure it.
 
@@ -442,107 +397,136 @@ def fit_dense(
         console: for progress.
         name: the name of the data set, for the card.
         start: a head of this network to stay near to, so that few boxes do no harm.
+        further: images of other kinds by the name of the kind; they serve the box layer, the
+            names and the confidence.
+        finer: classes of the network by the name that they are a kind of.
 
     Raises:
         SourceError: there are fewer than ``FEWEST_OBJECTS`` objects.
         ModelError: the network has no layers that a dense head can read.
     """
+    kinds = {MAIN: samples, **(further or {})}
     objects = sum(len(sample.truths) for sample in samples)
     if objects < FEWEST_OBJECTS:
         raise SourceError(
             f"{name}: it has {objects} boxes, a dense head needs at least {FEWEST_OBJECTS}: label"
             " more"
         )
+    classes = sorted({truth.class_name for sample in samples for truth in sample.truths})
+    names = Names.of([each for each in classes if each], start.naming if start else None)
     levels = start.levels if start else fit_levels(samples, classifier, console)
     with TemporaryDirectory(prefix="sightline-dense-") as folder:
-        table = SceneTable(samples, classifier, levels, Path(folder), console)
+        table = SceneTable(kinds, names.names, classifier, levels, Path(folder), console)
         reader = Reader(levels, classifier.size_px, cell_stride_px(classifier.size_px, table.sides))
-        before = layers_of(start) if start else None
+        if start:
+            reader = Reader.of(start)
+        before = layers_of(start, names) if start else None
         numbers = group_numbers(table.groups, np.arange(len(table)))
         fold = (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
-        found = list[Rated]()
-        started = list[Rated]()
+        found, started = list[Answer](), list[Answer]()
         for number in range(FOLDS if len(samples) <= FEW_IMAGES else 1):
             kept, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-            trial = fit_layers(table, reader, kept, console, before)
-            found += _rated(table, reader, trial, held)
-            started += _rated(table, reader, before, held) if before else []
-        layers = fit_layers(table, reader, np.arange(len(table)), console, before)
-    held_out = figures_of(found)
+            trial = fit_layers(table, reader, kept, console, names, before)
+            found += [trial.answer(reader, each) for each in table.scenes(held, mirrored=False)]
+            if before:
+                scenes = table.scenes(held, mirrored=False)
+                started += [before.answer(reader, each) for each in scenes]
+        layers = fit_layers(table, reader, np.arange(len(table)), console, names, before)
+    names = names.sharpened(found)
+    sure = _sureness(names, start, found, reader)
+    naming, said = names.layer(layers.names, start.naming if start else None, found)
+    if finer and not start:
+        naming = with_finer(naming, finer, class_count(classifier))
+    held_out = {**figures_of(_main(found), sure), **said}
     card = {
         "kind": "dense",
         "data": name,
         "images": len(samples),
         "objects": objects,
-        "classes": sorted({truth.class_name for sample in samples for truth in sample.truths}),
+        "classes": classes,
         "input": classifier.preprocessing.stored(),
         "held_out": held_out,
         **({"start": start.card.get("data")} if start else {}),
     }
-    certainty = _certainty(found)
-    if start and len(samples) <= FEW_IMAGES:  # too few to say it better than the start does
-        certainty = start.certainty
-    head = _head_of(layers, levels, reader, classifier, spec, certainty, card)
-    return DenseFit(head, held_out, figures_of(started) if start else None)
+    head = _head_of(layers, levels, reader, classifier, spec, sure, naming, card)
+    shown_from = start.shown_from if start else sure.shown_from(found)
+    head = replace(head, shown_from=shown_from)
+    figures = None
+    if start:
+        figures = figures_of(_main(started), replace(sure, trust=start.trust))
+    return DenseFit(head, held_out, figures)
 
 
-@dataclass(frozen=True)
-class Rated:
-    """The ten best boxes of an image by a head that was not fitted on it.
-
-    Attributes:
-        expected: the IoU that each was expected to have, best first.
-        overlaps: the IoU that each has with the nearest object.
-        reached: of each object, the IoU of the nearest of the boxes.
-    """
-
-    expected: Array64
-    overlaps: Array64
-    reached: Array64
-
-
-def _rated(table: SceneTable, reader: Reader, layers: Layers, rows: Rows) -> list[Rated]:
-    found = []
-    for scene in table.scenes(rows, mirrored=False):
-        boxes, scores = layers.candidates(reader, scene)
-        kept = distinct(boxes, scores)[:10]
-        overlaps = _best_iou(boxes[kept], scene.boxes_px)
-        found.append(Rated(scores[kept], overlaps, _best_iou(scene.boxes_px, boxes[kept])))
-    return found
+def _sureness(
+    names: Names, start: DenseHead | None, found: Sequence[Answer], reader: Reader
+) -> Sureness:
+    """How sure boxes are. What a head says that was fitted to more kinds of images stays."""
+    least = SMALLEST * reader.stride_px
+    certainty = start.certainty if start else (1.0, 0.0)
+    sure = Sureness(names, start.trust if start else None, certainty, reader.size_px, least)
+    if start is None:
+        return sure.fitted(found)
+    if start.trust is None and len(found) > FEW_IMAGES:
+        return replace(sure, certainty=_certainty(found))
+    return sure
 
 
-def figures_of(found: Sequence[Rated]) -> dict[str, float]:
+def _main(answers: Sequence[Answer]) -> list[Answer]:
+    return [each for each in answers if each.kind == MAIN]
+
+
+def figures_of(answers: Sequence[Answer], sure: Sureness) -> dict[str, float]:
     """How good boxes are: of images with one object, the share whose best box is right and its mean
     IoU; of all objects, the share that is among ten boxes.
     """
-    best = [each.overlaps[0] for each in found if len(each.reached) == 1]
-    ious, reached = np.array(best or [0.0]), np.concatenate([each.reached for each in found])
+    best, reached = list[float](), list[Array64]()
+    for each in answers:
+        kept = distinct(each.boxes, sure(each))[:10]
+        reached.append(best_iou(each.true, each.boxes[kept]))
+        if len(each.true) == 1:
+            best.append(float(each.overlaps[kept[0]]))
+    counts = np.array([len(each.true) for each in answers])
+    ious, all_objects = np.array(best or [0.0]), np.concatenate(reached)
+    recall = float((all_objects > CORLOC_IOU).mean()) if len(all_objects) else 0.0
     return {
         "images_with_one_object": len(best),
-        "images_with_several": sum(len(each.reached) > 1 for each in found),
-        "images_without": sum(not len(each.reached) for each in found),
+        "images_with_several": int((counts > 1).sum()),
+        "images_without": int((counts == 0).sum()),
         "corloc": round(float((ious > CORLOC_IOU).mean()), 4),
         "mean_iou": round(float(ious.mean()), 4),
-        "recall_at_10": round(float((reached > CORLOC_IOU).mean()) if len(reached) else 0.0, 4),
+        "recall_at_10": round(recall, 4),
     }
 
 
-def _certainty(found: Sequence[Rated]) -> tuple[float, float]:
+def _certainty(answers: Sequence[Answer]) -> tuple[float, float]:
     """See ``DenseHead.certainty``: logistic regression of whether boxes are right on the IoU that
     was expected of them.
     """
-    expected = np.concatenate([each.expected for each in found])
-    right = np.concatenate([each.overlaps for each in found]) > CORLOC_IOU
+    kept = [distinct(each.boxes, each.expected)[:10] for each in answers]
+    pairs = list(zip(answers, kept, strict=True))
+    expected = np.concatenate([each.expected[some] for each, some in pairs])
+    right = np.concatenate([each.overlaps[some] for each, some in pairs]) > CORLOC_IOU
     weight, bias = logistic(expected[:, None], right.astype(np.float64), np.ones(len(right)), 1e-3)
     return float(weight[0]), float(bias)
 
 
-def layers_of(head: DenseHead) -> Layers:
-    """The layers of a head, with the bias as the last row."""
-    cells = np.concatenate([head.cell_weight, head.cell_bias[:, None]], axis=1).T
-    boxes = np.concatenate([head.box_weight, head.box_bias[:, None]], axis=1).T
-    cells, boxes = cells.astype(np.float64), boxes.astype(np.float64)
-    return Layers(cells[:, : 4 * SIZES], cells[:, 4 * SIZES :], boxes[:, :4], boxes[:, 4:])
+def layers_of(head: DenseHead, names: Names) -> Layers:
+    """The layers of a head, with the bias as the last row. Names that it does not know have
+    weights of 0.
+    """
+    cells, boxes = (
+        np.concatenate([weight, bias[:, None]], axis=1).T.astype(np.float64)
+        for weight, bias in (
+            (head.cell_weight, head.cell_bias),
+            (head.box_weight, head.box_bias),
+        )
+    )
+    said = np.zeros((len(boxes), len(names.learned)))
+    if head.naming:
+        known = np.concatenate([head.naming.weight, head.naming.bias[:, None]], axis=1).T
+        said[:, ~names.learned] = known
+    split = 4 * SIZES
+    return Layers(cells[:, :split], cells[:, split:], boxes[:, :4], boxes[:, 4:], said)
 
 
 def _head_of(
@@ -551,7 +535,8 @@ def _head_of(
     reader: Reader,
     classifier: Classifier,
     spec: MapSpec,
-    certainty: tuple[float, float],
+    sure: Sureness,
+    naming: Naming,
     card: dict[str, Any],
 ) -> DenseHead:
     """The head that computes what the layers do. Large weights are rounded as its file has them."""
@@ -566,12 +551,17 @@ def _head_of(
         cells[:, -1].copy(),
         box_weight,
         boxes[:, -1].copy(),
-        certainty,
-        CANDIDATES,
+        sure.certainty,
+        reader.candidates,
         classifier.digest,
         classifier.size_px,
         classifier.preprocessing.resize,
         card,
+        reader.compared,
+        reader.same,
+        reader.whole,
+        replace(naming, weight=_halved(naming.weight)),
+        sure.trust,
     )
 
 

@@ -24,6 +24,7 @@ from engines.boxes import iou
 from engines.build import build_graph
 from engines.confidence import averaged, cues_of
 from engines.downloads import cache_dir
+from engines.errors import SourceError
 from engines.files import whole_file
 from engines.localizer import Localizer
 from engines.maps import Feature, MapSpec
@@ -37,6 +38,8 @@ TABLE_FORMAT = 3
 FOLDS = 5
 STRENGTHS = (1e1, 1e2, 1e3, 1e4, 1e5)
 MANY = 2000
+FREE = 1e-6
+"""The penalty of a weight that is to have none, where a system must be regular."""
 
 
 @dataclass(frozen=True)
@@ -465,3 +468,86 @@ def held_out_boxes(
     for kept, held in folds(table, rows):
         found[held] = predict(table.values[held], *fitter(table, kept, strength))
     return found[rows]
+
+
+class Normal:
+    """The normal equations of a weighted ridge regression, built up of parts.
+
+    The last feature is the constant 1, whose weight is not penalized.
+
+    Args:
+        strength: a factor of the penalty.
+    """
+
+    def __init__(self, strength: float = 1.0) -> None:
+        self._strength = strength
+        self._gram: Any = 0.0
+        self._moment: Any = 0.0
+        self._waiting: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+        self._rows = 0
+
+    def add(
+        self, features: NDArray[np.float32], targets: NDArray[Any], weights: NDArray[Any] | float
+    ) -> None:
+        """Add rows: features ``[L, D]``, targets ``[L, T]``, weights ``[L]``."""
+        root = np.sqrt(np.broadcast_to(np.asarray(weights, np.float32), len(features)))[:, None]
+        self._waiting.append((features * root, targets.astype(np.float32) * root))
+        self._rows += len(features)
+        if sum(len(each[0]) for each in self._waiting) > 4000:
+            self._sum()
+
+    @property
+    def rows(self) -> int:
+        """How many rows were added."""
+        return self._rows
+
+    def _sum(self) -> None:
+        if self._waiting:
+            x, y = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+            self._gram = self._gram + x.T @ x
+            self._moment = self._moment + x.T @ y
+            self._waiting = []
+
+    def solve(self, penalty: float, start: Array64 | None = None) -> Array64:
+        """The weights ``[D, T]``.
+
+        Args:
+            penalty: on their squares, of standardized features.
+            start: weights to be penalized for leaving, in place of 0.
+
+        Raises:
+            SourceError: no row was added.
+        """
+        if not self._rows:
+            raise SourceError("no object of the images can be used: their boxes are too small")
+        penalty = penalty * self._strength
+        if self._is_small and penalty > 0:
+            return self._dual(penalty, start)
+        self._sum()
+        gram, moment = (np.asarray(each, np.float64) for each in (self._gram, self._moment))
+        total = gram[-1, -1]
+        if start is not None:
+            moment = moment - gram @ start
+        scale = np.sqrt(np.diag(gram) / total) + 1e-6
+        system = gram / total / scale[:, None] / scale
+        system[np.arange(len(system) - 1), np.arange(len(system) - 1)] += penalty
+        found = np.linalg.solve(system, moment / total / scale[:, None]) / scale[:, None]
+        return np.asarray(found if start is None else start + found)
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether there are fewer rows than features, and all of them are kept."""
+        return isinstance(self._gram, float) and self._rows < self._waiting[0][0].shape[1]
+
+    def _dual(self, penalty: float, start: Array64 | None) -> Array64:
+        """The same solution from a system of the size of the rows: few boxes take seconds."""
+        x, y = (
+            np.concatenate(parts).astype(np.float64) for parts in zip(*self._waiting, strict=True)
+        )
+        total = (x[:, -1] ** 2).sum()
+        spread = 1 / (np.sqrt((x**2).sum(axis=0) / total) + 1e-6) ** 2
+        spread[-1] = penalty / FREE  # of the constant: next to no penalty
+        before = np.zeros((x.shape[1], y.shape[1])) if start is None else start
+        system = (x * spread) @ x.T + penalty * total * np.eye(len(x))
+        step = x.T @ np.linalg.solve(system, y - x @ before)
+        return np.asarray(before + spread[:, None] * step)

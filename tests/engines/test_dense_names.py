@@ -56,7 +56,9 @@ def head_with_names() -> DenseHead:
         64,
         "letterbox",
     )
-    return replace(plain, whole=True, naming=naming(width), trust=TRUST, shown_from=0.4)
+    return replace(
+        plain, compared=300, same=0.7, whole=True, naming=naming(width), trust=TRUST, shown_from=0.4
+    )
 
 
 def test_names_and_confidence_come_back_from_a_file(tmp_path):
@@ -69,13 +71,21 @@ def test_names_and_confidence_come_back_from_a_file(tmp_path):
     assert (found.naming.names, found.naming.shown_from) == (NAMES, 0.6)
     assert found.naming.finer.tolist() == [-1, 0, 1]
     assert (found.trust, found.shown_from, found.whole) == (TRUST, 0.4, True)
+    assert (found.compared, found.same) == (300, 0.7)
 
 
 def test_a_head_without_names_is_written_as_before_there_were_any(tmp_path):
     path, head = tmp_path / "head.safetensors", head_with_names()
     level_only = head.box_weight[:, :-2]
     old = replace(
-        head, whole=False, naming=None, trust=None, shown_from=None, box_weight=level_only
+        head,
+        compared=256,
+        same=0.6,
+        whole=False,
+        naming=None,
+        trust=None,
+        shown_from=None,
+        box_weight=level_only,
     )
     old.save(path)
     content = path.read_bytes()

@@ -9,10 +9,12 @@ from rich.console import Console
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
 from calib.heads import dense, dense_scenes
+from calib.heads.dense_names import Names, Sureness
+from calib.heads.linear import Normal
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
 from engines.build import CANDIDATES, build_graph
-from engines.dense import DenseHead
+from engines.dense import SMALLEST, DenseHead
 from engines.errors import ModelError, SourceError
 from engines.head import load_head
 from engines.localizer import Localizer
@@ -108,19 +110,23 @@ def test_the_graph_computes_what_was_fitted(classifier, fitted, shape):
     images = [engine.prepare(scene(number, 2).read()) for number in (200, 201)]
     found = engine.infer(images)[CANDIDATES]
     activations = dense_scenes.activations_of(classifier, head.levels)
-    reader = dense_scenes.Reader(head.levels, SIZE_PX, head.stride_px, shape=shape)
-    layers = dense.layers_of(head)
+    reader = dense_scenes.Reader.of(head, shape)
+    names = Names.of(["thing"], head.naming)
+    layers = dense.layers_of(head, names)
+    sure = Sureness(names, head.trust, head.certainty, SIZE_PX, SMALLEST * head.stride_px)
     for row, image in zip(found, images, strict=True):
         maps = tuple(
             dense_scenes.components(values, level)
             for values, level in zip(activations(image), head.levels, strict=True)
         )
-        boxes, expected = layers.candidates(reader, dense_scenes.Scene(maps, np.zeros((0, 4))))
-        overlaps = iou(row[:, None, :4] * np.tile(shape[::-1], 2), boxes[None])
+        answer = layers.answer(reader, dense_scenes.Scene(maps, np.zeros((0, 4))))
+        overlaps = iou(row[:, None, :4] * np.tile(shape[::-1], 2), answer.boxes[None])
         assert (overlaps.max(axis=1) > 0.99).all()
-        slope, offset = head.certainty
-        certain = 1 / (1 + np.exp(-(slope * expected[overlaps.argmax(axis=1)] + offset)))
-        np.testing.assert_allclose(row[:, 4], certain, atol=2e-3)
+        same = overlaps.argmax(axis=1)
+        np.testing.assert_allclose(row[:, 4], sure(answer)[same], atol=5e-3)
+        named = names.probabilities(answer.scores)[same, 0]
+        assert (row[:, 7] == 0).all()
+        np.testing.assert_allclose(row[:, 8], named, atol=5e-3)
 
 
 def test_the_class_of_a_box_is_that_of_what_lies_in_it_unless_one_is_looked_for(classifier, fitted):
@@ -169,7 +175,7 @@ def test_a_system_of_the_rows_has_the_same_solution():
     x = np.concatenate([rng.normal(size=(30, 60)), np.ones((30, 1))], axis=1).astype(np.float32)
     y, weights = rng.normal(size=(30, 2)), rng.uniform(0.5, 2, 30)
     start = rng.normal(size=(61, 2))
-    few, many = dense.Normal(3.0), dense.Normal(3.0)
+    few, many = Normal(3.0), Normal(3.0)
     few.add(x, y, weights)
     for _ in range(5):  # the same rows again and again, so that there are more than features
         many.add(x, y, weights)
@@ -180,7 +186,7 @@ def test_normal_equations_are_those_of_least_squares():
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(300, 5)), np.ones((300, 1))], axis=1).astype(np.float32)
     y, weights = rng.normal(size=(300, 2)), rng.uniform(0.1, 2, 300)
-    normal = dense.Normal()
+    normal = Normal()
     for part in range(0, 300, 50):
         normal.add(x[part : part + 50], y[part : part + 50], weights[part : part + 50])
     root = np.sqrt(weights)[:, None]
