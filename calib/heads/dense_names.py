@@ -204,10 +204,10 @@ class Names:
             "named": round(float(shown.mean()) if len(shown) else 0.0, 4),
             "names_right": round(float(right[shown].mean()) if shown.any() else 0.0, 4),
         }
-        finer = {} if fitted is None else {"finer": fitted.finer, "finer_from": fitted.finer_from}
-        return Naming(
-            self.names, logits[:-1].T.copy(), bias.astype(np.float32), least, **finer
-        ), figures
+        naming = Naming(self.names, logits[:-1].T.copy(), bias.astype(np.float32), least)
+        if fitted:
+            naming = replace(naming, finer=fitted.finer, finer_from=fitted.finer_from)
+        return naming, figures
 
 
 def softmax(logits: Array64) -> Array64:

@@ -87,12 +87,12 @@ def main(
 
 
 def spoken(sample: Sample) -> Sample:
-    """The sample with names that people say."""
+    """The sample with names that people say. Difficult objects are objects here."""
     truths = tuple(
         replace(each, class_name=PEOPLE_SAY.get(each.class_name, each.class_name))
-        for each in sample.truths
+        for each in (*sample.truths, *sample.ignored)
     )
-    return replace(sample, truths=truths)
+    return replace(sample, truths=truths, ignored=())
 
 
 def numbers(ranges: str) -> list[int]:

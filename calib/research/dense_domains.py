@@ -123,10 +123,10 @@ def empty(sample: Sample) -> Sample | None:
     def read() -> ImageBgr:
         part = sample.read()[y:y1, x:x1]
         if kind == 1:
-            part = (part * DARK).astype(np.uint8)
+            return np.asarray(part * DARK, np.uint8)
         if kind == 2:
-            part = cv2.GaussianBlur(part, (0, 0), BLUR_PX)
-        return np.ascontiguousarray(part, np.uint8)
+            return np.asarray(cv2.GaussianBlur(part, (0, 0), BLUR_PX), np.uint8)
+        return np.ascontiguousarray(part)
 
     return Sample(f"{sample.name}, empty", read, (), sequence=sample.group)
 
@@ -154,7 +154,7 @@ def drawn_nothing(number: int) -> Sample:
             share = cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
         frame = one + share[..., None] * (other - one) + rng.normal(0, rng.uniform(0, 6), 1)
         frame = frame + rng.normal(0, rng.uniform(0, 5), frame.shape)
-        return np.clip(frame, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(frame, 0, 255), np.uint8)
 
     return Sample(f"drawn {number}", read, ())
 

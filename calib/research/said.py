@@ -79,7 +79,7 @@ def main(
     choice = EngineOptions(model, head=head, objects=MOST_OBJECTS)
     with open_localizer(choice) as localizer:
         localizer.abstain_below(0.0)
-        threshold = localizer.shown_from or 0.0
+        threshold = localizer.limits.shown_from if localizer.limits else 0.0
         seen = {
             name: look(samples, localizer, console, name)
             for name, samples in collections(data).items()
@@ -103,14 +103,15 @@ def look(
     found = []
     for sample in track(samples, name, console=console):
         image = sample.read()
-        truths = sample.clipped(image).truths
+        clipped = sample.clipped(image)
+        truths = (*clipped.truths, *clipped.ignored)
         true = np.array([truth.box_xyxy_px for truth in truths])
         answer = localizer.localize([image])[0]
         for place, each in enumerate(answer.detections):
             overlaps = iou(np.array(each.box_xyxy_px), true)
             nearest = int(overlaps.argmax())
             truth = truths[nearest].class_name
-            single = sample.single or len(truths) == 1
+            single = sample.single and len(truths) == 1
             found.append(seen_of(each, place == 0, single, float(overlaps[nearest]), truth))
     return found
 
