@@ -42,7 +42,7 @@ def test_a_name_is_right_where_it_is_the_class_of_the_object_in_the_box():
         said = Said(label, "", 0.9)
         return shown.named_rightly(Localization(box, 0, "x", 0.5, MAP, said=said), sample)
 
-    assert named("tvmonitor") is True, "by VOC's name for it"
+    assert named("screen") is True, "by the head's name for it"
     assert named("cat") is False
     assert named("cat", (1.0, 0.0, 20.0, 20.0)) is True
     assert named("object") is None
