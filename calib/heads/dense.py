@@ -124,10 +124,15 @@ class Layers:
         return reader.proposals(boxes.reshape(-1, 4), scores.T.reshape(-1), count)
 
     def answer(self, reader: Reader, scene: Scene) -> Answer:
-        """The corrected boxes of an image, and what is known of them."""
+        """The corrected boxes of an image, and what is known of them; without those of objects to
+        be ignored.
+        """
         boxes, scores = self.proposals(reader, scene, reader.candidates)
         features = reader.box_features(scene.maps, boxes, scores)
         moved = reader.moved(boxes, features @ self.corrections)
+        known = scene.is_known(moved, best_iou(moved, scene.boxes_px))
+        if known.any():
+            features, moved, scores = features[known], moved[known], scores[known]
         return Answer(
             boxes=moved,
             expected=(features @ self.expected)[:, 0],
@@ -242,9 +247,12 @@ def _fit_objectness(
     for scene in scenes:
         features = reader.cell_features(scene.maps)
         boxes = reader.cell_boxes(features @ layers.distances)
-        overlaps = best_iou(boxes.reshape(-1, 4), scene.boxes_px).reshape(SIZES, -1)
+        each = boxes.reshape(-1, 4)
+        overlaps = best_iou(each, scene.boxes_px)
+        known = scene.is_known(each, overlaps).reshape(SIZES, -1).all(axis=0)
+        overlaps = overlaps.reshape(SIZES, -1)
         near = overlaps.max(axis=0) > OBJECT_IOU
-        objects, background = np.flatnonzero(near), np.flatnonzero(~near)
+        objects, background = np.flatnonzero(near), np.flatnonzero(~near & known)
         if len(objects) > MOST_OBJECT_CELLS:
             objects = rng.choice(objects, MOST_OBJECT_CELLS, replace=False)
         count = min(MOST_BACKGROUND_CELLS, len(background))
@@ -304,11 +312,15 @@ def _fit_expected(
         boxes, scores = layers.proposals(reader, scene, reader.candidates)
         features = reader.box_features(scene.maps, boxes, scores)
         moved = reader.moved(boxes, features @ layers.corrections)
+        known = scene.is_known(moved, best_iou(moved, scene.boxes_px))
+        if not known.any():
+            continue
+        features, moved = features[known], moved[known]
         several = np.sqrt(max(1, len(scene.boxes_px)))
         overlaps = best_iou(moved, scene.boxes_px)[:, None]
         named = name_targets(moved, scene.boxes_px, scene.classes, len(names.names))
         targets = np.concatenate([overlaps, named[:, names.learned]], axis=1)
-        normal.add(features, targets, several / len(boxes))
+        normal.add(features, targets, several / len(moved))
     before = None
     if start is not None:
         new = np.zeros((len(start.expected), int(names.learned.sum())))

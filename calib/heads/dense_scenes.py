@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import track
 
 from calib.data.datasets import Sample
+from calib.data.labels import Truth
 from calib.heads.linear import Rows
 from engines.backends.openvino import OpenVinoEngine
+from engines.boxes import iou
 from engines.build import build_graph
 from engines.dense import (
     AROUND,
@@ -56,6 +58,12 @@ the box layer, the names and the confidence.
 """
 
 
+IGNORED_IOU, MOSTLY = 0.3, 0.7
+"""A box is of an object to be ignored that it overlaps so much, or in which such a share of it
+lies.
+"""
+
+
 @dataclass(frozen=True)
 class Scene:
     """The maps of one image or mirror image, and its objects.
@@ -65,12 +73,32 @@ class Scene:
         boxes_px: true boxes in the network's square, ``[B, 4]``.
         classes: which of the names each object has, -1 for none of them, ``[B]``.
         kind: of image, see ``SceneTable``.
+        ignored_px: boxes of objects to be ignored, ``[I, 4]``: no objects, and no background.
     """
 
     maps: tuple[Array32, ...]
     boxes_px: Array64
     classes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     kind: str = ""
+    ignored_px: Array64 = field(default_factory=lambda: np.zeros((0, 4)))
+
+    def is_known(self, boxes: Array64, overlaps: Array64) -> NDArray[np.bool_]:
+        """Which of the boxes ``[K, 4]`` are of an object or of the background: all but those that
+        are of an object to be ignored, and not of another one.
+
+        Args:
+            boxes: to be looked at.
+            overlaps: the IoU of each with the nearest object.
+        """
+        if not len(self.ignored_px):
+            return np.ones(len(boxes), bool)
+        low = np.maximum(boxes[:, None, :2], self.ignored_px[None, :, :2])
+        high = np.minimum(boxes[:, None, 2:], self.ignored_px[None, :, 2:])
+        common = np.maximum(high - low, 0).prod(axis=2)
+        area = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-9)
+        within = (common / area[:, None]).max(axis=1)
+        alike = iou(boxes[:, None], self.ignored_px[None]).max(axis=1)
+        return np.asarray(((within < MOSTLY) & (alike < IGNORED_IOU)) | (overlaps > IGNORED_IOU))
 
 
 class SceneTable:
@@ -112,12 +140,15 @@ class SceneTable:
             for place, (level, shape) in enumerate(zip(levels, shapes, strict=True))
         ]
         self._boxes: list[Array64] = []
+        self._ignored: list[Array64] = []
         self._classes: list[NDArray[np.int64]] = []
         places = {name: place for place, name in enumerate(names)}
         for number, (kind, sample) in enumerate(track(pairs, "computing maps", console=console)):
             image = sample.read()
             prepared = localizer.prepare(image)
-            boxes, kept = boxes_in_square(sample, image.shape[1], image.shape[0], localizer)
+            size_px = image.shape[1], image.shape[0]
+            boxes, kept = boxes_in_square(sample.truths, *size_px, localizer)
+            self._ignored.append(boxes_in_square(sample.ignored, *size_px, localizer)[0])
             known = [places.get(truth.class_name, -1) for truth in sample.truths]
             self._classes.append(np.array(known, np.int64)[kept])
             for side, square in enumerate((prepared, prepared[:, ::-1])[: 1 + (kind == MAIN)]):
@@ -141,11 +172,13 @@ class SceneTable:
     def scenes(self, rows: Rows, mirrored: bool = True) -> Iterator[Scene]:
         """The scenes of some of the images, each followed by its mirror image where it has one."""
         for row in rows:
-            boxes, kind = self._boxes[row], self.kinds[row]
+            boxes, ignored, kind = self._boxes[row], self._ignored[row], self.kinds[row]
             for side in range(1 + (mirrored and kind == MAIN)):
                 maps = tuple(np.asarray(each[2 * row + side], np.float32) for each in self._maps)
-                seen = _mirrored(boxes, self.size_px) if side else boxes
-                yield Scene(maps, seen, self._classes[row], kind)
+                seen = [
+                    _mirrored(each, self.size_px) if side else each for each in (boxes, ignored)
+                ]
+                yield Scene(maps, seen[0], self._classes[row], kind, seen[1])
 
 
 def _localizer(classifier: Classifier, levels: Sequence[Level]) -> Localizer:
@@ -175,14 +208,14 @@ def activations_of(
 
 
 def boxes_in_square(
-    sample: Sample, width_px: int, height_px: int, localizer: Localizer
+    truths: Sequence[Truth], width_px: int, height_px: int, localizer: Localizer
 ) -> tuple[Array64, NDArray[np.bool_]]:
     """The true boxes of an image in pixels of the network's square, ``[B, 4]``, and which of all
     they are: those that are wider and taller than a pixel.
     """
     side = localizer.size_px
     left, top, right, bottom = localizer.resizing.seen(width_px, height_px, (side, side))
-    boxes = np.array([truth.box_xyxy_px for truth in sample.truths]).reshape(-1, 4)
+    boxes = np.array([truth.box_xyxy_px for truth in truths]).reshape(-1, 4)
     start = np.array([left, top, left, top])
     scale = side / np.array([right - left, bottom - top, right - left, bottom - top])
     found = np.clip((boxes - start) * scale, 0, side)

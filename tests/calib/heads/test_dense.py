@@ -142,6 +142,25 @@ def test_the_class_of_a_box_is_that_of_what_lies_in_it_unless_one_is_looked_for(
     assert engine.localize([scene(300, 1).read()])[0].class_index == 7
 
 
+def test_what_is_to_be_ignored_is_neither_object_nor_background(classifier, fitted, tmp_path):
+    empty = np.zeros((0, 4))
+    area = np.array([[0.0, 0, 50, 50]])
+    scene_of = dense_scenes.Scene((), empty, ignored_px=area)
+    boxes = np.array([[0.0, 0, 45, 50], [5, 5, 10, 10], [40, 40, 80, 80], [60, 60, 90, 90]])
+    assert scene_of.is_known(boxes, np.zeros(4)).tolist() == [False, False, True, True]
+    assert scene_of.is_known(boxes, np.ones(4)).all()
+    plain = dense_scenes.Scene((), empty)
+    assert plain.is_known(boxes, np.zeros(4)).all()
+    both = scene(700, 2)
+    sample = replace(both, truths=both.truths[:1], ignored=both.truths[1:])
+    levels = fitted.head.levels
+    table = dense_scenes.SceneTable({"": [sample]}, ("thing",), classifier, levels, tmp_path, QUIET)
+    seen, mirrored = table.scenes(np.array([0]))
+    assert len(seen.boxes_px) == len(seen.ignored_px) == 1
+    edges = mirrored.ignored_px[0, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [SIZE_PX, 0, SIZE_PX, 0]
+    np.testing.assert_allclose(edges, seen.ignored_px[0])
+
+
 def test_few_boxes_leave_a_head_nearly_as_it_was(classifier, fitted):
     some = [scene(number, 1) for number in range(400, 406)]
     head = fitted_on(classifier, some, fitted.head).head
