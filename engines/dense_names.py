@@ -115,6 +115,15 @@ class Speaker:
         self._finer = list(described["finer"])
         self._class_names = class_names
 
+    def kind_of(self, class_index: int | None) -> int | None:
+        """The place of the name that a class of the network is a kind of; None where it is of
+        none.
+        """
+        if class_index is None or class_index >= len(self._finer):
+            return None
+        place = int(self._finer[class_index])
+        return place if place >= 0 else None
+
     def said(self, row: NDArray[np.float64]) -> Said:
         """The name of a box.
 

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from engines.backends.openvino import OpenVinoEngine
+from engines.build import CANDIDATES
 from engines.confidence import ConfidenceModel
 from engines.dense import METADATA, DenseHead, Level
 from engines.dense_names import (
@@ -22,7 +23,9 @@ from engines.dense_names import (
 from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
 from engines.head import load_head
+from engines.localizer import Localizer
 from engines.maps import MapSpec
+from tests.engines.mock import MockEngine
 
 RNG = np.random.default_rng(5)
 NAMES = ("dog", "mug")
@@ -180,3 +183,33 @@ def test_words_for_a_box_are_those_that_are_sure():
     assert said(0, 0.9, 0, 0.7) == Said("dog", "", 0.7)  # it is of another kind
     assert said(2, 0.9, 1, 0.5) == Said("object", "", 0.0)
     assert speaker.names == NAMES
+
+
+def test_a_class_is_of_the_kind_that_a_name_is():
+    speaker = Speaker(naming(3).described(), ("tabby", "Chihuahua", "coffee mug"))
+    assert [speaker.kind_of(index) for index in (None, 0, 1, 2, 9)] == [None, None, 0, 1, None]
+
+
+def test_the_box_with_the_name_of_the_wanted_class_comes_first():
+    """Two boxes, of a mug and of a dog; the mug's is surer, and its class no less likely."""
+    engine = MockEngine(64)
+    resizing = {"kind": "letterbox", "crop_share": 1.0, "filling_bgr": [0, 0, 0]}
+    described = {"naming": naming(3).described(), "resizing": resizing}
+    names = ["tabby", "Chihuahua", "coffee mug"]
+    engine.metadata = {"class_names": json.dumps(names), "sightline": json.dumps(described)}
+    rows = np.zeros((1, 2, 9))
+    rows[0, 0] = [0, 0, 0.4, 0.4, 0.9, 1, 0.02, 1, 0.8]
+    rows[0, 1] = [0.5, 0.5, 1, 1, 0.6, 1, 0.02, 0, 0.7]
+    made = {CANDIDATES: rows, "map": np.zeros((1, 8, 8), np.float32)}
+    engine.run = lambda feeds: made
+    localizer = Localizer(engine)
+    image = np.zeros((64, 64, 3), np.uint8)
+    localizer.objects = 2
+
+    def first_box():
+        outputs = localizer.infer([localizer.prepare(image)])
+        return localizer.read(outputs, 0, 64, 64).box_xyxy_px
+
+    assert first_box() == pytest.approx((0, 0, 25.6, 25.6), abs=0.1)
+    localizer.look_for(1)
+    assert first_box() == pytest.approx((32, 32, 64, 64), abs=0.1)
