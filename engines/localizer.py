@@ -476,17 +476,17 @@ class Localizer:
         """The localization by a dense head: its candidates less those of the same object."""
         map_hw = self.resizing.over_image(outputs["map"][place], *size)
         rows = outputs[CANDIDATES][place].astype(np.float64)
-        boxes = [self.resizing.in_image(row, *size) for row in rows]
-        inside = [place for place, box in enumerate(boxes) if box is not None]
+        inside, table = self.resizing.inside(rows, *size)
         worth = rows[inside, 4]
         if self.wanted_class is not None:
             worth = worth * self._wanted_share(rows[inside])
         found = list[Detection]()
-        table = np.array([boxes[i] for i in inside], np.float64).reshape(-1, 4)
-        kept, left_of = ranked(table, worth)
         if every:
             kept = distinct(table, worth)
             left_of = worth[kept]
+        else:
+            kept, left_of = ranked(table, worth)
+            kept, left_of = kept[: self.objects], left_of[: self.objects]
         for best, left in zip(kept, left_of, strict=True):
             row = rows[inside[best]]
             x0, y0, x1, y1 = (voted(table, worth, best) if every else table[best]).tolist()
@@ -501,7 +501,7 @@ class Localizer:
             name, score = self.class_names[index], float(outputs["score"][place])
             return Localization(None, index, name, score, map_hw, confidence=0.0)
         first, least = found[0], self.least_confidence
-        others = [each for each in found[1 : self.objects] if (each.confidence or 0) >= least]
+        others = [each for each in found[1:] if (each.confidence or 0) >= least]
         if every:
             others = found[1:]
         answer = Localization(

@@ -122,6 +122,18 @@ class Resizing:
         y0, y1 = (min(max(top + y * (bottom - top), 0.0), height) for y in (y0, y1))
         return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
+    def inside(
+        self, boxes_xyxy: Array, size_px: tuple[int, int], shape: Shape
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """``in_image`` of boxes ``[L, 4 or more]``: the places of the K that have something in the
+        image, and their edges there, ``[K, 4]``.
+        """
+        left, top, right, bottom = self.seen(*size_px, shape)
+        start, length = np.array([left, top] * 2), np.array([right - left, bottom - top] * 2)
+        edges = np.clip(start + boxes_xyxy[:, :4] * length, 0, size_px * 2)
+        places = np.flatnonzero((edges[:, 2:] > edges[:, :2]).all(axis=1))
+        return places, edges[places]
+
     def over_image(
         self, map_hw: NDArray[np.float32], size_px: tuple[int, int], shape: Shape
     ) -> NDArray[np.float32]:

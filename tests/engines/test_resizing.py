@@ -100,6 +100,17 @@ def test_each_pixel_of_the_input_is_where_the_geometry_says(way, shape, height, 
     assert checked > 20
 
 
+@pytest.mark.parametrize(("way", "shape"), INPUTS[3:], ids=str)
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_many_boxes_are_put_into_the_image_as_one_is(way, shape, height, width):
+    corners = np.sort(np.random.default_rng(0).uniform(0, 1, (40, 2, 2)), axis=1)
+    boxes = corners.reshape(40, 4)
+    alone = [way.in_image(box, (width, height), shape) for box in boxes]
+    places, edges = way.inside(boxes, (width, height), shape)
+    assert places.tolist() == [place for place, box in enumerate(alone) if box is not None]
+    np.testing.assert_allclose(edges, [box for box in alone if box is not None])
+
+
 @pytest.mark.parametrize(("way", "shape"), INPUTS, ids=str)
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_a_map_lies_over_what_it_is_of(way, shape, height, width):
