@@ -23,8 +23,8 @@ part.
 """
 RIGHT_NAMES, FINER_FROM = 0.93, 0.5
 """Names are shown from the least probability on from which so many of them are right."""
-EMPTY_SHOWN = 0.05
-"""At most so many images without an object have a box that is shown by default."""
+EMPTY_SHOWN, MOST_LOST = 0.05, 0.04
+"""See ``Sureness.shown_from``."""
 TRUST_PENALTY = 300.0
 NEWTON_STEPS, MOST_STEP = 50, 5.0
 FEWEST_EMPTY = 50
@@ -279,13 +279,34 @@ class Sureness:
         return replace(self, trust=trust)
 
     def shown_from(self, answers: Sequence[Answer]) -> float | None:
-        """The least confidence from which on at most ``EMPTY_SHOWN`` of the images without objects
-        have a box; None where there are too few of these.
+        """The confidence from which on boxes should be shown: at most ``EMPTY_SHOWN`` of the images
+        without objects then have a box, unless the kinds of images would on average lose the right
+        first box of more than ``MOST_LOST`` of theirs. None where too few images are without
+        objects.
         """
-        empty = [float(self(each).max()) for each in answers if not len(each.true)]
+        empty, right = list[float](), dict[str, list[float]]()
+        for each in answers:
+            confidences = self(each)
+            best = int(confidences.argmax())
+            if not len(each.true):
+                empty.append(float(confidences[best]))
+                continue
+            hit = each.overlaps[best] > CORLOC_IOU
+            right.setdefault(each.kind, []).append(confidences[best] if hit else 1.0)
         if len(empty) < FEWEST_EMPTY:
             return None
-        return math.ceil(1000 * float(np.quantile(empty, 1 - EMPTY_SHOWN))) / 1000
+        limits, weights = (
+            np.concatenate(parts)
+            for parts in (
+                [*right.values()],
+                [np.full(len(each), 1 / len(each) / len(right)) for each in right.values()],
+            )
+        )
+        order = np.argsort(limits)
+        lost = np.cumsum(weights[order])
+        kept = limits[order[min(int((lost <= MOST_LOST).sum()), len(order) - 1)]]
+        least = min(float(np.quantile(empty, 1 - EMPTY_SHOWN)), float(kept))
+        return math.ceil(1000 * least) / 1000
 
 
 def with_finer(naming: Naming, finer: Mapping[str, Sequence[int]], classes: int) -> Naming:
