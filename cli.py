@@ -165,7 +165,7 @@ def _typer_option(name: str, hint: Any, default: Any) -> inspect.Parameter:
         made = typer.Argument(**common, show_default=about.metavar is None)
     else:
         made = typer.Option(
-            *_names(name, about, default),
+            *_names(name, about, default, kind),
             **common,
             rich_help_panel=about.panel,
             min=about.min,
@@ -182,10 +182,11 @@ def _typer_option(name: str, hint: Any, default: Any) -> inspect.Parameter:
     )
 
 
-def _names(name: str, about: Option, default: Any) -> list[str]:
+def _names(name: str, about: Option, default: Any, kind: Any = None) -> list[str]:
     """What an option is called on the command line, such as ``--size``."""
     names = [f"--{each.replace('_', '-')}" for each in about.names or (name,)]
-    return [f"{names[0]}/--no-{names[0][2:]}"] if default is True else names
+    both = default is True or kind == bool | None
+    return [f"{names[0]}/--no-{names[0][2:]}"] if both else names
 
 
 def _add_flags(error: SightlineError, parameters: list[inspect.Parameter]) -> None:

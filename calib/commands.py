@@ -259,8 +259,8 @@ def evaluate_chosen(
         check_report(
             options.report, (*data.inputs, *choice.inputs, options.train, options.train_ids)
         )
-    following, choice = following.beside(choice)
-    if following.objects > 1:
+    following, choice = following.for_source(photos=True).beside(choice)
+    if following.follow and following.objects > 1:
         raise InputError(
             "following is measured of one object in each sequence: ask for one",
             option=("follow", "objects"),

@@ -61,15 +61,14 @@ def distinct(
 
 
 def voted(
-    boxes_xyxy: NDArray[np.float64], scores: NDArray[np.float64], place: int
+    boxes_xyxy: NDArray[np.float64], scores: NDArray[np.float64], places: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """A box as the mean of all boxes ``[L, 4]`` that overlap it by half or more, each with the
-    weight of its score and overlap: box voting (Gidaris & Komodakis 2015, section 5).
+    """Some of boxes ``[L, 4]``, each as the mean of all that overlap it by half or more, with the
+    weight of their score and overlap: box voting (Gidaris & Komodakis 2015, section 5).
     """
-    alike = iou(boxes_xyxy, boxes_xyxy[place])
-    weights = np.where(alike >= 0.5, alike * scores, 0.0)
-    weights[place] = max(weights[place], 1e-6)
-    return np.asarray(weights @ boxes_xyxy / weights.sum())
+    alike = iou(boxes_xyxy[None], boxes_xyxy[places][:, None])
+    weights = np.where(alike >= 0.5, alike * np.maximum(scores, 1e-6), 0.0)
+    return np.asarray(weights @ boxes_xyxy / weights.sum(axis=1, keepdims=True))
 
 
 def ranked(

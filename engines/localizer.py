@@ -481,16 +481,15 @@ class Localizer:
         if self.wanted_class is not None:
             worth = worth * self._wanted_share(rows[inside])
         found = list[Detection]()
-        if every:
+        if every and len(table):
             kept = distinct(table, worth)
-            left_of = worth[kept]
+            left_of, chosen = worth[kept], voted(table, worth, kept)
         else:
             kept, left_of = ranked(table, worth)
             kept, left_of = kept[: self.objects], left_of[: self.objects]
-        for best, left in zip(kept, left_of, strict=True):
-            row = rows[inside[best]]
-            x0, y0, x1, y1 = (voted(table, worth, best) if every else table[best]).tolist()
-            box = (x0, y0, x1, y1)
+            chosen = table[kept]
+        for best, left, (x0, y0, x1, y1) in zip(kept, left_of, chosen.tolist(), strict=True):
+            row, box = rows[inside[best]], (x0, y0, x1, y1)
             index = int(row[5])
             name = self.class_names[index]
             score, sure = float(row[6]), float(row[4] * left / max(worth[best], TINY))

@@ -128,7 +128,7 @@ def localize(
     source: str | int | os.PathLike[str],
     model: str | EngineOptions | Localizer = DEFAULT_MODEL,
     *,
-    follow: bool = False,
+    follow: bool | None = None,
     objects: int | None = None,
     min_score: float | None = None,
     select: str | None = None,
@@ -151,7 +151,7 @@ def localize(
             one picture is asked again and again.
         model: a network's name or file, ``EngineOptions``, or a ``Localizer`` that is open: it
             stays open, is used by nobody else meanwhile, and as it was.
-        follow: track objects from frame to frame.
+        follow: follow objects from frame to frame; None for videos and cameras, and not for photos.
         objects: at most so many are looked for; None for the options' own.
         min_score: no box whose confidence is less, 0 for all; None for the options' own, which is
             the head's own limit unless they say another one.
@@ -174,9 +174,8 @@ def localize(
     """
     wanted = _Source(_spec_of(source), every, camera, notify or (lambda _: None))
     _check(every, objects, min_score)
-    engine, following = _chosen(
-        model, options, FollowOptions(follow, min_score, select), objects, min_score, notify
-    )
+    asked = FollowOptions(follow, min_score, select).for_source(kind_of(wanted.spec).alone)
+    engine, following = _chosen(model, options, asked, objects, min_score, notify)
     return _results(wanted, engine, following)
 
 

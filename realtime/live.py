@@ -59,10 +59,15 @@ def stream_chosen(
         SightlineError: the options contradict each other, the engine cannot be opened, or see
             ``stream``.
     """
-    following, choice = following.beside(choice)
+    following, choice = following.for_source(_alone(specs)).beside(choice)
     batch, size_px = min(options.batch, len(specs)), first_size_px(specs)
     localizer = open_within(choice, budget_ms, console, batch=batch, first_px=size_px)
     return stream(specs, localizer, console, options, following)
+
+
+def _alone(specs: Sequence[str]) -> bool:
+    """Whether no source is a film."""
+    return all(kind_of(spec).alone for spec in specs)
 
 
 def stream(
@@ -90,6 +95,7 @@ def stream(
     Raises:
         SightlineError: the sources or a result fail; what was recorded until then is kept.
     """
+    following = following.for_source(_alone(specs))
     _check_outputs(options)
     notify = partial(console.print, style="yellow", markup=False, highlight=False)
     lost = Notices(notify)
@@ -377,7 +383,8 @@ def process(
             files = {kind: with_ending(out / job.name, ending) for kind, ending in endings.items()}
             job.claim(files.values())
             try:
-                summary = _process(source, files, localizer, console, following)
+                asked = following.for_source(kind.alone)
+                summary = _process(source, files, localizer, console, asked)
             except BaseException:
                 job.discard()
                 raise

@@ -104,13 +104,14 @@ def untimed(row):
     return {key: value for key, value in row.items() if not key.endswith(("_ms", "_ns"))}
 
 
-@pytest.mark.parametrize("follow", [(), ("--follow",)], ids=["whole frames", "followed"])
+@pytest.mark.parametrize("follow", [False, None], ids=["whole frames", "followed"])
 def test_rows_are_those_of_the_log_of_batch(tmp_path, follow):
     video = write_video(tmp_path / "clip.mp4", 12)
     options = ("--weights", "random", "--size", 64, "--backend", "openvino", "--precision", "fp32")
     assert (
         command(
-            "batch", video, "--out", tmp_path / "out", *options, "--every", 2, *follow
+            *("batch", video, "--out", tmp_path / "out", *options, "--every", 2),
+            *(() if follow is None else ("--no-follow",)),
         ).returncode
         == 0
     )
@@ -119,7 +120,7 @@ def test_rows_are_those_of_the_log_of_batch(tmp_path, follow):
     ]
     rows = [
         json.loads(json.dumps(each.to_dict()))
-        for each in localize(video, SMALL, every=2, follow=bool(follow))
+        for each in localize(video, SMALL, every=2, follow=follow)
     ]
     drawing = {"draw_ms", "write_ms"}
     assert [untimed(row) for row in rows] == [untimed(row) for row in logged]

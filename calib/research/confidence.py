@@ -48,6 +48,10 @@ CLIPS = 150
 BACKGROUNDS = 100
 ROUNDS = 2
 PENALTY = 10.0
+MISSED_LOGIT, LOOKS_HELD = 0.5, 2.0
+"""A look in which an object is not found takes so much off the logit; and the unit of the number of
+such looks, of which a model counts three.
+"""
 REAL_SHARE = 0.2
 """The share of the weight that the real sequences have: they are few, and easier than most."""
 STILL_SHARE = 0.25
@@ -109,8 +113,15 @@ def _right(box: tuple[float, ...] | None, truth: tuple[float, ...] | None) -> fl
 
 
 def fit_tracking_model(boxes: RatedBoxes) -> ConfidenceModel:
-    """Fit the model of tracked boxes on their cues."""
-    return fit_confidence_model(boxes, CUES, PENALTY)
+    """Fit the model of tracked boxes on their cues. What a missed look means is set: hardly an
+    object leaves in these clips.
+    """
+    fitted = fit_confidence_model(boxes, CUES, PENALTY)
+    place = CUES.index("missed")
+    mean, scale, weight = list(fitted.mean), list(fitted.scale), list(fitted.weight)
+    mean[place], scale[place] = 0.0, LOOKS_HELD
+    weight[place] = -MISSED_LOGIT * LOOKS_HELD
+    return replace(fitted, mean=tuple(mean), scale=tuple(scale), weight=tuple(weight))
 
 
 def save(model: ConfidenceModel, path: Path) -> None:

@@ -328,7 +328,7 @@ def run_segments(
     known = dict(states or {})
     with _SegmentWriter(clip, segments, settings, folder, ends, run, localizer, known) as writer:
         frames = frames_of(clip, segments, settings.every, localizer.batch, ends, read)
-        following = opened(settings.following, known)
+        following = opened(settings.following.for_source(clip.kind == "images"), known)
         under_way = calls_under_way(following, localizer.engine.slots)
         yield from run_frames(frames, localizer, writer.sinks, run, under_way, following=following)
         if following is not None:
@@ -409,7 +409,9 @@ class _SegmentWriter:
             "wall_s": wall_s,
             **spent,
             "device": self._localizer.engine.device,
-            "shown_from": shown_from(self._settings.following, self._localizer),
+            "shown_from": shown_from(
+                self._settings.following.for_source(self._clip.kind == "images"), self._localizer
+            ),
         }
 
     def __enter__(self) -> Self:

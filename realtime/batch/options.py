@@ -11,6 +11,7 @@ from engines.errors import InputError
 from engines.localizer import Localizer
 from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, EngineOptions, Option
 from realtime.batch.plan import Window
+from realtime.batch.segment import Clip
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 FORMAT = 4
@@ -65,12 +66,11 @@ class Settings:
     ] = 1
     following: FollowOptions = WHOLE_FRAMES
 
-    @property
-    def in_order(self) -> bool:
+    def in_order(self, clip: Clip) -> bool:
         """Whether the segments of a source are done one after the other: where each frame's answer
         depends on the frames before it.
         """
-        return self.following.follow
+        return bool(self.following.for_source(clip.kind == "images").follow)
 
     def beside(self, choice: EngineOptions) -> "tuple[Settings, EngineOptions]":
         """These settings and the engine's options, as ``FollowOptions.beside`` divides them.

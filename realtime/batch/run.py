@@ -274,7 +274,7 @@ class _Batch:
         left = sum(segment.frames for segment in todo)
         self._bars.begin(job.name, clip.selected_frames, clip.selected_frames - left)
         start_s = time.monotonic()
-        states = job.states(todo) if settings.in_order else None
+        states = job.states(todo) if settings.in_order(clip) else None
         work = run_segments(clip, todo, localizer, settings, job.folder, states=states)
         with closing(work) as records:
             for count, _ in enumerate(records, start=1):

@@ -52,6 +52,7 @@ class SourceKind:
         can_be_cut: it is a file or files that can be read again from anywhere. ``batch`` works on
             these in segments, and knows video files and ``Images``. It reads others in one go.
         repeats: it gives the same frames each time, so that ``batch`` renews its results.
+        alone: its frames are no film: unless it is asked for, nothing in them is followed.
     """
 
     name: str
@@ -63,6 +64,7 @@ class SourceKind:
     address: bool = False
     can_be_cut: bool = False
     repeats: bool = False
+    alone: bool = False
 
 
 def open_source(spec: str, options: SourceOptions = USUAL) -> Source:
@@ -221,6 +223,7 @@ KINDS = [
         open_demo,
         lambda _: "demo",
         repeats=True,
+        alone=True,
     ),
     SourceKind(
         "stream",
@@ -241,12 +244,19 @@ KINDS = [
         address=True,
     ),
     SourceKind("pipe", "-", is_pipe, VideoFile, _pipe_name),
-    SourceKind("glob", "'photos/*.jpg'", _is_glob, _open_glob, can_be_cut=True),
+    SourceKind("glob", "'photos/*.jpg'", _is_glob, _open_glob, can_be_cut=True, alone=True),
     SourceKind(
-        "folder", "photos/", lambda spec: stat.S_ISDIR(_mode(spec)), _open_folder, can_be_cut=True
+        "folder",
+        "photos/",
+        lambda spec: stat.S_ISDIR(_mode(spec)),
+        _open_folder,
+        can_be_cut=True,
+        alone=True,
     ),
-    SourceKind("archive", "photos.zip", _is_archive, images_in_archive, can_be_cut=True),
-    SourceKind("image file", "photo.jpg", _is_picture, images_in_file, can_be_cut=True),
+    SourceKind(
+        "archive", "photos.zip", _is_archive, images_in_archive, can_be_cut=True, alone=True
+    ),
+    SourceKind("image file", "photo.jpg", _is_picture, images_in_file, can_be_cut=True, alone=True),
     SourceKind("video file", "film.mp4", lambda _: True, _open_video, _pipe_name, can_be_cut=True),
 ]
 """All kinds of source. The first one that matches a SOURCE takes it."""

@@ -59,7 +59,7 @@ UNSEEN = -0.3
 """The evidence of a place that comes into view."""
 CORE = 0.15
 """A box moves as its middle does: this share at each of its sides is left out."""
-MOST_GROWTH = 0.03
+MOST_GROWTH = 0.08
 """A box grows or shrinks by at most this share from frame to frame."""
 LEAST_BLOB = 8
 """Cells of the smallest thing that is found by its motion alone."""
@@ -213,7 +213,7 @@ class Motion:
         part = flow[top:bottom, left:right]
         part = part[:: 1 + (bottom - top) // 10, :: 1 + (right - left) // 10]
         rows, columns = part.shape[:2]
-        middle: NDArray[np.float32] = np.median(part.reshape(-1, 2), axis=0)
+        middle = np.sort(part.reshape(-1, 2), axis=0)[rows * columns // 2]
         x_px, y_px = -float(middle[0]) * cell_x, -float(middle[1]) * cell_y
         growth = 0.0
         if rows >= 4 and columns >= 4:

@@ -28,14 +28,21 @@ one.
 class FollowOptions:
     """The options of tracking: whether and what to track.
 
+    ``follow`` is None where nothing is said: see ``for_source``.
+
     ``min_score`` is a least confidence: for tracked boxes that of the tracker, for others that of
     the head. None is the limit of the head, or of trackers ``USUAL_LIMITS``. ``objects`` comes from
     the options of the engine, see ``beside``.
     """
 
     follow: Annotated[
-        bool, Option("Look where the object was: finds small ones, calms the box.", LOOK_AT)
-    ] = False
+        bool | None,
+        Option(
+            "Follow objects from frame to frame, or take each frame alone. Else videos and cameras"
+            " are followed, and photos are not.",
+            LOOK_AT,
+        ),
+    ] = None
     min_score: Annotated[
         float | None,
         Option(
@@ -54,7 +61,7 @@ class FollowOptions:
     place: tuple[float, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        if not self.follow and self.select:
+        if self.follow is False and self.select:
             raise InputError(
                 "select is about the object that is followed: follow one",
                 option=("select", "follow"),
@@ -91,9 +98,15 @@ class FollowOptions:
         Raises:
             InputError: there would be no box to track.
         """
-        if not self.follow:
-            return self, replace(choice, least_confidence=self.min_score)
-        if choice.head == NO_HEAD and not method_of(choice.method).search:
+        without = choice.head == NO_HEAD and not method_of(choice.method).search
+        if self.follow is False or (self.follow is None and without):
+            plain = replace(self, follow=False, select=None) if without else self
+            return plain, replace(choice, least_confidence=self.min_score)
+        if self.follow is None:
+            wanted_class = self.class_name or choice.wanted_class
+            wanted = replace(choice, wanted_class=wanted_class, least_confidence=self.min_score)
+            return replace(self, objects=choice.objects), wanted
+        if without:
             raise InputError(
                 "follow needs boxes, and head none gives none: leave one of them out",
                 option=("follow", "head"),
@@ -106,6 +119,15 @@ class FollowOptions:
         if not method_of(choice.method).search:
             wanted = replace(wanted, objects=1)
         return replace(self, objects=choice.objects), wanted
+
+    def for_source(self, photos: bool) -> "FollowOptions":
+        """The options for a source, which follow or not: photos are not followed unless that is
+        asked for, and all else is unless that is forbidden.
+
+        Raises:
+            InputError: something is selected in photos.
+        """
+        return self if self.follow is not None else replace(self, follow=not photos)
 
     def box_in(self, width_px: int, height_px: int) -> BoxPx | None:
         """The selected place as a box in a frame of that size; None where no place is selected.
@@ -271,7 +293,7 @@ def _unsure(confidence: float) -> bool:
     return confidence < USUAL_LIMITS.sure_from
 
 
-WHOLE_FRAMES = FollowOptions()
+WHOLE_FRAMES = FollowOptions(follow=False)
 
 
 def shown_from(options: FollowOptions, localizer: Localizer) -> float | None:

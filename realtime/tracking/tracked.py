@@ -16,6 +16,10 @@ UNSURE = "unsure"
 LOST = "lost"
 MOTION_WEIGHT = 8.0
 """What moves by itself scores up to so many times its confidence more."""
+ALIKE_IOU, OTHER_IOU = 0.6, 0.3
+"""A detection that overlaps the box less than the first is believed more than others, and one that
+overlaps it by the second only is taken as it is: the object has grown, or is faster than the flow.
+"""
 LOST_LOOKS = 8
 """An object that was not found in so many looks in a row is lost."""
 
@@ -100,7 +104,10 @@ class TrackedObject:
         """Go on with a detection."""
         if self.state == LOST:
             self.weight = 0.0
-        self.agreement += 0.2 * (overlap(self.box_px, found.box_xyxy_px) - self.agreement)
+        alike = overlap(self.box_px, found.box_xyxy_px)
+        self.agreement += 0.2 * (alike - self.agreement)
+        surprise = (ALIKE_IOU - alike) / (ALIKE_IOU - OTHER_IOU)
+        self.weight *= 1 - min(max(surprise, 0.0), 1.0)
         self.weight += confidence
         share = confidence / self.weight
         x0, y0, x1, y1 = (

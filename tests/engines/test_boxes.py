@@ -27,5 +27,5 @@ def test_boxes_vote_with_score_and_overlap():
     scores = np.array([0.8, 0.4, 0.9])
     one, other = 0.8, 0.4 * 90 / 110
     expected = (one * boxes[0] + other * boxes[1]) / (one + other)
-    np.testing.assert_allclose(voted(boxes, scores, 0), expected)
-    np.testing.assert_allclose(voted(boxes, np.zeros(3), 2), boxes[2])
+    np.testing.assert_allclose(voted(boxes, scores, np.array([2, 0])), [boxes[2], expected])
+    np.testing.assert_allclose(voted(boxes, np.zeros(3), np.array([2])), boxes[2:])

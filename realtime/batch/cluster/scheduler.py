@@ -211,8 +211,14 @@ class _Scheduler:
 
     @property
     def _waiting_segments(self) -> int:
-        most = 1 if self._settings.in_order else None
-        return sum(len(list(source.todo)[:most]) for source in self._under_way)
+        return sum(
+            min(len(source.todo), 1) if self._is_in_order(source) else len(source.todo)
+            for source in self._under_way
+            if source.todo
+        )
+
+    def _is_in_order(self, source: ClusterSource) -> bool:
+        return self._settings.in_order(source.clip)
 
     def _start_workers(self) -> None:
         """Start as many workers as have something to do."""
@@ -242,7 +248,7 @@ class _Scheduler:
             handle.segments.append(segment)
             handle.source = source.name
             assert source.job is not None
-            states = source.job.states([segment]) if self._settings.in_order else {}
+            states = source.job.states([segment]) if self._is_in_order(source) else {}
             ref = handle.worker.work(source.clip, segment, states)
             self._callbacks[ref] = partial(self._segment_ended, handle, source, segment)
 
@@ -254,7 +260,7 @@ class _Scheduler:
         sources = [
             source
             for source in self._under_way
-            if source.todo and not (self._settings.in_order and source.assigned)
+            if source.todo and not (source.assigned and self._is_in_order(source))
         ]
         return min(
             sources,

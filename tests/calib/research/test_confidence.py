@@ -11,6 +11,7 @@ from realtime.tracking.confidence import CUES, load_confidence_model
 def test_the_model_says_what_is_true_of_its_boxes():
     random = np.random.default_rng(0)
     cues = random.normal(size=(4000, len(CUES)))
+    cues[:, CUES.index("missed")] = 0.0
     true = 1 / (1 + np.exp(-(1.5 * cues[:, 0] - cues[:, 1] + 0.5)))
     right = (random.random(4000) < true).astype(float)
     model = fit_tracking_model(RatedBoxes(cues, right, np.ones(4000)))

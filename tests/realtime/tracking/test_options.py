@@ -53,9 +53,9 @@ def test_it_abstains_where_it_is_not_sure_enough(tmp_path):
 
 def test_without_follow_rows_are_as_they_were(tmp_path):
     assert not {"state", "window", "confidence", "track_id", "raw"} & set(
-        logged(tmp_path, FollowOptions())[0]
+        logged(tmp_path, FollowOptions(False))[0]
     )
-    assert opened(FollowOptions()) is None
+    assert opened(FollowOptions(False)) is None
     assert isinstance(opened(FollowOptions(follow=True)), Following)
 
 
@@ -84,7 +84,7 @@ def test_a_place_outside_the_frame_is_refused(select):
 
 def test_what_is_selected_needs_follow():
     with pytest.raises(InputError, match="follow"):
-        FollowOptions(select="cat")
+        FollowOptions(False, select="cat")
 
 
 def test_of_several_objects_each_has_its_entry_in_every_row(tmp_path):
@@ -115,8 +115,8 @@ def test_the_engine_is_asked_for_several_objects_only_by_methods_that_find_sever
     assert (notify.objects, choice.objects) == (3, 1)
     notify, choice = follow.beside(EngineOptions(method="beam", objects=3))
     assert (notify.objects, choice.objects) == (3, 3)
-    assert FollowOptions().beside(EngineOptions(objects=3)) == (
-        FollowOptions(),
+    assert FollowOptions(False).beside(EngineOptions(objects=3)) == (
+        FollowOptions(False),
         EngineOptions(objects=3),
     )
 
@@ -135,3 +135,15 @@ def test_without_follow_the_head_says_what_is_sure_enough():
     assert least(FollowOptions()) is None, "the head's own limit"
     assert least(FollowOptions(True, min_score=0.5)) == 0.0
     assert least(FollowOptions(True)) == 0.0, "a tracker needs every box"
+
+
+def test_films_are_followed_and_photos_are_not_unless_that_is_said():
+    assert FollowOptions().for_source(photos=False).follow is True
+    assert FollowOptions().for_source(photos=True).follow is False
+    for said in (True, False):
+        assert {FollowOptions(said).for_source(photos).follow for photos in (True, False)} == {said}
+    with pytest.raises(InputError, match="follow"):
+        FollowOptions(select="cat").for_source(photos=True)
+    assert FollowOptions().beside(EngineOptions(head="none"))[0].follow is False
+    following, choice = FollowOptions(select="cat").beside(EngineOptions(objects=3))
+    assert (following.objects, choice.objects, choice.wanted_class) == (3, 3, "cat")
