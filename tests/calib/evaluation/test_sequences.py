@@ -109,7 +109,7 @@ def test_photos_cannot_be_followed(data):
         data / "raccoon" / "images.tar",
         "--follow",
     )
-    assert "--follow" in refused("batch", "demo:3", "--select", "cat")
+    assert "--follow" in refused("batch", "demo:3", "--no-follow", "--select", "cat")
 
 
 def test_the_page_is_whole(tmp_path):
