@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make run` localizes a cat in a video, `make test` proves the parts. Both set up what is missing.
+# Two commands for a newcomer: `make run` localizes objects in a video, `make test` proves the parts. Both set up what is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 # A test process that dies ends the run: pytest-xdist (3.8) may wait forever once it has replaced one.

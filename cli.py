@@ -232,13 +232,15 @@ def _finite(value: float | None) -> float | None:
 
 @command("sightline demo --out out")
 def demo(
-    frames: Annotated[int, Option("Length of the clip.", LOOK_AT, min=1)] = 300,
+    frames: Annotated[
+        int | None, Option("So many frames of the clip, again and again.", LOOK_AT, min=1)
+    ] = None,
     out: Annotated[Path, Option("Folder for the results.", OUTPUT)] = Path("out"),
     engine: EngineOptions = EngineOptions(),
     budget_ms: Budget = None,
     as_json: AsJson = False,
 ) -> None:
-    """Localize a cat in a clip whose true boxes are known, and show what comes out."""
+    """Localize a clip whose true boxes are known, and show what comes out."""
     _report(live.demo_chosen(frames, out, engine, budget_ms, console), as_json)
 
 

@@ -30,7 +30,7 @@ MOST_SHAPES = 6
 """Engines for so many shapes of images are kept. Those that were not used for the longest time are
 closed.
 """
-NAMED_FROM = 0.5
+NAMED_FROM = 0.8
 """Where a head has no names of its own, that of the class is said from this score on."""
 
 

@@ -36,6 +36,7 @@ PACKAGES = {
     "packaging": "packaging",
 }
 """Modules without which nothing runs, and the packages that bring them."""
+PHOTO = Path(__file__).parent / "assets" / "chelsea.jpg"
 DECODERS = ("h264", "hevc", "vp9", "av1", "mjpeg", "mpeg4")
 ENCODERS = ("libx264", "libx265", "libsvtav1", "h264_nvenc", "h264_qsv", "h264_vaapi")
 CPU_FLAGS = {
@@ -199,7 +200,6 @@ def network() -> Findings:
     from engines.head import load_head, shipped_head_names, shipped_head_path
     from engines.networks.weights import ASSETS
     from engines.options import EngineOptions
-    from realtime.sources.demo import PHOTO
 
     names = shipped_head_names()
     for name in names:
@@ -233,7 +233,7 @@ def network() -> Findings:
     yield Finding(
         "shipped network",
         "ok",
-        f"runs at {how}: sees '{found.class_name}' in the demo photo{losses}",
+        f"runs at {how}: sees '{found.label}' in a photo{losses}",
         "",
         True,
     )

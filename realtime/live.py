@@ -305,14 +305,14 @@ Summary = dict[str, Any]
 
 
 def demo_chosen(
-    frames: int, out: Path, choice: EngineOptions, budget_ms: float | None, console: Console
+    frames: int | None, out: Path, choice: EngineOptions, budget_ms: float | None, console: Console
 ) -> list[Summary]:
-    """Open the engine that is chosen, and localize the demo's clip of so many frames.
+    """Open the engine that is chosen, and localize so many frames of the demo's clip, or it once.
 
     Raises:
         SightlineError: the engine cannot be opened, or see ``process_all``.
     """
-    specs = [f"demo:{frames}"]
+    specs = [f"demo:{frames or ''}"]
     size_px = first_size_px(specs)
     localizer = open_within(choice, budget_ms, console, streams=0, first_px=size_px)
     return process_all(specs, out, localizer, console)

@@ -242,9 +242,16 @@ class Run:
         return self.times.total.values_ms
 
     def compare(self, record: FrameRecord) -> None:
-        """Hold a shown frame's box against the true one, where that is known."""
-        if record.frame.truth_xyxy_px and record.found and record.found.box_xyxy_px:
-            self.truth_ious.append(float(iou(record.found.box_xyxy_px, record.frame.truth_xyxy_px)))
+        """Hold a shown frame's box against the true one, where that is known. No box is sure
+        enough: the frame counts as wrong.
+        """
+        truth, found = record.frame.truth_xyxy_px, record.found
+        if truth is None or found is None:
+            return
+        if found.box_xyxy_px is not None:
+            self.truth_ious.append(float(iou(found.box_xyxy_px, truth)))
+        elif found.nothing_sure:
+            self.truth_ious.append(0.0)
 
     def accuracy(self) -> dict[str, float]:
         """``corloc`` and ``mean_iou``, where the truth is known of any frame."""

@@ -92,7 +92,7 @@ def test_importing_loads_no_library_and_using_it_neither_torch_nor_the_command_l
         "assert not {'numpy', 'cv2', 'openvino', 'onnx', 'av'} & set(sys.modules)\n"
         "from realtime import localize\n"
         "assert 'openvino' not in sys.modules\n"
-        "results = list(localize('demo:2', follow=True, backend='openvino'))\n"
+        "results = list(localize('demo:2', follow=True, min_score=0.0, backend='openvino'))\n"
         "assert len(results) == 2 and results[0].boxes\n"
         "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None\n"
         "assert not {'torch', 'typer', 'fastapi', 'ray', 'matplotlib', 'cli', 'calib'} & set(sys.modules)\n"

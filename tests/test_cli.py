@@ -28,7 +28,7 @@ def test_demo_writes_video_log_plot_and_summary(tmp_path):
     ]
     assert summary["frames"] == 40
     assert timestamps_s(tmp_path / "demo.mp4") == pytest.approx(
-        [i / 30 for i in range(40)], abs=1e-4
+        [i / 12.5 for i in range(40)], abs=1e-4
     )
     assert len((tmp_path / "demo.jsonl").read_text().splitlines()) == 40
     assert json.loads((tmp_path / "demo.summary.json").read_text())["frames"] == 40

@@ -25,7 +25,7 @@ from engines.files import read_file
 from engines.localizer import ImageBgr
 from engines.options import EngineOptions
 from realtime.frames import BoxPx
-from realtime.sources.demo import DemoCamera
+from realtime.sources.demo import Demo
 
 STRIDES_PX = (8, 16, 32)
 """Of the cells, in the order of the output's rows."""
@@ -145,7 +145,7 @@ def detector_calls(detector: Detector, choice: EngineOptions) -> dict[str, Calla
     ``SHAPES_PX``, where their input is no square.
     """
     name = f"{detector.name} {detector.engine.precision}"
-    photo, _ = DemoCamera(1).shoot(0)
+    photo = next(iter(Demo(1))).image_bgr
     prepared = detector.prepare(photo)
     localizer = open_localizer(choice, first_px=(photo.shape[1], photo.shape[0]))
     calls: dict[str, Callable[[], object]] = {

@@ -1,102 +1,78 @@
-"""The demo clip, whose true boxes are known: a virtual camera moves over a wall with a photo of a
-cat.
+"""The demo clip, whose true boxes are known: a man walks up to a table, and a car drives by.
 
-Photo: "Chelsea" by Stefan van der Walt, CC0, as distributed with scikit-image.
+Cut from "car-detection" and "one-by-one-person-detection" of Intel's sample videos, CC BY 4.0, see
+the file NOTICE. The boxes were drawn by hand on every second to fifth frame; between these they lie
+on straight lines. Frames without a box show no object, or hardly any of it.
 """
 
-import math
+import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
+import av
 import numpy as np
 
 from engines.errors import SourceError
 from engines.localizer import ImageBgr
-from realtime.frames import Frame
+from realtime.frames import BoxPx, Frame
 from realtime.sources.video import USUAL, Source, SourceOptions
 
-PHOTO = Path(__file__).parent.parent / "assets" / "chelsea.jpg"
-CAT_XYXY_PX = (
-    0.0,
-    0.0,
-    402.0,
-    300.0,
-)  # the cat in the photo, by hand: the right ear ends at 402 of 451 px
-FRAME_W_PX, FRAME_H_PX = 854, 480
-WALL_W_PX, WALL_H_PX = 1600, 1200
-BLUR_PX = 14.0
-
-
-class DemoCamera:
-    """Shoots frame ``index`` of a clip of ``frames`` frames; the same index always gives the same
-    frame.
-    """
-
-    def __init__(self, frames: int) -> None:
-        self._frames = frames
-        photo = np.asarray(cv2.imread(str(PHOTO), cv2.IMREAD_COLOR_BGR), np.uint8)
-        height, width = photo.shape[:2]
-        self._wall = _wall()
-        self._left, self._top = (WALL_W_PX - width) // 2, (WALL_H_PX - height) // 2
-        area = self._wall[self._top : self._top + height, self._left : self._left + width]
-        edge = _soft_edge(height, width)[:, :, None]
-        area[:] = (edge * photo + (1 - edge) * area).astype(np.uint8)
-
-    def shoot(self, index: int) -> tuple[ImageBgr, tuple[float, float, float, float]]:
-        """(frame, true box of the cat in pixels, clipped to the frame)."""
-        phase = 2 * math.pi * index / max(1, self._frames)
-        zoom = 1.15 + 0.45 * math.sin(2 * phase - 1.0)
-        centre_x = WALL_W_PX / 2 + 170 / zoom * math.sin(3 * phase)
-        centre_y = WALL_H_PX / 2 + 75 / zoom * math.sin(2 * phase + 0.7)
-        shift_x, shift_y = FRAME_W_PX / 2 - zoom * centre_x, FRAME_H_PX / 2 - zoom * centre_y
-        view = np.array([[zoom, 0, shift_x], [0, zoom, shift_y]])
-        frame = cv2.warpAffine(
-            self._wall,
-            view,
-            (FRAME_W_PX, FRAME_H_PX),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REFLECT,
-        )
-        x0, y0, x1, y1 = CAT_XYXY_PX
-        left, right = (zoom * (self._left + x) + shift_x for x in (x0, x1))
-        top, bottom = (zoom * (self._top + y) + shift_y for y in (y0, y1))
-        box = (
-            max(0.0, left),
-            max(0.0, top),
-            min(float(FRAME_W_PX), right),
-            min(float(FRAME_H_PX), bottom),
-        )
-        return np.asarray(frame, np.uint8), box
+ASSETS = Path(__file__).parent.parent / "assets"
+CLIP, BOXES = ASSETS / "demo.mp4", ASSETS / "demo_boxes.csv"
+CLIP_FRAMES = 106
 
 
 class Demo(Source):
-    """A clip of the virtual camera. The true box of every frame is known."""
+    """The clip, again and again up to so many frames. The true box of every frame is known."""
 
     name = "demo"
-    rate_fps = 30.0
-    time_base = Fraction(1, 30000)
+    rate_fps = 12.5
+    time_base = Fraction(1, 12500)
 
-    def __init__(self, frames: int = 300) -> None:
+    def __init__(self, frames: int = CLIP_FRAMES) -> None:
         self.frames = self._count = frames
-        self._camera = DemoCamera(frames)
+        self._truths = true_boxes()
 
     def __iter__(self) -> Iterator[Frame]:
-        for index in range(self._count):
-            start_ns = time.monotonic_ns()
-            image, truth = self._camera.shoot(index)
-            now_ns = time.monotonic_ns()
-            yield Frame(
-                image,
-                self.name,
-                index,
-                index / self.rate_fps,
-                now_ns,
-                (now_ns - start_ns) / 1e6,
-                truth,
+        with closing(_pictures()) as pictures:
+            for index in range(self._count):
+                start_ns = time.monotonic_ns()
+                image = next(pictures)
+                now_ns = time.monotonic_ns()
+                yield Frame(
+                    image,
+                    self.name,
+                    index,
+                    index / self.rate_fps,
+                    now_ns,
+                    (now_ns - start_ns) / 1e6,
+                    self._truths.get(index % CLIP_FRAMES),
+                )
+
+
+def true_boxes() -> dict[int, BoxPx]:
+    """The box of each frame of the clip that has one."""
+    with BOXES.open(encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        return {
+            int(row["frame"]): (
+                float(row["x0"]),
+                float(row["y0"]),
+                float(row["x1"]),
+                float(row["y1"]),
             )
+            for row in rows
+        }
+
+
+def _pictures() -> Generator[ImageBgr, None, None]:
+    while True:
+        with av.open(str(CLIP)) as container:
+            for picture in container.decode(video=0):
+                yield np.asarray(picture.to_ndarray(format="bgr24"), np.uint8)
 
 
 def open_demo(spec: str, _options: SourceOptions = USUAL) -> Demo:
@@ -105,28 +81,7 @@ def open_demo(spec: str, _options: SourceOptions = USUAL) -> Demo:
     Raises:
         SourceError: the number of frames is none.
     """
-    count = spec.removeprefix("demo:") or "300"
+    count = spec.removeprefix("demo:") or str(CLIP_FRAMES)
     if not count.isdecimal() or not int(count):
         raise SourceError(f"'{spec}': write demo: or demo:FRAMES, like demo:120")
     return Demo(int(count))
-
-
-def _wall() -> ImageBgr:
-    """A plastered wall: warm grey, lit from the left, with a little grain; always the same."""
-    rng = np.random.default_rng(7)
-    coarse = (
-        cv2.GaussianBlur(rng.standard_normal((WALL_H_PX, WALL_W_PX)).astype(np.float32), (0, 0), 3)
-        * 18
-    )
-    light = np.linspace(18, -22, WALL_W_PX, dtype=np.float32)[None, :]
-    grain = rng.standard_normal((WALL_H_PX, WALL_W_PX)).astype(np.float32) * 2
-    shade = (coarse + light + grain)[:, :, None]
-    return np.clip(np.array([142.0, 152.0, 160.0], np.float32) + shade, 0, 255).astype(np.uint8)
-
-
-def _soft_edge(height: int, width: int) -> np.ndarray:
-    """1 inside, falling to 0 over the last pixels, so that the photo has no hard frame."""
-    inside = np.zeros((height, width), np.float32)
-    margin = round(BLUR_PX)
-    inside[margin // 2 : -margin // 2, margin // 2 : -margin // 2] = 1
-    return cv2.GaussianBlur(inside, (0, 0), BLUR_PX / 3)

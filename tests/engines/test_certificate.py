@@ -20,8 +20,8 @@ from engines.errors import EngineError, InputError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
 from engines.typed_graph import to_half
-from realtime.sources.demo import DemoCamera
 from tests.engines.mock import MockEngine
+from tests.virtual_camera import DemoCamera
 
 SIZE = 32
 SUBJECT = {"graph": "g", "engine": "e"}

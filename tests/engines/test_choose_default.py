@@ -14,7 +14,7 @@ from engines.errors import ModelError
 from engines.networks.registry import NETWORKS
 from engines.options import EngineOptions
 from engines.presets import presets
-from realtime.sources.demo import PHOTO
+from realtime.doctor import PHOTO
 from tests.command_line import ROOT
 
 DEFAULT = EngineOptions("lite0")

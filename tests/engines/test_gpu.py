@@ -21,7 +21,7 @@ from engines.choose import build_chosen, open_localizer
 from engines.errors import EngineError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
-from realtime.sources.demo import DemoCamera
+from tests.virtual_camera import DemoCamera
 
 pytestmark = pytest.mark.gpu
 

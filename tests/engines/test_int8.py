@@ -29,8 +29,8 @@ from engines.localizer import Localizer
 from engines.maps import Feature, MapSpec
 from engines.networks.registry import load_classifier
 from engines.networks.vgg import COMPACT_CHANNELS, random_weights
-from realtime.sources.demo import DemoCamera
 from tests.engines.double import run_in_float64
+from tests.virtual_camera import DemoCamera
 
 FRAMES = [DemoCamera(300).shoot(i * 37)[0] for i in range(8)]
 

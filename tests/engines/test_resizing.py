@@ -8,7 +8,7 @@ import pytest
 
 from engines.networks.preprocessing import IMAGENET, Preprocessing
 from engines.resizing import Resizing, frame_shape, shrunk
-from realtime.sources.demo import DemoCamera
+from tests.virtual_camera import DemoCamera
 
 
 def noise(height, width):

@@ -13,7 +13,7 @@ from engines.errors import EngineError
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from realtime.sources.demo import DemoCamera
+from tests.virtual_camera import DemoCamera
 
 SIZE = 64
 

@@ -15,8 +15,8 @@ from engines.errors import ModelError
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
 from engines.typed_graph import GRADIENT_SCALE, backward_starts, products_as_convolutions, to_half
-from realtime.sources.demo import DemoCamera
 from tests.engines.foreign import KINDS, SIDE, export
+from tests.virtual_camera import DemoCamera
 
 
 def run(model, images, wanted=-1):

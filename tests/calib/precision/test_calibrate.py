@@ -32,9 +32,9 @@ from engines.int8 import load_quantization
 from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
-from realtime.sources.demo import DemoCamera
 from tests.engines.foreign import Transformer, export
 from tests.processors import NORMALIZES
+from tests.virtual_camera import DemoCamera
 
 QUIET = Console(quiet=True)
 FRAMES = [DemoCamera(300).shoot(i * 14)[0] for i in range(20)]

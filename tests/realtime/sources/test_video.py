@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from engines.errors import SourceError
-from realtime.sources.demo import DemoCamera
 from realtime.sources.spec import open_source
 from realtime.sources.video import VideoFile
+from tests.virtual_camera import DemoCamera
 
 TS_BYTES = 188
 FRAMES, KEY_EVERY = 75, 15
