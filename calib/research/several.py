@@ -123,7 +123,7 @@ def main(
 ) -> None:
     """Measure the tracking of one, two and three objects, and print a table."""
     console = Terminal()
-    localizer = open_localizer("compact", least_confidence=0.0)
+    localizer = open_localizer("lite0")
     with open_source(str(data / "imagenet_sample/images_256.zip")) as photos:
         backgrounds = [
             frame.image_bgr for frame, _ in zip(photos, range(BACKGROUNDS), strict=False)
