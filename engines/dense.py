@@ -185,8 +185,7 @@ class DenseHead:
             found[f"mean{place}"] = level.mean
             found[f"basis{place}"] = level.basis
         if self.naming:
-            found["name_weight"] = self.naming.weight
-            found["name_bias"] = self.naming.bias
+            found |= self.naming.arrays()
         return found
 
     def save(self, path: Path) -> None:
@@ -195,7 +194,7 @@ class DenseHead:
         Raises:
             OutputError: the place cannot be written.
         """
-        large = ("cell_weight", "box_weight", "name_weight", "basis")
+        large = ("cell_weight", "box_weight", "name_weight", "name_mean", "basis")
         tensors = {
             name: np.ascontiguousarray(value, np.float16 if name.startswith(large) else np.float32)
             for name, value in self._arrays().items()

@@ -36,6 +36,9 @@ class Naming:
             none; empty where nothing is known of them.
         finer_from: the name that the network gives is shown, too, where it is at least so probable
             and of that kind.
+        means: float32 ``[C + 1, D]``: of what the box layer reads, over boxes of each class, and of
+            the background. Classes that are added later are told from them. Empty where they are
+            not known.
     """
 
     names: tuple[str, ...]
@@ -44,6 +47,12 @@ class Naming:
     shown_from: float
     finer: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     finer_from: float = 1.0
+    means: Array32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def arrays(self) -> dict[str, Array32]:
+        """What a head's file holds of it besides the description."""
+        found = {"name_weight": self.weight, "name_bias": self.bias}
+        return {**found, "name_mean": self.means} if self.means.size else found
 
     def described(self) -> dict[str, Any]:
         """What a graph's or a file's description holds of it."""
@@ -76,9 +85,12 @@ def naming_of(
     weight, bias = arrays["name_weight"], arrays["name_bias"]
     if weight.shape != (len(names) + 1, width) or bias.shape != (len(names) + 1,):
         raise ValueError(f"it is damaged: name_weight is {weight.shape}, for {len(names)} names")
+    means = arrays.get("name_mean", np.zeros((0, 0), np.float32))
+    if means.size and means.shape != weight.shape:
+        raise ValueError(f"it is damaged: name_mean is {means.shape}, not {weight.shape}")
     finer = np.array([number(v, "a kind", -1, len(names) - 1) for v in described["finer"]])
     limits = [number(described[key], f"its {key}", 0, 1) for key in ("shown_from", "finer_from")]
-    return Naming(names, weight, bias, limits[0], finer.astype(np.int64), limits[1])
+    return Naming(names, weight, bias, limits[0], finer.astype(np.int64), limits[1], means)
 
 
 @dataclass(frozen=True)

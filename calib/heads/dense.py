@@ -8,7 +8,7 @@ proposal to the corrections of its sides; and from a proposal to the IoU of its 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -115,6 +115,8 @@ class Layers:
     corrections: Array64
     expected: Array64
     names: Array64
+    means: Array64 = field(default_factory=lambda: np.zeros((0, 0)))
+    """See ``engines.dense_names.Naming``, ``[C + 1, D + 1]``; empty where they are not known."""
 
     def proposals(self, reader: Reader, scene: Scene, count: int) -> tuple[Array64, Array64]:
         """The proposals of an image, and their objectness."""
@@ -183,7 +185,7 @@ def fit_layers(
         start.corrections if start else None,
         strength,
     )
-    layers.expected, layers.names = _fit_expected(
+    layers.expected, layers.names, layers.means = _fit_expected(
         scenes("fitting names", rows), reader, layers, names, start, strength
     )
     return layers
@@ -305,8 +307,12 @@ def _fit_expected(
     names: Names,
     start: Layers | None,
     strength: float,
-) -> tuple[Array64, Array64]:
-    """From a proposal to the IoU of its corrected box with the nearest object, and to its name."""
+) -> tuple[Array64, Array64, Array64]:
+    """From a proposal to the IoU of its corrected box with the nearest object, and to its name.
+
+    Classes that are added to those of a head are told from these by their means, which count as
+    much as the images: else all that looks alike would get the new name.
+    """
     normal = Normal(strength)
     for scene in scenes:
         boxes, scores = layers.proposals(reader, scene, reader.candidates)
@@ -321,14 +327,22 @@ def _fit_expected(
         named = name_targets(moved, scene.boxes_px, scene.classes, len(names.names))
         targets = np.concatenate([overlaps, named[:, names.learned]], axis=1)
         normal.add(features, targets, several / len(moved))
-    before = None
+    before, means = None, normal.means()[1:]
     if start is not None:
+        if len(start.means):
+            kept = start.means.astype(np.float32)
+            targets = np.zeros((len(kept), 1 + len(means)))
+            targets[:, :1] = kept @ start.expected
+            normal.add(kept, targets, normal.rows / reader.candidates / len(kept))
+            means = np.concatenate([kept[:-1], means, kept[-1:]])
+        else:
+            means = start.means
         new = np.zeros((len(start.expected), int(names.learned.sum())))
         before = np.concatenate([start.expected, new], axis=1)
     found = normal.solve(IOU_PENALTY, before)
     said = np.zeros((len(found), len(names.learned))) if start is None else start.names.copy()
     said[:, names.learned] = found[:, 1:]
-    return found[:, :1], said
+    return found[:, :1], said, np.asarray(means, np.float64)
 
 
 def with_input(choice: EngineOptions) -> EngineOptions:
@@ -447,6 +461,8 @@ def fit_dense(
     names = names.sharpened(found)
     sure = _sureness(names, start, found, reader)
     naming, said = names.layer(layers.names, start.naming if start else None, found)
+    if len(layers.means):
+        naming = replace(naming, means=_halved(layers.means[:, :-1].astype(np.float32)))
     if finer and not start:
         naming = with_finer(naming, finer, class_count(classifier))
     held_out = {**figures_of(_main(found), sure), **said}
@@ -537,8 +553,10 @@ def layers_of(head: DenseHead, names: Names) -> Layers:
     if head.naming:
         known = np.concatenate([head.naming.weight, head.naming.bias[:, None]], axis=1).T
         said[:, ~names.learned] = known
+    found = head.naming.means if head.naming else np.zeros((0, 0))
+    means = np.pad(found.astype(np.float64), ((0, 0), (0, 1)), constant_values=1.0)
     split = 4 * SIZES
-    return Layers(cells[:, :split], cells[:, split:], boxes[:, :4], boxes[:, 4:], said)
+    return Layers(cells[:, :split], cells[:, split:], boxes[:, :4], boxes[:, 4:], said, means)
 
 
 def _head_of(

@@ -25,6 +25,7 @@ RIGHT_NAMES, FINER_FROM = 0.93, 0.5
 """Names are shown from the least probability on from which so many of them are right."""
 EMPTY_SHOWN, MOST_LOST = 0.05, 0.04
 """See ``Sureness.shown_from``."""
+ENOUGH = 0.5
 TRUST_PENALTY = 300.0
 NEWTON_STEPS, MOST_STEP = 50, 5.0
 FEWEST_EMPTY = 50
@@ -218,12 +219,15 @@ def softmax(logits: Array64) -> Array64:
 
 def least_right(probability: Array64, right: NDArray[np.bool_], share: float) -> float:
     """The least probability from which on at least that share is right, of all that are as probable
-    or more; 1 where there is none.
+    or more; 1 where there is none, and at most ``ENOUGH`` where it is so of all.
     """
     order = np.argsort(-probability, kind="stable")
     rights = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(rights >= share)
-    return float(probability[order[enough[-1]]]) if len(enough) else 1.0
+    if not len(enough):
+        return 1.0
+    least = float(probability[order[enough[-1]]])
+    return min(least, ENOUGH) if enough[-1] == len(order) - 1 else least
 
 
 @dataclass(frozen=True)

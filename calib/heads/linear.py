@@ -501,6 +501,11 @@ class Normal:
         """How many rows were added."""
         return self._rows
 
+    def means(self) -> Array64:
+        """The mean features of the rows, weighted by each target: ``[T, D]``."""
+        moment = self._moment + sum(x.T @ y for x, y in self._waiting)
+        return np.asarray((moment / np.maximum(moment[-1], FREE)).T, np.float64)
+
     def _sum(self) -> None:
         if self._waiting:
             x, y = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))

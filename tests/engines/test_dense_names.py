@@ -39,7 +39,7 @@ def noise(*shape):
 
 
 def naming(width: int) -> Naming:
-    return Naming(NAMES, noise(3, width), noise(3), 0.6, np.array([-1, 0, 1]), 0.5)
+    return Naming(NAMES, noise(3, width), noise(3), 0.6, np.array([-1, 0, 1]), 0.5, noise(3, width))
 
 
 def head_with_names() -> DenseHead:
@@ -73,6 +73,7 @@ def test_names_and_confidence_come_back_from_a_file(tmp_path):
     assert found.naming is not None
     assert (found.naming.names, found.naming.shown_from) == (NAMES, 0.6)
     assert found.naming.finer.tolist() == [-1, 0, 1]
+    np.testing.assert_array_equal(found.naming.means, head.naming.means)
     assert (found.trust, found.shown_from, found.whole) == (TRUST, 0.4, True)
     assert (found.compared, found.same) == (300, 0.7)
 

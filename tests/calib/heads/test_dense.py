@@ -173,6 +173,21 @@ def test_few_boxes_leave_a_head_nearly_as_it_was(classifier, fitted):
     assert iou(*boxes) > 0.7
 
 
+def test_a_class_of_ones_own_is_added_to_those_that_the_head_knows(classifier, fitted):
+    def blue(number: int) -> Sample:
+        orange = scene(number, 1)
+        truth = replace(orange.truths[0], class_name="mug")
+        return replace(orange, read=lambda: orange.read()[..., ::-1], truths=(truth,))
+
+    head = fitted_on(classifier, [blue(number) for number in range(700, 712)], fitted.head).head
+    assert head.naming is not None
+    assert head.naming.names == ("thing", "mug")
+    assert head.naming.means.shape == head.naming.weight.shape
+    engine = localizer(classifier, head)
+    said = [engine.localize([blue(number).read()])[0].said for number in range(712, 718)]
+    assert sum(each is not None and each.label == "mug" for each in said) >= 4
+
+
 def test_what_it_reaches_is_said_beside_the_head_it_started_from(classifier, fitted):
     some = [scene(number, number % 3) for number in range(600, 620)]
     found = fitted_on(classifier, some, fitted.head)

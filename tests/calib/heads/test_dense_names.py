@@ -78,6 +78,8 @@ def test_a_threshold_leaves_the_wanted_share_of_right_ones():
     assert least_right(probability, right, 0.9) == 0.8
     assert least_right(probability, right, 0.75) == 0.6
     assert least_right(probability, ~right, 0.9) == 1.0
+    assert least_right(probability, probability > 0, 0.9) == 0.5
+    assert least_right(probability[:2], right[:2], 0.9) == 0.5
     assert least_right(np.zeros(0), np.zeros(0, np.bool_), 0.9) == 1.0
 
 
