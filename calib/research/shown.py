@@ -39,6 +39,7 @@ from engines.options import EngineOptions, Option
 from engines.text import Terminal
 from realtime.annotate import draw
 from realtime.frames import BoxPx
+from realtime.sources.demo import Demo
 
 ASSETS = Path(__file__).parent / "assets"
 TUNING, REPORT = "tuning", "report"
@@ -57,6 +58,7 @@ SAME_NAMES = {
 NAMED_SETS = ("animals", "VOC 2007", "coco128")
 """The sets whose classes are those of the names, or may be compared with them."""
 SYSTEMS = {"compact": "the compact network", DEFAULT_MODEL: "the default"}
+DEMO_FRAMES, DEMO_PX = (20, 60, 94), (560, 315)
 COLUMNS, CELL_PX = 4, (300, 225)
 
 SCENES = (
@@ -91,11 +93,16 @@ SCENES = (
 def main(
     data: Annotated[Path, Option("Folder of the data sets.")],
     sheet: Annotated[str, Option("The contact sheet to draw, FILE.jpg.")] = "",
+    demo: Annotated[str, Option("The picture of the demo to draw, FILE.jpg.")] = "",
     out: Annotated[str, Option("The page to write, FILE.md, with the report sets measured.")] = "",
     model: Annotated[str, Option("What is measured.")] = DEFAULT_MODEL,
 ) -> None:
-    """Draw the sheet, or count boxes on nothing in the tuning part; with a page, measure all."""
+    """Draw the demo or the sheet, or count boxes on nothing in the tuning part; or measure all."""
     console = Terminal(stderr=True)
+    if demo:
+        draw_demo(Path(demo))
+        console.print(f"wrote {demo}")
+        return
     if sheet:
         draw_sheet(data, Path(sheet))
         console.print(f"wrote {sheet}")
@@ -282,6 +289,26 @@ def draw_sheet(data: Path, path: Path) -> None:
         cells.append(np.concatenate([_fitted(each) for each in pair], axis=1))
     rows = [np.concatenate(cells[i : i + COLUMNS], axis=1) for i in range(0, len(cells), COLUMNS)]
     encoded = cv2.imencode(path.suffix, np.concatenate(rows, axis=0))[1]
+    with whole_file(path) as part:
+        part.write_bytes(encoded.tobytes())
+
+
+def draw_demo(path: Path) -> None:
+    """Draw three frames of the demo side by side, with their true boxes.
+
+    Raises:
+        OutputError: the picture cannot be written.
+    """
+    pictures = list[ImageBgr]()
+    with open_localizer() as localizer:
+        for frame in Demo():
+            if frame.index in DEMO_FRAMES:
+                found = localizer.localize([frame.image_bgr])[0]
+                drawn = draw(frame.image_bgr, found, frame.truth_xyxy_px)
+                pictures.append(
+                    np.asarray(cv2.resize(drawn, DEMO_PX, interpolation=cv2.INTER_AREA))
+                )
+    encoded = cv2.imencode(path.suffix, np.concatenate(pictures, axis=1))[1]
     with whole_file(path) as part:
         part.write_bytes(encoded.tobytes())
 
