@@ -52,6 +52,8 @@ SMALLEST = 0.25
 """No side of a proposal counts as shorter than this, in strides of a cell."""
 SUPPRESSED = 100.0
 """Is taken off the objectness of a duplicate, which then comes after all others."""
+FEW_CELLS = 100
+"""Maps of so few cells are pooled along both sides at once."""
 GEOMETRY = 7
 """Numbers about a proposal's size that the box layer reads."""
 FORMAT = 2
@@ -398,26 +400,25 @@ class _Writer:
         """The box layer: corrected boxes ``[N, K, 4]``, their expected IoU ``[N, K, 1]``, and the
         scores of their names and of the background ``[N, K, C + 1]``, where it names them.
         """
-        graph, n, count = self._graph, self._images, self._head.candidates
+        graph = self._graph
         middle, sizes = self._middles_and_sizes(boxes)
         blocks = [objectness]
         for level, x in zip(self._head.levels, self._projected, strict=True):
             used = x
             if level.box_channels < graph.shape(x)[1]:
                 used = self._part(x, 1, 0, level.box_channels)
-            pooled = self._pooled(used, middle, sizes, level.box_bins)
-            blocks.append(self._reshaped(pooled, n, count, level.box_width))
+            blocks.append(self._pooled(used, middle, sizes, level.box_bins))
         blocks.append(self._geometry(sizes))
         if self._head.whole:
             last = self._projected[-1]
-            pooled = self._pooled(last, middle, sizes, 1, 1.0, SAMPLES_OF_CLASS)
-            blocks.append(self._reshaped(pooled, n, count, graph.shape(last)[1]))
+            blocks.append(self._pooled(last, middle, sizes, 1, 1.0, SAMPLES_OF_CLASS))
         joined = graph.add("Concat", *blocks, axis=2, hint="box_features")
         weights, biases = [self._head.box_weight], [self._head.box_bias]
         if naming := self._head.naming:
             weights.append(naming.weight)
             biases.append(naming.bias)
-        weight = graph.constant(np.concatenate(weights).T, hint="box_weight")
+        ordered = self._by_bin(np.concatenate(weights))
+        weight = graph.constant(ordered.T, hint="box_weight")
         linear = graph.add("MatMul", joined, weight, hint="box_products")
         bias = graph.constant(np.concatenate(biases))
         linear = graph.add("Add", linear, bias, hint="box_linear")
@@ -427,6 +428,18 @@ class _Writer:
         moved = graph.add("Add", boxes, graph.add("Mul", shifts, sides), hint="boxes_moved")
         names = self._part(linear, 2, 5, 6 + len(naming.names)) if naming else None
         return self._clipped(moved), self._part(linear, 2, 4, 5), names
+
+    def _by_bin(self, weight: Array32) -> Array32:
+        """Weights ``[T, features]`` in the order in which the graph pools: of each bin all
+        channels. Files have the channels between the rows and the columns of bins.
+        """
+        ordered, start = weight.copy(), 1
+        for level in self._head.levels:
+            stop, bins = start + level.box_width, level.box_bins
+            part = weight[:, start:stop].reshape(len(weight), bins, level.box_channels, bins)
+            ordered[:, start:stop] = part.transpose(0, 1, 3, 2).reshape(len(weight), -1)
+            start = stop
+        return ordered
 
     def confidence(self, boxes: str, expected: str, objectness: str, evidence: str) -> str:
         """The probability that each of the corrected boxes is right, ``[N, K, 1]``."""
@@ -469,7 +482,8 @@ class _Writer:
         around: float = AROUND,
         samples: int = SAMPLES,
     ) -> str:
-        """Maps ``[N, C, h, w]`` pooled to ``[N, K * bins, C, bins]`` in each of K boxes.
+        """Maps ``[N, C, h, w]`` pooled to ``[N, K, bins * bins * C]`` in each of K boxes, row by
+        row of bins.
 
         A bin is the mean of samples that are interpolated bilinearly; beyond the map its border
         counts.
@@ -480,13 +494,25 @@ class _Writer:
             self._weights(middle, sizes, axis, length, bins, around, samples)
             for axis, length in ((1, height), (0, width))
         )
-        rows = self._reshaped(rows, n, count * bins, height)
-        flat = graph.add("Transpose", x, perm=[0, 2, 1, 3], hint="rows_first")
-        flat = self._reshaped(flat, n, height, channels * width)
-        tall = graph.add("MatMul", rows, flat, hint="pooled_rows")
-        tall = self._reshaped(tall, n, count, bins * channels, width)
-        across = graph.add("Transpose", columns, perm=[0, 1, 3, 2], hint="pooling_columns")
-        return graph.add("MatMul", tall, across, hint="pooled")
+        x = graph.add("Transpose", x, perm=[0, 2, 3, 1], hint="channels_last")
+        if height * width <= FEW_CELLS:  # one product, of as many weights as there are cells
+            down = self._reshaped(rows, n * count, bins, 1, height, 1)
+            across = self._reshaped(columns, n * count, 1, bins, 1, width)
+            both = graph.add("Mul", down, across, hint="pooling")
+            both = self._reshaped(both, n, count * bins**2, height * width)
+            x = self._reshaped(x, n, height * width, channels)
+            pooled = graph.add("MatMul", both, x, hint="pooled")
+        else:
+            rows = self._reshaped(rows, n, count * bins, height)
+            x = self._reshaped(x, n, height, width * channels)
+            tall = graph.add("MatMul", rows, x, hint="pooled_rows")
+            tall = self._reshaped(tall, n * count * bins, width, channels)
+            wide = graph.constant([n * count, bins, bins, width], np.int64)
+            across = self._reshaped(columns, n * count, 1, bins, width)
+            across = graph.add("Expand", across, wide, hint="pooling_columns")
+            across = self._reshaped(across, n * count * bins, bins, width)
+            pooled = graph.add("MatMul", across, tall, hint="pooled")
+        return self._reshaped(pooled, n, count, bins**2 * channels)
 
     def _weights(
         self,
@@ -533,7 +559,6 @@ class _Writer:
             weight, bias = layer
             places = self._middles_and_sizes(boxes)
             mean = self._pooled(self._forward.last, *places, 1, 1.0, SAMPLES_OF_CLASS)
-            mean = self._reshaped(mean, n, count, graph.shape(self._forward.last)[1])
             scores = graph.add("MatMul", mean, weight, hint="class_products")
             scores = graph.add("Add", scores, bias, hint="scores_of_boxes")
         if self._forward.independent:
