@@ -30,6 +30,7 @@ from engines.files import whole_file
 from engines.graph import Graph
 from engines.maps import Array32, MapSpec
 from engines.networks.network import Forward, Shape, pooled_linear
+from engines.resizing import cell_centres, interpolation
 
 SIZES = 3
 """The kinds of objects by size, each with numbers of its own in the cell layer."""
@@ -369,30 +370,22 @@ class _Writer:
         return graph.add("Sub", scores, graph.add("Mul", worse, graph.constant(SUPPRESSED)))
 
     def _near(self, boxes: str, least_iou: float) -> str:
-        """1 where two of boxes ``[N, M, 4]`` have a larger IoU than that, else 0: ``[N, M, M]``."""
+        """1 where two of boxes ``[N, M, 4]`` have a larger IoU than that, else 0: ``[N, M, M]``.
+
+        It is asked for without a quotient: I > least * (A + B - I).
+        """
         graph = self._graph
         edges = [self._part(boxes, 2, i, i + 1) for i in range(4)]
         across = [graph.add("Transpose", edge, perm=[0, 2, 1]) for edge in edges]
-        width, height = (
-            graph.add(
-                "Relu",
-                graph.add(
-                    "Sub",
-                    graph.add("Min", edges[high], across[high]),
-                    graph.add("Max", edges[low], across[low]),
-                ),
-            )
-            for low, high in ((0, 2), (1, 3))
-        )
-        common = graph.add("Mul", width, height, hint="common")
-        area = graph.add(
-            "Mul",
-            graph.add("Sub", edges[2], edges[0]),
-            graph.add("Sub", edges[3], edges[1]),
-            hint="areas",
-        )
+        sides, common_sides = list[str](), list[str]()
+        for low, high in ((0, 2), (1, 3)):
+            first = graph.add("Max", edges[low], across[low])
+            last = graph.add("Min", edges[high], across[high])
+            common_sides.append(graph.add("Relu", graph.add("Sub", last, first)))
+            sides.append(graph.add("Sub", edges[high], edges[low]))
+        common = graph.add("Mul", *common_sides, hint="common")
+        area = graph.add("Mul", *sides, hint="areas")
         both = graph.add("Add", area, graph.add("Transpose", area, perm=[0, 2, 1]))
-        # IoU > least, without a quotient: I > least * (A + B - I)
         limit = graph.add("Mul", both, graph.constant(least_iou / (1 + least_iou)))
         return graph.add("Cast", graph.add("Greater", common, limit), to=1, hint="near")
 
@@ -431,7 +424,7 @@ class _Writer:
 
     def _by_bin(self, weight: Array32) -> Array32:
         """Weights ``[T, features]`` in the order in which the graph pools: of each bin all
-        channels. Files have the channels between the rows and the columns of bins.
+        channels. Files have the channels between rows and columns.
         """
         ordered, start = weight.copy(), 1
         for level in self._head.levels:
@@ -482,11 +475,8 @@ class _Writer:
         around: float = AROUND,
         samples: int = SAMPLES,
     ) -> str:
-        """Maps ``[N, C, h, w]`` pooled to ``[N, K, bins * bins * C]`` in each of K boxes, row by
-        row of bins.
-
-        A bin is the mean of samples that are interpolated bilinearly; beyond the map its border
-        counts.
+        """Maps ``[N, C, h, w]`` pooled to ``[N, K, bins * bins * C]`` in each of K boxes. A bin is
+        the mean of samples that are interpolated bilinearly; beyond the map its border counts.
         """
         graph, count = self._graph, self._head.candidates
         n, channels, height, width = graph.shape(x)
@@ -496,12 +486,12 @@ class _Writer:
         )
         x = graph.add("Transpose", x, perm=[0, 2, 3, 1], hint="channels_last")
         if height * width <= FEW_CELLS:  # one product, of as many weights as there are cells
-            down = self._reshaped(rows, n * count, bins, 1, height, 1)
-            across = self._reshaped(columns, n * count, 1, bins, 1, width)
-            both = graph.add("Mul", down, across, hint="pooling")
+            rows = self._reshaped(rows, n * count, bins, 1, height, 1)
+            columns = self._reshaped(columns, n * count, 1, bins, 1, width)
+            both = graph.add("Mul", rows, columns, hint="pooling")
             both = self._reshaped(both, n, count * bins**2, height * width)
-            x = self._reshaped(x, n, height * width, channels)
-            pooled = graph.add("MatMul", both, x, hint="pooled")
+            cells = self._reshaped(x, n, height * width, channels)
+            pooled = graph.add("MatMul", both, cells, hint="pooled")
         else:
             rows = self._reshaped(rows, n, count * bins, height)
             x = self._reshaped(x, n, height, width * channels)
@@ -607,17 +597,3 @@ def cell_window(layer_side: int, side: int, kernel: int) -> tuple[int, int]:
     if kernel % 2 == 0:
         raise ModelError(f"a window of {kernel} cells around a cell has no middle")
     return 1, kernel // 2
-
-
-def interpolation(length: int, cells: int) -> Array32:
-    """``[cells, length]``: bilinear values at the middles of ``cells`` even parts."""
-    places = np.clip((np.arange(cells) + 0.5) * length / cells - 0.5, 0, length - 1)
-    near = 1 - np.abs(places[:, None] - np.arange(length))
-    return np.asarray(np.maximum(near, 0), np.float32)
-
-
-def cell_centres(rows: int, columns: int, stride_px: int) -> Array32:
-    """The middles of cells, row by row: x and y in pixels, ``[rows * columns, 2]``."""
-    y, x = ((np.arange(each, dtype=np.float32) + 0.5) * stride_px for each in (rows, columns))
-    x, y = np.meshgrid(x, y)
-    return np.stack([x.ravel(), y.ravel()], axis=1)

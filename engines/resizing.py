@@ -232,3 +232,17 @@ def shrunk(image_bgr: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
 @lru_cache(maxsize=8)
 def _row_means(length: int, cells: int) -> NDArray[np.float32]:
     return area_matrix(length, cells)
+
+
+def interpolation(length: int, cells: int) -> NDArray[np.float32]:
+    """``[cells, length]``: bilinear values at the middles of ``cells`` even parts."""
+    places = np.clip((np.arange(cells) + 0.5) * length / cells - 0.5, 0, length - 1)
+    near = 1 - np.abs(places[:, None] - np.arange(length))
+    return np.asarray(np.maximum(near, 0), np.float32)
+
+
+def cell_centres(rows: int, columns: int, stride_px: int) -> NDArray[np.float32]:
+    """The middles of cells, row by row: x and y in pixels, ``[rows * columns, 2]``."""
+    y, x = ((np.arange(each, dtype=np.float32) + 0.5) * stride_px for each in (rows, columns))
+    x, y = np.meshgrid(x, y)
+    return np.stack([x.ravel(), y.ravel()], axis=1)

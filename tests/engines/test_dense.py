@@ -14,9 +14,7 @@ from engines.dense import (
     SIZES,
     DenseHead,
     Level,
-    cell_centres,
     cell_window,
-    interpolation,
 )
 from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
@@ -24,6 +22,7 @@ from engines.head import dense_input, load_head
 from engines.maps import MapSpec
 from engines.networks.network import Forward, pooled_linear
 from engines.networks.registry import load_classifier
+from engines.resizing import cell_centres, interpolation
 
 RNG = np.random.default_rng(3)
 
