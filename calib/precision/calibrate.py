@@ -23,22 +23,18 @@ from calib.precision.build import frames_of
 from calib.precision.ranges import METHODS, Histogram, histograms, ranges_of
 from engines import certificate as certificates
 from engines.backends.openvino import OpenVinoEngine
-from engines.build import AnyHead, assemble, build_graph, stamp
+from engines.build import AnyHead, assemble, build_graph
 from engines.certificate import FEWEST_FRAMES, Certificate, Thresholds, certify, correlation
 from engines.choose import calibration_paths, choose_head, chosen_spec
 from engines.dense import DenseHead
-from engines.engine import Array
 from engines.errors import EngineError, OutputError, SourceError
 from engines.files import checked_output, picture_kind, signed, whole_file
-from engines.graph import Graph, attributes_of
+from engines.graph import Graph
 from engines.head import Head
 from engines.int8 import (
     CALIBRATION_FILE,
-    STEPS,
     Quantization,
     layers,
-    rounded_weight,
-    short_float,
     source_of,
 )
 from engines.localizer import ImageBgr, Localization, Localizer
@@ -50,11 +46,9 @@ from realtime.latency_budget import classifier_with_notes
 
 FITTED = (Head, DenseHead)  # training-free boxes are too unsteady to be held against others
 MOST_ALONE = 40
-"""Of a network with more layers, none is tried alone, which takes minutes: the errors of the layers
-themselves, measured together, say which are spared first.
-"""
-MOST_MEASURED = 16
-"""Images that those errors are measured on."""
+"""Of a network with more layers groups are tried alone, not each layer, which takes minutes."""
+MOST_TRIALS = 32
+"""Of groups."""
 CELLS = 8
 FREE_BOX_IOU_P5 = 0.5
 """Asked of training-free boxes, which hang on single pixels of the map."""
@@ -89,9 +83,8 @@ class Calibration:
         quantization: to save; its card holds the rest.
         certificate: against fp32, on images that no range was measured on.
         by_method: harm of each way to choose ranges.
-        by_layer: harm of each layer alone in 8 bits, in network order; empty where there are more
-            than ``MOST_ALONE``.
-        errors: of each layer itself where there are so many, see ``own_errors``.
+        by_layer: harm of each layer alone in 8 bits, in network order; of a network with more than
+            ``MOST_ALONE`` layers that of groups, called by their first and last.
         path: where it was saved; None where it was not.
     """
 
@@ -99,7 +92,6 @@ class Calibration:
     certificate: Certificate
     by_method: Mapping[str, Harm]
     by_layer: Mapping[str, Harm]
-    errors: Mapping[str, float]
     path: Path | None = None
 
     def report(self) -> dict[str, Any]:
@@ -204,76 +196,62 @@ def calibrate(calibrator: Calibrator, method: str = "auto") -> Calibration:
         for each in track(methods, "trying ranges", console=console)
     }
     best = min(by_method, key=lambda each: by_method[each].total)
-    errors, by_layer = dict[str, float](), dict[str, Harm]()
     if len(used) > MOST_ALONE:
-        objective = calibrator.spec.objective
-        every = own_errors(calibrator.classifier, objective, prepared, ranges[best], console)
-        errors = {name: every[name] for name in used}
+        groups = harm_of_groups(calibrator, ranges[best], names, used, by_method[best])
     else:
+        groups = []
         for name in track(used, "layer by layer", console=console):
             trial = calibrator.quantization(ranges[best], [n for n in names if n != name])
-            by_layer[name] = calibrator.harm(trial)
-    suffers = errors or {name: harm.total for name, harm in by_layer.items()}
-    worst = sorted(suffers, key=lambda name: -suffers[name])
+            groups.append(((name,), calibrator.harm(trial)))
+    by_layer = {_called(group): harm for group, harm in groups}
+    ordered = sorted(groups, key=lambda each: -each[1].total / len(each[0]))
+    worst = [name for group, _ in ordered for name in group]
     trial, certificate = _certified(calibrator, ranges[best], always, worst)
     card = _card(best, by_method, by_layer, certificate, len(calibrator.images_bgr))
-    card |= {"errors": errors, "input": calibrator.classifier.preprocessing.stored()}
-    return Calibration(replace(trial, card=card), certificate, by_method, by_layer, errors)
+    card["input"] = calibrator.classifier.preprocessing.stored()
+    return Calibration(replace(trial, card=card), certificate, by_method, by_layer)
 
 
-def own_errors(
-    classifier: Classifier,
-    objective: str,
-    prepared: Sequence[ImageBgr],
+def _called(group: Sequence[str]) -> str:
+    """The name of a layer, or of the first and the last of several that follow each other."""
+    return group[0] if len(group) == 1 else f"{group[0]} .. {group[-1]} ({len(group)})"
+
+
+def harm_of_groups(
+    calibrator: Calibrator,
     ranges: Mapping[str, float],
-    console: Console,
-) -> dict[str, float]:
-    """How far each layer's result is off when it alone runs in 8 bits, as a share of its power.
+    names: Sequence[str],
+    used: Sequence[str],
+    whole: Harm,
+) -> list[tuple[tuple[str, ...], Harm]]:
+    """What groups of layers do alone in 8 bits. The group that harms most is halved, and both
+    halves are tried, again and again, up to ``MOST_TRIALS`` trials or to single layers.
 
-    All are measured together: beside each layer a second one reads what was rounded.
+    Args:
+        calibrator: compares.
+        ranges: of the tensors.
+        names: of all layers.
+        used: the layers that may be in 8 bits, in network order.
+        whole: the harm of all of them.
+
+    Returns:
+        Each group with its harm, in network order.
     """
-    assembled = assemble(classifier, MapSpec(objective))
-    graph, nodes = assembled.graph, layers(assembled.graph)
-    measured = []
-    for node in nodes:
-        beside = onnx.NodeProto()
-        beside.CopyFrom(node)
-        beside.input[0] = _rounded(graph, node.input[0], ranges[source_of(graph, node.input[0])])
-        beside.input[1] = graph.constant(_rounded_weight(node, graph.constants[node.input[1]]))
-        beside.output[0] = graph.fresh(f"{node.name}_beside")
-        graph.append(beside)
-        off = graph.add("Sub", beside.output[0], node.output[0])
-        for tensor in (off, node.output[0]):
-            power = graph.add("ReduceSum", graph.add("Mul", tensor, tensor), keepdims=0)
-            measured.append(graph.add("Reshape", power, graph.constant([1], np.int64)))
-    graph.output(graph.add("Concat", *measured, axis=0), "powers")
-    for name, tensor in assembled.outputs.items():
-        graph.output(tensor, name)
-    spec = MapSpec(objective)
-    model = graph.model(stamp(classifier, spec, None, None, assembled.classes))
-    localizer = Localizer(OpenVinoEngine(model, "fp32"))
-    chosen = prepared[:: 1 + len(prepared) // MOST_MEASURED]
-    found = np.zeros((len(nodes), 2))
-    for image in track(chosen, "layers' own errors", console=console):
-        found += localizer.infer([image])["powers"].reshape(-1, 2)
-    shares = found[:, 0] / np.maximum(found[:, 1], 1e-30)
-    return {node.name: float(share) for node, share in zip(nodes, shares, strict=True)}
-
-
-def _rounded(graph: Graph, tensor: str, largest: float) -> str:
-    """A tensor as 8 bits hold it, computed in floats."""
-    step = graph.constant(short_float(max(largest, 1e-20) / STEPS))
-    whole = graph.add("Round", graph.add("Div", tensor, step))
-    ends = [graph.constant(np.float32(end)) for end in (-STEPS, STEPS)]
-    return graph.add("Mul", graph.add("Clip", whole, *ends), step)
-
-
-def _rounded_weight(node: onnx.NodeProto, weight: Array) -> Array:
-    """A weight as 8 bits hold it; see ``engines.int8``."""
-    is_turned = node.op_type == "Gemm" and not attributes_of(node).get("transB", 0)
-    integers, scales = rounded_weight(weight.T if is_turned else weight)
-    rounded = np.asarray(integers * scales.reshape(-1, *[1] * (weight.ndim - 1)), np.float32)
-    return rounded.T if is_turned else rounded
+    groups = [(tuple(used), whole)]
+    for _ in track(range(MOST_TRIALS // 2), "halving groups of layers", console=calibrator.console):
+        several = [each for each in groups if len(each[0]) > 1]
+        if not several:
+            break
+        worst = max(several, key=lambda each: each[1].total)
+        half, place = len(worst[0]) // 2, groups.index(worst)
+        halves = worst[0][:half], worst[0][half:]
+        trials = [
+            calibrator.quantization(ranges, [name for name in names if name not in group])
+            for group in halves
+        ]
+        found = [(each, calibrator.harm(trial)) for each, trial in zip(halves, trials, strict=True)]
+        groups[place : place + 1] = found
+    return groups
 
 
 def _certified(
@@ -548,24 +526,22 @@ def plot_layers(found: Calibration, path: Path, network: str) -> None:
     from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
 
     by_layer, kept = found.by_layer, found.quantization.kept
-    shown = list(by_layer or found.errors)
-    figure = Figure(figsize=(9, 1.2 + 0.22 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.22 * len(by_layer)), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(shown))
+    places = np.arange(len(by_layer))
     for shift, what, colour in ((-0.2, "map_correlation", "#1f77b4"), (0.2, "box_iou", "#ff7f0e")):
         lost = [1 - asdict(harm)[what] for harm in by_layer.values()]
-        if lost:
-            label = f"1 - {what.replace('_', ' ').replace('iou', 'IoU')}"
-            axes.barh(places + shift, lost, 0.4, color=colour, label=label)
-    if not by_layer:
-        axes.barh(places, list(found.errors.values()), 0.8, label="of the layer's own result")
-    names = [f"{name} (kept in fp32)" if name in kept else name for name in shown]
+        axes.barh(
+            places + shift,
+            lost,
+            0.4,
+            color=colour,
+            label=f"1 - {what.replace('_', ' ').replace('iou', 'IoU')}",
+        )
+    names = [f"{name} (kept in fp32)" if name in kept else name for name in by_layer]
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
-    lost_of = "lost against fp32 with this layer alone in 8 bits, median over images"
-    axes.set_xlabel(
-        lost_of if by_layer else "error of the layer alone in 8 bits, share of its power"
-    )
+    axes.set_xlabel("lost against fp32 with this layer alone in 8 bits, median over images")
     axes.set_title(f"What each layer of {network} costs in 8 bits", loc="left")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

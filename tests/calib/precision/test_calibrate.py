@@ -64,12 +64,14 @@ def test_a_layer_that_does_not_bear_8_bits_is_found_and_spared(outlier):
     assert len(found.quantization.kept) < 8
 
 
-def test_many_layers_are_not_tried_alone_and_the_same_one_is_spared(outlier, monkeypatch, tmp_path):
+def test_of_many_layers_groups_are_halved_and_the_same_one_is_spared(
+    outlier, monkeypatch, tmp_path
+):
     monkeypatch.setattr("calib.precision.calibrate.MOST_ALONE", 3)
+    monkeypatch.setattr("calib.precision.calibrate.MOST_TRIALS", 8)
     found = calibrate(Calibrator(outlier, SPEC, None, FRAMES, QUIET), "minmax")
-    assert not found.by_layer
-    assert max(found.errors, key=lambda name: found.errors[name]) == "conv3_3_linear"
-    assert len(found.errors) == 12 + 3
+    assert len(found.by_layer) == 5, "four groups were halved"
+    assert max(found.by_layer, key=lambda name: found.by_layer[name].total) == "conv3_3_linear"
     assert "conv3_3_linear" in found.quantization.kept
     assert found.certificate.passed
     plot_layers(found, tmp_path / "layers.png", "compact")
