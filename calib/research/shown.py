@@ -1,6 +1,6 @@
 """Measures what is shown by default, and draws a contact sheet of typical scenes:
 ``python -m calib.research.shown --data DATA --sheet SHEET.jpg`` and, at the end of all tuning,
-``--out FILE.md``.
+``--out docs/shown.md``.
 
 How many frames without an object get a box is counted in the videos, where the list
 ``assets/empty_frames.csv`` says that nothing is there. It was made by hand, by looking at every

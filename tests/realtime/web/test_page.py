@@ -235,7 +235,7 @@ def follows_since(run, before, right):
 def test_what_is_clicked_on_is_followed(two_things, tmp_path, browser):
     """In a low window, where the picture has black bars at its sides."""
     with (
-        streaming(tmp_path, "--follow", source=str(two_things)) as run,
+        streaming(tmp_path, "--follow", "--min-score", "0", source=str(two_things)) as run,
         browser.new_context() as context,
     ):
         page = context.new_page()
