@@ -59,6 +59,10 @@ LOST_LOOKS_NEW = 3
 """So is one that has no number yet, after so many."""
 SHORT_LOSS_S = 2.0
 """An object that is found again within this time keeps its number."""
+SELECTED, SELECTED_KEPT, LOST_LOOKS_SELECTED = 0.6, 0.99, 50
+"""What a user has selected is there: its confidence is at least the first, of which each look in
+which the head does not find it leaves the second; it is lost after so many.
+"""
 MOST_KEPT = 12
 """Objects that are tracked besides those that are asked for."""
 WINDOW = 2.0
@@ -435,12 +439,15 @@ class Tracker:
 
     def _settle(self, each: TrackedObject) -> None:
         """Decide an object's confidence, state and number."""
-        if each.missed >= (LOST_LOOKS if each.track_id else LOST_LOOKS_NEW):
+        most = LOST_LOOKS if each.track_id else LOST_LOOKS_NEW
+        if each.missed >= (LOST_LOOKS_SELECTED if each is self._pinned else most):
             self._lose(each)
             return
         if each.missed == 0 or each.state != LOST:
             sure = self._model(each.cues(self._size_px))
-            each.confidence = max(sure, SURE) if each is self._pinned and not each.missed else sure
+            if each is self._pinned:
+                sure = max(sure, SELECTED * SELECTED_KEPT**each.missed)
+            each.confidence = sure
             if each.state == LOST:
                 each.state = SEARCHING
             if each.confidence >= SURE:
