@@ -290,7 +290,7 @@ def test_a_place_that_cannot_be_written_is_named_and_what_was_there_stays(tiny_l
     assert file.read_text() == "precious"
 
 
-@pytest.mark.parametrize("kilobytes", [pytest.param(60, marks=pytest.mark.long), 400])
+@pytest.mark.parametrize("kilobytes", [pytest.param(60, marks=pytest.mark.long), 300])
 def test_a_disk_that_fills_up_is_told_and_room_is_enough_to_go_on(kilobytes, tmp_path):
     """No file may grow beyond so many kilobytes: a piece of the video, or the whole of it, finds no
     room.
