@@ -1,4 +1,4 @@
-"""What a dense head says of its boxes: a name that people would use, and how sure it is.
+"""The names of a dense head's boxes, and its confidence: two small layers of the graph.
 
 Names come of a linear layer on what the box layer reads, with classes of its own: those of the
 labels that the head was fitted on. The confidence is a logistic model of a few cues. Both are in
@@ -94,7 +94,7 @@ def naming_of(
 
 
 @dataclass(frozen=True)
-class Said:
+class BoxName:
     """The name of a box.
 
     Attributes:
@@ -112,8 +112,8 @@ OBJECT = "object"
 """What a box is called where no name is sure enough."""
 
 
-class Speaker:
-    """Chooses the words for boxes.
+class Labeler:
+    """Names the boxes of a dense head.
 
     Args:
         described: as ``Naming.described`` gives it.
@@ -136,7 +136,7 @@ class Speaker:
         place = int(self._finer[class_index])
         return place if place >= 0 else None
 
-    def said(self, row: NDArray[np.float64]) -> Said:
+    def name_of(self, row: NDArray[np.float64]) -> BoxName:
         """The name of a box.
 
         Args:
@@ -144,12 +144,12 @@ class Speaker:
         """
         index, probability, name, sure = int(row[5]), float(row[6]), int(row[7]), float(row[8])
         if sure < self._shown_from:
-            return Said(OBJECT, "", 0.0)
+            return BoxName(OBJECT, "", 0.0)
         label, finer = self.names[name], ""
         of_kind = index < len(self._finer) and self._finer[index] == name
         if of_kind and probability >= self._finer_from and self._class_names[index] != label:
             finer = self._class_names[index]
-        return Said(label, finer, sure)
+        return BoxName(label, finer, sure)
 
 
 def append_names(graph: Graph, scores: str) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engines.boxes import distinct, ranked, voted
 from engines.build import CANDIDATES, IMAGE, WANTED_CLASS
 from engines.confidence import Limits, confidence_model_of, cues_of, limits_of
-from engines.dense_names import OBJECT, Said, Speaker
+from engines.dense_names import OBJECT, BoxName, Labeler
 from engines.engine import Array, Engine, Ticket
 from engines.errors import InputError, ModelError, SightlineError
 from engines.networks.network import NO_CLASSES, Shape
@@ -34,18 +34,18 @@ NAMED_FROM = 0.8
 """Where a head has no names of its own, that of the class is said from this score on."""
 
 
-def said_of(class_name: str, score: float) -> Said:
+def box_name_of(class_name: str, score: float) -> BoxName:
     """The name of a class as that of a box, where it is sure enough."""
     if score < NAMED_FROM or class_name in NO_CLASSES:
-        return Said(OBJECT, "", 0.0)
-    return Said(class_name, "", score)
+        return BoxName(OBJECT, "", 0.0)
+    return BoxName(class_name, "", score)
 
 
-def label_of(said: Said | None, class_name: str) -> str:
-    """The words of a name; those of the class where there is none."""
-    if said is None:
+def label_of(box_name: BoxName | None, class_name: str) -> str:
+    """What is written for a name; the name of the class where there is none."""
+    if box_name is None:
         return class_name
-    return f"{said.label} ({said.finer})" if said.finer else said.label
+    return f"{box_name.label} ({box_name.finer})" if box_name.finer else box_name.label
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Detection:
         class_index, class_name: what it was found as.
         score: the method's own; only those of one method compare.
         confidence: probability that the box is right; None where nothing tells.
-        said: what people would call it; None where nothing tells how sure the box is.
+        box_name: what people would call it; None where nothing tells how sure the box is.
         unsure: the box is less sure than ``Limits.sure_from``.
     """
 
@@ -66,13 +66,13 @@ class Detection:
     class_name: str
     score: float
     confidence: float | None = None
-    said: Said | None = None
+    box_name: BoxName | None = None
     unsure: bool = False
 
     @property
     def label(self) -> str:
         """What is written beside the box: ``dog (beagle)``, ``dog``, or ``object``."""
-        return label_of(self.said, self.class_name)
+        return label_of(self.box_name, self.class_name)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Localization:
             ``box_xyxy_px`` is the first's. Empty where the method finds one box.
         confidence: probability that the box is right (IoU over 0.5), see ``engines.confidence``;
             None where nothing tells. It is known where the box is withheld, too.
-        said, unsure: of the box, see ``Detection``.
+        box_name, unsure: of the box, see ``Detection``.
     """
 
     box_xyxy_px: tuple[float, float, float, float] | None
@@ -100,13 +100,13 @@ class Localization:
     map_hw: NDArray[np.float32]
     detections: tuple[Detection, ...] = ()
     confidence: float | None = None
-    said: Said | None = None
+    box_name: BoxName | None = None
     unsure: bool = False
 
     @property
     def label(self) -> str:
         """See ``Detection.label``."""
-        return label_of(self.said, self.class_name)
+        return label_of(self.box_name, self.class_name)
 
     @property
     def nothing_sure(self) -> bool:
@@ -161,7 +161,7 @@ class Localizer:
         self.resizing = Resizing.stored(self.description.get("resizing"))
         self._confidence_model = confidence_model_of(self.description.get("trust"))
         naming = self.description.get("naming")
-        self._speaker = Speaker(naming, self.class_names) if naming else None
+        self._labeler = Labeler(naming, self.class_names) if naming else None
         self._outputs = {spec.name for spec in engine.outputs}
         tells = self._confidence_model is not None or CANDIDATES in self._outputs
         self.limits: Limits | None = (
@@ -243,8 +243,8 @@ class Localizer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What boxes may be called (``Detection.said``); empty where they have no such names."""
-        return self._speaker.names if self._speaker else ()
+        """What boxes may be called, see ``Detection.box_name``; empty where nothing names them."""
+        return self._labeler.names if self._labeler else ()
 
     @property
     def finds_boxes(self) -> bool:
@@ -450,7 +450,7 @@ class Localizer:
             over,
             detections,
             confidence,
-            None if confidence is None else said_of(name, score),
+            None if confidence is None else box_name_of(name, score),
             self._unsure(confidence),
         ).sure(self.least_confidence)
 
@@ -461,7 +461,7 @@ class Localizer:
         """How much each candidate is of the wanted class: its probability, and where the boxes have
         names, above all that of the name that the class is a kind of.
         """
-        kind = self._speaker.kind_of(self.wanted_class) if self._speaker else None
+        kind = self._labeler.kind_of(self.wanted_class) if self._labeler else None
         if kind is None:
             return np.asarray(rows[:, 6])
         return np.asarray(CLASS_BESIDE_NAME * rows[:, 6] + (rows[:, 7] == kind) * rows[:, 8] + TINY)
@@ -493,8 +493,8 @@ class Localizer:
             index = int(row[5])
             name = self.class_names[index]
             score, sure = float(row[6]), float(row[4] * left / max(worth[best], TINY))
-            said = self._speaker.said(row) if self._speaker else said_of(name, score)
-            found.append(Detection(box, index, name, score, sure, said, self._unsure(sure)))
+            box_name = self._labeler.name_of(row) if self._labeler else box_name_of(name, score)
+            found.append(Detection(box, index, name, score, sure, box_name, self._unsure(sure)))
         if not found:
             index = int(outputs["class_index"][place])
             name, score = self.class_names[index], float(outputs["score"][place])
@@ -511,7 +511,7 @@ class Localizer:
             map_hw,
             (first, *others) if every or self.objects > 1 else (),
             first.confidence,
-            first.said,
+            first.box_name,
             first.unsure,
         )
         return answer if every else answer.sure(least)

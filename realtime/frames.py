@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.dense_names import Said
+from engines.dense_names import BoxName
 from engines.localizer import Detection, ImageBgr, Localization, label_of
 from engines.networks.network import NO_CLASSES
 from engines.text import displayable
@@ -86,7 +86,7 @@ class Tracked:
         box_xyxy_px: in the frame; None where it is not sure enough to be shown.
         class_index, class_name, score: of the last answer that was about this object.
         track: what tracking says of it.
-        said, unsure: see ``engines.localizer.Detection``.
+        box_name, unsure: see ``engines.localizer.Detection``.
     """
 
     box_xyxy_px: BoxPx | None
@@ -94,13 +94,13 @@ class Tracked:
     class_name: str
     score: float
     track: Track
-    said: Said | None = None
+    box_name: BoxName | None = None
     unsure: bool = False
 
     @property
     def label(self) -> str:
         """See ``engines.localizer.Detection.label``."""
-        return label_of(self.said, self.class_name)
+        return label_of(self.box_name, self.class_name)
 
     @property
     def confidence(self) -> float:

@@ -252,11 +252,11 @@ def figures(
 
 def named_rightly(found: Localization, sample: Sample) -> bool | None:
     """Whether a right box is called what it is; None where it is called an object."""
-    if found.said is None or found.said.label == OBJECT or found.box_xyxy_px is None:
+    if found.box_name is None or found.box_name.label == OBJECT or found.box_xyxy_px is None:
         return None
     box = found.box_xyxy_px
     best = max(sample.truths, key=lambda truth: float(iou(box, truth.box_xyxy_px)))
-    return found.said.label == SAME_NAMES.get(best.class_name, best.class_name)
+    return found.box_name.label == SAME_NAMES.get(best.class_name, best.class_name)
 
 
 def rendered(report: Mapping[str, Any]) -> str:

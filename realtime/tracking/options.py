@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from engines.confidence import USUAL_LIMITS
 from engines.errors import InputError
 from engines.head import NO_HEAD
-from engines.localizer import SMALLEST_PX, Localization, Localizer, said_of
+from engines.localizer import SMALLEST_PX, Localization, Localizer, box_name_of
 from engines.maps import method_of
 from engines.options import LOOK_AT, EngineOptions, Option
 from realtime.frames import BoxPx, Frame, FrameRecord, Tracked, View
@@ -273,8 +273,8 @@ class Following:
         if self._options.objects > 1:
             record.objects = tuple(self._shown(each) for each in tracker.objects)
         sure = record.track.confidence
-        said = result.said or said_of(result.class_name, result.score)
-        answer = replace(result, confidence=sure, said=said, unsure=_unsure(sure))
+        box_name = result.box_name or box_name_of(result.class_name, result.score)
+        answer = replace(result, confidence=sure, box_name=box_name, unsure=_unsure(sure))
         return answer.sure(self._least)
 
     @property
@@ -285,8 +285,8 @@ class Following:
         """One of several objects, without its box where that is not sure enough."""
         sure = found.track.confidence
         box = found.box_xyxy_px if sure >= self._least else None
-        said = found.said or said_of(found.class_name, found.score)
-        return replace(found, box_xyxy_px=box, said=said, unsure=_unsure(sure))
+        box_name = found.box_name or box_name_of(found.class_name, found.score)
+        return replace(found, box_xyxy_px=box, box_name=box_name, unsure=_unsure(sure))
 
 
 def _unsure(confidence: float) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engines.boxes import overlap
-from engines.dense_names import Said
+from engines.dense_names import BoxName
 from engines.localizer import Detection
 from realtime.frames import BoxPx
 
@@ -71,10 +71,10 @@ class TrackedObject:
         """What ``json`` gave."""
         known = dict(stored)
         found = dict(stored["found"])
-        said = found.pop("said")
+        box_name = found.pop("box_name")
         known["found"] = Detection(
             **{**found, "box_xyxy_px": tuple(found["box_xyxy_px"])},
-            said=said and Said(**said),
+            box_name=box_name and BoxName(**box_name),
         )
         known["box_px"] = tuple(stored["box_px"])
         known["raw_px"] = stored["raw_px"] and tuple(stored["raw_px"])

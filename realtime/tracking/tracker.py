@@ -284,7 +284,7 @@ class Tracker:
             map_hw,
             (),
             main.confidence,
-            named.said,
+            named.box_name,
         )
         return result, one.track
 
@@ -298,7 +298,7 @@ class Tracker:
         track = Track(each.state, window_px, each.confidence, each.track_id, each.raw_px)
         named = each.found
         box = self._inside(each.box_px)
-        return Tracked(box, named.class_index, named.class_name, named.score, track, named.said)
+        return Tracked(box, named.class_index, named.class_name, named.score, track, named.box_name)
 
     def _detections(self, found: Localization, window_px: BoxPx) -> list[Detection]:
         """The detections in the frame's pixels, without those that the window cuts off."""
@@ -311,7 +311,7 @@ class Tracker:
                     found.class_name,
                     found.score,
                     found.confidence,
-                    found.said,
+                    found.box_name,
                 )
             ]
         in_frame = [

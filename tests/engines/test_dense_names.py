@@ -13,9 +13,9 @@ from engines.confidence import ConfidenceModel
 from engines.dense import METADATA, DenseHead, Level
 from engines.dense_names import (
     CUES,
+    BoxName,
+    Labeler,
     Naming,
-    Said,
-    Speaker,
     append_cues,
     append_logistic,
     append_names,
@@ -173,22 +173,22 @@ def test_the_graph_computes_the_confidence_of_the_cues():
 
 
 def test_words_for_a_box_are_those_that_are_sure():
-    speaker = Speaker(naming(3).described(), ("tabby", "Chihuahua", "coffee mug"))
+    labeler = Labeler(naming(3).described(), ("tabby", "Chihuahua", "coffee mug"))
     box = [0.0, 0.0, 1.0, 1.0, 0.9]
 
-    def said(index, probability, name, sure):
-        return speaker.said(np.array([*box, index, probability, name, sure]))
+    def box_name(index, probability, name, sure):
+        return labeler.name_of(np.array([*box, index, probability, name, sure]))
 
-    assert said(1, 0.8, 0, 0.7) == Said("dog", "Chihuahua", 0.7)
-    assert said(1, 0.3, 0, 0.7) == Said("dog", "", 0.7)  # the finer name is not sure
-    assert said(0, 0.9, 0, 0.7) == Said("dog", "", 0.7)  # it is of another kind
-    assert said(2, 0.9, 1, 0.5) == Said("object", "", 0.0)
-    assert speaker.names == NAMES
+    assert box_name(1, 0.8, 0, 0.7) == BoxName("dog", "Chihuahua", 0.7)
+    assert box_name(1, 0.3, 0, 0.7) == BoxName("dog", "", 0.7)  # the finer name is not sure
+    assert box_name(0, 0.9, 0, 0.7) == BoxName("dog", "", 0.7)  # it is of another kind
+    assert box_name(2, 0.9, 1, 0.5) == BoxName("object", "", 0.0)
+    assert labeler.names == NAMES
 
 
 def test_a_class_is_of_the_kind_that_a_name_is():
-    speaker = Speaker(naming(3).described(), ("tabby", "Chihuahua", "coffee mug"))
-    assert [speaker.kind_of(index) for index in (None, 0, 1, 2, 9)] == [None, None, 0, 1, None]
+    labeler = Labeler(naming(3).described(), ("tabby", "Chihuahua", "coffee mug"))
+    assert [labeler.kind_of(index) for index in (None, 0, 1, 2, 9)] == [None, None, 0, 1, None]
 
 
 def test_the_box_with_the_name_of_the_wanted_class_comes_first():

@@ -7,9 +7,9 @@ from engines.backends.torch_reference import TorchEngine
 from engines.build import build_graph
 from engines.choose import open_localizer
 from engines.confidence import SURE_FROM, USUAL_LIMITS, Limits, limits_of
-from engines.dense_names import Said
+from engines.dense_names import BoxName
 from engines.errors import InputError, ModelError
-from engines.localizer import NAMED_FROM, label_of, said_of
+from engines.localizer import NAMED_FROM, box_name_of, label_of
 from engines.maps import MapSpec
 from engines.networks.network import NO_CLASSES
 from engines.networks.registry import load_classifier
@@ -120,8 +120,8 @@ def test_limits_come_from_the_head():
 
 
 def test_a_class_is_named_where_its_score_is_high_enough():
-    assert label_of(said_of("beagle", NAMED_FROM), "beagle") == "beagle"
-    assert label_of(said_of("beagle", NAMED_FROM - 0.01), "beagle") == "object"
-    assert label_of(said_of(NO_CLASSES[0], 1.0), NO_CLASSES[0]) == "object"
-    assert label_of(Said("dog", "beagle", 0.9), "beagle") == "dog (beagle)"
+    assert label_of(box_name_of("beagle", NAMED_FROM), "beagle") == "beagle"
+    assert label_of(box_name_of("beagle", NAMED_FROM - 0.01), "beagle") == "object"
+    assert label_of(box_name_of(NO_CLASSES[0], 1.0), NO_CLASSES[0]) == "object"
+    assert label_of(BoxName("dog", "beagle", 0.9), "beagle") == "dog (beagle)"
     assert label_of(None, "beagle") == "beagle"

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.dense_names import Said
+from engines.dense_names import BoxName
 from engines.errors import InputError
 from engines.localizer import Detection, Localization, Localizer
 from realtime.annotate import (
@@ -68,10 +68,10 @@ def test_the_box_and_the_heat_map_can_be_left_out():
 
 
 def test_the_label_says_what_it_is_and_how_sure_the_box_is():
-    sure = replace(found(), confidence=0.814, said=Said("cat", "tabby", 0.9))
+    sure = replace(found(), confidence=0.814, box_name=BoxName("cat", "tabby", 0.9))
     assert label(sure) == "cat (tabby) 81 %"
     assert label(replace(sure, confidence=0.55, unsure=True)) == "cat (tabby) 55 %, unsure"
-    assert label(replace(sure, said=Said("object", "", 0.0))) == "object 81 %"
+    assert label(replace(sure, box_name=BoxName("object", "", 0.0))) == "object 81 %"
 
 
 def test_where_nothing_tells_how_sure_a_box_is_the_label_gives_the_score_of_the_class():
@@ -94,9 +94,13 @@ def test_a_frame_without_a_sure_box_says_so_in_words(monkeypatch):
 
 def test_an_unsure_box_is_dashed_and_a_sure_one_is_not():
     image, look = frame().image_bgr, Look(heat_map="off")
-    sure = draw(image, replace(found(), confidence=0.9, said=Said("cat", "", 0.9)), look=look)
+    sure = draw(
+        image, replace(found(), confidence=0.9, box_name=BoxName("cat", "", 0.9)), look=look
+    )
     unsure = draw(
-        image, replace(found(), confidence=0.6, said=Said("cat", "", 0.9), unsure=True), look=look
+        image,
+        replace(found(), confidence=0.6, box_name=BoxName("cat", "", 0.9), unsure=True),
+        look=look,
     )
     share = [(each[60:170, 41] == PREDICTED_BGR).all(axis=1).mean() for each in (sure, unsure)]
     assert share[0] == 1
@@ -125,10 +129,10 @@ def test_the_inset_leaves_the_box_free_and_stays_where_it_went():
 
 def test_labels_do_not_lie_on_each_other():
     image, look = np.full((480, 640, 3), 128, np.uint8), Look(heat_map="off")
-    one = Detection((100.0, 100.0, 300.0, 300.0), 3, "cat", 0.7, 0.9, Said("cat", "", 0.9))
-    other = replace(one, box_xyxy_px=(104.0, 102.0, 330.0, 310.0), said=Said("dog", "", 0.9))
+    one = Detection((100.0, 100.0, 300.0, 300.0), 3, "cat", 0.7, 0.9, BoxName("cat", "", 0.9))
+    other = replace(one, box_xyxy_px=(104.0, 102.0, 330.0, 310.0), box_name=BoxName("dog", "", 0.9))
     answer = Localization(
-        one.box_xyxy_px, 3, "cat", 0.7, SPOT, (one, other), 0.9, said=Said("cat", "", 0.9)
+        one.box_xyxy_px, 3, "cat", 0.7, SPOT, (one, other), 0.9, box_name=BoxName("cat", "", 0.9)
     )
     outlines = outlines_of(answer, ())
     assert [each.text for each in outlines] == ["dog 90 %", "cat 90 %"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet
 
-from engines.dense_names import Said
+from engines.dense_names import BoxName
 from engines.localizer import Detection, Localization
 from engines.networks.network import NO_CLASSES
 from realtime import frames
@@ -51,8 +51,8 @@ def test_a_row_says_what_is_shown_how_sure_it_is_and_where_nothing_is():
     assert "confidence" not in plain, "nothing tells how sure it is"
     record = a_record()
     assert record.found is not None
-    said = Said("cat", "tabby", 0.9)
-    record.found = replace(record.found, confidence=0.6, said=said, unsure=True)
+    box_name = BoxName("cat", "tabby", 0.9)
+    record.found = replace(record.found, confidence=0.6, box_name=box_name, unsure=True)
     unsure = record.row()
     assert (unsure["label"], unsure["sure"], unsure["boxes"]) == ("cat (tabby)", False, 1)
     record.found = record.found.sure(0.7)

@@ -184,8 +184,8 @@ def test_a_class_of_ones_own_is_added_to_those_that_the_head_knows(classifier, f
     assert head.naming.names == ("thing", "mug")
     assert head.naming.means.shape == head.naming.weight.shape
     engine = localizer(classifier, head)
-    said = [engine.localize([blue(number).read()])[0].said for number in range(712, 718)]
-    assert sum(each is not None and each.label == "mug" for each in said) >= 4
+    names = [engine.localize([blue(number).read()])[0].box_name for number in range(712, 718)]
+    assert sum(each is not None and each.label == "mug" for each in names) >= 4
 
 
 def test_what_it_reaches_is_said_beside_the_head_it_started_from(classifier, fitted):

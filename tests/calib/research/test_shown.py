@@ -6,7 +6,7 @@ import pytest
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
 from calib.research import shown
-from engines.dense_names import Said
+from engines.dense_names import BoxName
 from engines.localizer import Detection, Localization
 
 MAP = np.zeros((4, 4), np.float32)
@@ -39,8 +39,8 @@ def test_a_name_is_right_where_it_is_the_class_of_the_object_in_the_box():
     sample = Sample("a.jpg", lambda: np.zeros((100, 100, 3), np.uint8), truths)
 
     def named(label, box=TABLE):
-        said = Said(label, "", 0.9)
-        return shown.named_rightly(Localization(box, 0, "x", 0.5, MAP, said=said), sample)
+        box_name = BoxName(label, "", 0.9)
+        return shown.named_rightly(Localization(box, 0, "x", 0.5, MAP, box_name=box_name), sample)
 
     assert named("screen") is True, "by the head's name for it"
     assert named("cat") is False
