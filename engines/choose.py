@@ -1,5 +1,6 @@
 """Opens the engine that a user's options describe."""
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -33,6 +34,11 @@ from engines.networks.registry import DEFAULT_MODEL, Classifier
 from engines.networks.weights import ASSETS
 from engines.options import EngineOptions
 from engines.resizing import frame_shape
+
+MOST_NEAR = 6
+"""So many names are listed that a wanted one could be."""
+MOST_LETTERS = 100
+"""So many letters of a wanted name are compared with the known ones."""
 
 
 def open_localizer(
@@ -80,7 +86,9 @@ def open_localizer(
     localizer.objects = choice.objects
     try:
         if choice.wanted_class is not None:
-            localizer.look_for(class_index(choice.wanted_class, localizer.class_names))
+            localizer.look_for(
+                class_index(choice.wanted_class, localizer.class_names, localizer.names)
+            )
         localizer.abstain_below(choice.least_confidence)
     except SightlineError:
         localizer.close()
@@ -369,23 +377,35 @@ def chosen_spec(choice: EngineOptions, head: AnyHead | None, classifier: Classif
     return spec
 
 
-def class_index(wanted: str, names: tuple[str, ...]) -> int:
-    """Index of a class given by index, exact name, or a part of a name that only one class has.
+def class_index(wanted: str, classes: tuple[str, ...], names: tuple[str, ...] = ()) -> int:
+    """Index of what is to be looked for, see ``Localizer.look_for``.
+
+    Args:
+        wanted: the exact name of a box or of a class, the index of a class, or a part that only one
+            of all names has. A name of boxes goes before a class of the same spelling.
+        classes: of the network.
+        names: of boxes, see ``Localizer.names``.
 
     Raises:
-        ModelError: no class or several classes fit.
+        ModelError: nothing fits, or several do.
     """
-    if wanted.isascii() and wanted.isdigit() and len(wanted) < 10 and int(wanted) < len(names):
+    text, indices = wanted.lower(), dict[str, int]()
+    for place, name in enumerate(names):
+        indices.setdefault(name.lower(), len(classes) + place)
+    if text in indices:
+        return indices[text]
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 10 and int(wanted) < len(classes):
         return int(wanted)
-    lower = [name.lower() for name in names]
-    if wanted.lower() in lower:
-        return lower.index(wanted.lower())
-    found = [i for i, name in enumerate(lower) if wanted.lower() in name]
+    for place, name in enumerate(classes):
+        indices.setdefault(name.lower(), place)
+    if text in indices:
+        return indices[text]
+    found = [name for name in indices if text in name]
     if len(found) == 1:
-        return found[0]
-    some = ", ".join(names[i] for i in found[:6])
-    raise ModelError(
-        f"class '{wanted}' "
-        + (f"could be {some}: write one of them" if found else "is unknown to this network"),
-        option="wanted_class",
-    )
+        return indices[found[0]]
+    near = found or difflib.get_close_matches(text[:MOST_LETTERS], indices, MOST_NEAR)
+    known = (*classes, *names)
+    some = ", ".join(known[indices[name]] for name in near[:MOST_NEAR])
+    trouble = "could be" if found else "is unknown to this network" + (": near are" if near else "")
+    advice = f" {some}: write one of them" if near else ""
+    raise ModelError(f"class '{wanted}' {trouble}{advice}", option="wanted_class")

@@ -136,6 +136,15 @@ class Labeler:
         place = int(self._finer[class_index])
         return place if place >= 0 else None
 
+    def are_called(self, rows: NDArray[np.float64], place: int) -> NDArray[np.bool_]:
+        """Which boxes ``name_of`` gives a name, and this one.
+
+        Args:
+            rows: of the candidates, see ``name_of``.
+            place: of the name.
+        """
+        return np.asarray((rows[:, 7] == place) & (rows[:, 8] >= self._shown_from))
+
     def name_of(self, row: NDArray[np.float64]) -> BoxName:
         """The name of a box.
 

@@ -59,6 +59,7 @@ class Detection:
         confidence: probability that the box is right; None where nothing tells.
         box_name: what people would call it; None where nothing tells how sure the box is.
         unsure: the box is less sure than ``Limits.sure_from``.
+        wanted_share: probability of the name that is looked for; None where none is.
     """
 
     box_xyxy_px: tuple[float, float, float, float]
@@ -68,6 +69,7 @@ class Detection:
     confidence: float | None = None
     box_name: BoxName | None = None
     unsure: bool = False
+    wanted_share: float | None = None
 
     @property
     def label(self) -> str:
@@ -158,6 +160,7 @@ class Localizer:
         self._open_shape = open_shape
         self._refused = set[Shape]()
         self._wanted = np.full(self.batch, -1, np.int64)
+        self._wanted_name: int | None = None
         self.resizing = Resizing.stored(self.description.get("resizing"))
         self._confidence_model = confidence_model_of(self.description.get("trust"))
         naming = self.description.get("naming")
@@ -265,7 +268,9 @@ class Localizer:
 
     @property
     def wanted_class(self) -> int | None:
-        """The class that is looked for; None for whichever scores best."""
+        """What is looked for, see ``look_for``; None for whichever scores best."""
+        if self._wanted_name is not None:
+            return len(self.class_names) + self._wanted_name
         return None if self._wanted[0] < 0 else int(self._wanted[0])
 
     @property
@@ -312,20 +317,28 @@ class Localizer:
         return {}
 
     def look_for(self, class_index: int | None) -> None:
-        """Differentiate the score of this class from the next image on; None for whichever scores
-        best.
+        """Look for a class or a name from the next image on.
+
+        Args:
+            class_index: of a class, whose score is then differentiated; or, from
+                ``len(class_names)`` on, of one of ``names``: only boxes of that name are given, and
+                the class that scores best is differentiated. None for whichever scores best.
 
         Raises:
-            InputError: there is no such class.
+            InputError: there is no such class or name.
         """
         if class_index is not None and not isinstance(class_index, int | np.integer):
             raise InputError(
                 f"a class index is a whole number, not {type(class_index).__name__}:"
                 f" {ascii(class_index)[:80]}"
             )
-        if class_index is not None and not 0 <= class_index < len(self.class_names):
-            raise InputError(f"class index {class_index} is outside 0..{len(self.class_names) - 1}")
-        self._wanted[:] = -1 if class_index is None else class_index
+        classes = len(self.class_names)
+        count = classes + len(self.names)
+        if class_index is not None and not 0 <= class_index < count:
+            raise InputError(f"class index {class_index} is outside 0..{count - 1}")
+        wanted = -1 if class_index is None else int(class_index)
+        self._wanted_name = wanted - classes if wanted >= classes else None
+        self._wanted[:] = wanted if wanted < classes else -1
 
     def abstain_below(self, confidence: float | None) -> None:
         """Give no box that is less sure than this, from the next answer on.
@@ -458,9 +471,12 @@ class Localizer:
         return bool(self.limits and confidence is not None and confidence < self.limits.sure_from)
 
     def _wanted_share(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How much each candidate is of the wanted class: its probability, and where the boxes have
-        names, above all that of the name that the class is a kind of.
+        """How much each candidate is of what is looked for: of a name, its probability; of a class,
+        its probability, and where the boxes have names, above all that of the name that the class
+        is a kind of.
         """
+        if self._wanted_name is not None:
+            return np.asarray(rows[:, 8])
         kind = self._labeler.kind_of(self.wanted_class) if self._labeler else None
         if kind is None:
             return np.asarray(rows[:, 6])
@@ -477,6 +493,9 @@ class Localizer:
         map_hw = self.resizing.over_image(outputs["map"][place], *size)
         rows = outputs[CANDIDATES][place].astype(np.float64)
         inside, table = self.resizing.inside(rows, *size)
+        if self._labeler is not None and self._wanted_name is not None:
+            named = self._labeler.are_called(rows[inside], self._wanted_name)
+            inside, table = inside[named], table[named]
         worth = rows[inside, 4]
         if self.wanted_class is not None:
             worth = worth * self._wanted_share(rows[inside])
@@ -494,7 +513,10 @@ class Localizer:
             name = self.class_names[index]
             score, sure = float(row[6]), float(row[4] * left / max(worth[best], TINY))
             box_name = self._labeler.name_of(row) if self._labeler else box_name_of(name, score)
-            found.append(Detection(box, index, name, score, sure, box_name, self._unsure(sure)))
+            share = None if self._wanted_name is None else float(row[8])
+            found.append(
+                Detection(box, index, name, score, sure, box_name, self._unsure(sure), share)
+            )
         if not found:
             index = int(outputs["class_index"][place])
             name, score = self.class_names[index], float(outputs["score"][place])

@@ -139,7 +139,11 @@ class EngineOptions:
     ] = None
     wanted_class: Annotated[
         str | None,
-        Option("Look for this class (name or index), not for the likeliest.", LOOK_AT, ("class",)),
+        Option(
+            "Look for this, not for the likeliest: a name of boxes, or a class (name, index).",
+            LOOK_AT,
+            ("class",),
+        ),
     ] = None
     threads: Annotated[
         int, Option("Processor threads for the engine; 0 for all.", SPEED, min=0, max=1024)

@@ -267,7 +267,9 @@ def _borrowed(
         localizer.abstain_below(asked)
     try:
         if following.class_name is not None:
-            localizer.look_for(class_index(following.class_name, localizer.class_names))
+            localizer.look_for(
+                class_index(following.class_name, localizer.class_names, localizer.names)
+            )
         yield localizer
     finally:
         if asked != least:

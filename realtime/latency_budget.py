@@ -14,7 +14,7 @@ from rich.console import Console
 
 from engines.choose import open_localizer
 from engines.engine import Ticket
-from engines.errors import SightlineError
+from engines.errors import ModelError, SightlineError
 from engines.localizer import ImageBgr, Localization, Localizer, Outputs
 from engines.maps import method_of
 from engines.networks.registry import Classifier
@@ -207,6 +207,7 @@ class BudgetLocalizer(Localizer):
         self._controller = BudgetController(budget_ms, [preset.cost for preset in self._ladder])
         self.notes: list[str] = []
         self._now = self._opened(self._ladder[0].choice, self.notes.append)
+        self._looked_for, self._names = self._now.wanted_class, self._now.names
         self._open = {self._ladder[0].choice: self._now}
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open engine")
         self._opening: tuple[int, Future[Localizer]] | None = None
@@ -221,10 +222,8 @@ class BudgetLocalizer(Localizer):
 
     def _use(self, localizer: Localizer) -> None:
         """Use this localizer from the next call on."""
-        wanted = self._now.wanted_class
-        if localizer.wanted_class != wanted:
-            localizer.look_for(wanted)
         self._now = localizer
+        self.look_for(self._looked_for, new_preset=True)
         self.engine = localizer.engine
         self.class_names = localizer.class_names
         self.batch = localizer.batch
@@ -254,16 +253,35 @@ class BudgetLocalizer(Localizer):
     @property
     def wanted_class(self) -> int | None:
         """See ``Localizer.wanted_class``."""
-        return self._now.wanted_class
+        return self._looked_for
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the best preset, see ``Localizer.names``."""
+        return self._names
 
     @property
     def least_confidence(self) -> float:
         """See ``Localizer.least_confidence``."""
         return self._now.least_confidence
 
-    def look_for(self, class_index: int | None) -> None:
-        """See ``Localizer.look_for``."""
-        self._now.look_for(class_index)
+    def look_for(self, class_index: int | None, new_preset: bool = False) -> None:
+        """See ``Localizer.look_for``. Where a name is asked for, a preset without these names looks
+        for whatever scores best, and that is said once.
+
+        Raises:
+            InputError: see there.
+        """
+        without = self._lacks(class_index, self._now)
+        self._now.look_for(None if without else class_index)
+        if without and (new_preset or class_index != self._looked_for):
+            self._notify(f"{self.preset.name} does not name boxes: any object is shown")
+        self._looked_for = class_index
+
+    def _lacks(self, wanted: int | None, localizer: Localizer) -> bool:
+        """Whether a name is wanted that boxes of this localizer do not have."""
+        is_name = wanted is not None and 0 <= wanted - len(localizer.class_names) < len(self._names)
+        return is_name and localizer.names != self._names
 
     def abstain_below(self, confidence: float | None) -> None:
         """See ``Localizer.abstain_below``; it holds for the engines that are open.
@@ -383,6 +401,9 @@ class BudgetLocalizer(Localizer):
         (index, future), self._opening = self._opening, None
         try:
             localizer = future.result()
+            if self._lacks(self._looked_for, localizer):
+                localizer.close()
+                raise ModelError("it does not name boxes, and a name is looked for")
             localizer.abstain_below(self._now.asked_confidence)  # it may have changed meanwhile
             self._open[self._ladder[index].choice] = localizer
         except SightlineError as error:

@@ -110,6 +110,7 @@ def stream(
         following=opened(following),
         notify=notify,
         limits=localizer.limits,
+        names=localizer.names,
     )
     session.change(
         class_index=localizer.wanted_class,

@@ -31,7 +31,8 @@ class Settings(Look):
     frame.
 
     Attributes:
-        class_index: look for this class; None for the likeliest.
+        class_index: look for this class or name, see ``Localizer.look_for``; None for the
+            likeliest.
         min_score: no box that is less sure than this; None for the head's own limit.
         record: the MP4 that the pictures are written to; None while nothing is recorded. Of several
             sources, each has its own: its name is put behind the stem.
@@ -84,6 +85,7 @@ class Session:
         following: of the run; None where nothing is followed.
         notify: gets a line that a user should know of.
         limits: of the head's confidence, see ``Localizer.limits``.
+        names: of boxes, see ``Localizer.names``.
 
     Attributes:
         closed: the run has ended; nothing more comes.
@@ -101,10 +103,11 @@ class Session:
         following: Following | None = None,
         notify: Callable[[str], None] = lambda _: None,
         limits: Limits | None = None,
+        names: tuple[str, ...] = (),
     ) -> None:
         self.limits = USUAL_LIMITS if following else limits
         self.connections = connections
-        self.class_names = class_names
+        self.class_names, self.names = class_names, names
         self.settings = settings
         self.stop = stop
         self.live_run, self.following = live_run, following
@@ -229,18 +232,24 @@ class Session:
             )
 
     def look_for(self, wanted: str | None) -> int | None:
-        """Look for a class by its name or index from the next frame on; None or an empty name for
-        the likeliest.
+        """Look for a class or a name of boxes from the next frame on; None or an empty text for the
+        likeliest.
 
         Returns:
-            The class's index.
+            See ``index_of``.
 
         Raises:
-            ModelError: no class or several fit the name.
+            ModelError: see there.
         """
-        return self.change(
-            class_index=class_index(wanted, self.class_names) if wanted else None
-        ).class_index
+        return self.change(class_index=self.index_of(wanted) if wanted else None).class_index
+
+    def index_of(self, wanted: str) -> int:
+        """The index of a class or of a name of boxes, see ``engines.choose.class_index``.
+
+        Raises:
+            ModelError: nothing fits, or several do.
+        """
+        return class_index(wanted, self.class_names, self.names)
 
     def select(self, source: str | None, point: tuple[float, float]) -> None:
         """Follow what is at a point of the next frame, in shares of its width and height; of the

@@ -231,6 +231,7 @@ def test_an_unknown_operator_is_named(tmp_path):
         (["--class", "unicorn"], "'unicorn' is unknown"),
         (["--class", "unicorn", "--budget-ms", "20"], "'unicorn' is unknown"),
         (["--class", "terrier"], "could be"),
+        (["--class", "dgo"], "near are dingo, dugong: write one of them"),
         (["--head", "nowhere.safetensors"], "cannot read head"),
     ],
 )

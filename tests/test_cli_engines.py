@@ -44,6 +44,21 @@ def test_a_class_by_name_is_looked_for(tmp_path):
     assert {row["class_name"] for row in rows} == {"tabby"}
 
 
+def test_a_name_of_boxes_is_looked_for(tmp_path):
+    from engines.choose import open_localizer
+
+    result = command(
+        *("demo", "--model", "lite0", "--class", "Potted plant"),
+        *("--frames", 2, "--out", tmp_path, "--json"),
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "demo.jsonl").read_text().splitlines()]
+    assert {row["label"] for row in rows} <= {None, "potted plant"}
+    with open_localizer("lite0", wanted_class="potted plant", backend="openvino") as localizer:
+        place = localizer.names.index("potted plant")
+        assert localizer.wanted_class == len(localizer.class_names) + place
+
+
 def test_a_network_without_a_fitted_head_gets_training_free_boxes_and_is_told_so(labelled_photo):
     result = command("evaluate", labelled_photo, "--weights", "random", "--json")
     assert result.returncode == 0, result.stderr

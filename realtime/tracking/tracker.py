@@ -109,7 +109,8 @@ class Tracker:
         confidence_model: gives the confidence of a box from its cues.
         most: the largest number of objects that are given.
         selected_px: the box to track from the first frame on; None to track what is found.
-        wanted: whether a class is looked for: detections then count by its probability, too.
+        wanted: whether a class or a name is looked for: detections then count by its probability,
+            too.
 
     Attributes:
         objects: those that have a number and are in the frame, the main one first, as of the last
@@ -359,8 +360,9 @@ class Tracker:
             self._settle(each)
 
     def _counted(self, detection: Detection) -> float:
-        """The confidence of a detection, of the class that is looked for."""
-        return _confidence(detection) * (detection.score if self._wanted else 1.0)
+        """The confidence of a detection, of the class or the name that is looked for."""
+        share = detection.score if detection.wanted_share is None else detection.wanted_share
+        return _confidence(detection) * (share if self._wanted else 1.0)
 
     def _count(self, each: TrackedObject, confidence: float, step: MotionStep) -> None:
         """Add a look to what is known of an object."""

@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from engines.choose import class_index
 from engines.errors import SightlineError
 from engines.files import numbered
 from realtime.annotate import Switch, switches
@@ -41,7 +40,8 @@ class Steering(BaseModel):
     """What a viewer may change besides the look.
 
     Attributes:
-        wanted_class: a name or index; empty for the likeliest.
+        wanted_class: the name of a class or of boxes, or the index of a class; empty for the
+            likeliest.
         min_score: no box that is less sure; ``default`` for the head's own limit.
         point: of the object to follow, in shares of the picture of ``source``.
         source: see there.
@@ -174,14 +174,15 @@ def _add_steering(
 
     @app.get("/classes")
     def classes() -> list[str]:
-        return list(session.class_names)
+        """What can be looked for: the names of boxes, and then the classes."""
+        return list(dict.fromkeys((*session.names, *session.class_names)))
 
     @app.post("/settings")
     def settings(changes: Annotated[Steering, Depends(_reader(Changes))]) -> dict[str, Any]:
         given = changes.model_dump(exclude_unset=True, exclude_none=True)
         if "wanted_class" in given:
             wanted = given.pop("wanted_class").strip()
-            given["class_index"] = class_index(wanted, session.class_names) if wanted else None
+            given["class_index"] = session.index_of(wanted) if wanted else None
         if given.get("min_score") == "default":
             given["min_score"] = None
         source, point = given.pop("source", None), given.pop("point", None)
@@ -267,7 +268,8 @@ def _state(session: Session, title: Callable[[], str]) -> dict[str, Any]:
         }
         for each in session.connections
     ]
-    wanted = None if now.class_index is None else session.class_names[now.class_index]
+    known = (*session.class_names, *session.names)
+    wanted = None if now.class_index is None else known[now.class_index]
     settings = {
         "wanted_class": wanted,
         "min_score": now.min_score,

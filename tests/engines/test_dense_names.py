@@ -20,7 +20,7 @@ from engines.dense_names import (
     append_logistic,
     append_names,
 )
-from engines.errors import ModelError
+from engines.errors import InputError, ModelError
 from engines.graph import FLOAT, Graph
 from engines.head import load_head
 from engines.localizer import Localizer
@@ -29,6 +29,7 @@ from tests.engines.mock import MockEngine
 
 RNG = np.random.default_rng(5)
 NAMES = ("dog", "mug")
+IMAGE = [np.zeros((64, 64, 3), np.uint8)]
 TRUST = ConfidenceModel(
     CUES, (0.5,) * 7, (0.25,) * 7, tuple(RNG.normal(0, 0.1, 7 + 28).round(6).tolist()), -0.5
 )
@@ -192,7 +193,43 @@ def test_a_class_is_of_the_kind_that_a_name_is():
 
 
 def test_the_box_with_the_name_of_the_wanted_class_comes_first():
-    """Two boxes, of a mug and of a dog; the mug's is surer, and its class no less likely."""
+    localizer = two_boxes()
+    assert localizer.localize(IMAGE)[0].box_xyxy_px == pytest.approx((0, 0, 25.6, 25.6), abs=0.1)
+    localizer.look_for(1)
+    assert localizer.localize(IMAGE)[0].box_xyxy_px == pytest.approx((32, 32, 64, 64), abs=0.1)
+
+
+def test_only_boxes_of_the_wanted_name_are_given():
+    localizer = two_boxes()
+    assert (localizer.names, len(localizer.class_names)) == (NAMES, 3)
+    localizer.look_for(3)
+    assert localizer.wanted_class == 3
+    found = localizer.localize(IMAGE)[0]
+    (only,) = found.detections
+    assert found.box_xyxy_px == pytest.approx((32, 32, 64, 64), abs=0.1)
+    assert (found.label, found.confidence, only.wanted_share) == ("dog", pytest.approx(0.6), 0.7)
+    assert (found.class_index, found.class_name) == (1, "Chihuahua"), "the class is its own"
+    localizer.look_for(4)
+    assert localizer.localize(IMAGE)[0].label == "mug"
+    localizer.look_for(None)
+    assert len(localizer.localize(IMAGE)[0].detections) == 2
+    with pytest.raises(InputError, match=r"outside 0\.\.4"):
+        localizer.look_for(5)
+
+
+def test_nothing_is_sure_where_no_box_has_the_wanted_name():
+    """Also a box that is most probably of that name, but is called an object."""
+    localizer = two_boxes(dog=0.55)
+    localizer.look_for(3)
+    found = localizer.localize(IMAGE)[0]
+    assert found.nothing_sure
+    assert found.detections == ()
+
+
+def two_boxes(dog=0.7):
+    """A localizer whose engine finds two boxes, of a mug and of a dog; the mug's is surer, and its
+    class no less likely.
+    """
     engine = MockEngine(64)
     resizing = {"kind": "letterbox", "crop_share": 1.0, "filling_bgr": [0, 0, 0]}
     described = {"naming": naming(3).described(), "resizing": resizing}
@@ -200,17 +237,10 @@ def test_the_box_with_the_name_of_the_wanted_class_comes_first():
     engine.metadata = {"class_names": json.dumps(names), "sightline": json.dumps(described)}
     rows = np.zeros((1, 2, 9))
     rows[0, 0] = [0, 0, 0.4, 0.4, 0.9, 1, 0.02, 1, 0.8]
-    rows[0, 1] = [0.5, 0.5, 1, 1, 0.6, 1, 0.02, 0, 0.7]
-    made = {CANDIDATES: rows, "map": np.zeros((1, 8, 8), np.float32)}
+    rows[0, 1] = [0.5, 0.5, 1, 1, 0.6, 1, 0.02, 0, dog]
+    rest = {"class_index": np.array([1]), "score": np.array([0.5])}
+    made = {CANDIDATES: rows, **rest, "map": np.zeros((1, 8, 8), np.float32)}
     engine.run = lambda feeds: made
     localizer = Localizer(engine)
-    image = np.zeros((64, 64, 3), np.uint8)
     localizer.objects = 2
-
-    def first_box():
-        outputs = localizer.infer([localizer.prepare(image)])
-        return localizer.read(outputs, 0, 64, 64).box_xyxy_px
-
-    assert first_box() == pytest.approx((0, 0, 25.6, 25.6), abs=0.1)
-    localizer.look_for(1)
-    assert first_box() == pytest.approx((32, 32, 64, 64), abs=0.1)
+    return localizer

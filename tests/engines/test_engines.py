@@ -208,6 +208,23 @@ def test_class_names_are_found_by_index_name_or_part():
         class_index("dog", names)
 
 
+def test_names_of_boxes_go_before_classes_of_the_same_spelling():
+    classes, names = ("mug", "tiger cat", "beagle"), ("cat", "Mug", "dining table")
+    assert class_index("mug", classes, names) == 4
+    assert class_index("0", classes, names) == 0
+    assert class_index("Beagle", classes, names) == 2
+    assert class_index("cat", classes, names) == 3
+    assert class_index("table", classes, names) == 5
+    with pytest.raises(ModelError, match="could be dining table, tiger cat: write one"):
+        class_index("i", ("mug", "tiger cat"), names)
+    with pytest.raises(ModelError, match="unknown to this network: near are beagle: write one"):
+        class_index("beegle", classes, names)
+    with pytest.raises(ModelError, match="near are dining table"):
+        class_index("dinning table", classes, names)
+    with pytest.raises(ModelError, match="'5' is unknown"):
+        class_index("5", classes, names)
+
+
 def test_imagenets_class_names_are_all_different():
     from engines.networks.registry import imagenet_classes
 

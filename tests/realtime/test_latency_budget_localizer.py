@@ -2,6 +2,7 @@
 while.
 """
 
+import json
 from contextlib import closing
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.choose import open_localizer
-from engines.errors import ModelError
+from engines.errors import InputError, ModelError
 from engines.localizer import Localizer
 from engines.options import EngineOptions
 from engines.presets import presets
@@ -19,6 +20,7 @@ from realtime.latency_budget import BudgetLocalizer
 from realtime.pipeline import run_frames
 from realtime.sources.demo import Demo
 from realtime.statistics import Run
+from tests.engines.mock import MockEngine
 
 TINY = EngineOptions("compact", "random", size_px=64, precision="fp32")
 LADDER = presets(TINY)
@@ -183,3 +185,41 @@ def test_the_cheapest_rung_keeps_a_heat_map_for_several_frames(descended):
     last = [i for i, record in enumerate(records) if record.preset == LADDER[-1].name]
     fresh = [i for i in last[1:] if not np.array_equal(sink.corners[i], sink.corners[i - 1])]
     assert 0 < len(fresh) <= 1 + len(last) // LADDER[-1].heat_map_every
+
+
+@pytest.fixture
+def named_at_best(monkeypatch):
+    """Only the best preset names boxes."""
+
+    def opened(choice, *_):
+        engine = MockEngine(64)
+        if choice == LADDER[0].choice:
+            naming = {"names": ["dog"], "shown_from": 0.5, "finer_from": 0.5, "finer": []}
+            engine.metadata = {**engine.metadata, "sightline": json.dumps({"naming": naming})}
+        return Localizer(engine)
+
+    monkeypatch.setattr(latency_budget, "open_localizer", opened)
+
+
+@pytest.mark.usefixtures("named_at_best")
+def test_a_preset_that_lacks_the_name_that_is_looked_for_is_left_out(load):
+    notify, load["frame"] = [], 100.0
+    with closing(BudgetLocalizer(TINY, 80.0, notify.append)) as budgeted:
+        budgeted.look_for(2)
+        play(budgeted, Kept(), lambda _: notify)
+        assert "left out" in notify[0]
+        assert "does not name boxes" in notify[0]
+        assert (budgeted.names, budgeted.wanted_class) == (("dog",), 2)
+
+
+@pytest.mark.usefixtures("named_at_best")
+def test_a_name_that_a_preset_lacks_is_said_once(load):
+    notify, load["frame"] = [], 100.0
+    with closing(BudgetLocalizer(TINY, 80.0, notify.append)) as budgeted:
+        play(budgeted, Kept(), lambda _: budgeted.preset != LADDER[0])
+        for _ in range(3):
+            budgeted.look_for(2)
+        assert sum("does not name boxes: any object is shown" in line for line in notify) == 1
+        assert budgeted.wanted_class == 2
+        with pytest.raises(InputError, match="outside"):
+            budgeted.look_for(3)

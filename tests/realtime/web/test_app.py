@@ -48,6 +48,21 @@ def test_every_field_of_the_look_is_shown_and_can_be_changed(session):
     assert {name: getattr(session.settings, name) for name in look} == look
 
 
+def test_names_of_boxes_and_classes_can_be_looked_for(session):
+    """Names come first; one that is a class, too, is given once."""
+    session.names = ("mug", "dog")
+    with PageServer(session, str, LOCAL) as server:
+        assert json.loads(get(server.url, "/classes")[1]) == ["mug", "dog", "cat"]
+        for wanted, index in (("mug", 2), ("dog", 3), ("cat", 0)):
+            status, answer = post(server.url, "/settings", {"wanted_class": wanted})
+            assert (status, answer["settings"]["wanted_class"]) == (200, wanted)
+            assert session.settings.class_index == index
+        status, answer = post(server.url, "/settings", {"wanted_class": "mog"})
+        assert (status, "near are mug, dog" in answer["error"]) == (400, True)
+        status, answer = post(server.url, "/settings", {"wanted_class": ""})
+        assert (status, answer["settings"]["wanted_class"]) == (200, None)
+
+
 def test_a_click_says_what_is_followed_where_anything_is(session):
     with PageServer(session, str, LOCAL) as server:
         assert json.loads(get(server.url, "/state")[1])["follows"] is False
