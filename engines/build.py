@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,12 +112,21 @@ def assemble(
     )
     wanted = graph.input(WANTED_CLASS, INT64, (batch,))
     forward = classifier.append(graph, normalised)
+    read_boxes, scored = dict[str, str](), forward
+    exact: tuple[str, ...] = ()
+    if isinstance(head, DenseHead):
+        before = len(graph.nodes)
+        read_boxes[CANDIDATES], image_scores = append_candidates(
+            graph, forward, wanted, head, classifier.shape
+        )
+        exact = tuple(node.name for node in graph.nodes[before:])
+        scored = replace(forward, scores=image_scores)
     if classifier.network.classless:
         class_index, score = append_no_class(graph, wanted)
         logit = score
     else:
-        class_index, score = append_chosen_class(graph, forward, wanted)
-        logit = append_picked(graph, forward.scores, class_index)
+        class_index, score = append_chosen_class(graph, scored, wanted)
+        logit = append_picked(graph, scored.scores, class_index)
     head_features = head.features if isinstance(head, Head) else ()
     read = [(f.signal, f.layer) for f in (*head_features, *features)]
     maps = append_maps(
@@ -128,19 +137,13 @@ def assemble(
         "score": score,
         "map": maps[spec.signal, spec.layer],
         "logit": logit,
+        **read_boxes,
     }
-    exact: tuple[str, ...] = ()
     if isinstance(head, Head):
         outputs["box_xyxy"] = append_box(
             graph, append_features(graph, maps, head.features), class_index, head
         )
-    elif isinstance(head, DenseHead):
-        before = len(graph.nodes)
-        outputs[CANDIDATES] = append_candidates(
-            graph, forward, class_index, wanted, head, classifier.shape
-        )
-        exact = tuple(node.name for node in graph.nodes[before:])
-    elif head is not None:
+    elif isinstance(head, Heuristic):
         outputs["box_xyxy"] = append_heuristic_box(graph, maps[spec.signal, spec.layer], head)
     if features:
         outputs["features"] = append_features(graph, maps, features)

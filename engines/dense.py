@@ -24,7 +24,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from engines.confidence import ConfidenceModel
-from engines.dense_names import Naming, append_cues, append_logistic, append_names
+from engines.dense_names import Naming, append_classes, append_cues, append_logistic, append_names
 from engines.errors import ModelError
 from engines.files import whole_file
 from engines.graph import Graph
@@ -212,14 +212,13 @@ METADATA = "sightline_dense_head"
 
 
 def append_candidates(
-    graph: Graph, forward: Forward, class_index: str, wanted: str, head: DenseHead, shape: Shape
-) -> str:
+    graph: Graph, forward: Forward, wanted: str, head: DenseHead, shape: Shape
+) -> tuple[str, str]:
     """Append the head.
 
     Args:
         graph: appended to.
         forward: the network's forward pass.
-        class_index: int64 ``[N]``, the class of each image.
         wanted: int64 ``[N]``, the class that is looked for; negative for any.
         head: what to append.
         shape: of the network's input.
@@ -228,7 +227,8 @@ def append_candidates(
         float32 ``[N, candidates, 7]``: x0, y0, x1, y1 in fractions of the input, the confidence,
         the class and its probability; with a naming layer ``[N, candidates, 9]``: also the place of
         the most probable name, and its probability. They are in no order, and several may be of one
-        object.
+        object. And the classes' scores of the images, ``[N, classes]``: those of ``forward``, which
+        the same product gives as those of the boxes.
 
     Raises:
         ModelError: the network has no such layers, or they do not fit the cells.
@@ -240,11 +240,13 @@ def append_candidates(
     if scores is not None:
         *names, evidence = append_names(graph, scores)
     confidence = writer.confidence(corrected, expected, objectness, evidence)
-    classes = writer.classes(boxes, class_index, wanted)
+    image_scores, box_scores = writer.scores(boxes)
+    classes = append_classes(graph, box_scores, wanted, forward.independent)
     sides = graph.constant(1 / np.array([shape[1], shape[0]] * 2, np.float32))
     fractions = graph.add("Mul", corrected, sides, hint="candidate_boxes")
     said = (confidence, *classes, *names)
-    return graph.add("Concat", fractions, *said, axis=2, hint="candidates_found")
+    found = graph.add("Concat", fractions, *said, axis=2, hint="candidates_found")
+    return found, image_scores
 
 
 class _Writer:
@@ -365,12 +367,13 @@ class _Writer:
         """
         graph, count = self._graph, self._graph.shape(scores)[1]
         better = graph.constant(np.triu(np.ones((count, count), np.float32), 1)[None])
-        near = graph.add("Mul", self._near(boxes, self._head.same), better, hint="near_better")
-        worse = graph.add("ReduceMax", near, graph.constant([1], np.int64), keepdims=0)
+        near = graph.add("Mul", self._excess(boxes, self._head.same), better, hint="near_better")
+        most = graph.add("ReduceMax", near, graph.constant([1], np.int64), keepdims=0)
+        worse = graph.add("Cast", graph.add("Greater", most, graph.constant(0.0)), to=1)
         return graph.add("Sub", scores, graph.add("Mul", worse, graph.constant(SUPPRESSED)))
 
-    def _near(self, boxes: str, least_iou: float) -> str:
-        """1 where two of boxes ``[N, M, 4]`` have a larger IoU than that, else 0: ``[N, M, M]``.
+    def _excess(self, boxes: str, least_iou: float) -> str:
+        """Positive where two of boxes ``[N, M, 4]`` have a larger IoU than that: ``[N, M, M]``.
 
         It is asked for without a quotient: I > least * (A + B - I).
         """
@@ -387,7 +390,7 @@ class _Writer:
         area = graph.add("Mul", *sides, hint="areas")
         both = graph.add("Add", area, graph.add("Transpose", area, perm=[0, 2, 1]))
         limit = graph.add("Mul", both, graph.constant(least_iou / (1 + least_iou)))
-        return graph.add("Cast", graph.add("Greater", common, limit), to=1, hint="near")
+        return graph.add("Sub", common, limit, hint="excess")
 
     def corrected(self, boxes: str, objectness: str) -> tuple[str, str, str | None]:
         """The box layer: corrected boxes ``[N, K, 4]``, their expected IoU ``[N, K, 1]``, and the
@@ -441,7 +444,8 @@ class _Writer:
             slope, offset = (graph.constant(value) for value in self._head.certainty)
             logit = graph.add("Add", graph.add("Mul", expected, slope), offset)
             return graph.add("Sigmoid", logit, hint="confidence")
-        near = self._near(boxes, ALIKE)
+        excess = self._excess(boxes, ALIKE)
+        near = graph.add("Cast", graph.add("Greater", excess, graph.constant(0.0)), to=1)
         alike = graph.add("ReduceSum", near, graph.constant([2], np.int64), keepdims=1)
         _, sizes = self._middles_and_sizes(boxes)
         sizes = graph.add("Mul", sizes, graph.constant(1 / max(self._shape)), hint="box_sides")
@@ -533,11 +537,12 @@ class _Writer:
         near = self._reshaped(near, *shape)
         return graph.add("ReduceMean", near, graph.constant([3], np.int64), keepdims=0)
 
-    def classes(self, boxes: str, class_index: str, wanted: str) -> tuple[str, str]:
-        """(class, its probability) of each box, each ``[N, K, 1]``.
+    def scores(self, boxes: str) -> tuple[str, str]:
+        """The classes' scores of the images ``[N, classes]`` and the boxes ``[N, K, classes]``.
 
         Where the scores are a linear layer on the mean of the last maps, it is applied to their
-        mean in the box. Else the class of the image stands for all.
+        mean in the box. Else those of the image stand for all. The layer is large: images and boxes
+        share one product, so that its weights are read once.
         """
         graph, n, count = self._graph, self._images, self._head.candidates
         layer = pooled_linear(graph, self._forward)
@@ -545,22 +550,15 @@ class _Writer:
             scores = graph.add("Unsqueeze", self._forward.scores, graph.constant([1], np.int64))
             shape = graph.constant([n, count, graph.shape(scores)[2]], np.int64)
             scores = graph.add("Expand", scores, shape, hint="scores_of_boxes")
-        else:
-            weight, bias = layer
-            places = self._middles_and_sizes(boxes)
-            mean = self._pooled(self._forward.last, *places, 1, 1.0, SAMPLES_OF_CLASS)
-            scores = graph.add("MatMul", mean, weight, hint="class_products")
-            scores = graph.add("Add", scores, bias, hint="scores_of_boxes")
-        if self._forward.independent:
-            probability = graph.add("Sigmoid", scores)
-        else:
-            probability = graph.add("Softmax", scores, axis=2)
-        best = graph.add("ArgMax", scores, axis=2, keepdims=1, hint="best_of_box")
-        column = graph.add("Reshape", wanted, graph.constant([n, 1, 1], np.int64))
-        automatic = graph.add("Less", column, graph.constant(0, np.int64))
-        chosen = graph.add("Where", automatic, best, column, hint="class_of_box")
-        picked = graph.add("GatherElements", probability, chosen, axis=2, hint="probability_of_box")
-        return graph.add("Cast", chosen, to=1, hint="class_number"), picked
+            return self._forward.scores, scores
+        places = self._middles_and_sizes(boxes)
+        means = self._pooled(self._forward.last, *places, 1, 1.0, SAMPLES_OF_CLASS)
+        whole = self._reshaped(layer.mean, n, 1, graph.shape(means)[2])
+        both = graph.add("Concat", whole, means, axis=1, hint="means_of_all")
+        scores = graph.add("MatMul", both, layer.weight, hint="class_products")
+        scores = graph.add("Add", scores, layer.bias, hint="scores_of_all")
+        of_images = self._reshaped(self._part(scores, 1, 0, 1), n, graph.shape(scores)[2])
+        return of_images, self._part(scores, 1, 1, count + 1)
 
     def _clipped(self, boxes: str) -> str:
         """Edges, x0, y0, x1, y1 along the axis 2, none outside the input."""

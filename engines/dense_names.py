@@ -183,6 +183,35 @@ def append_names(graph: Graph, scores: str) -> tuple[str, str, str]:
     return graph.add("Cast", place, to=1, hint="name_number"), picked, evidence
 
 
+def append_classes(graph: Graph, scores: str, wanted: str, independent: bool) -> tuple[str, str]:
+    """(the network's class, its probability) of each box, each ``[N, K, 1]``.
+
+    Args:
+        graph: appended to.
+        scores: of the network's classes, ``[N, K, classes]``.
+        wanted: int64 ``[N]``, the class that is looked for; negative for the most probable one.
+        independent: see ``engines.networks.network.Forward``.
+    """
+    n, count, _ = graph.shape(scores)
+    # across boxes, which OpenVINO searches side by side: a fifth of the time of row by row
+    turned = graph.add("Transpose", scores, perm=[0, 2, 1], hint="boxes_of_scores")
+    best = graph.add("ArgMax", turned, axis=1, keepdims=1, hint="best_of_box")
+    best = graph.add("Reshape", best, graph.constant([n, count, 1], np.int64))
+    column = graph.add("Reshape", wanted, graph.constant([-1, 1, 1], np.int64))
+    automatic = graph.add("Less", column, graph.constant(0, np.int64))
+    chosen = graph.add("Where", automatic, best, column, hint="class_of_box")
+    picked = graph.add("GatherElements", scores, chosen, axis=2, hint="score_of_box")
+    number = graph.add("Cast", chosen, to=1, hint="class_number")
+    if independent:
+        return number, graph.add("Sigmoid", picked, hint="probability_of_box")
+    axis = graph.constant([2], np.int64)  # the softmax of one class needs no quotient for each
+    most = graph.add("ReduceMax", scores, axis, keepdims=1, hint="best_score_of_box")
+    above = graph.add("Exp", graph.add("Sub", scores, most), hint="exponentials_of_box")
+    total = graph.add("ReduceSum", above, axis, keepdims=1)
+    share = graph.add("Exp", graph.add("Sub", picked, most))
+    return number, graph.add("Div", share, total, hint="probability_of_box")
+
+
 def append_cues(
     graph: Graph, sizes: str, expected: str, objectness: str, evidence: str, alike: str
 ) -> str:
@@ -200,8 +229,8 @@ def append_cues(
     logs = graph.add("Log", sizes, hint="box_logs")
     axis = graph.constant([2], np.int64)
     area = graph.add("ReduceSum", logs, axis, keepdims=1, hint="box_area")
-    signs = graph.constant([[1.0], [-1.0]])
-    aspect = graph.add("Abs", graph.add("MatMul", logs, signs), hint="box_aspect")
+    signed = graph.add("Mul", logs, graph.constant([[[1.0, -1.0]]]))
+    aspect = graph.add("Abs", graph.add("ReduceSum", signed, axis, keepdims=1), hint="box_aspect")
     best = graph.add("ReduceMax", expected, graph.constant([1], np.int64), keepdims=1)
     best = graph.add("Add", graph.add("Mul", expected, graph.constant(0.0)), best, hint="best_iou")
     cues = (expected, objectness, area, aspect, evidence, best, alike)
@@ -219,14 +248,13 @@ def append_logistic(graph: Graph, cues: str, model: ConfidenceModel) -> str:
     held = graph.add("Mul", graph.add("Sub", cues, middle), scale)
     limits = (graph.constant(-FURTHEST), graph.constant(FURTHEST))
     held = graph.add("Clip", held, *limits, hint="cues_held")
-    alone = graph.constant(np.reshape(model.weight[:count], (-1, 1)))
-    logit = graph.add("MatMul", held, alone, hint="cues_weighed")
+    slopes = graph.constant(np.reshape(model.weight[:count], (1, 1, -1)))
     if len(model.weight) > count:
         products = np.zeros((count, count), np.float32)
         products[np.triu_indices(count)] = model.weight[count:]
         mixed = graph.add("MatMul", held, graph.constant(products), hint="cues_mixed")
-        mixed = graph.add("Mul", mixed, held, hint="cue_products")
-        both = graph.add("ReduceSum", mixed, graph.constant([2], np.int64), keepdims=1)
-        logit = graph.add("Add", logit, both, hint="cues_and_products")
+        slopes = graph.add("Add", mixed, slopes, hint="slopes_of_cues")
+    weighed = graph.add("Mul", held, slopes, hint="cues_weighed")
+    logit = graph.add("ReduceSum", weighed, graph.constant([2], np.int64), keepdims=1)
     logit = graph.add("Add", logit, graph.constant(model.bias), hint="confidence_logit")
     return graph.add("Sigmoid", logit, hint="confidence")

@@ -93,7 +93,7 @@ def bench_profile(choice: EngineOptions, seconds: float, console: Console) -> di
         plain = "auto" if choice.precision == "int8" else choice.precision
         alone = OpenVinoEngine(forward_graph(classifier), plain, choice.threads)
         measured = OpenVinoEngine(model, choice.precision, choice.threads, with_times=True)
-    parts = parts_of(written.graph, written.outputs["class_index"])
+    parts = parts_of(written.graph, written.outputs["class_index"], written.exact)
     flop = flop_of(model)
     with closing(whole), closing(alone), closing(measured):
         calls = {"whole": engine_call(whole, feed), "forward": engine_call(alone, {IMAGE: image})}
@@ -116,20 +116,21 @@ def bench_profile(choice: EngineOptions, seconds: float, console: Console) -> di
     }
 
 
-def parts_of(graph: Graph, class_index: str) -> dict[str, str]:
+def parts_of(graph: Graph, class_index: str, head: Sequence[str] = ()) -> dict[str, str]:
     """Part of each node by its name: backward is what leads from the backward pass's starts to its
     ends, forward is what else leads to these and to the class, and the map and the head are the
-    rest.
+    rest. All nodes of a dense ``head`` are of the head: it scores the image, too.
     """
     after = set(graph.backward_starts)
     for node in graph.nodes:
         if after.intersection(node.input):
             after.update(node.output)
     between = {n.name for n in needed(graph.nodes, graph.backward_ends)}
+    of_head = set(head)
     before = between | {n.name for n in needed(graph.nodes, [class_index])}
     return {
         node.name: HEAD
-        if node.name not in before
+        if node.name not in before or node.name in of_head
         else BACKWARD
         if after.intersection(node.output) and node.name in between
         else FORWARD

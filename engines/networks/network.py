@@ -130,10 +130,19 @@ class Network:
     notes: tuple[str, ...] = ()
 
 
-def pooled_linear(graph: Graph, forward: Forward) -> tuple[str, str] | None:
-    """Weight ``[C, classes]`` and bias of a network whose scores are a linear layer on the mean of
-    its last maps; None for others.
+@dataclass(frozen=True)
+class PooledLinear:
+    """A linear layer on the mean of the last maps, by tensor name: the mean ``[N, C]``, the weight
+    ``[C, classes]`` and the bias.
     """
+
+    mean: str
+    weight: str
+    bias: str
+
+
+def pooled_linear(graph: Graph, forward: Forward) -> PooledLinear | None:
+    """The layer that gives the scores, where it is such a one; None for others."""
     node = graph.producer(forward.scores)
     if node is None or node.op_type != "Gemm" or len(node.input) < 3:
         return None
@@ -151,7 +160,8 @@ def pooled_linear(graph: Graph, forward: Forward) -> tuple[str, str] | None:
         return None
     values = graph.constants[weight]
     turned = values.T if at.get("transB", 0) else values
-    return graph.constant(turned, hint="class_weight_of_boxes"), bias
+    name = graph.constant(turned, hint="class_weight_of_boxes")
+    return PooledLinear(node.input[0], name, bias)
 
 
 def _is_mean(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -151,7 +151,8 @@ def test_the_class_layer_of_boxes_is_found_where_the_last_maps_are_averaged():
     graph, forward = lite.forward_graph()
     found = pooled_linear(graph, forward)
     assert found is not None
-    assert graph.shape(found[0]) == (1280, 1000)
+    assert graph.shape(found.weight) == (1280, 1000)
+    assert graph.shape(found.mean) == (1, 1280)
     graph, forward = load_classifier("squeezenet", "random", 64).forward_graph()
     assert pooled_linear(graph, forward) is None  # its last convolution gives the scores
 
