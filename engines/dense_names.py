@@ -193,7 +193,7 @@ def append_classes(graph: Graph, scores: str, wanted: str, independent: bool) ->
         independent: see ``engines.networks.network.Forward``.
     """
     n, count, _ = graph.shape(scores)
-    # across boxes, which OpenVINO searches side by side: a fifth of the time of row by row
+    # OpenVINO searches columns side by side: turning included, a third of the time of rows
     turned = graph.add("Transpose", scores, perm=[0, 2, 1], hint="boxes_of_scores")
     best = graph.add("ArgMax", turned, axis=1, keepdims=1, hint="best_of_box")
     best = graph.add("Reshape", best, graph.constant([n, count, 1], np.int64))

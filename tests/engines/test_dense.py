@@ -8,6 +8,7 @@ from safetensors.numpy import load, save
 
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import distinct, iou
+from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.dense import (
     GEOMETRY,
     METADATA,
@@ -18,9 +19,10 @@ from engines.dense import (
 )
 from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
-from engines.head import dense_input, load_head
+from engines.head import dense_input, load_head, shipped_heads
 from engines.maps import MapSpec
 from engines.networks.network import Forward, pooled_linear
+from engines.networks.preprocessing import LETTERBOX, GivenInput
 from engines.networks.registry import load_classifier
 from engines.resizing import cell_centres, interpolation
 
@@ -173,3 +175,17 @@ def test_a_forward_without_such_a_layer_has_none():
     graph = Graph()
     scores = graph.input("scores", FLOAT, (1, 5))
     assert pooled_linear(graph, Forward(scores, scores)) is None
+
+
+def test_the_class_of_an_image_is_the_same_with_a_dense_head_and_without():
+    lite = load_classifier("lite0", None, 96, GivenInput(resize=LETTERBOX))
+    head = shipped_heads(lite)["lite0_dense"]
+    images = RNG.integers(0, 256, (2, 96, 96, 3)).astype(np.uint8)
+    feed = {IMAGE: images, WANTED_CLASS: np.array([-1, 7])}
+    with_head, without = (
+        OpenVinoEngine(build_graph(lite, head.spec, each, batch=2), "fp32").infer(feed)
+        for each in (head, None)
+    )
+    np.testing.assert_array_equal(with_head["class_index"], without["class_index"])
+    for name in ("score", "logit", "map"):
+        np.testing.assert_allclose(with_head[name], without[name], rtol=1e-3, atol=1e-5)

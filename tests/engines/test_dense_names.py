@@ -16,12 +16,13 @@ from engines.dense_names import (
     BoxName,
     Labeler,
     Naming,
+    append_classes,
     append_cues,
     append_logistic,
     append_names,
 )
 from engines.errors import InputError, ModelError
-from engines.graph import FLOAT, Graph
+from engines.graph import FLOAT, INT64, Graph
 from engines.head import load_head
 from engines.localizer import Localizer
 from engines.maps import MapSpec
@@ -244,3 +245,24 @@ def two_boxes(dog=0.7):
     localizer = Localizer(engine)
     localizer.objects = 2
     return localizer
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_the_class_of_a_box_is_the_most_probable_or_the_wanted_one(independent):
+    scores = RNG.normal(size=(2, 4, 6)).astype(np.float32) * 50  # exponentials would overflow
+    wanted = np.array([-1, 3])
+    graph = Graph()
+    given = graph.input("scores", FLOAT, scores.shape)
+    asked = graph.input("wanted", INT64, wanted.shape)
+    for tensor, name in zip(
+        append_classes(graph, given, asked, independent), ("class", "probability"), strict=True
+    ):
+        graph.output(tensor, name)
+    found = OpenVinoEngine(graph.model(), "fp32").infer({"scores": scores, "wanted": wanted})
+    chosen = np.stack([scores[0].argmax(axis=1), np.full(4, 3)])[..., None]
+    np.testing.assert_array_equal(found["class"], chosen)
+    exact = scores.astype(np.float64)
+    shares = np.exp(exact - exact.max(axis=2, keepdims=True))
+    shares = 1 / (1 + np.exp(-exact)) if independent else shares / shares.sum(axis=2, keepdims=True)
+    expected = np.take_along_axis(shares, chosen, 2)
+    np.testing.assert_allclose(found["probability"], expected, atol=1e-5)
