@@ -58,7 +58,8 @@ class Look:
 
     Attributes:
         box: draw outlines and labels.
-        heat_map: ``inset`` in the lower right corner, ``over`` the whole frame, or ``off``.
+        heat_map: ``inset`` in a corner, the lower right one unless a box lies there; ``over`` the
+            whole frame, or ``off``.
         alpha: opacity of ``over``: 0 shows the frame only, 1 the map only.
         smoothing: how much the drawn box is smoothed over time, from 0 (not at all) to 1.
 

@@ -233,7 +233,7 @@ def network() -> Findings:
     yield Finding(
         "shipped network",
         "ok",
-        f"runs at {how}: sees '{found.label}' in a photo{losses}",
+        f"runs at {how}: sees '{found.class_name}' in a photo{losses}",
         "",
         True,
     )
