@@ -48,8 +48,20 @@ def label_of(box_name: BoxName | None, class_name: str) -> str:
     return f"{box_name.label} ({box_name.finer})" if box_name.finer else box_name.label
 
 
+class Labelled:
+    """What has a class, and perhaps the name of a box."""
+
+    class_name: str
+    box_name: BoxName | None
+
+    @property
+    def label(self) -> str:
+        """What is written beside the box: ``dog (beagle)``, ``dog``, or ``object``."""
+        return label_of(self.box_name, self.class_name)
+
+
 @dataclass(frozen=True)
-class Detection:
+class Detection(Labelled):
     """One object of possibly several.
 
     Attributes:
@@ -71,14 +83,9 @@ class Detection:
     unsure: bool = False
     wanted_share: float | None = None
 
-    @property
-    def label(self) -> str:
-        """What is written beside the box: ``dog (beagle)``, ``dog``, or ``object``."""
-        return label_of(self.box_name, self.class_name)
-
 
 @dataclass(frozen=True)
-class Localization:
+class Localization(Labelled):
     """What was found in one image.
 
     Attributes:
@@ -104,11 +111,6 @@ class Localization:
     confidence: float | None = None
     box_name: BoxName | None = None
     unsure: bool = False
-
-    @property
-    def label(self) -> str:
-        """See ``Detection.label``."""
-        return label_of(self.box_name, self.class_name)
 
     @property
     def nothing_sure(self) -> bool:
@@ -522,9 +524,7 @@ class Localizer:
             name, score = self.class_names[index], float(outputs["score"][place])
             return Localization(None, index, name, score, map_hw, confidence=0.0)
         first, least = found[0], self.least_confidence
-        others = [each for each in found[1:] if (each.confidence or 0) >= least]
-        if every:
-            others = found[1:]
+        others = [each for each in found[1:] if every or (each.confidence or 0) >= least]
         answer = Localization(
             first.box_xyxy_px,
             first.class_index,

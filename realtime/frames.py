@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from engines.dense_names import BoxName
-from engines.localizer import Detection, ImageBgr, Localization, label_of
+from engines.localizer import Detection, ImageBgr, Labelled, Localization
 from engines.networks.network import NO_CLASSES
 from engines.text import displayable
 
@@ -79,7 +79,7 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Tracked:
+class Tracked(Labelled):
     """One of several objects that are tracked.
 
     Attributes:
@@ -96,11 +96,6 @@ class Tracked:
     track: Track
     box_name: BoxName | None = None
     unsure: bool = False
-
-    @property
-    def label(self) -> str:
-        """See ``engines.localizer.Detection.label``."""
-        return label_of(self.box_name, self.class_name)
 
     @property
     def confidence(self) -> float:

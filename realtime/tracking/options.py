@@ -279,7 +279,7 @@ class Following:
 
     @property
     def _least(self) -> float:
-        return USUAL_LIMITS.shown_from if self.min_score is None else self.min_score
+        return _limit(self.min_score)
 
     def _shown(self, found: Tracked) -> Tracked:
         """One of several objects, without its box where that is not sure enough."""
@@ -287,6 +287,11 @@ class Following:
         box = found.box_xyxy_px if sure >= self._least else None
         box_name = found.box_name or box_name_of(found.class_name, found.score)
         return replace(found, box_xyxy_px=box, box_name=box_name, unsure=_unsure(sure))
+
+
+def _limit(min_score: float | None) -> float:
+    """The confidence from which on a tracked box is shown."""
+    return USUAL_LIMITS.shown_from if min_score is None else min_score
 
 
 def _unsure(confidence: float) -> bool:
@@ -299,7 +304,7 @@ WHOLE_FRAMES = FollowOptions(follow=False)
 def shown_from(options: FollowOptions, localizer: Localizer) -> float | None:
     """From which confidence on boxes are shown; None where nothing tells how sure they are."""
     if options.follow:
-        return USUAL_LIMITS.shown_from if options.min_score is None else options.min_score
+        return _limit(options.min_score)
     return localizer.least_confidence if localizer.limits else None
 
 
