@@ -224,7 +224,9 @@ def stamp(
         "spec": asdict(spec),
         "head": head.digest if head else search,
         "quantization": quantization.digest if quantization else None,
-        "constant_boxes": head.card.get("constant_boxes") if isinstance(head, Head) else None,
+        "constant_boxes": (
+            head.card.get("constant_boxes") if isinstance(head, Head | DenseHead) else None
+        ),
         "trust": (
             head.confidence_model.stored()
             if isinstance(head, Head) and head.confidence_model

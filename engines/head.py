@@ -161,6 +161,7 @@ def _dense_head_of(tensors: Mapping[str, NDArray[Any]], described: Mapping[str, 
     card = described["card"]
     if not isinstance(card, dict):
         raise ValueError("its card is no JSON object")
+    _check_constant_boxes(card.get("constant_boxes"))
     slope, offset = (number(each, "its certainty", -1e3, 1e3) for each in described["certainty"])
     spec = {name: text(value, f"its {name}") for name, value in described["spec"].items()}
     return DenseHead(

@@ -2,32 +2,26 @@
 background.
 
 The maps of every image and of its mirror image are computed once with the engine and projected to
-their principal components. Four ridge regressions follow (Hoerl & Kennard 1970): from a cell near
-an object's middle to its sides; from a cell to the IoU of the box that it then gives; from a
-proposal to the corrections of its sides; and from a proposal to the IoU of its corrected box.
+their principal components. The layers are fitted to them (``calib.heads.dense_layers``), first
+without a part of the images, which tell how good the head is, how sure its boxes are, and what they
+are called.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from calib.data.datasets import Sample
-from calib.evaluation.metrics import CORLOC_IOU
+from calib.evaluation.metrics import CORLOC_IOU, constant_boxes
 from calib.heads.confidence import logistic
-from calib.heads.dense_names import (
-    Answer,
-    Names,
-    Sureness,
-    best_iou,
-    name_targets,
-    with_finer,
-)
+from calib.heads.dense_layers import Layers, fit_layers
+from calib.heads.dense_names import Answer, Names, Sureness, best_iou, with_finer
 from calib.heads.dense_scenes import (
     MAIN,
     Array32,
@@ -39,9 +33,9 @@ from calib.heads.dense_scenes import (
     fit_levels,
     layers_read,
 )
-from calib.heads.linear import FOLDS, Normal, Rows, group_numbers
-from engines.boxes import distinct, iou
-from engines.dense import SIZES, SMALLEST, DenseHead, Level
+from calib.heads.linear import FOLDS, Rows, group_numbers
+from engines.boxes import distinct
+from engines.dense import SMALLEST, DenseHead, Level
 from engines.dense_names import Naming
 from engines.errors import ModelError, SourceError
 from engines.head import NO_HEAD, head_path, is_fitted_on, load_head, shipped_heads
@@ -54,30 +48,8 @@ KIND = "dense"
 """What ``fit --kind`` calls it."""
 SIZE_PX = 320
 """Side of the input, unless another is asked for."""
-SIZE_RANGES = ((0.0, 0.25), (0.175, 0.53), (0.375, 9.0))
-"""The root of an object's area, in sides of the square, for each of ``SIZES``."""
-MIDDLE = 0.3
-"""Cells so near to an object's middle are its own, in widths and heights."""
-OBJECT_IOU = 0.3
-"""A cell whose box overlaps an object so much is no background."""
-CORRECTED_IOU = 0.4
-"""A proposal that overlaps an object so much is corrected to it."""
-MOST_OBJECT_CELLS, MOST_BACKGROUND_CELLS = 40, 25
-"""Of one image, in the regression of the objectness."""
-JITTERED, JITTER = 4, 0.25
-"""Boxes for each image that are the true ones with edges moved by so much of the sides."""
-FURTHER_WEIGHT = 0.3
-"""Of boxes in images of other kinds, where edges are corrected."""
-CELL_PENALTY = 5e-3
-CORRECTION_PENALTY = 0.5
-IOU_PENALTY = 0.1
-"""Of standardized features, beside the mean of the squared errors; chosen on VOC 2007 train and
-val.
-"""
 COMPARED = ("corloc", "recall_at_10")
 """What must not get worse."""
-MANY_OBJECTS = 1000
-"""With fewer, the penalties are the larger the fewer there are."""
 FEW_IMAGES = 200
 """So few are measured in all folds, more in one."""
 FEWEST_OBJECTS = 5
@@ -104,245 +76,6 @@ class DenseFit:
         if self.before is None:
             return False
         return any(self.held_out[name] < self.before[name] - 0.01 for name in COMPARED)
-
-
-@dataclass
-class Layers:
-    """The weights that are fitted one after the other, each ``[features, outputs]``."""
-
-    distances: Array64
-    objectness: Array64
-    corrections: Array64
-    expected: Array64
-    names: Array64
-    means: Array64 = field(default_factory=lambda: np.zeros((0, 0)))
-    """See ``engines.dense_names.Naming``, ``[C + 1, D + 1]``; empty where they are not known."""
-
-    def proposals(self, reader: Reader, scene: Scene, count: int) -> tuple[Array64, Array64]:
-        """The proposals of an image, and their objectness."""
-        features = reader.cell_features(scene.maps)
-        boxes = reader.cell_boxes(features @ self.distances)
-        scores = features @ self.objectness
-        return reader.proposals(boxes.reshape(-1, 4), scores.T.reshape(-1), count)
-
-    def answer(self, reader: Reader, scene: Scene) -> Answer:
-        """The corrected boxes of an image, and what is known of them; without those of objects to
-        be ignored.
-        """
-        boxes, scores = self.proposals(reader, scene, reader.candidates)
-        features = reader.box_features(scene.maps, boxes, scores)
-        moved = reader.moved(boxes, features @ self.corrections)
-        known = scene.is_known(moved, best_iou(moved, scene.boxes_px))
-        if known.any():
-            features, moved, scores = features[known], moved[known], scores[known]
-        return Answer(
-            boxes=moved,
-            expected=(features @ self.expected)[:, 0],
-            objectness=scores,
-            scores=features @ self.names,
-            true=scene.boxes_px,
-            classes=scene.classes,
-            kind=scene.kind,
-        )
-
-
-def fit_layers(
-    table: SceneTable,
-    reader: Reader,
-    rows: Rows,
-    console: Console,
-    names: Names,
-    start: Layers | None = None,
-) -> Layers:
-    """Fit all layers on some of the images.
-
-    Args:
-        table: the scenes.
-        reader: computes their features.
-        rows: of the table.
-        console: for progress.
-        names: that boxes are given.
-        start: fitted layers to stay near to.
-    """
-    layers = Layers(*[np.zeros((0, 0))] * 5)
-    strength = max(1.0, MANY_OBJECTS / max(1, table.objects(rows)))
-    main = table.main(rows)
-
-    def scenes(what: str, some: Rows = main) -> Iterator[Scene]:
-        total = len(some) + len(table.main(some))
-        return iter(track(table.scenes(some), what, total=total, console=console))
-
-    layers.distances = _fit_distances(
-        scenes("fitting sides"), reader, start.distances if start else None, strength
-    )
-    layers.objectness = _fit_objectness(
-        scenes("fitting objectness"), reader, layers, start.objectness if start else None, strength
-    )
-    layers.corrections = _fit_corrections(
-        scenes("fitting corrections", rows),
-        reader,
-        layers,
-        start.corrections if start else None,
-        strength,
-    )
-    layers.expected, layers.names, layers.means = _fit_expected(
-        scenes("fitting names", rows), reader, layers, names, start, strength
-    )
-    return layers
-
-
-def _fit_distances(
-    scenes: Iterator[Scene], reader: Reader, start: Array64 | None, strength: float
-) -> Array64:
-    """From the cells near an object's middle to the distances of its sides, for each size; of
-    several objects a cell is the smallest one's. ``[D1 + 1, 4 * SIZES]``.
-    """
-    normals = [Normal(strength) for _ in range(SIZES)]
-    for scene in scenes:
-        boxes = scene.boxes_px
-        if not len(boxes):
-            continue
-        middles, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        reach = np.maximum(MIDDLE * sizes, 0.51 * reader.stride_px)
-        inside = np.all(np.abs(reader.centres[:, None] - middles) < reach, axis=2)
-        areas = np.where(inside, sizes.prod(axis=1), np.inf)
-        owner, owned = areas.argmin(axis=1), inside.any(axis=1)
-        features = reader.cell_features(scene.maps)
-        roots = np.sqrt(sizes.prod(axis=1)) / reader.size_px
-        for normal, (low, high) in zip(normals, SIZE_RANGES, strict=True):
-            used = owned & (roots[owner] >= low) & (roots[owner] < high)
-            if not used.any():
-                continue
-            mine, centres = boxes[owner[used]], reader.centres[used]
-            sides = np.concatenate([centres - mine[:, :2], mine[:, 2:] - centres], axis=1)
-            targets = np.log(np.maximum(sides / reader.stride_px, 0.125))
-            counts = np.bincount(owner[used], minlength=len(boxes))
-            normal.add(features[used], targets, 1 / counts[owner[used]])
-    found = []
-    for place, normal in enumerate(normals):
-        part = None if start is None else start[:, 4 * place : 4 * place + 4]
-        found.append(_solved(normal, CELL_PENALTY, part, normals))
-    return np.concatenate(found, axis=1)
-
-
-def _solved(
-    normal: Normal, penalty: float, start: Array64 | None, others: Sequence[Normal]
-) -> Array64:
-    """The solution; where no object is of this size, what the fitted head had, or else that of the
-    size with the most objects.
-    """
-    if not normal.rows:
-        if start is not None:
-            return start
-        normal = max(others, key=lambda each: each.rows)
-    return normal.solve(penalty, start)
-
-
-def _fit_objectness(
-    scenes: Iterator[Scene], reader: Reader, layers: Layers, start: Array64 | None, strength: float
-) -> Array64:
-    """From a cell to the IoU of each of its boxes with the nearest object, ``[D1 + 1, SIZES]``.
-
-    The cells of an image with objects, and those of its background, count as much as each other.
-    """
-    rng, normal = np.random.default_rng(0), Normal(strength)
-    for scene in scenes:
-        features = reader.cell_features(scene.maps)
-        boxes = reader.cell_boxes(features @ layers.distances)
-        each = boxes.reshape(-1, 4)
-        overlaps = best_iou(each, scene.boxes_px)
-        known = scene.is_known(each, overlaps).reshape(SIZES, -1).all(axis=0)
-        overlaps = overlaps.reshape(SIZES, -1)
-        near = overlaps.max(axis=0) > OBJECT_IOU
-        objects, background = np.flatnonzero(near), np.flatnonzero(~near & known)
-        if len(objects) > MOST_OBJECT_CELLS:
-            objects = rng.choice(objects, MOST_OBJECT_CELLS, replace=False)
-        count = min(MOST_BACKGROUND_CELLS, len(background))
-        background = rng.choice(background, count, replace=False)
-        several = np.sqrt(max(1, len(scene.boxes_px)))
-        for cells, weight in ((objects, several), (background, 1.0)):
-            if len(cells):
-                normal.add(features[cells], overlaps[:, cells].T, weight / len(cells))
-    return normal.solve(CELL_PENALTY, start)
-
-
-def _fit_corrections(
-    scenes: Iterator[Scene], reader: Reader, layers: Layers, start: Array64 | None, strength: float
-) -> Array64:
-    """From a proposal to how far each edge of its object is, in its sides."""
-    rng, normal = np.random.default_rng(0), Normal(strength)
-    for scene in scenes:
-        true = scene.boxes_px
-        if not len(true):
-            continue
-        boxes, scores = layers.proposals(reader, scene, reader.candidates)
-        moved = _jittered(true, rng, reader.size_px)
-        boxes = np.concatenate([boxes, moved])
-        scores = np.concatenate([scores, np.full(len(moved), scores.mean())])
-        overlaps = iou(boxes[:, None], true[None])
-        used = (overlaps.max(axis=1) > CORRECTED_IOU) & (
-            boxes[:, 2:] - boxes[:, :2] > SMALLEST * reader.stride_px
-        ).all(axis=1)
-        if not used.any():
-            continue
-        boxes, mine = boxes[used], true[overlaps[used].argmax(axis=1)]
-        sizes = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-        features = reader.box_features(scene.maps, boxes, scores[used])
-        weight = (1.0 if scene.kind == MAIN else FURTHER_WEIGHT) / np.sqrt(used.sum())
-        normal.add(features, (mine - boxes) / sizes, weight)
-    return normal.solve(CORRECTION_PENALTY, start)
-
-
-def _jittered(true: Array64, rng: np.random.Generator, side_px: int) -> Array64:
-    """True boxes with moved edges, ``[JITTERED, 4]``."""
-    mine = true[rng.integers(len(true), size=JITTERED)]
-    shifts = rng.uniform(-JITTER, JITTER, (JITTERED, 4))
-    return np.clip(mine + shifts * np.tile(mine[:, 2:] - mine[:, :2], 2), 0, side_px)
-
-
-def _fit_expected(
-    scenes: Iterator[Scene],
-    reader: Reader,
-    layers: Layers,
-    names: Names,
-    start: Layers | None,
-    strength: float,
-) -> tuple[Array64, Array64, Array64]:
-    """From a proposal to the IoU of its corrected box with the nearest object, and to its name.
-
-    Classes that are added to those of a head are told from these by their means, which count as
-    much as the images: else all that looks alike would get the new name.
-    """
-    normal = Normal(strength)
-    for scene in scenes:
-        boxes, scores = layers.proposals(reader, scene, reader.candidates)
-        features = reader.box_features(scene.maps, boxes, scores)
-        moved = reader.moved(boxes, features @ layers.corrections)
-        known = scene.is_known(moved, best_iou(moved, scene.boxes_px))
-        if not known.any():
-            continue
-        features, moved = features[known], moved[known]
-        several = np.sqrt(max(1, len(scene.boxes_px)))
-        overlaps = best_iou(moved, scene.boxes_px)[:, None]
-        named = name_targets(moved, scene.boxes_px, scene.classes, len(names.names))
-        targets = np.concatenate([overlaps, named[:, names.learned]], axis=1)
-        normal.add(features, targets, several / len(moved))
-    before, means = None, normal.means()[1:]
-    if start is not None:
-        if len(start.means):
-            kept = start.means.astype(np.float32)
-            targets = np.zeros((len(kept), 1 + len(means)))
-            targets[:, :1] = kept @ start.expected
-            normal.add(kept, targets, normal.rows / reader.candidates / len(kept))
-            means = np.concatenate([kept[:-1], means, kept[-1:]])
-        else:
-            means = start.means
-        new = np.zeros((len(start.expected), int(names.learned.sum())))
-        before = np.concatenate([start.expected, new], axis=1)
-    found = normal.solve(IOU_PENALTY, before)
-    said = np.zeros((len(found), len(names.learned))) if start is None else start.names.copy()
-    said[:, names.learned] = found[:, 1:]
-    return found[:, :1], said, np.asarray(means, np.float64)
 
 
 def with_input(choice: EngineOptions) -> EngineOptions:
@@ -414,7 +147,7 @@ def fit_dense(
     further: Mapping[str, Sequence[Sample]] | None = None,
     finer: Mapping[str, Sequence[int]] | None = None,
 ) -> DenseFit:
-    """Fit a dense head on all objects of the images, first on four fifths of them to measure it.
+    """Fit a dense head on all objects of the images, first on a part of them to measure it.
 
     Args:
         samples: the training set; images may hold several objects, or none.
@@ -431,7 +164,6 @@ def fit_dense(
         SourceError: there are fewer than ``FEWEST_OBJECTS`` objects.
         ModelError: the network has no layers that a dense head can read.
     """
-    kinds = {MAIN: samples, **(further or {})}
     objects = sum(len(sample.truths) for sample in samples)
     if objects < FEWEST_OBJECTS:
         raise SourceError(
@@ -442,22 +174,16 @@ def fit_dense(
     names = Names.of([each for each in classes if each], start.naming if start else None)
     levels = start.levels if start else fit_levels(samples, classifier, console)
     with TemporaryDirectory(prefix="sightline-dense-") as folder:
+        kinds = {MAIN: samples, **(further or {})}
         table = SceneTable(kinds, names.names, classifier, levels, Path(folder), console)
-        reader = Reader(levels, classifier.size_px, cell_stride_px(classifier.size_px, table.sides))
         if start:
             reader = Reader.of(start)
-        before = layers_of(start, names) if start else None
-        numbers = group_numbers(table.groups, np.arange(len(table)))
-        fold = (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
-        found, started = list[Answer](), list[Answer]()
-        for number in range(FOLDS if len(samples) <= FEW_IMAGES else 1):
-            kept, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-            trial = fit_layers(table, reader, kept, console, names, before)
-            found += [trial.answer(reader, each) for each in table.scenes(held, mirrored=False)]
-            if before:
-                scenes = table.scenes(held, mirrored=False)
-                started += [before.answer(reader, each) for each in scenes]
-        layers = fit_layers(table, reader, np.arange(len(table)), console, names, before)
+        else:
+            stride_px = cell_stride_px(classifier.size_px, table.sides)
+            reader = Reader(levels, classifier.size_px, stride_px)
+        trials = FOLDS if len(samples) <= FEW_IMAGES else 1
+        fitting = _Fitting(table, reader, names, Layers.of(start, names) if start else None, trials)
+        found, started, layers = fitting.run(console)
     names = names.sharpened(found)
     sure = _sureness(names, start, found, reader)
     naming, said = names.layer(layers.names, start.naming if start else None, found)
@@ -466,6 +192,7 @@ def fit_dense(
     if finer and not start:
         naming = with_finer(naming, finer, class_count(classifier))
     held_out = {**figures_of(_main(found), sure), **said}
+    boxes = table.single_boxes
     card = {
         "kind": "dense",
         "data": name,
@@ -474,15 +201,60 @@ def fit_dense(
         "classes": classes,
         "input": classifier.preprocessing.stored(),
         "held_out": held_out,
+        **({"constant_boxes": asdict(constant_boxes(np.array(boxes)))} if boxes else {}),
         **({"start": start.card.get("data")} if start else {}),
     }
     head = _head_of(layers, levels, reader, classifier, spec, sure, naming, card)
-    shown_from = start.shown_from if start else sure.shown_from(found)
-    head = replace(head, shown_from=shown_from)
-    figures = None
+    head = replace(head, shown_from=start.shown_from if start else sure.shown_from(found))
+    before = None
     if start:
-        figures = figures_of(_main(started), replace(sure, trust=start.trust))
-    return DenseFit(head, held_out, figures)
+        before = figures_of(_main(started), replace(sure, trust=start.trust))
+    return DenseFit(head, held_out, before)
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """Fits the layers to the images: ``trials`` times to four fifths, then to all."""
+
+    table: SceneTable
+    reader: Reader
+    names: Names
+    start: Layers | None
+    trials: int
+
+    def run(self, console: Console) -> tuple[list[Answer], list[Answer], Layers]:
+        """The answers for images that the layers were not fitted on, those of the start for the
+        same images, and the layers of all images.
+        """
+        table, everything = self.table, np.arange(len(self.table))
+        numbers = group_numbers(table.groups, everything)
+        fold = (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
+        found, started = list[Answer](), list[Answer]()
+        with Progress(console=console) as bar:
+            for number in range(self.trials):
+                held = np.flatnonzero(fold == number)
+                part = f"measuring, {number + 1} of {self.trials}"
+                trial = self._layers(bar, part, np.flatnonzero(fold != number))
+                for scene in table.scenes(held, mirrored=False):
+                    found.append(trial.answer(self.reader, scene))
+                    if self.start:
+                        started.append(self.start.answer(self.reader, scene))
+            return found, started, self._layers(bar, "fitting to all images", everything)
+
+    def _layers(self, bar: Progress, part: str, rows: Rows) -> Layers:
+        """The layers of some of the images; one bar says what is fitted."""
+        main = len(self.table.main(rows))  # twice seen each, and mirrored; the rest in two steps
+        task = bar.add_task(part, total=8 * main + 2 * (len(rows) - main))
+
+        def scenes(what: str, some: Rows) -> Iterator[Scene]:
+            bar.update(task, description=f"{part}: {what}")
+            for scene in self.table.scenes(some):
+                yield scene
+                bar.advance(task)
+
+        layers = fit_layers(self.table, self.reader, rows, scenes, self.names, self.start)
+        bar.update(task, description=part)
+        return layers
 
 
 def _sureness(
@@ -536,27 +308,6 @@ def _certainty(answers: Sequence[Answer]) -> tuple[float, float]:
     right = np.concatenate([each.overlaps[some] for each, some in pairs]) > CORLOC_IOU
     weight, bias = logistic(expected[:, None], right.astype(np.float64), np.ones(len(right)), 1e-3)
     return float(weight[0]), float(bias)
-
-
-def layers_of(head: DenseHead, names: Names) -> Layers:
-    """The layers of a head, with the bias as the last row. Names that it does not know have
-    weights of 0.
-    """
-    cells, boxes = (
-        np.concatenate([weight, bias[:, None]], axis=1).T.astype(np.float64)
-        for weight, bias in (
-            (head.cell_weight, head.cell_bias),
-            (head.box_weight, head.box_bias),
-        )
-    )
-    said = np.zeros((len(boxes), len(names.learned)))
-    if head.naming:
-        known = np.concatenate([head.naming.weight, head.naming.bias[:, None]], axis=1).T
-        said[:, ~names.learned] = known
-    found = head.naming.means if head.naming else np.zeros((0, 0))
-    means = np.pad(found.astype(np.float64), ((0, 0), (0, 1)), constant_values=1.0)
-    split = 4 * SIZES
-    return Layers(cells[:, :split], cells[:, split:], boxes[:, :4], boxes[:, 4:], said, means)
 
 
 def _head_of(

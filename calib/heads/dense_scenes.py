@@ -13,6 +13,7 @@ from rich.progress import track
 
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
+from calib.evaluation.metrics import relative_boxes
 from calib.heads.linear import Rows
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
@@ -111,6 +112,14 @@ class SceneTable:
         levels: what is read of it.
         folder: for the files.
         console: for progress.
+
+    Attributes:
+        groups: of each image, see ``calib.data.datasets.Sample.group``.
+        kinds: of each image.
+        size_px: of the network's square.
+        sides: how many rows of cells each level has.
+        single_boxes: the true box of each image of ``MAIN`` with one object, in fractions of the
+            image.
     """
 
     def __init__(
@@ -138,6 +147,7 @@ class SceneTable:
             )
             for place, (level, shape) in enumerate(zip(levels, shapes, strict=True))
         ]
+        self.single_boxes: list[Array64] = []
         self._boxes: list[Array64] = []
         self._ignored: list[Array64] = []
         self._classes: list[NDArray[np.int64]] = []
@@ -147,6 +157,8 @@ class SceneTable:
             prepared = localizer.prepare(image)
             size_px = image.shape[1], image.shape[0]
             boxes, kept = boxes_in_square(sample.truths, *size_px, localizer)
+            if kind == MAIN and sample.single:
+                self.single_boxes += list(relative_boxes([sample], [size_px]))
             self._ignored.append(boxes_in_square(sample.ignored, *size_px, localizer)[0])
             known = [places.get(truth.class_name, -1) for truth in sample.truths]
             self._classes.append(np.array(known, np.int64)[kept])

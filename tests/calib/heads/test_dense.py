@@ -8,7 +8,9 @@ from rich.console import Console
 
 from calib.data.datasets import Sample
 from calib.data.labels import Truth
+from calib.evaluation.metrics import baselines
 from calib.heads import dense, dense_scenes
+from calib.heads.dense_layers import Layers
 from calib.heads.dense_names import Names, Sureness
 from calib.heads.linear import Normal
 from engines.backends.openvino import OpenVinoEngine
@@ -89,6 +91,10 @@ def test_a_head_that_is_fitted_saved_and_read_finds_every_object_of_new_scenes(
     assert head.digest == fitted.head.digest
     assert head.card["objects"] == 60
     engine = localizer(classifier, head)
+    constant = baselines(engine, None)
+    assert constant is not None
+    assert 0 < constant.mean_box[0] < 0.3  # the only box of an image is in its left half
+    assert 0.2 < constant.mean_box[2] < 0.6
     engine.objects = 3
     right = []
     for number in range(100, 110):
@@ -112,7 +118,7 @@ def test_the_graph_computes_what_was_fitted(classifier, fitted, shape):
     activations = dense_scenes.activations_of(classifier, head.levels)
     reader = dense_scenes.Reader.of(head, shape)
     names = Names.of(["thing"], head.naming)
-    layers = dense.layers_of(head, names)
+    layers = Layers.of(head, names)
     sure = Sureness(names, head.trust, head.certainty, SIZE_PX, SMALLEST * head.stride_px)
     for row, image in zip(found, images, strict=True):
         maps = tuple(
