@@ -27,7 +27,7 @@ from engines.head import (
 )
 from engines.int8 import Quantization, load_quantization
 from engines.localizer import Localizer
-from engines.maps import PIXELS, MapSpec, Method, method_of, names_of_searches
+from engines.maps import METHODS, PIXELS, MapSpec, Method, method_of, names_of_searches
 from engines.networks.network import Shape
 from engines.networks.preprocessing import LETTERBOX
 from engines.networks.registry import DEFAULT_MODEL, Classifier
@@ -73,7 +73,13 @@ def open_localizer(
     choice = chosen(model, options)
     classifier = choice.classifier()
     method = method_of(choice.method, classifier.network.classless)
-    if method.search and (choice.head is None or (method.published and choice.head == NO_HEAD)):
+    if choice.as_published and not method.published:
+        known = " and ".join(each.name for each in METHODS.values() if each.published)
+        raise ModelError(
+            f"only {known} have a form as published, not method {method.name}",
+            option=("as_published", "method"),
+        )
+    if method.search and (choice.head is None or (method.headless and choice.head == NO_HEAD)):
         engine = open_search(choice, classifier, streams)
         localizer = Localizer(engine)
     else:

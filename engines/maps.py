@@ -257,7 +257,8 @@ class Method:
         search: for a method that takes several engine calls an image, ``module:function`` that
             makes its engine from (classifier, compiler of graphs, ``EngineOptions``), or that
             function.
-        published: of a search, whether ``--head none`` asks for it exactly as it was published.
+        headless: of a search, whether ``--head none`` asks for the form that no fitted head reads.
+        published: whether ``--as-published`` asks for each step as its paper has it.
     """
 
     name: str
@@ -267,6 +268,7 @@ class Method:
     aggregation: str = "max"
     fitted: bool = False
     search: str | Callable[..., Any] = ""
+    headless: bool = False
     published: bool = False
 
 
@@ -282,11 +284,13 @@ METHODS: dict[str, Method] = {
             "dam",
             "the neurons behind the class, traced back",
             search="engines.search.dam:open_dam",
+            published=True,
         ),
         Method(
             "beam",
             "search over the last feature map",
             search="engines.search.crops:open_beam",
+            headless=True,
             published=True,
         ),
     )

@@ -168,6 +168,10 @@ class EngineOptions:
             metavar="N|all",
         ),
     ] = 1
+    as_published: Annotated[
+        bool,
+        Option("With --method dam or beam: each step as the paper has it.", NETWORK),
+    ] = False
     mean: Annotated[
         Rgb | None,
         Option(

@@ -1,9 +1,11 @@
 """DAM: traces the neurons that a class rests on back to the pixels by guided backpropagation.
 
-Dwaraknath, Menghani & Mongia, "Fast Unsupervised Object Localization" (Stanford). Algorithm 1: of
-one layer (their 11th convolution), the ``kmax`` neurons with the largest activation times gradient
-of the class score; of each, the pixels that it depends on, as a region; the regions that the
-network itself finds most like the class, united. Algorithm 2: several objects.
+After Dwaraknath, Menghani & Mongia, "Fast Unsupervised Object Localization" (Stanford), algorithm
+1: of one layer (their 11th convolution), the ``kmax`` neurons with the largest activation times
+gradient of the class score; of each, the pixels that it depends on, as a region; the regions that
+the network itself finds most like the class, united. Details differ from the paper's, and several
+objects are regions of one class that lie apart, which is not its algorithm 2. The paper's own
+steps are ``engines.search.dam_published``.
 
 The first graph makes all walks at once: the forward pass is that of one image, the backward pass
 that of ``kmax`` of them. Where a network's operators do not allow that, as those of attention, the
@@ -34,7 +36,7 @@ from engines.errors import ModelError
 from engines.gradient import attach_gradient, elementwise
 from engines.graph import INT64, Graph, needed
 from engines.maps import MapSpec, aggregated, class_score_cotangent
-from engines.networks.network import Network
+from engines.networks.network import Forward, Network
 from engines.networks.registry import Classifier, known_layer
 from engines.options import EngineOptions
 
@@ -56,7 +58,7 @@ class DamSettings:
         k: best-scoring regions that are united.
         percentile: of a walk's positive pixels, from which on they belong to its region.
         erode, dilate: sides of the squares, as shares of the image's side.
-        objects: at most so many; 1 is Algorithm 1, more is Algorithm 2.
+        objects: at most so many.
         same_object: share of the smaller of two boxes that lies in the other, from which on they
             are one object's.
     """
@@ -136,6 +138,10 @@ class DamEngine(CompoundEngine):
 
 def open_dam(classifier: Classifier, compiled: Compile, options: EngineOptions) -> DamEngine:
     """The engine of ``--method dam``. Raises what ``DamEngine`` raises."""
+    if options.as_published:
+        from engines.search.dam_published import open_published_dam
+
+        return open_published_dam(classifier, compiled, options)
     settings = dam_settings(classifier.network, options.objects, options.layer)
     return DamEngine(classifier, settings, compiled)
 
@@ -143,7 +149,49 @@ def open_dam(classifier: Classifier, compiled: Compile, options: EngineOptions) 
 def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.ModelProto:
     """Image and wanted class in; out ``class_index``, ``score`` and, the most important one first,
     ``neurons`` int64 ``[kmax]`` (places in the flattened layer), ``importances`` ``[kmax]`` and
-    ``walks`` float32 ``[kmax, S, S]``.
+    ``walks`` float32 ``[kmax, S, S]``, which are absolute, the largest of the channels.
+    """
+    walks = append_walks(classifier, settings)
+    maps = aggregated(walks.graph, walks.walked, "max", "walks")
+    return walks.model(classifier, {"walks": maps}, settings.digest)
+
+
+@dataclass(frozen=True)
+class Walks:
+    """A graph that walks back from neurons, by tensor name.
+
+    Attributes:
+        graph: the nodes.
+        walked: the walks by each channel of the pixels, ``[kmax, 3, S, S]``.
+        forward: the landmarks of the network.
+        named: ``class_index``, ``score``, ``neurons`` and ``importances``.
+    """
+
+    graph: Graph
+    walked: str
+    forward: Forward
+    named: Mapping[str, str]
+
+    def model(
+        self, classifier: Classifier, more: Mapping[str, str], digest: str
+    ) -> onnx.ModelProto:
+        """The graph, with ``named`` and more as its outputs; ``digest`` says what finds boxes."""
+        classes, spec = self.graph.shape(self.forward.scores)[1], MapSpec(relu_rule="guided")
+        for name, tensor in {**self.named, **more}.items():
+            self.graph.output(tensor, name)
+        return self.graph.model(stamp(classifier, spec, None, None, classes, digest))
+
+
+def append_walks(
+    classifier: Classifier, settings: DamSettings, published: bool = False
+) -> Walks:
+    """The graph of ``build_walks_graph`` up to the pixels.
+
+    Args:
+        classifier: the network.
+        settings: of the algorithm.
+        published: neurons are chosen as the paper's authors do it, see
+            ``engines.search.dam_published``.
     """
     graph = Graph()
     pixels, x = append_preprocessing(graph, 1, classifier.shape, classifier.preprocessing)
@@ -156,16 +204,10 @@ def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.Mod
     if np.prod(shape) < settings.kmax:
         raise ModelError(f"{layer} has fewer neurons than kmax, which is {settings.kmax}")
     cotangents = class_score_cotangent(graph, forward.scores, class_index)
-    gradient = attach_gradient(graph, cotangents, [activations])[activations]
+    rule = "guided" if published else "plain"
+    gradient = attach_gradient(graph, cotangents, [activations], rule)[activations]
     importance = graph.add("Mul", activations, gradient, hint="importance")
-    flat = graph.add("Reshape", importance, graph.constant([-1], np.int64), hint="importance_flat")
-    values, places = graph.fresh("importances_top"), graph.fresh("neurons_top")
-    count = graph.constant([settings.kmax], np.int64)
-    graph.append(
-        helper.make_node(
-            "TopK", [flat, count], [values, places], name=values, axis=0, largest=1, sorted=1
-        )
-    )
+    values, places = _largest(graph, importance, settings.kmax, one_a_filter=published)
     one_hot = graph.add(
         "OneHot",
         places,
@@ -183,25 +225,39 @@ def build_walks_graph(classifier: Classifier, settings: DamSettings) -> onnx.Mod
         x = append_normalised(graph, pixels, classifier.preprocessing)
         activations = classifier.append(graph, x).layers[layer]
     walked = attach_gradient(graph, {activations: seeds}, [pixels], "guided")[pixels]
-    walks = aggregated(graph, walked, "max", "walks")
-    named = {
-        "class_index": class_index,
-        "score": score,
-        "neurons": places,
-        "importances": values,
-        "walks": walks,
-    }
-    for name, tensor in named.items():
-        graph.output(tensor, name)
-    metadata = stamp(
-        classifier,
-        MapSpec(relu_rule="guided"),
-        None,
-        None,
-        graph.shape(forward.scores)[1],
-        settings.digest,
+    named = {"class_index": class_index, "score": score, "neurons": places, "importances": values}
+    return Walks(graph, walked, forward, named)
+
+
+def _largest(
+    graph: Graph, importance: str, kmax: int, one_a_filter: bool
+) -> tuple[str, str]:
+    """(the ``kmax`` largest values of ``[1, C, h, w]``, their places in it flattened), the largest
+    first; at most one of each of the C filters where that is asked for.
+    """
+    _, filters, height, width = graph.shape(importance)
+    shape = graph.constant([filters, height * width] if one_a_filter else [-1], np.int64)
+    flat = graph.add("Reshape", importance, shape, hint="importance_flat")
+    best = ""
+    if one_a_filter:
+        if filters < kmax:
+            raise ModelError(f"the layer has fewer filters than kmax, which is {kmax}")
+        best = graph.add("ArgMax", flat, axis=1, keepdims=0, hint="best_of_filter")
+        axis = graph.constant([1], np.int64)
+        flat = graph.add("ReduceMax", flat, axis, keepdims=0, hint="importance_of_filter")
+    values, places = graph.fresh("importances_top"), graph.fresh("neurons_top")
+    count = graph.constant([kmax], np.int64)
+    graph.append(
+        helper.make_node(
+            "TopK", [flat, count], [values, places], name=values, axis=0, largest=1, sorted=1
+        )
     )
-    return graph.model(metadata)
+    if one_a_filter:
+        within = graph.add("Gather", best, places, axis=0, hint="place_in_filter")
+        size = graph.constant(height * width, np.int64)
+        before = graph.add("Mul", places, size, hint="place_of_filter")
+        places = graph.add("Add", before, within, hint="neurons_of_filters")
+    return values, places
 
 
 def _walked_at_once(graph: Graph, pixels: str, activations: str) -> bool:
@@ -250,8 +306,7 @@ def grouped(
 ) -> list[list[int]]:
     """Which regions make up each object: places of regions, the best object first.
 
-    Algorithm 1, for one object: the ``k`` best. Algorithm 2, for several: in the order of their
-        scores, a region joins the
+    For one object, the ``k`` best. For several, in the order of their scores, a region joins the
     first object that its box overlaps, or begins one; objects end at ``k`` regions each.
     """
     order = sorted(range(len(scores)), key=lambda place: -float(scores[place]))
