@@ -311,7 +311,7 @@ def open_search(choice: EngineOptions, classifier: Classifier, streams: int = 1)
     def compiled(graph: onnx.ModelProto) -> Engine:
         return OpenVinoEngine(graph, choice.precision, choice.threads, streams)
 
-    search = method.search
+    search = method.published if choice.as_published else method.search
     open_ = resolve_name(search) if isinstance(search, str) else search
     engine: Engine = open_(classifier, compiled, choice)
     return engine

@@ -258,7 +258,8 @@ class Method:
             makes its engine from (classifier, compiler of graphs, ``EngineOptions``), or that
             function.
         headless: of a search, whether ``--head none`` asks for the form that no fitted head reads.
-        published: whether ``--as-published`` asks for each step as its paper has it.
+        published: as ``search``, for ``--as-published``: each step as the paper has it. Empty:
+            there is no such form.
     """
 
     name: str
@@ -269,7 +270,7 @@ class Method:
     fitted: bool = False
     search: str | Callable[..., Any] = ""
     headless: bool = False
-    published: bool = False
+    published: str | Callable[..., Any] = ""
 
 
 METHODS: dict[str, Method] = {
@@ -284,14 +285,14 @@ METHODS: dict[str, Method] = {
             "dam",
             "the neurons behind the class, traced back",
             search="engines.search.dam:open_dam",
-            published=True,
+            published="engines.search.dam_published:open_published_dam",
         ),
         Method(
             "beam",
             "search over the last feature map",
             search="engines.search.crops:open_beam",
             headless=True,
-            published=True,
+            published="engines.search.beam_published:open_published_beam",
         ),
     )
 }

@@ -232,6 +232,7 @@ ALEXNET = Network(
     box_signal="layercam",
     dam_layer="conv5",
     beam_layer="conv5",
+    pooled_layer="pool5",
     head_layers=("pool1", "pool2", "conv4"),
     head_cam_layers=("pool1", "pool2", "conv5"),
     last_linear="fc8",

@@ -86,6 +86,8 @@ class Network:
         dam_settings: fields of ``engines.search.dam.DamSettings`` in which it departs from the
             paper.
         beam_layer: the feature map that ``--method beam`` cuts. None: ``--layer`` must name one.
+        pooled_layer: the pooled maps that ``--method beam --as-published`` cuts. None: ``--layer``
+            must name one.
         head_layers: whose gradients heads read, from the image to the scores. Empty: heads read the
             map at the pixels only.
         head_cam_layers: whose LayerCAM heads read.
@@ -120,6 +122,7 @@ class Network:
     dam_layer: str | None = None
     dam_settings: Mapping[str, Any] = field(default_factory=dict)
     beam_layer: str | None = None
+    pooled_layer: str | None = None
     head_layers: tuple[str, ...] = ()
     head_cam_layers: tuple[str, ...] = ()
     last_linear: str | None = None

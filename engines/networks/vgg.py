@@ -391,6 +391,7 @@ VGG16 = Network(
     box_signal="layercam",
     dam_layer="conv5_1",  # the paper's: the 11th convolution
     beam_layer=LAST,
+    pooled_layer="pool5",
     head_layers=("conv2_2", "conv3_3", "conv4_3", LAST),
     head_cam_layers=("conv3_3", "conv4_3", LAST),
     last_linear="classifier.6",

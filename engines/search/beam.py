@@ -1,8 +1,10 @@
 """Beam search over the last feature map: finds the crops that the classifier's last layers score
 highest for a class.
 
-Bency, Kwon, Lee, Karthikeyan & Manjunath, "Weakly Supervised Localization using Deep Feature Maps"
-(ECCV 2016). The image goes through the convolutions once. A candidate is a rectangle of the L x L
+After Bency, Kwon, Lee, Karthikeyan & Manjunath, "Weakly Supervised Localization using Deep Feature
+Maps" (ECCV 2016), with one pass through the convolutions, maps from before the last pool, and
+stretched maps that are cut again. The paper's own steps are ``engines.search.beam_published``.
+The image goes through the convolutions once. A candidate is a rectangle of the L x L
 map, stretched back to L x L by bilinear interpolation and classified; its children are a cell
 narrower or a cell lower, and are stretched in turn; the best ``beam`` of a level go on. Where the
 best candidates lie is a heat map, and its blobs are the objects.
@@ -15,6 +17,7 @@ level one engine call: ``rows @ map @ columns^T`` for all candidates, then the c
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -33,6 +36,7 @@ from engines.engine import Array, Compile, CompoundEngine, Engine, Found
 from engines.errors import ModelError
 from engines.graph import FLOAT, INT64, Graph, needed
 from engines.maps import MapSpec
+from engines.networks.network import Forward
 from engines.networks.registry import Classifier, known_layer
 
 FEATURES, ROWS, COLUMNS = "features", "rows", "columns"
@@ -204,7 +208,19 @@ class BeamEngine(CompoundEngine):
         return np.asarray(found[: len(candidates)])
 
 
-def build_features_graph(classifier: Classifier, settings: BeamSettings) -> onnx.ModelProto:
+class Where(Protocol):
+    """What a graph of features takes of a search's settings."""
+
+    @property
+    def layer(self) -> str | None:
+        """The feature map; None for the network's own."""
+
+    @property
+    def digest(self) -> str:
+        """What decides the boxes, in words."""
+
+
+def build_features_graph(classifier: Classifier, settings: Where) -> onnx.ModelProto:
     """Image, wanted class in; ``class_index``, ``score``, ``probabilities`` ``[1, classes]``,
     ``features`` ``[1, C, L, L]``; and as ``beside_0`` ... what the layers behind read besides, such
     as a class token.
@@ -257,6 +273,21 @@ def build_tail_graph(classifier: Classifier, settings: BeamSettings) -> onnx.Mod
     tall = graph.add("MatMul", rows, features, hint="stretched_rows")
     across = graph.add("Transpose", columns, perm=[0, 1, 3, 2], hint="columns_transposed")
     graph.append(helper.make_node("MatMul", [tall, across], [cut], name=cut))
+    append_tail(graph, whole, forward, cut, batch)
+    return graph.model()
+
+
+def append_tail(graph: Graph, whole: Graph, forward: Forward, cut: str, batch: int) -> None:
+    """What leads from the tensor ``cut``, which ``graph`` has, to the output ``scores``
+    ``[B, classes]``, which are probabilities.
+
+    Args:
+        graph: appended to; it gains an input for everything else that is read of the image.
+        whole: the network's graph for ``batch`` images, which is copied from.
+        forward: its landmarks.
+        cut: the feature maps in both graphs.
+        batch: B.
+    """
     nodes, beside = _behind(whole, cut, forward.scores)
     for name, tensor in beside:
         shape = whole.shape(tensor)
@@ -268,7 +299,6 @@ def build_tail_graph(classifier: Classifier, settings: BeamSettings) -> onnx.Mod
                 graph.keep_constant(name, whole.constants[name])
         graph.append(node)
     graph.output(append_probabilities(graph, forward, "probabilities"), "scores")
-    return graph.model()
 
 
 def _behind(
@@ -353,12 +383,18 @@ def heat_map(ranked: Sequence[tuple[Candidate, float]]) -> NDArray[np.float64]:
     """At each place of the image the summed scores of the candidates that cover it, over how many
     there are: ``[64, 64]``.
     """
-    centres = (np.arange(HEAT_SIDE) + 0.5) / HEAT_SIDE
-    heat = np.zeros((HEAT_SIDE, HEAT_SIDE))
-    for candidate, score in ranked:
-        x0, y0, x1, y1 = candidate.edges
+    return summed([(candidate.edges, score) for candidate, score in ranked]) / len(ranked)
+
+
+def summed(ranked: Sequence[tuple[Edges, float]], side: int = HEAT_SIDE) -> NDArray[np.float64]:
+    """At each place of the image the sum of the scores of the rectangles that cover it:
+    ``[side, side]``.
+    """
+    centres = (np.arange(side) + 0.5) / side
+    heat = np.zeros((side, side))
+    for (x0, y0, x1, y1), score in ranked:
         heat += score * np.outer((centres >= y0) & (centres < y1), (centres >= x0) & (centres < x1))
-    return heat / len(ranked)
+    return heat
 
 
 def objects_in(heat: NDArray[np.float64], class_index: int, threshold: float) -> list[Found]:

@@ -138,10 +138,6 @@ class DamEngine(CompoundEngine):
 
 def open_dam(classifier: Classifier, compiled: Compile, options: EngineOptions) -> DamEngine:
     """The engine of ``--method dam``. Raises what ``DamEngine`` raises."""
-    if options.as_published:
-        from engines.search.dam_published import open_published_dam
-
-        return open_published_dam(classifier, compiled, options)
     settings = dam_settings(classifier.network, options.objects, options.layer)
     return DamEngine(classifier, settings, compiled)
 
@@ -182,9 +178,7 @@ class Walks:
         return self.graph.model(stamp(classifier, spec, None, None, classes, digest))
 
 
-def append_walks(
-    classifier: Classifier, settings: DamSettings, published: bool = False
-) -> Walks:
+def append_walks(classifier: Classifier, settings: DamSettings, published: bool = False) -> Walks:
     """The graph of ``build_walks_graph`` up to the pixels.
 
     Args:
@@ -229,9 +223,7 @@ def append_walks(
     return Walks(graph, walked, forward, named)
 
 
-def _largest(
-    graph: Graph, importance: str, kmax: int, one_a_filter: bool
-) -> tuple[str, str]:
+def _largest(graph: Graph, importance: str, kmax: int, one_a_filter: bool) -> tuple[str, str]:
     """(the ``kmax`` largest values of ``[1, C, h, w]``, their places in it flattened), the largest
     first; at most one of each of the C filters where that is asked for.
     """

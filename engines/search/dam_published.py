@@ -222,9 +222,7 @@ def _processed(mask: Mask) -> Mask:
     return np.asarray(cv2.erode(values, cross, iterations=erosions, **dark) > 0)
 
 
-def best_regions(
-    regions: NDArray[np.bool_], scores: NDArray[np.float32], k: int
-) -> list[int]:
+def best_regions(regions: NDArray[np.bool_], scores: NDArray[np.float32], k: int) -> list[int]:
     """Places of the ``k`` best-scoring regions, the best first; empty ones do not count (code).
     All places where all are empty.
     """
