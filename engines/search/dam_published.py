@@ -44,6 +44,7 @@ SQUARE = 4
 DILATIONS = 20
 EROSIONS = 15
 REGIONS = "regions"
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -210,16 +211,23 @@ def _processed(mask: Mask) -> Mask:
 
     Beyond the image's edge nothing is bright: erosion eats in from there.
     """
-    side = mask.shape[0]
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    dark = {"borderType": cv2.BORDER_CONSTANT, "borderValue": 0}
+    side, cross = mask.shape[0], cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+
+    def eroded(values: Bytes, times: int) -> Bytes:
+        beyond = cv2.BORDER_CONSTANT
+        found = cv2.erode(values, cross, iterations=times, borderType=beyond, borderValue=0.0)
+        return np.asarray(found, np.uint8)
+
+    def dilated(values: Bytes, times: int) -> Bytes:
+        return np.asarray(cv2.dilate(values, cross, iterations=times), np.uint8)
+
     values = mask.astype(np.uint8)
     for _ in range(OPENINGS):
-        values = cv2.dilate(cv2.erode(values, cross, **dark), cross, **dark)
-    values = cv2.dilate(values, np.ones((SQUARE, SQUARE), np.uint8), anchor=(1, 1), **dark)
+        values = dilated(eroded(values, 1), 1)
+    square = np.ones((SQUARE, SQUARE), np.uint8)
+    values = np.asarray(cv2.dilate(values, square, anchor=(1, 1)), np.uint8)
     dilations, erosions = (max(1, round(n * side / AT_PX)) for n in (DILATIONS, EROSIONS))
-    values = cv2.dilate(values, cross, iterations=dilations, **dark)
-    return np.asarray(cv2.erode(values, cross, iterations=erosions, **dark) > 0)
+    return eroded(dilated(values, dilations), erosions) > 0
 
 
 def best_regions(regions: NDArray[np.bool_], scores: NDArray[np.float32], k: int) -> list[int]:
