@@ -254,12 +254,10 @@ class Method:
         aggregation: one of ``AGGREGATIONS``, for gradients.
         fitted: whether a fitted head reads its box, where there is one; else the training-free box
             is read off the map.
-        search: for a method that takes several engine calls an image, ``module:function`` that
-            makes its engine from (classifier, compiler of graphs, ``EngineOptions``), or that
-            function.
+        search: for several engine calls an image: what makes the engine of (classifier, compiler
+            of graphs, ``EngineOptions``), as ``module:function`` or as that function.
         headless: of a search, whether ``--head none`` asks for the form that no fitted head reads.
-        published: as ``search``, for ``--as-published``: each step as the paper has it. Empty:
-            there is no such form.
+        published: as ``search``, for ``--as-published``: each step as its paper has it, if any.
     """
 
     name: str
