@@ -29,6 +29,7 @@ from calib.commands import (
 )
 from calib.data.choose import DataOptions
 from calib.inspection import InspectOptions, inspect_chosen
+from calib.papers.reproduce import TABLES, ReproduceOptions, reproduce_chosen
 from calib.precision.build import BuildOptions, run_build
 from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
 from engines.errors import SightlineError
@@ -369,6 +370,22 @@ def evaluate(
     set, its test half.
     """
     _print_json(evaluate_chosen(data, options, engine, console, following), as_json)
+
+
+@command(
+    "sightline reproduce sensitivity-voc2007 --weights vgg16.pth --out voc.html",
+    "sightline reproduce heuristic --data VOCdevkit/VOC2007 --weights vgg16.pth",
+)
+def reproduce(
+    table: Annotated[str, Option(f"Which table: {', '.join(TABLES)}.", None)],
+    options: ReproduceOptions,
+    engine: Annotated[EngineOptions, Only(("weights", "class_layer", "size_px"))],
+    as_json: AsJson = False,
+) -> None:
+    """Compute a table of the papers again, as they did, and print their numbers beside ours; goes
+    on where it was stopped.
+    """
+    _print_json(reproduce_chosen(table, options, engine, console), as_json)
 
 
 @command(

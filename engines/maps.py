@@ -19,9 +19,9 @@ from engines.errors import ModelError
 from engines.gradient import attach_gradient
 from engines.graph import Graph, attributes_of
 from engines.networks.network import Forward
+from engines.objectives import OBJECTIVES, objective_cotangents
 
 PIXELS = "pixels"
-OBJECTIVES = ("class", "gestalt")
 AGGREGATIONS = ("max", "mean")
 
 
@@ -30,7 +30,9 @@ class MapSpec:
     """A sensitivity map (Ebrahimpour & Noelle, section 3).
 
     Attributes:
-        objective: ``class``, the score of the class that is asked for (or the best one), or
+        objective: ``class``, the score before the softmax (logit) of the class that is asked for,
+            or of the best one; ``probability``, the same behind the softmax, as the papers have it
+            (section 2.1: the sensitivity of an output unit is g'(eta), its own derivative); or
             ``gestalt``, the mean of the last feature maps, which needs no class.
         aggregation: ``max`` or ``mean`` of the absolute gradient over channels.
         layer: ``pixels``, or an inner layer, where the backward pass stops and is cheaper for it.
@@ -91,10 +93,7 @@ def append_maps(
     )
     gradients = {}
     if differentiated:
-        if spec.objective == "gestalt":
-            cotangents = {forward.last: gestalt_cotangent(graph, forward.last)}
-        else:
-            cotangents = class_score_cotangent(graph, forward.scores, class_index)
+        cotangents = objective_cotangents(graph, forward, class_index, spec.objective)
         gradients = attach_gradient(graph, cotangents, differentiated, spec.relu_rule)
     maps = {}
     for signal, layer in dict.fromkeys(wanted):
@@ -344,37 +343,6 @@ def method_of(name: str, classless: bool = False) -> Method:
 def names_of_searches() -> list[str]:
     """The methods that take several engine calls an image, see ``engines.search``."""
     return [method.name for method in METHODS.values() if method.search]
-
-
-def class_score_cotangent(graph: Graph, scores: str, class_index: str) -> dict[str, str]:
-    """A tensor, and the gradient with respect to it of the score of class ``class_index`` (int64
-    ``[N]``).
-
-    Where the scores (``[N, classes]``) are a linear layer's, that is a row of its weight for its
-    input, and no product at all.
-    """
-    last = graph.producer(scores)
-    if last is not None and last.op_type == "Gemm" and last.input[1] in graph.constants:
-        at = attributes_of(last)
-        if at.get("transB", 0) and at.get("alpha", 1.0) == 1 and not at.get("transA", 0):
-            return {
-                last.input[0]: graph.add(
-                    "Gather", last.input[1], class_index, axis=0, hint="class_weights"
-                )
-            }
-    depth = graph.constant(graph.shape(scores)[1], np.int64)
-    values = graph.constant([0.0, 1.0])
-    return {scores: graph.add("OneHot", class_index, depth, values, axis=1, hint="one_hot")}
-
-
-def gestalt_cotangent(graph: Graph, activations: str) -> str:
-    """Gradient of the Gestalt Total, the mean of the last feature maps, with respect to those maps.
-
-    ``GT = mean(A_last)`` (Ebrahimpour & Noelle, "Fast Object Localization via Sensitivity
-    Analysis", section 3), per image.
-    """
-    shape = graph.shape(activations)
-    return graph.constant(np.full(shape, 1.0 / np.prod(shape[1:])), hint="gestalt_cotangent")
 
 
 Array32 = NDArray[np.float32]

@@ -109,6 +109,8 @@ def evaluate(
     constants: dict[str, tuple[float, ...]] = {"whole_image": WHOLE_IMAGE}
     if baselines is not None:
         constants |= {"mean_box": baselines.mean_box, "best_constant": baselines.best_constant}
+        if baselines.centre_box is not None:
+            constants["centre_box"] = baselines.centre_box
     for sample in track(samples, "evaluating", console=console):
         if not sample.truths or (single and not sample.single):
             continue
@@ -263,6 +265,9 @@ def report_of(cases: Sequence[Case], min_score: float = 0.0) -> dict[str, Any]:
         "corloc_class_mean": round(float(np.mean(list(per_class.values()))), 4),
         "corloc_per_class": rounded(per_class),
         "mean_iou": round(float(ious.mean()), 4),
+        "mean_iou_per_class": rounded(
+            {name: float(ious[names == name].mean()) for name in per_class}
+        ),
         "iou_histogram": iou_histogram(ious),
         "box_acc_v2": rounded(box_acc_v2(ious)),
         "center_correctness": rounded(
@@ -308,7 +313,8 @@ def report_table(report: dict[str, Any], kind: str = "") -> Table:
         )
     table.add_row("mean over classes", f"{100 * report['corloc_class_mean']:.1f} %", "")
     for name, value in report["corloc_per_class"].items():
-        table.add_row(f"  {name}", f"{100 * value:.1f} %", "")
+        mean_iou = report["mean_iou_per_class"][name]
+        table.add_row(f"  {name}", f"{100 * value:.1f} %", f"{mean_iou:.3f}")
     for key, words in AP_WORDS.items():
         if key in report:
             table.add_row(words, f"{100 * report[key]:.1f} %", "", style="dim")

@@ -68,19 +68,20 @@ def scored(found_xyxy: Boxes, true_xyxy: Boxes) -> tuple[float, float]:
 
 
 def centre_correct(found_xyxy: Boxes, true_xyxy: Boxes, margin: float) -> NDArray[np.bool_]:
-    """Whether the centre of each found box lies inside the true box, which is made smaller first.
+    """Whether the centre of each found box lies inside the true box, which is made smaller first
+    (Dwaraknath et al., "Fast Unsupervised Object Localization", section 5.2.2).
 
     Args:
         found_xyxy: ``[N, 4]``.
         true_xyxy: ``[N, 4]``.
-        margin: the share of its size that the true box loses, half of it at each side: 0 leaves the
-            whole box, 0.5 its middle half.
+        margin: the share of its width or height that the true box loses at each side: 0 leaves the
+            whole box, 0.2 its middle three fifths, 0.5 its centre.
 
     Returns:
         bool ``[N]``.
     """
     centre = (found_xyxy[:, :2] + found_xyxy[:, 2:]) / 2
-    inset = (true_xyxy[:, 2:] - true_xyxy[:, :2]) * margin / 2
+    inset = (true_xyxy[:, 2:] - true_xyxy[:, :2]) * margin
     inside: NDArray[np.bool_] = np.all(
         (centre >= true_xyxy[:, :2] + inset) & (centre <= true_xyxy[:, 2:] - inset), axis=1
     )
@@ -95,10 +96,14 @@ class ConstantBoxes:
         mean_box: the mean of each edge.
         best_constant: the box with the highest CorLoc on the training set. It is chosen from the
             training boxes and their quantile boxes.
+        centre_box: in the middle of the image, of their average width and height, the baseline of
+            Ebrahimpour & Noelle ("Fast Object Localization via Sensitivity Analysis", table 3);
+            None in heads from before it was kept.
     """
 
     mean_box: tuple[float, ...]
     best_constant: tuple[float, ...]
+    centre_box: tuple[float, ...] | None = None
 
 
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
@@ -118,7 +123,9 @@ def constant_boxes(boxes_xyxy: Boxes) -> ConstantBoxes:
     )
     scores = [corloc(iou(candidate, boxes_xyxy)) for candidate in candidates]
     best = candidates[int(np.argmax(scores))]
-    return ConstantBoxes(tuple(boxes_xyxy.mean(axis=0).tolist()), tuple(best.tolist()))
+    half = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).mean(axis=0) / 2
+    centre_box = tuple(np.concatenate([0.5 - half, 0.5 + half]).tolist())
+    return ConstantBoxes(tuple(boxes_xyxy.mean(axis=0).tolist()), tuple(best.tolist()), centre_box)
 
 
 def best_iou(found_xyxy: Sequence[float], truths_xyxy: Sequence[Sequence[float]]) -> float:

@@ -37,7 +37,12 @@ REPORT_FILE = Kind(
 )
 PICTURES = (".jpg", ".png")
 CASES_PER_GROUP = 4
-NAMES = {"whole_image": "whole image", "mean_box": "mean box", "best_constant": "best constant box"}
+NAMES = {
+    "whole_image": "whole image",
+    "mean_box": "mean box",
+    "best_constant": "best constant box",
+    "centre_box": "centre box of average size",
+}
 TEMPLATES = Path(__file__).parent / "assets"
 PANEL_PX = (420, 300)  # the largest width and height of a photo
 GAP_PX = 6
@@ -366,7 +371,7 @@ def quality_plot(cases: Sequence[Case]) -> Picture:
     ious = np.array([case.iou for case in cases])
     found = np.array([case.found_xyxy for case in cases])
     true = np.array([case.true_xyxy for case in cases])
-    margins = np.linspace(0, 0.9, 19)
+    margins = np.linspace(0, 0.5, 11)
     curve = [100 * float(centre_correct(found, true, margin).mean()) for margin in margins]
     figure = Figure(figsize=(6.4, 2.6), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -375,9 +380,9 @@ def quality_plot(cases: Sequence[Case]) -> Picture:
     left.set(xlabel=f"IoU (mean {ious.mean():.3f})", ylabel="cases", xlim=(0, 1))
     right.plot(margins, curve, color=OURS)
     right.set(
-        xlabel="margin that the true box is cut by",
+        xlabel="margin cut off at each side of the true box",
         ylabel="centre inside, %",
-        xlim=(0, 0.9),
+        xlim=(0, 0.5),
         ylim=(0, 100),
     )
     for axes in (left, right):

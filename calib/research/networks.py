@@ -31,10 +31,10 @@ from engines.errors import SightlineError
 from engines.files import read_object, whole_file, write_json
 from engines.gradient import attach_gradient
 from engines.graph import INT64, Graph
-from engines.maps import class_score_cotangent
 from engines.networks.network import Forward
 from engines.networks.packages import EXPORTERS, Built, build
 from engines.networks.registry import Classifier, load_classifier
+from engines.objectives import class_score_cotangent
 from engines.options import Option
 from engines.typed_graph import to_double
 

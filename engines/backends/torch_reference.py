@@ -173,6 +173,8 @@ class TorchEngine(Engine):
         """(signal, layer) to maps, by autograd."""
         if self._spec.objective == "gestalt":
             objective = tensors[self._last].float().mean(dim=(1, 2, 3)).sum()
+        elif self._spec.objective == "probability":
+            objective = scores.softmax(1).gather(1, chosen[:, None]).sum()
         else:
             objective = scores.gather(1, chosen[:, None]).sum()
         features = self._head.features if isinstance(self._head, Head) else ()

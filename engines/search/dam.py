@@ -35,9 +35,10 @@ from engines.engine import Array, Compile, CompoundEngine, Found
 from engines.errors import ModelError
 from engines.gradient import attach_gradient, elementwise
 from engines.graph import INT64, Graph, needed
-from engines.maps import MapSpec, aggregated, class_score_cotangent
+from engines.maps import MapSpec, aggregated
 from engines.networks.network import Forward, Network
 from engines.networks.registry import Classifier, known_layer
+from engines.objectives import class_score_cotangent
 from engines.options import EngineOptions
 
 WALKED_AT_ONCE = elementwise.RULES.keys() | {

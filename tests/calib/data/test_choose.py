@@ -227,7 +227,12 @@ def test_fit_learns_on_trainval_and_measures_on_test(server, tmp_path):
     assert report["images"] == 12
     assert set(report["corloc_per_class"]) == set(CLASSES)
     assert report["single_object"]["images"] == 9
-    assert set(report["baselines"]) == {"whole_image", "mean_box", "best_constant"}
+    assert set(report["baselines"]) == {
+        "whole_image",
+        "mean_box",
+        "best_constant",
+        "centre_box",
+    }
     again = run("evaluate", *common, "--head", tmp_path / "head.safetensors")
     kept = ("images", "corloc", "corloc_per_class", "baselines")
     assert {key: again[key] for key in kept} == {key: report[key] for key in kept}

@@ -12,8 +12,9 @@ from engines.backends.openvino import OpenVinoEngine
 from engines.build import build_graph
 from engines.errors import ModelError
 from engines.gradient import attach_gradient
-from engines.maps import MapSpec, class_score_cotangent
+from engines.maps import MapSpec
 from engines.networks.registry import load_classifier
+from engines.objectives import class_score_cotangent
 from tests.engines.double import run_in_float64
 from tests.processors import NORMALIZES
 
