@@ -392,6 +392,11 @@ def certificate_path(engine: Path) -> Path:
     return engine.with_suffix(".certificate.json")
 
 
+def kernels_path(engine: Path) -> Path:
+    """Where the kernels lie that TensorRT for RTX compiled of an engine file: beside it."""
+    return engine.with_suffix(".kernels")
+
+
 def load_certificate(path: Path) -> Certificate:
     """Read a certificate.
 

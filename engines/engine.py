@@ -81,6 +81,7 @@ class Engine(ABC):
         losses: what this machine costs the engine, in words for the user.
         on_gpu: whether it is made for a GPU.
         times: of the call that was collected last, where a GPU measures them; else None.
+        captured: whether calls run as recorded CUDA graphs; None where there is no GPU to do so.
 
     Raises:
         EngineError: there is not even one slot.
@@ -95,6 +96,7 @@ class Engine(ABC):
     losses: Sequence[str] = ()
     on_gpu: bool = False
     times: GpuTimes | None = None
+    captured: bool | None = None
 
     def __init__(self, slots: int = 1) -> None:
         if slots < 1:

@@ -264,7 +264,9 @@ def _certify_plan(
 ) -> Certificate:
     from engines.backends.tensorrt import TensorRtEngine
 
-    engine = TensorRtEngine(plan, model, key.precision)
+    engine = TensorRtEngine(plan, model, key.precision, kernels=cache.kernels_path(key.path))
+    for loss in engine.losses:
+        console.print(loss, style="yellow", highlight=False, soft_wrap=True)
     try:
         certificate = _certified(reference, engine, choice, console).of(subject_of(key, plan))
     finally:

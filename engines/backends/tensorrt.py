@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ from engines.backends.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
 from engines.backends.registry import EngineRequest
 from engines.backends.tensorrt_build import quiet_logger
 from engines.certificate import (
+    MOST_BYTES,
     certificate_path,
     find_engine,
+    kernels_path,
     key_of,
     require,
     subject_of,
@@ -37,10 +40,13 @@ from engines.engine import Array, Engine, GpuTimes, TensorSpec
 from engines.errors import (
     REBUILD,
     EngineError,
+    ModelError,
+    OutputError,
     install_extra,
     install_packages,
     sightline_command,
 )
+from engines.files import read_file, whole_file
 from engines.typed_graph import checked_precision, typed_graph
 
 NON_BLOCKING = (
@@ -103,7 +109,13 @@ class TensorRtEngine(Engine):
             filled and the last is read.
         spin: wait by asking again and again, which reacts soonest and takes a processor core; else
             sleep.
-        capture: record each slot's execution as a CUDA graph and launch that.
+        capture: record each slot's execution as a CUDA graph and launch that. Where that fails,
+            the engine runs without, and ``losses`` says why.
+        kernels: file of the kernels that TensorRT for RTX compiles as it starts, read and kept up
+            to date, so that it compiles them once; None for none. TensorRT has them in the plan.
+
+    Attributes:
+        captured: whether the execution of every slot is a CUDA graph.
 
     Raises:
         EngineError: no driver, no library, or the plan is another build's, another GPU's, or
@@ -121,6 +133,7 @@ class TensorRtEngine(Engine):
         slots: int = 2,
         spin: bool = False,
         capture: bool = True,
+        kernels: Path | None = None,
     ) -> None:
         gpu = probe_gpu()  # before any runtime object: without a driver it would end the process
         trt, cuda = load_tensorrt(), load_pycuda()
@@ -134,12 +147,16 @@ class TensorRtEngine(Engine):
         # first.
         self._close = weakref.finalize(self, self._session.close)
         try:
-            self._session.load(plan, self.inputs, self.outputs)
+            self._session.load(plan, self.inputs, self.outputs, kernels)
             for _ in range(slots):
                 self._session.add_slot(spin, capture)
+            self._session.keep_kernels()
         except BaseException:
             self._close()
             raise
+        self.captured = self._session.captured
+        self.losses = tuple(dict.fromkeys(self._session.losses))
+        self.device += ", CUDA graphs" if self.captured else ", no CUDA graphs"
 
     def _start(self, place: int, feeds: Mapping[str, Array]) -> None:
         self._session.start(place, feeds)
@@ -196,6 +213,8 @@ class _Session:
         self._stream: Any = None
         self._runtime: Any = None
         self._engine: Any = None
+        self._kernels: _Kernels | None = None
+        self.losses: list[str] = []
 
     @contextmanager
     def _current(self) -> Iterator[None]:
@@ -207,8 +226,17 @@ class _Session:
         finally:
             self._cuda.Context.pop()
 
+    @property
+    def captured(self) -> bool:
+        """Whether the execution of every slot is a CUDA graph."""
+        return all(slot.graph is not None for slot in self._slots)
+
     def load(
-        self, plan: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+        self,
+        plan: bytes,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        kernels: Path | None,
     ) -> None:
         """Deserialize the plan and check that it is the graph's."""
         trt = self._trt
@@ -235,6 +263,18 @@ class _Session:
             self._layouts = Layout.of(inputs), Layout.of(outputs)
             self._names = set(names)
             self._stream = self._cuda.Stream(NON_BLOCKING)
+            if kernels is not None and hasattr(trt, "IRuntimeCache"):
+                self._kernels = _Kernels(self._engine, kernels)
+
+    def keep_kernels(self) -> None:
+        """Write what was compiled for this plan, for the next start."""
+        if self._kernels is None:
+            return
+        with self._current():
+            try:
+                self._kernels.keep()
+            except OutputError as error:
+                self.losses.append(f"the GPU's kernels are compiled anew at each start: {error}")
 
     def add_slot(self, spin: bool, capture: bool) -> None:
         """Memory, an execution context of its own (a captured graph wants one), and a first run of
@@ -248,7 +288,11 @@ class _Session:
             views = tuple(
                 layout.views(block) for layout, block in zip(self._layouts, host, strict=True)
             )
-            execution = self._engine.create_execution_context()
+            execution = (
+                self._engine.create_execution_context()
+                if self._kernels is None
+                else self._engine.create_execution_context(runtime_config=self._kernels.config)
+            )
             if execution is None:
                 raise EngineError(
                     f"{self._gpu.name} has no memory left for another slot: close other programs"
@@ -270,10 +314,20 @@ class _Session:
                 slot.graph = self._captured(slot)
 
     def _captured(self, slot: _Slot) -> CapturedGraph | None:
-        """None where this engine cannot be captured; it then runs as it did."""
+        """None where this engine cannot be captured; it then runs as it did, and ``losses`` says
+        why.
+        """
+        stream = int(self._stream.handle)
         try:
-            return CapturedGraph(int(self._stream.handle), lambda: self._execute(slot))
-        except EngineError:
+            asked = getattr(slot.execution, "is_stream_capturable", None)
+            if asked is not None and not asked(stream):
+                raise EngineError(f"{self._trt.__name__} says that this plan cannot be captured")
+            return CapturedGraph(stream, lambda: self._execute(slot))
+        except EngineError as error:
+            self.losses.append(
+                f"no CUDA graph ({error}): the processor launches every kernel of each call, which"
+                " costs time"
+            )
             self._stream.synchronize()
             return None
 
@@ -332,12 +386,46 @@ class _Session:
                 if slot.graph is not None:
                     slot.graph.close()
                 del slot  # execution context, events, device memory, pinned memory
-            self._engine = self._runtime = self._stream = None
+            self._kernels = self._engine = self._runtime = self._stream = None
         finally:
             self._cuda.Context.pop()
             if threading.get_ident() == self._thread:  # pycuda releases a context only there
                 context.detach()
                 leave_context()
+
+
+class _Kernels:
+    """The kernels that TensorRT for RTX compiles of a plan for the GPU here, and their file.
+
+    The library itself refuses a file of another GPU, driver or build.
+
+    Args:
+        engine: the deserialized plan; its context is current.
+        path: of the file.
+    """
+
+    def __init__(self, engine: Any, path: Path) -> None:
+        self.config, self._path = engine.create_runtime_config(), path
+        self._cache = self.config.create_runtime_cache()
+        try:
+            self._kept = read_file(path, "file of kernels", MOST_BYTES) if path.exists() else b""
+        except ModelError:  # too large, or not readable: compiled and written again
+            self._kept = b""
+        if self._kept and not self._cache.deserialize(self._kept):
+            self._kept = b""
+        self.config.set_runtime_cache(self._cache)
+
+    def keep(self) -> None:
+        """Write the file, if there is something new.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        compiled = bytes(self._cache.serialize())
+        if compiled != self._kept:
+            with whole_file(self._path) as part:
+                part.write_bytes(compiled)
+            self._kept = compiled
 
 
 ALIGNMENT = 256  # bytes: what cudaMalloc aligns to, and TensorRT expects of every tensor
@@ -442,4 +530,4 @@ def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto"
         )
     key, plan = found
     require(certificate_path(key.path), subject_of(key, plan), precision)
-    return TensorRtEngine(plan, model, precision)
+    return TensorRtEngine(plan, model, precision, kernels=kernels_path(key.path))

@@ -106,8 +106,15 @@ def _configure(config: Any, build: Build) -> None:
             raise EngineError(
                 f"{trt.__name__} cannot build for {build.target} ahead of time: {can}"
             )
+    if hasattr(trt, "ComputeCapability"):
+        # Always said: what TensorRT for RTX builds for by itself leaves Turing out, and builds for
+        # cards that are not here.
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, build.target.upper()), 0)
+        target = getattr(trt.ComputeCapability, (build.target or "current").upper())
+        config.set_compute_capability(target, 0)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # Memory that is had while a call runs cannot be captured in a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if build.timing_cache is not None and has_timing_cache(trt):
         old = build.timing_cache.read_bytes() if build.timing_cache.exists() else b""
         config.set_timing_cache(config.create_timing_cache(old), False)

@@ -178,8 +178,10 @@ class Library:
 
         def __init__(self): ...
 
+    class IRuntimeCache: ...
+
     def __init__(self, enqueue):
-        self.enqueue = enqueue
+        self.enqueue, self.capturable, self.compiled = enqueue, True, 0
         library = self
 
         class Runtime:
@@ -216,8 +218,41 @@ class Plan:
     def get_tensor_shape(self, name):
         return self._specs[name].shape
 
-    def create_execution_context(self):
+    def create_runtime_config(self):
+        return RuntimeConfig()
+
+    def create_execution_context(self, runtime_config=None):
+        """Compiles kernels, where the cache has none."""
+        kernels = runtime_config.cache if runtime_config else Kernels()
+        if not kernels.compiled:
+            kernels.compiled, self.library.compiled = True, self.library.compiled + 1
         return Execution(self)
+
+
+class RuntimeConfig:
+    """IRuntimeConfig."""
+
+    def create_runtime_cache(self):
+        return Kernels()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+
+
+class Kernels:
+    """IRuntimeCache; refuses what it did not write."""
+
+    CONTENT = b"kernels of this GPU"
+
+    def __init__(self):
+        self.compiled = False
+
+    def deserialize(self, content):
+        self.compiled = content == self.CONTENT
+        return self.compiled
+
+    def serialize(self):
+        return self.CONTENT if self.compiled else b""
 
 
 class Execution:
@@ -225,6 +260,9 @@ class Execution:
 
     def __init__(self, plan):
         self.plan, self.addresses = plan, {}
+
+    def is_stream_capturable(self, handle):
+        return self.plan.library.capturable
 
     def set_tensor_address(self, name, address):
         assert address % 256 == 0

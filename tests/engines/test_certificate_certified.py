@@ -44,7 +44,7 @@ def test_only_a_certified_engine_is_opened(gpu, model):
     assert (engine.backend, engine.precision, engine.device) == (
         "tensorrt",
         "fp32",
-        "NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116",
+        "NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116, CUDA graphs",
     )
     assert_equal(engine.infer(feeds(0)), OpenVinoEngine(model, "fp32").infer(feeds(0)))
     engine.close()

@@ -196,14 +196,56 @@ def test_calls_out_of_turn_say_so(gpu, model):
     engine.close()
 
 
-def test_a_graph_that_cannot_be_captured_runs_all_the_same(gpu, model, monkeypatch):
+def test_a_graph_that_cannot_be_captured_runs_all_the_same_and_says_so(gpu, model, monkeypatch):
+    engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
+    assert engine.captured
+    assert not engine.losses
+    assert engine.device.endswith(", CUDA graphs")
+    engine.close()
+
     def refuses(handle, enqueue):
         raise EngineError("cuStreamEndCapture 900")
 
     monkeypatch.setattr(backend, "CapturedGraph", refuses)
     engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
+    assert not engine.captured
+    (loss,) = engine.losses
+    assert "no CUDA graph (cuStreamEndCapture 900)" in loss
+    assert engine.device.endswith(", no CUDA graphs")
     assert_equal(engine.infer(feeds(0)), OpenVinoEngine(model, "fp32").infer(feeds(0)))
     engine.close()
+
+
+def test_a_plan_that_the_library_says_cannot_be_captured_is_not_tried(gpu, model):
+    gpu.library.capturable = False
+    engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
+    assert not engine.captured
+    assert "says that this plan cannot be captured" in engine.losses[0]
+    assert gpu.graphs.made == 0
+    assert engine.infer(feeds(0))["map"].any()
+    engine.close()
+
+
+def test_kernels_are_compiled_at_the_first_start_only(gpu, model, tmp_path):
+    def compiled(path):
+        before = gpu.library.compiled
+        engine = backend.TensorRtEngine(plan_of(model), model, "fp32", kernels=path)
+        losses = engine.losses
+        engine.close()
+        return gpu.library.compiled - before, losses
+
+    path = tmp_path / "new" / "kept.kernels"
+    assert compiled(path) == (1, ())
+    assert compiled(path) == (0, ())
+    path.write_bytes(b"of another GPU")
+    assert compiled(path) == (1, ())
+    assert compiled(path) == (0, ())
+    (tmp_path / "file").write_text("")
+    count, (loss,) = compiled(tmp_path / "file" / "kept.kernels")
+    assert count == 1
+    assert "compiled anew at each start: cannot write" in loss
+    gc.collect()
+    assert not any(gpu.alive.values())
 
 
 def test_what_fails_while_it_opens_leaves_nothing(gpu, model):

@@ -113,6 +113,24 @@ def quantized(batch=1):
     return model
 
 
+@pytest.mark.parametrize(("target", "expected"), [(None, "CURRENT"), ("sm75", "SM75")])
+def test_what_is_built_for_is_said_and_memory_is_had_before_a_capture(
+    model, monkeypatch, target, expected
+):
+    """What the library takes by itself is no Turing, and its memory may be had while a call runs."""
+    asked = []
+
+    def build(builder, network, config):
+        asked.append(config.num_compute_capabilities)
+        asked.append(config.get_compute_capability(0))
+        asked.append(config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION))
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", build)
+    with pytest.raises(EngineError, match="cannot build"):
+        built(model, target)
+    assert asked == [1, getattr(trt.ComputeCapability, expected), True]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_shipped_network_without_a_gpu(target, precision):

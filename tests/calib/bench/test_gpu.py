@@ -41,7 +41,9 @@ def test_calls_are_told_in_trtexec_s_words(gpu, monkeypatch, tmp_path):
     found, run = bench.bench("demo:10", [CHOICE], 0.1, Console(quiet=True), batches=[2])
     assert json.loads(json.dumps(found)) == found
     (engine,) = found["engines"]
-    assert engine["engine"] == "compact at 64 px, NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116"
+    assert (
+        engine["engine"] == "compact at 64 px, NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116, CUDA graphs"
+    )
     assert [times["batch"] for times in engine["gpu"]] == [1, 2]
     for times in engine["gpu"]:
         for p in ("p50", "max"):
