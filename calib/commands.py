@@ -199,7 +199,7 @@ def finetune_chosen(
     """
     out = options.out
     checked_output(out, finetuning.WEIGHTS_FILE, (*data.inputs, *choice.inputs))
-    classifier = classifier_with_notes(replace(choice, head=NO_HEAD), console)
+    classifier = classifier_with_notes(replace(choice, head=None), console)
     found = finetuning.finetune(load_chosen(data, "trainval"), classifier, console)
     finetuning.save_finetuned(found, classifier, out)
     console.print(

@@ -234,6 +234,7 @@ def stamp(
         ),
     }
     if isinstance(head, DenseHead):
+        head = head.with_classes_of(classifier.digest)
         description["naming"] = head.naming.described() if head.naming else None
         description["shown_from"] = head.shown_from
     resizing = Resizing.of(classifier.preprocessing)

@@ -16,7 +16,7 @@ Both are fitted in closed form, see ``calib.heads.dense``. Nothing is trained by
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,8 @@ class DenseHead:
         trust: gives the confidence, of ``engines.dense_names.CUES``.
         shown_from: a box that is less sure is not shown unless another limit is set; None where
             nothing was fitted to frames without objects.
+        body: sha256 of the classifier without its last linear layer (``Classifier.body_digest``),
+            which the boxes do not need; empty where it is not known.
     """
 
     spec: MapSpec
@@ -145,6 +147,15 @@ class DenseHead:
     naming: Naming | None = None
     trust: ConfidenceModel | None = None
     shown_from: float | None = None
+    body: str = ""
+
+    def with_classes_of(self, network: str) -> "DenseHead":
+        """The head for a classifier of this digest. It no longer says which classes are kinds of
+        its names where these are another last layer's.
+        """
+        if network == self.network or self.naming is None:
+            return self
+        return replace(self, naming=replace(self.naming, finer=np.zeros(0, np.int64)))
 
     @property
     def digest(self) -> str:
@@ -202,7 +213,7 @@ class DenseHead:
             name: np.ascontiguousarray(value, np.float16 if name.startswith(large) else np.float32)
             for name, value in self._arrays().items()
         }
-        described = {**self._described(), "card": dict(self.card)}
+        described = {**self._described(), "body": self.body, "card": dict(self.card)}
         with whole_file(path) as part:
             part.write_bytes(save(tensors, {METADATA: json.dumps(described)}))
 

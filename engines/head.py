@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,7 @@ def _dense_head_of(tensors: Mapping[str, NDArray[Any]], described: Mapping[str, 
         naming_of(described.get("naming"), arrays, box_width),
         confidence_model_of(described.get("trust"), CUES),
         None if shown_from is None else number(shown_from, "its shown_from", 0, 1),
+        text(described.get("body", ""), "its body"),
     )
 
 
@@ -352,6 +354,17 @@ def dense_input(name: str | None) -> tuple[int, str] | None:
         return None
 
 
+def head_of_weights(weights: str) -> str:
+    """Name of the shipped head that still fits, which ``finetune`` writes into a file of weights;
+    empty where it says none.
+    """
+    if not weights.endswith(".safetensors") or not Path(weights).exists():
+        return ""
+    with suppress(ModelError):  # that is said where it is read whole
+        return read_safetensors_metadata(Path(weights), "weights").get("head", "")
+    return ""
+
+
 def shipped_heads(classifier: Classifier) -> dict[str, Head | DenseHead]:
     """Name to head, of all that were fitted on the network, at any size, the usual ones first."""
     heads = {name: load_head(shipped_head_path(name)) for name in shipped_head_names()}
@@ -359,11 +372,12 @@ def shipped_heads(classifier: Classifier) -> dict[str, Head | DenseHead]:
 
 
 def is_fitted_on(head: Head | DenseHead, classifier: Classifier) -> bool:
-    """Whether a head was fitted on this network; or on its convolutions alone, where it reads
-    nothing else.
+    """Whether a head was fitted on this network; or on one with another last layer, where it reads
+    nothing of that.
     """
-    routed = isinstance(head, Head) and len(head.routes) > 0
-    reads_scores = head.spec.objective != "gestalt" or routed
+    if isinstance(head, DenseHead):
+        return head.network == classifier.digest or head.body == classifier.body_digest != ""
+    reads_scores = head.spec.objective != "gestalt" or len(head.routes) > 0
     body = "" if reads_scores else classifier.body_digest
     return head.network in {classifier.digest, body} - {""}
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from engines.backends.registry import backends_in_words, precisions_in_words
 from engines.errors import InputError
-from engines.head import dense_input
+from engines.head import dense_input, head_of_weights
 from engines.maps import DEFAULT_METHOD, METHODS
 from engines.networks.packages import PACKAGES
 from engines.networks.preprocessing import (
@@ -245,13 +245,15 @@ class EngineOptions:
     @property
     def default_head(self) -> str | None:
         """Name of the head that the network comes with; None where a head is named, there is none,
-        or what is asked for needs another one: it fits the network's own weights and input, and
-        one method with one map.
+        or what is asked for needs another one: it fits the network's own weights, with another
+        last layer or not, its input, and one method with one map.
         """
         known = NETWORKS.get(self.model)
-        others = (self.head, self.weights, self.class_layer, self.layer)
+        others = (self.head, self.class_layer, self.layer)
         is_usual = self.method == DEFAULT_METHOD and self.resize in (None, LETTERBOX)
         if known is None or not is_usual or any(each is not None for each in others):
+            return None
+        if self.weights is not None and head_of_weights(self.weights) != known.default_head:
             return None
         return known.default_head or None
 

@@ -101,11 +101,12 @@ def start_of(name: str | None, classifier: Classifier) -> DenseHead | None:
         return None
     if name is None:
         shipped = shipped_heads(classifier).values()
-        return next((head for head in shipped if isinstance(head, DenseHead)), None)
+        dense = [head for head in shipped if isinstance(head, DenseHead)]
+        return dense[0].with_classes_of(classifier.digest) if dense else None
     head = load_head(head_path(name))
     if not isinstance(head, DenseHead) or not is_fitted_on(head, classifier):
         raise ModelError(f"{name} is no dense head of this network", option="from_head")
-    return head
+    return head.with_classes_of(classifier.digest)
 
 
 def told(fitted: DenseFit) -> str:
@@ -175,7 +176,7 @@ def fit_dense(
     levels = start.levels if start else fit_levels(samples, classifier, console)
     with TemporaryDirectory(prefix="sightline-dense-") as folder:
         kinds = {MAIN: samples, **(further or {})}
-        table = SceneTable(kinds, names.names, classifier, levels, Path(folder), console)
+        table = SceneTable.of(kinds, names.names, classifier, levels, Path(folder), console)
         if start:
             reader = Reader.of(start)
         else:
@@ -343,6 +344,7 @@ def _head_of(
         reader.whole,
         replace(naming, weight=_halved(naming.weight)),
         sure.trust,
+        body=classifier.body_digest,
     )
 
 

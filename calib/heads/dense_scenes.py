@@ -101,56 +101,64 @@ class Scene:
         return np.asarray(((within < MOSTLY) & (alike < IGNORED_IOU)) | (overlaps > IGNORED_IOU))
 
 
+@dataclass(frozen=True)
 class SceneTable:
-    """The scenes of all images, on disk as float16.
-
-    Args:
-        samples: the labelled images by their kind, those of ``MAIN`` first; these have mirror
-            images.
-        names: of the classes.
-        classifier: the network.
-        levels: what is read of it.
-        folder: for the files.
-        console: for progress.
+    """The scenes of N images.
 
     Attributes:
         groups: of each image, see ``calib.data.datasets.Sample.group``.
-        kinds: of each image.
+        kinds: of each image; those of ``MAIN`` have mirror images.
         size_px: of the network's square.
-        sides: how many rows of cells each level has.
+        maps: components of each level, float16 ``[2 * N, P, h, w]``: of an image, then of its
+            mirror image.
+        boxes_px, ignored_px: true boxes and those to be ignored of each image, see ``Scene``.
+        classes: which of the names each object of each image has, see ``Scene``.
         single_boxes: the true box of each image of ``MAIN`` with one object, in fractions of the
             image.
     """
 
-    def __init__(
-        self,
+    groups: tuple[str, ...]
+    kinds: tuple[str, ...]
+    size_px: int
+    maps: Sequence[NDArray[np.float16]]
+    boxes_px: list[Array64] = field(default_factory=list)
+    ignored_px: list[Array64] = field(default_factory=list)
+    classes: list[NDArray[np.int64]] = field(default_factory=list)
+    single_boxes: list[Array64] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
         samples: Mapping[str, Sequence[Sample]],
         names: Sequence[str],
         classifier: Classifier,
         levels: Sequence[Level],
         folder: Path,
         console: Console,
-    ) -> None:
+    ) -> "SceneTable":
+        """Compute the maps of images.
+
+        Args:
+            samples: the labelled images by their kind, those of ``MAIN`` first.
+            names: of the classes.
+            classifier: the network.
+            levels: what is read of it.
+            folder: for the files of the maps.
+            console: for progress.
+        """
         pairs = [(kind, sample) for kind, some in samples.items() for sample in some]
-        self.groups = tuple(sample.group for _, sample in pairs)
-        self.kinds = tuple(kind for kind, _ in pairs)
-        self.size_px = classifier.size_px
         localizer = _localizer(classifier, levels)
-        shapes = [_layer_shape(localizer, level) for level in levels]
-        self.sides = [height for height, _ in shapes]
-        self._maps = [
-            np.lib.format.open_memmap(
-                folder / f"{place}.npy",
-                "w+",
-                np.float16,
-                (2 * len(pairs), level.basis.shape[1], *shape),
-            )
-            for place, (level, shape) in enumerate(zip(levels, shapes, strict=True))
-        ]
-        self.single_boxes: list[Array64] = []
-        self._boxes: list[Array64] = []
-        self._ignored: list[Array64] = []
-        self._classes: list[NDArray[np.int64]] = []
+        table = cls(
+            tuple(sample.group for _, sample in pairs),
+            tuple(kind for kind, _ in pairs),
+            classifier.size_px,
+            [
+                np.lib.format.open_memmap(
+                    folder / f"{place}.npy", "w+", np.float16, (2 * len(pairs), *shape)
+                )
+                for place, shape in enumerate(_shapes(localizer, levels))
+            ],
+        )
         places = {name: place for place, name in enumerate(names)}
         for number, (kind, sample) in enumerate(track(pairs, "computing maps", console=console)):
             image = sample.read()
@@ -158,23 +166,29 @@ class SceneTable:
             size_px = image.shape[1], image.shape[0]
             boxes, kept = boxes_in_square(sample.truths, *size_px, localizer)
             if kind == MAIN and sample.single:
-                self.single_boxes += list(relative_boxes([sample], [size_px]))
-            self._ignored.append(boxes_in_square(sample.ignored, *size_px, localizer)[0])
+                table.single_boxes.extend(relative_boxes([sample], [size_px]))
+            table.ignored_px.append(boxes_in_square(sample.ignored, *size_px, localizer)[0])
             known = [places.get(truth.class_name, -1) for truth in sample.truths]
-            self._classes.append(np.array(known, np.int64)[kept])
+            table.classes.append(np.array(known, np.int64)[kept])
             for side, square in enumerate((prepared, prepared[:, ::-1])[: 1 + (kind == MAIN)]):
                 outputs = localizer.infer([square])
-                for level, stored in zip(levels, self._maps, strict=True):
+                for level, stored in zip(levels, table.maps, strict=True):
                     stored[2 * number + side] = components(outputs[f"{level.layer}_out"][0], level)
-            self._boxes.append(boxes)
+            table.boxes_px.append(boxes)
         localizer.close()
+        return table
 
     def __len__(self) -> int:
         return len(self.groups)
 
+    @property
+    def sides(self) -> list[int]:
+        """How many rows of cells each level has."""
+        return [each.shape[2] for each in self.maps]
+
     def objects(self, rows: Rows) -> int:
         """How many objects some of the images have."""
-        return sum(len(self._boxes[row]) for row in rows)
+        return sum(len(self.boxes_px[row]) for row in rows)
 
     def main(self, rows: Rows) -> Rows:
         """Those of the images that are of the kind ``MAIN``."""
@@ -183,13 +197,18 @@ class SceneTable:
     def scenes(self, rows: Rows, mirrored: bool = True) -> Iterator[Scene]:
         """The scenes of some of the images, each followed by its mirror image where it has one."""
         for row in rows:
-            boxes, ignored, kind = self._boxes[row], self._ignored[row], self.kinds[row]
+            boxes, ignored, kind = self.boxes_px[row], self.ignored_px[row], self.kinds[row]
             for side in range(1 + (mirrored and kind == MAIN)):
-                maps = tuple(np.asarray(each[2 * row + side], np.float32) for each in self._maps)
+                maps = tuple(np.asarray(each[2 * row + side], np.float32) for each in self.maps)
                 seen = [
                     _mirrored(each, self.size_px) if side else each for each in (boxes, ignored)
                 ]
-                yield Scene(maps, seen[0], self._classes[row], kind, seen[1])
+                yield Scene(maps, seen[0], self.classes[row], kind, seen[1])
+
+
+def _shapes(localizer: Localizer, levels: Sequence[Level]) -> list[tuple[int, int, int]]:
+    """Of the components of each level."""
+    return [(level.basis.shape[1], *_layer_shape(localizer, level)) for level in levels]
 
 
 def _localizer(classifier: Classifier, levels: Sequence[Level]) -> Localizer:

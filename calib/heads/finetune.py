@@ -24,6 +24,7 @@ from engines.build import IMAGE, append_preprocessing
 from engines.errors import ModelError, SourceError
 from engines.files import Kind, whole_file
 from engines.graph import Graph
+from engines.head import is_fitted_on, load_head, shipped_head_path
 from engines.localizer import Localizer
 from engines.networks.registry import NETWORKS, Classifier, with_last_linear
 
@@ -190,6 +191,9 @@ def save_finetuned(found: Finetuned, classifier: Classifier, path: Path) -> Clas
     metadata = {"sightline_weights": "finetuned", "class_names": json.dumps(found.classes)}
     if made.body_digest:
         metadata["body"] = made.body_digest
+    usual = made.network.default_head
+    if usual and is_fitted_on(load_head(shipped_head_path(usual)), made):
+        metadata["head"] = usual
     with whole_file(path) as part:
         part.write_bytes(save(tensors, metadata))
     return made

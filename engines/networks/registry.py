@@ -66,8 +66,9 @@ class Classifier:
         weights: float32 arrays by name; empty where the network came as an ONNX file.
         class_names: of its classes, where the weights say them (``finetune`` writes such); else see
             ``class_names``.
-        body_digest: the digest that it has without ``Network.class_layers``: what heads that read
-            Gestalt Total are tied to. Empty where it needs all of its weights.
+        body_digest: the digest that it has without ``Network.class_layers``, or else without its
+            last linear layer: what heads that read no class scores are tied to. Empty where neither
+            is known.
         other_shape: of the input, where it is no square. The longer side is ``size_px``.
     """
 
@@ -198,8 +199,9 @@ def classifier_of(
     """
     network = _resized(known.of_weights(known, values), given)
     digest, body_digest = _digest(known.name, network.preprocessing, values), ""
-    if known.class_layers:
-        body = {n: v for n, v in values.items() if not n.startswith(known.class_layers)}
+    behind = known.class_layers or tuple(f"{each}." for each in [network.last_linear] if each)
+    if behind:
+        body = {n: v for n, v in values.items() if not n.startswith(behind)}
         body_digest = _digest(known.name, network.preprocessing, body)
     return Classifier(
         network,

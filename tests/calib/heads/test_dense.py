@@ -160,7 +160,9 @@ def test_what_is_to_be_ignored_is_neither_object_nor_background(classifier, fitt
     both = scene(700, 2)
     sample = replace(both, truths=both.truths[:1], ignored=both.truths[1:])
     levels = fitted.head.levels
-    table = dense_scenes.SceneTable({"": [sample]}, ("thing",), classifier, levels, tmp_path, QUIET)
+    table = dense_scenes.SceneTable.of(
+        {"": [sample]}, ("thing",), classifier, levels, tmp_path, QUIET
+    )
     seen, mirrored = table.scenes(np.array([0]))
     assert len(seen.boxes_px) == len(seen.ignored_px) == 1
     edges = mirrored.ignored_px[0, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [SIZE_PX, 0, SIZE_PX, 0]

@@ -15,9 +15,13 @@ from calib.heads.finetune import finetune, fit_sigmoid, image_ap, last_inputs, s
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.torch_networks import torch_network
 from engines.build import build_graph
+from engines.choose import open_localizer
 from engines.errors import ModelError, SourceError
+from engines.head import head_path, load_head
 from engines.localizer import Localizer
+from engines.networks.preprocessing import GivenInput
 from engines.networks.registry import load_classifier
+from engines.options import EngineOptions
 
 QUIET = Console(quiet=True)
 
@@ -94,6 +98,29 @@ def test_the_weights_find_the_classes_by_name(painted, tmp_path):
         kinds = {truth.class_name for truth in sample.truths}
         assert localizer.localize([sample.read()])[0].class_name in kinds
     assert json.loads(build_graph(mine).metadata_props[1].value) == ["blue", "red"]
+
+
+def test_another_last_layer_keeps_the_dense_head_with_the_classes_of_its_own(painted, tmp_path):
+    classifier = EngineOptions("lite0").classifier()
+    found, path = finetune(painted, classifier, QUIET), tmp_path / "mine.safetensors"
+    save_finetuned(found, classifier, path)
+    usual = load_head(head_path("lite0_dense"))
+    choice = EngineOptions("lite0", weights=str(path))
+    assert choice.default_head == "lite0_dense"
+    images = [sample.read() for sample in painted[:2]]
+    with open_localizer("lite0") as before, open_localizer(choice) as after:
+        assert after.class_names == ("blue", "red")
+        assert after.names == before.names == usual.naming.names
+        assert json.loads(before.engine.metadata["sightline"])["naming"]["finer"]
+        assert json.loads(after.engine.metadata["sightline"])["naming"]["finer"] == []
+        before.abstain_below(0.0)
+        after.abstain_below(0.0)
+        for image in images:
+            first, same = before.localize([image])[0], after.localize([image])[0]
+            np.testing.assert_allclose(same.box_xyxy_px, first.box_xyxy_px, atol=0.5)
+    other = load_classifier("lite0", "random", 320, GivenInput(resize="letterbox"))
+    save_finetuned(found, other, tmp_path / "other.safetensors")
+    assert EngineOptions("lite0", weights=str(tmp_path / "other.safetensors")).default_head is None
 
 
 @pytest.mark.parametrize(
