@@ -12,7 +12,14 @@ from engines.dense import DenseHead, append_candidates
 from engines.errors import ModelError
 from engines.files import json_object
 from engines.graph import FLOAT, INT64, UINT8, Graph
-from engines.head import Head, Heuristic, append_box, append_heuristic_box, is_fitted_on
+from engines.head import (
+    Head,
+    Heuristic,
+    append_box,
+    append_heuristic_box,
+    is_fitted_on,
+    with_classes_of,
+)
 from engines.int8 import Quantization, quantize
 from engines.maps import Feature, MapSpec, append_features, append_maps
 from engines.networks.network import Forward, Shape
@@ -234,7 +241,7 @@ def stamp(
         ),
     }
     if isinstance(head, DenseHead):
-        head = head.with_classes_of(classifier.digest)
+        head = with_classes_of(head, classifier)
         description["naming"] = head.naming.described() if head.naming else None
         description["shown_from"] = head.shown_from
     resizing = Resizing.of(classifier.preprocessing)

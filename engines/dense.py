@@ -16,7 +16,7 @@ Both are fitted in closed form, see ``calib.heads.dense``. Nothing is trained by
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,7 @@ class DenseHead:
         trust: gives the confidence, of ``engines.dense_names.CUES``.
         shown_from: a box that is less sure is not shown unless another limit is set; None where
             nothing was fitted to frames without objects.
-        body: sha256 of the classifier without its last linear layer (``Classifier.body_digest``),
-            which the boxes do not need; empty where it is not known.
+        body: of the classifier without its last layer (``Classifier.body_digest``), or empty.
     """
 
     spec: MapSpec
@@ -148,14 +147,6 @@ class DenseHead:
     trust: ConfidenceModel | None = None
     shown_from: float | None = None
     body: str = ""
-
-    def with_classes_of(self, network: str) -> "DenseHead":
-        """The head for a classifier of this digest. It no longer says which classes are kinds of
-        its names where these are another last layer's.
-        """
-        if network == self.network or self.naming is None:
-            return self
-        return replace(self, naming=replace(self.naming, finer=np.zeros(0, np.int64)))
 
     @property
     def digest(self) -> str:

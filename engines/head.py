@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +352,15 @@ def dense_input(name: str | None) -> tuple[int, str] | None:
         return size_px, text(described["resize"], "its resize")
     except (KeyError, TypeError, ValueError, ModelError):
         return None
+
+
+def with_classes_of(head: DenseHead, classifier: Classifier) -> DenseHead:
+    """The head for a classifier: it no longer says which classes are kinds of its names where these
+    are of another last layer.
+    """
+    if classifier.digest == head.network or head.naming is None:
+        return head
+    return replace(head, naming=replace(head.naming, finer=np.zeros(0, np.int64)))
 
 
 def head_of_weights(weights: str) -> str:

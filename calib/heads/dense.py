@@ -38,7 +38,14 @@ from engines.boxes import distinct
 from engines.dense import SMALLEST, DenseHead, Level
 from engines.dense_names import Naming
 from engines.errors import ModelError, SourceError
-from engines.head import NO_HEAD, head_path, is_fitted_on, load_head, shipped_heads
+from engines.head import (
+    NO_HEAD,
+    head_path,
+    is_fitted_on,
+    load_head,
+    shipped_heads,
+    with_classes_of,
+)
 from engines.maps import MapSpec
 from engines.networks.preprocessing import LETTERBOX
 from engines.networks.registry import NETWORKS, Classifier, class_count
@@ -102,11 +109,11 @@ def start_of(name: str | None, classifier: Classifier) -> DenseHead | None:
     if name is None:
         shipped = shipped_heads(classifier).values()
         dense = [head for head in shipped if isinstance(head, DenseHead)]
-        return dense[0].with_classes_of(classifier.digest) if dense else None
+        return with_classes_of(dense[0], classifier) if dense else None
     head = load_head(head_path(name))
     if not isinstance(head, DenseHead) or not is_fitted_on(head, classifier):
         raise ModelError(f"{name} is no dense head of this network", option="from_head")
-    return head.with_classes_of(classifier.digest)
+    return with_classes_of(head, classifier)
 
 
 def told(fitted: DenseFit) -> str:
