@@ -1,9 +1,13 @@
 """Dense heads are fitted to scenes of which everything is known: coloured shapes on noise."""
 
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx.helper import make_node
 from rich.console import Console
 
 from calib.data.datasets import Sample
@@ -261,6 +265,47 @@ def test_a_head_is_tied_to_its_network_and_its_input(classifier, fitted):
     other = load_classifier("lite0", None, SIZE_PX)
     with pytest.raises(ModelError, match="was fitted on another network"):
         build_graph(other, fitted.head.spec, fitted.head)
+
+
+def strided(path: Path) -> Path:
+    """A classifier of five convolutions with random weights, as an ONNX file for 160 px."""
+    rng, widths = np.random.default_rng(0), (3, 16, 16, 24, 32, 48)
+    values, nodes = dict[str, np.ndarray](), list[onnx.NodeProto]()
+    for number, (fewer, more) in enumerate(pairwise(widths)):
+        weight = rng.normal(size=(more, fewer, 3, 3)) * np.sqrt(2 / 9 / fewer)
+        values[f"w{number}"] = weight.astype(np.float32)
+        inputs = [f"x{number}", f"w{number}"]
+        nodes.append(make_node("Conv", inputs, [f"c{number}"], strides=[2, 2], pads=[1] * 4))
+        nodes.append(make_node("Relu", [f"c{number}"], [f"x{number + 1}"]))
+    values["last"] = rng.normal(size=(10, widths[-1])).astype(np.float32)
+    nodes.append(make_node("GlobalAveragePool", ["x5"], ["mean"]))
+    nodes.append(make_node("Flatten", ["mean"], ["flat"]))
+    nodes.append(make_node("Gemm", ["flat", "last"], ["scores"], transB=1))
+    ends = [
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)]
+        for name, shape in (("x0", [1, 3, SIZE_PX, SIZE_PX]), ("scores", [1, 10]))
+    ]
+    stored = [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
+    graph = onnx.helper.make_graph(nodes, "strided", *ends, stored)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+def test_a_classifier_of_ones_own_gets_a_dense_head(small, tmp_path):
+    given = GivenInput(mean=(0.5,) * 3, std=(0.25,) * 3, resize=LETTERBOX)
+    foreign = load_classifier(str(strided(tmp_path / "mine.onnx")), given=given)
+    assert len(dense_scenes.layers_read(foreign)) == 3
+    fitted_on(foreign, [scene(i, 1) for i in range(30)]).head.save(tmp_path / "head.safetensors")
+    head = load_head(tmp_path / "head.safetensors")
+    assert isinstance(head, DenseHead)
+    engine = localizer(foreign, head)
+    samples = [scene(number, 1) for number in range(100, 108)]
+    found = [engine.localize([sample.read()])[0] for sample in samples]
+    assert {each.box_name.label for each in found if each.box_name} == {"thing"}
+    pairs = zip(found, samples, strict=True)
+    right = [iou(each.box_xyxy_px, sample.truths[0].box_xyxy_px) > 0.5 for each, sample in pairs]
+    assert np.mean(right) > 0.8
 
 
 def test_a_head_reads_inputs_of_other_sizes(classifier, fitted):
