@@ -33,6 +33,7 @@ from calib.papers.reproduce import TABLES, ReproduceOptions, reproduce_chosen
 from calib.precision.build import BuildOptions, run_build
 from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
 from engines.errors import SightlineError
+from engines.head import dense_input
 from engines.networks.preprocessing import GivenInput
 from engines.options import LOOK_AT, OUTPUT, PANELS, SPEED, EngineOptions, Option
 from engines.text import Terminal, shown
@@ -62,6 +63,7 @@ UsageError: Any = typer.BadParameter.__base__
 it.
 """
 DEFECT = "this is a defect of Sightline, please report it"
+LABEL_PORT = "8000"
 LARGEST = 10**9
 """Of a number that counts something, where its option sets no limit."""
 
@@ -296,8 +298,44 @@ def stream(
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every
     frame is accounted for.
     """
-    summary = live.stream_chosen(sources, options, following, engine, budget_ms, console)
+    fitted = _fit_command(engine)
+    summary = live.stream_chosen(sources, options, following, engine, budget_ms, console, fitted)
     _report([summary], as_json)
+
+
+@command("sightline label holiday.mp4", "sightline label photos/ --labels-dir mug --web 8001")
+def label(
+    sources: Annotated[
+        list[str], Option(f"What to label, one or several: {source_examples()}.", None)
+    ],
+    options: Annotated[StreamOptions, Only(("labels_dir", "web", "web_token", "seconds"))],
+    engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head", "objects"))],
+) -> None:
+    """Label frames of a video, a folder or a camera on a page, and teach a head your objects; films
+    play again and again, until Ctrl-C.
+    """
+    chosen = replace(options, web=options.web or LABEL_PORT, window=False, repeat=True)
+    alone, fitted = FollowOptions(follow=False), _fit_command(engine)
+    live.stream_chosen(sources, chosen, alone, engine, None, console, fitted)
+
+
+def _fit_command(engine: EngineOptions) -> Callable[[Path, Path], list[str]]:
+    """What fits a dense head for an engine: to a table of labels, into a file. It starts from the
+    engine's own head where that is a dense one.
+    """
+    words = ["--kind", "dense", "--even-if-worse", "--json"]
+    found = dense_input(engine.head)
+    if found is not None:
+        size_px, resize = found
+        engine = replace(engine, size_px=engine.size_px or size_px, resize=engine.resize or resize)
+        words += ["--from-head", str(engine.head)]
+    for option in _options_of(EngineOptions, [Only(NETWORK_OPTIONS)]):
+        value = getattr(engine, option.name)
+        if value not in (None, option.default):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            about = option.annotation.__metadata__[-1]
+            words += [_names(option.name, about, option.default)[0], text]
+    return lambda table, out: ["fit", str(table), "--out", str(out), *words]
 
 
 @command(

@@ -170,7 +170,12 @@ def _fit_dense(
         )
     fitted.head.save(options.out)
     console.print(f"wrote {options.out}")
-    result = {**fitted.head.card, "before": fitted.before, "head": str(options.out)}
+    result = {
+        **fitted.head.card,
+        "before": fitted.before,
+        "worse": fitted.is_worse,
+        "head": str(options.out),
+    }
     if test:
         opened = replace(choice, head=str(options.out), layer=None)
         localizer = open_with_notes(opened, console)

@@ -71,7 +71,7 @@ class Series:
     def begin(self, frame: Frame, captured_ns: int) -> None:
         """The first frame of a connection has come: it is live, times go on from here."""
         connection = self.connection
-        if connection.width_px:
+        if connection.width_px and connection.state != "live":
             connection.reconnects += 1
         connection.state, connection.trouble = "live", ""
         self._first_ns = self._first_ns or captured_ns
@@ -331,7 +331,7 @@ class Feed:
     again, after waits that double from ``FIRST_WAIT_S`` to ``LONGEST_WAIT_S``, each shortened by up
     to half at random, so that many viewers of a server that restarts do not come back at the same
     instant. Its frames' numbers and times go on. The other sources do not notice. A file plays
-    once, at its own pace.
+    at its own pace, once, or again where ``repeats`` says so.
 
     Args:
         specs: see ``realtime.sources.spec.open_source``.
@@ -339,6 +339,10 @@ class Feed:
         policy: what becomes of frames that come too fast.
         at_once: see ``FrameQueue``.
         notify: gets a line when a source is lost and when it is back, from that source's thread.
+
+    Attributes:
+        repeats: asked at the end of a file: whether it plays again. One that can be read only once
+            does not.
     """
 
     def __init__(
@@ -355,6 +359,7 @@ class Feed:
         self._specs = list(specs)
         self._options = options
         self._notify = notify
+        self.repeats: Callable[[], bool] = lambda: False
         self._frame_queue = FrameQueue(policy, len(specs), at_once)
 
     @property
@@ -420,6 +425,8 @@ class Feed:
         series = Series(connection, self._frame_queue, place)
         wait_s = FIRST_WAIT_S
         notes = set[str]()
+        kind = kind_of(self._specs[place])
+        again = kind.repeats or kind.can_be_cut
 
         def notify(note: str) -> None:
             if note not in notes:  # another connection says it again
@@ -438,6 +445,8 @@ class Feed:
                 if not attempt.live:
                     raise
                 trouble = in_words(error)
+            if not attempt.live and connection.width_px and again and self.repeats():
+                continue
             if not attempt.live:
                 connection.state = "ended"
                 return

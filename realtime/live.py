@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.backends.registry import label_of
+from engines.choose import open_localizer
 from engines.files import checked_suffix, write_json
 from engines.localizer import Localizer
+from engines.maps import method_of
 from engines.options import EngineOptions
 from engines.text import displayable, in_words, shown
 from realtime.annotate import Look
@@ -39,6 +41,8 @@ from realtime.sinks import Beside, Notices, Sink, WindowSink, has_display
 from realtime.sources.spec import first_size_px, kind_of, open_source
 from realtime.sources.video import Source, SourceOptions
 from realtime.statistics import LiveRun, Run
+from realtime.teaching.learning import Command, Learning, ReplaceableLocalizer
+from realtime.teaching.teacher import Teacher, check_folder
 from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened, shown_from
 from realtime.web.server import Address, MetricsSink, PageServer
 
@@ -52,8 +56,18 @@ def stream_chosen(
     choice: EngineOptions,
     budget_ms: float | None,
     console: Console,
+    fit_command: Command | None = None,
 ) -> dict[str, Any]:
     """Open the engine that is chosen, and run ``stream`` with it.
+
+    Args:
+        specs: see ``stream``.
+        options: see ``stream``.
+        following: see ``stream``.
+        choice: the engine.
+        budget_ms: of a frame; None for none.
+        console: see ``stream``.
+        fit_command: what fits heads to labels that are made on the page; None where none can be.
 
     Raises:
         SightlineError: the options contradict each other, the engine cannot be opened, or see
@@ -62,7 +76,32 @@ def stream_chosen(
     following, choice = following.for_source(_alone(specs)).beside(choice)
     batch, size_px = min(options.batch, len(specs)), first_size_px(specs)
     localizer = open_within(choice, budget_ms, console, batch=batch, first_px=size_px)
-    return stream(specs, localizer, console, options, following)
+    if options.web is None:
+        return stream(specs, localizer, console, options, following)
+    why_not = ""
+    if budget_ms is not None or fit_command is None:
+        why_not = "it keeps a latency budget, which swaps engines by itself: start it without one"
+    elif not method_of(choice.method).fitted:
+        why_not = f"the method {choice.method} reads no fitted head: start it without a method"
+    check_folder(options.labels_dir)
+    if not why_not:
+        localizer = ReplaceableLocalizer(localizer)
+
+    def teacher(session: Session) -> Teacher:
+        if why_not or not isinstance(localizer, ReplaceableLocalizer):
+            return Teacher(options.labels_dir, None, why_not, options.repeat)
+
+        def open_head(path: Path) -> Localizer:
+            first = session.connections[0]
+            first_px = (first.width_px, first.height_px) if first.width_px else None
+            taught = replace(choice, head=str(path), layer=None, wanted_class=None)
+            return open_localizer(taught, batch=batch, first_px=first_px)
+
+        assert fit_command is not None
+        learning = Learning(localizer, fit_command, open_head, session.swapped, options.labels_dir)
+        return Teacher(options.labels_dir, learning, comes_first=options.repeat)
+
+    return stream(specs, localizer, console, options, following, teacher)
 
 
 def _alone(specs: Sequence[str]) -> bool:
@@ -76,6 +115,7 @@ def stream(
     console: Console,
     options: StreamOptions = StreamOptions(),
     following: FollowOptions = WHOLE_FRAMES,
+    teacher_of: Callable[[Session], Teacher] | None = None,
 ) -> dict[str, Any]:
     """Run until all sources have ended, ``options.seconds`` have passed, the window is quit, or
     Ctrl-C.
@@ -87,6 +127,7 @@ def stream(
         console: shows a rolling table, and a line when a source is lost or back.
         options: all else.
         following: whether and what to follow.
+        teacher_of: makes what the page teaches with; None for a page that does not.
 
     Returns:
         The summary of the run, with ``captured`` (frames by source), ``connections`` and
@@ -100,6 +141,7 @@ def stream(
     notify = partial(console.print, style="yellow", markup=False, highlight=False)
     lost = Notices(notify)
     feed = Feed(specs, options.sources, Policy.of(options.policy), localizer.batch, notify)
+    feed.repeats = lambda: options.repeat
     names = [each.name for each in feed.connections]
     live_run = LiveRun(names)
     session = Session(
@@ -121,7 +163,14 @@ def stream(
     with ExitStack() as stack:
         sinks = _sinks(stack, session, options, lost, notify)
         if options.web is not None:
-            url = stack.enter_context(_page(session, localizer, options.web, options)).url
+            teacher = stack.enter_context(teacher_of(session)) if teacher_of else None
+            if teacher is not None:
+                sinks.append(teacher)
+                feed.repeats = lambda: options.repeat or teacher.is_open
+                where = displayable(str(options.labels_dir.resolve()))
+                console.print(Text(f"labels made on the page go into {where}"), soft_wrap=True)
+            page = _page(session, localizer, options.web, options, teacher)
+            url = stack.enter_context(page).url
             console.print(
                 Text(f"watch on {url}"), soft_wrap=True
             )  # a Text: the token is there to be seen
@@ -177,7 +226,13 @@ def _check_outputs(options: StreamOptions) -> None:
         check_log(options.log, options.log_max_mb is not None)
 
 
-def _page(session: Session, localizer: Localizer, where: str, options: StreamOptions) -> PageServer:
+def _page(
+    session: Session,
+    localizer: Localizer,
+    where: str,
+    options: StreamOptions,
+    teacher: Teacher | None = None,
+) -> PageServer:
     def title() -> str:
         """What runs now: a budget may change it."""
         engine = localizer.engine
@@ -185,7 +240,8 @@ def _page(session: Session, localizer: Localizer, where: str, options: StreamOpt
         parts = [localizer.description.get("model", ""), what, f"{localizer.size_px} px"]
         return " · ".join(filter(None, parts))
 
-    return PageServer(session, title, Address.of(where), options.web_token, options.web_dir)
+    address = Address.of(where)
+    return PageServer(session, title, address, options.web_token, options.web_dir, teacher)
 
 
 def _sinks(

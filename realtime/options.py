@@ -55,6 +55,10 @@ class StreamOptions(Look):
     web_dir: Annotated[Path, Option("Folder for recordings begun on the page.", OUTPUT)] = Path(
         "recordings"
     )
+    labels_dir: Annotated[
+        Path, Option("Folder for labels made on the page: images and labels.csv.", OUTPUT)
+    ] = Path("labels")
+    repeat: Annotated[bool, Option("Play files again and again, until Ctrl-C.", LOOK_AT)] = False
     seconds: Annotated[float | None, Option("Stop after this long.", LOOK_AT, min=0.1)] = None
     policy: Annotated[
         str,

@@ -13,7 +13,7 @@ import cv2
 from engines.choose import class_index
 from engines.confidence import USUAL_LIMITS, Limits
 from engines.errors import InputError, OutputError
-from engines.localizer import ImageBgr
+from engines.localizer import ImageBgr, Localizer
 from engines.text import displayable, in_words
 from realtime.annotate import Look, outlines_of
 from realtime.capture import Connection
@@ -219,6 +219,17 @@ class Session:
             self.trouble = trouble
             if self.settings.record == path:
                 self.settings = replace(self.settings, record=None)
+
+    def swapped(self, localizer: Localizer) -> None:
+        """Another localizer is in use: take over what it knows of its boxes, and no longer look for
+        what it does not know.
+        """
+        with self._changed:
+            self.names = localizer.names
+            self.limits = USUAL_LIMITS if self.following else localizer.limits
+            wanted, known = self.settings.class_index, len(self.class_names) + len(self.names)
+            if wanted is not None and wanted >= known:
+                self.settings = replace(self.settings, class_index=None)
 
     def page_failed(self, error: Exception) -> None:
         """A request was not answered because of a defect; the first one is told."""

@@ -1,25 +1,27 @@
 """The web application of the page: the addresses that show a run and the ones that change it."""
 
 import asyncio
-import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from engines.errors import SightlineError
 from engines.files import numbered
 from realtime.annotate import Switch, switches
 from realtime.file_sinks import make_writable
 from realtime.session import Session, Shown
+from realtime.teaching.teacher import Teacher
+from realtime.web.bodies import in_words, reader
 from realtime.web.guard import refused
+from realtime.web.teach import add_teaching
 
 ASSETS = Path(__file__).parent / "assets"
 FILES = {
@@ -28,12 +30,13 @@ FILES = {
     "/page.js": "page.js",
     "/charts.js": "charts.js",
     "/icon.svg": "icon.svg",
+    "/teach.js": "teach.js",
+    "/teach.css": "teach.css",
 }
 LONGEST_WAIT_S = 10.0
 
 
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class Steering(BaseModel):
@@ -82,20 +85,28 @@ Count = Annotated[int, Query(ge=0, le=1 << 62)]
 Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 
-def page_app(session: Session, title: Callable[[], str], recordings: Path) -> FastAPI:
+def page_app(
+    session: Session,
+    title: Callable[[], str],
+    recordings: Path,
+    teacher: Teacher | None = None,
+) -> FastAPI:
     """The application.
 
     Args:
         session: of the run.
         title: says what runs, in words.
         recordings: folder for what is recorded from the page; a viewer never names files.
+        teacher: what is taught with; None where the page does not teach.
     """
     app = FastAPI(title="Sightline", docs_url=None, redoc_url=None, openapi_url=None)
     broadcasts = {each.name: Broadcast(session, each.name) for each in session.connections}
     for path, name in FILES.items():
         app.get(path)(_file(ASSETS / name))
     _add_pictures(app, broadcasts)
-    _add_steering(app, session, title, recordings)
+    _add_steering(app, session, title, recordings, teacher)
+    if teacher is not None:
+        add_teaching(app, teacher)
 
     @app.exception_handler(SightlineError)
     async def impossible(_: Any, error: SightlineError) -> Response:
@@ -107,7 +118,7 @@ def page_app(session: Session, title: Callable[[], str], recordings: Path) -> Fa
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Any, error: RequestValidationError) -> Response:
-        return refused(422, _in_words(error.errors()))
+        return refused(422, in_words(error.errors()))
 
     return app
 
@@ -163,14 +174,20 @@ def _add_pictures(app: FastAPI, broadcasts: "dict[str, Broadcast]") -> None:
 
 
 def _add_steering(
-    app: FastAPI, session: Session, title: Callable[[], str], recordings: Path
+    app: FastAPI,
+    session: Session,
+    title: Callable[[], str],
+    recordings: Path,
+    teacher: Teacher | None,
 ) -> None:
+    teaches = None if teacher is None else "first" if teacher.comes_first else "asked"
+
     @app.get("/state")
     def state() -> dict[str, Any]:
         """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``, ``follows`` (a
-        click says what).
+        click says what), ``teaches`` (None where it does not, ``first`` where that comes first).
         """
-        return _state(session, title)
+        return _state(session, title, teaches)
 
     @app.get("/classes")
     def classes() -> list[str]:
@@ -178,7 +195,7 @@ def _add_steering(
         return list(dict.fromkeys((*session.names, *session.class_names)))
 
     @app.post("/settings")
-    def settings(changes: Annotated[Steering, Depends(_reader(Changes))]) -> dict[str, Any]:
+    def settings(changes: Annotated[Steering, Depends(reader(Changes))]) -> dict[str, Any]:
         given = changes.model_dump(exclude_unset=True, exclude_none=True)
         if "wanted_class" in given:
             wanted = given.pop("wanted_class").strip()
@@ -192,12 +209,12 @@ def _add_steering(
             session.select(source, point)
         if given:
             session.change(**given)
-        return _state(session, title)
+        return _state(session, title, teaches)
 
     given: set[str] = set()
 
     @app.post("/recording", response_model=None)
-    def recording(wanted: Annotated[Recording, Depends(_reader(Recording))]) -> Any:
+    def recording(wanted: Annotated[Recording, Depends(reader(Recording))]) -> Any:
         if wanted.on and session.settings.record is None:
             try:
                 make_writable(recordings / "sightline.mp4")
@@ -213,50 +230,10 @@ def _add_steering(
             session.change(record=recordings / f"{name}.mp4")
         elif not wanted.on:
             session.change(record=None)
-        return _state(session, title)
+        return _state(session, title, teaches)
 
 
-def _reader(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
-    """Reads the body of a request: one JSON object with nothing in it twice, and no number that
-    JSON does not have.
-    """
-
-    async def read(request: Request) -> Model:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise HTTPException(415, "send application/json")
-        try:
-            found = json.loads(
-                await request.body(), object_pairs_hook=_object, parse_constant=_no_number
-            )
-        except (ValueError, RecursionError) as error:
-            raise HTTPException(400, "the body is no JSON that can be read") from error
-        try:
-            return model.model_validate(found)
-        except ValidationError as error:
-            raise HTTPException(
-                422, _in_words(error.errors(include_input=False, include_url=False))
-            ) from error
-
-    return read
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name comes twice")
-    return found
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def _in_words(errors: Sequence[Any]) -> str:
-    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors[:3])
-
-
-def _state(session: Session, title: Callable[[], str]) -> dict[str, Any]:
+def _state(session: Session, title: Callable[[], str], teaches: str | None) -> dict[str, Any]:
     rolling, now = session.rolling(), session.settings
     figures = rolling.pop("sources")
     sources = [
@@ -284,6 +261,7 @@ def _state(session: Session, title: Callable[[], str]) -> dict[str, Any]:
         "limits": asdict(session.limits) if session.limits else None,
         "trouble": session.trouble,
         "follows": session.following is not None,
+        "teaches": teaches,
     }
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from realtime.session import Session
+    from realtime.teaching.teacher import Teacher
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from prometheus_client import CollectorRegistry
@@ -180,6 +181,7 @@ class PageServer(GuardedServer):
         address: see ``GuardedServer``.
         token: likewise.
         recordings: folder for what is recorded from the page.
+        teacher: what the page teaches with; None where it does not.
 
     Raises:
         EngineError: FastAPI or uvicorn are not installed.
@@ -193,13 +195,13 @@ class PageServer(GuardedServer):
         address: Address,
         token: str | None = None,
         recordings: Path = Path(),
+        teacher: "Teacher | None" = None,
     ) -> None:
         try:
             from realtime.web.app import page_app
 
-            super().__init__(
-                page_app(session, title, recordings), address, token, session.page_failed
-            )
+            app = page_app(session, title, recordings, teacher)
+            super().__init__(app, address, token, session.page_failed)
         except ImportError as error:
             raise EngineError(
                 f"the page needs FastAPI and uvicorn: {install_extra('web')}", option="web"

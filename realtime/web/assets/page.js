@@ -1,14 +1,15 @@
 // The page: pictures by one request after the other (so that a slow line sees fewer of them, never old ones), figures once a second.
 import { drawChart, LINE_COLOURS, STAGE_COLOURS } from "./charts.js";
 
-const by = (id) => document.getElementById(id);
+export const by = (id) => document.getElementById(id);
 const STATE_EVERY_MS = 1000, HISTORY = 120, IN_FLIGHT = 2;
 let source = null, state = null, touched_ms = 0, shownNumber = 0, shownAt_ms = 0;
 let changing = 0, changes = 0; // on their way; answered
 let clickShown = 0;
+export const chosenSource = () => source;
 const history = { times_s: [], stages: [], rates: [] };
 
-async function ask(path, body) {
+export async function ask(path, body) {
   const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const reply = await fetch(path, { cache: "no-store", ...options });
   const answer = await reply.json();
@@ -81,7 +82,8 @@ function take(found, settled = true) {
   figure("reconnects", chosen.reconnects);
   by("dropped").parentElement.title = Object.entries(chosen.causes ?? {}).map(([cause, count]) => `${count}: ${cause}`).join("\n");
   by("screen").classList.toggle("follows", state.follows);
-  by("hint").hidden = !state.follows;
+  by("hint").hidden = !state.follows || document.body.classList.contains("teaching");
+  document.dispatchEvent(new CustomEvent("state", { detail: state }));
   by("seen").textContent = chosen.seen?.labels.join("  ·  ") || (chosen.seen && state.limits ? "nothing sure in view" : "");
   listCameras();
   if (settled) takeSettings();

@@ -1,6 +1,5 @@
 """The page over a real run, in a real browser."""
 
-import shutil
 import subprocess
 import sys
 from functools import partial
@@ -13,10 +12,6 @@ import pytest
 from tests.realtime.tracking.scenes import texture
 from tests.realtime.web.page import PATIENCE_S, ROOT, Run, streaming, wait_for
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -24,21 +19,6 @@ def run(tmp_path_factory):
     with streaming(tmp_path_factory.mktemp("page")) as found:
         wait_for(lambda: found.state()["all"]["frames"] > 3)
         yield found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="driving a browser needs the package playwright"
-    )
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    with api.sync_playwright() as driver:
-        opened = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

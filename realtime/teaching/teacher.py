@@ -1,0 +1,435 @@
+"""What the page teaches with: frames that are held still, drafts of their boxes, frames worth
+labelling, and what is done with the labels.
+"""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import InputError, OutputError
+from engines.localizer import Detection, ImageBgr, Localization
+from engines.text import displayable
+from realtime.frames import BoxPx, FrameRecord, Tracked
+from realtime.teaching.labels import Box, LabelFolder
+from realtime.teaching.learning import Learning
+
+OPEN_S = 8.0
+"""The page asks more often while somebody teaches."""
+JPEG_QUALITY = 95
+THUMB_PX = 168
+SIGNATURE_PX = (16, 12)
+MOST_HELD, MOST_SUGGESTED = 32, 6
+MOST_LISTED = 60
+ALIKE = 0.02
+"""Frames whose small grey pictures differ by less, as a root mean square of 0..1, are alike."""
+UNKNOWN_CONFIDENCE = 0.5
+FEWEST_BOXES, ENOUGH_BOXES = 5, 12
+Signature = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A box that was found: its name, where it has one, and how sure it is."""
+
+    name: str
+    box_xyxy_px: BoxPx
+    confidence: float | None
+
+
+@dataclass
+class Held:
+    """A frame that is held still.
+
+    Attributes:
+        key: names it in requests.
+        jpeg: the frame as it came, not drawn on.
+        size_px: width and height.
+        drafts: what was found in it, the surest first.
+        signature: a small grey picture of it, for comparison.
+        unsure: how unsure its main box is: 0 (sure) to 1.
+        file: its name in the folder of labels; empty until a label of it is saved.
+        looked_at_s: when somebody last chose it; 0 where nobody did.
+    """
+
+    key: str
+    jpeg: bytes
+    size_px: tuple[int, int]
+    drafts: tuple[Draft, ...]
+    signature: Signature
+    unsure: float
+    file: str = ""
+    looked_at_s: float = 0.0
+
+
+class Teacher:
+    """A sink of the loop, and what the page asks about teaching. Every method may be called from
+    any thread.
+
+    It does nothing until somebody teaches: ``is_open``.
+
+    Args:
+        folder: of the labels.
+        learning: fits and swaps heads; None where heads cannot be fitted in this run.
+        why_not: why they cannot, in words.
+        comes_first: the page opens with teaching.
+
+    Raises:
+        SourceError: the folder holds a table of labels that cannot be read.
+    """
+
+    needs_picture = False
+
+    def __init__(
+        self,
+        folder: Path,
+        learning: Learning | None = None,
+        why_not: str = "",
+        comes_first: bool = False,
+    ) -> None:
+        self.comes_first = comes_first
+        self.labels = LabelFolder(folder)
+        self.learning, self._why_not = learning, why_not
+        self._lock = threading.RLock()
+        self._newest: dict[str, FrameRecord] = {}
+        self._held: dict[str, Held] = {}
+        self._files: dict[str, str] = {}
+        self._signatures: dict[str, Signature] = {}
+        self._open_s = -OPEN_S
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody is teaching: films then begin again at their end."""
+        return time.monotonic() - self._open_s < OPEN_S
+
+    def opened(self) -> None:
+        """Somebody is teaching now."""
+        self._open_s = time.monotonic()
+
+    def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
+        """See ``Sink.write``."""
+        if self.is_open and record.outcome == "shown" and record.frame.image_bgr.size:
+            self._newest[record.frame.source] = record
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.learning is not None:
+            self.learning.close()
+
+    def freeze(self, source: str) -> Held:
+        """Hold the newest frame of a source.
+
+        Raises:
+            InputError: it has given none lately.
+        """
+        self.opened()
+        record = self._newest.get(source)
+        if record is None:
+            raise InputError(f"there is no picture of {source} yet: wait until one is shown")
+        return self.look_at(self._hold(record).key)
+
+    def look_at(self, key: str) -> Held:
+        """A frame that somebody chose: it is kept longer than others.
+
+        Raises:
+            InputError: see ``held``.
+        """
+        found = self.held(key)
+        found.looked_at_s = time.monotonic()
+        return found
+
+    def held(self, key: str) -> Held:
+        """A frame that is held, or an image of the folder.
+
+        Raises:
+            InputError: there is no such frame any more.
+        """
+        with self._lock:
+            found = self._held.get(key)
+            file = self._files.get(key, key)
+            if found is None and (file != key or file in self.labels.all()):
+                found = self._read(file)
+            if found is None:
+                raise InputError("this frame is gone: freeze another one")
+            return found
+
+    def boxes_of(self, held: Held) -> tuple[Box, ...] | None:
+        """Its labels; None where it has none yet."""
+        return self.labels.all().get(held.file) if held.file else None
+
+    def save(self, key: str, boxes: Sequence[Box]) -> Held:
+        """Keep the boxes of a frame; none says that nothing is in it.
+
+        Raises:
+            InputError: a box or a name cannot be, or the frame is gone.
+            OutputError: it cannot be written.
+        """
+        with self._lock:
+            held = self.held(key)
+            if not held.file:
+                self.labels.check(boxes, held.size_px)
+                held.file = self._files[key] = self.labels.add_image(held.key, held.jpeg)
+            self.labels.save(held.file, boxes, held.size_px)
+            self._signatures[held.file] = held.signature
+            return held
+
+    def remove(self, key: str) -> None:
+        """Forget the labels of a frame.
+
+        Raises:
+            InputError, OutputError: see ``held`` and ``LabelFolder.remove``.
+        """
+        held = self.held(key)
+        if held.file:
+            self.labels.remove(held.file)
+
+    def undo(self) -> Held:
+        """Take the last change of labels back, and hold the image that it was of.
+
+        Raises:
+            InputError: there is none, or the image is gone.
+            OutputError: it cannot be written.
+        """
+        with self._lock:
+            file = self.labels.undo()
+            if file is None:
+                raise InputError("there is nothing to undo")
+            for held in self._held.values():
+                if held.file == file:
+                    return held
+            return self._read(file)
+
+    def thumb(self, key: str) -> bytes:
+        """A small picture of a frame, as a JPEG.
+
+        Raises:
+            InputError: see ``held``.
+        """
+        held = self.held(key)
+        image = _decoded(held.jpeg)
+        assert image is not None
+        width, height = held.size_px
+        scale = THUMB_PX / max(width, 1)
+        size = THUMB_PX, max(1, round(height * scale))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1])
+
+    def _hold(self, record: FrameRecord) -> Held:
+        frame = record.frame
+        key = f"{frame.source}-{frame.index:06d}"
+        with self._lock:
+            if key in self._held:
+                return self._held[key]
+        image = frame.image_bgr
+        height, width = image.shape[:2]
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+        drafts = drafts_of(record.found, record.objects or ())
+        found = drafts[0] if drafts else record.found
+        sure = found.confidence if found else None
+        unsure = 1 - abs(2 * (UNKNOWN_CONFIDENCE if sure is None else sure) - 1)
+        held = Held(key, jpeg, (width, height), drafts, signature_of(image), unsure)
+        with self._lock:
+            self._held[key] = held
+            while len(self._held) > MOST_HELD:
+                self._drop_one()
+        return held
+
+    def _drop_one(self) -> None:
+        """Let the frame go that nobody looked at and that says least that is new."""
+        worth = self._worth()
+        held = self._held.values()
+        least = min(held, key=lambda each: (each.looked_at_s, worth.get(each.key, 0.0)))
+        del self._held[least.key]
+
+    def _read(self, file: str) -> Held:
+        """An image of the folder.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        path = self.labels.folder / file
+        jpeg = _content(path)
+        image = _decoded(jpeg)
+        if image is None:
+            raise InputError(f"{path} cannot be read: put it back, or remove its label")
+        height, width = image.shape[:2]
+        held = Held(file, jpeg, (width, height), (), signature_of(image), 0.0, file)
+        self._held[file] = held
+        return held
+
+    def suggest(self) -> list[Held]:
+        """The frames that are most worth labelling: those that the head is unsure of, and that
+        differ from the labelled ones and from each other.
+        """
+        if self.is_open:
+            for record in list(self._newest.values()):
+                self._hold(record)
+        with self._lock:
+            chosen: list[Held] = []
+            while len(chosen) < MOST_SUGGESTED:
+                worth = self._worth(chosen)
+                best = max(worth, key=lambda key: worth[key], default=None)
+                if best is None or worth[best] <= 0:
+                    break
+                chosen.append(self._held[best])
+            return chosen
+
+    def _worth(self, beside: Sequence[Held] = ()) -> dict[str, float]:
+        """What labelling each held frame is worth, 0 for nothing; of those that are not labelled.
+
+        Args:
+            beside: frames that are chosen already.
+        """
+        known = self._labelled_signatures()
+        known = [*known, *(each.signature for each in beside)]
+        table = np.stack(known) if known else None
+        found = {}
+        for each in self._held.values():
+            if each.file or each in beside:
+                continue
+            away = 1.0
+            if table is not None:
+                away = float(np.sqrt(((table - each.signature) ** 2).mean(axis=1)).min())
+            found[each.key] = 0.0 if away < ALIKE else away * (0.25 + each.unsure)
+        return found
+
+    def _labelled_signatures(self) -> list[Signature]:
+        """Of the images that were labelled last."""
+        files = list(self.labels.all())[-MOST_LISTED:]
+        for file in files:
+            if file not in self._signatures:
+                image = _decoded(_content(self.labels.folder / file))
+                self._signatures[file] = (
+                    np.zeros(np.prod(SIGNATURE_PX), np.float32)
+                    if image is None
+                    else signature_of(image)
+                )
+        return [self._signatures[file] for file in files]
+
+    def state(self) -> dict[str, Any]:
+        """What the page shows of teaching."""
+        labels = self.labels.all()
+        names = self.labels.counts()
+        listed = [
+            {"file": file, "names": sorted({each.name for each in boxes}), "boxes": len(boxes)}
+            for file, boxes in [*labels.items()][-MOST_LISTED:]
+        ]
+        return {
+            "folder": displayable(str(self.labels.folder)),
+            "images": len(labels),
+            "boxes": sum(names.values()),
+            "empty": sum(not boxes for boxes in labels.values()),
+            "names": names,
+            "can_undo": self.labels.can_undo,
+            "labelled": listed[::-1],
+            "suggested": [each.key for each in self.suggest()],
+            "advice": advice(names, labels),
+            "fewest": FEWEST_BOXES,
+            "learning": self.learning.state() if self.learning else None,
+            "why_not": self._why_not,
+        }
+
+    def learn(self, even_if_worse: bool = False) -> None:
+        """Fit a head to the labels, in the background.
+
+        Raises:
+            InputError: there are too few labels, or nothing is new, or it is learning already.
+        """
+        learning = self._able()
+        boxes = sum(self.labels.counts().values())
+        if boxes < FEWEST_BOXES:
+            more = FEWEST_BOXES - boxes
+            raise InputError(
+                f"draw {more} more box{'es' * (more > 1)}: it learns from {FEWEST_BOXES} on, and"
+                f" {ENOUGH_BOXES} in different places are better"
+            )
+        learning.start(self.labels.table, self.labels.all(), even_if_worse)
+
+    def stop(self) -> None:
+        """End the fit that is going on."""
+        self._able().stop()
+
+    def use(self, taught: bool) -> None:
+        """See ``Learning.use``."""
+        self._able().use(taught)
+
+    def keep(self, name: str) -> Path:
+        """See ``Learning.keep``."""
+        return self._able().keep(name)
+
+    def _able(self) -> Learning:
+        if self.learning is None:
+            raise InputError(f"this run cannot learn: {self._why_not}")
+        return self.learning
+
+
+def advice(names: Mapping[str, int], labels: Mapping[str, Sequence[Box]]) -> str:
+    """What to do next, in one line."""
+    boxes = sum(names.values())
+    if not labels:
+        return "Freeze a frame that shows the object, and drag a box round it."
+    if boxes < FEWEST_BOXES:
+        more = FEWEST_BOXES - boxes
+        return f"{more} more box{'es' * (more > 1)}, then it can learn."
+    rare = min(names, key=lambda name: names[name])
+    if len(names) > 1 and names[rare] < FEWEST_BOXES:
+        return f"'{rare}' has {names[rare]} box{'es' * (names[rare] > 1)}: label it more often."
+    if boxes < ENOUGH_BOXES:
+        return f"It can learn now. {ENOUGH_BOXES} boxes in different places are better."
+    if all(labels.values()):
+        return "It can learn now. A few frames with nothing in them help, too."
+    return "It can learn now."
+
+
+def drafts_of(found: Localization | None, objects: Sequence[Tracked]) -> tuple[Draft, ...]:
+    """The boxes that were found in a frame, the surest first."""
+    if found is None:
+        return ()
+    several: Sequence[Localization | Detection | Tracked] = objects or found.detections or (found,)
+    drafts = [
+        Draft(each.label if each.box_name is not None else "", each.box_xyxy_px, each.confidence)
+        for each in several
+        if each.box_xyxy_px is not None
+    ]
+    return tuple(sorted(drafts, key=lambda each: -(each.confidence or 0.0)))
+
+
+def signature_of(image_bgr: ImageBgr) -> Signature:
+    """A small grey picture as values 0..1, ``[192]``."""
+    small = cv2.resize(image_bgr, SIGNATURE_PX, interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+    return np.asarray(grey, np.float32).ravel() / np.float32(255)
+
+
+def _content(path: Path) -> bytes:
+    """Of a file; nothing where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _decoded(content: bytes) -> ImageBgr | None:
+    """The image in a file's content; None where there is none."""
+    if not content:
+        return None
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return None if found is None else np.asarray(found, np.uint8)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder of labels that is a file.
+
+    Raises:
+        OutputError: see there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"labels go into a folder, and {folder} is none", option="labels_dir")
