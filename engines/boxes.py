@@ -35,14 +35,17 @@ def shared(a_xyxy: ArrayLike, b_xyxy: ArrayLike) -> NDArray[np.float64]:
 def _areas(
     a_xyxy: ArrayLike, b_xyxy: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(of what two boxes have in common, of the one, of the other), each broadcast."""
-    a, b = np.broadcast_arrays(np.asarray(a_xyxy, np.float64), np.asarray(b_xyxy, np.float64))
-    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
-    common, first, second = (
-        np.prod(np.clip(sides, 0, None), axis=-1)
-        for sides in (high - low, a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2])
+    """(of what two boxes have in common, of the one, of the other)."""
+    a, b = np.asarray(a_xyxy, np.float64), np.asarray(b_xyxy, np.float64)
+    width, height = (
+        np.maximum(np.minimum(a[..., high], b[..., high]) - np.maximum(a[..., low], b[..., low]), 0)
+        for low, high in ((0, 2), (1, 3))
     )
-    return common, first, second
+    first, second = (
+        np.maximum(box[..., 2] - box[..., 0], 0) * np.maximum(box[..., 3] - box[..., 1], 0)
+        for box in (a, b)
+    )
+    return width * height, first, second
 
 
 def distinct(

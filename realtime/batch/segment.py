@@ -21,7 +21,7 @@ from engines.localizer import SMALLEST_PX, ImageBgr
 from realtime.capture import ahead
 from realtime.frames import NO_IMAGE, Frame, FrameRecord, LoopFrame, LoopFrames
 from realtime.sources.colour import ToBgr
-from realtime.sources.film import BOUNDED, Film, Packet, film_of, open_film
+from realtime.sources.film import BOUNDED, Film, Packet, decoder_threads, film_of, open_film
 from realtime.sources.images import Images, decode_image
 from realtime.sources.spec import open_source
 from realtime.sources.video import reason_of
@@ -148,13 +148,13 @@ def open_video(spec: str) -> InputContainer:
 
 def decoded(spec: str, segment: Segment) -> Generator[av.VideoFrame, None, None]:
     """Every picture from the segment's key frame to the end of the file, by as many threads as
-    there are.
+    pay.
 
     Raises:
         av.error.FFmpegError: something is damaged.
         SourceError: the file is not what it was.
     """
-    container, packets = _from_key(spec, segment, "AUTO")
+    container, packets = _from_key(spec, segment, decoder_threads)
     with container:
         for packet in packets:
             if packet.size and packet.is_corrupt:
@@ -181,7 +181,7 @@ def decoded_carefully(
     Raises:
         SourceError: the file is not what it was.
     """
-    container, packets = _from_key(spec, segment, "NONE")
+    container, packets = _from_key(spec, segment, lambda _: "NONE")
     reason, sound_from_pts = "", None
     fed: set[int] = set()  # of packets whose picture has not come out yet
     with container:
@@ -228,13 +228,15 @@ def time_of(item: Packet | av.VideoFrame) -> int | None:
     return item.dts if item.pts is None else item.pts
 
 
-def _from_key(spec: str, segment: Segment, threads: str) -> tuple[InputContainer, Iterator[Packet]]:
+def _from_key(
+    spec: str, segment: Segment, threads: Callable[[VideoStream], str]
+) -> tuple[InputContainer, Iterator[Packet]]:
     """The open file, and its video packets from the segment's key frame on."""
     for seek in (True, False):
         container = open_video(spec)
         film = Film(container, spec, spec)
         stream = film.stream
-        stream.thread_type = threads
+        stream.thread_type = threads(stream)
         packets = container.demux(stream) if segment.key_pts is not None else film.packets()
         first = _found(container, stream, segment, packets, seek)
         if first is not None:
@@ -394,7 +396,7 @@ def _read_images(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | S
 
 
 def _read_video(clip: Clip, segment: Segment, every: int) -> Iterator[Frame | SegmentEnd]:
-    """The frames come from a decoder with many threads. From the first sign of damage on, they come
+    """The frames come from the fastest decoder. From the first sign of damage on, they come
     from one that is careful.
     """
     reading, given = _Reading(clip, segment), 0

@@ -28,7 +28,16 @@ from engines.errors import SourceError
 from engines.text import shown
 from realtime.frames import Frame
 from realtime.sources.colour import ToBgr
-from realtime.sources.film import BOUNDED, Film, Packet, Pipe, is_pipe, open_film, presented_frames
+from realtime.sources.film import (
+    BOUNDED,
+    Film,
+    Packet,
+    Pipe,
+    decoder_threads,
+    is_pipe,
+    open_film,
+    presented_frames,
+)
 
 
 class Losses:
@@ -191,7 +200,7 @@ class VideoFile(Source):
         )
         self._stream, self.notes = self._film.stream, self._film.left_out
         self._stream.thread_type = (
-            "SLICE" if self.live else "AUTO"
+            "SLICE" if self.live else decoder_threads(self._stream)
         )  # threads by frames keep as many frames back
         if self.live:
             self._stream.codec_context.flags |= Flags.low_delay

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.localizer import ImageBgr
+from engines.resizing import shrunk
 from realtime.frames import BoxPx
 
 Map = NDArray[np.float32]
@@ -253,9 +254,10 @@ class Motion:
         """
         h, w = self.shape
         rows = image_bgr[:: max(1, image_bgr.shape[0] // (3 * h))]
-        return np.asarray(
-            cv2.resize(cv2.extractChannel(rows, 1), (w, h), interpolation=cv2.INTER_AREA), np.uint8
-        )
+        green = np.asarray(cv2.extractChannel(rows, 1), np.uint8)
+        if green.shape[0] > h and green.shape[1] > w:
+            return shrunk(green[..., None], self.shape)
+        return np.asarray(cv2.resize(green, (w, h), interpolation=cv2.INTER_AREA), np.uint8)
 
     def camera_flow(self, flow: NDArray[np.float32]) -> NDArray[np.float32]:
         """The part of a flow that comes from the camera: the affine motion of most of the frame.
