@@ -17,6 +17,7 @@ ALLOWED = {
     "calib": {"engines", "realtime", "calib"},
 }
 TORCH_FILES = {
+    "engines/backends/torch_dense.py",
     "engines/backends/torch_reference.py",
     "engines/backends/torch_networks.py",
     "engines/networks/packages.py",

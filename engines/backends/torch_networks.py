@@ -32,6 +32,12 @@ class ReferenceNetwork(nn.Module):
         """Class scores before any softmax."""
         return self.activations(x_nchw)[0]
 
+    def last_linear(self) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias, in float32, of the layer that gives the scores of the mean of the last
+        maps; None where none does.
+        """
+        return None
+
 
 class Vgg16(ReferenceNetwork):
     """VGG16 with any number of channels per block.
@@ -102,6 +108,12 @@ class Vgg16(ReferenceNetwork):
                 kept[f"pool{block}"] = x_nchw
                 block, number = block + 1, 0
         return self._classify(x_nchw), kept
+
+    def last_linear(self) -> tuple[Tensor, Tensor] | None:
+        """See ``ReferenceNetwork.last_linear``."""
+        if self.hidden or not isinstance(self.classifier, nn.Linear):
+            return None
+        return self.classifier.weight.float(), self.classifier.bias.float()
 
     def _classify(self, features_nchw: Tensor) -> Tensor:
         if self.hidden:
@@ -258,6 +270,10 @@ class EfficientNetLite(ReferenceNetwork):
         flat = kept["head"].mean(dim=(2, 3))
         scores = functional.linear(flat, self.weights["fc.weight"], self.weights["fc.bias"])
         return scores, kept
+
+    def last_linear(self) -> tuple[Tensor, Tensor] | None:
+        """See ``ReferenceNetwork.last_linear``."""
+        return self.weights["fc.weight"].float(), self.weights["fc.bias"].float()
 
     def _width(self, name: str) -> int:
         return len(self.weights[f"{name}.project.bias"])

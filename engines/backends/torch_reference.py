@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from engines.backends.registry import EngineRequest
+from engines.backends.torch_dense import TorchDenseHead
 from engines.backends.torch_networks import torch_network
-from engines.build import IMAGE, WANTED_CLASS, AnyHead, check_head, stamp
+from engines.build import CANDIDATES, IMAGE, WANTED_CLASS, AnyHead, check_head, stamp
 from engines.dense import DenseHead
 from engines.engine import Array, Engine, GpuTimes, TensorSpec
 from engines.errors import EngineError, ModelError
@@ -63,12 +64,6 @@ class TorchEngine(Engine):
                 " backend openvino",
                 option="backend",
             )
-        if isinstance(head, DenseHead):
-            raise EngineError(
-                "the torch backend reads no dense head: use backend openvino or tensorrt, or a head"
-                " of one box",
-                option=("backend", "head"),
-            )
         self._head = head
         self._preprocessing = classifier.preprocessing
         self._last = classifier.last_layer()
@@ -84,10 +79,14 @@ class TorchEngine(Engine):
             torch.tensor(v, device=self._place).view(1, 3, 1, 1) for v in levels
         )
         self._scale = GRADIENT_SCALE if precision == "fp16" else 1.0
-        side = classifier.size_px
+        self._dense = (
+            TorchDenseHead(head, classifier.shape, self._place)
+            if isinstance(head, DenseHead)
+            else None
+        )
         self.device = f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
         self.inputs = (
-            TensorSpec(IMAGE, np.dtype(np.uint8), (batch, side, side, 3)),
+            TensorSpec(IMAGE, np.dtype(np.uint8), (batch, *classifier.shape, 3)),
             TensorSpec(WANTED_CLASS, np.dtype(np.int64), (batch,)),
         )
         blank = self._run(np.zeros(self.inputs[0].shape, np.uint8), np.zeros(batch, np.int64))
@@ -132,6 +131,11 @@ class TorchEngine(Engine):
         if self._classless:
             score = torch.zeros_like(score)
         named = {f"{signal}:{layer}": values for (signal, layer), values in maps.items()}
+        if self._dense is not None:
+            with torch.no_grad():
+                last = layers[self._last]
+                linear = self._network.last_linear()
+                named[CANDIDATES] = self._dense(layers, last, scores, linear, wanted_class)
         return {"class_index": chosen, "score": score, "logit": logit, **named}
 
     def finish(self, computed: dict[str, Array]) -> dict[str, Array]:
@@ -142,9 +146,11 @@ class TorchEngine(Engine):
             "map": computed[f"{self._spec.signal}:{self._spec.layer}"],
             "logit": computed["logit"],
         }
-        if isinstance(self._head, Heuristic):
+        if self._dense is not None:
+            result[CANDIDATES] = computed[CANDIDATES]
+        elif isinstance(self._head, Heuristic):
             result["box_xyxy"] = _heuristic_boxes(result["map"], self._head)
-        elif self._head is not None:
+        elif isinstance(self._head, Head):
             maps = [
                 torch.from_numpy(computed[f"{f.signal}:{f.layer}"]) for f in self._head.features
             ]
