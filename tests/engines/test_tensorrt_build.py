@@ -24,6 +24,7 @@ from engines.build import build_graph
 from engines.certificate import engines_dir, read_engine
 from engines.choose import build_chosen
 from engines.errors import EngineError, ModelError
+from engines.head import head_path, load_head
 from engines.maps import MapSpec
 from engines.networks import vgg
 from engines.networks.registry import classifier_of, load_classifier
@@ -144,6 +145,14 @@ def test_the_shipped_network_without_a_gpu(target, precision):
 def test_every_method_with_its_head_and_a_batch(method, batch, precision):
     model = build_chosen(EngineOptions(method=method), batch)
     assert len(built(typed(model, precision, "sm89"))) > 1e6
+
+
+@pytest.mark.parametrize(("target", "shape"), [("sm75", (160, 160)), ("sm89", (96, 160))])
+def test_the_dense_head_for_a_square_and_for_16_9(target, shape):
+    head = load_head(head_path("lite0_dense"))
+    classifier = replace(EngineOptions("lite0", size_px=160).classifier(), other_shape=shape)
+    model = build_graph(classifier, head.spec, head)
+    assert len(built(typed(model, "fp16", target), target)) > 1e6
 
 
 def test_squeezenet(squeezenet):

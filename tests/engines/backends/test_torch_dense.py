@@ -73,7 +73,7 @@ def test_engines_that_stream_give_the_same(classifier, head):
 
 
 def test_the_backend_opens_it_for_every_shape_and_certifies_the_other():
-    choice = EngineOptions(size_px=160, precision="fp32", least_confidence=0.0)
+    choice = EngineOptions("lite0", size_px=160, precision="fp32", least_confidence=0.0)
     shot = images(5)
     wide = [image[: image.shape[1] // 2] for image in shot]
     with (
