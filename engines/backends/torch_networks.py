@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines.errors import EngineError
+from engines.errors import EngineError, ModelError
 from engines.networks.registry import NETWORKS, Classifier
 
 Weights = dict[str, Tensor]
@@ -300,6 +300,10 @@ def vgg16(weights: Weights) -> Vgg16:
     """VGG16 in the published form or the compact one, as the weights say; or its convolutions
     alone.
     """
+    if "fc_a.weight" in weights:
+        raise ModelError(
+            "PyTorch's VGG16 has no layers of adaptation: use another backend", option="backend"
+        )
     places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
     caffe = iter(places)
     names = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"} | {

@@ -237,8 +237,11 @@ def with_class_layer(classifier: Classifier, class_layer: str) -> Classifier:
     is_name = re.fullmatch("[a-z0-9]+", class_layer) and shipped.exists()
     path = shipped if is_name else Path(class_layer)
     tensors, metadata = read_safetensors(path, "class layer")
-    layer = {n: v for n, v in tensors.items() if n in ("classifier.weight", "classifier.bias")}
-    if len(layer) != 2 or "body" not in metadata:
+    linear = ("classifier.weight", "classifier.bias")
+    adaptation = tuple(f"{name}.{kind}" for name in vgg.ADAPTATION for kind in ("weight", "bias"))
+    names = adaptation if adaptation[0] in tensors else linear
+    layer = {name: tensors[name] for name in names if name in tensors}
+    if len(layer) != len(names) or "body" not in metadata:
         raise ModelError(
             f"class layer {path} is not one that 'finetune' wrote for these convolutions",
             option="class_layer",
@@ -250,7 +253,7 @@ def with_class_layer(classifier: Classifier, class_layer: str) -> Classifier:
             option="class_layer",
         )
     body = {n: v for n, v in classifier.weights.items() if not n.startswith(network.class_layers)}
-    return _with_weights(classifier, network, body | layer, load_class_names(str(path)))
+    return with_weights(classifier, network, body | layer, load_class_names(str(path)))
 
 
 def with_last_linear(
@@ -263,10 +266,10 @@ def with_last_linear(
     layer = {f"{prefix}.weight": weight, f"{prefix}.bias": bias}
     values = {**classifier.weights, **{n: np.asarray(v, np.float32) for n, v in layer.items()}}
     known = NETWORKS.get(classifier.name, classifier.network)
-    return _with_weights(classifier, known, values, names)
+    return with_weights(classifier, known, values, names)
 
 
-def _with_weights(
+def with_weights(
     classifier: Classifier, known: Network, values: Weights, names: tuple[str, ...]
 ) -> Classifier:
     """The network with other weights, and the same input."""

@@ -34,6 +34,8 @@ CHANNELS = (64, 128, 256, 512, 512)
 COMPACT_CHANNELS = (16, 32, 64, 128, 256)
 GRID = 7
 LAST = "conv5_3"
+ADAPTATION = ("fc_a", "fc_b")
+"""The layers of adaptation that ``finetune --as-published`` fits."""
 PUBLISHED = Preprocessing("bgr", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0))
 """What the published convolutions take: their authors' means, in Caffe's order."""
 PUBLISHED_KERNEL = (
@@ -119,7 +121,7 @@ def _of_keras_or_caffe(weights: Weights) -> dict[str, Array]:
         elif connected:
             layer = _CONNECTED_NAMES.get(connected[1], connected[1])
             result[f"{layer}.{kind}"] = value
-        elif name in ("classifier.weight", "classifier.bias"):
+        elif name.rpartition(".")[0] in ("classifier", *ADAPTATION):
             result[name] = value
     if len([name for name in result if name.startswith("conv")]) < 2 * len(_places()):
         return {}
@@ -233,8 +235,7 @@ def forward(graph: Graph, x_nchw: str, weights: Weights) -> Forward:
     if "classifier.weight" in weights:
         scores = _linear(graph, _pooled(graph, x), weights, "classifier", width)
     elif has_classes(weights):
-        prefixes = ("fc6", "fc7", "fc8") if caffe else _TIMM.values()
-        scores = _fully_connected(graph, x, weights, *prefixes)
+        scores = _fully_connected(graph, x, weights, _connected(weights))
     else:
         mean = graph.constant([1, 2, 3], np.int64)
         scores = graph.add("ReduceMean", layers[LAST], mean, keepdims=0, hint="gestalt_total")
@@ -251,12 +252,22 @@ def _pooled(graph: Graph, x: str) -> str:
     return graph.add("Flatten", graph.add("GlobalAveragePool", x, hint="average"), hint="pooled")
 
 
-def _fully_connected(graph: Graph, x: str, weights: Weights, fc6: str, fc7: str, fc8: str) -> str:
-    """The three fully connected layers; torchvision's adaptive average pool to 7x7 is folded into
-    the first.
+def _connected(weights: Weights) -> list[str]:
+    """The fully connected layers, the first one first: the network's three; or two of adaptation
+    (Bency et al. 2016, section 3.2) in place of its last, or behind the convolutions alone.
+    """
+    usual = ["fc6", "fc7", "fc8"] if "conv1_1.weight" in weights else list(_TIMM.values())
+    if f"{ADAPTATION[0]}.weight" not in weights:
+        return usual
+    return [name for name in usual[:2] if f"{name}.weight" in weights] + list(ADAPTATION)
+
+
+def _fully_connected(graph: Graph, x: str, weights: Weights, layers: Sequence[str]) -> str:
+    """Fully connected layers; torchvision's adaptive average pool to 7x7 is folded into the
+    first.
     """
     _, channels, height, width = graph.shape(x)
-    first, bias = _pair(weights, fc6, (None, channels * GRID * GRID))
+    first, bias = _pair(weights, layers[0], (None, channels * GRID * GRID))
     if (height, width) != (GRID, GRID):
         grid = first.reshape(-1, channels, GRID, GRID)
         pools = _adaptive_matrix(height), _adaptive_matrix(width)
@@ -264,8 +275,9 @@ def _fully_connected(graph: Graph, x: str, weights: Weights, fc6: str, fc7: str,
     folded = {"first.weight": first, "first.bias": bias}
     x = graph.add("Flatten", x, hint="flat")
     x = graph.add("Relu", _linear(graph, x, folded, "first", first.shape[1]), hint="fc6")
-    x = graph.add("Relu", _linear(graph, x, weights, fc7, graph.shape(x)[1]), hint="fc7")
-    return _linear(graph, x, weights, fc8, graph.shape(x)[1])
+    for layer in layers[1:-1]:
+        x = graph.add("Relu", _linear(graph, x, weights, layer, graph.shape(x)[1]), hint="fc7")
+    return _linear(graph, x, weights, layers[-1], graph.shape(x)[1])
 
 
 def _linear(graph: Graph, x: str, weights: Weights, prefix: str, width: int) -> str:
@@ -354,7 +366,10 @@ def of_weights(network: Network, weights: Weights) -> Network:
         values = "the published values" if is_published else "Keras' or Caffe's layout"
         notes.append(f"{network.name}: {values}, given BGR less {mean}")
         network = replace(network, preprocessing=PUBLISHED, last_linear="fc8")
-    if "classifier.weight" in weights:
+    if f"{ADAPTATION[1]}.weight" in weights:
+        network = replace(network, last_linear=ADAPTATION[1])
+        notes.append(f"{network.name}: the class scores are those of two layers of adaptation")
+    elif "classifier.weight" in weights:
         network = replace(network, last_linear="classifier")
         count = len(weights["classifier.bias"])
         notes.append(
