@@ -27,6 +27,8 @@ from calib.heads import curve as curves
 from calib.heads import dense
 from calib.heads import finetune as finetuning
 from calib.heads.fit import LINEAR, default_features, fit_head
+from calib.papers import adaptation
+from calib.papers.adaptation import PUBLISHED
 from engines.errors import InputError, OutputError
 from engines.files import checked_output
 from engines.head import HEAD_FILE, NO_HEAD, dense_input
@@ -189,6 +191,29 @@ class FinetuneOptions:
     """The options of ``finetune`` besides the data's and the network's."""
 
     out: Annotated[Path, Option("The weights to write (.safetensors), for --weights.", OUTPUT)]
+    as_published: Annotated[
+        bool,
+        Option(
+            "Two layers of adaptation for vgg16, trained by gradient descent with a softmax, as"
+            " Bency et al. do it for beam search.",
+            NETWORK,
+        ),
+    ] = False
+    hidden: Annotated[
+        int, Option("With --as-published: units of the first of the two layers.", ADVANCED, min=1)
+    ] = PUBLISHED.hidden
+    batches: Annotated[
+        int, Option("With --as-published: of 50 samples each; the paper's.", ADVANCED, min=1)
+    ] = PUBLISHED.batches
+    copies: Annotated[
+        int,
+        Option(
+            "With --as-published: at most so many samples of an image of a rare class, turned and"
+            " noisy; 1: none but itself.",
+            ADVANCED,
+            min=1,
+        ),
+    ] = PUBLISHED.copies
 
 
 def finetune_chosen(
@@ -205,8 +230,16 @@ def finetune_chosen(
     out = options.out
     checked_output(out, finetuning.WEIGHTS_FILE, (*data.inputs, *choice.inputs))
     classifier = classifier_with_notes(replace(choice, head=None), console)
-    found = finetuning.finetune(load_chosen(data, "trainval"), classifier, console)
-    finetuning.save_finetuned(found, classifier, out)
+    samples = load_chosen(data, "trainval")
+    found: finetuning.Finetuned | adaptation.Adapted
+    if options.as_published:
+        schedule = adaptation.schedule_of(options.hidden, options.batches, options.copies)
+        store = adaptation.store_of(classifier, "auto")
+        found = adaptation.adapt(samples, schedule, store, console)
+        adaptation.save_adapted(found, classifier, out)
+    else:
+        found = finetuning.finetune(samples, classifier, console)
+        finetuning.save_finetuned(found, classifier, out)
     console.print(
         f"{len(found.classes)} classes, mean AP {100 * found.mean_average_precision:.1f} % held"
         f" out; wrote {out}"

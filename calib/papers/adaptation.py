@@ -10,7 +10,7 @@ are, so what they give is computed once. The paper trains them, too, more slowly
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from calib.papers.pooled import BEFORE_LAST, PooledStore, Reader
 from engines.errors import ModelError, SourceError
 from engines.files import whole_file
 from engines.localizer import ImageBgr
-from engines.networks.registry import Classifier, with_weights
+from engines.networks.registry import NETWORKS, Classifier, with_weights
 from engines.networks.vgg import ADAPTATION
 
 STEP_DEVIATIONS = (0.005, 0.01)
@@ -71,6 +71,17 @@ class Schedule:
     def rate_at(self, number: int) -> float:
         """The learning rate of a batch; the first is 0."""
         return float(self.rate * 0.1 ** (number // self.drop_every))
+
+
+PUBLISHED = Schedule()
+
+
+def schedule_of(hidden: int, batches: int, copies: int) -> Schedule:
+    """The published schedule with so many units, batches and copies. The learning rate falls every
+    20,000 batches, or where there are fewer than three times as many, at each third of them.
+    """
+    drop_every = min(PUBLISHED.drop_every, max(1, batches // 3))
+    return replace(PUBLISHED, hidden=hidden, batches=batches, drop_every=drop_every, copies=copies)
 
 
 @dataclass(frozen=True)
@@ -120,14 +131,12 @@ class Adapted:
 
 
 def adapt(
-    samples: Sequence[Sample], classifier: Classifier, schedule: Schedule, store: PooledStore,
-    console: Console,
+    samples: Sequence[Sample], schedule: Schedule, store: PooledStore, console: Console
 ) -> Adapted:
     """Train layers of adaptation on nine images of ten.
 
     Raises:
         SourceError: there are not two classes, or too few images.
-        ModelError: the network takes no such layers.
     """
     classes = tuple(sorted({truth.class_name for sample in samples for truth in sample.truths}))
     if len(classes) < 2 or len(samples) < 2 * HELD_OUT:
@@ -136,18 +145,17 @@ def adapt(
             f" {len(samples)}"
         )
     labels, held = labels_of(samples, classes), held_out(len(samples))
-    training = np.flatnonzero(~held)
+    training, kept = (
+        np.flatnonzero(~held),
+        [s for s, is_out in zip(samples, held, strict=True) if is_out],
+    )
     copies = copies_of(labels[training], schedule.copies)
-    readers = [samples[i].read for i in training] + [
-        partial(changed, samples[i].read, int(i), number)
-        for i, count in zip(training, copies, strict=True)
-        for number in range(1, count)
-    ]
-    of_copies = np.repeat(training, copies - 1)
-    inputs = _rows(store, readers, console)
-    rows = np.concatenate([training, of_copies])
-    layers = trained(inputs, labels[rows], schedule, console)
-    scores = layers.scores(_rows(store, [samples[i].read for i in np.flatnonzero(held)], console))
+    rows, readers = training.tolist(), [samples[row].read for row in training.tolist()]
+    for row, count in zip(training.tolist(), copies.tolist(), strict=True):
+        rows += [row] * (count - 1)
+        readers += [partial(changed, samples[row].read, row, number) for number in range(1, count)]
+    layers = trained(_rows(store, readers, console), labels[rows], schedule, console)
+    scores = layers.scores(_rows(store, [sample.read for sample in kept], console))
     found = image_ap(scores.astype(np.float64), labels[held], classes)
     return Adapted(layers, classes, found, len(rows))
 
@@ -183,7 +191,7 @@ def labels_of(samples: Sequence[Sample], classes: Sequence[str]) -> Array64:
 
 def held_out(count: int) -> NDArray[np.bool_]:
     """Which of the images are set aside for choosing."""
-    return np.arange(count) % HELD_OUT == HELD_OUT - 1
+    return np.asarray(np.arange(count) % HELD_OUT == HELD_OUT - 1)
 
 
 def copies_of(labels: Array64, most: int) -> NDArray[np.int64]:
@@ -206,7 +214,7 @@ def changed(read: Reader, image_number: int, copy_number: int) -> ImageBgr:
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1.0)
     turned = cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     noisy = turned + rng.normal(0, NOISE, turned.shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(noisy), 0, 255), np.uint8)
 
 
 def softmax(scores: NDArray[np.float32]) -> Array32:
@@ -262,12 +270,11 @@ def trained(
         rows, order = order[: schedule.batch], order[schedule.batch :]
         gradients = _gradients(values, inputs[rows], targets[rows])
         rate = schedule.rate_at(number)
-        for place, gradient in enumerate(gradients):
-            if values[place].ndim == 2:
-                gradient += np.float32(schedule.decay) * values[place]
-            moved[place] *= np.float32(schedule.momentum)
-            moved[place] -= np.float32(rate) * gradient
-            values[place] += moved[place]
+        for value, before, gradient in zip(values, moved, gradients, strict=True):
+            decay = schedule.decay if value.ndim == 2 else 0.0
+            step = np.float32(rate) * (gradient + np.float32(decay) * value)
+            np.subtract(np.float32(schedule.momentum) * before, step, out=before)
+            np.add(value, before, out=value)
     return Layers(values[0], values[1], values[2], values[3])
 
 
@@ -290,7 +297,8 @@ def with_adaptation(classifier: Classifier, found: Adapted) -> Classifier:
         f"{ADAPTATION[1]}.weight": layers.fb,
         f"{ADAPTATION[1]}.bias": layers.fb_bias,
     }
-    return with_weights(classifier, {**classifier.weights, **named}, found.classes)
+    known = NETWORKS.get(classifier.name, classifier.network)
+    return with_weights(classifier, known, {**classifier.weights, **named}, found.classes)
 
 
 def save_adapted(found: Adapted, classifier: Classifier, path: Path) -> Classifier:

@@ -1,4 +1,4 @@
-"""The table of Dwaraknath et al.: how well DAM's boxes fit on ImageNet, and where their centres are.
+"""The table of Dwaraknath et al.: how well the boxes of DAM fit, and where their centres lie.
 
 ``sightline reproduce dam-imagenet``. Every image's box is kept on disk as soon as it is found.
 """
@@ -61,7 +61,7 @@ class Case:
 
 def imagenet(request: Request) -> Findings:
     """Section 5.3: mean IoU, its histogram, centre correctness over the margin, three classes."""
-    choice, console = request.choice, request.console
+    choice = request.choice
     classifier = choice.classifier()
     if classifier.network.classless:
         raise ModelError(
@@ -72,7 +72,9 @@ def imagenet(request: Request) -> Findings:
     samples = request.samples("val")
     cases = cases_of(samples, classifier)
     if not cases:
-        raise SourceError("no image with one object of a class that the network knows", option="data")
+        raise SourceError(
+            "no image with one object of a class that the network knows", option="data"
+        )
     request.say(f"{len(cases)} images with one object of a class that {choice.model} knows")
     found, true, names = boxes_of(cases, classifier, request)
     numbers = figures_of(found, true, names)
@@ -87,7 +89,7 @@ def imagenet(request: Request) -> Findings:
         " (section 5.2.2).",
     )
     differs = (
-        "The paper draws 4,000 images from all of ImageNet's synsets; here it is what lies in DATA.",
+        "The paper draws 4,000 images from ImageNet's 1,000 classes; here it is what lies in DATA.",
         f"Its network is VGG16; this is {choice.model}"
         f" ({classifier.network.dam_layer}, {classifier.size_px} px).",
     )
@@ -137,6 +139,7 @@ def boxes_of(
     found, true, names = [], [], []
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
+        file.write("\n")  # ends a line that was cut off
         for case in track(cases, "DAM", console=request.console):
             image = case.sample.read()
             if not BLACK < image.mean() < WHITE:
@@ -217,12 +220,21 @@ def _tables(numbers: Mapping[str, Any]) -> tuple[Figures, ...]:
         for k, words in KINDS.items()
     ]
     centres = [
-        (m, *(percent(numbers[k]["center_correctness"][m]) for k in KINDS), PAPER_CENTRES.get(m, ""))
+        (
+            m,
+            *(percent(numbers[k]["center_correctness"][m]) for k in KINDS),
+            PAPER_CENTRES.get(m, ""),
+        )
         for m in numbers["dam"]["center_correctness"]
     ]
     classes = [
-        (name, f"{numbers['classes'][name]['mean_iou']:.3f}", str(numbers["classes"][name]["images"]),
-         f"{mean_iou}", str(count))
+        (
+            name,
+            f"{numbers['classes'][name]['mean_iou']:.3f}",
+            str(numbers["classes"][name]["images"]),
+            f"{mean_iou}",
+            str(count),
+        )
         for name, (mean_iou, count) in PAPER_CLASSES.items()
         if name in numbers["classes"]
     ]

@@ -148,6 +148,7 @@ class PaperTable:
 
 FAST = "Ebrahimpour & Noelle, Fast Object Localization via Sensitivity Analysis"
 WEAK = "Ebrahimpour & Noelle, Weakly Supervised Object Localization via Sensitivity Analysis"
+DAM = "Dwaraknath, Menghani & Mongia, Fast Unsupervised Object Localization"
 TABLES: dict[str, PaperTable] = {
     table.name: table
     for table in (
@@ -156,6 +157,12 @@ TABLES: dict[str, PaperTable] = {
             "CorLoc on VOC 2007 of the box around the top 20 % of a blurred map",
             f"{FAST}, section 3, table 2",
             "calib.papers.sensitivity:heuristic",
+        ),
+        PaperTable(
+            "dam-imagenet",
+            "DAM on ImageNet: mean IoU, and where the centres are",
+            f"{DAM}, section 5.3",
+            "calib.papers.dam:imagenet",
         ),
     )
 }

@@ -264,11 +264,13 @@ def _connected(weights: Weights) -> list[str]:
 
 def _fully_connected(graph: Graph, x: str, weights: Weights, layers: Sequence[str]) -> str:
     """Fully connected layers; torchvision's adaptive average pool to 7x7 is folded into the
-    first.
+    first, unless that was fitted on the cells as they are.
     """
     _, channels, height, width = graph.shape(x)
-    first, bias = _pair(weights, layers[0], (None, channels * GRID * GRID))
-    if (height, width) != (GRID, GRID):
+    is_folded = (height, width) != (GRID, GRID) and layers[0] not in ADAPTATION
+    cells = GRID * GRID if is_folded else height * width
+    first, bias = _pair(weights, layers[0], (None, channels * cells))
+    if is_folded:
         grid = first.reshape(-1, channels, GRID, GRID)
         pools = _adaptive_matrix(height), _adaptive_matrix(width)
         first = np.einsum("ocij,ih,jw->ochw", grid, *pools, optimize=True).reshape(len(first), -1)
