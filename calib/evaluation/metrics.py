@@ -405,7 +405,7 @@ def localization_ap(predicted: Sequence[Predicted], truths: Truths) -> dict[str,
             if each.image not in seen:
                 seen.add(each.image)
                 correct.append(
-                    any(_inside(each.box_xyxy, box) for box in per_image.get(each.image, ()))
+                    any(is_inside(each.box_xyxy, box) for box in per_image.get(each.image, ()))
                 )
         found[name] = average_precision(correct, len(per_image))
     return found
@@ -419,7 +419,7 @@ def mean_ap(per_class: Mapping[str, float]) -> float:
 def is_ignored_point(point_xy: tuple[float, float], sample: Sample) -> bool:
     """Whether a point is on no object of an image, and on what is to be ignored in it."""
     on_object, on_ignored = (
-        any(_inside(point_xy, truth.box_xyxy_px) for truth in truths)
+        any(is_inside(point_xy, truth.box_xyxy_px) for truth in truths)
         for truths in (sample.truths, sample.ignored)
     )
     return on_ignored and not on_object
@@ -460,7 +460,7 @@ def _ranked(predicted: Sequence[Predicted], name: str) -> list[Predicted]:
     )
 
 
-def _inside(point_xyxy: Sequence[float], box_xyxy: Sequence[float]) -> bool:
+def is_inside(point_xyxy: Sequence[float], box_xyxy: Sequence[float]) -> bool:
     """Whether the first corner of a box lies in another one, or on its edge."""
     x, y = point_xyxy[:2]
     return bool(box_xyxy[0] <= x <= box_xyxy[2] and box_xyxy[1] <= y <= box_xyxy[3])

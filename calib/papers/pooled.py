@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from calib.data.datasets import Sample
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import IMAGE, append_preprocessing
 from engines.downloads import cache_dir
@@ -68,19 +67,19 @@ class PooledStore:
         digest = hashlib.sha256(repr(image_bgr.shape).encode() + image_bgr.tobytes()).hexdigest()
         return self.folder / digest[:2] / f"{digest[:32]}.npy"
 
-    def maps(self, samples: Sequence[Sample], title: str, console: Console) -> Maps:
-        """The maps of a labelled set, ``[N, C, L, L]``; those that are missing are computed, and
-        how far that is and how long it takes is shown.
-        """
-        return self.maps_of([sample.read for sample in samples], title, console)
-
     def maps_of(self, readers: Sequence[Reader], title: str, console: Console) -> Maps:
-        """The same, of functions that read an image each."""
+        """The maps of images, ``[N, C, L, L]``; those that are missing are computed, and how far
+        that is and how long it takes is shown.
+        """
+        return np.stack([np.load(path) for path in self.fill(readers, title, console)])
+
+    def fill(self, readers: Sequence[Reader], title: str, console: Console) -> list[Path]:
+        """Compute the maps that are missing; the files of all."""
         paths = [self.path(read()) for read in readers]
         missing = [place for place, path in enumerate(paths) if not path.exists()]
         if missing:
             self._compute([(paths[i], readers[i]) for i in missing], title, console)
-        return np.stack([np.load(path) for path in paths])
+        return paths
 
     def _compute(
         self, missing: Sequence[tuple[Path, Reader]], title: str, console: Console

@@ -149,6 +149,7 @@ class PaperTable:
 FAST = "Ebrahimpour & Noelle, Fast Object Localization via Sensitivity Analysis"
 WEAK = "Ebrahimpour & Noelle, Weakly Supervised Object Localization via Sensitivity Analysis"
 DAM = "Dwaraknath, Menghani & Mongia, Fast Unsupervised Object Localization"
+BEAM = "Bency et al., Weakly Supervised Localization using Deep Feature Maps"
 TABLES: dict[str, PaperTable] = {
     table.name: table
     for table in (
@@ -163,6 +164,18 @@ TABLES: dict[str, PaperTable] = {
             "DAM on ImageNet: mean IoU, and where the centres are",
             f"{DAM}, section 5.3",
             "calib.papers.dam:imagenet",
+        ),
+        PaperTable(
+            "beam-voc",
+            "Beam search on VOC 2007: classification, localization and detection",
+            f"{BEAM}, tables 1 and 3",
+            "calib.papers.bency:voc",
+        ),
+        PaperTable(
+            "beam-coco",
+            "Beam search on COCO: localization",
+            f"{BEAM}, table 2",
+            "calib.papers.bency:coco",
         ),
     )
 }
