@@ -56,7 +56,7 @@ from engines.search.beam_published import (
 )
 from engines.search.crops import ENLARGED, cropped
 
-SHORT = Schedule(hidden=256, batches=600, rate=0.01, drop_every=200, copies=1)
+SHORT = Schedule(hidden=256, batches=400, rate=0.01, drop_every=200, copies=1)
 """What is trained where no trained layers are given: minutes on a processor, not days on a GPU."""
 SHARES = tuple(round(0.1 * tenth, 1) for tenth in range(2, 10))
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(21))
