@@ -138,7 +138,7 @@ def with_layers(request: Request, train: Sequence[Sample]) -> tuple[Classifier, 
     if not train:
         raise SourceError(
             "these weights have no classes, and there are no trainval images to train on: give"
-            " weights that 'finetune --as-published' wrote",
+            " weights with layers of adaptation, which 'finetune' writes",
             option=("weights", "class_layer", "data"),
         )
     names = [[sample.name, [t.class_name for t in sample.truths]] for sample in train]

@@ -36,7 +36,7 @@ from engines.text import Terminal
 
 OBJECTS = 5
 CROPS = "beam in crops"
-"""``--method beam`` with a crop scorer, for several objects; ``beam`` is the paper's."""
+"""``--method beam`` with a crop scorer, for several objects; ``beam`` is over the feature map."""
 SEARCHES = ("dam", "beam")
 METHODS_SHOWN = ("sensitivity", "gestalt", "heuristic", *SEARCHES, CROPS)
 TIMED = 30

@@ -141,7 +141,7 @@ def readers_of_crops(
     classifier: Classifier, options: EngineOptions
 ) -> tuple[Head, CropScorer] | None:
     """The shipped head and crop scorer with which ``--method beam`` looks for several objects; None
-    for the paper's search.
+    for the search over the feature map.
 
     That is what one object, ``--head none`` and a feature map of one's own are searched with, and
     networks without a crop scorer.
