@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -259,7 +259,15 @@ class JsonlSink(_WholeFile):
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``."""
-        line = json.dumps(record.row()) + "\n"
+        self.write_row(record.row())
+
+    def write_row(self, row: Mapping[str, Any]) -> None:
+        """Write a row that is there already.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        line = json.dumps(row) + "\n"
         try:
             if self._bytes and self._bytes + len(line) > self._most_bytes:
                 self._rotate()

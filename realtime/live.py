@@ -31,6 +31,8 @@ from realtime.annotate import Look
 from realtime.batch.job import Naming, with_ending
 from realtime.capture import Connection, Feed, every_frame
 from realtime.documents import course_of, plot_latency
+from realtime.event_sinks import EventSink, Notifier, receiver_of
+from realtime.events import rules_for
 from realtime.file_sinks import JsonlSink, Recorder, TraceSink, VideoSink, check_log, make_writable
 from realtime.frame_queue import Policy
 from realtime.latency_budget import open_within
@@ -162,6 +164,8 @@ def stream(
     )
     with ExitStack() as stack:
         sinks = _sinks(stack, session, options, lost, notify)
+        events = _event_sink(feed.connections, options, lost)
+        sinks.append(stack.enter_context(Beside(events, "the file of events", lost)))
         if options.web is not None:
             teacher = stack.enter_context(teacher_of(session)) if teacher_of else None
             if teacher is not None:
@@ -197,9 +201,34 @@ def stream(
     return {
         **_summary(feed, live_run, interrupted.is_set()),
         "shown_from": shown_from(following, localizer),
+        **events.summary(),
         **lost.summary(),
         **localizer.summary(),
     }
+
+
+def _event_sink(
+    connections: Sequence[Connection], options: StreamOptions, lost: Callable[[str], None]
+) -> EventSink:
+    """Finds events, which the summary tells, and others where they are asked for."""
+    rules = {
+        each.name: replace(
+            rules_for(_photos(each.spec)),
+            least_confidence=options.event_score,
+            begins_after_s=options.event_seconds,
+        )
+        for each in connections
+    }
+    notifier = None
+    if options.on_event is not None:
+        receiver = receiver_of(options.on_event)
+        notifier = Notifier(receiver, f"--on-event {shown(options.on_event)}", lost)
+    return EventSink(rules, options.events, notifier, live=True)
+
+
+def _photos(spec: str) -> bool:
+    kind = kind_of(spec)
+    return kind.can_be_cut and kind.alone
 
 
 def _summary(feed: Feed, live_run: LiveRun, interrupted: bool) -> dict[str, Any]:
@@ -222,6 +251,9 @@ def _check_outputs(options: StreamOptions) -> None:
         checked_suffix(options.record, (".mp4",), "recording")
     if options.trace is not None:
         checked_suffix(options.trace, (".json",), "trace")
+    if options.events is not None:
+        checked_suffix(options.events, (".jsonl",), "file of events")
+        check_log(options.events, renamed=False)
     if options.log is not None:
         check_log(options.log, options.log_max_mb is not None)
 
@@ -426,13 +458,14 @@ def process(
 ) -> Summary:
     """Localize every frame of a source.
 
-    Writes ``NAME.mp4`` (with ``video``), ``NAME.jsonl``, ``NAME.latency.png`` and
-    ``NAME.summary.json``; the summary, with the ``files`` by kind, is also returned. What a camera
-    showed does not come again: each run gets a name that is free. The demo's results are
-        renewed.
+    Writes ``NAME.mp4`` (with ``video``), ``NAME.jsonl``, ``NAME.events.jsonl``,
+    ``NAME.latency.png`` and ``NAME.summary.json``; the summary, with the ``files`` by kind, is also
+    returned. What a camera showed does not come again: each run gets a name that is free. The
+    demo's results are renewed.
     """
     endings = {"video": ".mp4"} if video else {}
-    endings |= {"log": ".jsonl", "latency_plot": ".latency.png", "summary": ".summary.json"}
+    endings |= {"log": ".jsonl", "events": ".events.jsonl", "latency_plot": ".latency.png"}
+    endings["summary"] = ".summary.json"
     kind = kind_of(spec)
     with open_source(spec, SourceOptions(poll=False)) as source:
         found = naming.job(spec, endings.values(), kind.name if kind.repeats else uuid4().hex)
@@ -460,7 +493,11 @@ def _process(
     run, interrupted = Run(), False
     try:
         with ExitStack() as stack:
-            sinks: list[Sink] = [stack.enter_context(JsonlSink(files["log"]))]
+            events = EventSink({source.name: rules_for(photos=False)}, files["events"])
+            sinks: list[Sink] = [
+                stack.enter_context(JsonlSink(files["log"])),
+                stack.enter_context(events),
+            ]
             if "video" in files:
                 sinks.append(
                     stack.enter_context(
@@ -477,6 +514,7 @@ def _process(
         files.pop("latency_plot")
     engine = localizer.engine
     summary: Summary = {
+        **events.summary(),
         **run.summary(),
         "interrupted": interrupted,
         "backend": engine.backend,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, Option
 from realtime.annotate import Look
+from realtime.events import USUAL
 from realtime.sources.video import SourceOptions
 
 
@@ -28,6 +29,32 @@ class StreamOptions(Look):
         float | None,
         Option("Begin a new log at this size; the last 5 are kept.", OUTPUT, min=0.01),
     ] = None
+    events: Annotated[
+        Path | None,
+        Option("JSONL to write of what came into view: when, what, how sure, until when.", OUTPUT),
+    ] = None
+    on_event: Annotated[
+        str | None,
+        Option(
+            "Tell of it as it comes and goes: a COMMAND to run, or the address of a webhook"
+            " (http, https) or of an MQTT topic (mqtt://HOST/TOPIC).",
+            OUTPUT,
+            metavar="COMMAND|URL",
+        ),
+    ] = None
+    event_score: Annotated[
+        float | None,
+        Option(
+            "Least confidence of a box that makes an event. Else each box that is shown.",
+            OUTPUT,
+            min=0,
+            max=1,
+        ),
+    ] = None
+    event_seconds: Annotated[
+        float,
+        Option("In view for less than this is no event.", OUTPUT, min=0),
+    ] = USUAL.begins_after_s
     trace: Annotated[
         Path | None,
         Option("Timeline to write, FILE.json: opens in ui.perfetto.dev.", OUTPUT),

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from engines.boxes import iou
 from engines.text import displayable
+from realtime.annotate import clock
 from realtime.frames import STAGES, FrameRecord
 
 SMALLEST_MS, BUCKET_RATIO, BUCKETS = 1e-3, 1.01, 2100  # from a microsecond to a quarter of an hour
@@ -336,9 +337,37 @@ def latency_table(title: str, summary: dict[str, Any]) -> Group:
     return Group(table, _caption(summary))
 
 
+MOST_SEEN = 12
+
+
+def seen_table(summary: dict[str, Any]) -> Group:
+    """What was seen in a run, for the terminal, the surest events first where there are many."""
+    events = sorted(summary["events"], key=lambda each: -(each["confidence"] or 0.0))[:MOST_SEEN]
+    table = Table(title=Text(displayable(f"seen in {summary['source']}")), title_justify="left")
+    for name in ("name", "from", "to", "frames", "surest"):
+        table.add_column(name, justify="left" if name == "name" else "right")
+    for each in sorted(events, key=lambda each: (each["begin_s"], each["event"])):
+        sure = each["confidence"]
+        table.add_row(
+            displayable(each["name"]),
+            clock(each["begin_s"]),
+            clock(each["end_s"]),
+            str(each["frames"]),
+            "" if sure is None else f"{100 * sure:.0f} %",
+        )
+    left = summary["event_count"] - len(events)
+    if not events:
+        return Group(Text(displayable(f"{summary['source']}: nothing sure was in view")))
+    return Group(table, f"and {left} more") if left else Group(table)
+
+
 def print_summaries(summaries: Sequence[dict[str, Any]], console: Console) -> None:
-    """Each run as a table, with what was wrong with its source and the files that it wrote."""
+    """Of each run what was seen, how long it took, what was wrong with its source, and the files
+    that it wrote.
+    """
     for summary in summaries:
+        if "events" in summary and not summary.get("skipped"):
+            console.print(seen_table(summary))
         if "stages_ms" in summary:
             console.print(latency_table(summary["source"], summary))
         for line in (*summary.get("trouble", ()), *summary.get("not_read", ())):

@@ -26,6 +26,7 @@ from realtime.annotate import Look, draw
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Read, Segment, SegmentEnd, frames_of, read_segment
 from realtime.capture import AHEAD_BYTES
+from realtime.events import Event, EventFinder, rules_for, surest, thumbnail
 from realtime.file_sinks import JsonlSink, VideoSink
 from realtime.frames import BoxPx, FrameRecord
 from realtime.pipeline import run_frames
@@ -43,6 +44,7 @@ with it; files are a sixth larger.
 WAITING_PICTURES = 4
 HEAT = Look(box=False, heat_map="over", alpha=0.6)
 STRIP_PICTURES, STRIP_HEIGHT_PX = 12, 200
+THUMBNAILS = 60  # of a segment
 
 
 class EncoderThread:
@@ -160,6 +162,10 @@ class Pieces:
         self._heat: PieceVideo | None = None
         self._pictures: list[dict[str, Any]] = []
         self._outcomes: Counter[str] = Counter()
+        self._finder = EventFinder(
+            replace(rules_for(photos=clip.kind == "images"), begins_after_s=0.0)
+        )
+        self._events: list[Event] = []
         self.finished = False
 
     def add_picture(self, record: FrameRecord, picture: ImageBgr) -> None:
@@ -176,8 +182,13 @@ class Pieces:
         self._heat.write(record, draw(record.frame.image_bgr, record.found, look=HEAT))
 
     def add_row(self, record: FrameRecord) -> None:
-        """Log a frame; keep a small picture of it, if it is one of those for the film strip."""
-        self._rows.write(record, None)
+        """Log a frame. Keep a small picture of it, if it is one of those for the film strip, and of
+        each object where it is surest.
+        """
+        row = record.row()
+        self._rows.write_row(row)
+        changes = self._finder.add(row, partial(thumbnail, record.frame.image_bgr))
+        self._events += [event for change, event in changes if change == "began"]
         self._outcomes[record.outcome] += 1
         if record.frame.index in self._strip and record.found is not None:
             self._pictures.append(_small(record))
@@ -199,6 +210,7 @@ class Pieces:
             "pieces": written,
             **known,
             "strip": self._pictures,
+            "events": [_pictured(event) for event in surest(self._events, THUMBNAILS)],
         }
         with whole_file(self._path(".json")) as part:
             part.write_text(
@@ -282,6 +294,16 @@ def _small(record: FrameRecord) -> dict[str, Any]:
         "frame": frame.index,
         "pts_s": frame.pts_s,
         "jpeg": base64.b64encode(encoded.tobytes()).decode(),
+    }
+
+
+def _pictured(event: Event) -> dict[str, Any]:
+    return {
+        "key": event.key,
+        "begin_s": event.begin_s,
+        "end_s": event.end_s,
+        "confidence": event.confidence,
+        "jpeg": event.picture,
     }
 
 

@@ -20,7 +20,14 @@ from engines.files import whole_file, write_json
 from realtime.batch.encode import piece_time_base
 from realtime.batch.job import Job, with_ending
 from realtime.batch.options import Settings
-from realtime.batch.report import Tally, course_of, read_rows, write_report, write_rows
+from realtime.batch.report import (
+    Tally,
+    course_of,
+    read_rows,
+    write_events,
+    write_report,
+    write_rows,
+)
 from realtime.batch.segment import Clip, open_video
 from realtime.documents import plot_latency
 from realtime.sources.film import LONGEST_STEP_S, Packet
@@ -246,6 +253,8 @@ def merge(
         ]
     )
     write_rows(rows, files["log"], files["table"], tally.add)
+    tally.add_pictures(each for record in records for each in record.get("events", ()))
+    write_events(files["events"], tally.events)
     for kind in ("video", "heat_video"):
         pieces = [record["pieces"][kind] for record in records if kind in record["pieces"]]
         if pieces:
@@ -272,6 +281,7 @@ def endings(settings: Settings) -> dict[str, str]:
     data = {
         "log": ".jsonl",
         "table": ".parquet",
+        "events": ".events.jsonl",
         "latency_plot": ".latency.png",
         "report": ".report.html",
     }

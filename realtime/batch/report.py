@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from realtime import frames
 from realtime.annotate import clock
 from realtime.batch.segment import Clip
 from realtime.documents import Course, plain, templates
+from realtime.events import Event, EventFinder, rules_for, summed_up, surest
 from realtime.frames import STAGES, Column
 from realtime.statistics import Histogram, StageTimes, counts_of
 
@@ -68,6 +68,16 @@ def write_rows(
         raise OutputError(f"cannot write {parquet}: {error}") from error
 
 
+def write_events(path: Path, events: Iterable[Event]) -> None:
+    """Write one event a line, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with whole_file(path) as part:
+        part.write_text("".join(json.dumps(event.row()) + "\n" for event in events), "utf-8")
+
+
 def arrow_schema() -> Any:
     """The ``pyarrow.Schema`` of a log, from ``realtime.frames.COLUMNS``. What a row lacks is
     null.
@@ -92,30 +102,8 @@ def _arrow_fields(columns: Iterable[Column]) -> list[tuple[str, Any]]:
 
 
 MOST_BINS = 400
-
-
-@dataclass
-class ObjectTally:
-    """One followed object: when it was seen first and last, in how many frames, how sure on the
-    whole, and as what.
-    """
-
-    first_s: float
-    last_s: float = 0.0
-    frames: int = 0
-    confidence_sum: float = 0.0
-    names: Counter[str] = field(default_factory=Counter)
-
-    def add(self, pts_s: float, row: Row) -> None:
-        """Count its part of a row."""
-        self.last_s, self.frames = pts_s, self.frames + 1
-        self.confidence_sum += row["confidence"]
-        self.names[row["class_name"]] += 1
-
-    @property
-    def name(self) -> str:
-        """The class that it was taken for most often."""
-        return self.names.most_common(1)[0][0]
+MOST_EVENTS = 100
+"""In the summary, and on the page; the file of events has all."""
 
 
 class Tally:
@@ -132,14 +120,15 @@ class Tally:
         boxed, nothing: ``[bins]``: frames in which a box is shown, and in which nothing is sure.
         rated: ``[bins]``: frames whose answer says how sure its box is, shown or not.
         slowest_ms, sure_sum, score_sum, area_sum: ``[bins]``; areas are shares of the picture.
-        objects: of several that were followed, each, by number.
+        events: what was in view, in the order in which it came.
     """
 
     def __init__(self, clip: Clip) -> None:
         self._first, self._frames = clip.segments[0].first_frame, max(1, clip.selected_frames)
         self._picture_px = clip.width_px * clip.height_px
         bins = min(MOST_BINS, self._frames)
-        self.objects: dict[int, ObjectTally] = {}
+        self.events: list[Event] = []
+        self._finder = EventFinder(rules_for(photos=clip.kind == "images"))
         self.outcomes, self.causes = Counter[str](), Counter[str]()
         self.times = StageTimes(Histogram)
         self.times_s = np.full(bins, np.nan)
@@ -158,6 +147,8 @@ class Tally:
             len(self.counts) - 1,
             max(0, (row["frame"] - self._first) * len(self.counts) // self._frames),
         )
+        changes = self._finder.add(row)
+        self.events += [event for change, event in changes if change == "began"]
         self.outcomes[row["outcome"]] += 1
         if np.isnan(self.times_s[place]):
             self.times_s[place] = row["pts_s"]
@@ -170,10 +161,6 @@ class Tally:
         self.times.add(stages_ms, row["total_ms"])
         for stage, value in stages_ms.items():
             self.stage_sums[stage][place] += value
-        for each in row.get("objects", ()):
-            self.objects.setdefault(each["track_id"], ObjectTally(row["pts_s"])).add(
-                row["pts_s"], each
-            )
         self.counts[place] += 1
         self.slowest_ms[place] = max(self.slowest_ms[place], row["total_ms"])
         self.score_sum[place] += row["score"] or 0.0
@@ -190,11 +177,24 @@ class Tally:
                 (row["x1"] - row["x0"]) * (row["y1"] - row["y0"]) / self._picture_px
             )
 
+    def add_pictures(self, pictures: Iterable[Mapping[str, Any]]) -> None:
+        """Give each event the surest of the pictures that segments took of it."""
+        best: dict[int, float] = {}
+        for each in pictures:
+            for place, event in enumerate(self.events):
+                overlaps = each["begin_s"] <= event.end_s and event.begin_s <= each["end_s"]
+                sure = each["confidence"] or 0.0
+                if overlaps and each["key"] == event.key and sure > best.get(place, -1.0):
+                    best[place] = sure
+                    event.picture = each["jpeg"]
+
     def summary(self) -> dict[str, Any]:
-        """``frames``, ``dropped``, ``failed``, ``localized``, ``nothing_sure``, ``causes``,
-        ``latency_ms`` and ``stages_ms`` as in ``Run.summary``.
+        """``events``, ``frames``, ``dropped``, ``failed``, ``localized``, ``nothing_sure``,
+        ``causes``, ``latency_ms`` and ``stages_ms`` as in ``Run.summary``.
         """
         return {
+            "events": [event.row() for event in self.events[:MOST_EVENTS]],
+            "event_count": len(self.events),
             **counts_of(self.outcomes),
             "localized": int(self.boxed.sum()),
             "nothing_sure": int(self.nothing.sum()),
@@ -203,7 +203,6 @@ class Tally:
         }
 
 
-MOST_OBJECTS = 30
 ASSETS = Path(__file__).parent / "assets"
 INK, NOTHING, LOST = "#4C78A8", "#C9CED6", "#E45756"
 
@@ -251,9 +250,12 @@ def write_report(
             worked=worked,
             strip=strip,
             clock=clock,
-            objects=dict(
-                sorted(tally.objects.items(), key=lambda each: -each[1].frames)[:MOST_OBJECTS]
-            ),
+            events=surest(tally.events, MOST_EVENTS),
+            seen=summed_up(tally.events, clip.kind == "images"),
+            event_count=len(tally.events),
+            events_file=Path(summary["files"]["events"]).name,
+            photos=clip.kind == "images",
+            length_s=max(1e-3, float(clip.frames / clip.rate_fps)),
             curves=b64encode(_curves(tally)).decode(),
             latency=b64encode(latency_plot.read_bytes()).decode(),
             video=quote(Path(summary["files"]["video"]).name)
