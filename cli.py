@@ -28,6 +28,7 @@ from calib.commands import (
     fit_chosen,
 )
 from calib.data.choose import DataOptions
+from calib.evaluation.comparison import CompareOptions, compare_logs
 from calib.inspection import InspectOptions, inspect_chosen
 from calib.papers.reproduce import TABLES, ReproduceOptions, reproduce_chosen
 from calib.precision.build import BuildOptions, run_build
@@ -424,6 +425,29 @@ def reproduce(
     on where it was stopped.
     """
     _print_json(reproduce_chosen(table, options, engine, console), as_json)
+
+
+@command(
+    "sightline compare before.jsonl after.jsonl --source holiday.mp4",
+    "sightline compare out/holiday.jsonl detector.jsonl --out beside.html --frames 30",
+)
+def compare(
+    a: Annotated[Path, Option("A log: NAME.jsonl of batch, or of stream --log.", None)],
+    b: Annotated[
+        Path,
+        Option(
+            "Another one, or another program's boxes: a JSON object a line, with frame, x0, y0, x1,"
+            " y1 in pixels, and, if known, label and confidence.",
+            None,
+        ),
+    ],
+    options: CompareOptions = CompareOptions(),
+    as_json: AsJson = False,
+) -> None:
+    """Compare two logs of the same frames: where their boxes differ, and the frames in which they
+    differ most.
+    """
+    _print_json(compare_logs(a, b, options, console), as_json)
 
 
 @command(
