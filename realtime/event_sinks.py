@@ -25,7 +25,7 @@ from engines.errors import EngineError, InputError, install_extra
 from engines.localizer import ImageBgr
 from engines.text import in_words, shown
 from realtime.annotate import draw
-from realtime.events import Change, Event, EventFinder, EventRules
+from realtime.events import Change, Event, EventFinder, EventRules, summed_up
 from realtime.file_sinks import JsonlSink
 from realtime.frames import FrameRecord
 
@@ -338,8 +338,9 @@ class EventSink:
             self._take(change, record)
 
     def summary(self) -> dict[str, Any]:
-        """``events``, the last ones, and ``event_count``."""
-        return {"events": [event.row() for event in self._events], "event_count": self._count}
+        """``events``, the last ones, ``seen``, which sums them up, and ``event_count``."""
+        rows = [event.row() for event in self._events]
+        return {"events": rows, "seen": summed_up(rows), "event_count": self._count}
 
     def _take(self, change: Change, record: FrameRecord | None) -> None:
         what, event = change

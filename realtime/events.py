@@ -231,21 +231,20 @@ def surest(events: Sequence[Event], most: int) -> list[Event]:
     return [event for event in events if any(event is each for each in kept)]
 
 
-def summed_up(events: Sequence[Event], photos: bool = False) -> str:
-    """The events in one line, such as ``car 3 times, person once``."""
-    if photos:
-        return ", ".join(f"{each.name} in {each.frames}" for each in _by_frames(events))
-    counts = Counter(event.name for event in events)
-    return ", ".join(f"{name} {times(count)}" for name, count in counts.most_common())
+def summed_up(rows: Sequence[Row], photos: bool = False) -> str:
+    """Events, as ``Event.row`` gives them, in one line: ``car 3 times, person once``; in photos
+    ``cat in 6, dog in 3``.
+    """
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts[row["name"]] += row["frames"] if photos else 1
+    words = {name: f"in {count}" if photos else times(count) for name, count in counts.items()}
+    return ", ".join(f"{name} {words[name]}" for name, _ in counts.most_common())
 
 
 def times(count: int) -> str:
     """A number of times in words."""
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
-
-
-def _by_frames(events: Sequence[Event]) -> list[Event]:
-    return sorted(events, key=lambda each: -each.frames)
 
 
 def thumbnail(image_bgr: ImageBgr, box_px: BoxPx) -> str:

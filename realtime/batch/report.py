@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import OutputError
-from engines.files import whole_file
+from engines.files import Kind, whole_file
 from realtime import frames
 from realtime.annotate import clock
 from realtime.batch.segment import Clip
 from realtime.documents import Course, plain, templates
-from realtime.events import Event, EventFinder, rules_for, summed_up, surest
+from realtime.events import Event, EventFinder, rules_for, summed_up, surest, times
 from realtime.frames import STAGES, Column
 from realtime.statistics import Histogram, StageTimes, counts_of
 
@@ -128,7 +128,8 @@ class Tally:
         self._picture_px = clip.width_px * clip.height_px
         bins = min(MOST_BINS, self._frames)
         self.events: list[Event] = []
-        self._finder = EventFinder(rules_for(photos=clip.kind == "images"))
+        self._photos = clip.kind == "images"
+        self._finder = EventFinder(rules_for(self._photos))
         self.outcomes, self.causes = Counter[str](), Counter[str]()
         self.times = StageTimes(Histogram)
         self.times_s = np.full(bins, np.nan)
@@ -189,12 +190,14 @@ class Tally:
                     event.picture = each["jpeg"]
 
     def summary(self) -> dict[str, Any]:
-        """``events``, ``frames``, ``dropped``, ``failed``, ``localized``, ``nothing_sure``,
-        ``causes``, ``latency_ms`` and ``stages_ms`` as in ``Run.summary``.
+        """``events``, ``event_count``, ``seen``; and ``frames``, ``dropped``, ``failed``,
+        ``localized``, ``nothing_sure``, ``causes``, ``latency_ms`` and ``stages_ms`` as in
+        ``Run.summary``.
         """
         return {
             "events": [event.row() for event in self.events[:MOST_EVENTS]],
             "event_count": len(self.events),
+            "seen": summed_up([event.row() for event in self.events], self._photos),
             **counts_of(self.outcomes),
             "localized": int(self.boxed.sum()),
             "nothing_sure": int(self.nothing.sum()),
@@ -204,6 +207,7 @@ class Tally:
 
 
 ASSETS = Path(__file__).parent / "assets"
+INDEX = Kind("index", (".html",), rb'.{,200}content="Sightline index"')
 INK, NOTHING, LOST = "#4C78A8", "#C9CED6", "#E45756"
 
 
@@ -251,7 +255,7 @@ def write_report(
             strip=strip,
             clock=clock,
             events=surest(tally.events, MOST_EVENTS),
-            seen=summed_up(tally.events, clip.kind == "images"),
+            seen=summary["seen"],
             event_count=len(tally.events),
             events_file=Path(summary["files"]["events"]).name,
             photos=clip.kind == "images",
@@ -265,6 +269,40 @@ def write_report(
     )
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")
+
+
+def write_index(out: Path, summaries: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Write ``index.html``, which leads to the reports of several sources, whole or not at all.
+
+    Returns:
+        The file; None where a file of the user's has that name.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = out / "index.html"
+    if path.exists() and not INDEX.is_at(path):
+        return None
+    counts = Counter[str]()
+    rows = []
+    for each in summaries:
+        counts.update(event["name"] for event in each.get("events", ()))
+        report = each.get("files", {}).get("report")
+        row = {
+            "name": each["source"],
+            "report": quote(Path(report).name) if report else "",
+            "error": each.get("error", ""),
+            "seen": each.get("seen", ""),
+            "frames": each["frames"],
+            "localized": each.get("localized", 0),
+        }
+        rows.append(row)
+    seen = ", ".join(f"{name} {times(count)}" for name, count in counts.most_common(8))
+    page = templates(ASSETS).get_template("index.html")
+    with whole_file(path) as part:
+        text = page.render(title="What was seen", rows=rows, seen=seen)
+        part.write_text(text, encoding="utf-8", errors="replace")
+    return path
 
 
 def course_of(tally: Tally) -> Course:

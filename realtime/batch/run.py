@@ -44,6 +44,7 @@ from realtime.batch.job import (
 from realtime.batch.merge import UnsafeCutError, endings, merge_job
 from realtime.batch.options import Scale, Settings, settings_digest
 from realtime.batch.plan import digest_of, make_plan
+from realtime.batch.report import write_index
 from realtime.latency_budget import open_within
 from realtime.sources.spec import can_be_cut, first_size_px, is_there, name_of, open_source
 
@@ -88,12 +89,12 @@ def process_all(
     """Localize every frame of each source in turn.
 
     Of each, ``out`` gets ``NAME.mp4``, ``NAME.heat.mp4``, ``NAME.jsonl``, ``NAME.parquet``,
-    ``NAME.latency.png``, ``NAME.report.html`` and ``NAME.summary.json``, as far as the settings
-    want them, and ``summary.json`` of all. A run that was killed goes on where it was when it is
-    begun again; sources whose results are there, of the same content and settings, are not worked
-    on again. A source that two runs in a row died of is left to the end, so that the others are
-    done. Cameras, streams and ``demo:`` cannot be read twice and go straight through
-    (``realtime.live``).
+    ``NAME.events.jsonl``, ``NAME.latency.png``, ``NAME.report.html`` and ``NAME.summary.json``, as
+    far as the settings want them, and ``summary.json`` of all; of several, ``index.html`` leads to
+    the reports. A run that was killed goes on where it was when it is begun again; sources whose
+    results are there, of the same content and settings, are not worked on again. A source that two
+    runs in a row died of is left to the end, so that the others are done. Cameras, streams and
+    ``demo:`` cannot be read twice and go straight through (``realtime.live``).
 
     Args:
         specs: see ``realtime.sources.spec.open_source``. ``Naming`` says what results are called
@@ -124,7 +125,9 @@ def process_all(
         batch.run()
     if len(batch.errors) == len(batch.specs) > 0:
         raise as_sightline_error(batch.errors[0])
-    return batch.write_overview()
+    summaries = batch.write_overview()
+    batch.write_index(summaries)
+    return summaries
 
 
 def _progress(console: Console) -> Progress:
@@ -184,6 +187,17 @@ class _Batch:
         summaries = [self._summaries[place] for place in sorted(self._summaries)]
         write_json(self._overview, summaries)
         return summaries
+
+    def write_index(self, summaries: Sequence[Summary]) -> None:
+        """Write the page that leads to the reports of several sources."""
+        if len(self.specs) < 2:
+            return
+        path = write_index(self._out, summaries)
+        if path is None:
+            place = self._out / "index.html"
+            self._say(shown(f"no index of the reports: {place} is another's file"), style="yellow")
+        else:
+            self._say(shown(f"all of them: {path}"))
 
     def _attempt(self, place: int, step: Callable[[], Summary | None]) -> bool:
         """Take a step with a source; false where the run was interrupted. Whatever goes wrong with

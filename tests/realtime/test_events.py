@@ -70,7 +70,7 @@ def test_objects_with_numbers_are_apart_and_without_them_names_are():
     events, _ = found(frames)
     assert [event.key for event in events] == ["car", "dog"]
     assert all(event.row()["track_id"] is None for event in events)
-    assert summed_up(events + events) == "car twice, dog twice"
+    assert summed_up([event.row() for event in events + events]) == "car twice, dog twice"
 
 
 def test_frames_that_failed_or_show_nothing_do_not_count():
@@ -90,7 +90,7 @@ def test_photos_give_one_event_for_each_name():
     rows = [row(50 * k, (1, "cat" if k % 3 else "dog", 0.9), tracked=False) for k in range(9)]
     events, _ = found(rows, PHOTOS)
     assert {event.name: event.frames for event in events} == {"dog": 3, "cat": 6}
-    assert summed_up(events, photos=True) == "cat in 6, dog in 3"
+    assert summed_up([event.row() for event in events], photos=True) == "cat in 6, dog in 3"
 
 
 def test_the_best_frame_is_sure_and_large_and_gives_the_picture():
