@@ -21,6 +21,7 @@ def test_demo_writes_video_log_plot_and_summary(tmp_path):
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     assert sorted(p.name for p in tmp_path.glob("[!.]*")) == [
+        "demo.events.jsonl",
         "demo.jsonl",
         "demo.latency.png",
         "demo.mp4",

@@ -359,7 +359,7 @@ def test_an_engine_that_takes_one_call_can_follow_too(tmp_path):
 
 def test_several_followed_objects_are_in_rows_table_and_report(tmp_path):
     localizer, path = Localizer(MockEngine(96, slots=2)), write_video(tmp_path / "clip.mp4", 40)
-    several = Settings(following=FollowOptions(follow=True, objects=3))
+    several = Settings(following=FollowOptions(follow=True, objects=3, min_score=0.0))
     assert settings_digest(several, localizer) != settings_digest(
         Settings(following=FollowOptions(follow=True)), localizer
     )
@@ -370,6 +370,11 @@ def test_several_followed_objects_are_in_rows_table_and_report(tmp_path):
     assert all(len(row["objects"]) <= 3 for row in rows)
     numbers = {each["track_id"] for row in rows for each in row["objects"]}
     report = (tmp_path / "out" / "clip.report.html").read_text(encoding="utf-8")
-    assert numbers
-    assert "Objects followed" in report
-    assert all(f'<th scope="row">{number}</th>' in report for number in numbers)
+    lines = (tmp_path / "out" / "clip.events.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    shown = {each["track_id"] for row in rows for each in row["objects"] if each["x0"] is not None}
+    assert events
+    assert {each["track_id"] for each in events} <= shown <= numbers
+    assert "What was seen" in report
+    for event in events:
+        assert f'alt="{event["name"]} in frame {event["best_frame"]}"' in report
