@@ -129,7 +129,7 @@ def test_a_source_that_runs_die_of_is_left_to_the_end(tmp_path):
         died_at(deadly, others, out)
         assert not list(out.glob("*.summary.json"))
     died_at(deadly, others, out)
-    assert sorted(path.name for path in out.glob("*.jsonl")) == ["a.jsonl", "b.jsonl"]
+    assert sorted(path.name for path in out.glob("*.parquet")) == ["a.parquet", "b.parquet"]
     overview = json.loads((out / "summary.json").read_text())
     assert [summary["source"] for summary in overview] == list(map(str, others))
     result = command("batch", deadly, *others, "--no-video", "--out", out, *TINY)
