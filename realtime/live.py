@@ -222,7 +222,7 @@ def _event_sink(
     notifier = None
     if options.on_event is not None:
         receiver = receiver_of(options.on_event)
-        notifier = Notifier(receiver, f"--on-event {shown(options.on_event)}", lost)
+        notifier = Notifier(receiver, f"{shown(options.on_event)}, which is told of events,", lost)
     return EventSink(rules, options.events, notifier, live=True)
 
 
