@@ -33,6 +33,7 @@ from calib.inspection import InspectOptions, inspect_chosen
 from calib.papers.reproduce import TABLES, ReproduceOptions, reproduce_chosen
 from calib.precision.build import BuildOptions, run_build
 from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
+from calib.teaching import import_labels
 from engines.errors import SightlineError
 from engines.head import dense_input
 from engines.networks.preprocessing import GivenInput
@@ -311,10 +312,16 @@ def label(
     ],
     options: Annotated[StreamOptions, Only(("labels_dir", "web", "web_token", "seconds"))],
     engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head", "objects"))],
+    add: Annotated[
+        Path | None,
+        Option("Labels of another program to begin with: COCO, VOC, CSV ... are copied.", LOOK_AT),
+    ] = None,
 ) -> None:
     """Label frames of a video, a folder or a camera on a page, and teach a head your objects; films
     play again and again, until Ctrl-C.
     """
+    if add is not None:
+        import_labels(add, options.labels_dir, console)
     chosen = replace(options, web=options.web or LABEL_PORT, window=False, repeat=True)
     alone, fitted = FollowOptions(follow=False), _fit_command(engine)
     live.stream_chosen(sources, chosen, alone, engine, None, console, fitted)

@@ -1,12 +1,15 @@
 """The public API for video: ``for result in localize(source)``, over the one frame loop."""
 
+import base64
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from html import escape
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +32,7 @@ from realtime.statistics import WaitingTimes
 from realtime.tracking.options import FollowOptions, calls_under_way, opened
 
 MOST_OBJECTS = 20
+JPEG_QUALITY = 85
 Notify = Callable[[str], None]
 
 
@@ -116,6 +120,20 @@ class Result:
             look=look,
             objects=record.objects or (),
         )
+
+    def _repr_html_(self) -> str:
+        """The drawing with what was found, as notebooks show it."""
+        if not self.image_bgr.size:
+            return escape(self.error)
+        jpeg = cv2.imencode(".jpg", self.draw(), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+        found = [
+            each.label if each.confidence is None else f"{each.label} {100 * each.confidence:.0f} %"
+            for each in self.boxes
+        ]
+        words = self.error or ", ".join(found) or "nothing sure in view"
+        text = escape(displayable(f"{self.source}, {self.pts_s:.2f} s: {words}"))
+        data = base64.b64encode(jpeg.tobytes()).decode()
+        return f'<img alt="{text}" src="data:image/jpeg;base64,{data}"><br>{text}'
 
     def to_dict(self) -> dict[str, Any]:
         """The frame's row in the logs that the commands write: flat, and ready for

@@ -154,6 +154,9 @@ def test_a_result_says_what_its_row_says(localizer):
             assert drawn.shape == before.shape
             assert not np.array_equal(drawn, before)
         assert np.array_equal(result.image_bgr, before)
+        shown = result._repr_html_()
+        assert shown.startswith('<img alt="')
+        assert 'src="data:image/jpeg;base64,' in shown
     with pytest.raises(InputError, match="inset, over, off"):
         results[0].draw(heat_map="none")
     with pytest.raises(InputError, match="alpha"):
@@ -194,6 +197,7 @@ def test_a_damaged_image_is_a_result_with_an_error(tmp_path, localizer):
     (bad,) = (result for result in results if result.error)
     assert damaged.name in bad.error
     assert (bad.boxes, bad.image_bgr.size, bad.map_hw.size, bad.draw().size) == ((), 0, 0, 0)
+    assert damaged.name in bad._repr_html_()
     assert bad.to_dict()["outcome"] == "failed"
 
 

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,15 @@ from engines.text import displayable, in_words
 from realtime.teaching.labels import Box
 
 TAUGHT, TRIAL = "taught.safetensors", "trial.safetensors"
-STAGE = re.compile(r"^(?P<what>[\w ]+?) +\S*━.* 100%")
-STAGES = 25
-"""So many lines of progress a fit has, of few images: the maps, and four layers of six heads."""
+STAGE = re.compile(r"^(?P<what>\S.*?) +\S*━.* 100%")
+STAGES = 7
+"""So many lines of progress a fit to few images has: the maps, five heads that are measured, and
+the one of all images.
+"""
 OPENING_SHARE = 0.95
 SWAP_S = 5.0
+MOST_COURSE = 6
+SWITCH_S = 0.0005
 ROOT = Path(__file__).parent.parent.parent
 FIGURES = ("corloc", "mean_iou", "recall_at_10", "images_with_one_object")
 HEAD_NAME = re.compile(r"[\w][\w .-]{0,59}")
@@ -142,6 +146,7 @@ class Learning:
         swapped: called when another localizer is in use.
         folder: of the labels, where heads are written to.
         keep_in: where heads that are kept are written to.
+        program: what takes the command's arguments.
     """
 
     def __init__(
@@ -152,7 +157,9 @@ class Learning:
         swapped: Callable[[Localizer], None],
         folder: Path,
         keep_in: Path = Path(),
+        program: Sequence[str] = (sys.executable, "-m", __name__),
     ) -> None:
+        self._program = program
         self._localizer, self._command = localizer, command
         self._open_head, self._swapped = open_head, swapped
         self._folder, self._keep_in = folder, keep_in
@@ -162,11 +169,13 @@ class Learning:
         self._process: subprocess.Popen[str] | None = None
         self._learnt: Mapping[str, Sequence[Box]] | None = None
         self._stopped = False
+        self._course: list[dict[str, float]] = []
         self._facts: dict[str, Any] = {"state": "idle", "share": 0.0, "stage": "", "kept": ""}
 
     def state(self) -> dict[str, Any]:
         """What the page shows: ``state`` (``idle``, ``running``, ``done``, ``worse``, ``failed``),
-        ``share`` done, ``stage`` in words, figures ``before`` and ``after``, ``uses_taught``.
+        ``share`` done, ``stage`` in words, figures ``before`` and ``after``, the ``course`` of the
+        figures over the times that it learned, ``uses_taught``.
         """
         with self._lock:
             using = self._taught is not None and self._localizer.now is self._taught
@@ -235,9 +244,13 @@ class Learning:
                 self._facts |= {"state": "idle", "stage": "stopped"}
             return
         with self._lock:
+            after = _figures(result.get("held_out"))
+            if after:
+                self._course.append({"boxes": self._facts["boxes"], **after})
             self._facts |= {
                 "before": _figures(result.get("before")),
-                "after": _figures(result.get("held_out")),
+                "after": after,
+                "course": self._course[-MOST_COURSE:],
                 "took_s": round(took_s, 1),
                 "share": OPENING_SHARE,
                 "stage": "opening the head",
@@ -253,7 +266,7 @@ class Learning:
         Raises:
             SightlineError: it failed, in its own words.
         """
-        words = [sys.executable, "-m", __name__, *arguments]
+        words = [*self._program, *arguments]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with subprocess.Popen(
             words,
@@ -292,7 +305,8 @@ class Learning:
 
     def _use_trial(self) -> None:
         path = self._folder / TAUGHT
-        opened = self._open_head(self._folder / TRIAL)
+        with _yielding():
+            opened = self._open_head(self._folder / TRIAL)
         os.replace(self._folder / TRIAL, path)
         older, self._taught = self._taught, opened
         self._swap(opened)
@@ -343,6 +357,17 @@ class Learning:
         return path
 
 
+@contextmanager
+def _yielding() -> Iterator[None]:
+    """Let other threads of Python have their turn sooner: frames go on while a graph is built."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)
+
+
 CHILD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "120"}
 LOWEST = 19
 
@@ -356,8 +381,9 @@ def _figures(found: object) -> dict[str, float] | None:
 
 def _end_with_parent() -> None:
     """The run holds the other end of the standard input: it closes however the run ends."""
-    with suppress(Exception):
-        sys.stdin.buffer.read()
+    with suppress(OSError):
+        while os.read(0, 1024):  # Python's own reader would hold a lock when the command ends
+            pass
     os._exit(3)
 
 

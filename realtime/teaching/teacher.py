@@ -22,6 +22,8 @@ from realtime.teaching.learning import Learning
 
 OPEN_S = 8.0
 """The page asks more often while somebody teaches."""
+FREEZE_S = 3.0
+"""So long a frame is waited for."""
 JPEG_QUALITY = 95
 THUMB_PX = 168
 SIGNATURE_PX = (16, 12)
@@ -97,6 +99,7 @@ class Teacher:
         self.labels = LabelFolder(folder)
         self.learning, self._why_not = learning, why_not
         self._lock = threading.RLock()
+        self._came = threading.Condition()
         self._newest: dict[str, FrameRecord] = {}
         self._held: dict[str, Held] = {}
         self._files: dict[str, str] = {}
@@ -110,12 +113,17 @@ class Teacher:
 
     def opened(self) -> None:
         """Somebody is teaching now."""
-        self._open_s = time.monotonic()
+        with self._came:
+            if not self.is_open:
+                self._newest.clear()  # of the last time
+            self._open_s = time.monotonic()
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``."""
         if self.is_open and record.outcome == "shown" and record.frame.image_bgr.size:
-            self._newest[record.frame.source] = record
+            with self._came:
+                self._newest[record.frame.source] = record
+                self._came.notify_all()
 
     def __enter__(self) -> Self:
         return self
@@ -131,10 +139,12 @@ class Teacher:
             InputError: it has given none lately.
         """
         self.opened()
-        record = self._newest.get(source)
+        with self._came:
+            self._came.wait_for(lambda: source in self._newest, FREEZE_S)
+            record = self._newest.get(source)
         if record is None:
             raise InputError(f"there is no picture of {source} yet: wait until one is shown")
-        return self.look_at(self._hold(record).key)
+        return self._hold(record, time.monotonic())
 
     def look_at(self, key: str) -> Held:
         """A frame that somebody chose: it is kept longer than others.
@@ -222,12 +232,14 @@ class Teacher:
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1])
 
-    def _hold(self, record: FrameRecord) -> Held:
+    def _hold(self, record: FrameRecord, looked_at_s: float = 0.0) -> Held:
         frame = record.frame
         key = f"{frame.source}-{frame.index:06d}"
         with self._lock:
             if key in self._held:
-                return self._held[key]
+                there = self._held[key]
+                there.looked_at_s = max(there.looked_at_s, looked_at_s)
+                return there
         image = frame.image_bgr
         height, width = image.shape[:2]
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
@@ -236,6 +248,7 @@ class Teacher:
         sure = found.confidence if found else None
         unsure = 1 - abs(2 * (UNKNOWN_CONFIDENCE if sure is None else sure) - 1)
         held = Held(key, jpeg, (width, height), drafts, signature_of(image), unsure)
+        held.looked_at_s, held.file = looked_at_s, self._files.get(key, "")
         with self._lock:
             self._held[key] = held
             while len(self._held) > MOST_HELD:
@@ -270,7 +283,7 @@ class Teacher:
         differ from the labelled ones and from each other.
         """
         if self.is_open:
-            for record in list(self._newest.values()):
+            for record in self._newest_ones():
                 self._hold(record)
         with self._lock:
             chosen: list[Held] = []
@@ -281,6 +294,10 @@ class Teacher:
                     break
                 chosen.append(self._held[best])
             return chosen
+
+    def _newest_ones(self) -> list[FrameRecord]:
+        with self._came:
+            return list(self._newest.values())
 
     def _worth(self, beside: Sequence[Held] = ()) -> dict[str, float]:
         """What labelling each held frame is worth, 0 for nothing; of those that are not labelled.

@@ -363,8 +363,19 @@ function showLearning() {
   }
 }
 
-function showFigures({ before, after }) {
+// How it went from one time to the next: whether more boxes are worth drawing.
+function showCourse(course) {
+  by("teach-course").hidden = course.length < 2;
+  if (course.length < 2) return;
+  const [last, now] = course.slice(-2), gain = now.mean_iou - last.mean_iou;
+  const points = course.map((each) => `${each.mean_iou.toFixed(2)} with ${plural(each.boxes, "box", "boxes")}`).join(", ");
+  const words = gain > 0.01 ? "More boxes still help." : "More boxes like these hardly help; other places, sizes and lights may.";
+  by("teach-course").textContent = `Mean overlap so far: ${points}. ${now.boxes > last.boxes ? words : ""}`;
+}
+
+function showFigures({ before, after, course = [] }) {
   by("teach-figures").hidden = !after;
+  showCourse(after ? course : []);
   if (!after) return;
   const lines = [["Right boxes", "corloc", (x) => `${Math.round(100 * x)} %`], ["Mean overlap", "mean_iou", (x) => x.toFixed(2)], ["Objects among 10 boxes", "recall_at_10", (x) => `${Math.round(100 * x)} %`]];
   by("teach-figures").tBodies[0].replaceChildren(...lines.filter(([, key]) => key === "recall_at_10" || after.images_with_one_object).map(([title, key, words]) => {

@@ -32,7 +32,8 @@ def teacher(tmp_path):
     return found
 
 
-def test_a_frame_is_held_as_it_came_with_drafts(teacher):
+def test_a_frame_is_held_as_it_came_with_drafts(teacher, monkeypatch):
+    monkeypatch.setattr("realtime.teaching.teacher.FREEZE_S", 0.0)
     with pytest.raises(InputError, match="no picture of cam yet"):
         teacher.freeze("cam")
     detections = tuple(
@@ -55,6 +56,14 @@ def test_nothing_is_kept_while_nobody_teaches(tmp_path):
     teacher.write(record(1), None)
     assert not teacher.is_open
     assert teacher.state()["suggested"] == []
+
+
+def test_what_was_shown_before_nobody_taught_is_not_frozen(teacher, monkeypatch):
+    monkeypatch.setattr("realtime.teaching.teacher.FREEZE_S", 0.0)
+    teacher.write(record(1), None)
+    monkeypatch.setattr("realtime.teaching.teacher.OPEN_S", 0.0)
+    teacher.opened()
+    monkeypatch.setattr("realtime.teaching.teacher.OPEN_S", 8.0)
     with pytest.raises(InputError, match="no picture"):
         teacher.freeze("cam")
 
@@ -103,6 +112,11 @@ def test_frames_that_nobody_chose_go_first(teacher):
         teacher.suggest()
     assert teacher.held(chosen).key == chosen
     teacher.save(chosen, [Box("mug", BOX)])
+    for index in range(100, 100 + MOST_HELD):
+        teacher.write(record(index, 3), None)
+        key = teacher.freeze("cam").key
+        assert teacher.held(key).key == key, "it looks like others, and somebody chose it"
+    assert [each.name for each in teacher.boxes_of(teacher.held(chosen))] == ["mug"]
 
 
 def test_a_run_that_cannot_learn_says_why(teacher):

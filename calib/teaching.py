@@ -1,0 +1,128 @@
+"""Teaches from Python what the page teaches by hand: a head for objects of your own, from images
+and boxes; and takes labels of other programs into the folder that the page labels in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+from rich.console import Console
+
+from calib.data.datasets import decodable, load_dataset
+from calib.heads import dense
+from calib.heads.dense import DenseFit
+from engines.choose import open_localizer
+from engines.errors import InputError
+from engines.localizer import ImageBgr, Localizer
+from engines.options import EngineOptions
+from realtime.teaching.labels import Box, LabelFolder
+
+JPEG_QUALITY = 95
+NamedBox = tuple[str, Sequence[float]]
+"""A name and the edges x0, y0, x1, y1 in pixels of the image."""
+
+
+def teach(
+    images_bgr: Sequence[ImageBgr],
+    boxes: Sequence[Sequence[NamedBox]],
+    folder: str | Path | None = None,
+    engine: EngineOptions = EngineOptions(),
+) -> tuple[Localizer, DenseFit]:
+    """Fit a head to images and boxes, and open a localizer with it.
+
+    Args:
+        images_bgr: uint8 ``[height, width, 3]`` each.
+        boxes: of each image, all its objects as ``(name, (x0, y0, x1, y1))``; none where nothing is
+            to be found in it.
+        folder: where images, ``labels.csv`` and the head ``taught.safetensors`` are kept, and
+            labels that are there already are learned from, too; None keeps nothing.
+        engine: the network, and the dense head to start from, where it is not the shipped one.
+
+    Returns:
+        The localizer, and how good its head and the one before are on these images, each measured
+        by a head that was fitted without it.
+
+    Raises:
+        InputError: there are not as many boxes as images, or a box or a name cannot be.
+        SightlineError: too few objects, or see ``calib.heads.dense.fit_dense``.
+    """
+    if len(images_bgr) != len(boxes):
+        raise InputError(
+            f"there are {len(images_bgr)} images, and boxes of {len(boxes)}: give the boxes of each"
+            " image, and [] where nothing is in it"
+        )
+    if folder is None:
+        with TemporaryDirectory(prefix="sightline-teach-") as some:
+            return teach(images_bgr, boxes, some, engine)
+    labels = LabelFolder(Path(folder))
+    for number, (image, named) in enumerate(zip(images_bgr, boxes, strict=True)):
+        _save(labels, f"image-{number:04d}", image, [_box_of(each) for each in named])
+    choice = dense.with_input(engine)
+    classifier = choice.classifier()
+    start = dense.start_of(engine.head, classifier)
+    samples = load_dataset(labels.table)
+    spec = dense.default_spec(classifier, choice.layer)
+    quiet = Console(quiet=True)
+    fitted = dense.fit_dense(samples, classifier, spec, quiet, labels.folder.name, start)
+    path = labels.folder / "taught.safetensors"
+    fitted.head.save(path)
+    return open_localizer(replace(engine, head=str(path), layer=None)), fitted
+
+
+def import_labels(data: Path, folder: Path, console: Console) -> int:
+    """Copy the labelled images of another program's labels into a folder of labels, as JPEG.
+
+    Args:
+        data: in any form that ``fit`` reads, such as a COCO file.
+        folder: of labels.
+        console: says how many there were.
+
+    Returns:
+        How many images were taken. Those that are there already, with labels, stay as they are.
+
+    Raises:
+        SightlineError: the labels cannot be read, or the folder cannot be written.
+    """
+    labels, taken = LabelFolder(folder), 0
+    samples = decodable(load_dataset(data))
+    for sample in samples:
+        boxes = [Box(each.class_name, each.box_xyxy_px) for each in sample.truths]
+        taken += _save(labels, Path(sample.name).stem, sample.read(), boxes, again=False)
+    there = f", {len(samples) - taken} were there" if taken < len(samples) else ""
+    console.print(f"took {taken} labelled images of {data} into {folder}{there}", soft_wrap=True)
+    return taken
+
+
+def _box_of(named: NamedBox) -> Box:
+    """A box of a pair of name and edges.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        name, (x0, y0, x1, y1) = named
+        return Box(str(name), (float(x0), float(y0), float(x1), float(y1)))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "a box is its name and its edges in pixels: ('my mug', (x0, y0, x1, y1))"
+        ) from error
+
+
+def _save(
+    labels: LabelFolder, name: str, image_bgr: ImageBgr, boxes: Sequence[Box], again: bool = True
+) -> bool:
+    """Write an image with its boxes. The same image again gets these boxes, where ``again`` says
+    so. Returns whether anything was written.
+    """
+    height, width = image_bgr.shape[:2]
+    labels.check(boxes, (width, height))
+    jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    there = labels.folder / f"{name}.jpg"
+    same = there.is_file() and there.read_bytes() == jpeg
+    if same and not again and there.name in labels.all():
+        return False
+    file = there.name if same else labels.add_image(name, jpeg)
+    labels.save(file, boxes, (width, height))
+    return True

@@ -1,0 +1,75 @@
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from calib.teaching import import_labels, teach
+from engines.errors import InputError, SourceError
+from realtime.teaching.labels import Box, LabelFolder
+
+
+def image(place_px):
+    found = np.full((60, 80, 3), 50, np.uint8)
+    found[20:40, place_px : place_px + 20] = 200
+    return found
+
+
+def test_labels_of_another_program_are_copied_once_and_never_replaced(tmp_path):
+    there = tmp_path / "coco"
+    there.mkdir()
+    for number in (1, 2):
+        cv2.imwrite(str(there / f"{number}.png"), image(10 * number))
+    coco = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 80, "height": 60} for n in (1, 2)],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 20, 20], "iscrowd": 0}
+        ],
+        "categories": [{"id": 1, "name": "my mug"}],
+    }
+    (there / "labels.json").write_text(json.dumps(coco))
+    console = Console(file=io.StringIO(), width=500)
+    labels = LabelFolder(tmp_path / "labels")
+    assert import_labels(there / "labels.json", labels.folder, console) == 2
+    assert labels.all() == {"1.jpg": (Box("my mug", (10.0, 20.0, 30.0, 40.0)),), "2.jpg": ()}
+    labels.save("1.jpg", [], (80, 60))
+    assert import_labels(there / "labels.json", labels.folder, console) == 0
+    assert "2 were there" in console.file.getvalue()
+    assert labels.all() == {"1.jpg": (), "2.jpg": ()}
+    assert [each["file_name"] for each in labels.coco()["images"]] == ["1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "why"),
+    [
+        ([[]], "there are 2 images, and boxes of 1"),
+        ([[("mug", (1, 2, 30))], []], "a box is its name and its edges"),
+        ([[(1, 2, 30, 40)], []], "a box is its name and its edges"),
+        ([[("", (1, 2, 30, 40))], []], "the box has no name yet"),
+        ([[("mug", (1, 2, 3, 40))], []], "this box is too small"),
+    ],
+)
+def test_boxes_that_are_none_are_refused_in_one_line(tmp_path, boxes, why):
+    with pytest.raises(InputError, match=why):
+        teach([image(0), image(10)], boxes, tmp_path / "labels")
+    assert not (tmp_path / "labels").exists()
+
+
+def test_too_few_boxes_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="at least 5"):
+        teach([image(0)], [[("mug", (0, 20, 20, 40))]])
+
+
+@pytest.mark.long
+def test_an_object_is_taught_from_python(tmp_path):
+    places = range(0, 60, 5)
+    boxes = [[("my mug", (x, 20, x + 20, 40))] for x in places]
+    localizer, fitted = teach([image(x) for x in places], boxes, tmp_path / "labels")
+    with localizer:
+        (found,) = localizer.localize([image(33)])
+    assert found.label == "my mug"
+    assert found.box_xyxy_px == pytest.approx((33, 20, 53, 40), abs=6)
+    assert fitted.held_out["corloc"] >= fitted.before["corloc"]
+    assert (tmp_path / "labels" / "taught.safetensors").exists()
