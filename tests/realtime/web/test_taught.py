@@ -26,6 +26,7 @@ from tests.realtime.web.page import PATIENCE_S, ROOT, Run, wait_for
 
 BOXES, JITTER, RIGHT = 15, 0.05, 0.75
 FEWEST_FRAMES_BETWEEN = 1
+MODEL = "lite0"
 FROZEN_OR_TOLD = "() => !easel.hidden || document.getElementById('teach-told').textContent"
 pytestmark = [
     pytest.mark.long,
@@ -87,7 +88,7 @@ def frames_of(path):
 @contextmanager
 def streaming(folder, film):
     """The command; only what ends it is asked for here."""
-    words = ["stream", str(film), "--web", "0", "--no-window", "--no-follow"]
+    words = ["stream", str(film), "--model", MODEL, "--web", "0", "--no-window", "--no-follow"]
     words += ["--labels-dir", str(folder / "labels"), "--log", str(folder / "log.jsonl")]
     with subprocess.Popen(
         [sys.executable, "-m", "cli", *words],
@@ -175,7 +176,7 @@ class User:
 
 def right(head, frames, boxes, places):
     """Share of frames whose shown box is right, share of those whose best box is, and the names."""
-    with open_localizer(head=head) as localizer:
+    with open_localizer(MODEL, head=head) as localizer:
         shown, names = list[bool](), set[str]()
         for place in places:
             (found,) = localizer.localize([frames[place]])
