@@ -120,16 +120,33 @@ class Grid:
     def __init__(self, maps: Array, classify: Classify) -> None:
         self._maps, self._classify = np.asarray(maps, np.float32), classify
         self._known: dict[Edges, Scores] = {}
+        side = self._maps.shape[-1]
+        spans = [(start, stop) for start in range(side) for stop in range(start + 1, side + 1)]
+        self._cells: dict[tuple[int, ...], Edges] = {
+            (x0, y0, x1, y1): (x0 / side, y0 / side, x1 / side, y1 / side)
+            for x0, x1 in spans
+            for y0, y1 in spans
+        }
 
     def children(self, nodes: Sequence[Edges]) -> dict[Edges, Scores]:
         """The children of nodes, with their scores."""
-        step = 1 / self._maps.shape[-1]
-        found = [each for node in nodes for each in children_of(node, step, step)]
-        new = [each for each in dict.fromkeys(found) if each not in self._known]
-        if new:
-            scores = self._classify(np.stack([sub_grid(self._maps, each) for each in new]))
-            self._known |= dict(zip(new, scores, strict=True))
+        side = self._maps.shape[-1]
+        found = [
+            self._cells[tuple(round(edge * side) for edge in each)]
+            for node in nodes
+            for each in children_of(node, 1 / side, 1 / side)
+        ]
+        self._score([each for each in dict.fromkeys(found) if each not in self._known])
         return {each: self._known[each] for each in found}
+
+    def score_all(self) -> None:
+        """Score every sub-grid at once, where several classes are searched for: they share most."""
+        self._score(list(self._cells.values()))
+
+    def _score(self, new: Sequence[Edges]) -> None:
+        if new:
+            scores = self._classify(sub_grids(self._maps, new))
+            self._known |= dict(zip(new, scores, strict=True))
 
 
 class Crops:
@@ -160,7 +177,7 @@ class Crops:
     def _score(self, nodes: Sequence[Edges], maps: Array) -> None:
         side = maps.shape[-1]
         relative = children_of(WHOLE, 1 / side, 1 / side)
-        cut = np.stack([sub_grid(each, part) for each in maps for part in relative])
+        cut = np.concatenate([sub_grids(each, relative) for each in maps])
         scores = self._classify(cut).reshape(len(nodes), len(relative), -1)
         for node, of_node in zip(nodes, scores, strict=True):
             width, height = node[2] - node[0], node[3] - node[1]
@@ -179,12 +196,23 @@ def children_of(node: Edges, step_x: float, step_y: float) -> list[Edges]:
     return [(round(a, 9), round(b, 9), round(c, 9), round(d, 9)) for a, b, c, d in found]
 
 
-def sub_grid(maps: Array, edges: Edges) -> Array:
-    """Cells of maps ``[C, L, L]``, interpolated over the entire grid (section 3.3)."""
-    side = maps.shape[-1]
-    x0, y0, x1, y1 = (round(edge * side) for edge in edges)
-    rows, columns = stretch(side, y0, y1 - y0), stretch(side, x0, x1 - x0)
-    return np.asarray(rows @ maps @ columns.T, np.float32)
+def sub_grids(maps: Array, each_edges: Sequence[Edges]) -> Array:
+    """Cells of maps ``[C, L, L]``, interpolated over the entire grid: ``[n, C, L, L]`` (section 3.3).
+    Those of the same columns are stretched in one product.
+    """
+    channels, side, _ = maps.shape
+    found = np.empty((len(each_edges), channels, side, side), np.float32)
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, (x0, _, x1, _) in enumerate(each_edges):
+        places.setdefault((round(x0 * side), round(x1 * side)), []).append(place)
+    for (x0, x1), some in places.items():
+        across = maps.reshape(-1, side) @ stretch(side, x0, x1 - x0).T
+        by_row = across.reshape(channels, side, side).transpose(1, 0, 2).reshape(side, -1)
+        edges = [(round(each_edges[i][1] * side), round(each_edges[i][3] * side)) for i in some]
+        rows = np.concatenate([stretch(side, y0, y1 - y0) for y0, y1 in edges])
+        tall = (rows @ by_row).reshape(len(some), side, channels, side)
+        found[some] = tall.transpose(0, 2, 1, 3)
+    return found
 
 
 Tree = Grid | Crops

@@ -25,7 +25,7 @@ from engines.search.beam_published import (
     detections,
     heat_side,
     searched,
-    sub_grid,
+    sub_grids,
 )
 
 L = 4
@@ -152,10 +152,30 @@ def test_children_differ_in_width_or_height_but_not_in_both():
     assert len(children_of((0.0, 0.0, 0.25, 0.5), 0.25, 0.25)) == 2
 
 
-def test_a_sub_grid_is_interpolated_over_the_entire_grid(maps):
-    for x, y, w, h in ((0, 0, 4, 4), (1, 0, 3, 4), (2, 1, 1, 3)):
-        edges = (x / L, y / L, (x + w) / L, (y + h) / L)
-        np.testing.assert_allclose(sub_grid(maps, edges), slow_stretch(maps, x, y, w, h), rtol=1e-5)
+def test_sub_grids_are_interpolated_over_the_entire_grid(maps):
+    boxes = [(0, 0, 4, 4), (1, 0, 3, 4), (2, 1, 1, 3), (1, 2, 3, 1)]
+    edges = [(x / L, y / L, (x + w) / L, (y + h) / L) for x, y, w, h in boxes]
+    for found, box in zip(sub_grids(maps, edges), boxes, strict=True):
+        np.testing.assert_allclose(found, slow_stretch(maps, *box), rtol=1e-5)
+
+
+def test_scoring_all_sub_grids_first_changes_nothing():
+    """On 7 x 7 cells, whose edges are no short numbers."""
+    rng, calls = np.random.default_rng(4), []
+    maps, weight = rng.random((2, 7, 7)), rng.standard_normal((2, 98))
+
+    def classify(stretched):
+        calls.append(len(stretched))
+        return softmax(stretched.reshape(len(stretched), -1).astype(np.float64) @ weight.T)
+
+    step_by_step, at_once = Grid(maps, classify), Grid(maps, classify)
+    expected = searched(step_by_step, 1, 8, 10)
+    calls.clear()
+    at_once.score_all()
+    found = searched(at_once, 1, 8, 10)
+    assert [edges for edges, _ in found] == [edges for edges, _ in expected]
+    np.testing.assert_allclose([s for _, s in found], [s for _, s in expected], rtol=1e-5)
+    assert calls == [28 * 28]
 
 
 def test_heat_is_summed_and_a_rectangle_has_the_mean_of_all_that_it_encloses():
