@@ -197,7 +197,7 @@ def children_of(node: Edges, step_x: float, step_y: float) -> list[Edges]:
 
 
 def sub_grids(maps: Array, each_edges: Sequence[Edges]) -> Array:
-    """Cells of maps ``[C, L, L]``, interpolated over the entire grid (section 3.3): ``[n, C, L, L]``.
+    """Cells of maps ``[C, L, L]``, stretched to the entire grid (section 3.3): ``[n, C, L, L]``.
     Those of the same columns are stretched in one product.
     """
     channels, side, _ = maps.shape
