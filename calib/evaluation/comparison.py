@@ -235,8 +235,8 @@ def compare_logs(a: Path, b: Path, options: CompareOptions, console: Console) ->
     frames_a = read_log(a)
     frames_b = read_log(b)
     sources = [sorted({source for source, _ in frames}) for frames in (frames_a, frames_b)]
-    if sources[0] != sources[1]:
-        what = " and ".join(", ".join(names) or "no name" for names in sources)
+    if sources[0] != sources[1] and [""] not in sources:
+        what = " and ".join(", ".join(names) for names in sources)
         console.print(f"the logs name different sources: {what}", style="yellow", markup=False)
     found = differences(frames_a, frames_b)
     summary = {"a": str(a), "b": str(b), **summary_of(found), "out": str(options.out)}

@@ -26,7 +26,7 @@ from engines.networks.preprocessing import (
     Preprocessing,
     numbers_of,
 )
-from engines.networks.sidecars import Said, read_labels, said_by_file
+from engines.networks.sidecars import StatedInput, read_labels, stated_by_file
 
 LARGEST_SIDE_PX = 4096
 WIDEST = 8.0
@@ -88,7 +88,7 @@ def ends_of(
     """
     image = only_input(path, model, constants)
     side_px, channels_last = _image_of(path, image)
-    said = said_by_file(path, {entry.key: entry.value for entry in model.metadata_props})
+    said = stated_by_file(path, {entry.key: entry.value for entry in model.metadata_props})
     task = next((each.task for each in said if each.task), None)
     if task not in (None, "classify"):
         raise ModelError(
@@ -127,7 +127,7 @@ def ends_of(
     )
 
 
-def _names_of(given: GivenInput, said: Sequence[Said]) -> tuple[tuple[str, ...], str]:
+def _names_of(given: GivenInput, said: Sequence[StatedInput]) -> tuple[tuple[str, ...], str]:
     """(the names of the classes, where they come from)."""
     if given.labels is not None:
         return read_labels(Path(given.labels)), given.labels
@@ -242,7 +242,7 @@ class _Values:
 
 
 def _values_of(
-    path: Path, own: _Affine, is_uint8: bool, given: GivenInput, said: Sequence[Said]
+    path: Path, own: _Affine, is_uint8: bool, given: GivenInput, said: Sequence[StatedInput]
 ) -> _Values:
     """What the image's values must be.
 
@@ -298,14 +298,14 @@ def _once(
     return _Values(raw, order_from, f"it normalises by itself: {nodes}", (note,))
 
 
-def _stated(given: GivenInput, said: Sequence[Said]) -> Said | None:
+def _stated(given: GivenInput, said: Sequence[StatedInput]) -> StatedInput | None:
     """The first that says mean and deviation."""
     if given.has_numbers:
-        return Said("as given", *numbers_of(given.mean, given.std, given.scale))
+        return StatedInput("as given", *numbers_of(given.mean, given.std, given.scale))
     return next((each for each in said if each.mean is not None), None)
 
 
-def _order_of(own: _Affine, given: GivenInput, said: Sequence[Said]) -> tuple[str, str]:
+def _order_of(own: _Affine, given: GivenInput, said: Sequence[StatedInput]) -> tuple[str, str]:
     """(order of the channels, where it comes from)."""
     if given.order is not None:
         return given.order, "as given"
@@ -327,7 +327,7 @@ def _in_order(numbers: Preprocessing, order: str) -> Preprocessing:
     return replace(numbers, order=order, mean=numbers.mean[::-1], std=numbers.std[::-1])
 
 
-def _resize_of(given: GivenInput, said: Sequence[Said]) -> tuple[str, float, str]:
+def _resize_of(given: GivenInput, said: Sequence[StatedInput]) -> tuple[str, float, str]:
     """(how an image becomes a square, share of a crop, where that comes from).
 
     A whole image is wanted where objects are looked for, whatever the classifier was trained on.

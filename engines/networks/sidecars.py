@@ -39,7 +39,7 @@ NAMES_KEYS = ("names", "class_names", "classes", "labels", "id2label")
 
 
 @dataclass(frozen=True)
-class Said:
+class StatedInput:
     """What one place says of a classifier; None, or empty, where it is silent.
 
     Attributes:
@@ -64,7 +64,7 @@ class Said:
     task: str | None = None
 
 
-def said_by_file(path: Path, metadata: Mapping[str, str]) -> list[Said]:
+def stated_by_file(path: Path, metadata: Mapping[str, str]) -> list[StatedInput]:
     """What is said of a classifier, what is believed first before the rest.
 
     Args:
@@ -98,7 +98,7 @@ def sidecars_of(path: Path) -> list[Path]:
     return [each for several in places for each in [p for p in several if p.is_file()][:1]]
 
 
-def _of_metadata(path: Path, metadata: Mapping[str, str]) -> Said:
+def _of_metadata(path: Path, metadata: Mapping[str, str]) -> StatedInput:
     """Ultralytics' keys, ONNX's own of images (``Image.BitmapPixelFormat``, as Custom Vision writes
     them), or plain ``mean`` and ``std``.
     """
@@ -108,7 +108,7 @@ def _of_metadata(path: Path, metadata: Mapping[str, str]) -> Said:
         whole = [int(each) for each in side if str(each).isdigit()]
         side_px = whole[0] if len(set(whole)) == 1 else None
         numbers = numbers_of(None, None, 255.0)
-        said = Said("its metadata, Ultralytics'", *numbers, "rgb", side_px, CROP, 1.0, names)
+        said = StatedInput("its metadata, Ultralytics'", *numbers, "rgb", side_px, CROP, 1.0, names)
         return replace(said, task=metadata["task"])
     order = {"Rgb8": "rgb", "Bgr8": "bgr"}.get(metadata.get("Image.BitmapPixelFormat", ""))
     span = IMAGE_RANGES.get(metadata.get("Image.NominalPixelRange", ""))
@@ -116,15 +116,15 @@ def _of_metadata(path: Path, metadata: Mapping[str, str]) -> Said:
         mean = _channels(metadata, "mean", "image_mean")
         std = _channels(metadata, "std", "image_std")
         if span is None and (mean or std):
-            return Said(origin, *numbers_of(mean, std), order or "rgb", names=names)
+            return StatedInput(origin, *numbers_of(mean, std), order or "rgb", names=names)
     except (ValueError, InputError) as error:
         raise ModelError(f"{path}: its metadata cannot be used: {error}") from error
     if span is not None:
-        return Said(origin, *numbers_of(*span, 1.0), order or "rgb", names=names)
-    return Said(origin, order=order, names=names)
+        return StatedInput(origin, *numbers_of(*span, 1.0), order or "rgb", names=names)
+    return StatedInput(origin, order=order, names=names)
 
 
-def _of_sidecar(place: Path) -> Said:
+def _of_sidecar(place: Path) -> StatedInput:
     """What timm's or Hugging Face's file says; nothing where it is some other file.
 
     Raises:
@@ -136,14 +136,14 @@ def _of_sidecar(place: Path) -> Said:
         if isinstance(timm, Mapping):
             return _of_timm(place.name, timm, _timm_names({**timm, **found}))
         names = found.get("id2label")
-        return Said(place.name, names=_numbered(names) if isinstance(names, Mapping) else ())
+        return StatedInput(place.name, names=_numbered(names) if isinstance(names, Mapping) else ())
     timm = found.get("pretrained_cfg")
     if isinstance(timm, Mapping):
         return _of_timm(place.name, timm, ())
     return _of_processor(place.name, found)
 
 
-def _of_timm(origin: str, found: Mapping[str, Any], names: tuple[str, ...]) -> Said:
+def _of_timm(origin: str, found: Mapping[str, Any], names: tuple[str, ...]) -> StatedInput:
     """``mean`` and ``std`` of pixels 0..1, ``input_size``, ``crop_pct`` and ``crop_mode``."""
     mean, std = _channels(found, "mean"), _channels(found, "std")
     sizes = found.get("input_size") or (None,)
@@ -151,7 +151,7 @@ def _of_timm(origin: str, found: Mapping[str, Any], names: tuple[str, ...]) -> S
     if not 0 < share <= 1:
         raise ValueError(f"crop_pct is {share:g}, which is no share of an image")
     resize = {"center": CROP, "squash": SQUASH, "border": LETTERBOX}.get(str(mode))
-    shape = Said(origin, None, None, None, _whole(sizes[-1]), resize, share, names)
+    shape = StatedInput(origin, None, None, None, _whole(sizes[-1]), resize, share, names)
     if mean is None and std is None:
         return shape
     centre, width = numbers_of(mean, std, 255.0)
@@ -166,7 +166,7 @@ def _timm_names(found: Mapping[str, Any]) -> tuple[str, ...]:
     return distinct([str(described.get(name, name)) for name in names])
 
 
-def _of_processor(origin: str, found: Mapping[str, Any]) -> Said:
+def _of_processor(origin: str, found: Mapping[str, Any]) -> StatedInput:
     """Hugging Face's image processors: rescale, normalise, resize, crop, and turn the channels.
 
     EfficientNet's divides by ``image_std`` twice (``include_top``), or turns pixels into -1..1
@@ -174,7 +174,7 @@ def _of_processor(origin: str, found: Mapping[str, Any]) -> Said:
     1/255.
     """
     if not found.keys() & PROCESSOR_KEYS:
-        return Said(origin)
+        return StatedInput(origin)
     kind = str(found.get("image_processor_type") or found.get("feature_extractor_type") or "")
     factor = float(found.get("rescale_factor") or 1 / 255) if found.get("do_rescale", True) else 1.0
     mean, std = _channels(found, "image_mean"), _channels(found, "image_std")
@@ -187,7 +187,7 @@ def _of_processor(origin: str, found: Mapping[str, Any]) -> Said:
     centre, width = numbers_of(mean, std, 1 / factor)
     order = "bgr" if found.get("do_flip_channel_order") else "rgb"
     side_px, resize, share = _processor_size(found)
-    return Said(origin, centre, width, order, side_px, resize, share)
+    return StatedInput(origin, centre, width, order, side_px, resize, share)
 
 
 def _processor_size(found: Mapping[str, Any]) -> tuple[int | None, str | None, float | None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import ModelError
-from engines.networks.sidecars import class_names_of, read_labels, said_by_file, sidecars_of
+from engines.networks.sidecars import class_names_of, read_labels, sidecars_of, stated_by_file
 
 LEVELS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 TIMM = {
@@ -40,7 +40,7 @@ def said(folder, metadata=None, **files):
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
         (folder / names[name]).write_text(text)
-    return said_by_file(folder / "m.onnx", metadata or {})
+    return stated_by_file(folder / "m.onnx", metadata or {})
 
 
 def test_timm_says_numbers_of_0_to_1(tmp_path):
