@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import install_extra, install_packages, restore, sightline_command
+from engines.errors import REBUILD, install_extra, install_packages, restore, sightline_command
 from engines.text import displayable
 
 WATCH_ON_PAGE = sightline_command("stream", web="8000")
@@ -349,7 +349,7 @@ def cameras() -> Findings:
 
 def nvidia() -> Findings:
     """NVIDIA GPU: driver, TensorRT, pycuda, PyTorch."""
-    from engines.backends.cuda import probe_gpu
+    from engines.backends.cuda import check_driver, probe_gpu
     from engines.errors import EngineError
 
     gpu = None
@@ -367,14 +367,16 @@ def nvidia() -> Findings:
         yield Finding("CUDA driver", "problem" if broken else "absent", str(error), fix)
     libraries = {
         "TensorRT": ("tensorrt", "tensorrt_rtx"),
-        "pycuda": ("pycuda",),
+        "pycuda": ("pycuda", "cuda.bindings"),
         "PyTorch": ("torch",),
     }
-    fixes = {"PyTorch": f"{install_extra('torch')}, for --backend torch"}
+    fixes = {
+        "PyTorch": f"{install_extra('torch')}, for --backend torch",
+        "pycuda": f"{install_packages('pycuda')}, which needs nvcc; or"
+        f" {install_packages('cuda-bindings')}, which needs no compiler",
+    }
     for name, modules in libraries.items():
-        versions = [
-            f"{module} {_version(module)}" for module in modules if importlib.util.find_spec(module)
-        ]
+        found = [module for module in modules if _is_there(module)]
         fix = fixes.get(
             name,
             f"{install_extra('rtx')} (GeForce, RTX), or {install_extra('tensorrt')} (data centre)",
@@ -383,10 +385,45 @@ def nvidia() -> Findings:
         no_use = "" if gpu is not None or name == "PyTorch" else "of use with an NVIDIA GPU only"
         yield Finding(
             name,
-            "ok" if versions else missing,
-            ", ".join(versions) or "not installed",
-            "" if versions else no_use or fix,
+            "ok" if found else missing,
+            ", ".join(f"{module} {_version(module)}" for module in found) or "not installed",
+            "" if found else no_use or fix,
         )
+        if gpu is not None and found and name == "TensorRT":
+            try:
+                check_driver(gpu, found[0])
+            except EngineError as error:
+                yield Finding("driver for TensorRT", "problem", str(error), "then: nvidia-smi")
+    yield from _built_engines()
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would be in
+        return False
+
+
+def _built_engines() -> Findings:
+    """The TensorRT engines of the cache, and what their certificates say: CUDA graphs or not."""
+    try:
+        from engines.certificate import SUFFIX, certificate_path, engines_dir, load_certificate
+        from engines.errors import EngineError
+    except ImportError:  # of a package that another check tells of
+        return
+    for path in sorted(engines_dir().glob(f"*{SUFFIX}")):
+        proof = certificate_path(path)
+        try:
+            found = load_certificate(proof) if proof.exists() else None
+        except EngineError as error:
+            yield Finding(path.stem, "problem", str(error), REBUILD)
+            continue
+        if found is None:
+            yield Finding(path.stem, "problem", "not certified", REBUILD)
+        else:
+            state = "ok" if found.passed else "problem"
+            words = f"certified: {found.candidate}" if found.passed else "failed its certificate"
+            yield Finding(path.stem, state, words, "" if found.passed else REBUILD)
 
 
 def page() -> Findings:

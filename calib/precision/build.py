@@ -13,7 +13,7 @@ import onnx
 from rich.console import Console
 
 from engines import certificate as cache
-from engines.backends.cuda import probe_gpu
+from engines.backends.cuda import check_driver, probe_gpu
 from engines.backends.openvino import OpenVinoEngine
 from engines.certificate import (
     CERTIFICATE_FILE,
@@ -221,6 +221,8 @@ def _build_tensorrt(
     precision = checked_precision(choice.precision)
     gpu = None if choice.target else probe_gpu()
     library = load_tensorrt(ahead=gpu is None)
+    if gpu is not None:
+        check_driver(gpu, library.__name__)
     sm = gpu.sm if gpu else str(choice.target)
     typed = typed_graph(model, precision, library.__name__, sm)
     key = key_of(model, typed, library, str(gpu or sm), precision)

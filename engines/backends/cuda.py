@@ -7,10 +7,16 @@ Calls and constants: CUDA Driver API, ``cuda.h`` 13.0.
 """
 
 import ctypes
+import importlib.metadata
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import EngineError
 
@@ -20,6 +26,7 @@ CAPTURE_THREAD_LOCAL = (
     1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may use the driver meanwhile
 )
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+NOT_READY = 600  # CUDA_ERROR_NOT_READY
 Load = Callable[[str], Any]
 
 
@@ -144,8 +151,170 @@ class CapturedGraph:
         self._executable, self._graph = ctypes.c_void_p(), ctypes.c_void_p()
 
 
-def leave_context(load: Load = ctypes.CDLL) -> None:
-    """Take the current context off this thread's stack: releasing a primary context, pycuda leaves
-    it there.
+def current_context(load: Load = ctypes.CDLL) -> int:
+    """Handle of the context that is current in this thread; 0 where none is."""
+    context = ctypes.c_void_p()
+    _check(_driver(load).cuCtxGetCurrent(ctypes.byref(context)), "cuCtxGetCurrent")
+    return context.value or 0
+
+
+def leave_context(handle: int, load: Load = ctypes.CDLL) -> None:
+    """Take a context off this thread's stack: what gives a primary context back leaves it there.
+
+    Args:
+        handle: of the context. pycuda may have put the one that was current before upon it.
+        load: opens a shared library; for tests.
     """
-    _driver(load).cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    driver = _driver(load)
+    upper = ctypes.c_void_p()
+    driver.cuCtxPopCurrent_v2(ctypes.byref(upper))
+    if upper.value != handle:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        driver.cuCtxPushCurrent_v2(upper)
+
+
+class BindingsDriver:
+    """The driver through NVIDIA's package cuda-bindings, whose wheels need no compiler.
+
+    It has as much of the interface of ``pycuda.driver`` as is used.
+
+    What is made is freed with its last reference, and the context must be current then.
+
+    Args:
+        driver: the module ``cuda.bindings.driver``.
+
+    Raises:
+        BindingsDriver.Error: a call failed; this one and every other.
+    """
+
+    event_flags = SimpleNamespace(DEFAULT=0, BLOCKING_SYNC=1)
+
+    class Error(Exception):
+        """A call of the driver failed."""
+
+    def __init__(self, driver: Any) -> None:
+        self._module = driver
+        self.call("cuInit", 0)
+        self.Context = SimpleNamespace(pop=lambda: self.call("cuCtxPopCurrent"))
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """What a call gives besides its code."""
+        code, *values = getattr(self._module, name)(*arguments)
+        if int(code):
+            raise self.Error(f"{name} failed: {getattr(code, 'name', f'error {int(code)}')}")
+        return values[0] if values else None
+
+    def Device(self, index: int) -> Any:  # noqa: N802  # as pycuda calls it
+        """Holds ``retain_primary_context``, which gives what has ``push`` and ``detach``."""
+
+        def retain_primary_context() -> Any:
+            device = self.call("cuDeviceGet", index)
+            context = self.call("cuDevicePrimaryCtxRetain", device)
+            return SimpleNamespace(
+                push=lambda: self.call("cuCtxPushCurrent", context),
+                detach=lambda: self.call("cuDevicePrimaryCtxRelease", device),
+            )
+
+        return SimpleNamespace(retain_primary_context=retain_primary_context)
+
+    def Stream(self, flags: int) -> "_Stream":  # noqa: N802
+        """A stream; ``flags`` as of ``cuStreamCreate``."""
+        return _Stream(self, self.call("cuStreamCreate", flags), "cuStreamDestroy")
+
+    def Event(self, flags: int) -> "_Event":  # noqa: N802
+        """An event; ``flags`` as of ``cuEventCreate``."""
+        return _Event(self, self.call("cuEventCreate", flags), "cuEventDestroy")
+
+    def mem_alloc(self, size: int) -> "_Held":
+        """Memory of the device, whose address is its ``int``."""
+        return _Held(self, self.call("cuMemAlloc", size), "cuMemFree")
+
+    def pagelocked_empty(self, size: int, dtype: type) -> NDArray[Any]:
+        """Memory of the host that copies reach by themselves, as bytes."""
+        address = self.call("cuMemHostAlloc", size, 0)
+        held = _Held(self, address, "cuMemFreeHost")
+        return np.asarray(held.as_array(int(address), size)).view(dtype)
+
+    def memcpy_htod_async(self, device: "_Held", host: NDArray[Any], stream: "_Stream") -> None:
+        """Put a copy to the device on a stream."""
+        place = device.handle, host.ctypes.data, host.nbytes
+        self.call("cuMemcpyHtoDAsync", *place, stream.handle)
+
+    def memcpy_dtoh_async(self, host: NDArray[Any], device: "_Held", stream: "_Stream") -> None:
+        """Put a copy from the device on a stream."""
+        place = host.ctypes.data, device.handle, host.nbytes
+        self.call("cuMemcpyDtoHAsync", *place, stream.handle)
+
+
+class _Held:
+    """Something of the driver's, freed with its last reference."""
+
+    def __init__(self, driver: BindingsDriver, handle: Any, free: str) -> None:
+        self._driver, self.handle, self._free = driver, handle, free
+
+    def __int__(self) -> int:
+        return int(self.handle)
+
+    def __del__(self) -> None:
+        with suppress(BindingsDriver.Error):
+            self._driver.call(self._free, self.handle)
+
+    def as_array(self, address: int, size: int) -> "_Held":
+        """What NumPy makes an array of without a copy."""
+        data = {"data": (address, False), "shape": (size,), "typestr": "|u1", "version": 3}
+        self.__array_interface__ = data
+        return self
+
+
+class _Stream(_Held):
+    def synchronize(self) -> None:
+        self._driver.call("cuStreamSynchronize", self.handle)
+
+    def wait_for_event(self, event: "_Event") -> None:
+        self._driver.call("cuStreamWaitEvent", self.handle, event.handle, 0)
+
+
+class _Event(_Held):
+    def record(self, stream: _Stream) -> None:
+        self._driver.call("cuEventRecord", self.handle, stream.handle)
+
+    def synchronize(self) -> None:
+        self._driver.call("cuEventSynchronize", self.handle)
+
+    def query(self) -> bool:
+        (code,) = self._driver._module.cuEventQuery(self.handle)
+        if int(code) not in (0, NOT_READY):
+            raise BindingsDriver.Error(f"cuEventQuery failed: error {int(code)}")
+        return not int(code)
+
+    def time_till(self, later: "_Event") -> float:
+        return float(self._driver.call("cuEventElapsedTime", self.handle, later.handle))
+
+
+CUDA_13 = 13000
+"""As the driver says it. Drivers 580 and newer serve it, and packages whose name has ``cu13`` need
+it: docs.nvidia.com/deeplearning/tensorrt, Prerequisites.
+"""
+CUDA_12 = 12020
+"""Served by drivers 535 and newer, which packages with ``cu12`` need."""
+
+
+def check_driver(gpu: Gpu, library: str) -> None:
+    """Raise EngineError where the driver is older than the installed packages of a library need.
+
+    Args:
+        gpu: what there is.
+        library: ``tensorrt`` or ``tensorrt_rtx``.
+    """
+    for tag, needed, driver in (("cu13", CUDA_13, 580), ("cu12", CUDA_12, 535)):
+        try:
+            version = importlib.metadata.version(f"{library}_{tag}_bindings")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if gpu.cuda_version < needed:
+            served = f"{gpu.cuda_version // 1000}.{gpu.cuda_version % 1000 // 10}"
+            raise EngineError(
+                f"the NVIDIA driver serves CUDA {served}, and {library} {version} needs driver"
+                f" {driver} or newer: install that driver"
+            )
+        return

@@ -1,32 +1,41 @@
-"""The TensorRT backend on NVIDIA GPUs: one stream, slots of pinned and device memory, one captured
-graph a slot.
+"""The TensorRT backend on NVIDIA GPUs: three streams, slots of pinned and device memory, one
+captured graph a slot.
 
 The only file that imports TensorRT or pycuda, and only when an engine is asked for. ``tensorrt`` 10
 and 11 and ``tensorrt_rtx`` go by the same code.
 
 ::
 
-    submit:   feeds ─► pinned ─► device ─► execution (captured) ─► pinned ─► event
-              all on one stream, nothing waits
+    submit:   feeds ─► pinned ─► device     on the stream upwards
+              execution (captured)          on the stream that works, once they are there
+              device ─► pinned ─► event     on the stream downwards, once it has run
+              nothing waits
     collect:  wait for the event of that slot, copy its outputs out
 """
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
 import onnx
 
-from engines.backends.cuda import CapturedGraph, Gpu, leave_context, probe_gpu
+from engines.backends.cuda import (
+    BindingsDriver,
+    CapturedGraph,
+    Gpu,
+    check_driver,
+    current_context,
+    leave_context,
+    probe_gpu,
+)
 from engines.backends.registry import EngineRequest
-from engines.backends.tensorrt_build import quiet_logger
+from engines.backends.tensorrt_build import cannot_start, quiet_logger
 from engines.certificate import (
     MOST_BYTES,
     certificate_path,
@@ -75,27 +84,39 @@ def load_tensorrt(ahead: bool = False) -> Any:
             return trt
     raise EngineError(
         f"TensorRT is not installed: {install_extra('rtx')} (GeForce, RTX), or"
-        f" {install_extra('tensorrt')} (data centre); pycuda is compiled then, which needs NVIDIA's"
-        " CUDA toolkit"
+        f" {install_extra('tensorrt')} (data centre); pycuda is compiled then, which needs nvcc and"
+        " the headers of NVIDIA's CUDA toolkit"
     )
 
 
 def load_pycuda() -> Any:
-    """The driver interface of pycuda, initialised.
+    """The driver's interface: pycuda where it is installed, else the same of cuda-bindings.
 
     Raises:
-        EngineError: it is not installed or finds no driver.
+        EngineError: neither is installed, or it does not start.
     """
     try:
         import pycuda.driver as cuda
     except (ImportError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown"
+    else:
+        try:
+            cuda.init()
+        except cuda.Error as error:
+            raise EngineError(f"pycuda does not start: {str(error).splitlines()[0]}") from error
+        return cuda
+    try:
+        from cuda.bindings import driver
+
+        return BindingsDriver(driver)
+    except ImportError as error:
         raise EngineError(
-            f"pycuda cannot be loaded ({reason}): {install_packages('pycuda')}, where there are a"
-            " GPU and NVIDIA's CUDA toolkit"
+            f"pycuda cannot be loaded ({reason}): {install_packages('pycuda')}, which is compiled"
+            " then and needs nvcc and the headers of NVIDIA's CUDA toolkit; or without a compiler:"
+            f" {install_packages('cuda-bindings')}"
         ) from error
-    cuda.init()
-    return cuda
+    except BindingsDriver.Error as error:
+        raise EngineError(f"cuda-bindings does not start: {error}") from error
 
 
 class TensorRtEngine(Engine):
@@ -136,7 +157,9 @@ class TensorRtEngine(Engine):
         kernels: Path | None = None,
     ) -> None:
         gpu = probe_gpu()  # before any runtime object: without a driver it would end the process
-        trt, cuda = load_tensorrt(), load_pycuda()
+        trt = load_tensorrt()
+        check_driver(gpu, trt.__name__)
+        cuda = load_pycuda()
         self.precision = precision
         self.device = f"{gpu}, {trt.__name__} {trt.__version__}"
         super().__init__(slots)
@@ -151,7 +174,11 @@ class TensorRtEngine(Engine):
             for _ in range(slots):
                 self._session.add_slot(spin, capture)
             self._session.keep_kernels()
-        except BaseException:
+        except BaseException as error:
+            behind: BaseException | None = error
+            while behind is not None:  # frames hold what is to be freed while it can be
+                clear_frames(behind.__traceback__)
+                behind = behind.__cause__ or behind.__context__
             self._close()
             raise
         self.captured = self._session.captured
@@ -185,16 +212,45 @@ class _Slot:
     """The memory and the execution of one call.
 
     ``host`` and ``device`` hold (inputs, outputs); ``views`` are the tensors inside ``host``;
-    ``events`` come to pass as the call begins, its inputs are on the device, its graph has run, and
-    its outputs are back.
+    ``events`` come to pass in pairs, as a part of the call begins and ends: its inputs on their way
+    to the device, its graph, its outputs on their way back. ``under_way`` stays true where a call
+    was not waited for, because something failed or Ctrl-C came.
     """
 
     host: tuple[Array, Array]
     device: tuple[Any, Any]
     views: tuple[dict[str, Array], dict[str, Array]]
     execution: Any
-    events: tuple[Any, Any, Any, Any]
+    events: tuple[Any, ...]
     graph: CapturedGraph | None = None
+    under_way: bool = False
+
+    def free(self) -> None:
+        """Let go of all of it now, whoever still holds this slot: an error's traceback may."""
+        if self.graph is not None:
+            self.graph.close()
+        self.graph = self.execution = None
+        self.events = self.host = self.device = self.views = ()  # type: ignore[assignment]
+
+
+@dataclass
+class _Streams:
+    """Each waits for events of the others alone, so that a copy of one call and the execution of
+    another are done at once.
+    """
+
+    up: Any
+    work: Any
+    down: Any
+
+    def synchronize(self) -> None:
+        """Wait until all of it is done."""
+        for stream in (self.up, self.work, self.down):
+            stream.synchronize()
+
+    def free(self) -> None:
+        """Let go of them now, whoever still holds this."""
+        self.up = self.work = self.down = None
 
 
 class _Session:
@@ -207,24 +263,32 @@ class _Session:
 
     def __init__(self, trt: Any, cuda: Any, gpu: Gpu) -> None:
         self._trt, self._cuda, self._gpu = trt, cuda, gpu
-        self._process, self._thread = os.getpid(), threading.get_ident()
-        self._context = cuda.Device(0).retain_primary_context()
+        self._process = os.getpid()
+        try:
+            self._context = cuda.Device(0).retain_primary_context()
+        except cuda.Error as error:
+            raise self._failed(error) from error
         self._slots: list[_Slot] = []
-        self._stream: Any = None
+        self._streams: _Streams | None = None
         self._runtime: Any = None
         self._engine: Any = None
         self._kernels: _Kernels | None = None
         self.losses: list[str] = []
 
+    def _failed(self, error: Exception) -> EngineError:
+        return EngineError(f"{self._gpu.name} failed: {str(error).splitlines()[0]}")
+
     @contextmanager
-    def _current(self) -> Iterator[None]:
-        self._context.push()
+    def _current(self) -> Iterator[_Streams]:
+        """The context is current inside. Gives the streams, once they are made."""
         try:
-            yield
+            self._context.push()
+            try:
+                yield self._streams  # type: ignore[misc]  # who uses them comes behind ``load``
+            finally:
+                self._cuda.Context.pop()
         except self._cuda.Error as error:
-            raise EngineError(f"{self._gpu.name} failed: {str(error).splitlines()[0]}") from error
-        finally:
-            self._cuda.Context.pop()
+            raise self._failed(error) from error
 
     @property
     def captured(self) -> bool:
@@ -242,7 +306,10 @@ class _Session:
         trt = self._trt
         with self._current():
             self._logger, messages = quiet_logger(trt)
-            self._runtime = trt.Runtime(self._logger)
+            try:
+                self._runtime = trt.Runtime(self._logger)
+            except TypeError as error:  # its factory gives nothing
+                raise cannot_start(trt, "runtime", messages) from error
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 reason = messages[-1] if messages else "it is damaged, or another build's or GPU's"
@@ -262,7 +329,7 @@ class _Session:
             check_tensors(found, inputs, outputs)
             self._layouts = Layout.of(inputs), Layout.of(outputs)
             self._names = set(names)
-            self._stream = self._cuda.Stream(NON_BLOCKING)
+            self._streams = _Streams(*(self._cuda.Stream(NON_BLOCKING) for _ in range(3)))
             if kernels is not None and hasattr(trt, "IRuntimeCache"):
                 self._kernels = _Kernels(self._engine, kernels)
 
@@ -282,7 +349,7 @@ class _Session:
         """
         cuda, trt = self._cuda, self._trt
         flags = cuda.event_flags.DEFAULT if spin else cuda.event_flags.BLOCKING_SYNC
-        with self._current():
+        with self._current() as streams:
             host = tuple(cuda.pagelocked_empty(layout.size, np.uint8) for layout in self._layouts)
             device = tuple(cuda.mem_alloc(layout.size) for layout in self._layouts)
             views = tuple(
@@ -297,7 +364,7 @@ class _Session:
                 raise EngineError(
                     f"{self._gpu.name} has no memory left for another slot: close other programs"
                 )
-            events = tuple(cuda.Event(flags) for _ in range(4))
+            events = tuple(cuda.Event(flags) for _ in range(6))
             slot = _Slot(host, device, views, execution, events)  # type: ignore[arg-type]
             self._slots.append(slot)
             for layout, block in zip(self._layouts, device, strict=True):
@@ -305,93 +372,99 @@ class _Session:
                     if name in self._names and not execution.set_tensor_address(name, address):
                         raise EngineError(f"{trt.__name__} refuses the memory of tensor '{name}'")
             host[0][:] = 0
-            cuda.memcpy_htod_async(device[0], host[0], self._stream)
-            self._execute(
-                slot
-            )  # libraries set themselves up at first use, which must not be captured
-            self._stream.synchronize()
+            cuda.memcpy_htod_async(device[0], host[0], streams.work)
+            # Libraries set themselves up at first use, which must not be captured.
+            self._execute(slot, streams.work)
+            streams.work.synchronize()
             if capture:
-                slot.graph = self._captured(slot)
+                slot.graph = self._captured(slot, streams.work)
 
-    def _captured(self, slot: _Slot) -> CapturedGraph | None:
+    def _captured(self, slot: _Slot, work: Any) -> CapturedGraph | None:
         """None where this engine cannot be captured; it then runs as it did, and ``losses`` says
         why.
         """
-        stream = int(self._stream.handle)
+        stream = int(work.handle)
         try:
             asked = getattr(slot.execution, "is_stream_capturable", None)
             if asked is not None and not asked(stream):
                 raise EngineError(f"{self._trt.__name__} says that this plan cannot be captured")
-            return CapturedGraph(stream, lambda: self._execute(slot))
+            return CapturedGraph(stream, lambda: self._execute(slot, work))
         except EngineError as error:
             self.losses.append(
                 f"no CUDA graph ({error}): the processor launches every kernel of each call, which"
                 " costs time"
             )
-            self._stream.synchronize()
+            work.synchronize()
             return None
 
-    def _execute(self, slot: _Slot) -> None:
-        if not slot.execution.execute_async_v3(int(self._stream.handle)):
+    def _execute(self, slot: _Slot, work: Any) -> None:
+        if not slot.execution.execute_async_v3(int(work.handle)):
             raise EngineError(
                 f"{self._trt.__name__} failed to run the engine: build it again with '{REBUILD}'"
             )
 
     def start(self, place: int, feeds: Mapping[str, Array]) -> None:
-        """Put one call on the stream."""
+        """Put one call on the streams."""
         slot = self._slots[place]
-        for name, value in feeds.items():
-            slot.views[0][name][...] = value
-        begun, copied, computed, done = slot.events
-        with self._current():
-            begun.record(self._stream)
-            self._cuda.memcpy_htod_async(slot.device[0], slot.host[0], self._stream)
-            copied.record(self._stream)
+        with self._current() as streams:
+            if slot.under_way:  # a call that nobody waited for may still use this memory
+                streams.synchronize()
+            for name, value in feeds.items():
+                slot.views[0][name][...] = value
+            slot.under_way = True
+            slot.events[0].record(streams.up)
+            self._cuda.memcpy_htod_async(slot.device[0], slot.host[0], streams.up)
+            slot.events[1].record(streams.up)
+            streams.work.wait_for_event(slot.events[1])
+            slot.events[2].record(streams.work)
             if slot.graph is not None:
                 slot.graph.launch()
             else:
-                self._execute(slot)
-            computed.record(self._stream)
-            self._cuda.memcpy_dtoh_async(slot.host[1], slot.device[1], self._stream)
-            done.record(self._stream)
+                self._execute(slot, streams.work)
+            slot.events[3].record(streams.work)
+            streams.down.wait_for_event(slot.events[3])
+            slot.events[4].record(streams.down)
+            self._cuda.memcpy_dtoh_async(slot.host[1], slot.device[1], streams.down)
+            slot.events[5].record(streams.down)
 
     def finish(self, place: int, spin: bool) -> tuple[dict[str, Array], GpuTimes]:
         """Wait for one call, and copy its outputs: the slot's memory is written again by the
         next.
         """
         slot = self._slots[place]
-        *_, done = slot.events
+        done = slot.events[-1]
         with self._current():
             if spin:
                 while not done.query():
                     pass
             else:
                 done.synchronize()
-            times = GpuTimes(
-                *(earlier.time_till(later) for earlier, later in pairwise(slot.events))
-            )
-        return {name: view.copy() for name, view in slot.views[1].items()}, times
+            slot.under_way = False
+            begun, ended = slot.events[::2], slot.events[1::2]
+            times_ms = [a.time_till(b) for a, b in zip(begun, ended, strict=True)]
+        outputs = {name: view.copy() for name, view in slot.views[1].items()}
+        return outputs, GpuTimes(*times_ms)
 
     def close(self) -> None:
-        """Free it all; in a forked child, where the GPU is not ours, nothing."""
+        """Free it all, in any thread; in a forked child, where the GPU is not ours, nothing."""
         if self._context is None or os.getpid() != self._process:
             return
         context, self._context = self._context, None
         context.push()
+        handle = current_context()
         try:
-            if self._stream is not None:
-                self._stream.synchronize()
+            with suppress(self._cuda.Error):  # of work that failed; it is over then, too
+                if self._streams is not None:
+                    self._streams.synchronize()
             while self._slots:
-                slot = self._slots.pop()
-                if slot.graph is not None:
-                    slot.graph.close()
-                del slot  # execution context, events, device memory, pinned memory
-            self._kernels = self._engine = self._runtime = self._stream = None
+                self._slots.pop().free()
+            self._kernels = self._engine = self._runtime = None
+            if self._streams is not None:
+                self._streams.free()
         finally:
-            self._cuda.Context.pop()
-            if threading.get_ident() == self._thread:  # pycuda releases a context only there
-                context.detach()
-                leave_context()
+            # While it is current: pycuda gives it back in its own thread alone otherwise.
+            context.detach()
+            leave_context(handle)
 
 
 class _Kernels:
@@ -515,6 +588,7 @@ def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto"
     precision = checked_precision(precision)
     gpu = probe_gpu()
     library = load_tensorrt()
+    check_driver(gpu, library.__name__)
     load_pycuda()
     model = graph()
     typed = typed_graph(model, precision, library.__name__, gpu.sm)

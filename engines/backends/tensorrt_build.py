@@ -7,7 +7,7 @@ API: docs.nvidia.com/deeplearning/tensorrt, Python API, Builder, BuilderConfig, 
 ProgressMonitor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from engines.backends.cuda import check_driver, probe_gpu
 from engines.errors import EngineError, ModelError, install_packages
 from engines.files import whole_file
 
@@ -53,9 +54,7 @@ def build_plan(model: onnx.ModelProto, build: Build) -> bytes:
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # its factory gives nothing where it needs a GPU and finds none
-        raise EngineError(
-            f"{trt.__name__} {trt.__version__} builds only where there is an NVIDIA GPU"
-        ) from error
+        raise cannot_start(trt, "builder", build.messages) from error
     network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
@@ -75,6 +74,16 @@ def build_plan(model: onnx.ModelProto, build: Build) -> bytes:
         raise EngineError(f"{trt.__name__} cannot build for {build.target or 'this GPU'}: {reason}")
     _keep_timings(config, build)
     return bytes(plan)
+
+
+def cannot_start(trt: Any, what: str, messages: Sequence[str]) -> EngineError:
+    """Why a library gives no builder or runtime: no GPU, an old driver, or what it says itself."""
+    try:
+        check_driver(probe_gpu(), trt.__name__)
+        reason = messages[-1] if messages else "it says no reason; try nvidia-smi"
+    except EngineError as error:
+        reason = str(error)
+    return EngineError(f"the {what} of {trt.__name__} {trt.__version__} does not start: {reason}")
 
 
 def network_flags(trt: Any) -> int:

@@ -1,16 +1,13 @@
 """A GPU that is not there: pycuda's and TensorRT's calls as ``engines.backends.tensorrt`` makes
 them, on host memory.
 
-Work put on a stream is done only when somebody waits for it, so that an output read too early is
-still empty. A "plan" is the ONNX graph itself, run by OpenVINO. Whatever is alive is counted, and
-every call needs the context to be current.
+The driver is simulated (``tests.engines.driver``). A "plan" is the ONNX graph itself, run by
+OpenVINO, unless a test says otherwise.
 """
 
 import ctypes
-import itertools
-import time
-import weakref
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,145 +17,14 @@ from engines.backends import cuda
 from engines.backends import tensorrt as backend
 from engines.backends.cuda import Gpu
 from engines.backends.openvino import OpenVinoEngine
+from engines.backends.tensorrt import size_of
 from engines.certificate import certificate_path, certify, key_of, subject_of, write_engine
 from engines.localizer import Localizer
 from engines.typed_graph import typed_graph
+from tests.engines.driver import Library, Pycuda, SimulatedDriver
 
 GPU = Gpu("NVIDIA L4", (8, 9), 13000)
 SIZE = 64
-
-
-class Driver:
-    """pycuda.driver, as much of it as is used."""
-
-    Error = type("Error", (Exception,), {})
-    event_flags = SimpleNamespace(DEFAULT=0, BLOCKING_SYNC=1, DISABLE_TIMING=2)
-
-    def __init__(self):
-        self.log, self.stack, self.alive, self.streams = (
-            [],
-            [],
-            {"context": 0, "stream": 0, "event": 0, "device": 0},
-            weakref.WeakValueDictionary(),
-        )
-        self.handles = itertools.count(0x100)
-        driver = self
-
-        class Thing:
-            kind = ""
-
-            def __init__(self):
-                driver.current()
-                driver.alive[self.kind] += 1
-
-            def __del__(self):
-                driver.alive[self.kind] -= 1
-
-        class Context:
-            def __init__(self):
-                driver.alive["context"] += 1
-
-            def push(self):
-                driver.stack.append(self)
-
-            @staticmethod
-            def pop():
-                driver.stack.pop()
-
-            def detach(self):
-                assert self not in driver.stack
-                driver.alive["context"] -= 1
-
-        class Device:
-            def __init__(self, index):
-                assert index == 0
-
-            def retain_primary_context(self):
-                return Context()
-
-        class Stream(Thing):
-            kind = "stream"
-
-            def __init__(self, flags=0):
-                super().__init__()
-                driver.log.append(f"stream {flags}")
-                self.handle, self.queue = next(driver.handles), []
-                driver.streams[self.handle] = self
-
-            def synchronize(self):
-                driver.current()
-                while self.queue:
-                    self.queue.pop(0)()
-
-        class Event(Thing):
-            kind = "event"
-
-            def __init__(self, flags=0):
-                super().__init__()
-                driver.log.append(f"event {flags}")
-                self.reached, self.stream, self.at_ms = True, None, None
-
-            def record(self, stream):
-                driver.current()
-                self.reached, self.stream = False, stream
-                stream.queue.append(self._reach)
-
-            def _reach(self):
-                self.reached, self.at_ms = True, time.perf_counter() * 1e3
-
-            def time_till(self, later):
-                driver.current()
-                assert self.reached
-                assert later.reached
-                return later.at_ms - self.at_ms
-
-            def synchronize(self):
-                driver.current()
-                while not self.reached:
-                    self.stream.queue.pop(0)()
-
-            def query(self):
-                driver.current()
-                if not self.reached:
-                    self.stream.queue.pop(0)()
-                return self.reached
-
-        class Block(Thing):
-            kind = "device"
-
-            def __init__(self, size):
-                super().__init__()
-                self.memory = np.zeros(size + 256, np.uint8)
-                self.size = size
-
-            def __int__(self):
-                return -(-self.memory.ctypes.data // 256) * 256
-
-            def array(self):
-                return memory_at(int(self), np.uint8, (self.size,))
-
-        self.Context, self.Device, self.Stream, self.Event, self.mem_alloc = (
-            Context,
-            Device,
-            Stream,
-            Event,
-            Block,
-        )
-
-    def current(self):
-        assert self.stack, "no context is current"
-
-    def pagelocked_empty(self, shape, dtype):
-        self.current()
-        return np.full(shape, 0xAB, dtype)
-
-    def memcpy_htod_async(self, device, host, stream):
-        self.current()
-        stream.queue.append(lambda: device.array().__setitem__(slice(None), host))
-
-    def memcpy_dtoh_async(self, host, device, stream):
-        self.current()
-        stream.queue.append(lambda: host.__setitem__(slice(None), device.array()))
 
 
 def memory_at(address, dtype, shape):
@@ -167,8 +33,13 @@ def memory_at(address, dtype, shape):
     return np.frombuffer((ctypes.c_uint8 * count).from_address(address), dtype).reshape(shape)
 
 
-class Library:
-    """tensorrt, as much of its runtime as is used."""
+class TensorRt:
+    """tensorrt_rtx, as much of its runtime as is used.
+
+    Args:
+        driver: runs what is put on streams.
+        read: gives what has ``inputs``, ``outputs`` and ``infer``, from the bytes of a plan.
+    """
 
     __name__, __version__ = "tensorrt_rtx", "1.7.1.116"
     TensorIOMode = SimpleNamespace(INPUT="i", OUTPUT="o")
@@ -180,8 +51,8 @@ class Library:
 
     class IRuntimeCache: ...
 
-    def __init__(self, enqueue):
-        self.enqueue, self.capturable, self.compiled = enqueue, True, 0
+    def __init__(self, driver, read):
+        self.driver, self.capturable, self.compiled = driver, True, 0
         library = self
 
         class Runtime:
@@ -190,7 +61,7 @@ class Library:
 
             def deserialize_cuda_engine(self, plan):
                 try:
-                    return Plan(onnx.load_from_string(plan), library)
+                    return Plan(read(plan), library)
                 except Exception:
                     self.logger.log(
                         1, "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed"
@@ -203,8 +74,8 @@ class Library:
 class Plan:
     """ICudaEngine."""
 
-    def __init__(self, model, library):
-        self.engine, self.library = OpenVinoEngine(model, "fp32"), library
+    def __init__(self, engine, library):
+        self.engine, self.library = engine, library
         self.specs = [*self.engine.inputs, *self.engine.outputs]
         self.num_io_tensors = len(self.specs)
         self._specs = {spec.name: spec for spec in self.specs}
@@ -256,10 +127,14 @@ class Kernels:
 
 
 class Execution:
-    """IExecutionContext."""
+    """IExecutionContext. It has memory of its own from its first run on, which no capture allows."""
 
     def __init__(self, plan):
-        self.plan, self.addresses = plan, {}
+        self.plan, self.addresses, self.scratch = plan, {}, None
+
+    def __del__(self):
+        if self.scratch is not None:
+            self.plan.library.driver.cuMemFree(self.scratch)
 
     def is_stream_capturable(self, handle):
         return self.plan.library.capturable
@@ -270,8 +145,15 @@ class Execution:
         return True
 
     def execute_async_v3(self, handle):
-        self.plan.library.enqueue(handle, self.run)
-        return True
+        driver, specs = self.plan.library.driver, self.plan.engine
+        if self.scratch is None:
+            code, scratch = driver.cuMemAlloc(64)
+            if code:
+                return False
+            self.scratch = scratch
+        reads = [(self.addresses[s.name], size_of(s)) for s in specs.inputs]
+        writes = [(self.addresses[s.name], size_of(s)) for s in specs.outputs]
+        return driver.execute(handle, reads, writes, self.run) == 0
 
     def run(self):
         tensors = {
@@ -283,46 +165,34 @@ class Execution:
             tensors[name][...] = value
 
 
-def captured_graphs(driver):
-    """A class in place of ``engines.backends.cuda.CapturedGraph``: what is put on the stream while
-    capturing is run at each launch.
+def read_graph(plan):
+    """A plan that is the graph itself, which OpenVINO runs."""
+    return OpenVinoEngine(onnx.load_from_string(plan), "fp32")
+
+
+def machine_with_gpu(monkeypatch, read=read_graph, choose=lambda count: 0, face=Pycuda):
+    """A machine with a GPU and its libraries, all simulated: what ``load_pycuda`` gives there.
+
+    Args:
+        monkeypatch: of the test.
+        read: see ``TensorRt``.
+        choose: see ``SimulatedDriver``.
+        face: makes the driver's interface: ``Pycuda`` or ``BindingsDriver``.
+
+    ``driver``, ``library`` (TensorRT) and ``libcuda`` hang on it.
     """
-
-    class Graph:
-        made, launched, closed = 0, 0, 0
-
-        def __init__(self, handle, enqueue):
-            queue = driver.streams[handle].queue
-            assert not queue
-            enqueue()
-            self.handle, self.work = handle, list(queue)
-            queue.clear()
-            Graph.made += 1
-
-        def launch(self):
-            Graph.launched += 1
-            driver.streams[self.handle].queue.extend(self.work)
-
-        def close(self):
-            Graph.closed += 1
-
-    return Graph
-
-
-def machine_with_gpu(monkeypatch):
-    """The driver of a machine with a GPU and its libraries, all stand-ins; ``library`` and
-    ``graphs`` hang on it.
-    """
-    driver = Driver()
-    driver.library = Library(lambda handle, work: driver.streams[handle].queue.append(work))
-    driver.graphs = captured_graphs(driver)
-    monkeypatch.setattr(backend, "load_tensorrt", lambda ahead=False: driver.library)
-    monkeypatch.setattr(backend, "load_pycuda", lambda: driver)
-    monkeypatch.setattr(backend, "CapturedGraph", driver.graphs)
-    monkeypatch.setattr(backend, "leave_context", lambda: None)
+    driver = SimulatedDriver(choose)
+    machine = face(driver)
+    machine.driver, machine.libcuda = driver, Library(driver)
+    machine.library = TensorRt(driver, read)
+    monkeypatch.setattr(backend, "load_tensorrt", lambda ahead=False: machine.library)
+    monkeypatch.setattr(backend, "load_pycuda", lambda: machine)
+    for name in ("CapturedGraph", "leave_context", "current_context"):
+        real = getattr(cuda, name)
+        monkeypatch.setattr(backend, name, partial(real, load=lambda _: machine.libcuda))
     for module in (backend, cuda):
         monkeypatch.setattr(module, "probe_gpu", lambda: GPU)
-    return driver
+    return machine
 
 
 def plan_of(model):

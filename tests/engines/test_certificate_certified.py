@@ -2,9 +2,13 @@
 (``tests.engines.gpu``).
 """
 
+import sys
+from types import ModuleType
+
 import pytest
 
 from engines.backends import tensorrt as backend
+from engines.backends.cuda import BindingsDriver
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.tensorrt import open_certified
 from engines.build import build_graph
@@ -14,6 +18,7 @@ from engines.errors import EngineError
 from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
 from engines.typed_graph import checked_precision, typed_graph
+from tests.engines.driver import SimulatedDriver
 from tests.engines.gpu import SIZE, certify_plan, keep_plan, plan_of
 from tests.engines.test_tensorrt import assert_equal, feeds
 
@@ -113,13 +118,25 @@ def test_the_driver_is_asked_before_any_library(monkeypatch, model):
 
 
 def test_missing_libraries_are_named_with_what_to_install(monkeypatch):
-    import sys
-
-    for name in ("tensorrt", "tensorrt_rtx", "pycuda", "pycuda.driver"):
+    for name in ("tensorrt", "tensorrt_rtx", "pycuda", "pycuda.driver", "cuda", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(EngineError, match=r"TensorRT is not installed: .*install 'tensorrt_rtx>="):
         backend.load_tensorrt()
-    with pytest.raises(EngineError, match="pycuda cannot be loaded"):
+    with pytest.raises(EngineError, match=r"pycuda cannot be loaded .* needs nvcc .*cuda-bindings"):
+        backend.load_pycuda()
+
+
+def test_without_pycuda_the_driver_is_called_through_cuda_bindings(monkeypatch):
+    driver = SimulatedDriver()
+    for name in ("pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    package = ModuleType("cuda.bindings")
+    package.driver = driver
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", package)
+    assert isinstance(backend.load_pycuda(), BindingsDriver)
+    monkeypatch.setattr(driver, "cuInit", lambda flags: (100,))
+    with pytest.raises(EngineError, match="cuda-bindings does not start: cuInit failed: error 100"):
         backend.load_pycuda()
 
 

@@ -50,7 +50,7 @@ def test_outputs_are_those_of_the_graph_whatever_is_under_way(gpu, model, captur
         fed[IMAGE][:] = 0  # it was taken at once
     for sent, ticket in under_way:
         assert_equal(engine.collect(ticket), reference.infer(feeds(sent)))
-    assert gpu.graphs.launched == (7 if capture else 0)
+    assert gpu.libcuda.launched == (7 if capture else 0)
     engine.close()
 
 
@@ -62,19 +62,29 @@ def test_every_call_is_timed_on_the_gpu_s_own_clock(gpu, model):
     assert min(first.h2d_ms, first.d2h_ms) > 0
     assert first.compute_ms > first.h2d_ms
     engine.infer(feeds(1))
-    assert engine.times != first
+    assert engine.times is not first
     engine.close()
 
 
 def test_nothing_runs_before_it_is_waited_for(gpu, model):
     engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
     first, second = engine.submit(feeds(0)), engine.submit(feeds(1))
-    (stream,) = gpu.streams.values()
-    assert len(stream.queue) == 14  # event, up, event, run, event, down, event: twice
+    # Up: event, copy, event. Work: wait, event, run, event. Down as up, behind a wait. Twice.
+    assert gpu.driver.waiting == 22
     engine.collect(first)
-    assert len(stream.queue) == 7
+    assert 0 < gpu.driver.waiting <= 11
     engine.collect(second)
-    assert not stream.queue
+    assert not gpu.driver.waiting
+    engine.close()
+
+
+def test_copies_of_one_call_are_done_while_another_one_runs(gpu, model):
+    engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
+    engine.submit(feeds(0))
+    engine.submit(feeds(1))
+    _, work, _ = gpu.driver.streams.values()
+    gpu.driver.cuStreamSynchronize(next(iter(gpu.driver.streams)))  # upwards
+    assert len(work.queue) == 8, "both inputs are there, and nothing has run"
     engine.close()
 
 
@@ -98,9 +108,9 @@ def test_an_engine_whose_graph_ignores_an_input(gpu):
 
 def test_the_stream_waits_for_no_other_and_events_sleep_or_spin(gpu, model):
     for spin, flags in ((False, 1), (True, 0)):
-        gpu.log.clear()
+        gpu.driver.log.clear()
         backend.TensorRtEngine(plan_of(model), model, "fp32", spin=spin).close()
-        assert gpu.log == ["stream 1", *[f"event {flags}"] * 8]
+        assert gpu.driver.log == [*["stream 1"] * 3, *[f"event {flags}"] * 12]
 
 
 def test_closing_frees_everything_in_any_order(gpu, model):
@@ -108,16 +118,17 @@ def test_closing_frees_everything_in_any_order(gpu, model):
         backend.TensorRtEngine(plan_of(model), model, "fp32", slots=3) for _ in range(2)
     )
     first.submit(feeds(0))
-    assert gpu.alive == {"context": 2, "stream": 2, "event": 24, "device": 12}
+    # Of each engine and slot: six events; memory for inputs, outputs and the execution's own.
+    one = {"context": 1, "stream": 3, "event": 18, "device": 9, "host": 6, "graph": 6}
+    assert gpu.driver.alive == {kind: 2 * count for kind, count in one.items()}
     first.close()
     first.close()
-    assert gpu.alive == {"context": 1, "stream": 1, "event": 12, "device": 6}
+    assert gpu.driver.alive == one
     assert second.infer(feeds(1))["map"].any()
     del second  # never closed
     gc.collect()
-    assert not any(gpu.alive.values())
-    assert gpu.graphs.closed == gpu.graphs.made == 6
-    assert not gpu.stack
+    assert not any(gpu.driver.alive.values())
+    assert not gpu.driver.current
     with pytest.raises(EngineError, match="this engine is closed"):
         first.infer(feeds(0))
 
@@ -126,11 +137,13 @@ def test_the_context_is_current_only_inside_calls(gpu, model):
     mine = gpu.Device(0).retain_primary_context()
     mine.push()
     engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
-    assert gpu.stack == [mine]
+    assert gpu.upper() is mine
     engine.infer(feeds(0))
-    assert gpu.stack == [mine]
+    assert gpu.upper() is mine
     engine.close()
-    assert gpu.stack == [mine]
+    assert gpu.upper() is mine
+    assert len(gpu.driver.current) == 1
+    mine.pop()
 
 
 def in_a_thread(work):
@@ -149,10 +162,26 @@ def test_it_may_be_handed_to_another_thread_and_closed_there(gpu, model):
     assert_equal(in_a_thread(lambda: engine.infer(feeds(1))), expected.infer(feeds(1)))
     assert_equal(engine.infer(feeds(2)), expected.infer(feeds(2)))
     in_a_thread(engine.close)
-    assert not any(count for kind, count in gpu.alive.items() if kind != "context"), (
-        "pycuda releases that in its own thread"
-    )
-    assert not gpu.stack
+    assert not any(gpu.driver.alive.values())
+    assert not gpu.driver.current
+
+
+def test_it_is_opened_in_a_thread_that_ends_and_closed_in_another(gpu, model):
+    """pycuda gives a context back in its own thread, or where it is current."""
+    engine = in_a_thread(lambda: backend.TensorRtEngine(plan_of(model), model, "fp32"))
+    other = in_a_thread(lambda: backend.TensorRtEngine(plan_of(model), model, "fp32"))
+    assert engine.infer(feeds(0))["map"].any()
+    mine = gpu.Device(0).retain_primary_context()
+    mine.push()
+    engine.close()
+    assert gpu.driver.alive["context"] == 2
+    assert gpu.upper() is mine
+    assert len(gpu.driver.current) == 1
+    mine.pop()
+    mine.detach()
+    del other
+    gc.collect()
+    assert not any(gpu.driver.alive.values())
 
 
 def test_two_threads_at_once_are_refused(gpu, model, monkeypatch):
@@ -196,21 +225,18 @@ def test_calls_out_of_turn_say_so(gpu, model):
     engine.close()
 
 
-def test_a_graph_that_cannot_be_captured_runs_all_the_same_and_says_so(gpu, model, monkeypatch):
+def test_a_graph_that_cannot_be_captured_runs_all_the_same_and_says_so(gpu, model):
     engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
     assert engine.captured
     assert not engine.losses
     assert engine.device.endswith(", CUDA graphs")
     engine.close()
 
-    def refuses(handle, enqueue):
-        raise EngineError("cuStreamEndCapture 900")
-
-    monkeypatch.setattr(backend, "CapturedGraph", refuses)
+    gpu.driver.failing["cuStreamEndCapture"] = 900
     engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
     assert not engine.captured
     (loss,) = engine.losses
-    assert "no CUDA graph (cuStreamEndCapture 900)" in loss
+    assert "no CUDA graph (the NVIDIA driver answers cuStreamEndCapture with error 900" in loss
     assert engine.device.endswith(", no CUDA graphs")
     assert_equal(engine.infer(feeds(0)), OpenVinoEngine(model, "fp32").infer(feeds(0)))
     engine.close()
@@ -221,7 +247,7 @@ def test_a_plan_that_the_library_says_cannot_be_captured_is_not_tried(gpu, model
     engine = backend.TensorRtEngine(plan_of(model), model, "fp32")
     assert not engine.captured
     assert "says that this plan cannot be captured" in engine.losses[0]
-    assert gpu.graphs.made == 0
+    assert gpu.libcuda.captured == 0
     assert engine.infer(feeds(0))["map"].any()
     engine.close()
 
@@ -245,7 +271,7 @@ def test_kernels_are_compiled_at_the_first_start_only(gpu, model, tmp_path):
     assert count == 1
     assert "compiled anew at each start: cannot write" in loss
     gc.collect()
-    assert not any(gpu.alive.values())
+    assert not any(gpu.driver.alive.values())
 
 
 def test_what_fails_while_it_opens_leaves_nothing(gpu, model):
@@ -258,7 +284,7 @@ def test_what_fails_while_it_opens_leaves_nothing(gpu, model):
     with pytest.raises(EngineError, match="this engine is of another graph"):
         backend.TensorRtEngine(plan_of(other), model, "fp32")
     gc.collect()
-    assert not any(gpu.alive.values())
+    assert not any(gpu.driver.alive.values())
 
 
 def test_a_failure_of_the_driver_is_one_line_and_the_slot_is_free_again(gpu, model, monkeypatch):
@@ -276,5 +302,5 @@ def test_a_failure_of_the_driver_is_one_line_and_the_slot_is_free_again(gpu, mod
         engine.infer(feeds(0))
     monkeypatch.setattr(gpu, "memcpy_htod_async", copy)
     assert engine.infer(feeds(0))["map"].any()
-    assert not gpu.stack
+    assert not gpu.driver.current
     engine.close()

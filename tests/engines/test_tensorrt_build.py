@@ -114,6 +114,36 @@ def quantized(batch=1):
     return model
 
 
+def test_a_builder_that_does_not_start_says_why(model, monkeypatch):
+    from engines.backends import tensorrt_build as build
+    from tests.engines.gpu import GPU
+
+    class Library:
+        __name__, __version__ = "tensorrt_rtx", "1.7"
+        ILogger = trt.ILogger
+
+        @staticmethod
+        def Builder(logger):
+            logger.log(trt.ILogger.ERROR, "CUDA initialization failure with error: 2")
+            raise TypeError("factory function returned nullptr")
+
+    def starts():
+        build_plan(model, Build(Library()))
+
+    with pytest.raises(
+        EngineError, match=r"builder of tensorrt_rtx 1\.7 does not start: no NVIDIA"
+    ):
+        starts()
+    monkeypatch.setattr(build, "probe_gpu", lambda: GPU)
+    with pytest.raises(
+        EngineError, match="does not start: CUDA initialization failure with error: 2"
+    ):
+        starts()
+    monkeypatch.setattr(build, "probe_gpu", lambda: replace(GPU, cuda_version=12080))
+    with pytest.raises(EngineError, match="does not start: the NVIDIA driver serves CUDA 12"):
+        starts()
+
+
 @pytest.mark.parametrize(("target", "expected"), [(None, "CURRENT"), ("sm75", "SM75")])
 def test_what_is_built_for_is_said_and_memory_is_had_before_a_capture(
     model, monkeypatch, target, expected

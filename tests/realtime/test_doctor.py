@@ -1,5 +1,7 @@
 """The doctor tells what is here, gives a fix for each problem, and is ended by nothing."""
 
+import importlib.metadata
+import importlib.util
 import io
 import json
 import subprocess
@@ -154,3 +156,21 @@ def test_it_answers_where_sightline_itself_does_not_start(tmp_path):
     assert ended.returncode == 1
     assert "opencv-python" in ended.stdout
     assert "cache" in ended.stdout
+
+
+def test_an_old_driver_and_the_engines_that_are_built_are_told(monkeypatch, tmp_path):
+    from engines.backends import cuda
+    from engines.certificate import engines_dir
+
+    gpu = cuda.Gpu("NVIDIA L4", (8, 9), 12080)
+    monkeypatch.setattr(cuda, "probe_gpu", lambda: gpu)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.7.1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path))
+    engines_dir().mkdir(parents=True)
+    (engines_dir() / "lite0-tensorrt-fp16.engine").write_bytes(b"")
+    found = by_name(checks.nvidia())
+    assert "needs driver 580 or newer" in found["driver for TensorRT"].found
+    assert found["pycuda"].found == "pycuda 1.7.1, cuda.bindings 1.7.1"
+    assert found["lite0-tensorrt-fp16"].found == "not certified"
+    assert "--rebuild" in found["lite0-tensorrt-fp16"].fix

@@ -75,12 +75,12 @@ def driven_by(run_on):
 
 
 def test_sessions_on_a_driver_that_is_not_there(monkeypatch):
-    driver = machine_with_gpu(monkeypatch)
-    driven = driven_by(lambda handle, work: driver.streams[handle].queue.append(work))
+    machine = machine_with_gpu(monkeypatch)
+    driven = driven_by(lambda handle, work: machine.driver.execute(handle, (), (), work))
     found = check_sessions(driven, calls=6, timed_calls=2)
     assert len(found) == 12
-    assert driver.graphs.made == driver.graphs.closed == 12
-    assert not any(driver.alive.values())
+    assert machine.libcuda.captured == 12
+    assert not any(machine.driver.alive.values())
 
 
 def test_a_plan_that_computes_nothing_is_noticed(monkeypatch):

@@ -3,10 +3,18 @@ for.
 """
 
 import ctypes
+import importlib.metadata
 
 import pytest
 
-from engines.backends.cuda import LIBRARY, CapturedGraph, Gpu, probe_gpu
+from engines.backends.cuda import (
+    LIBRARY,
+    CapturedGraph,
+    Gpu,
+    check_driver,
+    leave_context,
+    probe_gpu,
+)
 from engines.errors import EngineError
 
 
@@ -129,3 +137,50 @@ def test_handles_are_passed_as_pointers():
     CapturedGraph(2**40 + 1, lambda: None, lambda name: Sees()).launch()
     launched = dict(seen)["cuGraphLaunch"]
     assert launched == [ctypes.c_void_p, ctypes.c_void_p]
+
+
+class Stack(Library):
+    """libcuda with a stack of contexts."""
+
+    def __init__(self, *contexts):
+        super().__init__()
+        self.contexts = [*contexts]
+
+    def cuCtxPopCurrent_v2(self, out):
+        out._obj.value = self.contexts.pop()
+        return 0
+
+    def cuCtxPushCurrent_v2(self, context):
+        self.contexts.append(context.value)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [([5, 7], [5]), ([7], []), ([7, 5], [5]), ([7, 7], [7])]
+)
+def test_a_context_is_left_wherever_pycuda_put_it(before, after):
+    driver = Stack(*before)
+    leave_context(7, lambda name: driver)
+    assert driver.contexts == after
+
+
+def test_a_driver_that_is_too_old_for_the_packages_is_told(monkeypatch):
+    installed = {"tensorrt_rtx_cu13_bindings": "1.7.1", "tensorrt_cu12_bindings": "10.16"}
+
+    def version(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    check_driver(Gpu("NVIDIA L4", (8, 9), 13000), "tensorrt_rtx")
+    check_driver(Gpu("NVIDIA L4", (8, 9), 12080), "tensorrt")
+    with pytest.raises(
+        EngineError,
+        match=r"driver serves CUDA 12\.8, and tensorrt_rtx 1\.7\.1 needs driver 580 or newer: install",
+    ):
+        check_driver(Gpu("NVIDIA L4", (8, 9), 12080), "tensorrt_rtx")
+    with pytest.raises(EngineError, match="needs driver 535 or newer"):
+        check_driver(Gpu("NVIDIA L4", (8, 9), 11080), "tensorrt")
+    installed.clear()  # a library of the system, of which nothing is known
+    check_driver(Gpu("NVIDIA L4", (8, 9), 11080), "tensorrt")
