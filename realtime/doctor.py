@@ -373,7 +373,7 @@ def nvidia() -> Findings:
     fixes = {
         "PyTorch": f"{install_extra('torch')}, for --backend torch",
         "pycuda": f"{install_packages('pycuda')}, which needs nvcc; or"
-        f" {install_packages('cuda-bindings')}, which needs no compiler",
+        f" {install_extra('bindings')}, which needs no compiler",
     }
     for name, modules in libraries.items():
         found = [module for module in modules if _is_there(module)]

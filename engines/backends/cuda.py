@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError
+from engines.errors import EngineError, install_extra, install_packages
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
@@ -171,6 +171,36 @@ def leave_context(handle: int, load: Load = ctypes.CDLL) -> None:
     if upper.value != handle:
         driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
         driver.cuCtxPushCurrent_v2(upper)
+
+
+def load_pycuda() -> Any:
+    """The driver's interface: pycuda where it is installed, else the same of cuda-bindings.
+
+    Raises:
+        EngineError: neither is installed, or it does not start.
+    """
+    try:
+        import pycuda.driver as cuda
+    except (ImportError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "unknown"
+    else:
+        try:
+            cuda.init()
+        except cuda.Error as error:
+            raise EngineError(f"pycuda does not start: {str(error).splitlines()[0]}") from error
+        return cuda
+    try:
+        from cuda.bindings import driver
+
+        return BindingsDriver(driver)
+    except ImportError as error:
+        raise EngineError(
+            f"pycuda cannot be loaded ({reason}): {install_packages('pycuda')}, which is compiled"
+            " then and needs nvcc and the headers of NVIDIA's CUDA toolkit; or without a compiler:"
+            f" {install_extra('bindings')}"
+        ) from error
+    except BindingsDriver.Error as error:
+        raise EngineError(f"cuda-bindings does not start: {error}") from error
 
 
 class BindingsDriver:

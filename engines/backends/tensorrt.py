@@ -1,8 +1,8 @@
 """The TensorRT backend on NVIDIA GPUs: three streams, slots of pinned and device memory, one
 captured graph a slot.
 
-The only file that imports TensorRT or pycuda, and only when an engine is asked for. ``tensorrt`` 10
-and 11 and ``tensorrt_rtx`` go by the same code.
+The only file that imports TensorRT, and only when an engine is asked for. ``tensorrt`` 10 and 11
+and ``tensorrt_rtx`` go by the same code.
 
 ::
 
@@ -26,12 +26,12 @@ import numpy as np
 import onnx
 
 from engines.backends.cuda import (
-    BindingsDriver,
     CapturedGraph,
     Gpu,
     check_driver,
     current_context,
     leave_context,
+    load_pycuda,
     probe_gpu,
 )
 from engines.backends.registry import EngineRequest
@@ -52,7 +52,6 @@ from engines.errors import (
     ModelError,
     OutputError,
     install_extra,
-    install_packages,
     sightline_command,
 )
 from engines.files import read_file, whole_file
@@ -87,36 +86,6 @@ def load_tensorrt(ahead: bool = False) -> Any:
         f" {install_extra('tensorrt')} (data centre); pycuda is compiled then, which needs nvcc and"
         " the headers of NVIDIA's CUDA toolkit"
     )
-
-
-def load_pycuda() -> Any:
-    """The driver's interface: pycuda where it is installed, else the same of cuda-bindings.
-
-    Raises:
-        EngineError: neither is installed, or it does not start.
-    """
-    try:
-        import pycuda.driver as cuda
-    except (ImportError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "unknown"
-    else:
-        try:
-            cuda.init()
-        except cuda.Error as error:
-            raise EngineError(f"pycuda does not start: {str(error).splitlines()[0]}") from error
-        return cuda
-    try:
-        from cuda.bindings import driver
-
-        return BindingsDriver(driver)
-    except ImportError as error:
-        raise EngineError(
-            f"pycuda cannot be loaded ({reason}): {install_packages('pycuda')}, which is compiled"
-            " then and needs nvcc and the headers of NVIDIA's CUDA toolkit; or without a compiler:"
-            f" {install_packages('cuda-bindings')}"
-        ) from error
-    except BindingsDriver.Error as error:
-        raise EngineError(f"cuda-bindings does not start: {error}") from error
 
 
 class TensorRtEngine(Engine):
