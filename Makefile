@@ -31,8 +31,9 @@ test: setup
 test-long: setup
 	$(BIN)/python -m pytest -m long
 
-test-gpu: setup
-	$(BIN)/python -m pytest -m gpu -rs
+# On a machine with PyTorch for CUDA, or with TensorRT: nothing is installed, and OpenVINO and PyAV are not needed.
+test-gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -m gpu -rs tests/engines/test_gpu.py tests/engines/test_torch_reference_gpu.py
 
 # The engine tests as processors with fewer instructions compute: oneDNN, which computes for OpenVINO, obeys the cap. Left out is
 # what is slow and does not compute with it (downloads, TensorRT), or is the same promise at full width.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,9 +27,9 @@ from engines.engine import Array, Engine
 from engines.errors import REBUILD, EngineError, InputError, ModelError, sightline_command
 from engines.files import (
     Kind,
+    checked_file,
     json_object,
     number,
-    read_file,
     read_json_object,
     text,
     whole_file,
@@ -105,22 +105,34 @@ def write_engine(path: Path, key: EngineKey, plan: bytes) -> None:
         file.write(plan)
 
 
-def read_engine(path: Path) -> tuple[EngineKey, bytes]:
-    """(key, plan) of an engine file.
+class KeptEngine(NamedTuple):
+    """An engine of the cache; ``sha256`` is that of the plan, which is large and hashed once."""
+
+    key: EngineKey
+    plan: bytes
+    sha256: str
+
+
+def read_engine(path: Path) -> KeptEngine:
+    """What an engine file holds.
 
     Raises:
         CorruptEngineError: it is no engine, is cut off, or its plan is not what was written.
     """
-    start = len(MAGIC) + 4
     try:
-        content = read_file(path, "engine", MOST_BYTES)
-        if not content.startswith(MAGIC):
-            raise ValueError("it is no engine of Sightline's")
-        (length,) = struct.unpack("<I", content[len(MAGIC) : start])
-        header = json_object(content[start : start + length])
-        key, plan = EngineKey(**header["key"]), content[start + length :]
-        if hashlib.sha256(plan).hexdigest() != header["sha256"]:
+        if checked_file(path, "engine") > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise ValueError("it is no engine of Sightline's")
+            (length,) = struct.unpack("<I", file.read(4))
+            header = json_object(file.read(length))
+            key, plan = EngineKey(**header["key"]), file.read()
+        sha256 = hashlib.sha256(plan).hexdigest()
+        if sha256 != header["sha256"]:
             raise ValueError("it is cut off or damaged")
+    except OSError as error:
+        raise CorruptEngineError(f"cannot read engine {path}: {error.strerror}") from error
     except ModelError as error:
         raise CorruptEngineError(f"{error}; build it again with '{REBUILD}'") from error
     except (ValueError, KeyError, TypeError, struct.error) as error:
@@ -132,10 +144,10 @@ def read_engine(path: Path) -> tuple[EngineKey, bytes]:
         raise CorruptEngineError(
             f"engine {path} cannot be used: {reason}; build it again with '{REBUILD}'"
         ) from error
-    return key, plan
+    return KeptEngine(key, plan, sha256)
 
 
-def find_engine(keys: list[EngineKey]) -> tuple[EngineKey, bytes] | None:
+def find_engine(keys: list[EngineKey]) -> KeptEngine | None:
     """The first of these engines that is in the cache; None where none is.
 
     Raises:
@@ -143,12 +155,12 @@ def find_engine(keys: list[EngineKey]) -> tuple[EngineKey, bytes] | None:
     """
     for key in keys:
         if key.path.exists():
-            found, plan = read_engine(key.path)
-            if found != key:
+            found = read_engine(key.path)
+            if found.key != key:
                 raise CorruptEngineError(
                     f"engine {key.path} holds another engine: build it again with '{REBUILD}'"
                 )
-            return key, plan
+            return found
     return None
 
 
@@ -174,7 +186,7 @@ def load_or_build(
             notify(str(error).split(";")[0] + "; building it again")
             found = None
         if found:
-            return found[1]
+            return found.plan
     plan = build()
     write_engine(key.path, key, plan)
     return plan
@@ -519,11 +531,11 @@ def model_name(model: onnx.ModelProto) -> str:
     return str(stamped({p.key: p.value for p in model.metadata_props})["model"])
 
 
-def subject_of(key: EngineKey, plan: bytes) -> dict[str, str]:
-    """What a certificate is about."""
+def subject_of(key: EngineKey, plan: bytes, sha256: str = "") -> dict[str, str]:
+    """What a certificate is about; ``sha256`` is the plan's, where it is known."""
     return {
         **{name: str(value) for name, value in asdict(key).items()},
-        "engine": hashlib.sha256(plan).hexdigest(),
+        "engine": sha256 or hashlib.sha256(plan).hexdigest(),
     }
 
 

@@ -315,11 +315,11 @@ def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph without float32 Gemm and MatMul of a constant matrix and two or three axes;
-    others are left alone.
+    """The same graph without float32 Gemm and MatMul.
 
-    A row of K values becomes K channels of one pixel, and a matrix ``[K, M]`` a kernel
-    ``[M, K, 1, 1]``.
+    Of a constant matrix and two, three or four axes a row of K values becomes K channels of one
+    pixel, and a matrix ``[K, M]`` a kernel ``[M, K, 1, 1]``. A MatMul of two that are computed
+    becomes products one by one, and their sums. A Gemm of another kind is left alone.
     """
     ranks = float_ranks(model)
     weights = {t.name: t for t in model.graph.initializer}
@@ -341,7 +341,10 @@ def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         ]
         rewrite = _REWRITES.get(node.op_type)
         rank = ranks.get(node.input[1 - places[0]]) if len(places) == 1 else None
-        if rewrite is None or rank not in (2, 3):
+        if node.op_type == "MatMul" and not places:
+            _sum_of_products(writer, node, [ranks.get(name) for name in node.input])
+            continue
+        if rewrite is None or rank not in (2, 3, 4):
             writer.nodes.append(node)
             continue
         matrix: Array = numpy_helper.to_array(weights[node.input[places[0]]])
@@ -379,6 +382,9 @@ class _ConvolutionWriter:
 
     def convolution(self, x: str, kernel: str, bias: list[str], y: str, axes: list[int]) -> None:
         """The same with a kernel that is written already."""
+        if not axes:
+            self.add("Conv", [x, kernel, *bias], y, kernel_shape=[1, 1])
+            return
         missing = self.constant(f"axes_{'_'.join(map(str, axes))}", np.array(axes, np.int64))
         image = self.add("Unsqueeze", [x, missing], f"{y}_image")
         self.add(
@@ -434,10 +440,38 @@ def _matmul(
         turned = writer.add("Transpose", [node.input[0]], f"{y}_turned", perm=[0, 2, 1])
         writer.product(turned, matrix.T, [], f"{y}_mixed", [3])
         writer.add("Transpose", [f"{y}_mixed"], y, perm=[0, 2, 1])
+    elif rank == 4:
+        # The axis that is summed over becomes the channels, and goes back where it was.
+        there, back = ([0, 2, 1, 3], [0, 2, 1, 3]) if place == 0 else ([0, 3, 1, 2], [0, 2, 3, 1])
+        turned = writer.add("Transpose", [node.input[1 - place]], f"{y}_turned", perm=there)
+        kernel = matrix if place == 0 else matrix.T
+        writer.product(turned, kernel, [], f"{y}_mixed", [])
+        writer.add("Transpose", [f"{y}_mixed"], y, perm=back)
     elif place == 1:
         writer.product(node.input[0], matrix.T, [], y, [2, 3])
     else:
         writer.nodes.append(node)
+
+
+def _sum_of_products(
+    writer: _ConvolutionWriter, node: onnx.NodeProto, ranks: Sequence[int | None]
+) -> None:
+    """``[.., M, K] @ [.., K, N]`` as the sum over K of ``[.., M, K, 1] * [.., 1, K, N]``."""
+    if any(rank is None or rank < 2 for rank in ranks):
+        writer.nodes.append(node)
+        return
+    y = str(node.output[0])
+    spread = [
+        writer.add(
+            "Unsqueeze",
+            [name, writer.constant(f"axis{axis}", np.array([axis]))],
+            f"{y}_spread_{side}",
+        )
+        for name, axis, side in zip(node.input, (-1, -3), ("left", "right"), strict=True)
+    ]
+    products = writer.add("Mul", spread, f"{y}_products")
+    summed = writer.constant("axis-2", np.array([-2]))
+    writer.add("ReduceSum", [products, summed], y, keepdims=0)
 
 
 _REWRITES: dict[

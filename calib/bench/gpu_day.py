@@ -1,14 +1,16 @@
 """Proves and times the GPU path on a bare machine: ``python -m calib.bench.gpu_day --out DIR``.
 
 The machine needs a GPU, NVIDIA's compiler, and PyTorch for CUDA, NumPy, ONNX, OpenCV, rich and
-safetensors. It needs neither OpenVINO nor PyAV nor TensorRT. ``--pycuda FILE`` names the source
-archive of pycuda, which is compiled while the first stages run.
+safetensors. It needs neither OpenVINO nor PyAV nor TensorRT; where TensorRT is, it is tried, too.
+``--pycuda FILE`` names the source archive of pycuda, which is compiled while the first stages run.
 
 Each stage stands alone. A stage that fails is one line and a traceback in the report
-(``gpu_day.json``), and the next stage runs.
+(``gpu_day.json``, and ``gpu_day.md`` for people), and the next stage runs.
 
 ``--dry`` runs what needs no GPU, on any machine. It imports all modules, builds and checks the
-graphs, and runs PyTorch's engine once on the processor. Its report has the same form.
+graphs, and runs PyTorch's engine once on the processor. Its report has the same form. ``--only``
+takes some of the stages. ``--sanitize`` runs those under NVIDIA's compute-sanitizer that use the
+driver directly. ``--page FILE.md`` makes a page of a report that is there.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -25,11 +28,13 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -47,27 +52,28 @@ from calib.bench.gpu_stand_in import (
     pictures,
 )
 from engines.backends import tensorrt as backend
-from engines.backends.cuda import probe_gpu
+from engines.backends.cuda import load_pycuda, probe_gpu
+from engines.backends.tensorrt_build import Build, build_plan
 from engines.boxes import iou
 from engines.build import IMAGE, WANTED_CLASS, AnyHead, build_graph
 from engines.choose import choose_head
 from engines.engine import Array, Engine
 from engines.errors import EngineError, SightlineError
-from engines.files import Kind, checked_output, whole_file
+from engines.files import Kind, checked_output, read_json_object, whole_file
 from engines.networks.registry import Classifier, load_classifier
 from engines.options import EngineOptions
+from engines.typed_graph import typed_graph
 
-if TYPE_CHECKING:
-    pass
-
-REPORT_FILE = Kind("report of a GPU day", (".json",), rb'\{\s*"imports": \{')
+REPORT_FILE = Kind("report of a GPU day", (".json",), rb'\{\s*"[\w ]+": \{\s*"state": ')
 SKIPPED = "skipped: no GPU"
+PAGE_FILE = Kind("page of a GPU day", (".md",), rb"# GPU results")
 METHODS = ("sensitivity", "gestalt", "heuristic")
 MODULES = (
     "engines.backends.torch_reference",
-    "engines.backends.torch_reference",
     "engines.backends.tensorrt",
     "calib.bench.torch_peers",
+    "calib.bench.gpu",
+    "calib.precision.build",
 )
 ABSENT = ("openvino", "av", "tensorrt", "tensorrt_rtx")
 """Packages that the machine lacks: no stage may import one of them."""
@@ -75,6 +81,7 @@ LEAST_CORRELATION = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.9}
 """Of an engine's map with the reference's, by precision."""
 PEERS = ("autograd", "captured_autograd", "compiled", "forward", "captured_forward")
 TIMED_S = 6.0
+BATCHES = (1, 8)
 MOST_LOST_MIB = 16.0
 COMPILE_IN_PARALLEL = """
 import setuptools._distutils.ccompiler as compiler, concurrent.futures, os, sys, runpy
@@ -113,15 +120,19 @@ class Day:
     pycuda: Path | None = None
     building: "Future[Path] | None" = None
 
-    def networks(self) -> Iterator[tuple[str, Classifier, EngineOptions]]:
-        """Name, network and choice of each network. A dry run takes the small one only."""
-        yield "compact", load_classifier("compact"), EngineOptions("compact")
+    def networks(self) -> Iterator[tuple[str, EngineOptions]]:
+        """Name and choice of each network. A dry run leaves out the large one."""
+        yield "compact", EngineOptions("compact")
+        yield "lite0", EngineOptions("lite0")
         if not self.dry:
-            choice = EngineOptions(model="vgg16", weights=self.vgg)
-            yield "vgg16", load_classifier("vgg16", self.vgg), choice
+            yield "vgg16", EngineOptions(model="vgg16", weights=self.vgg)
 
 
 Found = dict[str, Any]
+
+
+class NotHereError(Exception):
+    """A stage needs what this machine lacks; says what."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +214,8 @@ def _gpu_ms(work: Callable[[], object], times: int = 20) -> float:
 def graphs(day: Day) -> Found:
     """Build the graph of each network and method, and check it with ONNX's own checker."""
     found: Found = {}
-    for name, classifier, choice in day.networks():
-        for method, head in _heads(classifier, choice):
+    for name, choice in day.networks():
+        for method, classifier, head in _heads(choice):
             graph = build_graph(classifier, head=head)
             content = graph.SerializeToString()
             if len(content) < 2**31:  # the checker takes no more
@@ -214,11 +225,28 @@ def graphs(day: Day) -> Found:
     return found
 
 
-def _heads(classifier: Classifier, choice: EngineOptions) -> Iterator[tuple[str, AnyHead | None]]:
-    """Each method with its head."""
+def _heads(choice: EngineOptions) -> Iterator[tuple[str, Classifier, AnyHead | None]]:
+    """Each method with its network, whose input is as its head wants it, and its head."""
     for method in METHODS:
-        named = EngineOptions(model=choice.model, weights=choice.weights, method=method)
-        yield method, choose_head(named, classifier)
+        named = replace(choice, method=method)
+        classifier = _classifier(named)
+        yield method, classifier, choose_head(named, classifier)
+
+
+@cache
+def _classifier(choice: EngineOptions) -> Classifier:
+    """The network of a choice: VGG16 takes seconds to make."""
+    return choice.classifier()
+
+
+def _read_by_torch(choice: EngineOptions) -> Iterator[tuple[str, Classifier, AnyHead | None]]:
+    """Those of ``_heads`` that PyTorch's engine reads."""
+    from engines.backends.torch_reference import TorchEngine
+
+    for method, network, head in _heads(choice):
+        with suppress(EngineError):  # a head that it does not read
+            TorchEngine(network, head=head)
+            yield method, network, head
 
 
 def torch_is_right(day: Day) -> Found:
@@ -228,9 +256,9 @@ def torch_is_right(day: Day) -> Found:
         EngineError: maps differ by more than ``LEAST_CORRELATION`` allows.
     """
     found: Found = {}
-    for name, classifier, choice in day.networks():
-        for method, head in _heads(classifier, choice):
-            compared = compare_torch(classifier, head, "cuda", tuple(LEAST_CORRELATION), (1, 3), 12)
+    for name, choice in day.networks():
+        for method, network, head in _read_by_torch(choice):
+            compared = compare_torch(network, head, "cuda", tuple(LEAST_CORRELATION), (1, 3), 12)
             found |= {f"{name} {method} {what}": each for what, each in compared.items()}
     return found
 
@@ -296,9 +324,9 @@ def torch_timed(day: Day) -> Found:
     from engines.backends.torch_reference import TorchStreamEngine
 
     found: Found = {}
-    for name, classifier, choice in day.networks():
-        head = choose_head(choice, classifier)
-        for precision, batch in product(LEAST_CORRELATION, (1, 8, 32)):
+    for name, choice in day.networks():
+        _, classifier, head = next(_read_by_torch(choice))
+        for precision, batch in product(LEAST_CORRELATION, (*BATCHES, 32)):
             engine = TorchStreamEngine(classifier, head=head, batch=batch, precision=precision)
             images = pictures(classifier.size_px, batch)
             found[f"{name} {precision} batch {batch}"] = timed(engine, feed(images), TIMED_S)
@@ -339,7 +367,8 @@ def peers_timed(day: Day) -> Found:
     from calib.bench.torch_peers import TorchPeers
 
     found: Found = {}
-    for name, classifier, _ in day.networks():
+    for name, choice in day.networks():
+        classifier = _classifier(choice)
         image = feed(pictures(classifier.size_px, 1))[IMAGE]
         for precision, method in product(("fp32", "fp16"), PEERS):
             what = f"{name} {precision} {method}"
@@ -393,7 +422,7 @@ def build_pycuda(archive: Path) -> Path:
 def pycuda_is_built(day: Day) -> Found:
     """Wait for the compilation, and load pycuda."""
     found = {"at": str(day.building.result())} if day.building is not None else {}
-    backend.load_pycuda()
+    load_pycuda()
     return found
 
 
@@ -434,6 +463,54 @@ def stand_in_fits(_: Day) -> Found:
     return {"outputs": shapes}
 
 
+def tensorrt_runs(day: Day) -> Found:
+    """Build, run and time plans of each network with its usual method, where TensorRT is here.
+
+    Raises:
+        NotHereError: it is not.
+        EngineError: no CUDA graph was captured, or outputs of one input differ.
+    """
+    try:
+        library = backend.load_tensorrt()
+    except EngineError as error:
+        raise NotHereError(str(error)) from error
+    found: Found = {"library": f"{library.__name__} {library.__version__}"}
+    for name, choice in day.networks():
+        _, classifier, head = next(_heads(choice))
+        for precision, batch in product(("fp32", "fp16"), BATCHES):
+            graph = build_graph(classifier, head=head, batch=batch)
+            engine = _built_plan(graph, library, precision)
+            found[f"{name} {precision} batch {batch}"] = _checked_plan(engine, batch, day)
+    return found
+
+
+def _built_plan(graph: onnx.ModelProto, library: Any, precision: str) -> Engine:
+    """An engine of a graph for the GPU that is here."""
+    typed = typed_graph(graph, precision, library.__name__, probe_gpu().sm)
+    plan = build_plan(typed, Build(library))
+    engine = backend.TensorRtEngine(plan, graph, precision)
+    if not engine.captured:
+        engine.close()
+        raise EngineError("; ".join(engine.losses))
+    return engine
+
+
+def _checked_plan(engine: Engine, batch: int, day: Day) -> Found:
+    """How the plan agrees with the processor, and its times. Closes the engine.
+
+    Raises:
+        EngineError: the same input gives other outputs with other calls under way.
+    """
+    side = engine.inputs[0].shape[1]
+    feeds = [feed(pictures(side, batch + 12)[i : i + batch]) for i in range(12)]
+    with closing(engine):
+        alone = [engine.infer(each) for each in feeds]
+        for a, b in zip(alone, in_flight(engine, feeds), strict=True):
+            if any(not np.array_equal(a[name], b[name]) for name in a):
+                raise EngineError("a call gives other outputs while others are under way")
+        return {"device": engine.device, **timed(engine, feeds[0], TIMED_S if not day.dry else 0.0)}
+
+
 STAGES: dict[str, Stage] = {
     "imports": Stage("All modules load without OpenVINO, PyAV and TensorRT.", imports),
     "facts": Stage("The driver answers; copies and products are as fast as sold.", facts, versions),
@@ -455,6 +532,11 @@ STAGES: dict[str, Stage] = {
         sessions,
         stand_in_fits,
     ),
+    "TensorRT": Stage(
+        "Plans are built, captured and run here, each call apart from the others, and timed.",
+        tensorrt_runs,
+        lambda _: {},
+    ),
 }
 """In the order in which they run. pycuda needs the time of those before it."""
 
@@ -468,7 +550,7 @@ def run_day(day: Day, out: Path, stages: Mapping[str, Stage] = STAGES) -> dict[s
         stages: by name.
 
     Returns:
-        By name of the stage: ``state`` (``ok``, ``SKIPPED``, or ``FAILED`` and why), ``s``
+        By name of the stage: ``state`` (``ok``, ``skipped`` or ``FAILED`` and why), ``s``
         (seconds), ``proves``, and what the stage found; with ``error`` where it failed.
 
     Raises:
@@ -483,6 +565,8 @@ def run_day(day: Day, out: Path, stages: Mapping[str, Stage] = STAGES) -> dict[s
         state = SKIPPED if dry else "ok"
         try:
             found = (dry or stage.run)(day)
+        except NotHereError as missing:
+            state, found = f"skipped: {missing}"[:150], {}
         except Exception as error:  # the next stage still runs
             first = next(iter(str(error).splitlines()), "")
             state = f"FAILED {type(error).__name__}: {first}"[:150]
@@ -493,7 +577,57 @@ def run_day(day: Day, out: Path, stages: Mapping[str, Stage] = STAGES) -> dict[s
         with whole_file(path) as part:
             part.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
     print(f"wrote {path}")
+    write_page(path, out / "gpu_day.md")
     return report
+
+
+def write_page(report: Path, page: Path) -> None:
+    """Make a page of a report: its stages, and under each its figures.
+
+    Raises:
+        ModelError: the report cannot be read.
+        OutputError: the page cannot be written, or another file has its name.
+    """
+    checked_output(page, PAGE_FILE)
+    stages = read_json_object(report, "report of a GPU day")
+    lines = ["# GPU results", "", "Made by `python -m calib.bench.gpu_day --page`.", ""]
+    lines += ["| stage | state | seconds | proves |", "|---|---|---|---|"]
+    for name, found in stages.items():
+        cells = [name, found["state"], found["s"], found["proves"]]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    for name, found in stages.items():
+        figures = {k: v for k, v in found.items() if k not in ("state", "s", "proves", "error")}
+        if figures:
+            lines += ["", f"## {name}", "", "| | |", "|---|---|"]
+            lines += [f"| {what} | {_cell(value)} |" for what, value in figures.items()]
+    with whole_file(page) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"wrote {page}")
+
+
+def _cell(value: Any) -> str:
+    """A figure, or several with their names, in one cell."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_cell(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return " / ".join(_cell(each) for each in value)
+    words = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(words.replace("|", "\\|").split())
+
+
+def sanitized(given: Sequence[str]) -> int:
+    """Run the stages that use the driver directly under compute-sanitizer; its exit status.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        raise EngineError("compute-sanitizer is not there: install NVIDIA's CUDA toolkit")
+    stages = [word for name in ("pycuda is built", "sessions") for word in ("--only", name)]
+    rest = [word for word in given if word != "--sanitize"]
+    command = [program, "--error-exitcode", "1", sys.executable, "-m", "calib.bench.gpu_day"]
+    return subprocess.run([*command, *rest, *stages], check=False).returncode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -506,14 +640,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pycuda", type=Path, help="source archive of pycuda, to compile it")
     parser.add_argument("--dry", action="store_true", help="only what needs no GPU")
     parser.add_argument("--vgg", default="random", help="weights of VGG16")
+    parser.add_argument("--only", action="append", choices=[*STAGES], help="this stage; again")
+    parser.add_argument("--sanitize", action="store_true", help="under compute-sanitizer")
+    parser.add_argument("--page", type=Path, help="page to make of the report in --out")
     given = parser.parse_args(arguments)
     try:
+        if given.page is not None:
+            write_page(given.out / "gpu_day.json", given.page)
+            return 0
+        if given.sanitize:
+            return sanitized(sys.argv[1:] if arguments is None else arguments)
         if not given.dry:
             probe_gpu()
         with ThreadPoolExecutor(1) as pool:
             compiled = given.pycuda is not None and not given.dry
             building = pool.submit(build_pycuda, given.pycuda) if compiled else None
-            report = run_day(Day(given.dry, given.vgg, given.pycuda, building), given.out)
+            stages = {name: STAGES[name] for name in given.only or STAGES}
+            day = Day(given.dry, given.vgg, given.pycuda, building)
+            report = run_day(day, given.out, stages)
     except SightlineError as error:
         parser.error(f"{error}; --dry runs what needs no GPU" if not given.dry else str(error))
     return int(any(found["state"].startswith("FAILED") for found in report.values()))

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 from onnx import helper, shape_inference
 
 from engines.backends.openvino import OpenVinoEngine, best_precision, low_cap, shared_core
@@ -175,6 +174,8 @@ COPIED_VALUES = 1 << 25  # float64: 256 MiB, far more than any cache holds
 
 def machine() -> str:
     """Describe processor, cores and system in words."""
+    import openvino
+
     name = str(shared_core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
     versions = f"Python {platform.python_version()}, OpenVINO {openvino.__version__.split('-')[0]}"
     cap = f", capped by {low_cap()}" if low_cap() else ""

@@ -36,12 +36,8 @@ from engines.graph import Graph, needed
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier
 from engines.options import EngineOptions
-from realtime.capture import every_frame
-from realtime.file_sinks import JsonlSink
 from realtime.frames import FrameRecord
-from realtime.pipeline import run_frames
 from realtime.sinks import Sink
-from realtime.sources.spec import open_source
 from realtime.statistics import Run, percentiles
 
 if TYPE_CHECKING:
@@ -265,6 +261,12 @@ def _repeated(
         (every frame's stages, ms from one finished frame to the next, passes begun, whether they
         settled).
     """
+    # Only where they are used: timing a GPU needs no PyAV.
+    from realtime.capture import every_frame
+    from realtime.file_sinks import JsonlSink
+    from realtime.pipeline import run_frames
+    from realtime.sources.spec import open_source
+
     run = Run()
     intervals_ms = array("d")
     passes = 0

@@ -33,7 +33,6 @@ from engines.graph import GRAPH_FILE
 from engines.localizer import ImageBgr, Localizer
 from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, EngineOptions, Option
 from engines.typed_graph import checked_precision, typed_graph
-from realtime.sources.spec import open_source
 
 FRAMES = 16
 READ_AT_MOST = 600
@@ -305,6 +304,8 @@ def frames_of(source: str, count: int = FRAMES) -> list[ImageBgr]:
     Raises:
         SourceError: it cannot be read, or holds no frame.
     """
+    from realtime.sources.spec import open_source  # only where it is used: it needs PyAV
+
     kept: list[ImageBgr] = []
     step = 1
     with open_source(source) as frames:

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import openvino as ov
 
 from engines.backends.registry import EngineRequest
 from engines.certificate import refuse_failed
 from engines.engine import Array, Engine
-from engines.errors import EngineError
+from engines.errors import EngineError, install_packages
 from engines.int8 import is_quantized
+
+if TYPE_CHECKING:
+    import openvino as ov
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What each computes in that is not an 8-bit layer: beside those, fp32 costs no more than bf16
@@ -156,7 +158,7 @@ class OpenVinoEngine(Engine):
         }
         self._fed[place] = list(fed.values())  # the request does not hold on to them
         for port, value in fed.items():  # given to start_async, they would take twice as long
-            request.set_input_tensor(port, ov.Tensor(value, shared_memory=True))
+            request.set_input_tensor(port, _tensor(value))
         request.start_async()
 
     def _finish(self, place: int) -> dict[str, Array]:
@@ -196,6 +198,8 @@ class OpenVinoEngine(Engine):
         Raises:
             EngineError: the engine is closed.
         """
+        import openvino as ov
+
         self._check_open()
         request = self._requests[0]
         sources = {
@@ -215,13 +219,20 @@ class OpenVinoEngine(Engine):
         ]
 
 
-def _own_outputs(request: ov.InferRequest, count: int) -> list[Array]:
+def _tensor(values: Array) -> "ov.Tensor":
+    """These very values, as OpenVINO takes them."""
+    import openvino as ov
+
+    return ov.Tensor(values, shared_memory=True)
+
+
+def _own_outputs(request: "ov.InferRequest", count: int) -> list[Array]:
     """Arrays of ours, in the outputs' order, that a request writes its answers to: to ask it for
     its own takes longer than to copy them.
     """
     results = [np.array(request.get_output_tensor(place).data) for place in range(count)]
     for place, result in enumerate(results):
-        request.set_output_tensor(place, ov.Tensor(result, shared_memory=True))
+        request.set_output_tensor(place, _tensor(result))
     return results
 
 
@@ -271,13 +282,17 @@ def native_precisions(
 
 
 @cache
-def shared_core() -> ov.Core:
+def shared_core() -> "ov.Core":
     """The one core of the process, which is never freed.
 
     A core gives the thread that makes it a stack for signals, and takes it back when it is freed.
     Cores that are freed in another order, or by another thread, leave a stack that is gone, and
     Ctrl-C ends in a segmentation fault (OpenVINO 2026.4).
     """
+    try:
+        import openvino as ov  # only where it is used: a machine with a GPU may lack it
+    except ImportError as error:
+        raise EngineError(f"OpenVINO is not installed: {install_packages('openvino')}") from error
     return ov.Core()
 
 

@@ -17,7 +17,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
@@ -562,15 +562,14 @@ def open_certified(graph: Callable[[], onnx.ModelProto], precision: str = "auto"
     model = graph()
     typed = typed_graph(model, precision, library.__name__, gpu.sm)
     # Built here, or ahead of time for GPUs of this kind and copied into the cache.
-    found = find_engine(
-        [key_of(model, typed, library, target, precision) for target in (str(gpu), gpu.sm)]
-    )
+    key = key_of(model, typed, library, str(gpu), precision)
+    found = find_engine([key, replace(key, target=gpu.sm)])
     if found is None:
         raise EngineError(
             f"no TensorRT engine of this graph is built for {gpu}: run"
             f" '{sightline_command('build', backend='tensorrt', precision=precision)}' with the"
             " same model and head"
         )
-    key, plan = found
-    require(certificate_path(key.path), subject_of(key, plan), precision)
-    return TensorRtEngine(plan, model, precision, kernels=kernels_path(key.path))
+    path = found.key.path
+    require(certificate_path(path), subject_of(*found), precision)
+    return TensorRtEngine(found.plan, model, precision, kernels=kernels_path(path))

@@ -37,9 +37,9 @@ def test_an_engine_is_built_once_and_found_again():
     assert find_engine([KEY]) is None
     assert load_or_build(KEY, lambda: PLAN, no_notice) == PLAN
     assert load_or_build(KEY, lambda: pytest.fail("built twice"), no_notice) == PLAN
-    assert find_engine([replace(KEY, target="sm89"), KEY]) == (KEY, PLAN)
+    assert find_engine([replace(KEY, target="sm89"), KEY])[:2] == (KEY, PLAN)
     assert load_or_build(KEY, lambda: b"new", no_notice, rebuild=True) == b"new"
-    assert read_engine(KEY.path) == (KEY, b"new")
+    assert read_engine(KEY.path)[:2] == (KEY, b"new")
     assert [p.name for p in engines_dir().iterdir()] == [KEY.path.name]
 
 
@@ -89,7 +89,7 @@ def test_a_damaged_engine_is_built_again_and_says_so(damage, words):
     assert len(notify) == 1
     assert words in notify[0]
     assert notify[0].endswith("building it again")
-    assert find_engine([KEY]) == (KEY, PLAN)
+    assert find_engine([KEY])[:2] == (KEY, PLAN)
 
 
 def test_another_engine_under_this_name_is_not_taken():

@@ -2,6 +2,7 @@
 (``tests.engines.gpu``).
 """
 
+import hashlib
 import sys
 from types import ModuleType
 
@@ -62,6 +63,21 @@ def test_only_a_certified_engine_is_opened(gpu, model):
         match="cut off or damaged; build it again with 'sightline build --backend tensorrt --rebuild'",
     ):
         open_certified(lambda: model, "fp32")
+
+
+@pytest.mark.usefixtures("own_engines")
+def test_graph_and_plan_are_hashed_once_as_an_engine_is_opened(gpu, model, monkeypatch):
+    """Those of VGG16 have up to 1.1 GB each."""
+    certify_plan(model, keep_plan(model, gpu, target="sm89"))
+    sizes, sha256 = [], hashlib.sha256
+
+    def counted(content):
+        sizes.append(len(content))
+        return sha256(content)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    open_certified(lambda: model, "fp32").close()
+    assert sum(size > 10_000 for size in sizes) == 2
 
 
 @pytest.mark.usefixtures("own_engines")

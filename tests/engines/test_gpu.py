@@ -26,8 +26,10 @@ from tests.virtual_camera import DemoCamera
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def device(tmp_path, monkeypatch):
+    """A GPU on which TensorRT runs."""
+    pytest.importorskip("openvino", reason="plans are compared with OpenVINO: pip install openvino")
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path))
     try:
         gpu = probe_gpu()
@@ -48,6 +50,7 @@ def certified_engine(precision, batch=1):
     return model, read_engine(path)[1]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("batch", [1, 8])
 def test_an_engine_is_built_certified_and_chosen(precision, batch):
@@ -59,6 +62,7 @@ def test_an_engine_is_built_certified_and_chosen(precision, batch):
         localizer.engine.close()
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("capture", [True, False])
 @pytest.mark.parametrize("spin", [True, False])
 def test_calls_under_way_keep_apart(capture, spin):
@@ -80,6 +84,7 @@ def test_calls_under_way_keep_apart(capture, spin):
     engine.close()
 
 
+@pytest.mark.usefixtures("device")
 def test_it_shares_the_gpu_with_pytorch_in_any_order_of_closing():
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
@@ -98,10 +103,12 @@ def test_it_shares_the_gpu_with_pytorch_in_any_order_of_closing():
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "torch"])
-def test_the_bench_in_trtexec_s_words(backend):
-    if backend == "torch" and not pytest.importorskip("torch").cuda.is_available():
+def test_the_bench_in_trtexec_s_words(backend, request):
+    if backend == "tensorrt":
+        request.getfixturevalue("device")
+        certified_engine("fp16")
+    elif not pytest.importorskip("torch").cuda.is_available():
         pytest.skip("PyTorch sees no NVIDIA GPU")
-    certified_engine("fp16")
     choice = EngineOptions(backend=backend, precision="fp16")
     (times,) = (found := bench_gpu(choice, [], 5.0, Console(quiet=True)))["gpu"]
     assert times["latency_ms"]["p50"] >= times["compute_ms"]["p50"] > 0

@@ -317,3 +317,33 @@ def test_squares_beyond_float16_are_taken_in_float32(tmp_path):
     exact = run(model, image)["map"]
     assert np.isfinite(found).all()
     assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "constant"),
+    [
+        ((5, 4), (2, 3, 4, 6), "left"),
+        ((2, 3, 5, 4), (4, 6), "right"),
+        ((2, 5, 4), (2, 4, 6), ""),
+        ((2, 1, 5, 4), (3, 4, 6), ""),
+    ],
+)
+def test_products_of_maps_and_of_what_is_computed_need_no_matrix_product(left, right, constant):
+    order = np.random.default_rng(0)
+    values = {"left": order.random(left, np.float32), "right": order.random(right, np.float32)}
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape)
+        for name, value in values.items()
+        if name != constant
+    ]
+    shape = np.matmul(values["left"], values["right"]).shape
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    kept = [numpy_helper.from_array(v, n) for n, v in values.items() if n == constant]
+    node = helper.make_node("MatMul", ["left", "right"], ["y"])
+    graph = helper.make_graph([node], "product", inputs, [output], kept)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    turned = products_as_convolutions(model)
+    assert not any(node.op_type == "MatMul" for node in turned.graph.node)
+    fed = {name: value for name, value in values.items() if name != constant}
+    (found,) = ReferenceEvaluator(turned).run(None, fed)
+    np.testing.assert_allclose(found, values["left"] @ values["right"], rtol=1e-5)
