@@ -16,16 +16,13 @@ driver directly. ``--page FILE.md`` makes a page of a report that is there.
 import argparse
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -42,20 +39,21 @@ import onnx
 from calib.bench.gpu_stand_in import (
     OPENINGS,
     Driven,
+    build_pycuda,
     call_ms,
     check_sessions,
     feed,
     in_flight,
     lost_mib,
     outputs_of,
-    p50_p99,
     pictures,
+    timed,
 )
 from engines.backends import tensorrt as backend
 from engines.backends.cuda import load_pycuda, probe_gpu
 from engines.backends.tensorrt_build import Build, build_plan
 from engines.boxes import iou
-from engines.build import IMAGE, WANTED_CLASS, AnyHead, build_graph
+from engines.build import IMAGE, AnyHead, build_graph
 from engines.choose import choose_head
 from engines.engine import Array, Engine
 from engines.errors import EngineError, SightlineError
@@ -83,25 +81,6 @@ PEERS = ("autograd", "captured_autograd", "compiled", "forward", "captured_forwa
 TIMED_S = 6.0
 BATCHES = (1, 8)
 MOST_LOST_MIB = 16.0
-COMPILE_IN_PARALLEL = """
-import setuptools._distutils.ccompiler as compiler, concurrent.futures, os, sys, runpy
-
-def compile(self, sources, output_dir=None, macros=None, include_dirs=None, debug=0,
-            extra_preargs=None, extra_postargs=None, depends=None):
-    macros, objects, extra, options, build = self._setup_compile(
-        output_dir, macros, include_dirs, sources, depends, extra_postargs)
-    arguments = self._get_cc_args(options, debug, extra_preargs)
-    def one(name):
-        if name in build:
-            self._compile(name, *build[name], arguments, extra, options)
-    list(concurrent.futures.ThreadPoolExecutor(os.cpu_count()).map(one, objects))
-    return objects
-
-compiler.CCompiler.compile = compile
-sys.argv = ["setup.py", "build_ext", "--inplace"]
-runpy.run_path("setup.py", run_name="__main__")
-"""
-"""Runs pycuda's own ``setup.py`` with all processors in place of one."""
 
 
 @dataclass(frozen=True)
@@ -334,34 +313,6 @@ def torch_timed(day: Day) -> Found:
     return found
 
 
-def timed(engine: Engine, feeds: Mapping[str, Array], seconds: float) -> Found:
-    """Keep all slots busy. The first fifth of the calls is left out.
-
-    Returns:
-        ``images_per_s``, and median and 99th percentile in milliseconds of each part of a call.
-    """
-    rows: list[tuple[float, ...]] = []
-    waiting: deque[tuple[Any, float, float]] = deque()
-    begin = time.perf_counter()
-    while len(rows) < 5 or time.perf_counter() - begin < seconds:
-        while len(waiting) < engine.slots:
-            before = time.perf_counter()
-            ticket = engine.submit(feeds)
-            waiting.append((ticket, before, (time.perf_counter() - before) * 1e3))
-        ticket, before, enqueue_ms = waiting.popleft()
-        engine.collect(ticket)
-        gpu = engine.times
-        parts_ms = (gpu.h2d_ms, gpu.compute_ms, gpu.d2h_ms) if gpu else (0.0, 0.0, 0.0)
-        rows.append((enqueue_ms, *parts_ms, (time.perf_counter() - before) * 1e3))
-    passed_s = time.perf_counter() - begin
-    for ticket, _, _ in waiting:
-        engine.collect(ticket)
-    columns = np.array(rows[len(rows) // 5 :]).T
-    names = ("enqueue_ms", "h2d_ms", "compute_ms", "d2h_ms", "host_ms")
-    times_ms = {name: p50_p99(values) for name, values in zip(names, columns, strict=True)}
-    return {"images_per_s": round(len(rows) * len(feeds[WANTED_CLASS]) / passed_s, 1), **times_ms}
-
-
 def peers_timed(day: Day) -> Found:
     """Time what users of PyTorch run on the same GPU."""
     from calib.bench.torch_peers import TorchPeers
@@ -388,35 +339,6 @@ def peers_there(_: Day) -> Found:
     if missing:
         raise EngineError(f"there is no peer {', '.join(missing)}")
     return {"peers": [*PEERS]}
-
-
-def build_pycuda(archive: Path) -> Path:
-    """Compile pycuda in a folder of its own, and make it importable.
-
-    Raises:
-        EngineError: the archive or NVIDIA's compiler is missing, or the compilation fails.
-    """
-    root = Path(tempfile.mkdtemp(prefix="pycuda-"))
-    with tarfile.open(archive) as tar:
-        tar.extractall(root, filter="data")
-    (source,) = root.glob("pycuda-*")
-    places = [Path(place) for place in ("/usr/local/cuda", "/usr")]
-    cuda = next((place for place in places if (place / "bin" / "nvcc").exists()), None)
-    if cuda is None:
-        raise EngineError("NVIDIA's compiler nvcc is not there: install the CUDA toolkit")
-    flags = {"CFLAGS": "-O1 -w", "CXXFLAGS": "-O1 -w"}
-    flags |= {"LIBRARY_PATH": f"{cuda}/lib64/stubs:{cuda}/lib64"}
-    environment = {**os.environ, "PATH": f"{cuda}/bin:{os.environ['PATH']}", **flags}
-    configure = ["configure.py", f"--cuda-root={cuda}", "--no-cuda-enable-curand"]
-    for arguments in (configure, ["-c", COMPILE_IN_PARALLEL]):
-        command = [sys.executable, *arguments]
-        done = subprocess.run(
-            command, cwd=source, env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise EngineError((done.stderr or done.stdout)[-1500:])
-    sys.path.insert(0, str(source))
-    return source
 
 
 def pycuda_is_built(day: Day) -> Found:

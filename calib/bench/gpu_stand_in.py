@@ -4,6 +4,11 @@
 driver.
 """
 
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
 import threading
 import time
 from collections import deque
@@ -26,6 +31,7 @@ from engines.backends import tensorrt as backend
 from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.choose import choose_head
 from engines.engine import Array, Engine, TensorSpec
+from engines.errors import EngineError
 from engines.localizer import ImageBgr
 from engines.networks.registry import Classifier
 from engines.options import EngineOptions
@@ -36,6 +42,56 @@ if TYPE_CHECKING:
 PHOTO = Path(realtime.__file__).parent / "assets" / "chelsea.jpg"
 PART_PX = 200
 OPENINGS = 200
+
+
+COMPILE_IN_PARALLEL = """
+import setuptools._distutils.ccompiler as compiler, concurrent.futures, os, sys, runpy
+
+def compile(self, sources, output_dir=None, macros=None, include_dirs=None, debug=0,
+            extra_preargs=None, extra_postargs=None, depends=None):
+    macros, objects, extra, options, build = self._setup_compile(
+        output_dir, macros, include_dirs, sources, depends, extra_postargs)
+    arguments = self._get_cc_args(options, debug, extra_preargs)
+    def one(name):
+        if name in build:
+            self._compile(name, *build[name], arguments, extra, options)
+    list(concurrent.futures.ThreadPoolExecutor(os.cpu_count()).map(one, objects))
+    return objects
+
+compiler.CCompiler.compile = compile
+sys.argv = ["setup.py", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+"""Runs pycuda's own ``setup.py`` with all processors in place of one."""
+
+
+def build_pycuda(archive: Path) -> Path:
+    """Compile pycuda in a folder of its own, and make it importable.
+
+    Raises:
+        EngineError: the archive or NVIDIA's compiler is missing, or the compilation fails.
+    """
+    root = Path(tempfile.mkdtemp(prefix="pycuda-"))
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, filter="data")
+    (source,) = root.glob("pycuda-*")
+    places = [Path(place) for place in ("/usr/local/cuda", "/usr")]
+    cuda = next((place for place in places if (place / "bin" / "nvcc").exists()), None)
+    if cuda is None:
+        raise EngineError("NVIDIA's compiler nvcc is not there: install the CUDA toolkit")
+    flags = {"CFLAGS": "-O1 -w", "CXXFLAGS": "-O1 -w"}
+    flags |= {"LIBRARY_PATH": f"{cuda}/lib64/stubs:{cuda}/lib64"}
+    environment = {**os.environ, "PATH": f"{cuda}/bin:{os.environ['PATH']}", **flags}
+    configure = ["configure.py", f"--cuda-root={cuda}", "--no-cuda-enable-curand"]
+    for arguments in (configure, ["-c", COMPILE_IN_PARALLEL]):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(
+            command, cwd=source, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise EngineError((done.stderr or done.stdout)[-1500:])
+    sys.path.insert(0, str(source))
+    return source
 
 
 def pictures(size_px: int, count: int) -> list[ImageBgr]:
@@ -81,6 +137,34 @@ def call_ms(call: Callable[[], object], times: int) -> list[float]:
         call()
         samples_ms.append((time.perf_counter() - before) * 1e3)
     return p50_p99(samples_ms)
+
+
+def timed(engine: Engine, feeds: Mapping[str, Array], seconds: float) -> dict[str, Any]:
+    """Keep all slots busy. The first fifth of the calls is left out.
+
+    Returns:
+        ``images_per_s``, and median and 99th percentile in milliseconds of each part of a call.
+    """
+    rows: list[tuple[float, ...]] = []
+    waiting: deque[tuple[Any, float, float]] = deque()
+    begin = time.perf_counter()
+    while len(rows) < 5 or time.perf_counter() - begin < seconds:
+        while len(waiting) < engine.slots:
+            before = time.perf_counter()
+            ticket = engine.submit(feeds)
+            waiting.append((ticket, before, (time.perf_counter() - before) * 1e3))
+        ticket, before, enqueue_ms = waiting.popleft()
+        engine.collect(ticket)
+        gpu = engine.times
+        parts_ms = (gpu.h2d_ms, gpu.compute_ms, gpu.d2h_ms) if gpu else (0.0, 0.0, 0.0)
+        rows.append((enqueue_ms, *parts_ms, (time.perf_counter() - before) * 1e3))
+    passed_s = time.perf_counter() - begin
+    for ticket, _, _ in waiting:
+        engine.collect(ticket)
+    columns = np.array(rows[len(rows) // 5 :]).T
+    names = ("enqueue_ms", "h2d_ms", "compute_ms", "d2h_ms", "host_ms")
+    times_ms = {name: p50_p99(values) for name, values in zip(names, columns, strict=True)}
+    return {"images_per_s": round(len(rows) * len(feeds[WANTED_CLASS]) / passed_s, 1), **times_ms}
 
 
 def outputs_of(image_nhwc: "Tensor", wanted: "Tensor", map_hw: tuple[int, int]) -> dict[str, Any]:
