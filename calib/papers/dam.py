@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
 from calib.data.choose import KNOWN
 from calib.data.datasets import Sample
+from calib.data.images import size_of
 from calib.evaluation.metrics import (
     MARGINS,
     WHOLE_IMAGE,
@@ -24,14 +26,18 @@ from calib.evaluation.metrics import (
     corloc,
     iou_histogram,
 )
+from calib.evaluation.report import PANEL_PX, Picture, outline
 from calib.papers.reproduce import Figures, Findings, Request, percent
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
+from engines.choose import open_localizer
 from engines.downloads import cache_dir
 from engines.errors import ModelError, SourceError
 from engines.localizer import Localizer
 from engines.networks.registry import Classifier, class_names, imagenet_classes
+from engines.options import EngineOptions
 from engines.search.dam_published import PublishedDamEngine, PublishedDamSettings
+from realtime.annotate import PREDICTED_BGR, TRUTH_BGR
 
 PAPER_IOU = 0.4679
 PAPER_CENTRES = {"0.0": "90 %", "0.2": "80 %"}
@@ -41,6 +47,8 @@ WHITE, BLACK = 253, 2
 """Images with such a mean are left out as empty, as by the authors' script."""
 MIDDLE = tuple(0.5 + sign * 0.5**1.5 for sign in (-1, -1, 1, 1))
 """A box of half of the image's area in its middle."""
+EXAMPLES = 3
+MOST_FAILURES = 8
 Boxes = NDArray[np.float64]
 
 
@@ -76,8 +84,9 @@ def imagenet(request: Request) -> Findings:
             "no image with one object of a class that the network knows", option="data"
         )
     request.say(f"{len(cases)} images with one object of a class that {choice.model} knows")
-    found, true, names = boxes_of(cases, classifier, request)
-    numbers = figures_of(found, true, names)
+    found, true, cases = boxes_of(cases, classifier, request)
+    names = [case.everyday for case in cases]
+    numbers = figures_of(found, true, names, default_boxes(cases, request))
     settings = PublishedDamSettings()
     protocol = (
         f"{len(cases)} of {len(samples)} images: those with exactly one object, of a class that the"
@@ -97,7 +106,8 @@ def imagenet(request: Request) -> Findings:
         _tables(numbers),
         protocol,
         differs if choice.model != "vgg16" else differs[:1],
-        numbers=numbers,
+        pictures_of(cases, found, true),
+        numbers,
     )
 
 
@@ -126,9 +136,9 @@ def cases_of(samples: Sequence[Sample], classifier: Classifier) -> list[Case]:
 
 def boxes_of(
     cases: Sequence[Case], classifier: Classifier, request: Request
-) -> tuple[Boxes, Boxes, list[str]]:
-    """(the found boxes, the true ones in fractions of width and height, ``[N, 4]``, the everyday
-    names of their classes); without images that are empty.
+) -> tuple[Boxes, Boxes, list[Case]]:
+    """(the found boxes, the true ones in fractions of width and height, ``[N, 4]``, the images);
+    without those that are empty.
     """
     settings = PublishedDamSettings(layer=classifier.network.dam_layer)
     key = json.dumps([1, classifier.digest, classifier.size_px, settings.digest])
@@ -136,7 +146,7 @@ def boxes_of(
     path = cache_dir() / "papers" / name
     known = _read(path)
     localizer: Localizer | None = None
-    found, true, names = [], [], []
+    found, true, kept = [], [], []
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write("\n")  # ends a line that was cut off
@@ -158,12 +168,12 @@ def boxes_of(
                 file.write(json.dumps([row, known[row]]) + "\n")
                 file.flush()
             found.append(known[row])
-            names.append(case.everyday)
+            kept.append(case)
             size_px = np.array([image.shape[1], image.shape[0]] * 2)
             true.append(np.clip(np.array(case.sample.truths[0].box_xyxy_px) / size_px, 0, 1))
     if localizer is not None:
         localizer.close()
-    return np.array(found), np.array(true), names
+    return np.array(found), np.array(true), kept
 
 
 def _read(path: Path) -> dict[str, tuple[float, ...]]:
@@ -179,12 +189,56 @@ def _read(path: Path) -> dict[str, tuple[float, ...]]:
     return found
 
 
-def figures_of(found: Boxes, true: Boxes, names: Sequence[str]) -> dict[str, Any]:
-    """The numbers of section 5.3, of N boxes and their true ones in fractions, and of two boxes
-    that need no image.
+def default_boxes(cases: Sequence[Case], request: Request) -> Boxes:
+    """The box of each image in fractions, by Sightline's default: network, head and settings."""
+    found = []
+    with open_localizer(EngineOptions(least_confidence=0.0)) as localizer:
+        for case in track(cases, "Sightline's default", console=request.console):
+            image = case.sample.read()
+            box = localizer.localize([image])[0].box_xyxy_px or (0, 0, *size_of(image))
+            found.append(np.array(box) / np.tile(size_of(image), 2))
+    return np.array(found)
+
+
+def pictures_of(cases: Sequence[Case], found: Boxes, true: Boxes) -> dict[str, tuple[Picture, ...]]:
+    """Photos with the true box in green and the found one in red: of each of the paper's classes
+    the first three, and the largest failures.
+    """
+    groups = {
+        name: [row for row, case in enumerate(cases) if case.everyday == name][:EXAMPLES]
+        for name in PAPER_CLASSES
+    }
+    groups = {name: rows for name, rows in groups.items() if rows}
+    groups["failures"] = np.argsort(iou(found, true))[:MOST_FAILURES].tolist()
+    return {
+        name: tuple(
+            _picture(cases[row], found[row], true[row], f"{name}_{row}.jpg") for row in rows
+        )
+        for name, rows in groups.items()
+    }
+
+
+def _picture(case: Case, found: Boxes, true: Boxes, name: str) -> Picture:
+    image = case.sample.read()
+    width, height = size_of(image)
+    scale = min(PANEL_PX[0] / width, PANEL_PX[1] / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    photo = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    for box, colour in ((true, TRUTH_BGR), (found, PREDICTED_BGR)):
+        outline(photo, (box * np.tile(size, 2)).tolist(), colour)
+    return Picture(name, cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+
+
+def figures_of(found: Boxes, true: Boxes, names: Sequence[str], default: Boxes) -> dict[str, Any]:
+    """The numbers of section 5.3, of N boxes and their true ones in fractions; those of Sightline's
+    default; and of two boxes that need no image.
     """
     constant = {"whole_image": WHOLE_IMAGE, "middle": MIDDLE}
-    boxes = {"dam": found, **{k: np.tile(box, (len(true), 1)) for k, box in constant.items()}}
+    boxes = {
+        "dam": found,
+        "default": default,
+        **{k: np.tile(box, (len(true), 1)) for k, box in constant.items()},
+    }
     ious = iou(found, true)
     is_of = {name: np.array([each == name for each in names]) for name in PAPER_CLASSES}
     return {
@@ -209,7 +263,12 @@ def _measured(found: Boxes, true: Boxes) -> dict[str, Any]:
     }
 
 
-KINDS = {"dam": "DAM", "middle": "half of the area, in the middle", "whole_image": "whole image"}
+KINDS = {
+    "dam": "DAM",
+    "default": "Sightline's default",
+    "middle": "half of the area, in the middle",
+    "whole_image": "whole image",
+}
 
 
 def _tables(numbers: Mapping[str, Any]) -> tuple[Figures, ...]:

@@ -16,7 +16,8 @@ def test_figures_by_hand():
     """Two images: a box that is half of the true one and one that misses it."""
     true = np.array([[0.0, 0.0, 0.5, 1.0], [0.5, 0.5, 1.0, 1.0]])
     found = np.array([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.2, 0.2]])
-    numbers = figures_of(found, true, ["cat", ""])
+    numbers = figures_of(found, true, ["cat", ""], true)
+    assert numbers["default"]["mean_iou"] == 1
     assert numbers["dam"]["mean_iou"] == pytest.approx(0.25)
     assert numbers["whole_image"]["mean_iou"] == pytest.approx((0.5 + 0.25) / 2)
     centres = numbers["dam"]["center_correctness"]
@@ -55,8 +56,10 @@ def test_the_table_counts_images_with_one_object_and_goes_on_where_it_was_stoppe
     lines = [line for line in lines if line]
     assert len(lines) == 2
     kept.write_text(lines[0] + "\n" + lines[1][:20])  # as a run leaves it that was killed
-    again = json.loads(command("reproduce", "dam-imagenet", *given, "--json").stdout)
+    page = tmp_path / "page.html"
+    again = json.loads(command("reproduce", "dam-imagenet", *given, "--out", page, "--json").stdout)
     assert again["dam"] == found["dam"]
+    assert page.read_text().count("data:image/jpeg") == 4  # two cats, and both as failures
 
 
 def test_a_network_without_classes_is_refused(photos, tmp_path):
