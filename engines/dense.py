@@ -8,7 +8,8 @@ Two linear layers read the activations of a few layers, each projected to its pr
 2. The best cells, less near duplicates, are proposals. The box layer reads the maps inside and
    around each proposal, pooled as RoIAlign does it (He et al. 2017, section 3). It gives
    corrections of the four sides, as the box regression of R-CNN does (Girshick et al. 2014,
-   appendix C), and the overlap with an object that is to be expected.
+   appendix C), and the overlap with an object that is to be expected. Newer heads correct the
+   proposals once before, and the box layer reads these better boxes (Cai & Vasconcelos 2018).
 
 Both are fitted in closed form, see ``calib.heads.dense``. Nothing is trained by gradient descent.
 """
@@ -57,8 +58,10 @@ FEW_CELLS = 100
 """Maps of so few cells are pooled along both sides at once."""
 GEOMETRY = 7
 """Numbers about a proposal's size that the box layer reads."""
-FORMAT = 2
-"""Of a head's file. Files of format 1 have no names, and tell the confidence by ``certainty``."""
+FORMAT = 3
+"""Of a head's file. Those of format 1 have no names, and tell the confidence by ``certainty``;
+those of format 2 have no first corrections.
+"""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,9 @@ class DenseHead:
         shown_from: a box that is less sure is not shown unless another limit is set; None where
             nothing was fitted to frames without objects.
         body: of the classifier without its last layer (``Classifier.body_digest``), or empty.
+        first_weight: float32 ``[4, 1 + D2 + GEOMETRY]``: to corrections of the proposals. The box
+            layer then reads the boxes so corrected. None where it reads the proposals.
+        first_bias: float32 ``[4]``.
     """
 
     spec: MapSpec
@@ -147,6 +153,8 @@ class DenseHead:
     trust: ConfidenceModel | None = None
     shown_from: float | None = None
     body: str = ""
+    first_weight: Array32 | None = None
+    first_bias: Array32 | None = None
 
     @property
     def digest(self) -> str:
@@ -167,7 +175,7 @@ class DenseHead:
         before = (COMPARED, SAME, False, None, None, None)
         has_any = tuple(of_format_2.values()) != before
         return {
-            "format": FORMAT if has_any else 1,
+            "format": self._format(has_any),
             "spec": asdict(self.spec),
             "levels": [{name: getattr(level, name) for name in shape} for level in self.levels],
             "stride_px": self.stride_px,
@@ -179,6 +187,11 @@ class DenseHead:
             **(of_format_2 if has_any else {}),
         }
 
+    def _format(self, has_any: bool) -> int:
+        if self.first_weight is not None:
+            return FORMAT
+        return 2 if has_any else 1
+
     def _arrays(self) -> dict[str, Array32]:
         found = {
             "cell_weight": self.cell_weight,
@@ -186,6 +199,8 @@ class DenseHead:
             "box_weight": self.box_weight,
             "box_bias": self.box_bias,
         }
+        if self.first_weight is not None and self.first_bias is not None:
+            found |= {"first_weight": self.first_weight, "first_bias": self.first_bias}
         for place, level in enumerate(self.levels):
             found[f"mean{place}"] = level.mean
             found[f"basis{place}"] = level.basis
@@ -199,7 +214,7 @@ class DenseHead:
         Raises:
             OutputError: the place cannot be written.
         """
-        large = ("cell_weight", "box_weight", "name_weight", "name_mean", "basis")
+        large = ("cell_weight", "first_weight", "box_weight", "name_weight", "name_mean", "basis")
         tensors = {
             name: np.ascontiguousarray(value, np.float16 if name.startswith(large) else np.float32)
             for name, value in self._arrays().items()
@@ -237,6 +252,7 @@ def append_candidates(
     """
     writer = _Writer(graph, forward, head, shape)
     boxes, objectness = writer.proposals(writer.cells())
+    boxes = writer.first_corrected(boxes, objectness)
     corrected, expected, scores = writer.corrected(boxes, objectness)
     names, evidence = list[str](), graph.constant(np.zeros((1, 1, 1)))
     if scores is not None:
@@ -394,10 +410,30 @@ class _Writer:
         limit = graph.add("Mul", both, graph.constant(least_iou / (1 + least_iou)))
         return graph.add("Sub", common, limit, hint="excess")
 
+    def first_corrected(self, boxes: str, objectness: str) -> str:
+        """The proposals ``[N, K, 4]`` after their first corrections, where the head has such."""
+        weight, bias = self._head.first_weight, self._head.first_bias
+        if weight is None or bias is None:
+            return boxes
+        joined, sizes = self._box_features(boxes, objectness)
+        return self._moved(boxes, sizes, self._linear(joined, weight, bias))
+
     def corrected(self, boxes: str, objectness: str) -> tuple[str, str, str | None]:
         """The box layer: corrected boxes ``[N, K, 4]``, their expected IoU ``[N, K, 1]``, and the
         scores of their names and of the background ``[N, K, C + 1]``, where it names them.
         """
+        joined, sizes = self._box_features(boxes, objectness)
+        weights, biases = [self._head.box_weight], [self._head.box_bias]
+        if naming := self._head.naming:
+            weights.append(naming.weight)
+            biases.append(naming.bias)
+        linear = self._linear(joined, np.concatenate(weights), np.concatenate(biases))
+        moved = self._moved(boxes, sizes, self._part(linear, 2, 0, 4))
+        names = self._part(linear, 2, 5, 6 + len(naming.names)) if naming else None
+        return moved, self._part(linear, 2, 4, 5), names
+
+    def _box_features(self, boxes: str, objectness: str) -> tuple[str, str]:
+        """What the box layer reads of boxes ``[N, K, 4]``, and their sizes ``[N, K, 2]``."""
         graph = self._graph
         middle, sizes = self._middles_and_sizes(boxes)
         blocks = [objectness]
@@ -410,22 +446,22 @@ class _Writer:
         if self._head.whole:
             last = self._projected[-1]
             blocks.append(self._pooled(last, middle, sizes, 1, 1.0, SAMPLES_OF_CLASS))
-        joined = graph.add("Concat", *blocks, axis=2, hint="box_features")
-        weights, biases = [self._head.box_weight], [self._head.box_bias]
-        if naming := self._head.naming:
-            weights.append(naming.weight)
-            biases.append(naming.bias)
-        ordered = self._by_bin(np.concatenate(weights))
-        weight = graph.constant(ordered.T, hint="box_weight")
-        linear = graph.add("MatMul", joined, weight, hint="box_products")
-        bias = graph.constant(np.concatenate(biases))
-        linear = graph.add("Add", linear, bias, hint="box_linear")
+        return graph.add("Concat", *blocks, axis=2, hint="box_features"), sizes
+
+    def _linear(self, features: str, weight: Array32, bias: Array32) -> str:
+        """A linear layer ``[T, D]`` on features ``[N, K, D]`` of boxes."""
+        ordered = self._graph.constant(self._by_bin(weight).T, hint="box_weight")
+        linear = self._graph.add("MatMul", features, ordered, hint="box_products")
+        return self._graph.add("Add", linear, self._graph.constant(bias), hint="box_linear")
+
+    def _moved(self, boxes: str, sizes: str, corrections: str) -> str:
+        """Boxes ``[N, K, 4]`` with their edges moved by shares of their sides ``[N, K, 4]``."""
+        graph = self._graph
         limits = (graph.constant(-MOST_CORRECTION), graph.constant(MOST_CORRECTION))
-        shifts = graph.add("Clip", self._part(linear, 2, 0, 4), *limits, hint="corrections")
+        shifts = graph.add("Clip", corrections, *limits, hint="corrections")
         sides = graph.add("Concat", sizes, sizes, axis=2, hint="sizes_twice")
         moved = graph.add("Add", boxes, graph.add("Mul", shifts, sides), hint="boxes_moved")
-        names = self._part(linear, 2, 5, 6 + len(naming.names)) if naming else None
-        return self._clipped(moved), self._part(linear, 2, 4, 5), names
+        return self._clipped(moved)
 
     def _by_bin(self, weight: Array32) -> Array32:
         """Weights ``[T, features]`` in the order in which the graph pools: of each bin all

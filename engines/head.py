@@ -150,11 +150,13 @@ def _dense_head_of(tensors: Mapping[str, NDArray[Any]], described: Mapping[str, 
     if whole:
         box_width += levels[-1].basis.shape[1]
     shown_from = described.get("shown_from")
+    has_first = described["format"] > 2
     shapes = {
         "cell_weight": (5 * SIZES, cell_width),
         "cell_bias": (5 * SIZES,),
         "box_weight": (5, box_width),
         "box_bias": (5,),
+        **({"first_weight": (4, box_width), "first_bias": (4,)} if has_first else {}),
     }
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
@@ -186,6 +188,8 @@ def _dense_head_of(tensors: Mapping[str, NDArray[Any]], described: Mapping[str, 
         confidence_model_of(described.get("trust"), CUES),
         None if shown_from is None else number(shown_from, "its shown_from", 0, 1),
         text(described.get("body", ""), "its body"),
+        arrays["first_weight"] if has_first else None,
+        arrays["first_bias"] if has_first else None,
     )
 
 

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import CORLOC_IOU, constant_boxes
 from calib.heads.confidence import logistic
-from calib.heads.dense_layers import Layers, fit_layers
+from calib.heads.dense_layers import Layers, Sums, fit_layers
 from calib.heads.dense_names import Answer, Names, Sureness, best_iou, with_finer
 from calib.heads.dense_scenes import (
     MAIN,
@@ -222,7 +222,11 @@ def fit_dense(
 
 @dataclass(frozen=True)
 class _Fitting:
-    """Fits the layers to the images: ``trials`` times to four fifths, then to all."""
+    """Fits the layers to the images: ``trials`` times to four fifths, then to all.
+
+    After a single trial, its sums go on with the images that were left out: the others are not
+    read again.
+    """
 
     table: SceneTable
     reader: Reader
@@ -238,21 +242,29 @@ class _Fitting:
         numbers = group_numbers(table.groups, everything)
         fold = (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
         found, started = list[Answer](), list[Answer]()
+        sums, rest = Sums(), everything
         with Progress(console=console) as bar:
             for number in range(self.trials):
                 held = np.flatnonzero(fold == number)
                 part = f"measuring, {number + 1} of {self.trials}"
-                trial = self._layers(bar, part, np.flatnonzero(fold != number))
+                sums = Sums()
+                trial = self._layers(bar, part, np.flatnonzero(fold != number), sums)
                 for scene in table.scenes(held, mirrored=False):
                     found.append(trial.answer(self.reader, scene))
                     if self.start:
                         started.append(self.start.answer(self.reader, scene))
-            return found, started, self._layers(bar, "fitting to all images", everything)
+            if self.trials == 1:
+                rest = held
+            else:
+                sums = Sums()
+            return found, started, self._layers(bar, "fitting to all images", rest, sums)
 
-    def _layers(self, bar: Progress, part: str, rows: Rows) -> Layers:
-        """The layers of some of the images; one bar says what is fitted."""
-        main = len(self.table.main(rows))  # twice seen each, and mirrored; the rest in two steps
-        task = bar.add_task(part, total=8 * main + 2 * (len(rows) - main))
+    def _layers(self, bar: Progress, part: str, rows: Rows, sums: Sums) -> Layers:
+        """The layers of some of the images and those of the sums; one bar says what is fitted."""
+        main = len(self.table.main(rows))  # all are seen in the steps of boxes, these mirrored, too
+        of_boxes = 2 if self.start and self.start.first is None else 3
+        total = 2 * (2 + of_boxes) * main + of_boxes * (len(rows) - main)
+        task = bar.add_task(part, total=total)
 
         def scenes(what: str, some: Rows) -> Iterator[Scene]:
             bar.update(task, description=f"{part}: {what}")
@@ -260,7 +272,7 @@ class _Fitting:
                 yield scene
                 bar.advance(task)
 
-        layers = fit_layers(self.table, self.reader, rows, scenes, self.names, self.start)
+        layers = fit_layers(self.table, self.reader, rows, scenes, self.names, self.start, sums)
         bar.update(task, description=part)
         return layers
 
@@ -332,6 +344,7 @@ def _head_of(
     cells = np.concatenate([layers.distances, layers.objectness], axis=1).T.astype(np.float32)
     boxes = np.concatenate([layers.corrections, layers.expected], axis=1).T.astype(np.float32)
     cell_weight, box_weight = (_halved(each[:, :-1]) for each in (cells, boxes))
+    first = None if layers.first is None else layers.first.T.astype(np.float32)
     return DenseHead(
         spec,
         tuple(replace(level, basis=_halved(level.basis)) for level in levels),
@@ -352,6 +365,8 @@ def _head_of(
         replace(naming, weight=_halved(naming.weight)),
         sure.trust,
         body=classifier.body_digest,
+        first_weight=None if first is None else _halved(first[:, :-1]),
+        first_bias=None if first is None else first[:, -1].copy(),
     )
 
 

@@ -1,9 +1,10 @@
 """The two linear layers of a dense head, fitted in closed form to the objects of images and to
 their background.
 
-Four ridge regressions follow each other (Hoerl & Kennard 1970): from a cell near an object's middle
+Five ridge regressions follow each other (Hoerl & Kennard 1970): from a cell near an object's middle
 to its sides; from a cell to the IoU of the box that it then gives; from a proposal to the
-corrections of its sides; and from a proposal to the IoU of its corrected box and to its name.
+corrections of its sides; from a corrected proposal to what is left to be corrected; and from it to
+the IoU of the box that it then becomes, and to its name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,10 @@ MIDDLE = 0.3
 """Cells so near to an object's middle are its own, in widths and heights."""
 OBJECT_IOU = 0.3
 """A cell whose box overlaps an object so much is no background."""
-CORRECTED_IOU = 0.4
-"""A proposal that overlaps an object so much is corrected to it."""
+CORRECTED_IOU, CORRECTED_AGAIN_IOU = 0.4, 0.5
+"""A proposal that overlaps an object so much is corrected to it, at first and the second time."""
+MOST_BOXES = 16
+"""Of one image, drawn by lot, in the regressions of boxes where there are ``MANY_OBJECTS``."""
 MOST_OBJECT_CELLS, MOST_BACKGROUND_CELLS = 40, 25
 """Of one image, in the regression of the objectness."""
 JITTERED, JITTER = 4, 0.25
@@ -32,8 +35,8 @@ JITTERED, JITTER = 4, 0.25
 FURTHER_WEIGHT = 0.3
 """Of boxes in images of other kinds, where edges are corrected."""
 CELL_PENALTY = 5e-3
-CORRECTION_PENALTY = 0.5
-IOU_PENALTY = 0.1
+CORRECTION_PENALTY, CORRECTION_AGAIN_PENALTY = 0.5, 1.0
+IOU_PENALTY = 0.2
 """Of standardized features, beside the mean of the squared errors; chosen on VOC 2007 train and
 val.
 """
@@ -57,6 +60,8 @@ class Layers:
     names: Array64
     means: Array64 = field(default_factory=lambda: np.zeros((0, 0)))
     """See ``engines.dense_names.Naming``, ``[C + 1, D + 1]``; empty where they are not known."""
+    first: Array64 | None = None
+    """Corrections of the proposals before the others read them; None where they read proposals."""
 
     @classmethod
     def of(cls, head: DenseHead, names: Names) -> "Layers":
@@ -76,21 +81,29 @@ class Layers:
             said[:, ~names.learned] = known
         found = head.naming.means if head.naming else np.zeros((0, 0))
         means = np.pad(found.astype(np.float64), ((0, 0), (0, 1)), constant_values=1.0)
-        split = 4 * SIZES
-        return cls(cells[:, :split], cells[:, split:], boxes[:, :4], boxes[:, 4:], said, means)
+        first = None
+        if head.first_weight is not None and head.first_bias is not None:
+            both = np.concatenate([head.first_weight, head.first_bias[:, None]], axis=1)
+            first = both.T.astype(np.float64)
+        sides, scores = cells[:, : 4 * SIZES], cells[:, 4 * SIZES :]
+        return cls(sides, scores, boxes[:, :4], boxes[:, 4:], said, means, first)
 
-    def proposals(self, reader: Reader, scene: Scene, count: int) -> tuple[Array64, Array64]:
-        """The proposals of an image, and their objectness."""
+    def proposals(self, reader: Reader, scene: Scene) -> tuple[Array64, Array64]:
+        """The proposals of an image, after their first corrections, and their objectness."""
         features = reader.cell_features(scene.maps)
         boxes = reader.cell_boxes(features @ self.distances)
-        scores = features @ self.objectness
-        return reader.proposals(boxes.reshape(-1, 4), scores.T.reshape(-1), count)
+        scores = (features @ self.objectness).T.reshape(-1)
+        boxes, scores = reader.proposals(boxes.reshape(-1, 4), scores, reader.candidates)
+        if self.first is not None:
+            features = reader.box_features(scene.maps, boxes, scores)
+            boxes = reader.moved(boxes, features @ self.first)
+        return boxes, scores
 
     def answer(self, reader: Reader, scene: Scene) -> Answer:
         """The corrected boxes of an image, and what is known of them; without those of objects to
         be ignored.
         """
-        boxes, scores = self.proposals(reader, scene, reader.candidates)
+        boxes, scores = self.proposals(reader, scene)
         features = reader.box_features(scene.maps, boxes, scores)
         moved = reader.moved(boxes, features @ self.corrections)
         known = scene.is_known(moved, best_iou(moved, scene.boxes_px))
@@ -107,6 +120,25 @@ class Layers:
         )
 
 
+class Sums:
+    """The normal equations of all regressions, of the images that were added up to now.
+
+    Attributes:
+        objects: how many they have.
+    """
+
+    def __init__(self) -> None:
+        self.objects = 0
+        self.sides = [Normal() for _ in range(SIZES)]
+        self.objectness, self.first = Normal(), Normal()
+        self.corrections, self.expected = Normal(), Normal()
+
+    @property
+    def strength(self) -> float:
+        """A factor of all penalties."""
+        return max(1.0, MANY_OBJECTS / max(1, self.objects))
+
+
 def fit_layers(
     table: SceneTable,
     reader: Reader,
@@ -114,6 +146,7 @@ def fit_layers(
     scenes: Scenes,
     names: Names,
     start: Layers | None = None,
+    sums: Sums | None = None,
 ) -> Layers:
     """Fit all layers on some of the images.
 
@@ -124,31 +157,48 @@ def fit_layers(
         scenes: gives its scenes.
         names: that boxes are given.
         start: fitted layers to stay near to.
+        sums: of other images, which the layers are to be fitted to as well: these images are added
+            to them.
     """
-    layers = Layers(*[np.zeros((0, 0))] * 5)
-    strength = max(1.0, MANY_OBJECTS / max(1, table.objects(rows)))
-    main = table.main(rows)
-    normals = [Normal(strength) for _ in range(SIZES)]
+    layers, sums = Layers(*[np.zeros((0, 0))] * 5), sums or Sums()
+    sums.objects += table.objects(rows)
+    strength, main = sums.strength, table.main(rows)
+    most = MOST_BOXES if sums.objects >= MANY_OBJECTS else None
     for scene in scenes("sides", main):
-        for normal, part in zip(normals, side_rows(scene, reader), strict=False):
+        for normal, part in zip(sums.sides, side_rows(scene, reader), strict=False):
             normal.add(*part)
-    layers.distances = _solved_sides(normals, start.distances if start else None)
-    rng, normal = np.random.default_rng(0), Normal(strength)
+    layers.distances = _solved_sides(sums.sides, start.distances if start else None, strength)
+    rng = np.random.default_rng(0)
     for scene in scenes("objectness", main):
         for part in objectness_rows(scene, reader, layers, rng):
-            normal.add(*part)
-    layers.objectness = normal.solve(CELL_PENALTY, start.objectness if start else None)
-    rng, normal = np.random.default_rng(0), Normal(strength)
-    for scene in scenes("corrections", rows):
-        for part in correction_rows(scene, reader, layers, rng):
-            normal.add(*part)
-    layers.corrections = normal.solve(CORRECTION_PENALTY, start.corrections if start else None)
-    normal = Normal(strength)
+            sums.objectness.add(*part)
+    before = start.objectness if start else None
+    layers.objectness = sums.objectness.solve(CELL_PENALTY * strength, before)
+    if start is None or start.first is not None:
+        for part in _corrections(scenes("first corrections", rows), reader, layers, most):
+            sums.first.add(*part)
+        before = start.first if start else None
+        layers.first = sums.first.solve(CORRECTION_PENALTY * strength, before)
+    for part in _corrections(scenes("corrections", rows), reader, layers, most):
+        sums.corrections.add(*part)
+    penalty = CORRECTION_PENALTY if layers.first is None else CORRECTION_AGAIN_PENALTY
+    before = start.corrections if start else None
+    layers.corrections = sums.corrections.solve(penalty * strength, before)
+    rng, known = np.random.default_rng(0), sums.expected.rows
     for scene in scenes("names", rows):
-        for part in expected_rows(scene, reader, layers, names):
-            normal.add(*part)
-    _solve_expected(normal, layers, names, start, reader.candidates)
+        for part in expected_rows(scene, reader, layers, names, rng, most):
+            sums.expected.add(*part)
+    images = (sums.expected.rows - known) / (most or reader.candidates)
+    _solve_expected(sums.expected, layers, names, start, images, strength)
     return layers
+
+
+def _corrections(
+    scenes: Iterator[Scene], reader: Reader, layers: Layers, most: int | None
+) -> Iterator[Part]:
+    rng = np.random.default_rng(0)
+    for scene in scenes:
+        yield from correction_rows(scene, reader, layers, rng, most)
 
 
 def side_rows(scene: Scene, reader: Reader) -> Iterator[Part]:
@@ -175,7 +225,7 @@ def side_rows(scene: Scene, reader: Reader) -> Iterator[Part]:
         yield features[used], targets[used], 1 / counts[owner[used]]
 
 
-def _solved_sides(normals: Sequence[Normal], start: Array64 | None) -> Array64:
+def _solved_sides(normals: Sequence[Normal], start: Array64 | None, strength: float) -> Array64:
     """The distances of each size. Where no object is of a size, they are what the fitted head had,
     or else those of the size with the most objects. ``[D1 + 1, 4 * SIZES]``.
     """
@@ -186,7 +236,7 @@ def _solved_sides(normals: Sequence[Normal], start: Array64 | None) -> Array64:
             found.append(part)
             continue
         used = normal if normal.rows else max(normals, key=lambda each: each.rows)
-        found.append(used.solve(CELL_PENALTY, part))
+        found.append(used.solve(CELL_PENALTY * strength, part))
     return np.concatenate(found, axis=1)
 
 
@@ -217,29 +267,41 @@ def objectness_rows(
 
 
 def correction_rows(
-    scene: Scene, reader: Reader, layers: Layers, rng: np.random.Generator
+    scene: Scene,
+    reader: Reader,
+    layers: Layers,
+    rng: np.random.Generator,
+    most: int | None = None,
 ) -> Iterator[Part]:
-    """From a proposal to how far each edge of its object is, in its sides. Features
-    ``[L, D2 + 1]``, targets ``[L, 4]``.
+    """From a proposal, or from a corrected one, to how far each edge of its object is, in its
+    sides. Features ``[L, D2 + 1]``, targets ``[L, 4]``; L is at most ``most``.
     """
     true = scene.boxes_px
     if not len(true):
         return
-    boxes, scores = layers.proposals(reader, scene, reader.candidates)
-    moved = _jittered(true, rng, reader.size_px)
-    boxes = np.concatenate([boxes, moved])
-    scores = np.concatenate([scores, np.full(len(moved), scores.mean())])
+    boxes, scores = layers.proposals(reader, scene)
+    least = CORRECTED_AGAIN_IOU
+    if layers.first is None:
+        least, moved = CORRECTED_IOU, _jittered(true, rng, reader.size_px)
+        boxes = np.concatenate([boxes, moved])
+        scores = np.concatenate([scores, np.full(len(moved), scores.mean())])
     overlaps = iou(boxes[:, None], true[None])
-    used = (overlaps.max(axis=1) > CORRECTED_IOU) & (
-        boxes[:, 2:] - boxes[:, :2] > SMALLEST * reader.stride_px
-    ).all(axis=1)
-    if not used.any():
+    large = (boxes[:, 2:] - boxes[:, :2] > SMALLEST * reader.stride_px).all(axis=1)
+    used = _some(np.flatnonzero((overlaps.max(axis=1) > least) & large), rng, most)
+    if not len(used):
         return
     boxes, mine = boxes[used], true[overlaps[used].argmax(axis=1)]
     sizes = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     features = reader.box_features(scene.maps, boxes, scores[used])
-    weight = (1.0 if scene.kind == MAIN else FURTHER_WEIGHT) / np.sqrt(used.sum())
+    weight = (1.0 if scene.kind == MAIN else FURTHER_WEIGHT) / np.sqrt(len(used))
     yield features, (mine - boxes) / sizes, np.full(len(boxes), weight)
+
+
+def _some(places: Rows, rng: np.random.Generator, most: int | None) -> Rows:
+    """So many of the places at most, drawn by lot, in their order."""
+    if most is None or len(places) <= most:
+        return places
+    return np.sort(rng.choice(places, most, replace=False))
 
 
 def _jittered(true: Array64, rng: np.random.Generator, side_px: int) -> Array64:
@@ -249,11 +311,21 @@ def _jittered(true: Array64, rng: np.random.Generator, side_px: int) -> Array64:
     return np.clip(mine + shifts * np.tile(mine[:, 2:] - mine[:, :2], 2), 0, side_px)
 
 
-def expected_rows(scene: Scene, reader: Reader, layers: Layers, names: Names) -> Iterator[Part]:
-    """From a proposal to the IoU of its corrected box with the nearest object, and to its learned
-    names. Features ``[L, D2 + 1]``, targets ``[L, 1 + learned]``.
+def expected_rows(
+    scene: Scene,
+    reader: Reader,
+    layers: Layers,
+    names: Names,
+    rng: np.random.Generator,
+    most: int | None = None,
+) -> Iterator[Part]:
+    """From a corrected proposal to the IoU of the box that it becomes with the nearest object, and
+    to its learned names. Features ``[L, D2 + 1]``, targets ``[L, 1 + learned]``; L is at most
+    ``most``.
     """
-    boxes, scores = layers.proposals(reader, scene, reader.candidates)
+    boxes, scores = layers.proposals(reader, scene)
+    some = _some(np.arange(len(boxes)), rng, most)
+    boxes, scores = boxes[some], scores[some]
     features = reader.box_features(scene.maps, boxes, scores)
     moved = reader.moved(boxes, features @ layers.corrections)
     known = scene.is_known(moved, best_iou(moved, scene.boxes_px))
@@ -268,9 +340,14 @@ def expected_rows(scene: Scene, reader: Reader, layers: Layers, names: Names) ->
 
 
 def _solve_expected(
-    normal: Normal, layers: Layers, names: Names, start: Layers | None, candidates: int
+    normal: Normal,
+    layers: Layers,
+    names: Names,
+    start: Layers | None,
+    images: float,
+    strength: float,
 ) -> None:
-    """Set the expected IoU, the names and their means.
+    """Set the expected IoU, the names and their means, of sums to which so many images were added.
 
     Classes that are added to those of a head are told from these by their means, which count as
     much as the images: else all that looks alike would get the new name.
@@ -281,13 +358,13 @@ def _solve_expected(
             kept = start.means.astype(np.float32)
             targets = np.zeros((len(kept), 1 + len(means)))
             targets[:, :1] = kept @ start.expected
-            normal.add(kept, targets, normal.rows / candidates / len(kept))
+            normal.add(kept, targets, images / len(kept))
             means = np.concatenate([kept[:-1], means, kept[-1:]])
         else:
             means = start.means
         new = np.zeros((len(start.expected), int(names.learned.sum())))
         before = np.concatenate([start.expected, new], axis=1)
-    found = normal.solve(IOU_PENALTY, before)
+    found = normal.solve(IOU_PENALTY * strength, before)
     said = np.zeros((len(found), len(names.learned))) if start is None else start.names.copy()
     said[:, names.learned] = found[:, 1:]
     layers.expected, layers.names = found[:, :1], said

@@ -7,6 +7,7 @@ The features of a labelled set are computed once with the engine, and cached by 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -470,6 +471,10 @@ def held_out_boxes(
     return found[rows]
 
 
+BESIDE = ThreadPoolExecutor(1)
+"""Multiplies large matrices while the next are made."""
+
+
 class Normal:
     """The normal equations of a weighted ridge regression, built up of parts.
 
@@ -485,6 +490,7 @@ class Normal:
         self._moment: Any = 0.0
         self._waiting: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
         self._rows = 0
+        self._adding: Future[None] | None = None
 
     def add(
         self, features: NDArray[np.float32], targets: NDArray[Any], weights: NDArray[Any] | float
@@ -512,15 +518,26 @@ class Normal:
 
     def means(self) -> Array64:
         """The mean features of the rows, weighted by each target: ``[T, D]``."""
+        self._wait()
         moment = self._moment + sum(x.T @ y for x, y in self._waiting)
         return np.asarray((moment / np.maximum(moment[-1], FREE)).T, np.float64)
 
     def _sum(self) -> None:
+        """Multiply what waits, beside the thread that computes the next rows."""
+        self._wait()
         if self._waiting:
             x, y = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
-            self._gram = self._gram + x.T @ x
-            self._moment = self._moment + x.T @ y
             self._waiting = []
+            self._adding = BESIDE.submit(self._multiply, x, y)
+
+    def _multiply(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+        self._gram = self._gram + x.T @ x
+        self._moment = self._moment + x.T @ y
+
+    def _wait(self) -> None:
+        if self._adding is not None:
+            self._adding.result()
+            self._adding = None
 
     def solve(self, penalty: float, start: Array64 | None = None) -> Array64:
         """The weights ``[D, T]``.
@@ -538,6 +555,7 @@ class Normal:
         if self._is_small and penalty > 0:
             return self._dual(penalty, start)
         self._sum()
+        self._wait()
         gram, moment = (np.asarray(each, np.float64) for each in (self._gram, self._moment))
         total = gram[-1, -1]
         if start is not None:
@@ -551,6 +569,7 @@ class Normal:
     @property
     def _is_small(self) -> bool:
         """Whether there are fewer rows than features, and all of them are kept."""
+        self._wait()
         return isinstance(self._gram, float) and self._rows < self._waiting[0][0].shape[1]
 
     def _dual(self, penalty: float, start: Array64 | None) -> Array64:

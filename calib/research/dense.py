@@ -4,6 +4,7 @@ animal_pose_voc train.
 Run it as ``python -m calib.research.dense --data FOLDER --out HEAD``.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +17,14 @@ from calib.heads.dense import default_spec, fit_dense
 from calib.research.command_line import run
 from calib.research.dense_domains import further
 from engines.networks.preprocessing import GivenInput
-from engines.networks.registry import load_classifier
+from engines.networks.registry import class_names, load_classifier
 from engines.options import Option
 
 SIZE_PX = 320
 SMALL_PHOTOS = 2500
-"""Of Tiny ImageNet's training photos, so many serve the box layer and the confidence."""
+"""Of Tiny ImageNet's training photos, so many serve the box layer, the names and the confidence."""
 OF_EACH_KIND = 600
+CLASSES = 1000
 PEOPLE_SAY = {
     "diningtable": "dining table",
     "pottedplant": "potted plant",
@@ -66,7 +68,8 @@ def main(
         [spoken(sample) for sample in load_dataset(data / name)]
         for name in ("voc2007/trainval.csv", "animal_pose_voc/train.csv")
     )
-    small = load_dataset(data / "tiny_imagenet_200" / "train.csv")
+    folder = data / "tiny_imagenet_200"
+    small, words = load_dataset(folder / "train.csv"), kinds(folder / "words.txt")
     some = np.random.default_rng(7).permutation(len(small))[:SMALL_PHOTOS]
     console = Console()
     photos = [*voc, *animals]
@@ -78,7 +81,7 @@ def main(
         "VOC 2007 trainval, animal_pose_voc train",
         further={
             **further(photos, voc, OF_EACH_KIND),
-            "small": [small[place] for place in some],
+            "small": [called(small[place], words) for place in some],
         },
         finer={name: numbers(ranges) for name, ranges in FINER.items()},
     )
@@ -87,12 +90,26 @@ def main(
 
 
 def spoken(sample: Sample) -> Sample:
-    """The sample with names that people say. Difficult objects are objects here."""
+    """The sample with names that people say. Difficult objects are to be ignored."""
+    return called(sample, PEOPLE_SAY)
+
+
+def called(sample: Sample, words: Mapping[str, str]) -> Sample:
+    """The sample with other names for some of its objects."""
     truths = tuple(
-        replace(each, class_name=PEOPLE_SAY.get(each.class_name, each.class_name))
-        for each in (*sample.truths, *sample.ignored)
+        replace(each, class_name=words.get(each.class_name, each.class_name))
+        for each in sample.truths
     )
-    return replace(sample, truths=truths, ignored=())
+    return replace(sample, truths=truths)
+
+
+def kinds(words: Path) -> dict[str, str]:
+    """Which of ``FINER`` the synsets of a list are kinds of, where they are of one."""
+    numbered = {name: place for place, name in enumerate(class_names(CLASSES))}
+    kind_of = {each: name for name, ranges in FINER.items() for each in numbers(ranges)}
+    lines = [line.split("\t") for line in words.read_text().splitlines()]
+    placed = [(synset, numbered.get(said.split(",")[0].strip())) for synset, said in lines]
+    return {synset: kind_of[place] for synset, place in placed if place in kind_of}
 
 
 def numbers(ranges: str) -> list[int]:

@@ -28,6 +28,10 @@ TRIES = 60
 KINDS_OF_NOTHING = 5
 DRAWN_FRAMES = 400
 DARK, BLUR_PX = 0.25, 6.0
+MOVED_SHARE = (0.02, 0.08)
+"""A moving object is blurred along so much of the photo's width or height."""
+SOFT_SHARES = (0.35, 1.0)
+"""Such a photo is first shrunk to so much, as frames of videos are soft."""
 
 
 def _random(sample: Sample, salt: str) -> np.random.Generator:
@@ -54,13 +58,16 @@ def squeezed(sample: Sample) -> Sample:
 
     left, top, right, bottom = window()[1]
     scale = np.array([SQUARE_PX / (right - left), SQUARE_PX / (bottom - top)] * 2)
-    truth = sample.truths[0]
-    box = (np.array(truth.box_xyxy_px) - [left, top, left, top]) * scale
-    inside = np.clip(box, 0, SQUARE_PX).tolist()
+
+    def seen(each: Truth) -> Truth:
+        box = (np.array(each.box_xyxy_px) - [left, top, left, top]) * scale
+        return replace(each, box_xyxy_px=tuple(np.clip(box, 0, SQUARE_PX).tolist()))
+
     return Sample(
         f"{sample.name}, squeezed",
         read,
-        (replace(truth, box_xyxy_px=tuple(inside)),),
+        (seen(sample.truths[0]),),
+        ignored=tuple(seen(each) for each in sample.ignored),
         sequence=sample.group,
     )
 
@@ -88,11 +95,42 @@ def far_away(sample: Sample, background: Sample) -> Sample:
         return frame
 
     ratio = np.array([inner[0] / image.shape[1], inner[1] / image.shape[0]] * 2)
-    truths = tuple(
-        Truth(each.class_name, tuple((np.array(each.box_xyxy_px) * ratio + [x, y, x, y]).tolist()))
-        for each in sample.truths
+
+    def seen(some: Sequence[Truth]) -> tuple[Truth, ...]:
+        boxes = [np.array(each.box_xyxy_px) * ratio + [x, y, x, y] for each in some]
+        pairs = zip(some, boxes, strict=True)
+        return tuple(Truth(each.class_name, tuple(box.tolist())) for each, box in pairs)
+
+    return Sample(
+        f"{sample.name}, far away",
+        read,
+        seen(sample.truths),
+        ignored=seen(sample.ignored),
+        sequence=sample.group,
     )
-    return Sample(f"{sample.name}, far away", read, truths, sequence=sample.group)
+
+
+def moving(sample: Sample) -> Sample:
+    """A photo that is blurred in one direction and soft, as a frame of a video is."""
+    rng = _random(sample, "moving")
+    soft, angle = rng.uniform(*SOFT_SHARES), rng.uniform(0, np.pi)
+    share, brightness = rng.uniform(*MOVED_SHARE), rng.uniform(0.5, 1.1)
+
+    def read() -> ImageBgr:
+        image = sample.read()
+        height, width = image.shape[:2]
+        small = cv2.resize(image, None, fx=soft, fy=soft, interpolation=cv2.INTER_AREA)
+        length = max(3, round(share * soft * max(height, width))) | 1
+        middle = np.array([length // 2] * 2)
+        along = np.array([np.cos(angle), np.sin(angle)]) * (length // 2)
+        ends = [np.rint(middle + sign * along).astype(int).tolist() for sign in (-1, 1)]
+        kernel = np.asarray(cv2.line(np.zeros((length, length)), ends[0], ends[1], (1.0,)))
+        blurred = cv2.filter2D(small, -1, brightness * kernel / kernel.sum())
+        return np.asarray(cv2.resize(blurred, (width, height)), np.uint8)
+
+    return Sample(
+        f"{sample.name}, moving", read, sample.truths, sample.group, ignored=sample.ignored
+    )
 
 
 def empty(sample: Sample) -> Sample | None:
@@ -102,7 +140,8 @@ def empty(sample: Sample) -> Sample | None:
     rng = _random(sample, "empty")
     image = sample.read()
     height, width = image.shape[:2]
-    true = np.array([each.box_xyxy_px for each in sample.truths]).reshape(-1, 4)
+    known = (*sample.truths, *sample.ignored)
+    true = np.array([each.box_xyxy_px for each in known]).reshape(-1, 4)
     best: tuple[int, int, int, int] | None = None
     for _ in range(TRIES):
         size = rng.integers(LEAST_EMPTY_PX // 2, (width + 1, height + 1))
@@ -179,6 +218,7 @@ def further(
     return {
         "squeezed": [squeezed(photo) for photo in single],
         "far away": [far_away(*pair) for pair in zip(photos[:each], backgrounds, strict=False)],
+        "moving": [moving(photo) for photo in photos[each : 2 * each]],
         "empty": crops,
         "drawn": [drawn_nothing(number) for number in range(DRAWN_FRAMES)],
     }

@@ -49,6 +49,8 @@ def small_head() -> DenseHead:
         64,
         "letterbox",
         {"data": "noise"},
+        first_weight=noise(4, 1 + 2 * 9 + GEOMETRY),
+        first_bias=noise(4),
     )
 
 
@@ -78,7 +80,7 @@ def test_a_file_says_what_input_its_head_was_fitted_with(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format", 3),
+        ("format", 4),
         ("levels", []),
         ("levels", [{"layer": "stage"}]),
         ("stride_px", 0),
@@ -102,7 +104,9 @@ def test_a_damaged_description_is_refused_in_one_line(stored, tmp_path, key, val
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["cell_weight", "box_weight", "box_bias", "mean0", "basis0"])
+@pytest.mark.parametrize(
+    "name", ["cell_weight", "first_weight", "box_weight", "box_bias", "mean0", "basis0"]
+)
 @pytest.mark.parametrize("damage", ["missing", "shape", "nan"])
 def test_damaged_weights_are_refused_in_one_line(stored, tmp_path, name, damage):
     tensors, described = stored
