@@ -31,21 +31,18 @@ from engines.files import whole_file
 from engines.graph import Graph
 from engines.maps import Array32, MapSpec
 from engines.networks.network import Forward, Shape, pooled_linear
-from engines.resizing import cell_centres, interpolation
+from engines.resizing import cell_centres, cell_window, interpolation
 
 SIZES = 3
 """The kinds of objects by size, each with numbers of its own in the cell layer."""
 COMPARED, SAME = 256, 0.6
 """See ``DenseHead.compared`` and ``DenseHead.same``: what they were in files of format 1."""
-MOST_COMPARED = 1024
 ALIKE = 0.5
 """Corrected boxes of one image with this IoU are probably of one object."""
 AROUND = 1.5
 """The box layer sees so many times the width and height of a proposal."""
 SAMPLES, SAMPLES_OF_CLASS = 2, 6
-"""Along each side of a bin that the maps are pooled to: for the box layer, and for the class, which
-is read of one bin.
-"""
+"""Along each side of a bin: for the box layer, and for the class, which is read of one bin."""
 LOG_LIMITS = (-2.5, 3.5)
 """Of the logarithm of a distance, in strides of a cell."""
 MOST_CORRECTION = 0.8
@@ -54,14 +51,12 @@ SMALLEST = 0.25
 """No side of a proposal counts as shorter than this, in strides of a cell."""
 SUPPRESSED = 100.0
 """Is taken off the objectness of a duplicate, which then comes after all others."""
-FEW_CELLS = 100
-"""Maps of so few cells are pooled along both sides at once."""
-GEOMETRY = 7
-"""Numbers about a proposal's size that the box layer reads."""
-FORMAT = 3
-"""Of a head's file. Those of format 1 have no names, and tell the confidence by ``certainty``;
-those of format 2 have no first corrections.
+FEW_CELLS, GEOMETRY = 100, 7
+"""Maps of so few cells are pooled along both sides at once. So many numbers about a proposal's size
+the box layer reads.
 """
+FORMAT = 3
+"""Of a head's file. Format 1 has no names and no ``trust``, format 2 no first corrections."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +123,8 @@ class DenseHead:
         shown_from: a box that is less sure is not shown unless another limit is set; None where
             nothing was fitted to frames without objects.
         body: of the classifier without its last layer (``Classifier.body_digest``), or empty.
-        first_weight: float32 ``[4, 1 + D2 + GEOMETRY]``: to corrections of the proposals. The box
-            layer then reads the boxes so corrected. None where it reads the proposals.
-        first_bias: float32 ``[4]``.
+        first_weight, first_bias: float32 ``[4, 1 + D2 + GEOMETRY]`` and ``[4]``: to corrections of
+            the proposals, which the box layer reads so corrected. None where it reads them.
     """
 
     spec: MapSpec
@@ -175,7 +169,7 @@ class DenseHead:
         before = (COMPARED, SAME, False, None, None, None)
         has_any = tuple(of_format_2.values()) != before
         return {
-            "format": self._format(has_any),
+            "format": FORMAT if self.first_weight is not None else 2 if has_any else 1,
             "spec": asdict(self.spec),
             "levels": [{name: getattr(level, name) for name in shape} for level in self.levels],
             "stride_px": self.stride_px,
@@ -186,11 +180,6 @@ class DenseHead:
             "resize": self.resize,
             **(of_format_2 if has_any else {}),
         }
-
-    def _format(self, has_any: bool) -> int:
-        if self.first_weight is not None:
-            return FORMAT
-        return 2 if has_any else 1
 
     def _arrays(self) -> dict[str, Array32]:
         found = {
@@ -345,8 +334,7 @@ class _Writer:
 
     def proposals(self, cells: str) -> tuple[str, str]:
         """The best boxes ``[N, K, 4]`` and their objectness ``[N, K, 1]``."""
-        graph, n = self._graph, self._images
-        count = self._cells[0] * self._cells[1]
+        graph, n, count = self._graph, self._images, self._cells[0] * self._cells[1]
         logs = self._part(cells, 1, 0, 4 * SIZES)
         logs = graph.add("Clip", logs, *(graph.constant(v) for v in LOG_LIMITS), hint="distances")
         stride = graph.constant(self._head.stride_px)
@@ -423,11 +411,11 @@ class _Writer:
         scores of their names and of the background ``[N, K, C + 1]``, where it names them.
         """
         joined, sizes = self._box_features(boxes, objectness)
-        weights, biases = [self._head.box_weight], [self._head.box_bias]
-        if naming := self._head.naming:
-            weights.append(naming.weight)
-            biases.append(naming.bias)
-        linear = self._linear(joined, np.concatenate(weights), np.concatenate(biases))
+        weight, bias, naming = self._head.box_weight, self._head.box_bias, self._head.naming
+        if naming:
+            weight = np.concatenate([weight, naming.weight])
+            bias = np.concatenate([bias, naming.bias])
+        linear = self._linear(joined, weight, bias)
         moved = self._moved(boxes, sizes, self._part(linear, 2, 0, 4))
         names = self._part(linear, 2, 5, 6 + len(naming.names)) if naming else None
         return moved, self._part(linear, 2, 4, 5), names
@@ -444,8 +432,8 @@ class _Writer:
             blocks.append(self._pooled(used, middle, sizes, level.box_bins))
         blocks.append(self._geometry(sizes))
         if self._head.whole:
-            last = self._projected[-1]
-            blocks.append(self._pooled(last, middle, sizes, 1, 1.0, SAMPLES_OF_CLASS))
+            whole = self._pooled(self._projected[-1], middle, sizes, 1, 1.0, SAMPLES_OF_CLASS)
+            blocks.append(whole)
         return graph.add("Concat", *blocks, axis=2, hint="box_features"), sizes
 
     def _linear(self, features: str, weight: Array32, bias: Array32) -> str:
@@ -457,16 +445,14 @@ class _Writer:
     def _moved(self, boxes: str, sizes: str, corrections: str) -> str:
         """Boxes ``[N, K, 4]`` with their edges moved by shares of their sides ``[N, K, 4]``."""
         graph = self._graph
-        limits = (graph.constant(-MOST_CORRECTION), graph.constant(MOST_CORRECTION))
+        limits = map(graph.constant, (-MOST_CORRECTION, MOST_CORRECTION))
         shifts = graph.add("Clip", corrections, *limits, hint="corrections")
         sides = graph.add("Concat", sizes, sizes, axis=2, hint="sizes_twice")
-        moved = graph.add("Add", boxes, graph.add("Mul", shifts, sides), hint="boxes_moved")
-        return self._clipped(moved)
+        steps = graph.add("Mul", shifts, sides)
+        return self._clipped(graph.add("Add", boxes, steps, hint="boxes_moved"))
 
     def _by_bin(self, weight: Array32) -> Array32:
-        """Weights ``[T, features]`` in the order in which the graph pools: of each bin all
-        channels. Files have the channels between rows and columns.
-        """
+        """Weights ``[T, features]`` by bin, as the graph pools; in files channels lie between."""
         ordered, start = weight.copy(), 1
         for level in self._head.levels:
             stop, bins = start + level.box_width, level.box_bins
@@ -599,7 +585,7 @@ class _Writer:
         return of_images, self._part(scores, 1, 1, count + 1)
 
     def _clipped(self, boxes: str) -> str:
-        """Edges, x0, y0, x1, y1 along the axis 2, none outside the input."""
+        """Edges, x0, y0, x1, y1 along axis 2, none outside the input."""
         rows, columns = self._shape
         limits = np.array([columns, rows, columns, rows], np.float32)
         limits = limits.reshape([1, 1, 4, 1][: len(self._graph.shape(boxes))])
@@ -612,24 +598,3 @@ class _Writer:
     def _part(self, tensor: str, axis: int, start: int, stop: int) -> str:
         values = (self._graph.constant([v], np.int64) for v in (start, stop, axis))
         return self._graph.add("Slice", tensor, *values, hint="part")
-
-
-def cell_window(layer_side: int, side: int, kernel: int) -> tuple[int, int]:
-    """(stride, padding) along rows or columns with which a layer of ``layer_side`` cells is read
-    for ``side`` cells.
-
-    A finer layer is read in blocks that do not overlap, another one around each of its cells.
-
-    Raises:
-        ModelError: the cells of the two do not fit, or the kernel does not.
-    """
-    if layer_side > side:
-        if layer_side != kernel * side:
-            raise ModelError(
-                f"a dense head reads {kernel} x {kernel} cells of a layer in one of its own: a"
-                f" layer of {layer_side} cells does not fit {side}"
-            )
-        return kernel, 0
-    if kernel % 2 == 0:
-        raise ModelError(f"a window of {kernel} cells around a cell has no middle")
-    return 1, kernel // 2

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from engines.confidence import ConfidenceModel, confidence_model_of
-from engines.dense import COMPARED, GEOMETRY, MOST_COMPARED, SAME, SIZES, DenseHead, Level
+from engines.dense import COMPARED, GEOMETRY, SAME, SIZES, DenseHead, Level
 from engines.dense import FORMAT as DENSE_FORMAT
 from engines.dense import METADATA as DENSE
 from engines.dense_names import CUES, naming_of
@@ -43,6 +43,8 @@ from engines.networks.registry import Classifier
 from engines.networks.weights import ASSETS
 
 LARGEST_SIDE = 4096
+MOST_COMPARED = 1024
+"""See ``engines.dense.DenseHead.compared``."""
 HEAD_FILE = Kind("head", (".safetensors",), rb'.{8}\{"__metadata__":\{"sightline_(dense_)?head":')
 """Pixels of an input, or cells and quantiles of a feature, along a side."""
 

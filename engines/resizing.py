@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.engine import Array
+from engines.errors import ModelError
 from engines.maps import area_matrix
 from engines.networks.network import Shape
 from engines.networks.preprocessing import CROP, LETTERBOX, SQUASH, Preprocessing
@@ -246,3 +247,24 @@ def cell_centres(rows: int, columns: int, stride_px: int) -> NDArray[np.float32]
     y, x = ((np.arange(each, dtype=np.float32) + 0.5) * stride_px for each in (rows, columns))
     x, y = np.meshgrid(x, y)
     return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def cell_window(layer_side: int, side: int, kernel: int) -> tuple[int, int]:
+    """(stride, padding) along rows or columns with which a layer of ``layer_side`` cells is read
+    for ``side`` cells.
+
+    A finer layer is read in blocks that do not overlap, another one around each of its cells.
+
+    Raises:
+        ModelError: the cells of the two do not fit, or the kernel does not.
+    """
+    if layer_side > side:
+        if layer_side != kernel * side:
+            raise ModelError(
+                f"a dense head reads {kernel} x {kernel} cells of a layer in one of its own: a"
+                f" layer of {layer_side} cells does not fit {side}"
+            )
+        return kernel, 0
+    if kernel % 2 == 0:
+        raise ModelError(f"a window of {kernel} cells around a cell has no middle")
+    return 1, kernel // 2

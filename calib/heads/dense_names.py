@@ -21,8 +21,10 @@ NO_IOU, FULL_IOU = 0.25, 0.55
 """A box with less of an IoU is background, one with more is its object's; between them it is in
 part.
 """
-RIGHT_NAMES, FINER_FROM = 0.93, 0.5
-"""Names are shown from the least probability on from which so many of them are right."""
+RIGHT_NAMES, FINER_FROM = 0.94, 0.5
+"""Names are shown from the least probability on from which so many of them are right. On an object
+that has none of the names each is wrong.
+"""
 EMPTY_SHOWN, MOST_LOST = 0.05, 0.04
 """See ``Sureness.shown_from``."""
 ENOUGH = 0.5
@@ -195,12 +197,11 @@ class Names:
             np.concatenate([part[some] for part, some in zip(parts, kept, strict=True)])
             for parts in ([e.scores for e in answers], [e.wanted for e in answers])
         )
-        scores, wanted = scores[wanted >= 0], wanted[wanted >= 0]
         shares = self.probabilities(scores)[:, :-1]
         best, probability = shares.argmax(axis=1), shares.max(axis=1)
         right = best == wanted
         least = fitted.shown_from if fitted else least_right(probability, right, RIGHT_NAMES)
-        shown = probability >= least
+        right, shown = right[wanted >= 0], probability[wanted >= 0] >= least
         figures = {
             "named": round(float(shown.mean()) if len(shown) else 0.0, 4),
             "names_right": round(float(right[shown].mean()) if shown.any() else 0.0, 4),

@@ -29,14 +29,13 @@ from engines.dense import (
     SUPPRESSED,
     DenseHead,
     Level,
-    cell_window,
 )
 from engines.errors import ModelError
 from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.networks.network import Shape
 from engines.networks.registry import Classifier
-from engines.resizing import cell_centres, interpolation
+from engines.resizing import cell_centres, cell_window, interpolation
 
 Array32 = NDArray[np.float32]
 Array64 = NDArray[np.float64]

@@ -15,7 +15,6 @@ from engines.dense import (
     SIZES,
     DenseHead,
     Level,
-    cell_window,
 )
 from engines.errors import ModelError
 from engines.graph import FLOAT, Graph
@@ -24,7 +23,7 @@ from engines.maps import MapSpec
 from engines.networks.network import Forward, pooled_linear
 from engines.networks.preprocessing import LETTERBOX, GivenInput
 from engines.networks.registry import load_classifier
-from engines.resizing import cell_centres, interpolation
+from engines.resizing import cell_centres, cell_window, interpolation
 
 RNG = np.random.default_rng(3)
 
