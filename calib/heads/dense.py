@@ -250,6 +250,8 @@ class _Fitting:
                 sums = Sums()
                 trial = self._layers(bar, part, np.flatnonzero(fold != number), sums)
                 for scene in table.scenes(held, mirrored=False):
+                    if scene.says_nothing:
+                        continue
                     found.append(trial.answer(self.reader, scene))
                     if self.start:
                         started.append(self.start.answer(self.reader, scene))

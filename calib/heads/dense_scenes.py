@@ -81,6 +81,13 @@ class Scene:
     kind: str = ""
     ignored_px: Array64 = field(default_factory=lambda: np.zeros((0, 4)))
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether all of its objects are to be ignored: then no box is known to be wrong or right
+        for sure, and it is no image without objects.
+        """
+        return bool(len(self.ignored_px)) and not len(self.boxes_px)
+
     def is_known(self, boxes: Array64, overlaps: Array64) -> NDArray[np.bool_]:
         """Which of the boxes ``[K, 4]`` are of an object or of the background: all but those that
         are of an object to be ignored, and not of another one.

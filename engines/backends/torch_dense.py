@@ -52,6 +52,11 @@ class TorchDenseHead:
             for name, weight, bias in (
                 ("cells", head.cell_weight, head.cell_bias),
                 ("boxes", head.box_weight, head.box_bias),
+                *(
+                    []
+                    if head.first_weight is None
+                    else [("first", head.first_weight, head.first_bias)]
+                ),
                 *([("names", head.naming.weight, head.naming.bias)] if head.naming else []),
             )
         }
@@ -89,6 +94,9 @@ class TorchDenseHead:
             for place, level in enumerate(self._head.levels)
         ]
         boxes, objectness = self._proposals(self._read_cells(maps))
+        if "first" in self._layers:
+            features = self._features(maps, boxes, objectness)
+            boxes = self._moved(boxes, functional.linear(features, *self._layers["first"]))
         features = self._features(maps, boxes, objectness)
         found = functional.linear(features, *self._layers["boxes"])
         moved = self._moved(boxes, found[..., :4])

@@ -165,6 +165,9 @@ def test_what_is_to_be_ignored_is_neither_object_nor_background(classifier, fitt
     assert scene_of.is_known(boxes, np.zeros(4)).tolist() == [False, False, True, True]
     assert scene_of.is_known(boxes, np.ones(4)).all()
     plain = dense_scenes.Scene((), empty)
+    assert scene_of.says_nothing
+    assert not plain.says_nothing
+    assert not replace(scene_of, boxes_px=area).says_nothing
     assert plain.is_known(boxes, np.zeros(4)).all()
     both = scene(700, 2)
     sample = replace(both, truths=both.truths[:1], ignored=both.truths[1:])
