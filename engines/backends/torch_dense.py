@@ -19,10 +19,10 @@ from engines.dense import (
     SMALLEST,
     SUPPRESSED,
     DenseHead,
-    cell_window,
 )
 from engines.dense_names import CUES
 from engines.networks.network import Shape
+from engines.resizing import cell_window
 
 
 class TorchDenseHead:
