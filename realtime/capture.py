@@ -66,7 +66,7 @@ class Series:
         self._place = place
         self._index = 0
         self._first_ns = 0
-        self._begin_s = 0.0
+        self._begin_s = self._last_s = 0.0
 
     def begin(self, frame: Frame, captured_ns: int) -> None:
         """The first frame of a connection has come: it is live, times go on from here."""
@@ -75,13 +75,15 @@ class Series:
             connection.reconnects += 1
         connection.state, connection.trouble = "live", ""
         self._first_ns = self._first_ns or captured_ns
-        self._begin_s = (captured_ns - self._first_ns) / NS - frame.pts_s
+        now_s = (captured_ns - self._first_ns) / NS
+        after_s = self._last_s + 1 / max(1.0, connection.rate_fps) if self._index else 0.0
+        self._begin_s = max(now_s, after_s) - frame.pts_s
 
     def put(self, frame: Frame, captured_ns: int) -> None:
         """Hand a frame on; it waits where the frame queue does."""
         connection = self.connection
         connection.height_px, connection.width_px = frame.image_bgr.shape[:2]
-        pts_s = self._begin_s + frame.pts_s
+        pts_s = self._last_s = self._begin_s + frame.pts_s
         frame = replace(
             frame, source=connection.name, index=self._index, pts_s=pts_s, captured_ns=captured_ns
         )
@@ -177,10 +179,14 @@ class Attempt:
         )
         if not source.live:
             self._patience_s = math.inf
+        kind = kind_of(self._spec)
+        photos = self._options.photos_fps if kind.alone and kind.can_be_cut else None
+        pace = source.rate_fps / photos if photos else 1.0
         for number, frame in enumerate(source):
             self._asked_s, captured_ns = math.inf, frame.captured_ns  # now the source waits for us
             if not source.live:  # a file: at its own pace
-                series.frame_queue.closed.wait(max(0.0, frame.pts_s - (time.monotonic() - start_s)))
+                due_s = start_s + frame.pts_s * pace
+                series.frame_queue.closed.wait(max(0.0, due_s - time.monotonic()))
                 captured_ns = time.monotonic_ns()
             with self._lock:
                 if self._left or series.frame_queue.closed.is_set():

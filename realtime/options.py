@@ -9,6 +9,8 @@ from realtime.annotate import Look
 from realtime.events import USUAL
 from realtime.sources.video import SourceOptions
 
+REPEATED_PHOTOS_FPS = 1.0
+
 
 @dataclass(frozen=True)
 class StreamOptions(Look):
@@ -85,7 +87,9 @@ class StreamOptions(Look):
     labels_dir: Annotated[
         Path, Option("Folder for labels made on the page: images and labels.csv.", OUTPUT)
     ] = Path("labels")
-    repeat: Annotated[bool, Option("Play files again and again, until Ctrl-C.", LOOK_AT)] = False
+    repeat: Annotated[
+        bool, Option("Play files again and again, until Ctrl-C; photos one a second.", LOOK_AT)
+    ] = False
     seconds: Annotated[float | None, Option("Stop after this long.", LOOK_AT, min=0.1)] = None
     policy: Annotated[
         str,
@@ -136,5 +140,10 @@ class StreamOptions(Look):
     def sources(self) -> SourceOptions:
         """How live sources are opened."""
         return SourceOptions(
-            self.width_px, self.height_px, self.rate_fps, self.camera_backend, self.stall_s
+            self.width_px,
+            self.height_px,
+            self.rate_fps,
+            self.camera_backend,
+            self.stall_s,
+            photos_fps=REPEATED_PHOTOS_FPS if self.repeat else None,
         )

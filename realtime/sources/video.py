@@ -117,6 +117,7 @@ class SourceOptions:
         stall_s: a stream from which nothing comes for so long has stalled.
         poll: ask an address that answers with one picture again and again, see
             ``realtime.sources.web_camera``.
+        photos_fps: how fast photos are shown; None for as fast as a film.
     """
 
     width_px: int | None = None
@@ -125,6 +126,7 @@ class SourceOptions:
     camera_backend: str = "auto"
     stall_s: float = 3.0
     poll: bool = True
+    photos_fps: float | None = None
 
 
 USUAL = SourceOptions()

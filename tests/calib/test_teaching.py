@@ -1,3 +1,4 @@
+import ast
 import io
 import json
 
@@ -8,7 +9,9 @@ from rich.console import Console
 
 from calib.teaching import import_labels, teach
 from engines.errors import InputError, SourceError
+from engines.options import EngineOptions
 from realtime.teaching.labels import Box, LabelFolder
+from tests.conftest import ROOT
 
 
 def image(place_px):
@@ -66,10 +69,31 @@ def test_too_few_boxes_are_refused(tmp_path):
 def test_an_object_is_taught_from_python(tmp_path):
     places = range(0, 60, 5)
     boxes = [[("my mug", (x, 20, x + 20, 40))] for x in places]
-    localizer, fitted = teach([image(x) for x in places], boxes, tmp_path / "labels")
+    images = [image(x) for x in places]
+    localizer, fitted = teach(images, boxes, tmp_path / "labels", EngineOptions("lite0"))
     with localizer:
         (found,) = localizer.localize([image(33)])
     assert found.label == "my mug"
     assert found.box_xyxy_px == pytest.approx((33, 20, 53, 40), abs=6)
     assert fitted.held_out["corloc"] >= fitted.before["corloc"]
     assert (tmp_path / "labels" / "taught.safetensors").exists()
+
+
+@pytest.mark.long
+def test_the_notebook_does_what_it_says(tmp_path, monkeypatch):
+    cells = json.loads((ROOT / "docs" / "teach.ipynb").read_text(encoding="utf-8"))["cells"]
+    monkeypatch.chdir(tmp_path)
+    names, shown = {}, []
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            *first, last = ast.parse("".join(cell["source"])).body
+            exec(compile(ast.Module(first, []), "cell", "exec"), names)
+            if isinstance(last, ast.Expr):
+                shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names))
+            else:
+                exec(compile(ast.Module([last], []), "cell", "exec"), names)
+    before, (old, new), after, labels = shown
+    assert all("data:image/jpeg" in each._repr_html_() for each in (before, after))
+    assert new["corloc"] >= old["corloc"]
+    assert labels == (["our car"], ["our car"])
+    names["localizer"].close()

@@ -7,11 +7,13 @@ import pytest
 
 from engines.errors import SourceError
 from engines.localizer import Localizer
-from realtime.capture import every_frame, latest_frames
-from realtime.frame_queue import READ_AHEAD_FRAMES
+from realtime.capture import Feed, every_frame, latest_frames
+from realtime.frame_queue import EVERY, READ_AHEAD_FRAMES
 from realtime.pipeline import run_frames
+from realtime.sources.video import SourceOptions
 from realtime.statistics import Run
 from tests.engines.mock import MockEngine
+from tests.realtime.media import write_images
 from tests.realtime.scripted import Collector, Scripted
 
 
@@ -71,3 +73,15 @@ def test_a_slow_sink_holds_the_reader_back(under_way):
     )  # in the engine, waiting, in the reader's hand, being written
     assert max(ahead) <= most
     assert max(ahead) > under_way, "it does read ahead"
+
+
+def test_a_file_plays_again_while_that_is_asked_for(tmp_path):
+    folder, again = write_images(tmp_path / "photos", 3), [True, True, False]
+    feed = Feed([str(folder)], SourceOptions(photos_fps=20.0), EVERY)
+    feed.repeats = lambda: again.pop(0)
+    frames = [each.record.frame for each in feed.frames()]
+    assert [each.index for each in frames] == list(range(9))
+    times_s = [each.pts_s for each in frames]
+    assert times_s == sorted(times_s)
+    (connection,) = feed.connections
+    assert (connection.state, connection.reconnects, again) == ("ended", 0, [])

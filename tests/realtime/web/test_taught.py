@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import av
 import cv2
@@ -21,6 +22,7 @@ import pytest
 
 from engines.boxes import iou
 from engines.choose import open_localizer
+from realtime.teaching.labels import LabelFolder
 from tests.conftest import DATA
 from tests.realtime.web.page import PATIENCE_S, ROOT, Run, wait_for
 
@@ -238,7 +240,34 @@ def test_an_object_is_taught_by_clicks(name, browser, tmp_path):
         f" s, learn {taught_s - labelled_s:.0f} s; frames/s {before_fps:.1f} before,"
         f" {np.median(rates):.1f} while it learned; {learning['before']} -> {learning['after']}"
     )
-    numbers = [each["frame"] for each in run.rows() if "frame" in each]
-    assert numbers == sorted(set(numbers)), "each frame has one row, in order"
+    rows = run.rows()
+    assert [each["frame"] for each in rows] == list(range(len(rows))), "each frame has its row"
+    assert {each["outcome"] for each in rows} <= {"shown", "dropped"}
     assert f"my {name}" in new[2]
     assert new[0] >= RIGHT
+
+
+def test_a_killed_run_leaves_its_labels_and_no_process(tmp_path):
+    film, _ = bag()
+    with streaming(tmp_path, film) as run:
+        run.ask("/teach?open=true")
+        keys = set()
+        while len(keys) < 6:
+            keys.add(json.loads(run.ask("/teach/freeze", "POST", {"source": "bag"})[1])["key"])
+            time.sleep(0.1)
+        for key in keys:
+            body = {"key": key, "boxes": [{"name": "bag", "box": [10.0, 10.0, 90.0, 80.0]}]}
+            assert run.ask("/teach/save", "POST", body)[0].status == 200
+        labels = run.ask("/teach")[1]
+        assert run.ask("/teach/learn", "POST", {})[0].status == 200
+        time.sleep(2)
+        children = (Path("/proc") / str(run.process.pid) / "task").glob("*/children")
+        pids = [pid for each in children for pid in each.read_text().split()]
+        run.process.kill()
+        run.process.wait()
+    assert pids
+    wait_for(lambda: not any((Path("/proc") / pid).exists() for pid in pids))
+    found = LabelFolder(tmp_path / "labels")
+    assert len(found.all()) == json.loads(labels)["images"]
+    assert found.counts() == json.loads(labels)["names"]
+    assert not [each for each in found.folder.iterdir() if each.name.startswith("taught")]
