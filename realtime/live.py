@@ -269,7 +269,9 @@ def _page(
         """What runs now: a budget may change it."""
         engine = localizer.engine
         what = f"{label_of(engine.backend)} {engine.precision}"
+        taught = isinstance(localizer, ReplaceableLocalizer) and localizer.is_replaced
         parts = [localizer.description.get("model", ""), what, f"{localizer.size_px} px"]
+        parts.append("taught" if taught else "")
         return " · ".join(filter(None, parts))
 
     address = Address.of(where)

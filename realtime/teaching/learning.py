@@ -54,6 +54,7 @@ class ReplaceableLocalizer(Localizer):
 
     def __init__(self, first: Localizer) -> None:
         self._next: tuple[Localizer, threading.Event] | None = None
+        self._first = first
         self._use(first)
 
     def _use(self, localizer: Localizer) -> None:
@@ -61,6 +62,11 @@ class ReplaceableLocalizer(Localizer):
         self.engine, self.batch = localizer.engine, localizer.batch
         self.class_names, self.size_px = localizer.class_names, localizer.size_px
         self.limits: Limits | None = localizer.limits
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether it uses another one than at first."""
+        return self.now is not self._first
 
     def replaced(self, localizer: Localizer) -> threading.Event:
         """Use another one from the next image on; the event is set then."""

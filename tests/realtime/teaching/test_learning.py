@@ -185,6 +185,7 @@ def test_a_localizer_is_replaced_between_two_images_and_answers_stay_its_own():
     assert not done.is_set()
     localizer.look_for(2)
     assert done.is_set()
+    assert localizer.is_replaced
     assert (second.looked_for, localizer.names) == (None, ("dog",)), "it has no such name"
 
 

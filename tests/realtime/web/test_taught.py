@@ -31,6 +31,7 @@ FEWEST_FRAMES_BETWEEN = 1
 MODEL = "lite0"
 FROZEN_OR_TOLD = "() => !easel.hidden || document.getElementById('teach-told').textContent"
 pytestmark = [
+    pytest.mark.timeout(1500),
     pytest.mark.long,
     pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not here"),
 ]
@@ -218,6 +219,7 @@ def test_an_object_is_taught_by_clicks(name, browser, tmp_path):
         learning = user.state()["learning"]
         taught_s = time.monotonic()
         assert learning["uses_taught"], learning.get("why")
+        assert run.state()["title"].endswith("taught")
         second = browser.new_page()
         second.goto(run.url)
         second.get_by_text(f"my {name}").first.wait_for(timeout=PATIENCE_S * 1000)
