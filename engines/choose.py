@@ -59,7 +59,7 @@ def open_localizer(
         notify: gets what a user should know of it, such as why ``auto`` does not take TensorRT.
         streams: 1 for the soonest answer (live), 0 for the most answers a second (files); see
             ``OpenVinoEngine``.
-        batch: images that one call takes.
+        batch: images that one call takes; 0 for as many as give the most answers a second.
         first_px: width and height of the images that come first, where that is known: no other
             engine is opened than theirs.
         options: any fields of ``EngineOptions``, which go before those of ``model``.

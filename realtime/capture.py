@@ -8,13 +8,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from engines.errors import SourceError
+from engines.errors import SightlineError, SourceError
 from engines.text import in_words, shown
 from realtime.frame_queue import EVERY, LATEST, FrameQueue, Policy
-from realtime.frames import Frame, FrameRecord, LoopFrames
+from realtime.frames import Frame, FrameRecord, LoopFrame, LoopFrames
 from realtime.sources.spec import kind_of, name_of, open_source
 from realtime.sources.video import USUAL, Source, SourceOptions
 
@@ -219,6 +220,25 @@ def every_frame(source: Source) -> LoopFrames:
         SourceError: as the source raises, after the frames that it gave.
     """
     return _read_in_thread(source, FrameQueue(EVERY), paced=False)
+
+
+def joined(frames: LoopFrames) -> LoopFrames:
+    """The same frames. Each one may share an engine call with the next."""
+    held: LoopFrame | None = None
+    with closing(frames):
+        try:
+            for frame in frames:
+                if held is not None:
+                    both = held.record.outcome == frame.record.outcome == "shown"
+                    held.batch_with_next = both
+                    yield held
+                held = frame
+        except SightlineError:  # what came before it is good
+            if held is not None:
+                yield held
+            raise
+        if held is not None:
+            yield held
 
 
 def latest_frames(source: Source, paced: bool) -> LoopFrames:

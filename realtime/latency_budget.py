@@ -490,7 +490,7 @@ def open_within(
             budget_ms,
             lambda line: console.print(line, style="yellow"),
             streams=streams,
-            batch=batch,
+            batch=batch or 1,
         )
     what = f"{choice.model} within {budget_ms:g} ms a frame, from {budgeted.preset.name}"
     console.print("; ".join([what, *budgeted.notes]), style="dim", soft_wrap=True, markup=False)

@@ -215,7 +215,7 @@ def bench_end_to_end(
         ``latency_ms``), ``passes``, ``warm_up_calls``, ``stability``, ``source``, ``engine``,
         ``machine``; every frame's times).
     """
-    localizer = open_localizer(choice, streams=0)
+    localizer = open_localizer(choice, streams=0, batch=0)
     with (
         closing(localizer.engine),
         console.status(f"{source}: until {FRAMES}, {seconds:g} s at most ..."),
@@ -262,7 +262,7 @@ def _repeated(
         settled).
     """
     # Only where they are used: timing a GPU needs no PyAV.
-    from realtime.capture import every_frame
+    from realtime.capture import every_frame, joined
     from realtime.file_sinks import JsonlSink
     from realtime.pipeline import run_frames
     from realtime.sources.spec import open_source
@@ -278,7 +278,7 @@ def _repeated(
             before, passes = len(intervals_ms), passes + 1
             with (
                 open_source(source) as frames,
-                closing(run_frames(every_frame(frames), localizer, sinks, run)) as loop,
+                closing(run_frames(joined(every_frame(frames)), localizer, sinks, run)) as loop,
             ):
                 last = clock()
                 for _ in loop:

@@ -204,7 +204,7 @@ def plan_chosen(
             "the plan measures a minute of video files of this machine: name one", option="plan"
         )
     first_px = clips[0].width_px, clips[0].height_px
-    localizer = open_with_notes(choice, console, 0, settings.batch, first_px)
+    localizer = open_with_notes(choice, console, 0, settings.images(specs), first_px)
     with console.status("measuring a minute ..."):
         minute = measure(clips, localizer, settings)
     own_h = sum(_seconds(clip) for clip in clips) / 3600

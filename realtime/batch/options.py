@@ -4,6 +4,7 @@ digest, and ``Scale``, how much there is to do and on what.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from engines.localizer import Localizer
 from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, EngineOptions, Option
 from realtime.batch.plan import Window
 from realtime.batch.segment import Clip
+from realtime.sources.spec import kind_of
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
 FORMAT = 4
@@ -62,8 +64,14 @@ class Settings:
         ),
     ] = None
     batch: Annotated[
-        int, Option("Frames in one engine call: pays on GPUs.", SPEED, min=1, max=MOST_IMAGES)
-    ] = 1
+        int | None,
+        Option(
+            "Frames in one engine call. Else 2 of video on OpenVINO, and 1.",
+            SPEED,
+            min=1,
+            max=MOST_IMAGES,
+        ),
+    ] = None
     following: FollowOptions = WHOLE_FRAMES
 
     def in_order(self, clip: Clip) -> bool:
@@ -80,6 +88,13 @@ class Settings:
         """
         following, choice = self.following.beside(choice)
         return replace(self, following=following), choice
+
+    def images(self, specs: Sequence[str]) -> int:
+        """How many frames of these sources an engine call takes, in the words of
+        ``engines.choose.open_localizer``. Photos go one by one: each may have its own shape.
+        """
+        photos = any(kind_of(spec).alone for spec in specs)
+        return self.batch or (1 if photos else 0)
 
     @property
     def window(self) -> Window:
@@ -132,6 +147,7 @@ def settings_digest(settings: Settings, localizer: Localizer) -> str:
     decides: dict[str, Any] = {
         "format": FORMAT,
         **asdict(settings),
+        "batch": localizer.batch,
         **localizer.identity,
         "wanted_class": localizer.wanted_class,
     }

@@ -5,7 +5,7 @@ not done again. ``batch_chosen`` chooses between this machine and a cluster.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -335,7 +335,8 @@ def batch_chosen(
                 )
         if scale.workers is not None:
             raise InputError("workers are for clusters: name one", option=("workers", "ray"))
-        localizer = open_within(choice, budget_ms, console, 0, settings.batch, first_size_px(specs))
+        images, first_px = settings.images(specs), first_size_px(specs)
+        localizer = open_within(choice, budget_ms, console, 0, images, first_px)
         return process_all(specs, Path(out), localizer, console, settings, inputs)
     if budget_ms is not None:
         raise InputError(
@@ -346,5 +347,6 @@ def batch_chosen(
     from realtime.batch.cluster.scheduler import process_across
 
     specs = expanded(specs)
+    settings = replace(settings, batch=settings.images(specs))
     with Cluster(scale.ray, choice, attached(choice), settings) as cluster:
         return process_across(specs, out, cluster, console, settings, scale.workers, inputs)

@@ -12,7 +12,7 @@ from calib.data.datasets import Sample, Truth
 from calib.heads.fit import default_features, fit_head
 from engines import EngineError, ModelError, open_localizer
 from engines.backends.openvino import OpenVinoEngine
-from engines.backends.registry import BACKENDS, Backend, register_backend
+from engines.backends.registry import BACKENDS, Backend, EngineRequest, register_backend
 from engines.graph import Graph
 from engines.maps import METHODS, SIGNALS, Method, register_method
 from engines.networks.network import Forward, Network, Weights
@@ -173,3 +173,10 @@ def test_a_registered_backend_is_reached_by_its_name(toy):
     finally:
         del BACKENDS["mine"]
     assert asked[0].classifier.name == "toy"
+
+
+def test_a_backend_says_how_many_images_a_call_pays_for():
+    with open_localizer("compact", backend="openvino", head="none", batch=0) as localizer:
+        assert localizer.batch == BACKENDS["openvino"].images
+    request = EngineRequest(None, None, None, 0, "auto", 0, 1, lambda: None, False)
+    assert Backend("one", "One", lambda asked: asked.batch, ("fp32",)).opened(request) == 1

@@ -7,7 +7,7 @@ import pytest
 
 from engines.errors import SourceError
 from engines.localizer import Localizer
-from realtime.capture import Feed, every_frame, latest_frames
+from realtime.capture import Feed, every_frame, joined, latest_frames
 from realtime.frame_queue import EVERY, READ_AHEAD_FRAMES
 from realtime.pipeline import run_frames
 from realtime.sources.video import SourceOptions
@@ -85,3 +85,13 @@ def test_a_file_plays_again_while_that_is_asked_for(tmp_path):
     assert times_s == sorted(times_s)
     (connection,) = feed.connections
     assert (connection.state, connection.reconnects, again) == ("ended", 0, [])
+
+
+def test_neighbours_share_a_call_and_what_came_before_an_error_is_given():
+    frames = list(joined(every_frame(Scripted(3))))
+    assert [frame.record.frame.index for frame in frames] == [0, 1, 2]
+    assert [frame.batch_with_next for frame in frames] == [True, True, False]
+    broken, given = joined(every_frame(Scripted(2, error=SourceError("broken")))), []
+    with pytest.raises(SourceError, match="broken"):
+        given.extend(frame.record.frame.index for frame in broken)
+    assert given == [0, 1]

@@ -82,9 +82,9 @@ class Worker:
         Raises:
             SightlineError: see ``engines.choose.open_localizer``.
         """
-        found = open_localizer(
-            unpacked(self._choice, self._attached), streams=0, batch=self._settings.batch
-        )
+        batch = 1 if self._settings.batch is None else self._settings.batch
+        choice = unpacked(self._choice, self._attached)
+        found = open_localizer(choice, streams=0, batch=batch)
         self._localizer, engine = found, found.engine
         digest = settings_digest(self._settings, found)
         return Opened(digest, engine.backend, engine.precision, engine.device, found.size_px)

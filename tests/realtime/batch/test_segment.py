@@ -378,3 +378,10 @@ def test_several_followed_objects_are_in_rows_table_and_report(tmp_path):
     assert "What was seen" in report
     for event in events:
         assert f'alt="{event["name"]} in frame {event["best_frame"]}"' in report
+
+
+def test_frames_of_video_share_calls_and_photos_do_not(tmp_path):
+    photos = str(write_images(tmp_path / "shots", 1))
+    assert Settings().images(["a.mp4", "b.mkv"]) == 0
+    assert Settings().images(["a.mp4", photos]) == 1
+    assert Settings(batch=3).images(["a.mp4", photos]) == 3
