@@ -81,7 +81,10 @@ class Only:
 
 INPUT_OPTIONS = tuple(GivenInput.__dataclass_fields__)
 """What is said of a classifier's input and output."""
-NETWORK_OPTIONS = ("model", "weights", "class_layer", "method", "size_px", "layer", *INPUT_OPTIONS)
+NETWORK_OPTIONS = (
+    *("model", "weights", "class_layer", "method", "as_published", "aggregation", "size_px"),
+    *("layer", *INPUT_OPTIONS),
+)
 """What decides the maps that a head is fitted on."""
 Budget = Annotated[
     float | None,
@@ -407,7 +410,10 @@ def evaluate(
     engine: Annotated[
         EngineOptions,
         Only(
-            (*NETWORK_OPTIONS, "head", "backend", "precision", "calibration", "objects", "threads")
+            (
+                *(*NETWORK_OPTIONS, "sigma_px", "head", "backend", "precision", "calibration"),
+                *("objects", "threads"),
+            )
         ),
     ],
     as_json: AsJson = False,

@@ -122,7 +122,14 @@ def fit_chosen(
         curves.check_enough(training, held_out)
     choice = replace(choice, head=NO_HEAD)
     classifier = classifier_with_notes(choice, console)
-    spec, features = default_features(classifier, choice.method, kind, choice.layer)
+    spec, features = default_features(
+        classifier,
+        choice.method,
+        kind,
+        choice.layer,
+        choice.aggregation or "max",
+        choice.as_published,
+    )
     fitted = fit_head(
         training, classifier, spec, features, console, data.name, kind, options.per_class
     )

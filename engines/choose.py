@@ -19,6 +19,8 @@ from engines.engine import Engine
 from engines.errors import EngineError, InputError, ModelError, SightlineError
 from engines.head import (
     NO_HEAD,
+    PUBLISHED_SIGMA_PX,
+    Heuristic,
     default_heuristic,
     head_path,
     load_head,
@@ -73,8 +75,10 @@ def open_localizer(
     choice = chosen(model, options)
     classifier = choice.classifier()
     method = method_of(choice.method, classifier.network.classless)
-    if choice.as_published and not method.published:
-        known = " and ".join(each.name for each in METHODS.values() if each.published)
+    if choice.as_published and not (method.published or method.published_map):
+        known = ", ".join(
+            each.name for each in METHODS.values() if each.published or each.published_map
+        )
         raise ModelError(
             f"only {known} have a form as published, not method {method.name}",
             option=("as_published", "method"),
@@ -194,9 +198,28 @@ def _named_or_usual_head(
         is_usual = (
             name.startswith(f"{classifier.name}_{usual}") and head.size_px == classifier.size_px
         )
-        if is_usual and choice.layer in (None, head.spec.layer):
+        same_map = choice.aggregation in (None, head.spec.aggregation) and not choice.as_published
+        if is_usual and same_map and choice.layer in (None, head.spec.layer):
             return head
-    return default_heuristic(classifier, method, choice.layer)
+    return _training_free(choice, classifier, method)
+
+
+def _training_free(choice: EngineOptions, classifier: Classifier, method: Method) -> Heuristic:
+    """The training-free head: the network's own, or as published, with what else is asked for.
+
+    Raises:
+        ModelError: the aggregation is unknown.
+    """
+    found = default_heuristic(classifier, method, choice.layer)
+    if choice.as_published and method.published_map:
+        layer = choice.layer or PIXELS
+        spec = replace(method.published_map, layer=layer)
+        found = Heuristic(spec, PUBLISHED_SIGMA_PX / classifier.size_px)
+    if choice.aggregation is not None:
+        found = replace(found, spec=replace(found.spec, aggregation=choice.aggregation))
+    if choice.sigma_px is not None:
+        found = replace(found, sigma=choice.sigma_px / classifier.size_px)
+    return found
 
 
 def choose_quantization(
@@ -364,17 +387,29 @@ def chosen_spec(choice: EngineOptions, head: AnyHead | None, classifier: Classif
     method = method_of(choice.method, classifier.network.classless)
     if head is not None:
         spec = head.spec
+    elif choice.as_published and method.published_map:
+        spec = replace(method.published_map, layer=choice.layer or PIXELS)
     elif method.signal is not None:
         spec = usual_spec(classifier, method, choice.layer)
     else:
         spec = MapSpec(method.objective, method.aggregation, choice.layer or PIXELS)
+    if head is None and choice.aggregation is not None:
+        spec = replace(spec, aggregation=choice.aggregation)
+    if choice.aggregation not in (None, spec.aggregation):
+        raise ModelError(
+            f"the head reads the {spec.aggregation} over channels, not the {choice.aggregation}:"
+            " drop one of the two",
+            option=("aggregation", "head"),
+        )
     if choice.layer not in (None, spec.layer):
         raise ModelError(
             f"the head reads the map at {spec.layer}, not at {choice.layer}: drop the layer, or the"
             " head",
             option=("layer", "head"),
         )
-    if spec.objective != method.objective:
+    published = {method.published_map.objective} if method.published_map else set()
+    known = published if choice.as_published and published else {method.objective, *published}
+    if spec.objective not in known:
         raise ModelError(
             f"the head reads the {spec.objective} objective, not method {choice.method}; drop one"
             " of the two",

@@ -2,9 +2,10 @@
 training-free box.
 
 A fitted head is graph nodes and a small file; some are shipped. The training-free box is the
-baseline of the papers (Ebrahimpour & Noelle, section 4: Gaussian blur, top 20 % of the pixels,
-bounding box). It needs no labelled box, so it is what a network without a fitted head falls back
-on.
+heuristic of Ebrahimpour & Noelle ("Fast Object Localization via Sensitivity Analysis", section 3,
+at table 2: Gaussian blur, top 20 % of the pixels, the box around those), read off the map that
+suits the network best; theirs is of the Gestalt Total by the pixels. It needs no labelled box, so
+it is what a network without a fitted head falls back on.
 """
 
 import hashlib
@@ -43,10 +44,12 @@ from engines.networks.registry import Classifier
 from engines.networks.weights import ASSETS
 
 LARGEST_SIDE = 4096
+"""Pixels of an input, or cells and quantiles of a feature, along a side."""
 MOST_COMPARED = 1024
 """See ``engines.dense.DenseHead.compared``."""
 HEAD_FILE = Kind("head", (".safetensors",), rb'.{8}\{"__metadata__":\{"sightline_(dense_)?head":')
-"""Pixels of an input, or cells and quantiles of a feature, along a side."""
+PUBLISHED_SIGMA_PX = 20
+"""Of the blurs of the heuristic's paper the one with the most boxes right."""
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ AGGREGATIONS = ("max", "mean")
 
 @dataclass(frozen=True)
 class MapSpec:
-    """A sensitivity map (Ebrahimpour & Noelle, section 3).
+    """A sensitivity map (Ebrahimpour & Noelle, "Fast Object Localization via Sensitivity Analysis",
+    section 2).
 
     Attributes:
         objective: ``class``, the score before the softmax (logit) of the class that is asked for,
-            or of the best one; ``probability``, the same behind the softmax, as the papers have it
-            (section 2.1: the sensitivity of an output unit is g'(eta), its own derivative); or
+            or of the best one; ``probability``, the same behind the softmax, as the paper has it
+            (equation 2: the sensitivity of an output unit is g'(eta), its own derivative); or
             ``gestalt``, the mean of the last feature maps, which needs no class.
         aggregation: ``max`` or ``mean`` of the absolute gradient over channels.
         layer: ``pixels``, or an inner layer, where the backward pass stops and is cheaper for it.
@@ -257,6 +258,7 @@ class Method:
             of graphs, ``EngineOptions``), as ``module:function`` or as that function.
         headless: of a search, whether ``--head none`` asks for the form that no fitted head reads.
         published: as ``search``, for ``--as-published``: each step as its paper has it, if any.
+        published_map: of a method that does not search, the map that its paper has, if any.
     """
 
     name: str
@@ -268,14 +270,26 @@ class Method:
     search: str | Callable[..., Any] = ""
     headless: bool = False
     published: str | Callable[..., Any] = ""
+    published_map: MapSpec | None = None
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("sensitivity", "gradient of the class score", fitted=True),
-        Method("gestalt", "of the last feature maps", "gestalt", fitted=True),
-        Method("heuristic", "no fitted head"),
+        Method(
+            "sensitivity",
+            "gradient of the class score",
+            fitted=True,
+            published_map=MapSpec("probability"),
+        ),
+        Method(
+            "gestalt",
+            "of the last feature maps",
+            "gestalt",
+            fitted=True,
+            published_map=MapSpec("gestalt"),
+        ),
+        Method("heuristic", "no fitted head", published_map=MapSpec("gestalt")),
         Method("gradcam", "Grad-CAM, no fitted head", signal="gradcam"),
         Method("layercam", "LayerCAM, no fitted head", signal="layercam"),
         Method(
@@ -356,8 +370,9 @@ class Feature:
 
     Attributes:
         kind: ``grid`` (the map averaged to ``size`` x ``size`` cells; the papers' head is the grid
-            of full size) or ``quantiles`` (positions, 0..1, of ``size`` evenly spaced quantiles of
-            the marginals along x, then y).
+            of full size), ``quantiles`` (positions, 0..1, of ``size`` evenly spaced quantiles of
+            the marginals along x, then y), or ``raw`` (each pixel as it is, not normalised, of a
+            map of ``size`` x ``size``: Ebrahimpour & Noelle, equation 4).
         layer: where the map is taken: ``pixels`` or an inner layer.
         size: cells per side, or number of quantiles per axis.
         power: exponent on the map before it is normalised to a mean of 1; below 1 it tames single
@@ -376,7 +391,7 @@ class Feature:
     @property
     def width(self) -> int:
         """How many numbers it gives."""
-        return self.size * self.size if self.kind == "grid" else 2 * self.size
+        return 2 * self.size if self.kind == "quantiles" else self.size * self.size
 
 
 def append_features(graph: Graph, maps: Mapping[Source, str], features: Sequence[Feature]) -> str:
@@ -565,4 +580,13 @@ def _positions(graph: Graph, marginals: str, count: int) -> str:
     )
 
 
-KINDS = {"grid": _grids, "quantiles": _quantiles}
+def _raw(graph: Graph, stack: str, size: int) -> str:
+    """The pixels of maps ``[N, M, size, size]``: ``[N, M * size * size]``."""
+    n, count, height, width = graph.shape(stack)
+    if (height, width) != (size, size):
+        raise ModelError(f"a head reads {size} x {size} pixels of a map of {height} x {width}")
+    flat = graph.constant([n, count * size * size], np.int64)
+    return graph.add("Reshape", stack, flat, hint="raw_flat")
+
+
+KINDS = {"grid": _grids, "quantiles": _quantiles, "raw": _raw}

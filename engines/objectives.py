@@ -75,7 +75,7 @@ def gestalt_cotangent(graph: Graph, activations: str) -> str:
     """Gradient of the Gestalt Total, the mean of the last feature maps, with respect to those maps.
 
     ``GT = mean(A_last)`` (Ebrahimpour & Noelle, "Fast Object Localization via Sensitivity
-    Analysis", section 3), per image.
+    Analysis", section 2, equation 3), per image.
     """
     shape = graph.shape(activations)
     return graph.constant(np.full(shape, 1.0 / np.prod(shape[1:])), hint="gestalt_cotangent")

@@ -170,8 +170,24 @@ class EngineOptions:
     ] = 1
     as_published: Annotated[
         bool,
-        Option("With --method dam or beam: each step as the paper has it.", NETWORK),
+        Option(
+            "Each step as the method's paper has it; docs/papers.md says where that differs.",
+            NETWORK,
+        ),
     ] = False
+    sigma_px: Annotated[
+        float | None,
+        Option(
+            "With --method heuristic: blur of the map, in pixels of the input; as published 20.",
+            NETWORK,
+            ("sigma",),
+            min=0,
+        ),
+    ] = None
+    aggregation: Annotated[
+        str | None,
+        Option("What a map takes of the gradient's channels: max (the default) or mean.", NETWORK),
+    ] = None
     mean: Annotated[
         Rgb | None,
         Option(
@@ -249,8 +265,9 @@ class EngineOptions:
         last layer or not, its input, and one method with one map.
         """
         known = NETWORKS.get(self.model)
-        others = (self.head, self.class_layer, self.layer)
+        others = (self.head, self.class_layer, self.layer, self.aggregation)
         is_usual = self.method == DEFAULT_METHOD and self.resize in (None, LETTERBOX)
+        is_usual = is_usual and not self.as_published
         if known is None or not is_usual or any(each is not None for each in others):
             return None
         if self.weights is not None and head_of_weights(self.weights) != known.default_head:

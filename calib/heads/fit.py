@@ -3,7 +3,7 @@ of it.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from calib.heads.linear import (
     predict,
     solve,
 )
+from calib.papers.linear import Dual, descended
 from engines.errors import ModelError, SourceError
 from engines.head import Head
 from engines.maps import METHODS, PIXELS, Feature, MapSpec, method_of
@@ -154,7 +155,10 @@ FALLS_EVERY = 10_000
 def fit_by_sgd(
     values: Array64, boxes: Array64, iterations: int = 30_000, seed: int = 0
 ) -> tuple[Array64, Array64]:
-    """Fit a layer by plain stochastic gradient descent that starts from zero.
+    """Fit a layer by plain stochastic gradient descent that starts from zero, on equation 4 of
+    Ebrahimpour & Noelle ("Fast Object Localization via Sensitivity Analysis"), but on maps whose
+    mean squared length is 1. The equation averages over the four coordinates: a step is half of the
+    error times the map.
 
     Every step adds a combination of training maps to the weights, so that the weights are always
     one: ``W = A^T X``. The steps are taken on ``A`` (``[N, 4]``) with the inner products of the
@@ -175,7 +179,7 @@ def fit_by_sgd(
     combination, bias = np.zeros((len(values), 4), np.float32), boxes.mean(axis=0)
     size = min(BATCH, len(values))
     for step in range(iterations):
-        rate = RATE * 0.1 ** (step // FALLS_EVERY)
+        rate = RATE * 0.1 ** (step // FALLS_EVERY) * 2 / 4
         rows: NDArray[np.int64] = rng.choice(len(values), size, replace=False)
         residual = (products @ combination)[rows] + bias - boxes[rows]
         combination[rows] -= (rate / size) * residual
@@ -211,7 +215,12 @@ STORED_KINDS = {LINEAR: "best"}
 
 
 def default_features(
-    classifier: Classifier, method: str, kind: str = LINEAR, layer: str | None = None
+    classifier: Classifier,
+    method: str,
+    kind: str = LINEAR,
+    layer: str | None = None,
+    aggregation: str = "max",
+    as_published: bool = False,
 ) -> tuple[MapSpec, tuple[Feature, ...]]:
     """The map and the features that a kind of head reads.
 
@@ -223,6 +232,9 @@ def default_features(
         kind: see ``KINDS``.
         layer: where the backward pass stops and the map is taken. The head then reads no layer
             nearer to the image.
+        aggregation: of the gradient's channels.
+        as_published: the papers' heads read the map as it is, not divided by its mean, and of the
+            objective that they name.
 
     Raises:
         ModelError: the method, kind or layer is unknown, or the method reads boxes without a fitted
@@ -240,8 +252,17 @@ def default_features(
             option="method",
         )
     objective, layer = known.objective, layer or PIXELS
+    if as_published:
+        if kind == LINEAR or known.published_map is None:
+            raise ModelError(
+                "the papers' heads are of the kinds paper and paper-sgd",
+                option=("kind", "as_published"),
+            )
+        if not classifier.network.classless:
+            objective = known.published_map.objective
+    spec = MapSpec(objective, aggregation, layer)
     if kind != LINEAR:
-        return MapSpec(objective, layer=layer), (Feature("grid", layer, classifier.size_px),)
+        return spec, (Feature("raw" if as_published else "grid", layer, classifier.size_px),)
     layers = classifier.network.head_layers
     cam_layers = classifier.network.head_cam_layers
     depths = (PIXELS, *layers)
@@ -261,7 +282,7 @@ def default_features(
     features += [
         Feature("quantiles", each, 15, power, "layercam") for each in deep for power in powers
     ]
-    return MapSpec(objective, layer=layer), tuple(features)
+    return spec, tuple(features)
 
 
 def fit_head(
@@ -297,7 +318,14 @@ def fit_head(
         )
     table = feature_table(samples, classifier, spec, features, console)
     rows = np.arange(len(table.values))
-    strength = choose_strength(table, rows, refine=kind == LINEAR)
+    published = features[0].kind == "raw"
+    strength = (
+        0.0
+        if published and kind != "paper"
+        else _dual(table, rows).strength(_right(table, rows))
+        if published
+        else choose_strength(table, rows, refine=kind == LINEAR)
+    )
     if per_class:
         if kind != LINEAR:
             raise ModelError(
@@ -306,7 +334,7 @@ def fit_head(
             )
         kinds, found = fit_kinds(table, rows, strength, class_count(classifier))
     else:
-        fitter = FITTERS[kind]
+        fitter = (PUBLISHED_FITTERS if published else FITTERS)[kind]
         kinds = shared_kind(*fitter(table, rows, strength))
         found = held_out_boxes(table, rows, strength, fitter)
     ious = table.ious(found, rows)
@@ -352,4 +380,31 @@ def _by_sgd(table: FeatureTable, rows: Rows, _: float) -> tuple[Array64, Array64
     return fit_by_sgd(*mirrored_pairs(table, rows))
 
 
+def _dual(table: FeatureTable, rows: Rows) -> Dual:
+    """Equation 4 on maps as they are, without mirror images."""
+    values = table.values[rows]
+    return Dual(values @ values.T, table.targets(rows), np.ones(len(rows)))
+
+
+def _right(table: FeatureTable, rows: Rows) -> Callable[[Array64, Rows], float]:
+    """The CorLoc of boxes of some of the rows."""
+    return lambda found, held: corloc(table.ious(found, rows[held]))
+
+
+def _published(table: FeatureTable, rows: Rows, strength: float) -> tuple[Array64, Array64]:
+    """Equation 4 in closed form, see ``calib.heads.linear.Fitter``."""
+    alpha, bias = _dual(table, rows).solve(strength, np.arange(len(rows)))
+    return alpha.T @ table.values[rows], bias
+
+
+def _published_sgd(table: FeatureTable, rows: Rows, _: float) -> tuple[Array64, Array64]:
+    """Equation 4 by gradient descent as it was published, see ``calib.heads.linear.Fitter``."""
+    values = table.values[rows]
+    alpha, bias = descended(values @ values.T, np.arange(len(rows)), table.targets(rows))
+    if not np.isfinite(alpha).all():
+        raise SourceError("gradient descent at the papers' rate diverges on these maps")
+    return alpha.T @ values, bias
+
+
+PUBLISHED_FITTERS: dict[str, Fitter] = {"paper": _published, "paper-sgd": _published_sgd}
 FITTERS: dict[str, Fitter] = {LINEAR: solve, "paper": _by_ridge, "paper-sgd": _by_sgd}

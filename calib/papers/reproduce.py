@@ -5,13 +5,13 @@ computes it. That function gets a ``Request``, and returns ``Findings``: the tab
 was measured and how, what differs from the paper, and pictures for the page.
 """
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table as Printed
 
@@ -31,12 +31,13 @@ FAST_OR_EXACT = ("fp32", "bf16")
 class ReproduceOptions:
     """The options of ``reproduce`` besides the network's."""
 
-    data: Annotated[
+    folder: Annotated[
         Path | None,
         Option(
             "Folder with the set: trainval.csv and test.csv (or .json), VOC's tars or its unpacked"
             " folder, ImageNet's val.csv or XML. Without it VOC 2007 is downloaded.",
             LOOK_AT,
+            ("data",),
         ),
     ] = None
     model: Annotated[
@@ -110,12 +111,13 @@ class Request:
 
     def samples(self, split: str) -> list[Sample]:
         """The labelled images of ``trainval``, ``test`` or ``val``, or what is there of them."""
-        found = labelled(self.options.data, split)
+        found = labelled(self.options.folder, split)
         limit = self.options.limit
         if limit is None or limit >= len(found):
             return found
-        rng = np.random.default_rng(0)
-        return [found[row] for row in sorted(rng.choice(len(found), limit, replace=False))]
+        order = list(range(len(found)))
+        random.Random(0).shuffle(order)  # the first of an order: a larger limit has them all, too
+        return [found[row] for row in sorted(order[:limit])]
 
     def say(self, text: str) -> None:
         """Print a line of what is being done."""
@@ -154,6 +156,24 @@ TABLES: dict[str, PaperTable] = {
     table.name: table
     for table in (
         PaperTable(
+            "sensitivity-voc2007",
+            "CorLoc on VOC 2007, class by class",
+            f"{FAST}, section 3, table 1",
+            "calib.papers.sensitivity:voc2007",
+        ),
+        PaperTable(
+            "sensitivity-imagenet",
+            "CorLoc on ImageNet, beside the constant box",
+            f"{FAST}, section 3, table 3; {WEAK}, table 1",
+            "calib.papers.sensitivity:imagenet",
+        ),
+        PaperTable(
+            "aggregation",
+            "Maximum and mean over the colour channels",
+            f"{FAST} (ICLR 2019 submission), section 3.6",
+            "calib.papers.sensitivity:aggregation",
+        ),
+        PaperTable(
             "heuristic",
             "CorLoc on VOC 2007 of the box around the top 20 % of a blurred map",
             f"{FAST}, section 3, table 2",
@@ -185,7 +205,7 @@ def labelled(folder: Path | None, split: str) -> list[Sample]:
     """The labelled images of one part of a set.
 
     Args:
-        folder: see ``ReproduceOptions.data``; None downloads VOC 2007.
+        folder: see ``ReproduceOptions.folder``; None downloads VOC 2007.
         split: ``trainval``, ``test`` or ``val``.
 
     Raises:
@@ -196,11 +216,11 @@ def labelled(folder: Path | None, split: str) -> list[Sample]:
         if split not in VOC_ARCHIVES:
             raise SourceError(
                 "this set is given only to who signs for it: name the folder where it lies",
-                option="data",
+                option="folder",
             )
         return load_voc2007(split, cache_dir() / "datasets")
     if not folder.is_dir():
-        raise SourceError(f"{folder} is no folder", option="data")
+        raise SourceError(f"{folder} is no folder", option="folder")
     for ending in (".csv", ".json"):
         if (folder / f"{split}{ending}").is_file():
             return load_dataset(folder / f"{split}{ending}")
@@ -214,7 +234,7 @@ def labelled(folder: Path | None, split: str) -> list[Sample]:
     raise SourceError(
         f"{folder} holds neither {split}.csv nor VOC's {VOC_ARCHIVES[split].file} nor its"
         f" ImageSets/Main/{split}.txt",
-        option="data",
+        option="folder",
     )
 
 
@@ -237,7 +257,7 @@ def reproduce_chosen(
             option="precision",
         )
     if options.out:
-        check_report(options.out, (options.data, *choice.inputs))
+        check_report(options.out, (options.folder, *choice.inputs))
     table = TABLES[name]
     choice = replace(choice, model=options.model or table.model, head=NO_HEAD)
     found = table.load()(Request(table, options, choice, console))

@@ -225,6 +225,8 @@ def features_of(map_nhw: Tensor, feature: Feature) -> Tensor:
     interpolation).
     """
     scaled = map_nhw**feature.power
+    if feature.kind == "raw":
+        return scaled.flatten(1)
     scaled = scaled / scaled.mean(dim=(1, 2), keepdim=True).clamp_min(1e-30)
     if feature.kind == "grid":
         rows, columns = (torch.from_numpy(area_matrix(n, feature.size)) for n in scaled.shape[1:])

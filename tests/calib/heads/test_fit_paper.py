@@ -11,10 +11,10 @@ def test_steps_on_combinations_are_steps_on_weights():
     weight, bias = fit_by_sgd(values, boxes, iterations=50)
     scale = np.sqrt((values**2).sum(axis=1).mean())
     x, w, b = values / scale, np.zeros((4, 30)), boxes.mean(axis=0)
-    for _ in range(50):  # the batch is the whole set
+    for _ in range(50):  # the batch is the whole set; the error is averaged over four coordinates
         residual = x @ w.T + b - boxes
-        w = w - RATE * residual.T @ x / len(x)
-        b = b - RATE * residual.mean(axis=0)
+        w = w - RATE / 2 * residual.T @ x / len(x)
+        b = b - RATE / 2 * residual.mean(axis=0)
     np.testing.assert_allclose(weight, w / scale, atol=1e-6)
     np.testing.assert_allclose(bias, b, atol=1e-6)
 
