@@ -33,7 +33,7 @@ from engines.errors import InputError, OutputError
 from engines.files import checked_output
 from engines.head import HEAD_FILE, NO_HEAD, dense_input
 from engines.localizer import Localizer
-from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, EngineOptions, Option
+from engines.options import ADVANCED, LOOK_AT, NETWORK, OUTPUT, SPEED, EngineOptions, Option
 from realtime.latency_budget import classifier_with_notes, open_with_notes
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
@@ -210,7 +210,7 @@ class FinetuneOptions:
         int, Option("With --as-published: units of the first of the two layers.", ADVANCED, min=1)
     ] = PUBLISHED.hidden
     batches: Annotated[
-        int, Option("With --as-published: of 50 samples each; the paper's.", ADVANCED, min=1)
+        int, Option("With --as-published: of 50 samples each; the paper's.", SPEED, min=1)
     ] = PUBLISHED.batches
     copies: Annotated[
         int,

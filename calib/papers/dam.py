@@ -81,7 +81,7 @@ def imagenet(request: Request) -> Findings:
     cases = cases_of(samples, classifier)
     if not cases:
         raise SourceError(
-            "no image with one object of a class that the network knows", option="data"
+            "no image with one object of a class that the network knows", option="folder"
         )
     request.say(f"{len(cases)} images with one object of a class that {choice.model} knows")
     found, true, cases = boxes_of(cases, classifier, request)
