@@ -32,7 +32,7 @@ TOO_FAR = 1e6
 MOST_BY_PRODUCTS = 12_000
 """Images whose products with each other are kept (0.6 GB); of more, maps are read again and again.
 """
-STRENGTHS = tuple(10.0**power for power in range(-3, 4))
+STRENGTHS = tuple(10.0**power for power in range(-5, 4))
 FOLDS = 5
 SCALES = ("as they are", "unit length", "mean 1", "peak 1")
 
