@@ -81,11 +81,10 @@ class Only:
 
 INPUT_OPTIONS = tuple(GivenInput.__dataclass_fields__)
 """What is said of a classifier's input and output."""
-NETWORK_OPTIONS = (
-    *("model", "weights", "class_layer", "method", "as_published", "aggregation", "size_px"),
-    *("layer", *INPUT_OPTIONS),
-)
+MAP_OPTIONS = ("method", "as_published", "aggregation", "layer")
+NETWORK_OPTIONS = ("model", "weights", "class_layer", "size_px", *MAP_OPTIONS, *INPUT_OPTIONS)
 """What decides the maps that a head is fitted on."""
+ENGINE_OPTIONS = ("head", "backend", "precision", "calibration", "objects", "threads", "sigma_px")
 Budget = Annotated[
     float | None,
     Option(
@@ -409,12 +408,7 @@ def evaluate(
     following: FollowOptions,
     engine: Annotated[
         EngineOptions,
-        Only(
-            (
-                *(*NETWORK_OPTIONS, "sigma_px", "head", "backend", "precision", "calibration"),
-                *("objects", "threads"),
-            )
-        ),
+        Only((*NETWORK_OPTIONS, *ENGINE_OPTIONS)),
     ],
     as_json: AsJson = False,
 ) -> None:
