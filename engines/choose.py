@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -300,13 +301,24 @@ def open_engine(
             return opened(backend)
         except EngineError as error:
             if notify is not None:
-                notify(f"not {backend.label}: {error}")
+                notify(f"not {backend.label}: {error}{_other_use_of_gpu()}")
     try:
         return opened(last)
     except EngineError as error:
         if not last.otherwise:
             raise
         raise EngineError(f"{error}; {last.otherwise}", option="backend") from error
+
+
+def _other_use_of_gpu() -> str:
+    """Words that name PyTorch, where there are a GPU and PyTorch."""
+    from engines.backends.cuda import probe_gpu
+
+    try:
+        gpu = probe_gpu()
+    except EngineError:
+        return ""
+    return f"; backend torch computes on {gpu}" if find_spec("torch") else ""
 
 
 def open_search(choice: EngineOptions, classifier: Classifier, streams: int = 1) -> Engine:

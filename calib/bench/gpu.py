@@ -334,9 +334,12 @@ TORCH_PEERS = (
 def torch_peer(classifier: Classifier, image_nhwc_bgr: Array, dtype: str, method: str) -> Call:
     """Make one of ``calib.bench.torch_peers.TorchPeers``'s calls on the GPU."""
     from calib.bench.torch_peers import TorchPeers  # only where PyTorch is installed
+    from engines.backends.torch_reference import exact_floats
 
-    call: Call = getattr(TorchPeers(classifier, image_nhwc_bgr, "cuda", dtype), method)()
-    return call
+    exact = exact_floats()  # "fp32" of all rows is the same
+    with exact_floats():
+        call: Call = getattr(TorchPeers(classifier, image_nhwc_bgr, "cuda", dtype), method)()
+    return exact(call)
 
 
 def tensorrt_forward(

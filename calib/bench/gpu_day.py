@@ -315,7 +315,7 @@ def torch_timed(day: Day) -> Found:
 
 def peers_timed(day: Day) -> Found:
     """Time what users of PyTorch run on the same GPU."""
-    from calib.bench.torch_peers import TorchPeers
+    from calib.bench.gpu import torch_peer
 
     found: Found = {}
     for name, choice in day.networks():
@@ -324,7 +324,7 @@ def peers_timed(day: Day) -> Found:
         for precision, method in product(("fp32", "fp16"), PEERS):
             what = f"{name} {precision} {method}"
             try:
-                call = getattr(TorchPeers(classifier, image, "cuda", precision), method)()
+                call = torch_peer(classifier, image, precision, method)
                 found[what] = call_ms(call, 100)
             except Exception as error:  # the other peers are still timed
                 found[what] = f"{type(error).__name__}: {error}"[:200]

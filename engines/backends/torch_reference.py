@@ -5,8 +5,8 @@ machines without TensorRT. What only a GPU has (pinned memory, streams, events, 
 on the processor, where the same class runs in the tests.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -28,6 +28,23 @@ from engines.networks.registry import Classifier
 from engines.typed_graph import GRADIENT_SCALE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def exact_floats() -> Iterator[None]:
+    """Products of float32 are float32's inside: PyTorch's convolutions on a GPU round to TF32 else.
+
+    What was set before is set again behind it.
+    """
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 class TorchEngine(Engine):
@@ -110,6 +127,7 @@ class TorchEngine(Engine):
         computed = self.compute(image, torch.from_numpy(np.asarray(wanted_class)).to(self._place))
         return self.finish({name: tensor.cpu().numpy() for name, tensor in computed.items()})
 
+    @exact_floats()
     def compute(self, image_nhwc_bgr: Tensor, wanted_class: Tensor) -> dict[str, Tensor]:
         """All that is done on the device: ``class_index``, ``score``, ``logit``, and every map
         under ``signal:layer``.

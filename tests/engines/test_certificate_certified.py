@@ -114,7 +114,9 @@ def test_auto_takes_tensorrt_where_all_of_it_is_there_and_else_says_why(gpu, mon
 
     monkeypatch.setattr(backend, "load_tensorrt", missing)
     assert open_localizer(choice, notify.append).engine.backend == "openvino"
-    assert notify[0] == "not TensorRT: TensorRT is not installed"
+    assert notify[0] == (
+        "not TensorRT: TensorRT is not installed; backend torch computes on NVIDIA L4 sm89"
+    )
 
 
 def test_the_driver_is_asked_before_any_library(monkeypatch, model):

@@ -90,6 +90,24 @@ def test_calls_out_of_turn_and_after_closing_say_so():
         engine.infer(feeds(0))
 
 
+def test_float32_is_not_rounded_to_tf32_and_what_was_set_stays(monkeypatch):
+    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    seen, before = [], [kind.fp32_precision for kind in kinds]
+    assert before[0] == "tf32", "as PyTorch has it by itself"
+    engine = TorchEngine(load_classifier("compact", "random", SIZE))
+    convolved = torch.nn.functional.conv2d
+
+    def watched(*arguments):
+        seen.append([kind.fp32_precision for kind in kinds])
+        return convolved(*arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    engine.infer(feeds(0))
+    assert len(seen) > 3
+    assert all(each == ["ieee", "ieee"] for each in seen)
+    assert [kind.fp32_precision for kind in kinds] == before
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a GPU here")
 def test_without_a_gpu_it_is_the_reference():
     classifier = load_classifier("compact", "random", SIZE)

@@ -71,8 +71,8 @@ def test_calls_are_told_in_trtexec_s_words(gpu, monkeypatch, tmp_path):
     assert [path.name for path in pictures] == ["latency.png", "peers.png", "rounds.png", "gpu.png"]
     compared = {change.name for change in changes(found, found) if change.is_ours}
     assert (
-        "compact at 64 px, NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116: Sightline, batch 2, GPU Compute"
-        in compared
+        "compact at 64 px, NVIDIA L4 sm89, tensorrt_rtx 1.7.1.116, CUDA graphs: Sightline,"
+        " batch 2, GPU Compute" in compared
     )
 
 
