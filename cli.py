@@ -61,9 +61,7 @@ app = typer.Typer(
 )
 console = Terminal(stderr=True)
 UsageError: Any = typer.BadParameter.__base__
-"""What typer raises where a line of words does not fit its command; typer has no public name for
-it.
-"""
+"""What typer raises where words do not fit their command; typer has no public name for it."""
 DEFECT = "this is a defect of Sightline, please report it"
 LABEL_PORT = "8000"
 LARGEST = 10**9
