@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from engines.errors import InputError, OutputError
 from engines.localizer import Detection, ImageBgr, Localization
+from engines.networks.network import NO_CLASSES
 from engines.text import displayable
+from realtime.annotate import heat_map
 from realtime.frames import BoxPx, FrameRecord, Tracked
 from realtime.teaching.labels import Box, LabelFolder
 from realtime.teaching.learning import Learning
@@ -26,6 +28,7 @@ FREEZE_S = 3.0
 """So long a frame is waited for."""
 JPEG_QUALITY = 95
 THUMB_PX = 168
+MAP_SHARE = 0.55
 SIGNATURE_PX = (16, 12)
 MOST_HELD, MOST_SUGGESTED = 32, 6
 MOST_LISTED = 60
@@ -58,6 +61,7 @@ class Held:
         unsure: how unsure its main box is: 0 (sure) to 1.
         file: its name in the folder of labels; empty until a label of it is saved.
         looked_at_s: when somebody last chose it; 0 where nobody did.
+        found: the whole answer for it; None where it was read from the folder.
     """
 
     key: str
@@ -68,6 +72,7 @@ class Held:
     unsure: float
     file: str = ""
     looked_at_s: float = 0.0
+    found: Localization | None = None
 
 
 class Teacher:
@@ -232,6 +237,33 @@ class Teacher:
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1])
 
+    def map_over(self, key: str) -> bytes:
+        """A frame under its sensitivity map, as a JPEG.
+
+        Raises:
+            InputError: see ``held``; or there is no map of it.
+        """
+        held = self.held(key)
+        image = _decoded(held.jpeg)
+        if held.found is None or image is None:
+            raise InputError("there is no map of this frame: freeze a live one")
+        heat = heat_map(held.found.map_hw, *held.size_px)
+        drawn = cv2.addWeighted(image, 1 - MAP_SHARE, heat, MAP_SHARE, 0)
+        return bytes(cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
+
+    def why(self, held: Held) -> dict[str, str] | None:
+        """Why a frame has this answer: in ``words``, and the ``nearest`` labelled image, which may
+        be empty; None where no answer is known.
+        """
+        if held.found is None:
+            return None
+        files = [*self.labels.all()][-MOST_LISTED:]
+        signatures = self._labelled_signatures()
+        away = [float(((each - held.signature) ** 2).mean()) for each in signatures]
+        others = [place for place, file in enumerate(files) if file != held.file]
+        nearest = files[min(others, key=lambda place: away[place])] if others else ""
+        return {"words": why_in_words(held.found, held.drafts), "nearest": nearest}
+
     def _hold(self, record: FrameRecord, looked_at_s: float = 0.0) -> Held:
         frame = record.frame
         key = f"{frame.source}-{frame.index:06d}"
@@ -249,6 +281,7 @@ class Teacher:
         unsure = 1 - abs(2 * (UNKNOWN_CONFIDENCE if sure is None else sure) - 1)
         held = Held(key, jpeg, (width, height), drafts, signature_of(image), unsure)
         held.looked_at_s, held.file = looked_at_s, self._files.get(key, "")
+        held.found = record.found
         with self._lock:
             self._held[key] = held
             while len(self._held) > MOST_HELD:
@@ -404,6 +437,24 @@ def advice(names: Mapping[str, int], labels: Mapping[str, Sequence[Box]]) -> str
     if all(labels.values()):
         return "It can learn now. A few frames with nothing in them help, too."
     return "It can learn now."
+
+
+def why_in_words(found: Localization, drafts: Sequence[Draft]) -> str:
+    """What was found in a frame, how sure that is, and what the network sees in it."""
+    lines = []
+    sure = drafts[0].confidence if drafts else found.confidence
+    likely = "" if sure is None else f"right with a probability of {100 * sure:.0f} %"
+    if drafts and likely:
+        lines.append(f"The box '{drafts[0].name or 'object'}' is {likely}.")
+        if found.unsure:
+            lines.append("That counts as unsure, so it is drawn dashed.")
+    elif not drafts:
+        lines.append(f"No box is sure enough{': the best one is ' + likely if likely else ''}.")
+    if found.class_name not in NO_CLASSES:
+        likeliest = f"'{found.class_name}' ({100 * found.score:.0f} %)"
+        lines.append(f"The likeliest class of the picture is {likeliest}.")
+    lines.append("Bright places of the map are what the answer rests on.")
+    return " ".join(lines)
 
 
 def drafts_of(found: Localization | None, objects: Sequence[Tracked]) -> tuple[Draft, ...]:

@@ -98,6 +98,10 @@ def _add_labels(app: FastAPI, teacher: Teacher) -> None:
     def thumb(key: Annotated[str, Query(max_length=300)]) -> Response:
         return Response(teacher.thumb(key), media_type="image/jpeg")
 
+    @app.get("/teach/map.jpg")
+    def map_over(key: Annotated[str, Query(max_length=300)]) -> Response:
+        return Response(teacher.map_over(key), media_type="image/jpeg")
+
     @app.get("/teach/coco.json")
     def coco() -> dict[str, Any]:
         return teacher.labels.coco()
@@ -152,4 +156,5 @@ def _frame(teacher: Teacher, held: Held) -> dict[str, Any]:
         ],
         "boxes": [{"name": each.name, "box": each.box_xyxy_px} for each in boxes or ()],
         "labelled": boxes is not None,
+        "why": teacher.why(held),
     }

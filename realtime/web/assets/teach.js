@@ -24,7 +24,8 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?
 function show(found, focus = true) {
   const other = frame?.key !== found.key;
   frame = { ...found, boxes: copy(found.boxes), drafts: found.drafts.filter((draft) => !found.boxes.some((each) => overlap(each.box, draft.box) > 0.5)) };
-  if (other) { chosen = -1; pending = null; by("frozen").src = `teach/frame.jpg?key=${encodeURIComponent(frame.key)}`; }
+  if (other) { chosen = -1; pending = null; explain(false); }
+  by("teach-why").disabled = !frame.why;
   chosen = Math.min(chosen, frame.boxes.length - 1);
   svg.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
   by("screen").style.aspectRatio = `${frame.width} / ${frame.height}`;
@@ -293,6 +294,19 @@ async function undo() {
   if (found) { show(found); chosen = -1; draw(); }
   await refresh();
 }
+
+// Why the frame has this answer: the map over the picture, words, and the nearest labelled frame.
+function explain(wanted) {
+  const key = encodeURIComponent(frame.key);
+  by("teach-why").setAttribute("aria-pressed", String(wanted));
+  by("teach-reason").hidden = !wanted;
+  by("frozen").src = `teach/${wanted ? "map" : "frame"}.jpg?key=${key}`;
+  if (!wanted) return;
+  by("teach-words").textContent = frame.why.words;
+  by("teach-nearest").hidden = !frame.why.nearest;
+}
+by("teach-why").addEventListener("click", () => explain(by("teach-reason").hidden));
+by("teach-nearest").addEventListener("click", () => look(frame.why.nearest));
 
 // What is labelled, and what to label next.
 async function refresh() {

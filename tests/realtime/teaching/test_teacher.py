@@ -51,6 +51,25 @@ def test_a_frame_is_held_as_it_came_with_drafts(teacher, monkeypatch):
     assert small.shape[1] == 168
 
 
+def test_why_a_frame_has_its_answer(teacher):
+    teacher.write(record(1, 0, 0.5), None)
+    held = teacher.freeze("cam")
+    why = teacher.why(held)
+    assert "The box 'cat' is right with a probability of 50 %." in why["words"]
+    assert "'tabby' (50 %)" in why["words"]
+    assert why["nearest"] == ""
+    over = cv2.imdecode(np.frombuffer(teacher.map_over(held.key), np.uint8), cv2.IMREAD_COLOR)
+    assert over.shape == (48, 64, 3)
+    for index, place in ((2, 2), (3, 50)):
+        teacher.write(record(index, place), None)
+        teacher.save(teacher.freeze("cam").key, [])
+    assert teacher.why(held)["nearest"] == "cam-000002.jpg"
+    again = Teacher(teacher.labels.folder)
+    assert again.why(again.look_at("cam-000002.jpg")) is None
+    with pytest.raises(InputError, match="no map of this frame"):
+        again.map_over("cam-000002.jpg")
+
+
 def test_nothing_is_kept_while_nobody_teaches(tmp_path):
     teacher = Teacher(tmp_path)
     teacher.write(record(1), None)

@@ -108,6 +108,10 @@ def test_drafts_are_used_and_frames_are_empty(page, run):
     page.wait_for_function(
         "() => document.querySelectorAll('#teach-boxes li:not(.draft)').length === 0"
     )
+    page.get_by_role("button", name="Why?").click()
+    page.get_by_text("Bright places of the map are what the answer rests on").wait_for()
+    page.wait_for_function("() => /map.jpg/.test(frozen.src) && frozen.naturalWidth === 854")
+    page.get_by_role("button", name="Why?").click()
     page.get_by_role("button", name="Nothing here").click()
     wait_for(lambda: any(not name for _, name, *_ in rows(run)))
     page.wait_for_function("() => /empty/.test(document.getElementById('teach-count').textContent)")
