@@ -33,9 +33,8 @@ from calib.inspection import InspectOptions, inspect_chosen
 from calib.papers.reproduce import TABLES, ReproduceOptions, reproduce_chosen
 from calib.precision.build import BuildOptions, run_build
 from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
-from calib.teaching import import_labels
+from calib.teaching import fit_command, import_labels
 from engines.errors import SightlineError
-from engines.head import dense_input
 from engines.networks.preprocessing import GivenInput
 from engines.options import LOOK_AT, OUTPUT, PANELS, SPEED, EngineOptions, Option
 from engines.text import Terminal, shown
@@ -300,7 +299,7 @@ def stream(
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every
     frame is accounted for.
     """
-    fitted = _fit_command(engine)
+    fitted = fit_command(engine, NETWORK_OPTIONS)
     summary = live.stream_chosen(sources, options, following, engine, budget_ms, console, fitted)
     _report([summary], as_json)
 
@@ -323,27 +322,8 @@ def label(
     if add is not None:
         import_labels(add, options.labels_dir, console)
     chosen = replace(options, web=options.web or LABEL_PORT, window=False, repeat=True)
-    alone, fitted = FollowOptions(follow=False), _fit_command(engine)
+    alone, fitted = FollowOptions(follow=False), fit_command(engine, NETWORK_OPTIONS)
     live.stream_chosen(sources, chosen, alone, engine, None, console, fitted)
-
-
-def _fit_command(engine: EngineOptions) -> Callable[[Path, Path], list[str]]:
-    """What fits a dense head for an engine: to a table of labels, into a file. It starts from the
-    engine's own head where that is a dense one.
-    """
-    words = ["--kind", "dense", "--even-if-worse", "--json"]
-    found = dense_input(engine.head)
-    if found is not None:
-        size_px, resize = found
-        engine = replace(engine, size_px=engine.size_px or size_px, resize=engine.resize or resize)
-        words += ["--from-head", str(engine.head)]
-    for option in _options_of(EngineOptions, [Only(NETWORK_OPTIONS)]):
-        value = getattr(engine, option.name)
-        if value not in (None, option.default):
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            about = option.annotation.__metadata__[-1]
-            words += [_names(option.name, about, option.default)[0], text]
-    return lambda table, out: ["fit", str(table), "--out", str(out), *words]
 
 
 @command(

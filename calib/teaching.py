@@ -2,10 +2,11 @@
 and boxes; and takes labels of other programs into the folder that the page labels in.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args, get_type_hints
 
 import cv2
 from rich.console import Console
@@ -15,8 +16,9 @@ from calib.heads import dense
 from calib.heads.dense import DenseFit
 from engines.choose import open_localizer
 from engines.errors import InputError
+from engines.head import dense_input
 from engines.localizer import ImageBgr, Localizer
-from engines.options import EngineOptions
+from engines.options import EngineOptions, Option
 from realtime.teaching.labels import Box, LabelFolder
 
 JPEG_QUALITY = 95
@@ -126,3 +128,29 @@ def _save(
     file = there.name if same else labels.add_image(name, jpeg)
     labels.save(file, boxes, (width, height))
     return True
+
+
+def fit_command(engine: EngineOptions, names: Sequence[str]) -> Callable[[Path, Path], list[str]]:
+    """What fits a dense head for an engine on the command line: to a table of labels, into a file.
+    It starts from the engine's own head where that is a dense one.
+
+    Args:
+        engine: the engine.
+        names: the fields of its options that ``fit`` takes.
+    """
+    words = ["--kind", "dense", "--even-if-worse", "--json"]
+    found = dense_input(engine.head)
+    if found is not None:
+        size_px, resize = found
+        engine = replace(engine, size_px=engine.size_px or size_px, resize=engine.resize or resize)
+        words += ["--from-head", str(engine.head)]
+    hints = get_type_hints(EngineOptions, include_extras=True)
+    for each in fields(EngineOptions):
+        value = getattr(engine, each.name)
+        if each.name not in names or value in (None, each.default):
+            continue
+        about = next(one for one in get_args(hints[each.name]) if isinstance(one, Option))
+        name = (about.names or (each.name,))[0].replace("_", "-")
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [f"--{name}", text]
+    return lambda table, out: ["fit", str(table), "--out", str(out), *words]

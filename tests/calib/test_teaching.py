@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calib.teaching import import_labels, teach
+from calib.teaching import fit_command, import_labels, teach
+from cli import NETWORK_OPTIONS
 from engines.errors import InputError, SourceError
 from engines.options import EngineOptions
 from realtime.teaching.labels import Box, LabelFolder
@@ -63,6 +64,21 @@ def test_boxes_that_are_none_are_refused_in_one_line(tmp_path, boxes, why):
 def test_too_few_boxes_are_refused(tmp_path):
     with pytest.raises(SourceError, match="at least 5"):
         teach([image(0)], [[("mug", (0, 20, 20, 40))]])
+
+
+def test_the_command_that_fits_has_the_network_of_the_run(tmp_path):
+    engine = EngineOptions("timm:resnet50", size_px=256, mean=(1.0, 2.0, 3.0), objects=4)
+    words = fit_command(engine, NETWORK_OPTIONS)(tmp_path / "labels.csv", tmp_path / "out")
+    assert words[:4] == ["fit", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out")]
+    text = " ".join(words[4:])
+    assert "--kind dense" in text
+    assert "--model timm:resnet50" in text
+    assert "--size 256" in text
+    assert "--mean 1.0,2.0,3.0" in text
+    assert "--objects" not in text
+    words = fit_command(EngineOptions(head="lite0_dense"), NETWORK_OPTIONS)(tmp_path, tmp_path)
+    assert words[words.index("--from-head") + 1] == "lite0_dense"
+    assert words[words.index("--size") + 1] == "320"
 
 
 @pytest.mark.long
