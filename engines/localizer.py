@@ -362,13 +362,11 @@ class Localizer:
             )
         self.asked_confidence = confidence
 
-    def prepare(self, image_bgr: ImageBgr, frame_px: tuple[int, int] | None = None) -> ImageBgr:
+    def prepare(self, image_bgr: ImageBgr) -> ImageBgr:
         """Make an image of any size the engine's input.
 
         Args:
             image_bgr: the image.
-            frame_px: width and height of the frame that it is a part of, whose shape it gets; None
-                where it is whole.
 
         Raises:
             InputError: it is not a uint8 BGR image, or smaller than ``SMALLEST_PX`` along a side.
@@ -389,7 +387,7 @@ class Localizer:
                 f"the image is {width}x{height} pixels: at least {SMALLEST_PX} a side are needed to"
                 " find anything"
             )
-        return self.resizing.prepared(image_bgr, self._shape_for(*(frame_px or (width, height))))
+        return self.resizing.prepared(image_bgr, self._shape_for(width, height))
 
     def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
         """Start the engine on at most ``batch`` prepared images; missing ones are filled up with

@@ -29,7 +29,7 @@ from realtime.session import Settings
 from realtime.sources.spec import kind_of, open_source
 from realtime.sources.video import USUAL, SourceOptions
 from realtime.statistics import WaitingTimes
-from realtime.tracking.options import FollowOptions, calls_under_way, opened
+from realtime.tracking.options import FollowOptions, opened
 
 MOST_OBJECTS = 20
 JPEG_QUALITY = 85
@@ -302,7 +302,7 @@ def _results(
     with ExitStack() as stack:
         frames_for, feed, trouble, first_px = _opened(source, stack)
         localizer = stack.enter_context(engine(1 if feed else 0, first_px))
-        tracker = opened(following)
+        tracker = opened(following, localizer)
         live = (
             Live(
                 lambda: Settings(class_index=localizer.wanted_class, min_score=following.min_score),
@@ -311,10 +311,8 @@ def _results(
             if feed
             else None
         )
-        under_way = 0 if feed else calls_under_way(tracker, localizer.engine.slots)
-        loop = run_frames(
-            frames_for(localizer.batch), localizer, (), WaitingTimes(), under_way, live, tracker
-        )
+        frames = frames_for(localizer.batch)
+        loop = run_frames(frames, localizer, (), WaitingTimes(), live=live, following=tracker)
         for record in stack.enter_context(closing(loop)):
             if record.outcome != "dropped":
                 yield _result(record)

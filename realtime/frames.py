@@ -64,7 +64,6 @@ class Track:
     Attributes:
         state: ``searching`` (nothing is sure yet), ``following``, ``unsure`` (what was followed is
             less sure than it was) or ``lost`` (what was followed is not found any more).
-        window_xyxy_px: what the engine saw of the frame.
         confidence: probability that the box is right (IoU over 0.5).
         track_id: the object's number, from 1; 0 while none is tracked.
         raw_xyxy_px: the box that the head found, before it was averaged with those before it; where
@@ -72,7 +71,6 @@ class Track:
     """
 
     state: str
-    window_xyxy_px: BoxPx
     confidence: float
     track_id: int
     raw_xyxy_px: BoxPx | None
@@ -331,12 +329,6 @@ TRACK_COLUMNS = (
         "int64",
         lambda track: track.track_id,
         "With tracking: number of the object, from 1; 0 while there is none.",
-    ),
-    Column(
-        "window",
-        "list<int64>",
-        lambda track: _edges(track.window_xyxy_px),
-        "With tracking: the part of the frame that the engine saw.",
     ),
     Column(
         "raw",

@@ -146,12 +146,13 @@ def stream(
     feed.repeats = lambda: options.repeat
     names = [each.name for each in feed.connections]
     live_run = LiveRun(names)
+    photos = {each.name for each in feed.connections if kind_of(each.spec).alone}
     session = Session(
         feed.connections,
         live_run,
         localizer.class_names,
         stop=feed.stop,
-        following=opened(following),
+        following=opened(following, localizer, photos=photos),
         notify=notify,
         limits=localizer.limits,
         names=localizer.names,
@@ -506,7 +507,8 @@ def _process(
                         VideoSink(files["video"], source.time_base, source.rate_fps)
                     )
                 )
-            _run_with_progress(source, localizer, sinks, run, console, opened(following))
+            followed = opened(following, localizer)
+            _run_with_progress(source, localizer, sinks, run, console, followed)
     except KeyboardInterrupt:
         interrupted = True
     if run.total_ms:

@@ -121,7 +121,7 @@ class _Call:
 
     def collect(self, run: Run, following: Following | None) -> None:
         """Take the answer from the engine, for each of the frames."""
-        answers = self._answers(run, every=following is not None)
+        answers = self._answers(run)
         for frame in self.frames:
             record, view = frame.record, frame.view
             if following is not None:
@@ -133,17 +133,17 @@ class _Call:
                 record.found = following.update(record, view.tracker, record.found)
             record.stages_ms["engine"] = (self.found_ns - self.submitted_ns) / 1e6
 
-    def _answers(self, run: Run, every: bool) -> Iterator[Localization]:
+    def _answers(self, run: Run) -> Iterator[Localization]:
         if self.localizer is None:
             return
         asked_ns = self.found_ns = time.monotonic_ns()
         outputs = self.localizer.collect(self.ticket)
         self.found_ns = time.monotonic_ns()
         run.idle_ms["engine"] += (self.found_ns - asked_ns) / 1e6
-        seen = (frame.view.image_bgr for frame in self.frames if frame.asks_engine and frame.view)
-        for place, image in enumerate(seen):
-            height, width = image.shape[:2]
-            yield self.localizer.read(outputs, place, width, height, every)
+        seen = (frame.view for frame in self.frames if frame.asks_engine and frame.view)
+        for place, view in enumerate(seen):
+            height, width = view.image_bgr.shape[:2]
+            yield self.localizer.read(outputs, place, width, height, view.tracker is not None)
 
     def abandon(self) -> None:
         """Leave the engine as if the frames had never been there."""
@@ -318,9 +318,7 @@ class _EngineHalf:
         try:
             whole = View(record.frame.image_bgr)
             frame.view = self._following.view(record.frame) if self._following else whole
-            image = frame.view.image_bgr
-            height, width = record.frame.image_bgr.shape[:2]
-            prepared = [localizer.prepare(image, (width, height))]
+            prepared = [localizer.prepare(frame.view.image_bgr)]
         except Exception as error:  # a picture that is too much for it, too
             if self._live is None:
                 raise

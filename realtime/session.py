@@ -11,7 +11,7 @@ from typing import Any, Self
 import cv2
 
 from engines.choose import class_index
-from engines.confidence import USUAL_LIMITS, Limits
+from engines.confidence import Limits
 from engines.errors import InputError, OutputError
 from engines.localizer import ImageBgr, Localizer
 from engines.text import displayable, in_words
@@ -105,7 +105,7 @@ class Session:
         limits: Limits | None = None,
         names: tuple[str, ...] = (),
     ) -> None:
-        self.limits = USUAL_LIMITS if following else limits
+        self.limits = following.limits if following else limits
         self.connections = connections
         self.class_names, self.names = class_names, names
         self.settings = settings

@@ -210,15 +210,14 @@ def follow_frame(
 
     Args:
         tracker: of the sequence.
-        localizer: sees the window that the tracker chooses.
+        localizer: an engine with a head.
         image_bgr: the next frame of the sequence.
         pts_s: its time.
     """
-    x0, y0, x1, y1 = (int(edge) for edge in tracker.window(image_bgr, pts_s))
-    seen = image_bgr[y0:y1, x0:x1]
+    tracker.see(image_bgr, pts_s)
     height, width = image_bgr.shape[:2]
-    outputs = localizer.infer([localizer.prepare(seen, (width, height))])
-    return tracker.update(localizer.read(outputs, 0, x1 - x0, y1 - y0, every=True))
+    outputs = localizer.infer([localizer.prepare(image_bgr)])
+    return tracker.update(localizer.read(outputs, 0, width, height, every=True))
 
 
 def recovery_s(
@@ -347,7 +346,6 @@ def sequences_table(report: Mapping[str, Any]) -> Table:
 
 
 STRIP_FRAMES, STRIP_WIDTH_PX = 6, 300
-WINDOW_BGR = (255, 220, 120)
 SHADES = {"searching": "#F3E3B3", "unsure": "#E7D6EE", "lost": "#F4C9C4"}
 """The colours of the states in plots. ``following`` has none."""
 
@@ -397,10 +395,8 @@ def write_sequence_report(
 
 
 def film_strip(sequence: Followed) -> Picture:
-    """A picture of a few frames, evenly spread over the sequence.
-
-    The true box is green and the tracked one red. A thin light line is the window that the engine
-    saw.
+    """A picture of a few frames, evenly spread over the sequence. The true box is green and the
+    tracked one red.
     """
     panels = []
     for number in np.linspace(
@@ -417,8 +413,6 @@ def film_strip(sequence: Followed) -> Picture:
         said = sequence.tracks[number]
         true = sequence.true[number]
         found = sequence.followed[number]
-        x0, y0, x1, y1 = (round(edge * scale) for edge in said.window_xyxy_px)
-        cv2.rectangle(panel, (x0, y0), (x1 - 1, y1 - 1), WINDOW_BGR, 1)
         text = f"{number}  {said.state} {said.confidence:.2f}"
         if sequence.seen[number]:
             outline(panel, [float(edge) * scale for edge in true], TRUTH_BGR)

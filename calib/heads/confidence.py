@@ -1,7 +1,7 @@
 """Fits confidence models: logistic regression of whether boxes were right on their cues.
 
 ``fit_confidence_model`` fits every model. ``head_confidence_model`` fits that of a head, on boxes
-in images that the head did not see. ``calib.research.confidence`` fits that of tracked boxes.
+in images that the head did not see. ``calib.research.tracking`` fits that of tracked boxes.
 """
 
 from dataclasses import dataclass

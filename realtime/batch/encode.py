@@ -31,7 +31,7 @@ from realtime.file_sinks import JsonlSink, VideoSink
 from realtime.frames import BoxPx, FrameRecord
 from realtime.pipeline import run_frames
 from realtime.statistics import Run, WaitingTimes
-from realtime.tracking.options import State, calls_under_way, opened, shown_from
+from realtime.tracking.options import State, opened, shown_from
 
 REPRODUCIBLE = {"threads": "4", "mbtree": "0", "crf": "23"}
 """Settings of x264 with which the same pictures give the same bytes on every machine.
@@ -350,9 +350,9 @@ def run_segments(
     known = dict(states or {})
     with _SegmentWriter(clip, segments, settings, folder, ends, run, localizer, known) as writer:
         frames = frames_of(clip, segments, settings.every, localizer.batch, ends, read)
-        following = opened(settings.following.for_source(clip.kind == "images"), known)
-        under_way = calls_under_way(following, localizer.engine.slots)
-        yield from run_frames(frames, localizer, writer.sinks, run, under_way, following=following)
+        options = settings.following.for_source(clip.kind == "images")
+        following = opened(options, localizer, known)
+        yield from run_frames(frames, localizer, writer.sinks, run, following=following)
         if following is not None:
             following.end()
         writer.finish_before(None)

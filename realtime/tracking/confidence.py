@@ -1,6 +1,6 @@
 """The shipped confidence model of tracked boxes, and the names of its cues.
 
-It is fitted by ``calib.research.confidence``.
+``python -m calib.research.tracking --fit`` fits it.
 """
 
 from functools import lru_cache
@@ -11,10 +11,10 @@ from engines.errors import ModelError, restore
 from engines.files import read_json_object
 
 SHIPPED = Path(__file__).parent / "confidence.json"
-CUES = ("found", "agreement", "looks", "missed", "size", "moves")
+CUES = ("found", "agreement", "looks", "missed", "size", "share")
 """Of an object: the mean confidence of its detections, their mean overlap with where it was
 expected, the logarithm of how often it was found, how often in a row it was not, the logarithm of
-its share of the frame, and how surely it moves by itself.
+its share of the frame, and that of its share of the scores of all objects.
 """
 
 
@@ -34,6 +34,6 @@ def load_confidence_model(path: Path = SHIPPED) -> ConfidenceModel:
     if model is None:
         raise ModelError(
             f"{path} needs other cues than this version has: make it again with 'python -m"
-            " calib.research.confidence'"
+            " calib.research.tracking --fit'"
         )
     return model

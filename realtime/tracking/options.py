@@ -1,9 +1,10 @@
 """The options of tracking, and the trackers of a run, one for each source."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from engines.confidence import USUAL_LIMITS
+from engines.confidence import USUAL_LIMITS, Limits
 from engines.errors import InputError
 from engines.head import NO_HEAD
 from engines.localizer import SMALLEST_PX, Localization, Localizer, box_name_of
@@ -17,11 +18,6 @@ State = dict[str, Any]
 """Of a tracker, see ``Tracker.json``."""
 POINT_SHARE = 0.3
 """The first box around a selected point, as a share of the frame's width and height."""
-FOLLOWING_CALLS = 2
-"""The number of engine calls under way when tracking a file. It must not depend on the machine,
-because each window depends on the answers so far. Engines that take only one call at a time get
-one.
-"""
 
 
 @dataclass(frozen=True)
@@ -31,8 +27,8 @@ class FollowOptions:
     ``follow`` is None where nothing is said: see ``for_source``.
 
     ``min_score`` is a least confidence: for tracked boxes that of the tracker, for others that of
-    the head. None is the limit of the head, or of trackers ``USUAL_LIMITS``. ``objects`` comes from
-    the options of the engine, see ``beside``.
+    the head. None is the limit of the head. ``objects`` comes from the options of the engine, see
+    ``beside``. ``photos_too`` says whether photos beside films are followed, too.
     """
 
     follow: Annotated[
@@ -58,6 +54,7 @@ class FollowOptions:
         Option("With --follow: what, on the first frame: X0,Y0,X1,Y1, X,Y, or a class.", LOOK_AT),
     ] = None
     objects: int = 1
+    photos_too: bool = True
     place: tuple[float, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
@@ -127,7 +124,9 @@ class FollowOptions:
         Raises:
             InputError: something is selected in photos.
         """
-        return self if self.follow is not None else replace(self, follow=not photos)
+        return (
+            self if self.follow is not None else replace(self, follow=not photos, photos_too=False)
+        )
 
     def box_in(self, width_px: int, height_px: int) -> BoxPx | None:
         """The selected place as a box in a frame of that size; None where no place is selected.
@@ -167,19 +166,30 @@ class Following:
 
     Args:
         options: what to track.
+        limits: of the head; None for the usual ones.
         states: of a source in segments: the state behind each segment that another run did, by the
             segment's number. It gets those of this run.
+        photos: names of sources that are not followed.
 
     Attributes:
         min_score: see ``FollowOptions``. It may be changed from any thread.
+        limits, states: as above.
 
     Raises:
         ModelError: the shipped confidence model is damaged.
     """
 
-    def __init__(self, options: FollowOptions, states: dict[int, State] | None = None) -> None:
+    def __init__(
+        self,
+        options: FollowOptions,
+        limits: Limits | None = None,
+        states: dict[int, State] | None = None,
+        photos: Collection[str] = (),
+    ) -> None:
         self.min_score = options.min_score
+        self.limits = limits or USUAL_LIMITS
         self.states = {} if states is None else states
+        self._photos = photos
         self._options = options
         self._confidence_model = load_confidence_model()
         self._trackers: dict[str, tuple[tuple[int, ...], Tracker]] = {}
@@ -198,20 +208,21 @@ class Following:
         self._points[source] = point
 
     def view(self, frame: Frame) -> View:
-        """The part of a frame that the engine sees, and the tracker that chose it.
+        """A frame and the tracker that gets the engine's answer: none for photos.
 
         Raises:
             InputError: the selected place lies outside the frame.
         """
         image = frame.image_bgr
-        if image.ndim != 3 or min(image.shape[:2]) < SMALLEST_PX:
-            return View(image)  # refused by the localizer
+        refused = image.ndim != 3 or min(image.shape[:2]) < SMALLEST_PX  # by the localizer
+        if refused or frame.source in self._photos:
+            return View(image)
         height, width = image.shape[:2]
         tracker = self._tracker_of(frame)
         if point := self._points.pop(frame.source, None):
             tracker.choose(box_around((point[0] * width, point[1] * height), width, height))
-        x0, y0, x1, y1 = (int(edge) for edge in tracker.window(image, frame.pts_s))
-        return View(image[y0:y1, x0:x1], tracker)
+        tracker.see(image, frame.pts_s)
+        return View(image, tracker)
 
     def _tracker_of(self, frame: Frame) -> Tracker:
         """The tracker of a frame's source. Where a segment begins whose predecessor another run
@@ -221,7 +232,6 @@ class Following:
         before, self._seen_segment = self._seen_segment, frame.segment
         new = tracker is None
         if tracker is not None and frame.segment != before:
-            tracker.look_whole()
             new = frame.segment != before + 1
         if tracker is None or new or shape != frame.image_bgr.shape:
             height, width = frame.image_bgr.shape[:2]
@@ -233,7 +243,8 @@ class Following:
                 self._confidence_model,
                 self._options.objects,
                 self._options.box_in(width, height) if begins else None,
-                wanted=self._options.class_name is not None,
+                self._options.class_name is not None,
+                self.limits,
             )
             if state is not None:
                 tracker.restore(state)
@@ -258,7 +269,9 @@ class Following:
         elif self._segment - 1 in self.states:
             self.states[self._segment] = self.states[self._segment - 1]
 
-    def update(self, record: FrameRecord, tracker: Tracker, found: Localization) -> Localization:
+    def update(
+        self, record: FrameRecord, tracker: Tracker | None, found: Localization
+    ) -> Localization:
         """The answer for a frame, with the tracked box if its confidence is high enough.
 
         What else tracking knows goes into ``record.track``, and into ``record.objects`` where
@@ -266,36 +279,27 @@ class Following:
 
         Args:
             record: of the frame; it is changed.
-            tracker: of the ``View`` that the engine saw.
+            tracker: of the ``View`` that the engine saw; None for photos.
             found: the engine's answer.
         """
+        least = self.limits.shown_from if self.min_score is None else self.min_score
+        if tracker is None:
+            return found.sure(least)
         result, record.track = tracker.update(found)
         if self._options.objects > 1:
-            record.objects = tuple(self._shown(each) for each in tracker.objects)
+            record.objects = tuple(self._named(each, least) for each in tracker.objects)
         sure = record.track.confidence
         box_name = result.box_name or box_name_of(result.class_name, result.score)
-        answer = replace(result, confidence=sure, box_name=box_name, unsure=_unsure(sure))
-        return answer.sure(self._least)
+        unsure = sure < self.limits.sure_from
+        return replace(result, confidence=sure, box_name=box_name, unsure=unsure).sure(least)
 
-    @property
-    def _least(self) -> float:
-        return _limit(self.min_score)
-
-    def _shown(self, found: Tracked) -> Tracked:
+    def _named(self, found: Tracked, least: float) -> Tracked:
         """One of several objects, without its box where that is not sure enough."""
         sure = found.track.confidence
-        box = found.box_xyxy_px if sure >= self._least else None
+        box = found.box_xyxy_px if sure >= least else None
         box_name = found.box_name or box_name_of(found.class_name, found.score)
-        return replace(found, box_xyxy_px=box, box_name=box_name, unsure=_unsure(sure))
-
-
-def _limit(min_score: float | None) -> float:
-    """The confidence from which on a tracked box is shown."""
-    return USUAL_LIMITS.shown_from if min_score is None else min_score
-
-
-def _unsure(confidence: float) -> bool:
-    return confidence < USUAL_LIMITS.sure_from
+        unsure = sure < self.limits.sure_from
+        return replace(found, box_xyxy_px=box, box_name=box_name, unsure=unsure)
 
 
 WHOLE_FRAMES = FollowOptions(follow=False)
@@ -303,22 +307,19 @@ WHOLE_FRAMES = FollowOptions(follow=False)
 
 def shown_from(options: FollowOptions, localizer: Localizer) -> float | None:
     """From which confidence on boxes are shown; None where nothing tells how sure they are."""
-    if options.follow:
-        return _limit(options.min_score)
-    return localizer.least_confidence if localizer.limits else None
+    if not options.follow:
+        return localizer.least_confidence if localizer.limits else None
+    limits = localizer.limits or USUAL_LIMITS
+    return limits.shown_from if options.min_score is None else options.min_score
 
 
-def opened(options: FollowOptions, states: dict[int, State] | None = None) -> Following | None:
+def opened(
+    options: FollowOptions,
+    localizer: Localizer,
+    states: dict[int, State] | None = None,
+    photos: Collection[str] = (),
+) -> Following | None:
     """The trackers for the frame loop, see ``Following``; None without tracking."""
-    return Following(options, states) if options.follow else None
-
-
-def calls_under_way(following: Following | None, slots: int) -> int:
-    """The number of engine calls under way for a file: ``under_way`` of
-    ``realtime.pipeline.run_frames``; 0 for as many as the engine takes.
-
-    Args:
-        following: the trackers; None without tracking.
-        slots: how many calls the engine takes at a time.
-    """
-    return min(FOLLOWING_CALLS, slots) if following else 0
+    if not options.follow:
+        return None
+    return Following(options, localizer.limits, states, () if options.photos_too else photos)

@@ -197,7 +197,7 @@ def test_sources_are_calmed_apart_and_what_was_found_stays_as_it_is():
 
 
 def tracked(number, box):
-    return Tracked(box, 3, "cat", 0.75, Track("following", (0.0, 0.0, 8.0, 8.0), 0.9, number, box))
+    return Tracked(box, 3, "cat", 0.75, Track("following", 0.9, number, box))
 
 
 def test_several_objects_have_their_own_colours_and_one_that_is_not_sure_is_not_drawn():

@@ -24,7 +24,7 @@ def a_record(**more):
 
 
 def test_a_row_has_its_columns_in_the_order_of_the_table():
-    track = Track("following", (0.0, 0.0, 8.0, 8.0), 0.75, 1, None)
+    track = Track("following", 0.75, 1, None)
     names = list(a_record().row())
     assert names[:9] == [
         "source",
@@ -40,8 +40,7 @@ def test_a_row_has_its_columns_in_the_order_of_the_table():
     assert names[9:16] == ["label", "sure", "x0", "y0", "x1", "y1", "boxes"]
     assert names[-2:] == ["total_ms", "rung"]
     with_track = a_record(track=track, objects=(Tracked(None, 0, "cat", 0.5, track),)).row()
-    assert list(with_track)[-5:] == ["confidence", "track_id", "window", "raw", "objects"]
-    assert with_track["window"] == [0, 0, 8, 8]
+    assert list(with_track)[-4:] == ["confidence", "track_id", "raw", "objects"]
     assert list(with_track["objects"][0]) == [each.name for each in frames.TRACKED_COLUMNS]
 
 
@@ -69,7 +68,7 @@ def test_several_boxes_are_counted_and_tracked_ones_where_they_are_shown():
     one = Detection((1.0, 2.0, 3.0, 4.0), 0, "cat", 0.5, 0.9)
     record.found = replace(record.found, detections=(one, one, one), confidence=0.9)
     assert record.row()["boxes"] == 3
-    track = Track("following", None, 0.75, 1, None)
+    track = Track("following", 0.75, 1, None)
     seen = Tracked((1.0, 2.0, 3.0, 4.0), 0, "cat", 0.5, track)
     record.objects = (seen, replace(seen, box_xyxy_px=None))
     assert record.row()["boxes"] == 1

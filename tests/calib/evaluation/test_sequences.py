@@ -27,7 +27,7 @@ TRUE = [(10.0, 10.0, 30.0, 30.0), (12.0, 10.0, 32.0, 30.0), (np.nan,) * 4, (14.0
 def sequence(followed, confidences=(0.9, 0.3, 0.1, 0.7), name="made"):
     boxes = np.array(followed, np.float64)
     tracks = tuple(
-        Track("following", (0.0, 0.0, 128.0, 96.0), sure, 1, tuple(box))
+        Track("following", sure, 1, tuple(box))
         for sure, box in zip(confidences, followed, strict=True)
     )
     samples = tuple(

@@ -37,32 +37,22 @@ def scene(frames, start=(40, 50), speed=(3, 0), side=(50, 40), pan=(0, 0), secon
     return images, boxes
 
 
-def answer(box, window, confidence=0.9):
-    """What a good engine says of a window: a map that is high on the object, and its box, both as
-    the window sees them; nothing where it is not in the window.
+def answer(box, confidence=0.9):
+    """What a good engine of one box says: a map that is high on the object, and its box; nothing
+    where it is not in the frame.
     """
-    (found,) = detections([box], window, [confidence]).detections or (None,)
-    width, height = window[2] - window[0], window[3] - window[1]
+    (found,) = detections([box], [confidence]).detections or (None,)
     map_hw = np.full((16, 16), 0.1, np.float32)
     if found is None:
         return Localization(None, 3, "patch", 0.1, map_hw)
-    x0, y0, x1, y1 = found.box_xyxy_px
-    rows, columns = (
-        slice(int(16 * a), max(int(np.ceil(16 * b)), int(16 * a) + 1))
-        for a, b in ((y0 / height, y1 / height), (x0 / width, x1 / width))
-    )
-    map_hw[rows, columns] = 1.0
     return Localization(found.box_xyxy_px, 3, "patch", 0.6, map_hw, (), confidence)
 
 
-def detections(boxes, window, confidences):
-    """Several boxes, as far as the window shows them; the surest first."""
+def detections(boxes, confidences):
+    """Several boxes, as far as the frame shows them; the surest first."""
     found = []
     for box, confidence in zip(boxes, confidences, strict=True):
-        edges = [
-            float(np.clip(edge, window[place % 2], window[2 + place % 2]) - window[place % 2])
-            for place, edge in enumerate(box)
-        ]
+        edges = [float(np.clip(edge, 0, SIZE_PX[place % 2])) for place, edge in enumerate(box)]
         if edges[0] < edges[2] and edges[1] < edges[3]:
             found.append(Detection(tuple(edges), 3, "patch", 0.6, confidence))
     found.sort(key=lambda each: -each.confidence)

@@ -1,4 +1,4 @@
-"""The tracker: boxes, states, windows and numbers, with answers of a known engine."""
+"""The tracker: boxes, states and numbers, with answers of a known engine."""
 
 import json
 from collections import deque
@@ -13,7 +13,6 @@ from realtime.tracking.tracker import Tracker
 from tests.realtime.tracking.scenes import SIZE_PX, answer, detections, scene, texture
 
 RATE = 25.0
-WHOLE = (0.0, 0.0, *map(float, SIZE_PX))
 NEVER = (1e4, 1e4, 1e4 + 1, 1e4 + 1)
 
 
@@ -22,57 +21,25 @@ def tracker_of(**options):
 
 
 def followed(images, say, under_way=1, **options):
-    """(boxes, tracks): ``say`` answers (number, window)."""
+    """(boxes, tracks): ``say`` answers frame ``number``."""
     tracker, pending, found = tracker_of(**options), deque(), []
     for number, image in enumerate(images):
         if len(pending) == under_way:
-            found.append(tracker.update(say(*pending.popleft())))
-        pending.append((number, tracker.window(image, number / RATE)))
-    found += [tracker.update(say(*each)) for each in pending]
+            found.append(tracker.update(say(pending.popleft())))
+        tracker.see(image, number / RATE)
+        pending.append(number)
+    found += [tracker.update(say(each)) for each in pending]
     return [each.box_xyxy_px for each, _ in found], [track for _, track in found]
 
 
 @pytest.mark.parametrize("under_way", [1, 3])
 def test_a_moving_object_is_followed_under_one_number(under_way):
     images, truth = scene(30, pan=(2, 1))
-    boxes, tracks = followed(
-        images, lambda number, window: answer(truth[number], window), under_way
-    )
+    boxes, tracks = followed(images, lambda number: answer(truth[number]), under_way)
     assert all(overlap(box, true) > 0.7 for box, true in zip(boxes, truth, strict=True))
     assert {track.state for track in tracks[5:]} == {FOLLOWING}
     assert {track.track_id for track in tracks[5:]} == {1}
     assert tracks[-1].confidence > 0.8
-
-
-@pytest.mark.parametrize("under_way", [1, 2])
-def test_what_is_not_sure_is_looked_at_through_windows_in_every_other_frame_at_most(under_way):
-    images, truth = scene(30, start=(160, 100), speed=(1, 0), side=(30, 24))
-    boxes, tracks = followed(
-        images, lambda number, window: answer(truth[number], window, 0.2), under_way
-    )
-    windows = [track.window_xyxy_px for track in tracks]
-    closer = [number for number, window in enumerate(windows) if window != WHOLE]
-    assert len(closer) > 5
-    assert min(np.diff(closer)) > 1
-    for number in closer:
-        x0, y0, x1, y1 = windows[number]
-        assert 0 <= x0 < x1 <= SIZE_PX[0]
-        assert 0 <= y0 < y1 <= SIZE_PX[1]
-        assert all(edge == int(edge) for edge in windows[number])
-        assert overlap(boxes[number], truth[number]) > 0.5
-
-
-def test_what_moves_is_looked_at_though_the_engine_sees_nothing_in_whole_frames():
-    images, truth = scene(30, speed=(4, 1))
-
-    def say(number, window):
-        return answer(NEVER if window == WHOLE else truth[number], window)
-
-    boxes, _ = followed(images, say)
-    assert np.mean([b is not None for b in boxes[12:]]) > 0.7
-    assert all(
-        overlap(box, true) > 0.5 for box, true in zip(boxes[12:], truth[12:], strict=True) if box
-    )
 
 
 @pytest.mark.parametrize(("black", "number_after"), [(10, 1), (60, 2)])
@@ -80,7 +47,7 @@ def test_after_a_blackout_it_is_found_again_under_its_number_if_that_was_short(b
     images, truth = scene(45, start=(20, 50))
     images = images[:20] + [np.zeros_like(images[0])] * black + images[20:]
     truth = truth[:20] + [NEVER] * black + truth[20:]
-    boxes, tracks = followed(images, lambda number, window: answer(truth[number], window))
+    boxes, tracks = followed(images, lambda number: answer(truth[number]))
     dark = tracks[20 : 20 + black]
     assert boxes[20 : 20 + black] == [None] * black
     assert {track.state for track in dark[:10]} == {LOST}
@@ -94,7 +61,7 @@ def test_a_cut_ends_what_was_followed():
     other = texture(SIZE_PX[1], SIZE_PX[0], 9)
     boxes, tracks = followed(
         [*images, *[other + np.uint8(n % 2) for n in range(20)]],
-        lambda number, window: answer(truth[number] if number < 15 else NEVER, window),
+        lambda number: answer(truth[number] if number < 15 else NEVER),
     )
     assert tracks[14].state == FOLLOWING
     assert boxes[15:] == [None] * 20
@@ -103,9 +70,7 @@ def test_a_cut_ends_what_was_followed():
 
 def test_what_is_not_found_any_more_is_first_less_sure_and_then_lost():
     images, truth = scene(50, speed=(1, 0))
-    boxes, tracks = followed(
-        images, lambda number, window: answer(truth[number] if number < 20 else NEVER, window)
-    )
+    boxes, tracks = followed(images, lambda number: answer(truth[number] if number < 20 else NEVER))
     states = [track.state for track in tracks]
     assert states[19] == FOLLOWING
     lost = states.index(LOST)
@@ -120,9 +85,9 @@ def test_the_main_object_is_the_one_with_more_confidence_over_time():
     images, truth = scene(40, start=(20, 20), speed=(1, 0), second=(170, 100))
     other = [(170.0 - n, 100.0, 220.0 - n, 140.0) for n in range(40)]
 
-    def say(number, window):
+    def say(number):
         flash = 0.95 if number % 5 == 4 else 0.4
-        return detections([truth[number], other[number]], window, [0.8, flash])
+        return detections([truth[number], other[number]], [0.8, flash])
 
     boxes, tracks = followed(images, say)
     assert all(overlap(box, true) > 0.5 for box, true in zip(boxes, truth, strict=True))
@@ -133,8 +98,8 @@ def test_boxes_jitter_less_than_those_of_the_engine():
     images, truth = scene(40, speed=(2, 0))
     random = np.random.default_rng(0)
 
-    def shaky(number, window):
-        return answer(tuple(edge + random.normal(0, 3) for edge in truth[number]), window)
+    def shaky(number):
+        return answer(tuple(edge + random.normal(0, 3) for edge in truth[number]))
 
     boxes, tracks = followed(images, shaky)
     true = np.diff(truth[12:], axis=0)
@@ -151,8 +116,8 @@ def test_what_the_user_selects_is_followed_though_something_else_is_surer(chosen
     other = [(170.0 - n, 100.0, 220.0 - n, 140.0) for n in range(25)]
     mine, confidences = (truth, [0.5, 0.9]) if chosen == "patch" else (other, [0.9, 0.5])
 
-    def say(number, window):
-        return detections([truth[number], other[number]], window, confidences)
+    def say(number):
+        return detections([truth[number], other[number]], confidences)
 
     boxes, tracks = followed(images, say, selected_px=mine[0])
     assert all(overlap(box, true) > 0.5 for box, true in zip(boxes, mine, strict=True))
@@ -166,10 +131,8 @@ def test_another_object_can_be_chosen_while_one_is_followed():
     for number, image in enumerate(images):
         if number == 20:
             tracker.choose(other[20])
-        window = tracker.window(image, number / RATE)
-        found, track = tracker.update(
-            detections([truth[number], other[number]], window, [0.9, 0.5])
-        )
+        tracker.see(image, number / RATE)
+        found, track = tracker.update(detections([truth[number], other[number]], [0.9, 0.5]))
         ids.append(track.track_id)
         target = (truth if number < 20 else other)[number]
         assert overlap(found.box_xyxy_px, target) > 0.5
@@ -181,8 +144,8 @@ def test_several_objects_keep_their_numbers():
     other = [(170.0 - n, 100.0, 220.0 - n, 140.0) for n in range(40)]
     tracker = tracker_of(most=2)
     for number, image in enumerate(images):
-        window = tracker.window(image, number / RATE)
-        tracker.update(detections([truth[number], other[number]], window, [0.8, 0.8]))
+        tracker.see(image, number / RATE)
+        tracker.update(detections([truth[number], other[number]], [0.8, 0.8]))
         if number == 5:
             first = {each.track.track_id: each.box_xyxy_px for each in tracker.objects}
     assert len(first) == 2
@@ -197,28 +160,10 @@ def test_several_objects_keep_their_numbers():
 def test_a_frozen_camera_adds_nothing_to_what_is_known():
     images, truth = scene(10)
     images += [images[-1]] * 20
-    _, tracks = followed(images, lambda number, window: answer(truth[min(number, 9)], window))
+    _, tracks = followed(images, lambda number: answer(truth[min(number, 9)]))
     assert {(track.state, track.confidence) for track in tracks[9:]} == {
         (tracks[9].state, tracks[9].confidence)
     }
-
-
-def test_the_map_is_put_in_its_place_in_the_frame():
-    images, truth = scene(21, start=(150, 90), speed=(1, 0), side=(30, 24))
-    tracker, windows = tracker_of(), 0
-    for number, image in enumerate(images):
-        window = tracker.window(image, number / RATE)
-        found, _ = tracker.update(answer(truth[number], window, 0.2))
-        if window == WHOLE:
-            continue
-        windows += 1
-        height, width = found.map_hw.shape
-        hot = np.argwhere(found.map_hw > 0.8).mean(axis=0)
-        y, x = hot / [height, width] * [SIZE_PX[1], SIZE_PX[0]]
-        x0, y0, x1, y1 = truth[number]
-        assert y0 < y < y1
-        assert x0 < x < x1
-    assert windows
 
 
 def test_a_tracker_goes_on_from_its_state_as_if_nothing_had_been():
@@ -228,14 +173,13 @@ def test_a_tracker_goes_on_from_its_state_as_if_nothing_had_been():
     def run(tracker, numbers):
         found = []
         for number in numbers:
-            window = tracker.window(images[number], number / RATE)
-            answered = detections([truth[number], other[number]], window, [0.4, 0.3])
-            found.append((window, tracker.update(answered)[1], tracker.objects))
+            tracker.see(images[number], number / RATE)
+            answered = detections([truth[number], other[number]], [0.4, 0.3])
+            found.append((tracker.update(answered)[1], tracker.objects))
         return found
 
     whole, first, second = (tracker_of(most=2) for _ in range(3))
     run(whole, range(15))
     run(first, range(15))
     second.restore(json.loads(json.dumps(first.json())))
-    whole.look_whole()
     assert run(whole, range(15, 30)) == run(second, range(15, 30))

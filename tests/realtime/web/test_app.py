@@ -83,7 +83,7 @@ def test_a_click_says_what_is_followed_where_anything_is(session):
 
 def test_the_page_is_told_of_each_object_that_is_followed(session):
     box = (1.0, 2.0, 30.0, 40.0)
-    each = Tracked(box, 0, "cat", 0.5, Track("following", box, 0.9, 7, box))
+    each = Tracked(box, 0, "cat", 0.5, Track("following", 0.9, 7, box))
     with PageServer(session, str, LOCAL) as server:
         show(session, 0)
         assert [
