@@ -11,7 +11,7 @@ from typing import Any, Self
 import cv2
 
 from engines.choose import class_index
-from engines.confidence import Limits
+from engines.confidence import USUAL_LIMITS, Limits
 from engines.errors import InputError, OutputError
 from engines.localizer import ImageBgr, Localizer
 from engines.text import displayable, in_words
@@ -226,7 +226,9 @@ class Session:
         """
         with self._changed:
             self.names = localizer.names
-            self.limits = USUAL_LIMITS if self.following else localizer.limits
+            self.limits = localizer.limits
+            if self.following is not None:
+                self.limits = self.following.limits = localizer.limits or USUAL_LIMITS
             wanted, known = self.settings.class_index, len(self.class_names) + len(self.names)
             if wanted is not None and wanted >= known:
                 self.settings = replace(self.settings, class_index=None)

@@ -1,4 +1,5 @@
-"""Measures tracking on what it may be tuned on: ``python -m calib.research.tracking --data DATA``.
+"""Measures tracking on what it may be tuned on: ``python -m calib.research.tracking --data DATA
+--cache FOLDER``.
 
 What the engine answers is kept in a folder, so that a change of the tracker is measured in a
 minute. There are real sequences, films of whole photos and clips of pasted objects
@@ -12,7 +13,6 @@ al., "HOTA: A Higher Order Metric for Evaluating Multi-Object Tracking", IJCV 20
 import hashlib
 import json
 import pickle
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -55,7 +55,7 @@ TUNING = (
 """The real sequences that may be tuned on."""
 CROWDS = {"one": 1, "two": 2, "three": 3}
 """Clips of so many pasted objects."""
-MOST = {REAL: 1, **dict.fromkeys(FILMS, 1), "several": 3, "one": 2, "two": 2, "three": 3}
+MOST = {REAL: 1, EMPTY: 1, **dict.fromkeys(FILMS, 1), "several": 3, "one": 2, "two": 2, "three": 3}
 """The number of objects that are asked for."""
 SEVERAL = {"several", *CROWDS}
 COUNT = 8
@@ -260,20 +260,19 @@ def jitter_px(boxes: Sequence[BoxPx | None], film: Film) -> float:
 
 def main_row(found: Followed) -> dict[str, float]:
     """Of one take: the shares of frames with a right box, alone and followed, mean IoU and jitter
-    of both, and the share of frames without an object that show a box.
+    of both, and the share of frames without an object that show a box; nan where there is none.
     """
     film = found.take.film
     alone = [answer.box_xyxy_px for answer in found.take.single]
     row = dict[str, float]()
     for kind, boxes in (("alone", alone), ("followed", found.main)):
-        ious = [_fit(box, there) for box, there in zip(boxes, film.boxes, strict=True) if there]
-        row[kind] = float(np.mean(np.array(ious) > CORLOC_IOU))
-        row[f"{kind} IoU"] = float(np.mean(ious))
+        pairs = list(zip(boxes, film.boxes, strict=True))
+        ious = np.array([_fit(box, there) for box, there in pairs if there])
+        row[kind] = float(np.mean(ious > CORLOC_IOU)) if len(ious) else np.nan
+        row[f"{kind} IoU"] = float(np.mean(ious)) if len(ious) else np.nan
         row[f"{kind} jitter"] = jitter_px(boxes, film)
-    empty = [
-        box is not None for box, there in zip(found.main, film.boxes, strict=True) if not there
-    ]
-    row["on nothing"] = float(np.mean(empty)) if empty else float("nan")
+        empty = [box is not None for box, there in pairs if not there]
+        row[f"{kind} on nothing"] = float(np.mean(empty)) if empty else np.nan
     return row
 
 
@@ -337,7 +336,8 @@ def fit_model(groups: Mapping[str, Sequence[Followed]]) -> ConfidenceModel:
             right += each.cues_right
             counts += [(REAL_WEIGHT if kind == REAL else 1.0) / number] * len(each.cues)
     weights = np.array(counts) * len(counts) / sum(counts)
-    return fit_confidence_model(RatedBoxes(np.array(cues), np.array(right), weights), CUES, PENALTY)
+    rated = RatedBoxes(np.array(cues), np.array(right), weights)
+    return fit_confidence_model(rated, CUES, PENALTY, pairs=True)
 
 
 def left_out(groups: Mapping[str, Sequence[Take]], limits: Limits) -> dict[str, list[Followed]]:
@@ -371,58 +371,59 @@ def reliability_row(groups: Sequence[Followed]) -> tuple[float, float]:
 
 def tables(groups: Mapping[str, Sequence[Followed]], console: Console) -> None:
     """Print what was measured: the mean of each kind with the deviation between its takes."""
-    table = Table(title=f"main object, IoU over {CORLOC_IOU}", title_justify="left")
-    names = ("kind", "alone", "followed", "IoU", "jitter px", "of alone", "on nothing")
-    for name in names:
-        table.add_column(name, justify="left" if name == "kind" else "right")
-    means = list[list[float]]()
+    names = ("alone %", "followed %", "IoU", "jitter px", "of alone", "nothing %", "alone")
+    table = _table("main object", names)
+    means = list[tuple[float, float]]()
     for kind, group in groups.items():
-        if kind not in SEVERAL:
-            rows = [main_row(each) for each in group]
-            if kind == REAL:
-                for row, each in zip(rows, group, strict=True):
-                    _add(table, each.take.film.name, [row])
-            means.append(_add(table, kind, rows))
-    table.add_section()
-    mean, spread = np.mean(means, axis=0), np.std(means, axis=0)
-    texts = [f"{100 * mean[n]:.1f} ({100 * spread[n]:.1f})" for n in (0, 1)]
-    table.add_row("mean of kinds", *texts, f"{mean[2]:.3f} ({spread[2]:.3f})")
+        if kind in SEVERAL:
+            continue
+        rows = [main_row(each) for each in group]
+        if kind == REAL:
+            for row, each in zip(rows, group, strict=True):
+                table.add_row(each.take.film.name, *_texts([row]))
+        table.add_row(kind, *_texts(rows))
+        if kind != EMPTY:
+            means.append((_mean(rows, "alone"), _mean(rows, "followed")))
+    spread = [
+        f"{100 * np.mean(each):.1f} ({100 * np.std(each):.0f})" for each in zip(*means, strict=True)
+    ]
+    table.add_row("mean of kinds", *spread)
     console.print(table)
-    table = Table(title="several objects", title_justify="left")
-    table.add_column("kind")
-    for number, (kind, group) in enumerate((k, g) for k, g in groups.items() if k in SEVERAL):
-        row = several_row(group)
-        for name in () if number else row:
-            table.add_column(name, justify="right")
-        shares = [f"{100 * row[name]:.1f}" for name in ("HOTA", "IDF1", "MOTA", "each right")]
-        table.add_row(kind, *shares, f"{row['on nothing']:.2f}", f"{row['changes']:.2f}")
+    scores = ("HOTA %", "IDF1 %", "MOTA %", "each right %", "on nothing", "changes")
+    table = _table("several objects", scores)
+    for kind in (each for each in groups if each in SEVERAL):
+        found = list(several_row(groups[kind]).values())
+        shares = [f"{100 * each:.1f}" for each in found[:4]]
+        table.add_row(kind, *shares, *(f"{each:.2f}" for each in found[4:]))
     console.print(table)
-    right, kept = reliability_row([f for k, g in groups.items() if k not in SEVERAL for f in g])
-    console.print(
-        f"boxes that say {SURE:.0%} or more: {right:.1%} right, {kept:.1%} of all right ones"
-    )
+    single = [each for kind, group in groups.items() if kind not in SEVERAL for each in group]
+    right, kept = reliability_row(single)
+    console.print(f"boxes that say {SURE:.0%}: {right:.1%} right, {kept:.1%} of all right ones")
 
 
-def _add(table: Table, name: str, rows: Sequence[Mapping[str, float]]) -> list[float]:
-    """Add the means of rows, with the deviation between them where there are several."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # where nothing is there to be measured
-        mean = {key: float(np.nanmean([row[key] for row in rows])) for key in rows[0]}
-    texts = list[str]()
+def _table(title: str, names: Sequence[str]) -> Table:
+    table = Table("", title=f"{title}, IoU over {CORLOC_IOU}", title_justify="left", box=None)
+    for name in names:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    """The mean of a column, without what could not be measured."""
+    known = [row[name] for row in rows if not np.isnan(row[name])]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _texts(rows: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """The means of rows, with the deviation between them where there are several."""
     for kind in ("alone", "followed"):
         spread = f" ({100 * np.std([row[kind] for row in rows]):.0f})" if len(rows) > 1 else ""
-        texts.append(f"{100 * mean[kind]:.1f}{spread}")
-    jitter = mean["followed jitter"], mean["alone jitter"]
-    nothing = mean["on nothing"]
-    table.add_row(
-        name,
-        *texts,
-        f"{mean['followed IoU']:.3f}",
-        f"{jitter[0]:.1f}",
-        f"{jitter[0] / jitter[1]:.2f}",
-        "" if np.isnan(nothing) else f"{100 * nothing:.0f} %",
-    )
-    return [mean["alone"], mean["followed"], mean["followed IoU"]]
+        yield f"{100 * _mean(rows, kind):.1f}{spread}"
+    yield f"{_mean(rows, 'followed IoU'):.3f}"
+    yield f"{_mean(rows, 'followed jitter'):.1f}"
+    yield f"{_mean(rows, 'followed jitter') / _mean(rows, 'alone jitter'):.2f}"
+    yield f"{100 * _mean(rows, 'followed on nothing'):.0f}"
+    yield f"{100 * _mean(rows, 'alone on nothing'):.0f}"
 
 
 def main(
@@ -437,11 +438,13 @@ def main(
     console = Terminal()
     localizer = open_localizer("lite0")
     limits = localizer.limits or USUAL_LIMITS
-    names = ([] if held_out else [REAL]) + [*FILMS, *CROWDS]
+    names = ([] if held_out else [REAL]) + [EMPTY, *FILMS, *CROWDS]
     groups = dict[str, list[Take]]()
     for kind in track(names, "what the engine answers", console=Terminal(stderr=True)):
         if kind == REAL:
             make = partial(real_films, data)
+        elif kind == EMPTY:
+            make = partial(empty_films, data, held_out)
         else:
             make = partial(made_films, data, kind, count, held_out)
         name = f"{kind}-{count}{'-held-out' if held_out else ''}"

@@ -16,7 +16,7 @@ from realtime.batch.segment import Clip
 from realtime.sources.spec import kind_of
 from realtime.tracking.options import WHOLE_FRAMES, FollowOptions
 
-FORMAT = 4
+FORMAT = 5
 """Of segments and manifests; what an older one left is done again."""
 
 

@@ -117,9 +117,9 @@ class ReplaceableLocalizer(Localizer):
         """See ``Localizer.expect``."""
         self.now.expect(width_px, height_px)
 
-    def prepare(self, image_bgr: ImageBgr, frame_px: tuple[int, int] | None = None) -> ImageBgr:
+    def prepare(self, image_bgr: ImageBgr) -> ImageBgr:
         """See ``Localizer.prepare``."""
-        return self.now.prepare(image_bgr, frame_px)
+        return self.now.prepare(image_bgr)
 
     def submit(self, prepared: Sequence[ImageBgr]) -> Ticket:
         """See ``Localizer.submit``."""

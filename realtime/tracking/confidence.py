@@ -11,10 +11,11 @@ from engines.errors import ModelError, restore
 from engines.files import read_json_object
 
 SHIPPED = Path(__file__).parent / "confidence.json"
-CUES = ("found", "agreement", "looks", "missed", "size", "share")
+CUES = ("found", "agreement", "looks", "missed", "size", "edges", "share")
 """Of an object: the mean confidence of its detections, their mean overlap with where it was
 expected, the logarithm of how often it was found, how often in a row it was not, the logarithm of
-its share of the frame, and that of its share of the scores of all objects.
+its share of the frame, how many edges of the frame it reaches (false boxes are often around all),
+and the logarithm of its share of the scores of all objects.
 """
 
 
@@ -34,6 +35,6 @@ def load_confidence_model(path: Path = SHIPPED) -> ConfidenceModel:
     if model is None:
         raise ModelError(
             f"{path} needs other cues than this version has: make it again with 'python -m"
-            " calib.research.tracking --fit'"
+            " calib.research.tracking'"
         )
     return model

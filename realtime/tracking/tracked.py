@@ -29,6 +29,8 @@ LOST_LOOKS = 8
 TINY = 1e-12
 LEAST_SHARE = 0.01
 """A smaller share of all scores tells no more."""
+EDGE = 0.01
+"""A box that comes so near to an edge of the frame, as a share of its side, reaches it."""
 UNKNOWN = 0.5
 """The confidence of a detection of which nothing tells how sure it is."""
 
@@ -104,13 +106,17 @@ class TrackedObject:
             total: of the scores of all objects in it.
         """
         x0, y0, x1, y1 = self.box_px
-        share = max((x1 - x0) * (y1 - y0), 1.0) / (size_px[0] * size_px[1])
+        width, height = size_px
+        share = max((x1 - x0) * (y1 - y0), 1.0) / (width * height)
+        x, y = EDGE * width, EDGE * height
+        edges = (x0 < x, y0 < y, x1 > width - x, y1 > height - y)
         return [
             self.mean,
             self.agreement,
             math.log(min(self.looks, 20)),
             float(min(self.missed, LOST_LOOKS)),
             math.log(share),
+            float(sum(edges)),
             math.log(self.score / max(total, self.score, TINY) + LEAST_SHARE),
         ]
 

@@ -40,7 +40,7 @@ def test_the_main_object_alone_and_followed():
     boxes = [{0: LEFT}, {0: LEFT}, {}, {0: RIGHT}]
     row = main_row(Followed(take(boxes, [LEFT, RIGHT, None, None]), main=[LEFT, LEFT, LEFT, RIGHT]))
     assert (row["alone"], row["followed"]) == (pytest.approx(1 / 3), 1.0)
-    assert row["on nothing"] == 1.0
+    assert (row["followed on nothing"], row["alone on nothing"]) == (1.0, 0.0)
     assert row["followed jitter"] == 0.0
     assert row["alone jitter"] == 25.0  # of two of four edges, 50 pixels
 

@@ -19,5 +19,5 @@ def test_the_shipped_model_fits_and_a_damaged_one_is_refused(tmp_path):
 
 def test_what_is_found_again_and_again_is_surer_than_what_was_missed():
     model = load_confidence_model()
-    assert model([0.9, 0.9, 3.0, 0.0, -2.5, 0.0]) > 0.8
-    assert model([0.2, 0.6, 1.0, 4.0, -2.5, -2.0]) < 0.3
+    assert model([0.9, 0.9, 3.0, 0.0, -2.5, 0.0, 0.0]) > 0.8
+    assert model([0.2, 0.6, 1.0, 4.0, -2.5, 0.0, -2.0]) < 0.3
