@@ -57,7 +57,7 @@ def test_the_model_says_what_is_true_of_its_boxes(tmp_path):
     def truth(cues):
         return 1 / (1 + np.exp(-(1.5 * cues[:, 0] - cues[:, 1] + 0.5)))
 
-    cues, right, groups = rated(4000, truth)
+    cues, right, groups = rated(16000, truth)
     model = fit_model(groups)
     said = np.array([model(row) for row in cues])
     assert np.abs(said - truth(cues)).mean() < 0.05
