@@ -210,6 +210,7 @@ def test_any_schedule(schedule):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @settings(max_examples=5000, deadline=None)
 @given(SCHEDULES)
 def test_thousands_of_schedules(schedule):
