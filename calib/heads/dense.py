@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import CORLOC_IOU, constant_boxes
 from calib.heads.confidence import logistic
-from calib.heads.dense_layers import Layers, Sums, fit_layers
+from calib.heads.dense_few import FEW_OBJECTS, FewFit, fit_few
+from calib.heads.dense_layers import Layers, Look, Sums, fit_layers
 from calib.heads.dense_names import Answer, Names, Sureness, best_iou, with_finer
 from calib.heads.dense_scenes import (
     MAIN,
@@ -71,11 +72,13 @@ class DenseFit:
         held_out: of images by heads that were not fitted on them, see ``figures_of``; of all in
             turns where they are few, else of a fifth.
         before: of the same images, by the head that it started from.
+        stayed: whether the boxes are those of that head, because no change helped.
     """
 
     head: DenseHead
     held_out: dict[str, float]
     before: dict[str, float] | None = None
+    stayed: bool = False
 
     @property
     def is_worse(self) -> bool:
@@ -135,6 +138,8 @@ def told(fitted: DenseFit) -> str:
             f"{100 * found['named']:.0f} % of the right boxes have a name, and"
             f" {100 * found['names_right']:.0f} % of these names are right"
         )
+    if fitted.stayed:
+        lines.append("no change of the boxes helped: they stay those of the head before")
     return "Measured on images that the head was not fitted on:\n  " + "\n  ".join(lines)
 
 
@@ -190,8 +195,15 @@ def fit_dense(
             stride_px = cell_stride_px(classifier.size_px, table.sides)
             reader = Reader(levels, classifier.size_px, stride_px)
         trials = FOLDS if len(samples) <= FEW_IMAGES else 1
-        fitting = _Fitting(table, reader, names, Layers.of(start, names) if start else None, trials)
-        found, started, layers = fitting.run(console)
+        before = Layers.of(start, names) if start else None
+        fitting = _Fitting(table, reader, names, before, trials)
+        stayed = False
+        if start and before and max(objects, len(table)) <= FEW_OBJECTS:
+            few = fitting.few(_sureness(names, start, [], reader), console)
+            found, started, layers = few.found, few.started, few.layers
+            stayed = few.strength is None
+        else:
+            found, started, layers = fitting.run(console)
     names = names.sharpened(found)
     sure = _sureness(names, start, found, reader)
     naming, said = names.layer(layers.names, start.naming if start else None, found)
@@ -214,10 +226,10 @@ def fit_dense(
     }
     head = _head_of(layers, levels, reader, classifier, spec, sure, naming, card)
     head = replace(head, shown_from=start.shown_from if start else sure.shown_from(found))
-    before = None
+    measured = None
     if start:
-        before = figures_of(_main(started), replace(sure, trust=start.trust))
-    return DenseFit(head, held_out, before)
+        measured = figures_of(_main(started), replace(sure, trust=start.trust, names=names.before))
+    return DenseFit(head, held_out, measured, stayed)
 
 
 @dataclass(frozen=True)
@@ -239,8 +251,7 @@ class _Fitting:
         same images, and the layers of all images.
         """
         table, everything = self.table, np.arange(len(self.table))
-        numbers = group_numbers(table.groups, everything)
-        fold = (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
+        fold = self._folds()
         found, started = list[Answer](), list[Answer]()
         sums, rest = Sums(), everything
         with Progress(console=console) as bar:
@@ -260,6 +271,20 @@ class _Fitting:
             else:
                 sums = Sums()
             return found, started, self._layers(bar, "fitting to all images", rest, sums)
+
+    def few(self, sure: Sureness, console: Console) -> FewFit:
+        """The box layer alone, fitted to few images; see ``calib.heads.dense_few``."""
+        assert self.start is not None
+        looks = list[list[Look]]()
+        for row in track(range(len(self.table)), "reading boxes", console=console):
+            scenes = self.table.scenes(np.array([row]))
+            looks.append([self.start.look(self.reader, scene) for scene in scenes])
+        return fit_few(looks, self._folds(), self.reader, self.names, self.start, sure)
+
+    def _folds(self) -> Rows:
+        """The fold of each image."""
+        numbers = group_numbers(self.table.groups, np.arange(len(self.table)))
+        return (np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS)[numbers]
 
     def _layers(self, bar: Progress, part: str, rows: Rows, sums: Sums) -> Layers:
         """The layers of some of the images and those of the sums; one bar says what is fitted."""

@@ -99,12 +99,20 @@ class Layers:
             boxes = reader.moved(boxes, features @ self.first)
         return boxes, scores
 
+    def look(self, reader: Reader, scene: Scene) -> "Look":
+        """What the box layer reads of an image."""
+        boxes, scores = self.proposals(reader, scene)
+        return Look(scene, boxes, scores, reader.box_features(scene.maps, boxes, scores))
+
     def answer(self, reader: Reader, scene: Scene) -> Answer:
         """The corrected boxes of an image, and what is known of them; without those of objects to
         be ignored.
         """
-        boxes, scores = self.proposals(reader, scene)
-        features = reader.box_features(scene.maps, boxes, scores)
+        return self.answer_of(reader, self.look(reader, scene))
+
+    def answer_of(self, reader: Reader, look: "Look") -> Answer:
+        """See ``answer``; of what the box layer reads."""
+        scene, boxes, scores, features = look.scene, look.boxes, look.objectness, look.features
         moved = reader.moved(boxes, features @ self.corrections)
         known = scene.is_known(moved, best_iou(moved, scene.boxes_px))
         if known.any():
@@ -118,6 +126,23 @@ class Layers:
             classes=scene.classes,
             kind=scene.kind,
         )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the box layer reads of an image.
+
+    Attributes:
+        scene: the image.
+        boxes: proposals, after their first corrections, ``[K, 4]``.
+        objectness: of each, ``[K]``.
+        features: of each, ``[K, D2 + 1]``.
+    """
+
+    scene: Scene
+    boxes: Array64
+    objectness: Array64
+    features: Array32
 
 
 class Sums:
@@ -285,16 +310,27 @@ def correction_rows(
         least, moved = CORRECTED_IOU, _jittered(true, rng, reader.size_px)
         boxes = np.concatenate([boxes, moved])
         scores = np.concatenate([scores, np.full(len(moved), scores.mean())])
-    overlaps = iou(boxes[:, None], true[None])
-    large = (boxes[:, 2:] - boxes[:, :2] > SMALLEST * reader.stride_px).all(axis=1)
-    used = _some(np.flatnonzero((overlaps.max(axis=1) > least) & large), rng, most)
+    used, targets = edges_left(boxes, true, least, reader)
+    some = _some(np.arange(len(used)), rng, most)
+    used, targets = used[some], targets[some]
     if not len(used):
         return
-    boxes, mine = boxes[used], true[overlaps[used].argmax(axis=1)]
-    sizes = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    features = reader.box_features(scene.maps, boxes, scores[used])
+    features = reader.box_features(scene.maps, boxes[used], scores[used])
     weight = (1.0 if scene.kind == MAIN else FURTHER_WEIGHT) / np.sqrt(len(used))
-    yield features, (mine - boxes) / sizes, np.full(len(boxes), weight)
+    yield features, targets, np.full(len(used), weight)
+
+
+def edges_left(
+    boxes: Array64, true: Array64, least_iou: float, reader: Reader
+) -> tuple[Rows, Array64]:
+    """Which of boxes ``[K, 4]`` are of an object ``[B, 4]``, B over 0, and how far each of their
+    edges is from its, in their sides, ``[U, 4]``.
+    """
+    overlaps = iou(boxes[:, None], true[None])
+    large = (boxes[:, 2:] - boxes[:, :2] > SMALLEST * reader.stride_px).all(axis=1)
+    used = np.flatnonzero((overlaps.max(axis=1) > least_iou) & large)
+    boxes, mine = boxes[used], true[overlaps[used].argmax(axis=1)]
+    return used, (mine - boxes) / np.tile(boxes[:, 2:] - boxes[:, :2], 2)
 
 
 def _some(places: Rows, rng: np.random.Generator, most: int | None) -> Rows:
@@ -331,12 +367,19 @@ def expected_rows(
     known = scene.is_known(moved, best_iou(moved, scene.boxes_px))
     if not known.any():
         return
-    features, moved = features[known], moved[known]
+    targets, weights = overlaps_and_names(moved[known], scene, names)
+    yield features[known], targets, weights
+
+
+def overlaps_and_names(moved: Array64, scene: Scene, names: Names) -> tuple[Array64, Array64]:
+    """The IoU of corrected boxes with the nearest object, and what they are in the learned names,
+    ``[K, 1 + learned]``; and their weights ``[K]``.
+    """
     overlaps = best_iou(moved, scene.boxes_px)[:, None]
     named = name_targets(moved, scene.boxes_px, scene.classes, len(names.names))
-    targets = np.concatenate([overlaps, named[:, names.learned]], axis=1)
     weight = np.sqrt(max(1, len(scene.boxes_px))) / len(moved)
-    yield features, targets, np.full(len(moved), weight)
+    targets = np.concatenate([overlaps, named[:, names.learned]], axis=1)
+    return targets, np.full(len(moved), weight)
 
 
 def _solve_expected(

@@ -29,6 +29,8 @@ EMPTY_SHOWN, MOST_LOST = 0.05, 0.04
 """See ``Sureness.shown_from``."""
 ENOUGH = 0.5
 TRUST_PENALTY = 300.0
+NEVER = -1e3
+"""The logit of a name that no box has."""
 NEWTON_STEPS, MOST_STEP = 50, 5.0
 FEWEST_EMPTY = 50
 BOXES = 10
@@ -125,6 +127,13 @@ class Names:
         known = np.zeros(len(fitted.names), np.bool_)
         learned = np.concatenate([known, np.ones(len(more), np.bool_), [False]])
         return cls((*fitted.names, *more), learned)
+
+    @property
+    def before(self) -> "Names":
+        """The same for a head that has not learned the new ones: no box is called so."""
+        if self.learned.all():
+            return self
+        return replace(self, offsets=np.where(self.learned, NEVER, 0.0))
 
     def logits(self, scores: Array64) -> Array64:
         """Of scores ``[..., C + 1]``."""
