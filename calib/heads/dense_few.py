@@ -196,6 +196,8 @@ class _Rows:
         """The weights ``[D, T]``, fitted to the rows of some of the images."""
         if self._products is None:
             images_of, x, y = (np.concatenate(each) for each in zip(*self._parts, strict=True))
+            if not len(x):  # no proposal is near an object: nothing is to be added
+                return np.zeros((x.shape[1], y.shape[1]))
             total = float((x[:, -1] ** 2).sum())
             squares = (x.astype(np.float64) ** 2).sum(axis=0)
             spread = 1 / (np.sqrt(squares / total) + 1e-6) ** 2

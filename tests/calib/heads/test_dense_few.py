@@ -1,5 +1,7 @@
 """Few images: what is added to a head is a ridge regression, and is added only where it helps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,17 @@ def test_the_strength_that_helps_most_is_chosen_or_none(gains, best):
     assert chosen({None: np.zeros(0), 30.0: np.zeros(0)}) is None
 
 
+def test_nothing_is_added_where_no_proposal_is_near_an_object():
+    rng = np.random.default_rng(0)
+    looks = [looked(rng, 0.0) for _ in range(5)]
+    looks = [[replace(look, boxes=look.boxes * 0.1)] for (look,) in looks]
+    start = Layers(*[np.zeros((FEATURES, 0))] * 2, *(np.zeros((FEATURES, n)) for n in (4, 1, 3)))
+    names = Names(("old", "new"), np.array([False, True, False]))
+    sure = Sureness(names, None, (1.0, 0.0), SIZE_PX, 4.0)
+    found = fit_few(looks, np.arange(5), Reader((), SIZE_PX, 16), names, start, sure)
+    np.testing.assert_array_equal(found.layers.corrections, start.corrections)
+
+
 def looked(rng, shift):
     """Proposals that are all moved by as much as the first feature says, times the shift."""
     features = rng.normal(size=(12, FEATURES)).astype(np.float32)
@@ -39,9 +52,8 @@ def test_boxes_are_corrected_where_what_is_read_tells_how(shift, monkeypatch):
     looks = [looked(rng, shift) for _ in range(20)]
     reader = Reader((), SIZE_PX, 16)
     nothing = np.zeros((FEATURES, 0))
-    start = Layers(nothing, nothing, *(np.zeros((FEATURES, n)) for n in (4, 1, 2)))
+    start = Layers(nothing, nothing, *(np.zeros((FEATURES, n)) for n in (4, 1, 3)))
     names = Names(("old", "new"), np.array([False, True, False]))
-    start.names = np.zeros((FEATURES, 3))
     sure = Sureness(names, None, (1.0, 0.0), SIZE_PX, 4.0)
     found = fit_few(looks, np.arange(20) % 5, reader, names, start, sure)
     assert len(found.found) == len(found.started) == 20
