@@ -72,13 +72,11 @@ class DenseFit:
         held_out: of images by heads that were not fitted on them, see ``figures_of``; of all in
             turns where they are few, else of a fifth.
         before: of the same images, by the head that it started from.
-        stayed: whether the boxes are those of that head, because no change helped.
     """
 
     head: DenseHead
     held_out: dict[str, float]
     before: dict[str, float] | None = None
-    stayed: bool = False
 
     @property
     def is_worse(self) -> bool:
@@ -138,8 +136,6 @@ def told(fitted: DenseFit) -> str:
             f"{100 * found['named']:.0f} % of the right boxes have a name, and"
             f" {100 * found['names_right']:.0f} % of these names are right"
         )
-    if fitted.stayed:
-        lines.append("no change of the boxes helped: they stay those of the head before")
     return "Measured on images that the head was not fitted on:\n  " + "\n  ".join(lines)
 
 
@@ -197,11 +193,9 @@ def fit_dense(
         trials = FOLDS if len(samples) <= FEW_IMAGES else 1
         before = Layers.of(start, names) if start else None
         fitting = _Fitting(table, reader, names, before, trials)
-        stayed = False
         if start and before and max(objects, len(table)) <= FEW_OBJECTS:
-            few = fitting.few(_sureness(names, start, [], reader), console)
+            few = fitting.few(console)
             found, started, layers = few.found, few.started, few.layers
-            stayed = few.strength is None
         else:
             found, started, layers = fitting.run(console)
     names = names.sharpened(found)
@@ -229,7 +223,7 @@ def fit_dense(
     measured = None
     if start:
         measured = figures_of(_main(started), replace(sure, trust=start.trust, names=names.before))
-    return DenseFit(head, held_out, measured, stayed)
+    return DenseFit(head, held_out, measured)
 
 
 @dataclass(frozen=True)
@@ -272,14 +266,14 @@ class _Fitting:
                 sums = Sums()
             return found, started, self._layers(bar, "fitting to all images", rest, sums)
 
-    def few(self, sure: Sureness, console: Console) -> FewFit:
-        """The box layer alone, fitted to few images; see ``calib.heads.dense_few``."""
+    def few(self, console: Console) -> FewFit:
+        """What is said of boxes alone, fitted to few images; see ``calib.heads.dense_few``."""
         assert self.start is not None
         looks = list[list[Look]]()
         for row in track(range(len(self.table)), "reading boxes", console=console):
             scenes = self.table.scenes(np.array([row]))
             looks.append([self.start.look(self.reader, scene) for scene in scenes])
-        return fit_few(looks, self._folds(), self.reader, self.names, self.start, sure)
+        return fit_few(looks, self._folds(), self.reader, self.names, self.start)
 
     def _folds(self) -> Rows:
         """The fold of each image."""

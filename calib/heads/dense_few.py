@@ -1,8 +1,7 @@
-"""Fits the box layer of a dense head to few images, and only as far as that helps.
+"""Fits to few images what a dense head says of its boxes: how sure they are, and their names.
 
-The cells and the first corrections stay, so that the proposals do, and what the box layer reads of
-them is computed once. Ridge regressions add to the corrections, to the expected IoU, and to names
-of new classes. How far they may go is chosen by images that they were not fitted on, in turns.
+The boxes stay, so that what the box layer reads of them is computed once. A ridge regression adds
+to the expected IoU and to the names of new classes, held back so much that it seldom does harm.
 """
 
 from collections.abc import Sequence
@@ -11,34 +10,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.heads.dense_layers import (
-    CORRECTED_AGAIN_IOU,
-    CORRECTED_IOU,
-    CORRECTION_AGAIN_PENALTY,
-    CORRECTION_PENALTY,
-    IOU_PENALTY,
-    Layers,
-    Look,
-    edges_left,
-    overlaps_and_names,
-)
-from calib.heads.dense_names import Answer, Names, Sureness, best_iou
+from calib.heads.dense_layers import IOU_PENALTY, Layers, Look, overlaps_and_names
+from calib.heads.dense_names import Answer, Names, best_iou
 from calib.heads.dense_scenes import Array32, Array64, Reader
 from calib.heads.linear import FREE
 
 FEW_OBJECTS = 30
-"""With so many or fewer, the box layer alone is fitted."""
+"""With so many or fewer, nothing else is fitted."""
 MOST_ROWS = 1500
 """Boxes that are fitted to, about; where there are more, they are drawn by lot."""
-STRENGTHS = (1000.0, 300.0)
-"""Factors of the penalties to choose from, besides no change at all. They and the rule were chosen
-on photos of VOC 2007 train of six classes, see ``calib.research.few_boxes``: weaker penalties help
-as much on average, and more often do harm.
+STRENGTH = 300.0
+"""A factor of the penalty. It was chosen on photos of VOC 2007 train of six classes, see
+``calib.research.few_boxes``. Where the corrections of the boxes moved, too, more first boxes were
+right on average, and more draws of ten boxes did harm.
 """
 EVERY = -1
 """The image of rows that are never left out."""
-NAME_STRENGTH = 100.0
-"""The factor for names of new classes, which are always learned."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +36,11 @@ class FewFit:
         layers: fitted to all of them.
         found: what layers say of images that they were not fitted on.
         started: what the layers that they started from say of the same images.
-        strength: the factor of the penalties that was chosen; None where only names were added.
     """
 
     layers: Layers
     found: list[Answer]
     started: list[Answer]
-    strength: float | None
 
 
 def fit_few(
@@ -64,9 +49,8 @@ def fit_few(
     reader: Reader,
     names: Names,
     start: Layers,
-    sure: Sureness,
 ) -> FewFit:
-    """Fit the box layer.
+    """Fit what is said of boxes.
 
     Args:
         looks: what the layers to start from read of each of N images, and of its mirror image.
@@ -74,87 +58,52 @@ def fit_few(
         reader: computes boxes.
         names: that boxes are given.
         start: the layers to start from.
-        sure: tells which box of an image comes first.
     """
     fitting = _Fitting(looks, reader, names, start)
     started = [start.answer_of(reader, each[0]) for each in looks]
-    answers: dict[float | None, list[Answer]] = {}
-    for strength in (None, *STRENGTHS):
-        answers[strength] = found = list(started)
-        for number in np.unique(fold):
-            layers = fitting.layers(fold != number, strength)
-            for image in np.flatnonzero(fold == number).tolist():
-                found[image] = layers.answer_of(reader, looks[image][0])
-    best = chosen({each: first_ious(found, names, sure) for each, found in answers.items()})
-    return FewFit(fitting.layers(fold >= 0, best), answers[best], started, best)
-
-
-def chosen(ious: dict[float | None, Array64]) -> float | None:
-    """The strength with the highest mean IoU of first boxes, or None where none is above that of
-    no change.
-
-    Args:
-        ious: by strength, of images that were not fitted on.
-    """
-    means = {strength: float(each.mean()) if len(each) else 0.0 for strength, each in ious.items()}
-    return max(means, key=lambda strength: (means[strength], strength is None))
-
-
-def first_ious(answers: Sequence[Answer], names: Names, sure: Sureness) -> Array64:
-    """The IoU of the first box of each image that holds an object with the nearest one."""
-    sure = replace(sure, names=names.sharpened(answers))
-    return np.array([each.overlaps[sure(each).argmax()] for each in answers if len(each.true)])
+    found = list(started)
+    for number in np.unique(fold):
+        layers = fitting.layers(fold != number)
+        for image in np.flatnonzero(fold == number).tolist():
+            found[image] = layers.answer_of(reader, looks[image][0])
+    return FewFit(fitting.layers(fold >= 0), found, started)
 
 
 class _Fitting:
-    """Two regressions on all images, of which parts can be solved."""
+    """A regression on all images, of which parts can be solved."""
 
     def __init__(
         self, looks: Sequence[Sequence[Look]], reader: Reader, names: Names, start: Layers
     ) -> None:
-        self._start, self._names = start, names
+        self._start, self._names, self._rows = start, names, _Rows()
         count = sum(map(len, looks))
         most, rng = max(4, MOST_ROWS // count), np.random.default_rng(0)
-        least = CORRECTED_IOU if start.first is None else CORRECTED_AGAIN_IOU
-        self._before = np.zeros((len(start.expected), 1 + int(names.learned.sum())))
-        self._before[:, :1] = start.expected
-        corrections, expected = _Rows(), _Rows()
+        before = np.zeros((len(start.expected), 1 + int(names.learned.sum())))
+        before[:, :1] = start.expected
         for image, look in [(image, look) for image, some in enumerate(looks) for look in some]:
-            true, features = look.scene.boxes_px, look.features
-            drawn = np.sort(rng.permutation(len(features))[:most])
-            if len(true):
-                used, edges = edges_left(look.boxes, true, least, reader)
-                kept = np.isin(used, drawn)
-                x = features[used[kept]]
-                weights = np.full(len(x), 1 / np.sqrt(max(1, len(x))))
-                corrections.add(image, x, edges[kept] - x @ start.corrections, weights)
+            features = look.features
             moved = reader.moved(look.boxes, features @ start.corrections)
-            known = look.scene.is_known(moved, best_iou(moved, true))[drawn]
-            if known.any():
-                some = drawn[known]
-                targets, weights = overlaps_and_names(moved[some], look.scene, names)
-                expected.add(
-                    image, features[some], targets - features[some] @ self._before, weights
-                )
+            known = look.scene.is_known(moved, best_iou(moved, look.scene.boxes_px))
+            drawn = np.flatnonzero(known)
+            drawn = np.sort(rng.permutation(drawn)[:most])
+            if len(drawn):
+                targets, weights = overlaps_and_names(moved[drawn], look.scene, names)
+                left = targets - features[drawn] @ before
+                self._rows.add(image, features[drawn], left, weights)
         if len(start.means):  # classes that the head knows do not get the new name
-            kept_means = start.means.astype(np.float32)
-            nothing = np.zeros((len(kept_means), self._before.shape[1]))
-            share = np.full(len(kept_means), count / len(kept_means))
-            expected.add(EVERY, kept_means, nothing, share)
-        self._corrections, self._expected = corrections, expected
+            kept = start.means.astype(np.float32)
+            share = np.full(len(kept), count / len(kept))
+            self._rows.add(EVERY, kept, np.zeros((len(kept), before.shape[1])), share)
 
-    def layers(self, images: NDArray[np.bool_], strength: float | None) -> Layers:
-        """The layers, fitted to some of the images; see ``FewFit.strength``."""
-        start, names = self._start, self._names
-        said = self._expected.solved(images, IOU_PENALTY * (strength or NAME_STRENGTH))
-        changed = replace(start, names=start.names.copy(), means=self.means())
-        changed.names[:, names.learned] = said[:, 1:]
-        if strength is not None:
-            penalty = CORRECTION_PENALTY if start.first is None else CORRECTION_AGAIN_PENALTY
-            moved = self._corrections.solved(images, penalty * strength)
-            changed.corrections = start.corrections + moved
-            changed.expected = start.expected + said[:, :1]
-        return changed
+    def layers(self, images: NDArray[np.bool_]) -> Layers:
+        """The layers, fitted to some of the images."""
+        start, learned = self._start, self._names.learned
+        added = self._rows.solved(images, IOU_PENALTY * STRENGTH)
+        said = start.names.copy()
+        said[:, learned] = added[:, 1:]
+        return replace(
+            start, expected=start.expected + added[:, :1], names=said, means=self.means()
+        )
 
     def means(self) -> Array64:
         """Those of the head with those of the new names before the background's; see
@@ -163,7 +112,7 @@ class _Fitting:
         kept = self._start.means
         if not len(kept):
             return kept
-        return np.concatenate([kept[:-1], self._expected.means()[1:], kept[-1:]])
+        return np.concatenate([kept[:-1], self._rows.means()[1:], kept[-1:]])
 
 
 class _Rows:
@@ -196,8 +145,6 @@ class _Rows:
         """The weights ``[D, T]``, fitted to the rows of some of the images."""
         if self._products is None:
             images_of, x, y = (np.concatenate(each) for each in zip(*self._parts, strict=True))
-            if not len(x):  # no proposal is near an object: nothing is to be added
-                return np.zeros((x.shape[1], y.shape[1]))
             total = float((x[:, -1] ** 2).sum())
             squares = (x.astype(np.float64) ** 2).sum(axis=0)
             spread = 1 / (np.sqrt(squares / total) + 1e-6) ** 2

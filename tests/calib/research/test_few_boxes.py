@@ -35,7 +35,7 @@ def fits(before: float, after: list[float], photos: int) -> dict[str, object]:
     def figures(corloc: float) -> dict[str, float]:
         return {"corloc": corloc, "mean_iou": corloc / 2, "named": 1.0}
 
-    draws = [{**figures(each), "strength": None} for each in after]
+    draws = [figures(each) for each in after]
     return {
         "photos": photos,
         "before": figures(before),
