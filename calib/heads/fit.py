@@ -207,8 +207,9 @@ class Fit:
 LINEAR = "linear"
 KINDS = (LINEAR, "paper", "paper-sgd")
 """The kinds of heads of one box that ``fit`` makes: the best one at the cost of one backward pass,
-and the papers' own, which is a linear layer on the whole map, in closed form or by gradient
-descent. The dense head is fitted apart, see ``calib.heads.dense``.
+and a linear layer on the whole map as the papers have it, in closed form or by gradient descent;
+exactly as they have it with ``as_published``, see ``default_features``. The dense head is
+fitted apart, see ``calib.heads.dense``.
 """
 STORED_KINDS = {LINEAR: "best"}
 """What cards of heads call a kind, where that is another name."""
