@@ -198,8 +198,10 @@ def localize(
 
 
 Size = tuple[int, int] | None
-Engine = Callable[[int, Size], AbstractContextManager[Localizer]]
-"""Opens or borrows a localizer, given ``streams`` and ``first_px`` of ``open_localizer``."""
+Engine = Callable[[int, int, Size], AbstractContextManager[Localizer]]
+"""Opens or borrows a localizer, given ``streams``, ``batch`` and ``first_px`` of
+``open_localizer``.
+"""
 
 
 @dataclass(frozen=True)
@@ -266,15 +268,15 @@ def _chosen(
 
 @contextmanager
 def _opened_here(
-    choice: EngineOptions, notify: Notify | None, streams: int, first_px: Size
+    choice: EngineOptions, notify: Notify | None, streams: int, batch: int, first_px: Size
 ) -> Iterator[Localizer]:
-    with open_localizer(choice, notify, streams, first_px=first_px) as localizer:
+    with open_localizer(choice, notify, streams, batch, first_px) as localizer:
         yield localizer
 
 
 @contextmanager
 def _borrowed(
-    localizer: Localizer, following: FollowOptions, _streams: int, first_px: Size
+    localizer: Localizer, following: FollowOptions, _streams: int, _batch: int, first_px: Size
 ) -> Iterator[Localizer]:
     """The localizer with what is asked for, where no tracker sees to it; afterwards as it was."""
     if first_px is not None:
@@ -301,7 +303,9 @@ def _results(
 ) -> Generator[Result, None, None]:
     with ExitStack() as stack:
         frames_for, feed, trouble, first_px = _opened(source, stack)
-        localizer = stack.enter_context(engine(1 if feed else 0, first_px))
+        kind = kind_of(source.spec)  # frames of a video file share calls, as in ``batch``
+        images = 0 if kind.can_be_cut and not kind.alone else 1
+        localizer = stack.enter_context(engine(1 if feed else 0, images, first_px))
         tracker = opened(following, localizer)
         live = (
             Live(
