@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from engines.errors import InputError
@@ -9,6 +10,7 @@ from engines.localizer import Localizer
 from engines.options import EngineOptions
 from realtime.capture import every_frame
 from realtime.file_sinks import JsonlSink
+from realtime.frames import Frame
 from realtime.pipeline import run_frames
 from realtime.sources.spec import open_source
 from realtime.statistics import Run
@@ -146,3 +148,13 @@ def test_films_are_followed_and_photos_are_not_unless_that_is_said():
     assert FollowOptions().beside(EngineOptions(head="none"))[0].follow is False
     following, choice = FollowOptions(select="cat").beside(EngineOptions(objects=3))
     assert (following.objects, choice.objects, choice.wanted_class) == (3, 3, "cat")
+
+
+def test_photos_beside_films_are_not_followed_unless_that_is_asked_for():
+    asked, unasked = FollowOptions(follow=True), FollowOptions().for_source(photos=False)
+    assert unasked.follow
+    image = np.zeros((96, 128, 3), np.uint8)
+    for options, followed in ((asked, True), (unasked, False)):
+        following = opened(options, Localizer(MockEngine(96)), photos={"photo"})
+        frames = [Frame(image, name, 0, 0.0, 0, 0.0) for name in ("photo", "film")]
+        assert [following.view(frame).tracker is not None for frame in frames] == [followed, True]
