@@ -51,7 +51,7 @@ class CompareOptions:
         str | None,
         Option("The video, folder or archive of both logs: pictures of the worst frames.", LOOK_AT),
     ] = None
-    frames: Annotated[int, Option("So many frames are shown.", OUTPUT, min=0, max=200)] = 12
+    frames: Annotated[int, Option("So many frames are shown.", LOOK_AT, min=0, max=200)] = 12
     out: Annotated[Path, Option("HTML page to write.", OUTPUT)] = Path("comparison.html")
 
 
