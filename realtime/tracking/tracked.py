@@ -49,6 +49,7 @@ class TrackedObject:
         seen_s: when it was found last.
         confidence: the probability that the box is right.
         agreement: the mean overlap of its detections with where it was expected.
+        sure: the confidence of the detection that it took in the newest frame; 0 for none.
         looks: in how many it was found.
         missed: in how many in a row it was not.
         track_id: see ``Track``; 0 until it is sure.
@@ -65,6 +66,7 @@ class TrackedObject:
     seen_s: float
     confidence: float = 0.0
     agreement: float = 0.7
+    sure: float = 0.0
     looks: int = 1
     missed: int = 0
     track_id: int = 0
@@ -75,7 +77,7 @@ class TrackedObject:
     def begun(cls, found: Detection, confidence: float, pts_s: float) -> Self:
         """An object as its first detection shows it."""
         box = found.box_xyxy_px
-        begun = cls(box, found, box, confidence, confidence, confidence, pts_s)
+        begun = cls(box, found, box, confidence, confidence, confidence, pts_s, sure=confidence)
         begun._name(found, confidence)
         return begun
 
@@ -145,12 +147,14 @@ class TrackedObject:
         self.seen_s = pts_s
         self.looks += 1
         self.missed = 0
+        self.sure = confidence
         self._count(confidence)
         self._name(found, confidence)
 
     def miss(self) -> None:
         """Go on without a detection."""
         self.missed += 1
+        self.sure = 0.0
         self._count(0.0)
 
     def lose(self) -> None:

@@ -4,7 +4,8 @@ the last one, and how sure each is. It reads no clock and no file.
 1. Optical flow carries each object's box into the new frame.
 2. Each object takes one of the detections that overlap it, see ``TrackedObject.take``.
 3. A detection that belongs to no object begins a new one.
-4. The main object is the one with the most confidence summed over time.
+4. The main object is the one with the most confidence summed over time, of those that are sure
+   enough to be shown, if there are any.
 """
 
 from collections import deque
@@ -278,6 +279,8 @@ class Tracker:
         if each.state == LOST and each.missed:
             return
         each.confidence = self._model(self._cues_of(each))
+        if each.track_id:  # a sure detection keeps what was sure, as where it leaves the frame
+            each.confidence = max(each.confidence, each.sure)
         if each is self._pinned:
             each.confidence = max(each.confidence, SELECTED * SELECTED_KEPT**each.missed)
         limit = self._limits.shown_from
@@ -311,9 +314,10 @@ class Tracker:
     def _order(self) -> None:
         """Choose the main object, and put it first."""
 
-        def worth(each: TrackedObject) -> tuple[bool, bool, float]:
+        def worth(each: TrackedObject) -> tuple[bool, bool, bool, float]:
             stays = STAYS_MAIN if each is self._main else 1.0
-            return each.state != LOST, each is self._pinned, each.score * stays
+            shown = each.confidence >= self._limits.shown_from
+            return each.state != LOST, each is self._pinned, shown, each.score * stays
 
         self._all.sort(key=worth, reverse=True)
         there = self._all and self._all[0].state != LOST
