@@ -279,8 +279,9 @@ class Tracker:
         if each.state == LOST and each.missed:
             return
         each.confidence = self._model(self._cues_of(each))
-        if each.track_id:  # a sure detection keeps what was sure, as where it leaves the frame
-            each.confidence = max(each.confidence, each.sure)
+        if each.track_id:  # a sure detection keeps it in view, as where it leaves the frame
+            kept = min(each.sure, self._limits.sure_from)
+            each.confidence = max(each.confidence, kept)
         if each is self._pinned:
             each.confidence = max(each.confidence, SELECTED * SELECTED_KEPT**each.missed)
         limit = self._limits.shown_from
