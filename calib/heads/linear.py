@@ -507,15 +507,6 @@ class Normal:
         """How many rows were added."""
         return self._rows
 
-    def without(self, part: "Normal") -> "Normal":
-        """The equations less those of some of the rows."""
-        self._sum()
-        part._sum()
-        left = Normal(self._strength)
-        left._gram, left._moment = self._gram - part._gram, self._moment - part._moment
-        left._rows = self._rows - part._rows
-        return left
-
     def means(self) -> Array64:
         """The mean features of the rows, weighted by each target: ``[T, D]``."""
         self._wait()
