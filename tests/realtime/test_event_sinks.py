@@ -228,7 +228,7 @@ def test_a_live_run_writes_and_tells_its_events(tmp_path, hook):
     options = StreamOptions(
         window=False, policy="every", events=file, on_event=hook.address, event_seconds=0.0
     )
-    all_boxes = FollowOptions(follow=True, min_score=0.0)
+    all_boxes = FollowOptions(follow=False, min_score=0.0)
     summary = stream([str(clip)], localizer, Console(quiet=True), options, all_boxes)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == summary["event_count"] >= 1

@@ -199,7 +199,7 @@ def test_the_command_line_reaches_it_and_refuses_it_elsewhere():
     found = localizer.localize([image])[0]
     assert 1 <= len(found.detections) <= 2
     localizer.close()
-    with pytest.raises(ModelError, match="only dam and beam have a form as published"):
+    with pytest.raises(ModelError, match="have a form as published"):
         open_localizer("compact", method="gradcam", as_published=True)
 
 

@@ -40,7 +40,7 @@ def test_any_name_of_a_video(name, tiny_localizer, tmp_path):
         [str(tmp_path / f"{name}.mp4")], out, tiny_localizer, QUIET, Settings(heat_video=True)
     )[0]
     assert summary["frames"] == 12
-    assert len(summary["files"]) == 7
+    assert len(summary["files"]) == 8
     assert all(Path(file).is_file() for file in summary["files"].values())
     json.dumps(summary, ensure_ascii=False).encode()
 

@@ -21,8 +21,9 @@ def session():
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """A browser; its event loop runs in this thread until the module is done."""
     api = pytest.importorskip(
         "playwright.sync_api", reason="driving a browser needs the package playwright"
     )
