@@ -88,6 +88,7 @@ def test_comparing_by_the_command_line(tmp_path):
     assert "not measured alike: machine: m / another" in across.stderr
 
 
+@pytest.mark.long
 def test_the_command_benches_and_its_result_can_be_compared(tmp_path):
     """Without a C++ compiler, which torch.compile needs: its row says so, and the others are
     there.

@@ -98,6 +98,7 @@ def test_a_small_graph_by_hand():
     assert work.values == (72 + 72 + 64) + (64 + 320 + 5)
 
 
+@pytest.mark.long
 def test_vgg16_forward_is_15_47_giga_multiply_adds_and_its_gradient_as_much_again():
     classifier = load_classifier("vgg16", "random")
     forward = count_work(forward_graph(classifier)).flop / 2

@@ -107,6 +107,7 @@ def test_map_class_and_score_are_autograds(model, spec, photos, squeezenet):
         assert relative_error(first, second) > 0.1, "two photos gave the same map"
 
 
+@pytest.mark.long
 def test_vgg16_at_full_width_is_autograds(photos):
     """Width 1 at 224 px with untrained weights, in float32.
 
