@@ -83,7 +83,8 @@ def message(number):
     return {"id": f"run-{number}", "number": number, "change": "began", "name": "a", "source": "b"}
 
 
-def test_nothing_is_lost_or_told_twice_while_the_receiver_is_away(hook, brisk):
+@pytest.mark.usefixtures("brisk")
+def test_nothing_is_lost_or_told_twice_while_the_receiver_is_away(hook):
     said = []
     notifier = Notifier(receiver_of(hook.address), "the hook", said.append)
     for number in range(3):
@@ -101,7 +102,8 @@ def test_nothing_is_lost_or_told_twice_while_the_receiver_is_away(hook, brisk):
     assert said[1:] == ["the hook takes events again"]
 
 
-def test_an_answer_says_whether_to_try_again(hook, brisk):
+@pytest.mark.usefixtures("brisk")
+def test_an_answer_says_whether_to_try_again(hook):
     said = []
     hook.answers = [503, 200, 404, 200]
     notifier = Notifier(receiver_of(hook.address), "the hook", said.append)
@@ -112,7 +114,8 @@ def test_an_answer_says_whether_to_try_again(hook, brisk):
     assert any("404" in line for line in said)
 
 
-def test_what_is_left_at_the_end_is_said(monkeypatch, brisk):
+@pytest.mark.usefixtures("brisk")
+def test_what_is_left_at_the_end_is_said(monkeypatch):
     monkeypatch.setattr(event_sinks, "GRACE_S", 0.2)
     said = []
     notifier = Notifier(receiver_of(f"http://127.0.0.1:{free_port()}"), "the hook", said.append)
@@ -122,7 +125,8 @@ def test_what_is_left_at_the_end_is_said(monkeypatch, brisk):
     assert said[-1] == "the hook was not told of the last 2 changes"
 
 
-def test_too_many_make_the_oldest_give_way(monkeypatch, brisk):
+@pytest.mark.usefixtures("brisk")
+def test_too_many_make_the_oldest_give_way(monkeypatch):
     monkeypatch.setattr(event_sinks, "MOST_WAITING", 5)
     monkeypatch.setattr(event_sinks, "GRACE_S", 0.1)
     said = []
@@ -189,7 +193,8 @@ class MqttBroker:
 
 
 @pytest.mark.skipif(MOSQUITTO is None, reason="no MQTT broker here: apt-get install mosquitto")
-def test_a_broker_gets_every_event_once_over_a_restart(tmp_path, brisk, monkeypatch):
+@pytest.mark.usefixtures("brisk")
+def test_a_broker_gets_every_event_once_over_a_restart(tmp_path, monkeypatch):
     mqtt = pytest.importorskip("paho.mqtt.client")
     from paho.mqtt.enums import CallbackAPIVersion
 
