@@ -67,6 +67,14 @@ class FitOptions:
     even_if_worse: Annotated[
         bool, Option("Write a dense head that is worse than the one it started from.", ADVANCED)
     ] = False
+    move_boxes: Annotated[
+        bool,
+        Option(
+            "Of a dense head and at most 30 images: fit the boxes, too, and not only how sure they"
+            " are. It pays where all images are of one place.",
+            ADVANCED,
+        ),
+    ] = False
     per_class: Annotated[
         bool, Option("A layer per class besides the one for everything.", NETWORK)
     ] = False
@@ -169,7 +177,10 @@ def _fit_dense(
     classifier = classifier_with_notes(choice, console)
     start = dense.start_of(options.from_head, classifier)
     spec = dense.default_spec(classifier, choice.layer)
-    fitted = dense.fit_dense(training, classifier, spec, console, data.name, start)
+    moves = options.move_boxes
+    fitted = dense.fit_dense(
+        training, classifier, spec, console, data.name, start, move_boxes=moves
+    )
     console.print(dense.told(fitted))
     if fitted.is_worse and not options.even_if_worse:
         raise InputError(

@@ -67,7 +67,8 @@ def teach(
     samples = load_dataset(labels.table)
     spec = dense.default_spec(classifier, choice.layer)
     quiet = Console(quiet=True)
-    fitted = dense.fit_dense(samples, classifier, spec, quiet, labels.folder.name, start)
+    name = labels.folder.name
+    fitted = dense.fit_dense(samples, classifier, spec, quiet, name, start, move_boxes=True)
     path = labels.folder / "taught.safetensors"
     fitted.head.save(path)
     return open_localizer(replace(engine, head=str(path), layer=None)), fitted
@@ -138,7 +139,7 @@ def fit_command(engine: EngineOptions, names: Sequence[str]) -> Callable[[Path, 
         engine: the engine.
         names: the fields of its options that ``fit`` takes.
     """
-    words = ["--kind", "dense", "--even-if-worse", "--json"]
+    words = ["--kind", "dense", "--move-boxes", "--even-if-worse", "--json"]
     found = dense_input(engine.head)
     if found is not None:
         size_px, resize = found

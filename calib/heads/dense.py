@@ -155,6 +155,7 @@ def fit_dense(
     start: DenseHead | None = None,
     further: Mapping[str, Sequence[Sample]] | None = None,
     finer: Mapping[str, Sequence[int]] | None = None,
+    move_boxes: bool = False,
 ) -> DenseFit:
     """Fit a dense head on all objects of the images, first on a part of them to measure it.
 
@@ -168,6 +169,7 @@ def fit_dense(
         further: images of other kinds by the name of the kind; they serve the box layer, the
             names and the confidence.
         finer: classes of the network by the name that they are a kind of.
+        move_boxes: fit the boxes of few images, too, and not only what is said of them.
 
     Raises:
         SourceError: there are fewer than ``FEWEST_OBJECTS`` objects.
@@ -193,7 +195,7 @@ def fit_dense(
         trials = FOLDS if len(samples) <= FEW_IMAGES else 1
         before = Layers.of(start, names) if start else None
         fitting = _Fitting(table, reader, names, before, trials)
-        if start and before and max(objects, len(table)) <= FEW_OBJECTS:
+        if start and before and not move_boxes and max(objects, len(table)) <= FEW_OBJECTS:
             few = fitting.few(console)
             found, started, layers = few.found, few.started, few.layers
         else:
