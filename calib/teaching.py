@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args, get_type_hints
 
-import cv2
 from rich.console import Console
 
 from calib.data.datasets import decodable, load_dataset
@@ -19,6 +18,7 @@ from engines.errors import InputError
 from engines.head import dense_input
 from engines.localizer import ImageBgr, Localizer
 from engines.options import EngineOptions, Option
+from realtime.annotate import jpeg_of
 from realtime.teaching.labels import Box, LabelFolder
 
 JPEG_QUALITY = 95
@@ -121,7 +121,7 @@ def _save(
     """
     height, width = image_bgr.shape[:2]
     labels.check(boxes, (width, height))
-    jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    jpeg = jpeg_of(image_bgr, JPEG_QUALITY)
     there = labels.folder / f"{name}.jpg"
     same = there.is_file() and there.read_bytes() == jpeg
     if same and not again and there.name in labels.all():

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import cv2
 import numpy as np
@@ -355,6 +355,11 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     long = f"{hours}:{minutes:02}" if hours else f"{minutes}"
     return f"{'-' if seconds < 0 and hundredths else ''}{long}:{rest:02}.{hundredths % 100:02}"
+
+
+def jpeg_of(image_bgr: NDArray[Any], quality: int) -> bytes:
+    """An image as a JPEG file of that quality, 0 to 100."""
+    return cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 Places = Sequence[BoxPx]

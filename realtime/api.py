@@ -9,7 +9,6 @@ from functools import partial
 from html import escape
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +18,7 @@ from engines.localizer import Detection, ImageBgr, Localization, Localizer
 from engines.networks.registry import DEFAULT_MODEL
 from engines.options import EngineOptions
 from engines.text import displayable, shown
-from realtime.annotate import PLAIN, Look, draw
+from realtime.annotate import PLAIN, Look, draw, jpeg_of
 from realtime.batch.plan import make_plan
 from realtime.batch.segment import frames_of
 from realtime.capture import Feed, every_frame
@@ -125,14 +124,14 @@ class Result:
         """The drawing with what was found, as notebooks show it."""
         if not self.image_bgr.size:
             return escape(self.error)
-        jpeg = cv2.imencode(".jpg", self.draw(), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+        jpeg = jpeg_of(self.draw(), JPEG_QUALITY)
         found = [
             each.label if each.confidence is None else f"{each.label} {100 * each.confidence:.0f} %"
             for each in self.boxes
         ]
         words = self.error or ", ".join(found) or "nothing sure in view"
         text = escape(displayable(f"{self.source}, {self.pts_s:.2f} s: {words}"))
-        data = base64.b64encode(jpeg.tobytes()).decode()
+        data = base64.b64encode(jpeg).decode()
         return f'<img alt="{text}" src="data:image/jpeg;base64,{data}"><br>{text}'
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import cv2
 from engines.errors import EngineError, InputError, install_extra
 from engines.localizer import ImageBgr
 from engines.text import in_words, shown
-from realtime.annotate import draw
+from realtime.annotate import draw, jpeg_of
 from realtime.events import Change, Event, EventFinder, EventRules, summed_up
 from realtime.file_sinks import JsonlSink
 from realtime.frames import FrameRecord
@@ -37,7 +37,7 @@ GRACE_S = 5.0
 """So long a run that ends waits for messages that are not delivered yet."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 REPLY_S, COMMAND_S = 10.0, 60.0
-SNAPSHOT_WIDTH_PX = 960
+SNAPSHOT_WIDTH_PX, SNAPSHOT_QUALITY = 960, 95
 Message = dict[str, Any]
 
 
@@ -394,4 +394,4 @@ def snapshot_of(record: FrameRecord) -> str:
     if width > SNAPSHOT_WIDTH_PX:
         size = SNAPSHOT_WIDTH_PX, max(1, round(height * SNAPSHOT_WIDTH_PX / width))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    return b64encode(cv2.imencode(".jpg", picture)[1].tobytes()).decode()
+    return b64encode(jpeg_of(picture, SNAPSHOT_QUALITY)).decode()

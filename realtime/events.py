@@ -12,6 +12,7 @@ import cv2
 
 from engines.localizer import ImageBgr
 from engines.text import displayable
+from realtime.annotate import jpeg_of
 from realtime.frames import BoxPx
 
 Row = dict[str, Any]
@@ -154,17 +155,13 @@ class EventFinder:
 
     Args:
         rules: what counts.
-        past: how many events came before.
-
-    Attributes:
-        found: the number of events so far.
     """
 
-    def __init__(self, rules: EventRules = USUAL, past: int = 0) -> None:
+    def __init__(self, rules: EventRules = USUAL) -> None:
         self._rules = rules
         self._open: dict[int | str, Event] = {}
         self._rows = 0
-        self.found = past
+        self._found = 0
 
     def add(self, row: Row, picture_of: PictureOf | None = None) -> list[Change]:
         """Look at the next row.
@@ -205,8 +202,8 @@ class EventFinder:
         event.add(row, part, self._rows, picture_of)
         if event.number or not (self._rules.photos or event.seconds >= self._rules.begins_after_s):
             return []
-        self.found += 1
-        event.number = self.found
+        self._found += 1
+        event.number = self._found
         return [("began", event)]
 
     def _ended(self, now_s: float) -> list[Change]:
@@ -259,5 +256,4 @@ def thumbnail(image_bgr: ImageBgr, box_px: BoxPx) -> str:
     scale = min(1.0, THUMBNAIL_PX / max(part.shape[:2]))
     size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
     small = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
-    encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return base64.b64encode(encoded.tobytes()).decode()
+    return base64.b64encode(jpeg_of(small, 85)).decode()

@@ -8,14 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import cv2
-
 from engines.choose import class_index
 from engines.confidence import USUAL_LIMITS, Limits
 from engines.errors import InputError, OutputError
 from engines.localizer import ImageBgr, Localizer
 from engines.text import displayable, in_words
-from realtime.annotate import Look, outlines_of
+from realtime.annotate import Look, jpeg_of, outlines_of
 from realtime.capture import Connection
 from realtime.frames import FrameRecord
 from realtime.statistics import LiveRun
@@ -56,9 +54,7 @@ class Shown:
     @cached_property
     def jpeg(self) -> bytes:
         """The picture as a JPEG, encoded once for all who ask."""
-        return bytes(
-            cv2.imencode(".jpg", self.picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-        )
+        return jpeg_of(self.picture, JPEG_QUALITY)
 
 
 class Session:

@@ -88,3 +88,20 @@ def lrn(x, size, alpha, beta, bias):
         squares = sum(x[:, k] ** 2 for k in range(low, high + 1))
         y[:, c] = x[:, c] / (bias + alpha / size * squares) ** beta
     return y
+
+
+def slow_stretch(maps_chw, x0, y0, width, height):
+    """Bilinear interpolation of some cells to the whole grid, one value at a time."""
+    channels, side, _ = maps_chw.shape
+    part = maps_chw[:, y0 : y0 + height, x0 : x0 + width]
+    result = np.zeros(maps_chw.shape)
+    for c, i, j in np.ndindex(channels, side, side):
+        y = min(max((i + 0.5) * height / side - 0.5, 0), height - 1)
+        x = min(max((j + 0.5) * width / side - 0.5, 0), width - 1)
+        top, left = math.floor(y), math.floor(x)
+        bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+        dy, dx = y - top, x - left
+        upper = (1 - dx) * part[c, top, left] + dx * part[c, top, right]
+        lower = (1 - dx) * part[c, bottom, left] + dx * part[c, bottom, right]
+        result[c, i, j] = (1 - dy) * upper + dy * lower
+    return result

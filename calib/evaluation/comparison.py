@@ -25,7 +25,7 @@ from engines.files import Kind, checked_output, whole_file
 from engines.localizer import ImageBgr
 from engines.options import LOOK_AT, OUTPUT, Option
 from engines.text import displayable
-from realtime.annotate import clock
+from realtime.annotate import clock, jpeg_of
 from realtime.documents import plain, templates
 from realtime.events import name_in, shown_in
 from realtime.frames import BoxPx
@@ -311,8 +311,7 @@ def _drawn(image_bgr: ImageBgr, difference: Difference) -> str:
     for box, colour, thick in boxes:
         x0, y0, x1, y1 = (round(edge * scale) for edge in box.xyxy_px)
         cv2.rectangle(picture, (x0, y0), (x1, y1), _bgr(colour), thick, cv2.LINE_AA)
-    stored = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
-    return base64.b64encode(stored.tobytes()).decode()
+    return base64.b64encode(jpeg_of(picture, 88)).decode()
 
 
 def _bgr(colour: str) -> tuple[int, int, int]:

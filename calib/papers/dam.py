@@ -37,7 +37,7 @@ from engines.localizer import Localizer
 from engines.networks.registry import Classifier, class_names, imagenet_classes
 from engines.options import EngineOptions
 from engines.search.dam_published import PublishedDamEngine, PublishedDamSettings
-from realtime.annotate import PREDICTED_BGR, TRUTH_BGR
+from realtime.annotate import PREDICTED_BGR, TRUTH_BGR, jpeg_of
 
 PAPER_IOU = 0.4679
 PAPER_CENTRES = {"0.0": "90 %", "0.2": "80 %"}
@@ -226,7 +226,7 @@ def _picture(case: Case, found: Boxes, true: Boxes, name: str) -> Picture:
     photo = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     for box, colour in ((true, TRUTH_BGR), (found, PREDICTED_BGR)):
         outline(photo, (box * np.tile(size, 2)).tolist(), colour)
-    return Picture(name, cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+    return Picture(name, jpeg_of(photo, 85))
 
 
 def figures_of(found: Boxes, true: Boxes, names: Sequence[str], default: Boxes) -> dict[str, Any]:

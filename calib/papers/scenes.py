@@ -18,7 +18,7 @@ from calib.heads.linear import Array64
 from calib.papers.maps import Images, MapStore
 from calib.papers.reproduce import Request, percent
 from engines.boxes import iou
-from realtime.annotate import PREDICTED_BGR, TRUTH_BGR, heat_map
+from realtime.annotate import PREDICTED_BGR, TRUTH_BGR, heat_map, jpeg_of
 
 OBJECTS, CLASSES, IMAGES, SINGLE = PROTOCOLS = (
     "every object",
@@ -207,4 +207,4 @@ def _picture(scenes: Scenes, row: int, box: Array64, name: str) -> Picture:
     side = scenes.images.store.classifier.size_px
     heat = heat_map(scenes.images.maps("max", [row])[0].reshape(side, side), *size)
     both = np.hstack([photo, heat])
-    return Picture(name, cv2.imencode(".jpg", both, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+    return Picture(name, jpeg_of(both, 85))

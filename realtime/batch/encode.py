@@ -22,7 +22,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from engines.files import digest_of_file, read_object, whole_file
 from engines.localizer import ImageBgr, Localizer
-from realtime.annotate import Look, draw
+from realtime.annotate import Look, draw, jpeg_of
 from realtime.batch.options import Settings
 from realtime.batch.segment import Clip, Read, Segment, SegmentEnd, frames_of, read_segment
 from realtime.capture import AHEAD_BYTES
@@ -287,13 +287,11 @@ def _small(record: FrameRecord) -> dict[str, Any]:
     )
     box_px = None if found.box_xyxy_px is None else _scaled(found.box_xyxy_px, scale)
     found = replace(found, box_xyxy_px=box_px, detections=others)
-    encoded = cv2.imencode(
-        ".jpg", draw(small, found, objects=objects), [cv2.IMWRITE_JPEG_QUALITY, 88]
-    )[1]
+    jpeg = jpeg_of(draw(small, found, objects=objects), 88)
     return {
         "frame": frame.index,
         "pts_s": frame.pts_s,
-        "jpeg": base64.b64encode(encoded.tobytes()).decode(),
+        "jpeg": base64.b64encode(jpeg).decode(),
     }
 
 

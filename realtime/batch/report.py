@@ -194,10 +194,11 @@ class Tally:
         ``localized``, ``nothing_sure``, ``causes``, ``latency_ms`` and ``stages_ms`` as in
         ``Run.summary``.
         """
+        rows = [event.row() for event in self.events]
         return {
-            "events": [event.row() for event in self.events[:MOST_EVENTS]],
-            "event_count": len(self.events),
-            "seen": summed_up([event.row() for event in self.events], self._photos),
+            "events": rows[:MOST_EVENTS],
+            "event_count": len(rows),
+            "seen": summed_up(rows, self._photos),
             **counts_of(self.outcomes),
             "localized": int(self.boxed.sum()),
             "nothing_sure": int(self.nothing.sum()),

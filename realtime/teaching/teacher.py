@@ -17,7 +17,7 @@ from engines.errors import InputError, OutputError
 from engines.localizer import Detection, ImageBgr, Localization
 from engines.networks.network import NO_CLASSES
 from engines.text import displayable
-from realtime.annotate import heat_map
+from realtime.annotate import heat_map, jpeg_of
 from realtime.frames import BoxPx, FrameRecord, Tracked
 from realtime.teaching.labels import Box, LabelFolder
 from realtime.teaching.learning import Learning
@@ -235,7 +235,7 @@ class Teacher:
         scale = THUMB_PX / max(width, 1)
         size = THUMB_PX, max(1, round(height * scale))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1])
+        return jpeg_of(small, 80)
 
     def map_over(self, key: str) -> bytes:
         """A frame under its sensitivity map, as a JPEG.
@@ -249,7 +249,7 @@ class Teacher:
             raise InputError("there is no map of this frame: freeze a live one")
         heat = heat_map(held.found.map_hw, *held.size_px)
         drawn = cv2.addWeighted(image, 1 - MAP_SHARE, heat, MAP_SHARE, 0)
-        return bytes(cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
+        return jpeg_of(drawn, 85)
 
     def why(self, held: Held) -> dict[str, str] | None:
         """Why a frame has this answer: in ``words``, and the ``nearest`` labelled image, which may
@@ -274,7 +274,7 @@ class Teacher:
                 return there
         image = frame.image_bgr
         height, width = image.shape[:2]
-        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+        jpeg = jpeg_of(image, JPEG_QUALITY)
         drafts = drafts_of(record.found, record.objects or ())
         found = drafts[0] if drafts else record.found
         sure = found.confidence if found else None

@@ -1,6 +1,5 @@
 """Beam search's steps against slow float64 definitions, written from the paper's text."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +33,7 @@ from engines.search.beam import (
     without_cells,
     without_overlaps,
 )
+from tests.oracles import slow_stretch
 
 SIDE_PX = 96  # conv5_3 is 6 x 6
 
@@ -41,23 +41,6 @@ SIDE_PX = 96  # conv5_3 is 6 x 6
 @pytest.fixture(scope="module")
 def compact():
     return load_classifier("compact", "random", SIDE_PX)
-
-
-def slow_stretch(map_chw, x0, y0, width, height):
-    """Bilinear interpolation of a part of the map to the map's own size, one value at a time."""
-    channels, side, _ = map_chw.shape
-    part = map_chw[:, y0 : y0 + height, x0 : x0 + width]
-    result = np.zeros(map_chw.shape)
-    for c, i, j in np.ndindex(channels, side, side):
-        y = min(max((i + 0.5) * height / side - 0.5, 0), height - 1)
-        x = min(max((j + 0.5) * width / side - 0.5, 0), width - 1)
-        top, left = math.floor(y), math.floor(x)
-        bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-        dy, dx = y - top, x - left
-        upper = (1 - dx) * part[c, top, left] + dx * part[c, top, right]
-        lower = (1 - dx) * part[c, bottom, left] + dx * part[c, bottom, right]
-        result[c, i, j] = (1 - dy) * upper + dy * lower
-    return result
 
 
 def cropped(map_chw, candidate):

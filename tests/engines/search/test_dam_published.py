@@ -13,9 +13,7 @@ from engines.build import IMAGE, WANTED_CLASS
 from engines.choose import open_localizer
 from engines.errors import ModelError
 from engines.localizer import Localizer
-from engines.networks import vgg
-from engines.networks.network import Network
-from engines.networks.registry import Classifier, load_classifier
+from engines.networks.registry import load_classifier
 from engines.search.dam_published import (
     DILATIONS,
     EROSIONS,
@@ -33,18 +31,6 @@ from tests.engines.double import run_in_float64
 from tests.engines.search.slow_walks import layer_end, slow_backward, slow_forward
 
 SIDE, LAYER, KMAX = 32, "conv4_1", 3
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Classifier:
-    """A VGG16 of 2 to 5 channels with random weights, on 32 px."""
-    weights = vgg.random_weights((2, 2, 3, 4, 5), 6, hidden=0, seed=3)
-    return Classifier(Network("tiny", vgg.forward, dict), SIDE, "tiny", weights)
-
-
-@pytest.fixture(scope="module")
-def image() -> np.ndarray:
-    return np.random.default_rng(5).integers(0, 256, (1, SIDE, SIDE, 3)).astype(np.uint8)
 
 
 def test_neurons_and_walks_are_the_oracles(tiny, image):
