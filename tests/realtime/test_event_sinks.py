@@ -109,6 +109,7 @@ def test_an_answer_says_whether_to_try_again(hook):
     notifier = Notifier(receiver_of(hook.address), "the hook", said.append)
     for number in range(3):
         notifier.send(message(number))
+    wait_until(lambda: len(hook.got) == 2)
     notifier.close()
     assert hook.numbers == [0, 2]
     assert any("404" in line for line in said)
@@ -143,6 +144,7 @@ def test_a_command_reads_the_event(tmp_path):
     said = []
     notifier = Notifier(receiver_of(f'{sys.executable} -c "{program}"'), "it", said.append)
     notifier.send(message(7))
+    wait_until(lambda: written.exists() and written.read_text().endswith("}"))
     notifier.close()
     assert written.read_text() == "began" + json.dumps(message(7))
     assert said == []
@@ -156,6 +158,7 @@ def test_a_command_that_fails_is_said_and_not_run_again(tmp_path):
     ):
         notifier = Notifier(receiver_of(command), "it", said.append)
         notifier.send(message(1))
+        wait_until(lambda: said)
         notifier.close()
         assert reason in said.pop()
         assert said == []
