@@ -105,6 +105,25 @@ class ConfidenceModel:
             logit += weight * term
         return 1 / (1 + math.exp(-min(max(logit, -MOST_LOGIT), MOST_LOGIT)))
 
+    def shares(self, cues: Sequence[float]) -> list[float]:
+        """What each cue adds to the logit, beside a box with all cues at their means. All together
+        they are the logit less ``bias``.
+
+        A product of two cues counts half for each: these are the Shapley values (Lundberg & Lee
+        2017, equation 4) of a sum of products of two.
+        """
+        count = len(self.mean)
+        pairs = len(self.weight) > count
+        found = terms(cues, self.mean, self.scale, pairs)
+        weighed = [term * weight for term, weight in zip(found, self.weight, strict=True)]
+        shares, products = weighed[:count], iter(weighed[count:])
+        if pairs:
+            for one, other in combinations_with_replacement(range(count), 2):
+                half = next(products) / 2
+                shares[one] += half
+                shares[other] += half
+        return shares
+
 
 def terms(
     cues: Sequence[float], mean: Sequence[float], scale: Sequence[float], pairs: bool

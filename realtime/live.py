@@ -45,6 +45,7 @@ from realtime.sources.video import Source, SourceOptions
 from realtime.statistics import LiveRun, Run
 from realtime.teaching.learning import Command, Learning, ReplaceableLocalizer
 from realtime.teaching.teacher import Teacher, check_folder
+from realtime.teaching.why import Explaining
 from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened, shown_from
 from realtime.web.server import Address, MetricsSink, PageServer
 
@@ -89,19 +90,27 @@ def stream_chosen(
     if not why_not:
         localizer = ReplaceableLocalizer(localizer)
 
+    def with_head(path: Path) -> EngineOptions:
+        return replace(choice, head=str(path), layer=None, wanted_class=None)
+
     def teacher(session: Session) -> Teacher:
         if why_not or not isinstance(localizer, ReplaceableLocalizer):
-            return Teacher(options.labels_dir, None, why_not, options.repeat)
+            explain = Explaining(lambda: (choice, 0))
+            return Teacher(options.labels_dir, None, why_not, options.repeat, explain)
 
         def open_head(path: Path) -> Localizer:
             first = session.connections[0]
             first_px = (first.width_px, first.height_px) if first.width_px else None
-            taught = replace(choice, head=str(path), layer=None, wanted_class=None)
-            return open_localizer(taught, batch=batch, first_px=first_px)
+            return open_localizer(with_head(path), batch=batch, first_px=first_px)
+
+        def in_use() -> tuple[EngineOptions, int]:
+            path, swaps = learning.in_use
+            return with_head(path) if path else choice, swaps
 
         assert fit_command is not None
         learning = Learning(localizer, fit_command, open_head, session.swapped, options.labels_dir)
-        return Teacher(options.labels_dir, learning, comes_first=options.repeat)
+        explain = Explaining(in_use)
+        return Teacher(options.labels_dir, learning, "", options.repeat, explain)
 
     return stream(specs, localizer, console, options, following, teacher)
 

@@ -175,6 +175,7 @@ class Learning:
         self._process: subprocess.Popen[str] | None = None
         self._learnt: Mapping[str, Sequence[Box]] | None = None
         self._stopped = False
+        self._swaps = 0
         self._course: list[dict[str, float]] = []
         self._facts: dict[str, Any] = {"state": "idle", "share": 0.0, "stage": "", "kept": ""}
 
@@ -311,7 +312,7 @@ class Learning:
 
     def _use_trial(self) -> None:
         path = self._folder / TAUGHT
-        with _yielding():
+        with yielding():
             opened = self._open_head(self._folder / TRIAL)
         os.replace(self._folder / TRIAL, path)
         older, self._taught = self._taught, opened
@@ -334,8 +335,15 @@ class Learning:
         if wanted is not self._localizer.now:
             self._swap(wanted)
 
+    @property
+    def in_use(self) -> tuple[Path | None, int]:
+        """The taught head where that runs, and how often heads were swapped so far."""
+        using = self._taught is not None and self._localizer.now is self._taught
+        return self._folder / TAUGHT if using else None, self._swaps
+
     def _swap(self, localizer: Localizer) -> None:
         self._localizer.replaced(localizer).wait(SWAP_S)
+        self._swaps += 1
         self._swapped(localizer)
 
     def keep(self, name: str) -> Path:
@@ -364,7 +372,7 @@ class Learning:
 
 
 @contextmanager
-def _yielding() -> Iterator[None]:
+def yielding() -> Iterator[None]:
     """Let other threads of Python have their turn sooner: frames go on while a graph is built."""
     before_s = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)

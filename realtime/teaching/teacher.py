@@ -11,16 +11,25 @@ from typing import Any, Self
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from engines.errors import InputError, OutputError
+from engines.boxes import overlap
+from engines.errors import InputError, OutputError, SightlineError
 from engines.localizer import Detection, ImageBgr, Localization
 from engines.networks.network import NO_CLASSES
-from engines.text import displayable
+from engines.text import displayable, in_words
 from realtime.annotate import heat_map, jpeg_of
 from realtime.frames import BoxPx, FrameRecord, Tracked
 from realtime.teaching.labels import Box, LabelFolder
 from realtime.teaching.learning import Learning
+from realtime.teaching.why import (
+    SIGNATURE_PX,
+    Explain,
+    Signature,
+    explanation_json,
+    nearest,
+    percent,
+    signature_of,
+)
 
 OPEN_S = 8.0
 """The page asks more often while somebody teaches."""
@@ -29,14 +38,14 @@ FREEZE_S = 3.0
 JPEG_QUALITY = 95
 THUMB_PX = 168
 MAP_SHARE = 0.55
-SIGNATURE_PX = (16, 12)
 MOST_HELD, MOST_SUGGESTED = 32, 6
 MOST_LISTED = 60
 ALIKE = 0.02
 """Frames whose small grey pictures differ by less, as a root mean square of 0..1, are alike."""
 UNKNOWN_CONFIDENCE = 0.5
 FEWEST_BOXES, ENOUGH_BOXES = 5, 12
-Signature = NDArray[np.float32]
+SAME_IOU = 0.5
+"""Two boxes that overlap so much are of one object."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ class Teacher:
         learning: fits and swaps heads; None where heads cannot be fitted in this run.
         why_not: why they cannot, in words.
         comes_first: the page opens with teaching.
+        explain: explains boxes; None where that cannot be.
 
     Raises:
         SourceError: the folder holds a table of labels that cannot be read.
@@ -99,8 +109,10 @@ class Teacher:
         learning: Learning | None = None,
         why_not: str = "",
         comes_first: bool = False,
+        explain: Explain | None = None,
     ) -> None:
         self.comes_first = comes_first
+        self._explain = explain
         self.labels = LabelFolder(folder)
         self.learning, self._why_not = learning, why_not
         self._lock = threading.RLock()
@@ -245,24 +257,53 @@ class Teacher:
         """
         held = self.held(key)
         image = _decoded(held.jpeg)
-        if held.found is None or image is None:
+        found = held.found
+        if image is None or (found is None and self._explain is None):
             raise InputError("there is no map of this frame: freeze a live one")
-        heat = heat_map(held.found.map_hw, *held.size_px)
+        if found is not None:
+            map_hw = found.map_hw
+        else:
+            assert self._explain is not None
+            map_hw = self._explain(image, None).map_hw
+        heat = heat_map(map_hw, *held.size_px)
         drawn = cv2.addWeighted(image, 1 - MAP_SHARE, heat, MAP_SHARE, 0)
         return jpeg_of(drawn, 85)
 
-    def why(self, held: Held) -> dict[str, str] | None:
-        """Why a frame has this answer: in ``words``, and the ``nearest`` labelled image, which may
-        be empty; None where no answer is known.
+    def why(self, key: str, box_xyxy_px: BoxPx | None = None) -> dict[str, Any]:
+        """Why a frame has its answer.
+
+        Args:
+            key: of the frame.
+            box_xyxy_px: the box that is asked about; None for the surest.
+
+        Returns:
+            ``words``, sentences; ``nearest``, the labelled images that look most like it, with
+            their ``names``; ``explanation``, see ``explanation_json``, or None where there is none.
+
+        Raises:
+            InputError: see ``held``.
         """
-        if held.found is None:
-            return None
-        files = [*self.labels.all()][-MOST_LISTED:]
-        signatures = self._labelled_signatures()
-        away = [float(((each - held.signature) ** 2).mean()) for each in signatures]
-        others = [place for place, file in enumerate(files) if file != held.file]
-        nearest = files[min(others, key=lambda place: away[place])] if others else ""
-        return {"words": why_in_words(held.found, held.drafts), "nearest": nearest}
+        held = self.held(key)
+        words, explanation = list[str](), None
+        image = _decoded(held.jpeg)
+        if self._explain is not None and image is not None:
+            try:
+                found = self._explain(image, box_xyxy_px)
+                shown = _shown_confidence(held.drafts, found.box_xyxy_px)
+                explanation = explanation_json(found, shown)
+                words = explanation["words"]
+            except SightlineError as error:
+                words = [f"It cannot be explained further: {in_words(error)}."]
+        if explanation is None and held.found is not None:
+            words = [*why_in_words(held.found, held.drafts), *words]
+        known = dict(zip(self._listed(), self._labelled_signatures(), strict=True))
+        known.pop(held.file, None)
+        labels = self.labels.all()
+        near = [
+            {"file": file, "names": sorted({each.name for each in labels.get(file, ())})}
+            for file in nearest(held.signature, known)
+        ]
+        return {"words": words, "nearest": near, "explanation": explanation}
 
     def _hold(self, record: FrameRecord, looked_at_s: float = 0.0) -> Held:
         frame = record.frame
@@ -351,9 +392,13 @@ class Teacher:
             found[each.key] = 0.0 if away < ALIKE else away * (0.25 + each.unsure)
         return found
 
+    def _listed(self) -> list[str]:
+        """The images that were labelled last."""
+        return list(self.labels.all())[-MOST_LISTED:]
+
     def _labelled_signatures(self) -> list[Signature]:
         """Of the images that were labelled last."""
-        files = list(self.labels.all())[-MOST_LISTED:]
+        files = self._listed()
         for file in files:
             if file not in self._signatures:
                 image = _decoded(_content(self.labels.folder / file))
@@ -439,11 +484,11 @@ def advice(names: Mapping[str, int], labels: Mapping[str, Sequence[Box]]) -> str
     return "It can learn now."
 
 
-def why_in_words(found: Localization, drafts: Sequence[Draft]) -> str:
-    """What was found in a frame, how sure that is, and what the network sees in it."""
+def why_in_words(found: Localization, drafts: Sequence[Draft]) -> list[str]:
+    """What was found in a frame, how sure that is, and what the network sees in it: sentences."""
     lines = []
     sure = drafts[0].confidence if drafts else found.confidence
-    likely = "" if sure is None else f"right with a probability of {100 * sure:.0f} %"
+    likely = "" if sure is None else f"right with a probability of {percent(sure)}"
     if drafts and likely:
         lines.append(f"The box '{drafts[0].name or 'object'}' is {likely}.")
         if found.unsure:
@@ -451,10 +496,17 @@ def why_in_words(found: Localization, drafts: Sequence[Draft]) -> str:
     elif not drafts:
         lines.append(f"No box is sure enough{': the best one is ' + likely if likely else ''}.")
     if found.class_name not in NO_CLASSES:
-        likeliest = f"'{found.class_name}' ({100 * found.score:.0f} %)"
+        likeliest = f"'{found.class_name}' ({percent(found.score)})"
         lines.append(f"The likeliest class of the picture is {likeliest}.")
-    lines.append("Bright places of the map are what the answer rests on.")
-    return " ".join(lines)
+    return lines
+
+
+def _shown_confidence(drafts: Sequence[Draft], box_xyxy_px: BoxPx | None) -> float | None:
+    """The confidence that the run showed for a box; None where it showed none."""
+    if box_xyxy_px is None or not drafts:
+        return None
+    best = max(drafts, key=lambda each: overlap(each.box_xyxy_px, box_xyxy_px))
+    return best.confidence if overlap(best.box_xyxy_px, box_xyxy_px) >= SAME_IOU else None
 
 
 def drafts_of(found: Localization | None, objects: Sequence[Tracked]) -> tuple[Draft, ...]:
@@ -468,13 +520,6 @@ def drafts_of(found: Localization | None, objects: Sequence[Tracked]) -> tuple[D
         if each.box_xyxy_px is not None
     ]
     return tuple(sorted(drafts, key=lambda each: -(each.confidence or 0.0)))
-
-
-def signature_of(image_bgr: ImageBgr) -> Signature:
-    """A small grey picture as values 0..1, ``[192]``."""
-    small = cv2.resize(image_bgr, SIGNATURE_PX, interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
-    return np.asarray(grey, np.float32).ravel() / np.float32(255)
 
 
 def _content(path: Path) -> bytes:

@@ -13,6 +13,7 @@ from realtime.web.bodies import reader
 Edge = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Key = Annotated[str, Field(min_length=1, max_length=300)]
 Name = Annotated[str, Field(max_length=400)]
+Place = Annotated[float | None, Query(allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
@@ -102,6 +103,19 @@ def _add_labels(app: FastAPI, teacher: Teacher) -> None:
     def map_over(key: Annotated[str, Query(max_length=300)]) -> Response:
         return Response(teacher.map_over(key), media_type="image/jpeg")
 
+    @app.get("/teach/why")
+    def why(
+        key: Annotated[str, Query(max_length=300)],
+        x0: Place = None,
+        y0: Place = None,
+        x1: Place = None,
+        y1: Place = None,
+    ) -> dict[str, Any]:
+        """Why a frame has its answer; with four edges, what lies in that box of it."""
+        if x0 is None or y0 is None or x1 is None or y1 is None:
+            return teacher.why(key)
+        return teacher.why(key, (x0, y0, x1, y1))
+
     @app.get("/teach/coco.json")
     def coco() -> dict[str, Any]:
         return teacher.labels.coco()
@@ -156,5 +170,4 @@ def _frame(teacher: Teacher, held: Held) -> dict[str, Any]:
         ],
         "boxes": [{"name": each.name, "box": each.box_xyxy_px} for each in boxes or ()],
         "labelled": boxes is not None,
-        "why": teacher.why(held),
     }

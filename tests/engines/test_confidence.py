@@ -35,6 +35,24 @@ def named(box, map_hw, probability=0.25, logit=3.0):
     return dict(zip(CUES, cues_of(box, map_hw, probability, logit), strict=True))
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_shares_of_cues_add_up_to_the_logit_and_are_nothing_for_a_usual_box(pairs):
+    rng = np.random.default_rng(0)
+    count = len(CUES)
+    weight = rng.normal(size=count + (count * (count + 1) // 2 if pairs else 0))
+    mean, scale = rng.normal(size=count), rng.uniform(0.5, 2, count)
+    model = ConfidenceModel(CUES, tuple(mean), tuple(scale), tuple(weight), 0.3)
+    cues = rng.normal(size=count)
+    logit = math.log(model(cues) / (1 - model(cues)))
+    assert sum(model.shares(cues)) + 0.3 == pytest.approx(logit)
+    assert model.shares(mean) == pytest.approx([0.0] * count)
+    one = mean.copy()
+    one[3] += scale[3]  # a standard deviation more than usual, and all else as usual
+    place = count + sum(count - each for each in range(3))
+    alone = weight[3] + (weight[place] if pairs else 0)
+    assert model.shares(one) == pytest.approx([0, 0, 0, alone, *[0] * (count - 4)])
+
+
 def test_cues_of_a_flat_map_are_those_of_its_box():
     flat = np.full((SIDE, SIDE), 2.0, np.float32)
     found = named((0.25, 0.5, 0.75, 0.75), flat)

@@ -5,7 +5,7 @@ const COLOURS = ["#ff6a5c", "#56b4e9", "#f0e442", "#cc79a7", "#2fbf8f", "#e69f00
 const CLICK_PX = 6, REACH_PX = 16, STEP = 0.02, POLL_MS = 1000;
 const easel = by("easel"), svg = by("boxes"), nameField = by("teach-name");
 let open = false, frame = null, chosen = -1, pending = null, drag = null;
-let state = null, saving = Promise.resolve(), first = true;
+let state = null, saving = Promise.resolve(), first = true, asked = null, changes = 0;
 
 const tell = (text) => { by("teach-told").textContent = text; };
 const copy = (boxes) => boxes.map((each) => ({ name: each.name, box: [...each.box] }));
@@ -23,9 +23,8 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?
 // The frame.
 function show(found, focus = true) {
   const other = frame?.key !== found.key;
-  frame = { ...found, boxes: copy(found.boxes), drafts: found.drafts.filter((draft) => !found.boxes.some((each) => overlap(each.box, draft.box) > 0.5)) };
+  frame = { ...found, boxes: copy(found.boxes), held: copy(found.boxes), drafts: found.drafts.filter((draft) => !found.boxes.some((each) => overlap(each.box, draft.box) > 0.5)) };
   if (other) { chosen = -1; pending = null; explain(false); }
-  by("teach-why").disabled = !frame.why;
   chosen = Math.min(chosen, frame.boxes.length - 1);
   svg.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
   by("screen").style.aspectRatio = `${frame.width} / ${frame.height}`;
@@ -38,7 +37,7 @@ function show(found, focus = true) {
 }
 
 function goLive() {
-  frame = pending = drag = null;
+  frame = pending = drag = asked = null;
   for (const id of ["easel", "teach-form", "teach-frame", "teach-live", "teach-next"]) by(id).hidden = true;
   by("teach-freeze").hidden = false;
   document.body.classList.remove("frozen");
@@ -64,14 +63,15 @@ async function look(key) {
   if (found) { show(found); if (matchMedia("(max-width: 640px)").matches) scrollTo({ top: 0, behavior: "instant" }); }
 }
 
-// Saved at each change; where the server refuses, the boxes are again what they were.
-function save(before) {
-  const key = frame.key, boxes = copy(frame.boxes);
+// Saved at each change. Where the server refuses, the boxes are again those that it holds. An answer counts only if nothing was changed since.
+function save() {
+  const key = frame.key, boxes = copy(frame.boxes), number = ++changes;
   saving = saving.then(async () => {
     const found = await post("teach/save", { key, boxes });
-    if (frame?.key === key) {
+    if (found && frame?.key === key) frame.held = copy(found.boxes);
+    if (number === changes && frame?.key === key) {
       if (found) show(found, false);
-      else { frame.boxes = before; chosen = -1; draw(); }
+      else { frame.boxes = copy(frame.held); chosen = -1; draw(); }
     }
     await refresh();
   });
@@ -79,10 +79,9 @@ function save(before) {
 }
 
 function changeBoxes(change) {
-  const before = copy(frame.boxes);
   change(frame.boxes);
   draw();
-  return save(before);
+  return save();
 }
 
 function add(box) {
@@ -128,6 +127,7 @@ const scale = () => Math.min(svg.clientWidth / frame.width, svg.clientHeight / f
 function draw() {
   if (!frame) return;
   const parts = [];
+  if (asked?.box) parts.push(shape(asked.box, "#ffb000", "", "asked"));
   for (const draft of frame.drafts) parts.push(shape(draft.box, "#ffffff", percent(draft), "draft"));
   frame.boxes.forEach((each, index) => {
     parts.push(shape(each.box, colourOf(each.name), each.name, ""));
@@ -238,8 +238,9 @@ const ordered = ([x0, y0, x1, y1]) => [Math.min(x0, x1), Math.min(y0, y1), Math.
 
 function clicked(point) {
   const box = smallest(frame.boxes.filter((each) => inside(point, each.box)), (each) => each.box);
-  if (box) { choose(frame.boxes.indexOf(box)); return; }
   const draft = smallest(frame.drafts.filter((each) => inside(point, each.box)), (each) => each.box);
+  if (asked && (box || draft)) { explain(true, (box ?? draft).box); if (box) choose(frame.boxes.indexOf(box)); return; }
+  if (box) { choose(frame.boxes.indexOf(box)); return; }
   if (draft) { accept(draft); return; }
   choose(-1);
   tell("A click makes no box: drag from one corner of the object to the opposite one.");
@@ -284,7 +285,7 @@ by("teach-form").addEventListener("submit", (event) => {
 function nothing() {
   if (pending) { pending = null; draw(); }
   if (frame.boxes.length) { tell("This frame has boxes: remove them first, then say that nothing is here."); return; }
-  save([]).then(next);
+  save().then(next);
 }
 
 async function undo() {
@@ -295,18 +296,57 @@ async function undo() {
   await refresh();
 }
 
-// Why the frame has this answer: the map over the picture, words, and the nearest labelled frame.
-function explain(wanted) {
-  const key = encodeURIComponent(frame.key);
+// Why a box is what it is: the map over the picture, what speaks for it and against it, what else it could be, and the nearest labels.
+async function explain(wanted, box = null) {
+  const key = frame.key, ask_ = asked = wanted ? {} : null;
   by("teach-why").setAttribute("aria-pressed", String(wanted));
-  by("teach-reason").hidden = !wanted;
-  by("frozen").src = `teach/${wanted ? "map" : "frame"}.jpg?key=${key}`;
-  if (!wanted) return;
-  by("teach-words").textContent = frame.why.words;
-  by("teach-nearest").hidden = !frame.why.nearest;
+  by("frozen").src = `teach/${wanted ? "map" : "frame"}.jpg?key=${encodeURIComponent(key)}`;
+  if (!wanted) { by("teach-reason").hidden = true; return; }
+  const edges = box ? ["x0", "y0", "x1", "y1"].map((name, index) => `&${name}=${box[index]}`).join("") : "";
+  let found;
+  try { found = await ask(`teach/why?key=${encodeURIComponent(key)}${edges}`); } catch (error) { tell(sentence(error.message)); return; }
+  if (asked !== ask_ || frame?.key !== key) return;
+  asked.box = found.explanation?.box_xyxy_px ?? null;
+  by("teach-reason").hidden = false;
+  by("teach-words").replaceChildren(...found.words.map((text) => { const line = document.createElement("li"); line.textContent = text; return line; }));
+  showReasons(found.explanation);
+  thumbs("teach-nearest", found.nearest.map((each) => ({ key: each.file, label: `Nearest labelled frame: ${each.names.join(", ") || "nothing in it"}` })), "Nothing is labelled yet.");
+  draw();
 }
-by("teach-why").addEventListener("click", () => explain(by("teach-reason").hidden));
-by("teach-nearest").addEventListener("click", () => look(frame.why.nearest));
+
+function showReasons(found) {
+  const cues = found?.cues ?? [], most = Math.max(0.01, ...cues.map((each) => Math.abs(each.share)));
+  by("teach-cues").hidden = !cues.length;
+  by("teach-cues").tBodies[0].replaceChildren(...cues.map((each) => reasonRow(each.words, `${each.share < 0 ? "−" : "+"}${Math.abs(each.share).toFixed(1)}`, each.share / most)));
+  const rivals = [...(found?.names ?? []), ...(found?.classes ?? [])];
+  by("teach-rivals").hidden = !rivals.length;
+  by("teach-rivals").tBodies[0].replaceChildren(...rivals.map((each) => reasonRow(each.name, `${Math.round(100 * each.probability)} %`, each.probability)));
+  by("teach-input").textContent = found ? `The network saw the whole frame with ${found.input_px.join(" x ")} pixels${found.box_input_px ? `, the box with ${found.box_input_px.join(" x ")}` : ""}.` : "";
+  by("teach-add").hidden = !asked.box || frame.boxes.some((each) => overlap(each.box, asked.box) > 0.5);
+}
+
+function reasonRow(text, number, share) {
+  const line = document.createElement("tr"), head = document.createElement("th"), cell = document.createElement("td"), bar = document.createElement("i");
+  head.scope = "row";
+  head.textContent = text;
+  bar.style.width = `${Math.round(100 * Math.abs(share))}%`;
+  bar.className = share < 0 ? "against" : "";
+  cell.append(bar, number);
+  line.append(head, cell);
+  return line;
+}
+
+by("teach-why").addEventListener("click", () => explain(!asked));
+by("teach-add").addEventListener("click", () => {
+  const draft = frame.drafts.find((each) => overlap(each.box, asked.box) > 0.5);
+  accept(draft ?? { name: "", box: asked.box });
+  by("teach-add").hidden = true;
+});
+by("why-open").addEventListener("click", async () => {
+  if (!open) toggle(true);
+  if (!frame) await freeze();
+  if (frame) explain(true);
+});
 
 // What is labelled, and what to label next.
 async function refresh() {
@@ -437,7 +477,7 @@ async function keepAsking() {
 }
 
 document.addEventListener("state", ({ detail }) => {
-  by("teach-open").hidden = detail.teaches === null;
+  by("teach-open").hidden = by("why-open").hidden = detail.teaches === null;
   if (first && detail.teaches === "first") toggle(true);
   first = false;
 });

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 from engines.dense_names import BoxName
-from engines.errors import InputError
+from engines.errors import InputError, ModelError
+from engines.explain import Cue, Explanation, Rival
 from engines.localizer import Detection, Localization
 from realtime.frames import Frame, FrameRecord
 from realtime.teaching.labels import Box
 from realtime.teaching.teacher import MOST_HELD, Teacher, advice
+from realtime.teaching.why import explained_in_words
 
 MAP = np.zeros((4, 4), np.float32)
 BOX = (10.0, 8.0, 40.0, 30.0)
@@ -51,23 +53,73 @@ def test_a_frame_is_held_as_it_came_with_drafts(teacher, monkeypatch):
     assert small.shape[1] == 168
 
 
-def test_why_a_frame_has_its_answer(teacher):
+def test_why_a_frame_has_its_answer_where_nothing_explains(teacher):
     teacher.write(record(1, 0, 0.5), None)
-    held = teacher.freeze("cam")
-    why = teacher.why(held)
+    key = teacher.freeze("cam").key
+    why = teacher.why(key)
     assert "The box 'cat' is right with a probability of 50 %." in why["words"]
-    assert "'tabby' (50 %)" in why["words"]
-    assert why["nearest"] == ""
-    over = cv2.imdecode(np.frombuffer(teacher.map_over(held.key), np.uint8), cv2.IMREAD_COLOR)
+    assert "The likeliest class of the picture is 'tabby' (50 %)." in why["words"]
+    assert (why["nearest"], why["explanation"]) == ([], None)
+    over = cv2.imdecode(np.frombuffer(teacher.map_over(key), np.uint8), cv2.IMREAD_COLOR)
     assert over.shape == (48, 64, 3)
-    for index, place in ((2, 2), (3, 50)):
-        teacher.write(record(index, place), None)
-        teacher.save(teacher.freeze("cam").key, [])
-    assert teacher.why(held)["nearest"] == "cam-000002.jpg"
     again = Teacher(teacher.labels.folder)
-    assert again.why(again.look_at("cam-000002.jpg")) is None
+    teacher.save(key, [])
     with pytest.raises(InputError, match="no map of this frame"):
-        again.map_over("cam-000002.jpg")
+        again.map_over("cam-000001.jpg")
+
+
+def test_the_nearest_labelled_frames_come_with_their_names(teacher):
+    for index, place in ((2, 30), (3, 2), (4, 50), (5, 4), (6, 0)):
+        teacher.write(record(index, place), None)
+        key = teacher.freeze("cam").key
+        if index < 6:
+            teacher.save(key, [Box(f"mug {index}", BOX)])
+    near = teacher.why(key)["nearest"]
+    assert [each["file"] for each in near] == ["cam-000003.jpg", "cam-000005.jpg", "cam-000002.jpg"]
+    assert near[0]["names"] == ["mug 3"]
+
+
+def explanation(box=BOX, confidence=0.6):
+    cues = (Cue("area", "its size", -4.0, -2.0, -0.9), Cue("alike", "how many agree", 6, 4, 0.5))
+    names = (Rival("cat", 0.6), Rival("no object", 0.3))
+    return Explanation(box, "cat", confidence, names, (), cues, 0.1, (320, 192), (30, 9), MAP)
+
+
+def test_a_box_is_explained_by_what_explains(tmp_path):
+    asked = []
+
+    def explain(image_bgr, box_xyxy_px):
+        asked.append((image_bgr.shape, box_xyxy_px))
+        if box_xyxy_px == (0.0, 0.0, 1.0, 1.0):
+            raise ModelError("there is no such thing")
+        return explanation(box_xyxy_px or BOX)
+
+    teacher = Teacher(tmp_path / "labels", explain=explain)
+    teacher.opened()
+    teacher.write(record(1, 0, 0.9), None)
+    key = teacher.freeze("cam").key
+    why = teacher.why(key, (11.0, 8.0, 40.0, 30.0))
+    assert asked == [((48, 64, 3), (11.0, 8.0, 40.0, 30.0))]
+    assert why["words"] == [
+        "In this frame alone, the box 'cat' is right with a probability of 60 %.",
+        "Followed over frames, it counts as 90 %.",
+        "For it speaks how many agree (more than usual).",
+        "Against it speaks its size (less than usual).",
+        "It could be no object at all (30 %).",
+        "The network sees it with 30 x 9 pixels only: go nearer, or use a larger --size.",
+    ]
+    assert why["explanation"]["cues"][0]["share"] == -0.9
+    words = teacher.why(key, (0.0, 0.0, 1.0, 1.0))["words"]
+    assert words[-1] == "It cannot be explained further: there is no such thing."
+    teacher.save(key, [Box("mug", BOX)])
+    again = Teacher(teacher.labels.folder, explain=explain)
+    assert again.why("cam-000001.jpg")["explanation"]["label"] == "cat"
+    assert again.map_over("cam-000001.jpg")[:2] == b"\xff\xd8"
+
+
+def test_what_has_no_candidate_is_to_be_drawn():
+    none = Explanation(None, "object", None, (), (), (), None, (320, 192), None, MAP)
+    assert explained_in_words(none)[0].startswith("The head has no candidate there. Draw the right")
 
 
 def test_nothing_is_kept_while_nobody_teaches(tmp_path):

@@ -108,13 +108,39 @@ def test_drafts_are_used_and_frames_are_empty(page, run):
     page.wait_for_function(
         "() => document.querySelectorAll('#teach-boxes li:not(.draft)').length === 0"
     )
-    page.get_by_role("button", name="Why?").click()
-    page.get_by_text("Bright places of the map are what the answer rests on").wait_for()
-    page.wait_for_function("() => /map.jpg/.test(frozen.src) && frozen.naturalWidth === 854")
-    page.get_by_role("button", name="Why?").click()
     page.get_by_role("button", name="Nothing here").click()
     wait_for(lambda: any(not name for _, name, *_ in rows(run)))
     page.wait_for_function("() => /empty/.test(document.getElementById('teach-count').textContent)")
+
+
+def test_a_box_is_asked_about_and_added_to_the_labels(page, run):
+    page.get_by_role("button", name="Live picture").click()
+    page.locator("#least").fill("0")
+    page.wait_for_function("() => Number(least.value) === 0")
+    page.locator("#why-open").click()
+    page.locator("#teach-words li").first.wait_for()
+    page.wait_for_function("() => /map.jpg/.test(frozen.src) && frozen.naturalWidth === 854")
+    assert "is right with a probability of" in page.locator("#teach-words").inner_text()
+    assert page.locator("#teach-cues tbody tr").count() >= 7
+    assert "%" in page.locator("#teach-rivals").inner_text()
+    assert "The network saw the whole frame" in page.locator("#teach-input").inner_text()
+    page.locator("#teach-nearest button").first.wait_for()
+    before = state(run)["boxes"]
+    page.locator("#teach-name").fill("my car")
+    page.get_by_role("button", name="Right: add it to my labels").click()
+    wait_for(lambda: state(run)["boxes"] == before + 1)
+    assert any(name == "my car" for _, name, *_ in rows(run))
+    middle = (
+        "(() => { const r = document.querySelector('#boxes .asked rect').getBoundingClientRect();"
+    )
+    x, y = page.evaluate(f"{middle} return [r.x + r.width / 2, r.y + r.height / 2]; }})()")
+    with page.expect_response(lambda reply: "teach/why" in reply.url and "x0=" in reply.url):
+        page.mouse.click(x, y)
+    assert state(run)["boxes"] == before + 1, "while it explains, a click asks"
+    page.locator("#teach-why").click()
+    page.wait_for_function("() => /frame.jpg/.test(frozen.src)")
+    page.get_by_role("button", name="Undo").click()
+    wait_for(lambda: state(run)["boxes"] == before)
 
 
 def state(run):
