@@ -103,8 +103,8 @@ def explained_in_words(found: Explanation, shown: float | None = None) -> list[s
     if found.box_input_px is not None and min(found.box_input_px) < SMALL_PX:
         wide, high = found.box_input_px
         said.append(
-            f"The network sees it with {wide} x {high} pixels only: go nearer, or use a larger"
-            " --size."
+            f"The network sees it with {wide} x {high} pixels only: go nearer, or start it with a"
+            " larger input size."
         )
     return said
 

@@ -106,7 +106,7 @@ def test_a_box_is_explained_by_what_explains(tmp_path):
         "For it speaks how many agree (more than usual).",
         "Against it speaks its size (less than usual).",
         "It could be no object at all (30 %).",
-        "The network sees it with 30 x 9 pixels only: go nearer, or use a larger --size.",
+        "The network sees it with 30 x 9 pixels only: go nearer, or start it with a larger input size.",
     ]
     assert why["explanation"]["cues"][0]["share"] == -0.9
     words = teacher.why(key, (0.0, 0.0, 1.0, 1.0))["words"]
