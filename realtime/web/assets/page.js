@@ -2,8 +2,10 @@
 import { drawChart, LINE_COLOURS, STAGE_COLOURS } from "./charts.js";
 
 export const by = (id) => document.getElementById(id);
-const STATE_EVERY_MS = 1000, HISTORY = 120, IN_FLIGHT = 2;
-let source = null, state = null, touched_ms = 0, shownNumber = 0, shownAt_ms = 0;
+const STATE_EVERY_MS = 1000, HISTORY = 120, IN_FLIGHT = 2, STALE_MS = 4000, ANSWER_MS = 5000, PICTURE_MS = 8000;
+let source = null, state = null, touched_ms = -Infinity, shownNumber = 0, shownAt_ms = -Infinity;
+let lost = ""; // why nothing is heard of the run; empty while it answers
+let chosenAt_ms = performance.now(), lastSeen = "";
 let changing = 0, changes = 0; // on their way; answered
 let clickShown = 0;
 export const chosenSource = () => source;
@@ -11,9 +13,9 @@ const history = { times_s: [], stages: [], rates: [] };
 
 export async function ask(path, body) {
   const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const reply = await fetch(path, { cache: "no-store", ...options });
+  const reply = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS), ...options });
   const answer = await reply.json();
-  if (!reply.ok) throw new Error(answer.error ?? "this value is not possible");
+  if (!reply.ok) throw Object.assign(new Error(answer.error ?? "this value is not possible"), { status: reply.status });
   return answer;
 }
 
@@ -23,7 +25,7 @@ async function watch() {
     if (source === null || document.hidden) { await pause(200); continue; }
     const wanted = source;
     try {
-      const reply = await fetch(`frame.jpg?source=${encodeURIComponent(wanted)}&after=${shownNumber}`, { cache: "no-store" });
+      const reply = await fetch(`frame.jpg?source=${encodeURIComponent(wanted)}&after=${shownNumber}`, { cache: "no-store", signal: AbortSignal.timeout(PICTURE_MS) });
       if (reply.status === 200) await show(wanted, Number(reply.headers.get("X-Number")), await reply.blob());
       else await pause(reply.status === 204 ? 50 : 1000);
     } catch { await pause(1000); }
@@ -46,7 +48,7 @@ async function show(from, number, blob) {
   image.close();
   canvas.dataset.number = number;
   shownAt_ms = performance.now();
-  by("nothing").hidden = true;
+  if (state) showHealth();
 }
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -58,22 +60,60 @@ async function keepAsking() {
       const before = changes, found = await ask("state"), stale = changing || changes !== before;
       take(stale ? { ...found, settings: state.settings } : found, !stale); // settings from before what a hand has just changed
       remember();
-      by("link").dataset.state = "live";
-      by("link").textContent = "live";
-    } catch {
-      by("link").dataset.state = "lost";
-      by("link").textContent = "no connection";
-    }
+    } catch (error) { lose(error); }
     drawCharts();
     await pause(STATE_EVERY_MS);
   }
 }
 
+// Nothing is heard of the run: the server has ended, or the line to it is gone.
+function lose(error) {
+  if (error.status === 401) lost = "This page is no longer let in. Open the address that was printed when the stream began.";
+  else if (error.status) lost = `The stream answers with an error: ${error.message}`;
+  else lost = "No connection to Sightline: it has ended, or the network is gone.";
+  for (const id of ["fps", "age", "tail", "dropped", "reconnects"]) by(id).textContent = "–";
+  for (const rate of document.querySelectorAll("#cameras .rate")) rate.textContent = "";
+  showHealth();
+}
+
+const chosenState = () => state?.sources.find(({ name }) => name === source) ?? {};
+
+// Why the shown picture is not of now; empty while pictures come.
+function whyDead() {
+  if (lost) return lost;
+  const { state: how, trouble } = chosenState(), silent_ms = performance.now() - Math.max(shownAt_ms, chosenAt_ms);
+  if (how === "ended") return "The source has ended.";
+  if (how === "failed" || how === "waiting") return trouble || "The camera gives no pictures.";
+  return silent_ms > STALE_MS ? `No picture for ${Math.round(silent_ms / 1000)} seconds.` : "";
+}
+
+// What is dead looks dead: the picture is grey, nothing says live, and nothing is recorded.
+function showHealth() {
+  const why = whyDead(), isThere = shownAt_ms > 0, body = document.body.classList;
+  body.toggle("lost", lost !== "");
+  body.toggle("dead", why !== "" && isThere);
+  for (const part of document.querySelectorAll(".controls, .bar, .teach")) part.inert = lost !== "";
+  by("link").dataset.state = lost ? "lost" : why ? "waiting" : "live";
+  by("link").textContent = lost ? "no connection" : why ? "no picture" : "live";
+  by("nothing").hidden = why === "" && isThere;
+  by("nothing").textContent = why || "Waiting for a picture …";
+  by("recording-mark").hidden = why !== "" || !isRecorded();
+  const seen = chosenState().seen, now = seen?.labels.join("  ·  ") || (seen && state.limits ? "nothing sure in view" : "");
+  if (!why && isThere && now) lastSeen = `Last seen at ${new Date().toLocaleTimeString()}: ${now}`;
+  by("seen").textContent = why ? lastSeen : now;
+  by("picture").setAttribute("aria-label", why || !isThere ? `${source ?? "Camera"}: ${by("nothing").textContent} ${lastSeen}`.trim() : `Live picture of ${source}: ${now.replaceAll("  ·  ", ", ") || "no box"}`);
+}
+
+const isRecorded = () => state?.settings.record != null;
+
 function take(found, settled = true) {
   state = found;
-  if (!state.sources.some(({ name }) => name === source)) choose(state.sources[0]?.name ?? null);
+  lost = "";
+  document.body.classList.add("known");
+  const names = state.sources.map(({ name }) => name);
+  if (!names.includes(source)) choose(names.includes(cameraInAddress()) ? cameraInAddress() : names[0] ?? null);
   by("engine").textContent = state.title;
-  const chosen = state.sources.find(({ name }) => name === source) ?? {};
+  const chosen = chosenState();
   const figure = (id, value, digits = 0) => { by(id).textContent = value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits }); };
   figure("fps", chosen.fps, 1);
   figure("age", chosen.age_ms?.p50, 1);
@@ -84,13 +124,9 @@ function take(found, settled = true) {
   by("screen").classList.toggle("follows", state.follows);
   by("hint").hidden = !state.follows || document.body.classList.contains("teaching");
   document.dispatchEvent(new CustomEvent("state", { detail: state }));
-  by("seen").textContent = chosen.seen?.labels.join("  ·  ") || (chosen.seen && state.limits ? "nothing sure in view" : "");
   listCameras();
   if (settled) takeSettings();
-  if (performance.now() - shownAt_ms > 4000) {
-    by("nothing").hidden = false;
-    by("nothing").textContent = chosen.trouble || (chosen.state === "ended" ? "the source has ended" : "waiting for a picture …");
-  }
+  showHealth();
 }
 
 function listCameras() {
@@ -120,14 +156,22 @@ function listCameras() {
   });
 }
 
+// The address keeps the camera: it is shown again after a reload, and a link leads to it.
+function cameraInAddress() {
+  try { return decodeURIComponent(location.hash.slice(1)); } catch { return ""; }
+}
+
 function choose(name) {
   if (name === source) return;
+  if (source !== null) window.history.replaceState(null, "", `#${encodeURIComponent(name)}`);
   source = name;
   shownNumber = 0;
+  shownAt_ms = -Infinity;
+  chosenAt_ms = performance.now();
+  lastSeen = "";
   history.times_s.length = history.stages.length = 0;
   history.rates.length = 0;
-  by("nothing").hidden = false;
-  by("nothing").textContent = "waiting for a picture …";
+  by("picture").getContext("2d").clearRect(0, 0, by("picture").width, by("picture").height); // the other camera's is not this one's
   if (state) take(state);
 }
 
@@ -136,7 +180,6 @@ function takeSettings() {
   const recording = settings.record !== null;
   by("record").setAttribute("aria-pressed", String(recording));
   by("record").querySelector("span").textContent = recording ? "Stop" : "Record";
-  by("recording-mark").hidden = !recording;
   by("where").textContent = recording ? settings.record : (state.trouble || (settings.wanted_class ? `looking for ${settings.wanted_class}` : ""));
   if (performance.now() - touched_ms < 1500) return; // what a hand is moving is not pulled from under it
   if (document.activeElement !== by("class")) by("class").value = settings.wanted_class ?? "";
@@ -275,6 +318,7 @@ by("snapshot").addEventListener("click", () => {
 by("full").addEventListener("click", () => (document.fullscreenElement ? document.exitFullscreen() : document.querySelector(".stage").requestFullscreen()));
 if (!document.fullscreenEnabled) by("full").hidden = true;
 window.addEventListener("resize", drawCharts);
+window.addEventListener("hashchange", () => { if (state?.sources.some(({ name }) => name === cameraInAddress())) choose(cameraInAddress()); });
 
 ask("classes").then((names) => by("classes").replaceChildren(...names.map((name) => new Option(name))), () => {});
 keepAsking();
