@@ -257,6 +257,16 @@ KNOWN: dict[str, Sequence[int]] = {
     "teddy bear": (850,),
     "stop sign": (919,),
 }
+SAME_NAMES = {
+    "airplane": "aeroplane",
+    "couch": "sofa",
+    "diningtable": "dining table",
+    "motorcycle": "motorbike",
+    "pottedplant": "potted plant",
+    "tv": "screen",
+    "tvmonitor": "screen",
+}
+"""What the shipped dense head calls classes of COCO and VOC, where it differs."""
 
 
 @cache

@@ -11,14 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
 from calib.data.choose import KNOWN
 from calib.data.datasets import Sample
-from calib.data.images import size_of
 from calib.evaluation.metrics import (
     MARGINS,
     WHOLE_IMAGE,
@@ -26,18 +24,17 @@ from calib.evaluation.metrics import (
     corloc,
     iou_histogram,
 )
-from calib.evaluation.report import PANEL_PX, Picture, outline
+from calib.evaluation.report import Picture
+from calib.papers.defaults import found_by_default
 from calib.papers.reproduce import Figures, Findings, Request, percent
+from calib.papers.scenes import EXAMPLES, MOST_SHOWN, photo_of
 from engines.backends.openvino import OpenVinoEngine
 from engines.boxes import iou
-from engines.choose import open_localizer
 from engines.downloads import cache_dir
 from engines.errors import ModelError, SourceError
 from engines.localizer import Localizer
 from engines.networks.registry import Classifier, class_names, imagenet_classes
-from engines.options import EngineOptions
 from engines.search.dam_published import PublishedDamEngine, PublishedDamSettings
-from realtime.annotate import PREDICTED_BGR, TRUTH_BGR, jpeg_of
 
 PAPER_IOU = 0.4679
 PAPER_CENTRES = {"0.0": "90 %", "0.2": "80 %"}
@@ -47,8 +44,6 @@ WHITE, BLACK = 253, 2
 """Images with such a mean are left out as empty, as by the authors' script."""
 MIDDLE = tuple(0.5 + sign * 0.5**1.5 for sign in (-1, -1, 1, 1))
 """A box of half of the image's area in its middle."""
-EXAMPLES = 3
-MOST_FAILURES = 8
 Boxes = NDArray[np.float64]
 
 
@@ -86,7 +81,8 @@ def imagenet(request: Request) -> Findings:
     request.say(f"{len(cases)} images with one object of a class that {choice.model} knows")
     found, true, cases = boxes_of(cases, classifier, request)
     names = [case.everyday for case in cases]
-    numbers = figures_of(found, true, names, default_boxes(cases, request))
+    default = found_by_default([case.sample for case in cases], request)
+    numbers = figures_of(found, true, names, default.boxes)
     settings = PublishedDamSettings()
     protocol = (
         f"{len(cases)} of {len(samples)} images: those with exactly one object, of a class that the"
@@ -189,17 +185,6 @@ def _read(path: Path) -> dict[str, tuple[float, ...]]:
     return found
 
 
-def default_boxes(cases: Sequence[Case], request: Request) -> Boxes:
-    """The box of each image in fractions, by Sightline's default: network, head and settings."""
-    found = []
-    with open_localizer(EngineOptions(least_confidence=0.0)) as localizer:
-        for case in track(cases, "Sightline's default", console=request.console):
-            image = case.sample.read()
-            box = localizer.localize([image])[0].box_xyxy_px or (0, 0, *size_of(image))
-            found.append(np.array(box) / np.tile(size_of(image), 2))
-    return np.array(found)
-
-
 def pictures_of(cases: Sequence[Case], found: Boxes, true: Boxes) -> dict[str, tuple[Picture, ...]]:
     """Photos with the true box in green and the found one in red: of each of the paper's classes
     the first three, and the largest failures.
@@ -209,24 +194,13 @@ def pictures_of(cases: Sequence[Case], found: Boxes, true: Boxes) -> dict[str, t
         for name in PAPER_CLASSES
     }
     groups = {name: rows for name, rows in groups.items() if rows}
-    groups["failures"] = np.argsort(iou(found, true))[:MOST_FAILURES].tolist()
-    return {
-        name: tuple(
-            _picture(cases[row], found[row], true[row], f"{name}_{row}.jpg") for row in rows
-        )
-        for name, rows in groups.items()
-    }
+    groups["failures"] = np.argsort(iou(found, true))[:MOST_SHOWN].tolist()
 
+    def picture(row: int, name: str) -> Picture:
+        image = cases[row].sample.read()
+        return photo_of(image, true[row, None], found[row, None], f"{name}_{row}.jpg")
 
-def _picture(case: Case, found: Boxes, true: Boxes, name: str) -> Picture:
-    image = case.sample.read()
-    width, height = size_of(image)
-    scale = min(PANEL_PX[0] / width, PANEL_PX[1] / height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    photo = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    for box, colour in ((true, TRUTH_BGR), (found, PREDICTED_BGR)):
-        outline(photo, (box * np.tile(size, 2)).tolist(), colour)
-    return Picture(name, jpeg_of(photo, 85))
+    return {name: tuple(picture(row, name) for row in rows) for name, rows in groups.items()}
 
 
 def figures_of(found: Boxes, true: Boxes, names: Sequence[str], default: Boxes) -> dict[str, Any]:

@@ -152,10 +152,6 @@ def descended(
 ) -> tuple[Array64, Array64]:
     """Plain stochastic gradient descent on equation 4, from W = 0 and w = 0, as published.
 
-    One step moves W by -rate times the gradient of the mean over the batch and over the four
-    coordinates of the squared error, which is half of the sum over the error times the map. All
-    steps are sums of maps, so that W = A^T S; the steps are taken on A with the products of maps.
-
     Args:
         products: of the training maps, ``[N, N]``.
         rows: the map of each example, ``[B]``.
@@ -164,22 +160,62 @@ def descended(
         iterations: the number of steps; ``ITERATIONS`` when None.
 
     Returns:
-        A ``[N, 4]`` and w ``[4]``; not finite where the rate is too large for maps of this size.
+        A ``[N, 4]`` with W = A^T S for maps S, and w ``[4]``; not finite where the rate is too
+        large for maps of this size.
+    """
+    as_they_are = np.ones((1, len(products)))
+    combinations, biases = descended_by(as_they_are, products, rows, boxes, console, iterations)
+    return combinations[0], biases[0]
+
+
+def descended_by(
+    factors: Array64,
+    products: NDArray[Any],
+    rows: NDArray[np.int64],
+    boxes: Array64,
+    console: Console | None = None,
+    iterations: int | None = None,
+) -> tuple[Array64, Array64]:
+    """``descended`` for maps in several scales at once, which share batches and products.
+
+    One step moves W by -rate times the gradient of the mean over the batch and over the four
+    coordinates of the squared error, which is half of the sum over the error times the map. All
+    steps are sums of maps, so that W = A^T S; the steps are taken on A with the products of maps.
+
+    Args:
+        factors: by what each scale multiplies each map, ``[S, N]``.
+        products: of the training maps, ``[N, N]``, without factors.
+        rows: the map of each example, ``[B]``.
+        boxes: of each example, ``[B, 4]``.
+        console: for progress.
+        iterations: the number of steps; ``ITERATIONS`` when None.
+
+    Returns:
+        A ``[S, N, 4]`` for maps without factors, and w ``[S, 4]``.
     """
     rng = np.random.default_rng(0)
-    size = min(BATCH, len(boxes))
-    combination, bias = np.zeros((len(products), 4)), np.zeros(4)
+    size, scales = min(BATCH, len(boxes)), len(factors)
+    combination, bias = np.zeros((len(products), scales, 4)), np.zeros((scales, 4))
     quiet = console or Console(quiet=True)
     for step in track(range(iterations or ITERATIONS), "gradient descent", console=quiet):
-        if not np.abs(bias).max() < TOO_FAR:
-            return np.full_like(combination, np.nan), bias
+        far = ~(np.abs(bias).max(axis=1) < TOO_FAR)
+        bias[far], combination[:, far] = np.nan, 0
+        if far.all():
+            break
         batch = rng.choice(len(boxes), size, replace=False)
-        found = (products @ combination.astype(products.dtype))[rows[batch]]
-        error = found + bias - boxes[batch]
+        seen, places = np.unique(rows[batch], return_inverse=True)
+        columns = combination.reshape(len(products), -1).astype(products.dtype)
+        found = (products[seen] @ columns).reshape(len(seen), scales, 4)
+        by_map = factors.T[seen, :, None]
+        error = (by_map * found)[places] + bias - boxes[batch, None]
         rate = RATE * 0.1 ** (step // FALLS_EVERY) * 2 / 4
-        np.add.at(combination, rows[batch], -rate / size * error)
+        total = np.zeros_like(found, dtype=np.float64)
+        np.add.at(total, places, error)
+        combination[seen] -= rate / size * by_map * total
         bias = bias - rate * error.mean(axis=0)
-    return combination, bias
+    far = ~np.isfinite(bias).all(axis=1)
+    combination[:, far] = np.nan
+    return combination.transpose(1, 0, 2), bias
 
 
 def streamed(

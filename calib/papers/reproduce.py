@@ -35,7 +35,7 @@ class ReproduceOptions:
         Path | None,
         Option(
             "Folder with the set: trainval.csv and test.csv (or .json), VOC's tars or its unpacked"
-            " folder, ImageNet's val.csv or XML. Without it VOC 2007 is downloaded.",
+            " folder, ImageNet's val.csv or XML, COCO's folder. Without it VOC 2007 is downloaded.",
             LOOK_AT,
             ("data",),
         ),
@@ -201,6 +201,10 @@ TABLES: dict[str, PaperTable] = {
 }
 
 
+COCO_PARTS = {"trainval": "instances_train", "val": "instances_val"}
+"""How COCO's files of labels begin, by what they are here."""
+
+
 def labelled(folder: Path | None, split: str) -> list[Sample]:
     """The labelled images of one part of a set.
 
@@ -229,6 +233,8 @@ def labelled(folder: Path | None, split: str) -> list[Sample]:
     ids = folder / "ImageSets" / "Main" / f"{split}.txt"
     if ids.is_file():
         return load_dataset(folder / "Annotations", folder / "JPEGImages", ids)
+    for path in sorted((folder / "annotations").glob(f"{COCO_PARTS.get(split, '')}20??.json")):
+        return load_dataset(path, folder / path.stem.removeprefix("instances_"))
     if split == "val":
         return load_dataset(folder)
     raise SourceError(

@@ -6,18 +6,21 @@ by every reading of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from calib.data.datasets import Sample
+from calib.data.images import size_of
 from calib.evaluation.metrics import CORLOC_IOU, WHOLE_IMAGE, constant_boxes
 from calib.evaluation.report import PANEL_PX, Picture, outline
 from calib.heads.linear import Array64
 from calib.papers.maps import Images, MapStore
 from calib.papers.reproduce import Request, percent
 from engines.boxes import iou
+from engines.localizer import ImageBgr
 from realtime.annotate import PREDICTED_BGR, TRUTH_BGR, heat_map, jpeg_of
 
 OBJECTS, CLASSES, IMAGES, SINGLE = PROTOCOLS = (
@@ -197,14 +200,30 @@ def pictures_of(scenes: Scenes, found: Array64) -> dict[str, tuple[Picture, ...]
 
 
 def _picture(scenes: Scenes, row: int, box: Array64, name: str) -> Picture:
-    image = scenes.samples[row].read()
-    height, width = image.shape[:2]
+    side = scenes.images.store.classifier.size_px
+    heat = scenes.images.maps("max", [row])[0].reshape(side, side)
+    return photo_of(scenes.samples[row].read(), scenes.boxes[row], box[None], name, heat)
+
+
+def photo_of(
+    image: ImageBgr, true: Array64, found: Array64, name: str, heat: NDArray[Any] | None = None
+) -> Picture:
+    """A photo with true boxes in green and found ones in red; beside it its map, where given.
+
+    Args:
+        image: the photo.
+        true: boxes in fractions of width and height, ``[n, 4]``.
+        found: the same.
+        name: of the picture's file.
+        heat: the map, stretched over the photo.
+    """
+    width, height = size_of(image)
     scale = min(PANEL_PX[0] / width, PANEL_PX[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     photo = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    for each, colour in [(true, TRUTH_BGR) for true in scenes.boxes[row]] + [(box, PREDICTED_BGR)]:
-        outline(photo, (each * np.tile(size, 2)).tolist(), colour)
-    side = scenes.images.store.classifier.size_px
-    heat = heat_map(scenes.images.maps("max", [row])[0].reshape(side, side), *size)
-    both = np.hstack([photo, heat])
-    return Picture(name, jpeg_of(both, 85))
+    for boxes, colour in ((true, TRUTH_BGR), (found, PREDICTED_BGR)):
+        for each in boxes:
+            outline(photo, (each * np.tile(size, 2)).tolist(), colour)
+    if heat is not None:
+        photo = np.hstack([photo, heat_map(heat, *size)])
+    return Picture(name, jpeg_of(photo, 85))

@@ -5,22 +5,21 @@ How many objects of an image count, and which, the papers do not say. So each ta
 reading of it.
 """
 
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from calib.evaluation.metrics import mean_ap
 from calib.heads.finetune import fit_sigmoid, image_ap
 from calib.heads.linear import Array64
+from calib.papers.defaults import found_by_default
 from calib.papers.linear import (
     MOST_BY_PRODUCTS,
     SCALES,
     Dual,
     coarse,
-    descended,
+    descended_by,
     in_order,
     products,
     scaled,
@@ -48,8 +47,7 @@ from calib.papers.scenes import (
 from engines.backends.openvino import OpenVinoEngine
 from engines.graph import FLOAT, Graph
 from engines.head import Heuristic, append_heuristic_box, gaussian_matrix
-from engines.options import EngineOptions
-from realtime.latency_budget import classifier_with_notes, open_with_notes
+from realtime.latency_budget import classifier_with_notes
 
 PAPERS_VOC = {
     "aeroplane": 63.8,
@@ -186,14 +184,17 @@ class Mapped:
     def __init__(self, training: Scenes, other: Scenes, aggregation: str, request: Request) -> None:
         self._training, self._other = training, other
         self._aggregation, self._console = aggregation, request.console
+        self._known: dict[str, tuple[Array64, Array64]] = {}
         self._own = products(training.images, training.images, aggregation, request.console)
         self._cross = products(other.images, training.images, aggregation, request.console)
 
     def _factors(self, scale: str) -> tuple[Array64, Array64]:
-        return (
-            scaled(self._training.images, self._aggregation, scale),
-            scaled(self._other.images, self._aggregation, scale),
-        )
+        if scale not in self._known:
+            self._known[scale] = (
+                scaled(self._training.images, self._aggregation, scale),
+                scaled(self._other.images, self._aggregation, scale),
+            )
+        return self._known[scale]
 
     def closed(
         self, scale: str = SCALES[0], rows: NDArray[np.int64] | None = None
@@ -215,17 +216,20 @@ class Mapped:
         """By least squares on the largest object of each image alone."""
         return closed_form(self._own, self._cross, self._training.of_largest)[0]
 
-    def by_descent(self, scale: str) -> Array64 | None:
-        """By gradient descent as published; None where it does not converge."""
-        mine, theirs = self._factors(scale)
-        own = (self._own * np.outer(mine, mine)).astype(np.float32)
-        rows = np.repeat(np.arange(len(mine)), self._training.counts.astype(int))
-        combination, bias = descended(
-            own, rows, np.concatenate(self._training.boxes), self._console
-        )
-        if not np.isfinite(combination).all():
-            return None
-        return in_order((self._cross * np.outer(theirs, mine)) @ combination + bias)
+    def by_descent(self) -> dict[str, Array64 | None]:
+        """By gradient descent as published, for each of ``SCALES``; None where it does not
+        converge.
+        """
+        factors = {scale: self._factors(scale) for scale in SCALES}
+        rows = np.repeat(np.arange(len(self._own)), self._training.counts.astype(int))
+        mine = np.array([each for each, _ in factors.values()])
+        boxes = np.concatenate(self._training.boxes)
+        combinations, biases = descended_by(mine, self._own, rows, boxes, self._console)
+        found: dict[str, Array64 | None] = {}
+        for (scale, (_, theirs)), a, w in zip(factors.items(), combinations, biases, strict=True):
+            boxes = in_order(theirs[:, None] * (self._cross @ a) + w)
+            found[scale] = boxes if np.isfinite(w).all() else None
+        return found
 
     def averaged(self, block_px: int) -> Array64:
         """By least squares on maps that are averaged over blocks of pixels before."""
@@ -345,8 +349,7 @@ def _ablation(mapped: Mapped, training: Scenes, test: Scenes, main: Scores) -> F
     rows.append(
         (f"maps averaged over {BLOCK_PX} x {BLOCK_PX} pixels", *columns(scored(found, test)))
     )
-    for scale in SCALES:
-        descent = mapped.by_descent(scale)
+    for scale, descent in mapped.by_descent().items():
         values = columns(scored(descent, test)) if descent is not None else ("diverges",) * 5
         rows.append((f"gradient descent as published, maps {scale}", *values))
     return Figures("One step changed at a time", ("change", *COLUMNS), tuple(rows))
@@ -356,18 +359,8 @@ def with_defaults(scenes: Scenes, request: Request) -> tuple[Scores, float, str]
     """The scores of the main object's box by Sightline's default network and head, the median time
     of an image in ms, and the network's name.
     """
-    choice = EngineOptions()
-    with open_with_notes(choice, request.console) as localizer:
-        localizer.abstain_below(0.0)
-        found, times_ms = [], []
-        for sample in track(scenes.samples, "the defaults", console=request.console):
-            image = sample.read()
-            before = perf_counter()
-            box = localizer.localize([image])[0].box_xyxy_px
-            times_ms.append((perf_counter() - before) * 1e3)
-            size = np.tile([image.shape[1], image.shape[0]], 2)
-            found.append(np.array(box or (0, 0, *size[:2])) / size)
-    return scored(np.array(found), scenes), float(np.median(times_ms)), choice.model
+    default = found_by_default(scenes.samples, request)
+    return scored(default.boxes, scenes), default.ms_per_image, default.model
 
 
 def class_scores(training: Scenes, test: Scenes) -> float:

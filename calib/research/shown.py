@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from calib.bench.machine import machine
+from calib.data.choose import SAME_NAMES
 from calib.data.datasets import Sample, load_dataset
 from calib.evaluation.metrics import CORLOC_IOU, best_iou
 from calib.research.command_line import run
@@ -45,16 +46,6 @@ ASSETS = Path(__file__).parent / "assets"
 TUNING, REPORT = "tuning", "report"
 SAID = 0.8
 """Boxes that say so much or more should be right so often."""
-SAME_NAMES = {
-    "airplane": "aeroplane",
-    "couch": "sofa",
-    "diningtable": "dining table",
-    "motorcycle": "motorbike",
-    "pottedplant": "potted plant",
-    "tv": "screen",
-    "tvmonitor": "screen",
-}
-"""What the head calls classes of COCO and VOC, where it differs."""
 NAMED_SETS = ("animals", "VOC 2007", "coco128")
 """The sets whose classes are those of the names, or may be compared with them."""
 SYSTEMS = {"compact": "the compact network", DEFAULT_MODEL: "the default"}

@@ -1,6 +1,7 @@
 """Bency's tables on a few photos, and their measures against slow definitions."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from calib.papers.bency import (
     localization_of,
     measured,
     pair_probabilities,
+    pictures_of,
 )
 from engines.networks import vgg
 from tests.command_line import command, refused
@@ -76,6 +78,23 @@ def test_rectangles_over_each_classs_threshold(found):
     assert aps == {"cat": 1.0, "dog": 0.5}
 
 
+def test_a_box_is_right_over_half_and_not_at_half(found):
+    """Section 4.2: the IoU exceeds 0.5. The true box is twice as wide as what has heat."""
+    wide = sample("a", ("cat", (0.0, 0.0, 80.0, 20.0)))
+    halved = replace(found, samples=(wide, found.samples[1]))
+    assert detection_of(halved, ("cat", "dog"), {}, 0.4)["cat"] == 0.0
+    narrower = sample("a", ("cat", (0.0, 0.0, 79.0, 20.0)))
+    halved = replace(found, samples=(narrower, found.samples[1]))
+    assert detection_of(halved, ("cat", "dog"), {}, 0.4)["cat"] == 1.0
+
+
+def test_pictures_show_each_class_and_its_failures(found):
+    pictures = pictures_of(found, ("cat", "dog"), Choice({}, 0.5, 0.0, np.zeros((2, 2))))
+    assert {name: len(some) for name, some in pictures.items()} == {"cat": 1, "dog": 1}
+    empty = replace(found, heats=found.heats[:, ::-1])
+    assert len(pictures_of(empty, ("cat", "dog"), Choice({}, 0.5, 0.0, np.zeros((2, 2))))) == 3
+
+
 def test_thresholds_and_alpha_are_chosen_on_what_was_set_aside(found):
     chosen = chosen_on(found, ("cat", "dog"), found.samples)
     assert set(chosen.thresholds) == {"cat", "dog"}
@@ -113,12 +132,17 @@ def test_the_tables_are_printed_beside_the_papers(scenes, tmp_path, monkeypatch)
     bare = tmp_path / "bare.npz"
     np.savez(bare, **convolutions)
     given = ("--data", scenes, "--weights", bare, "--size", "64", "--json")
-    first = command("reproduce", "beam-voc", *given)
+    page = tmp_path / "page.html"
+    first = command("reproduce", "beam-voc", *given, "--out", page)
     found = json.loads(first.stdout)
     assert found["images"] == 4
     assert set(found["ap"]["localization"]) == {"cat", "dog"}
     assert "25.7 (VOC 2007 test)" in first.stderr
     assert found["readings"]["cases"] >= 4
+    assert set(found["default"]["ap"]["detection"]) == {"cat", "dog"}
+    text = page.read_text()
+    assert text.count("data:image/jpeg") >= 4
+    assert "<h2>cat</h2>" in text
     again = command("reproduce", "beam-voc", *given)
     assert json.loads(again.stdout)["map"] == found["map"]
     assert "pool5 of" not in again.stderr

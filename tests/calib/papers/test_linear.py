@@ -6,7 +6,7 @@ from rich.console import Console
 
 from calib.heads.fit import fit_by_sgd
 from calib.papers import linear
-from calib.papers.linear import Dual, descended, in_order, products, scaled, streamed
+from calib.papers.linear import Dual, descended, descended_by, in_order, products, scaled, streamed
 from calib.papers.maps import Images, MapStore
 from engines.networks.registry import load_classifier
 
@@ -113,6 +113,19 @@ def test_a_rate_too_large_for_the_maps_is_told_from_a_result(images, boxes):
     maps = images.maps("max").astype(np.float64) * 1e8
     alpha, _ = descended(maps @ maps.T, np.arange(IMAGES), np.zeros((IMAGES, 4)) + 0.5)
     assert not np.isfinite(alpha).any()
+
+
+def test_scales_that_descend_together_are_those_that_descend_alone(images, boxes):
+    maps = images.maps("max").astype(np.float64)
+    every, rows = np.concatenate(boxes), np.array([row for row, _ in pairs_of(boxes)])
+    factors = np.array([scaled(images, "max", "unit length"), np.full(IMAGES, 1e8)])
+    own = maps @ maps.T
+    alphas, biases = descended_by(factors, own, rows, every, iterations=40)
+    multiplied = maps * factors[0][:, None]
+    alpha, bias = descended(multiplied @ multiplied.T, rows, every, iterations=40)
+    np.testing.assert_allclose(alphas[0].T @ maps, alpha.T @ multiplied, atol=1e-9)
+    np.testing.assert_allclose(biases[0], bias, atol=1e-12)
+    assert np.isnan(alphas[1]).all()
 
 
 def test_products_are_kept_and_scales_are_what_they_say(images):

@@ -135,6 +135,22 @@ def test_pixels_over_a_share_of_the_peak():
     np.testing.assert_allclose(peak_boxes(maps, 8, 0.01), [[6 / 8, 5 / 8, 7 / 8, 6 / 8]])
 
 
+def test_cocos_own_folder_is_read(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2014").mkdir()
+    cv2.imwrite(str(tmp_path / "val2014" / "7.jpg"), picture(1))
+    labels = {
+        "images": [{"id": 7, "file_name": "7.jpg", "width": 128, "height": 96}],
+        "categories": [{"id": 17, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 17, "bbox": [4, 30, 24, 20]}],
+    }
+    (tmp_path / "annotations" / "instances_val2014.json").write_text(json.dumps(labels))
+    (sample,) = labelled(tmp_path, "val")
+    assert sample.truths[0].class_name == "cat"
+    with pytest.raises(SourceError):
+        labelled(tmp_path, "trainval")
+
+
 def test_what_cannot_be_reproduced_is_one_line(scenes, tmp_path):
     assert "there are sensitivity-voc2007" in refused("reproduce", "table9", "--data", scenes)
     assert "holds neither" in refused("reproduce", "heuristic", "--data", tmp_path)
