@@ -10,19 +10,21 @@ setup: .venv/tested-with
 
 # What running needs, and the page of --web (3 MB besides what is there): no PyTorch.
 .venv/runs-with: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(PIP) --editable '.[web]'
-	touch $@
+	@echo 'Making .venv and installing what running needs: about a minute ...'
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --editable '.[web]'
+	@touch $@
 
 # What testing needs besides.
 .venv/tested-with: .venv/runs-with
+	@echo 'Installing what testing needs besides: some minutes ...'
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps grad-cam
 	touch $@
 
 run: .venv/runs-with
 	$(BIN)/sightline demo --out out
-	@echo 'Next, with a camera and a page to watch it on: $(BIN)/sightline stream 0 --web 8000'
+	@echo 'To have sightline without $(BIN)/ before it: source $(BIN)/activate'
 
 # Two processes share the files of tests: many of them wait for a camera, a server or a browser.
 test: setup

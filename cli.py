@@ -2,21 +2,24 @@
 ``engines``.
 
 All options are fields of dataclasses, or parameters of commands, that are annotated with an
-``engines.options.Option``; ``command`` makes typer's options of them. Only this module knows typer.
+``engines.options.Option``; ``command`` makes typer's options of them. Only this module and
+``cli_options`` know typer.
 """
 
 import inspect
 import json
-import math
 import os
+import shlex
+import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
+from rich.text import Text
 
 from calib.bench.run import BenchOptions, bench_chosen
 from calib.commands import (
@@ -34,18 +37,20 @@ from calib.papers.reproduce import TABLES, ReproduceOptions, reproduce_chosen
 from calib.precision.build import BuildOptions, run_build
 from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
 from calib.teaching import fit_command, import_labels
+from cli_options import Command, Only, add_flags, options_of, place_in_help, typer_option
 from engines.errors import SightlineError
 from engines.networks.preprocessing import GivenInput
-from engines.options import LOOK_AT, OUTPUT, PANELS, SPEED, EngineOptions, Option
+from engines.options import LOOK_AT, OUTPUT, SPEED, EngineOptions, Option
 from engines.text import Terminal, shown
 from realtime import doctor as doctors
 from realtime import live
 from realtime.batch.estimate import plan_chosen
 from realtime.batch.options import Scale, Settings
 from realtime.batch.run import batch_chosen
+from realtime.documents import open_in_browser
 from realtime.options import StreamOptions
 from realtime.sources.spec import examples as source_examples
-from realtime.statistics import print_summaries
+from realtime.terminal import print_files, print_summaries
 from realtime.tracking.options import FollowOptions
 
 app = typer.Typer(
@@ -63,19 +68,6 @@ UsageError: Any = typer.BadParameter.__base__
 """What typer raises where words do not fit their command; typer has no public name for it."""
 DEFECT = "this is a defect of Sightline, please report it"
 LABEL_PORT = "8000"
-LARGEST = 10**9
-"""Of a number that counts something, where its option sets no limit."""
-
-
-@dataclass(frozen=True)
-class Only:
-    """Stands in a parameter's type beside the dataclass: the fields that the command takes; the
-    others keep their defaults.
-    """
-
-    names: tuple[str, ...]
-
-
 INPUT_OPTIONS = tuple(GivenInput.__dataclass_fields__)
 """What is said of a classifier's input and output."""
 MAP_OPTIONS = ("method", "as_published", "aggregation", "layer")
@@ -93,21 +85,23 @@ Budget = Annotated[
 AsJson = Annotated[bool, Option("Print the summary as JSON on standard output.", OUTPUT, ("json",))]
 
 
-class HelpInPanel(typer.core.TyperCommand):
-    """A command whose ``--help`` stands in the last panel, beside other options."""
-
-    def get_help_option(self, ctx: Any) -> Any:
-        """The option ``--help``."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.rich_help_panel = PANELS[-1]
-        return option
+OpenPage = Annotated[bool, Option("Show the report in a browser at the end.", OUTPUT, ("open",))]
+FIND = "Find objects"
+TEACH = "Your own objects and classifiers"
+MEASURE = "Measure and compare"
+MACHINE = "This machine and its engines"
 
 
-def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(
+    *examples: str, group: str = FIND
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command of ``app``. Each of its parameters that is annotated with an
     ``Option`` becomes one option; each whose type is a dataclass becomes one for each field that
     is annotated so, and the function gets an instance.
+
+    Args:
+        examples: command lines; behind a ``#`` what each does.
+        group: under which it stands in the list of all commands.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -117,11 +111,11 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
         for name, parameter in inspect.signature(function).parameters.items():
             kind, *extras = get_args(hints[name]) or (hints[name],)
             if is_dataclass(kind):
-                options = list(_options_of(kind, extras))
+                options = list(options_of(kind, extras))
                 groups[name] = kind, [option.name for option in options]
                 found += options
             else:
-                found.append(_typer_option(name, hints[name], parameter.default))
+                found.append(typer_option(name, hints[name], parameter.default))
 
         def run(**given: Any) -> None:
             try:
@@ -129,112 +123,25 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
                     given[name] = kind(**{each: given.pop(each) for each in names})
                 function(**given)
             except SightlineError as error:
-                _add_flags(error, found)
+                add_flags(error, found)
                 raise
 
-        found.sort(key=_place_in_help)
+        found.sort(key=place_in_help)
         run.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in found}
-        epilog = f"Example{'s' * (len(examples) > 1)}:  {'   ·   '.join(examples)}"
         app.command(
             function.__name__.rstrip("_"),
-            cls=HelpInPanel,
-            epilog=epilog,
+            cls=Command,
+            epilog="\\\n".join(["Examples:", *(f"`{each}`" for each in examples)]),
             help=inspect.getdoc(function),
+            rich_help_panel=group,
         )(run)
         return function
 
     return register
 
 
-def _options_of(kind: Any, extras: list[Any]) -> Iterator[inspect.Parameter]:
-    """A typer option for each field of a dataclass that is annotated as one."""
-    chosen = next((extra.names for extra in extras if isinstance(extra, Only)), None)
-    hints = get_type_hints(kind, include_extras=True)
-    for field in fields(kind):
-        annotated = any(isinstance(extra, Option) for extra in get_args(hints[field.name])[1:])
-        if annotated and (chosen is None or field.name in chosen):
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            yield _typer_option(field.name, hints[field.name], default)
-
-
-def _typer_option(name: str, hint: Any, default: Any) -> inspect.Parameter:
-    """The parameter from which typer makes an option or an argument."""
-    kind, about = get_args(hint)
-    kinds = (kind, *get_args(kind))
-    if about.parser is not None and any(get_origin(each) is tuple for each in kinds):
-        kind = str | None  # typer would take a text for each of a tuple's parts
-    common: dict[str, Any] = {"help": about.help, "metavar": about.metavar}
-    if about.panel is None:
-        made = typer.Argument(**common, show_default=about.metavar is None)
-    else:
-        made = typer.Option(
-            *_names(name, about, default, kind),
-            **common,
-            rich_help_panel=about.panel,
-            min=about.min,
-            max=LARGEST if int in kinds and about.max is None else about.max,
-            envvar=about.envvar,
-            parser=_parser(about.parser) if about.parser else None,
-            callback=_finite if float in kinds and not about.parser else None,
-        )
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, made, about],
-    )
-
-
-def _names(name: str, about: Option, default: Any, kind: Any = None) -> list[str]:
-    """What an option is called on the command line, such as ``--size``."""
-    names = [f"--{each.replace('_', '-')}" for each in about.names or (name,)]
-    both = default is True or kind == bool | None
-    return [f"{names[0]}/--no-{names[0][2:]}"] if both else names
-
-
-def _add_flags(error: SightlineError, parameters: list[inspect.Parameter]) -> None:
-    """Note behind an error how the options that it is about are written for this command."""
-    flags: dict[str, str] = {}
-    for parameter in parameters:
-        about = parameter.annotation.__metadata__[-1]
-        if about.panel is not None:
-            written = _names(parameter.name, about, parameter.default)[0].split("/")[-1]
-            flags.update(dict.fromkeys((parameter.name, *about.names), written))
-    named: list[str] = []
-    cause: BaseException | None = error
-    while isinstance(cause, SightlineError):
-        named += [flags[option] for option in cause.options if option in flags]
-        cause = cause.__cause__
-    if named:
-        error.add_note(f"({', '.join(dict.fromkeys(named))})")
-
-
-def _place_in_help(parameter: inspect.Parameter) -> int:
-    panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
-    return PANELS.index(panel) if panel else -1
-
-
-def _parser(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser whose error names the option."""
-
-    def parsed(text: str) -> Any:
-        try:
-            return parse(text)
-        except SightlineError as error:
-            raise typer.BadParameter(str(error)) from error
-
-    return parsed
-
-
-def _finite(value: float | None) -> float | None:
-    """Limits alone let NaN through."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number")
-    return value
-
-
-@command("sightline demo --out out")
+@command("sightline demo --out out", "sightline demo --frames 1000 --budget-ms 20 --out out")
 def demo(
     frames: Annotated[
         int | None, Option("So many frames of the clip, again and again.", LOOK_AT, min=1)
@@ -245,14 +152,22 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Localize a clip whose true boxes are known, and show what comes out."""
-    _report(live.demo_chosen(frames, out, engine, budget_ms, console), as_json)
+    summaries = live.demo_chosen(frames, out, engine, budget_ms, console)
+    _report(
+        summaries,
+        as_json,
+        *(f"open {each['files']['video']}" for each in summaries),
+        "$ stream 0 --web 8000  # a camera, and a page to watch it on",
+        "$ batch holiday.mp4 --out out --open  # a video, or photos: boxes, names, a report",
+    )
 
 
 @command(
-    "sightline batch holiday.mp4 photos/ --out out",
-    "sightline batch *.mp4 --every 5 --plan --machines 4",
-    "sightline batch film.mkv --end 1:10:00 --heat-video",
-    "sightline batch 's3://b/*' --out s3://b/out --ray auto",
+    "sightline batch holiday.mp4 --out out --open  # and look at the report in a browser",
+    "sightline batch photos/ photos.zip 'films/*.mp4'",
+    "sightline batch film.mkv --end 1:10:00 --heat-map-video  # and a video with the heat map",
+    "sightline batch *.mp4 --every 5 --plan --machines 4  # how long it would take, nothing else",
+    "sightline batch 's3://b/*' --out s3://b/out --ray auto  # on a cluster",
 )
 def batch(
     sources: Annotated[
@@ -266,6 +181,7 @@ def batch(
     work: Scale = Scale(),
     engine: EngineOptions = EngineOptions(),
     budget_ms: Budget = None,
+    open_page: OpenPage = False,
     as_json: AsJson = False,
 ) -> None:
     """Localize every frame of video files or image folders: annotated MP4, JSONL, Parquet, report;
@@ -276,15 +192,29 @@ def batch(
     settings = replace(settings, following=following)
     if work.plan:
         plan_chosen(sources, settings, work, engine, console, as_json)
-    else:
-        _report(batch_chosen(sources, out, settings, work, engine, budget_ms, console), as_json)
+        return
+    summaries = batch_chosen(sources, out, settings, work, engine, budget_ms, console)
+    index = Path(out, "index.html")
+    pages = [
+        Path(each["files"]["report"]) for each in summaries if "report" in each.get("files", {})
+    ]
+    pages = [index] if len(summaries) > 1 and index.is_file() else pages[:1]
+    if open_page:
+        for page in pages:
+            open_in_browser(page, console.print)
+    steps = [] if open_page else [f"open {page} in a browser, or add --open" for page in pages]
+    if not any(each.get("localized") for each in summaries):
+        steps.append("add --min-score 0  # shows all boxes, however unsure")
+    steps.append(f"$ label {shlex.quote(sources[0])}  # teach it what it missed or called wrongly")
+    _report(summaries, as_json, *steps)
 
 
 @command(
-    "sightline stream 0",
+    "sightline stream 0 --web 8000  # a webcam, with a page on http://127.0.0.1:8000",
+    "sightline stream film.mp4 --repeat --web 8000  # without a camera: a file, at its own pace",
     "sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33",
     "sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50",
-    "sightline stream 0 --follow",
+    "sightline stream 0 --events seen.jsonl --on-event 'notify-send seen'",
 )
 def stream(
     sources: Annotated[
@@ -301,15 +231,28 @@ def stream(
     """
     fitted = fit_command(engine, NETWORK_OPTIONS)
     summary = live.stream_chosen(sources, options, following, engine, budget_ms, console, fitted)
-    _report([summary], as_json)
+    steps = []
+    if not summary["localized"]:
+        steps.append("add --min-score 0  # shows all boxes, however unsure")
+    if options.web is None:
+        steps.append("add --web 8000  # a page to watch, steer, record and teach on")
+    if not summary["files"]:
+        steps.append("add --record film.mp4 --events seen.jsonl  # keeps what was seen")
+    _report([summary], as_json, *steps)
 
 
-@command("sightline label holiday.mp4", "sightline label photos/ --labels-dir mug --web 8001")
+@command(
+    "sightline label holiday.mp4  # then open the page, draw boxes, and press Learn",
+    "sightline label photos/ --labels-dir mug --web 8001",
+    group=TEACH,
+)
 def label(
     sources: Annotated[
         list[str], Option(f"What to label, one or several: {source_examples()}.", None)
     ],
-    options: Annotated[StreamOptions, Only(("labels_dir", "web", "web_token", "seconds"))],
+    options: Annotated[
+        StreamOptions, Only(("labels_dir", "web", "web_token", "open_page", "seconds"))
+    ],
     engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head", "objects"))],
     add: Annotated[
         Path | None,
@@ -323,12 +266,24 @@ def label(
         import_labels(add, options.labels_dir, console)
     chosen = replace(options, web=options.web or LABEL_PORT, window=False, repeat=True)
     alone, fitted = FollowOptions(follow=False), fit_command(engine, NETWORK_OPTIONS)
-    live.stream_chosen(sources, chosen, alone, engine, None, console, fitted)
+    summary = live.stream_chosen(sources, chosen, alone, engine, None, console, fitted)
+    table = options.labels_dir / "labels.csv"
+    print_files(summary, console)
+    if not table.is_file():
+        _next(f"$ label {shlex.quote(sources[0])}  # no frame was labelled")
+        return
+    _next(
+        f"$ fit {shlex.quote(str(table))} --out mine  # a head of these labels",
+        "$ stream 0 --head mine --web 8000  # a camera with it",
+    )
 
 
 @command(
-    "sightline fit photos.csv --out head.safetensors --curve curve.png",
+    "sightline fit photos.csv --out mine  # a line for each box: image,x0,y0,x1,y1,label",
+    "sightline fit labels/labels.csv --kind dense --out mine  # labels made on the page",
+    "sightline fit photos.csv --model vgg16 --weights vgg16.pth --out mine --curve curve.png",
     "sightline fit --dataset voc2007 --model vgg16 --weights vgg16.pth --out voc_head.safetensors",
+    group=TEACH,
 )
 def fit(
     options: FitOptions,
@@ -336,15 +291,21 @@ def fit(
     engine: Annotated[EngineOptions, Only(NETWORK_OPTIONS)],
     as_json: AsJson = False,
 ) -> None:
-    """Fit a box head to labelled images with one object each, by cross-validation; a published
-    set's test half measures it.
+    """Fit a head to labelled images: what reads boxes of your own objects off a classifier; a
+    published set's test half measures it.
     """
-    _print_json(fit_chosen(data, options, engine, console), as_json)
+    result = fit_chosen(data, options, engine, console)
+    _print_json(result, as_json)
+    used = f"--head {shlex.quote(result['head'])}"
+    if engine.model != EngineOptions().model:
+        used = f"--model {shlex.quote(engine.model)} {used}"
+    _next(f"$ stream 0 --web 8000 {used}", f"$ batch holiday.mp4 {used} --open")
 
 
 @command(
     "sightline inspect classifier.onnx",
     "sightline inspect timm:resnet50 --image photo.jpg --out maps.png",
+    group=TEACH,
 )
 def inspect_(
     network: Annotated[str, Option("A name, FILE.onnx or timm:NAME, as --model takes it.", None)],
@@ -359,9 +320,14 @@ def inspect_(
     """
     chosen = replace(engine, model=network)
     _print_json(inspect_chosen(network, options, chosen, console), as_json)
+    _next(f"$ fit photos.csv --model {shlex.quote(network)} --out mine  # a head for it")
 
 
-@command("sightline finetune scenes.csv --out my_weights.safetensors")
+@command(
+    "sightline finetune scenes.csv --out my_weights.safetensors",
+    "sightline finetune scenes.csv --model vgg16 --weights vgg16.pth --out my_layer.safetensors",
+    group=TEACH,
+)
 def finetune(
     options: FinetuneOptions,
     data: DataOptions,
@@ -372,13 +338,16 @@ def finetune(
     looked at.
     """
     _print_json(finetune_chosen(data, options, engine, console), as_json)
+    weights = shlex.quote(str(options.out))
+    _next(f"$ batch holiday.mp4 --model {engine.model} --weights {weights} --open")
 
 
 @command(
+    "sightline evaluate photos.csv --report photos.html --open",
     "sightline evaluate photos.csv --single --json",
-    "sightline evaluate photos.csv --report photos.html",
     "sightline evaluate --dataset voc2007 --head voc_head.safetensors --classes dog,cat",
     "sightline evaluate street_boxes.csv --follow --report street.html",
+    group=MEASURE,
 )
 def evaluate(
     data: DataOptions,
@@ -388,33 +357,42 @@ def evaluate(
         EngineOptions,
         Only((*NETWORK_OPTIONS, *ENGINE_OPTIONS)),
     ],
+    open_page: OpenPage = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure boxes against the truth, beside constant boxes that need no image; of a published
     set, its test half.
     """
-    _print_json(evaluate_chosen(data, options, engine, console, following), as_json)
+    result = evaluate_chosen(data, options, engine, console, following)
+    _print_json(result, as_json)
+    page = "add --report report.html --open  # the best and the worst boxes as pictures"
+    _next(*_page_step(options.report, open_page) if options.report else [page])
 
 
 @command(
     "sightline reproduce sensitivity-voc2007 --weights vgg16.pth --out voc.html",
     "sightline reproduce heuristic --data VOCdevkit/VOC2007 --weights vgg16.pth",
+    group=MEASURE,
 )
 def reproduce(
     table: Annotated[str, Option(f"Which table: {', '.join(TABLES)}.", None)],
     options: ReproduceOptions,
     engine: Annotated[EngineOptions, Only(("weights", "class_layer", "size_px"))],
+    open_page: OpenPage = False,
     as_json: AsJson = False,
 ) -> None:
     """Compute a table of the papers again, as they did, and print their numbers beside ours; goes
     on where it was stopped.
     """
     _print_json(reproduce_chosen(table, options, engine, console), as_json)
+    page = "add --out table.html --open  # a page of it, with pictures"
+    _next(*_page_step(options.out, open_page) if options.out else [page])
 
 
 @command(
     "sightline compare before.jsonl after.jsonl --source holiday.mp4",
-    "sightline compare out/holiday.jsonl detector.jsonl --out beside.html --frames 30",
+    "sightline compare out/holiday.jsonl detector.jsonl --out beside.html --frames 30 --open",
+    group=MEASURE,
 )
 def compare(
     a: Annotated[Path, Option("A log: NAME.jsonl of batch, or of stream --log.", None)],
@@ -427,17 +405,21 @@ def compare(
         ),
     ],
     options: CompareOptions = CompareOptions(),
+    open_page: OpenPage = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare two logs of the same frames: where their boxes differ, and the frames in which they
     differ most.
     """
     _print_json(compare_logs(a, b, options, console), as_json)
+    more = "add --source holiday.mp4  # shows the frames that differ most"
+    _next(*_page_step(options.out, open_page), *([] if options.source else [more]))
 
 
 @command(
     "sightline calibrate holiday.mp4",
     "sightline calibrate photos.csv --model vgg16 --weights vgg16.pth",
+    group=MACHINE,
 )
 def calibrate(
     options: CalibrateOptions,
@@ -447,13 +429,18 @@ def calibrate(
     """Make a network ready for int8: measure ranges, keep the layers that suffer in floating point,
     prove what comes out.
     """
-    _print_json(calibrate_chosen(options, engine, console).report(), as_json)
+    found = calibrate_chosen(options, engine, console)
+    _print_json(found.report(), as_json)
+    named = f" --calibration {shlex.quote(str(options.out))}" if options.out else ""
+    _next(f"$ bench --models {engine.model} --precision int8  # how much faster it is here")
+    _next(f"$ stream 0 --model {engine.model} --precision int8{named}")
 
 
 @command(
     "sightline build --model squeezenet --weights squeezenet.net --out squeezenet_map.onnx",
     "sightline build --backend tensorrt --precision fp16",
     "sightline build --backend tensorrt --for sm89",
+    group=MACHINE,
 )
 def build(
     options: BuildOptions,
@@ -463,6 +450,8 @@ def build(
     the reference.
     """
     run_build(options, engine, console)
+    if options.backend == "tensorrt" and not options.target:
+        _next("$ stream 0 --web 8000  # takes the engine by itself", "$ bench --backend tensorrt")
 
 
 @command(
@@ -473,6 +462,7 @@ def build(
     "sightline bench --screen 0 --seconds 20",
     "sightline bench --models lite0 --profile",
     "sightline bench --models lite0 --detector yolox_nano.onnx",
+    group=MEASURE,
 )
 def bench(
     options: BenchOptions,
@@ -493,14 +483,21 @@ def bench(
     compare A B: exit status 1 where something of ours is slower in B, by more than the noise of the
         two runs.
     """
-    if bench_chosen(options, engine, console, as_json):
+    slower = bench_chosen(options, engine, console, as_json)
+    if (options.what or [""])[0] != "compare" and not as_json:
+        _next(
+            "$ bench --json > before.json  # and again after a change",
+            "$ bench compare before.json after.json",
+        )
+    if slower:
         raise typer.Exit(1)
 
 
 @command(
     "sightline doctor",
     "sightline doctor --json",
-    "where that fails: python -m realtime.doctor",
+    "python -m realtime.doctor  # where that fails",
+    group=MACHINE,
 )
 def doctor(as_json: AsJson = False) -> None:
     """Look at packages, processor, codecs, display, cameras, GPU, weights and cache: each problem
@@ -514,7 +511,32 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print(doctors.as_json(findings))
     if not doctors.is_fit(findings):
+        _next("mend what is broken above, then run this again")
         raise typer.Exit(1)
+    _next("$ demo --out out  # a clip whose true boxes are known")
+
+
+def _next(*steps: str) -> None:
+    """Print what can be done next. A step that begins with ``$`` is a command of Sightline's, and
+    is written as it was started here: in an environment that is not activated, with its folder.
+    """
+    started = sys.argv[0] if Path(sys.argv[0]).stem == "sightline" else "sightline"
+    program = "sightline" if shutil.which("sightline") else started
+    for place, step in enumerate(steps):
+        text = f"{program}{step[1:]}" if step.startswith("$") else step
+        lead = "next:" if place == 0 else "or:  "
+        console.print(
+            Text.assemble((f"{lead} ", "bold"), text.replace("  #", "   #")), soft_wrap=True
+        )
+
+
+def _page_step(path: Path, open_page: bool) -> list[str]:
+    """Show a report in the browser, or say how to."""
+    if not open_page:
+        return [f"open {path} in a browser, or add --open"]
+    if path.suffix == ".html":
+        open_in_browser(path, console.print)
+    return []
 
 
 def _print_json(result: dict[str, Any], as_json: bool) -> None:
@@ -522,9 +544,10 @@ def _print_json(result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(result))
 
 
-def _report(summaries: list[dict[str, Any]], as_json: bool) -> None:
+def _report(summaries: list[dict[str, Any]], as_json: bool, *steps: str) -> None:
     summaries = shown(summaries)
     print_summaries(summaries, console)
+    _next(*steps)
     if as_json:
         print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
     if any(summary["interrupted"] for summary in summaries):

@@ -3,7 +3,8 @@
 All pages extend ``assets/document.html``.
 """
 
-from collections.abc import Mapping
+import webbrowser
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,17 @@ def templates(folder: Path, escape: bool = True) -> Environment:
         keep_trailing_newline=True,
         autoescape=escape,
     )
+
+
+def open_in_browser(target: str | Path, notify: Callable[[str], None]) -> None:
+    """Show an address or a file in the browser; where there is none, ``notify`` gets a line."""
+    address = target.resolve().as_uri() if isinstance(target, Path) else target
+    try:
+        opened = webbrowser.open(address)
+    except (OSError, webbrowser.Error):
+        opened = False
+    if not opened:
+        notify(f"no browser was found here: open {target} yourself")
 
 
 def set_title(axes: Any, text: str) -> None:

@@ -357,6 +357,9 @@ class Recorder:
         failed: gets the path and the error of a recording that has ended by one.
         renamed: gets the wanted path and the one that a recording has, because there is a file of
             the wanted name.
+
+    Attributes:
+        written: all files that it has begun.
     """
 
     def __init__(
@@ -373,6 +376,7 @@ class Recorder:
         self._path: Path | None = None
         self._given_up: Path | None = None
         self._files: dict[str, VideoSink] = {}
+        self.written: list[Path] = []
 
     @property
     def needs_picture(self) -> bool:
@@ -397,6 +401,7 @@ class Recorder:
         if source not in self._files:
             path = whole.with_stem(f"{whole.stem}_{source}") if self._several else whole
             self._files[source] = file = VideoSink(path, TIME_BASE, RATE_FPS, live=True)
+            self.written.append(file.path)
             if file.path != path:
                 self._renamed(path, file.path)
         self._files[source].write(record, picture)

@@ -30,7 +30,7 @@ from engines.text import displayable, in_words, shown
 from realtime.annotate import Look
 from realtime.batch.job import Naming, with_ending
 from realtime.capture import Connection, Feed, every_frame
-from realtime.documents import course_of, plot_latency
+from realtime.documents import course_of, open_in_browser, plot_latency
 from realtime.event_sinks import EventSink, Notifier, receiver_of
 from realtime.events import rules_for
 from realtime.file_sinks import JsonlSink, Recorder, TraceSink, VideoSink, check_log, make_writable
@@ -76,6 +76,8 @@ def stream_chosen(
         SightlineError: the options contradict each other, the engine cannot be opened, or see
             ``stream``.
     """
+    if options.open_page and options.web is None:
+        options = replace(options, web=str(Address().port))
     following, choice = following.for_source(_alone(specs)).beside(choice)
     batch, size_px = min(options.batch, len(specs)), first_size_px(specs)
     localizer = open_within(choice, budget_ms, console, batch=batch, first_px=size_px)
@@ -172,14 +174,16 @@ def stream(
         record=options.record,
         **{each.name: getattr(options, each.name) for each in fields(Look)},
     )
+    files: dict[str, list[Path]] = {}
     with ExitStack() as stack:
-        sinks = _sinks(stack, session, options, lost, notify)
+        sinks = _sinks(stack, session, options, lost, notify, files)
         events = _event_sink(feed.connections, options, lost)
         sinks.append(stack.enter_context(Beside(events, "the file of events", lost)))
         if options.web is not None:
             teacher = stack.enter_context(teacher_of(session)) if teacher_of else None
             if teacher is not None:
                 sinks.append(teacher)
+                stack.callback(lambda: files.update(teacher.written))
                 feed.repeats = lambda: options.repeat or teacher.is_open
                 where = displayable(str(options.labels_dir.resolve()))
                 console.print(Text(f"labels made on the page go into {where}"), soft_wrap=True)
@@ -188,6 +192,8 @@ def stream(
             console.print(
                 Text(f"watch on {url}"), soft_wrap=True
             )  # a Text: the token is there to be seen
+            if options.open_page:
+                open_in_browser(url, notify)
         interrupted = stack.enter_context(_stopping_on_ctrl_c(session.stop))
         table = stack.enter_context(
             LiveTable(console=console, refresh_per_second=4, transient=True)
@@ -210,6 +216,7 @@ def stream(
             _enter_left(feed, sinks, live_run)
     return {
         **_summary(feed, live_run, interrupted.is_set()),
+        "files": {kind: list(map(str, paths)) for kind, paths in files.items() if paths},
         "shown_from": shown_from(following, localizer),
         **events.summary(),
         **lost.summary(),
@@ -294,9 +301,10 @@ def _sinks(
     options: StreamOptions,
     lost: Callable[[str], None],
     notify: Callable[[str], None],
+    files: dict[str, list[Path]],
 ) -> list[Sink]:
     """What cannot be begun ends the run before it starts; what fails later ends alone, and ``lost``
-    says so.
+    says so. ``files`` gets what is written, by kind.
     """
     names = [each.name for each in session.connections]
 
@@ -315,6 +323,7 @@ def _sinks(
         make_writable(options.record)
     recorder = Recorder(lambda: session.settings.record, names, failed, renamed)
     sinks: list[Sink] = [stack.enter_context(recorder), stack.enter_context(session)]
+    files["recording"] = recorder.written
     if options.window and has_display():
         sinks.append(beside(WindowSink("Sightline", session.stop), "the window"))
     if options.trace is not None:
@@ -322,6 +331,7 @@ def _sinks(
         if trace.path != options.trace:
             renamed(options.trace, trace.path)
         sinks.append(beside(trace, "the trace"))
+        files["trace"] = [trace.path]
     if options.metrics is not None:
         sinks.append(
             beside(MetricsSink(options.metrics, session, options.web_token), "the metrics page")
@@ -330,6 +340,9 @@ def _sinks(
         sinks.append(
             beside(JsonlSink(options.log, live=True, max_mb=options.log_max_mb), "the log")
         )
+        files["log"] = [options.log]
+    if options.events is not None:
+        files["events"] = [options.events]
     return sinks
 
 

@@ -73,6 +73,9 @@ class StreamOptions(Look):
     web: Annotated[
         str | None, Option("Serve a page to watch and steer on, at [HOST:]PORT.", OUTPUT)
     ] = None
+    open_page: Annotated[
+        bool, Option("Show the page in a browser; of --web, or on port 8000.", OUTPUT, ("open",))
+    ] = False
     web_token: Annotated[
         str | None,
         Option(

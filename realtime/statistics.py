@@ -1,6 +1,4 @@
-"""The statistics of a run: times of every stage and outcomes of every frame, as percentiles and
-tables.
-"""
+"""The statistics of a run: times of every stage and outcomes of every frame, as percentiles."""
 
 import math
 import threading
@@ -12,13 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 
 from engines.boxes import iou
-from engines.text import displayable
-from realtime.annotate import clock
 from realtime.frames import STAGES, FrameRecord
 
 SMALLEST_MS, BUCKET_RATIO, BUCKETS = 1e-3, 1.01, 2100  # from a microsecond to a quarter of an hour
@@ -194,15 +187,6 @@ class Localized:
         return {name: self.counts[name] for name in ("localized", "nothing_sure")}
 
 
-def localized_in_words(summary: Mapping[str, Any]) -> str:
-    """In how many frames something was found, for people; empty where a summary does not say it."""
-    if "localized" not in summary:
-        return ""
-    words = f"a box in {summary['localized']} of them"
-    nothing = summary["nothing_sure"]
-    return f"{words}, nothing sure in view in {nothing}" if nothing else words
-
-
 class Run:
     """The measurements of a run, as far as it got; a few numbers a frame, so that hours fit.
 
@@ -318,89 +302,6 @@ def verdict_of(
         return f"{waited}-limited"
     stage = max(work_ms, key=lambda side: work_ms[side])
     return f"{stage}-limited" if work_ms[stage] >= MEASURABLE * elapsed_ms else "loop-limited"
-
-
-def latency_table(title: str, summary: dict[str, Any]) -> Group:
-    """The run as a table for the terminal."""
-    table = Table(title=Text(displayable(title)), title_justify="left")
-    table.add_column("stage")
-    shown = ("p50", "p90", "p99", "max")
-    for name in shown:
-        table.add_column(f"{name} ms", justify="right")
-    for stage, values in {**summary["stages_ms"], "total": summary["latency_ms"]}.items():
-        if values:
-            table.add_row(
-                stage,
-                *(f"{values[name]:.2f}" for name in shown),
-                style="bold" if stage == "total" else "",
-            )
-    return Group(table, _caption(summary))
-
-
-MOST_SEEN = 12
-
-
-def seen_table(summary: dict[str, Any]) -> Group:
-    """What was seen in a run, for the terminal, the surest events first where there are many."""
-    events = sorted(summary["events"], key=lambda each: -(each["confidence"] or 0.0))[:MOST_SEEN]
-    table = Table(title=Text(displayable(f"seen in {summary['source']}")), title_justify="left")
-    for name in ("name", "from", "to", "frames", "surest"):
-        table.add_column(name, justify="left" if name == "name" else "right")
-    for each in sorted(events, key=lambda each: (each["begin_s"], each["event"])):
-        sure = each["confidence"]
-        table.add_row(
-            displayable(each["name"]),
-            clock(each["begin_s"]),
-            clock(each["end_s"]),
-            str(each["frames"]),
-            "" if sure is None else f"{100 * sure:.0f} %",
-        )
-    left = summary["event_count"] - len(events)
-    if not events:
-        return Group(Text(displayable(f"{summary['source']}: nothing sure was in view")))
-    return Group(table, f"and {left} more") if left else Group(table)
-
-
-def print_summaries(summaries: Sequence[dict[str, Any]], console: Console) -> None:
-    """Of each run what was seen, how long it took, what was wrong with its source, and the files
-    that it wrote.
-    """
-    for summary in summaries:
-        if "events" in summary and not summary.get("skipped"):
-            console.print(seen_table(summary))
-        if "stages_ms" in summary:
-            console.print(latency_table(summary["source"], summary))
-        for line in (*summary.get("trouble", ()), *summary.get("not_read", ())):
-            console.print(
-                displayable(f"{summary['source']}: {line}"),
-                style="yellow",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
-        if summary.get("skipped"):
-            console.print("  done already, of the same content and settings", style="dim")
-        for kind, path in summary.get("files", {}).items():
-            line = f"  {kind.replace('_', ' '):13} {displayable(path)}"
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def _caption(summary: dict[str, Any]) -> str:
-    parts = [f"{summary['frames']} frames", f"{summary['fps']:.1f} fps end to end"]
-    if words := localized_in_words(summary):
-        parts.insert(1, words)
-    if summary.get("failed"):
-        parts.append(f"{summary['failed']} failed")
-    if summary["dropped"]:
-        parts.append(f"{summary['dropped']} dropped")
-    if "corloc" in summary:
-        parts.append(f"CorLoc {100 * summary['corloc']:.1f} %, mean IoU {summary['mean_iou']:.2f}")
-    if "steps" in summary:
-        parts.append(
-            f"budget {summary['budget_ms']:g} ms: {len(summary['steps'])} steps, last"
-            f" {summary['rung']}"
-        )
-    return "  ·  ".join(parts)
 
 
 class WaitingTimes(Run):

@@ -20,7 +20,7 @@ LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitl
 EPILOGS = [
     part.strip()
     for command in cli.app.registered_commands
-    for part in re.split(r"Examples?:|·", command.epilog or "")
+    for part in re.findall(r"`([^`#]+)", command.epilog or "")
 ]
 COMMANDS = [line for line in (*LINES, *EPILOGS) if line.startswith("sightline ")]
 
@@ -37,7 +37,9 @@ def test_commands_parse(line):
 
 
 def test_every_command_has_an_example():
-    assert all("Example" in (command.epilog or "") for command in cli.app.registered_commands)
+    assert all("Examples:" in (command.epilog or "") for command in cli.app.registered_commands)
+    shown = {part.split()[1] for part in EPILOGS if part.startswith("sightline ")}
+    assert shown == set(typer.main.get_command(cli.app).commands)
 
 
 def test_make_targets_exist():

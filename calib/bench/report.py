@@ -15,7 +15,8 @@ from engines.errors import OutputError
 from engines.files import checked_output, file_key, picture_kind, signed, whole_file
 from engines.text import displayable
 from realtime.documents import LATENCY_FILE, course_of, plot_latency
-from realtime.statistics import Run, latency_table
+from realtime.statistics import Run
+from realtime.terminal import STAGES_TITLE, held_up_by, latency_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +63,7 @@ def plot_bench(result: dict[str, Any], run: Run, folder: Path) -> list[Path]:
     written = []
     if run.total_ms:
         written.append(folder / "latency.png")
-        title = f"{result['source']}: time per frame, {result['verdict']}"
+        title = f"{result['source']}: time per frame, held up by {held_up_by(result['verdict'])}"
         plot_latency(run.times, course_of(run), written[-1], title)
     draw: dict[str, Callable[[dict[str, Any]], Figure]] = {"peers": _peers, "rounds": _rounds}
     draw |= {"gpu": _gpu} if "gpu" in result["engines"][0] else {}
@@ -347,7 +348,7 @@ CROWDED = 0.05
 def print_bench(result: dict[str, Any], console: Console) -> None:
     """Print every part as a table, with the conditions under it."""
     console.print(
-        latency_table(f"{result['source']}, {result['engine']}, {result['verdict']}", result),
+        latency_table(f"{result['source']}, {result['engine']}: {STAGES_TITLE}", result),
         settling(result),
     )
     for engine in result["engines"]:

@@ -282,7 +282,10 @@ def load_dataset(
         SourceError: something is missing, or nothing can be used.
     """
     if not path.exists():
-        raise SourceError(f"data set {path} does not exist")
+        raise SourceError(
+            f"data set {path} does not exist: name a file of labelled boxes, such as a CSV with"
+            " image,x0,y0,x1,y1,label in its first line"
+        )
     noted = Remarks()
     kept = _named_in(ids) if ids else None
     if path.suffix.lower() == ".txt" and is_track(path):

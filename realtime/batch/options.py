@@ -46,7 +46,10 @@ class Settings:
 
     video: Annotated[bool, Option("Write the annotated video, or only the data.", OUTPUT)] = True
     heat_video: Annotated[
-        bool, Option("Write a video with the heat map over the frames, too.", OUTPUT)
+        bool,
+        Option(
+            "Write a video with the heat map over the frames, too.", OUTPUT, ("heat_map_video",)
+        ),
     ] = False
     every: Annotated[int, Option("Only every so many frames.", LOOK_AT, min=1)] = 1
     start_s: Annotated[

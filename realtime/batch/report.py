@@ -24,6 +24,7 @@ from realtime.documents import Course, plain, templates
 from realtime.events import Event, EventFinder, rules_for, summed_up, surest, times
 from realtime.frames import STAGES, Column
 from realtime.statistics import Histogram, StageTimes, counts_of
+from realtime.terminal import held_up_by
 
 Row = dict[str, Any]
 ROWS_PER_GROUP = 4_000  # a few kilobytes each while they wait
@@ -250,6 +251,7 @@ def write_report(
         .render(
             title=title,
             summary=summary,
+            held_up_by=held_up_by(summary["verdict"]),
             facts=facts,
             clip=clip,
             worked=worked,

@@ -312,7 +312,8 @@ class Camera(Source):
         cv2.utils.logging.setLogLevel(level)
         if not self._capture.isOpened():
             raise SourceError(
-                f"camera {index} cannot be opened: check that it is plugged in and not in use"
+                f"camera {index} cannot be opened: check that it is plugged in and not in use;"
+                " without a camera, a file or demo: can be streamed"
             )
         wanted = {
             cv2.CAP_PROP_FRAME_WIDTH: options.width_px,

@@ -153,6 +153,9 @@ class Learning:
         folder: of the labels, where heads are written to.
         keep_in: where heads that are kept are written to.
         program: what takes the command's arguments.
+
+    Attributes:
+        kept: the heads that were kept.
     """
 
     def __init__(
@@ -172,6 +175,7 @@ class Learning:
         self._lock = threading.RLock()
         self._first = localizer.now
         self._taught: Localizer | None = None
+        self.kept: list[Path] = []
         self._process: subprocess.Popen[str] | None = None
         self._learnt: Mapping[str, Sequence[Box]] | None = None
         self._stopped = False
@@ -368,6 +372,7 @@ class Learning:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
         with self._lock:
             self._facts["kept"] = wanted
+            self.kept.append(path)
         return path
 
 

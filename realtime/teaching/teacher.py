@@ -114,6 +114,7 @@ class Teacher:
         self.comes_first = comes_first
         self._explain = explain
         self.labels = LabelFolder(folder)
+        self._table_changed_at = _changed_at(self.labels.table)
         self.learning, self._why_not = learning, why_not
         self._lock = threading.RLock()
         self._came = threading.Condition()
@@ -148,6 +149,13 @@ class Teacher:
     def __exit__(self, *_: object) -> None:
         if self.learning is not None:
             self.learning.close()
+
+    @property
+    def written(self) -> dict[str, list[Path]]:
+        """The table of ``labels``, where any was changed, and each ``head`` that was kept."""
+        changed = _changed_at(self.labels.table) != self._table_changed_at
+        heads = self.learning.kept if self.learning is not None else []
+        return {"labels": [self.labels.table] if changed else [], "head": heads}
 
     def freeze(self, source: str) -> Held:
         """Hold the newest frame of a source.
@@ -520,6 +528,14 @@ def drafts_of(found: Localization | None, objects: Sequence[Tracked]) -> tuple[D
         if each.box_xyxy_px is not None
     ]
     return tuple(sorted(drafts, key=lambda each: -(each.confidence or 0.0)))
+
+
+def _changed_at(path: Path) -> int | None:
+    """When a file was changed last, in nanoseconds; None where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _content(path: Path) -> bytes:

@@ -10,7 +10,8 @@ from engines.localizer import Localization, Localizer
 from realtime.capture import every_frame
 from realtime.frames import Frame, FrameRecord
 from realtime.pipeline import run_frames
-from realtime.statistics import LiveRun, Run, localized_in_words, verdict_of
+from realtime.statistics import LiveRun, Run, verdict_of
+from realtime.terminal import localized_in_words
 from tests.engines.mock import MockEngine
 from tests.realtime.scripted import Collector, Scripted
 

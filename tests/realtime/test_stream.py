@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -137,12 +138,23 @@ def test_a_run_that_is_killed_leaves_all_but_the_last_second(tmp_path):
         assert int(found.stdout.strip().strip(",")) == len(times_s)
 
 
-def test_ctrl_c_ends_a_run_in_order(tmp_path):
-    process = running(tmp_path, "--json")
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+def test_ctrl_c_ends_a_run_in_order_with_the_page_open_and_names_its_files(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = running(tmp_path, "--json", "--events", tmp_path / "e.jsonl", "--web", port)
+    with (
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/live.mjpg", timeout=30) as pictures,
+        socket.create_connection(("127.0.0.1", port)) as waiting,
+    ):
+        assert pictures.read(1000)
+        waiting.sendall(b"GET /frame.jpg?after=999999 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    written = [line.split()[-1] for line in errors.splitlines() if str(tmp_path) in line]
+    assert {Path(each).name for each in written} >= {"r.mp4", "log.jsonl", "trace.json", "e.jsonl"}
+    assert all(Path(each).is_file() for each in written)
     summary, rows = json.loads(output), rows_of(tmp_path / "log.jsonl")
     assert summary["interrupted"] is True
     assert (

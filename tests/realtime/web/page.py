@@ -81,7 +81,7 @@ def streaming(folder, *options, source="demo:100000"):
                 break
         else:
             pytest.fail("".join(said))
-        rest = threading.Thread(target=process.stderr.read)
+        rest = threading.Thread(target=lambda: said.extend(process.stderr))
         rest.start()
         yield Run(line.removeprefix("watch on ").strip(), log, recordings)
     finally:
@@ -90,6 +90,7 @@ def streaming(folder, *options, source="demo:100000"):
             assert process.wait(timeout=20) == 130
             rest.join()
             process.stderr.close()
+            assert "Traceback" not in "".join(said), "Ctrl-C with a page open ends quietly"
         except subprocess.TimeoutExpired:
             process.kill()
             raise
