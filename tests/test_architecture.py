@@ -18,6 +18,7 @@ ALLOWED = {
 }
 TORCH_FILES = {
     "engines/backends/torch_dense.py",
+    "engines/backends/torch_head.py",
     "engines/backends/torch_reference.py",
     "engines/backends/torch_networks.py",
     "engines/networks/packages.py",

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -38,6 +38,7 @@ import onnx
 
 from calib.bench.gpu_stand_in import (
     OPENINGS,
+    PHOTO,
     Driven,
     build_pycuda,
     call_ms,
@@ -53,8 +54,8 @@ from engines.backends import tensorrt as backend
 from engines.backends.cuda import load_pycuda, probe_gpu
 from engines.backends.tensorrt_build import Build, build_plan
 from engines.boxes import iou
-from engines.build import IMAGE, AnyHead, build_graph
-from engines.choose import choose_head
+from engines.build import CANDIDATES, IMAGE, AnyHead, build_graph
+from engines.choose import choose_head, open_localizer
 from engines.engine import Array, Engine
 from engines.errors import EngineError, SightlineError
 from engines.files import Kind, checked_output, read_json_object, whole_file
@@ -78,9 +79,13 @@ ABSENT = ("openvino", "av", "tensorrt", "tensorrt_rtx")
 LEAST_CORRELATION = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.9}
 """Of an engine's map with the reference's, by precision."""
 PEERS = ("autograd", "captured_autograd", "compiled", "forward", "captured_forward")
-TIMED_S = 6.0
+TIMED_S = 2.0
+LASTING_CALLS = 10_000
 BATCHES = (1, 8)
 MOST_LOST_MIB = 16.0
+MOST_OF_FORWARD = 1.8
+LEAST_OF_EAGER = 5.0
+LEAST_IMAGES_PER_S = 1000.0
 
 
 @dataclass(frozen=True)
@@ -288,14 +293,25 @@ def _agreement(
     pairs = list(zip(true, given, strict=True))
     maps = [(a["map"].ravel(), b["map"].ravel()) for a, b in pairs]
     lost = [np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in maps]
-    boxes = [iou(a["box_xyxy"][0], b["box_xyxy"][0]) for a, b in pairs]
+    boxes = [(_first_box(a), _first_box(b)) for a, b in pairs]
     same = [bool(a["class_index"][0] == b["class_index"][0]) for a, b in pairs]
-    return {
+    found = {
         "correlation": float(min(np.corrcoef(a, b)[0, 1] for a, b in maps)),
         "relative_difference": float(max(lost)),
-        "box_iou": float(min(boxes)),
+        "box_iou": float(min(iou(a[:4], b[:4]) for a, b in boxes)),
         "same_class": float(np.mean(same)),
     }
+    if CANDIDATES in true[0]:
+        found["confidence_difference"] = float(max(abs(a[4] - b[4]) for a, b in boxes))
+    return found
+
+
+def _first_box(outputs: Mapping[str, Array]) -> Array:
+    """The surest box of the first image, ``[4]``, or ``[5]`` with its confidence."""
+    if CANDIDATES not in outputs:
+        return np.asarray(outputs["box_xyxy"][0])
+    rows = outputs[CANDIDATES][0]
+    return np.asarray(rows[rows[:, 4].argmax(), :5])
 
 
 def torch_timed(day: Day) -> Found:
@@ -310,6 +326,110 @@ def torch_timed(day: Day) -> Found:
             images = pictures(classifier.size_px, batch)
             found[f"{name} {precision} batch {batch}"] = timed(engine, feed(images), TIMED_S)
             engine.close()
+    return found
+
+
+def torch_lasts(_: Day) -> Found:
+    """Run the usual network with its usual head many times with all slots busy.
+
+    Raises:
+        EngineError: a call gives other outputs than the first one of its input, or memory is lost.
+    """
+    from engines.backends.torch_reference import TorchStreamEngine
+
+    choice = EngineOptions()
+    classifier = _classifier(choice)
+    engine = TorchStreamEngine(classifier, head=choose_head(choice, classifier), slots=3)
+    feeds = [feed([image]) for image in pictures(classifier.size_px, 7)]
+    with closing(engine):
+        first = [engine.infer(each) for each in feeds]
+        free_mib = _free_mib()
+        begin = time.perf_counter()
+        for index, found in enumerate(in_flight(engine, feeds * (LASTING_CALLS // len(feeds)))):
+            true = first[index % len(feeds)]
+            if any(not np.array_equal(found[name], true[name]) for name in true):
+                raise EngineError(f"call {index} gives other outputs than the same input before")
+        seconds = time.perf_counter() - begin
+        lost = free_mib - _free_mib()
+    if lost > MOST_LOST_MIB:
+        raise EngineError(f"{lost:.0f} MiB of GPU memory are lost in {index + 1} calls")
+    return {"calls": index + 1, "calls_per_s": (index + 1) / seconds, "MiB lost": lost}
+
+
+def _free_mib() -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    return torch.cuda.mem_get_info()[0] / 2**20
+
+
+def torch_is_used(_: Day) -> Found:
+    """Localize through the same interface as users, and teach.
+
+    Raises:
+        EngineError: an engine does not run on the GPU, or nothing is found in a photo of a cat.
+    """
+    import cv2
+
+    from calib.teaching import teach
+
+    photo = np.asarray(cv2.imread(str(PHOTO), cv2.IMREAD_COLOR), np.uint8)
+    found: Found = {}
+    choices = {
+        "usual": EngineOptions(backend="torch"),
+        "compact": EngineOptions("compact", backend="torch"),
+    }
+    for name, choice in choices.items():
+        with closing(open_localizer(choice)) as localizer:
+            seen = localizer.localize([photo])[0]
+            found[name] = {"device": localizer.engine.device, "box": seen.box_xyxy_px}
+            if not localizer.engine.on_gpu:
+                raise EngineError(f"{name} runs on {localizer.engine.device}")
+    parts = pictures(320, 12)
+    begin = time.perf_counter()
+    taught = teach(parts, [[("cat", (60.0, 40.0, 260.0, 300.0))]] * 12, engine=choices["usual"])[0]
+    with closing(taught):
+        seconds = time.perf_counter() - begin
+        found["taught"] = {"s": seconds, "device": taught.engine.device}
+    return found
+
+
+def promises(day: Day) -> Found:
+    """Compare VGG16's whole localization with its forward pass and with PyTorch's own gradient.
+
+    Raises:
+        EngineError: it takes more than ``MOST_OF_FORWARD`` forward passes, is less than
+            ``LEAST_OF_EAGER`` times as fast as eager autograd, or gives fewer images a second than
+            ``LEAST_IMAGES_PER_S`` at the larger batch.
+    """
+    from calib.bench.gpu import torch_peer
+    from engines.backends.torch_reference import TorchStreamEngine
+
+    choice = EngineOptions("vgg16", weights=day.vgg)
+    classifier = _classifier(choice)
+    head = choose_head(choice, classifier)
+    found: Found = {"input_px": classifier.size_px, "layer": head.spec.layer if head else "-"}
+    for batch in BATCHES:
+        engine = TorchStreamEngine(classifier, head=head, batch=batch, precision="fp16")
+        fed = feed(pictures(classifier.size_px, batch))
+        with closing(engine):
+            found[f"batch {batch}"] = timed(engine, fed, TIMED_S)
+            if batch == 1:
+                found["call_ms"] = call_ms(partial(engine.infer, fed), 300)
+    image = feed(pictures(classifier.size_px, 1))[IMAGE]
+    for method in ("captured_forward", "autograd", "captured_autograd"):
+        call = torch_peer(classifier, image, "fp16", method)
+        found[f"{method}_ms"] = call_ms(call, 300)
+    of_forward = found["call_ms"][0] / found["captured_forward_ms"][0]
+    of_eager = found["autograd_ms"][0] / found["call_ms"][0]
+    images_per_s = found[f"batch {BATCHES[-1]}"]["images_per_s"]
+    found |= {"of_forward": of_forward, "of_eager": of_eager, "images_per_s": images_per_s}
+    if (
+        of_forward > MOST_OF_FORWARD
+        or of_eager < LEAST_OF_EAGER
+        or images_per_s < LEAST_IMAGES_PER_S
+    ):
+        raise EngineError(f"a promise is not kept: {found}")
     return found
 
 
@@ -444,6 +564,21 @@ STAGES: dict[str, Stage] = {
     ),
     "torch timed": Stage(
         "How fast PyTorch's engine is, with all slots busy.", torch_timed, lambda _: {}
+    ),
+    "torch lasts": Stage(
+        "Many calls of the usual network give the same each time, and no memory is lost.",
+        torch_lasts,
+        lambda _: {},
+    ),
+    "torch is used": Stage(
+        "Localizing and teaching run on the GPU as users call them.",
+        torch_is_used,
+        lambda _: {},
+    ),
+    "promises": Stage(
+        "VGG16's whole localization beside its forward pass and PyTorch's own gradient.",
+        promises,
+        lambda _: {},
     ),
     "peers timed": Stage("How fast PyTorch's users are on this GPU.", peers_timed, peers_there),
     "pycuda is built": Stage(

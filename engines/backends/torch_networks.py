@@ -251,7 +251,9 @@ class EfficientNetLite(ReferenceNetwork):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self.weights = weights
+        self._names = frozenset(weights)
+        for name, value in weights.items():  # buffers go with the module to a device and a type
+            self.register_buffer(_buffer(name), value)
         numbers = {int(n.split(".")[0][5:]) for n in weights if n.startswith("block")}
         self.count = max(numbers) + 1
 
@@ -261,39 +263,47 @@ class EfficientNetLite(ReferenceNetwork):
         x, stage, widths = kept["stem"], -1, (0, 0)
         for number in range(self.count):
             name = f"block{number}"
-            now = (self._width(name), int(self.weights[f"{name}.depthwise.weight"].shape[2]))
+            now = (self._width(name), int(self._read(f"{name}.depthwise.weight").shape[2]))
             first = now != widths
             stage += first
             widths = now
             x = kept[name] = self._block(x, name, self.STRIDES[stage] if first else 1)
         kept["head"] = functional.relu6(self._convolved(x, "head"))
         flat = kept["head"].mean(dim=(2, 3))
-        scores = functional.linear(flat, self.weights["fc.weight"], self.weights["fc.bias"])
+        scores = functional.linear(flat, self._read("fc.weight"), self._read("fc.bias"))
         return scores, kept
 
     def last_linear(self) -> tuple[Tensor, Tensor] | None:
         """See ``ReferenceNetwork.last_linear``."""
-        return self.weights["fc.weight"].float(), self.weights["fc.bias"].float()
+        return self._read("fc.weight").float(), self._read("fc.bias").float()
+
+    def _read(self, name: str) -> Tensor:
+        return self.get_buffer(_buffer(name))
 
     def _width(self, name: str) -> int:
-        return len(self.weights[f"{name}.project.bias"])
+        return len(self._read(f"{name}.project.bias"))
 
     def _block(self, x: Tensor, name: str, stride: int) -> Tensor:
         inner = x
-        if f"{name}.expand.weight" in self.weights:
+        if f"{name}.expand.weight" in self._names:
             inner = functional.relu6(self._convolved(x, f"{name}.expand"))
         filtered = functional.relu6(self._convolved(inner, f"{name}.depthwise", stride))
         narrow = self._convolved(filtered, f"{name}.project")
         return narrow + x if narrow.shape == x.shape else narrow
 
     def _convolved(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        weight, bias = self._read(f"{name}.weight"), self._read(f"{name}.bias")
         kernel, pads = weight.shape[2], []
         for side in (x.shape[3], x.shape[2]):  # PyTorch pads the last axis first
             total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
             pads += [total // 2, total - total // 2]
         groups = x.shape[1] // weight.shape[1]
         return functional.conv2d(functional.pad(x, pads), weight, bias, stride, groups=groups)
+
+
+def _buffer(name: str) -> str:
+    """The name of a weight as PyTorch allows it for buffers."""
+    return name.replace(".", "__")
 
 
 def vgg16(weights: Weights) -> Vgg16:

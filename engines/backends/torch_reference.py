@@ -17,13 +17,15 @@ from torch import Tensor
 
 from engines.backends.registry import EngineRequest
 from engines.backends.torch_dense import TorchDenseHead
+from engines.backends.torch_head import TorchHead, TorchHeuristic
 from engines.backends.torch_networks import torch_network
 from engines.build import CANDIDATES, IMAGE, WANTED_CLASS, AnyHead, check_head, stamp
 from engines.dense import DenseHead
 from engines.engine import Array, Engine, GpuTimes, TensorSpec
 from engines.errors import EngineError, ModelError
 from engines.head import Head, Heuristic
-from engines.maps import PIXELS, Feature, MapSpec, area_matrix
+from engines.maps import PIXELS, MapSpec
+from engines.networks.network import Shape
 from engines.networks.registry import Classifier
 from engines.typed_graph import GRADIENT_SCALE
 
@@ -96,11 +98,7 @@ class TorchEngine(Engine):
             torch.tensor(v, device=self._place).view(1, 3, 1, 1) for v in levels
         )
         self._scale = GRADIENT_SCALE if precision == "fp16" else 1.0
-        self._dense = (
-            TorchDenseHead(head, classifier.shape, self._place)
-            if isinstance(head, DenseHead)
-            else None
-        )
+        self._reader = _reader_of(head, classifier.shape, self._place)
         self.device = f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
         self.inputs = (
             TensorSpec(IMAGE, np.dtype(np.uint8), (batch, *classifier.shape, 3)),
@@ -125,13 +123,11 @@ class TorchEngine(Engine):
     def _run(self, image_nhwc_bgr: Array, wanted_class: Array) -> dict[str, Array]:
         image = torch.from_numpy(np.ascontiguousarray(image_nhwc_bgr)).to(self._place)
         computed = self.compute(image, torch.from_numpy(np.asarray(wanted_class)).to(self._place))
-        return self.finish({name: tensor.cpu().numpy() for name, tensor in computed.items()})
+        return {name: tensor.cpu().numpy() for name, tensor in computed.items()}
 
     @exact_floats()
     def compute(self, image_nhwc_bgr: Tensor, wanted_class: Tensor) -> dict[str, Tensor]:
-        """All that is done on the device: ``class_index``, ``score``, ``logit``, and every map
-        under ``signal:layer``.
-        """
+        """The engine's outputs, all computed where the inputs are."""
         pixels = image_nhwc_bgr.permute(0, 3, 1, 2).float()
         if self._preprocessing.order == "rgb":
             pixels = pixels.flip(1)
@@ -148,48 +144,22 @@ class TorchEngine(Engine):
         )
         if self._classless:
             score = torch.zeros_like(score)
-        named = {f"{signal}:{layer}": values for (signal, layer), values in maps.items()}
-        if self._dense is not None:
+        outputs = {
+            "class_index": chosen,
+            "score": score,
+            "map": maps[self._spec.signal, self._spec.layer],
+            "logit": logit,
+        }
+        if isinstance(self._reader, TorchDenseHead):
             with torch.no_grad():
                 last = layers[self._last]
                 linear = self._network.last_linear()
-                named[CANDIDATES] = self._dense(layers, last, scores, linear, wanted_class)
-        return {"class_index": chosen, "score": score, "logit": logit, **named}
-
-    def finish(self, computed: dict[str, Array]) -> dict[str, Array]:
-        """The outputs, from what ``compute`` gave; the head is small, and read on the processor."""
-        result: dict[str, Array] = {
-            "class_index": computed["class_index"],
-            "score": computed["score"],
-            "map": computed[f"{self._spec.signal}:{self._spec.layer}"],
-            "logit": computed["logit"],
-        }
-        if self._dense is not None:
-            result[CANDIDATES] = computed[CANDIDATES]
-        elif isinstance(self._head, Heuristic):
-            result["box_xyxy"] = _heuristic_boxes(result["map"], self._head)
-        elif isinstance(self._head, Head):
-            maps = [
-                torch.from_numpy(computed[f"{f.signal}:{f.layer}"]) for f in self._head.features
-            ]
-            parts = [
-                features_of(values, f) for values, f in zip(maps, self._head.features, strict=True)
-            ]
-            chosen = torch.from_numpy(computed["class_index"])
-            kinds = (
-                torch.tensor(self._head.routes)[chosen]
-                if len(self._head.routes)
-                else torch.zeros_like(chosen)
-            )
-            weight, bias = (
-                torch.tensor(self._head.weight)[kinds],
-                torch.tensor(self._head.bias)[kinds],
-            )
-            box = torch.einsum("nd,nkd->nk", torch.cat(parts, 1), weight) + bias
-            box = box.clamp(0, 1)
-            low, high = torch.minimum(box[:, :2], box[:, 2:]), torch.maximum(box[:, :2], box[:, 2:])
-            result["box_xyxy"] = torch.cat([low, high], 1).numpy()
-        return result
+                outputs[CANDIDATES] = self._reader(layers, last, scores, linear, wanted_class)
+        elif isinstance(self._reader, TorchHeuristic):
+            outputs["box_xyxy"] = self._reader(outputs["map"])
+        elif self._reader is not None:
+            outputs["box_xyxy"] = self._reader(maps, chosen)
+        return outputs
 
     def _maps(
         self, scores: Tensor, chosen: Tensor, tensors: dict[str, Tensor]
@@ -238,58 +208,15 @@ class TorchEngine(Engine):
         return gradient.abs().amax(1) if self._spec.aggregation == "max" else gradient.abs().mean(1)
 
 
-def features_of(map_nhw: Tensor, feature: Feature) -> Tensor:
-    """The head's inputs from one map, ``[N, D]``, written apart from ``engines.head`` (quantiles by
-    interpolation).
-    """
-    scaled = map_nhw**feature.power
-    if feature.kind == "raw":
-        return scaled.flatten(1)
-    scaled = scaled / scaled.mean(dim=(1, 2), keepdim=True).clamp_min(1e-30)
-    if feature.kind == "grid":
-        rows, columns = (torch.from_numpy(area_matrix(n, feature.size)) for n in scaled.shape[1:])
-        return torch.einsum("ih,nhw,jw->nij", rows, scaled, columns).flatten(1)
-    levels = (np.arange(feature.size) + 0.5) / feature.size
-    return torch.stack([_marginal_quantiles(image.double().numpy(), levels) for image in scaled])
-
-
-def _marginal_quantiles(image: Array, levels: Array) -> Tensor:
-    positions = []
-    for axis in (0, 1):
-        mass = image.sum(axis=axis)
-        if mass.sum() == 0:
-            positions.append(np.ones(len(levels)))
-            continue
-        edges = np.concatenate([[0], np.cumsum(mass)]) / mass.sum()
-        positions.append(np.interp(levels, edges, np.linspace(0, 1, len(edges))))
-    return torch.from_numpy(np.concatenate(positions).astype(np.float32))
-
-
-def _heuristic_boxes(maps_nhw: Array, heuristic: Heuristic) -> Array:
-    """The training-free boxes ``[N, 4]``, written apart from ``engines.head``: pixel by
-    pixel.
-    """
-    boxes = []
-    for image in maps_nhw.astype(np.float64):
-        height, width = image.shape
-        blurred = image
-        if heuristic.sigma:
-            for axis, length in ((0, height), (1, width)):
-                distance = np.subtract.outer(np.arange(length), np.arange(length)) / (
-                    heuristic.sigma * length
-                )
-                weights = np.exp(-(distance**2) / 2)
-                blurred = np.moveaxis(
-                    np.tensordot(weights / weights.sum(1, keepdims=True), blurred, (1, axis)),
-                    0,
-                    axis,
-                )
-        kept = max(1, round(heuristic.share * image.size))
-        ys, xs = np.nonzero(blurred >= np.sort(blurred, axis=None)[-kept])
-        boxes.append(
-            [xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height]
-        )
-    return np.array(boxes, np.float32)
+def _reader_of(
+    head: AnyHead | None, shape: Shape, device: torch.device
+) -> TorchDenseHead | TorchHead | TorchHeuristic | None:
+    """What reads boxes off the maps of a network with an input of that shape."""
+    if isinstance(head, DenseHead):
+        return TorchDenseHead(head, shape, device)
+    if isinstance(head, Heuristic):
+        return TorchHeuristic(head)
+    return None if head is None else TorchHead(head, device)
 
 
 WARM_UP_RUNS = 3  # before a capture, as PyTorch's notes on CUDA graphs ask for
@@ -441,4 +368,4 @@ class TorchStreamEngine(TorchEngine):
             self.times = GpuTimes(
                 *(earlier.elapsed_time(later) for earlier, later in pairwise(slot.events))
             )
-        return self.finish({name: tensor.numpy().copy() for name, tensor in slot.results.items()})
+        return {name: tensor.numpy().copy() for name, tensor in slot.results.items()}

@@ -22,8 +22,7 @@ def test_the_graph_computes_what_the_module_does_at_every_layer(name):
     graph.output(forward.scores, "scores_out")
     x = RNG.standard_normal((1, 3, 64, 64))
     found = run_in_float64(graph.model(), {"pixels": x})
-    module = torch_network(classifier)
-    module.weights = {key: value.double() for key, value in module.weights.items()}
+    module = torch_network(classifier).double()
     scores, kept = module.activations(torch.from_numpy(x))
     assert set(kept) == set(forward.layers)
     for layer, expected in {**kept, "scores": scores}.items():
