@@ -26,6 +26,7 @@ TORCH_FILES = {
     "calib/research/train.py",
     "calib/bench/gpu_day.py",
     "calib/bench/gpu_stand_in.py",
+    "calib/bench/gpu_torch.py",
     "calib/bench/torch_peers.py",
 }
 COMMANDS_TO_RUN = {"errors.py", "doctor.py", "ray.py"}

@@ -4,6 +4,7 @@ same GPU.
 
 import threading
 import time
+import warnings
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -311,8 +312,10 @@ def gpu_calls(choice: EngineOptions, engines: ExitStack) -> tuple[dict[str, Call
     missing = {}
     for name, make in makers.items():
         try:
-            call = make()
-            call()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of other libraries, about themselves
+                call = make()
+                call()
         except (
             Exception
         ) as error:  # whatever stops a peer, the others are still measured, and its row says why

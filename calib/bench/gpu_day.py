@@ -23,11 +23,10 @@ import sys
 import tarfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -38,10 +37,8 @@ import onnx
 
 from calib.bench.gpu_stand_in import (
     OPENINGS,
-    PHOTO,
     Driven,
     build_pycuda,
-    call_ms,
     check_sessions,
     feed,
     in_flight,
@@ -50,23 +47,37 @@ from calib.bench.gpu_stand_in import (
     pictures,
     timed,
 )
+from calib.bench.gpu_torch import (
+    BATCHES,
+    MOST_LOST_MIB,
+    TIMED_S,
+    Day,
+    Found,
+    NotHereError,
+    method_heads,
+    peers_there,
+    peers_timed,
+    promises,
+    torch_is_right,
+    torch_is_used,
+    torch_lasts,
+    torch_on_processor,
+    torch_timed,
+)
 from engines.backends import tensorrt as backend
 from engines.backends.cuda import load_pycuda, probe_gpu
 from engines.backends.tensorrt_build import Build, build_plan
-from engines.boxes import iou
-from engines.build import CANDIDATES, IMAGE, AnyHead, build_graph
-from engines.choose import choose_head, open_localizer
-from engines.engine import Array, Engine
+from engines.build import build_graph
+from engines.engine import Engine
 from engines.errors import EngineError, SightlineError
 from engines.files import Kind, checked_output, read_json_object, whole_file
-from engines.networks.registry import Classifier, load_classifier
+from engines.networks.registry import load_classifier
 from engines.options import EngineOptions
 from engines.typed_graph import typed_graph
 
 REPORT_FILE = Kind("report of a GPU day", (".json",), rb'\{\s*"[\w ]+": \{\s*"state": ')
 SKIPPED = "skipped: no GPU"
 PAGE_FILE = Kind("page of a GPU day", (".md",), rb"# GPU results")
-METHODS = ("sensitivity", "gestalt", "heuristic")
 MODULES = (
     "engines.backends.torch_reference",
     "engines.backends.tensorrt",
@@ -76,47 +87,6 @@ MODULES = (
 )
 ABSENT = ("openvino", "av", "tensorrt", "tensorrt_rtx")
 """Packages that the machine lacks: no stage may import one of them."""
-LEAST_CORRELATION = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.9}
-"""Of an engine's map with the reference's, by precision."""
-PEERS = ("autograd", "captured_autograd", "compiled", "forward", "captured_forward")
-TIMED_S = 2.0
-LASTING_CALLS = 10_000
-BATCHES = (1, 8)
-MOST_LOST_MIB = 16.0
-MOST_OF_FORWARD = 1.8
-LEAST_OF_EAGER = 5.0
-LEAST_IMAGES_PER_S = 1000.0
-
-
-@dataclass(frozen=True)
-class Day:
-    """What is run.
-
-    Attributes:
-        dry: without a GPU.
-        vgg: weights of VGG16.
-        pycuda: source archive of pycuda; None where pycuda is installed.
-        building: the compilation of pycuda; None where there is none.
-    """
-
-    dry: bool
-    vgg: str = "random"
-    pycuda: Path | None = None
-    building: "Future[Path] | None" = None
-
-    def networks(self) -> Iterator[tuple[str, EngineOptions]]:
-        """Name and choice of each network. A dry run leaves out the large one."""
-        yield "compact", EngineOptions("compact")
-        yield "lite0", EngineOptions("lite0")
-        if not self.dry:
-            yield "vgg16", EngineOptions(model="vgg16", weights=self.vgg)
-
-
-Found = dict[str, Any]
-
-
-class NotHereError(Exception):
-    """A stage needs what this machine lacks; says what."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +169,7 @@ def graphs(day: Day) -> Found:
     """Build the graph of each network and method, and check it with ONNX's own checker."""
     found: Found = {}
     for name, choice in day.networks():
-        for method, classifier, head in _heads(choice):
+        for method, classifier, head in method_heads(choice):
             graph = build_graph(classifier, head=head)
             content = graph.SerializeToString()
             if len(content) < 2**31:  # the checker takes no more
@@ -207,258 +177,6 @@ def graphs(day: Day) -> Found:
             digest = hashlib.sha256(content).hexdigest()
             found[f"{name} {method}"] = {"nodes": len(graph.graph.node), "sha256": digest}
     return found
-
-
-def _heads(choice: EngineOptions) -> Iterator[tuple[str, Classifier, AnyHead | None]]:
-    """Each method with its network, whose input is as its head wants it, and its head."""
-    for method in METHODS:
-        named = replace(choice, method=method)
-        classifier = _classifier(named)
-        yield method, classifier, choose_head(named, classifier)
-
-
-@cache
-def _classifier(choice: EngineOptions) -> Classifier:
-    """The network of a choice: VGG16 takes seconds to make."""
-    return choice.classifier()
-
-
-def _read_by_torch(choice: EngineOptions) -> Iterator[tuple[str, Classifier, AnyHead | None]]:
-    """Those of ``_heads`` that PyTorch's engine reads."""
-    from engines.backends.torch_reference import TorchEngine
-
-    for method, network, head in _heads(choice):
-        with suppress(EngineError):  # a head that it does not read
-            TorchEngine(network, head=head)
-            yield method, network, head
-
-
-def torch_is_right(day: Day) -> Found:
-    """Compare PyTorch's engine with slots and graphs with the reference on the processor.
-
-    Raises:
-        EngineError: maps differ by more than ``LEAST_CORRELATION`` allows.
-    """
-    found: Found = {}
-    for name, choice in day.networks():
-        for method, network, head in _read_by_torch(choice):
-            compared = compare_torch(network, head, "cuda", tuple(LEAST_CORRELATION), (1, 3), 12)
-            found |= {f"{name} {method} {what}": each for what, each in compared.items()}
-    return found
-
-
-def torch_on_processor(_: Day) -> Found:
-    """The same comparison with the smallest network, two frames and no GPU."""
-    classifier = load_classifier("compact")
-    return compare_torch(
-        classifier, choose_head(EngineOptions("compact"), classifier), "cpu", ("fp32",), (2,), 2
-    )
-
-
-def compare_torch(
-    classifier: Classifier,
-    head: AnyHead | None,
-    device: str,
-    precisions: Sequence[str],
-    slots: Sequence[int],
-    frames: int,
-) -> dict[str, dict[str, float]]:
-    """By precision and number of slots: how well the engine with slots agrees with the reference.
-
-    Raises:
-        EngineError: maps differ by more than ``LEAST_CORRELATION`` allows.
-    """
-    from engines.backends.torch_reference import TorchEngine, TorchStreamEngine
-
-    reference = TorchEngine(classifier, head=head)
-    feeds = [feed([image]) for image in pictures(classifier.size_px, frames)]
-    true = [reference.infer(each) for each in feeds]
-    found = {}
-    for precision, count in product(precisions, slots):
-        engine = TorchStreamEngine(
-            classifier, head=head, device=device, precision=precision, slots=count
-        )
-        agreement = _agreement(true, list(in_flight(engine, feeds)))
-        engine.close()
-        found[f"{precision} slots {count}"] = agreement
-        if not agreement["correlation"] > LEAST_CORRELATION[precision]:
-            raise EngineError(f"{classifier.name} in {precision}: {agreement}")
-    return found
-
-
-def _agreement(
-    true: Sequence[Mapping[str, Array]], given: Sequence[Mapping[str, Array]]
-) -> dict[str, float]:
-    """The worst over all frames; the share of frames with the same class."""
-    pairs = list(zip(true, given, strict=True))
-    maps = [(a["map"].ravel(), b["map"].ravel()) for a, b in pairs]
-    lost = [np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in maps]
-    boxes = [(_first_box(a), _first_box(b)) for a, b in pairs]
-    same = [bool(a["class_index"][0] == b["class_index"][0]) for a, b in pairs]
-    found = {
-        "correlation": float(min(np.corrcoef(a, b)[0, 1] for a, b in maps)),
-        "relative_difference": float(max(lost)),
-        "box_iou": float(min(iou(a[:4], b[:4]) for a, b in boxes)),
-        "same_class": float(np.mean(same)),
-    }
-    if CANDIDATES in true[0]:
-        found["confidence_difference"] = float(max(abs(a[4] - b[4]) for a, b in boxes))
-    return found
-
-
-def _first_box(outputs: Mapping[str, Array]) -> Array:
-    """The surest box of the first image, ``[4]``, or ``[5]`` with its confidence."""
-    if CANDIDATES not in outputs:
-        return np.asarray(outputs["box_xyxy"][0])
-    rows = outputs[CANDIDATES][0]
-    return np.asarray(rows[rows[:, 4].argmax(), :5])
-
-
-def torch_timed(day: Day) -> Found:
-    """Time PyTorch's engine in trtexec's words, for each precision and batch."""
-    from engines.backends.torch_reference import TorchStreamEngine
-
-    found: Found = {}
-    for name, choice in day.networks():
-        _, classifier, head = next(_read_by_torch(choice))
-        for precision, batch in product(LEAST_CORRELATION, (*BATCHES, 32)):
-            engine = TorchStreamEngine(classifier, head=head, batch=batch, precision=precision)
-            images = pictures(classifier.size_px, batch)
-            found[f"{name} {precision} batch {batch}"] = timed(engine, feed(images), TIMED_S)
-            engine.close()
-    return found
-
-
-def torch_lasts(_: Day) -> Found:
-    """Run the usual network with its usual head many times with all slots busy.
-
-    Raises:
-        EngineError: a call gives other outputs than the first one of its input, or memory is lost.
-    """
-    from engines.backends.torch_reference import TorchStreamEngine
-
-    choice = EngineOptions()
-    classifier = _classifier(choice)
-    engine = TorchStreamEngine(classifier, head=choose_head(choice, classifier), slots=3)
-    feeds = [feed([image]) for image in pictures(classifier.size_px, 7)]
-    with closing(engine):
-        first = [engine.infer(each) for each in feeds]
-        free_mib = _free_mib()
-        begin = time.perf_counter()
-        for index, found in enumerate(in_flight(engine, feeds * (LASTING_CALLS // len(feeds)))):
-            true = first[index % len(feeds)]
-            if any(not np.array_equal(found[name], true[name]) for name in true):
-                raise EngineError(f"call {index} gives other outputs than the same input before")
-        seconds = time.perf_counter() - begin
-        lost = free_mib - _free_mib()
-    if lost > MOST_LOST_MIB:
-        raise EngineError(f"{lost:.0f} MiB of GPU memory are lost in {index + 1} calls")
-    return {"calls": index + 1, "calls_per_s": (index + 1) / seconds, "MiB lost": lost}
-
-
-def _free_mib() -> float:
-    import torch
-
-    torch.cuda.synchronize()
-    return torch.cuda.mem_get_info()[0] / 2**20
-
-
-def torch_is_used(_: Day) -> Found:
-    """Localize through the same interface as users, and teach.
-
-    Raises:
-        EngineError: an engine does not run on the GPU, or nothing is found in a photo of a cat.
-    """
-    import cv2
-
-    from calib.teaching import teach
-
-    photo = np.asarray(cv2.imread(str(PHOTO), cv2.IMREAD_COLOR), np.uint8)
-    found: Found = {}
-    choices = {
-        "usual": EngineOptions(backend="torch"),
-        "compact": EngineOptions("compact", backend="torch"),
-    }
-    for name, choice in choices.items():
-        with closing(open_localizer(choice)) as localizer:
-            seen = localizer.localize([photo])[0]
-            found[name] = {"device": localizer.engine.device, "box": seen.box_xyxy_px}
-            if not localizer.engine.on_gpu:
-                raise EngineError(f"{name} runs on {localizer.engine.device}")
-    parts = pictures(320, 12)
-    begin = time.perf_counter()
-    taught = teach(parts, [[("cat", (60.0, 40.0, 260.0, 300.0))]] * 12, engine=choices["usual"])[0]
-    with closing(taught):
-        seconds = time.perf_counter() - begin
-        found["taught"] = {"s": seconds, "device": taught.engine.device}
-    return found
-
-
-def promises(day: Day) -> Found:
-    """Compare VGG16's whole localization with its forward pass and with PyTorch's own gradient.
-
-    Raises:
-        EngineError: it takes more than ``MOST_OF_FORWARD`` forward passes, is less than
-            ``LEAST_OF_EAGER`` times as fast as eager autograd, or gives fewer images a second than
-            ``LEAST_IMAGES_PER_S`` at the larger batch.
-    """
-    from calib.bench.gpu import torch_peer
-    from engines.backends.torch_reference import TorchStreamEngine
-
-    choice = EngineOptions("vgg16", weights=day.vgg)
-    classifier = _classifier(choice)
-    head = choose_head(choice, classifier)
-    found: Found = {"input_px": classifier.size_px, "layer": head.spec.layer if head else "-"}
-    for batch in BATCHES:
-        engine = TorchStreamEngine(classifier, head=head, batch=batch, precision="fp16")
-        fed = feed(pictures(classifier.size_px, batch))
-        with closing(engine):
-            found[f"batch {batch}"] = timed(engine, fed, TIMED_S)
-            if batch == 1:
-                found["call_ms"] = call_ms(partial(engine.infer, fed), 300)
-    image = feed(pictures(classifier.size_px, 1))[IMAGE]
-    for method in ("captured_forward", "autograd", "captured_autograd"):
-        call = torch_peer(classifier, image, "fp16", method)
-        found[f"{method}_ms"] = call_ms(call, 300)
-    of_forward = found["call_ms"][0] / found["captured_forward_ms"][0]
-    of_eager = found["autograd_ms"][0] / found["call_ms"][0]
-    images_per_s = found[f"batch {BATCHES[-1]}"]["images_per_s"]
-    found |= {"of_forward": of_forward, "of_eager": of_eager, "images_per_s": images_per_s}
-    if (
-        of_forward > MOST_OF_FORWARD
-        or of_eager < LEAST_OF_EAGER
-        or images_per_s < LEAST_IMAGES_PER_S
-    ):
-        raise EngineError(f"a promise is not kept: {found}")
-    return found
-
-
-def peers_timed(day: Day) -> Found:
-    """Time what users of PyTorch run on the same GPU."""
-    from calib.bench.gpu import torch_peer
-
-    found: Found = {}
-    for name, choice in day.networks():
-        classifier = _classifier(choice)
-        image = feed(pictures(classifier.size_px, 1))[IMAGE]
-        for precision, method in product(("fp32", "fp16"), PEERS):
-            what = f"{name} {precision} {method}"
-            try:
-                call = torch_peer(classifier, image, precision, method)
-                found[what] = call_ms(call, 100)
-            except Exception as error:  # the other peers are still timed
-                found[what] = f"{type(error).__name__}: {error}"[:200]
-    return found
-
-
-def peers_there(_: Day) -> Found:
-    """All peers have a method of their own."""
-    from calib.bench.torch_peers import TorchPeers
-
-    missing = [name for name in PEERS if not hasattr(TorchPeers, name)]
-    if missing:
-        raise EngineError(f"there is no peer {', '.join(missing)}")
-    return {"peers": [*PEERS]}
 
 
 def pycuda_is_built(day: Day) -> Found:
@@ -480,15 +198,22 @@ def sessions(_: Day) -> Found:
     """Drive pycuda and the driver.
 
     Raises:
-        EngineError: GPU memory is lost.
         AssertionError: an output is wrong, or a CUDA graph was not captured.
     """
     driven = Driven.of(load_classifier("compact"), EngineOptions("compact"))
-    found = check_sessions(driven)
-    lost = lost_mib(driven)
+    return check_sessions(driven)
+
+
+def memory(_: Day) -> Found:
+    """Open and close engines again and again.
+
+    Raises:
+        EngineError: GPU memory is lost.
+    """
+    lost = lost_mib(Driven.of(load_classifier("compact"), EngineOptions("compact")))
     if lost > MOST_LOST_MIB:
         raise EngineError(f"{lost:.0f} MiB of GPU memory are lost in {OPENINGS} openings")
-    return {**found, f"MiB lost in {OPENINGS} openings": lost}
+    return {f"MiB lost in {OPENINGS} openings": lost}
 
 
 def stand_in_fits(_: Day) -> Found:
@@ -518,7 +243,7 @@ def tensorrt_runs(day: Day) -> Found:
         raise NotHereError(str(error)) from error
     found: Found = {"library": f"{library.__name__} {library.__version__}"}
     for name, choice in day.networks():
-        _, classifier, head = next(_heads(choice))
+        _, classifier, head = next(method_heads(choice))
         for precision, batch in product(("fp32", "fp16"), BATCHES):
             graph = build_graph(classifier, head=head, batch=batch)
             engine = _built_plan(graph, library, precision)
@@ -585,9 +310,14 @@ STAGES: dict[str, Stage] = {
         "pycuda compiles and finds the driver.", pycuda_is_built, pycuda_archive
     ),
     "sessions": Stage(
-        "Contexts, slots, threads and CUDA graphs are right on the driver, and no memory is lost.",
+        "Contexts, slots, threads and CUDA graphs are right on the driver.",
         sessions,
         stand_in_fits,
+    ),
+    "memory": Stage(
+        "No GPU memory is lost, in whatever thread and order engines are closed.",
+        memory,
+        lambda _: {},
     ),
     "TensorRT": Stage(
         "Plans are built, captured and run here, each call apart from the others, and timed.",

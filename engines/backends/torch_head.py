@@ -15,6 +15,8 @@ from engines.maps import Feature, Source, area_matrix
 class TorchHead:
     """Reads one box of each image with a linear layer on features of its maps.
 
+    What is alike is computed together: a GPU takes as long for one small map as for twenty.
+
     Args:
         head: what is read.
         device: where the maps are.
@@ -25,6 +27,13 @@ class TorchHead:
         self._weight = torch.tensor(head.weight, device=device)
         self._bias = torch.tensor(head.bias, device=device)
         self._routes = torch.tensor(head.routes, device=device)
+        self._powers: dict[Source, Tensor] = {}
+        self._places: dict[Feature, int] = {}  # of its power among those of its map
+        for source in dict.fromkeys((each.signal, each.layer) for each in head.features):
+            same = [each for each in head.features if (each.signal, each.layer) == source]
+            powers = list(dict.fromkeys(each.power for each in same))
+            self._powers[source] = torch.tensor(powers, device=device).view(-1, 1, 1, 1)
+            self._places |= {each: powers.index(each.power) for each in same}
         self._levels = {
             each.size: torch.from_numpy((np.arange(each.size) + 0.5) / each.size).to(device)
             for each in head.features
@@ -39,28 +48,48 @@ class TorchHead:
             maps_nhw: by signal and layer, ``[N, h, w]``.
             class_index: int64 ``[N]``; decides between layers where the head has several.
         """
-        parts = [self._read(maps_nhw[each.signal, each.layer], each) for each in self._features]
         kinds = torch.zeros_like(class_index)
         if len(self._routes):
             kinds = self._routes[class_index]
-        box = torch.einsum("nd,nkd->nk", torch.cat(parts, 1), self._weight[kinds])
+        box = torch.einsum("nd,nkd->nk", self._read(maps_nhw), self._weight[kinds])
         box = (box + self._bias[kinds]).clamp(0, 1)
         low = torch.minimum(box[:, :2], box[:, 2:])
         high = torch.maximum(box[:, :2], box[:, 2:])
         return torch.cat([low, high], 1)
 
-    def _read(self, map_nhw: Tensor, feature: Feature) -> Tensor:
-        """The head's inputs from one map, ``[N, D]``."""
-        scaled = map_nhw**feature.power
-        if feature.kind == "raw":
-            return scaled.flatten(1)
-        scaled = scaled / scaled.mean(dim=(1, 2), keepdim=True).clamp_min(1e-30)
-        if feature.kind == "grid":
-            rows, columns = (self._area(n, feature.size, scaled.device) for n in scaled.shape[1:])
-            return torch.einsum("ih,nhw,jw->nij", rows, scaled, columns).flatten(1)
-        marginals = (scaled.double().sum(dim=axis) for axis in (1, 2))
-        levels = self._levels[feature.size]
-        return torch.cat([_quantiles(each, levels) for each in marginals], 1).float()
+    def _read(self, maps_nhw: dict[Source, Tensor]) -> Tensor:
+        """The head's inputs, ``[N, D]``."""
+        raised = {source: maps_nhw[source] ** powers for source, powers in self._powers.items()}
+        shares = {
+            source: values / values.mean(dim=(2, 3), keepdim=True).clamp_min(1e-30)
+            for source, values in raised.items()
+        }
+        marginals = {
+            (source, axis): values.double().sum(dim=axis)
+            for source, values in shares.items()
+            for axis in (2, 3)
+        }
+        read = {
+            (size, length): _quantiles(marginals, size, length, self._levels[size])
+            for size in self._levels
+            for length in {values.shape[2] for values in marginals.values()}
+        }
+        parts = []
+        for each in self._features:
+            source, place = (each.signal, each.layer), self._places[each]
+            if each.kind == "raw":
+                parts.append(raised[source][place].flatten(1))
+            elif each.kind == "grid":
+                parts.append(self._grid(shares[source][place], each.size))
+            else:
+                for axis in (2, 3):
+                    length = marginals[source, axis].shape[2]
+                    parts.append(read[each.size, length][source, axis][place])
+        return torch.cat(parts, 1)
+
+    def _grid(self, share_nhw: Tensor, size: int) -> Tensor:
+        rows, columns = (self._area(n, size, share_nhw.device) for n in share_nhw.shape[1:])
+        return torch.einsum("ih,nhw,jw->nij", rows, share_nhw, columns).flatten(1)
 
     def _area(self, length: int, cells: int, device: torch.device) -> Tensor:
         """See ``engines.maps.area_matrix``; copied to the device once."""
@@ -70,21 +99,28 @@ class TorchHead:
         return self._areas[length, cells]
 
 
-def _quantiles(mass: Tensor, levels: Tensor) -> Tensor:
-    """Where the running sum of each row ``[N, L]`` passes the levels, as fractions of the row.
+Marginals = dict[tuple[Source, int], Tensor]
 
-    A level is a share of the row's sum. Rows that are zero give 1.
+
+def _quantiles(marginals: Marginals, size: int, length: int, levels: Tensor) -> Marginals:
+    """Where the running sums of marginals ``[P, N, length]`` pass the levels, ``[P, N, size]``.
+
+    A level is a share of the sum, and a place a fraction of the length. Zeros give 1.
     """
-    n, length = mass.shape
+    alike = {key: values for key, values in marginals.items() if values.shape[2] == length}
+    mass = torch.cat([values.flatten(0, 1) for values in alike.values()])
     total = mass.sum(dim=1, keepdim=True)
-    before = torch.zeros_like(total)
-    edges = torch.cat([before, mass.cumsum(dim=1)], 1) / total.clamp_min(1e-300)
-    wanted = levels.expand(n, -1).contiguous()
+    edges = torch.cat([torch.zeros_like(total), mass.cumsum(dim=1)], 1)
+    edges = edges / total.clamp_min(1e-300)
+    wanted = levels.expand(len(mass), -1).contiguous()
     after = torch.searchsorted(edges, wanted).clamp(1, length)
     low = edges.gather(1, after - 1)
     high = edges.gather(1, after)
-    positions = (after - 1 + (wanted - low) / (high - low).clamp_min(1e-300)) / length
-    return torch.where(total > 0, positions, torch.ones_like(positions))
+    places = (after - 1 + (wanted - low) / (high - low).clamp_min(1e-300)) / length
+    places = torch.where(total > 0, places, torch.ones_like(places)).float()
+    counts = [values.shape[0] * values.shape[1] for values in alike.values()]
+    split = zip(alike.items(), places.split_with_sizes(counts), strict=True)
+    return {key: part.reshape(*values.shape[:2], size) for (key, values), part in split}
 
 
 class TorchHeuristic:

@@ -293,12 +293,15 @@ class EfficientNetLite(ReferenceNetwork):
 
     def _convolved(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
         weight, bias = self._read(f"{name}.weight"), self._read(f"{name}.bias")
-        kernel, pads = weight.shape[2], []
-        for side in (x.shape[3], x.shape[2]):  # PyTorch pads the last axis first
-            total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
-            pads += [total // 2, total - total // 2]
+        kernel = weight.shape[2]
         groups = x.shape[1] // weight.shape[1]
-        return functional.conv2d(functional.pad(x, pads), weight, bias, stride, groups=groups)
+        totals = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[2:]]
+        if not any(total % 2 for total in totals):
+            pads = [total // 2 for total in totals]
+            return functional.conv2d(x, weight, bias, stride, pads, groups=groups)
+        down, across = ((total // 2, total - total // 2) for total in totals)
+        padded = functional.pad(x, (*across, *down))  # PyTorch pads the last axis first
+        return functional.conv2d(padded, weight, bias, stride, groups=groups)
 
 
 def _buffer(name: str) -> str:

@@ -33,6 +33,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
+def fastest_algorithms() -> Iterator[None]:
+    """CuDNN tries its algorithms at the first call of each shape: an engine's shapes stay the same.
+
+    What was set before is set again behind it.
+    """
+    before = torch.backends.cudnn.benchmark
+    try:
+        torch.backends.cudnn.benchmark = True
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
 def exact_floats() -> Iterator[None]:
     """Products of float32 are float32's inside: PyTorch's convolutions on a GPU round to TF32 else.
 
@@ -126,6 +140,7 @@ class TorchEngine(Engine):
         return {name: tensor.cpu().numpy() for name, tensor in computed.items()}
 
     @exact_floats()
+    @fastest_algorithms()
     def compute(self, image_nhwc_bgr: Tensor, wanted_class: Tensor) -> dict[str, Tensor]:
         """The engine's outputs, all computed where the inputs are."""
         pixels = image_nhwc_bgr.permute(0, 3, 1, 2).float()
@@ -261,13 +276,14 @@ def open_engine(request: EngineRequest) -> TorchEngine:
 @dataclass
 class _Slot:
     """Static memory of one call: inputs and outputs on the host (pinned on a GPU machine) and on
-    the device.
+    the device. On a GPU it has a stream of its own, so that calls overlap.
     """
 
     host: dict[str, Tensor]
     device: dict[str, Tensor]
     computed: dict[str, Tensor] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
+    stream: Any = None
     events: tuple[Any, ...] = ()
     graph: Any = None
 
@@ -302,16 +318,16 @@ class TorchStreamEngine(TorchEngine):
         if self._gpu:
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.device = f"{torch.cuda.get_device_name(self._place)}, PyTorch {torch.__version__}"
-        self._stream: Any = torch.cuda.Stream(self._place) if self._gpu else None  # type: ignore[no-untyped-call]
         self._slots = [self._new_slot() for _ in range(slots)]
 
     def _free(self) -> None:
-        if self._stream is not None:
-            self._stream.synchronize()
+        for slot in self._slots:
+            if slot.stream is not None:
+                slot.stream.synchronize()
         self._slots = []
 
-    def _on_stream(self) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self._stream) if self._gpu else nullcontext()
+    def _on_stream(self, slot: _Slot) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(slot.stream) if self._gpu else nullcontext()
 
     def _new_slot(self) -> _Slot:
         host = {s.name: torch.from_numpy(np.zeros(s.shape, s.dtype)) for s in self.inputs}
@@ -319,14 +335,17 @@ class TorchStreamEngine(TorchEngine):
         slot = _Slot(
             host, {name: tensor.to(self._place, copy=True) for name, tensor in host.items()}
         )
-        with self._on_stream():
+        if self._gpu:
+            torch.cuda.synchronize(self._place)  # the copies are on another stream
+            slot.stream = torch.cuda.Stream(self._place)  # type: ignore[no-untyped-call]
+        with self._on_stream(slot):
             for _ in range(WARM_UP_RUNS if self._gpu else 1):
                 slot.computed = self._compute(slot)
-        if self._stream is not None:
-            self._stream.synchronize()
+        if slot.stream is not None:
+            slot.stream.synchronize()
             slot.graph = torch.cuda.CUDAGraph()
             slot.events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(4))  # type: ignore[no-untyped-call]
-            with torch.cuda.graph(slot.graph, stream=self._stream):
+            with torch.cuda.graph(slot.graph, stream=slot.stream):
                 slot.computed = self._compute(slot)
         slot.results = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._gpu)
@@ -341,7 +360,7 @@ class TorchStreamEngine(TorchEngine):
         slot = self._slots[place]
         for name, value in feeds.items():
             slot.host[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
-        with self._on_stream():
+        with self._on_stream(slot):
             self._passed(slot, 0)
             for name, tensor in slot.host.items():
                 slot.device[name].copy_(tensor, non_blocking=True)

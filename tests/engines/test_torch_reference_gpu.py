@@ -131,8 +131,9 @@ def test_a_gpu_gives_what_the_processor_gives(precision, least):
     black = {**photo(128), IMAGE: np.zeros((1, 128, 128, 3), np.uint8)}
     tickets = [engine.submit(fed) for fed in (photo(128), black, photo(128))]
     found, other, again = (engine.collect(ticket) for ticket in tickets)
-    np.testing.assert_array_equal(found["map"], again["map"])
-    assert not np.array_equal(found["map"], other["map"])
+    scale = found["map"].max()  # a GPU adds in an order of its own each time
+    np.testing.assert_allclose(found["map"], again["map"], rtol=1e-3, atol=1e-3 * scale)
+    assert not np.allclose(found["map"], other["map"], rtol=1e-2, atol=1e-2 * scale)
     assert np.corrcoef(found["map"].ravel(), exact["map"].ravel())[0, 1] > least
     np.testing.assert_allclose(found["box_xyxy"], exact["box_xyxy"], atol=0.06)
     engine.close()
