@@ -1,9 +1,9 @@
 """Fits the classifier's last layer to a user's own classes. An image may have several of them.
 
-Bency et al., "Weakly Supervised Localization using Deep Feature Maps" (2016), fine-tune like this
-for VOC and COCO: with sigmoid cross-entropy over images that have several classes. Only the classes
-of an image are used, and no boxes. The layers below stay as they are. Their output is therefore
-computed once, and the problem is convex.
+One sigmoid a class, by cross-entropy. Only the classes of an image are used, and no boxes. The
+layers below stay as they are. Their output is therefore computed once, and the problem is convex.
+Bency et al., "Weakly Supervised Localization using Deep Feature Maps" (2016), fine-tune for the
+same purpose otherwise, with a softmax and by gradient descent: ``calib.papers.adaptation``.
 """
 
 import json
