@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -345,6 +346,19 @@ TIME_BASE = Fraction(1, 90000)
 RATE_FPS = 25.0  # for the encoder's rate control only: live frames come as they come
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What a recorder is to write.
+
+    Attributes:
+        path: the MP4; of several sources, each gets a file with its name behind the stem.
+        source: the only one that is recorded; None for all.
+    """
+
+    path: Path
+    source: str | None = None
+
+
 class Recorder:
     """A sink that writes pictures to where ``wanted`` says at that moment, or nowhere.
 
@@ -352,75 +366,76 @@ class Recorder:
     stays.
 
     Args:
-        wanted: the MP4 to write; a change ends a recording and begins the next.
-        sources: their names; of several, each gets a file with its name behind the stem.
-        failed: gets the path and the error of a recording that has ended by one.
+        wanted: what to write; a change ends a recording and begins the next.
+        sources: the names of all.
+        failed: gets a recording that has ended by an error, and the error.
         renamed: gets the wanted path and the one that a recording has, because there is a file of
             the wanted name.
-
-    Attributes:
-        written: all files that it has begun.
+        begun: gets a recording, a source, and the file that is written of it from now on.
     """
 
     def __init__(
         self,
-        wanted: Callable[[], Path | None],
+        wanted: Callable[[], Recording | None],
         sources: list[str],
-        failed: Callable[[Path, Exception], None],
+        failed: Callable[[Recording, Exception], None],
         renamed: Callable[[Path, Path], None] = lambda *_: None,
+        begun: Callable[[Recording, str, Path], None] = lambda *_: None,
     ) -> None:
         self._wanted = wanted
         self._several = len(sources) > 1
         self._failed = failed
         self._renamed = renamed
-        self._path: Path | None = None
-        self._given_up: Path | None = None
+        self._begun = begun
+        self._now: Recording | None = None
+        self._given_up: Recording | None = None
         self._files: dict[str, VideoSink] = {}
-        self.written: list[Path] = []
 
     @property
     def needs_picture(self) -> bool:
-        return self._wanted() not in (None, self._given_up) or self._path is not None
+        return self._wanted() not in (None, self._given_up) or self._now is not None
 
     def write(self, record: FrameRecord, picture: ImageBgr | None) -> None:
         """See ``Sink.write``; raises nothing."""
         wanted = self._wanted()
         if wanted != self._given_up:
             self._given_up = None
-        if wanted != self._path and self._given_up is None:
+        if wanted != self._now and self._given_up is None:
             self._finish()
-            self._path = wanted
-        if picture is not None and self._path is not None:
+            self._now = wanted
+        if picture is not None and self._now is not None:
             try:
-                self._write(self._path, record, picture)
+                self._write(self._now, record, picture)
             except Exception as error:
-                self._give_up(self._path, error)
+                self._give_up(self._now, error)
 
-    def _write(self, whole: Path, record: FrameRecord, picture: ImageBgr) -> None:
+    def _write(self, now: Recording, record: FrameRecord, picture: ImageBgr) -> None:
         source = record.frame.source
+        if now.source not in (None, source):
+            return
         if source not in self._files:
-            path = whole.with_stem(f"{whole.stem}_{source}") if self._several else whole
+            path = now.path.with_stem(f"{now.path.stem}_{source}") if self._several else now.path
             self._files[source] = file = VideoSink(path, TIME_BASE, RATE_FPS, live=True)
-            self.written.append(file.path)
             if file.path != path:
                 self._renamed(path, file.path)
+            self._begun(now, source, file.path)
         self._files[source].write(record, picture)
 
     def _finish(self) -> None:
-        path, self._path = self._path, None
+        now, self._now = self._now, None
         for file in self._taken():
             try:
                 with file:
                     pass  # leaving closes it
             except Exception as error:
-                self._failed(path or file.path, error)
+                self._failed(now or Recording(file.path), error)
 
-    def _give_up(self, path: Path, error: Exception) -> None:
-        self._path, self._given_up = None, path
+    def _give_up(self, now: Recording, error: Exception) -> None:
+        self._now, self._given_up = None, now
         for file in self._taken():
             with suppress(Exception), file:
                 pass
-        self._failed(path, error)
+        self._failed(now, error)
 
     def _taken(self) -> list[VideoSink]:
         files = list(self._files.values())

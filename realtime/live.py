@@ -33,7 +33,15 @@ from realtime.capture import Connection, Feed, every_frame
 from realtime.documents import course_of, open_in_browser, plot_latency
 from realtime.event_sinks import EventSink, Notifier, receiver_of
 from realtime.events import rules_for
-from realtime.file_sinks import JsonlSink, Recorder, TraceSink, VideoSink, check_log, make_writable
+from realtime.file_sinks import (
+    JsonlSink,
+    Recorder,
+    Recording,
+    TraceSink,
+    VideoSink,
+    check_log,
+    make_writable,
+)
 from realtime.frame_queue import Policy
 from realtime.latency_budget import open_within
 from realtime.options import StreamOptions
@@ -214,6 +222,7 @@ def stream(
                     shown_s = time.monotonic()
         finally:
             _enter_left(feed, sinks, live_run)
+    files["recording"] = [each.path for each in session.recorded]
     return {
         **_summary(feed, live_run, interrupted.is_set()),
         "files": {kind: list(map(str, paths)) for kind, paths in files.items() if paths},
@@ -308,9 +317,10 @@ def _sinks(
     """
     names = [each.name for each in session.connections]
 
-    def failed(path: Path, error: Exception) -> None:
-        trouble = f"the recording {displayable(str(path))} has ended: {in_words(error)}"
-        session.recording_failed(path, trouble)
+    def failed(recording: Recording, error: Exception) -> None:
+        name = displayable(str(recording.path))
+        trouble = f"the recording {name} has ended: {in_words(error)}"
+        session.recording_failed(recording, trouble)
         lost(f"{trouble}; the run goes on")
 
     def renamed(wanted: Path, path: Path) -> None:
@@ -321,9 +331,11 @@ def _sinks(
 
     if options.record is not None:
         make_writable(options.record)
-    recorder = Recorder(lambda: session.settings.record, names, failed, renamed)
-    sinks: list[Sink] = [stack.enter_context(recorder), stack.enter_context(session)]
-    files["recording"] = recorder.written
+    sinks: list[Sink] = []
+    for wanted in (lambda: session.settings.recording, lambda: session.settings.page_recording):
+        recorder = Recorder(wanted, names, failed, renamed, session.recording_begun)
+        sinks.append(stack.enter_context(recorder))
+    sinks.append(stack.enter_context(session))
     if options.window and has_display():
         sinks.append(beside(WindowSink("Sightline", session.stop), "the window"))
     if options.trace is not None:

@@ -15,6 +15,7 @@ from engines.localizer import ImageBgr, Localizer
 from engines.text import displayable, in_words
 from realtime.annotate import Look, jpeg_of, outlines_of
 from realtime.capture import Connection
+from realtime.file_sinks import Recording
 from realtime.frames import FrameRecord
 from realtime.statistics import LiveRun
 from realtime.tracking.options import Following
@@ -34,11 +35,33 @@ class Settings(Look):
         min_score: no box that is less sure than this; None for the head's own limit.
         record: the MP4 that the pictures are written to; None while nothing is recorded. Of several
             sources, each has its own: its name is put behind the stem.
+        page_recording: what the page records besides.
     """
 
     class_index: int | None = None
     min_score: float | None = None
     record: Path | None = None
+    page_recording: Recording | None = None
+
+    @property
+    def recording(self) -> Recording | None:
+        """What ``record`` asks for."""
+        return None if self.record is None else Recording(self.record)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A file that is being written, or was.
+
+    Attributes:
+        recording: that it belongs to.
+        source: that it shows.
+        path: of the file.
+    """
+
+    recording: Recording
+    source: str
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -86,6 +109,7 @@ class Session:
     Attributes:
         closed: the run has ended; nothing more comes.
         trouble: why the last recording has ended, if not because it was asked to.
+        recorded: the files of all recordings of this run, the oldest first.
         page_errors: how many requests over HTTP ended by a defect of Sightline.
     """
 
@@ -112,6 +136,7 @@ class Session:
         self._asked_s = -WATCHED_S
         self.closed = threading.Event()
         self.trouble = ""
+        self.recorded: list[Recorded] = []
         self.page_errors = 0
         self._notify = notify
 
@@ -205,16 +230,23 @@ class Session:
             raise OutputError(f"recording {record}: the name must end in .mp4; rename it")
         with self._changed:
             self.settings = replace(self.settings, **changes)
-            if record is not None:
+            if record is not None or changes.get("page_recording") is not None:
                 self.trouble = ""
             return self.settings
 
-    def recording_failed(self, path: Path, trouble: str) -> None:
+    def recording_begun(self, recording: Recording, source: str, path: Path) -> None:
+        """From now on a file is written of a source."""
+        with self._changed:
+            self.recorded = [*self.recorded, Recorded(recording, source, path)]
+
+    def recording_failed(self, recording: Recording, trouble: str) -> None:
         """A recording has ended by an error. Another one may be started."""
         with self._changed:
             self.trouble = trouble
-            if self.settings.record == path:
+            if self.settings.recording == recording:
                 self.settings = replace(self.settings, record=None)
+            if self.settings.page_recording == recording:
+                self.settings = replace(self.settings, page_recording=None)
 
     def swapped(self, localizer: Localizer) -> None:
         """Another localizer is in use: take over what it knows of its boxes, and no longer look for

@@ -5,8 +5,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, HTTPException, Query
 from fastapi.exceptions import RequestValidationError
@@ -15,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from engines.errors import SightlineError
 from engines.files import numbered
+from engines.text import displayable
 from realtime.annotate import Switch, switches
-from realtime.file_sinks import make_writable
+from realtime.file_sinks import Recording, make_writable
 from realtime.session import Session, Shown
 from realtime.teaching.teacher import Teacher
 from realtime.web.bodies import in_words, reader
@@ -34,6 +37,8 @@ FILES = {
     "/teach.css": "teach.css",
 }
 LONGEST_WAIT_S = 10.0
+MOST_RECORDINGS = 20
+"""Files that the page lists: the last ones."""
 
 
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
@@ -73,12 +78,18 @@ Changes = create_model("Changes", __base__=Steering, **_LOOK)
 """What a viewer may change: that of ``Steering``, and each field of ``realtime.annotate.Look``."""
 
 
-class Recording(BaseModel):
-    """Whether to record."""
+class ToRecord(BaseModel):
+    """Whether to record.
+
+    Attributes:
+        on: see there.
+        source: the only one to record; None for all.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     on: bool = Field(strict=True)
+    source: str | None = None
 
 
 Count = Annotated[int, Query(ge=0, le=1 << 62)]
@@ -104,7 +115,10 @@ def page_app(
     for path, name in FILES.items():
         app.get(path)(_file(ASSETS / name))
     _add_pictures(app, broadcasts)
-    _add_steering(app, session, title, recordings, teacher)
+    teaches = None if teacher is None else "first" if teacher.comes_first else "asked"
+    state = partial(_state, session, title, teaches, recordings)
+    _add_steering(app, session, state)
+    _add_recordings(app, session, recordings, state)
     if teacher is not None:
         add_teaching(app, teacher)
 
@@ -173,21 +187,10 @@ def _add_pictures(app: FastAPI, broadcasts: "dict[str, Broadcast]") -> None:
         return StreamingResponse(broadcast_of(source).multipart(), media_type=kind)
 
 
-def _add_steering(
-    app: FastAPI,
-    session: Session,
-    title: Callable[[], str],
-    recordings: Path,
-    teacher: Teacher | None,
-) -> None:
-    teaches = None if teacher is None else "first" if teacher.comes_first else "asked"
-
+def _add_steering(app: FastAPI, session: Session, state: Callable[[], dict[str, Any]]) -> None:
     @app.get("/state")
-    def state() -> dict[str, Any]:
-        """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``, ``follows`` (a
-        click says what), ``teaches`` (None where it does not, ``first`` where that comes first).
-        """
-        return _state(session, title, teaches)
+    def told() -> dict[str, Any]:
+        return state()
 
     @app.get("/classes")
     def classes() -> list[str]:
@@ -209,13 +212,23 @@ def _add_steering(
             session.select(source, point)
         if given:
             session.change(**given)
-        return _state(session, title, teaches)
+        return state()
 
+
+def _add_recordings(
+    app: FastAPI, session: Session, recordings: Path, state: Callable[[], dict[str, Any]]
+) -> None:
     given: set[str] = set()
 
     @app.post("/recording", response_model=None)
-    def recording(wanted: Annotated[Recording, Depends(reader(Recording))]) -> Any:
-        if wanted.on and session.settings.record is None:
+    def recording(wanted: Annotated[ToRecord, Depends(reader(ToRecord))]) -> Any:
+        """Begin or end the page's own recording; what the run was told to record goes on."""
+        known = [each.name for each in session.connections]
+        if wanted.source is not None and wanted.source not in known:
+            raise SightlineError(
+                f"there is no source '{wanted.source}': there is {', '.join(known)}"
+            )
+        if wanted.on and session.settings.page_recording is None:
             try:
                 make_writable(recordings / "sightline.mp4")
             except SightlineError as error:
@@ -227,13 +240,28 @@ def _add_steering(
                 if each not in given and not list(recordings.glob(f"{each}*.mp4"))
             )
             given.add(name)
-            session.change(record=recordings / f"{name}.mp4")
+            path = recordings / f"{name}.mp4"
+            session.change(page_recording=Recording(path, wanted.source))
         elif not wanted.on:
-            session.change(record=None)
-        return _state(session, title, teaches)
+            session.change(page_recording=None)
+        return state()
+
+    @app.get("/recordings/{name}", response_model=None)
+    def recorded(name: str) -> Any:
+        """A file of a recording of this page; parts of it, too, as players ask for them."""
+        for each in session.recorded:
+            if each.path.parent == recordings and each.path.name == name and each.path.is_file():
+                return FileResponse(each.path, media_type="video/mp4")
+        return refused(404, f"there is no recording {name}")
 
 
-def _state(session: Session, title: Callable[[], str], teaches: str | None) -> dict[str, Any]:
+def _state(
+    session: Session, title: Callable[[], str], teaches: str | None, recordings: Path
+) -> dict[str, Any]:
+    """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``, ``recording`` (of the
+    page), ``recordings`` (the files of the run), ``follows`` (a click says what), ``teaches`` (None
+    where it does not, ``first`` where that comes first).
+    """
     rolling, now = session.rolling(), session.settings
     figures = rolling.pop("sources")
     sources = [
@@ -251,14 +279,27 @@ def _state(session: Session, title: Callable[[], str], teaches: str | None) -> d
         "wanted_class": wanted,
         "min_score": now.min_score,
         **{name: getattr(now, name) for name in switches()},
-        "record": now.record.name if now.record else None,
     }
+    under_way = [each for each in (now.recording, now.page_recording) if each is not None]
+    recorded = [
+        {
+            "name": displayable(each.path.name),
+            "source": each.source,
+            "on": each.recording in under_way,
+            "link": f"recordings/{quote(each.path.name)}"
+            if each.path.parent == recordings
+            else None,
+        }
+        for each in session.recorded
+    ]
     return {
         "title": title(),
         "sources": sources,
         "all": rolling,
         "settings": settings,
         "limits": asdict(session.limits) if session.limits else None,
+        "recording": now.page_recording is not None,
+        "recordings": recorded[-MOST_RECORDINGS:],
         "trouble": session.trouble,
         "follows": session.following is not None,
         "teaches": teaches,

@@ -12,7 +12,7 @@ from engines.errors import OutputError
 from engines.localizer import Localizer
 from realtime import live
 from realtime.annotate import Annotator
-from realtime.file_sinks import JsonlSink, Recorder, VideoSink
+from realtime.file_sinks import JsonlSink, Recorder, Recording, VideoSink
 from realtime.options import StreamOptions
 from realtime.session import Session
 from tests.engines.mock import MockEngine
@@ -107,12 +107,13 @@ def test_what_cannot_be_begun_at_the_start_is_refused(clip, tmp_path):
 def test_one_source_of_several_that_cannot_be_recorded(tmp_path):
     """Both recordings end, once, and nothing is tried again until another is wanted."""
     failures = []
+    recording = Recording(tmp_path)
     with Recorder(
-        lambda: tmp_path, ["a", "b"], lambda path, error: failures.append(path)
+        lambda: recording, ["a", "b"], lambda which, error: failures.append(which)
     ) as recorder:
-        recorder._give_up(tmp_path, OSError("full"))
+        recorder._give_up(recording, OSError("full"))
         assert not recorder.needs_picture
-    assert failures == [tmp_path]
+    assert failures == [recording]
 
 
 def test_a_frame_that_cannot_be_drawn_fails_alone(clip, monkeypatch, tmp_path):

@@ -25,7 +25,7 @@ from engines.boxes import iou
 from engines.errors import OutputError
 from engines.localizer import Localizer
 from realtime.capture import Connection
-from realtime.file_sinks import LOGS_KEPT, JsonlSink, Recorder
+from realtime.file_sinks import LOGS_KEPT, JsonlSink, Recorder, Recording
 from realtime.frames import Frame, FrameRecord
 from realtime.live import stream
 from realtime.options import StreamOptions
@@ -331,9 +331,9 @@ def test_recordings_begin_and_end_while_the_run_goes_on(tmp_path):
     with Recorder(lambda: wanted, ["clip"], lambda *_: None) as recorder:
         for index in range(40):
             wanted = (
-                tmp_path / "first.mp4"
+                Recording(tmp_path / "first.mp4")
                 if 5 <= index < 15
-                else tmp_path / "second.mp4"
+                else Recording(tmp_path / "second.mp4")
                 if 20 <= index < 30
                 else None
             )

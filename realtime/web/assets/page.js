@@ -104,7 +104,7 @@ function showHealth() {
   by("picture").setAttribute("aria-label", why || !isThere ? `${source ?? "Camera"}: ${by("nothing").textContent} ${lastSeen}`.trim() : `Live picture of ${source}: ${now.replaceAll("  ·  ", ", ") || "no box"}`);
 }
 
-const isRecorded = () => state?.settings.record != null;
+const isRecorded = () => state?.recordings.some((each) => each.on && each.source === source);
 
 function take(found, settled = true) {
   state = found;
@@ -177,15 +177,48 @@ function choose(name) {
 
 function takeSettings() {
   const { settings } = state;
-  const recording = settings.record !== null;
-  by("record").setAttribute("aria-pressed", String(recording));
-  by("record").querySelector("span").textContent = recording ? "Stop" : "Record";
-  by("where").textContent = recording ? settings.record : (state.trouble || (settings.wanted_class ? `looking for ${settings.wanted_class}` : ""));
+  by("record").setAttribute("aria-pressed", String(state.recording));
+  by("record").querySelector("span").textContent = state.recording ? "Stop" : "Record";
+  by("record-which").hidden = state.sources.length < 2;
+  by("record-which").disabled = state.recording;
+  by("where").textContent = state.trouble || (settings.wanted_class ? `looking for ${settings.wanted_class}` : "");
+  listRecordings();
   if (performance.now() - touched_ms < 1500) return; // what a hand is moving is not pulled from under it
   if (document.activeElement !== by("class")) by("class").value = settings.wanted_class ?? "";
   for (const control of lookControls) showLook(control, settings[control.dataset.look]);
   by("alpha").parentElement.classList.toggle("idle", settings.heat_map !== "over");
   showLeast(settings.min_score);
+}
+
+// The files of recordings, the newest first; each plays and is downloaded once it is not written any more.
+function listRecordings() {
+  const files = state.recordings.toReversed(), now = JSON.stringify(files);
+  if (by("recordings").dataset.of === now) return; // a link that is under a finger stays
+  by("recordings").dataset.of = now;
+  by("recorded").hidden = files.length === 0;
+  by("recordings").replaceChildren(...files.map(({ name, on, link }) => {
+    const item = document.createElement("li"), title = document.createElement("span");
+    title.textContent = name;
+    title.className = "name";
+    item.append(title);
+    if (on || !link) item.append(Object.assign(document.createElement("span"), { className: "quiet", textContent: on ? "recording" : "recorded" }));
+    else {
+      const play = Object.assign(document.createElement("button"), { type: "button", textContent: "Play" });
+      play.setAttribute("aria-label", `Play ${name}`);
+      play.addEventListener("click", () => playRecording(name, link));
+      const save = Object.assign(document.createElement("a"), { href: link, download: name, className: "button", textContent: "Download" });
+      save.setAttribute("aria-label", `Download ${name}`);
+      item.append(play, save);
+    }
+    return item;
+  }));
+}
+
+function playRecording(name, link) {
+  by("player-name").textContent = name;
+  by("player-video").src = link;
+  by("player").showModal();
+  by("player-video").play().catch(() => {}); // where a browser plays nothing unasked, its own button does
 }
 
 function remember() {
@@ -308,7 +341,9 @@ by("picture").addEventListener("click", async (event) => {
   clearTimeout(clickShown);
   clickShown = setTimeout(() => { by("click-mark").hidden = true; hint("Click on what to follow"); }, 2500);
 });
-by("record").addEventListener("click", () => change("recording", { on: state.settings.record === null }));
+by("record").addEventListener("click", () => change("recording", { on: !state.recording, source: by("record-which").value === "all" ? null : source }));
+by("player").addEventListener("close", () => { by("player-video").pause(); by("player-video").removeAttribute("src"); });
+for (const button of document.querySelectorAll("dialog .close")) button.addEventListener("click", () => button.closest("dialog").close());
 by("snapshot").addEventListener("click", () => {
   const link = document.createElement("a");
   link.href = `snapshot.jpg?source=${encodeURIComponent(source)}`;

@@ -1,17 +1,22 @@
 """What can be seen and what can be changed, without a browser."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import fields
+from itertools import product
 
+import av
 import numpy as np
 import pytest
 
 from engines.localizer import Localization
 from realtime.annotate import Look
-from realtime.frames import Frame, Track, Tracked
+from realtime.file_sinks import Recorder
+from realtime.frames import Frame, FrameRecord, Track, Tracked
 from realtime.session import Session
 from realtime.tracking.options import Following, FollowOptions
 from realtime.web.server import MetricsSink, PageServer
+from tests.realtime.media import picture
 from tests.realtime.web.served import LOCAL, get, post, show
 
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
@@ -32,8 +37,8 @@ def test_state_tells_of_every_source(session):
         "heat_map": "inset",
         "alpha": 0.5,
         "smoothing": 0.0,
-        "record": None,
     }
+    assert (state["recording"], state["recordings"]) == (False, [])
 
 
 def test_every_field_of_the_look_is_shown_and_can_be_changed(session):
@@ -103,18 +108,54 @@ def test_recordings_within_a_second_are_files_of_their_own(session, tmp_path, mo
     ):  # of this run, and one camera's of an earlier one
         (tmp_path / there).touch()
     with PageServer(session, str, LOCAL, recordings=tmp_path) as server:
-        answers = [
-            post(server.url, "/recording", {"on": on})[1]["settings"]["record"]
-            for on in (True, False) * 3
+        names = []
+        for _ in range(3):
+            assert post(server.url, "/recording", {"on": True})[1]["recording"] is True
+            names.append(session.settings.page_recording.path.name)
+            assert post(server.url, "/recording", {"on": False})[1]["recording"] is False
+    assert names == ["sightline-now_2.mp4", "sightline-now_4.mp4", "sightline-now_5.mp4"]
+
+
+def test_what_is_recorded_has_the_name_that_is_told_and_a_link(session, tmp_path):
+    """Of the chosen camera alone; what the run was told to record goes on."""
+    folder, own = tmp_path / "page", tmp_path / "own.mp4"
+    names = [each.name for each in session.connections]
+    session.change(record=own)
+    with PageServer(session, str, LOCAL, recordings=folder) as server, ExitStack() as stack:
+        recorders = [
+            stack.enter_context(Recorder(wanted, names, pytest.fail, begun=session.recording_begun))
+            for wanted in (
+                lambda: session.settings.recording,
+                lambda: session.settings.page_recording,
+            )
         ]
-    assert answers == [
-        "sightline-now_2.mp4",
-        None,
-        "sightline-now_4.mp4",
-        None,
-        "sightline-now_5.mp4",
-        None,
-    ]
+
+        def go_on(frames):
+            for index, source, recorder in product(frames, names, recorders):
+                frame = Frame(picture(index), source, index, index / 25, 0, 0.0)
+                recorder.write(FrameRecord(frame), frame.image_bgr)
+
+        assert post(server.url, "/recording", {"on": True, "source": "attic"})[0] == 400
+        post(server.url, "/recording", {"on": True, "source": "door"})
+        go_on(range(5))
+        under_way = json.loads(get(server.url, "/state")[1])["recordings"]
+        assert all(each["on"] for each in under_way)
+        post(server.url, "/recording", {"on": False})
+        go_on(range(5, 8))
+        files = json.loads(get(server.url, "/state")[1])["recordings"]
+        (path,) = folder.iterdir()
+        link = f"recordings/{path.name}"
+        assert files[-1] == {"name": path.name, "source": "door", "on": False, "link": link}
+        assert [each["on"] for each in files] == [True, True, False]
+        assert path.name.endswith("_door.mp4")
+        assert get(server.url, f"/{link}")[1] == path.read_bytes()
+        reply, part = get(server.url, f"/{link}", {"Range": "bytes=4-7"})
+        assert (reply.status, part) == (206, b"ftyp")
+        assert get(server.url, "/recordings/own_cam.mp4")[0].status == 404
+    assert {each.name for each in tmp_path.glob("own*")} == {"own_cam.mp4", "own_door.mp4"}
+    for file, count in ((path, 5), (tmp_path / "own_door.mp4", 8)):
+        with av.open(str(file)) as video:
+            assert sum(1 for _ in video.decode(video=0)) == count
 
 
 def test_a_source_without_pictures_is_waited_for_and_then_told(session):

@@ -247,5 +247,5 @@ def test_a_recording_that_cannot_be_begun_is_refused(session, tmp_path):
     (tmp_path / "file").touch()
     with PageServer(session, str, Address(port=0), recordings=tmp_path / "file" / "rec") as server:
         status, answer = post(server.url, "/recording", {"on": True})
-        assert (status, session.settings.record) == (409, None)
+        assert (status, session.settings.page_recording) == (409, None)
         assert "cannot write" in answer["error"]

@@ -75,6 +75,7 @@ def test_no_control_is_seen_before_it_is_true(session, server, page):
 
 def test_a_run_that_is_gone_looks_gone_and_comes_back(session, server, page):
     session.change(record=Path("x.mp4"))
+    session.recording_begun(session.settings.recording, "cam", Path("x_cam.mp4"))
     with pictures_of(session, "cam"):
         page.goto(server.url)
         page.locator("#recording-mark").wait_for()
