@@ -55,7 +55,7 @@ from realtime.teaching.learning import Command, Learning, ReplaceableLocalizer
 from realtime.teaching.teacher import Teacher, check_folder
 from realtime.teaching.why import Explaining
 from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened, shown_from
-from realtime.web.server import Address, MetricsSink, PageServer
+from realtime.web.server import Address, MetricsSink, PageServer, qr_code
 
 TABLE_EVERY_S = 0.5
 
@@ -195,13 +195,10 @@ def stream(
                 feed.repeats = lambda: options.repeat or teacher.is_open
                 where = displayable(str(options.labels_dir.resolve()))
                 console.print(Text(f"labels made on the page go into {where}"), soft_wrap=True)
-            page = _page(session, localizer, options.web, options, teacher)
-            url = stack.enter_context(page).url
-            console.print(
-                Text(f"watch on {url}"), soft_wrap=True
-            )  # a Text: the token is there to be seen
+            page = stack.enter_context(_page(session, localizer, options.web, options, teacher))
+            _tell_where(page, console)
             if options.open_page:
-                open_in_browser(url, notify)
+                open_in_browser(page.url, notify)
         interrupted = stack.enter_context(_stopping_on_ctrl_c(session.stop))
         table = stack.enter_context(
             LiveTable(console=console, refresh_per_second=4, transient=True)
@@ -231,6 +228,19 @@ def stream(
         **lost.summary(),
         **localizer.summary(),
     }
+
+
+def _tell_where(page: PageServer, console: Console) -> None:
+    """Say where the page is. The lines are ``Text``: the token is there to be seen."""
+    if page.url not in page.urls_beyond:
+        console.print(Text(f"watch on {page.url}"), soft_wrap=True)
+    for url in page.urls_beyond:
+        console.print(Text(f"watch on {url}, from other machines, too"), soft_wrap=True)
+    if page.urls_beyond and console.is_terminal:
+        code = qr_code(page.urls_beyond[0], console.width)
+        if code is not None:
+            console.print("with a phone in the same network, scan:")
+            console.print(code)
 
 
 def _event_sink(

@@ -4,20 +4,24 @@ sites' pages. It also limits connections: their number, and how long a request m
 
 import asyncio
 import hashlib
+import html
 import ipaddress
+import json
 import math
 import re
 import secrets
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import h11
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -80,13 +84,18 @@ class Guard:
         if scope["type"] != "http":
             return
         request = Request(scope)
-        answer: ASGIApp | None = _malformed(request) or self._refusal(request)
-        if answer is None:
+        refusal = _malformed(request) or self._refusal(request)
+        answer: ASGIApp
+        if refusal is None:
             scope.get("state", {}).get("let_in", lambda: None)()
             body = await _body(receive)
             receive, answer = _again(body or b"", receive), self._welcome(request) or self._app
             if body is None:
                 answer = refused(413, f"a request holds at most {BODY_BYTES} bytes")
+        elif _wants_a_page(request):
+            answer = told_on_a_page(refusal, asks_for_token=self._token is not None)
+        else:
+            answer = refusal
         started = False
 
         async def send_once(message: Message) -> None:
@@ -134,7 +143,7 @@ class Guard:
         return refused(
             401,
             "the token is missing or wrong: open the address that was printed when the stream"
-            " began",
+            " began, with all that stands behind token=",
         )
 
     def _is_allowed(self, request: Request, token: str) -> bool:
@@ -200,6 +209,38 @@ def refused(status: int, why: str, headers: dict[str, str] | None = None) -> Res
     return JSONResponse(
         {"error": displayable(why)}, status, {"Connection": "close", **(headers or {})}
     )
+
+
+PAGE = (Path(__file__).parent / "assets" / "refused.html").read_text(encoding="utf-8")
+STYLE = re.search(r"<style>(.*?)</style>", PAGE, re.DOTALL)
+
+
+def _wants_a_page(request: Request) -> bool:
+    """Whether a person has opened the address in a browser."""
+    mode = request.headers.get("sec-fetch-mode", "navigate")
+    return mode == "navigate" and "text/html" in request.headers.get("accept", "")
+
+
+def told_on_a_page(refusal: Response, asks_for_token: bool) -> Response:
+    """The same refusal for a person: a page that says why not, and asks for the token where there
+    is one.
+    """
+    why = json.loads(bytes(refusal.body))["error"]
+    form = asks_for_token and refusal.status_code == 401
+    page = PAGE.replace("{why}", html.escape(f"{why[:1].upper()}{why[1:]}."))
+    page = page if form else re.sub(r"<form.*?</form>", "", page, flags=re.DOTALL)
+    headers = {
+        name: value
+        for name, value in refusal.headers.items()
+        if name not in ("content-length", "content-type")
+    }
+    assert STYLE is not None
+    style = b64encode(hashlib.sha256(STYLE[1].encode()).digest()).decode()
+    headers["Content-Security-Policy"] = (
+        f"default-src 'none'; style-src 'sha256-{style}'; form-action 'self';"
+        " frame-ancestors 'none'; base-uri 'none'"
+    )
+    return HTMLResponse(page, refusal.status_code, headers)
 
 
 class Failures:

@@ -3,16 +3,21 @@ page, and the metrics.
 """
 
 import asyncio
+import ipaddress
 import logging
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
+
+from rich.text import Text
 
 from engines.errors import EngineError, OutputError, install_extra
 from engines.localizer import ImageBgr
@@ -78,6 +83,67 @@ class Address:
             str(entry[4][0]) == "::1" or str(entry[4][0]).startswith("127.") for entry in found
         )
 
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it stands for all addresses of this machine, as 0.0.0.0 and :: do. It is no
+        address that a browser opens.
+        """
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    @property
+    def beyond(self) -> list[str]:
+        """The addresses at which other machines reach this one, the likeliest first."""
+        if self.is_loopback:
+            return []
+        if not self.is_everywhere:
+            return [self.host]
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        found = [_way_out(family)]
+        with suppress(OSError):
+            named = socket.getaddrinfo(socket.gethostname(), None, family)
+            found += [str(entry[4][0]) for entry in named]
+        return [each for each in dict.fromkeys(filter(None, found)) if _is_reached(each)]
+
+
+DOCUMENTATION = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+"""Addresses that nobody has (RFC 5737, RFC 3849)."""
+
+
+def _way_out(family: socket.AddressFamily) -> str:
+    """The address on the network that leads to other machines; empty where there is none.
+    Connecting a datagram socket chooses a way, and sends nothing.
+    """
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asked:
+        asked.connect((DOCUMENTATION[family], 9))
+        return str(asked.getsockname()[0])
+    return ""
+
+
+def _is_reached(address: str) -> bool:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:  # of one interface alone
+        return False
+    return not (found.is_loopback or found.is_link_local or found.is_unspecified)
+
+
+def qr_code(url: str, most_columns: int) -> Text | None:
+    """A QR code for a terminal, which a phone reads whatever colours the terminal has; None where
+    it is too wide, or segno is not installed.
+    """
+    try:
+        import segno  # an extra
+    except ImportError:
+        return None
+    code, lines = segno.make_qr(url, error="l"), StringIO()
+    code.terminal(lines, compact=True, border=2)
+    if code.symbol_size(border=2)[0] > most_columns:
+        return None
+    return Text(lines.getvalue().strip("\n"), "bright_white on black", no_wrap=True)
+
 
 class GuardedServer:
     """An application behind ``Guard``, served in the ``with`` block. Every address that Sightline
@@ -100,7 +166,8 @@ class GuardedServer:
 
     Attributes:
         port: that it listens on.
-        url: to open in a browser, with the token where there is one.
+        url: to open in a browser on this machine, with the token where there is one.
+        urls_beyond: to open on other machines, the likeliest first.
     """
 
     def __init__(
@@ -140,10 +207,15 @@ class GuardedServer:
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name=option, daemon=True)
-        shown_host = f"[{address.host}]" if ":" in address.host else address.host
-        self.url = f"http://{shown_host}:{self.port}/" + (
-            f"?token={quote(token, safe='')}" if token else ""
+        here = (
+            ("[::1]" if ":" in address.host else LOCAL) if address.is_everywhere else address.host
         )
+        self.url = self._url_at(here, token)
+        self.urls_beyond = [self._url_at(each, token) for each in address.beyond]
+
+    def _url_at(self, host: str, token: str | None) -> str:
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return f"http://{host}:{self.port}/" + (f"?token={quote(token, safe='')}" if token else "")
 
     def _run(self) -> None:
         """The thread."""

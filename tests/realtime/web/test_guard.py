@@ -1,5 +1,6 @@
 """Who may look: tokens, other sites, and what every answer says to browsers."""
 
+import json
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -16,7 +17,10 @@ def test_beyond_this_machine_a_new_token_is_made_each_time(session):
         with PageServer(session, str, Address("0.0.0.0", 0)) as server:
             (token,) = parse_qs(urlsplit(server.url).query)["token"]
             tokens.add(token)
-            local = server.url.replace("0.0.0.0", "127.0.0.1")
+            local = server.url
+            assert local.startswith("http://127.0.0.1:")
+            assert all(f":{server.port}/?token={token}" in url for url in server.urls_beyond)
+            assert not any("0.0.0.0" in url or "127." in url for url in server.urls_beyond)
             assert get(local, "/state")[0].status == 401
             reply, _ = get(local, f"/?token={token}")
             assert reply.status == 303
@@ -57,6 +61,25 @@ def test_other_sites_pages_cannot_use_a_browser_on_this_machine(session):
         assert session.settings == before
         assert post(server.url, "/settings", {"box": not before.box})[0] == 200
     assert session.settings.box is not before.box
+
+
+def test_who_is_not_let_in_gets_a_page_in_a_browser_and_json_elsewhere(session):
+    opened = {"Accept": "text/html,application/xhtml+xml", "Sec-Fetch-Mode": "navigate"}
+    with PageServer(session, str, LOCAL, token="<right>") as server:
+        reply, content = get(server.url.partition("?")[0], "/?token=wrong", opened)
+        assert (reply.status, reply.headers["Content-Type"]) == (401, "text/html; charset=utf-8")
+        assert b"The token is missing or wrong" in content
+        assert b'name="token"' in content
+        assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+        reply, content = get(server.url, "/?token=wrong", opened | {"Sec-Fetch-Mode": "cors"})
+        assert (reply.status, "error" in json.loads(content)) == (401, True)
+        for _ in range(6):
+            reply, content = get(server.url, "/?token=wrong", opened)
+        assert (reply.status, b"<form" in content) == (429, False)
+        assert int(reply.headers["Retry-After"]) > 0
+    with PageServer(session, str, LOCAL) as server:
+        reply, content = get(server.url, "/", opened | {"Host": "evil.example"})
+        assert (reply.status, b"<title>" in content, b"<form" in content) == (403, True, False)
 
 
 FOREIGN = [

@@ -1,14 +1,17 @@
 """Addresses of the page, and what happens when it is begun and ended."""
 
+import ipaddress
 import socket
 import sys
 import threading
 from urllib.parse import urlsplit
 
+import cv2
+import numpy as np
 import pytest
 
 from engines.errors import EngineError, OutputError
-from realtime.web.server import Address, PageServer
+from realtime.web.server import Address, PageServer, qr_code
 from tests.realtime.web.served import LOCAL, show
 
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
@@ -36,6 +39,33 @@ def test_addresses_are_read(text, host, port, loopback):
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(OutputError, match="PORT"):
         Address.of(text)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "127.0.0.1", "192.0.2.7"])
+def test_other_machines_are_told_addresses_that_they_can_open(host):
+    told = Address(host, 8000).beyond
+    if host == "192.0.2.7":
+        assert told == [host]
+    elif host == "127.0.0.1":
+        assert told == []
+    for each in map(ipaddress.ip_address, told):
+        assert each.version == (6 if ":" in host else 4)
+        assert not each.is_unspecified
+        assert not each.is_loopback
+
+
+def test_a_phone_reads_the_code_and_a_narrow_terminal_has_none():
+    segno = pytest.importorskip("segno", reason="codes need: pip install '.[web]'")
+    url = "http://192.168.178.41:8000/?token=KJ8-u4hY2cM_bq0ZkS7dTQ"
+    code = qr_code(url, 80)
+    rows = code.plain.splitlines()
+    assert max(map(len, rows)) < 60
+    halves = {"█": (255, 255), "▀": (255, 0), "▄": (0, 255), " ": (0, 0)}
+    pixels = np.array([[halves[each] for each in row] for row in rows], np.uint8)
+    image = np.repeat(np.repeat(pixels.transpose(0, 2, 1).reshape(-1, len(rows[0])), 8, 0), 8, 1)
+    assert cv2.QRCodeDetector().detectAndDecode(image)[0] == url
+    assert qr_code(url, 30) is None
+    assert segno.make_qr(url, error="l").symbol_size(border=2)[0] == len(rows[0])
 
 
 def test_a_port_in_use_is_named(session):
