@@ -214,7 +214,7 @@ def batch(
     "sightline stream film.mp4 --repeat --web 8000  # without a camera: a file, at its own pace",
     "sightline stream rtsp://camera/1 --record cam.mp4 --budget-ms 33",
     "sightline stream 0 1 rtsp://door/live --log log.jsonl --log-max-mb 50",
-    "sightline stream 0 --events seen.jsonl --on-event 'notify-send seen'",
+    "sightline stream 0 --events seen.jsonl --event-clips clips --on-event 'notify-send seen'",
 )
 def stream(
     sources: Annotated[

@@ -23,8 +23,9 @@ import cv2
 
 from engines.errors import EngineError, InputError, install_extra
 from engines.localizer import ImageBgr
-from engines.text import in_words, shown
+from engines.text import displayable, in_words, shown
 from realtime.annotate import draw, jpeg_of
+from realtime.event_clips import EventClips
 from realtime.events import Change, Event, EventFinder, EventRules, summed_up
 from realtime.file_sinks import JsonlSink
 from realtime.frames import FrameRecord
@@ -305,6 +306,7 @@ class EventSink:
         notifier: is told; None for none.
         live: the file is written in its place and goes on behind what is there; times of the day
             stand in its lines.
+        clips: has a clip written of each event, whose file its last line names; None for none.
 
     Raises:
         OutputError: the file cannot be written, or is no such file.
@@ -318,7 +320,10 @@ class EventSink:
         path: Path | None = None,
         notifier: Notifier | None = None,
         live: bool = False,
+        clips: EventClips | None = None,
     ) -> None:
+        self._clips = clips
+        self._photos = {name for name, each in rules.items() if each.photos}
         self._finders = {name: EventFinder(each) for name, each in rules.items()}
         self._file = JsonlSink(path, live=live) if path is not None else None
         self._notifier = notifier
@@ -344,10 +349,16 @@ class EventSink:
 
     def _take(self, change: Change, record: FrameRecord | None) -> None:
         what, event = change
+        line = {**event.row(), **(self._times(event) if self._live else {})}
         if what == "began":
             self._events.append(event)
             self._count += 1
-        line = {**event.row(), **(self._times(event) if self._live else {})}
+        if self._clips is not None and event.source not in self._photos:
+            if what == "began":
+                self._clips.begin(event)
+            else:
+                clip = self._clips.end(event)
+                line["clip"] = None if clip is None else displayable(str(clip))
         if what == "ended" and self._file is not None:
             self._file.write_row(line)
         if self._notifier is not None:

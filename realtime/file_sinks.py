@@ -20,6 +20,7 @@ import av
 import av.error
 import cv2
 import numpy as np
+from av.container import OutputContainer
 
 from engines.errors import OutputError
 from engines.files import make_folder, new_file, put_in_place
@@ -177,23 +178,40 @@ class VideoSink(_WholeFile):
 
     def _open_stream(self, picture: ImageBgr) -> av.VideoStream:
         height, width = picture.shape[:2]
-        stream: av.VideoStream = self._container.add_stream("libx264", rate=self._rate)
-        stream.width, stream.height = written_size(width, height)
-        stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = self._time_base
-        stream.codec_context.gop_size = max(
-            1, round(self._rate)
-        )  # a key frame, so a fragment, per second
-        stream.options = dict(X264)
-        if self._live:
-            stream.options |= {"tune": "zerolatency"}  # nothing stays in the encoder
-        return stream
+        return open_h264(self._container, (width, height), self._rate, self._time_base, self._live)
 
     def _finish(self) -> None:
         with interrupts_held():
             if self._stream is not None:
                 self._container.mux(self._stream.encode(None))
             self._container.close()
+
+
+def open_h264(
+    container: OutputContainer,
+    size_px: tuple[int, int],
+    rate: Fraction,
+    time_base: Fraction,
+    live: bool,
+) -> av.VideoStream:
+    """A stream of H.264 in a container, with a key frame, so a fragment, per second.
+
+    Args:
+        container: gets it.
+        size_px: width and height of the pictures, see ``written_size``.
+        rate: nominal, in pictures a second.
+        time_base: unit of the timestamps, in seconds.
+        live: nothing stays in the encoder.
+    """
+    stream: av.VideoStream = container.add_stream("libx264", rate=rate)
+    stream.width, stream.height = written_size(*size_px)
+    stream.pix_fmt = "yuv420p"
+    stream.time_base = stream.codec_context.time_base = time_base
+    stream.codec_context.gop_size = max(1, round(rate))
+    stream.options = dict(X264)
+    if live:
+        stream.options |= {"tune": "zerolatency"}
+    return stream
 
 
 def written_size(width_px: int, height_px: int) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from realtime.annotate import Look
 from realtime.batch.job import Naming, with_ending
 from realtime.capture import Connection, Feed, every_frame
 from realtime.documents import course_of, open_in_browser, plot_latency
+from realtime.event_clips import EventClips
 from realtime.event_sinks import EventSink, Notifier, receiver_of
 from realtime.events import rules_for
 from realtime.file_sinks import (
@@ -185,8 +186,7 @@ def stream(
     files: dict[str, list[Path]] = {}
     with ExitStack() as stack:
         sinks = _sinks(stack, session, options, lost, notify, files)
-        events = _event_sink(feed.connections, options, lost)
-        sinks.append(stack.enter_context(Beside(events, "the file of events", lost)))
+        events = _event_sink(stack, sinks, feed.connections, options, lost, files)
         if options.web is not None:
             teacher = stack.enter_context(teacher_of(session)) if teacher_of else None
             if teacher is not None:
@@ -244,9 +244,16 @@ def _tell_where(page: PageServer, console: Console) -> None:
 
 
 def _event_sink(
-    connections: Sequence[Connection], options: StreamOptions, lost: Callable[[str], None]
+    stack: ExitStack,
+    sinks: list[Sink],
+    connections: Sequence[Connection],
+    options: StreamOptions,
+    lost: Callable[[str], None],
+    files: dict[str, list[Path]],
 ) -> EventSink:
-    """Finds events, which the summary tells, and others where they are asked for."""
+    """Finds events, which the summary tells, and others where they are asked for; it is put among
+    the sinks, with the one that writes clips.
+    """
     rules = {
         each.name: replace(
             rules_for(_photos(each.spec)),
@@ -259,7 +266,14 @@ def _event_sink(
     if options.on_event is not None:
         receiver = receiver_of(options.on_event)
         notifier = Notifier(receiver, f"{shown(options.on_event)}, which is told of events,", lost)
-    return EventSink(rules, options.events, notifier, live=True)
+    clips = None
+    if options.event_clips is not None:
+        clips = EventClips(options.event_clips, options.event_seconds, lost)
+        sinks.append(stack.enter_context(Beside(clips, "the clips of events", lost)))
+        files["clip"] = clips.written
+    events = EventSink(rules, options.events, notifier, True, clips)
+    sinks.append(stack.enter_context(Beside(events, "the file of events", lost)))
+    return events
 
 
 def _photos(spec: str) -> bool:

@@ -35,6 +35,12 @@ class StreamOptions(Look):
         Path | None,
         Option("JSONL to write of what came into view: when, what, how sure, until when.", OUTPUT),
     ] = None
+    event_clips: Annotated[
+        Path | None,
+        Option(
+            "Folder for a clip of each event, from 3 seconds before it until 2 after it.", OUTPUT
+        ),
+    ] = None
     on_event: Annotated[
         str | None,
         Option(

@@ -23,7 +23,7 @@ from realtime.live import stream
 from realtime.options import StreamOptions
 from realtime.tracking.options import FollowOptions
 from tests.realtime.cameras import free_port
-from tests.realtime.media import write_video
+from tests.realtime.media import timestamps_s, write_video
 from tests.realtime.scripted import wait_until
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("/usr/sbin/mosquitto")
@@ -234,7 +234,12 @@ def test_a_live_run_writes_and_tells_its_events(tmp_path, hook):
     clip, file = write_video(tmp_path / "clip.mp4", 20), tmp_path / "events.jsonl"
     localizer = open_localizer(EngineOptions(model="compact"), streams=1)
     options = StreamOptions(
-        window=False, policy="every", events=file, on_event=hook.address, event_seconds=0.0
+        window=False,
+        policy="every",
+        events=file,
+        on_event=hook.address,
+        event_seconds=0.0,
+        event_clips=tmp_path / "clips",
     )
     all_boxes = FollowOptions(follow=False, min_score=0.0)
     summary = stream([str(clip)], localizer, Console(quiet=True), options, all_boxes)
@@ -245,4 +250,8 @@ def test_a_live_run_writes_and_tells_its_events(tmp_path, hook):
     }
     assert all("jpeg" in each for each in hook.got if each["change"] == "began")
     assert lines[0]["begin_at"] <= lines[0]["end_at"]
+    clips = [each["clip"] for each in lines]
+    assert sorted(clips) == sorted(summary["files"]["clip"])
+    assert sorted(clips) == sorted(map(str, (tmp_path / "clips").iterdir()))
+    assert all(timestamps_s(clip) for clip in clips)
     localizer.close()
