@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live as LiveTable
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from engines.backends.registry import label_of
@@ -55,6 +54,7 @@ from realtime.statistics import LiveRun, Run
 from realtime.teaching.learning import Command, Learning, ReplaceableLocalizer
 from realtime.teaching.teacher import Teacher, check_folder
 from realtime.teaching.why import Explaining
+from realtime.terminal import live_table
 from realtime.tracking.options import WHOLE_FRAMES, Following, FollowOptions, opened, shown_from
 from realtime.web.server import Address, MetricsSink, PageServer, qr_code
 
@@ -411,44 +411,6 @@ def _stopping_on_ctrl_c(stop: Callable[[], None]) -> Iterator[threading.Event]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def live_table(rolling: dict[str, Any], connections: Sequence[Connection]) -> Group:
-    """The last seconds of a live run for the terminal: a row for each source, and the stages of
-    all.
-    """
-    table = Table(title="the last seconds (Ctrl-C ends)", title_justify="left")
-    for name in (
-        "source",
-        "fps",
-        "age p50",
-        "p99 ms",
-        "shown",
-        "dropped",
-        "failed",
-        "back",
-        "state",
-    ):
-        table.add_column(name, justify="left" if name in ("source", "state") else "right")
-    for each in connections:
-        figures = rolling["sources"][each.name]
-        ages = [
-            f"{figures['age_ms'][name]:.1f}" if figures["age_ms"] else "" for name in ("p50", "p99")
-        ]
-        counts = [str(figures[name]) for name in ("frames", "dropped", "failed")]
-        size = f" {each.width_px}x{each.height_px}" if each.width_px else ""
-        state = (
-            f"{each.state}{size}"
-            if each.state == "live"
-            else f"{each.state}: {each.trouble}".removesuffix(": ")
-        )
-        table.add_row(
-            each.name, f"{figures['fps']:.1f}", *ages, *counts, str(each.reconnects), state
-        )
-    stages = "   ".join(
-        f"{stage} {times['p50']:.1f}" for stage, times in rolling["stages_ms"].items()
-    )
-    return Group(table, f"p50 ms:   {stages}")
 
 
 Summary = dict[str, Any]

@@ -1,5 +1,5 @@
-"""What a run that has ended tells on the terminal: what was seen, how long it took, and the files
-that it wrote.
+"""What a run tells on the terminal: a table while it goes on; at its end what was seen, how long it
+took, and the files that it wrote.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from engines.text import displayable
 from realtime.annotate import clock
+from realtime.capture import Connection
 
 
 def localized_in_words(summary: Mapping[str, Any]) -> str:
@@ -143,3 +144,41 @@ def _in_words(summary: dict[str, Any]) -> list[str]:
             f" {len(summary['steps'])} times, at last to '{summary['rung']}'"
         )
     return parts
+
+
+def live_table(rolling: dict[str, Any], connections: Sequence[Connection]) -> Group:
+    """The last seconds of a live run for the terminal: a row for each source, and the stages of
+    all.
+    """
+    table = Table(title="the last seconds (Ctrl-C ends)", title_justify="left")
+    for name in (
+        "source",
+        "frames/s",
+        "age ms, p50",
+        "p99",
+        "shown",
+        "dropped",
+        "failed",
+        "back",
+        "state",
+    ):
+        table.add_column(name, justify="left" if name in ("source", "state") else "right")
+    for each in connections:
+        figures = rolling["sources"][each.name]
+        ages = [
+            f"{figures['age_ms'][name]:.1f}" if figures["age_ms"] else "" for name in ("p50", "p99")
+        ]
+        counts = [str(figures[name]) for name in ("frames", "dropped", "failed")]
+        size = f" {each.width_px}x{each.height_px}" if each.width_px else ""
+        state = (
+            f"{each.state}{size}"
+            if each.state == "live"
+            else f"{each.state}: {each.trouble}".removesuffix(": ")
+        )
+        table.add_row(
+            each.name, f"{figures['fps']:.1f}", *ages, *counts, str(each.reconnects), state
+        )
+    stages = "   ".join(
+        f"{stage} {times['p50']:.1f}" for stage, times in rolling["stages_ms"].items()
+    )
+    return Group(table, f"p50 ms:   {stages}")
