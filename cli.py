@@ -36,7 +36,8 @@ from calib.inspection import InspectOptions, inspect_chosen
 from calib.papers.reproduce import TABLES, ReproduceOptions, reproduce_chosen
 from calib.precision.build import BuildOptions, run_build
 from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
-from calib.teaching import fit_command, import_labels
+from calib.teaching import ImportOptions, fit_command, import_chosen
+from calib.why import WhyOptions, why_chosen
 from cli_options import Command, Only, add_flags, options_of, place_in_help, typer_option
 from engines.errors import SightlineError
 from engines.networks.preprocessing import GivenInput
@@ -73,6 +74,7 @@ INPUT_OPTIONS = tuple(GivenInput.__dataclass_fields__)
 MAP_OPTIONS = ("method", "as_published", "aggregation", "layer")
 NETWORK_OPTIONS = ("model", "weights", "class_layer", "size_px", *MAP_OPTIONS, *INPUT_OPTIONS)
 """What decides the maps that a head is fitted on."""
+OF_BENCH = ("weights", "class_layer", "method", "head", "size_px", "backend", "precision")
 ENGINE_OPTIONS = ("head", "backend", "precision", "calibration", "objects", "threads", "sigma_px")
 Budget = Annotated[
     float | None,
@@ -247,23 +249,21 @@ def stream(
     group=TEACH,
 )
 def label(
-    sources: Annotated[
-        list[str], Option(f"What to label, one or several: {source_examples()}.", None)
-    ],
     options: Annotated[
         StreamOptions, Only(("labels_dir", "web", "web_token", "open_page", "seconds"))
     ],
     engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head", "objects"))],
-    add: Annotated[
-        Path | None,
-        Option("Labels of another program to begin with: COCO, VOC, CSV ... are copied.", LOOK_AT),
+    given: ImportOptions,
+    sources: Annotated[
+        list[str] | None, Option(f"What to label, one or several: {source_examples()}.", None)
     ] = None,
 ) -> None:
     """Label frames of a video, a folder or a camera on a page, and teach a head your objects; films
-    play again and again, until Ctrl-C.
+    play again and again, until Ctrl-C. With --add, they may be left out.
     """
-    if add is not None:
-        import_labels(add, options.labels_dir, console)
+    import_chosen(given, sources or (), options.labels_dir, console)
+    if not sources:
+        return
     chosen = replace(options, web=options.web or LABEL_PORT, window=False, repeat=True)
     alone, fitted = FollowOptions(follow=False), fit_command(engine, NETWORK_OPTIONS)
     summary = live.stream_chosen(sources, chosen, alone, engine, None, console, fitted)
@@ -324,6 +324,21 @@ def inspect_(
 
 
 @command(
+    "sightline why photo.jpg --out why.html",
+    "sightline why holiday.mp4 --at 12.3 --box 10,20,110,140 --add 'my mug'",
+    group=TEACH,
+)
+def why(
+    source: Annotated[str, Option(f"What the frame is of: {source_examples()}.", None)],
+    options: WhyOptions = WhyOptions(),
+    engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head"))] = EngineOptions(),
+    as_json: AsJson = False,
+) -> None:
+    """Explain a box of a photo or a frame: what speaks for and against it; label it."""
+    _print_json(why_chosen(source, options, engine, console), as_json)
+
+
+@command(
     "sightline finetune scenes.csv --out my_weights.safetensors",
     "sightline finetune scenes.csv --model vgg16 --weights vgg16.pth --out my_layer.safetensors",
     group=TEACH,
@@ -353,10 +368,7 @@ def evaluate(
     data: DataOptions,
     options: EvaluateOptions,
     following: FollowOptions,
-    engine: Annotated[
-        EngineOptions,
-        Only((*NETWORK_OPTIONS, *ENGINE_OPTIONS)),
-    ],
+    engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, *ENGINE_OPTIONS))],
     open_page: OpenPage = False,
     as_json: AsJson = False,
 ) -> None:
@@ -466,15 +478,7 @@ def build(
 )
 def bench(
     options: BenchOptions,
-    engine: Annotated[
-        EngineOptions,
-        Only(
-            (
-                *("weights", "class_layer", "method", "head", "size_px", "backend", "precision"),
-                *INPUT_OPTIONS,
-            )
-        ),
-    ],
+    engine: Annotated[EngineOptions, Only((*OF_BENCH, *INPUT_OPTIONS))],
     as_json: AsJson = False,
 ) -> None:
     """Measure fps end to end, and the engine beside its peers, in turns, until all has settled. No

@@ -30,6 +30,7 @@ from calib.heads.fit import LINEAR, default_features, fit_head
 from calib.papers import adaptation
 from calib.papers.adaptation import PUBLISHED
 from engines.errors import InputError, OutputError
+from engines.explain import Explainer
 from engines.files import checked_output
 from engines.head import HEAD_FILE, NO_HEAD, dense_input
 from engines.localizer import Localizer
@@ -369,9 +370,9 @@ def evaluate_chosen(
     )
     measured = evaluation.print_report(found, cases, data.dataset is not None, console)
     if options.report:
-        write_report(
-            options.report, f"Localization on {data.title}", found, cases, localizer, facts
-        )
+        title = f"Localization on {data.title}"
+        explain = Explainer(choice).explain
+        write_report(options.report, title, found, cases, localizer, facts, explain, data.data)
         console.print(f"wrote {options.report}")
     return {**measured, "labels_skipped": remarks.left_out, **facts}
 

@@ -3,25 +3,27 @@ and boxes; and takes labels of other programs into the folder that the page labe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 from rich.console import Console
 
 from calib.data.datasets import decodable, load_dataset
 from calib.heads import dense
 from calib.heads.dense import DenseFit
+from calib.why import add_label
 from engines.choose import open_localizer
 from engines.errors import InputError
 from engines.head import dense_input
 from engines.localizer import ImageBgr, Localizer
-from engines.options import EngineOptions, Option
+from engines.options import LOOK_AT, EngineOptions, Option
+from engines.text import displayable
 from realtime.annotate import jpeg_of
 from realtime.teaching.labels import Box, LabelFolder
+from realtime.teaching.teacher import JPEG_QUALITY
 
-JPEG_QUALITY = 95
 NamedBox = tuple[str, Sequence[float]]
 """A name and the edges x0, y0, x1, y1 in pixels of the image."""
 
@@ -60,7 +62,7 @@ def teach(
             return teach(images_bgr, boxes, some, engine)
     labels = LabelFolder(Path(folder))
     for number, (image, named) in enumerate(zip(images_bgr, boxes, strict=True)):
-        _save(labels, f"image-{number:04d}", image, [_box_of(each) for each in named])
+        add_label(labels, f"image-{number:04d}", image, [_box_of(each) for each in named])
     choice = dense.with_input(engine)
     classifier = choice.classifier()
     start = dense.start_of(engine.head, classifier)
@@ -74,13 +76,47 @@ def teach(
     return open_localizer(replace(engine, head=str(path), layer=None)), fitted
 
 
-def import_labels(data: Path, folder: Path, console: Console) -> int:
+@dataclass(frozen=True)
+class ImportOptions:
+    """Labels of another program that ``label`` takes."""
+
+    add: Annotated[
+        Path | None,
+        Option("Labels of another program to begin with: COCO, VOC, CSV ... are copied.", LOOK_AT),
+    ] = None
+    only: Annotated[
+        list[str] | None,
+        Option("With --add: only the labelled image of that name; may be given again.", LOOK_AT),
+    ] = None
+
+
+def import_chosen(
+    options: ImportOptions, sources: Sequence[str], folder: Path, console: Console
+) -> None:
+    """Take the labels that are asked for, see ``import_labels``.
+
+    Raises:
+        InputError: there is neither a source to label nor a file of labels to take.
+        SightlineError: see ``import_labels``.
+    """
+    if options.add is not None:
+        import_labels(options.add, folder, console, options.only or ())
+    elif options.only:
+        raise InputError(
+            "an image of other labels is named, but not their file: name it", option=("only", "add")
+        )
+    elif not sources:
+        raise InputError("name what to label: a film, a folder of photos, or a camera, such as 0")
+
+
+def import_labels(data: Path, folder: Path, console: Console, only: Sequence[str] = ()) -> int:
     """Copy the labelled images of another program's labels into a folder of labels, as JPEG.
 
     Args:
         data: in any form that ``fit`` reads, such as a COCO file.
         folder: of labels.
         console: says how many there were.
+        only: names of images as in the labels; empty for all.
 
     Returns:
         How many images were taken. Those that are there already, with labels, stay as they are.
@@ -89,13 +125,29 @@ def import_labels(data: Path, folder: Path, console: Console) -> int:
         SightlineError: the labels cannot be read, or the folder cannot be written.
     """
     labels, taken = LabelFolder(folder), 0
-    samples = decodable(load_dataset(data))
+    wanted = set(only)
+    samples = [each for each in load_dataset(data) if not only or each.name in wanted]
+    missing = sorted(wanted - {each.name for each in samples})
+    if missing:
+        raise InputError(f"{data} labels no image '{displayable(missing[0])}'", option="only")
+    samples = decodable(samples)
     for sample in samples:
         boxes = [Box(each.class_name, each.box_xyxy_px) for each in sample.truths]
-        taken += _save(labels, Path(sample.name).stem, sample.read(), boxes, again=False)
+        image, stem = sample.read(), Path(sample.name).stem
+        if not _has(labels, stem, image):
+            add_label(labels, stem, image, boxes)
+            taken += 1
     there = f", {len(samples) - taken} were there" if taken < len(samples) else ""
     console.print(f"took {taken} labelled images of {data} into {folder}{there}", soft_wrap=True)
     return taken
+
+
+def _has(labels: LabelFolder, name: str, image_bgr: ImageBgr) -> bool:
+    """Whether an image is in a folder under that name, with labels."""
+    there = labels.folder / f"{name}.jpg"
+    if there.name not in labels.all() or not there.is_file():
+        return False
+    return there.read_bytes() == jpeg_of(image_bgr, JPEG_QUALITY)
 
 
 def _box_of(named: NamedBox) -> Box:
@@ -111,24 +163,6 @@ def _box_of(named: NamedBox) -> Box:
         raise InputError(
             "a box is its name and its edges in pixels: ('my mug', (x0, y0, x1, y1))"
         ) from error
-
-
-def _save(
-    labels: LabelFolder, name: str, image_bgr: ImageBgr, boxes: Sequence[Box], again: bool = True
-) -> bool:
-    """Write an image with its boxes. The same image again gets these boxes, where ``again`` says
-    so. Returns whether anything was written.
-    """
-    height, width = image_bgr.shape[:2]
-    labels.check(boxes, (width, height))
-    jpeg = jpeg_of(image_bgr, JPEG_QUALITY)
-    there = labels.folder / f"{name}.jpg"
-    same = there.is_file() and there.read_bytes() == jpeg
-    if same and not again and there.name in labels.all():
-        return False
-    file = there.name if same else labels.add_image(name, jpeg)
-    labels.save(file, boxes, (width, height))
-    return True
 
 
 def fit_command(engine: EngineOptions, names: Sequence[str]) -> Callable[[Path, Path], list[str]]:

@@ -6,6 +6,7 @@ sequences (``calib.evaluation.sequences``) use the same documents and pictures.
 
 import os
 import re
+import shlex
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,12 +21,13 @@ import numpy as np
 
 from calib.evaluation.evaluate import Case
 from calib.evaluation.metrics import centre_correct, corloc, iou_histogram
-from engines.errors import OutputError
+from engines.errors import OutputError, SightlineError
 from engines.files import Kind, checked_output, checked_suffix, file_key, whole_file
 from engines.localizer import ImageBgr, Localizer
 from engines.text import displayable
 from realtime.annotate import PREDICTED_BGR, SHADE_BGR, TRUTH_BGR, heat_map
 from realtime.documents import templates
+from realtime.teaching.why import Explain, explanation_json
 
 SUFFIXES = (".html", ".md")
 MARKDOWN_MARK = "<!-- Sightline evaluation -->\n"
@@ -67,10 +69,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """A case and its picture."""
+    """A case and its picture.
+
+    Attributes:
+        why: see ``realtime.teaching.why.explanation_json``; None where nothing explains it.
+    """
 
     case: Case
     picture: Picture
+    why: Mapping[str, Any] | None = None
 
 
 def check_report(path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
@@ -118,6 +125,8 @@ def write_report(
     cases: Sequence[Case],
     localizer: Localizer,
     facts: Mapping[str, str],
+    explain: Explain | None = None,
+    labels: Path | None = None,
 ) -> None:
     """Write what ``evaluate`` found, whole or not at all.
 
@@ -129,6 +138,9 @@ def write_report(
         cases: at least one case.
         localizer: the localizer that found them, which computes the maps that are shown.
         facts: model, method, machine and so on, each with its name.
+        explain: explains the boxes that are shown; None to leave that out.
+        labels: the user's own labels, of which the page says how to take the worst cases into one's
+            folder of labels; None where they are of a published set.
 
     Raises:
         OutputError: the ending is neither, or the place cannot be written.
@@ -137,7 +149,11 @@ def write_report(
     bars = class_bars(cases) if len(report["corloc_per_class"]) > 1 else None
     groups = {
         name: [
-            Shown(case, case_picture(case, localizer, f"{name}_{place}.jpg"))
+            Shown(
+                case,
+                case_picture(case, localizer, f"{name}_{place}.jpg"),
+                _explained(case, explain),
+            )
             for place, case in enumerate(group, start=1)
         ]
         for name, group in example_cases(cases).items()
@@ -153,10 +169,31 @@ def write_report(
         "groups": groups,
         "quality": quality,
         "sure": sure,
+        "add": _command_to_add(labels, groups.get("worst", [])) if labels else "",
     }
     cases_shown = [shown.picture for group in groups.values() for shown in group]
     pictures = [*cases_shown, *(each for each in (bars, quality, sure) if each)]
     write_document(path, "report", content, pictures)
+
+
+def _explained(case: Case, explain: Explain | None) -> dict[str, Any] | None:
+    """Why a case has its box; None where that cannot be said."""
+    if explain is None:
+        return None
+    x0, y0, x1, y1 = case.found_xyxy
+    try:
+        return explanation_json(explain(case.sample.read(), (x0, y0, x1, y1)))
+    except SightlineError:
+        return None
+
+
+def _command_to_add(labels: Path, worst: Sequence[Shown]) -> str:
+    """The command that takes some labelled images into one's folder of labels."""
+    names = dict.fromkeys(shown.case.sample.name for shown in worst)
+    words = ["sightline", "label", "--add", str(labels)]
+    for name in names:
+        words += ["--only", name]
+    return displayable(shlex.join(words))
 
 
 def write_document(

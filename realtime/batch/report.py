@@ -3,10 +3,12 @@ HTML page with curves over its time. Rows are summed up in constant memory.
 """
 
 import json
+import shlex
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from engines.errors import OutputError
 from engines.files import Kind, whole_file
+from engines.text import displayable
 from realtime import frames
 from realtime.annotate import clock
 from realtime.batch.segment import Clip
@@ -257,6 +260,7 @@ def write_report(
             worked=worked,
             strip=strip,
             clock=clock,
+            why=partial(_why, clip.spec),
             events=surest(tally.events, MOST_EVENTS),
             seen=summary["seen"],
             event_count=len(tally.events),
@@ -272,6 +276,14 @@ def write_report(
     )
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")
+
+
+def _why(spec: str, at_s: float, box_xyxy_px: Sequence[float] = ()) -> str:
+    """The command that explains a frame of a source, or a box of it."""
+    words = ["sightline", "why", spec, "--at", f"{at_s:.3f}"]
+    if box_xyxy_px:
+        words += ["--box", ",".join(f"{edge:.0f}" for edge in box_xyxy_px)]
+    return displayable(shlex.join([*words, "--out", "why.html"]))
 
 
 def write_index(out: Path, summaries: Sequence[Mapping[str, Any]]) -> Path | None:

@@ -5,7 +5,9 @@ whole or not at all.
 import json
 import os
 import re
+import shlex
 from base64 import b64decode
+from html import unescape
 
 import cv2
 import numpy as np
@@ -23,11 +25,13 @@ from calib.evaluation.report import (
     outline,
     write_report,
 )
-from engines.errors import OutputError
+from engines.errors import ModelError, OutputError
+from engines.explain import Cue, Explanation, Rival
 from engines.localizer import Localizer
 from engines.text import REPLACEMENT
 from realtime.annotate import SHADE_BGR, TRUTH_BGR
 from realtime.documents import ASSETS, templates
+from realtime.teaching.labels import LabelFolder
 from tests.command_line import command, refused
 from tests.engines.mock import MockEngine
 from tests.realtime.media import picture
@@ -69,14 +73,24 @@ def write(labels):
     localizer = Localizer(MockEngine(96))
     constants = ConstantBoxes((0, 0.2, 0.5, 0.8), (0, 0.3, 0.3, 0.6))
     report, cases = evaluate(load_dataset(labels), localizer, Console(quiet=True), constants)
-    return lambda path: write_report(path, "On d", report, cases, localizer, FACTS)
+    return lambda path: write_report(path, "On d", report, cases, localizer, FACTS, explain, labels)
+
+
+def explain(image_bgr, box_xyxy_px):
+    """No box of an image that is dark is explained."""
+    if image_bgr.mean() < 20:
+        raise ModelError("it is too dark")
+    cues = (Cue("area", "its size", 1.0, 2.0, -0.75), Cue("alike", "others", 3.0, 2.0, 0.5))
+    rivals = (Rival("cat <i>", 0.7), Rival("no object", 0.2))
+    sizes = (320, 240), (40, 30)
+    return Explanation(box_xyxy_px, "cat", 0.6, rivals, (), cues, 0.1, *sizes, np.zeros((2, 2)))
 
 
 def decoded(content):
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_html_stands_alone(write, tmp_path):
+def test_html_stands_alone(write, labels, tmp_path):
     write(tmp_path / "deep" / "r.html")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["r.html"]
     text = (tmp_path / "deep" / "r.html").read_text()
@@ -90,6 +104,20 @@ def test_html_stands_alone(write, tmp_path):
     assert "http" not in text
     assert "mock &lt;b&gt;" in text
     assert "cat &amp; co" in text
+    assert text.count("<summary>Why?</summary>") == 12
+    assert "Against it speaks its size (less than usual)." in text
+    assert '<i class="against" style="width: 100%"></i>-0.8' in text
+    assert "names: cat &lt;i&gt; 70 %, no object 20 %" in text
+    command_line = unescape(re.search("<code>(sightline label --add.*?)</code>", text)[1])
+    words = shlex.split(command_line)
+    assert words[:4] == ["sightline", "label", "--add", str(labels)]
+    assert words[4::2] == ["--only"] * 4
+    into = ["--labels-dir", str(tmp_path / "mine")]
+    result = command(*words[1:], *into)
+    assert "took 4 labelled images" in result.stderr
+    assert len(LabelFolder(tmp_path / "mine").all()) == 4
+    assert command(*words[1:], *into).stderr.count("4 were there") == 1
+    assert "labels no image 'no'" in refused(*words[1:4], "--only", "no", *into)
     for words in (
         "CorLoc",
         "mean IoU",
@@ -110,6 +138,8 @@ def test_markdown_has_its_pictures_beside_it(write, tmp_path):
         f"my%20report_files/{p.name}" for p in (tmp_path / "my report_files").iterdir()
     }
     assert len(links) == 14
+    assert text.count("Against it speaks its size") == 4, "the worst"
+    assert "`sightline label --add" in text
     assert r"a \| b" in text
     rows = [line for line in text.splitlines() if line.startswith("|") and ".jpg)" in line]
     assert len(rows) == 12
