@@ -378,6 +378,10 @@ def test_several_followed_objects_are_in_rows_table_and_report(tmp_path):
     assert "What was seen" in report
     for event in events:
         assert f'alt="{event["name"]} in frame {event["best_frame"]}"' in report
+        asked = f"sightline why {path} --at {event['best_s']:.3f} --box "
+        edges = ",".join(f"{edge:.0f}" for edge in event["box"])
+        assert f"{asked}{edges} --out why.html" in report
+    assert report.count(f"<code>sightline why {path} --at") > len(events), "the strip's, too"
 
 
 def test_frames_of_video_share_calls_and_photos_do_not(tmp_path):
