@@ -325,17 +325,17 @@ def inspect_(
 
 @command(
     "sightline why photo.jpg --out why.html",
-    "sightline why holiday.mp4 --at 12.3 --box 10,20,110,140 --add 'my mug'",
+    "sightline why holiday.mp4 --at 12.3 --box 10,20,110,140 --add-as 'my mug'",
     group=TEACH,
 )
 def why(
-    source: Annotated[str, Option(f"What the frame is of: {source_examples()}.", None)],
+    photo_or_film: Annotated[str, Option(f"What the frame is of: {source_examples()}.", None)],
     options: WhyOptions = WhyOptions(),
     engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head"))] = EngineOptions(),
     as_json: AsJson = False,
 ) -> None:
     """Explain a box of a photo or a frame: what speaks for and against it; label it."""
-    _print_json(why_chosen(source, options, engine, console), as_json)
+    _print_json(why_chosen(photo_or_film, options, engine, console), as_json)
 
 
 @command(

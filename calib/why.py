@@ -70,7 +70,7 @@ class WhyOptions:
     out: Annotated[
         Path | None, Option("Page to write, with the map over the picture: FILE.html.", OUTPUT)
     ] = None
-    add: Annotated[
+    add_as: Annotated[
         str | None,
         Option(
             "Add the frame to the labels, with --box or else the surest box by that NAME.", OUTPUT
@@ -96,10 +96,10 @@ def why_chosen(
         SightlineError: the source or the network cannot be used, the options contradict each other,
             or something cannot be written.
     """
-    if options.add is not None and options.nothing_here:
+    if options.add_as is not None and options.nothing_here:
         raise InputError(
             "the frame shows an object, or nothing: ask for one of the two",
-            option=("add", "nothing_here"),
+            option=("add_as", "nothing_here"),
         )
     check_folder(options.labels_dir)
     if options.out is not None:
@@ -114,11 +114,13 @@ def why_chosen(
         _write_page(options.out, result, image, found)
         result["page"] = str(options.out)
         console.print(f"wrote {options.out}")
-    if options.add is not None or options.nothing_here:
+    if options.add_as is not None or options.nothing_here:
         box = options.box or found.box_xyxy_px
-        if options.add is not None and box is None:
-            raise InputError("no box is found there: say which, X0,Y0,X1,Y1", option=("add", "box"))
-        named = [Box(options.add, box)] if options.add is not None and box else []
+        if options.add_as is not None and box is None:
+            raise InputError(
+                "no box is found there: say which, X0,Y0,X1,Y1", option=("add_as", "box")
+            )
+        named = [Box(options.add_as, box)] if options.add_as is not None and box else []
         stem = file_name(Path(name_of(source)).stem)
         name = f"{stem}-{at_s:.3f}s" if at_s else stem
         result["label"] = str(labels.folder / add_label(labels, name, image, named))

@@ -8,7 +8,6 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -260,7 +259,7 @@ def write_report(
             worked=worked,
             strip=strip,
             clock=clock,
-            why=partial(_why, clip.spec),
+            spec=displayable(shlex.quote(clip.spec)),
             events=surest(tally.events, MOST_EVENTS),
             seen=summary["seen"],
             event_count=len(tally.events),
@@ -276,14 +275,6 @@ def write_report(
     )
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")
-
-
-def _why(spec: str, at_s: float, box_xyxy_px: Sequence[float] = ()) -> str:
-    """The command that explains a frame of a source, or a box of it."""
-    words = ["sightline", "why", spec, "--at", f"{at_s:.3f}"]
-    if box_xyxy_px:
-        words += ["--box", ",".join(f"{edge:.0f}" for edge in box_xyxy_px)]
-    return displayable(shlex.join([*words, "--out", "why.html"]))
 
 
 def write_index(out: Path, summaries: Sequence[Mapping[str, Any]]) -> Path | None:

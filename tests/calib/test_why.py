@@ -14,7 +14,7 @@ PHOTO, FILM = ASSETS / "chelsea.jpg", ASSETS / "demo.mp4"
 def test_a_photo_is_explained_shown_and_labelled(tmp_path):
     labels, page = tmp_path / "mine", tmp_path / "why.html"
     into = ["--labels-dir", labels]
-    result = command("why", PHOTO, "--out", page, "--add", "our cat", "--json", *into)
+    result = command("why", PHOTO, "--out", page, "--add-as", "our cat", "--json", *into)
     found = json.loads(result.stdout)
     assert "is right with a probability of" in result.stderr
     assert "Egyptian cat" in result.stderr
@@ -31,7 +31,7 @@ def test_a_photo_is_explained_shown_and_labelled(tmp_path):
 def test_a_frame_of_a_film_is_found_by_its_time(tmp_path):
     into = ["--labels-dir", tmp_path]
     box = ["--box", "10,20,110,140"]
-    result = command("why", FILM, "--at", "1.52", *box, "--add", "car", "--json", *into)
+    result = command("why", FILM, "--at", "1.52", *box, "--add-as", "car", "--json", *into)
     assert json.loads(result.stdout)["at_s"] == 1.52
     assert LabelFolder(tmp_path).all() == {
         "demo-1.520s.jpg": (Box("car", (10.0, 20.0, 110.0, 140.0)),)
@@ -43,7 +43,7 @@ def test_a_frame_of_a_film_is_found_by_its_time(tmp_path):
     [
         (("--box", "1,2"), "'1,2' is no box X0,Y0,X1,Y1"),
         (("--box", "5,5,1,1"), "is no box"),
-        (("--add", "a", "--nothing-here"), "ask for one of the two (--add, --nothing-here)"),
+        (("--add-as", "a", "--nothing-here"), "ask for one of the two (--add-as, --nothing-here)"),
         (("--at", "9"), "is over before the start"),
         (("--out", "why.txt"), ".html"),
         (("--labels-dir", PHOTO), "labels go into a folder"),
