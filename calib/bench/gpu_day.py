@@ -57,12 +57,12 @@ from calib.bench.gpu_torch import (
     method_heads,
     peers_there,
     peers_timed,
-    promises,
     torch_is_right,
     torch_is_used,
     torch_lasts,
     torch_on_processor,
     torch_timed,
+    vgg16_timed,
 )
 from engines.backends import tensorrt as backend
 from engines.backends.cuda import load_pycuda, probe_gpu
@@ -287,25 +287,6 @@ STAGES: dict[str, Stage] = {
         torch_is_right,
         torch_on_processor,
     ),
-    "torch timed": Stage(
-        "How fast PyTorch's engine is, with all slots busy.", torch_timed, lambda _: {}
-    ),
-    "torch lasts": Stage(
-        "Many calls of the usual network give the same each time, and no memory is lost.",
-        torch_lasts,
-        lambda _: {},
-    ),
-    "torch is used": Stage(
-        "Localizing and teaching run on the GPU as users call them.",
-        torch_is_used,
-        lambda _: {},
-    ),
-    "promises": Stage(
-        "VGG16's whole localization beside its forward pass and PyTorch's own gradient.",
-        promises,
-        lambda _: {},
-    ),
-    "peers timed": Stage("How fast PyTorch's users are on this GPU.", peers_timed, peers_there),
     "pycuda is built": Stage(
         "pycuda compiles and finds the driver.", pycuda_is_built, pycuda_archive
     ),
@@ -319,13 +300,32 @@ STAGES: dict[str, Stage] = {
         memory,
         lambda _: {},
     ),
+    "torch timed": Stage(
+        "How fast PyTorch's engine is, with all slots busy.", torch_timed, lambda _: {}
+    ),
+    "torch lasts": Stage(
+        "Many calls of the usual network give the same each time, and no memory is lost.",
+        torch_lasts,
+        lambda _: {},
+    ),
+    "torch is used": Stage(
+        "Localizing runs on the GPU as users call it.",
+        torch_is_used,
+        lambda _: {},
+    ),
+    "VGG16 timed": Stage(
+        "VGG16's whole localization beside its forward pass and PyTorch's own gradient.",
+        vgg16_timed,
+        lambda _: {},
+    ),
+    "peers timed": Stage("How fast PyTorch's users are on this GPU.", peers_timed, peers_there),
     "TensorRT": Stage(
         "Plans are built, captured and run here, each call apart from the others, and timed.",
         tensorrt_runs,
         lambda _: {},
     ),
 }
-"""In the order in which they run. pycuda needs the time of those before it."""
+"""In the order in which they run. pycuda is compiled meanwhile, and done before times are taken."""
 
 
 def run_day(day: Day, out: Path, stages: Mapping[str, Stage] = STAGES) -> dict[str, Found]:

@@ -33,20 +33,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
-def fastest_algorithms() -> Iterator[None]:
-    """CuDNN tries its algorithms at the first call of each shape: an engine's shapes stay the same.
-
-    What was set before is set again behind it.
-    """
-    before = torch.backends.cudnn.benchmark
-    try:
-        torch.backends.cudnn.benchmark = True
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-@contextmanager
 def exact_floats() -> Iterator[None]:
     """Products of float32 are float32's inside: PyTorch's convolutions on a GPU round to TF32 else.
 
@@ -140,7 +126,6 @@ class TorchEngine(Engine):
         return {name: tensor.cpu().numpy() for name, tensor in computed.items()}
 
     @exact_floats()
-    @fastest_algorithms()
     def compute(self, image_nhwc_bgr: Tensor, wanted_class: Tensor) -> dict[str, Tensor]:
         """The engine's outputs, all computed where the inputs are."""
         pixels = image_nhwc_bgr.permute(0, 3, 1, 2).float()
