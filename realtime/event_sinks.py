@@ -9,9 +9,10 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from engines.localizer import ImageBgr
 from engines.text import displayable, in_words, shown
 from realtime.annotate import draw, jpeg_of
 from realtime.event_clips import EventClips
-from realtime.events import Change, Event, EventFinder, EventRules, summed_up
+from realtime.events import Change, Event, EventFinder, EventRules, summed_up, thumbnail
 from realtime.file_sinks import JsonlSink
 from realtime.frames import FrameRecord
 
@@ -38,7 +39,9 @@ GRACE_S = 5.0
 """So long a run that ends waits for messages that are not delivered yet."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 REPLY_S, COMMAND_S = 10.0, 60.0
-SNAPSHOT_WIDTH_PX, SNAPSHOT_QUALITY = 960, 95
+SNAPSHOT_WIDTH_PX, SNAPSHOT_QUALITY, PICTURE_QUALITY = 960, 95, 80
+MOST_SIGHTINGS = 50
+"""Events of a source that the page lists; each keeps some 70 kB."""
 Message = dict[str, Any]
 
 
@@ -296,6 +299,94 @@ class Notifier:
         return False
 
 
+@dataclass
+class Sighting:
+    """An event of a timeline.
+
+    Attributes:
+        row: see ``Event.row``, with times of the day.
+        best: the frame that shows it best; None once it has ended.
+        thumbnail, picture: JPEGs of that frame, once it has ended.
+    """
+
+    row: dict[str, Any]
+    best: FrameRecord | None
+    thumbnail: bytes = b""
+    picture: bytes = b""
+
+
+class Timeline:
+    """The last events of each source, with a picture of each, for the page. The frame loop writes,
+    any thread reads. Of an event that goes on, its best frame is held; pictures are made of it
+    where somebody asks for one, and when it ends.
+
+    Attributes:
+        version: another number whenever there is something new to read.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._best: dict[str, dict[int | str, FrameRecord]] = {}
+        self._sightings: dict[str, dict[int, Sighting]] = {}
+        self.version = 0
+
+    def add(
+        self, record: FrameRecord, in_view: Sequence[Event], row_of: Callable[[Event], Message]
+    ) -> None:
+        """Take note of what is in view in a frame, as a log counts it."""
+        source = record.frame.source
+        last = self._best.get(source, {})
+        best = {
+            each.key: record
+            if each.best_frame == record.frame.index
+            else last.get(each.key, record)
+            for each in in_view
+        }
+        rows = {each.number: (row_of(each), best[each.key]) for each in in_view if each.number}
+        with self._lock:
+            self._best[source] = best
+            kept = self._sightings.setdefault(source, {})
+            for number, (row, frame) in rows.items():
+                if number not in kept or kept[number].best is not frame:
+                    self.version += 1
+                kept[number] = Sighting(row, frame)
+
+    def end(self, event: Event, row: Message) -> None:
+        """An event is over: from now on it has its pictures, and not the frame any more."""
+        with self._lock:
+            found = self._sightings.get(event.source, {}).get(event.number)
+        if found is None:
+            return
+        pictures = self._pictures(found)
+        with self._lock:
+            kept = self._sightings[event.source]
+            kept[event.number] = Sighting(row, None, *pictures)
+            while len(kept) > MOST_SIGHTINGS:
+                del kept[min(kept)]
+            self.version += 1
+
+    def rows(self, source: str) -> list[Message]:
+        """The events of a source, the oldest first; ``in_view`` says whether they go on."""
+        with self._lock:
+            found = self._sightings.get(source, {}).items()
+            return [{**each.row, "in_view": each.best is not None} for _, each in sorted(found)]
+
+    def pictures(self, source: str, number: int) -> tuple[bytes, bytes] | None:
+        """(the part of the best frame around it, that whole frame with its boxes) of an event, as
+        JPEGs; None where there is no such event, or not any more.
+        """
+        with self._lock:
+            found = self._sightings.get(source, {}).get(number)
+        return None if found is None else self._pictures(found)
+
+    def _pictures(self, found: Sighting) -> tuple[bytes, bytes]:
+        if found.best is None:
+            return found.thumbnail, found.picture
+        x0, y0, x1, y1 = found.row["box"]
+        part = thumbnail(found.best.frame.image_bgr, (x0, y0, x1, y1))
+        return b64decode(part), snapshot_of(found.best, PICTURE_QUALITY)
+
+
 class EventSink:
     """A sink that finds events, writes each to a file when it has ended, and tells a receiver when
     one begins and when it ends.
@@ -307,6 +398,7 @@ class EventSink:
         live: the file is written in its place and goes on behind what is there; times of the day
             stand in its lines.
         clips: has a clip written of each event, whose file its last line names; None for none.
+        timeline: is kept for the page; None for none.
 
     Raises:
         OutputError: the file cannot be written, or is no such file.
@@ -321,7 +413,9 @@ class EventSink:
         notifier: Notifier | None = None,
         live: bool = False,
         clips: EventClips | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
+        self._timeline = timeline
         self._clips = clips
         self._photos = {name for name, each in rules.items() if each.photos}
         self._finders = {name: EventFinder(each) for name, each in rules.items()}
@@ -339,8 +433,11 @@ class EventSink:
         if record.outcome != "shown":
             return
         self._now_s[source] = record.frame.pts_s
-        for change in self._finders[source].add(record.row()):
+        finder = self._finders[source]
+        for change in finder.add(record.row()):
             self._take(change, record)
+        if self._timeline is not None:
+            self._timeline.add(record, finder.in_view, self._line)
 
     def summary(self) -> dict[str, Any]:
         """``events``, the last ones, ``seen``, which sums them up, and ``event_count``."""
@@ -349,10 +446,12 @@ class EventSink:
 
     def _take(self, change: Change, record: FrameRecord | None) -> None:
         what, event = change
-        line = {**event.row(), **(self._times(event) if self._live else {})}
+        line = self._line(event)
         if what == "began":
             self._events.append(event)
             self._count += 1
+        if what == "ended" and self._timeline is not None:
+            self._timeline.end(event, dict(line))
         if self._clips is not None and event.source not in self._photos:
             if what == "began":
                 self._clips.begin(event)
@@ -363,8 +462,13 @@ class EventSink:
             self._file.write_row(line)
         if self._notifier is not None:
             message = {"id": f"{self._run}-{event.source}-{event.number}-{what}", "change": what}
-            snapshot = {} if record is None or what == "ended" else {"jpeg": snapshot_of(record)}
+            snapshot = {}
+            if record is not None and what == "began":
+                snapshot = {"jpeg": b64encode(snapshot_of(record, SNAPSHOT_QUALITY)).decode()}
             self._notifier.send({**message, **line, **snapshot})
+
+    def _line(self, event: Event) -> Message:
+        return {**event.row(), **(self._times(event) if self._live else {})}
 
     def _times(self, event: Event) -> dict[str, str]:
         """When it began and was in view last, as times of the day."""
@@ -395,14 +499,12 @@ class EventSink:
                 self._file.__exit__(kind, error, trace)
 
 
-def snapshot_of(record: FrameRecord) -> str:
-    """A frame with what was found drawn on it, as a JPEG in base64, at most ``SNAPSHOT_WIDTH_PX``
-    wide.
-    """
+def snapshot_of(record: FrameRecord, quality: int) -> bytes:
+    """A frame with what was found drawn on it, as a JPEG, at most ``SNAPSHOT_WIDTH_PX`` wide."""
     assert record.found is not None
     picture = draw(record.frame.image_bgr, record.found, objects=record.objects or ())
     height, width = picture.shape[:2]
     if width > SNAPSHOT_WIDTH_PX:
         size = SNAPSHOT_WIDTH_PX, max(1, round(height * SNAPSHOT_WIDTH_PX / width))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    return b64encode(jpeg_of(picture, SNAPSHOT_QUALITY)).decode()
+    return jpeg_of(picture, quality)

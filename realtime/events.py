@@ -186,6 +186,11 @@ class EventFinder:
             changes += self._ended(row["pts_s"])
         return changes
 
+    @property
+    def in_view(self) -> list[Event]:
+        """All events that are under way, those that do not count yet, too."""
+        return list(self._open.values())
+
     def end(self) -> list[Change]:
         """End all events that are under way."""
         left = [event for event in self._open.values() if event.number]

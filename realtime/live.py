@@ -31,7 +31,7 @@ from realtime.batch.job import Naming, with_ending
 from realtime.capture import Connection, Feed, every_frame
 from realtime.documents import course_of, open_in_browser, plot_latency
 from realtime.event_clips import EventClips
-from realtime.event_sinks import EventSink, Notifier, receiver_of
+from realtime.event_sinks import EventSink, Notifier, Timeline, receiver_of
 from realtime.events import rules_for
 from realtime.file_sinks import (
     JsonlSink,
@@ -186,7 +186,8 @@ def stream(
     files: dict[str, list[Path]] = {}
     with ExitStack() as stack:
         sinks = _sinks(stack, session, options, lost, notify, files)
-        events = _event_sink(stack, sinks, feed.connections, options, lost, files)
+        timeline = Timeline() if options.web is not None else None
+        events = _event_sink(stack, sinks, feed.connections, options, lost, files, timeline)
         if options.web is not None:
             teacher = stack.enter_context(teacher_of(session)) if teacher_of else None
             if teacher is not None:
@@ -195,7 +196,9 @@ def stream(
                 feed.repeats = lambda: options.repeat or teacher.is_open
                 where = displayable(str(options.labels_dir.resolve()))
                 console.print(Text(f"labels made on the page go into {where}"), soft_wrap=True)
-            page = stack.enter_context(_page(session, localizer, options.web, options, teacher))
+            page = stack.enter_context(
+                _page(session, localizer, options.web, options, teacher, timeline)
+            )
             _tell_where(page, console)
             if options.open_page:
                 open_in_browser(page.url, notify)
@@ -250,6 +253,7 @@ def _event_sink(
     options: StreamOptions,
     lost: Callable[[str], None],
     files: dict[str, list[Path]],
+    timeline: Timeline | None,
 ) -> EventSink:
     """Finds events, which the summary tells, and others where they are asked for; it is put among
     the sinks, with the one that writes clips.
@@ -271,7 +275,7 @@ def _event_sink(
         clips = EventClips(options.event_clips, options.event_seconds, lost)
         sinks.append(stack.enter_context(Beside(clips, "the clips of events", lost)))
         files["clip"] = clips.written
-    events = EventSink(rules, options.events, notifier, True, clips)
+    events = EventSink(rules, options.events, notifier, True, clips, timeline)
     sinks.append(stack.enter_context(Beside(events, "the file of events", lost)))
     return events
 
@@ -313,7 +317,8 @@ def _page(
     localizer: Localizer,
     where: str,
     options: StreamOptions,
-    teacher: Teacher | None = None,
+    teacher: Teacher | None,
+    timeline: Timeline | None,
 ) -> PageServer:
     def title() -> str:
         """What runs now: a budget may change it."""
@@ -325,7 +330,8 @@ def _page(
         return " · ".join(filter(None, parts))
 
     address = Address.of(where)
-    return PageServer(session, title, address, options.web_token, options.web_dir, teacher)
+    token, folder = options.web_token, options.web_dir
+    return PageServer(session, title, address, token, folder, teacher, timeline)
 
 
 def _sinks(

@@ -80,6 +80,14 @@ class Shown:
         return jpeg_of(self.picture, JPEG_QUALITY)
 
 
+def labels_in(record: FrameRecord) -> list[str]:
+    """The labels of the boxes in a picture, as they are drawn, the main one first."""
+    if record.found is None:
+        return []
+    outlines = outlines_of(record.found, record.objects or ())
+    return [displayable(each.text) for each in reversed(outlines)]
+
+
 class Session:
     """A sink of the loop, and the one object that everything around the loop holds; every method
     may be called from any thread.
@@ -180,17 +188,6 @@ class Session:
         if found is None or time.monotonic_ns() - found.record.frame.captured_ns > WATCHED_S * 1e9:
             found = self.wait_newer(source, found.number if found else 0, timeout_s)
         return found.jpeg if found else None
-
-    def seen(self, source: str) -> dict[str, Any]:
-        """What the newest picture shows: ``boxes``, how many, and the ``labels`` beside them as
-        they are drawn, the main one first.
-        """
-        found = self._newest.get(source)
-        if found is None or found.record.found is None:
-            return {"boxes": 0, "labels": []}
-        outlines = outlines_of(found.record.found, found.record.objects or ())
-        labels = [displayable(each.text) for each in reversed(outlines)]
-        return {"boxes": found.record.shown_boxes, "labels": labels}
 
     def objects(self, source: str) -> list[dict[str, Any]]:
         """The entry of each tracked object in the log, as of the newest picture."""

@@ -1,10 +1,12 @@
 """The web application of the page: the addresses that show a run and the ones that change it."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,8 +21,9 @@ from engines.errors import SightlineError
 from engines.files import numbered
 from engines.text import displayable
 from realtime.annotate import Switch, switches
+from realtime.event_sinks import Timeline
 from realtime.file_sinks import Recording, make_writable
-from realtime.session import Session, Shown
+from realtime.session import Session, Shown, labels_in
 from realtime.teaching.teacher import Teacher
 from realtime.web.bodies import in_words, reader
 from realtime.web.guard import refused
@@ -33,6 +36,7 @@ FILES = {
     "/page.js": "page.js",
     "/charts.js": "charts.js",
     "/icon.svg": "icon.svg",
+    "/timeline.js": "timeline.js",
     "/teach.js": "teach.js",
     "/teach.css": "teach.css",
 }
@@ -101,6 +105,7 @@ def page_app(
     title: Callable[[], str],
     recordings: Path,
     teacher: Teacher | None = None,
+    timeline: Timeline | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -109,6 +114,7 @@ def page_app(
         title: says what runs, in words.
         recordings: folder for what is recorded from the page; a viewer never names files.
         teacher: what is taught with; None where the page does not teach.
+        timeline: of the run's events; None where none are found.
     """
     app = FastAPI(title="Sightline", docs_url=None, redoc_url=None, openapi_url=None)
     broadcasts = {each.name: Broadcast(session, each.name) for each in session.connections}
@@ -116,9 +122,11 @@ def page_app(
         app.get(path)(_file(ASSETS / name))
     _add_pictures(app, broadcasts)
     teaches = None if teacher is None else "first" if teacher.comes_first else "asked"
-    state = partial(_state, session, title, teaches, recordings)
+    timeline = timeline or Timeline()
+    state = partial(_state, session, title, teaches, recordings, timeline)
     _add_steering(app, session, state)
     _add_recordings(app, session, recordings, state)
+    _add_events(app, timeline)
     if teacher is not None:
         add_teaching(app, teacher)
 
@@ -160,7 +168,11 @@ def _add_pictures(app: FastAPI, broadcasts: "dict[str, Broadcast]") -> None:
         shown = await broadcast_of(source).newer(after, min(max(wait_s, 0.0), LONGEST_WAIT_S))
         if shown is None:
             return Response(status_code=204)
-        about = {"X-Number": str(shown.number), "X-Frame": str(shown.record.frame.index)}
+        about = {
+            "X-Number": str(shown.number),
+            "X-Frame": str(shown.record.frame.index),
+            "X-Seen": json.dumps(labels_in(shown.record)),
+        }
         return Response(shown.jpeg, media_type="image/jpeg", headers=about)
 
     @app.get("/snapshot.jpg")
@@ -255,12 +267,41 @@ def _add_recordings(
         return refused(404, f"there is no recording {name}")
 
 
+def _add_events(app: FastAPI, timeline: Timeline) -> None:
+    @app.get("/events")
+    def events(source: str) -> dict[str, Any]:
+        """The last ``events`` of a source, the oldest first, and the time, ``now_at``."""
+        now_at = datetime.now(UTC).isoformat("T", "milliseconds")
+        return {"now_at": now_at, "events": timeline.rows(source)}
+
+    def picture(source: str, event: Count, whole: bool) -> Response:
+        found = timeline.pictures(source, event)
+        if found is None:
+            return refused(404, f"there is no event {event} of {source} any more")
+        return Response(found[whole], media_type="image/jpeg")
+
+    @app.get("/events/thumbnail.jpg")
+    def thumbnail(source: str, event: Count) -> Response:
+        """The part of the frame that shows it best."""
+        return picture(source, event, whole=False)
+
+    @app.get("/events/picture.jpg")
+    def whole(source: str, event: Count) -> Response:
+        """That frame, with its boxes."""
+        return picture(source, event, whole=True)
+
+
 def _state(
-    session: Session, title: Callable[[], str], teaches: str | None, recordings: Path
+    session: Session,
+    title: Callable[[], str],
+    teaches: str | None,
+    recordings: Path,
+    timeline: Timeline,
 ) -> dict[str, Any]:
     """Everything but pictures: ``title``, ``sources``, ``all``, ``settings``, ``recording`` (of the
-    page), ``recordings`` (the files of the run), ``follows`` (a click says what), ``teaches`` (None
-    where it does not, ``first`` where that comes first).
+    page), ``recordings`` (the files of the run), ``events`` (another number where there are new
+    ones), ``follows`` (a click says what), ``teaches`` (None where it does not, ``first`` where
+    that comes first).
     """
     rolling, now = session.rolling(), session.settings
     figures = rolling.pop("sources")
@@ -269,7 +310,6 @@ def _state(
             **vars(each),
             **figures.get(each.name, {}),
             "objects": session.objects(each.name),
-            "seen": session.seen(each.name),
         }
         for each in session.connections
     ]
@@ -300,6 +340,7 @@ def _state(
         "limits": asdict(session.limits) if session.limits else None,
         "recording": now.page_recording is not None,
         "recordings": recorded[-MOST_RECORDINGS:],
+        "events": timeline.version,
         "trouble": session.trouble,
         "follows": session.following is not None,
         "teaches": teaches,

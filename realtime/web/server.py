@@ -21,6 +21,7 @@ from rich.text import Text
 
 from engines.errors import EngineError, OutputError, install_extra
 from engines.localizer import ImageBgr
+from realtime.event_sinks import Timeline
 from realtime.frames import FrameRecord
 from realtime.session import Session
 
@@ -254,6 +255,7 @@ class PageServer(GuardedServer):
         token: likewise.
         recordings: folder for what is recorded from the page.
         teacher: what the page teaches with; None where it does not.
+        timeline: of the run's events; None where none are found.
 
     Raises:
         EngineError: FastAPI or uvicorn are not installed.
@@ -268,11 +270,12 @@ class PageServer(GuardedServer):
         token: str | None = None,
         recordings: Path = Path(),
         teacher: "Teacher | None" = None,
+        timeline: Timeline | None = None,
     ) -> None:
         try:
             from realtime.web.app import page_app
 
-            app = page_app(session, title, recordings, teacher)
+            app = page_app(session, title, recordings, teacher, timeline)
             super().__init__(app, address, token, session.page_failed)
         except ImportError as error:
             raise EngineError(

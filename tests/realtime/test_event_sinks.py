@@ -11,14 +11,19 @@ import sys
 import threading
 import time
 
+import cv2
+import numpy as np
 import pytest
 from rich.console import Console
 
 from engines.choose import open_localizer
 from engines.errors import InputError
+from engines.localizer import Localization
 from engines.options import EngineOptions
 from realtime import event_sinks
-from realtime.event_sinks import Notifier, receiver_of
+from realtime.event_sinks import EventSink, Notifier, Timeline, receiver_of
+from realtime.events import EventRules
+from realtime.frames import Frame, FrameRecord
 from realtime.live import stream
 from realtime.options import StreamOptions
 from realtime.tracking.options import FollowOptions
@@ -255,3 +260,38 @@ def test_a_live_run_writes_and_tells_its_events(tmp_path, hook):
     assert sorted(clips) == sorted(map(str, (tmp_path / "clips").iterdir()))
     assert all(timestamps_s(clip) for clip in clips)
     localizer.close()
+
+
+def test_a_timeline_has_the_last_events_with_the_frame_that_shows_each_best(monkeypatch):
+    """A cat is there three times, each time larger in the middle, on a brighter frame."""
+    monkeypatch.setattr(event_sinks, "MOST_SIGHTINGS", 2)
+    timeline = Timeline()
+    sink = EventSink({"cam": EventRules(ends_after_s=0.5)}, live=True, timeline=timeline)
+
+    def go_on(first, count, sizes_px):
+        for index in range(first, first + count):
+            size_px = sizes_px[min(index - first, len(sizes_px) - 1)]
+            box = (0.0, 0.0, float(size_px), float(size_px)) if size_px else None
+            found = Localization(box, 0, "cat", 0.5, np.ones((4, 4), np.float32))
+            image = np.full((100, 200, 3), size_px, np.uint8)
+            record = FrameRecord(Frame(image, "cam", index, index / 10, 0, 0.0), found=found)
+            sink.write(record, None)
+
+    for number in range(3):
+        go_on(100 * number, 12, (30, 60, 60, 90, 90, 60))
+        assert timeline.rows("cam")[-1]["in_view"]
+        part, whole = timeline.pictures("cam", number + 1)
+        go_on(100 * number + 12, 20, (0,))
+        row = timeline.rows("cam")[-1]
+        assert (row["event"], row["in_view"], row["best_frame"]) == (
+            number + 1,
+            False,
+            100 * number + 3,
+        )
+        assert timeline.pictures("cam", number + 1) == (part, whole)
+        image = cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_COLOR)
+        assert image.shape == (100, 200, 3)
+        assert abs(int(image[50, 150, 0]) - 90) < 4
+    assert [each["event"] for each in timeline.rows("cam")] == [2, 3]
+    assert timeline.pictures("cam", 1) is None
+    assert timeline.rows("attic") == []

@@ -2,10 +2,10 @@
 import { drawChart, LINE_COLOURS, STAGE_COLOURS } from "./charts.js";
 
 export const by = (id) => document.getElementById(id);
-const STATE_EVERY_MS = 1000, HISTORY = 120, IN_FLIGHT = 2, STALE_MS = 4000, ANSWER_MS = 5000, PICTURE_MS = 8000;
+const STATE_EVERY_MS = 1000, HISTORY = 120, IN_FLIGHT = 2, STALE_MS = 4000, SAID_EVERY_MS = 250, ANSWER_MS = 5000, PICTURE_MS = 8000;
 let source = null, state = null, touched_ms = -Infinity, shownNumber = 0, shownAt_ms = -Infinity;
 let lost = ""; // why nothing is heard of the run; empty while it answers
-let chosenAt_ms = performance.now(), lastSeen = "";
+let chosenAt_ms = performance.now(), lastSeen = "", labels = null, saidAt_ms = 0; // labels: of the shown picture
 let changing = 0, changes = 0; // on their way; answered
 let clickShown = 0;
 export const chosenSource = () => source;
@@ -26,13 +26,13 @@ async function watch() {
     const wanted = source;
     try {
       const reply = await fetch(`frame.jpg?source=${encodeURIComponent(wanted)}&after=${shownNumber}`, { cache: "no-store", signal: AbortSignal.timeout(PICTURE_MS) });
-      if (reply.status === 200) await show(wanted, Number(reply.headers.get("X-Number")), await reply.blob());
+      if (reply.status === 200) await show(wanted, Number(reply.headers.get("X-Number")), JSON.parse(reply.headers.get("X-Seen")), await reply.blob());
       else await pause(reply.status === 204 ? 50 : 1000);
     } catch { await pause(1000); }
   }
 }
 
-async function show(from, number, blob) {
+async function show(from, number, seen, blob) {
   if (from !== source || number === shownNumber) return;
   const older = number < shownNumber && number > shownNumber - 1000; // far below: a new run began
   if (older) return;
@@ -48,7 +48,8 @@ async function show(from, number, blob) {
   image.close();
   canvas.dataset.number = number;
   shownAt_ms = performance.now();
-  if (state) showHealth();
+  labels = seen;
+  if (state && (document.body.classList.contains("dead") || shownAt_ms - saidAt_ms > SAID_EVERY_MS)) showHealth();
 }
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -91,15 +92,16 @@ function whyDead() {
 function showHealth() {
   const why = whyDead(), isThere = shownAt_ms > 0, body = document.body.classList;
   body.toggle("lost", lost !== "");
-  body.toggle("dead", why !== "" && isThere);
+  if (body.contains("dead") !== (why !== "" && isThere)) document.dispatchEvent(new CustomEvent("health", { detail: !body.toggle("dead") }));
   for (const part of document.querySelectorAll(".controls, .bar, .teach")) part.inert = lost !== "";
-  by("link").dataset.state = lost ? "lost" : why ? "waiting" : "live";
-  by("link").textContent = lost ? "no connection" : why ? "no picture" : "live";
+  by("link").dataset.state = lost ? "lost" : why || !isThere ? "waiting" : "live";
+  by("link").textContent = lost ? "no connection" : why ? "no picture" : isThere ? "live" : "waiting";
   by("nothing").hidden = why === "" && isThere;
   by("nothing").textContent = why || "Waiting for a picture …";
   by("recording-mark").hidden = why !== "" || !isRecorded();
-  const seen = chosenState().seen, now = seen?.labels.join("  ·  ") || (seen && state.limits ? "nothing sure in view" : "");
-  if (!why && isThere && now) lastSeen = `Last seen at ${new Date().toLocaleTimeString()}: ${now}`;
+  const now = labels?.join("  ·  ") || (labels && state.limits ? "nothing sure in view" : "");
+  saidAt_ms = performance.now();
+  if (!why && isThere && now) lastSeen = `Last seen at ${new Date().toLocaleTimeString([], { hourCycle: "h23" })}: ${now}`;
   by("seen").textContent = why ? lastSeen : now;
   by("picture").setAttribute("aria-label", why || !isThere ? `${source ?? "Camera"}: ${by("nothing").textContent} ${lastSeen}`.trim() : `Live picture of ${source}: ${now.replaceAll("  ·  ", ", ") || "no box"}`);
 }
@@ -169,6 +171,7 @@ function choose(name) {
   shownAt_ms = -Infinity;
   chosenAt_ms = performance.now();
   lastSeen = "";
+  labels = null;
   history.times_s.length = history.stages.length = 0;
   history.rates.length = 0;
   by("picture").getContext("2d").clearRect(0, 0, by("picture").width, by("picture").height); // the other camera's is not this one's

@@ -2,39 +2,17 @@
 die.
 """
 
-import threading
-from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 
 import pytest
 
+from realtime.event_sinks import EventSink, Timeline
+from realtime.events import EventRules
 from realtime.web.server import PageServer
 from tests.realtime.web.page import PATIENCE_S
-from tests.realtime.web.served import LOCAL, show
+from tests.realtime.web.served import LOCAL, pictures_of
 
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
-
-
-@contextmanager
-def pictures_of(session, *sources):
-    """New pictures come, as long as the block lasts."""
-    done = threading.Event()
-
-    def work():
-        for index in count():
-            for source in sources:
-                show(session, index, source)
-            if done.wait(0.05):
-                return
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @pytest.fixture
@@ -79,7 +57,7 @@ def test_a_run_that_is_gone_looks_gone_and_comes_back(session, server, page):
     with pictures_of(session, "cam"):
         page.goto(server.url)
         page.locator("#recording-mark").wait_for()
-        assert page.locator("#seen").inner_text() == "cat, score 0.50"
+        page.locator("#seen", has_text="cat, score 0.50").wait_for()
         assert page.locator("#picture").get_attribute("aria-label") == (
             "Live picture of cam: cat, score 0.50"
         )
@@ -113,6 +91,29 @@ def test_a_camera_that_is_gone_looks_gone(session, server, page):
     with pictures_of(session, "cam"):
         page.locator("#nothing").wait_for(state="hidden")
         assert page.evaluate("getComputedStyle(picture).filter") == "none"
+
+
+def test_what_came_into_view_has_a_tile_and_a_picture(session, page):
+    timeline = Timeline()
+    events = EventSink(dict.fromkeys(("cam", "door"), EventRules()), live=True, timeline=timeline)
+    with PageServer(session, str, LOCAL, timeline=timeline) as server:
+        page.goto(server.url)
+        page.get_by_text("Nothing yet").wait_for()
+        with pictures_of(session, "cam", also=[events]):
+            tile = page.get_by_role("button", name="cat, since ")
+            tile.wait_for()
+            page.wait_for_function("() => document.querySelector('#events-list img').naturalWidth")
+            page.locator("#events-bars i.now").wait_for()
+        events.__exit__(None, None, None)
+        ended = page.get_by_role("button", name="for ")
+        ended.click()
+        page.wait_for_function("() => document.getElementById('event-picture').naturalWidth === 64")
+        assert page.locator("#event-title").inner_text() == "cat"
+        assert page.get_by_role("button", name="Older").is_disabled()
+        page.keyboard.press("Escape")
+        assert page.locator("#event").is_hidden()
+        page.get_by_role("button", name="door").click()
+        page.get_by_text("Nothing yet").wait_for()
 
 
 def test_a_reload_keeps_the_camera(session, server, page):
