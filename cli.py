@@ -2,154 +2,100 @@
 ``engines``.
 
 All options are fields of dataclasses, or parameters of commands, that are annotated with an
-``engines.options.Option``; ``command`` makes typer's options of them. Only this module and
-``cli_options`` know typer.
+``engines.options.Option``; ``cli_options`` makes typer's options of them. Only this module and
+``cli_options`` know typer. What a command names is imported when it is called for, see
+``cli_options.load``.
 """
 
-import inspect
+from __future__ import annotations
+
 import json
 import os
 import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args, get_type_hints
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.text import Text
 
-from calib.bench.run import BenchOptions, bench_chosen
-from calib.commands import (
-    EvaluateOptions,
-    FinetuneOptions,
-    FitOptions,
-    evaluate_chosen,
-    finetune_chosen,
-    fit_chosen,
-)
-from calib.data.choose import DataOptions
-from calib.evaluation.comparison import CompareOptions, compare_logs
-from calib.inspection import InspectOptions, inspect_chosen
-from calib.papers.reproduce import TABLES, ReproduceOptions, reproduce_chosen
-from calib.precision.build import BuildOptions, run_build
-from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
-from calib.teaching import ImportOptions, fit_command, import_chosen
-from calib.why import WhyOptions, why_chosen
-from cli_options import Command, Only, add_flags, options_of, place_in_help, typer_option
+from cli_options import Only, all_commands, command, imports_of
 from engines.errors import SightlineError
-from engines.networks.preprocessing import GivenInput
-from engines.options import LOOK_AT, OUTPUT, SPEED, EngineOptions, Option
 from engines.text import Terminal, shown
-from realtime import doctor as doctors
-from realtime import live
-from realtime.batch.estimate import plan_chosen
-from realtime.batch.options import Scale, Settings
-from realtime.batch.run import batch_chosen
-from realtime.documents import open_in_browser
-from realtime.options import StreamOptions
-from realtime.sources.spec import examples as source_examples
-from realtime.terminal import print_files, print_summaries
-from realtime.tracking.options import FollowOptions
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    help=(
-        "Find the main object in every frame, with nothing but an image classifier: a box, and the"
-        " reason for it."
-    ),
-)
+if TYPE_CHECKING:
+    from calib.bench.run import BenchOptions, bench_chosen
+    from calib.commands import (
+        EvaluateOptions,
+        FinetuneOptions,
+        FitOptions,
+        evaluate_chosen,
+        finetune_chosen,
+        fit_chosen,
+    )
+    from calib.data.choose import DataOptions
+    from calib.evaluation.comparison import CompareOptions, compare_logs
+    from calib.inspection import InspectOptions, inspect_chosen
+    from calib.papers.reproduce import TABLES, ReproduceOptions, reproduce_chosen
+    from calib.precision.build import BuildOptions, run_build
+    from calib.precision.calibrate import CalibrateOptions, calibrate_chosen
+    from calib.teaching import ImportOptions, import_chosen
+    from calib.why import WhyOptions, why_chosen
+    from engines.options import (
+        ENGINE_OPTIONS,
+        INPUT_OPTIONS,
+        LOOK_AT,
+        NETWORK_OPTIONS,
+        OUTPUT,
+        AsJson,
+        Budget,
+        EngineOptions,
+        OpenPage,
+        Option,
+    )
+    from realtime import doctor as doctors
+    from realtime import live
+    from realtime.batch.estimate import plan_chosen
+    from realtime.batch.options import Scale, Settings
+    from realtime.batch.run import batch_chosen
+    from realtime.documents import open_in_browser
+    from realtime.options import StreamOptions
+    from realtime.sources.spec import examples as source_examples
+    from realtime.teaching.learning import Command
+    from realtime.terminal import print_files
+    from realtime.tracking.options import FollowOptions
+
 console = Terminal(stderr=True)
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises where words do not fit their command; typer has no public name for it."""
 DEFECT = "this is a defect of Sightline, please report it"
 LABEL_PORT = "8000"
-INPUT_OPTIONS = tuple(GivenInput.__dataclass_fields__)
-"""What is said of a classifier's input and output."""
-MAP_OPTIONS = ("method", "as_published", "aggregation", "layer")
-NETWORK_OPTIONS = ("model", "weights", "class_layer", "size_px", *MAP_OPTIONS, *INPUT_OPTIONS)
-"""What decides the maps that a head is fitted on."""
 OF_BENCH = ("weights", "class_layer", "method", "head", "size_px", "backend", "precision")
-ENGINE_OPTIONS = ("head", "backend", "precision", "calibration", "objects", "threads", "sigma_px")
-Budget = Annotated[
-    float | None,
-    Option(
-        "Hold this time per frame by stepping to cheaper settings and back; 33 is 30 fps.",
-        SPEED,
-        min=0.1,
-    ),
-]
-AsJson = Annotated[bool, Option("Print the summary as JSON on standard output.", OUTPUT, ("json",))]
-
-
-OpenPage = Annotated[bool, Option("Show the report in a browser at the end.", OUTPUT, ("open",))]
-FIND = "Find objects"
 TEACH = "Your own objects and classifiers"
 MEASURE = "Measure and compare"
 MACHINE = "This machine and its engines"
 
 
-def command(
-    *examples: str, group: str = FIND
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command of ``app``. Each of its parameters that is annotated with an
-    ``Option`` becomes one option; each whose type is a dataclass becomes one for each field that
-    is annotated so, and the function gets an instance.
-
-    Args:
-        examples: command lines; behind a ``#`` what each does.
-        group: under which it stands in the list of all commands.
-    """
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        groups: dict[str, tuple[Any, list[str]]] = {}
-        found: list[inspect.Parameter] = []
-        hints = get_type_hints(function, include_extras=True)
-        for name, parameter in inspect.signature(function).parameters.items():
-            kind, *extras = get_args(hints[name]) or (hints[name],)
-            if is_dataclass(kind):
-                options = list(options_of(kind, extras))
-                groups[name] = kind, [option.name for option in options]
-                found += options
-            else:
-                found.append(typer_option(name, hints[name], parameter.default))
-
-        def run(**given: Any) -> None:
-            try:
-                for name, (kind, names) in groups.items():
-                    given[name] = kind(**{each: given.pop(each) for each in names})
-                function(**given)
-            except SightlineError as error:
-                add_flags(error, found)
-                raise
-
-        found.sort(key=place_in_help)
-        run.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in found}
-        app.command(
-            function.__name__.rstrip("_"),
-            cls=Command,
-            epilog="\\\n".join(["Examples:", *(f"`{each}`" for each in examples)]),
-            help=inspect.getdoc(function),
-            rich_help_panel=group,
-        )(run)
-        return function
-
-    return register
+def __getattr__(name: str) -> Any:
+    """What commands import when they are called for, for those who take it from here."""
+    places = imports_of(__file__)
+    if name not in places:
+        raise AttributeError(f"module 'cli' has no attribute {name!r}")
+    return resolve_name(places[name])
 
 
 @command("sightline demo --out out", "sightline demo --frames 1000 --budget-ms 20 --out out")
 def demo(
+    *,
     frames: Annotated[
         int | None, Option("So many frames of the clip, again and again.", LOOK_AT, min=1)
     ] = None,
     out: Annotated[Path, Option("Folder for the results.", OUTPUT)] = Path("out"),
-    engine: EngineOptions = EngineOptions(),
+    engine: EngineOptions,
     budget_ms: Budget = None,
     as_json: AsJson = False,
 ) -> None:
@@ -172,16 +118,17 @@ def demo(
     "sightline batch 's3://b/*' --out s3://b/out --ray auto  # on a cluster",
 )
 def batch(
+    *,
     sources: Annotated[
         list[str], Option(f"What to look at, one or several: {source_examples()}.", None)
     ],
     out: Annotated[
         str, Option("Folder for the results; with --ray, an address, too.", OUTPUT)
     ] = "out",
-    settings: Settings = Settings(),
-    following: FollowOptions = FollowOptions(),
-    work: Scale = Scale(),
-    engine: EngineOptions = EngineOptions(),
+    settings: Settings,
+    following: FollowOptions,
+    work: Scale,
+    engine: EngineOptions,
     budget_ms: Budget = None,
     open_page: OpenPage = False,
     as_json: AsJson = False,
@@ -219,19 +166,20 @@ def batch(
     "sightline stream 0 --events seen.jsonl --event-clips clips --on-event 'notify-send seen'",
 )
 def stream(
+    *,
     sources: Annotated[
         list[str], Option(f"What to look at, one or several: {source_examples()}.", None)
     ],
-    options: StreamOptions = StreamOptions(),
-    following: FollowOptions = FollowOptions(),
-    engine: EngineOptions = EngineOptions(),
+    options: StreamOptions,
+    following: FollowOptions,
+    engine: EngineOptions,
     budget_ms: Budget = None,
     as_json: AsJson = False,
 ) -> None:
     """Localize live: the newest frames of cameras and streams, or files at their own pace; every
     frame is accounted for.
     """
-    fitted = fit_command(engine, NETWORK_OPTIONS)
+    fitted = None if options.web is None else _fitted(engine)
     summary = live.stream_chosen(sources, options, following, engine, budget_ms, console, fitted)
     steps = []
     if not summary["localized"]:
@@ -249,6 +197,7 @@ def stream(
     group=TEACH,
 )
 def label(
+    *,
     options: Annotated[
         StreamOptions, Only(("labels_dir", "web", "web_token", "open_page", "seconds"))
     ],
@@ -265,7 +214,7 @@ def label(
     if not sources:
         return
     chosen = replace(options, web=options.web or LABEL_PORT, window=False, repeat=True)
-    alone, fitted = FollowOptions(follow=False), fit_command(engine, NETWORK_OPTIONS)
+    alone, fitted = FollowOptions(follow=False), _fitted(engine)
     summary = live.stream_chosen(sources, chosen, alone, engine, None, console, fitted)
     table = options.labels_dir / "labels.csv"
     print_files(summary, console)
@@ -286,6 +235,7 @@ def label(
     group=TEACH,
 )
 def fit(
+    *,
     options: FitOptions,
     data: DataOptions,
     engine: Annotated[EngineOptions, Only(NETWORK_OPTIONS)],
@@ -308,11 +258,10 @@ def fit(
     group=TEACH,
 )
 def inspect_(
+    *,
     network: Annotated[str, Option("A name, FILE.onnx or timm:NAME, as --model takes it.", None)],
-    options: InspectOptions = InspectOptions(),
-    engine: Annotated[
-        EngineOptions, Only(("weights", "class_layer", "size_px", *INPUT_OPTIONS))
-    ] = EngineOptions(),
+    options: InspectOptions,
+    engine: Annotated[EngineOptions, Only(("weights", "class_layer", "size_px", *INPUT_OPTIONS))],
     as_json: AsJson = False,
 ) -> None:
     """Say what a classifier is: input, classes, stages, work, what is missing; draw its maps on a
@@ -329,9 +278,10 @@ def inspect_(
     group=TEACH,
 )
 def why(
+    *,
     photo_or_film: Annotated[str, Option(f"What the frame is of: {source_examples()}.", None)],
-    options: WhyOptions = WhyOptions(),
-    engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head"))] = EngineOptions(),
+    options: WhyOptions,
+    engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head"))],
     as_json: AsJson = False,
 ) -> None:
     """Explain a box of a photo or a frame: what speaks for and against it; label it."""
@@ -344,6 +294,7 @@ def why(
     group=TEACH,
 )
 def finetune(
+    *,
     options: FinetuneOptions,
     data: DataOptions,
     engine: Annotated[EngineOptions, Only(("model", "weights", "size_px", *INPUT_OPTIONS))],
@@ -365,6 +316,7 @@ def finetune(
     group=MEASURE,
 )
 def evaluate(
+    *,
     data: DataOptions,
     options: EvaluateOptions,
     following: FollowOptions,
@@ -387,6 +339,7 @@ def evaluate(
     group=MEASURE,
 )
 def reproduce(
+    *,
     table: Annotated[str, Option(f"Which table: {', '.join(TABLES)}.", None)],
     options: ReproduceOptions,
     engine: Annotated[EngineOptions, Only(("weights", "class_layer", "size_px"))],
@@ -407,6 +360,7 @@ def reproduce(
     group=MEASURE,
 )
 def compare(
+    *,
     a: Annotated[Path, Option("A log: NAME.jsonl of batch, or of stream --log.", None)],
     b: Annotated[
         Path,
@@ -416,7 +370,7 @@ def compare(
             None,
         ),
     ],
-    options: CompareOptions = CompareOptions(),
+    options: CompareOptions,
     open_page: OpenPage = False,
     as_json: AsJson = False,
 ) -> None:
@@ -434,6 +388,7 @@ def compare(
     group=MACHINE,
 )
 def calibrate(
+    *,
     options: CalibrateOptions,
     engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head"))],
     as_json: AsJson = False,
@@ -455,6 +410,7 @@ def calibrate(
     group=MACHINE,
 )
 def build(
+    *,
     options: BuildOptions,
     engine: Annotated[EngineOptions, Only((*NETWORK_OPTIONS, "head", "precision", "calibration"))],
 ) -> None:
@@ -477,6 +433,7 @@ def build(
     group=MEASURE,
 )
 def bench(
+    *,
     options: BenchOptions,
     engine: Annotated[EngineOptions, Only((*OF_BENCH, *INPUT_OPTIONS))],
     as_json: AsJson = False,
@@ -520,6 +477,14 @@ def doctor(as_json: AsJson = False) -> None:
     _next("$ demo --out out  # a clip whose true boxes are known")
 
 
+def _fitted(engine: EngineOptions) -> Command:
+    """How the page fits heads; it needs what ``fit`` needs."""
+    from calib.teaching import fit_command
+    from engines.options import NETWORK_OPTIONS
+
+    return fit_command(engine, NETWORK_OPTIONS)
+
+
 def _next(*steps: str) -> None:
     """Print what can be done next. A step that begins with ``$`` is a command of Sightline's, and
     is written as it was started here: in an environment that is not activated, with its folder.
@@ -539,6 +504,8 @@ def _page_step(path: Path, open_page: bool) -> list[str]:
     if not open_page:
         return [f"open {path} in a browser, or add --open"]
     if path.suffix == ".html":
+        from realtime.documents import open_in_browser
+
         open_in_browser(path, console.print)
     return []
 
@@ -549,6 +516,8 @@ def _print_json(result: dict[str, Any], as_json: bool) -> None:
 
 
 def _report(summaries: list[dict[str, Any]], as_json: bool, *steps: str) -> None:
+    from realtime.terminal import print_summaries
+
     summaries = shown(summaries)
     print_summaries(summaries, console)
     _next(*steps)
@@ -567,7 +536,7 @@ def main() -> None:
     ``SIGHTLINE_TRACEBACK=1`` shows all of it.
     """
     try:
-        status = app(standalone_mode=False)
+        status = all_commands(next(iter(sys.argv[1:]), ""))(standalone_mode=False)
     except SightlineError as error:
         _stop(" ".join([str(error), *getattr(error, "__notes__", ())]))
     except UsageError as error:

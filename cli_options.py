@@ -1,17 +1,25 @@
-"""Makes typer's options of the fields of dataclasses, and of parameters, that are annotated with an
-``engines.options.Option``.
+"""Makes typer's commands and options of functions and dataclasses whose parameters and fields are
+annotated with an ``engines.options.Option``. What a command names is imported when it is built.
 """
 
+from __future__ import annotations
+
+import ast
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from engines.errors import SightlineError
-from engines.options import PANELS, Option
+
+if TYPE_CHECKING:
+    from engines.options import Option
 
 LARGEST = 10**9
 """Of a number that counts something, where its option sets no limit."""
@@ -39,14 +47,154 @@ class Command(typer.core.TyperCommand):
 
     def get_help_option(self, ctx: Any) -> Any:
         """The option ``--help``."""
+        from engines.options import PANELS
+
         option = super().get_help_option(ctx)
         if option is not None:
             option.rich_help_panel = PANELS[-1]
         return option
 
 
+@dataclass(frozen=True)
+class Registered:
+    """A command before it is built.
+
+    Attributes:
+        function: what it calls, with the parameters that it takes.
+        examples: command lines; behind a ``#`` what each does.
+        group: under which it stands in the list of all commands.
+    """
+
+    function: Callable[..., None]
+    examples: tuple[str, ...]
+    group: str
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        return self.function.__name__.rstrip("_")
+
+
+REGISTERED: dict[str, Registered] = {}
+FIND = "Find objects"
+
+
+def command(
+    *examples: str, group: str = FIND
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command, see ``all_commands`` and ``Registered``."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        registered = Registered(function, examples, group)
+        REGISTERED[registered.name] = registered
+        return function
+
+    return register
+
+
+def all_commands(alone: str | None = None) -> typer.Typer:
+    """The command line.
+
+    Args:
+        alone: the only command that is built; of the others name and help are there. None builds
+            all.
+    """
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        help=(
+            "Find the main object in every frame, with nothing but an image classifier: a box, and"
+            " the reason for it."
+        ),
+    )
+    app.callback()(lambda: None)  # one command alone has a name, too
+    for each in REGISTERED.values():
+        if alone is None or alone == each.name:
+            _build(app, each)
+        else:
+            about = inspect.getdoc(each.function)
+            app.command(each.name, help=about, rich_help_panel=each.group)(lambda: None)
+    return app
+
+
+@cache
+def imports_of(path: str) -> dict[str, str]:
+    """What a module imports only ``if TYPE_CHECKING``: each name, and where it is."""
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    blocks = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    return {
+        each.asname or each.name: f"{node.module}.{each.name}"
+        for block in blocks
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for each in node.names
+    }
+
+
+def load(function: Callable[..., Any]) -> None:
+    """Import what a function names of ``imports_of`` its module: in its annotations, which are
+    texts until then, and in its body. Importing what all commands need would take longer than most
+    of them work.
+    """
+    names = set(function.__code__.co_names)
+    for annotation in function.__annotations__.values():
+        if isinstance(annotation, str):
+            names |= set(compile(annotation, "annotation", "eval").co_names)
+    places = imports_of(function.__globals__["__file__"])
+    for name in names & places.keys():
+        function.__globals__.setdefault(name, resolve_name(places[name]))
+
+
+def _build(app: typer.Typer, registered: Registered) -> None:
+    """Make it a command of ``app``. Each of its parameters that is annotated with an ``Option``
+    becomes one option; each whose type is a dataclass becomes one for each field that is annotated
+    so, and the function gets an instance.
+    """
+    function = registered.function
+    load(function)
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    found: list[inspect.Parameter] = []
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind, *extras = get_args(hints[name]) or (hints[name],)
+        if is_dataclass(kind):
+            options = list(options_of(kind, extras))
+            groups[name] = kind, [option.name for option in options]
+            found += options
+        else:
+            found.append(typer_option(name, hints[name], parameter.default))
+
+    def run(**given: Any) -> None:
+        try:
+            for name, (kind, names) in groups.items():
+                given[name] = kind(**{each: given.pop(each) for each in names})
+            function(**given)
+        except SightlineError as error:
+            add_flags(error, found)
+            raise
+
+    found.sort(key=place_in_help)
+    run.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in found}
+    app.command(
+        registered.name,
+        cls=Command,
+        epilog="\\\n".join(["Examples:", *(f"`{each}`" for each in registered.examples)]),
+        help=inspect.getdoc(function),
+        rich_help_panel=registered.group,
+    )(run)
+
+
 def options_of(kind: Any, extras: list[Any]) -> Iterator[inspect.Parameter]:
     """A typer option for each field of a dataclass that is annotated as one."""
+    from engines.options import Option
+
     chosen = next((extra.names for extra in extras if isinstance(extra, Only)), None)
     hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
@@ -109,6 +257,8 @@ def add_flags(error: SightlineError, parameters: list[inspect.Parameter]) -> Non
 
 
 def place_in_help(parameter: inspect.Parameter) -> int:
+    from engines.options import PANELS
+
     panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
     return PANELS.index(panel) if panel else -1
 

@@ -26,8 +26,6 @@ import shutil
 import sys
 import tomllib
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 from engines.text import shown
 
@@ -131,6 +129,9 @@ def restore(path: Path) -> str:
         ).get("url", "")
     except importlib.metadata.PackageNotFoundError:
         origin = ""
+    from urllib.parse import urlparse  # half of what this module would take to load
+    from urllib.request import url2pathname
+
     source = Path(url2pathname(urlparse(origin).path))
     if urlparse(origin).scheme == "file" and source.exists():
         return install_packages(str(source), options="--force-reinstall --no-deps")

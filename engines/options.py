@@ -298,3 +298,21 @@ class EngineOptions:
             )
             if each
         )
+
+
+INPUT_OPTIONS = tuple(GivenInput.__dataclass_fields__)
+"""What is said of a classifier's input and output."""
+MAP_OPTIONS = ("method", "as_published", "aggregation", "layer")
+NETWORK_OPTIONS = ("model", "weights", "class_layer", "size_px", *MAP_OPTIONS, *INPUT_OPTIONS)
+"""What decides the maps that a head is fitted on."""
+ENGINE_OPTIONS = ("head", "backend", "precision", "calibration", "objects", "threads", "sigma_px")
+Budget = Annotated[
+    float | None,
+    Option(
+        "Hold this time per frame by stepping to cheaper settings and back; 33 is 30 fps.",
+        SPEED,
+        min=0.1,
+    ),
+]
+AsJson = Annotated[bool, Option("Print the summary as JSON on standard output.", OUTPUT, ("json",))]
+OpenPage = Annotated[bool, Option("Show the report in a browser at the end.", OUTPUT, ("open",))]

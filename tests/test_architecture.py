@@ -131,6 +131,34 @@ def test_running_needs_neither_torch_nor_gpu_libraries():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
+HEAVY = ("numpy", "cv2", "openvino", "onnx", "av", "PIL", "torch", "matplotlib", "pyarrow", "scipy")
+
+
+@pytest.mark.parametrize(
+    ("command", "absent"),
+    [
+        ("--help", (*HEAVY, "calib", "realtime")),
+        ("doctor", ("calib", "torch", "matplotlib", "pyarrow", "openvino")),
+        (
+            "stream",
+            ("calib", "openvino", "torch", "matplotlib", "pyarrow", "scipy", "fastapi", "ray"),
+        ),
+        ("batch", ("calib", "openvino", "torch", "matplotlib", "scipy", "fastapi", "ray")),
+    ],
+)
+def test_a_command_loads_nothing_that_it_does_not_need(command, absent):
+    """In a fresh interpreter that builds this command alone, as ``main`` does."""
+    code = (
+        "import sys, cli\n"
+        f"cli.all_commands({command!r})\n"
+        f"print(*({{each.partition('.')[0] for each in sys.modules}} & {set(absent)!r}))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120, capture_output=True
+    )
+    assert not found.stdout.split(), f"{command} loads {found.stdout.decode()}"
+
+
 def test_no_copyleft_package_is_required():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert "ultralytics" not in text

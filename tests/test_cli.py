@@ -336,7 +336,7 @@ def test_a_defect_is_one_line_and_its_traceback_is_had_on_request(monkeypatch):
     def broken(*_, **__):
         raise KeyError("a defect\nof two lines")
 
-    monkeypatch.setattr("cli.app", broken)
+    monkeypatch.setattr("cli.all_commands", lambda _: broken)
     result = command("doctor", SIGHTLINE_TRACEBACK="")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1

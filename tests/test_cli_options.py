@@ -16,7 +16,7 @@ from engines.errors import InputError, SourceError
 from engines.options import LOOK_AT, OUTPUT, PANELS, EngineOptions, Option
 from tests.command_line import ROOT, command, refused
 
-COMMANDS = typer.main.get_command(cli.app).commands
+COMMANDS = typer.main.get_command(cli.all_commands()).commands
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Toy:
 def toy(monkeypatch):
     """A command that keeps what it is given."""
     given = []
-    monkeypatch.setattr(cli, "app", typer.Typer(pretty_exceptions_enable=False))
+    monkeypatch.setattr("cli_options.REGISTERED", {})
 
     @cli.command("sightline toy 3")
     def toy(
@@ -48,9 +48,9 @@ def toy(monkeypatch):
 
 
 def test_dataclasses_become_options_and_come_back_as_instances(toy):
-    words = ("3", "labels.csv", "--size", 5, "--no-colour", "--class", "cat", "--last", 2)
+    words = ("toy", "3", "labels.csv", "--size", 5, "--no-colour", "--class", "cat", "--last", 2)
     assert command(*words).returncode == 0
-    assert command("4", "--size", 2, "--loud", "--model", "vgg16").returncode == 0
+    assert command("toy", "4", "--size", 2, "--loud", "--model", "vgg16").returncode == 0
     assert toy == [
         (
             3,
@@ -74,7 +74,7 @@ def test_dataclasses_become_options_and_come_back_as_instances(toy):
     ],
 )
 def test_what_does_not_fit_is_refused_by_the_option(toy, words, said):
-    assert said in refused(*words)
+    assert said in refused("toy", *words)
     assert toy == []
 
 
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused_by_the_option(toy, words, said):
 def failing(monkeypatch):
     """A command that fails with the error it is given."""
     raised = []
-    monkeypatch.setattr(cli, "app", typer.Typer(pretty_exceptions_enable=False))
+    monkeypatch.setattr("cli_options.REGISTERED", {})
 
     @cli.command("sightline failing")
     def failing(
@@ -104,13 +104,13 @@ def failing(monkeypatch):
 )
 def test_the_command_line_adds_the_flags_that_an_error_is_about(failing, options, flags):
     failing.append(InputError("too much of it", option=options))
-    assert refused("--size", 2) == f"error: too much of it{flags}"
+    assert refused("failing", "--size", 2) == f"error: too much of it{flags}"
 
 
 def test_an_error_made_of_another_is_about_the_same(failing):
     failing.append(SourceError("no such class; look at the list"))
     failing[0].__cause__ = InputError("no such class", option="wanted_class")
-    assert refused("--size", 2) == "error: no such class; look at the list (--class)"
+    assert refused("failing", "--size", 2) == "error: no such class; look at the list (--class)"
 
 
 def test_errors_are_about_options_that_exist():

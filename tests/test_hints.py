@@ -21,6 +21,7 @@ CODE = [
         path for top in ("engines", "realtime", "calib") for path in (ROOT / top).rglob("*.py")
     ),
     ROOT / "cli.py",
+    ROOT / "cli_options.py",
 ]
 TEXTS = [
     *(
@@ -51,7 +52,7 @@ STATED = {
     for texts in (PROJECT["dependencies"], *EXTRAS.values())
     for text in texts
 } - {PROJECT["name"]}
-COMMANDS = typer.main.get_command(cli.app).commands
+COMMANDS = typer.main.get_command(cli.all_commands()).commands
 OF_NETWORKS = {name for package in PACKAGES.values() for name in package.modules.values()}
 KNOWN = PINNED | STATED | OF_NETWORKS | {"opencv-python-headless", "pip"}
 

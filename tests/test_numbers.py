@@ -21,7 +21,7 @@ TIMES = {"--start", "--end"}  # written as 1:02:03, and so read by a parser of t
 
 
 def numeric_options():
-    for name, each in typer.main.get_command(cli.app).commands.items():
+    for name, each in typer.main.get_command(cli.all_commands()).commands.items():
         for option in each.params:
             kinds = str(getattr(option.type_descriptor, "annotation", ""))
             if option.opts[0].startswith("--") and (

@@ -19,7 +19,7 @@ BLOCKS = [
 LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 EPILOGS = [
     part.strip()
-    for command in cli.app.registered_commands
+    for command in cli.all_commands().registered_commands
     for part in re.findall(r"`([^`#]+)", command.epilog or "")
 ]
 COMMANDS = [line for line in (*LINES, *EPILOGS) if line.startswith("sightline ")]
@@ -32,14 +32,16 @@ def test_there_are_commands():
 @pytest.mark.parametrize("line", sorted(set(COMMANDS)))
 def test_commands_parse(line):
     name, *arguments = shlex.split(line)[1:]
-    command = typer.main.get_command(cli.app).commands[name]
+    command = typer.main.get_command(cli.all_commands(name)).commands[name]
     command.make_context(name, arguments)
 
 
 def test_every_command_has_an_example():
-    assert all("Examples:" in (command.epilog or "") for command in cli.app.registered_commands)
+    assert all(
+        "Examples:" in (command.epilog or "") for command in cli.all_commands().registered_commands
+    )
     shown = {part.split()[1] for part in EPILOGS if part.startswith("sightline ")}
-    assert shown == set(typer.main.get_command(cli.app).commands)
+    assert shown == set(typer.main.get_command(cli.all_commands()).commands)
 
 
 def test_make_targets_exist():

@@ -1,4 +1,4 @@
-"""Decides when a measurement is stable, and compares two benches: what became slower by more than
+"""Decides when a measurement has settled, and compares two benches: what became slower by more than
 the noise of the runs.
 """
 
@@ -19,9 +19,15 @@ from engines.files import parsed_json
 
 WRITE_RESULT = sightline_command("bench", json=True)
 WINDOWS = 3
-TOLERANCE = 0.05
+"""So many at least, where samples are cut into windows."""
+TOLERANCE = 0.025
+PEER_TOLERANCE = 0.1
+OURS = "Sightline"
+LEAST_BLOCKS = 8
 WINDOW_ROUNDS = 5
-WINDOW_FRAMES = 100
+WINDOW_FRAMES = 25
+DRAWS = 500
+CONFIDENCE = 95
 
 Measure = Callable[[NDArray[np.float64]], float]
 """One number for a window of samples."""
@@ -54,14 +60,18 @@ def window_values(samples: Sequence[float], length: int, measure: Measure = medi
     ]
 
 
-def spread(values: Sequence[float]) -> float:
-    """The largest value less the smallest, as a share of the median.
+def interval(blocks: Sequence[float]) -> tuple[float, float]:
+    """Between which values the median of the blocks lies, with a confidence of ``CONFIDENCE`` %.
 
-    It is nan where there are fewer than two values.
+    They are those of the medians of ``DRAWS`` samples, drawn of the blocks with replacement (the
+    percentile bootstrap: Efron & Tibshirani, "An introduction to the bootstrap", 1993, chapter
+    13). The draws are always the same.
     """
-    if len(values) < 2:
-        return float("nan")
-    return (max(values) - min(values)) / max(float(np.median(values)), 1e-12)
+    values = np.asarray(blocks, np.float64)
+    places = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
+    ends = [50 - CONFIDENCE / 2, 50 + CONFIDENCE / 2]
+    low, high = np.percentile(np.median(values[places], axis=1), ends)
+    return float(low), float(high)
 
 
 def notch(values: Sequence[float]) -> float:
@@ -81,76 +91,100 @@ def notch(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Rule:
-    """Says when a measurement has settled: when its last ``WINDOWS`` windows agree.
+    """Says when a measurement has settled: when chance moves none of its figures by more than
+    ``tolerance``, see ``interval``. A figure is the median of a series' blocks.
 
     Attributes:
-        length: samples in a window.
+        length: successive samples whose mean is a block: neighbours in time are alike.
         unit: what a sample is called: ``rounds``, ``frames``.
-        tolerance: largest less smallest window, as a share of their median.
+        tolerance: half the width of an interval, as a share of its figure.
+        paired: whether each sample counts as a multiple of the first series' sample of the same
+            round: what slows all calls of a round down then moves no figure. Series that are not
+            of ours need be known to ``PEER_TOLERANCE`` only.
     """
 
     length: int
     unit: str
     tolerance: float = TOLERANCE
+    paired: bool = False
 
-    def settled(
-        self, series: Mapping[str, Sequence[float]], measures: Mapping[str, Measure] | None = None
-    ) -> bool:
-        """Whether every series has settled. Only whole windows count.
-
-        Args:
-            series: name to samples, in order.
-            measures: what is taken of a window, by the same names; the median where there is
-                none.
+    def margins(self, series: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Half the width of each figure's interval, as a share of the figure. It is infinite where
+        there are fewer than ``LEAST_BLOCKS`` blocks.
         """
-        return bool(series) and all(
-            self._agree(samples, (measures or {}).get(name, median))
-            for name, samples in series.items()
+        first = np.asarray(next(iter(series.values()), ()), np.float64)
+        found = {}
+        for name, samples in series.items():
+            values = np.asarray(samples, np.float64)
+            values = values / first if self.paired else values
+            count = len(values) // self.length
+            blocks = values[: count * self.length].reshape(count, self.length).mean(axis=1)
+            found[name] = np.inf
+            if count >= LEAST_BLOCKS:
+                low, high = interval(blocks.tolist())
+                found[name] = (high - low) / 2 / max(float(np.median(blocks)), 1e-12)
+        return found
+
+    def settled(self, series: Mapping[str, Sequence[float]]) -> bool:
+        """Whether every series has settled. Only whole blocks count."""
+        margins = self.margins(series)
+        return bool(margins) and all(
+            margin <= self._tolerance_of(name) for name, margin in margins.items()
         )
 
-    def _agree(self, samples: Sequence[float], measure: Measure) -> bool:
-        if len(samples) < WINDOWS * self.length:
-            return False
-        return spread(window_values(samples, self.length, measure)[-WINDOWS:]) <= self.tolerance
+    def _tolerance_of(self, name: str) -> float:
+        loose = self.paired and not name.startswith(OURS)
+        return max(self.tolerance, PEER_TOLERANCE) if loose else self.tolerance
 
     def __str__(self) -> str:
-        return (
-            f"{WINDOWS} successive windows of {self.length} {self.unit} within"
-            f" {100 * self.tolerance:g} %"
-        )
+        peers = f" (of peers' to {100 * PEER_TOLERANCE:g} %)" if self.paired else ""
+        return f"{CONFIDENCE} % sure of each figure to {100 * self.tolerance:g} %{peers}"
 
-    def report(self, stable: bool, seconds: float) -> dict[str, object]:
-        """What the JSON says of it: the rule, and whether it was met in time."""
+    def report(
+        self, series: Mapping[str, Sequence[float]], stable: bool, seconds: float
+    ) -> dict[str, object]:
+        """What the JSON says of it: the rule, whether it was met in time, and the figure that is
+        least sure, with its margin (None where there are too few samples to tell).
+        """
+        margins = self.margins(series)
+        widest = max(margins, key=lambda name: margins[name] / self._tolerance_of(name), default="")
+        known = bool(widest) and np.isfinite(margins[widest])
         return {
             "stable": stable,
-            "windows": WINDOWS,
-            "window": self.length,
+            "rule": str(self),
+            "block": self.length,
             "unit": self.unit,
             "tolerance": self.tolerance,
-            "time_limit_s": seconds,
+            "confidence": CONFIDENCE,
+            "widest": widest,
+            "margin": round(margins[widest], 4) if known else None,
+            "time_limit_s": round(seconds, 1),
         }
 
 
 def until_settled(
-    take: Callable[[], Mapping[str, float]], rule: Rule, seconds: float, clock: Callable[[], float]
+    take: Callable[[], Mapping[str, float]],
+    rule: Rule,
+    seconds: float,
+    clock: Callable[[], float],
+    least: int = WINDOWS,
 ) -> tuple[dict[str, list[float]], bool]:
     """Take samples until every series has settled or the time is up.
 
     Args:
         take: one more sample of each series.
         rule: see ``Rule``.
-        seconds: the time limit; at least ``WINDOWS`` samples are taken whatever it is.
+        seconds: the time limit.
         clock: seconds that pass.
+        least: so many samples are taken, whatever the time limit is.
 
     Returns:
         (every sample by name, whether they settled).
     """
     start, series = clock(), {name: [value] for name, value in take().items()}
     count = 1
-    while count % rule.length or not rule.settled(
-        series
-    ):  # looked at as a window ends: it is the whole series that is read
-        if count >= WINDOWS and clock() - start >= seconds:
+    while count % rule.length or not rule.settled(series):  # looked at as a block ends
+        if count >= least and clock() - start >= seconds:
             return series, False
         for name, value in take().items():
             series[name].append(value)
@@ -165,7 +199,6 @@ memory by as much.
 HIDDEN = 0.1
 """Noise that is worth a word."""
 CONDITIONS = ("machine", "engine", "source")
-OURS = "Sightline"
 
 
 @dataclass(frozen=True)
@@ -263,12 +296,17 @@ def _figures(result: dict[str, Any]) -> dict[str, tuple[float, list[float]]]:
     try:
         windows = result.get("windows", {})
         found = {}
-        if result.get("fps"):
+        if processor := result.get("processor_ms_per_frame"):
+            found["end to end, processor ms per frame"] = (
+                processor["p50"],
+                windows.get("processor_ms_per_frame", []),
+            )
+        elif result.get("fps"):
             found["end to end, ms per frame"] = (
                 1e3 / result["fps"],
                 windows.get("ms_per_frame", []),
             )
-        if result["latency_ms"].get("p50"):
+        if not processor and result["latency_ms"].get("p50"):
             found["end to end, latency"] = (
                 result["latency_ms"]["p50"],
                 windows.get("latency_ms", []),

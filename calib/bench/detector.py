@@ -73,6 +73,7 @@ class Detector:
         path: of the ONNX file, with one input ``[1, 3, S, S]`` and one output ``[1, cells, 85]``.
         precision: ``fp32``, ``bf16``, or ``auto`` for the fastest that the processor computes
             natively.
+        threads: processor threads; 0 for all.
 
     Attributes:
         name: of the file, without its ending.
@@ -84,9 +85,9 @@ class Detector:
         EngineError: OpenVINO refuses it, or does not compute in the precision.
     """
 
-    def __init__(self, path: Path, precision: str = "auto") -> None:
+    def __init__(self, path: Path, precision: str = "auto", threads: int = 0) -> None:
         self.name = path.stem
-        self.engine = OpenVinoEngine(detector_graph(path), precision)
+        self.engine = OpenVinoEngine(detector_graph(path), precision, threads)
         self.size_px = self.engine.inputs[0].shape[1]
         self._corners_px, self._strides_px = cells(self.size_px)
 

@@ -214,10 +214,8 @@ def bench_gpu(
     with ExitStack() as engines:
         with console.status(f"{title}: peers ..."):
             calls, missing = gpu_calls(choice, engines)
-        samples_ms, stability = take_turns(
-            calls, seconds, console, title, rest_s=0
-        )  # a GPU at rest lowers its clocks
-    first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
+        samples_ms, stability = take_turns(calls, seconds, console, title, time.perf_counter)
+    first = next(iter(samples_ms.values()))
     return {
         "engine": title,
         "calls": len(next(iter(samples_ms.values()))),
@@ -272,7 +270,7 @@ def time_calls(engine: Engine, feed: Mapping[str, Array], seconds: float) -> dic
     while under_way:
         engine.collect(under_way.popleft()[0])
     calls = len(series["host_ms"])
-    stability = {**CALLS.report(stable, seconds), "busy_elsewhere": neighbours.share()}
+    stability = {**CALLS.report(series, stable, seconds), "busy_elsewhere": neighbours.share()}
     found = {name: percentiles(array("d", values)) for name, values in series.items()}
     return {
         "calls": calls,

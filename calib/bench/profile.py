@@ -1,11 +1,12 @@
-"""Where the time of one image goes: each operator and node of the compiled graph, and the whole
-beside the forward pass alone.
+"""Where the time of one image goes: each operator and node of the compiled graph beside what one
+core could do at best, and the whole beside the forward pass alone.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,23 +15,29 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
-from calib.bench.machine import machine, multiply_adds, tensor_shapes
-from calib.bench.report import settling
-from calib.bench.turns import engine_call, forward_graph, take_turns
+from calib.bench.compare import OURS
+from calib.bench.machine import Peaks, machine, measure_peaks, multiply_adds, tensor_shapes
+from calib.bench.report import peaks_in_words, settling
+from calib.bench.turns import THREADS, engine_call, forward_graph, take_turns
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.registry import AUTO
 from engines.build import IMAGE, WANTED_CLASS, assemble, build_graph
 from engines.choose import choose_head, choose_quantization, chosen_spec
 from engines.errors import EngineError
+from engines.files import signed, whole_file
 from engines.graph import Graph, needed
 from engines.int8 import quantize
 from engines.options import EngineOptions
 
 FORWARD, BACKWARD, HEAD = "forward", "backward", "map and head"
+WHOLE, ALONE = f"{OURS}, all of it", f"{OURS}, the forward pass alone"
 PARTS = (FORWARD, BACKWARD, HEAD)
 MOST_CALLS, FEWEST_CALLS = 60, 5
 PRODUCTS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")
 """OpenVINO's kinds that have FLOP."""
+PICTURE = "bench profile"
+DRAWN = 16
+COLOURS = {FORWARD: "#4C78A8", BACKWARD: "#54A24B", HEAD: "#F2A541"}
 COSTLIEST = 15
 """Nodes that the table shows."""
 
@@ -44,8 +51,11 @@ class Row:
         operator: its kind, in OpenVINO's word.
         kernel: what computes it, and in which type.
         part: one of ``PARTS``.
-        ms: median over the calls.
+        ms: the fastest of the calls: other programs make most of them longer.
         flop: two for each multiply-add of the convolutions and products in it.
+        precision: what it computes in, in OpenVINO's word.
+        moved_bytes: of its inputs, weights and outputs.
+        bound_ms: what one core needs at least, see ``bound_ms``.
     """
 
     name: str
@@ -54,20 +64,37 @@ class Row:
     part: str
     ms: float
     flop: int
+    precision: str
+    moved_bytes: int
+    bound_ms: float
+
+
+TYPES = {"bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
+"""``Peaks``' name of OpenVINO's; others are fp32."""
+
+
+def bound_ms(flop: int, moved_bytes: int, precision: str, peaks: Peaks) -> float:
+    """What one core needs at least for this work: at its highest rate of products, or at that of
+    copying within its own cache, whichever is longer.
+    """
+    rate = peaks.gflop_per_s.get(TYPES.get(precision, "fp32"), peaks.gflop_per_s["fp32"])
+    return max(flop / rate, moved_bytes / peaks.cached_gbyte_per_s) / 1e6
 
 
 def bench_profile(choice: EngineOptions, seconds: float, console: Console) -> dict[str, Any]:
-    """Time every node of what a user gets, and the whole in turns with the forward pass alone.
+    """Time every node of what a user gets, and the whole in turns with the forward pass alone, on
+    one thread.
 
     Args:
-        choice: model, weights, method, size, head, layer, precision and threads.
+        choice: model, weights, method, size, head, layer and precision.
         seconds: time limit, of the nodes and of the turns each.
         console: for progress.
 
     Returns:
         ``engine``, ``precision``, ``layer``, ``forward_ms``, ``whole_ms`` and ``ratio`` (medians of
         calls in turns, without measuring nodes), ``calls``, ``stability``, ``nodes_ms`` (the sum of
-        all nodes), ``parts``, ``operators``, ``nodes`` (the costliest) and ``machine``.
+        all nodes), ``bound_ms`` (of all nodes), ``parts``, ``operators``, ``nodes`` (the
+        costliest), ``peaks`` and ``machine``.
 
     Raises:
         EngineError: another backend than OpenVINO is asked for.
@@ -89,18 +116,19 @@ def bench_profile(choice: EngineOptions, seconds: float, console: Console) -> di
         written = assemble(classifier, spec, head)
         if ranges is not None:
             quantize(written.graph, ranges, written.exact)
-        whole = OpenVinoEngine(model, choice.precision, choice.threads)
+        whole = OpenVinoEngine(model, choice.precision, THREADS)
         plain = "auto" if choice.precision == "int8" else choice.precision
-        alone = OpenVinoEngine(forward_graph(classifier), plain, choice.threads)
-        measured = OpenVinoEngine(model, choice.precision, choice.threads, with_times=True)
+        alone = OpenVinoEngine(forward_graph(classifier), plain, THREADS)
+        measured = OpenVinoEngine(model, choice.precision, THREADS, with_times=True)
     parts = parts_of(written.graph, written.outputs["class_index"], written.exact)
     flop = flop_of(model)
     with closing(whole), closing(alone), closing(measured):
-        calls = {"whole": engine_call(whole, feed), "forward": engine_call(alone, {IMAGE: image})}
-        samples_ms, stability = take_turns(calls, seconds, console, title, rest_s=0.0)
+        calls = {WHOLE: engine_call(whole, feed), ALONE: engine_call(alone, {IMAGE: image})}
+        samples_ms, stability = take_turns(calls, seconds, console, title)
         with console.status(f"{title}: timing every node ..."):
-            rows = timed(measured, feed, seconds, parts, flop)
-    whole_ms, forward_ms = (median(samples_ms[name]) for name in ("whole", "forward"))
+            peaks = measure_peaks()
+            rows = timed(measured, feed, seconds, parts, flop, peaks)
+    whole_ms, forward_ms = (median(samples_ms[name]) for name in (WHOLE, ALONE))
     return {
         "engine": title,
         "precision": whole.precision,
@@ -109,9 +137,10 @@ def bench_profile(choice: EngineOptions, seconds: float, console: Console) -> di
         "forward_ms": round(forward_ms, 3),
         "whole_ms": round(whole_ms, 3),
         "ratio": round(whole_ms / forward_ms, 3),
-        "calls": len(samples_ms["whole"]),
+        "calls": len(samples_ms[WHOLE]),
         "stability": stability,
         **summary_of(rows),
+        "peaks": peaks.report(),
         "machine": machine(),
     }
 
@@ -161,6 +190,7 @@ def timed(
     seconds: float,
     parts: Mapping[str, str],
     flop: Mapping[str, int],
+    peaks: Peaks,
 ) -> list[Row]:
     """Every node of a compiled graph, the costliest first."""
     samples_ms: dict[str, list[float]] = defaultdict(list)
@@ -176,15 +206,18 @@ def timed(
         sources = {name for name in (_known(each, parts) for each in node.sources) if name}
         found = {parts[name] for name in sources}
         part = next((p for p in PARTS if p in found), "")
-        ms = median(samples_ms[node.name])
+        work = max((flop[name] for name in sources if node.kind in PRODUCTS), default=0)
         rows.append(
             Row(
                 node.name,
                 node.kind,
                 node.kernel,
                 part or _part_of_name(node.name, parts),
-                ms,
-                max((flop[name] for name in sources if node.kind in PRODUCTS), default=0),
+                min(samples_ms[node.name]),
+                work,
+                node.precision,
+                node.moved_bytes,
+                bound_ms(work, node.moved_bytes, node.precision, peaks),
             )
         )
     return sorted(rows, key=lambda row: row.ms, reverse=True)
@@ -217,6 +250,8 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
             "ms": round(ms, 4),
             "share": round(ms / max(total_ms, 1e-9), 4),
             "flop": sum(row.flop for row in chosen),
+            "bytes": sum(row.moved_bytes for row in chosen),
+            "bound_ms": round(sum(row.bound_ms for row in chosen), 4),
         }
 
     kinds = dict.fromkeys((row.part, row.operator, row.kernel) for row in rows)
@@ -229,6 +264,7 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     ]
     return {
         "nodes_ms": round(total_ms, 4),
+        "bound_ms": round(sum(row.bound_ms for row in rows), 4),
         "parts": [{"part": part} | sums(r for r in rows if r.part == part) for part in PARTS],
         "operators": sorted(operators, key=lambda each: each["ms"], reverse=True),
         "nodes": [
@@ -247,24 +283,68 @@ def print_profile(result: dict[str, Any], console: Console) -> None:
         f" ({result['forward_ms']:.2f} ms, {result['forward_precision']})",
         settling(result),
     )
+    best = f"{result['whole_ms'] / result['bound_ms']:.2f} x what its nodes need at best"
+    console.print(f"that is {best} ({result['bound_ms']:.2f} ms)")
     for title, key, names in (
         ("by part", "parts", ("part", "nodes")),
-        ("by operator", "operators", ("operator", "kernel", "part", "nodes")),
-        (f"the {COSTLIEST} costliest nodes", "nodes", ("name", "operator", "kernel", "part")),
+        (f"by operator, the {COSTLIEST} costliest", "operators", ("operator", "part", "nodes")),
+        (f"the {COSTLIEST} costliest nodes", "nodes", ("name", "part")),
     ):
         table = Table(title=title, title_justify="left")
         for name in names:
             table.add_column(name, justify="right" if name == "nodes" else "left")
-        for name in ("ms", "share", "MFLOP", "GFLOP/s"):
+        for name in ("ms", "share", "MFLOP", "GFLOP/s", "at best ms", "lost ms"):
             table.add_column(name, justify="right")
-        for row in result[key]:
-            rate = f"{row['flop'] / row['ms'] / 1e6:.0f}" if row["flop"] and row["ms"] else ""
-            figures = (f"{row['ms']:.3f}", f"{100 * row['share']:.1f} %")
-            work = f"{row['flop'] / 1e6:.1f}" if row["flop"] else ""
-            table.add_row(*(str(row[name]) for name in names), *figures, work, rate)
+        for row in result[key][:COSTLIEST]:
+            words = [str(row[name]) for name in names]
+            if key == "operators":
+                words[0] += f" {row['kernel'].rpartition('_')[2]}"
+            table.add_row(*words, *_figures(row))
         console.print(table)
     console.print(
-        f"the nodes alone take {result['nodes_ms']:.2f} ms while each is timed; medians;"
-        f" {result['machine']}",
+        f"the nodes alone take {result['nodes_ms']:.2f} ms while each is timed, the fastest of its"
+        f" calls; {peaks_in_words(result['peaks'])},"
+        f" {result['peaks']['cached_gbyte_per_s']:.0f} GB/s in cache; {result['machine']}",
         style="dim",
     )
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
+    """The figures of a row of a table."""
+    work = f"{row['flop'] / 1e6:.1f}" if row["flop"] else ""
+    rate = f"{row['flop'] / row['ms'] / 1e6:.0f}" if row["flop"] and row["ms"] else ""
+    times = f"{row['ms']:.3f}", f"{100 * row['share']:.1f} %"
+    return [*times, work, rate, f"{row['bound_ms']:.3f}", f"{row['ms'] - row['bound_ms']:.3f}"]
+
+
+def plot_profile(result: dict[str, Any], path: Path) -> None:
+    """Draw what each operator takes, and what of it one core needs at best.
+
+    Raises:
+        OutputError: the picture cannot be written.
+    """
+    from matplotlib.figure import Figure  # half a second to import: only when a plot is wanted
+    from matplotlib.patches import Patch
+
+    rows = result["operators"][:DRAWN][::-1]
+    names = [f"{row['operator']}, {row['part']} ({row['kernel']}) x {row['nodes']}" for row in rows]
+    figure = Figure(figsize=(11, 1.4 + 0.32 * len(rows)), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    axes.barh(names, [row["ms"] for row in rows], color=[COLOURS[row["part"]] for row in rows])
+    axes.barh(names, [row["bound_ms"] for row in rows], color="#222222", height=0.3)
+    for place, row in enumerate(rows):
+        share = row["bound_ms"] / max(row["ms"], 1e-9)
+        text = f" {row['ms']:.2f} ms, {100 * share:.0f} % of it at best"
+        axes.text(row["ms"], place, text, va="center", fontsize=8)
+    axes.set(xlabel="milliseconds on one core; black: at best", xlim=(0, 1.35 * rows[-1]["ms"]))
+    axes.set_title(
+        f"{result['engine']}, {result['precision']}: {result['nodes_ms']:.1f} ms,"
+        f" {result['bound_ms']:.1f} at best",
+        fontsize=11,
+        loc="left",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = [Patch(color=colour, label=part) for part, colour in COLOURS.items()]
+    axes.legend(handles=handles, loc="lower right", frameon=False)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", metadata=signed(PICTURE))

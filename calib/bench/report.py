@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OURS = "#4C78A8"
 THEIRS = "#C2C8D0"
 DARK = "#222222"
-NAMES = ("peers", "rounds", "gpu", "roofline", "sweep")
+NAMES = ("peers", "rounds", "gpu", "roofline", "sweep", "profile")
 FIGURE_SPACE = "\u2007"  # as wide as a digit, so that columns of figures line up
 COLOURS = {"fp32": "#4C78A8", "bf16": "#E45756", "fp16": "#F2A541", "int8": "#54A24B"}
 
@@ -178,7 +178,7 @@ def _rounds(result: dict[str, Any]) -> "Figure":
             left.plot(np.arange(1, len(values) + 1), values, **style)
             share = 100 * np.arange(1, len(values) + 1) / len(values)
             right.step(np.sort(values), share, where="post", label=row["name"], **style)
-        stable = "stable" if engine["stability"]["stable"] else "not stable"
+        stable = "settled" if engine["stability"]["stable"] else "not settled"
         left.set(yscale="log", xlabel="round", ylabel="milliseconds")
         left.set_title(f"{engine['engine']}: every call ({stable})", fontsize=11, loc="left")
         left.xaxis.get_major_locator().set_params(integer=True)
@@ -266,9 +266,7 @@ def _roofline(result: dict[str, Any]) -> "Figure":
         xlim=(intensity[0], intensity[-1]),
     )
     axes.set_ylim(0.5 * lowest, 1.8 * max(peaks.values()))
-    axes.set_title(
-        f"Roofline of this machine, memory at {bandwidth:.1f} GB/s", fontsize=12, loc="left"
-    )
+    axes.set_title(f"Roofline of one core, memory at {bandwidth:.1f} GB/s", fontsize=12, loc="left")
     axes.legend(
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
@@ -349,7 +347,9 @@ def print_bench(result: dict[str, Any], console: Console) -> None:
     """Print every part as a table, with the conditions under it."""
     console.print(
         latency_table(f"{result['source']}, {result['engine']}: {STAGES_TITLE}", result),
+        *processor_lines(result),
         settling(result),
+        sep="\n",
     )
     for engine in result["engines"]:
         if "gpu" in engine:
@@ -362,14 +362,28 @@ def print_bench(result: dict[str, Any], console: Console) -> None:
     console.print(f"{result['machine']}; no outlier removed", style="dim")
 
 
+def processor_lines(result: dict[str, Any]) -> list[Text]:
+    """What a frame costs, whatever else runs, and who takes it; empty where it was not measured."""
+    if "processor_ms_per_frame" not in result:
+        return []
+    each, shares = result["processor_ms_per_frame"], result["processor_share"]
+    lines = [
+        Text(
+            f"processor time of a frame {each['p50']:.2f} ms ({each['low']:.2f} to"
+            f" {each['high']:.2f}): with nothing else running, at most"
+            f" {result['fps_alone']:.0f} frames/s",
+            style="bold",
+        )
+    ]
+    if shares:
+        words = ", ".join(f"{stage} {100 * share:.0f} %" for stage, share in shares.items())
+        lines.append(Text(f"of it: {words}"))
+    return lines
+
+
 def settling(part: dict[str, Any]) -> Text:
-    """Say in words whether a part settled, and what was not counted."""
+    """Say in words how sure a part's figures are, and what was not counted."""
     rule, samples = part["stability"], part.get("frames", part.get("calls"))
-    unit = rule["unit"]
-    condition = (
-        f"{rule['windows']} successive windows of {rule['window']} {unit} within"
-        f" {100 * rule['tolerance']:g} %"
-    )
     before = (
         f"{part['warm_up_calls']} warm-up calls not counted; " if "warm_up_calls" in part else ""
     )
@@ -378,24 +392,25 @@ def settling(part: dict[str, Any]) -> Text:
         f"; other programs took {100 * others:.0f} % of the processors" if others > CROWDED else ""
     )
     if rule["stable"]:
-        return Text(
-            f"{before}stable after {samples} {unit}: {condition}{busy}",
-            style="yellow" if busy else "dim",
-        )
+        return Text(f"{before}{samples} {rule['unit']}: {rule['rule']}{busy}", style="dim")
+    margin = rule["margin"]
+    reached = f"{100 * margin:.1f} %" if margin is not None else "no known margin, too few"
     text = (
-        f"{before}NOT STABLE within {rule['time_limit_s']:g} s, {samples} {unit}: not"
-        f" {condition}{busy}"
+        f"{before}NOT SETTLED within {rule['time_limit_s']:g} s, {samples} {rule['unit']}: not"
+        f" {rule['rule']}; {rule['widest']}: {reached}{busy}"
     )
     return Text(text, style="yellow")
 
 
 def peers_table(engine: dict[str, Any]) -> Group:
     """A table of one network: our rows, then the peers, then those that could not run, and why."""
+    on = "" if "gpu" in engine else ", processor time on one thread"
     table = Table(
-        title=f"{engine['engine']}, one image, {engine['calls']} calls each, in turns",
+        title=f"{engine['engine']}, one image{on}, {engine['calls']} calls each, in turns",
         title_justify="left",
     )
-    for column in ("", "p50 ms", "p90 ms", "times ours"):
+    interval = f"{engine['stability']['confidence']} % between"
+    for column in ("", "p50 ms", "p90 ms", "times ours", interval):
         table.add_column(column, justify="left" if not column else "right")
     for row in engine["peers"]:
         style = "bold" if row["name"].startswith("Sightline") else ""
@@ -404,6 +419,7 @@ def peers_table(engine: dict[str, Any]) -> Group:
             f"{row['p50_ms']:.2f}",
             f"{row['p90_ms']:.2f}",
             f"{row['ratio']:.2f} x",
+            f"{row['ratio_low']:.2f} and {row['ratio_high']:.2f}",
             style=style,
         )
     reasons = [
@@ -415,7 +431,7 @@ def peers_table(engine: dict[str, Any]) -> Group:
 
 def roofline_table(roofline: dict[str, Any]) -> Group:
     """A table of our rows beside the bounds of this machine."""
-    table = Table(title="roofline", title_justify="left")
+    table = Table(title="roofline of one core", title_justify="left")
     for column in ("", "GFLOP", "MB", "compute ms", "memory ms", "took ms", "gap"):
         table.add_column(column, justify="left" if not column else "right")
     for point in roofline["points"]:
@@ -427,13 +443,14 @@ def roofline_table(roofline: dict[str, Any]) -> Group:
             *bounds,
             f"{point['gap']:.2f} x",
         )
-    peaks = ", ".join(
-        f"{name} {value:.0f} GFLOP/s" for name, value in roofline["gflop_per_s"].items()
-    )
-    return Group(
-        table,
-        Text(f"measured peaks: {peaks}; memory {roofline['gbyte_per_s']:.1f} GB/s", style="dim"),
-    )
+    memory = f"memory {roofline['gbyte_per_s']:.1f} GB/s"
+    return Group(table, Text(f"{peaks_in_words(roofline)}; {memory}", style="dim"))
+
+
+def peaks_in_words(peaks: dict[str, Any]) -> str:
+    """The highest rates of products, see ``Peaks.report``."""
+    rates = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in peaks["gflop_per_s"].items())
+    return f"measured peaks of one core: {rates}"
 
 
 def sweep_table(sweep: dict[str, Any]) -> Group:

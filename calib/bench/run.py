@@ -1,6 +1,7 @@
 """The ``bench`` command: which source, networks and peers are timed, and the result as JSON."""
 
 import json
+import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,15 @@ from rich.console import Console
 from calib.bench.compare import print_comparison
 from calib.bench.detector import Detector, detector_calls
 from calib.bench.gpu import bench_gpu
-from calib.bench.machine import Peaks, Work, count_work, measure_peaks, roofline_point
-from calib.bench.profile import bench_profile, print_profile
+from calib.bench.history import check_history, go_on
+from calib.bench.machine import Peaks, Work, count_work, machine, measure_peaks, roofline_point
+from calib.bench.profile import bench_profile, plot_profile, print_profile
 from calib.bench.report import check_plots, plot_bench, print_bench
 from calib.bench.screen import bench_screen, print_screen
 from calib.bench.turns import (
+    PEERS,
+    THREADS,
+    USUAL_PEERS,
     WARM_UP_CALLS,
     Call,
     Task,
@@ -60,6 +65,7 @@ def bench(
     sizes_px: Sequence[int] = (),
     batches: Sequence[int] = (),
     detector: Detector | None = None,
+    all_rows: bool = False,
 ) -> tuple[dict[str, Any], Run]:
     """Time everything.
 
@@ -72,11 +78,13 @@ def bench(
     Args:
         source: any source; one that ends is run again until the figures have settled.
         choices: networks, at least one.
-        seconds: time limit of each part (end to end, each network, the sweep).
+        seconds: time limit of all that is timed on the processor (end to end, each network, the
+            sweep), building included; on a GPU, of each part.
         console: for progress.
         sizes_px: input sides to time the first network at.
         batches: batch sizes, likewise.
         detector: a peer of every network that runs on the processor.
+        all_rows: time every depth and every peer, and not the usual ones alone.
 
     Returns:
         (the result, as ``--json`` prints it; the frames of the run end to end, for plots).
@@ -90,15 +98,23 @@ def bench(
             "not_available": engines[0]["not_available"],
             "engines": engines,
         }, run
-    whole, run = bench_end_to_end(choices[0], source, seconds, console)
-    peaks = _measured_peaks(console)
+    left, end_s = 1 + len(choices) + bool(sizes_px or batches), time.perf_counter() + seconds
+
+    def next_s() -> float:
+        """The next part's time limit: an equal share of what is left."""
+        nonlocal left
+        left -= 1
+        return max(0.0, end_s - time.perf_counter()) / (left + 1)
+
+    whole, run = bench_end_to_end(choices[0], source, min(next_s(), seconds / 3), console)
+    with console.status("measuring this machine's peaks ..."):
+        peaks = measure_peaks()
     engines = []
     points = []
     for choice in choices:
-        engine, works = bench_engine(choice, seconds, console, detector)
+        engine, works = bench_engine(choice, next_s(), console, detector, all_rows)
         engines.append(engine)
-        points += [(engine, name, *work) for name, work in works.items()]
-        peaks = peaks.best(_measured_peaks(console))
+        points += [_point(engine, name, *work, peaks) for name, work in works.items()]
     result = {
         **whole,
         "peers": engines[0]["peers"],
@@ -106,14 +122,9 @@ def bench(
         "engines": engines,
     }
     if sizes_px or batches:
-        result["sweep"] = sweep(choices[0], sizes_px, batches, seconds, console)
-    result["roofline"] = {**peaks.report(), "points": [_point(*point, peaks) for point in points]}
+        result["sweep"] = sweep(choices[0], sizes_px, batches, next_s(), console)
+    result["roofline"] = {**peaks.report(), "points": points}
     return result, run
-
-
-def _measured_peaks(console: Console) -> Peaks:
-    with console.status("measuring this machine's peaks ..."):
-        return measure_peaks()
 
 
 def _point(
@@ -160,12 +171,12 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 
 def variants(
-    classifier: Classifier, choice: EngineOptions
+    classifier: Classifier, choice: EngineOptions, all_rows: bool = True
 ) -> tuple[dict[str, Variant], dict[str, str]]:
     """Our rows by name. The first is what a user gets, and peers are compared with it.
 
     Peers differentiate down to the pixels. So do some rows, whatever the head reads; their names
-    say how deep each goes.
+    say how deep each goes. Without ``all_rows`` there is one of those, in fp32.
 
     Returns:
         (name to variant, name to why OpenVINO refuses it).
@@ -183,22 +194,29 @@ def variants(
     ranges = calibrated or rough_quantization(classifier, spec.objective)
     shallow, pixels = (partial(build_graph, classifier, head=each) for each in (head, deep))
     usual = [
-        (f"Sightline int8, to {spec.layer}", (shallow(quantization=ranges), "int8")),
-        (f"Sightline {best}, to {spec.layer}", (shallow(), best)),
+        (f"Sightline int8, to {spec.layer}", (partial(shallow, quantization=ranges), "int8")),
+        (f"Sightline {best}, to {spec.layer}", (shallow, best)),
     ]
-    last = MapSpec(layer=classifier.last_layer(), signal="gradcam")
     rows = {
         **dict(usual if calibrated and has_vnni() else usual[::-1]),
-        "Sightline int8, to pixels": (pixels(quantization=ranges), "int8"),
-        f"Sightline {best}, to pixels": (pixels(), best),
-        "Sightline fp32, to pixels": (pixels(), "fp32"),
-        f"Sightline {best}, Grad-CAM at {last.layer}": (build_graph(classifier, last), best),
+        "Sightline fp32, to pixels": (pixels, "fp32"),
     }
+    if all_rows:
+        last = MapSpec(layer=classifier.last_layer(), signal="gradcam")
+        rows |= {
+            "Sightline int8, to pixels": (partial(pixels, quantization=ranges), "int8"),
+            f"Sightline {best}, to pixels": (pixels, best),
+            f"Sightline {best}, Grad-CAM at {last.layer}": (
+                partial(build_graph, classifier, last),
+                best,
+            ),
+        }
     found: dict[str, Variant] = {}
     refused: dict[str, str] = {}
-    for name, (graph, precision) in rows.items():
+    for name, (build, precision) in rows.items():
+        graph = build()
         try:
-            found[name] = Variant(graph, OpenVinoEngine(graph, precision))
+            found[name] = Variant(graph, OpenVinoEngine(graph, precision, THREADS))
         except EngineError as error:
             if not found:
                 raise
@@ -214,19 +232,28 @@ def quantization_for_timing(
     return found or rough_quantization(classifier, spec.objective)
 
 
+BUILDING = 0.5
+"""Share of a network's time from which on no other peer is built, so that the others are timed."""
+
+
 def bench_engine(
-    choice: EngineOptions, seconds: float, console: Console, detector: Detector | None = None
+    choice: EngineOptions,
+    seconds: float,
+    console: Console,
+    detector: Detector | None = None,
+    all_rows: bool = False,
 ) -> tuple[dict[str, Any], dict[str, tuple[str, Work]]]:
     """Time one image through the whole graph beside its peers.
 
-    They take turns until all have settled or the time is over.
+    They take turns, on one thread each, until all have settled or the time is over.
 
     Args:
         choice: model, weights, method, size and head; every precision that the processor has is
             timed.
-        seconds: time limit; compiling and warm-up (5 calls of each) not included.
+        seconds: time limit, building included.
         console: for progress.
         detector: timed on a photo, beside ours from the same photo to the box.
+        all_rows: see ``bench``.
 
     Returns:
         (``engine`` (name), ``calls``, ``warm_up_calls``, ``stability``, ``peers`` (see ``row_of``,
@@ -234,21 +261,24 @@ def bench_engine(
         name).
     """
     classifier = choice.classifier()
-    title = f"{choice.model} at {classifier.size_px} px"
+    title, begin_s = f"{choice.model} at {classifier.size_px} px", time.perf_counter()
     image = (
         np.random.default_rng(0)
         .integers(0, 256, (1, classifier.size_px, classifier.size_px, 3))
         .astype(np.uint8)
     )
     with console.status(f"{title}: building and compiling, peers too ..."):
-        ours, refused = variants(classifier, choice)
-        others, missing = peers(Task(classifier, image, next(iter(ours.values())).graph))
+        ours, refused = variants(classifier, choice, all_rows)
+        names = tuple(PEERS) if all_rows else USUAL_PEERS
+        task = Task(classifier, image, next(iter(ours.values())).graph)
+        others, missing = peers(task, names, begin_s + BUILDING * seconds)
     feed = {IMAGE: image, WANTED_CLASS: np.array([-1])}
     calls = {name: engine_call(variant.engine, feed) for name, variant in ours.items()} | others
     if detector is not None:
-        calls |= detector_calls(detector, choice)
-    samples_ms, stability = take_turns(calls, seconds, console, title)
-    first = percentiles(array("d", next(iter(samples_ms.values()))))["p50"]
+        calls |= detector_calls(detector, replace(choice, threads=THREADS))
+    left_s = max(0.0, begin_s + seconds - time.perf_counter())
+    samples_ms, stability = take_turns(calls, left_s, console, title)
+    first = next(iter(samples_ms.values()))
     rows = [row_of(name, values, first) for name, values in samples_ms.items()]
     works = {
         name: (variant.engine.precision, count_work(variant.graph))
@@ -256,7 +286,8 @@ def bench_engine(
     }
     return {
         "engine": title,
-        "calls": len(next(iter(samples_ms.values()))),
+        "threads": THREADS,
+        "calls": len(first),
         "warm_up_calls": WARM_UP_CALLS,
         "stability": stability,
         "peers": rows,
@@ -293,7 +324,9 @@ def sweep(
         for size_px, batch in cells:
             classifier = replace(choice, size_px=size_px).classifier()
             ranges = quantization_for_timing(choice, classifier, spec)
-            engine = OpenVinoEngine(build_graph(classifier, spec, batch=batch, quantization=ranges))
+            engine = OpenVinoEngine(
+                build_graph(classifier, spec, batch=batch, quantization=ranges), threads=THREADS
+            )
             images = (
                 np.random.default_rng(0)
                 .integers(0, 256, (batch, size_px, size_px, 3))
@@ -340,10 +373,24 @@ class BenchOptions:
     models: Annotated[
         str,
         Option("Networks to time; the first one end to end too.", NETWORK, ("models", "model")),
-    ] = f"{DEFAULT_MODEL},vgg16"
+    ] = DEFAULT_MODEL
     seconds: Annotated[
-        float, Option("Time limit of each part that has not settled before.", LOOK_AT, min=0.1)
-    ] = 60.0
+        float,
+        Option(
+            "Time limit of everything, where it has not settled before; on a GPU, of each part.",
+            LOOK_AT,
+            min=0.1,
+        ),
+    ] = 75.0
+    all_rows: Annotated[
+        bool,
+        Option(
+            "Time every depth and every peer: torch.compile, Captum, Grad-CAM and others. That"
+            " takes minutes: raise --seconds.",
+            LOOK_AT,
+            ("all",),
+        ),
+    ] = False
     sizes: Annotated[
         str, Option("Also time the first network at these input sides: 96,128,224.", NETWORK)
     ] = ""
@@ -367,6 +414,10 @@ class BenchOptions:
         ),
     ] = False
     plots: Annotated[Path | None, Option("Folder for pictures of everything.", OUTPUT)] = None
+    history: Annotated[
+        Path | None,
+        Option("JSONL of this machine's benches to go on with; a picture is drawn beside.", OUTPUT),
+    ] = None
     screen: Annotated[
         bool,
         Option(
@@ -402,6 +453,13 @@ def bench_chosen(
     chosen = choices(options.models, choice)
     if options.plots:
         check_plots(options.plots, (source, *choice.inputs))
+    if options.history:
+        if options.profile or options.screen or choice.backend in gpu_backends():
+            raise SightlineError(
+                "a history is kept of benches on the processor only",
+                option=("history", "profile", "screen", "backend"),
+            )
+        check_history(options.history, machine())
     if options.detector and (options.profile or options.screen or choice.backend in gpu_backends()):
         raise SightlineError(
             "a detector is timed beside networks on the processor only",
@@ -410,16 +468,23 @@ def bench_chosen(
     if options.profile:
         result = bench_profile(chosen[0], options.seconds, console)
         print_profile(result, console)
+        if options.plots:
+            plot_profile(result, options.plots / "profile.png")
+            console.print(f"wrote {options.plots / 'profile.png'}")
     elif options.screen:
         result = bench_screen(source, chosen[0], options.seconds, console)
         print_screen(result, console)
     else:
         lists = whole_numbers(options.sizes, "sizes"), whole_numbers(options.batches, "batches")
-        detector = Detector(options.detector) if options.detector else None
-        result, run = bench(source, chosen, options.seconds, console, *lists, detector)
+        detector = Detector(options.detector, threads=THREADS) if options.detector else None
+        result, run = bench(
+            source, chosen, options.seconds, console, *lists, detector, options.all_rows
+        )
         print_bench(result, console)
         for picture in plot_bench(result, run, options.plots) if options.plots else ():
             console.print(f"wrote {picture}")
+        for path in go_on(options.history, result) if options.history else ():
+            console.print(f"wrote {path}")
     if as_json:
         print(json.dumps(result))
     return False

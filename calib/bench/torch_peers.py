@@ -70,6 +70,8 @@ class TorchPeers:
     ) -> None:
         self._classifier, self._image = classifier, image_nhwc_bgr
         self._place, self._dtype = torch.device(device), DTYPES[precision]
+        if self._place.type == "cpu":
+            torch.set_num_threads(1)  # as all that it takes turns with
         self._network = FromPixels(classifier).eval().to(self._place, self._dtype)
         if self._place.type == "cuda":
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,13 +1,15 @@
 """The timed loops of the bench: frames a second from source to drawn frame, and engine calls that
 alternate with the peers'.
 
-Peers are other libraries that run the same network on the same image, timed in the same run.
+Peers are other libraries that run the same network on the same image, timed in the same run. On the
+processor each has one thread, and its processor time counts: other programs hardly change it.
 """
 
+import os
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,19 +21,22 @@ import onnx
 from rich.console import Console
 
 from calib.bench.compare import (
+    LEAST_BLOCKS,
     WINDOW_FRAMES,
     WINDOW_ROUNDS,
+    WINDOWS,
     Rule,
+    interval,
     mean,
     until_settled,
     window_values,
 )
-from calib.bench.machine import Neighbours, machine
+from calib.bench.machine import Neighbours, ThreadTimes, machine
 from engines.backends.openvino import OpenVinoEngine, best_precision
 from engines.build import IMAGE, WANTED_CLASS, append_preprocessing
 from engines.choose import open_localizer
 from engines.engine import Array, Engine
-from engines.errors import install_extra, install_packages
+from engines.errors import install_extra, install_packages, sightline_command
 from engines.graph import Graph, needed
 from engines.localizer import ImageBgr, Localizer
 from engines.networks.registry import Classifier
@@ -100,7 +105,7 @@ def recipro_cam(task: Task) -> Call:
     the class's scores are the map. Written here after the paper: Intel's own, openvino_xai 1.1,
     reads ``openvino.runtime``, which OpenVINO 2026.4 lacks.
     """
-    engine = OpenVinoEngine(recipro_cam_graph(task.classifier), best_precision())
+    engine = OpenVinoEngine(recipro_cam_graph(task.classifier), best_precision(), threads=1)
     return engine_call(engine, {IMAGE: task.image_nhwc_bgr})
 
 
@@ -150,17 +155,31 @@ PEERS: dict[str, Callable[[Task], Call]] = {
     "ONNX Runtime forward only": onnxruntime_forward,
 }
 """Name to what makes the call; everything in fp32 but Recipro-CAM, which has our precision."""
+USUAL_PEERS = (
+    "ONNX Runtime forward only",
+    "torch eager forward only",
+    "torch eager forward + autograd",
+)
+"""The others take long to build, or do the same by another name."""
+MORE_TIME = sightline_command("bench", seconds="300")
 
 
-def peers(task: Task) -> tuple[dict[str, Call], dict[str, str]]:
-    """Make every peer, and call it once, because some compile only then.
+def peers(
+    task: Task, names: Iterable[str], end_s: float = float("inf")
+) -> tuple[dict[str, Call], dict[str, str]]:
+    """Make the peers of these names, and call each once, because some compile only then. At
+    ``end_s`` (of ``time.perf_counter``) no other one is begun.
 
     Returns:
         (name to a call that does one image's work, name to why there is none).
     """
     found: dict[str, Call] = {}
     missing: dict[str, str] = {}
-    for name, make in PEERS.items():
+    for name in names:
+        if time.perf_counter() > end_s:
+            missing[name] = f"there was no time left to build it: {MORE_TIME}"
+            continue
+        make = PEERS[name]
         try:
             call = make(task)
             call()
@@ -194,6 +213,7 @@ def _session(model: onnx.ModelProto) -> "onnxruntime.InferenceSession":  # type:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -208,12 +228,14 @@ def bench_end_to_end(
 ) -> tuple[dict[str, Any], Run]:
     """Time the way from a source to drawn frames and a JSONL log, without encoding.
 
-    A source that ends is run again and again, until its frames have settled or the time is up.
+    A source that ends is run again and again, until its frames have settled or the time is up. What
+    settles is the processor time that all threads take for a frame.
 
     Returns:
-        (``Run.summary`` and ``windows`` (``ms_per_frame`` from one finished frame to the next, and
-        ``latency_ms``), ``passes``, ``warm_up_calls``, ``stability``, ``source``, ``engine``,
-        ``machine``; every frame's times).
+        (``Run.summary``, and ``processor_ms_per_frame`` (``p50``, ``low``, ``high``: the median of
+        windows and its interval), ``processor_share`` (of each stage), ``fps_alone`` (what the
+        processors would give if nothing else ran), ``windows``, ``passes``, ``warm_up_calls``,
+        ``stability``, ``source``, ``engine``, ``machine``; every frame's times).
     """
     localizer = open_localizer(choice, streams=0, batch=0)
     with (
@@ -222,24 +244,55 @@ def bench_end_to_end(
     ):
         warm_up(localizer)
         neighbours = Neighbours()
-        run, intervals_ms, passes, stable = _repeated(source, localizer, seconds, time.perf_counter)
+        timed = _repeated(source, localizer, seconds, time.perf_counter)
+    run, busy_elsewhere = timed.run, neighbours.share()
     summary = run.summary()
-    if intervals_ms:
-        summary["fps"] = round(1e3 * summary["frames"] / sum(intervals_ms), 2)
+    if timed.intervals_ms:
+        summary["fps"] = round(1e3 * summary["frames"] / sum(timed.intervals_ms), 2)
     windows = {
-        "ms_per_frame": window_values(intervals_ms, WINDOW_FRAMES, mean),
+        "processor_ms_per_frame": window_values(timed.counted_ms, WINDOW_FRAMES, mean),
+        "ms_per_frame": window_values(timed.intervals_ms, WINDOW_FRAMES, mean),
         "latency_ms": window_values(run.total_ms, WINDOW_FRAMES),
     }
+    if each_ms := windows["processor_ms_per_frame"]:
+        low, high = interval(each_ms)
+        middle = float(np.median(each_ms))
+        figures = {"p50": middle, "low": low, "high": high}
+        summary["processor_ms_per_frame"] = {n: round(v, 3) for n, v in figures.items()}
+        summary["fps_alone"] = round(1e3 * (os.cpu_count() or 1) / max(middle, 1e-9), 1)
+    summary["processor_share"] = timed.threads.shares()
+    summary["verdict"] = verdict(summary, timed, busy_elsewhere)
+    stability = FRAMES.report({PER_FRAME: timed.counted_ms}, timed.settled, seconds)
     return {
         **summary,
         "windows": {name: [round(v, 4) for v in values] for name, values in windows.items()},
-        "passes": passes,
+        "passes": timed.passes,
         "warm_up_calls": WARM_UP_CALLS,
         "source": source,
-        "stability": {**FRAMES.report(stable, seconds), "busy_elsewhere": neighbours.share()},
+        "stability": {**stability, "busy_elsewhere": busy_elsewhere},
         "engine": engine_facts(choice, localizer),
         "machine": machine(),
     }, run
+
+
+PER_FRAME = "processor time of a frame"
+CROWDED = 0.85
+"""From this share on that is busy, the processors are what stages wait for."""
+LIMITED = {"read": "source", "engine": "engine", "prepare": "prepare", "draw, write": "drawing"}
+"""What ``Run.verdict`` calls each of ``ThreadTimes``."""
+
+
+def verdict(summary: Mapping[str, Any], timed: "Timed", busy_elsewhere: float | None) -> str:
+    """What limits the frames a second. Where the processors are busy all the time, each stage waits
+    for a processor. So the stage that takes most of them limits. Else it is what the loop waits
+    for, see ``Run.verdict``.
+    """
+    passed_ms = sum(timed.intervals_ms) * (os.cpu_count() or 1)
+    own = sum(timed.processor_ms) / max(passed_ms, 1e-9)
+    shares = summary["processor_share"]
+    if not shares or own + (busy_elsewhere or 0.0) < CROWDED:
+        return str(summary["verdict"])
+    return f"{LIMITED[max(shares, key=lambda stage: shares[stage])]}-limited"
 
 
 def warm_up(localizer: Localizer) -> None:
@@ -249,17 +302,42 @@ def warm_up(localizer: Localizer) -> None:
         localizer.localize([blank])
 
 
+@dataclass
+class Timed:
+    """What running a source again and again gave.
+
+    Attributes:
+        run: every frame's stages.
+        intervals_ms: from one finished frame to the next.
+        processor_ms: that all threads took meanwhile.
+        threads: which of them took it.
+        passes: begun.
+        settled: whether the processor time of a frame did.
+    """
+
+    run: Run
+    intervals_ms: "array[float]"
+    processor_ms: "array[float]"
+    threads: ThreadTimes
+    passes: int = 0
+    settled: bool = False
+
+    @property
+    def counted_ms(self) -> "array[float]":
+        """``processor_ms`` without the first window, in which memory is allocated, where there are
+        more.
+        """
+        short = len(self.processor_ms) < WINDOWS * WINDOW_FRAMES
+        return self.processor_ms[0 if short else WINDOW_FRAMES :]
+
+
 def _repeated(
     source: str, localizer: Localizer, seconds: float, clock: Callable[[], float]
-) -> tuple[Run, "array[float]", int, bool]:
+) -> Timed:
     """Run a source again and again until it has settled or the time is over.
 
     Opening the source is not counted. The first frame of a pass counts from the moment it is asked
     for.
-
-    Returns:
-        (every frame's stages, ms from one finished frame to the next, passes begun, whether they
-        settled).
     """
     # Only where they are used: timing a GPU needs no PyAV.
     from realtime.capture import every_frame, joined
@@ -267,35 +345,42 @@ def _repeated(
     from realtime.pipeline import run_frames
     from realtime.sources.spec import open_source
 
-    run = Run()
-    intervals_ms = array("d")
-    passes = 0
-    begin = clock()
-    settled, more = False, True
+    timed = Timed(Run(), array("d"), array("d"), ThreadTimes(_stage_of))
+    begin, more = clock(), True
     with tempfile.TemporaryDirectory() as folder, JsonlSink(Path(folder) / "log.jsonl") as log:
         sinks: list[Sink] = [log, DrawnOnly()]
         while more:
-            before, passes = len(intervals_ms), passes + 1
+            before, timed.passes = len(timed.intervals_ms), timed.passes + 1
             with (
                 open_source(source) as frames,
-                closing(run_frames(joined(every_frame(frames)), localizer, sinks, run)) as loop,
+                closing(
+                    run_frames(joined(every_frame(frames)), localizer, sinks, timed.run)
+                ) as loop,
             ):
-                last = clock()
+                last, spent_s = clock(), time.process_time()
                 for _ in loop:
-                    now = clock()
-                    intervals_ms.append((now - last) * 1e3)
-                    last, settled = now, _settled(run, intervals_ms)
-                    if settled or now - begin >= seconds:
+                    now, spent_now_s = clock(), time.process_time()
+                    timed.intervals_ms.append((now - last) * 1e3)
+                    timed.processor_ms.append((spent_now_s - spent_s) * 1e3)
+                    last, spent_s = now, spent_now_s
+                    if len(timed.intervals_ms) % WINDOW_FRAMES == 0:
+                        timed.threads.look()
+                        timed.settled = FRAMES.settled({PER_FRAME: timed.counted_ms})
+                    if timed.settled or now - begin >= seconds:
                         more = False
                         break
-                more = more and not frames.live and len(intervals_ms) > before
-    return run, intervals_ms, passes, settled
+                timed.threads.look()
+                more = more and not frames.live and len(timed.intervals_ms) > before
+    return timed
 
 
-def _settled(run: Run, intervals_ms: "array[float]") -> bool:
-    if len(intervals_ms) % FRAMES.length:
-        return False
-    return FRAMES.settled({"interval": intervals_ms, "latency": run.total_ms}, {"interval": mean})
+def _stage_of(name: str | None) -> str:
+    """What a thread of the frame loop does; None are the libraries' own."""
+    if name is None:
+        return "engine"
+    if name == "engine":  # it feeds the engine
+        return "prepare"
+    return "read" if name.startswith("read") else "draw, write"
 
 
 class DrawnOnly:
@@ -319,22 +404,30 @@ def engine_facts(choice: EngineOptions, localizer: Localizer) -> str:
     return "; ".join([what, *getattr(engine, "losses", ())])
 
 
-REST_S = 0.1
-TURNS = Rule(WINDOW_ROUNDS, "rounds")
+TURNS = Rule(1, "rounds", paired=True)
+THREADS = 1
+"""Of every engine that takes turns on the processor. Several would wait busily for each other where
+other programs have the processors, and that would count.
+"""
 
 
-def row_of(name: str, samples_ms: Sequence[float], first_p50_ms: float) -> dict[str, Any]:
+def row_of(name: str, samples_ms: Sequence[float], first_ms: Sequence[float]) -> dict[str, Any]:
     """A row of the result.
 
-    It holds ``name``, ``p50_ms``, ``p90_ms``, ``ratio`` (its median over ours), ``windows_ms``
-    (medians) and every sample.
+    It holds ``name``, ``p50_ms``, ``p90_ms``, ``ratio`` (the median over the rounds of its time
+    over ours), ``ratio_low`` and ``ratio_high`` (see ``interval``), ``windows_ms`` (medians) and
+    every sample.
     """
     found = percentiles(array("d", samples_ms))
+    ratios = np.asarray(samples_ms) / np.asarray(first_ms)
+    low, high = interval(ratios.tolist())
     return {
         "name": name,
         "p50_ms": found["p50"],
         "p90_ms": found["p90"],
-        "ratio": round(found["p50"] / first_p50_ms, 3),
+        "ratio": round(float(np.median(ratios)), 3),
+        "ratio_low": round(low, 3),
+        "ratio_high": round(high, 3),
         "windows_ms": [round(value, 4) for value in window_values(samples_ms, WINDOW_ROUNDS)],
         "samples_ms": [round(value, 4) for value in samples_ms],
     }
@@ -346,21 +439,25 @@ def engine_call(engine: Engine, feed: Mapping[str, Array]) -> Call:
 
 
 def take_turns(
-    calls: Mapping[str, Call], seconds: float, console: Console, title: str, rest_s: float = REST_S
+    calls: Mapping[str, Call],
+    seconds: float,
+    console: Console,
+    title: str,
+    clock: Callable[[], float] = time.process_time,
+    least: int = LEAST_BLOCKS,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Time calls in turns, in every round each once, so that all meet the same pace of the machine.
 
-    Between calls the machine rests: the thread pools of PyTorch and ONNX Runtime spin for a while
-        after their work, and
-    would otherwise take processor time from whoever comes next. Every round has an order of its
-    own, for what is left of that.
+    Every round has an order of its own, for what a call leaves behind for the next one.
 
     Args:
         calls: name to what does one image's work.
         seconds: time limit.
         console: for progress.
         title: of the progress.
-        rest_s: between calls.
+        clock: what times a call, in seconds: the processor time of all threads, or for work that
+            is done elsewhere the time that passes.
+        least: rounds, whatever the time limit is: with fewer nothing is known of how sure they are.
 
     Returns:
         (milliseconds of every call by name, whether they settled in the terms of
@@ -375,15 +472,18 @@ def take_turns(
     def one_round() -> dict[str, float]:
         times_ms = dict.fromkeys(names, 0.0)
         for name in order.permutation(names):
-            time.sleep(rest_s)
-            before = time.perf_counter()
+            before = clock()
             calls[name]()
-            times_ms[name] = (time.perf_counter() - before) * 1e3
+            times_ms[name] = (clock() - before) * 1e3
         return times_ms
 
     with console.status(
-        f"{title}: {len(calls)} in turns, until {TURNS}, {seconds:g} s at most ..."
+        f"{title}: {len(calls)} in turns, until {TURNS}, {seconds:.0f} s at most ...",
+        refresh_per_second=1,
     ):
         neighbours = Neighbours()
-        samples_ms, stable = until_settled(one_round, TURNS, seconds, time.perf_counter)
-    return samples_ms, {**TURNS.report(stable, seconds), "busy_elsewhere": neighbours.share()}
+        samples_ms, stable = until_settled(
+            one_round, TURNS, seconds, time.perf_counter, least=least
+        )
+    report = TURNS.report(samples_ms, stable, seconds)
+    return samples_ms, {**report, "busy_elsewhere": neighbours.share()}

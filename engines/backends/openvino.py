@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ LOW_CAPS: dict[str, set[str]] = {
 """The caps under which bf16 is not computed natively, each with what is left of VNNI. oneDNN
 ignores words it does not know.
 """
+WIDTHS = {"bf16": 2, "f16": 2, "u8": 1, "i8": 1, "i64": 8, "f64": 8, "boolean": 1}
+"""Bytes of an element, where they are not 4."""
 MOST_STREAMS = 4  # each keeps activations of its own
 
 
@@ -55,6 +57,8 @@ class NodeTime:
         kernel: what computes it: instructions and type.
         sources: names of the nodes of the given graph that it computes; OpenVINO may add endings.
         ms: what it took.
+        precision: what it computes in, such as ``f32``, ``bf16`` or ``u8``.
+        moved_bytes: of its inputs, weights and outputs.
     """
 
     name: str
@@ -62,6 +66,8 @@ class NodeTime:
     kernel: str
     sources: tuple[str, ...]
     ms: float
+    precision: str = ""
+    moved_bytes: int = 0
 
 
 class OpenVinoEngine(Engine):
@@ -201,22 +207,53 @@ class OpenVinoEngine(Engine):
         import openvino as ov
 
         self._check_open()
-        request = self._requests[0]
-        sources = {
-            node.get_friendly_name(): node.get_rt_info()["originalLayersNames"].astype(str)
-            for node in request.get_compiled_model().get_runtime_model().get_ops()
-        }
+        request, facts = self._requests[0], self._node_facts
         return [
             NodeTime(
                 each.node_name,
                 each.node_type,
                 each.exec_type,
-                tuple(name for name in sources.get(each.node_name, "").split(",") if name),
-                each.real_time.total_seconds() * 1e3,
+                *_facts_of(each.node_name, facts, each.real_time.total_seconds() * 1e3),
             )
             for each in request.get_profiling_info()
             if each.status == ov.ProfilingInfo.Status.EXECUTED
         ]
+
+    @cached_property
+    def _node_facts(self) -> dict[str, tuple[tuple[str, ...], str, int]]:
+        """Sources, precision and moved bytes of each node of the compiled graph, by its name."""
+        found = {}
+        for node in self._requests[0].get_compiled_model().get_runtime_model().get_ops():
+            fact = {
+                key: node.get_rt_info()[key].astype(str)
+                for key in ("originalLayersNames", "runtimePrecision")
+            }
+            sources = tuple(name for name in fact["originalLayersNames"].split(",") if name)
+            ends = [*(each.get_source_output() for each in node.inputs()), *node.outputs()]
+            moved = sum(_bytes_of(end, fact["runtimePrecision"]) for end in ends)
+            found[node.get_friendly_name()] = sources, fact["runtimePrecision"], moved
+        return found
+
+
+def _facts_of(
+    name: str, facts: Mapping[str, tuple[tuple[str, ...], str, int]], ms: float
+) -> tuple[tuple[str, ...], float, str, int]:
+    sources, precision, moved = facts.get(name, ((), "", 0))
+    return sources, ms, precision, moved
+
+
+def _bytes_of(end: Any, precision: str) -> int:
+    """Of a tensor between nodes of a compiled graph. Constants are kept in the precision of the
+    node that reads them.
+    """
+    node, shape = end.get_node(), end.get_partial_shape()
+    if not shape.is_static:
+        return 0
+    facts = node.get_rt_info()
+    if facts["layerType"].astype(str) != "Const":
+        each = facts["outputPrecisions"].astype(str).split(",")
+        precision = each[min(end.get_index(), len(each) - 1)]
+    return int(np.prod(shape.to_shape(), dtype=np.int64)) * WIDTHS.get(precision, 4)
 
 
 def _tensor(values: Array) -> "ov.Tensor":

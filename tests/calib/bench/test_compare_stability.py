@@ -5,9 +5,10 @@ from itertools import chain, cycle, repeat
 import numpy as np
 import pytest
 
-from calib.bench.compare import Rule, mean, notch, spread, until_settled, window_values
+from calib.bench.compare import Rule, interval, mean, notch, until_settled, window_values
 
-RULE = Rule(4, "rounds", 0.05)
+RULE = Rule(2, "frames", 0.05)
+TURNS = Rule(1, "rounds", 0.05, paired=True)
 
 
 def ticking(step_s=1.0):
@@ -26,43 +27,57 @@ def test_windows_are_successive_and_whole():
     assert window_values([], 5) == []
 
 
-def test_three_windows_that_agree_settle_and_nothing_else_does():
-    level, low, high = [10.0] * 4, [9.7] * 4, [10.2] * 4
-    assert RULE.settled({"a": level + low + high}), "0.5 of 10 is 5 %"
-    assert not RULE.settled({"a": level + low + [10.3] * 4})
-    assert not RULE.settled({"a": level + low + high[:3]}), "the third window is not whole"
-    assert RULE.settled({"a": [50.0] * 4 + level + low + high}), "only the last three count"
-    assert not RULE.settled({"a": level * 3, "b": level * 2 + [20.0] * 4}), (
-        "every series must have settled"
-    )
+def test_an_interval_holds_the_true_median_nineteen_times_in_twenty():
+    """Of 400 samples of 25 exponential times, whose median is ln 2."""
+    rng = np.random.default_rng(5)
+    ends = np.array([interval(rng.exponential(size=25).tolist()) for _ in range(400)])
+    held = np.mean((ends[:, 0] <= np.log(2)) & (np.log(2) <= ends[:, 1]))
+    assert 0.91 < held < 0.99
+
+
+def test_a_figure_settles_when_chance_no_longer_moves_it():
+    level = [9.8, 10.2] * 8
+    assert RULE.settled({"a": level}), "eight blocks of 10"
+    assert not RULE.settled({"a": level[:14]}), "seven blocks"
+    assert not RULE.settled({"a": level[:15]}), "the eighth is not whole"
+    assert not RULE.settled({"a": [8.0, 8, 12, 12] * 4}), "blocks of 8 and 12"
+    assert RULE.settled({"a": [*level, 500.0, 500.0]}), "one slow block moves no median"
+    assert not RULE.settled({"a": level, "b": [8.0, 8, 12, 12] * 4})
     assert not RULE.settled({})
 
 
-def test_one_slow_call_in_a_window_does_not_unsettle_a_median_but_does_a_mean():
-    samples = [10.0, 10, 10, 500] + [10.0] * 8
-    assert RULE.settled({"a": samples})
-    assert not RULE.settled({"a": samples}, {"a": mean})
+def test_what_slows_all_calls_of_a_round_moves_no_paired_figure():
+    pace = np.random.default_rng(0).uniform(1, 4, 12)
+    series = {"Sightline": 5 * pace, "Sightline, other": 7 * pace}
+    assert TURNS.settled(series)
+    assert not Rule(1, "rounds", 0.05).settled(series)
+
+
+def test_peers_need_be_known_less_well():
+    ours, noise = np.full(10, 4.0), np.array([1, 1.16] * 5)
+    assert TURNS.settled({"Sightline": ours, "torch": ours * noise})
+    assert not TURNS.settled({"Sightline": ours, "Sightline, other": ours * noise})
 
 
 def test_measuring_stops_when_settled_and_keeps_every_sample():
-    drift = chain([30.0, 25, 20, 15], repeat(10.0))
+    drift = chain([30.0, 30, 20, 20], repeat(10.0))
     series, stable = until_settled(lambda: {"a": next(drift)}, RULE, 1000, ticking())
     assert stable
-    assert series["a"] == [30, 25, 20, 15] + [10] * 12
+    assert series["a"][:5] == [30, 30, 20, 20, 10]
+    assert len(series["a"]) % 2 == 0
 
 
 def test_measuring_stops_when_the_time_is_up_and_says_so():
-    noise = cycle([10.0, 10, 10, 10, 20, 20, 20, 20])
+    noise = cycle([10.0, 10, 20, 20])
     series, stable = until_settled(lambda: {"a": next(noise)}, RULE, 30, ticking())
     assert not stable
-    assert len(series["a"]) == 32, "the clock is looked at from the third round on"
+    assert len(series["a"]) == 32, "the clock is looked at from the third sample on"
+    report = RULE.report(series, stable, 30)
+    assert (report["widest"], report["stable"], report["time_limit_s"]) == ("a", False, 30)
+    assert report["margin"] > 0.05
     series, stable = until_settled(lambda: {"a": next(noise)}, RULE, 0, ticking())
     assert (len(series["a"]), stable) == (3, False), "three samples at least, for a spread"
-
-
-def test_spread_is_the_range_over_the_median():
-    assert spread([9, 10, 12]) == pytest.approx(0.3)
-    assert np.isnan(spread([3]))
+    assert RULE.report(series, stable, 0)["margin"] is None
 
 
 def test_the_notch_of_a_box_plot_by_hand():

@@ -1,12 +1,16 @@
 """What is counted, and what this machine reaches."""
 
+import threading
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from calib.bench.machine import (
+    TASKS,
     Neighbours,
     Peaks,
+    ThreadTimes,
     Work,
     count_work,
     large_convolution,
@@ -136,10 +140,22 @@ def test_the_roofline_is_the_longer_bound():
     assert point["gap"] == 1.5
 
 
-def test_the_better_of_two_measurements_of_the_peaks_counts():
-    assert Peaks({"fp32": 1.0, "int8": 5.0}, 3.0).best(
-        Peaks({"fp32": 2.0, "int8": 4.0}, 1.0)
-    ) == Peaks({"fp32": 2.0, "int8": 5.0}, 3.0)
+@pytest.mark.skipif(not TASKS.is_dir(), reason="threads are told apart on Linux only")
+def test_the_time_of_threads_goes_to_what_they_do():
+    times = ThreadTimes(lambda name: "read" if name == "read a film" else "other")
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=work, name="read a film")
+    thread.start()
+    while "read" not in (shares := times.shares()):
+        times.look()
+    stop.set()
+    thread.join()
+    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize(

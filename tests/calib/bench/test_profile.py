@@ -2,11 +2,12 @@
 
 import json
 
+import cv2
 import pytest
 from rich.console import Console
 
-from calib.bench.machine import count_work
-from calib.bench.profile import PARTS, bench_profile, print_profile
+from calib.bench.machine import Peaks, count_work
+from calib.bench.profile import PARTS, bench_profile, bound_ms, plot_profile, print_profile
 from engines.choose import build_chosen
 from engines.errors import EngineError
 from engines.options import EngineOptions
@@ -55,6 +56,23 @@ def test_it_is_shown_and_is_json(profile, capsys):
     assert "x the forward pass alone" in shown
     assert "Convolution" in shown
     assert "backward" in shown
+
+
+def test_each_operator_stands_beside_what_one_core_could_do_at_best(profile, tmp_path):
+    assert profile["bound_ms"] == pytest.approx(
+        sum(row["bound_ms"] for row in profile["operators"]), abs=0.01
+    )
+    products = [row for row in profile["operators"] if row["flop"]]
+    assert all(row["bytes"] > 0 for row in products)
+    plot_profile(profile, tmp_path / "profile.png")
+    assert min(cv2.imread(str(tmp_path / "profile.png")).shape[:2]) > 200
+
+
+def test_the_bound_is_the_longer_of_computing_and_moving():
+    peaks = Peaks({"fp32": 100.0, "bf16": 200.0}, 10.0, 50.0)
+    assert bound_ms(2 * 10**8, 10**6, "bf16", peaks) == pytest.approx(1.0)
+    assert bound_ms(2 * 10**8, 10**6, "f32", peaks) == pytest.approx(2.0)
+    assert bound_ms(10**6, 10**8, "f32", peaks) == pytest.approx(2.0)
 
 
 def test_another_backend_is_refused():

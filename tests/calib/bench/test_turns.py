@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from calib.bench.turns import PEERS, Task, peers, recipro_cam_graph
+from calib.bench.turns import PEERS, USUAL_PEERS, Task, peers, recipro_cam_graph
 from engines.backends.openvino import OpenVinoEngine
 from engines.build import IMAGE, WANTED_CLASS, build_graph
 from engines.errors import install_extra
@@ -93,7 +93,7 @@ def test_a_peer_that_cannot_run_is_a_row_that_says_why(task, monkeypatch):
     monkeypatch.setitem(PEERS, "torch.compile forward + autograd", broken)
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    found, missing = peers(task)
+    found, missing = peers(task, PEERS)
     assert (
         missing["torch.compile forward + autograd"]
         == "InvalidCxxCompiler: No working C++ compiler found"
@@ -101,6 +101,10 @@ def test_a_peer_that_cannot_run_is_a_row_that_says_why(task, monkeypatch):
     assert missing["Captum Saliency"] == f"captum is not installed: {install_extra('bench')}"
     assert set(found) | set(missing) == set(PEERS)
     assert "ONNX Runtime forward only" in found
+    found, missing = peers(task, USUAL_PEERS, end_s=0.0)
+    assert not found
+    assert set(missing) == set(USUAL_PEERS)
+    assert all("no time left" in why for why in missing.values())
 
 
 def test_a_network_from_a_file_has_no_torch_peers(task, tmp_path):
@@ -111,7 +115,7 @@ def test_a_network_from_a_file_has_no_torch_peers(task, tmp_path):
     graph.output(task.classifier.append(graph, x).scores, "scores")
     (tmp_path / "net.onnx").write_bytes(graph.model().SerializeToString())
     classifier = load_classifier(str(tmp_path / "net.onnx"))
-    found, missing = peers(Task(classifier, task.image_nhwc_bgr, build_graph(classifier)))
+    found, missing = peers(Task(classifier, task.image_nhwc_bgr, build_graph(classifier)), PEERS)
     assert set(found) == {
         "ONNX Runtime, our graph",
         "ONNX Runtime forward only",

@@ -208,7 +208,9 @@ def test_an_unknown_class_lists_the_known_ones(server):
 
 
 def run(*arguments):
-    result = CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
+    result = CliRunner().invoke(
+        cli.all_commands(), list(map(str, arguments)), catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 

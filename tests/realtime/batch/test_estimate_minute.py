@@ -43,7 +43,7 @@ def test_only_a_minute_of_long_sources_is_worked_on(tmp_path):
 def test_the_command_says_hours_machines_and_storage(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=4, rate="10", size="96x64")
     result = CliRunner().invoke(
-        cli.app, ["batch", str(clip), "--plan", "--json", "--cameras", "10", *SMALL]
+        cli.all_commands(), ["batch", str(clip), "--plan", "--json", "--cameras", "10", *SMALL]
     )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -57,7 +57,9 @@ def test_the_command_says_hours_machines_and_storage(tmp_path):
 
 def test_there_must_be_a_file(monkeypatch):
     with pytest.raises(SourceError, match="name one"):
-        CliRunner().invoke(cli.app, ["batch", "demo:10", "--plan"], catch_exceptions=False)
+        CliRunner().invoke(
+            cli.all_commands(), ["batch", "demo:10", "--plan"], catch_exceptions=False
+        )
 
 
 def test_saturation_is_drawn(tmp_path):
