@@ -105,10 +105,13 @@ def default_ap(
     default = found_by_default(samples, request, several=True)
     for sample, found in zip(samples, default.found, strict=True):
         for each in found.detections or (found,):
-            name, box = called.get(each.label), each.box_xyxy_px
+            label, share = each.class_name, each.score
+            if each.box_name is not None:
+                label, share = each.box_name.label, each.box_name.probability
+            name, box = called.get(label), each.box_xyxy_px
             if name is None or box is None or each.confidence is None:
                 continue
-            score = each.confidence * (each.box_name.probability if each.box_name else each.score)
+            score = each.confidence * share
             if not is_ignored(box, sample):
                 boxes.append(Predicted(sample.name, name, score, box))
             point = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
