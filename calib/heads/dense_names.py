@@ -21,20 +21,24 @@ NO_IOU, FULL_IOU = 0.25, 0.55
 """A box with less of an IoU is background, one with more is its object's; between them it is in
 part.
 """
-RIGHT_NAMES, FINER_FROM = 0.94, 0.5
+RIGHT_NAMES, FINER_FROM = 0.95, 0.5
 """Names are shown from the least probability on from which so many of them are right. On an object
 that has none of the names each is wrong.
 """
 EMPTY_SHOWN, MOST_LOST = 0.05, 0.04
 """See ``Sureness.shown_from``."""
 ENOUGH = 0.5
-TRUST_PENALTY = 300.0
+TRUST_PENALTY = 100.0
 NEVER = -1e3
 """The logit of a name that no box has."""
 NEWTON_STEPS, MOST_STEP = 50, 5.0
 FEWEST_EMPTY = 50
 BOXES = 10
-"""The best distinct boxes of an image, which the confidence is fitted to."""
+"""The best distinct boxes of an image, whose names are looked at."""
+RATED_BOXES = 3
+"""The confidence is fitted to the first of these. Of further ones most are wrong: a model that is
+fitted to them, too, tells less well where nothing is.
+"""
 
 
 @dataclass(frozen=True)
@@ -281,10 +285,10 @@ class Sureness:
         return np.stack(columns, axis=1).astype(np.float64)
 
     def fitted(self, answers: Sequence[Answer]) -> "Sureness":
-        """The same with a trust that is fitted to the best distinct boxes of each image."""
+        """The same with a trust that is fitted to the first distinct boxes of each image."""
         cues, right = list[Array64](), list[NDArray[np.bool_]]()
         for each in answers:
-            kept = each.best()
+            kept = each.best()[:RATED_BOXES]
             cues.append(self.cues(each)[kept])
             right.append(each.overlaps[kept] > CORLOC_IOU)
         hits = np.concatenate(right).astype(np.float64)

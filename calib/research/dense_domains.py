@@ -205,14 +205,15 @@ def further(
 
     Args:
         samples: photos.
-        complete: those in which all objects are labelled, not the animals alone.
-        each: how many.
+        complete: those in which all objects are labelled, not the animals alone. Of each that has
+            room an empty part is taken.
+        each: how many of the other kinds.
     """
     order = np.random.default_rng(1).permutation(len(samples))
     photos = [samples[place] for place in order]
     single = [photo for photo in photos if photo.single][:each]
     backgrounds = photos[::-1]
-    chosen = np.random.default_rng(2).permutation(len(complete))[: 4 * each]
+    chosen = np.random.default_rng(2).permutation(len(complete))
     nothing = (empty(complete[place]) for place in chosen)
     crops = [crop for crop in nothing if crop is not None]
     return {
