@@ -113,7 +113,7 @@ def demo(
 @command(
     "sightline batch holiday.mp4 --out out --open  # and look at the report in a browser",
     "sightline batch photos/ photos.zip 'films/*.mp4'",
-    "sightline batch film.mkv --end 1:10:00 --heat-map-video  # and a video with the heat map",
+    "sightline batch film.mkv --heat-map-video --event-clips  # videos of the map, of events",
     "sightline batch *.mp4 --every 5 --plan --machines 4  # how long it would take, nothing else",
     "sightline batch 's3://b/*' --out s3://b/out --ray auto  # on a cluster",
 )

@@ -6,7 +6,7 @@ import io
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,7 @@ from engines.errors import OutputError
 from engines.files import make_folder, new_file, put_in_place, whole_file
 from engines.localizer import ImageBgr
 from engines.text import file_name, in_words
-from realtime.events import Event
+from realtime.events import Event, surest
 from realtime.file_sinks import RATE_FPS, TIME_BASE, fitted, open_h264
 from realtime.frames import FrameRecord
 from realtime.sources.video import reason_of
@@ -184,9 +184,8 @@ class EventClips:
         ring = self._rings.get(event.source)
         if not self.needs_picture or ring is None or not ring.pictures:
             return
-        name = file_name(re.sub(r"[^\w.-]+", "-", event.name))
-        where = file_name(re.sub(r"[^\w.-]+", "-", event.source))
-        stem = f"{where}-{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+        now = time.strftime("%Y%m%d-%H%M%S")
+        stem = f"{_in_file_name(event.source)}-{now}-{_in_file_name(event.name)}"
         with self._guarded():
             path = self._folder / f"{stem}.mp4"
             self._open[event.source, event.number] = _Clip(path, ring, event.begin_s)
@@ -228,6 +227,53 @@ class EventClips:
         trace: TracebackType | None,
     ) -> None:
         self._discard()  # those whose events have no end: the run failed
+
+
+MOST_CLIPS = 100
+
+
+def clips_of(events: Sequence[Event], stem: Path) -> dict[int, Path]:
+    """The files of clips by the numbers of their events, ``STEM.event7.person.mp4``, of the surest
+    where there are very many.
+    """
+    names = {each.number: _in_file_name(each.name) for each in surest(events, MOST_CLIPS)}
+    return {
+        number: stem.with_name(f"{stem.name}.event{number}.{name}.mp4")
+        for number, name in names.items()
+    }
+
+
+def cut_clips(
+    events: Sequence[Event], clips: Mapping[int, Path], video: Path, first_s: float
+) -> None:
+    """Cut clips out of a video of all frames, with ``BEFORE_S`` and ``AFTER_S`` around each event.
+
+    Args:
+        events: with the numbers of ``clips``, and others.
+        clips: the files.
+        video: with the frames drawn.
+        first_s: time in the source of the first frame of the video.
+
+    Raises:
+        OutputError: see ``cut_clip``.
+    """
+    shift_s = begin_of(video) - first_s
+    for each in events:
+        if each.number in clips:
+            begin_s = each.begin_s + shift_s
+            end_s = min(each.end_s, each.begin_s + LONGEST_S) + shift_s
+            cut_clip(video, begin_s - BEFORE_S, end_s + AFTER_S, clips[each.number])
+
+
+def begin_of(video: Path) -> float:
+    """The time of a video's first picture, in seconds of the video."""
+    with av.open(str(video)) as found:
+        pictures = found.streams.video[0]
+        return float((pictures.start_time or 0) * (pictures.time_base or Fraction(0)))
+
+
+def _in_file_name(name: str) -> str:
+    return file_name(re.sub(r"[^\w.-]+", "-", name))
 
 
 def cut_clip(video: Path, begin_s: float, end_s: float, path: Path) -> None:

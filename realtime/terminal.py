@@ -117,6 +117,9 @@ def print_files(summary: Mapping[str, Any], console: Console) -> None:
         for path in [paths] if isinstance(paths, str) else paths:
             line = f"  {kind.replace('_', ' '):13} {displayable(path)}"
             console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for name in summary.get("clips", ())[:MOST_SEEN]:
+        line = f"  {'event clip':13} {displayable(name)}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _caption(summary: dict[str, Any]) -> str:
@@ -154,12 +157,12 @@ def live_table(rolling: dict[str, Any], connections: Sequence[Connection]) -> Gr
     for name in (
         "source",
         "frames/s",
-        "age ms, p50",
-        "p99",
+        "age ms",
+        "worst",
         "shown",
         "dropped",
         "failed",
-        "back",
+        "came back",
         "state",
     ):
         table.add_column(name, justify="left" if name in ("source", "state") else "right")
@@ -181,4 +184,5 @@ def live_table(rolling: dict[str, Any], connections: Sequence[Connection]) -> Gr
     stages = "   ".join(
         f"{stage} {times['p50']:.1f}" for stage, times in rolling["stages_ms"].items()
     )
-    return Group(table, f"p50 ms:   {stages}")
+    note = "age: from capture until shown, the median, and 99 of 100 are younger than the worst"
+    return Group(table, f"milliseconds a frame, the median:   {stages}", Text(note, "dim"))

@@ -30,6 +30,7 @@ from realtime.batch.report import (
 )
 from realtime.batch.segment import Clip, open_video
 from realtime.documents import plot_latency
+from realtime.event_clips import clips_of, cut_clips
 from realtime.sources.film import LONGEST_STEP_S, Packet
 from realtime.sources.video import reason_of
 from realtime.statistics import verdict_of
@@ -205,7 +206,7 @@ def merge_job(
     """
     records = job.records()
     job.claim(with_ending(out / job.name, ending) for ending in endings(settings).values())
-    return merge(clip, records, settings, job.folder, out, job.name, facts)
+    return merge(clip, records, settings, job.folder, out, job.name, facts, job.claim)
 
 
 def merge(
@@ -216,6 +217,7 @@ def merge(
     out: Path,
     name: str,
     facts: dict[str, Any],
+    claim: Callable[[Sequence[Path]], None] = lambda _: None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Write a clip's results.
 
@@ -227,6 +229,7 @@ def merge(
         out: for the results.
         name: of the results.
         facts: of the engine, for the summary.
+        claim: gets all results before clips of events are written, see ``Job.claim``.
 
     Returns:
         The summary, and the files written.
@@ -254,7 +257,6 @@ def merge(
     )
     write_rows(rows, files["log"], files["table"], tally.add)
     tally.add_pictures(each for record in records for each in record.get("events", ()))
-    write_events(files["events"], tally.events)
     for kind in ("video", "heat_video"):
         pieces = [record["pieces"][kind] for record in records if kind in record["pieces"]]
         if pieces:
@@ -266,12 +268,20 @@ def merge(
             )
         else:
             files.pop(kind, None)
+    clips: dict[int, Path] = {}
+    if settings.event_clips and "video" in files and clip.kind != "images":
+        clips = clips_of(tally.events, out / name)
+        claim([*files.values(), *clips.values()])
+        cut_clips(tally.events, clips, files["video"], tally.first_s)
+    write_events(files["events"], tally.events, clips)
     plot_latency(tally.times, course_of(tally), files["latency_plot"], f"{name}: time per frame")
     summary = _summary(clip, records, tally, facts, files)
+    if clips:
+        summary["clips"] = [path.name for path in clips.values()]
     strip = [picture for record in records for picture in record["strip"]]
-    write_report(files["report"], name, clip, summary, tally, strip, files["latency_plot"])
+    write_report(files["report"], name, clip, summary, tally, strip, files["latency_plot"], clips)
     write_json(files["summary"], summary)
-    return summary, list(files.values())
+    return summary, [*files.values(), *clips.values()]
 
 
 def endings(settings: Settings) -> dict[str, str]:

@@ -51,6 +51,12 @@ class Settings:
             "Write a video with the heat map over the frames, too.", OUTPUT, ("heat_map_video",)
         ),
     ] = False
+    event_clips: Annotated[
+        bool,
+        Option(
+            "Write a clip of each event out of the annotated video, with seconds around it.", OUTPUT
+        ),
+    ] = False
     every: Annotated[int, Option("Only every so many frames.", LOOK_AT, min=1)] = 1
     start_s: Annotated[
         float,
@@ -76,6 +82,13 @@ class Settings:
         ),
     ] = None
     following: FollowOptions = WHOLE_FRAMES
+
+    def __post_init__(self) -> None:
+        if self.event_clips and not self.video:
+            raise InputError(
+                "clips of events are cut out of the annotated video: write that, or no clips",
+                option=("event_clips", "video"),
+            )
 
     def in_order(self, clip: Clip) -> bool:
         """Whether the segments of a source are done one after the other: where each frame's answer
@@ -154,4 +167,6 @@ def settings_digest(settings: Settings, localizer: Localizer) -> str:
         **localizer.identity,
         "wanted_class": localizer.wanted_class,
     }
+    if not settings.event_clips:
+        del decides["event_clips"]  # what was done before there were clips is not done again
     return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=20).hexdigest()

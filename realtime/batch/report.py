@@ -3,6 +3,7 @@ HTML page with curves over its time. Rows are summed up in constant memory.
 """
 
 import json
+import math
 import shlex
 from base64 import b64encode
 from collections import Counter
@@ -23,6 +24,7 @@ from realtime import frames
 from realtime.annotate import clock
 from realtime.batch.segment import Clip
 from realtime.documents import Course, plain, templates
+from realtime.event_clips import begin_of
 from realtime.events import Event, EventFinder, rules_for, summed_up, surest, times
 from realtime.frames import STAGES, Column
 from realtime.statistics import Histogram, StageTimes, counts_of
@@ -71,14 +73,18 @@ def write_rows(
         raise OutputError(f"cannot write {parquet}: {error}") from error
 
 
-def write_events(path: Path, events: Iterable[Event]) -> None:
-    """Write one event a line, whole or not at all.
+def write_events(path: Path, events: Iterable[Event], clips: Mapping[int, Path]) -> None:
+    """Write one event a line, whole or not at all, with the name of its clip where there are clips.
 
     Raises:
         OutputError: it cannot be written.
     """
+    rows = [event.row() for event in events]
+    if clips:
+        names = {number: path.name for number, path in clips.items()}
+        rows = [{**row, "clip": names.get(row["event"])} for row in rows]
     with whole_file(path) as part:
-        part.write_text("".join(json.dumps(event.row()) + "\n" for event in events), "utf-8")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def arrow_schema() -> Any:
@@ -116,6 +122,7 @@ class Tally:
         outcomes: frames by outcome.
         causes: of those that failed.
         times: of the frames that were shown.
+        first_s: when the first frame that was shown was, in seconds of the source.
         times_s: ``[bins]``: when each run of frames begins, since the first frame of the source.
         counts: ``[bins]``: frames shown.
         failed: ``[bins]``: frames lost.
@@ -132,6 +139,7 @@ class Tally:
         bins = min(MOST_BINS, self._frames)
         self.events: list[Event] = []
         self._photos = clip.kind == "images"
+        self.first_s = math.nan
         self._finder = EventFinder(rules_for(self._photos))
         self.outcomes, self.causes = Counter[str](), Counter[str]()
         self.times = StageTimes(Histogram)
@@ -160,6 +168,7 @@ class Tally:
             self.causes[row["cause"]] += 1
             self.failed[place] += 1
             return
+        self.first_s = row["pts_s"] if math.isnan(self.first_s) else self.first_s
         found = {stage: row.get(f"{stage}_ms") for stage in STAGES}
         stages_ms = {stage: value for stage, value in found.items() if value is not None}
         self.times.add(stages_ms, row["total_ms"])
@@ -223,6 +232,7 @@ def write_report(
     tally: Tally,
     strip: Sequence[Mapping[str, Any]],
     latency_plot: Path,
+    clips: Mapping[int, Path],
 ) -> None:
     """Write the page, whole or not at all.
 
@@ -234,6 +244,7 @@ def write_report(
         tally: its curves.
         strip: pictures: ``pts_s`` and ``jpeg`` in base64 of each.
         latency_plot: a PNG.
+        clips: of events, by their numbers.
 
     Raises:
         OutputError: it cannot be written.
@@ -247,6 +258,7 @@ def write_report(
         "sound": ", ".join(clip.audio) or "none",
         "segments": str(len(clip.segments)),
     }
+    has_video = "video" in summary["files"]
     page = (
         templates(ASSETS)
         .get_template("report.html")
@@ -265,12 +277,12 @@ def write_report(
             event_count=len(tally.events),
             events_file=Path(summary["files"]["events"]).name,
             photos=clip.kind == "images",
+            clips={number: quote(path.name) for number, path in clips.items()},
+            shift_s=begin_of(Path(summary["files"]["video"])) - tally.first_s if has_video else 0.0,
             length_s=max(1e-3, float(clip.frames / clip.rate_fps)),
             curves=b64encode(_curves(tally)).decode(),
             latency=b64encode(latency_plot.read_bytes()).decode(),
-            video=quote(Path(summary["files"]["video"]).name)
-            if "video" in summary["files"]
-            else "",
+            video=quote(Path(summary["files"]["video"]).name) if has_video else "",
         )
     )
     with whole_file(path) as part:
@@ -342,8 +354,11 @@ def _curves(tally: Tally) -> bytes:
     )
     lower = (100 * tally.area_sum[seen], boxed, "box, % of picture")
     for axes, (sums, of, label) in ((score, upper), (area, lower)):
-        axes.plot(times_s, _mean(sums, of), color=INK, linewidth=1.4)
-        axes.set(ylabel=label, ylim=(0, 100))
+        means = _mean(sums, of)
+        axes.plot(times_s, means, color=INK, linewidth=1.4, marker="." if len(means) < 40 else "")
+        axes.set(ylabel=label)
+        top = np.nanmax(means) if np.isfinite(means).any() else 100.0
+        axes.set_ylim(0, min(100.0, 1.15 * top) or 1.0)
     last_s = times_s[-1] + (times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
     spans = [
         (begin, end - begin) for begin, end in zip(times_s, [*times_s[1:], last_s], strict=True)
