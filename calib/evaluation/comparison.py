@@ -37,6 +37,8 @@ SAME_IOU = 0.5
 PAGE = Kind("comparison", (".html", ".htm"), rb'.{,200}content="Sightline comparison"')
 APART_S = 1.0
 """Frames that are shown lie at least so far apart: neighbours show the same."""
+LEAST_SIZE = 0.01
+"""Of a difference that is shown: a pair whose boxes overlap by less than 0.9."""
 BINS = 200
 PICTURE_PX = 720
 A_COLOUR, B_COLOUR, BOTH_COLOUR = "#2f6db5", "#d9730d", "#9aa4b1"
@@ -209,7 +211,7 @@ def worst(found: Sequence[Difference], most: int) -> list[Difference]:
     """The frames that differ most, the worst first, no two of them neighbours."""
     kept: list[Difference] = []
     for each in sorted(found, key=lambda each: -each.size):
-        if len(kept) == most or each.size == 0.0:
+        if len(kept) == most or each.size < LEAST_SIZE:
             break
         if not any(_neighbours(each, other) for other in kept):
             kept.append(each)
@@ -244,14 +246,15 @@ def compare_logs(a: Path, b: Path, options: CompareOptions, console: Console) ->
     pictures: dict[Key, str] = {}
     if options.source is not None:
         pictures = _pictures(options.source, shown_frames, console)
+    names = [displayable(str(each if a.name == b.name else each.name)) for each in (a, b)]
     page = (
         templates(ASSETS)
         .get_template("comparison.html")
         .render(
-            title=f"{a.name} and {b.name}",
+            title=" and ".join(names),
             summary=summary,
-            a=displayable(a.name),
-            b=displayable(b.name),
+            a=names[0],
+            b=names[1],
             frames=[(each, pictures.get(each.key, "")) for each in shown_frames],
             curves=base64.b64encode(_curves(found)).decode(),
             clock=clock,

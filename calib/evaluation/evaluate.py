@@ -337,6 +337,11 @@ def print_report(
         The report, with ``single_object`` where there is one.
     """
     console.print(report_table(report))
+    console.print(
+        "CorLoc: the share of images whose box is right, which is an overlap (IoU) over"
+        f" {CORLOC_IOU} with a true box. The rows below 'this head' are boxes that need no image.",
+        style="dim",
+    )
     if "reliability" in report:
         print_confidence_report(report, console)
     singles = [case for case in cases if case.sample.single] if published else []

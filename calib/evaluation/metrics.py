@@ -316,7 +316,8 @@ def print_confidence_report(report: Mapping[str, Any], console: Console) -> None
         table.add_row(
             f"{100 * row['said']:.0f} %", f"{100 * row['right']:.0f} %", f"{row['boxes']:.0f}"
         )
-    console.print(table, f"{100 * report['calibration_error']:.1f} % off in the mean")
+    off = f"{100 * report['calibration_error']:.1f} %"
+    console.print(table, f"how sure boxes say they are is {off} off in the mean")
     if asked := report.get("at_min_score"):
         kept, right = (f"{100 * asked[key]:.1f} %" for key in ("kept", "corloc"))
         console.print(

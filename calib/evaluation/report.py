@@ -417,7 +417,7 @@ def quality_plot(cases: Sequence[Case]) -> Picture:
     left.set(xlabel=f"IoU (mean {ious.mean():.3f})", ylabel="cases", xlim=(0, 1))
     right.plot(margins, curve, color=OURS)
     right.set(
-        xlabel="margin cut off at each side of the true box",
+        xlabel="margin cut off at each side",
         ylabel="centre inside, %",
         xlim=(0, 0.5),
         ylim=(0, 100),

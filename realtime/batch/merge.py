@@ -232,7 +232,7 @@ def merge(
         claim: gets all results before clips of events are written, see ``Job.claim``.
 
     Returns:
-        The summary, and the files written.
+        The summary, and the files written, that of the summary last.
 
     Raises:
         UnsafeCutError: see there; nothing is written.
@@ -281,7 +281,7 @@ def merge(
     strip = [picture for record in records for picture in record["strip"]]
     write_report(files["report"], name, clip, summary, tally, strip, files["latency_plot"], clips)
     write_json(files["summary"], summary)
-    return summary, [*files.values(), *clips.values()]
+    return summary, [*clips.values(), *files.values()]
 
 
 def endings(settings: Settings) -> dict[str, str]:

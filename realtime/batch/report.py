@@ -4,6 +4,7 @@ HTML page with curves over its time. Rows are summed up in constant memory.
 
 import json
 import math
+import re
 import shlex
 from base64 import b64encode
 from collections import Counter
@@ -303,11 +304,12 @@ def write_index(out: Path, summaries: Sequence[Mapping[str, Any]]) -> Path | Non
         return None
     counts = Counter[str]()
     rows = []
+    names = _short_names([each["source"] for each in summaries])
     for each in summaries:
         counts.update(event["name"] for event in each.get("events", ()))
         report = each.get("files", {}).get("report")
         row = {
-            "name": each["source"],
+            "name": names[each["source"]],
             "report": quote(Path(report).name) if report else "",
             "error": each.get("error", ""),
             "seen": each.get("seen", ""),
@@ -321,6 +323,13 @@ def write_index(out: Path, summaries: Sequence[Mapping[str, Any]]) -> Path | Non
         text = page.render(title="What was seen", rows=rows, seen=seen)
         part.write_text(text, encoding="utf-8", errors="replace")
     return path
+
+
+def _short_names(sources: Sequence[str]) -> dict[str, str]:
+    """Each source by its last part, or whole where several have the same."""
+    last = {each: re.split(r"[/\\]", each.rstrip("/\\"))[-1] or each for each in sources}
+    counts = Counter(last[each] for each in set(sources))
+    return {each: name if counts[name] == 1 else each for each, name in last.items()}
 
 
 def course_of(tally: Tally) -> Course:

@@ -52,7 +52,7 @@ def test_boxes_that_overlap_are_the_same_and_others_stand_alone(tmp_path):
         "only_b": 1,
         "frames_that_differ": 1,
     }
-    assert [each.key[1] for each in worst(found, 9)] == [1, 3, 0]
+    assert [each.key[1] for each in worst(found, 9)] == [1, 3], "the others hardly differ"
 
 
 def test_neighbours_of_a_bad_frame_are_not_shown_again(tmp_path):

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from engines.errors import OutputError, SourceError
+from engines.errors import InputError, OutputError, SourceError
+from engines.localizer import Localizer
 from realtime.batch.options import Settings
 from realtime.batch.run import process_all
+from realtime.tracking.options import FollowOptions
 from tests.conftest import ROOT
+from tests.engines.mock import MockEngine
 from tests.realtime.batch.clips import (
     cut_off,
     damaged,
@@ -99,6 +102,26 @@ def test_times_frames_and_shape_are_the_sources(name, tiny_localizer, tmp_path):
         assert other.codec_context.pix_fmt == "yuv420p"
         assert other.codec_context.colorspace == one.codec_context.colorspace
         assert not found.streams.audio
+
+
+def test_each_event_has_a_clip_which_the_report_and_the_file_of_events_name(tmp_path):
+    film, out = write_video(tmp_path / "film.mp4", 60), tmp_path / "out"
+    following = FollowOptions(follow=True, min_score=0.0)
+    settings = Settings(event_clips=True, start_s=0.5, following=following)
+    localizer = Localizer(MockEngine(96))
+    summary = process_all([str(film)], out, localizer, QUIET, settings)[0]
+    events = [json.loads(line) for line in (out / "film.events.jsonl").read_text().splitlines()]
+    assert summary["clips"] == [each["clip"] for each in events] != []
+    for each in events:
+        length_s = packet_times(out / each["clip"])[0][-1]
+        assert each["end_s"] - each["begin_s"] - 0.1 <= length_s <= 60
+        assert each["clip"] in (out / "film.report.html").read_text()
+    before = {path: path.read_bytes() for path in out.glob("film.event*.mp4")}
+    again = process_all([str(film)], out, localizer, QUIET, settings)[0]
+    assert again["skipped"]
+    assert {path: path.read_bytes() for path in out.glob("film.event*.mp4")} == before
+    with pytest.raises(InputError, match="cut out of the annotated video"):
+        Settings(event_clips=True, video=False)
 
 
 @pytest.mark.parametrize("degrees", [90, pytest.param(180, marks=pytest.mark.long), 270])
