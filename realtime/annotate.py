@@ -1,5 +1,6 @@
 """Draws boxes, labels and the heat map on a frame. Sizes follow the frame's size."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -39,14 +40,20 @@ INSET_SHARE = 0.26  # of the frame's height
 SMALLEST_WITH_INSET_PX = 32
 LARGE_PX = 128 * 128
 FONT = cv2.FONT_HERSHEY_DUPLEX
-HARDLY_WORSE = 0.1
-"""The inset stays where it covers at most so much more of itself with boxes than elsewhere."""
+INSET_SIZES = (1.0, 0.75, 0.5)
+"""Shares of the inset's usual size: it is smaller where it would cover an object. The smallest one
+has room in a corner of a box that fills the frame.
+"""
+HARDLY = 0.1
+"""The inset stays while it reaches at most so far into an object, see ``_reach``."""
+NOWHERE = -1
+"""The place of an inset that is not drawn."""
 DASH = 3
 """The length of a dash, in thicknesses of the line."""
 MOST_ROWS = 6
 """A label is put at most so many rows below another one in the same box."""
 INSIDE = 0.5
-"""How bad it is that a label covers its own box, of what it is to cover another label."""
+"""How bad it is that a label covers a box, of what it is to cover another label."""
 COLOURS_BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)
 """``[256, 1, 3]``: OpenCV would work this table out anew for every frame."""
 
@@ -58,8 +65,8 @@ class Look:
 
     Attributes:
         box: draw outlines and labels.
-        heat_map: ``inset`` in a corner, the lower right one unless a box lies there; ``over`` the
-            whole frame, or ``off``.
+        heat_map: ``inset`` in a corner, the lower right one unless an object is there, smaller or
+            left out where there is no room; ``over`` the whole frame, or ``off``.
         alpha: opacity of ``over``: 0 shows the frame only, 1 the map only.
         smoothing: how much the drawn box is smoothed over time, from 0 (not at all) to 1.
 
@@ -129,7 +136,7 @@ class Annotator:
         self._smoothers: defaultdict[str, BoxSmoother] = defaultdict(BoxSmoother)
         self._of_objects: dict[str, dict[int, BoxSmoother]] = {}
         self._heat: dict[str, _Heat] = {}
-        self._corners: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, tuple[int, int]] = {}
 
     def paint(
         self,
@@ -166,12 +173,12 @@ class Annotator:
             heat = self._heat[frame.source] = _Heat(picture, (height, width, look.heat_map))
         else:
             heat.age += 1
-        corner = self._corner(frame, calm, objects, heat.picture, status) if look.box else None
+        place = self._place(frame, calm, objects, heat.picture, status) if look.box else None
         return draw(
-            frame.image_bgr, calm, frame.truth_xyxy_px, status, heat.picture, look, objects, corner
+            frame.image_bgr, calm, frame.truth_xyxy_px, status, heat.picture, look, objects, place
         )
 
-    def _corner(
+    def _place(
         self,
         frame: Frame,
         found: Localization,
@@ -179,16 +186,17 @@ class Annotator:
         inset: ImageBgr,
         status: str,
     ) -> int:
-        """The inset's corner: it stays while another one is not clearly better. Each segment
-        begins anew, so that its pictures depend on it alone.
+        """The inset's place: it stays while it covers hardly anything. Each segment begins anew, so
+        that its pictures depend on it alone.
         """
-        segment, corner = self._corners.get(frame.source, (frame.segment, 0))
-        now = corner if segment == frame.segment else 0
+        segment, place = self._places.get(frame.source, (frame.segment, 0))
+        now = place if segment == frame.segment else 0
         if inset.size:
             height, width = frame.image_bgr.shape[:2]
             places = inset_places(inset, (width, height), status)
-            now = freest(places, [each.box_xyxy_px for each in outlines_of(found, objects)], now)
-        self._corners[frame.source] = frame.segment, now
+            boxes = [each.box_xyxy_px for each in outlines_of(found, objects)]
+            now = free_place(places, [*boxes, *_boxes(frame.truth_xyxy_px)], now)
+        self._places[frame.source] = frame.segment, now
         return now
 
     def _calm(self, frame: Frame, objects: Sequence[Tracked], smoothing: float) -> list[Tracked]:
@@ -224,7 +232,7 @@ def draw(
     heat: ImageBgr | None = None,
     look: Look = PLAIN,
     objects: Sequence[Tracked] = (),
-    corner: int | None = None,
+    place: int | None = None,
 ) -> ImageBgr:
     """A copy of the frame with everything drawn on it.
 
@@ -238,7 +246,7 @@ def draw(
         look: what to draw, and how.
         objects: that are followed beside each other, drawn in place of what was found: each in its
             own colour, with its number.
-        corner: of the inset, by its place in ``inset_places``; None for the freest.
+        place: of the inset, its number in ``inset_places`` or ``NOWHERE``; None for the best one.
     """
     height, width = image_bgr.shape[:2]
     heat = heat_picture(found, height, width, look) if heat is None else heat
@@ -250,21 +258,27 @@ def draw(
         canvas = image_bgr.copy()
     unit = unit_px(width, height)
     outlines = outlines_of(found, objects, unit) if look.box else []
+    boxes = [each.box_xyxy_px for each in outlines]
     taken = [plate_at(status, (0.0, float(height)), unit, (width, height))] if status else []
     if look.heat_map == "inset" and heat.size:
         places = inset_places(heat, (width, height), status)
-        boxes = [each.box_xyxy_px for each in outlines]
-        place = places[freest(places, boxes) if corner is None else corner]
-        _draw_inset(canvas, heat, unit, place)
-        taken.append(place)
+        if place is None:
+            place = free_place(places, [*boxes, *_boxes(truth_xyxy_px)], 0)
+        if place != NOWHERE:
+            _draw_inset(canvas, heat, unit, places[place])
+            taken.append(places[place])
     if truth_xyxy_px is not None:
         _rectangle(canvas, truth_xyxy_px, TRUTH_BGR, unit)
     for each in outlines:
         _rectangle(canvas, each.box_xyxy_px, each.colour, each.thickness, each.dashed)
     for each in reversed(outlines):  # the main one first: its label has the choice of places
-        taken.append(_labelled(canvas, each, taken, unit))
+        taken.append(_labelled(canvas, each, taken, boxes, unit))
     if look.box and not outlines:
-        _text(canvas, NOTHING if found.nothing_sure else label(found), (0.0, 0.0), unit, SHADE_BGR)
+        text = NOTHING if found.nothing_sure else label(found)
+        corners = [(0.0, 0.0), (float(width), 0.0)]
+        plates = [plate_at(text, each, unit, (width, height)) for each in corners]
+        covered = [sum(_common(plate, each) for each in taken) for plate in plates]
+        _text(canvas, text, corners[covered.index(min(covered))], unit, SHADE_BGR)
     if status:
         _text(canvas, status, (0.0, float(height)), unit, SHADE_BGR)
     return canvas
@@ -372,36 +386,63 @@ def unit_px(width_px: int, height_px: int) -> int:
 
 def inset_places(heat: ImageBgr, frame_px: tuple[int, int], status: str) -> list[BoxPx]:
     """Where the inset may be, the usual place first: lower right, upper right, lower left, upper
-    left; higher where the line of status needs the room.
+    left; higher where the line of status needs the room. Then the same in smaller sizes.
     """
-    height, width = heat.shape[:2]
     unit = unit_px(*frame_px)
     margin = 3 * unit
     plate = plate_at(status, (0.0, float(frame_px[1])), unit, frame_px) if status else None
-    left, right = margin, frame_px[0] - width - margin
-    top, bottom = margin, frame_px[1] - height - margin
     places = list[BoxPx]()
-    for x, y in ((right, bottom), (right, top), (left, bottom), (left, top)):
-        low = y
-        if plate and _common((x - margin, y, x + width + margin, y + height + margin), plate):
-            lifted = int(plate[1]) - height - margin
-            low = lifted if lifted >= margin else y
-        places.append((x, low, x + width, low + height))
+    for size in INSET_SIZES:
+        height, width = (max(1, round(side * size)) for side in heat.shape[:2])
+        left, right = margin, frame_px[0] - width - margin
+        top, bottom = margin, frame_px[1] - height - margin
+        for x, y in ((right, bottom), (right, top), (left, bottom), (left, top)):
+            low = y
+            if plate and _common((x - margin, y, x + width + margin, y + height + margin), plate):
+                lifted = int(plate[1]) - height - margin
+                low = lifted if lifted >= margin else y
+            places.append((x, low, x + width, low + height))
     return places
 
 
-def freest(places: Places, boxes: Places, now: int = 0) -> int:
-    """The place that covers the boxes least; the one of ``now`` where it is hardly worse.
+def free_place(places: Places, boxes: Places, now: int) -> int:
+    """The number of the place where the inset covers no object: the largest, and of these one that
+    covers no corner of a box either; ``NOWHERE`` if there is none.
 
     Args:
-        places: to choose from, all of one size.
-        boxes: that should not be covered.
-        now: where it is.
+        places: see ``inset_places``.
+        boxes: of the objects.
+        now: where it is. It stays there while it covers hardly anything and has no room to grow.
     """
-    size = (places[0][2] - places[0][0]) * (places[0][3] - places[0][1])
-    covered = [sum(_common(place, box) for box in boxes) / max(1.0, size) for place in places]
-    best = min(range(len(places)), key=covered.__getitem__)
-    return best if covered[best] + HARDLY_WORSE < covered[now] else now
+    corners = len(places) // len(INSET_SIZES)
+
+    def reach(number: int) -> float:
+        return max((_reach(places[number], box) for box in boxes), default=0.0)
+
+    def covers(number: int) -> bool:
+        return any(_common(places[number], box) for box in boxes)
+
+    if now != NOWHERE and reach(now) <= HARDLY:
+        larger = range(now // corners * corners)
+        return next((each for each in larger if not covers(each)), now)
+    free = [number for number in range(len(places)) if reach(number) == 0]
+    return min(free, key=lambda each: (each // corners, covers(each)), default=NOWHERE)
+
+
+def _reach(place: BoxPx, box: BoxPx) -> float:
+    """How far a place reaches into the ellipse in a box, which is about where its object is: from 0
+    (not at all) to 1 (to its middle).
+    """
+    shares = []
+    for axis in (0, 1):
+        middle, half = (box[axis] + box[axis + 2]) / 2, max(1.0, box[axis + 2] - box[axis]) / 2
+        nearest = min(max(middle, place[axis]), place[axis + 2])
+        shares.append((nearest - middle) / half)
+    return max(0.0, 1 - math.hypot(*shares))
+
+
+def _boxes(box: BoxPx | None) -> Places:
+    return [] if box is None else [box]
 
 
 def _common(one: BoxPx, other: BoxPx) -> float:
@@ -412,7 +453,11 @@ def _common(one: BoxPx, other: BoxPx) -> float:
 
 
 def _draw_inset(canvas: ImageBgr, inset: ImageBgr, unit: int, place: BoxPx) -> None:
-    height, width = inset.shape[:2]
+    width, height = round(place[2] - place[0]), round(place[3] - place[1])
+    if inset.shape[:2] != (height, width):
+        inset = np.asarray(
+            cv2.resize(inset, (width, height), interpolation=cv2.INTER_AREA), np.uint8
+        )
     x, y = max(0, round(place[0])), max(0, round(place[1]))
     canvas[y : y + height, x : x + width] = inset[: canvas.shape[0] - y, : canvas.shape[1] - x]
     cv2.rectangle(canvas, (x - 1, y - 1), (x + width, y + height), LIGHT_BGR, unit)
@@ -456,8 +501,10 @@ def _dashes(
                 yield pair if axis == 0 else (pair[0][::-1], pair[1][::-1])
 
 
-def _labelled(canvas: ImageBgr, outline: Outline, taken: Places, unit: int) -> BoxPx:
-    """Write an outline's label above it, or where that is taken below it or inside; the place."""
+def _labelled(canvas: ImageBgr, outline: Outline, taken: Places, boxes: Places, unit: int) -> BoxPx:
+    """Write an outline's label above it, or where that is taken, or another object is, below it or
+    inside; the place.
+    """
     frame_px = canvas.shape[1], canvas.shape[0]
     x0, y0, x1, y1 = outline.box_xyxy_px
     width, height = _plate_px(outline.text, unit)
@@ -467,7 +514,7 @@ def _labelled(canvas: ImageBgr, outline: Outline, taken: Places, unit: int) -> B
 
     def cost(place: int) -> float:
         covered = sum(_common(places[place], each) for each in taken)
-        return covered + INSIDE * _common(places[place], outline.box_xyxy_px)
+        return covered + INSIDE * sum(_common(places[place], each) for each in boxes)
 
     best = min(range(len(places)), key=cost)
     _text(canvas, outline.text, corners[best], unit, outline.colour)

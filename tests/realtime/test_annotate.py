@@ -15,6 +15,7 @@ from engines.localizer import Detection, Localization, Localizer
 from realtime.annotate import (
     LIGHT_BGR,
     NOTHING,
+    NOWHERE,
     OBJECTS_BGR,
     PREDICTED_BGR,
     SHADE_BGR,
@@ -22,7 +23,10 @@ from realtime.annotate import (
     Annotator,
     Look,
     draw,
+    free_place,
+    heat_picture,
     ink_on,
+    inset_places,
     label,
     luminance,
     outlines_of,
@@ -125,6 +129,59 @@ def test_the_inset_leaves_the_box_free_and_stays_where_it_went():
     assert inset_at(annotator.paint(frame(3, segment=2), found(), "", Look()), lower_right), (
         "a segment's pictures do not depend on the segments before it"
     )
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(0.0, 0.0, 640.0, 480.0)],
+        [(20.0, 10.0, 630.0, 470.0)],
+        [(300.0, 200.0, 640.0, 480.0)],
+        [(5.0, 5.0, 300.0, 470.0), (330.0, 240.0, 639.0, 470.0)],
+        [(0.0, 0.0, 640.0, 250.0), (0.0, 230.0, 640.0, 480.0)],
+    ],
+)
+def test_the_inset_covers_no_object_and_is_smaller_or_gone_where_there_is_no_room(boxes):
+    status = "cam 12   9.1 ms"
+    places = inset_places(heat_picture(found(), 480, 640, Look()), (640, 480), status)
+    place = free_place(places, boxes, 0)
+    canvas = np.zeros((480, 640), np.uint8)
+    for x0, y0, x1, y1 in boxes:
+        middle, axes = ((x0 + x1) / 2, (y0 + y1) / 2), (x1 - x0 - 8, y1 - y0 - 8)
+        cv2.ellipse(canvas, (middle, axes, 0.0), 1, cv2.FILLED)
+    assert (place == NOWHERE) is (len(boxes) == 2 and boxes[0][0] == 0)
+    if place != NOWHERE:
+        left, top, right, bottom = map(int, places[place])
+        assert not canvas[top:bottom, left:right].any()
+
+
+def test_an_inset_that_grew_small_grows_again_and_does_not_change_for_little():
+    places = inset_places(heat_picture(found(), 480, 640, Look()), (640, 480), "")
+    small = free_place(places, [(0.0, 0.0, 640.0, 480.0)], 0)
+    assert small >= 8, "the smallest size"
+    assert free_place(places, [(2.0, 2.0, 636.0, 478.0)], small) == small
+    assert free_place(places, [(2.0, 2.0, 300.0, 300.0)], small) == 0
+    assert free_place(places, [(0.0, 0.0, 480.0, 380.0)], 0) == 0
+
+
+def test_a_label_leaves_other_objects_free_and_so_does_the_line_of_nothing():
+    image = np.full((480, 640, 3), 128, np.uint8)
+    one = Detection((200.0, 200.0, 400.0, 300.0), 3, "cat", 0.7, 0.9, BoxName("cat", "", 0.9))
+    above = replace(one, box_xyxy_px=(150.0, 100.0, 450.0, 195.0))
+    answer = Localization(
+        one.box_xyxy_px, 3, "cat", 0.7, SPOT, (one, above), 0.9, box_name=BoxName("cat", "", 0.9)
+    )
+    drawn = draw(image, answer, look=Look(heat_map="off"))
+    inside = drawn[112:184, 165:435]
+    assert (inside == 128).all(), "the label of the lower box is below it"
+    nothing = Localization(None, 3, "cat", 0.7, SPOT)
+    upper_left = draw(image, nothing, place=3)
+    whole_inset = draw(image, nothing, place=3, look=Look(box=False))
+    left, top, right, bottom = map(
+        int, inset_places(heat_picture(nothing, 480, 640, Look()), (640, 480), "")[3]
+    )
+    area = np.s_[top:bottom, left:right]
+    assert (upper_left[area] == whole_inset[area]).all()
 
 
 def test_labels_do_not_lie_on_each_other():
