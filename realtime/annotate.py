@@ -194,8 +194,9 @@ class Annotator:
         if inset.size:
             height, width = frame.image_bgr.shape[:2]
             places = inset_places(inset, (width, height), status)
-            boxes = [each.box_xyxy_px for each in outlines_of(found, objects)]
-            now = free_place(places, [*boxes, *_boxes(frame.truth_xyxy_px)], now)
+            outlines = outlines_of(found, objects)
+            boxes = [*(each.box_xyxy_px for each in outlines), *_boxes(frame.truth_xyxy_px)]
+            now = free_place(places, boxes, now)
         self._places[frame.source] = frame.segment, now
         return now
 
@@ -258,12 +259,12 @@ def draw(
         canvas = image_bgr.copy()
     unit = unit_px(width, height)
     outlines = outlines_of(found, objects, unit) if look.box else []
-    boxes = [each.box_xyxy_px for each in outlines]
+    boxes = [*(each.box_xyxy_px for each in outlines), *_boxes(truth_xyxy_px)]
     taken = [plate_at(status, (0.0, float(height)), unit, (width, height))] if status else []
     if look.heat_map == "inset" and heat.size:
         places = inset_places(heat, (width, height), status)
         if place is None:
-            place = free_place(places, [*boxes, *_boxes(truth_xyxy_px)], 0)
+            place = free_place(places, boxes, 0)
         if place != NOWHERE:
             _draw_inset(canvas, heat, unit, places[place])
             taken.append(places[place])
@@ -502,14 +503,15 @@ def _dashes(
 
 
 def _labelled(canvas: ImageBgr, outline: Outline, taken: Places, boxes: Places, unit: int) -> BoxPx:
-    """Write an outline's label above it, or where that is taken, or another object is, below it or
-    inside; the place.
+    """Write an outline's label above it, or where that is taken, or another object is, below it,
+    beside it or inside; the place.
     """
     frame_px = canvas.shape[1], canvas.shape[0]
     x0, y0, x1, y1 = outline.box_xyxy_px
     width, height = _plate_px(outline.text, unit)
     inside = ((x0, y0 + row * height) for row in range(1, 1 + MOST_ROWS))
-    corners = [(x0, y0), (x1 - width, y0), (x0, y1 + height), *inside]
+    beside = (x1, y0 + height), (x0 - width, y0 + height)
+    corners = [(x0, y0), (x1 - width, y0), (x0, y1 + height), *beside, *inside]
     places = [plate_at(outline.text, corner, unit, frame_px) for corner in corners]
 
     def cost(place: int) -> float:

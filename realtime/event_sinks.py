@@ -40,6 +40,8 @@ GRACE_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 REPLY_S, COMMAND_S = 10.0, 60.0
 SNAPSHOT_WIDTH_PX, SNAPSHOT_QUALITY, PICTURE_QUALITY = 960, 95, 80
+STILL_IN_VIEW_S = 0.5
+"""What was not found for so long is not in view now; its event may go on, see ``EventRules``."""
 MOST_SIGHTINGS = 50
 """Events of a source that the page lists; each keeps some 70 kB."""
 Message = dict[str, Any]
@@ -304,7 +306,7 @@ class Sighting:
     """An event of a timeline.
 
     Attributes:
-        row: see ``Event.row``, with times of the day.
+        row: see ``Event.row``, with times of the day and ``in_view``.
         best: the frame that shows it best; None once it has ended.
         thumbnail, picture: JPEGs of that frame, once it has ended.
     """
@@ -342,14 +344,23 @@ class Timeline:
             else last.get(each.key, record)
             for each in in_view
         }
-        rows = {each.number: (row_of(each), best[each.key]) for each in in_view if each.number}
+        now_s = record.frame.pts_s
+        found = {
+            each.number: Sighting(
+                {**row_of(each), "in_view": now_s - each.end_s <= STILL_IN_VIEW_S}, best[each.key]
+            )
+            for each in in_view
+            if each.number
+        }
         with self._lock:
             self._best[source] = best
             kept = self._sightings.setdefault(source, {})
-            for number, (row, frame) in rows.items():
-                if number not in kept or kept[number].best is not frame:
+            for number, new in found.items():
+                old = kept.get(number)
+                same = old is not None and old.best is new.best
+                if not (same and old and old.row["in_view"] == new.row["in_view"]):
                     self.version += 1
-                kept[number] = Sighting(row, frame)
+                kept[number] = new
 
     def end(self, event: Event, row: Message) -> None:
         """An event is over: from now on it has its pictures, and not the frame any more."""
@@ -360,16 +371,15 @@ class Timeline:
         pictures = self._pictures(found)
         with self._lock:
             kept = self._sightings[event.source]
-            kept[event.number] = Sighting(row, None, *pictures)
+            kept[event.number] = Sighting({**row, "in_view": False}, None, *pictures)
             while len(kept) > MOST_SIGHTINGS:
                 del kept[min(kept)]
             self.version += 1
 
     def rows(self, source: str) -> list[Message]:
-        """The events of a source, the oldest first; ``in_view`` says whether they go on."""
+        """The events of a source, the oldest first; ``in_view`` says which are in view now."""
         with self._lock:
-            found = self._sightings.get(source, {}).items()
-            return [{**each.row, "in_view": each.best is not None} for _, each in sorted(found)]
+            return [each.row for _, each in sorted(self._sightings.get(source, {}).items())]
 
     def pictures(self, source: str, number: int) -> tuple[bytes, bytes] | None:
         """(the part of the best frame around it, that whole frame with its boxes) of an event, as
@@ -451,7 +461,7 @@ class EventSink:
             self._events.append(event)
             self._count += 1
         if what == "ended" and self._timeline is not None:
-            self._timeline.end(event, dict(line))
+            self._timeline.end(event, line)
         if self._clips is not None and event.source not in self._photos:
             if what == "began":
                 self._clips.begin(event)

@@ -282,6 +282,7 @@ def test_a_timeline_has_the_last_events_with_the_frame_that_shows_each_best(monk
         assert timeline.rows("cam")[-1]["in_view"]
         part, whole = timeline.pictures("cam", number + 1)
         go_on(100 * number + 12, 20, (0,))
+        assert not timeline.rows("cam")[-1]["in_view"]
         row = timeline.rows("cam")[-1]
         assert (row["event"], row["in_view"], row["best_frame"]) == (
             number + 1,

@@ -15,7 +15,7 @@ from tests.realtime.web.page import ROOT, streaming, wait_for
 
 SIZES_PX = {"desk": (1280, 900), "phone": (390, 844)}
 DOCS_PX = (1400, 1000)
-EVENTS = 3
+EVENTS = 3  # before the first picture is made
 
 
 def make(shots: dict[Path, tuple[tuple[int, int], str, bool]], *sources: str) -> None:
@@ -41,7 +41,7 @@ def make(shots: dict[Path, tuple[tuple[int, int], str, bool]], *sources: str) ->
             page = context.new_page()
             page.goto(run.url)
             page.wait_for_function(
-                "() => Number(stages.dataset.points) > 6 && seen.textContent.includes('%')"
+                "() => Number(stages.dataset.points) > 6 && /person 9/.test(seen.textContent)"
             )
             page.screenshot(path=path, full_page=whole, **jpeg(path))
             context.close()
