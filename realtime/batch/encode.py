@@ -381,7 +381,7 @@ class _SegmentWriter:
         self._since_s, self._totals = time.monotonic(), _totals(run)
         self.encoder = EncoderThread()
         self.sinks: list[_Pictures | _Rows] = (
-            [_Pictures(self), _Rows(self)] if settings.video else [_Rows(self)]
+            [_Pictures(self), _Rows(self)] if settings.draws else [_Rows(self)]
         )
 
     def pieces(self, index: int) -> Pieces:

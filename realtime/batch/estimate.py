@@ -256,7 +256,7 @@ def measure(clips: Sequence[Clip], localizer: Localizer, settings: Settings) -> 
                     time.perf_counter() - start_s,
                     len(kept) if name == "engine" else count,
                 )
-            if settings.video:
+            if settings.draws:
                 _add(
                     sums,
                     counts,

@@ -17,6 +17,7 @@ from av.container import InputContainer, OutputContainer
 
 from engines.errors import OutputError, SourceError
 from engines.files import whole_file, write_json
+from realtime.batch.copied import copy_with_boxes
 from realtime.batch.encode import piece_time_base
 from realtime.batch.job import Job, with_ending
 from realtime.batch.options import Settings
@@ -274,6 +275,8 @@ def merge(
         claim([*files.values(), *clips.values()])
         cut_clips(tally.events, clips, files["video"], tally.first_s)
     write_events(files["events"], tally.events, clips)
+    if settings.copy_video:
+        copy_with_boxes(clip, read_rows([(files["log"], 0)]), files["copied_video"])
     plot_latency(tally.times, course_of(tally), files["latency_plot"], f"{name}: time per frame")
     summary = _summary(clip, records, tally, facts, files)
     if clips:
@@ -286,7 +289,8 @@ def merge(
 
 def endings(settings: Settings) -> dict[str, str]:
     """The endings of a clip's results, by their kind."""
-    videos = {"video": ".mp4"} if settings.video else {}
+    videos = {"video": ".mp4"} if settings.draws else {}
+    videos |= {"copied_video": ".boxes.mkv"} if settings.copy_video else {}
     videos |= {"heat_video": ".heat.mp4"} if settings.heat_video else {}
     data = {
         "log": ".jsonl",

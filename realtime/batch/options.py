@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from engines.errors import InputError
 from engines.localizer import Localizer
 from engines.options import ADVANCED, LOOK_AT, MOST_IMAGES, OUTPUT, SPEED, EngineOptions, Option
+from engines.text import shown
 from realtime.batch.plan import Window
 from realtime.batch.segment import Clip
 from realtime.sources.spec import kind_of
@@ -45,6 +46,14 @@ class Settings:
     """
 
     video: Annotated[bool, Option("Write the annotated video, or only the data.", OUTPUT)] = True
+    copy_video: Annotated[
+        bool,
+        Option(
+            "Copy the film as it is into NAME.boxes.mkv, with the boxes as a subtitle track, in"
+            " place of drawing on it and encoding it.",
+            OUTPUT,
+        ),
+    ] = False
     heat_video: Annotated[
         bool,
         Option(
@@ -84,10 +93,10 @@ class Settings:
     following: FollowOptions = WHOLE_FRAMES
 
     def __post_init__(self) -> None:
-        if self.event_clips and not self.video:
+        if self.event_clips and not self.draws:
             raise InputError(
                 "clips of events are cut out of the annotated video: write that, or no clips",
-                option=("event_clips", "video"),
+                option=("event_clips", "copy_video" if self.copy_video else "video"),
             )
 
     def in_order(self, clip: Clip) -> bool:
@@ -111,6 +120,25 @@ class Settings:
         """
         photos = any(kind_of(spec).alone for spec in specs)
         return self.batch or (1 if photos else 0)
+
+    @property
+    def draws(self) -> bool:
+        """Whether an annotated video is encoded."""
+        return self.video and not self.copy_video
+
+    def check(self, specs: Sequence[str]) -> None:
+        """Refuse what these sources cannot be.
+
+        Raises:
+            InputError: a video is to be copied of what is no film that can be read twice.
+        """
+        for spec in specs if self.copy_video else ():
+            kind = kind_of(spec)
+            if kind.alone or not kind.can_be_cut:
+                raise InputError(
+                    f"{shown(spec)} is no film whose pictures can be copied: leave that away",
+                    option="copy_video",
+                )
 
     @property
     def window(self) -> Window:
@@ -167,6 +195,7 @@ def settings_digest(settings: Settings, localizer: Localizer) -> str:
         **localizer.identity,
         "wanted_class": localizer.wanted_class,
     }
-    if not settings.event_clips:
-        del decides["event_clips"]  # what was done before there were clips is not done again
+    for name in ("event_clips", "copy_video"):
+        if not getattr(settings, name):
+            del decides[name]  # what was done before there were these is not done again
     return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=20).hexdigest()

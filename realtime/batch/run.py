@@ -88,7 +88,8 @@ def process_all(
 ) -> list[Summary]:
     """Localize every frame of each source in turn.
 
-    Of each, ``out`` gets ``NAME.mp4``, ``NAME.heat.mp4``, ``NAME.jsonl``, ``NAME.parquet``,
+    Of each, ``out`` gets ``NAME.mp4`` or ``NAME.boxes.mkv``, ``NAME.heat.mp4``, ``NAME.jsonl``,
+    ``NAME.parquet``,
     ``NAME.events.jsonl``, ``NAME.latency.png``, ``NAME.report.html`` and ``NAME.summary.json``, as
     far as the settings want them, and ``summary.json`` of all; of several, ``index.html`` leads to
     the reports. A run that was killed goes on where it was when it is begun again; sources whose
@@ -250,7 +251,7 @@ class _Batch:
             self._out,
             self._localizer,
             self._console,
-            self._settings.video,
+            self._settings.draws,
             self._settings.following,
         )
         self._bars.progress.start()
@@ -323,6 +324,7 @@ def batch_chosen(
         InputError: the options contradict each other.
         SightlineError: see there.
     """
+    settings.check(specs)
     settings, choice = settings.beside(choice)
     inputs = [path for field in ATTACHED if isinstance(path := getattr(choice, field), str)]
     if scale.ray is None:
