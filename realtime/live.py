@@ -235,10 +235,10 @@ def stream(
 
 def _tell_where(page: PageServer, console: Console) -> None:
     """Say where the page is. The lines are ``Text``: the token is there to be seen."""
-    if page.url not in page.urls_beyond:
-        console.print(Text(f"watch on {page.url}"), soft_wrap=True)
+    console.print(Text(f"watch on {page.url}"), soft_wrap=True)
     for url in page.urls_beyond:
-        console.print(Text(f"watch on {url}, from other machines, too"), soft_wrap=True)
+        if url != page.url:
+            console.print(Text(f"from other machines: {url}"), soft_wrap=True)
     if page.urls_beyond and console.is_terminal:
         code = qr_code(page.urls_beyond[0], console.width)
         if code is not None:

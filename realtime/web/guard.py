@@ -142,8 +142,8 @@ class Guard:
             )
         return refused(
             401,
-            "the token is missing or wrong: open the address that was printed when the stream"
-            " began, with all that stands behind token=",
+            "the token is missing or wrong: open the whole address that was printed when the"
+            " stream began",
         )
 
     def _is_allowed(self, request: Request, token: str) -> bool:

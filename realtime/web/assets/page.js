@@ -149,7 +149,7 @@ function listCameras() {
     part("rate").textContent = each.fps === undefined ? "" : `${each.fps.toFixed(1)} fps`;
     const drops = each.dropped ? ` · ${each.dropped} dropped` : "", back = each.reconnects ? ` · back ${each.reconnects}×` : "";
     const size = each.width_px ? `${each.width_px} × ${each.height_px}` : each.state;
-    const objects = (each.objects ?? []).map((one) => `${one.track_id} ${one.class_name} ${Math.round(100 * one.confidence)} %`);
+    const objects = (each.state === "live" ? each.objects ?? [] : []).filter((one) => one.x0 !== null).map((one) => `${one.track_id} ${one.class_name} ${Math.round(100 * one.confidence)} %`);
     part("about").textContent = each.trouble || `${size}${drops}${back}`;
     part("about").title = objects.join("\n");
     if (objects.length && !each.trouble) part("about").textContent += ` · follows ${objects.map((one) => one.split(" ")[0]).join(", ")}`;
