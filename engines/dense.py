@@ -11,7 +11,7 @@ Two linear layers read the activations of a few layers, each projected to its pr
    appendix C), and the overlap with an object that is to be expected. Newer heads correct the
    proposals once before, and the box layer reads these better boxes (Cai & Vasconcelos 2018).
 
-Both are fitted in closed form, see ``calib.heads.dense``. The shipped ones were trained on from there.
+Both are fitted in closed form, see ``calib.heads.dense``. The shipped one was trained from there.
 """
 
 import hashlib
