@@ -123,7 +123,8 @@ def voc(request: Request) -> Findings:
     """Tables 1 and 3: VOC 2007, trainval and test."""
     train, test = request.samples("trainval"), request.samples("test")
     classifier, note = with_layers(request, train)
-    return _findings(request, classifier, train, test, PAPER_VOC, (note,))
+    other = "The paper's tables 1 and 4 are of VOC 2012, which is not at hand."
+    return _findings(request, classifier, train, test, PAPER_VOC, (note, other))
 
 
 def coco(request: Request) -> Findings:
@@ -202,16 +203,25 @@ def _findings(
         "Localization: the centre of the heat map's highest region, right if it lies in a box of"
         " its class; ranked by the heat's maximum (section 4.2), and by the class's score of the"
         " image (caption of table 1).",
-        f"Detection: IoU over 0.5. On every tenth training image ({len(kept)}) were chosen:"
-        f" the threshold of each class ({_spread(chosen)}) and alpha ({chosen.alpha:g}).",
+        "Detection: IoU over 0.5. "
+        + (
+            f"On every tenth training image ({len(kept)}) were chosen: the threshold of each class"
+            f" ({_spread(chosen)}) and alpha ({chosen.alpha:g})."
+            if kept
+            else f"Nothing was chosen: thresholds are {chosen.usual:g}, and alpha is 0."
+        ),
         f"{DEFAULT}: up to {MOST_OBJECTS} boxes of an image, ranked by the confidence times the"
         " probability of the name; a box without a sure name is of no class; the point is the"
         " centre of the best box of a class.",
     )
     return Findings(
-        (_summary(numbers, paper), _by_class(numbers), _readings(both)),
+        (
+            _summary(numbers, paper),
+            _by_class(numbers, PAPER_LOCALIZATION if paper is PAPER_VOC else {}),
+            _readings(both),
+        ),
         protocol,
-        (*notes, "The paper's tables 1 and 4 are of VOC 2012, which is not at hand."),
+        tuple(notes),
         pictures_of(found, classes, chosen),
         numbers,
     )
@@ -526,7 +536,7 @@ def _summary(numbers: Mapping[str, Any], paper: Mapping[str, str]) -> Figures:
     return Figures("Mean AP over classes", headings, rows, note)
 
 
-def _by_class(numbers: Mapping[str, Any]) -> Figures:
+def _by_class(numbers: Mapping[str, Any], paper: Mapping[str, float]) -> Figures:
     aps, default = numbers["ap"], numbers["default"]["ap"]["detection"]
     kinds = ("classification", "localization_by_class_score", "detection")
     rows = tuple(
@@ -534,7 +544,7 @@ def _by_class(numbers: Mapping[str, Any]) -> Figures:
             name,
             *(percent(aps[kind][name]) if name in aps[kind] else "" for kind in kinds),
             percent(default[name]) if name in default else "",
-            str(PAPER_LOCALIZATION.get(name, "")),
+            str(paper.get(name, "")),
         )
         for name in sorted(aps["classification"])
     )

@@ -154,5 +154,6 @@ def test_the_tables_are_printed_beside_the_papers(scenes, tmp_path, monkeypatch)
     on_coco = command("reproduce", "beam-coco", "--data", alone, "--weights", fitted, *given[4:])
     assert json.loads(on_coco.stdout)["alpha"] == 0
     assert "49.2" in on_coco.stderr
+    assert "Nothing was chosen" in on_coco.stderr
     told = refused("reproduce", "beam-coco", "--data", alone, "--weights", bare, "--size", "64")
     assert "no trainval images to train on" in told
