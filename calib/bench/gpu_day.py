@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -49,14 +49,16 @@ from calib.bench.gpu_stand_in import (
 )
 from calib.bench.gpu_torch import (
     BATCHES,
+    LEAST_CORRELATION,
     MOST_LOST_MIB,
-    TIMED_S,
     Day,
     Found,
     NotHereError,
+    agreement,
     method_heads,
     peers_there,
     peers_timed,
+    repeated,
     torch_is_right,
     torch_is_used,
     torch_lasts,
@@ -68,6 +70,7 @@ from engines.backends import tensorrt as backend
 from engines.backends.cuda import load_pycuda, probe_gpu
 from engines.backends.tensorrt_build import Build, build_plan
 from engines.build import build_graph
+from engines.choose import build_chosen
 from engines.engine import Engine
 from engines.errors import EngineError, SightlineError
 from engines.files import Kind, checked_output, read_json_object, whole_file
@@ -231,12 +234,15 @@ def stand_in_fits(_: Day) -> Found:
 
 
 def tensorrt_runs(day: Day) -> Found:
-    """Build, run and time plans of each network with its usual method, where TensorRT is here.
+    """Build, check, run and time plans of each network with its usual method.
 
     Raises:
-        NotHereError: it is not.
-        EngineError: no CUDA graph was captured, or outputs of one input differ.
+        NotHereError: TensorRT is not here.
+        EngineError: no CUDA graph was captured; maps differ from the processor's by more than
+            ``LEAST_CORRELATION`` allows; or see ``repeated``.
     """
+    from engines.backends.torch_reference import TorchEngine
+
     try:
         library = backend.load_tensorrt()
     except EngineError as error:
@@ -244,15 +250,33 @@ def tensorrt_runs(day: Day) -> Found:
     found: Found = {"library": f"{library.__name__} {library.__version__}"}
     for name, choice in day.networks():
         _, classifier, head = next(method_heads(choice))
-        for precision, batch in product(("fp32", "fp16"), BATCHES):
-            graph = build_graph(classifier, head=head, batch=batch)
-            engine = _built_plan(graph, library, precision)
-            found[f"{name} {precision} batch {batch}"] = _checked_plan(engine, batch, day)
+        feeds = [feed([image]) for image in pictures(classifier.size_px, 12)]
+        reference = TorchEngine(classifier, head=head)
+        true = [reference.infer(each) for each in feeds]
+        for precision, batch in product(("fp32", "fp16", "int8"), BATCHES):
+            what = f"{name} {precision} batch {batch}"
+            try:
+                graph = build_chosen(replace(choice, precision=precision), batch)
+            except SightlineError as error:  # no calibration for int8
+                found[what] = str(error)
+                continue
+            with closing(_built_plan(graph, library, precision)) as engine:
+                fed = feed(pictures(classifier.size_px, batch))
+                found[what] = {"device": engine.device, **timed(engine, fed, day.timed_s)}
+                if batch == 1:
+                    agreed = agreement(true, list(in_flight(engine, feeds)))
+                    found[what] |= {**agreed, **repeated(engine, feeds, day.calls)}
+                    if agreed["correlation"] < LEAST_CORRELATION.get(precision, 0.0):
+                        raise EngineError(f"{what}: {agreed}")
     return found
 
 
 def _built_plan(graph: onnx.ModelProto, library: Any, precision: str) -> Engine:
-    """An engine of a graph for the GPU that is here."""
+    """An engine of a graph for the GPU that is here.
+
+    Raises:
+        EngineError: no CUDA graph was captured.
+    """
     typed = typed_graph(graph, precision, library.__name__, probe_gpu().sm)
     plan = build_plan(typed, Build(library))
     engine = backend.TensorRtEngine(plan, graph, precision)
@@ -260,22 +284,6 @@ def _built_plan(graph: onnx.ModelProto, library: Any, precision: str) -> Engine:
         engine.close()
         raise EngineError("; ".join(engine.losses))
     return engine
-
-
-def _checked_plan(engine: Engine, batch: int, day: Day) -> Found:
-    """How the plan agrees with the processor, and its times. Closes the engine.
-
-    Raises:
-        EngineError: the same input gives other outputs with other calls under way.
-    """
-    side = engine.inputs[0].shape[1]
-    feeds = [feed(pictures(side, batch + 12)[i : i + batch]) for i in range(12)]
-    with closing(engine):
-        alone = [engine.infer(each) for each in feeds]
-        for a, b in zip(alone, in_flight(engine, feeds), strict=True):
-            if any(not np.array_equal(a[name], b[name]) for name in a):
-                raise EngineError("a call gives other outputs while others are under way")
-        return {"device": engine.device, **timed(engine, feeds[0], TIMED_S if not day.dry else 0.0)}
 
 
 STAGES: dict[str, Stage] = {
@@ -320,7 +328,7 @@ STAGES: dict[str, Stage] = {
     ),
     "peers timed": Stage("How fast PyTorch's users are on this GPU.", peers_timed, peers_there),
     "TensorRT": Stage(
-        "Plans are built, captured and run here, each call apart from the others, and timed.",
+        "Plans are built and captured here, agree with the processor, last, and are timed.",
         tensorrt_runs,
         lambda _: {},
     ),

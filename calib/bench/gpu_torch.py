@@ -16,7 +16,7 @@ from calib.bench.gpu_stand_in import PHOTO, call_ms, feed, in_flight, pictures, 
 from engines.boxes import iou
 from engines.build import CANDIDATES, IMAGE, AnyHead
 from engines.choose import choose_head, open_localizer
-from engines.engine import Array
+from engines.engine import Array, Engine
 from engines.errors import EngineError
 from engines.networks.registry import Classifier, load_classifier
 from engines.options import EngineOptions
@@ -25,8 +25,6 @@ METHODS = ("sensitivity", "gestalt", "heuristic")
 LEAST_CORRELATION = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.9}
 """Of an engine's map with the reference's, by precision."""
 PEERS = ("autograd", "captured_autograd", "compiled", "forward", "captured_forward")
-TIMED_S = 2.0
-LASTING_CALLS = 10_000
 BATCHES = (1, 8)
 MOST_LOST_MIB = 16.0
 MOST_OF_FORWARD = 1.8
@@ -49,6 +47,16 @@ class Day:
     vgg: str = "random"
     pycuda: Path | None = None
     building: "Future[Path] | None" = None
+
+    @property
+    def timed_s(self) -> float:
+        """How long each engine is timed."""
+        return 0.0 if self.dry else 2.0
+
+    @property
+    def calls(self) -> int:
+        """How many calls an engine must stand."""
+        return 24 if self.dry else 10_000
 
     def networks(self) -> Iterator[tuple[str, EngineOptions]]:
         """Name and choice of each network. A dry run leaves out the large one."""
@@ -134,18 +142,18 @@ def compare_torch(
         engine = TorchStreamEngine(
             classifier, head=head, device=device, precision=precision, slots=count
         )
-        agreement = _agreement(true, list(in_flight(engine, feeds)))
+        agreed = agreement(true, list(in_flight(engine, feeds)))
         engine.close()
-        found[f"{precision} slots {count}"] = agreement
-        if not agreement["correlation"] > LEAST_CORRELATION[precision]:
-            raise EngineError(f"{classifier.name} in {precision}: {agreement}")
+        found[f"{precision} slots {count}"] = agreed
+        if not agreed["correlation"] > LEAST_CORRELATION[precision]:
+            raise EngineError(f"{classifier.name} in {precision}: {agreed}")
     return found
 
 
-def _agreement(
+def agreement(
     true: Sequence[Mapping[str, Array]], given: Sequence[Mapping[str, Array]]
 ) -> dict[str, float]:
-    """The worst over all frames; the share of frames with the same class."""
+    """How well outputs agree: the worst over all frames, and the share with the same class."""
     pairs = list(zip(true, given, strict=True))
     maps = [(a["map"].ravel(), b["map"].ravel()) for a, b in pairs]
     lost = [np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in maps]
@@ -180,36 +188,46 @@ def torch_timed(day: Day) -> Found:
         for precision, batch in product(LEAST_CORRELATION, (*BATCHES, 32)):
             engine = TorchStreamEngine(classifier, head=head, batch=batch, precision=precision)
             images = pictures(classifier.size_px, batch)
-            found[f"{name} {precision} batch {batch}"] = timed(engine, feed(images), TIMED_S)
+            found[f"{name} {precision} batch {batch}"] = timed(engine, feed(images), day.timed_s)
             engine.close()
     return found
 
 
-def torch_lasts(_: Day) -> Found:
+def torch_lasts(day: Day) -> Found:
     """Run the usual network with its usual head many times with all slots busy.
 
     Raises:
-        EngineError: a call gives other outputs than the first one of its input, or memory is lost.
+        EngineError: see ``repeated``.
     """
     from engines.backends.torch_reference import TorchStreamEngine
 
     choice = EngineOptions()
     classifier = classifier_of(choice)
     engine = TorchStreamEngine(classifier, head=choose_head(choice, classifier), slots=3)
-    feeds = [feed([image]) for image in pictures(classifier.size_px, 7)]
     with closing(engine):
-        first = [engine.infer(each) for each in feeds]
-        free_mib = _free_mib()
-        begin = time.perf_counter()
-        for index, found in enumerate(in_flight(engine, feeds * (LASTING_CALLS // len(feeds)))):
-            true = first[index % len(feeds)]
-            if any(not _alike(found[name], true[name]) for name in true):
-                raise EngineError(f"call {index} gives other outputs than the same input before")
-        seconds = time.perf_counter() - begin
-        lost = free_mib - _free_mib()
+        feeds = [feed([image]) for image in pictures(classifier.size_px, 7)]
+        return repeated(engine, feeds, day.calls)
+
+
+def repeated(engine: Engine, feeds: Sequence[Mapping[str, Array]], count: int) -> Found:
+    """Run an engine about so many times with all slots busy.
+
+    Raises:
+        EngineError: a call gives other outputs than the first one of its input, or memory is lost.
+    """
+    first = [engine.infer(each) for each in feeds]
+    free_mib = _free_mib()
+    begin = time.perf_counter()
+    calls = list(feeds) * max(1, count // len(feeds))
+    for index, found in enumerate(in_flight(engine, calls)):
+        true = first[index % len(feeds)]
+        if any(not _alike(found[name], true[name]) for name in true):
+            raise EngineError(f"call {index} gives other outputs than the same input before")
+    seconds = time.perf_counter() - begin
+    lost = free_mib - _free_mib()
     if lost > MOST_LOST_MIB:
-        raise EngineError(f"{lost:.0f} MiB of GPU memory are lost in {index + 1} calls")
-    return {"calls": index + 1, "calls_per_s": (index + 1) / seconds, "MiB lost": lost}
+        raise EngineError(f"{lost:.0f} MiB of GPU memory are lost in {len(calls)} calls")
+    return {"calls": len(calls), "calls_per_s": len(calls) / seconds, "MiB lost": lost}
 
 
 def _alike(a: Array, b: Array) -> bool:
@@ -218,8 +236,11 @@ def _alike(a: Array, b: Array) -> bool:
 
 
 def _free_mib() -> float:
+    """Of the GPU's memory; 0 where PyTorch sees none."""
     import torch
 
+    if not torch.cuda.is_available():
+        return 0.0
     torch.cuda.synchronize()
     return torch.cuda.mem_get_info()[0] / 2**20
 
@@ -265,7 +286,7 @@ def vgg16_timed(day: Day) -> Found:
         engine = TorchStreamEngine(classifier, head=head, batch=batch, precision="fp16")
         fed = feed(pictures(classifier.size_px, batch))
         with closing(engine):
-            found[f"batch {batch}"] = timed(engine, fed, TIMED_S)
+            found[f"batch {batch}"] = timed(engine, fed, day.timed_s)
             if batch == 1:
                 found["call_ms"] = call_ms(partial(engine.infer, fed), 300)
     image = feed(pictures(classifier.size_px, 1))[IMAGE]

@@ -167,7 +167,9 @@ class Execution:
 
 def read_graph(plan):
     """A plan that is the graph itself, which OpenVINO runs."""
-    return OpenVinoEngine(onnx.load_from_string(plan), "fp32")
+    model = onnx.load_from_string(plan)
+    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    return OpenVinoEngine(model, "int8" if quantized else "fp32")
 
 
 def machine_with_gpu(monkeypatch, read=read_graph, choose=lambda count: 0, face=Pycuda):

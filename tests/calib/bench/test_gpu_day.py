@@ -98,6 +98,9 @@ def test_plans_are_built_run_and_timed_where_tensorrt_is(tmp_path, monkeypatch):
     assert found["state"] == "ok", found
     assert found["compact fp16 batch 1"]["device"].endswith("CUDA graphs")
     assert found["compact fp32 batch 1"]["images_per_s"] > 0
+    assert found["compact fp32 batch 1"]["correlation"] > 0.999
+    assert found["compact int8 batch 1"]["correlation"] > 0.5, "as its calibration allows"
+    assert found["compact fp16 batch 1"]["calls"] >= 12
     assert not any(machine.driver.alive.values())
     machine.library.capturable = False
     state = run_day(Day(dry=True), tmp_path, stages)["TensorRT"]["state"]
