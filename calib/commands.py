@@ -192,9 +192,10 @@ def _fit_dense(
     fitted.head.save(options.out)
     console.print(f"wrote {options.out}")
     result = {
+        "before": None,
         **fitted.head.card,
-        "before": fitted.before,
         "worse": fitted.is_worse,
+        "more": fitted.forecast.words if fitted.forecast else "",
         "head": str(options.out),
     }
     if test:

@@ -20,7 +20,8 @@ from rich.progress import Progress, track
 from calib.data.datasets import Sample
 from calib.evaluation.metrics import CORLOC_IOU, constant_boxes
 from calib.heads.confidence import logistic
-from calib.heads.dense_few import FEW_OBJECTS, FewFit, fit_few
+from calib.heads.curve import Forecast
+from calib.heads.dense_few import FEW_OBJECTS, SMALL_FOLDS, FewFit, Smaller, fit_few
 from calib.heads.dense_layers import Layers, Look, Sums, fit_layers
 from calib.heads.dense_names import Answer, Names, Sureness, best_iou, with_finer
 from calib.heads.dense_scenes import (
@@ -72,11 +73,13 @@ class DenseFit:
         held_out: of images by heads that were not fitted on them, see ``figures_of``; of all in
             turns where they are few, else of a fifth.
         before: of the same images, by the head that it started from.
+        forecast: what more boxes would bring; None where that is not known.
     """
 
     head: DenseHead
     held_out: dict[str, float]
     before: dict[str, float] | None = None
+    forecast: Forecast | None = None
 
     @property
     def is_worse(self) -> bool:
@@ -136,6 +139,8 @@ def told(fitted: DenseFit) -> str:
             f"{100 * found['named']:.0f} % of the right boxes have a name, and"
             f" {100 * found['names_right']:.0f} % of these names are right"
         )
+    if fitted.forecast is not None:
+        lines.append(fitted.forecast.words)
     return "Measured on images that the head was not fitted on:\n  " + "\n  ".join(lines)
 
 
@@ -192,14 +197,15 @@ def fit_dense(
         else:
             stride_px = cell_stride_px(classifier.size_px, table.sides)
             reader = Reader(levels, classifier.size_px, stride_px)
+        smaller: Smaller | None
         trials = FOLDS if len(samples) <= FEW_IMAGES else 1
         before = Layers.of(start, names) if start else None
         fitting = _Fitting(table, reader, names, before, trials)
         if start and before and not move_boxes and max(objects, len(table)) <= FEW_OBJECTS:
             few = fitting.few(console)
-            found, started, layers = few.found, few.started, few.layers
+            found, started, layers, smaller = few.found, few.started, few.layers, few.smaller
         else:
-            found, started, layers = fitting.run(console)
+            found, started, layers, smaller = fitting.run(console)
     names = names.sharpened(found)
     sure = _sureness(names, start, found, reader)
     naming, said = names.layer(layers.names, start.naming if start else None, found)
@@ -208,6 +214,10 @@ def fit_dense(
     if finer and not start:
         naming = with_finer(naming, finer, class_count(classifier))
     held_out = {**figures_of(_main(found), sure), **said}
+    measured = None
+    if start:
+        measured = figures_of(_main(started), replace(sure, trust=start.trust, names=names.before))
+    forecast = _forecast(objects, measured, held_out, smaller, sure)
     boxes = table.single_boxes
     card = {
         "kind": "dense",
@@ -218,14 +228,39 @@ def fit_dense(
         "input": classifier.preprocessing.stored(),
         "held_out": held_out,
         **({"constant_boxes": asdict(constant_boxes(np.array(boxes)))} if boxes else {}),
-        **({"start": start.card.get("data")} if start else {}),
+        **({"start": start.card.get("data"), "before": measured} if start else {}),
+        **({"forecast": asdict(forecast)} if forecast else {}),
     }
     head = _head_of(layers, levels, reader, classifier, spec, sure, naming, card)
     head = replace(head, shown_from=start.shown_from if start else sure.shown_from(found))
-    measured = None
-    if start:
-        measured = figures_of(_main(started), replace(sure, trust=start.trust, names=names.before))
-    return DenseFit(head, held_out, measured)
+    return DenseFit(head, held_out, measured, forecast)
+
+
+def _forecast(
+    objects: int,
+    before: Mapping[str, float] | None,
+    held_out: Mapping[str, float],
+    smaller: Smaller | None,
+    sure: Sureness,
+) -> Forecast | None:
+    """How the mean IoU goes with the number of boxes; None where too little was measured.
+
+    The heads of fewer boxes were measured on some of the images only. So their point lies as far
+    below that of the others as it does on these images.
+    """
+    if before is None or smaller is None or not held_out["images_with_one_object"]:
+        return None
+    few, same = (figures_of(_main(each), sure) for each in (smaller.found, smaller.same))
+    if not few["images_with_one_object"]:
+        return None
+    share = (FOLDS - 1) / FOLDS
+    at_few = held_out["mean_iou"] + few["mean_iou"] - same["mean_iou"]
+    points = [(0.0, before["mean_iou"])]
+    points += [
+        (objects * len(SMALL_FOLDS) / FOLDS, at_few),
+        (objects * share, held_out["mean_iou"]),
+    ]
+    return Forecast.fitted(points, objects)
 
 
 @dataclass(frozen=True)
@@ -242,16 +277,18 @@ class _Fitting:
     start: Layers | None
     trials: int
 
-    def run(self, console: Console) -> tuple[list[Answer], list[Answer], Layers]:
+    def run(self, console: Console) -> tuple[list[Answer], list[Answer], Layers, Smaller | None]:
         """The answers for images that the layers were not fitted on, those of the start for the
-        same images, and the layers of all images.
+        same images, the layers of all images, and what fewer images would have given.
         """
         table, everything = self.table, np.arange(len(self.table))
         fold = self._folds()
         found, started = list[Answer](), list[Answer]()
-        sums, rest = Sums(), everything
+        sums, rest, smaller = Sums(), everything, None
         with Progress(console=console) as bar:
             for number in range(self.trials):
+                if number == len(SMALL_FOLDS):
+                    before = len(found)
                 held = np.flatnonzero(fold == number)
                 part = f"measuring, {number + 1} of {self.trials}"
                 sums = Sums()
@@ -266,7 +303,18 @@ class _Fitting:
                 rest = held
             else:
                 sums = Sums()
-            return found, started, self._layers(bar, "fitting to all images", rest, sums)
+                if self.start:
+                    smaller = Smaller(self._fewer(bar, fold), found[before:])
+            layers = self._layers(bar, "fitting to all images", rest, sums)
+            return found, started, layers, smaller
+
+    def _fewer(self, bar: Progress, fold: Rows) -> list[Answer]:
+        """The answers of layers that were fitted to ``SMALL_FOLDS``, for the other images."""
+        few = np.isin(fold, SMALL_FOLDS)
+        trial = self._layers(bar, "measuring fewer boxes", np.flatnonzero(few), Sums())
+        others = [np.flatnonzero(fold == number) for number in range(len(SMALL_FOLDS), self.trials)]
+        scenes = self.table.scenes(np.concatenate(others), mirrored=False)
+        return [trial.answer(self.reader, each) for each in scenes if not each.says_nothing]
 
     def few(self, console: Console) -> FewFit:
         """What is said of boxes alone, fitted to few images; see ``calib.heads.dense_few``."""

@@ -29,9 +29,9 @@ from realtime.teaching.labels import Box
 
 TAUGHT, TRIAL = "taught.safetensors", "trial.safetensors"
 STAGE = re.compile(r"^(?P<what>\S.*?) +\S*━.* 100%")
-STAGES = 7
-"""So many lines of progress a fit to few images has: the maps, five heads that are measured, and
-the one of all images.
+STAGES = 8
+"""So many lines of progress a fit to few images has: the maps, five heads that are measured, one of
+fewer images, and the one of all.
 """
 OPENING_SHARE = 0.95
 SWAP_S = 5.0
@@ -261,6 +261,7 @@ class Learning:
             self._facts |= {
                 "before": _figures(result.get("before")),
                 "after": after,
+                "more": displayable(str(result.get("more", ""))),
                 "course": self._course[-MOST_COURSE:],
                 "took_s": round(took_s, 1),
                 "share": OPENING_SHARE,

@@ -417,19 +417,16 @@ function showLearning() {
   }
 }
 
-// How it went from one time to the next: whether more boxes are worth drawing.
-function showCourse(course) {
-  by("teach-course").hidden = course.length < 2;
-  if (course.length < 2) return;
-  const [last, now] = course.slice(-2), gain = now.mean_iou - last.mean_iou;
+// What more boxes would bring, and how it went from one time to the next.
+function showCourse(course, more) {
+  by("teach-course").hidden = !more && course.length < 2;
   const points = course.map((each) => `${each.mean_iou.toFixed(2)} with ${plural(each.boxes, "box", "boxes")}`).join(", ");
-  const words = gain > 0.01 ? "More boxes still help." : "More boxes like these hardly help; other places, sizes and lights may.";
-  by("teach-course").textContent = `Mean overlap so far: ${points}. ${now.boxes > last.boxes ? words : ""}`;
+  by("teach-course").textContent = [more && sentence(more), course.length > 1 && `Mean overlap so far: ${points}.`].filter(Boolean).join(" ");
 }
 
-function showFigures({ before, after, course = [] }) {
+function showFigures({ before, after, course = [], more = "" }) {
   by("teach-figures").hidden = !after;
-  showCourse(after ? course : []);
+  showCourse(after ? course : [], after ? more : "");
   if (!after) return;
   const lines = [["Right boxes", "corloc", (x) => `${Math.round(100 * x)} %`], ["Mean overlap", "mean_iou", (x) => x.toFixed(2)], ["Objects among 10 boxes", "recall_at_10", (x) => `${Math.round(100 * x)} %`]];
   by("teach-figures").tBodies[0].replaceChildren(...lines.filter(([, key]) => key === "recall_at_10" || after.images_with_one_object).map(([title, key, words]) => {

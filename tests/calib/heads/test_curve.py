@@ -13,6 +13,7 @@ from rich.console import Console
 from calib.data.datasets import load_dataset
 from calib.heads.curve import (
     Curve,
+    Forecast,
     Point,
     curve_of,
     curve_table,
@@ -204,3 +205,29 @@ def test_on_real_photos_more_boxes_pass_the_constant_box(data):
     medians = {point.boxes: np.median(point.mean_iou) for point in curve.points}
     assert medians[200] > curve.constant_mean_iou
     assert medians[len(train)] > medians[50]
+
+
+@pytest.mark.parametrize("half", [3.0, 12.0, 60.0])
+def test_a_forecast_goes_through_what_was_measured(half):
+    def at(boxes):
+        return 0.8 - 0.5 * half / (half + boxes)
+
+    found = Forecast.fitted([(0, 0.3), (8, at(8)), (16, at(16))], 20)
+    assert found.at(40) == pytest.approx(at(40), abs=0.03)
+    assert found.at(0) == pytest.approx(0.3)
+    assert "20 boxes more" in found.words
+
+
+@pytest.mark.parametrize(
+    "ious", [(0.5, 0.5, 0.5), (0.5, 0.7, 0.7), (0.6, 0.5, 0.5), (0.5, 0.7, 0.68)]
+)
+def test_where_more_boxes_brought_nothing_nothing_is_promised(ious):
+    found = Forecast.fitted([*zip((0, 8, 16), ious, strict=True)], 20)
+    assert found.at(10_000) <= 0.95
+    assert found.at(40) == pytest.approx(found.at(20), abs=0.03)
+    assert "hardly" in found.words or found.at(40) - found.at(20) >= 0.01
+
+
+def test_a_forecast_goes_no_higher_than_boxes_can_be_drawn():
+    found = Forecast.fitted([(0, 0.3), (8, 0.4), (16, 0.8)], 20)
+    assert found.at(1e6) <= 0.95

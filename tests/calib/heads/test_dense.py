@@ -220,6 +220,14 @@ def test_what_it_reaches_is_said_beside_the_head_it_started_from(classifier, fit
     assert "before: " in words
     assert "after: " in words
     assert not found.is_worse
+    assert found.head.card["before"] == found.before
+    forecast = found.forecast
+    assert forecast.boxes == sum(len(each.truths) for each in some)
+    counts, ious = zip(*forecast.points, strict=True)
+    assert counts == pytest.approx((0, 0.4 * forecast.boxes, 0.8 * forecast.boxes), abs=0.1)
+    assert (ious[0], ious[2]) == (found.before["mean_iou"], found.held_out["mean_iou"])
+    assert forecast.words in words
+    assert found.head.card["forecast"]["points"] == forecast.points
     worse = replace(found, before={**found.held_out, "corloc": found.held_out["corloc"] + 0.02})
     assert worse.is_worse
 

@@ -26,7 +26,7 @@ if mode == "bad":
     print("error: labels.csv: it has 1 box", file=sys.stderr)
     sys.exit(2)
 open(out, "w").write(mode)
-print(json.dumps({"before": {"corloc": 0.5}, "held_out": {"corloc": 0.9}, "worse": mode == "worse"}))
+print(json.dumps({"before": {"corloc": 0.5}, "held_out": {"corloc": 0.9}, "worse": mode == "worse", "more": "it helps"}))
 """
 
 
@@ -112,8 +112,11 @@ def test_a_better_head_is_used_and_left_and_used_again(made, tmp_path):
     assert (state["before"], state["after"]) == ({"corloc": 0.5}, {"corloc": 0.9})
     assert localizer.names == ("dog", "my mug")
     assert state["course"] == [{"boxes": 5, "corloc": 0.9}]
+    assert state["more"] == "it helps"
+    assert learning.in_use == (tmp_path / "taught.safetensors", 1)
     learning.use(False)
     assert (localizer.names, learning.state()["uses_taught"]) == (("dog",), False)
+    assert learning.in_use == (None, 2)
     learning.use(True)
     assert learning.said == [("dog", "my mug"), ("dog",), ("dog", "my mug")]
     with pytest.raises(InputError, match="nothing is new since it learned"):
