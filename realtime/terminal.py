@@ -3,6 +3,7 @@ took, and the files that it wrote.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -117,9 +118,13 @@ def print_files(summary: Mapping[str, Any], console: Console) -> None:
         for path in [paths] if isinstance(paths, str) else paths:
             line = f"  {kind.replace('_', ' '):13} {displayable(path)}"
             console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for name in summary.get("clips", ())[:MOST_SEEN]:
-        line = f"  {'event clip':13} {displayable(name)}"
+    clips = summary.get("clips", ())
+    for name in clips[:MOST_SEEN]:
+        path = Path(summary["files"]["events"]).with_name(name)
+        line = f"  {'event clip':13} {displayable(str(path))}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if len(clips) > MOST_SEEN:
+        console.print(f"  and {len(clips) - MOST_SEEN} more clips of events", markup=False)
 
 
 def _caption(summary: dict[str, Any]) -> str:
