@@ -7,16 +7,18 @@ import webbrowser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from engines.files import picture_kind, signed, whole_file
 from engines.text import displayable
 from realtime.frames import STAGES
 from realtime.statistics import Run, StageTimes
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 LATENCY = "time per frame"
 LATENCY_FILE = picture_kind(LATENCY)
@@ -27,13 +29,15 @@ COLOURS = dict(
 ASSETS = Path(__file__).parent / "assets"
 
 
-def templates(folder: Path, escape: bool = True) -> Environment:
+def templates(folder: Path, escape: bool = True) -> "Environment":
     """The templates of a folder, beside the shared one.
 
     Args:
         folder: holds them.
         escape: for HTML, whose content may hold anything; Markdown stays as it is.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # where pages are written
+
     return Environment(
         loader=FileSystemLoader([folder, ASSETS]),
         undefined=StrictUndefined,

@@ -141,7 +141,10 @@ HEAVY = ("numpy", "cv2", "openvino", "onnx", "av", "PIL", "torch", "matplotlib",
         ("doctor", ("calib", "torch", "matplotlib", "pyarrow", "openvino")),
         (
             "stream",
-            ("calib", "openvino", "torch", "matplotlib", "pyarrow", "scipy", "fastapi", "ray"),
+            (
+                *("calib", "openvino", "torch", "matplotlib", "pyarrow", "scipy", "fastapi", "ray"),
+                *("jinja2", "onnx.reference"),
+            ),
         ),
         ("batch", ("calib", "openvino", "torch", "matplotlib", "scipy", "fastapi", "ray")),
     ],

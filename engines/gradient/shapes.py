@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper
-from onnx.reference import ReferenceEvaluator
 
 from engines.engine import Array
 from engines.errors import ModelError
@@ -202,6 +201,8 @@ def _resizing(step: Step, before: int, after: int, scale: float | None) -> Array
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
+    from onnx.reference import ReferenceEvaluator  # only where an axis is resized
+
     found: Any = ReferenceEvaluator(model).run(None, {name: values[name] for name in read})
     matrix: Array = np.asarray(found[0])[0, 0]
     return matrix
