@@ -22,6 +22,8 @@ TORCH_FILES = {
     "engines/backends/torch_reference.py",
     "engines/backends/torch_networks.py",
     "engines/networks/packages.py",
+    "calib/research/dense_descent.py",
+    "calib/research/dense_losses.py",
     "calib/research/networks.py",
     "calib/research/train.py",
     "calib/bench/gpu_day.py",

@@ -210,7 +210,7 @@ def fit_dense(
     sure = _sureness(names, start, found, reader)
     naming, said = names.layer(layers.names, start.naming if start else None, found)
     if len(layers.means):
-        naming = replace(naming, means=_halved(layers.means[:, :-1].astype(np.float32)))
+        naming = replace(naming, means=halved(layers.means[:, :-1].astype(np.float32)))
     if finer and not start:
         naming = with_finer(naming, finer, class_count(classifier))
     held_out = {**figures_of(_main(found), sure), **said}
@@ -414,11 +414,11 @@ def _head_of(
     """The head that computes what the layers do. Large weights are rounded as its file has them."""
     cells = np.concatenate([layers.distances, layers.objectness], axis=1).T.astype(np.float32)
     boxes = np.concatenate([layers.corrections, layers.expected], axis=1).T.astype(np.float32)
-    cell_weight, box_weight = (_halved(each[:, :-1]) for each in (cells, boxes))
+    cell_weight, box_weight = (halved(each[:, :-1]) for each in (cells, boxes))
     first = None if layers.first is None else layers.first.T.astype(np.float32)
     return DenseHead(
         spec,
-        tuple(replace(level, basis=_halved(level.basis)) for level in levels),
+        tuple(replace(level, basis=halved(level.basis)) for level in levels),
         reader.stride_px,
         cell_weight,
         cells[:, -1].copy(),
@@ -433,14 +433,14 @@ def _head_of(
         reader.compared,
         reader.same,
         reader.whole,
-        replace(naming, weight=_halved(naming.weight)),
+        replace(naming, weight=halved(naming.weight)),
         sure.trust,
         body=classifier.body_digest,
-        first_weight=None if first is None else _halved(first[:, :-1]),
+        first_weight=None if first is None else halved(first[:, :-1]),
         first_bias=None if first is None else first[:, -1].copy(),
     )
 
 
-def _halved(values: Array32) -> Array32:
+def halved(values: Array32) -> Array32:
     """Values that float16 holds."""
     return np.ascontiguousarray(values.astype(np.float16), np.float32)

@@ -35,7 +35,7 @@ from engines.localizer import Localizer
 from engines.maps import MapSpec
 from engines.networks.network import Shape
 from engines.networks.registry import Classifier
-from engines.resizing import cell_centres, cell_window, interpolation
+from engines.resizing import Resizing, cell_centres, cell_window, interpolation
 
 Array32 = NDArray[np.float32]
 Array64 = NDArray[np.float64]
@@ -166,14 +166,15 @@ class SceneTable:
             ],
         )
         places = {name: place for place, name in enumerate(names)}
+        place = localizer.resizing, localizer.size_px
         for number, (kind, sample) in enumerate(track(pairs, "computing maps", console=console)):
             image = sample.read()
             prepared = localizer.prepare(image)
             size_px = image.shape[1], image.shape[0]
-            boxes, kept = boxes_in_square(sample.truths, *size_px, localizer)
+            boxes, kept = boxes_in_square(sample.truths, *size_px, *place)
             if kind == MAIN and sample.single:
                 table.single_boxes.extend(relative_boxes([sample], [size_px]))
-            table.ignored_px.append(boxes_in_square(sample.ignored, *size_px, localizer)[0])
+            table.ignored_px.append(boxes_in_square(sample.ignored, *size_px, *place)[0])
             known = [places.get(truth.class_name, -1) for truth in sample.truths]
             table.classes.append(np.array(known, np.int64)[kept])
             for side, square in enumerate((prepared, prepared[:, ::-1])[: 1 + (kind == MAIN)]):
@@ -244,17 +245,16 @@ def activations_of(
 
 
 def boxes_in_square(
-    truths: Sequence[Truth], width_px: int, height_px: int, localizer: Localizer
+    truths: Sequence[Truth], width_px: int, height_px: int, resizing: Resizing, side_px: int
 ) -> tuple[Array64, NDArray[np.bool_]]:
     """The true boxes of an image in pixels of the network's square, ``[B, 4]``, and which of all
     they are: those that are wider and taller than a pixel.
     """
-    side = localizer.size_px
-    left, top, right, bottom = localizer.resizing.seen(width_px, height_px, (side, side))
+    left, top, right, bottom = resizing.seen(width_px, height_px, (side_px, side_px))
     boxes = np.array([truth.box_xyxy_px for truth in truths]).reshape(-1, 4)
     start = np.array([left, top, left, top])
-    scale = side / np.array([right - left, bottom - top, right - left, bottom - top])
-    found = np.clip((boxes - start) * scale, 0, side)
+    scale = side_px / np.array([right - left, bottom - top, right - left, bottom - top])
+    found = np.clip((boxes - start) * scale, 0, side_px)
     kept = (found[:, 2:] - found[:, :2] > 1).all(axis=1)
     return np.asarray(found[kept]), np.asarray(kept)
 

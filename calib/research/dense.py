@@ -4,7 +4,7 @@ animal_pose_voc train.
 Run it as ``python -m calib.research.dense --data FOLDER --out HEAD``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +14,10 @@ from rich.console import Console
 
 from calib.data.datasets import Sample, load_dataset
 from calib.heads.dense import default_spec, fit_dense
+from calib.heads.dense_scenes import MAIN
+from calib.heads.linear import FOLDS, group_numbers
 from calib.research.command_line import run
-from calib.research.dense_domains import further
+from calib.research.dense_domains import DRAWN_FRAMES, further
 from engines.networks.preprocessing import GivenInput
 from engines.networks.registry import class_names, load_classifier
 from engines.options import Option
@@ -26,6 +28,10 @@ SMALL_PHOTOS = 2500
 RARE = ("bottle",)
 """Of the things that few of VOC's photos show by themselves, all photos of Tiny ImageNet serve."""
 OF_EACH_KIND = 600
+BLURRED = "moving"
+"""The confidence gets too high where nothing is, when it is fitted to images of this kind."""
+ALL, FITTED, LEFT_OUT = "all", "fitted", "left out"
+"""Parts of the photos, see ``training_images``."""
 CLASSES = 1000
 PEOPLE_SAY = {
     "diningtable": "dining table",
@@ -63,9 +69,34 @@ def main(
     out: Annotated[Path, Option("The head to write (.safetensors).")],
     model: Annotated[str, Option("The network.")] = "lite0",
     size: Annotated[int, Option("Input side in pixels.", min=32)] = SIZE_PX,
+    leave_out: Annotated[bool, Option("Leave a fifth of the photos out.")] = False,
 ) -> None:
     """Fit the head and say what it reaches on images that it was not fitted on."""
     classifier = load_classifier(model, None, size, GivenInput(resize="letterbox"))
+    images = training_images(data, FITTED if leave_out else ALL)
+    del images[BLURRED]
+    console = Console()
+    fitted = fit_dense(
+        images.pop(MAIN),
+        classifier,
+        default_spec(classifier),
+        console,
+        "VOC 2007 trainval, animal_pose_voc train",
+        further=images,
+        finer={name: numbers(ranges) for name, ranges in FINER.items()},
+    )
+    fitted.head.save(out)
+    console.print(fitted.held_out)
+
+
+def training_images(data: Path, part: str = ALL) -> dict[str, list[Sample]]:
+    """The images that the head is fitted to, by their kind, see ``calib.heads.dense_scenes.MAIN``.
+
+    Args:
+        data: folder with the data sets.
+        part: ``ALL``; ``LEFT_OUT``, a fifth of the photos and images made of them, or ``FITTED``,
+            those of the others. Photos of one group are never apart.
+    """
     voc, animals = (
         [spoken(sample) for sample in load_dataset(data / name)]
         for name in ("voc2007/trainval.csv", "animal_pose_voc/train.csv")
@@ -74,24 +105,26 @@ def main(
     small, words = load_dataset(folder / "train.csv"), kinds(folder / "words.txt")
     order = np.random.default_rng(7).permutation(len(small))
     many, others = (
-        [called(small[i], words) for i in part] for part in np.split(order, [SMALL_PHOTOS])
+        [called(small[i], words) for i in places] for places in np.split(order, [SMALL_PHOTOS])
     )
     rare = [each for each in others if any(truth.class_name in RARE for truth in each.truths)]
-    console = Console()
+    each, first_drawn = OF_EACH_KIND, 0
+    if part != ALL:
+        voc, animals, many, rare = of_part([voc, animals, many, rare], part == LEFT_OUT)
+    if part == LEFT_OUT:
+        each, first_drawn = OF_EACH_KIND // FOLDS, DRAWN_FRAMES
     photos = [*voc, *animals]
-    made = further(photos, voc, OF_EACH_KIND)
-    del made["moving"]  # the confidence gets too high where nothing is
-    fitted = fit_dense(
-        photos,
-        classifier,
-        default_spec(classifier),
-        console,
-        "VOC 2007 trainval, animal_pose_voc train",
-        further={**made, "small": many, "rare": rare},
-        finer={name: numbers(ranges) for name, ranges in FINER.items()},
-    )
-    fitted.head.save(out)
-    console.print(fitted.held_out)
+    made = further(photos, voc, each, first_drawn)
+    return {MAIN: photos, **made, "small": many, "rare": rare}
+
+
+def of_part(lists: Sequence[Sequence[Sample]], left_out: bool) -> list[list[Sample]]:
+    """Of lists of photos those of the fifth of their groups that is left out, or the others."""
+    groups = [sample.group for some in lists for sample in some]
+    numbers = group_numbers(groups, np.arange(len(groups)))
+    held = np.random.default_rng(0).permutation(numbers.max() + 1) % FOLDS == 0
+    mine = dict(zip(groups, (held[numbers] == left_out).tolist(), strict=True))
+    return [[sample for sample in some if mine[sample.group]] for some in lists]
 
 
 def spoken(sample: Sample) -> Sample:

@@ -199,7 +199,7 @@ def drawn_nothing(number: int) -> Sample:
 
 
 def further(
-    samples: Sequence[Sample], complete: Sequence[Sample], each: int
+    samples: Sequence[Sample], complete: Sequence[Sample], each: int, first_drawn: int = 0
 ) -> dict[str, list[Sample]]:
     """About so many images of each kind, made of some of the photos, by the name of the kind.
 
@@ -208,6 +208,7 @@ def further(
         complete: those in which all objects are labelled, not the animals alone. Of each that has
             room an empty part is taken.
         each: how many of the other kinds.
+        first_drawn: the number of the first drawn frame; others give other frames.
     """
     order = np.random.default_rng(1).permutation(len(samples))
     photos = [samples[place] for place in order]
@@ -221,5 +222,5 @@ def further(
         "far away": [far_away(*pair) for pair in zip(photos[:each], backgrounds, strict=False)],
         "moving": [moving(photo) for photo in photos[each : 2 * each]],
         "empty": crops,
-        "drawn": [drawn_nothing(number) for number in range(DRAWN_FRAMES)],
+        "drawn": [drawn_nothing(first_drawn + number) for number in range(DRAWN_FRAMES)],
     }

@@ -2,6 +2,8 @@
 PyTorch, boxes are compared by their IoU itself, and features are in the order of a head's file.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,14 +30,24 @@ from engines.resizing import cell_window
 class TorchDenseHead:
     """Reads the candidates of ``engines.dense.append_candidates``.
 
+    All steps from the components to the corrected boxes can be differentiated, but for the choice
+    of the proposals.
+
     Args:
-        head: what is read.
+        head: see below.
         shape: of the network's input, rows and columns in pixels.
         device: where the layers are.
+
+    Attributes:
+        head: what is read.
+        layers: weight ``[T, D]`` and bias ``[T]`` of ``cells``, ``boxes``, and where the head has
+            such, of ``first`` and ``names``. Whoever trains them puts others in their place.
+        least_px: no side of a box counts as shorter.
+        centres: of the cells, x and y in pixels, ``[cells, 2]``.
     """
 
     def __init__(self, head: DenseHead, shape: Shape, device: torch.device) -> None:
-        self._head, self._device = head, device
+        self.head, self._device = head, device
         self._rows, self._columns = shape
         self._cells = self._rows // head.stride_px, self._columns // head.stride_px
         self._limits = self._tensor([self._columns, self._rows] * 2)
@@ -43,11 +55,11 @@ class TorchDenseHead:
             (torch.arange(count, device=device) + 0.5) * head.stride_px for count in self._cells
         ]
         y, x = torch.meshgrid(*middles, indexing="ij")
-        self._centres = torch.stack([x, y], dim=-1).reshape(-1, 2)
-        self._least = SMALLEST * head.stride_px
+        self.centres = torch.stack([x, y], dim=-1).reshape(-1, 2)
+        self.least_px = SMALLEST * head.stride_px
         self._better = torch.ones(head.compared, head.compared, device=device).triu(1)
         self._bases = [tuple(map(self._tensor, (each.mean, each.basis))) for each in head.levels]
-        self._layers = {
+        self.layers = {
             name: (self._tensor(weight), self._tensor(bias))
             for name, weight, bias in (
                 ("cells", head.cell_weight, head.cell_bias),
@@ -73,7 +85,7 @@ class TorchDenseHead:
 
     def __call__(
         self,
-        layers: dict[str, Tensor],
+        layers: Mapping[str, Tensor],
         last_nchw: Tensor,
         scores: Tensor,
         linear: tuple[Tensor, Tensor] | None,
@@ -89,21 +101,18 @@ class TorchDenseHead:
                 last maps; None where none does.
             wanted: class that is looked for, ``[N]``; negative for any.
         """
-        maps = [
-            self._components(layers[level.layer].float(), place)
-            for place, level in enumerate(self._head.levels)
-        ]
-        boxes, objectness = self._proposals(self._read_cells(maps))
-        if "first" in self._layers:
-            features = self._features(maps, boxes, objectness)
-            boxes = self._moved(boxes, functional.linear(features, *self._layers["first"]))
-        features = self._features(maps, boxes, objectness)
-        found = functional.linear(features, *self._layers["boxes"])
-        moved = self._moved(boxes, found[..., :4])
+        maps = self.components(layers)
+        boxes, objectness = self.proposals(self.cells(maps))
+        if "first" in self.layers:
+            features = self.features(maps, boxes, objectness)
+            boxes = self.moved(boxes, functional.linear(features, *self.layers["first"]))
+        features = self.features(maps, boxes, objectness)
+        found = functional.linear(features, *self.layers["boxes"])
+        moved = self.moved(boxes, found[..., :4])
         expected = found[..., 4]
         names, evidence = list[Tensor](), torch.zeros_like(expected)
-        if self._head.naming is not None:
-            logits = functional.linear(features, *self._layers["names"])
+        if self.head.naming is not None:
+            logits = functional.linear(features, *self.layers["names"])
             most, place = logits[..., :-1].max(dim=2)
             probability = logits.softmax(dim=2).gather(2, place[..., None])[..., 0]
             names, evidence = [place.float(), probability], most - logits[..., -1]
@@ -112,18 +121,30 @@ class TorchDenseHead:
         columns = torch.stack([confidence, *classes, *names], dim=2)
         return torch.cat([moved / self._limits, columns], dim=2)
 
-    def _components(self, x: Tensor, place: int) -> Tensor:
-        """Activations ``[N, C, h, w]`` as components ``[N, P, h, w]``."""
-        mean, basis = self._bases[place]
-        if self._head.levels[place].root:
-            x = x.relu().sqrt()
-        return torch.einsum("nchw,cp->nphw", x - mean[:, None, None], basis)
+    def components(self, layers: Mapping[str, Tensor]) -> list[Tensor]:
+        """The components ``[N, P, h, w]`` of each level; of what each layer wrote."""
+        found = []
+        for level, (mean, basis) in zip(self.head.levels, self._bases, strict=True):
+            x = layers[level.layer].float()
+            if level.root:
+                x = x.relu().sqrt()
+            found.append(torch.einsum("nchw,cp->nphw", x - mean[:, None, None], basis))
+        return found
 
-    def _read_cells(self, maps: list[Tensor]) -> Tensor:
+    def cells(self, maps: Sequence[Tensor]) -> Tensor:
         """The cell layer, ``[N, 5 * SIZES, cells]``."""
-        weight, bias = self._layers["cells"]
+        return self._read_cells(maps, *self.layers["cells"])
+
+    def cell_features(self, maps: Sequence[Tensor]) -> Tensor:
+        """What the cell layer reads, ``[N, cells, D1]``."""
+        width = self.layers["cells"][0].shape[1]
+        each = torch.eye(width, device=self._device)
+        return self._read_cells(maps, each, each.new_zeros(width)).transpose(1, 2)
+
+    def _read_cells(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+        """A linear layer at every cell, ``[N, T, cells]``."""
         total, start = bias[:, None, None], 0
-        for level, x in zip(self._head.levels, maps, strict=True):
+        for level, x in zip(self.head.levels, maps, strict=True):
             part = weight[:, start : start + level.cell_width]
             start += level.cell_width
             kernel = part.reshape(len(weight), -1, level.kernel, level.kernel)
@@ -138,32 +159,38 @@ class TorchDenseHead:
             total = total + read
         return total.flatten(2)
 
-    def _proposals(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The best boxes ``[N, K, 4]`` and their objectness ``[N, K]``."""
-        n, count = len(cells), cells.shape[2]
-        logs = cells[:, : 4 * SIZES].clamp(*LOG_LIMITS).reshape(n, SIZES, 4, count)
-        sides = logs.exp().permute(0, 1, 3, 2) * self._head.stride_px
-        edges = [self._centres - sides[..., :2], self._centres + sides[..., 2:]]
-        boxes = self._inside(torch.cat(edges, dim=3).reshape(n, -1, 4))
-        scores = cells[:, 4 * SIZES :].reshape(n, -1)
-        scores, places = scores.topk(min(self._head.compared, scores.shape[1]), dim=1)
-        boxes = _picked(boxes, places)
-        better = self._better[: len(scores[0]), : len(scores[0])]
-        near = (_ious(boxes) > self._head.same) & (better > 0)
-        ranked = scores - SUPPRESSED * near.any(dim=1).float()
-        places = ranked.topk(self._head.candidates, dim=1).indices
-        return _picked(boxes, places), scores.gather(1, places)
+    def cell_boxes(self, cells: Tensor) -> Tensor:
+        """The boxes ``[N, SIZES, cells, 4]`` of what the cell layer gives."""
+        logs = cells[:, : 4 * SIZES].clamp(*LOG_LIMITS)
+        logs = logs.reshape(len(cells), SIZES, 4, -1)
+        sides = logs.exp().transpose(2, 3) * self.head.stride_px
+        edges = [self.centres - sides[..., :2], self.centres + sides[..., 2:]]
+        return self._inside(torch.cat(edges, dim=3))
 
-    def _features(self, maps: list[Tensor], boxes: Tensor, objectness: Tensor) -> Tensor:
+    def proposals(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """The best boxes ``[N, K, 4]`` and their objectness ``[N, K]``, of what the cell layer
+        gives.
+        """
+        boxes = self.cell_boxes(cells).flatten(1, 2)
+        scores = cells[:, 4 * SIZES :].flatten(1)
+        scores, places = scores.topk(min(self.head.compared, scores.shape[1]), dim=1)
+        boxes = picked(boxes, places)
+        better = self._better[: len(scores[0]), : len(scores[0])]
+        near = (ious(boxes, boxes) > self.head.same) & (better > 0)
+        ranked = scores - SUPPRESSED * near.any(dim=1).float()
+        places = ranked.topk(self.head.candidates, dim=1).indices
+        return picked(boxes, places), scores.gather(1, places)
+
+    def features(self, maps: Sequence[Tensor], boxes: Tensor, objectness: Tensor) -> Tensor:
         """What the box layer reads, ``[N, K, D2]``."""
         parts = [objectness[..., None]]
-        for level, x in zip(self._head.levels, maps, strict=True):
+        for level, x in zip(self.head.levels, maps, strict=True):
             pooled = self._pooled(x[:, : level.box_channels], boxes, level.box_bins)
             parts.append(pooled.permute(0, 2, 3, 1, 4).flatten(2))
         share = self._sizes(boxes) / max(self._rows, self._columns)
         logs = share.log()
         parts += [logs, logs**2, logs.prod(dim=2, keepdim=True), share]
-        if self._head.whole:
+        if self.head.whole:
             parts.append(self._mean_in(maps[-1], boxes))
         return torch.cat(parts, dim=2)
 
@@ -190,12 +217,13 @@ class TorchDenseHead:
         return found.mean(dim=(4, 6))
 
     def _sizes(self, boxes: Tensor) -> Tensor:
-        return (boxes[..., 2:] - boxes[..., :2]).clamp_min(self._least)
+        return (boxes[..., 2:] - boxes[..., :2]).clamp_min(self.least_px)
 
     def _inside(self, boxes: Tensor) -> Tensor:
         return torch.minimum(boxes.clamp_min(0), self._limits)
 
-    def _moved(self, boxes: Tensor, corrections: Tensor) -> Tensor:
+    def moved(self, boxes: Tensor, corrections: Tensor) -> Tensor:
+        """Boxes ``[N, K, 4]`` with their edges moved by shares of their sides ``[N, K, 4]``."""
         sizes = self._sizes(boxes).repeat(1, 1, 2)
         return self._inside(boxes + corrections.clamp(-MOST_CORRECTION, MOST_CORRECTION) * sizes)
 
@@ -204,7 +232,7 @@ class TorchDenseHead:
     ) -> Tensor:
         """The probability that each of the corrected boxes is right, ``[N, K]``."""
         if self._trust is None:
-            slope, offset = self._head.certainty
+            slope, offset = self.head.certainty
             return torch.sigmoid(slope * expected + offset)
         logs = (self._sizes(boxes) / max(self._rows, self._columns)).log()
         cues = (
@@ -214,7 +242,7 @@ class TorchDenseHead:
             (logs[..., 0] - logs[..., 1]).abs(),
             evidence,
             expected.amax(dim=1, keepdim=True).expand_as(expected),
-            (_ious(boxes) > ALIKE).sum(dim=2).float(),
+            (ious(boxes, boxes) > ALIKE).sum(dim=2).float(),
         )
         mean, scale, weight, bias = self._trust
         held = ((torch.stack(cues, dim=2) - mean) / scale).clamp(-FURTHEST, FURTHEST)
@@ -241,15 +269,15 @@ class TorchDenseHead:
         return [chosen.float(), probability]
 
 
-def _picked(boxes: Tensor, places: Tensor) -> Tensor:
+def picked(boxes: Tensor, places: Tensor) -> Tensor:
     """Of boxes ``[N, L, 4]`` those at places ``[N, K]``."""
     return boxes.gather(1, places[..., None].expand(-1, -1, 4))
 
 
-def _ious(boxes: Tensor) -> Tensor:
-    """The IoU of all pairs of boxes ``[N, M, 4]``: ``[N, M, M]``."""
-    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+def ious(boxes: Tensor, others: Tensor) -> Tensor:
+    """The IoU of all pairs of boxes ``[N, L, 4]`` and ``[N, M, 4]``: ``[N, L, M]``."""
+    low = torch.maximum(boxes[:, :, None, :2], others[:, None, :, :2])
+    high = torch.minimum(boxes[:, :, None, 2:], others[:, None, :, 2:])
     common = (high - low).clamp_min(0).prod(dim=3)
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=2)
-    return common / (area[:, :, None] + area[:, None] - common).clamp_min(1e-9)
+    area, of_others = ((each[..., 2:] - each[..., :2]).prod(dim=2) for each in (boxes, others))
+    return common / (area[:, :, None] + of_others[:, None] - common).clamp_min(1e-9)
