@@ -112,6 +112,7 @@ def main(
     recipe: Annotated[str, Option(f"One of {', '.join(RECIPES)}.")] = "all_top",
     epochs: Annotated[float, Option("How often each image is drawn, on average.", min=0)] = 8.0,
     batch: Annotated[int, Option("Images in a step.", min=1)] = 128,
+    curves: Annotated[int, Option("Batches that the curvature is computed of.", min=1)] = 60,
 ) -> None:
     """Train the layers of a dense head further, and write it."""
     if recipe not in RECIPES:
@@ -122,13 +123,14 @@ def main(
     if trial:
         before, _ = _opened(trial, model)
         fitted = training_images(data, FITTED)
-        after = descended(before, fitted, network, how, console, epochs, batch)
+        after = descended(before, fitted, network, how, console, epochs, batch, curves)
         left_out = training_images(data, LEFT_OUT)
         del left_out[BLURRED]
         for word, each in (("before", before), ("after", after)):
             said = confident(each, left_out, network, console)
             console.print(f"{word}: {said.card['held_out']}")
-    found = descended(start, training_images(data), network, how, console, epochs, batch)
+    everything = training_images(data)
+    found = descended(start, everything, network, how, console, epochs, batch, curves)
     card = {**start.card, "descent": {"recipe": recipe, "epochs": epochs, "batch": batch}}
     if said and said.naming and found.naming:
         naming = replace(found.naming, shown_from=said.naming.shown_from)

@@ -11,20 +11,17 @@ from calib.data.datasets import Sample
 from calib.data.labels import Truth
 from calib.heads import dense, dense_scenes
 from calib.heads.dense_scenes import MAIN
-from calib.research.dense import of_part
-from calib.research.dense_descent import (
-    Descent,
-    Images,
-    confident,
-    curvatures,
-    descended,
-)
+from calib.research import dense_descent
+from calib.research.command_line import run
+from calib.research.dense import BLURRED, LEFT_OUT, of_part
+from calib.research.dense_descent import Descent, Images, curvatures, descended
 from calib.research.dense_losses import RECIPES, giou, loss_of
 from engines.backends.openvino import OpenVinoEngine
 from engines.backends.torch_dense import TorchDenseHead
 from engines.backends.torch_reference import TorchEngine
 from engines.boxes import iou
 from engines.build import CANDIDATES, build_graph
+from engines.dense import DenseHead
 from engines.head import load_head
 from engines.localizer import Localizer
 from engines.networks.preprocessing import LETTERBOX, GivenInput
@@ -126,12 +123,43 @@ def test_the_head_that_is_saved_reads_the_same_boxes_everywhere(head, network, t
     np.testing.assert_allclose(found[close, 4], expected[same[close], 4], atol=0.02)
 
 
-def test_the_confidence_is_fitted_to_other_images(head, network):
-    others = {MAIN: [scene(number) for number in range(20, 26)], "empty": [nothing(20)]}
-    found = confident(head, others, network, QUIET)
+def images_of(data, part="all"):
+    if part != LEFT_OUT:
+        return dict(IMAGES)
+    return {MAIN: [scene(number) for number in range(20, 26)], "empty": [nothing(20)], BLURRED: []}
+
+
+def test_the_command_writes_a_head_with_a_confidence_of_photos_left_out(
+    head, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dense_descent, "training_images", images_of)
+    start, out = tmp_path / "start.safetensors", tmp_path / "out.safetensors"
+    head.save(start)
+    words = ["--head", str(start), "--data", str(tmp_path), "--out", str(out), "--epochs", "0.5"]
+    words += ["--batch", "6", "--curves", "1"]
+    run(dense_descent.main, words)
+    plain = load_head(out)
+    assert isinstance(plain, DenseHead)
+    assert plain.trust == head.trust
+    assert plain.digest != head.digest
+    assert plain.card["held_out"] == head.card["held_out"]
+    assert plain.card["descent"] == {"recipe": "all_top", "epochs": 0.5, "batch": 6}
+    run(dense_descent.main, [*words, "--trial", str(start)])
+    found = load_head(out)
+    assert isinstance(found, DenseHead)
     assert found.trust != head.trust
     assert found.card["held_out"]["images_with_one_object"] == 6
-    assert found.box_weight is head.box_weight
+    np.testing.assert_array_equal(found.box_weight, plain.box_weight)
+
+
+def test_what_cannot_be_trained_is_said(head, tmp_path):
+    one_round = tmp_path / "one_round.safetensors"
+    replace(head, first_weight=None, first_bias=None).save(one_round)
+    words = ["--head", str(one_round), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="no dense head with two rounds"):
+        run(dense_descent.main, words)
+    with pytest.raises(SystemExit, match="take one of all_top, all"):
+        run(dense_descent.main, [*words, "--recipe", "none"])
 
 
 def test_changed_images_keep_their_objects(images):
