@@ -96,6 +96,37 @@ def test_an_object_is_taught_from_python(tmp_path):
 
 
 @pytest.mark.long
+def test_two_objects_are_taught_at_once(tmp_path):
+    """Two of one image, and images with one of them; each is found by its name."""
+
+    def both(x, y):
+        found = np.full((120, 160, 3), 50, np.uint8)
+        if x is not None:
+            found[20:60, x : x + 40] = (40, 40, 230)
+        if y is not None:
+            found[70:110, y : y + 40 : 4] = (230, 180, 40)
+        return found
+
+    def named(x, y):
+        red = [] if x is None else [("red lid", (x, 20, x + 40, 60))]
+        return red + ([] if y is None else [("blue comb", (y, 70, y + 40, 110))])
+
+    places = [(x, (x + 60) % 120) for x in range(0, 120, 15)]
+    places += [(10, None), (70, None), (None, 30), (None, 90)]
+    images, boxes = [both(*each) for each in places], [named(*each) for each in places]
+    engine = EngineOptions("lite0", objects=2)
+    localizer, fitted = teach(images, boxes, tmp_path / "labels", engine)
+    with localizer:
+        assert {"red lid", "blue comb"} <= set(localizer.names)
+        localizer.abstain_below(0.0)
+        (found,) = localizer.localize([both(52, 8)])
+    seen = {each.label: each.box_xyxy_px for each in found.detections}
+    assert seen["red lid"] == pytest.approx((52, 20, 92, 60), abs=12)
+    assert seen["blue comb"] == pytest.approx((8, 70, 48, 110), abs=12)
+    assert fitted.held_out["recall_at_10"] >= fitted.before["recall_at_10"]
+
+
+@pytest.mark.long
 def test_the_notebook_does_what_it_says(tmp_path, monkeypatch):
     cells = json.loads((ROOT / "docs" / "teach.ipynb").read_text(encoding="utf-8"))["cells"]
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """Learning with a stand-in for the command that fits; the real one is in the long test of the page."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from engines.errors import InputError, ModelError, OutputError
-from realtime.teaching.labels import Box
+from realtime.teaching.labels import Box, LabelFolder
 from realtime.teaching.learning import Learning, ReplaceableLocalizer
 
 LABELS = {f"{i}.jpg": (Box("my mug", (1.0, 1.0, 20.0, 20.0)),) for i in range(5)}
@@ -215,3 +216,64 @@ def test_the_process_that_fits_ends_with_the_run(tmp_path):
     ) as process:
         process.stdin.close()
         assert process.wait(30) == 3
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from realtime.teaching.labels import Box, LabelFolder
+from realtime.teaching.learning import Learning, ReplaceableLocalizer
+from tests.realtime.teaching.test_learning import FIT, Frames, Plain
+
+folder, when = Path(sys.argv[1]), sys.argv[2]
+labels = LabelFolder(folder)
+for number in range(5):
+    file = labels.add_image(f"f{number}", b"a picture")
+    labels.save(file, [Box("my mug", (1.0, 1.0, 20.0, 20.0))], (64, 48))
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def opened(path):
+    return killed() if when == "opening" else Plain(("dog", "my mug"))
+
+
+localizer = ReplaceableLocalizer(Plain(("dog",)))
+Frames(localizer)
+learning = Learning(
+    localizer,
+    lambda table, out: [str(out), "slow" if when == "fitting" else "good"],
+    opened,
+    killed,
+    folder,
+    folder,
+    (sys.executable, "-c", FIT),
+)
+learning.start(labels.table, labels.all())
+while learning.state()["share"] < 0.9:
+    time.sleep(0.01)
+if when == "fitting":
+    killed()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "head"), [("fitting", "old"), ("opening", "old"), ("swapping", "good")]
+)
+def test_a_run_that_is_killed_leaves_labels_and_a_whole_head(tmp_path, when, head):
+    (tmp_path / "taught.safetensors").write_text("old")
+    end = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), when],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        timeout=60,
+        check=False,
+        stderr=subprocess.DEVNULL,
+    )
+    assert end.returncode == -signal.SIGKILL
+    found = LabelFolder(tmp_path)
+    assert found.counts() == {"my mug": 5}
+    assert all((tmp_path / file).read_bytes() == b"a picture" for file in found.all())
+    assert (tmp_path / "taught.safetensors").read_text() == head

@@ -92,4 +92,13 @@ def test_pictures_of_frames_and_the_coco_file_come(server, teacher):
     coco = json.loads(get(server.url, "/teach/coco.json")[1])
     assert coco["annotations"][0]["bbox"] == [5.0, 5.0, 35.0, 25.0]
     assert get(server.url, "/teach/frame.jpg?key=nothing")[0].status == 400
+    assert json.loads(get(server.url, f"/teach/why?key={KEY}")[1])["explanation"] is None
+    for query, status, words in (
+        ("key=nothing", 400, "this frame is gone"),
+        (f"key={KEY}&x0=nan&y0=1&x1=2&y1=3", 422, "x0"),
+        (f"key={KEY}&x0=left", 422, "x0"),
+    ):
+        reply, content = get(server.url, f"/teach/why?{query}")
+        error = json.loads(content)["error"]
+        assert (reply.status, words in error, "\n" in error) == (status, True, False)
     assert json.loads(get(server.url, "/state")[1])["teaches"] == "asked"
