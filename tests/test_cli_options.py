@@ -156,3 +156,18 @@ def test_a_field_of_one_name_has_one_flag_in_every_command():
         for option in each.params:
             flags.setdefault(option.name, set()).add(option.opts[0])
     assert {name: found for name, found in flags.items() if len(found) > 1} == {}
+
+
+def test_an_earlier_name_of_an_option_works_and_is_not_in_the_help():
+    batch = COMMANDS["batch"]
+    for name in ("--heat-video", "--heat-map-video"):
+        assert batch.make_context("batch", ["film.mp4", name]).params["heat_video"] is True
+    shown = command("batch", "--help").stdout
+    assert "--heat-map-video" in shown
+    assert "--heat-video" not in shown
+
+
+def test_commands_stand_in_groups():
+    shown = command("--help").stdout
+    places = [shown.index(f"─ {group} ─") for group in (cli.TEACH, cli.MEASURE, cli.MACHINE)]
+    assert places == sorted(places)
