@@ -10,7 +10,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/sightline
-COPY pyproject.toml constraints.txt README.md LICENSE NOTICE cli.py cli_options.py ./
+COPY pyproject.toml constraints.txt README.md LICENSE NOTICE cli.py ./
 COPY engines engines
 COPY realtime realtime
 COPY calib calib

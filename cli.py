@@ -2,9 +2,9 @@
 ``engines``.
 
 All options are fields of dataclasses, or parameters of commands, that are annotated with an
-``engines.options.Option``; ``cli_options`` makes typer's options of them. Only this module and
-``cli_options`` know typer. What a command names is imported when it is called for, see
-``cli_options.load``.
+``engines.options.Option``; ``calib.command_options`` makes typer's options of them. Only this
+module and that one know typer. What a command names is imported when it is called for, see
+``calib.command_options.load``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.text import Text
 
-from cli_options import Only, all_commands, command, imports_of
+from calib.command_options import Only, all_commands, command, imports_of
 from engines.errors import SightlineError
 from engines.text import Terminal, shown
 

@@ -21,7 +21,6 @@ CODE = [
         path for top in ("engines", "realtime", "calib") for path in (ROOT / top).rglob("*.py")
     ),
     ROOT / "cli.py",
-    ROOT / "cli_options.py",
 ]
 TEXTS = [
     *(

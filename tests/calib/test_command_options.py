@@ -31,7 +31,7 @@ class Toy:
 def toy(monkeypatch):
     """A command that keeps what it is given."""
     given = []
-    monkeypatch.setattr("cli_options.REGISTERED", {})
+    monkeypatch.setattr("calib.command_options.REGISTERED", {})
 
     @cli.command("sightline toy 3")
     def toy(
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused_by_the_option(toy, words, said):
 def failing(monkeypatch):
     """A command that fails with the error it is given."""
     raised = []
-    monkeypatch.setattr("cli_options.REGISTERED", {})
+    monkeypatch.setattr("calib.command_options.REGISTERED", {})
 
     @cli.command("sightline failing")
     def failing(
