@@ -434,10 +434,19 @@ def descended(
         epochs: how often an image is drawn, on average.
         count: of images in a step.
         curve_batches: of so many batches the curvature is computed, and the means of the names.
+
+    Raises:
+        ModelError: the steps were too long for the layers.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reader = TorchDenseHead(head, network.shape, device)
     drawn = Images(images, head, network, reader, device, console)
+    boxes, width = curve_batches * count * head.candidates, head.box_weight.shape[1]
+    if boxes < 2 * width:
+        console.print(
+            f"note: {boxes} boxes give the curvature of {width} features, which are too few: the"
+            " steps get too long; take more batches for it"
+        )
     curves = curvatures(reader, drawn, count, curve_batches, recipe.penalty)
     descent, steps = Descent(reader, recipe, curves), math.ceil(epochs * len(drawn) / count)
     for number in track(range(steps), "training", console=console):
@@ -445,6 +454,8 @@ def descended(
         loss = descent.step(batch, drawn.lots_of(batch), 1 - number / steps)
         if number % max(1, steps // 10) == 0:
             console.print(f"step {number} of {steps}: loss {float(loss):.4f}")
+            if not math.isfinite(float(loss)):
+                raise ModelError(f"the loss is not finite at step {number} of {steps}")
     return _head_of(reader, drawn, count, curve_batches)
 
 
