@@ -5,24 +5,12 @@ import pytest
 from realtime.event_sinks import EventSink, Timeline
 from realtime.events import EventRules
 from realtime.web.server import PageServer
+from tests.realtime.web.accessibility import found_by_axe
 from tests.realtime.web.page import PATIENCE_S, streaming, wait_for
 from tests.realtime.web.served import LOCAL, pictures_of
 
 pytest.importorskip("fastapi", reason="the page needs: pip install '.[web]'")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
-
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
-CAPTIONS = "video-caption"  # what is recorded has no sound
-
-
-def found_by_axe(page):
-    violations = axe.Axe().run(page, options=RULES).response["violations"]
-    return [
-        (each["id"], node["target"], [check["message"] for check in node["any"]])
-        for each in violations
-        for node in each["nodes"]
-        if each["id"] != CAPTIONS
-    ]
+pytest.importorskip("axe_playwright_python", reason="needs axe-core")
 
 
 def opened(context, url):
