@@ -26,7 +26,7 @@ from rich.text import Text
 
 from calib.command_options import Only, all_commands, command, imports_of
 from engines.errors import SightlineError
-from engines.text import Terminal, shown
+from engines.text import Terminal, masked, shown
 
 if TYPE_CHECKING:
     from calib.bench.run import BenchOptions, bench_chosen
@@ -155,7 +155,9 @@ def batch(
     steps = [] if open_page else [f"open {page} in a browser, or add --open" for page in pages]
     if not any(each.get("localized") for each in summaries):
         steps.append("add --min-score 0  # shows all boxes, however unsure")
-    steps.append(f"$ label {shlex.quote(sources[0])}  # teach it what it missed or called wrongly")
+    steps.append(
+        f"$ label {shlex.quote(masked(sources[0]))}  # teach it what it missed or called wrongly"
+    )
     _report(summaries, as_json, *steps)
 
 
@@ -220,7 +222,7 @@ def label(
     table = options.labels_dir / "labels.csv"
     print_files(summary, console)
     if not table.is_file():
-        _next(f"$ label {shlex.quote(sources[0])}  # no frame was labelled")
+        _next(f"$ label {shlex.quote(masked(sources[0]))}  # no frame was labelled")
         return
     _next(
         f"$ fit {shlex.quote(str(table))} --out mine  # a head of these labels",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from engines.errors import OutputError
 from engines.files import Kind, whole_file
-from engines.text import displayable
+from engines.text import displayable, masked
 from realtime import frames
 from realtime.annotate import clock
 from realtime.batch.segment import Clip
@@ -272,7 +272,7 @@ def write_report(
             worked=worked,
             strip=strip,
             clock=clock,
-            spec=displayable(shlex.quote(clip.spec)),
+            spec=displayable(shlex.quote(masked(clip.spec))),
             events=surest(tally.events, MOST_EVENTS),
             seen=summary["seen"],
             event_count=len(tally.events),
