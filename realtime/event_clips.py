@@ -173,8 +173,9 @@ class EventClips:
             return
         source = record.frame.source
         with self._guarded():
-            ring = self._rings.setdefault(source, _Ring(self._keep_s))
-            for encoded in ring.add(record.frame.pts_s, picture):
+            if source not in self._rings:
+                self._rings[source] = _Ring(self._keep_s)
+            for encoded in self._rings[source].add(record.frame.pts_s, picture):
                 for (of, _), clip in self._open.items():
                     if of == source:
                         clip.add(encoded)
