@@ -23,6 +23,7 @@ from engines.head import Head
 from engines.localizer import ImageBgr, Localizer, Outputs, box_name_of
 from engines.maps import method_of
 from engines.networks.network import Shape
+from engines.networks.registry import Classifier
 from engines.options import EngineOptions
 from engines.resizing import BoxPx, frame_shape
 
@@ -191,15 +192,18 @@ class Explainer:
         self._independent = classifier.forward_graph()[1].independent
         expose = _exposed(head, classifier.network.classless)
 
+        def opened(network: Classifier) -> Engine:
+            graph = build_graph(network, spec, head, expose=expose)
+            return OpenVinoEngine(graph, "fp32", threads=1)
+
         def compiled(shape: Shape) -> Engine:
-            shaped = replace(classifier, other_shape=shape)
-            return OpenVinoEngine(build_graph(shaped, spec, head, expose=expose), "fp32", threads=1)
+            return opened(replace(classifier, other_shape=shape))
 
         if takes_shapes(head, classifier):
             height, width = image_bgr.shape[:2]
             first = frame_shape(width, height, classifier.size_px)
             return Localizer(compiled(first), compiled)
-        return Localizer(OpenVinoEngine(build_graph(classifier, spec, head, expose=expose), "fp32"))
+        return Localizer(opened(classifier))
 
     def _about_candidate(
         self, localizer: Localizer, outputs: Outputs, size_px: tuple[int, int], asked: BoxPx | None

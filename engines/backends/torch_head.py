@@ -39,6 +39,9 @@ class TorchHead:
             for each in head.features
             if each.kind == "quantiles"
         }
+        self._quantiles_of = dict.fromkeys(
+            (each.signal, each.layer) for each in head.features if each.kind == "quantiles"
+        )
         self._areas: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, maps_nhw: dict[Source, Tensor], class_index: Tensor) -> Tensor:
@@ -65,8 +68,8 @@ class TorchHead:
             for source, values in raised.items()
         }
         marginals = {
-            (source, axis): values.double().sum(dim=axis)
-            for source, values in shares.items()
+            (source, axis): shares[source].double().sum(dim=axis)
+            for source in self._quantiles_of
             for axis in (2, 3)
         }
         read = {
