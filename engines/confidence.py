@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations_with_replacement
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.files import number
 from engines.maps import area_matrix
+
+Floats = TypeVar("Floats", bound=np.floating[Any])
 
 SIDE = 16
 """A map is averaged to so many cells a side. Its cues then hardly depend on the layer at which the
@@ -178,6 +180,12 @@ def confidence_model_of(
         raise ValueError("its confidence model has not as many weights as cues")
     bias = number(stored["bias"], "the bias of its confidence model", -LARGEST, LARGEST)
     return ConfidenceModel(cue_names, mean, scale, weight, bias)
+
+
+def softmax(logits: NDArray[Floats]) -> NDArray[Floats]:
+    """Probabilities along the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def averaged(map_hw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.boxes import iou
 from engines.build import CANDIDATES, AnyHead, build_graph
 from engines.choose import choose_head, chosen_spec, takes_shapes
-from engines.confidence import ConfidenceModel, cues_of
+from engines.confidence import ConfidenceModel, cues_of, softmax
 from engines.dense import DenseHead
 from engines.dense_names import OBJECT
 from engines.engine import Array, Engine
@@ -267,8 +267,7 @@ class Explainer:
         values = scores.astype(np.float64)
         if self._independent:
             return _rivals(1 / (1 + np.exp(-values)), localizer.class_names)
-        powers = np.exp(values - values.max())
-        return _rivals(powers / powers.sum(), localizer.class_names)
+        return _rivals(softmax(values), localizer.class_names)
 
 
 _NOTHING: Mapping[str, Any] = {

@@ -13,7 +13,7 @@ from calib.evaluation.metrics import CORLOC_IOU
 from calib.heads.confidence import RatedBoxes, fit_confidence_model
 from calib.heads.linear import Array64
 from engines.boxes import distinct, iou
-from engines.confidence import ConfidenceModel
+from engines.confidence import ConfidenceModel, softmax
 from engines.dense import ALIKE
 from engines.dense_names import CUES, Naming
 
@@ -223,12 +223,6 @@ class Names:
         if fitted:
             naming = replace(naming, finer=fitted.finer, finer_from=fitted.finer_from)
         return naming, figures
-
-
-def softmax(logits: Array64) -> Array64:
-    """Along the last axis."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def least_right(probability: Array64, right: NDArray[np.bool_], share: float) -> float:

@@ -25,6 +25,7 @@ from calib.data.datasets import Sample
 from calib.evaluation.metrics import mean_ap
 from calib.heads.finetune import image_ap
 from calib.papers.pooled import BEFORE_LAST, PooledStore, Reader
+from engines.confidence import softmax
 from engines.errors import ModelError, SourceError
 from engines.files import whole_file
 from engines.localizer import ImageBgr
@@ -215,12 +216,6 @@ def changed(read: Reader, image_number: int, copy_number: int) -> ImageBgr:
     turned = cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     noisy = turned + rng.normal(0, NOISE, turned.shape)
     return np.asarray(np.clip(np.rint(noisy), 0, 255), np.uint8)
-
-
-def softmax(scores: NDArray[np.float32]) -> Array32:
-    """Over the last axis."""
-    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
 def cross_entropy(
